@@ -1,0 +1,125 @@
+//! The block tables of a step, end to end in one buffer.
+
+use crate::error::AttentionError;
+use pagedraft_block_manager::BlockId;
+use serde::de::{Deserialize, Deserializer, SeqAccess, Visitor};
+use serde::ser::{Serialize, SerializeSeq, Serializer};
+use std::fmt;
+
+/// One list of blocks for each metadata row, in one buffer that is reused from step to step. In JSON
+/// it is a list of lists of block numbers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BlockTables {
+    blocks: Vec<BlockId>,
+    /// End of each row in `blocks`.
+    ends: Vec<u32>,
+}
+
+impl BlockTables {
+    /// No rows.
+    #[must_use]
+    pub fn new() -> BlockTables {
+        BlockTables::default()
+    }
+
+    /// Removes all rows and keeps the memory.
+    pub fn clear(&mut self) {
+        self.blocks.clear();
+        self.ends.clear();
+    }
+
+    /// Appends a row.
+    pub fn push(&mut self, table: &[BlockId]) {
+        self.blocks.extend_from_slice(table);
+        self.ends.push(self.blocks.len() as u32);
+    }
+
+    /// How many rows.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// The blocks of a row; `None` beyond the last.
+    #[must_use]
+    pub fn get(&self, row: usize) -> Option<&[BlockId]> {
+        let end = *self.ends.get(row)? as usize;
+        self.blocks.get(self.start(row)..end)
+    }
+
+    /// The rows in order.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &[BlockId]> {
+        self.ends.iter().enumerate().map(|(row, &end)| &self.blocks[self.start(row)..end as usize])
+    }
+
+    /// Writes the same rows, each padded with block 0 to `width`, over what `padded` held: the shape a
+    /// captured graph has. Padding may name a live block; it is never read.
+    ///
+    /// # Errors
+    ///
+    /// [`AttentionError::WideTable`] for a row longer than `width`; `padded` is then empty.
+    pub fn pad_into(&self, width: usize, padded: &mut BlockTables) -> Result<(), AttentionError> {
+        padded.clear();
+        let too_wide = self.iter().enumerate().find(|(_, table)| table.len() > width);
+        if let Some((row, table)) = too_wide {
+            return Err(AttentionError::WideTable { row, blocks: table.len(), width });
+        }
+        for table in self.iter() {
+            padded.blocks.extend_from_slice(table);
+            let end = (padded.ends.len() + 1) * width;
+            padded.blocks.resize(end, BlockId(0));
+            padded.ends.push(end as u32);
+        }
+        Ok(())
+    }
+
+    fn start(&self, row: usize) -> usize {
+        if row == 0 { 0 } else { self.ends[row - 1] as usize }
+    }
+}
+
+/// A row, serialised as plain numbers.
+struct Row<'a>(&'a [BlockId]);
+
+impl Serialize for Row<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.iter().map(|block| block.0))
+    }
+}
+
+impl Serialize for BlockTables {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut rows = serializer.serialize_seq(Some(self.len()))?;
+        for table in self.iter() {
+            rows.serialize_element(&Row(table))?;
+        }
+        rows.end()
+    }
+}
+
+impl<'de> Deserialize<'de> for BlockTables {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<BlockTables, D::Error> {
+        struct Rows;
+        impl<'de> Visitor<'de> for Rows {
+            type Value = BlockTables;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of lists of block numbers")
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut rows: A) -> Result<BlockTables, A::Error> {
+                let mut tables = BlockTables::new();
+                while let Some(row) = rows.next_element::<Vec<u32>>()? {
+                    tables.blocks.extend(row.into_iter().map(BlockId));
+                    tables.ends.push(tables.blocks.len() as u32);
+                }
+                Ok(tables)
+            }
+        }
+        deserializer.deserialize_seq(Rows)
+    }
+}

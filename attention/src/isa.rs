@@ -1,0 +1,286 @@
+//! The instruction sets a kernel can be compiled for, and how a kernel is entered.
+//!
+//! A kernel is a plain struct of arguments that implements [`Kernel`]: one body, generic over
+//! [`Lanes`], marked `#[inline(always)]`. [`Isa::run`] enters it through a wrapper that carries the
+//! `#[target_feature]` of the instruction set, so that the body is compiled once for each.
+//!
+//! ```
+//! use pagedraft_attention::isa::{Isa, Kernel};
+//! use pagedraft_attention::lanes::{LANES, Lanes};
+//!
+//! /// y += a * x over whole groups of 16.
+//! struct Axpy<'a> { a: f32, x: &'a [f32], y: &'a mut [f32] }
+//!
+//! impl Kernel for Axpy<'_> {
+//!     type Output = ();
+//!     #[inline(always)]
+//!     unsafe fn run<L: Lanes>(self) {
+//!         let a = unsafe { L::splat(self.a) };
+//!         for (x, y) in self.x.chunks_exact(LANES).zip(self.y.chunks_exact_mut(LANES)) {
+//!             unsafe { L::load(x.as_ptr()).mul_add(a, L::load(y.as_ptr())).store(y.as_mut_ptr()) };
+//!         }
+//!     }
+//! }
+//!
+//! let (x, mut y) = ([1.0; 32], [2.0; 32]);
+//! Isa::detect().run(Axpy { a: 3.0, x: &x, y: &mut y });
+//! assert_eq!(y, [5.0; 32]);
+//! ```
+//!
+//! Everything the body calls in its inner loops must be `#[inline(always)]` too (closures
+//! included: write loops, or closures the optimiser cannot fail to inline). A function that is not
+//! inlined is still correct, but is compiled without the features and passes lanes through memory.
+
+use crate::lanes::{Lanes, Portable};
+use std::fmt;
+use std::str::FromStr;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+/// An instruction set the CPU kernels are written for. What a model generates is a function of it
+/// (promise 1): `Avx512`, `Avx2` and `Neon` give the same bits, `Amx` and `Portable` their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Isa {
+    /// AVX-512, and AMX tiles for the products of bf16 matrices.
+    Amx,
+    /// AVX-512 F, BW, VL and DQ.
+    Avx512,
+    /// AVX2, FMA and F16C.
+    Avx2,
+    /// AArch64 Advanced SIMD.
+    Neon,
+    /// What every machine has; it multiplies and adds in two roundings.
+    Portable,
+}
+
+/// Why an instruction set cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum IsaError {
+    /// The name is none of the five.
+    #[error("unknown instruction set {0:?}; it is one of amx, avx512, avx2, neon, portable")]
+    Unknown(String),
+    /// This machine, or its kernel, does not offer it.
+    #[error("this machine lacks the instruction set {lacks} (it has: {has})")]
+    Unavailable {
+        /// The one asked for.
+        lacks: Isa,
+        /// The names of those that are there, best first.
+        has: String,
+    },
+}
+
+/// A kernel: a struct of arguments with one body for all instruction sets.
+pub trait Kernel {
+    /// What the kernel returns.
+    type Output;
+    /// The body. Implementations are `#[inline(always)]`.
+    ///
+    /// # Safety
+    ///
+    /// The caller has the target features of `L` enabled ([`Isa::run`] sees to that).
+    unsafe fn run<L: Lanes>(self) -> Self::Output;
+}
+
+impl Isa {
+    /// All of them, best first.
+    pub const ALL: [Isa; 5] = [Isa::Amx, Isa::Avx512, Isa::Avx2, Isa::Neon, Isa::Portable];
+
+    /// The best instruction set of this machine. The first call looks, and asks the kernel for
+    /// permission to use AMX tiles (it holds for the whole process); later calls cost a load.
+    #[must_use]
+    pub fn detect() -> Isa {
+        Isa::ALL.into_iter().find(|isa| isa.available()).unwrap_or(Isa::Portable)
+    }
+
+    /// Whether this machine can run it.
+    #[must_use]
+    pub fn available(self) -> bool {
+        machine() & self.bit() != 0
+    }
+
+    /// Itself where this machine can run it.
+    ///
+    /// # Errors
+    ///
+    /// [`IsaError::Unavailable`], which names it and what there is instead.
+    pub fn require(self) -> Result<Isa, IsaError> {
+        if self.available() {
+            return Ok(self);
+        }
+        let has: Vec<_> = Isa::ALL.into_iter().filter(|i| i.available()).map(Isa::name).collect();
+        Err(IsaError::Unavailable { lacks: self, has: has.join(", ") })
+    }
+
+    /// `amx`, `avx512`, `avx2`, `neon` or `portable`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Isa::Amx => "amx",
+            Isa::Avx512 => "avx512",
+            Isa::Avx2 => "avx2",
+            Isa::Neon => "neon",
+            Isa::Portable => "portable",
+        }
+    }
+
+    /// Runs `kernel` compiled for this instruction set; `Amx` runs the AVX-512 body.
+    ///
+    /// # Panics
+    ///
+    /// Where this machine lacks the instruction set (see [`Isa::require`]).
+    #[inline]
+    pub fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        assert!(self.available(), "this machine lacks the instruction set {self}");
+        match self {
+            // SAFETY: `available` has just said that the CPU has the features.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx | Isa::Avx512 => unsafe { enter_avx512(kernel) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => unsafe { enter_avx2(kernel) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => unsafe { enter_neon(kernel) },
+            // SAFETY: the portable lanes need no feature.
+            _ => unsafe { kernel.run::<Portable>() },
+        }
+    }
+
+    const fn bit(self) -> u8 {
+        1 << self as u8
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Isa {
+    type Err = IsaError;
+    fn from_str(s: &str) -> Result<Isa, IsaError> {
+        let found = Isa::ALL.into_iter().find(|isa| isa.name().eq_ignore_ascii_case(s));
+        found.ok_or_else(|| IsaError::Unknown(s.to_owned()))
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi1,bmi2")]
+unsafe fn enter_avx512<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: this function has the features of `Avx512`.
+    unsafe { kernel.run::<crate::lanes::Avx512>() }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2")]
+unsafe fn enter_avx2<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: this function has the features of `Avx2`.
+    unsafe { kernel.run::<crate::lanes::Avx2>() }
+}
+
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon")]
+unsafe fn enter_neon<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: this function has the features of `Neon`.
+    unsafe { kernel.run::<crate::lanes::Neon>() }
+}
+
+/// The available ones as bits; looked up once a process.
+fn machine() -> u8 {
+    const LOOKED: u8 = 1 << 7;
+    static MACHINE: AtomicU8 = AtomicU8::new(0);
+    let known = MACHINE.load(Ordering::Relaxed);
+    if known != 0 {
+        return known;
+    }
+    // Two threads may both look: they find the same, and asking for permission twice is harmless.
+    let found = LOOKED | Isa::Portable.bit() | vector_units();
+    MACHINE.store(found, Ordering::Relaxed);
+    found
+}
+
+#[cfg(target_arch = "x86_64")]
+fn vector_units() -> u8 {
+    use std::arch::is_x86_feature_detected as has;
+    let mut found = 0;
+    if has!("avx2") && has!("fma") && has!("f16c") && has!("bmi1") && has!("bmi2") {
+        found |= Isa::Avx2.bit();
+        if has!("avx512f") && has!("avx512bw") && has!("avx512vl") && has!("avx512dq") {
+            found |= Isa::Avx512.bit();
+            if amx_permitted() {
+                found |= Isa::Amx.bit();
+            }
+        }
+    }
+    found
+}
+
+#[cfg(target_arch = "aarch64")]
+fn vector_units() -> u8 {
+    if std::arch::is_aarch64_feature_detected!("neon") { Isa::Neon.bit() } else { 0 }
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+fn vector_units() -> u8 {
+    0
+}
+
+/// Whether CPU and operating system have bf16 tiles, asking Linux for the permission to use them.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn amx_permitted() -> bool {
+    use std::arch::x86_64::{__cpuid, __cpuid_count};
+    /// `ARCH_REQ_XCOMP_PERM` of Linux' `asm/prctl.h`.
+    const REQUEST_PERMISSION: libc::c_long = 0x1023;
+    /// The state component of the tile data.
+    const TILE_DATA: libc::c_long = 18;
+    const TILE_STATE: u64 = 0b11 << 17;
+    const AMX_BF16: u32 = 1 << 22;
+    const AMX_TILE: u32 = 1 << 24;
+
+    let features = if __cpuid(0).eax >= 7 { __cpuid_count(7, 0).edx } else { 0 };
+    let os_saves_state = __cpuid(1).ecx & (1 << 27) != 0;
+    if features & (AMX_BF16 | AMX_TILE) != (AMX_BF16 | AMX_TILE) || !os_saves_state {
+        return false;
+    }
+    // SAFETY: OSXSAVE is set, so XGETBV exists and XCR0 can be read.
+    let state = unsafe { extended_control_register() };
+    if state & TILE_STATE != TILE_STATE {
+        return false;
+    }
+    // SAFETY: this request takes two integers and touches no memory of ours.
+    unsafe { libc::syscall(libc::SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0 }
+}
+
+#[cfg(all(target_arch = "x86_64", not(target_os = "linux")))]
+fn amx_permitted() -> bool {
+    false
+}
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[target_feature(enable = "xsave")]
+unsafe fn extended_control_register() -> u64 {
+    // SAFETY: the caller has made sure of OSXSAVE.
+    unsafe { std::arch::x86_64::_xgetbv(0) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_read_back_as_the_set_they_name() {
+        for isa in Isa::ALL {
+            assert_eq!(isa.to_string().parse(), Ok(isa));
+        }
+        assert!(matches!("sse9".parse::<Isa>(), Err(IsaError::Unknown(name)) if name == "sse9"));
+    }
+
+    #[test]
+    fn the_detected_set_is_available_and_a_missing_one_is_named() {
+        assert!(Isa::detect().available() && Isa::Portable.available());
+        for isa in Isa::ALL.into_iter().filter(|i| !i.available()) {
+            let message = isa.require().unwrap_err().to_string();
+            assert!(message.contains(isa.name()), "{message}");
+        }
+    }
+}

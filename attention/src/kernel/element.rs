@@ -1,0 +1,61 @@
+//! The element types of the cache, as the kernels load and store them.
+
+use crate::lanes::Lanes;
+
+/// An element type: how 16 of them become lanes, and back.
+///
+/// # Safety
+///
+/// Callers have the features of `L` enabled; pointers are valid for 16 elements.
+pub(crate) trait Element {
+    /// Its bits.
+    type Raw: Copy + Default;
+    unsafe fn load<L: Lanes>(p: *const Self::Raw) -> L;
+    unsafe fn store<L: Lanes>(lanes: L, p: *mut Self::Raw);
+}
+
+pub(crate) struct F32;
+pub(crate) struct F16;
+pub(crate) struct Bf16;
+
+impl Element for F32 {
+    type Raw = f32;
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(p: *const f32) -> L {
+        // SAFETY: as the trait demands.
+        unsafe { L::load(p) }
+    }
+    #[inline(always)]
+    unsafe fn store<L: Lanes>(lanes: L, p: *mut f32) {
+        // SAFETY: as the trait demands.
+        unsafe { lanes.store(p) }
+    }
+}
+
+impl Element for F16 {
+    type Raw = u16;
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(p: *const u16) -> L {
+        // SAFETY: as the trait demands.
+        unsafe { L::load_f16(p) }
+    }
+    #[inline(always)]
+    unsafe fn store<L: Lanes>(lanes: L, p: *mut u16) {
+        // SAFETY: as the trait demands.
+        unsafe { lanes.store_f16(p) }
+    }
+}
+
+impl Element for Bf16 {
+    type Raw = u16;
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(p: *const u16) -> L {
+        // SAFETY: as the trait demands.
+        unsafe { L::load_bf16(p) }
+    }
+    #[inline(always)]
+    unsafe fn store<L: Lanes>(lanes: L, p: *mut u16) {
+        // SAFETY: as the trait demands.
+        unsafe { lanes.store_bf16(p) }
+    }
+}

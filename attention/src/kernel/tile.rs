@@ -1,0 +1,245 @@
+//! The inner loops: some query rows against one tile of keys.
+//!
+//! Every score is one chain of multiply-adds over d, every weighted sum one chain over keys, whatever
+//! else is computed beside it: blocking changes which chains run together, never a chain.
+
+use super::registers::Registers;
+use crate::lanes::LANES;
+
+/// Keys a tile, counted from index 0 of the group, whatever the block size.
+pub(crate) const TILE: usize = 64;
+/// Groups of 16 keys in a tile.
+pub(crate) const GROUPS: usize = TILE / LANES;
+
+/// Where the groups of a tile lie: 16 keys `[d][16]`, and 16 value rows, in f32.
+pub(crate) struct Tile {
+    pub k: [*const f32; GROUPS],
+    pub v: [*const f32; GROUPS],
+    /// Values from one row of V to the next.
+    pub v_stride: usize,
+    pub dim: usize,
+}
+
+/// The state of R rows that are worked on: `maxima[R]`, `sums[R][16]`, `acc[R][v_stride]`,
+/// `weights[R][TILE]`, and their queries `q[dim][R]`.
+#[derive(Clone, Copy)]
+pub(crate) struct State {
+    pub q: *const f32,
+    pub weights: *mut f32,
+    pub maxima: *mut f32,
+    pub sums: *mut f32,
+    pub acc: *mut f32,
+}
+
+/// Vectors that go with blocks of `rows` rows.
+const fn vectors<L: Registers>(rows: usize) -> usize {
+    L::VECTORS[3 - rows.ilog2() as usize]
+}
+
+/// Adds one tile to R rows, of which row r sees the first `visible[r]` keys (ascending).
+///
+/// # Safety
+///
+/// The features of `L` are enabled; `state` has the sizes of R rows; the groups that hold visible
+/// keys are valid.
+#[inline(always)]
+pub(crate) unsafe fn add_tile<L: Registers, const R: usize>(
+    tile: &Tile,
+    state: State,
+    visible: &[usize; R],
+    scale: f32,
+) {
+    let groups = visible[R - 1].div_ceil(LANES);
+    // SAFETY: as the caller promises.
+    unsafe {
+        let mut g = 0;
+        while g < groups {
+            let s = state.weights.add(g * LANES);
+            if const { vectors::<L>(R) == 4 } && groups - g >= 4 {
+                let k = [tile.k[g], tile.k[g + 1], tile.k[g + 2], tile.k[g + 3]];
+                g += scores::<L, R, 4>(state.q, k, tile.dim, s);
+            } else if const { vectors::<L>(R) == 2 } && groups - g >= 2 {
+                g += scores::<L, R, 2>(state.q, [tile.k[g], tile.k[g + 1]], tile.dim, s);
+            } else {
+                g += scores::<L, R, 1>(state.q, [tile.k[g]], tile.dim, s);
+            }
+        }
+
+        let rescale = if visible[0] == TILE {
+            soften::<L, R, true>(state, visible, scale)
+        } else {
+            soften::<L, R, false>(state, visible, scale)
+        };
+
+        let shared = visible[0];
+        add_values::<L, R>(tile, state.weights, state.acc, &rescale, 0, shared);
+        if visible[R - 1] > shared {
+            for (r, &end) in visible.iter().enumerate() {
+                let weights = state.weights.add(r * TILE);
+                let acc = state.acc.add(r * tile.v_stride);
+                add_values::<L, 1>(tile, weights, acc, &[1.0], shared, end);
+            }
+        }
+    }
+}
+
+/// Sums of q_d * k_d over ascending d, of R rows with N groups of 16 keys; returns N.
+#[inline(always)]
+unsafe fn scores<L: Registers, const R: usize, const N: usize>(
+    q: *const f32,
+    k: [*const f32; N],
+    dim: usize,
+    out: *mut f32,
+) -> usize {
+    // SAFETY: as `add_tile` demands.
+    unsafe {
+        let mut acc = [[L::splat(0.0); N]; R];
+        for d in 0..dim {
+            let mut keys = [L::splat(0.0); N];
+            for n in 0..N {
+                keys[n] = L::load(k[n].add(d * LANES));
+            }
+            for r in 0..R {
+                let query = L::splat(*q.add(d * R + r));
+                for n in 0..N {
+                    acc[r][n] = query.mul_add(keys[n], acc[r][n]);
+                }
+            }
+        }
+        for r in 0..R {
+            for n in 0..N {
+                acc[r][n].store(out.add(r * TILE + n * LANES));
+            }
+        }
+    }
+    N
+}
+
+/// Turns scores into weights exp(scale * s - maximum), masked ones into 0; moves maxima and sums on;
+/// returns what the rows' earlier sums are to be multiplied with.
+#[inline(always)]
+unsafe fn soften<L: Registers, const R: usize, const FULL: bool>(
+    state: State,
+    visible: &[usize; R],
+    scale: f32,
+) -> [f32; R] {
+    // SAFETY: as `add_tile` demands.
+    unsafe {
+        let mut fallen = [0.0f32; LANES];
+        let mut added = [L::splat(0.0); R];
+        for r in 0..R {
+            let row = state.weights.add(r * TILE);
+            let mut s = [L::splat(f32::NEG_INFINITY); GROUPS];
+            for (g, s) in s.iter_mut().enumerate() {
+                let left = visible[r].saturating_sub(g * LANES);
+                if FULL {
+                    *s = L::load(row.add(g * LANES)).mul(L::splat(scale));
+                } else if left > 0 {
+                    let scaled = L::load(row.add(g * LANES)).mul(L::splat(scale));
+                    *s = scaled.keep_first(left, f32::NEG_INFINITY);
+                }
+            }
+            let before = *state.maxima.add(r);
+            let here = s[0].max(s[1]).max(s[2].max(s[3])).max_lane();
+            let maximum = if here > before { here } else { before };
+            *state.maxima.add(r) = maximum;
+            fallen[r] = before - maximum;
+
+            let mut p = [L::splat(0.0); GROUPS];
+            for g in 0..GROUPS {
+                let left = visible[r].saturating_sub(g * LANES);
+                if FULL || left > 0 {
+                    p[g] = s[g].sub(L::splat(maximum)).exp();
+                    if !FULL {
+                        p[g] = p[g].keep_first(left, 0.0);
+                    }
+                    p[g].store(row.add(g * LANES));
+                }
+            }
+            added[r] = p[0].add(p[1]).add(p[2].add(p[3]));
+        }
+        let factors = L::load(fallen.as_ptr()).exp().to_array();
+        let mut rescale = [0.0; R];
+        for r in 0..R {
+            rescale[r] = factors[r];
+            let sums = state.sums.add(r * LANES);
+            L::load(sums).mul_add(L::splat(factors[r]), added[r]).store(sums);
+        }
+        rescale
+    }
+}
+
+/// acc = acc * rescale, then + p_j * v_j over keys `from .. to` of the tile, in order.
+#[inline(always)]
+unsafe fn add_values<L: Registers, const R: usize>(
+    tile: &Tile,
+    p: *const f32,
+    acc: *mut f32,
+    rescale: &[f32; R],
+    from: usize,
+    to: usize,
+) {
+    let columns = tile.v_stride / LANES;
+    let mut at = 0;
+    while at < columns {
+        // SAFETY: as `add_tile` demands.
+        at += unsafe {
+            if const { vectors::<L>(R) == 4 } && columns - at >= 4 {
+                add_columns::<L, R, 4>(tile, p, acc, rescale, from, to, at * LANES)
+            } else if const { vectors::<L>(R) == 2 } && columns - at >= 2 {
+                add_columns::<L, R, 2>(tile, p, acc, rescale, from, to, at * LANES)
+            } else {
+                add_columns::<L, R, 1>(tile, p, acc, rescale, from, to, at * LANES)
+            }
+        };
+    }
+}
+
+/// [`add_values`] on N vectors of columns; returns N.
+#[inline(always)]
+unsafe fn add_columns<L: Registers, const R: usize, const N: usize>(
+    tile: &Tile,
+    p: *const f32,
+    acc: *mut f32,
+    rescale: &[f32; R],
+    from: usize,
+    to: usize,
+    column: usize,
+) -> usize {
+    // SAFETY: as `add_tile` demands.
+    unsafe {
+        let mut sums = [[L::splat(0.0); N]; R];
+        for r in 0..R {
+            for n in 0..N {
+                let before = L::load(acc.add(r * tile.v_stride + column + n * LANES));
+                sums[r][n] = before.mul(L::splat(rescale[r]));
+            }
+        }
+        let mut j = from;
+        while j < to {
+            let group = j / LANES;
+            let end = to.min((group + 1) * LANES);
+            let mut row = tile.v[group].add((j % LANES) * tile.v_stride + column);
+            while j < end {
+                let mut values = [L::splat(0.0); N];
+                for n in 0..N {
+                    values[n] = L::load(row.add(n * LANES));
+                }
+                for r in 0..R {
+                    let weight = L::splat(*p.add(r * TILE + j));
+                    for n in 0..N {
+                        sums[r][n] = weight.mul_add(values[n], sums[r][n]);
+                    }
+                }
+                row = row.wrapping_add(tile.v_stride);
+                j += 1;
+            }
+        }
+        for r in 0..R {
+            for n in 0..N {
+                sums[r][n].store(acc.add(r * tile.v_stride + column + n * LANES));
+            }
+        }
+    }
+    N
+}

@@ -1,0 +1,127 @@
+//! Sixteen f32 lanes, over which every kernel of the CPU is written once.
+//!
+//! A kernel is generic over [`Lanes`] and entered through [`Isa::run`](crate::isa::Isa::run), whose
+//! wrappers carry the `#[target_feature]` of the instruction set. Every
+//! implementation does the same arithmetic on each lane: on all of them with a fused
+//! multiply-add, [`Lanes::mul_add`] rounds once, so AVX-512, AVX2 and NEON give the same bits. The
+//! portable one multiplies, rounds, adds and rounds (a software FMA would cost fifty times as
+//! much); it is an instruction set of its own in promise 1.
+
+mod portable;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+
+#[cfg(target_arch = "x86_64")]
+pub use avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+pub use avx512::Avx512;
+#[cfg(target_arch = "aarch64")]
+pub use neon::Neon;
+pub use portable::Portable;
+
+/// How many f32 a value of [`Lanes`] holds.
+pub const LANES: usize = 16;
+
+/// Sixteen f32 values.
+///
+/// # Safety
+///
+/// The methods of an implementation may only be called inside a function that has the target
+/// features of its instruction set enabled. Pointers must be valid for [`LANES`] elements; no
+/// alignment is needed.
+pub trait Lanes: Copy {
+    /// All lanes `x`.
+    unsafe fn splat(x: f32) -> Self;
+    /// Loads 16 f32.
+    unsafe fn load(p: *const f32) -> Self;
+    /// Stores 16 f32.
+    unsafe fn store(self, p: *mut f32);
+    /// Loads 16 bf16 (as bits) and widens them; exact.
+    unsafe fn load_bf16(p: *const u16) -> Self;
+    /// Loads 16 f16 (as bits) and widens them; exact.
+    unsafe fn load_f16(p: *const u16) -> Self;
+    /// Loads 16 pairs of bf16 (32 values): the even ones, then the odd ones; exact.
+    unsafe fn load_bf16_pairs(p: *const u16) -> (Self, Self);
+    /// `self + other`.
+    unsafe fn add(self, other: Self) -> Self;
+    /// `self - other`.
+    unsafe fn sub(self, other: Self) -> Self;
+    /// `self * other`.
+    unsafe fn mul(self, other: Self) -> Self;
+    /// `self / other`.
+    unsafe fn div(self, other: Self) -> Self;
+    /// `self * b + c`, rounded once (portable: twice).
+    unsafe fn mul_add(self, b: Self, c: Self) -> Self;
+    /// Lane-wise maximum; where one operand is NaN the result is unspecified (kernels mask first).
+    unsafe fn max(self, other: Self) -> Self;
+    /// Lane-wise minimum; where one operand is NaN the result is unspecified (kernels mask first).
+    unsafe fn min(self, other: Self) -> Self;
+    /// Keeps the first `n` lanes and puts `fill` in the others (`n >= 16` keeps all).
+    unsafe fn keep_first(self, n: usize, fill: f32) -> Self;
+    /// The nearest integer, ties to even, as f32.
+    unsafe fn round(self) -> Self;
+    /// 2 to the power of an integral value in -126..=127.
+    unsafe fn exp2_int(self) -> Self;
+    /// Stores 16 values as bf16 (round to nearest even).
+    unsafe fn store_bf16(self, p: *mut u16);
+    /// Stores 16 values as f16 (round to nearest even).
+    unsafe fn store_f16(self, p: *mut u16);
+
+    /// The lanes as an array.
+    #[inline(always)]
+    unsafe fn to_array(self) -> [f32; LANES] {
+        let mut out = [0.0; LANES];
+        // SAFETY: `out` has room for 16 values; the caller has the features.
+        unsafe { self.store(out.as_mut_ptr()) };
+        out
+    }
+    /// Sum of the lanes by the fixed tree: halves folded onto each other (8, 4, 2, 1).
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        // SAFETY: the caller has the features.
+        let mut a = unsafe { self.to_array() };
+        let mut half = LANES / 2;
+        while half > 0 {
+            for i in 0..half {
+                a[i] += a[i + half];
+            }
+            half /= 2;
+        }
+        a[0]
+    }
+    /// Greatest lane.
+    #[inline(always)]
+    unsafe fn max_lane(self) -> f32 {
+        // SAFETY: the caller has the features.
+        let a = unsafe { self.to_array() };
+        a.iter().copied().fold(f32::NEG_INFINITY, f32::max)
+    }
+    /// e to the power of each lane, for arguments in -87.33..=88.37; outside it gives the value at the
+    /// nearer end (1.2e-38, 2.4e38), for a NaN an unspecified one. Relative error under 2e-7.
+    ///
+    /// After Cephes' `expf`: n = round(x log2 e), and a polynomial of degree 7 on x - n ln 2.
+    #[inline(always)]
+    unsafe fn exp(self) -> Self {
+        // SAFETY: the caller has the features.
+        unsafe {
+            let x = self.max(Self::splat(-87.33)).min(Self::splat(88.37));
+            let n = x.mul(Self::splat(std::f32::consts::LOG2_E)).round();
+            // ln 2 in two parts, of which the first has so few bits that n times it is exact.
+            let r = n.mul_add(Self::splat(-0.693_359_4), x);
+            let r = n.mul_add(Self::splat(2.121_944_4e-4), r);
+            let mut p = Self::splat(1.987_569_2e-4);
+            for c in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
+                p = p.mul_add(r, Self::splat(c));
+            }
+            let y = p.mul_add(r.mul(r), r).add(Self::splat(1.0));
+            y.mul(n.exp2_int())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,174 @@
+//! What one attention call works on: rows, lengths, slots and tables.
+
+use crate::block_tables::BlockTables;
+use crate::error::AttentionError;
+use serde::{Deserialize, Serialize};
+
+/// Slot of a token that is not stored.
+pub const PAD_SLOT: i64 = -1;
+
+/// Which keys a query of a row sees.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MaskKind {
+    /// Those up to its own.
+    #[default]
+    Causal,
+    /// All of the row's sequence, those behind it too (block diffusion).
+    Bidirectional,
+}
+
+/// FlashAttention-style metadata of one step, under the usual names.
+///
+/// A *metadata row* is one sequence of the attention call. Rows with more than one query token count
+/// as prefills (verify rows too) and come first; rows of a single token are decodes, a prefill chunk
+/// of one token as well. All lengths count tokens of the row's KV group: a token's index there is its
+/// position unless the group is pruned.
+///
+/// A *pad row* stands for nobody (a graph replayed for fewer sequences than it was captured for): its
+/// lengths are 0, its table is empty, its slots are -1; it is never read and its output never written.
+///
+/// The fields are plain data, so that what is logged is what ran; [`MetadataBuilder`] makes them
+/// agree with each other and [`AttentionMetadata::check`] says whether those of a trace do.
+///
+/// [`MetadataBuilder`]: crate::builder::MetadataBuilder
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttentionMetadata {
+    /// Rows with more than one query token.
+    pub num_prefills: u32,
+    /// Query tokens of those rows.
+    pub num_prefill_tokens: u32,
+    /// Rows of one query token, and as many tokens.
+    pub num_decode_tokens: u32,
+    /// Where K and V of each token go: `table[i / block_size] * block_size + i % block_size` for the
+    /// token of index i in its group; -1: nowhere.
+    pub slot_mapping: Vec<i64>,
+    /// Tokens of each row once the step's own are stored: context + query.
+    pub seq_lens: Vec<u32>,
+    /// Tokens of each row stored before this step.
+    pub context_lens: Vec<u32>,
+    /// Where each row's query tokens start among the step's tokens, and the end of the last.
+    pub query_start_loc: Vec<u32>,
+    /// Running sum of `seq_lens`, from 0.
+    pub seq_start_loc: Vec<u32>,
+    /// Most query tokens of a row.
+    pub max_query_len: u32,
+    /// Longest sequence among prefill rows, 0 without any.
+    pub max_prefill_seq_len: u32,
+    /// Longest sequence among decode rows, 0 without any.
+    pub max_decode_seq_len: u32,
+    /// The blocks of each row, as many as its length needs.
+    pub block_tables: BlockTables,
+    /// Whether the step was replayed from a graph (a CUDA graph, or a tape on the CPU).
+    pub use_cuda_graph: bool,
+    /// The mask of each row; empty when every row is causal.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mask_kinds: Vec<MaskKind>,
+}
+
+impl AttentionMetadata {
+    /// How many metadata rows there are.
+    #[must_use]
+    pub fn num_rows(&self) -> usize {
+        self.seq_lens.len()
+    }
+
+    /// How many query tokens the rows have. `slot_mapping` may be longer by pad tokens.
+    #[must_use]
+    pub fn num_tokens(&self) -> usize {
+        self.query_start_loc.last().map_or(0, |&end| end as usize)
+    }
+
+    /// The mask of a row.
+    #[must_use]
+    pub fn mask_kind(&self, row: usize) -> MaskKind {
+        self.mask_kinds.get(row).copied().unwrap_or_default()
+    }
+
+    /// The block tables with every row padded with 0 to `width` blocks, as graphs have them. Allocates;
+    /// [`BlockTables::pad_into`] reuses a buffer.
+    ///
+    /// # Errors
+    ///
+    /// [`AttentionError::WideTable`] for a row longer than `width`.
+    pub fn padded_tables(&self, width: usize) -> Result<BlockTables, AttentionError> {
+        let mut padded = BlockTables::new();
+        self.block_tables.pad_into(width, &mut padded)?;
+        Ok(padded)
+    }
+
+    /// Re-derives every field from `context_lens`, `query_start_loc` and `block_tables` and names the
+    /// first that differs. Time linear in tokens and rows.
+    ///
+    /// # Errors
+    ///
+    /// [`AttentionError::Inconsistent`], [`AttentionError::ShortTable`], and what
+    /// [`MetadataBuilder`](crate::builder::MetadataBuilder) says about rows it cannot build.
+    pub fn check(&self, block_size: u32) -> Result<(), AttentionError> {
+        let rows = self.num_rows();
+        expect("context_lens.len", 0, self.context_lens.len(), rows)?;
+        expect("block_tables.len", 0, self.block_tables.len(), rows)?;
+        expect("query_start_loc.len", 0, self.query_start_loc.len(), rows + 1)?;
+        expect("query_start_loc", 0, self.query_start_loc[0], 0u32)?;
+        if !self.mask_kinds.is_empty() {
+            expect("mask_kinds.len", 0, self.mask_kinds.len(), rows)?;
+        }
+
+        let mut builder = crate::builder::MetadataBuilder::new(block_size)?;
+        for (row, table) in self.block_tables.iter().enumerate() {
+            let (start, end) = (self.query_start_loc[row], self.query_start_loc[row + 1]);
+            if end < start {
+                expect("query_start_loc", row + 1, end, start)?;
+            }
+            if self.seq_lens[row] == 0 {
+                builder.push_pad_row(end - start)?;
+            } else {
+                let mask = self.mask_kind(row);
+                builder.push_row(self.context_lens[row], end - start, table, mask)?;
+            }
+        }
+        if let Some(pads) = self.slot_mapping.len().checked_sub(self.num_tokens()) {
+            builder.pad_slots(pads);
+        }
+
+        let right = builder.finish();
+        expect("num_prefills", 0, self.num_prefills, right.num_prefills)?;
+        expect("num_prefill_tokens", 0, self.num_prefill_tokens, right.num_prefill_tokens)?;
+        expect("num_decode_tokens", 0, self.num_decode_tokens, right.num_decode_tokens)?;
+        expect("max_query_len", 0, self.max_query_len, right.max_query_len)?;
+        expect("max_prefill_seq_len", 0, self.max_prefill_seq_len, right.max_prefill_seq_len)?;
+        expect("max_decode_seq_len", 0, self.max_decode_seq_len, right.max_decode_seq_len)?;
+        expect_all("context_lens", &self.context_lens, &right.context_lens)?;
+        expect_all("seq_lens", &self.seq_lens, &right.seq_lens)?;
+        expect_all("seq_start_loc", &self.seq_start_loc, &right.seq_start_loc)?;
+        expect_all("slot_mapping", &self.slot_mapping, &right.slot_mapping)?;
+        for (row, (found, right)) in self.block_tables.iter().zip(right.block_tables.iter()).enumerate() {
+            expect("block_tables[row].len", row, found.len(), right.len())?;
+        }
+        Ok(())
+    }
+}
+
+fn expect<T: PartialEq + TryInto<i64>>(
+    field: &'static str,
+    index: usize,
+    found: T,
+    expected: T,
+) -> Result<(), AttentionError> {
+    if found == expected {
+        return Ok(());
+    }
+    let number = |n: T| n.try_into().unwrap_or(i64::MAX);
+    Err(AttentionError::Inconsistent { field, index, found: number(found), expected: number(expected) })
+}
+
+fn expect_all<T: PartialEq + Copy + TryInto<i64>>(
+    field: &'static str,
+    found: &[T],
+    expected: &[T],
+) -> Result<(), AttentionError> {
+    for (index, (&found, &expected)) in found.iter().zip(expected).enumerate() {
+        expect(field, index, found, expected)?;
+    }
+    expect(field, found.len().min(expected.len()), found.len(), expected.len())
+}

@@ -1,0 +1,46 @@
+use std::fmt;
+
+use serde::Serialize;
+
+use crate::Handle;
+use crate::hash::HashChain;
+use crate::table::Table;
+
+/// Names a sequence of a [`BlockManager`](crate::BlockManager). A handle kept after
+/// [`free`](crate::BlockManager::free) never names another sequence.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
+pub struct SequenceId(pub(crate) Handle);
+
+impl fmt::Display for SequenceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// One sequence: the hashes of its known tokens, and a table in each KV group.
+#[derive(Debug)]
+pub(crate) struct Sequence {
+    pub(crate) chain: HashChain,
+    pub(crate) tables: Vec<Table>,
+}
+
+/// The two lengths of a sequence in a KV group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Lengths {
+    /// Slots that hold accepted tokens.
+    pub physical: u32,
+    /// Positions those stand for. More than `physical` in a pruned group, the same in any other.
+    pub logical: u32,
+}
+
+/// What the prefix cache has of a sequence.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct PrefixHit {
+    /// Tokens of the hit, whole blocks.
+    pub tokens: u32,
+    /// Blocks of the hit, over all groups.
+    pub blocks: u32,
+    /// Blocks of the hit that nobody holds, over all groups: taking the hit takes them from the free ones.
+    pub free_blocks: u32,
+}

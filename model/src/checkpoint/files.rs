@@ -1,0 +1,110 @@
+//! Which files of a directory make up a checkpoint.
+
+use std::collections::HashMap;
+use std::io::ErrorKind;
+use std::path::{Component, Path};
+
+use serde_json::Value;
+
+use super::config::ModelConfig;
+use super::fields::{Fields, parse_object};
+use super::shard::Shard;
+use crate::error::ModelError;
+
+fn read(path: &Path, hint: &'static str) -> Result<Vec<u8>, ModelError> {
+    std::fs::read(path).map_err(|source| ModelError::Read { path: path.to_owned(), source, hint })
+}
+
+impl ModelConfig {
+    /// Reads `config.json` of a directory, and `generation_config.json` where there is one.
+    ///
+    /// # Errors
+    /// [`ModelError::Read`], or those of [`ModelConfig::parse`].
+    pub fn open(dir: &Path) -> Result<ModelConfig, ModelError> {
+        let hint = "; a model is a directory with config.json, model.safetensors and tokenizer.json";
+        let path = dir.join("config.json");
+        let mut config = ModelConfig::parse(&path, &read(&path, hint)?)?;
+        let path = dir.join("generation_config.json");
+        match std::fs::read(&path) {
+            Ok(json) => config.apply_generation_config(&path, &json)?,
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(source) => {
+                let hint = "";
+                return Err(ModelError::Read { path, source, hint });
+            }
+        }
+        Ok(config)
+    }
+}
+
+/// Opens `model.safetensors`, or the shards that the index names; no other file is looked at.
+/// Returns the shards and, for each tensor, the shard it is in.
+pub(super) fn open_shards(dir: &Path) -> Result<(Vec<Shard>, HashMap<String, usize>), ModelError> {
+    let single = dir.join("model.safetensors");
+    if single.exists() {
+        let shard = Shard::open(&single)?;
+        let index = shard.names().map(|name| (name.to_owned(), 0)).collect();
+        return Ok((vec![shard], index));
+    }
+    let path = dir.join("model.safetensors.index.json");
+    if !path.exists() {
+        let torch =
+            dir.join("pytorch_model.bin").exists() || dir.join("pytorch_model.bin.index.json").exists();
+        let hint = if torch {
+            "it has PyTorch weights: convert them to safetensors"
+        } else {
+            "put the weights there, or use --load-format dummy for a speed run"
+        };
+        return Err(ModelError::NoWeights { path: dir.to_owned(), hint: hint.to_owned() });
+    }
+    let object = parse_object(&path, &read(&path, "")?)?;
+    let fields = Fields::new(&path, &object);
+    let map = match fields.get("weight_map") {
+        Some(Value::Object(map)) => map,
+        Some(other) => return Err(fields.bad("weight_map", other, "an object, tensor to file")),
+        None => return Err(fields.missing("weight_map", "an object, tensor to file")),
+    };
+    let mut shards: Vec<Shard> = Vec::new();
+    let mut by_file: HashMap<&str, usize> = HashMap::new();
+    let mut index = HashMap::new();
+    for (tensor, file) in map {
+        let Some(file) = file.as_str().filter(|file| is_plain_name(file)) else {
+            let expected = "the name of a file in the same directory";
+            return Err(fields.bad(&format!("weight_map.{tensor}"), file, expected));
+        };
+        let number = match by_file.get(file) {
+            Some(&number) => number,
+            None => {
+                shards.push(open_shard(&dir.join(file))?);
+                by_file.insert(file, shards.len() - 1);
+                shards.len() - 1
+            }
+        };
+        if shards[number].get(tensor).is_none() {
+            return Err(ModelError::MissingTensor {
+                path: dir.join(file),
+                tensor: tensor.clone(),
+                hint: "model.safetensors.index.json says it is there".to_owned(),
+            });
+        }
+        index.insert(tensor.clone(), number);
+    }
+    Ok((shards, index))
+}
+
+fn open_shard(path: &Path) -> Result<Shard, ModelError> {
+    match Shard::open(path) {
+        Err(ModelError::Read { path, source, .. }) => Err(ModelError::Read {
+            path,
+            source,
+            hint: "; it is a shard that model.safetensors.index.json names",
+        }),
+        other => other,
+    }
+}
+
+/// An index must not reach outside its directory.
+fn is_plain_name(file: &str) -> bool {
+    let mut components = Path::new(file).components();
+    matches!(components.next(), Some(Component::Normal(_))) && components.next().is_none()
+}

@@ -1,0 +1,80 @@
+//! Rotary position embedding: the frequencies of a model.
+
+use std::f32::consts::PI;
+
+/// How a model's positions are turned into angles.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rope {
+    /// The base of the frequencies (`rope_theta`).
+    pub theta: f64,
+    /// What was done to them to reach longer texts.
+    pub scaling: RopeScaling,
+}
+
+/// A static change of the rope frequencies (`rope_scaling` / `rope_parameters`).
+#[derive(Clone, Debug, PartialEq)]
+pub enum RopeScaling {
+    /// None: `theta^(-2i/d)`.
+    None,
+    /// Every frequency divided by `factor`.
+    Linear {
+        /// By how much.
+        factor: f64,
+    },
+    /// Llama 3.1: long waves are divided by `factor`, short ones kept, those between blended.
+    Llama3 {
+        /// By how much long waves are divided.
+        factor: f64,
+        /// Waves longer than `original / low` are long.
+        low_freq_factor: f64,
+        /// Waves shorter than `original / high` are short.
+        high_freq_factor: f64,
+        /// The length the model was first trained at.
+        original_max_position_embeddings: usize,
+    },
+}
+
+impl Rope {
+    /// The `head_dim / 2` angular frequencies, in radians a position: pair `i` (elements `i` and
+    /// `i + head_dim / 2`, the half-split convention) turns by `position * inv_freq[i]`.
+    ///
+    /// Computed as transformers does on the CPU, in single precision: the exponent, the power and
+    /// its reciprocal are each rounded to f32. The power itself is taken in f64 and then rounded,
+    /// so that the result does not depend on a platform's single-precision `powf`. Agrees with
+    /// transformers to an ulp or so (checked against the `inv_freq` of the golden files).
+    /// Llama 3 scaling: `modeling_rope_utils._compute_llama3_parameters`.
+    pub fn inv_freq(&self, head_dim: usize) -> Vec<f32> {
+        let theta = f64::from(self.theta as f32);
+        (0..head_dim / 2)
+            .map(|i| {
+                let exponent = (2 * i) as f32 / head_dim as f32;
+                self.scale(1.0 / theta.powf(f64::from(exponent)) as f32)
+            })
+            .collect()
+    }
+
+    fn scale(&self, frequency: f32) -> f32 {
+        match self.scaling {
+            RopeScaling::None => frequency,
+            RopeScaling::Linear { factor } => frequency / factor as f32,
+            RopeScaling::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_max_position_embeddings,
+            } => {
+                let (factor, low, high) = (factor as f32, low_freq_factor as f32, high_freq_factor as f32);
+                let original = original_max_position_embeddings as f32;
+                let wave = 2.0 * PI / frequency;
+                if wave > original / low {
+                    frequency / factor
+                } else if wave < original / high {
+                    frequency
+                } else {
+                    let smooth = (original / wave - low) / (high - low);
+                    (1.0 - smooth) * frequency / factor + smooth * frequency
+                }
+            }
+        }
+    }
+}

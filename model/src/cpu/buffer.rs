@@ -1,0 +1,185 @@
+//! What a CPU device keeps: activations, vectors, weight matrices, embedding tables.
+
+use half::{bf16, f16};
+
+use crate::checkpoint::{Dtype, Tensor};
+use crate::cpu::panel::PackedMatrix;
+use crate::error::ModelError;
+
+/// One buffer of a device.
+#[derive(Debug)]
+pub(super) enum Buffer {
+    /// Activations.
+    Rows(Activations),
+    /// Norm weights, biases, rotations.
+    Vector(Vec<f32>),
+    /// Weights of a product.
+    Matrix(PackedMatrix),
+    /// An embedding.
+    Table(Table),
+}
+
+/// Activations, `[rows, width]` row-major. Operations of different threads write different rows through
+/// [`RowsMut`], hence the raw pointer.
+#[derive(Debug)]
+pub(super) struct Activations {
+    data: *mut f32,
+    len: usize,
+    width: usize,
+}
+
+// SAFETY: it owns plain numbers; shared access goes through `Rows` and `RowsMut`, whose users keep writers apart.
+unsafe impl Send for Activations {}
+// SAFETY: as above.
+unsafe impl Sync for Activations {}
+
+impl Activations {
+    pub fn zeroed(rows: usize, width: usize) -> Self {
+        let data: Box<[f32]> = vec![0.0; rows * width].into_boxed_slice();
+        let len = data.len();
+        Self { data: Box::into_raw(data).cast(), len, width }
+    }
+
+    pub fn rows(&self) -> Rows<'_> {
+        // SAFETY: the memory is ours and initialised. Operations run one after the other, and none reads a buffer
+        // that it writes.
+        Rows { data: unsafe { std::slice::from_raw_parts(self.data, self.len) }, width: self.width }
+    }
+
+    pub fn rows_mut(&self) -> RowsMut {
+        RowsMut { data: self.data, len: self.len, width: self.width }
+    }
+}
+
+impl Drop for Activations {
+    fn drop(&mut self) {
+        // SAFETY: the box of `zeroed`, given up there.
+        drop(unsafe { Box::from_raw(std::ptr::slice_from_raw_parts_mut(self.data, self.len)) });
+    }
+}
+
+/// Rows to read.
+#[derive(Clone, Copy)]
+pub(super) struct Rows<'a> {
+    data: &'a [f32],
+    width: usize,
+}
+
+impl<'a> Rows<'a> {
+    pub fn data(self) -> &'a [f32] {
+        self.data
+    }
+
+    pub fn width(self) -> usize {
+        self.width
+    }
+
+    pub fn row(self, r: usize) -> &'a [f32] {
+        &self.data[r * self.width..(r + 1) * self.width]
+    }
+}
+
+/// Rows to write, by several threads at once.
+#[derive(Clone, Copy)]
+pub(super) struct RowsMut {
+    data: *mut f32,
+    len: usize,
+    width: usize,
+}
+
+// SAFETY: rows are disjoint, and `row` demands one writer each.
+unsafe impl Send for RowsMut {}
+// SAFETY: as above.
+unsafe impl Sync for RowsMut {}
+
+impl RowsMut {
+    pub fn width(self) -> usize {
+        self.width
+    }
+
+    /// One row.
+    ///
+    /// # Safety
+    ///
+    /// Nobody else uses the row while the slice lives, and the buffer outlives it.
+    #[allow(clippy::mut_from_ref)]
+    pub unsafe fn row<'a>(self, r: usize) -> &'a mut [f32] {
+        assert!((r + 1) * self.width <= self.len, "row {r} of a buffer of {} values", self.len);
+        // SAFETY: within the buffer; alone as the caller promises.
+        unsafe { std::slice::from_raw_parts_mut(self.data.add(r * self.width), self.width) }
+    }
+
+    /// The whole buffer.
+    ///
+    /// # Safety
+    ///
+    /// Nobody else uses the buffer while the slice lives, and it outlives it.
+    pub unsafe fn all<'a>(self) -> &'a mut [f32] {
+        // SAFETY: the buffer itself; alone as the caller promises.
+        unsafe { std::slice::from_raw_parts_mut(self.data, self.len) }
+    }
+}
+
+/// An embedding: rows in the device's dtype, widened when they are looked up.
+#[derive(Debug)]
+pub(super) struct Table {
+    width: usize,
+    values: Values,
+}
+
+#[derive(Debug)]
+enum Values {
+    F32(Vec<f32>),
+    F16(Vec<f16>),
+    Bf16(Vec<bf16>),
+}
+
+impl Table {
+    pub fn new(tensor: &Tensor<'_>, dtype: Dtype) -> Result<Self, ModelError> {
+        let width = tensor.row_len();
+        let mut row = vec![0.0; width];
+        let mut values = match dtype {
+            Dtype::F32 => Values::F32(Vec::with_capacity(tensor.rows() * width)),
+            Dtype::F16 => Values::F16(Vec::with_capacity(tensor.rows() * width)),
+            Dtype::Bf16 => Values::Bf16(Vec::with_capacity(tensor.rows() * width)),
+        };
+        for r in 0..tensor.rows() {
+            tensor.read_row(r, &mut row)?;
+            match &mut values {
+                Values::F32(v) => v.extend_from_slice(&row),
+                Values::F16(v) => v.extend(row.iter().map(|&x| f16::from_f32(x))),
+                Values::Bf16(v) => v.extend(row.iter().map(|&x| bf16::from_f32(x))),
+            }
+        }
+        Ok(Self { width, values })
+    }
+
+    pub fn read(&self, row: usize, out: &mut [f32]) {
+        let range = row * self.width..(row + 1) * self.width;
+        match &self.values {
+            Values::F32(v) => out.copy_from_slice(&v[range]),
+            Values::F16(v) => out.iter_mut().zip(&v[range]).for_each(|(o, x)| *o = x.to_f32()),
+            Values::Bf16(v) => out.iter_mut().zip(&v[range]).for_each(|(o, x)| *o = x.to_f32()),
+        }
+    }
+}
+
+/// The kind that an operation's place calls for. Operations are written by the architectures, not by input, so
+/// another kind is a fault of this program.
+macro_rules! accessor {
+    ($name:ident, $kind:ident, $type:ty) => {
+        pub(super) fn $name(&self) -> $type {
+            match self {
+                Buffer::$kind(buffer) => buffer,
+                other => unreachable!("an operation takes {other:?} for a {}", stringify!($kind)),
+            }
+        }
+    };
+}
+
+impl Buffer {
+    accessor!(activations, Rows, &Activations);
+    accessor!(vector, Vector, &[f32]);
+    accessor!(matrix, Matrix, &PackedMatrix);
+    accessor!(table, Table, &Table);
+}

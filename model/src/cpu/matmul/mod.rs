@@ -1,0 +1,223 @@
+//! Matrix products: `out[m, n] (+)= x[m, k] W[n, k]^T (+ bias[n])`, accumulated in f32.
+//!
+//! An output element is reduced by one tree, which depends on nothing but k, the type of the weights
+//! and the instruction set: not on the other rows, on its row's place, on the threads, or on who
+//! computes which columns.
+//!
+//! - AVX-512, AVX2, NEON: one accumulator, one fused multiply-add an input, inputs in ascending order.
+//!   All three give the same bits.
+//! - Portable: the same chain, with a rounding after the multiplication as well.
+//! - AMX (bf16 only): 32 inputs at a time; within them, one chain over the even and one over the odd
+//!   inputs, whose sum is added to the accumulator; denormals count as zero throughout. Other types
+//!   take the AVX-512 path.
+//!
+//! Inputs are padded to a multiple of 32 with zeros, which are part of the chain. Then the bias is
+//! added to the sum, and with [`Epilogue::Add`] the result to what was there.
+//!
+//! What it costs: a product of up to 16 rows reads the weights once, at memory speed; AMX computes 16
+//! rows in the time of reading them, and from some 40 rows on is bound by its own speed.
+
+#[cfg(target_arch = "x86_64")]
+mod amx;
+mod widening;
+
+use crate::cpu::panel::{GROUP, PackedMatrix, TILE, Weights};
+use crate::cpu::rows::{Form, PackedRows, TILE_ROWS};
+use crate::cpu::team::{Chunks, Team};
+use pagedraft_attention::isa::Isa;
+use pagedraft_attention::lanes::Lanes;
+use std::marker::PhantomData;
+
+/// Bytes of packed activations that a core keeps at hand (in L2) while it walks the weights.
+const ROWS_AT_HAND: usize = 1_400 << 10;
+
+/// Whether a result replaces what was there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Epilogue {
+    /// It does.
+    Store,
+    /// It is added to it (a residual).
+    Add,
+}
+
+/// Where a product goes: rows of f32 that begin `stride` apart.
+#[derive(Debug)]
+pub struct OutRows<'a> {
+    at: *mut f32,
+    rows: usize,
+    width: usize,
+    stride: usize,
+    lifetime: PhantomData<&'a mut [f32]>,
+}
+
+impl<'a> OutRows<'a> {
+    /// `rows` rows of `width` values in `out`, row r from `r * stride`.
+    ///
+    /// # Panics
+    ///
+    /// Where they overlap or leave `out`.
+    #[must_use]
+    pub fn new(out: &'a mut [f32], rows: usize, width: usize, stride: usize) -> OutRows<'a> {
+        let fits = rows == 0 || (stride >= width && out.len() >= (rows - 1) * stride + width);
+        assert!(fits, "{rows} rows of {width}, {stride} apart, in {} values", out.len());
+        OutRows { at: out.as_mut_ptr(), rows, width, stride, lifetime: PhantomData }
+    }
+}
+
+// SAFETY: a unique borrow of f32, whose parts are written by one share each.
+unsafe impl Send for OutRows<'_> {}
+// SAFETY: as above; nothing is read or written through it except by a product's shares.
+unsafe impl Sync for OutRows<'_> {}
+
+/// A product that the shares of a job compute together.
+#[derive(Debug)]
+pub struct Product<'a> {
+    isa: Isa,
+    x: &'a PackedRows,
+    w: &'a PackedMatrix,
+    bias: Option<&'a [f32]>,
+    out: OutRows<'a>,
+    epilogue: Epilogue,
+    /// Row tiles or row blocks that are done together, the rows at hand.
+    blocks: usize,
+    chunks: Chunks,
+}
+
+impl<'a> Product<'a> {
+    /// `out (+)= x W^T (+ bias)`, to be computed by `shares` shares of a job.
+    ///
+    /// # Panics
+    ///
+    /// Where shapes disagree, or `x` is not packed for `isa` and the weights' type.
+    #[must_use]
+    pub fn new(
+        shares: usize,
+        isa: Isa,
+        x: &'a PackedRows,
+        w: &'a PackedMatrix,
+        bias: Option<&'a [f32]>,
+        out: OutRows<'a>,
+        epilogue: Epilogue,
+    ) -> Product<'a> {
+        assert_eq!(x.k(), w.k(), "inputs");
+        assert_eq!((x.m(), w.n()), (out.rows, out.width), "outputs");
+        assert_eq!(x.dtype(), w.dtype(), "types");
+        assert!(bias.is_none_or(|b| b.len() == w.n()), "bias");
+        assert!(isa.available(), "this machine lacks the instruction set {isa}");
+        let tiled = isa == Isa::Amx && matches!(w.weights(), Weights::Bf16(_));
+        assert_eq!(x.form() == Form::Tiles, tiled, "rows packed for another instruction set");
+        let all = x.m().div_ceil(x.block_rows());
+        let bytes = x.block_rows() * w.tiles() * TILE * if tiled { 2 } else { 4 };
+        // An even number, of which AMX does two at a time; and all passes of like size.
+        let most = (ROWS_AT_HAND / bytes.max(1)).max(2) & !1;
+        let passes = all.div_ceil(most).max(1);
+        let blocks = all.div_ceil(passes).next_multiple_of(2);
+        let items = all.div_ceil(blocks.max(1)) * w.groups();
+        let chunks = Chunks::new(items, shares, 1);
+        Product { isa, x, w, bias, out, epilogue, blocks, chunks }
+    }
+
+    /// Does a share of it. All shares have to return before the result is whole.
+    pub fn work(&self) {
+        match self.x.form() {
+            #[cfg(target_arch = "x86_64")]
+            Form::Tiles => self.isa.run(amx::Share { product: self }),
+            #[cfg(not(target_arch = "x86_64"))]
+            Form::Tiles => {}
+            Form::Blocks { .. } => widening::work(self),
+        }
+    }
+
+    /// The group and the row blocks of an item.
+    #[inline(always)]
+    fn item(&self, item: usize) -> (usize, std::ops::Range<usize>) {
+        let groups = self.w.groups();
+        let first = item / groups * self.blocks;
+        let all = self.x.m().div_ceil(self.x.block_rows());
+        (item % groups, first..(first + self.blocks).min(all))
+    }
+
+    /// Writes `rows` rows of sums to the output, from row `row` and the first column of `group`.
+    ///
+    /// # Safety
+    ///
+    /// `sums` holds `rows` rows of 32; nobody else writes these outputs; the caller has the
+    /// features of `L`.
+    #[inline(always)]
+    unsafe fn finish<L: Lanes>(&self, sums: *const f32, row: usize, rows: usize, group: usize) {
+        let column = group * GROUP;
+        let width = GROUP.min(self.w.n() - column);
+        debug_assert!(row + rows <= self.out.rows);
+        for r in 0..rows {
+            // SAFETY: the row is inside `out`, `width` of its columns from `column` on are too, and the
+            // padded copies have 32 values.
+            unsafe {
+                let sums = sums.add(r * GROUP);
+                let out = self.out.at.add((row + r) * self.out.stride + column);
+                if width == GROUP {
+                    let bias = self.bias.map(|b| b.as_ptr().add(column));
+                    finish_row::<L>(sums, bias, self.epilogue, out);
+                    continue;
+                }
+                let (mut padded, mut bias) = ([0.0f32; GROUP], [0.0f32; GROUP]);
+                std::ptr::copy_nonoverlapping(out, padded.as_mut_ptr(), width);
+                if let Some(b) = self.bias {
+                    bias[..width].copy_from_slice(&b[column..]);
+                }
+                let bias = self.bias.map(|_| bias.as_ptr());
+                finish_row::<L>(sums, bias, self.epilogue, padded.as_mut_ptr());
+                std::ptr::copy_nonoverlapping(padded.as_ptr(), out, width);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn finish_row<L: Lanes>(
+    sums: *const f32,
+    bias: Option<*const f32>,
+    epilogue: Epilogue,
+    out: *mut f32,
+) {
+    for at in [0, 16] {
+        // SAFETY: the caller gives 32 values each, and has the features.
+        unsafe {
+            let mut v = L::load(sums.add(at));
+            if let Some(bias) = bias {
+                v = v.add(L::load(bias.add(at)));
+            }
+            if epilogue == Epilogue::Add {
+                v = L::load(out.add(at)).add(v);
+            }
+            v.store(out.add(at));
+        }
+    }
+}
+
+/// Computes `out (+)= x W^T (+ bias)` with the whole team.
+///
+/// # Panics
+///
+/// Where shapes disagree, or `x` is not packed for `isa` and the weights' type.
+pub fn matmul(
+    team: &Team,
+    isa: Isa,
+    x: &PackedRows,
+    w: &PackedMatrix,
+    bias: Option<&[f32]>,
+    out: OutRows<'_>,
+    epilogue: Epilogue,
+) {
+    let product = Product::new(team.members(), isa, x, w, bias, out, epilogue);
+    // A product this small is done sooner than a thread is woken.
+    if x.m().div_ceil(TILE_ROWS) * w.bytes() < 64 << 10 {
+        product.work();
+    } else {
+        team.run(&|_, _| product.work());
+    }
+}
+
+#[cfg(test)]
+mod reference;
+#[cfg(test)]
+mod tests;

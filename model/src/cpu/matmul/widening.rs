@@ -1,0 +1,223 @@
+//! The product on vector units: weights widened to f32, one chain an output element.
+
+use super::Product;
+use crate::cpu::panel::{GROUP, TILE, TILE_LEN, Weights};
+use pagedraft_attention::isa::{Isa, Kernel};
+use pagedraft_attention::lanes::{LANES, Lanes};
+
+/// Bytes of a group's weights that are walked at a time when there is more than one row block, so
+/// that they are still in L1 for the next block.
+const WEIGHTS_AT_HAND: usize = 24 << 10;
+
+/// The most rows of a block.
+const MOST_ROWS: usize = 12;
+
+/// Does a share of `product`.
+pub(super) fn work(product: &Product<'_>) {
+    match product.w.weights() {
+        Weights::F32(w) => product.isa.run(Share::<PlainF32> { product, weights: w }),
+        Weights::F16(w) => product.isa.run(Share::<PlainF16> { product, weights: w }),
+        Weights::Bf16(w) => product.isa.run(Share::<PairedBf16> { product, weights: w }),
+    }
+}
+
+/// How the elements of a tile become lanes.
+trait Element {
+    /// The stored bits.
+    type Raw: Copy;
+    /// Inputs a step covers.
+    const INPUTS: usize;
+    /// Elements from one panel of a tile to the next.
+    const PANEL: usize;
+    /// The 16 outputs of the inputs of a step (one that covers a single input gives it twice).
+    ///
+    /// # Safety
+    ///
+    /// `p` is valid for the step; the caller has the features of `L`.
+    unsafe fn load<L: Lanes>(p: *const Self::Raw) -> (L, L);
+}
+
+struct PlainF32;
+struct PlainF16;
+struct PairedBf16;
+
+impl Element for PlainF32 {
+    type Raw = f32;
+    const INPUTS: usize = 1;
+    const PANEL: usize = LANES;
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(p: *const f32) -> (L, L) {
+        // SAFETY: as the trait demands.
+        let v = unsafe { L::load(p) };
+        (v, v)
+    }
+}
+
+impl Element for PlainF16 {
+    type Raw = u16;
+    const INPUTS: usize = 1;
+    const PANEL: usize = LANES;
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(p: *const u16) -> (L, L) {
+        // SAFETY: as the trait demands.
+        let v = unsafe { L::load_f16(p) };
+        (v, v)
+    }
+}
+
+impl Element for PairedBf16 {
+    type Raw = u16;
+    const INPUTS: usize = 2;
+    const PANEL: usize = TILE_LEN / 2;
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(p: *const u16) -> (L, L) {
+        // SAFETY: as the trait demands.
+        unsafe { L::load_bf16_pairs(p) }
+    }
+}
+
+struct Share<'a, E: Element> {
+    product: &'a Product<'a>,
+    weights: &'a [E::Raw],
+}
+
+impl<E: Element> Kernel for Share<'_, E> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(self) {
+        let p = self.product;
+        let (tiles, block_rows) = (p.w.tiles(), p.x.block_rows());
+        let tile_bytes = TILE_LEN * size_of::<E::Raw>();
+        // The sums of all blocks of an item, for as long as its inputs are walked in parts.
+        let mut sums = vec![0.0f32; p.blocks * block_rows * GROUP];
+        let wide = matches!(p.isa, Isa::Amx | Isa::Avx512);
+        while let Some(run) = p.chunks.draw() {
+            for item in run {
+                let (group, blocks) = p.item(item);
+                let w = self.weights[group * p.w.group_len()..][..tiles * TILE_LEN].as_ptr();
+                let at_a_time = if blocks.len() > 1 { WEIGHTS_AT_HAND / tile_bytes } else { tiles };
+                sums.fill(0.0);
+                let mut tile = 0;
+                while tile < tiles {
+                    let part = at_a_time.min(tiles - tile);
+                    for (i, block) in blocks.clone().enumerate() {
+                        let (x, rows) = p.x.row_block(block);
+                        let sums = sums[i * block_rows * GROUP..].as_mut_ptr();
+                        // SAFETY: the block has `rows` values an input from `tile` on, the group
+                        // `part` tiles from it, `sums` has `rows` rows; the caller has the features.
+                        unsafe {
+                            let x = x.add(tile * TILE * rows);
+                            let w = w.add(tile * TILE_LEN);
+                            block_product::<L, E>(wide, rows, x, w, part, sums);
+                        }
+                    }
+                    tile += part;
+                }
+                for (i, block) in blocks.enumerate() {
+                    let rows = block_rows.min(p.x.m() - block * block_rows);
+                    let sums = sums[i * block_rows * GROUP..].as_ptr();
+                    // SAFETY: `rows` rows of sums; the item is ours alone; the caller has the features.
+                    unsafe { p.finish::<L>(sums, block * block_rows, rows, group) };
+                }
+            }
+        }
+    }
+}
+
+/// Continues the sums `[rows][32]` of a row block over `tiles` tiles. `wide`: there are registers for
+/// two panels of 12 rows at a time.
+#[inline(always)]
+unsafe fn block_product<L: Lanes, E: Element>(
+    wide: bool,
+    rows: usize,
+    x: *const f32,
+    w: *const E::Raw,
+    tiles: usize,
+    sums: *mut f32,
+) {
+    macro_rules! by_rows {
+        ($($rows:literal)*) => {
+            match (wide, rows) {
+                // SAFETY: as the function's own.
+                $((true, $rows) => unsafe { panels::<L, E, $rows, 2>(x, w, tiles, sums) },)*
+                // SAFETY: as the function's own.
+                (false, 1) => unsafe { panels::<L, E, 1, 2>(x, w, tiles, sums) },
+                // SAFETY: as the function's own.
+                (false, 2) => unsafe { panels::<L, E, 2, 2>(x, w, tiles, sums) },
+                // SAFETY: as the function's own; the second panel lies behind the first.
+                (false, 3) => unsafe {
+                    panels::<L, E, 3, 1>(x, w, tiles, sums);
+                    panels::<L, E, 3, 1>(x, w.add(E::PANEL), tiles, sums.add(LANES));
+                },
+                // SAFETY: as above.
+                (false, 4) => unsafe {
+                    panels::<L, E, 4, 1>(x, w, tiles, sums);
+                    panels::<L, E, 4, 1>(x, w.add(E::PANEL), tiles, sums.add(LANES));
+                },
+                // SAFETY: as above.
+                (false, 5) => unsafe {
+                    panels::<L, E, 5, 1>(x, w, tiles, sums);
+                    panels::<L, E, 5, 1>(x, w.add(E::PANEL), tiles, sums.add(LANES));
+                },
+                // SAFETY: as above.
+                (false, 6) => unsafe {
+                    panels::<L, E, 6, 1>(x, w, tiles, sums);
+                    panels::<L, E, 6, 1>(x, w.add(E::PANEL), tiles, sums.add(LANES));
+                },
+                _ => debug_assert!(rows <= MOST_ROWS, "a block of {rows} rows"),
+            }
+        };
+    }
+    by_rows!(1 2 3 4 5 6 7 8 9 10 11 12);
+}
+
+/// Continues the sums of `R` rows and `P` panels; `sums` has rows of 32.
+#[inline(always)]
+unsafe fn panels<L: Lanes, E: Element, const R: usize, const P: usize>(
+    mut x: *const f32,
+    mut w: *const E::Raw,
+    tiles: usize,
+    sums: *mut f32,
+) {
+    // SAFETY: the caller gives `tiles` tiles of weights, as many inputs of `R` rows, and `R` rows of
+    // sums, and has the features.
+    unsafe {
+        let mut acc = [[L::splat(0.0); P]; R];
+        for r in 0..R {
+            for c in 0..P {
+                acc[r][c] = L::load(sums.add(r * GROUP + c * LANES));
+            }
+        }
+        for _ in 0..tiles {
+            let mut step = w;
+            for _ in 0..TILE / E::INPUTS {
+                let mut b = [(L::splat(0.0), L::splat(0.0)); P];
+                for c in 0..P {
+                    b[c] = E::load::<L>(step.add(c * E::PANEL));
+                }
+                for r in 0..R {
+                    let v = L::splat(*x.add(r));
+                    for c in 0..P {
+                        acc[r][c] = v.mul_add(b[c].0, acc[r][c]);
+                    }
+                }
+                if E::INPUTS == 2 {
+                    for r in 0..R {
+                        let v = L::splat(*x.add(R + r));
+                        for c in 0..P {
+                            acc[r][c] = v.mul_add(b[c].1, acc[r][c]);
+                        }
+                    }
+                }
+                x = x.add(R * E::INPUTS);
+                step = step.add(GROUP);
+            }
+            w = w.add(TILE_LEN);
+        }
+        for r in 0..R {
+            for c in 0..P {
+                acc[r][c].store(sums.add(r * GROUP + c * LANES));
+            }
+        }
+    }
+}

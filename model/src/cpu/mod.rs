@@ -1,0 +1,12 @@
+//! The CPU device: what it is made of.
+
+mod buffer;
+mod device;
+pub mod matmul;
+pub mod memory;
+pub mod panel;
+pub mod rows;
+mod rowwise;
+pub mod team;
+
+pub use device::{CpuBuf, CpuDevice, CpuOptions, Tape};

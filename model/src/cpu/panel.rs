@@ -1,0 +1,282 @@
+//! Weights in the order in which the matrix product reads them.
+//!
+//! A matrix `[n, k]` (outputs x inputs) is cut into *groups* of 32 outputs (two panels of 16), a group
+//! into *tiles* of 32 inputs. A group is contiguous, its tiles in the order of k, so that a thread
+//! that computes some columns reads one stream. Inside a tile (1,024 elements):
+//!
+//! - f32, f16: 32 rows, one an input, of 32 outputs.
+//! - bf16: two panels, each of 16 rows, one a pair of inputs, of 16 outputs x 2 inputs. This is the B
+//!   operand of an AMX product as well as what [`Lanes::load_bf16_pairs`] widens.
+//!
+//! Both n and k are padded to multiples of 32 with zeros.
+
+use crate::checkpoint::Dtype;
+use crate::cpu::memory::{Memory, OutOfMemory};
+use crate::cpu::team::{Chunks, Team};
+use half::{bf16, f16};
+use pagedraft_attention::isa::{Isa, Kernel};
+use pagedraft_attention::lanes::{LANES, Lanes};
+
+/// Outputs of a group.
+pub const GROUP: usize = 32;
+/// Inputs of a tile.
+pub const TILE: usize = 32;
+/// Elements of a tile.
+pub(crate) const TILE_LEN: usize = GROUP * TILE;
+
+/// A weight matrix `[n, k]`, packed; the only copy that is needed of it.
+#[derive(Debug)]
+pub struct PackedMatrix {
+    n: usize,
+    k: usize,
+    weights: Weights,
+}
+
+/// The packed elements.
+#[derive(Debug)]
+pub(crate) enum Weights {
+    F32(Memory<f32>),
+    F16(Memory<u16>),
+    Bf16(Memory<u16>),
+}
+
+impl PackedMatrix {
+    /// Packs the matrix whose row `r` (0..n) is what `fill(r, row)` writes into `row`, k values of
+    /// which all are to be written. `fill` is called from all members of the team, once a row. Values
+    /// are rounded to `dtype` (nearest, ties to even).
+    ///
+    /// Several matrices are concatenated along n by a `fill` that looks at `r`.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfMemory`].
+    pub fn pack(
+        team: &Team,
+        dtype: Dtype,
+        n: usize,
+        k: usize,
+        fill: &(dyn Fn(usize, &mut [f32]) + Sync),
+    ) -> Result<PackedMatrix, OutOfMemory> {
+        let (groups, tiles) = (n.div_ceil(GROUP), k.div_ceil(TILE));
+        let too_big = OutOfMemory { bytes: usize::MAX };
+        let len = groups.checked_mul(tiles).and_then(|t| t.checked_mul(TILE_LEN)).ok_or(too_big)?;
+        let weights = match dtype {
+            Dtype::F32 => Weights::F32(Memory::zeroed(len)?),
+            Dtype::F16 => Weights::F16(Memory::zeroed(len)?),
+            Dtype::Bf16 => Weights::Bf16(Memory::zeroed(len)?),
+        };
+        let matrix = PackedMatrix { n, k, weights };
+        let chunks = Chunks::new(groups, team.members(), 1);
+        let isa = Isa::detect();
+        team.run(&|_, _| {
+            // Rows lie 16 apart more than needed, lest a column of them falls into one cache set.
+            let stride = tiles * TILE + 16;
+            let mut rows = vec![0.0; GROUP * stride];
+            let mut narrow = vec![0; if dtype == Dtype::F32 { 0 } else { rows.len() }];
+            while let Some(run) = chunks.draw() {
+                for group in run {
+                    for (i, row) in rows.chunks_exact_mut(stride).enumerate() {
+                        match group * GROUP + i {
+                            r if r < n => fill(r, &mut row[..k]),
+                            _ => row.fill(0.0),
+                        }
+                    }
+                    isa.run(Narrow { from: &rows, to: &mut narrow, dtype });
+                    matrix.store_group(group, &rows, &narrow, stride);
+                }
+            }
+        });
+        Ok(matrix)
+    }
+
+    /// Writes one group; `rows` or (rounded) `narrow` holds its 32 rows, `stride` apart.
+    fn store_group(&self, group: usize, rows: &[f32], narrow: &[u16], stride: usize) {
+        let len = self.group_len();
+        match &self.weights {
+            Weights::F32(m) => {
+                // SAFETY: groups are disjoint, and each is written by the one share that drew it.
+                let to = unsafe { std::slice::from_raw_parts_mut(m.as_ptr().add(group * len), len) };
+                transpose(to, rows, stride);
+            }
+            Weights::F16(m) => {
+                // SAFETY: as above.
+                let to = unsafe { std::slice::from_raw_parts_mut(m.as_ptr().add(group * len), len) };
+                transpose(to, narrow, stride);
+            }
+            Weights::Bf16(m) => {
+                // SAFETY: as above.
+                let to = unsafe { std::slice::from_raw_parts_mut(m.as_ptr().add(group * len), len) };
+                transpose_pairs(to, narrow, stride);
+            }
+        }
+    }
+
+    /// Outputs.
+    #[must_use]
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
+    /// Inputs.
+    #[must_use]
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// The type of the elements.
+    #[must_use]
+    pub fn dtype(&self) -> Dtype {
+        match self.weights {
+            Weights::F32(_) => Dtype::F32,
+            Weights::F16(_) => Dtype::F16,
+            Weights::Bf16(_) => Dtype::Bf16,
+        }
+    }
+
+    /// Bytes that a product reads, padding included.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.groups() * self.group_len() * self.dtype().size()
+    }
+
+    /// The packed elements, padding included, as bytes of this machine: what a product reads.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        let at: *const u8 = match &self.weights {
+            Weights::F32(m) => m.as_ptr().cast(),
+            Weights::F16(m) | Weights::Bf16(m) => m.as_ptr().cast(),
+        };
+        // SAFETY: the elements are plain numbers without padding, borrowed for as long as `self`.
+        unsafe { std::slice::from_raw_parts(at, self.bytes()) }
+    }
+
+    /// Groups of 32 outputs, the last perhaps padded.
+    #[must_use]
+    pub fn groups(&self) -> usize {
+        self.n.div_ceil(GROUP)
+    }
+
+    /// Tiles of 32 inputs, the last perhaps padded.
+    #[must_use]
+    pub fn tiles(&self) -> usize {
+        self.k.div_ceil(TILE)
+    }
+
+    /// Elements of a group.
+    pub(crate) fn group_len(&self) -> usize {
+        self.tiles() * TILE_LEN
+    }
+
+    pub(crate) fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
+    /// Row `r` as f32, k values: what the products use (an embedding look-up in a tied matrix).
+    ///
+    /// # Panics
+    ///
+    /// Where `r` is not below n, or `row` is shorter than k.
+    pub fn read_row(&self, r: usize, row: &mut [f32]) {
+        assert!(r < self.n, "row {r} of a matrix of {} rows", self.n);
+        let base = r / GROUP * self.group_len();
+        let column = r % GROUP;
+        for (i, x) in row[..self.k].iter_mut().enumerate() {
+            let tile = base + i / TILE * TILE_LEN;
+            let plain = tile + i % TILE * GROUP + column;
+            *x = match &self.weights {
+                Weights::F32(m) => m[plain],
+                Weights::F16(m) => f16::from_bits(m[plain]).to_f32(),
+                Weights::Bf16(m) => {
+                    bf16::from_bits(m[tile + pair_offset(i % TILE, column)]).to_f32()
+                }
+            };
+        }
+    }
+}
+
+/// Where (input, output) of a tile lies in the paired order.
+#[inline(always)]
+fn pair_offset(input: usize, column: usize) -> usize {
+    column / 16 * (TILE_LEN / 2) + input / 2 * 32 + column % 16 * 2 + input % 2
+}
+
+/// Turns 32 rows, `stride` apart, into the rows of the tiles: one an input.
+fn transpose<T: Copy>(to: &mut [T], rows: &[T], stride: usize) {
+    for (input, outputs) in to.chunks_exact_mut(GROUP).enumerate() {
+        for (w, row) in outputs.iter_mut().zip(rows[input..].iter().step_by(stride)) {
+            *w = *row;
+        }
+    }
+}
+
+/// Turns 32 rows of bf16, `stride` apart, into the panels of the tiles.
+fn transpose_pairs(to: &mut [u16], rows: &[u16], stride: usize) {
+    for (tile, to) in to.chunks_exact_mut(TILE_LEN).enumerate() {
+        for (half, to) in to.chunks_exact_mut(TILE_LEN / 2).enumerate() {
+            let rows = &rows[half * LANES * stride..];
+            for (pair, to) in to.chunks_exact_mut(2 * LANES).enumerate() {
+                let from = tile * TILE + pair * 2;
+                for (w, row) in to.chunks_exact_mut(2).zip(rows[from..].chunks(stride)) {
+                    w.copy_from_slice(&row[..2]);
+                }
+            }
+        }
+    }
+}
+
+/// Rounds `from` to `to`, whole groups of 16, as bf16 or f16.
+struct Narrow<'a> {
+    from: &'a [f32],
+    to: &'a mut [u16],
+    dtype: Dtype,
+}
+
+impl Kernel for Narrow<'_> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(self) {
+        for (from, to) in self.from.chunks_exact(LANES).zip(self.to.chunks_exact_mut(LANES)) {
+            // SAFETY: both have 16 elements; the caller has the features.
+            unsafe {
+                let v = L::load(from.as_ptr());
+                if self.dtype == Dtype::Bf16 {
+                    v.store_bf16(to.as_mut_ptr());
+                } else {
+                    v.store_f16(to.as_mut_ptr());
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_packed_matrix_reads_back_row_by_row_rounded_to_its_type() {
+        let team = Team::new(2).unwrap();
+        for (n, k) in [(1, 1), (16, 32), (33, 31), (70, 100), (0, 5)] {
+            for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
+                let value = |r: usize, i: usize| (r as f32 * 0.37 - i as f32 * 1.13).sin();
+                let fill = |r: usize, row: &mut [f32]| {
+                    assert_eq!(row.len(), k);
+                    row.iter_mut().enumerate().for_each(|(i, x)| *x = value(r, i));
+                };
+                let matrix = PackedMatrix::pack(&team, dtype, n, k, &fill).unwrap();
+                let mut row = vec![0.0; k];
+                for r in 0..n {
+                    matrix.read_row(r, &mut row);
+                    for (i, &x) in row.iter().enumerate() {
+                        let want = match dtype {
+                            Dtype::F32 => value(r, i),
+                            Dtype::F16 => f16::from_f32(value(r, i)).to_f32(),
+                            Dtype::Bf16 => bf16::from_f32(value(r, i)).to_f32(),
+                        };
+                        assert_eq!(x, want, "{dtype:?} {n} x {k}: row {r}, input {i}");
+                    }
+                }
+            }
+        }
+    }
+}

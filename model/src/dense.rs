@@ -1,0 +1,218 @@
+//! The dense decoders (Llama, Mistral, Qwen2, Qwen3), written once as operations on a [`Device`].
+//!
+//! A block is `x += o(attention(rope(qkv(norm(x)))))`, `x += down(silu(gate(norm(x))) * up(norm(x)))`; the
+//! residual stream `x` is f32 whatever the weights' dtype. Qwen2 adds biases to q, k and v; Qwen3 norms q and
+//! k a head before they are rotated. Rotation pairs dimension i with i + head_dim / 2.
+
+use crate::checkpoint::{Checkpoint, ModelConfig, Part};
+use crate::device::{Device, Into, Op};
+use crate::error::ModelError;
+
+/// The greatest step a model is built for: its activation buffers have these many rows.
+#[derive(Clone, Copy, Debug)]
+pub struct StepLimits {
+    /// Token rows of one step.
+    pub token_rows: usize,
+    /// Rows whose logits are computed at a time.
+    pub logit_rows: usize,
+    /// Positions a sequence may have.
+    pub max_model_len: usize,
+}
+
+struct Layer<B> {
+    input_norm: B,
+    qkv: B,
+    qkv_bias: Option<B>,
+    qk_norm: Option<(B, B, f32)>,
+    o: B,
+    o_bias: Option<B>,
+    post_norm: B,
+    gate_up: B,
+    gate_up_bias: Option<B>,
+    down: B,
+    down_bias: Option<B>,
+}
+
+/// A dense decoder on a device: its weights, its activation buffers, and its step as operations.
+pub struct DenseDecoder<B> {
+    config: ModelConfig,
+    embed: B,
+    layers: Vec<Layer<B>>,
+    norm: B,
+    head: B,
+    rope: B,
+    x: B,
+    normed: B,
+    qkv: B,
+    q: B,
+    attended: B,
+    gate_up: B,
+    activated: B,
+    selected: B,
+    selected_normed: B,
+    logits: B,
+    taps: Vec<B>,
+}
+
+impl<B: Copy> DenseDecoder<B> {
+    /// Loads every weight of `checkpoint` onto `device`, and makes the buffers of a step of `limits`.
+    ///
+    /// # Errors
+    ///
+    /// A tensor that is missing, or has another shape than `config` says; not enough memory.
+    pub fn load<D: Device<Buf = B>>(
+        device: &mut D,
+        checkpoint: &Checkpoint,
+        limits: StepLimits,
+    ) -> Result<Self, ModelError> {
+        let c = checkpoint.config().clone();
+        let (hidden, inner) = (c.hidden_size, c.intermediate_size);
+        let (q_width, kv_width) = (c.q_size(), c.kv_size());
+        let mut layers = Vec::with_capacity(c.num_layers);
+        for l in 0..c.num_layers {
+            let matrices = |parts: &[Part]| parts.iter().map(|&p| checkpoint.weight(l, p)).collect::<Result<Vec<_>, _>>();
+            let vector = |part| checkpoint.weight(l, part)?.to_vec_f32();
+            // The biases of stacked parts, stacked; a part without one (Qwen2's o) has none at all.
+            let bias = |parts: &[Part]| -> Result<Option<Vec<f32>>, ModelError> {
+                let mut all = Vec::new();
+                for &part in parts {
+                    if let Some(tensor) = checkpoint.bias(l, part)? {
+                        all.extend(tensor.to_vec_f32()?);
+                    }
+                }
+                Ok((!all.is_empty()).then_some(all))
+            };
+            let (qkv, gate_up) = ([Part::Q, Part::K, Part::V], [Part::Gate, Part::Up]);
+            let qk_norm = if c.qk_norm {
+                Some((device.vector(vector(Part::QNorm)?)?, device.vector(vector(Part::KNorm)?)?, c.rms_norm_eps))
+            } else {
+                None
+            };
+            layers.push(Layer {
+                input_norm: device.vector(vector(Part::InputNorm)?)?,
+                qkv: device.matrix(&matrices(&qkv)?)?,
+                qkv_bias: bias(&qkv)?.map(|b| device.vector(b)).transpose()?,
+                qk_norm,
+                o: device.matrix(&matrices(&[Part::O])?)?,
+                o_bias: bias(&[Part::O])?.map(|b| device.vector(b)).transpose()?,
+                post_norm: device.vector(vector(Part::PostAttentionNorm)?)?,
+                gate_up: device.matrix(&matrices(&gate_up)?)?,
+                gate_up_bias: bias(&gate_up)?.map(|b| device.vector(b)).transpose()?,
+                down: device.matrix(&matrices(&[Part::Down])?)?,
+                down_bias: bias(&[Part::Down])?.map(|b| device.vector(b)).transpose()?,
+            });
+        }
+        let (rows, logit_rows) = (limits.token_rows, limits.logit_rows);
+        Ok(Self {
+            embed: device.table(&checkpoint.embedding()?)?,
+            head: device.matrix(&[checkpoint.lm_head()?])?,
+            norm: device.vector(checkpoint.final_norm()?.to_vec_f32()?)?,
+            rope: device.vector(rotations(&c, limits.max_model_len))?,
+            x: device.activations(rows, hidden)?,
+            normed: device.activations(rows, hidden)?,
+            qkv: device.activations(rows, q_width + 2 * kv_width)?,
+            q: device.activations(rows, q_width)?,
+            attended: device.activations(rows, q_width)?,
+            gate_up: device.activations(rows, 2 * inner)?,
+            activated: device.activations(rows, inner)?,
+            selected: device.activations(logit_rows, hidden)?,
+            selected_normed: device.activations(logit_rows, hidden)?,
+            logits: device.activations(logit_rows, c.vocab_size)?,
+            taps: Vec::new(),
+            layers,
+            config: c,
+        })
+    }
+
+    /// The model's configuration.
+    #[must_use]
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Makes buffers in which every later step keeps the residual stream as it enters each layer, and as it
+    /// leaves the last (`num_layers + 1` buffers of `token_rows x hidden`).
+    ///
+    /// # Errors
+    ///
+    /// Not enough memory.
+    pub fn tap_hidden<D: Device<Buf = B>>(&mut self, device: &mut D, token_rows: usize) -> Result<(), ModelError> {
+        self.taps = (0..=self.layers.len())
+            .map(|_| device.activations(token_rows, self.config.hidden_size))
+            .collect::<Result<_, _>>()?;
+        Ok(())
+    }
+
+    /// The tapped buffers, empty unless [`tap_hidden`](Self::tap_hidden) was called.
+    #[must_use]
+    pub fn taps(&self) -> &[B] {
+        &self.taps
+    }
+
+    /// The logits of the rows selected, `[selected rows, vocab]`.
+    #[must_use]
+    pub fn logits(&self) -> B {
+        self.logits
+    }
+
+    /// The final norm's output for the rows selected, `[selected rows, hidden]`.
+    #[must_use]
+    pub fn final_hidden(&self) -> B {
+        self.selected_normed
+    }
+
+    /// The operations from token ids to the residual stream behind the last layer, for `rows` token rows.
+    pub fn trunk(&self, rows: usize, ops: &mut Vec<Op<B>>) {
+        let eps = self.config.rms_norm_eps;
+        let x = self.x;
+        let matmul = |x, matrix, bias, out, into| Op::MatMul { x, matrix, bias, out, into, rows };
+        ops.push(Op::Embed { table: self.embed, out: x, rows });
+        for (l, layer) in (0u16..).zip(&self.layers) {
+            self.tap(usize::from(l), rows, ops);
+            ops.push(Op::RmsNorm { x, weight: layer.input_norm, out: self.normed, eps, rows });
+            ops.push(matmul(self.normed, layer.qkv, layer.qkv_bias, self.qkv, Into::Store));
+            ops.push(Op::RopeAndCache { qkv: self.qkv, qk_norm: layer.qk_norm, rope: self.rope, q: self.q, layer: l, rows });
+            ops.push(Op::Attention { q: self.q, out: self.attended, layer: l, rows });
+            ops.push(matmul(self.attended, layer.o, layer.o_bias, x, Into::Add));
+            ops.push(Op::RmsNorm { x, weight: layer.post_norm, out: self.normed, eps, rows });
+            ops.push(matmul(self.normed, layer.gate_up, layer.gate_up_bias, self.gate_up, Into::Store));
+            ops.push(Op::SwiGlu { x: self.gate_up, out: self.activated, rows });
+            ops.push(matmul(self.activated, layer.down, layer.down_bias, x, Into::Add));
+        }
+        self.tap(self.layers.len(), rows, ops);
+    }
+
+    /// The operations from the residual stream to the logits of `rows` selected rows.
+    pub fn head(&self, rows: usize, ops: &mut Vec<Op<B>>) {
+        let eps = self.config.rms_norm_eps;
+        ops.push(Op::Gather { x: self.x, out: self.selected, rows });
+        ops.push(Op::RmsNorm { x: self.selected, weight: self.norm, out: self.selected_normed, eps, rows });
+        ops.push(Op::MatMul {
+            x: self.selected_normed,
+            matrix: self.head,
+            bias: None,
+            out: self.logits,
+            into: Into::Store,
+            rows,
+        });
+    }
+
+    fn tap(&self, l: usize, rows: usize, ops: &mut Vec<Op<B>>) {
+        if let Some(&out) = self.taps.get(l) {
+            ops.push(Op::Copy { x: self.x, out, rows });
+        }
+    }
+}
+
+/// `[positions, head_dim]`: the cosines of position p's `head_dim / 2` angles, then their sines. The angle is the f32
+/// product of position and inverse frequency, as the reference implementations have it.
+fn rotations(config: &ModelConfig, positions: usize) -> Vec<f32> {
+    let inv_freq = config.rope.inv_freq(config.head_dim);
+    let mut table = Vec::with_capacity(positions * config.head_dim);
+    for p in 0..positions {
+        let angles = || inv_freq.iter().map(move |f| f64::from(p as f32 * f));
+        table.extend(angles().map(|a| a.cos() as f32));
+        table.extend(angles().map(|a| a.sin() as f32));
+    }
+    table
+}

@@ -1,0 +1,222 @@
+//! A device runs operations that are data.
+//!
+//! An architecture writes its step as a list of [`Op`] over buffers of the device, once. *Eager*
+//! runs the list; *graph* captures it for a shape and replays it: a CUDA graph on CUDA, an operation
+//! tape on the CPU. What changes from step to step (token ids, positions, slots, block tables,
+//! lengths) is not in the operations but in the device's persistent [`StepInputs`], so that a
+//! captured list stays valid.
+
+use pagedraft_attention::metadata::AttentionMetadata;
+use pagedraft_block_manager::BlockCopy;
+
+use serde::Serialize;
+
+use crate::checkpoint::Tensor;
+use crate::error::ModelError;
+
+/// What one step feeds to the model.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct StepInputs {
+    /// Token ids, one a token row.
+    #[serde(rename = "input_tokens")]
+    pub tokens: Vec<u32>,
+    /// Position of each token in its sequence (rope), one a token row.
+    #[serde(rename = "input_positions")]
+    pub positions: Vec<u32>,
+    /// The attention call.
+    pub metadata: AttentionMetadata,
+}
+
+/// Where the result of a matrix product goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Into {
+    /// It replaces what was there.
+    Store,
+    /// It is added to what was there (a residual).
+    Add,
+}
+
+/// One operation. `B` is the device's buffer handle; shapes are row-major, `rows` token rows.
+///
+/// Each is batch-invariant: a row of its output is a function of that row of its inputs alone (and,
+/// for attention, of the KV that its sequence may see).
+#[derive(Clone, Debug)]
+pub enum Op<B> {
+    /// `out[r] = table[tokens[r]]`; `table` is `[vocab, width]`.
+    Embed {
+        /// Embedding matrix.
+        table: B,
+        /// `[rows, width]`.
+        out: B,
+        /// Token rows.
+        rows: usize,
+    },
+    /// `out[r] = weight * x[r] / sqrt(mean(x[r]^2) + eps)`.
+    RmsNorm {
+        /// `[rows, width]`.
+        x: B,
+        /// `[width]`.
+        weight: B,
+        /// `[rows, width]`.
+        out: B,
+        /// Added to the mean square.
+        eps: f32,
+        /// Token rows.
+        rows: usize,
+    },
+    /// `out[r] (+)= x[r] W^T (+ bias)`; `matrix` is `[n, k]`.
+    MatMul {
+        /// `[rows, k]`.
+        x: B,
+        /// Weights.
+        matrix: B,
+        /// `[n]`.
+        bias: Option<B>,
+        /// `[rows, n]`.
+        out: B,
+        /// Store or add.
+        into: Into,
+        /// Token rows.
+        rows: usize,
+    },
+    /// Splits `qkv`, normalises q and k a head (where weights are given), rotates both by the row's
+    /// position, writes q to `q` and k, v to the KV cache at the row's slot.
+    RopeAndCache {
+        /// `[rows, (heads + 2 kv_heads) head_dim]`: q, k, v.
+        qkv: B,
+        /// `[head_dim]` weights of the norms of q and k, with their eps.
+        qk_norm: Option<(B, B, f32)>,
+        /// `[max positions, head_dim]`: cosines, then sines of each position.
+        rope: B,
+        /// `[rows, heads head_dim]`.
+        q: B,
+        /// Layer whose cache is written.
+        layer: u16,
+        /// Token rows.
+        rows: usize,
+    },
+    /// Attention of every row of `q` over the cache of its sequence, as the step's metadata says.
+    Attention {
+        /// `[rows, heads head_dim]`.
+        q: B,
+        /// `[rows, heads head_dim]`.
+        out: B,
+        /// Layer whose cache is read.
+        layer: u16,
+        /// Token rows.
+        rows: usize,
+    },
+    /// `out[r] = silu(gate[r]) * up[r]`, `x` holding gate then up.
+    SwiGlu {
+        /// `[rows, 2 width]`.
+        x: B,
+        /// `[rows, width]`.
+        out: B,
+        /// Token rows.
+        rows: usize,
+    },
+    /// `out[i] = x[selection[i]]`, the selection being the device's (see [`Device::select`]).
+    Gather {
+        /// `[.., width]`.
+        x: B,
+        /// `[rows, width]`.
+        out: B,
+        /// Rows selected.
+        rows: usize,
+    },
+    /// Copies `rows` rows.
+    Copy {
+        /// `[rows, width]`.
+        x: B,
+        /// `[rows, width]`.
+        out: B,
+        /// Token rows.
+        rows: usize,
+    },
+}
+
+/// Something that holds buffers, weights and KV, and runs operations over them.
+pub trait Device {
+    /// Handle of a buffer, weights included.
+    type Buf: Copy + std::fmt::Debug;
+    /// A captured list of operations.
+    type Graph;
+
+    /// A buffer of `rows x width` f32, zeroed.
+    ///
+    /// # Errors
+    ///
+    /// Not enough memory.
+    fn activations(&mut self, rows: usize, width: usize) -> Result<Self::Buf, ModelError>;
+
+    /// A vector or a small table of f32 (norm weights, biases, rotations).
+    ///
+    /// # Errors
+    ///
+    /// Not enough memory.
+    fn vector(&mut self, values: Vec<f32>) -> Result<Self::Buf, ModelError>;
+
+    /// A weight matrix for [`Op::MatMul`]: the tensors, each `[n_i, k]`, stacked along n and rounded to the
+    /// device's dtype.
+    ///
+    /// # Errors
+    ///
+    /// Not enough memory, or tensors that do not stack.
+    fn matrix(&mut self, stacked: &[Tensor<'_>]) -> Result<Self::Buf, ModelError>;
+
+    /// A matrix whose rows are looked up by [`Op::Embed`].
+    ///
+    /// # Errors
+    ///
+    /// Not enough memory.
+    fn table(&mut self, tensor: &Tensor<'_>) -> Result<Self::Buf, ModelError>;
+
+    /// Puts the step's inputs where the operations read them.
+    ///
+    /// # Errors
+    ///
+    /// Inputs that are inconsistent, or larger than what the device was built for.
+    fn bind(&mut self, inputs: &StepInputs) -> Result<(), ModelError>;
+
+    /// Sets the rows that [`Op::Gather`] takes.
+    ///
+    /// # Errors
+    ///
+    /// More rows than the device was built for.
+    fn select(&mut self, rows: &[u32]) -> Result<(), ModelError>;
+
+    /// Runs the operations in order, eagerly.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the device; what the buffers then hold is unspecified.
+    fn run(&mut self, ops: &[Op<Self::Buf>]) -> Result<(), ModelError>;
+
+    /// Records the operations for later [`replay`](Device::replay)s over the same buffers.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the device.
+    fn capture(&mut self, ops: &[Op<Self::Buf>]) -> Result<Self::Graph, ModelError>;
+
+    /// Runs a captured list on the inputs bound now.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the device, or more rows bound than the list was captured for.
+    fn replay(&mut self, graph: &Self::Graph) -> Result<(), ModelError>;
+
+    /// The first `rows` rows of a buffer, on the host, row-major.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the device.
+    fn read(&mut self, buffer: Self::Buf, rows: usize) -> Result<&[f32], ModelError>;
+
+    /// Copies whole KV blocks, in every layer, before anything of the step is written.
+    ///
+    /// # Errors
+    ///
+    /// A block outside the pool.
+    fn copy_blocks(&mut self, copies: &[BlockCopy]) -> Result<(), ModelError>;
+}

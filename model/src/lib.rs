@@ -1,0 +1,48 @@
+//! Checkpoints, architectures, devices, execution.
+//!
+//! An architecture ([`dense`]) writes its step as a list of operations ([`Op`]) over the buffers of a [`Device`];
+//! a [`Runner`] loads a [`checkpoint`](checkpoint::Checkpoint) onto a device and runs steps. The CPU ([`cpu`]) is the
+//! device there is; others implement the same trait.
+//!
+//! # What this crate promises
+//!
+//! - **Batch invariance.** A logit is a function of the sequence's tokens, the model, the dtype and the instruction set.
+//!   Which other rows the step has, how a prompt was cut into steps, where its KV blocks lie, how large they are and how many
+//!   threads there are shows in no bit.
+//! - **Nothing is silently something else.** A checkpoint whose configuration asks for what is not here (another
+//!   architecture, a rope scaling, an activation) is refused by name.
+//!
+//! What it does not promise: the same bits on different instruction sets (AMX and the portable kernels reduce by trees
+//! of their own), or in different versions.
+//!
+//! Weights are read by memory map and packed once; activations are f32, weights and KV have the dtype asked for. In bf16
+//! and f16 the inputs of a matrix product are rounded to that type, on every instruction set.
+//!
+//! ```
+//! use pagedraft_model::checkpoint::{Checkpoint, ModelConfig};
+//! # fn main() -> Result<(), pagedraft_model::ModelError> {
+//! let config = br#"{"architectures": ["LlamaForCausalLM"], "vocab_size": 32, "hidden_size": 16,
+//!     "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
+//!     "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "rope_theta": 10000.0}"#;
+//! let config = ModelConfig::parse("config.json".as_ref(), config)?;
+//! assert_eq!(config.head_dim, 8);
+//! let checkpoint = Checkpoint::dummy(config, 0); // weights drawn from a seed
+//! assert_eq!(checkpoint.embedding()?.shape(), [32, 16]);
+//! # Ok(())
+//! # }
+//! ```
+#![deny(missing_docs)]
+
+pub mod checkpoint;
+pub mod cpu;
+pub mod dense;
+mod device;
+mod error;
+mod runner;
+pub mod tokenizer;
+
+pub use checkpoint::Dtype;
+pub use dense::StepLimits;
+pub use device::{Device, Into, Op, StepInputs};
+pub use error::ModelError;
+pub use runner::Runner;

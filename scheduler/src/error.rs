@@ -1,0 +1,122 @@
+use pagedraft_block_manager::Error as BlockError;
+
+use crate::{RequestKey, StepId};
+
+/// Why no scheduler can be made from a configuration.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// A setting that has to be at least 1.
+    #[error("{name} is 0; nothing could ever run, set it to 1 or more")]
+    Zero {
+        /// The setting.
+        name: &'static str,
+    },
+    /// A maximum length without room for a prompt and an output.
+    #[error("max_model_len is {given}; a prompt token and an output token need 2")]
+    MaxModelLen {
+        /// What was given.
+        given: u32,
+    },
+    /// A greatest piece for prefills that may not be cut.
+    #[error(
+        "prefill_chunk is {chunk} but chunked prefill is off; drop prefill_chunk or enable chunked prefill"
+    )]
+    ChunkWithoutChunking {
+        /// The greatest piece.
+        chunk: u32,
+    },
+    /// The block size, the pool or the KV groups.
+    #[error(transparent)]
+    Blocks(#[from] BlockError),
+}
+
+/// Why a request is refused: it could never be served.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SubmitError {
+    /// Nothing to continue.
+    #[error("the prompt is empty; give at least one token")]
+    EmptyPrompt,
+    /// Nothing to generate.
+    #[error("max_tokens is 0; ask for at least one token")]
+    NoTokens,
+    /// A prompt that leaves no room for an output token.
+    #[error(
+        "the prompt has {prompt_len} tokens; with one output token it exceeds max_model_len = {max_model_len}; \
+         shorten the prompt or raise max_model_len"
+    )]
+    LongerThanModel {
+        /// Tokens of the prompt.
+        prompt_len: usize,
+        /// The limit.
+        max_model_len: u32,
+    },
+    /// A prompt that does not fit an empty pool.
+    #[error(
+        "the prompt has {prompt_len} tokens but the KV pool of {num_blocks} blocks holds {capacity} at most; \
+         shorten the prompt or raise num_blocks"
+    )]
+    LargerThanPool {
+        /// Tokens of the prompt.
+        prompt_len: usize,
+        /// Blocks of the pool.
+        num_blocks: u32,
+        /// Tokens the pool holds.
+        capacity: u32,
+    },
+    /// A prompt that may not be cut and exceeds the budget.
+    #[error(
+        "the prompt has {prompt_len} tokens, chunked prefill is off and a step takes {max_num_batched_tokens} at most; \
+         raise max_num_batched_tokens or enable chunked prefill"
+    )]
+    LargerThanStep {
+        /// Tokens of the prompt.
+        prompt_len: usize,
+        /// The budget of a step.
+        max_num_batched_tokens: u32,
+    },
+    /// A fork of a request with another prompt or salt.
+    #[error("the request forks {parent} but its prompt or salt is another; forks share both")]
+    ForkDiffers {
+        /// The request to be forked.
+        parent: RequestKey,
+    },
+}
+
+/// Why an outcome cannot be applied. Nothing has changed then; the step is still in flight.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The outcome of another step.
+    #[error("the outcome is of step {}, but {}", given.0, in_flight.map_or("no step is in flight".to_owned(), |id| format!("step {} is in flight", id.0)))]
+    WrongStep {
+        /// The outcome's step.
+        given: StepId,
+        /// The step in flight.
+        in_flight: Option<StepId>,
+    },
+    /// Not one outcome a plan row.
+    #[error("step {} has {rows} plan rows but its outcome has {given}", step.0)]
+    RowCount {
+        /// The step.
+        step: StepId,
+        /// Plan rows.
+        rows: usize,
+        /// Rows of the outcome.
+        given: usize,
+    },
+    /// A row of the outcome that does not answer its plan row.
+    #[error("row {row} of the outcome of step {} {what}", step.0)]
+    Row {
+        /// The step.
+        step: StepId,
+        /// The row.
+        row: usize,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// A fault of the book-keeping of blocks.
+    #[error("block manager: {0}")]
+    Blocks(#[from] BlockError),
+}

@@ -1,0 +1,117 @@
+//! An executor without a model: what each request gives is stated beforehand.
+//!
+//! Tests, the scheduler's own benchmark and simulations of plans run on it. A token depends on its request's seed
+//! and its position alone, so that preemption, chunks and drafts must not change one.
+
+use std::convert::Infallible;
+
+use crate::{Executor, Kind, KvView, RequestKey, RowOutcome, StepOutcome, StepPlan};
+
+/// What a request gives.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Script {
+    /// Output tokens before it stops by itself; `None`: it goes on until its `max_tokens`.
+    pub output_len: Option<u32>,
+    /// Drafts accepted in each verify step, one after the other; the last entry goes on for ever, an empty list
+    /// accepts none.
+    pub accepted: Vec<u16>,
+    /// What its tokens are drawn from.
+    pub seed: u64,
+}
+
+impl Script {
+    /// The token at `position` of the sequence.
+    #[must_use]
+    pub fn token(&self, position: u32) -> u32 {
+        let mut z = self.seed ^ (u64::from(position) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) % u64::from(VOCABULARY)) as u32
+    }
+}
+
+/// Scripted tokens are `0 .. VOCABULARY`.
+pub const VOCABULARY: u32 = 32_000;
+
+#[derive(Debug, Default)]
+struct Playing {
+    request: RequestKey,
+    script: Script,
+    prompt_len: u32,
+    verify_steps: usize,
+}
+
+/// Runs plans by [`Script`]s. A request without one has the default script.
+#[derive(Debug, Default)]
+pub struct FakeExecutor {
+    /// By place of the request.
+    playing: Vec<Playing>,
+}
+
+impl FakeExecutor {
+    /// An executor that knows no scripts yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Gives a request of `prompt_len` prompt tokens its script, before its first step.
+    pub fn insert(&mut self, request: RequestKey, prompt_len: u32, script: Script) {
+        if self.playing.len() <= request.index() {
+            self.playing.resize_with(request.index() + 1, Playing::default);
+        }
+        self.playing[request.index()] = Playing { request, script, prompt_len, verify_steps: 0 };
+    }
+
+    fn row(&mut self, request: RequestKey) -> Option<&mut Playing> {
+        self.playing.get_mut(request.index()).filter(|playing| playing.request == request)
+    }
+}
+
+impl Executor for FakeExecutor {
+    type Record = ();
+    type Error = Infallible;
+
+    fn execute(
+        &mut self,
+        plan: &StepPlan,
+        kv: &dyn KvView,
+        outcome: &mut StepOutcome<()>,
+    ) -> Result<(), Infallible> {
+        outcome.id = plan.id;
+        outcome.rows.clear();
+        outcome.tokens.clear();
+        let mut unscripted = Playing::default();
+        for row in &plan.rows {
+            let len = kv.tokens(row.request).len() as u32;
+            let playing = self.row(row.request).unwrap_or(&mut unscripted);
+            let start = outcome.tokens.len() as u32;
+            let (mut num_drafts, mut num_accepted, mut stop) = (0, 0, false);
+            if row.samples {
+                if row.kind == Kind::Verify {
+                    let accepted = &playing.script.accepted;
+                    let step = playing.verify_steps.min(accepted.len().saturating_sub(1));
+                    num_drafts = row.drafts_max;
+                    num_accepted = accepted.get(step).copied().unwrap_or(0).min(num_drafts);
+                    playing.verify_steps += 1;
+                }
+                for position in len..=len + u32::from(num_accepted) {
+                    outcome.tokens.push(playing.script.token(position));
+                    let generated = position + 1 - playing.prompt_len.min(position);
+                    stop = playing.script.output_len.is_some_and(|n| generated >= n);
+                    if stop {
+                        break;
+                    }
+                }
+            }
+            outcome.rows.push(RowOutcome {
+                request: row.request,
+                tokens: start..outcome.tokens.len() as u32,
+                num_drafts,
+                num_accepted,
+                stop,
+            });
+        }
+        Ok(())
+    }
+}

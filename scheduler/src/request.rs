@@ -1,0 +1,154 @@
+use std::fmt;
+
+use pagedraft_block_manager::{Handle, Salt, SequenceId};
+use serde::Serialize;
+
+use crate::FinishReason;
+
+/// Names a request of a [`Scheduler`](crate::Scheduler): a place and how often that place was given out, so that the key of
+/// an ended request never names another. The default key names none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
+pub struct RequestKey(pub(crate) Handle);
+
+impl RequestKey {
+    /// Its place, reused by later requests: an index for arrays beside the scheduler.
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self.0.index() as usize
+    }
+
+    /// How often the place was given out, this request included.
+    #[must_use]
+    pub const fn generation(self) -> u32 {
+        self.0.generation()
+    }
+}
+
+impl fmt::Display for RequestKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What is asked of the scheduler.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequestSpec {
+    /// The prompt's tokens.
+    pub prompt: Vec<u32>,
+    /// Tokens to generate at most; at least 1.
+    pub max_tokens: u32,
+    /// Tokens that end the output (they are kept as its last): the end-of-sequence token, unless it is ignored,
+    /// and any others.
+    pub stop_token_ids: Vec<u32>,
+    /// Lower is served first under [`Policy::Priority`](crate::Policy::Priority).
+    pub priority: i32,
+    /// What besides the tokens changes the KV (model, tenant, ...): prefixes are shared under equal salts only.
+    pub salt: Salt,
+    /// Whether prefix hits may be taken; without, every prompt token is computed.
+    pub reads_cache: bool,
+    /// A request with the same prompt whose KV this one continues from: further samples of one prompt.
+    pub fork_of: Option<RequestKey>,
+}
+
+impl RequestSpec {
+    /// `max_tokens` tokens after `prompt`; no stop tokens, priority 0, cache reads.
+    #[must_use]
+    pub fn new(prompt: Vec<u32>, max_tokens: u32) -> Self {
+        Self {
+            prompt,
+            max_tokens,
+            stop_token_ids: Vec::new(),
+            priority: 0,
+            salt: Salt::NONE,
+            reads_cache: true,
+            fork_of: None,
+        }
+    }
+}
+
+/// Where a request is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Not admitted yet, or preempted.
+    Waiting,
+    /// Admitted.
+    Running,
+    /// Over; still readable until the next step is planned.
+    Ended(FinishReason),
+}
+
+/// A look at a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct RequestInfo {
+    /// Where it is.
+    pub phase: Phase,
+    /// Tokens of its prompt.
+    pub num_prompt_tokens: u32,
+    /// Tokens generated and kept.
+    pub num_generated_tokens: u32,
+    /// Known tokens whose KV is in the pool.
+    pub num_computed_tokens: u32,
+    /// Tokens it did not have to compute when it was first admitted: prefix hit or fork.
+    pub num_cached_tokens: u32,
+    /// How often it lost its blocks.
+    pub num_preemptions: u32,
+}
+
+/// A request's state.
+#[derive(Debug)]
+pub(crate) struct Request {
+    pub(crate) phase: Phase,
+    pub(crate) sequence: SequenceId,
+    /// Prompt, then output.
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) prompt_len: u32,
+    /// Known tokens whose KV is in the pool.
+    pub(crate) computed: u32,
+    /// Length at which it ends: the least of `max_tokens`, `max_model_len` and what the pool can hold.
+    pub(crate) max_len: u32,
+    pub(crate) stop_token_ids: Vec<u32>,
+    pub(crate) priority: i32,
+    /// Number of submission.
+    pub(crate) arrival: u64,
+    pub(crate) salt: Salt,
+    pub(crate) reads_cache: bool,
+    pub(crate) fork_of: Option<RequestKey>,
+    /// The step it was last admitted in.
+    pub(crate) admitted: Option<u64>,
+    pub(crate) num_cached: u32,
+    pub(crate) num_preemptions: u32,
+}
+
+impl Request {
+    /// Known tokens.
+    pub(crate) fn len(&self) -> u32 {
+        self.tokens.len() as u32
+    }
+
+    pub(crate) fn generated(&self) -> u32 {
+        self.len() - self.prompt_len
+    }
+
+    /// Whether only the KV of its last token is missing, and that one is an output token.
+    pub(crate) fn is_decoding(&self) -> bool {
+        self.computed + 1 == self.len() && self.generated() > 0
+    }
+
+    /// Smaller is better: served first, preempted last.
+    pub(crate) fn rank(&self) -> (i32, u64) {
+        (self.priority, self.arrival)
+    }
+
+    pub(crate) fn info(&self) -> RequestInfo {
+        RequestInfo {
+            phase: self.phase,
+            num_prompt_tokens: self.prompt_len,
+            num_generated_tokens: self.generated(),
+            num_computed_tokens: self.computed,
+            num_cached_tokens: self.num_cached,
+            num_preemptions: self.num_preemptions,
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! Why a step could not be executed.
+
+use pagedraft_attention::AttentionError;
+use pagedraft_model::ModelError;
+use pagedraft_scheduler::RequestKey;
+
+use crate::sampling::SamplingError;
+
+/// A step that failed; its plan was not applied.
+#[derive(Debug, thiserror::Error)]
+pub enum ExecuteError {
+    /// The model or its device.
+    #[error(transparent)]
+    Model(ModelError),
+    /// The plan's tables and lengths do not make metadata.
+    #[error("the step's metadata is inconsistent: {0}")]
+    Metadata(#[from] AttentionError),
+    /// The logits of a row cannot be sampled.
+    #[error(transparent)]
+    Sampling(#[from] SamplingError),
+    /// A request that was never registered.
+    #[error("request {request:?} is in the plan, but has no sampling parameters: register it before it is scheduled")]
+    Unregistered {
+        /// Which.
+        request: RequestKey,
+    },
+    /// A kind of row that this executor does not run.
+    #[error("request {request:?}: this executor runs no {kind} row with drafts")]
+    Unsupported {
+        /// Which.
+        request: RequestKey,
+        /// The kind.
+        kind: String,
+    },
+    /// A plan that does not fit what the view says.
+    #[error("request {request:?}: the plan is inconsistent: {what}")]
+    Plan {
+        /// Which.
+        request: RequestKey,
+        /// How.
+        what: &'static str,
+    },
+}

@@ -1,0 +1,64 @@
+//! What a step puts on record.
+
+use pagedraft_model::StepInputs;
+use pagedraft_scheduler::RequestKey;
+use serde::Serialize;
+
+use crate::sampling::RowLogprobs;
+
+/// Microseconds a step spent in each of its stages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct StageTimes {
+    /// Building the metadata and gathering the inputs.
+    pub metadata: f64,
+    /// Proposing drafts.
+    pub propose: f64,
+    /// The forward pass, logits included.
+    pub execute: f64,
+    /// Choosing tokens and computing logprobs.
+    pub sample: f64,
+}
+
+/// Whether the forward pass was issued or replayed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// Operation by operation.
+    #[default]
+    Eager,
+    /// A captured graph.
+    Graph,
+}
+
+/// Log probabilities of one position of a prompt.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PromptLogprobs {
+    /// Whose prompt.
+    pub request: RequestKey,
+    /// Position of the token that the distribution is of.
+    pub position: u32,
+    /// The best tokens there, and the prompt's own.
+    pub logprobs: RowLogprobs,
+}
+
+/// The record of a step: the inputs and the metadata that it ran with.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct StepRecord {
+    /// Stage times in microseconds; the schedule stage is the driver's.
+    pub time_us: StageTimes,
+    /// Eager or graph.
+    pub mode: Mode,
+    /// Token ids, positions and attention metadata: the very object that the model was given.
+    pub inputs: StepInputs,
+    /// For each metadata row the plan row it belongs to.
+    pub plan_rows: Vec<u32>,
+    /// Logprobs asked for, of generated tokens, in the order of the outcome's rows.
+    #[serde(skip)]
+    pub logprobs: Vec<(RequestKey, RowLogprobs)>,
+    /// Logprobs asked for, of prompt positions.
+    #[serde(skip)]
+    pub prompt_logprobs: Vec<PromptLogprobs>,
+    /// The logits each token was chosen from, where they are kept.
+    #[serde(skip)]
+    pub logits: Vec<(RequestKey, Vec<f32>)>,
+}

@@ -1,0 +1,51 @@
+//! From a row of logits to a token: filters, the coupled choice, and log probabilities.
+//!
+//! A token is a function of (logits, parameters, seed, sample, position) alone:
+//!
+//! ```text
+//! token = argmax over kept tokens of  logit / T + gumbel(seed, sample, position, token)
+//! ```
+//!
+//! with plain argmax at T = 0 and ties to the lowest id. By the Gumbel-max trick (Gumbel 1954;
+//! Maddison, Tarlow, Minka 2014) that is an exact draw from the filtered softmax. The noise comes out
+//! of a counter, never out of a shared stream, so neither the order of requests nor what else is in
+//! the batch changes a draw; and because the noise of a token does not depend on the logits, a draft
+//! model that chooses with the same noise tends to choose the same tokens.
+//!
+//! Every number is made of additions, multiplications and divisions in f64 (see `series`), so that a
+//! seed means the same text on every machine that computes the same logits.
+//!
+//! The order of the filters is vLLM's: temperature, then min-p, then top-k, then top-p over what the
+//! other two left, renormalised. Ties at an edge go to the lowest ids, and the number kept is exact
+//! (vLLM's top-k keeps all that tie).
+//!
+//! ```
+//! # use pagedraft_spec_decode::sampling::{Sampler, SamplingParams};
+//! let params = SamplingParams { temperature: 0.8, top_k: Some(2), seed: 7, ..Default::default() };
+//! let mut sampler = Sampler::default();
+//! let token = sampler.choose(&[0.1, 2.0, -1.0, 1.9], &params, 42)?;
+//! assert!(token == 1 || token == 3);
+//! assert_eq!(token, sampler.choose(&[0.1, 2.0, -1.0, 1.9], &params, 42)?);
+//! # Ok::<(), pagedraft_spec_decode::sampling::SamplingError>(())
+//! ```
+
+mod choose;
+mod distribution;
+mod error;
+mod filter;
+mod logprobs;
+mod noise;
+mod params;
+mod philox;
+mod row;
+mod series;
+#[cfg(test)]
+mod tests;
+
+pub use choose::Sampler;
+pub use distribution::distribution;
+pub use error::SamplingError;
+pub use logprobs::{RowLogprobs, TokenLogprob, logprobs};
+pub use noise::{Noise, Purpose};
+pub use params::SamplingParams;
+pub use philox::philox4x32;

@@ -1,0 +1,94 @@
+//! How a request wants its tokens drawn.
+
+use serde::Serialize;
+
+use super::error::SamplingError;
+
+/// The sampling parameters of one sample of a request. The defaults are vLLM's: temperature 1, no
+/// filters.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SamplingParams {
+    /// What logits are divided by; 0 is greedy.
+    pub temperature: f32,
+    /// Keep this many of the most likely tokens, at least 1; `None` is off.
+    pub top_k: Option<u32>,
+    /// Keep the fewest most likely tokens that hold this share of the probability; 1 is off.
+    pub top_p: f32,
+    /// Keep tokens at least this share as likely as the most likely one; 0 is off.
+    pub min_p: f32,
+    /// The key of the request's noise.
+    pub seed: u64,
+    /// Which of the request's n samples this is, from 0.
+    pub sample: u32,
+    /// How many of the best log probabilities to report with each generated token.
+    pub logprobs: Option<u32>,
+    /// The same for each token of the prompt.
+    pub prompt_logprobs: Option<u32>,
+}
+
+impl Default for SamplingParams {
+    fn default() -> Self {
+        SamplingParams {
+            temperature: 1.0,
+            top_k: None,
+            top_p: 1.0,
+            min_p: 0.0,
+            seed: 0,
+            sample: 0,
+            logprobs: None,
+            prompt_logprobs: None,
+        }
+    }
+}
+
+impl SamplingParams {
+    /// Greedy decoding.
+    pub fn greedy() -> Self {
+        SamplingParams { temperature: 0.0, ..SamplingParams::default() }
+    }
+
+    /// Whether the choice is the plain argmax.
+    pub fn is_greedy(&self) -> bool {
+        self.temperature == 0.0
+    }
+
+    /// Whether no filter is on, so that every token may be chosen.
+    pub fn keeps_all(&self) -> bool {
+        self.top_k.is_none() && self.top_p >= 1.0 && self.min_p <= 0.0
+    }
+
+    /// `top_k` as it is written on command lines and in JSON: -1 and 0 mean off, as in vLLM.
+    ///
+    /// # Errors
+    /// [`SamplingError::TopK`] below -1 or above `u32::MAX`.
+    pub fn top_k_from(number: i64) -> Result<Option<u32>, SamplingError> {
+        match number {
+            -1 | 0 => Ok(None),
+            _ => u32::try_from(number).map(Some).map_err(|_| SamplingError::TopK { found: number }),
+        }
+    }
+
+    /// Checks every parameter.
+    ///
+    /// # Errors
+    /// Names the first parameter that is out of its range. `Some(0)` for `top_k` is refused: off is
+    /// `None` here ([`SamplingParams::top_k_from`] translates).
+    pub fn validate(&self) -> Result<(), SamplingError> {
+        let found = self.temperature;
+        if !(found.is_finite() && found >= 0.0) {
+            return Err(SamplingError::Temperature { found });
+        }
+        let found = self.top_p;
+        if !(found > 0.0 && found <= 1.0) {
+            return Err(SamplingError::TopP { found });
+        }
+        let found = self.min_p;
+        if !(0.0..=1.0).contains(&found) {
+            return Err(SamplingError::MinP { found });
+        }
+        if self.top_k == Some(0) {
+            return Err(SamplingError::TopK { found: 0 });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,257 @@
+//! The flags that every command with an engine has.
+
+use std::path::PathBuf;
+
+use anyhow::anyhow;
+use clap::{Args, ValueEnum};
+use pagedraft::exit::{usage, usage_hint};
+use pagedraft::session::{EngineOptions, LoadFormat, ModelRef, TraceOptions};
+use pagedraft_attention::isa::Isa;
+use pagedraft_model::Dtype;
+use pagedraft_scheduler::Policy;
+use pagedraft_workloads::trace::{STEPS_FILE, TraceTables};
+
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Engine")]
+pub struct EngineFlags {
+    /// A Hugging Face style directory, or `builtin:target` or `builtin:draft`
+    #[arg(long, value_name = "DIR|builtin:NAME", default_value = "builtin:target")]
+    pub model: ModelRef,
+    /// `dummy`: weights drawn from --seed, only config.json is needed
+    #[arg(long, value_enum, default_value = "auto")]
+    pub load_format: LoadFormat,
+    /// Tokens a KV block: 16, 32 or 64
+    #[arg(long, value_name = "TOKENS", default_value = "16", value_parser = block_size)]
+    pub block_size: u32,
+    /// KV blocks (default: what --kv-cache-memory holds)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub num_blocks: Option<u32>,
+    /// Memory for KV blocks, as 512M or 4G (default 1G)
+    #[arg(long, value_name = "BYTES", value_parser = bytes, conflicts_with = "num_blocks")]
+    pub kv_cache_memory: Option<u64>,
+    /// Most sequences in a step
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_num_seqs: u32,
+    /// Most tokens in a step
+    #[arg(long, value_name = "N", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_num_batched_tokens: u32,
+    /// Greatest length of a sequence (default: the model's)
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_model_len: Option<u32>,
+    /// Greatest piece of a prompt in a step (default: what the token budget leaves)
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub prefill_chunk: Option<u32>,
+    /// Reuse the KV of equal prefixes (default on; off for benchmarks)
+    #[arg(long, overrides_with = "no_enable_prefix_caching")]
+    enable_prefix_caching: bool,
+    /// Compute every prompt anew
+    #[arg(long, overrides_with = "enable_prefix_caching")]
+    no_enable_prefix_caching: bool,
+    /// Compute long prompts in pieces (default on)
+    #[arg(long, overrides_with = "no_enable_chunked_prefill")]
+    enable_chunked_prefill: bool,
+    /// Compute every prompt in one step
+    #[arg(long, overrides_with = "enable_chunked_prefill")]
+    no_enable_chunked_prefill: bool,
+    /// Who is served first
+    #[arg(long, value_enum, default_value = "fcfs")]
+    policy: PolicyName,
+    /// Data type of weights and KV (default: the checkpoint's)
+    #[arg(long, value_enum, default_value = "auto")]
+    dtype: DtypeName,
+    /// CPU threads (default: as many as there are cores)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    threads: Option<u32>,
+    /// Instruction set of the kernels (default: the machine's best)
+    #[arg(long, value_enum, default_value = "auto")]
+    isa: IsaName,
+    /// Where to run
+    #[arg(long, value_enum, default_value = "auto")]
+    device: Device,
+    /// Issue every operation (graphs are not there yet, so every step is eager)
+    #[arg(long)]
+    enforce_eager: bool,
+    /// Seed of everything random
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Write a trace of every step to this directory
+    #[arg(long, value_name = "DIR")]
+    pub trace_out: Option<PathBuf>,
+    /// `delta`: a block table only where it changed
+    #[arg(long, value_enum, default_value = "full")]
+    trace_tables: Tables,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum PolicyName {
+    /// First come, first served
+    Fcfs,
+    /// By the requests' priority, lower first
+    Priority,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum DtypeName {
+    Auto,
+    #[value(alias = "float32", alias = "float")]
+    F32,
+    #[value(alias = "float16", alias = "half")]
+    F16,
+    #[value(alias = "bfloat16")]
+    Bf16,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum IsaName {
+    Auto,
+    Amx,
+    Avx512,
+    Avx2,
+    Neon,
+    Portable,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+enum Device {
+    Auto,
+    Cpu,
+    Cuda,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Tables {
+    Full,
+    Delta,
+}
+
+impl EngineFlags {
+    /// The engine these flags ask for; `prefix_caching` where they don't say.
+    pub fn options(&self, prefix_caching: bool) -> anyhow::Result<EngineOptions> {
+        if self.device == Device::Cuda {
+            return Err(usage_hint(anyhow!("--device cuda: this build has no CUDA device yet"), "leave the flag out, or --device cpu"));
+        }
+        Ok(EngineOptions {
+            model: self.model.clone(),
+            load_format: self.load_format,
+            block_size: self.block_size,
+            num_blocks: self.num_blocks,
+            kv_cache_memory: self.kv_cache_memory,
+            max_num_seqs: self.max_num_seqs,
+            max_num_batched_tokens: self.max_num_batched_tokens,
+            max_model_len: self.max_model_len,
+            prefill_chunk: self.prefill_chunk,
+            enable_prefix_caching: said(self.enable_prefix_caching, self.no_enable_prefix_caching).unwrap_or(prefix_caching),
+            enable_chunked_prefill: said(self.enable_chunked_prefill, self.no_enable_chunked_prefill).unwrap_or(true),
+            policy: match self.policy {
+                PolicyName::Fcfs => Policy::Fcfs,
+                PolicyName::Priority => Policy::Priority,
+            },
+            dtype: match self.dtype {
+                DtypeName::Auto => None,
+                DtypeName::F32 => Some(Dtype::F32),
+                DtypeName::F16 => Some(Dtype::F16),
+                DtypeName::Bf16 => Some(Dtype::Bf16),
+            },
+            threads: self.threads.map_or_else(cores, |threads| threads as usize),
+            isa: match self.isa {
+                IsaName::Auto => None,
+                IsaName::Amx => Some(Isa::Amx),
+                IsaName::Avx512 => Some(Isa::Avx512),
+                IsaName::Avx2 => Some(Isa::Avx2),
+                IsaName::Neon => Some(Isa::Neon),
+                IsaName::Portable => Some(Isa::Portable),
+            },
+            seed: self.seed,
+            trace: self.trace_options()?,
+        })
+    }
+
+    /// The trace these flags ask for, seen before a model is loaded for nothing.
+    fn trace_options(&self) -> anyhow::Result<Option<TraceOptions>> {
+        let Some(dir) = &self.trace_out else { return Ok(None) };
+        if dir.exists() && !dir.is_dir() {
+            return Err(usage(anyhow!("trace directory {} is not a directory", dir.display())));
+        }
+        if dir.join(STEPS_FILE).exists() {
+            let error = anyhow!("trace directory {} holds a trace already", dir.display());
+            return Err(usage_hint(error, "name another directory, or remove that one"));
+        }
+        let tables = match self.trace_tables {
+            Tables::Full => TraceTables::Full,
+            Tables::Delta => TraceTables::Delta,
+        };
+        Ok(Some(TraceOptions { dir: dir.clone(), tables }))
+    }
+}
+
+/// What a pair of opposite flags says; clap lets the last one stand.
+fn said(yes: bool, no: bool) -> Option<bool> {
+    (yes || no).then_some(yes)
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+/// A block size that the kernels have.
+pub fn block_size(text: &str) -> Result<u32, String> {
+    text.parse().ok().filter(|size| matches!(size, 16 | 32 | 64)).ok_or_else(|| "block sizes are 16, 32 and 64".to_owned())
+}
+
+fn bytes(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
+        "" | "B" => 0,
+        "K" | "KB" | "KIB" => 10,
+        "M" | "MB" | "MIB" => 20,
+        "G" | "GB" | "GIB" => 30,
+        unit => return Err(format!("unknown unit {unit}: use K, M or G")),
+    };
+    let number: f64 = digits.parse().map_err(|_| "not a number of bytes, such as 512M or 4G".to_owned())?;
+    let bytes = number * (1u64 << shift) as f64;
+    if (1.0..9e18).contains(&bytes) { Ok(bytes as u64) } else { Err("not a possible amount of memory".to_owned()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        engine: EngineFlags,
+    }
+
+    fn options(arguments: &[&str]) -> anyhow::Result<EngineOptions> {
+        let line = Line::try_parse_from(std::iter::once("x").chain(arguments.iter().copied()))?;
+        line.engine.options(true)
+    }
+
+    #[test]
+    fn the_last_of_two_opposite_flags_stands() {
+        let caching = |arguments: &[&str]| options(arguments).unwrap().enable_prefix_caching;
+        assert!(caching(&[]) && caching(&["--enable-prefix-caching"]));
+        assert!(!caching(&["--enable-prefix-caching", "--no-enable-prefix-caching"]));
+        assert!(caching(&["--no-enable-prefix-caching", "--enable-prefix-caching"]));
+        assert!(!options(&["--no-enable-chunked-prefill"]).unwrap().enable_chunked_prefill);
+    }
+
+    #[test]
+    fn memory_is_read_with_its_unit() {
+        assert_eq!(bytes("4G"), Ok(4 << 30));
+        assert_eq!(bytes("1.5MiB"), Ok(3 << 19));
+        assert_eq!(bytes("4096"), Ok(4096));
+        for bad in ["", "G", "-1", "nan", "4T", "1e30G"] {
+            assert!(bytes(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_this_build_has_not_is_refused() {
+        assert_eq!(pagedraft::exit::code(&options(&["--device", "cuda"]).unwrap_err()), 2);
+        for unknown in [["--draft", "ngram"], ["--scorer", "mqa"], ["--block-size", "17"], ["--threads", "0"]] {
+            assert!(options(&unknown).is_err(), "{unknown:?}");
+        }
+    }
+}

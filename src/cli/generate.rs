@@ -1,0 +1,187 @@
+//! `pagedraft generate`: prompts in, continuations out.
+
+use std::collections::VecDeque;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use clap::Args;
+use pagedraft::session::{Emitted, RequestId, RequestOutput, Session};
+use serde_json::json;
+
+use super::engine_flags::EngineFlags;
+use super::output_file::OutputFile;
+use super::prompts::{Arrival, PromptSource, SamplingFlags};
+use super::{Ended, interrupt, stdout};
+
+#[derive(Clone, Debug, Args)]
+pub struct Generate {
+    #[command(flatten)]
+    source: PromptSource,
+    #[command(flatten)]
+    sampling: SamplingFlags,
+    /// Write the results to this file: a JSON object, or one a line (`.jsonl`, or several of them)
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    output_json: Option<PathBuf>,
+    #[command(flatten)]
+    engine: EngineFlags,
+}
+
+/// What the steps came to.
+#[derive(Debug, Default)]
+struct Totals {
+    steps: u64,
+    prompt_tokens: usize,
+    new_tokens: usize,
+    elapsed: Duration,
+}
+
+impl Generate {
+    pub fn run(&self) -> anyhow::Result<Ended> {
+        let options = self.engine.options(true)?;
+        let prompts = self.source.read(&self.sampling, self.engine.seed)?;
+        let output = self.output_json.as_deref().map(OutputFile::reserve).transpose()?;
+        interrupt::listen()?;
+        let mut session = Session::open(&options)?;
+        let arrivals = prompts.into_iter().map(|p| p.arrival(&session)).collect::<anyhow::Result<Vec<_>>>()?;
+        let streams = !self.source.is_a_list() && arrivals[0].request.n == 1;
+        let to_stdout = matches!(output, Some(OutputFile::Stdout));
+        let mut screen = if streams && !to_stdout { Screen::Text { last: None } } else { Screen::Quiet };
+        let (ids, totals) = serve(&mut session, arrivals, &mut screen)?;
+        screen.end()?;
+        let outputs = ids
+            .into_iter()
+            .map(|id| session.take_output(id).context("a request gave no output"))
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        session.close(&totals.json(outputs.len()))?;
+        match &output {
+            Some(output) => output.write(&self.text(&outputs)?)?,
+            None if streams => {}
+            None if self.source.is_a_list() => stdout::print(&lines(&outputs)?)?,
+            None => stdout::print(&samples(&outputs))?,
+        }
+        totals.tell();
+        Ok(if interrupt::pressed() { Ended::Interrupted } else { Ended::Done })
+    }
+
+    /// One object, or one a line.
+    fn text(&self, outputs: &[RequestOutput]) -> anyhow::Result<String> {
+        let by_lines = |path: &Path| path.extension().is_some_and(|e| e == "jsonl");
+        match outputs {
+            [one] if !self.source.is_a_list() && !self.output_json.as_deref().is_some_and(by_lines) => {
+                Ok(serde_json::to_string(one)? + "\n")
+            }
+            _ => lines(outputs),
+        }
+    }
+}
+
+/// Runs the session until every arrival is served; the ids of their samples, in the order of the arrivals.
+fn serve(
+    session: &mut Session,
+    arrivals: Vec<Arrival>,
+    screen: &mut Screen,
+) -> anyhow::Result<(Vec<RequestId>, Totals)> {
+    let start = Instant::now();
+    let mut totals = Totals::default();
+    let mut ids: Vec<Vec<RequestId>> = vec![Vec::new(); arrivals.len()];
+    let mut coming: Vec<(usize, Arrival)> = arrivals.into_iter().enumerate().collect();
+    coming.sort_by_key(|(_, arrival)| arrival.step);
+    let mut coming = VecDeque::from(coming);
+    // The number of the next step, steps in which nothing ran included.
+    let mut next = 0;
+    while !interrupt::pressed() {
+        if !session.has_unfinished() {
+            let Some((_, first)) = coming.front() else { break };
+            next = first.step.max(next);
+        }
+        while coming.front().is_some_and(|(_, arrival)| arrival.step <= next) {
+            let Some((i, arrival)) = coming.pop_front() else { break };
+            totals.prompt_tokens += arrival.request.prompt.len();
+            ids[i] = session.submit(arrival.request)?;
+        }
+        let step = session.step()?;
+        next += 1;
+        totals.steps += 1;
+        for emitted in &step.emitted {
+            totals.new_tokens += emitted.tokens.len();
+            screen.show(emitted)?;
+        }
+    }
+    // After Ctrl-C: what has not come by now has nothing to say.
+    for &id in ids.iter().flatten() {
+        session.abort(id)?;
+    }
+    totals.elapsed = start.elapsed();
+    Ok((ids.into_iter().flatten().collect(), totals))
+}
+
+/// Where text goes as it comes.
+enum Screen {
+    Quiet,
+    /// Standard output; `last`: what it ends with.
+    Text { last: Option<char> },
+}
+
+impl Screen {
+    fn show(&mut self, emitted: &Emitted) -> anyhow::Result<()> {
+        if let Self::Text { last } = self
+            && !emitted.text.is_empty()
+        {
+            stdout::print(&emitted.text)?;
+            *last = emitted.text.chars().next_back();
+        }
+        Ok(())
+    }
+
+    fn end(&self) -> anyhow::Result<()> {
+        match self {
+            Self::Text { last: Some(last) } if *last != '\n' => stdout::print("\n"),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Totals {
+    fn json(&self, requests: usize) -> serde_json::Value {
+        json!({
+            "command": "generate",
+            "requests": requests,
+            "steps": self.steps,
+            "prompt_tokens": self.prompt_tokens,
+            "output_tokens": self.new_tokens,
+            "elapsed_s": self.elapsed.as_secs_f64(),
+        })
+    }
+
+    fn tell(&self) {
+        let seconds = self.elapsed.as_secs_f64();
+        let rate = self.new_tokens as f64 / seconds.max(1e-9);
+        // A closed standard error is nobody's loss.
+        let _ = writeln!(
+            std::io::stderr(),
+            "{} prompt tokens, {} generated in {seconds:.3} s ({rate:.1} tokens/s)",
+            self.prompt_tokens,
+            self.new_tokens,
+        );
+    }
+}
+
+fn lines(outputs: &[RequestOutput]) -> anyhow::Result<String> {
+    let mut text = String::new();
+    for output in outputs {
+        text.push_str(&serde_json::to_string(output)?);
+        text.push('\n');
+    }
+    Ok(text)
+}
+
+/// The samples of one prompt, for people.
+fn samples(outputs: &[RequestOutput]) -> String {
+    let mut by_sample: Vec<String> = Vec::new();
+    for output in outputs {
+        by_sample.push(format!("--- sample {} ---\n{}\n", output.sample, output.text.trim_end_matches('\n')));
+    }
+    by_sample.concat()
+}

@@ -1,0 +1,138 @@
+//! `pagedraft bench latency`: runs batches and times them.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, anyhow, bail};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use pagedraft::exit::usage;
+use pagedraft::session::{Request, RequestId, Session};
+use pagedraft_spec_decode::sampling::SamplingParams;
+
+use super::engine_flags::EngineFlags;
+use super::latency_report::{Iteration, Report};
+use super::output_file::OutputFile;
+use super::{Ended, held_out, interrupt, stdout};
+
+#[derive(Clone, Debug, Args)]
+pub struct Latency {
+    /// Prompt tokens of each request
+    #[arg(long, value_name = "TOKENS", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
+    pub input_len: u32,
+    /// Tokens that each request generates
+    #[arg(long, value_name = "TOKENS", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
+    pub output_len: u32,
+    /// Requests of a batch
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
+    pub batch_size: u32,
+    /// Batches before those that are timed
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub num_iters_warmup: u32,
+    /// Timed batches
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    pub num_iters: u32,
+    /// Write the figures to this file
+    #[arg(long, value_name = "FILE")]
+    output_json: Option<PathBuf>,
+    #[command(flatten)]
+    pub engine: EngineFlags,
+}
+
+impl Latency {
+    pub fn run(&self) -> anyhow::Result<Ended> {
+        let options = self.engine.options(false)?;
+        let output = self.output_json.as_deref().map(OutputFile::reserve).transpose()?;
+        interrupt::listen()?;
+        let mut session = Session::open(&options)?;
+        let longest = session.info().max_model_len;
+        if self.input_len.saturating_add(self.output_len) > longest {
+            let what = "--input-len and --output-len are more together than a sequence can have";
+            return Err(usage(anyhow!("{} + {} tokens, the greatest length is {longest}", self.input_len, self.output_len).context(what)));
+        }
+        let prompts = held_out::prompts(&session, self.batch_size as usize, self.input_len as usize, self.engine.seed)?;
+        let mut report = Report::new(self, session.info());
+        stdout::print(&report.header())?;
+        let bar = self.progress();
+        for i in 0..self.num_iters_warmup + self.num_iters {
+            let timed = i >= self.num_iters_warmup;
+            bar.set_message(if timed { "timed" } else { "warm-up" });
+            let Some(iteration) = self.iteration(&mut session, &prompts, &bar)? else { break };
+            if timed {
+                report.add(iteration);
+            }
+            bar.set_position(u64::from(i + 1) * u64::from(self.output_len));
+        }
+        bar.finish_and_clear();
+        let interrupted = report.len() < self.num_iters as usize;
+        session.close(&report.json())?;
+        stdout::print(&report.table())?;
+        if let (Some(output), false) = (&output, report.is_empty()) {
+            output.write(&format!("{:#}\n", report.json()))?;
+        }
+        Ok(if interrupted { Ended::Interrupted } else { Ended::Done })
+    }
+
+    fn progress(&self) -> ProgressBar {
+        let steps = u64::from(self.num_iters_warmup + self.num_iters) * u64::from(self.output_len);
+        // Drawn on a terminal only.
+        let bar = ProgressBar::new(steps);
+        if let Ok(style) = ProgressStyle::with_template("{msg:8} {wide_bar} {percent:>3} % {eta:>4}") {
+            bar.set_style(style);
+        }
+        bar
+    }
+
+    /// One batch from submission to its last token; `None` when Ctrl-C ended it.
+    fn iteration(&self, session: &mut Session, prompts: &[Vec<u32>], bar: &ProgressBar) -> anyhow::Result<Option<Iteration>> {
+        let start = Instant::now();
+        let mut ids = Vec::with_capacity(prompts.len());
+        for (i, prompt) in prompts.iter().enumerate() {
+            ids.extend(session.submit(self.request(i, prompt))?);
+        }
+        let mut iteration = Iteration::default();
+        while session.has_unfinished() {
+            if interrupt::pressed() {
+                forget(session, &ids)?;
+                return Ok(None);
+            }
+            let step = session.step()?;
+            let seconds = step.elapsed.as_secs_f64();
+            if step.prefill_tokens > 0 {
+                iteration.prefill_seconds += seconds;
+            } else if step.decode_rows > 0 {
+                iteration.decode_steps.push(seconds);
+            }
+            bar.inc(1);
+        }
+        iteration.latency = start.elapsed().as_secs_f64();
+        for id in ids {
+            let output = session.take_output(id).context("a request of the batch gave no output")?;
+            if output.token_ids.len() != self.output_len as usize {
+                bail!("request {} gave {} tokens instead of {}", output.request_id, output.token_ids.len(), self.output_len);
+            }
+        }
+        Ok(Some(iteration))
+    }
+
+    fn request(&self, number: usize, prompt: &[u32]) -> Request {
+        Request {
+            request_id: number.to_string(),
+            prompt: prompt.to_vec(),
+            sampling: SamplingParams { temperature: 0.0, seed: self.engine.seed, ..SamplingParams::default() },
+            max_tokens: self.output_len,
+            stop: Vec::new(),
+            stop_token_ids: Vec::new(),
+            ignore_eos: true,
+            priority: 0,
+            n: 1,
+        }
+    }
+}
+
+fn forget(session: &mut Session, ids: &[RequestId]) -> anyhow::Result<()> {
+    for &id in ids {
+        session.abort(id)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,164 @@
+//! What `bench latency` prints and writes.
+
+use std::fmt::Write;
+
+use pagedraft::session::SessionInfo;
+use pagedraft_workloads::latency::{PERCENTILES, Spread};
+use serde_json::{Value, json};
+
+use super::latency::Latency;
+
+/// One timed batch.
+#[derive(Clone, Debug, Default)]
+pub struct Iteration {
+    /// From submission to the last token, in seconds.
+    pub latency: f64,
+    /// Steps with prompt tokens, in seconds.
+    pub prefill_seconds: f64,
+    /// Steps without, in seconds.
+    pub decode_steps: Vec<f64>,
+}
+
+/// The batches timed so far, and what they were timed on.
+pub struct Report<'a> {
+    flags: &'a Latency,
+    info: SessionInfo,
+    iterations: Vec<Iteration>,
+}
+
+impl<'a> Report<'a> {
+    pub fn new(flags: &'a Latency, info: &SessionInfo) -> Self {
+        Self { flags, info: info.clone(), iterations: Vec::new() }
+    }
+
+    pub fn add(&mut self, iteration: Iteration) {
+        self.iterations.push(iteration);
+    }
+
+    pub fn len(&self) -> usize {
+        self.iterations.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.iterations.is_empty()
+    }
+
+    /// What is about to be measured.
+    pub fn header(&self) -> String {
+        let (info, flags) = (&self.info, self.flags);
+        let weights = if info.dummy_weights { ", dummy weights" } else { "" };
+        format!(
+            "model    {}, {} parameters, {}{weights}\n\
+             machine  {}, {}; {} KV blocks of {} tokens\n\
+             batch    {} requests x {} prompt tokens -> {} tokens each, greedy\n\
+             runs     {} warm-up, {} timed; seed {}, revision {}\n",
+            info.model_id,
+            count(info.parameters),
+            info.dtype,
+            info.isa,
+            plural(info.threads, "thread"),
+            info.num_blocks,
+            info.block_size,
+            flags.batch_size,
+            flags.input_len,
+            flags.output_len,
+            flags.num_iters_warmup,
+            flags.num_iters,
+            flags.engine.seed,
+            pagedraft::REVISION,
+        )
+    }
+
+    fn spread(&self, of: impl Fn(&Iteration) -> f64) -> Option<Spread> {
+        Spread::of(&self.iterations.iter().map(of).collect::<Vec<_>>())
+    }
+
+    fn decode_steps(&self) -> Option<Spread> {
+        Spread::of(&self.iterations.iter().flat_map(|i| i.decode_steps.iter().copied()).collect::<Vec<_>>())
+    }
+
+    fn tokens(&self) -> f64 {
+        f64::from(self.flags.batch_size) * f64::from(self.flags.output_len)
+    }
+
+    /// The figures, for people; then the lines that `vllm bench latency` prints.
+    pub fn table(&self) -> String {
+        let (Some(latency), Some(prefill)) = (self.spread(|i| i.latency), self.spread(|i| i.prefill_seconds)) else {
+            return "\nstopped before the first timed batch was done\n".to_owned();
+        };
+        let mut text = String::new();
+        if self.len() < self.flags.num_iters as usize {
+            let _ = writeln!(text, "\npartial: stopped after {} of {} timed batches", self.len(), self.flags.num_iters);
+        }
+        let _ = writeln!(text, "\n{:<26}{:>10}{:>10}{:>10}{:>10}{:>10}", "", "median", "mean", "min", "max", "p99");
+        let mut row = |name: &str, s: &Spread, scale: f64, digits: usize| {
+            let _ = write!(text, "{name:<26}");
+            for value in [s.median(), s.mean(), s.min(), s.max(), s.percentile(99.0)] {
+                let _ = write!(text, "{:>10.digits$}", value * scale);
+            }
+            text.push('\n');
+        };
+        row("batch latency (s)", &latency, 1.0, 4);
+        row("prefill (s)", &prefill, 1.0, 4);
+        if let Some(steps) = self.decode_steps() {
+            row("decode step (ms)", &steps, 1e3, 3);
+        }
+        if let Some(rate) = self.spread(|i| self.tokens() / i.latency) {
+            row("output tokens/s", &rate, 1.0, 1);
+            row("output tokens/s a request", &rate, 1.0 / f64::from(self.flags.batch_size), 1);
+        }
+        let _ = writeln!(text, "spread of the latency: {:.1} % of its median over {} batches\n", latency.relative_range() * 100.0, latency.count());
+        let _ = writeln!(text, "Avg latency: {} seconds", latency.mean());
+        for p in PERCENTILES {
+            let _ = writeln!(text, "{p}% percentile latency: {} seconds", latency.percentile(f64::from(p)));
+        }
+        text
+    }
+
+    /// The figures, for programs.
+    pub fn json(&self) -> Value {
+        let (flags, info) = (self.flags, &self.info);
+        let latency = self.spread(|i| i.latency);
+        let percentiles: serde_json::Map<String, Value> =
+            latency.iter().flat_map(|s| PERCENTILES.map(|p| (p.to_string(), s.percentile(f64::from(p)).into()))).collect();
+        let steps = self.decode_steps();
+        json!({
+            "model_id": info.model_id,
+            "avg_latency": latency.as_ref().map(Spread::mean),
+            "latencies": self.iterations.iter().map(|i| i.latency).collect::<Vec<_>>(),
+            "percentiles": percentiles,
+            "output_tokens_per_second": latency.as_ref().map(|s| self.tokens() / s.mean()),
+            "prefill_seconds": self.spread(|i| i.prefill_seconds).map(|s| s.median()),
+            "decode_step_seconds": steps.map(|s| json!({"p50": s.median(), "p99": s.percentile(99.0), "mean": s.mean()})),
+            "seed": flags.engine.seed,
+            "threads": info.threads,
+            "instruction_set": info.isa.to_string(),
+            "revision": pagedraft::REVISION,
+            "dtype": info.dtype.to_string(),
+            "parameters": info.parameters,
+            "dummy_weights": info.dummy_weights,
+            "input_len": flags.input_len,
+            "output_len": flags.output_len,
+            "batch_size": flags.batch_size,
+            "num_iters_warmup": flags.num_iters_warmup,
+            "num_iters": flags.num_iters,
+            "partial": self.len() < flags.num_iters as usize,
+            "block_size": info.block_size,
+            "num_blocks": info.num_blocks,
+            "machine": format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
+            "version": env!("CARGO_PKG_VERSION"),
+        })
+    }
+}
+
+fn count(n: u64) -> String {
+    match n {
+        0..1_000_000 => format!("{:.0} k", n as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.2} M", n as f64 / 1e6),
+        _ => format!("{:.2} G", n as f64 / 1e9),
+    }
+}
+
+fn plural(n: usize, what: &str) -> String {
+    if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
+}

@@ -1,0 +1,84 @@
+//! The subcommands, one a file.
+
+mod bench;
+mod engine_flags;
+mod generate;
+mod held_out;
+mod interrupt;
+mod latency;
+mod latency_report;
+mod output_file;
+mod prompts;
+mod scheduler_bench;
+mod stdout;
+mod trace;
+mod train;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use pagedraft::exit;
+
+/// An LLM serving engine whose scheduler knows about speculation.
+///
+/// Without arguments: the latency benchmark on the embedded model.
+#[derive(Debug, Parser)]
+#[command(name = "pagedraft", version, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Measure: latency of a batch, cost of the scheduler
+    #[command(subcommand)]
+    Bench(bench::Bench),
+    /// Go on from one prompt, or from many at once
+    Generate(Box<generate::Generate>),
+    /// Read what a run wrote
+    #[command(subcommand)]
+    Trace(trace::Trace),
+    /// Train the embedded models (builds with `--features train`)
+    Train(train::Train),
+}
+
+/// How a command ended, other than by an error.
+enum Ended {
+    Done,
+    /// A check found a difference; it has been told.
+    Difference,
+    /// Ctrl-C; what there was has been written.
+    Interrupted,
+}
+
+/// Runs the command line of this process.
+pub fn run() -> ExitCode {
+    let command = match Cli::try_parse() {
+        Ok(cli) => cli.command,
+        Err(error) => {
+            // Help on a closed pipe is no failure.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(exit::USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    let ended = match command {
+        None => bench::main_job(),
+        Some(Command::Bench(bench)) => bench.run(),
+        Some(Command::Generate(generate)) => generate.run(),
+        Some(Command::Trace(trace)) => trace.run(),
+        Some(Command::Train(train)) => train.run(),
+    };
+    match ended {
+        Ok(Ended::Done) => ExitCode::SUCCESS,
+        Ok(Ended::Difference) => ExitCode::from(exit::FAILED),
+        Ok(Ended::Interrupted) => ExitCode::from(exit::INTERRUPTED),
+        // Whoever read us has seen enough.
+        Err(error) if stdout::is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = std::io::stderr().write_all(exit::report(&error).as_bytes());
+            ExitCode::from(exit::code(&error))
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! `--output-json FILE`: asked for before the run, there as a whole after it.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow};
+use pagedraft::exit::usage;
+
+use super::stdout;
+
+/// A place for output that was found writable. What is dropped unused leaves nothing behind.
+#[derive(Debug)]
+pub enum OutputFile {
+    /// `-`.
+    Stdout,
+    /// A device or a pipe, written as it is.
+    Special(PathBuf),
+    /// A file: written beside its name, then renamed.
+    Regular {
+        /// Its name.
+        path: PathBuf,
+        /// What is written until then.
+        temporary: PathBuf,
+    },
+}
+
+impl OutputFile {
+    /// Finds out whether `path` can be written, and writes nothing to it yet.
+    pub fn reserve(path: &Path) -> anyhow::Result<Self> {
+        if path == Path::new("-") {
+            return Ok(Self::Stdout);
+        }
+        let cant = || format!("can't write output file {}", path.display());
+        if path.is_dir() {
+            return Err(usage(anyhow!("it is a directory").context(cant())));
+        }
+        if path.exists() && !path.is_file() {
+            let opened = std::fs::OpenOptions::new().write(true).open(path);
+            opened.with_context(cant).map_err(usage)?;
+            return Ok(Self::Special(path.to_owned()));
+        }
+        let Some(name) = path.file_name() else {
+            return Err(usage(anyhow!("it names no file").context(cant())));
+        };
+        let mut hidden = std::ffi::OsString::from(".");
+        hidden.push(name);
+        hidden.push(format!(".{}.tmp", std::process::id()));
+        let temporary = path.with_file_name(hidden);
+        File::create(&temporary).with_context(cant).map_err(usage)?;
+        Ok(Self::Regular { path: path.to_owned(), temporary })
+    }
+
+    /// Writes `text` as the whole output.
+    pub fn write(&self, text: &str) -> anyhow::Result<()> {
+        match self {
+            Self::Stdout => stdout::print(text),
+            Self::Special(path) => {
+                let written = File::options().write(true).open(path).and_then(|mut file| file.write_all(text.as_bytes()));
+                written.with_context(|| format!("can't write output file {}", path.display()))
+            }
+            Self::Regular { path, temporary } => {
+                let written = std::fs::write(temporary, text).and_then(|()| std::fs::rename(temporary, path));
+                written.with_context(|| format!("can't write output file {}", path.display()))
+            }
+        }
+    }
+}
+
+impl Drop for OutputFile {
+    fn drop(&mut self) {
+        if let Self::Regular { temporary, .. } = self {
+            // Gone already where it was renamed.
+            let _ = std::fs::remove_file(temporary);
+        }
+    }
+}

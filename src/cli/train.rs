@@ -1,0 +1,45 @@
+//! `pagedraft train`.
+
+use clap::{Args, Subcommand};
+
+use super::Ended;
+
+#[derive(Debug, Args)]
+pub struct Train {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[cfg(feature = "train")]
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Train a language model on plain texts
+    Lm(pagedraft::train::TrainLmArgs),
+}
+
+#[cfg(not(feature = "train"))]
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Train a language model on plain texts
+    Lm {
+        /// The trainer's flags
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+        rest: Vec<std::ffi::OsString>,
+    },
+}
+
+impl Train {
+    #[cfg(feature = "train")]
+    pub fn run(&self) -> anyhow::Result<Ended> {
+        let What::Lm(arguments) = &self.what;
+        pagedraft::train::run(arguments)?;
+        Ok(Ended::Done)
+    }
+
+    #[cfg(not(feature = "train"))]
+    pub fn run(&self) -> anyhow::Result<Ended> {
+        let What::Lm { rest: _ } = &self.what;
+        let error = anyhow::anyhow!("this build has no trainer");
+        Err(pagedraft::exit::usage_hint(error, "cargo build --release --features train"))
+    }
+}

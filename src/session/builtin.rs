@@ -1,0 +1,39 @@
+//! The embedded models: `builtin:target` and `builtin:draft`.
+
+use anyhow::{Context, bail};
+use pagedraft_model::checkpoint::Checkpoint;
+
+struct Builtin {
+    name: &'static str,
+    config: &'static [u8],
+    weights: &'static [u8],
+    tokenizer: &'static [u8],
+}
+
+macro_rules! builtin {
+    ($name:literal) => {
+        Builtin {
+            name: $name,
+            config: include_bytes!(concat!("../../assets/", $name, "/config.json")),
+            weights: include_bytes!(concat!("../../assets/", $name, "/model.safetensors")),
+            tokenizer: include_bytes!(concat!("../../assets/", $name, "/tokenizer.json")),
+        }
+    };
+}
+
+const BUILTINS: [Builtin; 2] = [builtin!("target"), builtin!("draft")];
+
+/// The embedded model of that name.
+///
+/// # Errors
+///
+/// A name that is none of theirs.
+pub fn checkpoint(name: &str) -> anyhow::Result<Checkpoint> {
+    let Some(found) = BUILTINS.iter().find(|b| b.name == name) else {
+        let names: Vec<_> = BUILTINS.iter().map(|b| format!("builtin:{}", b.name)).collect();
+        bail!("there is no embedded model builtin:{name}; there are {}", names.join(" and "));
+    };
+    let path = format!("builtin:{name}");
+    Checkpoint::from_bytes(&path, found.config, found.weights, found.tokenizer)
+        .with_context(|| format!("the embedded model {path} does not load"))
+}

@@ -1,0 +1,148 @@
+//! From options to a loaded engine.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use pagedraft_attention::isa::Isa;
+use pagedraft_block_manager::KvGroup;
+use pagedraft_model::checkpoint::{Checkpoint, ModelConfig};
+use pagedraft_model::cpu::{CpuDevice, CpuOptions};
+use pagedraft_model::tokenizer::Tokenizer;
+use pagedraft_model::{Dtype, ModelError, Runner, StepLimits};
+use pagedraft_scheduler::{Scheduler, SchedulerConfig};
+use pagedraft_spec_decode::ModelExecutor;
+
+use super::builtin;
+use super::options::{EngineOptions, LoadFormat, ModelRef};
+use crate::exit::usage;
+
+/// Bytes of KV cache where nothing is said.
+const DEFAULT_KV_CACHE_MEMORY: u64 = 1 << 30;
+/// Rows whose logits are computed at a time: enough that the head's weights are read once for a batch.
+const LOGIT_ROWS: usize = 256;
+
+/// What an engine was built as.
+#[derive(Clone, Debug)]
+pub struct SessionInfo {
+    /// The model's name: its directory, or `builtin:NAME`.
+    pub model_id: String,
+    /// Token ids are below this.
+    pub vocab_size: usize,
+    /// Parameters of the model.
+    pub parameters: u64,
+    /// Of weights and KV.
+    pub dtype: Dtype,
+    /// Of the kernels.
+    pub isa: Isa,
+    /// Threads of the device.
+    pub threads: usize,
+    /// Greatest length of a sequence.
+    pub max_model_len: u32,
+    /// KV blocks of the pool.
+    pub num_blocks: u32,
+    /// Tokens a block.
+    pub block_size: u32,
+    /// Bytes of KV a block, all layers together.
+    pub block_bytes: usize,
+    /// Tokens that end a sequence.
+    pub eos_token_ids: Vec<u32>,
+    /// Whether the weights are drawn from a seed.
+    pub dummy_weights: bool,
+}
+
+/// The parts of an engine.
+pub(super) struct Loaded {
+    pub tokenizer: Option<Arc<Tokenizer>>,
+    pub scheduler: Scheduler,
+    pub executor: ModelExecutor<CpuDevice>,
+    pub info: SessionInfo,
+}
+
+fn checkpoint(options: &EngineOptions) -> anyhow::Result<Checkpoint> {
+    let checkpoint = match (&options.model, options.load_format) {
+        (ModelRef::Builtin(name), LoadFormat::Auto) => builtin::checkpoint(name),
+        (ModelRef::Builtin(name), LoadFormat::Dummy) => {
+            builtin::checkpoint(name).map(|c| Checkpoint::dummy(c.config().clone(), options.seed))
+        }
+        (ModelRef::Directory(dir), LoadFormat::Auto) => {
+            Checkpoint::open(dir).with_context(|| format!("the model {} does not load", dir.display()))
+        }
+        (ModelRef::Directory(dir), LoadFormat::Dummy) => Checkpoint::open_dummy(dir, options.seed)
+            .with_context(|| format!("the model {} does not load", dir.display())),
+    };
+    checkpoint.map_err(usage)
+}
+
+fn max_model_len(options: &EngineOptions, config: &ModelConfig) -> anyhow::Result<u32> {
+    let model = u32::try_from(config.max_position_embeddings).unwrap_or(u32::MAX);
+    match options.max_model_len {
+        None => Ok(model),
+        Some(0) => Err(usage(anyhow::anyhow!("--max-model-len 0: a sequence has at least one token"))),
+        Some(asked) if asked > model => Err(usage(anyhow::anyhow!(
+            "--max-model-len {asked} is more than the model's own greatest length, {model}"
+        ))),
+        Some(asked) => Ok(asked),
+    }
+}
+
+pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
+    let checkpoint = checkpoint(options)?;
+    let config = checkpoint.config().clone();
+    let isa = options.isa.unwrap_or_else(Isa::detect).require().map_err(|e| usage(e.into()))?;
+    let dtype = options.dtype.unwrap_or(config.torch_dtype);
+    let max_model_len = max_model_len(options, &config)?;
+
+    let layout = CpuDevice::kv_layout(&config, dtype, options.block_size).map_err(|e| usage(e.into()))?;
+    let block_bytes = layout.block_bytes() * config.num_layers;
+    let memory = options.kv_cache_memory.unwrap_or(DEFAULT_KV_CACHE_MEMORY);
+    let num_blocks = match options.num_blocks {
+        Some(n) => n,
+        None => u32::try_from(memory / block_bytes as u64).unwrap_or(u32::MAX),
+    };
+    // The scheduler refuses bad figures before anything large is allocated.
+    let group = KvGroup::dense(config.num_layers as u16, block_bytes / options.block_size as usize);
+    let scheduler = Scheduler::new(SchedulerConfig {
+        block_size: options.block_size,
+        num_blocks,
+        max_num_seqs: options.max_num_seqs,
+        max_num_batched_tokens: options.max_num_batched_tokens,
+        max_model_len,
+        enable_chunked_prefill: options.enable_chunked_prefill,
+        enable_prefix_caching: options.enable_prefix_caching,
+        prefill_chunk: options.prefill_chunk,
+        num_speculative_tokens: 0,
+        policy: options.policy,
+        groups: vec![group],
+    })
+    .map_err(|e| usage(e.into()))?;
+
+    let token_rows = options.max_num_batched_tokens as usize;
+    let limits = StepLimits {
+        token_rows,
+        logit_rows: token_rows.min(LOGIT_ROWS),
+        max_model_len: max_model_len as usize,
+    };
+    let device = CpuDevice::new(&CpuOptions { isa, threads: options.threads, dtype, layout, num_blocks, token_rows }, &config)?;
+    let runner = Runner::load(device, &checkpoint, limits)
+        .with_context(|| format!("the model {} does not load", options.model))?;
+    let info = SessionInfo {
+        model_id: options.model.to_string(),
+        vocab_size: config.vocab_size,
+        parameters: config.num_parameters(),
+        dtype,
+        isa,
+        threads: options.threads,
+        max_model_len,
+        num_blocks,
+        block_size: options.block_size,
+        block_bytes,
+        eos_token_ids: config.eos_token_ids.clone(),
+        dummy_weights: checkpoint.is_dummy(),
+    };
+    let tokenizer = match checkpoint.tokenizer() {
+        Ok(tokenizer) => Some(Arc::new(tokenizer)),
+        Err(ModelError::NoTokenizer { .. }) => None,
+        Err(e) => return Err(usage(e.into())),
+    };
+    Ok(Loaded { tokenizer, scheduler, executor: ModelExecutor::new(runner, options.block_size)?, info })
+}

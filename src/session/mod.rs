@@ -1,0 +1,293 @@
+//! An engine in a process: requests in, tokens and text out, a step at a time.
+//!
+//! It wires the rooms together (scheduler, executor, tokenizer, trace) and decides nothing itself.
+
+mod builtin;
+mod load;
+mod options;
+mod request;
+mod sequence;
+mod text;
+mod trace;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{bail, ensure};
+
+use pagedraft_model::cpu::CpuDevice;
+use pagedraft_model::tokenizer::Tokenizer;
+use pagedraft_scheduler::{Applied, Executor, Kind, RequestKey, RequestSpec, Scheduler, StepOutcome, StepPlan};
+use pagedraft_spec_decode::{ModelExecutor, StepRecord};
+
+pub use load::SessionInfo;
+pub use options::{EngineOptions, LoadFormat, ModelRef, TraceOptions};
+pub use request::{Emitted, Request, RequestId, RequestOutput, StepReport};
+
+use crate::exit::usage;
+use sequence::Sequence;
+use trace::Trace;
+
+/// A running engine.
+pub struct Session {
+    info: SessionInfo,
+    tokenizer: Option<Arc<Tokenizer>>,
+    scheduler: Scheduler,
+    executor: ModelExecutor<CpuDevice>,
+    plan: StepPlan,
+    outcome: StepOutcome<StepRecord>,
+    applied: Vec<Applied>,
+    sequences: Vec<Option<Sequence>>,
+    by_key: HashMap<RequestKey, usize>,
+    trace: Option<Trace>,
+}
+
+impl Session {
+    /// Loads the model and makes the engine.
+    ///
+    /// # Errors
+    ///
+    /// A model that does not load, options that do not go together, a trace directory that cannot be written.
+    pub fn open(options: &EngineOptions) -> anyhow::Result<Self> {
+        let loaded = load::load(options)?;
+        let trace = options.trace.as_ref().map(|to| Trace::create(to, options, &loaded.info)).transpose()?;
+        Ok(Self {
+            tokenizer: loaded.tokenizer,
+            info: loaded.info,
+            scheduler: loaded.scheduler,
+            executor: loaded.executor,
+            plan: StepPlan::default(),
+            outcome: StepOutcome::default(),
+            applied: Vec::new(),
+            sequences: Vec::new(),
+            by_key: HashMap::new(),
+            trace,
+        })
+    }
+
+    /// What the engine was built as.
+    pub fn info(&self) -> &SessionInfo {
+        &self.info
+    }
+
+    /// The model's name.
+    pub fn model_id(&self) -> &str {
+        &self.info.model_id
+    }
+
+    /// The model's tokenizer, where it has one.
+    pub fn tokenizer(&self) -> Option<&Tokenizer> {
+        self.tokenizer.as_deref()
+    }
+
+    /// Whether any request is waiting or running.
+    pub fn has_unfinished(&self) -> bool {
+        self.scheduler.has_unfinished()
+    }
+
+    /// Keeps the logits that every later token is chosen from, for [`take_logits`](Self::take_logits).
+    pub fn keep_logits(&mut self) {
+        self.executor.keep_logits(true);
+    }
+
+    /// Queues a request: one id a sample, in order.
+    ///
+    /// # Errors
+    ///
+    /// Parameters out of range, token ids the model does not have, a prompt that is empty or that can never fit; nothing
+    /// is queued then.
+    pub fn submit(&mut self, request: Request) -> anyhow::Result<Vec<RequestId>> {
+        let name = request.request_id.clone();
+        let refused = |e: anyhow::Error| usage(e.context(format!("request {name:?} is refused")));
+        self.check(&request).map_err(refused)?;
+        let mut stop_token_ids = request.stop_token_ids.clone();
+        if !request.ignore_eos {
+            stop_token_ids.extend(&self.info.eos_token_ids);
+        }
+        let mut ids: Vec<RequestId> = Vec::with_capacity(request.n as usize);
+        let mut first = None;
+        for sample in 0..request.n {
+            let mut spec = RequestSpec::new(request.prompt.clone(), request.max_tokens);
+            spec.stop_token_ids.clone_from(&stop_token_ids);
+            spec.priority = request.priority;
+            // Whoever asks for logprobs of the prompt has all of it computed.
+            let whole_prompt = request.sampling.prompt_logprobs.is_some();
+            spec.reads_cache = !whole_prompt;
+            spec.fork_of = first.filter(|_| !whole_prompt);
+            let key = match self.scheduler.submit(spec) {
+                Ok(key) => key,
+                Err(e) => {
+                    for id in ids {
+                        self.abort(id)?;
+                    }
+                    return Err(refused(e.into()));
+                }
+            };
+            first = first.or(Some(key));
+            let mut sampling = request.sampling.clone();
+            sampling.sample += sample;
+            self.executor.register(key, sampling, request.prompt.len() as u32);
+            let sequence = Sequence::new(key, &request, sample, &stop_token_ids, self.tokenizer.as_ref())?;
+            if let Some(trace) = &mut self.trace {
+                trace.name(key, &sequence.output().request_id);
+            }
+            self.by_key.insert(key, self.sequences.len());
+            ids.push(RequestId(self.sequences.len()));
+            self.sequences.push(Some(sequence));
+        }
+        Ok(ids)
+    }
+
+    fn check(&self, request: &Request) -> anyhow::Result<()> {
+        request.sampling.validate()?;
+        let vocab = self.info.vocab_size;
+        let outside = |t: &&u32| **t as usize >= vocab;
+        if let Some(token) = request.prompt.iter().find(outside) {
+            bail!("the prompt has the token id {token}, and the model's ids are below {vocab}");
+        }
+        if let Some(token) = request.stop_token_ids.iter().find(outside) {
+            bail!("the stop token id {token} is none of the model's: its ids are below {vocab}");
+        }
+        ensure!(request.n > 0, "n is 0: ask for at least one sample");
+        ensure!(request.stop.iter().all(|s| !s.is_empty()), "a stop string is empty");
+        ensure!(
+            request.stop.is_empty() || self.tokenizer.is_some(),
+            "stop strings need a tokenizer, and the model has none: use stop token ids"
+        );
+        Ok(())
+    }
+
+    /// Ends a request now; without effect on one that has ended.
+    ///
+    /// # Errors
+    ///
+    /// What there is of its text cannot be decoded.
+    pub fn abort(&mut self, id: RequestId) -> anyhow::Result<()> {
+        if let Some(sequence) = self.sequences.get_mut(id.0).and_then(Option::as_mut) {
+            let info = self.scheduler.request(sequence.key());
+            if self.scheduler.abort(sequence.key()) {
+                sequence.abort()?;
+                sequence.note(info);
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs one step.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the engine, or of the trace; requests in flight are lost then.
+    pub fn step(&mut self) -> anyhow::Result<StepReport> {
+        if !self.scheduler.has_unfinished() {
+            return Ok(StepReport { idle: true, ..StepReport::default() });
+        }
+        let start = Instant::now();
+        self.scheduler.step(&mut self.plan);
+        let schedule = start.elapsed();
+        self.executor.execute(&self.plan, &self.scheduler, &mut self.outcome)?;
+        self.scan_stops()?;
+        self.scheduler.apply(&self.outcome, &mut self.applied)?;
+        let mut report = StepReport { step: self.plan.id.0, rows: self.plan.rows.len(), ..StepReport::default() };
+        self.collect(&mut report)?;
+        if let Some(trace) = &mut self.trace {
+            trace.step(schedule, &self.plan, &self.outcome, &self.applied, self.scheduler.stats().pool)?;
+        }
+        for applied in self.applied.iter().filter(|a| a.finish.is_some()) {
+            self.by_key.remove(&applied.request);
+        }
+        report.elapsed = start.elapsed();
+        Ok(report)
+    }
+
+    /// Cuts the outcome where a stop string was completed.
+    fn scan_stops(&mut self) -> anyhow::Result<()> {
+        for row in &mut self.outcome.rows {
+            let Some(sequence) = sequence(&mut self.sequences, &self.by_key, row.request) else { continue };
+            let tokens = &self.outcome.tokens[row.tokens.start as usize..row.tokens.end as usize];
+            if let Some(kept) = sequence.scan(tokens)? {
+                row.tokens.end = row.tokens.start + kept as u32;
+                row.stop = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands what the step gave to its sequences.
+    fn collect(&mut self, report: &mut StepReport) -> anyhow::Result<()> {
+        for row in &self.plan.rows {
+            match row.kind {
+                Kind::Prefill => report.prefill_tokens += row.tokens.len(),
+                _ => report.decode_rows += 1,
+            }
+        }
+        for (request, logprobs) in &self.outcome.record.logprobs {
+            if let Some(sequence) = sequence(&mut self.sequences, &self.by_key, *request) {
+                sequence.logprobs(logprobs);
+            }
+        }
+        for logprobs in &self.outcome.record.prompt_logprobs {
+            if let Some(sequence) = sequence(&mut self.sequences, &self.by_key, logprobs.request) {
+                sequence.prompt_logprobs(logprobs);
+            }
+        }
+        for (request, logits) in self.outcome.record.logits.drain(..) {
+            if let Some(sequence) = sequence(&mut self.sequences, &self.by_key, request) {
+                sequence.logits(logits);
+            }
+        }
+        for applied in &self.applied {
+            let Some(&at) = self.by_key.get(&applied.request) else { continue };
+            let Some(sequence) = self.sequences[at].as_mut() else { continue };
+            let tokens = &self.outcome.tokens[applied.tokens.start as usize..applied.tokens.end as usize];
+            let text = sequence.extend(tokens, applied.finish)?;
+            if applied.finish.is_some() {
+                sequence.note(self.scheduler.request(applied.request));
+            }
+            report.emitted.push(Emitted {
+                id: RequestId(at),
+                tokens: tokens.to_vec(),
+                text,
+                finish: applied.finish,
+            });
+        }
+        Ok(())
+    }
+
+    /// What came of a sample so far; its memory is given up once it has ended.
+    pub fn take_output(&mut self, id: RequestId) -> Option<RequestOutput> {
+        let slot = self.sequences.get_mut(id.0)?;
+        let output = slot.as_ref()?.output().clone();
+        if output.finish_reason.is_some() {
+            *slot = None;
+        }
+        Some(output)
+    }
+
+    /// The logits each token of a sample was chosen from, where they are kept.
+    pub fn take_logits(&mut self, id: RequestId) -> Vec<Vec<f32>> {
+        let sequence = self.sequences.get_mut(id.0).and_then(Option::as_mut);
+        sequence.map(Sequence::take_logits).unwrap_or_default()
+    }
+
+    /// Ends the trace, with `summary` as its summary.
+    ///
+    /// # Errors
+    ///
+    /// The trace cannot be written.
+    pub fn close(self, summary: &serde_json::Value) -> anyhow::Result<()> {
+        match self.trace {
+            Some(trace) => trace.finish(summary),
+            None => Ok(()),
+        }
+    }
+}
+
+fn sequence<'a>(
+    sequences: &'a mut [Option<Sequence>],
+    by_key: &HashMap<RequestKey, usize>,
+    key: RequestKey,
+) -> Option<&'a mut Sequence> {
+    sequences.get_mut(*by_key.get(&key)?)?.as_mut()
+}

@@ -1,0 +1,102 @@
+//! What goes into a session, and what comes out.
+
+use pagedraft_scheduler::FinishReason;
+use pagedraft_spec_decode::sampling::{SamplingParams, TokenLogprob};
+use serde::Serialize;
+use std::time::Duration;
+
+/// One sample of one request, from submission to the end of the session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RequestId(pub(super) usize);
+
+/// A prompt and how to go on from it.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The caller's name for it.
+    pub request_id: String,
+    /// Token ids of the prompt.
+    pub prompt: Vec<u32>,
+    /// How tokens are chosen; `sample` is set by the session.
+    pub sampling: SamplingParams,
+    /// Greatest number of tokens to generate.
+    pub max_tokens: u32,
+    /// Strings that end the text.
+    pub stop: Vec<String>,
+    /// Tokens that end the sequence, besides the model's own.
+    pub stop_token_ids: Vec<u32>,
+    /// Whether the model's end-of-sequence tokens are ordinary ones.
+    pub ignore_eos: bool,
+    /// Lower goes first under the priority policy.
+    pub priority: i32,
+    /// Samples of the prompt.
+    pub n: u32,
+}
+
+/// What came of one sample.
+#[derive(Clone, Debug, Serialize)]
+pub struct RequestOutput {
+    /// The caller's name; `NAME/i` for sample i of several.
+    pub request_id: String,
+    /// Which sample of the prompt, from 0.
+    pub sample: u32,
+    /// The prompt.
+    pub prompt_token_ids: Vec<u32>,
+    /// The tokens generated, a stop token or the tokens of a stop string included.
+    pub token_ids: Vec<u32>,
+    /// Their text, without stop tokens and strings.
+    pub text: String,
+    /// Why it ended; `None` while it runs.
+    pub finish_reason: Option<FinishReason>,
+    /// For each generated token the best candidates, where asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub logprobs: Option<Vec<Vec<TokenLogprob>>>,
+    /// For each generated token its own log probability, where asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_logprobs: Option<Vec<TokenLogprob>>,
+    /// For each prompt token the best candidates (none for the first), where asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_logprobs: Option<Vec<Option<Vec<TokenLogprob>>>>,
+    /// For each prompt token its own log probability (none for the first), where asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_token_logprobs: Option<Vec<Option<TokenLogprob>>>,
+    /// Prompt tokens whose KV was there already.
+    pub num_cached_tokens: u32,
+    /// How often its blocks were taken back.
+    pub num_preemptions: u32,
+    /// Drafts scored for it.
+    pub num_drafts: u32,
+    /// Drafts accepted.
+    pub num_accepted: u32,
+}
+
+/// News of one sample in a step.
+#[derive(Clone, Debug)]
+pub struct Emitted {
+    /// Whose.
+    pub id: RequestId,
+    /// Tokens of this step that were kept.
+    pub tokens: Vec<u32>,
+    /// Text that can be shown now.
+    pub text: String,
+    /// Set when it ended.
+    pub finish: Option<FinishReason>,
+}
+
+/// What a step did.
+#[derive(Clone, Debug, Default)]
+pub struct StepReport {
+    /// Its number.
+    pub step: u64,
+    /// Nothing could run: no request is waiting or running.
+    pub idle: bool,
+    /// Plan rows.
+    pub rows: usize,
+    /// Tokens of prompts computed.
+    pub prefill_tokens: usize,
+    /// Rows that decoded.
+    pub decode_rows: usize,
+    /// Wall time, scheduling and sampling included.
+    pub elapsed: Duration,
+    /// News of its requests.
+    pub emitted: Vec<Emitted>,
+}

@@ -1,0 +1,126 @@
+//! What a session keeps for one sample.
+
+use std::sync::Arc;
+
+use pagedraft_model::tokenizer::Tokenizer;
+use pagedraft_scheduler::{FinishReason, RequestInfo, RequestKey};
+use pagedraft_spec_decode::PromptLogprobs;
+use pagedraft_spec_decode::sampling::RowLogprobs;
+
+use super::request::{Request, RequestOutput};
+use super::text::StopScan;
+
+/// One sample of a request: its output as far as it goes, and its text.
+pub(super) struct Sequence {
+    key: RequestKey,
+    scan: StopScan,
+    stop_token_ids: Vec<u32>,
+    output: RequestOutput,
+    logits: Vec<Vec<f32>>,
+}
+
+impl Sequence {
+    pub fn new(
+        key: RequestKey,
+        request: &Request,
+        sample: u32,
+        stop_token_ids: &[u32],
+        tokenizer: Option<&Arc<Tokenizer>>,
+    ) -> anyhow::Result<Self> {
+        let name = &request.request_id;
+        Ok(Self {
+            key,
+            scan: StopScan::new(tokenizer, &request.prompt, request.stop.clone())?,
+            stop_token_ids: stop_token_ids.to_vec(),
+            output: RequestOutput {
+                request_id: if request.n > 1 { format!("{name}/{sample}") } else { name.clone() },
+                sample,
+                prompt_token_ids: request.prompt.clone(),
+                token_ids: Vec::new(),
+                text: String::new(),
+                finish_reason: None,
+                logprobs: request.sampling.logprobs.map(|_| Vec::new()),
+                token_logprobs: request.sampling.logprobs.map(|_| Vec::new()),
+                prompt_logprobs: request.sampling.prompt_logprobs.map(|_| vec![None; request.prompt.len()]),
+                prompt_token_logprobs: request.sampling.prompt_logprobs.map(|_| vec![None; request.prompt.len()]),
+                num_cached_tokens: 0,
+                num_preemptions: 0,
+                num_drafts: 0,
+                num_accepted: 0,
+            },
+            logits: Vec::new(),
+        })
+    }
+
+    pub fn key(&self) -> RequestKey {
+        self.key
+    }
+
+    pub fn output(&self) -> &RequestOutput {
+        &self.output
+    }
+
+    /// Takes down what the scheduler knows at its end.
+    pub fn note(&mut self, info: Option<RequestInfo>) {
+        if let Some(info) = info {
+            self.output.num_cached_tokens = info.num_cached_tokens;
+            self.output.num_preemptions = info.num_preemptions;
+        }
+    }
+
+    pub fn logits(&mut self, logits: Vec<f32>) {
+        self.logits.push(logits);
+    }
+
+    pub fn take_logits(&mut self) -> Vec<Vec<f32>> {
+        std::mem::take(&mut self.logits)
+    }
+
+    /// Looks for a stop string in the tokens of a step: how many of them are kept when one is found.
+    pub fn scan(&mut self, tokens: &[u32]) -> anyhow::Result<Option<usize>> {
+        for (i, &token) in tokens.iter().enumerate() {
+            // A stop token ends the text without being part of it; the scheduler ends the sequence there.
+            if self.stop_token_ids.contains(&token) {
+                return Ok(None);
+            }
+            if self.scan.push(token)? {
+                return Ok(Some(i + 1));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Takes the tokens a step kept; the text that can be shown.
+    pub fn extend(&mut self, tokens: &[u32], finish: Option<FinishReason>) -> anyhow::Result<String> {
+        self.output.token_ids.extend_from_slice(tokens);
+        let text = self.scan.take(finish.is_some())?;
+        if finish.is_some() {
+            self.output.finish_reason = finish;
+            self.output.text = self.scan.text().to_owned();
+        }
+        Ok(text)
+    }
+
+    pub fn logprobs(&mut self, logprobs: &RowLogprobs) {
+        if let (Some(best), Some(own)) = (&mut self.output.logprobs, &mut self.output.token_logprobs) {
+            best.push(logprobs.best.clone());
+            own.push(logprobs.chosen);
+        }
+    }
+
+    pub fn prompt_logprobs(&mut self, logprobs: &PromptLogprobs) {
+        let at = logprobs.position as usize;
+        let (best, own) = (&mut self.output.prompt_logprobs, &mut self.output.prompt_token_logprobs);
+        if let Some(slot) = best.as_mut().and_then(|p| p.get_mut(at)) {
+            *slot = Some(logprobs.logprobs.best.clone());
+        }
+        if let Some(slot) = own.as_mut().and_then(|p| p.get_mut(at)) {
+            *slot = Some(logprobs.logprobs.chosen);
+        }
+    }
+
+    /// Ends the sample with what there is.
+    pub fn abort(&mut self) -> anyhow::Result<String> {
+        self.extend(&[], Some(FinishReason::Abort))
+    }
+}

@@ -1,0 +1,138 @@
+//! From tokens to text as they come, with stop strings looked for on the way.
+
+use std::sync::Arc;
+
+use pagedraft_model::tokenizer::{TextStream, Tokenizer};
+
+/// Prompt tokens decoded in front of the text: whether a word begins with a space is decided by its neighbour.
+const CONTEXT_TOKENS: usize = 6;
+
+/// The text of one sequence: decoded token by token, held back where a stop string may be beginning.
+pub struct StopScan {
+    stream: Option<TextStream>,
+    stops: Vec<String>,
+    text: String,
+    /// Bytes of `text` already handed out.
+    sent: usize,
+    closed: bool,
+}
+
+impl StopScan {
+    /// The text that follows `prompt`, ended by any of `stops`; without a tokenizer there is no text.
+    ///
+    /// # Errors
+    ///
+    /// A prompt token the tokenizer cannot decode.
+    pub fn new(tokenizer: Option<&Arc<Tokenizer>>, prompt: &[u32], stops: Vec<String>) -> anyhow::Result<Self> {
+        let mut stream = tokenizer.map(|t| t.stream(true));
+        if let Some(stream) = &mut stream {
+            for &token in &prompt[prompt.len().saturating_sub(CONTEXT_TOKENS)..] {
+                stream.push(token)?;
+            }
+        }
+        Ok(Self { stream, stops, text: String::new(), sent: 0, closed: false })
+    }
+
+    /// Adds a token; true when its text completed a stop string, which is then cut off with all behind it.
+    ///
+    /// # Errors
+    ///
+    /// A token the tokenizer cannot decode.
+    pub fn push(&mut self, token: u32) -> anyhow::Result<bool> {
+        let Some(stream) = &mut self.stream else { return Ok(false) };
+        let Some(piece) = stream.push(token)? else { return Ok(false) };
+        Ok(self.extend(&piece))
+    }
+
+    /// The text that can be shown since the last call: all of it at the `end` of the sequence, before that short of
+    /// what may become a stop string.
+    ///
+    /// # Errors
+    ///
+    /// At the end, bytes the tokenizer cannot decode.
+    pub fn take(&mut self, end: bool) -> anyhow::Result<String> {
+        if end && !self.closed {
+            self.closed = true;
+            let rest = self.stream.as_mut().map(TextStream::finish).transpose()?.flatten();
+            if let Some(rest) = rest {
+                self.extend(&rest);
+            }
+        }
+        let safe = if end { self.text.len() } else { self.safe_end() };
+        let piece = self.text.get(self.sent..safe).unwrap_or_default().to_owned();
+        self.sent = self.sent.max(safe);
+        Ok(piece)
+    }
+
+    /// The whole text so far.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    fn extend(&mut self, piece: &str) -> bool {
+        // A stop string that ends in this piece begins at most its own length before it.
+        let longest = self.stops.iter().map(String::len).max().unwrap_or(0);
+        let mut from = self.text.len().saturating_sub(longest);
+        while !self.text.is_char_boundary(from) {
+            from -= 1;
+        }
+        self.text.push_str(piece);
+        let found = self.stops.iter().filter_map(|stop| self.text[from..].find(stop.as_str())).min();
+        if let Some(at) = found {
+            self.text.truncate(from + at);
+            self.closed = true;
+        }
+        found.is_some()
+    }
+
+    /// Where the longest suffix begins that a stop string could begin with.
+    fn safe_end(&self) -> usize {
+        let prefixes = |stop: &str| stop.char_indices().map(|(at, _)| at).skip(1).collect::<Vec<_>>();
+        let held = self.stops.iter().flat_map(|stop| {
+            prefixes(stop).into_iter().filter(|&n| self.text.ends_with(&stop[..n])).max()
+        });
+        self.text.len() - held.max().unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scan(stops: &[&str], pieces: &[&str]) -> (Vec<String>, String, bool) {
+        let mut scan = StopScan::new(None, &[], stops.iter().map(|s| s.to_string()).collect()).unwrap();
+        let mut shown = Vec::new();
+        let mut stopped = false;
+        for piece in pieces {
+            stopped = scan.extend(piece);
+            if stopped {
+                break;
+            }
+            shown.push(scan.take(false).unwrap());
+        }
+        shown.push(scan.take(true).unwrap());
+        (shown, scan.text().to_owned(), stopped)
+    }
+
+    #[test]
+    fn a_stop_string_over_several_tokens_is_never_shown() {
+        let (shown, text, stopped) = scan(&["END"], &["abc E", "N", "Dxyz"]);
+        assert!(stopped);
+        assert_eq!((shown.concat().as_str(), text.as_str()), ("abc ", "abc "));
+    }
+
+    #[test]
+    fn what_only_looked_like_a_stop_string_is_shown_later() {
+        let (shown, text, stopped) = scan(&["END"], &["abc E", "N", "ough"]);
+        assert!(!stopped);
+        assert_eq!(shown, ["abc ", "", "ENough", ""]);
+        assert_eq!(text, "abc ENough");
+    }
+
+    #[test]
+    fn the_earliest_of_several_stop_strings_cuts() {
+        let (_, text, stopped) = scan(&["yz", "é"], &["aé xyz"]);
+        assert!(stopped);
+        assert_eq!(text, "a");
+    }
+}

@@ -1,0 +1,140 @@
+//! The session's record: a line a step, from the objects that the step was executed from.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use pagedraft_block_manager::PoolStats;
+use pagedraft_scheduler::{Applied, FinishReason, RequestKey, StepOutcome, StepPlan};
+use pagedraft_spec_decode::{Mode, StepRecord};
+use pagedraft_workloads::trace::{
+    PoolCounts, StepEvent, StepNames, TableDelta, TimesUs, TraceTables, TraceWriter,
+};
+use serde_json::json;
+
+use super::load::SessionInfo;
+use super::options::{EngineOptions, TraceOptions};
+use crate::exit::usage;
+
+/// A trace being written.
+pub(super) struct Trace {
+    writer: TraceWriter,
+    tables: TraceTables,
+    delta: TableDelta,
+    names: HashMap<RequestKey, String>,
+}
+
+struct Names<'a> {
+    names: &'a HashMap<RequestKey, String>,
+    applied: &'a [Applied],
+}
+
+impl StepNames for Names<'_> {
+    fn request_id(&self, request: RequestKey) -> &str {
+        self.names.get(&request).map_or("", String::as_str)
+    }
+
+    fn finish_reason(&self, request: RequestKey) -> Option<FinishReason> {
+        self.applied.iter().find(|a| a.request == request).and_then(|a| a.finish)
+    }
+}
+
+impl Trace {
+    /// Makes the directory and writes what the engine was built as.
+    ///
+    /// # Errors
+    ///
+    /// A directory that cannot be written, or that holds a trace.
+    pub fn create(to: &TraceOptions, options: &EngineOptions, info: &SessionInfo) -> anyhow::Result<Self> {
+        let config = json!({
+            "model_id": info.model_id,
+            "dummy_weights": info.dummy_weights,
+            "parameters": info.parameters,
+            "vocab_size": info.vocab_size,
+            "dtype": info.dtype.to_string(),
+            "instruction_set": info.isa.to_string(),
+            "threads": info.threads,
+            "block_size": info.block_size,
+            "num_blocks": info.num_blocks,
+            "block_bytes": info.block_bytes,
+            "max_model_len": info.max_model_len,
+            "max_num_seqs": options.max_num_seqs,
+            "max_num_batched_tokens": options.max_num_batched_tokens,
+            "prefill_chunk": options.prefill_chunk,
+            "enable_prefix_caching": options.enable_prefix_caching,
+            "enable_chunked_prefill": options.enable_chunked_prefill,
+            "policy": options.policy,
+            "seed": options.seed,
+            "trace_tables": to.tables,
+            "revision": crate::REVISION,
+        });
+        let writer = TraceWriter::create(&to.dir, &config).map_err(|e| usage(e.into()))?;
+        Ok(Self { writer, tables: to.tables, delta: TableDelta::default(), names: HashMap::new() })
+    }
+
+    /// A request's name, from its submission on.
+    pub fn name(&mut self, request: RequestKey, name: &str) {
+        self.names.insert(request, name.to_owned());
+    }
+
+    /// Writes a step.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the disk.
+    pub fn step(
+        &mut self,
+        schedule: Duration,
+        plan: &StepPlan,
+        outcome: &StepOutcome<StepRecord>,
+        applied: &[Applied],
+        pool: PoolStats,
+    ) -> anyhow::Result<()> {
+        let record = &outcome.record;
+        let metadata = match self.tables {
+            TraceTables::Full => &record.inputs.metadata,
+            TraceTables::Delta => self.delta.reduce(plan, &record.plan_rows, &record.inputs.metadata),
+        };
+        let times = record.time_us;
+        self.writer.write(&StepEvent {
+            plan,
+            outcome: &outcome.rows,
+            emitted: &outcome.tokens,
+            names: &Names { names: &self.names, applied },
+            time_us: TimesUs {
+                schedule: schedule.as_secs_f64() * 1e6,
+                metadata: times.metadata,
+                propose: times.propose,
+                execute: times.execute,
+                sample: times.sample,
+            },
+            mode: match record.mode {
+                Mode::Eager => "eager",
+                Mode::Graph => "graph",
+            },
+            graph_key: None::<&()>,
+            input_tokens: &record.inputs.tokens,
+            input_positions: &record.inputs.positions,
+            metadata,
+            groups: None::<&()>,
+            pool: PoolCounts {
+                num_blocks: u64::from(pool.num_blocks),
+                used: u64::from(pool.used),
+                free: u64::from(pool.free),
+                cached: u64::from(pool.cached),
+            },
+        })?;
+        for request in &plan.finished {
+            self.names.remove(request);
+        }
+        Ok(())
+    }
+
+    /// Ends the trace.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the disk, now or in an earlier line.
+    pub fn finish(self, summary: &serde_json::Value) -> anyhow::Result<()> {
+        Ok(self.writer.finish(summary)?)
+    }
+}

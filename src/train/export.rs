@@ -1,0 +1,109 @@
+//! Models as Hugging Face directories: written whole or not at all, and read back.
+
+use super::llama::{Config, Llama};
+use anyhow::{Context, Result, ensure};
+use candle_core::{DType, Device, Tensor};
+use serde_json::{Value, json};
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
+
+/// `max_position_embeddings` of the exported models: what an engine may be asked for, far more than
+/// they were trained on.
+pub const MAX_POSITIONS: usize = 32768;
+
+/// Writes `bytes` beside `file`, then renames: a reader or a kill never sees half a file.
+pub fn write_whole(file: &Path, bytes: &[u8]) -> Result<()> {
+    let part = file.with_extension("part");
+    fs::write(&part, bytes).with_context(|| format!("{} can't be written", part.display()))?;
+    fs::rename(&part, file).with_context(|| format!("{} can't be replaced", file.display()))
+}
+
+/// Saves tensors as safetensors beside `file`, then renames.
+pub fn save_tensors(file: &Path, tensors: &HashMap<String, Tensor>) -> Result<()> {
+    let part = file.with_extension("part");
+    candle_core::safetensors::save(tensors, &part)
+        .with_context(|| format!("{} can't be written", part.display()))?;
+    fs::rename(&part, file).with_context(|| format!("{} can't be replaced", file.display()))
+}
+
+/// Writes `config.json` and `model.safetensors` (bf16, rounded to nearest) into `folder`.
+pub fn save(
+    config: &Config,
+    weights: &HashMap<String, Tensor>,
+    (bos, eos): (u32, u32),
+    folder: &Path,
+) -> Result<()> {
+    fs::create_dir_all(folder).with_context(|| format!("{} can't be made", folder.display()))?;
+    let text = json!({
+        "architectures": ["LlamaForCausalLM"],
+        "attention_bias": false,
+        "attention_dropout": 0.0,
+        "bos_token_id": bos,
+        "eos_token_id": eos,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "hidden_size": config.hidden_size,
+        "initializer_range": 0.02,
+        "intermediate_size": config.intermediate_size,
+        "max_position_embeddings": MAX_POSITIONS,
+        "mlp_bias": false,
+        "model_type": "llama",
+        "num_attention_heads": config.num_attention_heads,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_key_value_heads": config.num_key_value_heads,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_scaling": null,
+        "rope_theta": config.rope_theta,
+        "tie_word_embeddings": true,
+        "torch_dtype": "bfloat16",
+        "use_cache": true,
+        "vocab_size": config.vocab_size,
+    });
+    write_whole(&folder.join("config.json"), (serde_json::to_string_pretty(&text)? + "\n").as_bytes())?;
+    let rounded = weights
+        .iter()
+        .map(|(name, tensor)| Ok((name.clone(), tensor.to_dtype(DType::BF16)?)))
+        .collect::<Result<HashMap<_, _>>>()?;
+    save_tensors(&folder.join("model.safetensors"), &rounded)
+}
+
+/// Reads a directory that [`save`] wrote, widened to f32.
+pub fn load(folder: &Path) -> Result<Llama> {
+    let file = folder.join("config.json");
+    let text = fs::read_to_string(&file)
+        .with_context(|| format!("{} can't be read: give a model's directory", file.display()))?;
+    let json: Value =
+        serde_json::from_str(&text).with_context(|| format!("{} isn't JSON", file.display()))?;
+    let size = |name: &str| -> Result<usize> {
+        let value = json.get(name).and_then(Value::as_u64);
+        Ok(value.with_context(|| format!("{} has no number {name}", file.display()))? as usize)
+    };
+    let real = |name: &str| {
+        let value = json.get(name).and_then(Value::as_f64);
+        value.with_context(|| format!("{} has no number {name}", file.display()))
+    };
+    ensure!(
+        json.get("tie_word_embeddings").and_then(Value::as_bool) == Some(true),
+        "{} doesn't tie its embeddings: only models that `train lm` wrote can be used here",
+        file.display()
+    );
+    let config = Config {
+        vocab_size: size("vocab_size")?,
+        hidden_size: size("hidden_size")?,
+        num_hidden_layers: size("num_hidden_layers")?,
+        num_attention_heads: size("num_attention_heads")?,
+        num_key_value_heads: size("num_key_value_heads")?,
+        head_dim: size("head_dim")?,
+        intermediate_size: size("intermediate_size")?,
+        rope_theta: real("rope_theta")?,
+        rms_norm_eps: real("rms_norm_eps")?,
+    };
+    let file = folder.join("model.safetensors");
+    let tensors = candle_core::safetensors::load(&file, &Device::Cpu)
+        .with_context(|| format!("{} can't be read", file.display()))?
+        .into_iter()
+        .map(|(name, tensor)| Ok((name, tensor.to_dtype(DType::F32)?)))
+        .collect::<Result<HashMap<_, _>>>()?;
+    Llama::from_tensors(config, &tensors).with_context(|| format!("{}", file.display()))
+}

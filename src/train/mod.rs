@@ -1,0 +1,285 @@
+//! `pagedraft train lm`: trains the embedded language models, on a CPU, from plain texts.
+//!
+//! A target is trained on the text alone; a draft is distilled from it ([`TrainLmArgs::teacher`]).
+//! Both come out as Hugging Face directories (Llama architecture, bf16). Training is f32 with
+//! candle's autograd over a few fused operations ([`kernels`]); it takes about an hour for the
+//! target on two cores. Everything random is keyed by `--seed` ([`noise`]), so that a killed run
+//! goes on with `--resume` as if it had not been killed.
+//!
+//! ```text
+//! pagedraft train lm --out target --text TEXTS/a.txt TEXTS/b.txt
+//! pagedraft train lm --out draft --text TEXTS/a.txt TEXTS/b.txt --teacher target --hidden 128 ..
+//! pagedraft train lm --out draft --text .. --teacher target --evaluate --held-out TEXTS/c.txt
+//! ```
+
+pub mod attention;
+pub mod bpe;
+pub mod checkpoint;
+pub mod corpus;
+pub mod evaluate;
+pub mod export;
+pub mod kernels;
+pub mod llama;
+pub mod loss;
+pub mod noise;
+pub mod optimise;
+pub mod training;
+
+#[cfg(test)]
+mod tests;
+
+use anyhow::{Context, Result, ensure};
+use corpus::Corpus;
+use llama::{Config, Llama};
+use std::path::PathBuf;
+use training::Recipe;
+
+/// Trains a language model on plain texts, or says how good a trained one is.
+#[derive(Debug, Clone, clap::Args)]
+pub struct TrainLmArgs {
+    /// Directory of the model: written when training, read with --evaluate
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Plain texts (UTF-8) to train on
+    #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
+    pub text: Vec<PathBuf>,
+    /// Tail of each text kept for validation, as a share of it
+    #[arg(long, default_value_t = 0.05)]
+    pub validation: f64,
+    /// Use this tokenizer.json (by default the teacher's, else one is trained)
+    #[arg(long, value_name = "FILE")]
+    pub tokenizer: Option<PathBuf>,
+    /// Train a byte-level BPE tokenizer of so many entries
+    #[arg(long, value_name = "ENTRIES", default_value_t = 2048, conflicts_with = "tokenizer")]
+    pub train_tokenizer: usize,
+    /// Distil from the model in this directory
+    #[arg(long, value_name = "DIR")]
+    pub teacher: Option<PathBuf>,
+    /// Share of the teacher's distribution in what is learned; the rest is the text itself
+    #[arg(long, default_value_t = 0.9)]
+    pub teacher_share: f32,
+    /// Width of the residual stream
+    #[arg(long, default_value_t = 256)]
+    pub hidden: usize,
+    /// Layers
+    #[arg(long, default_value_t = 6)]
+    pub layers: usize,
+    /// Query heads
+    #[arg(long, default_value_t = 8)]
+    pub heads: usize,
+    /// Key and value heads
+    #[arg(long, default_value_t = 4)]
+    pub kv_heads: usize,
+    /// Elements a head
+    #[arg(long, default_value_t = 32)]
+    pub head_dim: usize,
+    /// Width of the feed-forward layers
+    #[arg(long, default_value_t = 704)]
+    pub ffn: usize,
+    /// Steps in all
+    #[arg(long, default_value_t = 3000)]
+    pub steps: u64,
+    /// Stop after this step, leaving a checkpoint to --resume from, perhaps with other options
+    #[arg(long, value_name = "STEP")]
+    pub until: Option<u64>,
+    /// The last so many of them have rows of --long-seq-len
+    #[arg(long, default_value_t = 200)]
+    pub long_steps: u64,
+    /// Rows a step
+    #[arg(long, default_value_t = 8)]
+    pub batch: usize,
+    /// Parts of a batch that are worked on at the same time, each by one thread
+    #[arg(long, default_value_t = 2)]
+    pub shards: usize,
+    /// Tokens a row
+    #[arg(long, default_value_t = 256)]
+    pub seq_len: usize,
+    /// Tokens a row in the last steps (fewer rows, as many tokens)
+    #[arg(long, default_value_t = 1024)]
+    pub long_seq_len: usize,
+    /// Highest learning rate
+    #[arg(long, default_value_t = 2e-3)]
+    pub lr: f64,
+    /// Steps over which it rises
+    #[arg(long, default_value_t = 100)]
+    pub warmup: u64,
+    /// Decay of weights (AdamW)
+    #[arg(long, default_value_t = 0.1)]
+    pub weight_decay: f32,
+    /// Probability of dropping an element of a residual branch
+    #[arg(long, default_value_t = 0.2)]
+    pub dropout: f32,
+    /// Seed of weights, batches and dropout
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Steps between validations
+    #[arg(long, default_value_t = 200)]
+    pub validate_every: u64,
+    /// Steps between checkpoints
+    #[arg(long, default_value_t = 100)]
+    pub checkpoint_every: u64,
+    /// Directory of the checkpoint (by default that of --out with `.checkpoint` added)
+    #[arg(long, value_name = "DIR")]
+    pub checkpoint: Option<PathBuf>,
+    /// Go on from the checkpoint
+    #[arg(long)]
+    pub resume: bool,
+    /// Don't train: print losses, and agreement with --teacher, of the model in --out
+    #[arg(long)]
+    pub evaluate: bool,
+    /// With --evaluate: a text that was in no training
+    #[arg(long, value_name = "FILE", requires = "evaluate")]
+    pub held_out: Option<PathBuf>,
+    /// With --evaluate: also write so many tokens
+    #[arg(long, value_name = "TOKENS", default_value_t = 0)]
+    pub sample: usize,
+    /// What the sample continues
+    #[arg(long, default_value = "\n")]
+    pub prompt: String,
+    /// Temperature of the sample (0: the likeliest token)
+    #[arg(long, default_value_t = 0.8)]
+    pub temperature: f32,
+}
+
+impl TrainLmArgs {
+    fn config(&self, vocab_size: usize) -> Config {
+        Config {
+            vocab_size,
+            hidden_size: self.hidden,
+            num_hidden_layers: self.layers,
+            num_attention_heads: self.heads,
+            num_key_value_heads: self.kv_heads,
+            head_dim: self.head_dim,
+            intermediate_size: self.ffn,
+            rope_theta: 10000.0,
+            rms_norm_eps: 1e-5,
+        }
+    }
+
+    fn recipe(&self) -> Recipe {
+        let beside = || {
+            let mut name = self.out.clone().into_os_string();
+            name.push(".checkpoint");
+            PathBuf::from(name)
+        };
+        Recipe {
+            steps: self.steps,
+            until: self.until.unwrap_or(self.steps).min(self.steps),
+            long_steps: self.long_steps,
+            batch: self.batch,
+            shards: self.shards.max(1),
+            seq_len: self.seq_len,
+            long_seq_len: self.long_seq_len,
+            lr: self.lr,
+            warmup: self.warmup,
+            weight_decay: self.weight_decay,
+            dropout: self.dropout,
+            teacher_share: self.teacher_share,
+            validate_every: self.validate_every.max(1),
+            checkpoint_every: self.checkpoint_every.max(1),
+            seed: self.seed,
+            out: self.out.clone(),
+            checkpoint: self.checkpoint.clone().unwrap_or_else(beside),
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        ensure!(self.batch > 0, "--batch is 0; give at least 1");
+        ensure!(self.seq_len > 0, "--seq-len is 0; give at least 1");
+        ensure!(self.long_seq_len > 0, "--long-seq-len is 0; give at least 1");
+        ensure!((0.0..1.0).contains(&self.dropout), "--dropout {} isn't in [0, 1)", self.dropout);
+        ensure!(
+            (0.0..=1.0).contains(&self.teacher_share),
+            "--teacher-share {} isn't in [0, 1]",
+            self.teacher_share
+        );
+        ensure!(
+            self.validation > 0.0 && self.validation < 0.5,
+            "--validation {} isn't between 0 and 0.5",
+            self.validation
+        );
+        Ok(())
+    }
+}
+
+/// Runs `train lm`.
+pub fn run(args: &TrainLmArgs) -> Result<()> {
+    args.check()?;
+    let texts = args.text.iter().map(|file| corpus::read(file)).collect::<Result<Vec<_>>>()?;
+    let (heads, tails) = Corpus::split(&texts, args.validation);
+    let teacher = match &args.teacher {
+        Some(folder) => Some(export::load(folder).context("--teacher")?),
+        None => None,
+    };
+    let inherited = match (&args.tokenizer, &args.teacher) {
+        (Some(file), _) => Some(file.clone()),
+        (None, Some(folder)) => Some(folder.join("tokenizer.json")),
+        (None, None) if args.evaluate || args.resume => Some(args.out.join("tokenizer.json")),
+        (None, None) => None,
+    };
+    let tokenizer = match &inherited {
+        Some(file) => bpe::load(file)?,
+        None => bpe::train(&heads, args.train_tokenizer)?,
+    };
+    let longest = if args.long_steps > 0 { args.seq_len.max(args.long_seq_len) } else { args.seq_len };
+    let corpus = Corpus::new(&tokenizer, &heads, &tails, &args.text, longest)?;
+    if args.evaluate {
+        return report(args, &tokenizer, teacher.as_ref(), &corpus);
+    }
+    let config = args.config(tokenizer.get_vocab_size(true));
+    if let Some(teacher) = &teacher {
+        ensure!(
+            teacher.config.vocab_size == config.vocab_size,
+            "the teacher knows {} tokens and the tokenizer {}: use the teacher's tokenizer.json",
+            teacher.config.vocab_size,
+            config.vocab_size
+        );
+    }
+    let model = Llama::new(config, args.seed)?;
+    std::fs::create_dir_all(&args.out).with_context(|| format!("{} can't be made", args.out.display()))?;
+    bpe::save(&tokenizer, &args.out)?;
+    let specials = (bpe::special(&tokenizer, bpe::BOS)?, bpe::special(&tokenizer, bpe::EOS)?);
+    args.recipe().run(model, teacher.as_ref(), &corpus, specials, args.resume)
+}
+
+fn report(
+    args: &TrainLmArgs,
+    tokenizer: &tokenizers::Tokenizer,
+    teacher: Option<&Llama>,
+    corpus: &Corpus,
+) -> Result<()> {
+    let model = export::load(&args.out).context("--out")?;
+    let held_out = match &args.held_out {
+        Some(file) => Some(bpe::encode(tokenizer, &corpus::read(file)?)?),
+        None => None,
+    };
+    let sets = [
+        ("training (start)", Some(&corpus.train[..corpus.train.len().min(50_000)])),
+        ("validation", Some(&corpus.validation[..])),
+        ("held out", held_out.as_deref()),
+    ];
+    for (name, tokens) in sets {
+        let Some(tokens) = tokens else { continue };
+        for (who, model, other) in [("model", Some(&model), teacher), ("teacher", teacher, None)] {
+            let Some(model) = model else { continue };
+            let f = evaluate::figures(model, other, tokens, args.seq_len)?;
+            print!("{name:17} {who:7} loss {:.4}  right {:.4}", f.loss, f.right);
+            if other.is_some() {
+                print!("  agreement {:.4}  overlap {:.4}", f.agreement, f.overlap);
+            }
+            println!("  ({} predictions)", f.predictions);
+        }
+    }
+    if args.sample > 0 {
+        let text = evaluate::sample(
+            &model,
+            tokenizer,
+            &args.prompt,
+            (args.sample, args.long_seq_len),
+            args.temperature,
+            args.seed,
+        )?;
+        println!("---\n{text}");
+    }
+    Ok(())
+}

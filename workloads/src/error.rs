@@ -1,0 +1,64 @@
+//! What can go wrong with files of a run.
+
+use std::path::PathBuf;
+
+/// A fault of this crate; each names the file.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The trace directory is something else.
+    #[error("trace directory {path} is not a directory")]
+    NotADirectory {
+        /// What was given.
+        path: PathBuf,
+    },
+    /// The trace directory can't be made or written.
+    #[error("can't write to trace directory {path}: {source}")]
+    Unwritable {
+        /// What was given.
+        path: PathBuf,
+        /// The system's word on it.
+        source: std::io::Error,
+    },
+    /// There is a trace in the directory already.
+    #[error("trace directory {path} holds a trace already")]
+    HoldsTrace {
+        /// What was given.
+        path: PathBuf,
+    },
+    /// Writing the trace failed midway (disk full, directory removed).
+    #[error("can't write trace file {path}: {source}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The system's word on it.
+        source: std::io::Error,
+    },
+    /// A value that can't be written as JSON (a map with keys that aren't strings, say).
+    #[error("can't write {what} as JSON: {source}")]
+    Encode {
+        /// Which value.
+        what: &'static str,
+        /// serde's word on it.
+        source: serde_json::Error,
+    },
+    /// The configuration of a trace is not a JSON object.
+    #[error("the configuration of a trace must be a JSON object")]
+    ConfigNotAnObject,
+    /// A file of a trace can't be read.
+    #[error("can't read {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's word on it.
+        source: std::io::Error,
+    },
+    /// `config.json` of a trace lacks something or isn't JSON.
+    #[error("{path}: {what}")]
+    BadConfig {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+}

@@ -1,0 +1,81 @@
+//! The plan against its outcome, and against the metadata rows it became.
+
+use std::collections::HashSet;
+
+use super::{Fault, Rule};
+use crate::trace::{RowKind, StepRecord};
+
+/// Plan and outcome, row by row.
+pub(super) fn check(step: &StepRecord) -> Result<(), Fault> {
+    if step.rows.len() != step.outcome.len() {
+        let what = format!("{} plan rows, {} outcome rows", step.rows.len(), step.outcome.len());
+        return Err(Fault::new(Rule::Outcome, what));
+    }
+    let mut seen = HashSet::with_capacity(step.rows.len());
+    for (row, outcome) in step.rows.iter().zip(&step.outcome) {
+        let id = row.request_id.as_str();
+        if !seen.insert(id) {
+            return Err(Fault::of(Rule::PlanRows, id, "has two rows"));
+        }
+        if row.num_new <= row.num_drafts {
+            let what = format!("num_new {} with num_drafts {}: no token of its own", row.num_new, row.num_drafts);
+            return Err(Fault::of(Rule::PlanRows, id, what));
+        }
+        if row.kind == RowKind::Decode && row.num_new != 1 {
+            return Err(Fault::of(Rule::PlanRows, id, format!("a decode row with num_new {}", row.num_new)));
+        }
+        if outcome.request_id != row.request_id {
+            return Err(Fault::of(Rule::Outcome, id, format!("its outcome is of {:?}", outcome.request_id)));
+        }
+        if outcome.num_accepted > outcome.num_drafts || outcome.num_drafts > row.num_drafts {
+            let what = format!("{} drafts accepted of {} scored of {} planned", outcome.num_accepted, outcome.num_drafts, row.num_drafts);
+            return Err(Fault::of(Rule::Outcome, id, what));
+        }
+    }
+    Ok(())
+}
+
+/// Query tokens that plan row `row` had in the end: its own and the drafts that were scored.
+pub(super) fn query_len(step: &StepRecord, row: usize) -> u64 {
+    let (plan, outcome) = (&step.rows[row], &step.outcome[row]);
+    u64::from(plan.num_new) - u64::from(plan.num_drafts) + u64::from(outcome.num_drafts)
+}
+
+/// The plan row of each metadata row. A plan row became one metadata row of as many query tokens, or (batch
+/// expansion) one of a single query token for each. Metadata rows are in the plan's order among those of
+/// several query tokens, and among those of one; any other order that fits is taken as well.
+pub(super) fn owners(step: &StepRecord) -> Result<Vec<usize>, Fault> {
+    let meta = &step.metadata;
+    let plan = step.rows.len();
+    let mut taken = vec![0u64; plan];
+    let mut owners = Vec::with_capacity(meta.context_lens.len());
+    let mut cursor = 0;
+    let mut was_single = false;
+    for (m, &context) in meta.context_lens.iter().enumerate() {
+        let query = meta.query_start_loc[m + 1] - meta.query_start_loc[m];
+        if (query == 1) != was_single {
+            (cursor, was_single) = (0, query == 1);
+        }
+        let fits = |p: usize| {
+            let whole = query_len(step, p);
+            let next = u64::from(step.rows[p].num_computed) + taken[p];
+            next == context && if query == 1 { taken[p] < whole } else { taken[p] == 0 && query == whole }
+        };
+        // A row that is half expanded goes on before another begins.
+        let found = (0..plan).map(|i| (cursor + i) % plan).find(|&p| fits(p));
+        let Some(p) = found else {
+            let what = format!("metadata row {m} (context {context}, query {query}) is no plan row's");
+            return Err(Fault::new(Rule::MetadataRows, what));
+        };
+        taken[p] += query;
+        cursor = if taken[p] == query_len(step, p) { (p + 1) % plan } else { p };
+        owners.push(p);
+    }
+    for (p, row) in step.rows.iter().enumerate() {
+        if taken[p] != query_len(step, p) {
+            let what = format!("{} of its {} query tokens from {} are in metadata rows", taken[p], query_len(step, p), row.num_computed);
+            return Err(Fault::of(Rule::MetadataRows, &row.request_id, what));
+        }
+    }
+    Ok(owners)
+}

@@ -1,0 +1,188 @@
+//! One line of a trace, borrowed from the objects the step was executed from.
+
+use pagedraft_scheduler::{FinishReason, Kind, PlanRow, RequestKey, RowOutcome, StepPlan};
+use serde::ser::{SerializeSeq, SerializeStruct};
+use serde::{Deserialize, Serialize, Serializer};
+
+/// Where a step's time went, in microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TimesUs {
+    /// Making the plan.
+    pub schedule: f64,
+    /// Building the metadata.
+    pub metadata: f64,
+    /// Proposing drafts.
+    pub propose: f64,
+    /// The forward pass.
+    pub execute: f64,
+    /// Sampling, verification included.
+    pub sample: f64,
+}
+
+/// The block pool after a step's plan was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolCounts {
+    /// All blocks.
+    pub num_blocks: u64,
+    /// Blocks that sequences hold.
+    pub used: u64,
+    /// The others.
+    pub free: u64,
+    /// Of the free ones, those with contents that a prefix can still hit.
+    pub cached: u64,
+}
+
+/// What a trace says about requests that plans do not know: their names, and why they ended.
+pub trait StepNames {
+    /// The name its owner gave it. Must be known for every request a plan or outcome mentions, ended ones too.
+    fn request_id(&self, request: RequestKey) -> &str;
+    /// Why it ended with this step, if it did.
+    fn finish_reason(&self, request: RequestKey) -> Option<FinishReason>;
+}
+
+/// A step as it goes on record: `M` is the attention metadata, `G` the further KV groups, `K` the graph key, each the
+/// object that was executed from.
+pub struct StepEvent<'a, M, G, K> {
+    /// The plan.
+    pub plan: &'a StepPlan,
+    /// The outcome's rows, in the plan's order.
+    pub outcome: &'a [RowOutcome],
+    /// The outcome's tokens.
+    pub emitted: &'a [u32],
+    /// Names and reasons.
+    pub names: &'a dyn StepNames,
+    /// Where the time went.
+    pub time_us: TimesUs,
+    /// `eager` or `graph`.
+    pub mode: &'a str,
+    /// The shape that was replayed, if any.
+    pub graph_key: Option<&'a K>,
+    /// Token ids, by metadata row.
+    pub input_tokens: &'a [u32],
+    /// Their positions.
+    pub input_positions: &'a [u32],
+    /// The attention call.
+    pub metadata: &'a M,
+    /// Further KV groups, if any.
+    pub groups: Option<&'a G>,
+    /// The block pool.
+    pub pool: PoolCounts,
+}
+
+impl<M: Serialize, G: Serialize, K: Serialize> Serialize for StepEvent<'_, M, G, K> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut line = serializer.serialize_struct("StepEvent", 15)?;
+        line.serialize_field("event", "step")?;
+        line.serialize_field("step", &self.plan.id)?;
+        line.serialize_field("time_us", &self.time_us)?;
+        line.serialize_field("mode", self.mode)?;
+        line.serialize_field("graph_key", &self.graph_key)?;
+        line.serialize_field("rows", &Rows { plan: self.plan, outcome: self.outcome, names: self.names })?;
+        line.serialize_field("input_tokens", self.input_tokens)?;
+        line.serialize_field("input_positions", self.input_positions)?;
+        line.serialize_field("metadata", self.metadata)?;
+        line.serialize_field("groups", &self.groups)?;
+        line.serialize_field("outcome", &Outcomes { rows: self.outcome, emitted: self.emitted, names: self.names })?;
+        line.serialize_field("preempted", &Names { requests: &self.plan.preempted, names: self.names })?;
+        line.serialize_field("finished", &Names { requests: &self.plan.finished, names: self.names })?;
+        line.serialize_field("copies", &self.plan.copies)?;
+        line.serialize_field("pool", &self.pool)?;
+        line.end()
+    }
+}
+
+/// The plan's rows, under the contract's names.
+struct Rows<'a> {
+    plan: &'a StepPlan,
+    outcome: &'a [RowOutcome],
+    names: &'a dyn StepNames,
+}
+
+impl Serialize for Rows<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.plan.rows.iter().enumerate().map(|(i, row)| {
+            let num_drafts = self.outcome.get(i).map_or(row.drafts_max, |o| o.num_drafts);
+            Row { row, num_drafts, names: self.names }
+        }))
+    }
+}
+
+struct Row<'a> {
+    row: &'a PlanRow,
+    num_drafts: u16,
+    names: &'a dyn StepNames,
+}
+
+impl Serialize for Row<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let tokens = &self.row.tokens;
+        let mut row = serializer.serialize_struct("Row", 7)?;
+        row.serialize_field("request_id", self.names.request_id(self.row.request))?;
+        row.serialize_field("kind", kind_name(&self.row.kind))?;
+        row.serialize_field("num_computed", &tokens.start)?;
+        row.serialize_field("num_new", &(tokens.end.saturating_sub(tokens.start) + u32::from(self.num_drafts)))?;
+        row.serialize_field("num_drafts", &self.num_drafts)?;
+        row.serialize_field("drafts_max", &self.row.drafts_max)?;
+        if let Kind::Denoise { block, full } = &self.row.kind {
+            row.serialize_field("block", &(block.start, block.end))?;
+            row.serialize_field("full", full)?;
+        }
+        row.end()
+    }
+}
+
+fn kind_name(kind: &Kind) -> &'static str {
+    match kind {
+        Kind::Prefill => "prefill",
+        Kind::Decode => "decode",
+        Kind::Verify => "verify",
+        Kind::Denoise { .. } => "denoise",
+    }
+}
+
+/// The outcome's rows, under the contract's names.
+struct Outcomes<'a> {
+    rows: &'a [RowOutcome],
+    emitted: &'a [u32],
+    names: &'a dyn StepNames,
+}
+
+impl Serialize for Outcomes<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut seq = serializer.serialize_seq(Some(self.rows.len()))?;
+        for row in self.rows {
+            seq.serialize_element(&Outcome { row, of: self })?;
+        }
+        seq.end()
+    }
+}
+
+struct Outcome<'a> {
+    row: &'a RowOutcome,
+    of: &'a Outcomes<'a>,
+}
+
+impl Serialize for Outcome<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let range = self.row.tokens.start as usize..self.row.tokens.end as usize;
+        let mut out = serializer.serialize_struct("Outcome", 5)?;
+        out.serialize_field("request_id", self.of.names.request_id(self.row.request))?;
+        out.serialize_field("token_ids", self.of.emitted.get(range).unwrap_or_default())?;
+        out.serialize_field("num_drafts", &self.row.num_drafts)?;
+        out.serialize_field("num_accepted", &self.row.num_accepted)?;
+        out.serialize_field("finish_reason", &self.of.names.finish_reason(self.row.request))?;
+        out.end()
+    }
+}
+
+/// Requests by name.
+struct Names<'a> {
+    requests: &'a [RequestKey],
+    names: &'a dyn StepNames,
+}
+
+impl Serialize for Names<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.requests.iter().map(|&r| self.names.request_id(r)))
+    }
+}

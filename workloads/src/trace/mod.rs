@@ -1,0 +1,26 @@
+//! Traces: a directory with `config.json`, `trace_steps.jsonl` (one line a step) and `summary.json`.
+//!
+//! Writing: [`StepEvent`] and [`TraceWriter`]. Reading: [`StepRecord`]. Refuting: [`check_dir`].
+
+mod check;
+mod event;
+mod record;
+mod replace;
+mod tables;
+mod writer;
+
+pub use check::{CheckReport, Rule, Violation, check_dir};
+pub use event::{PoolCounts, StepEvent, StepNames, TimesUs};
+pub use record::{GroupRecord, MetadataRecord, OutcomeRecord, RowKind, RowRecord, StepRecord};
+pub use replace::replace_file;
+pub use tables::{TableDelta, TraceTables};
+pub use writer::TraceWriter;
+
+/// Version of the trace's form, in `config.json` as `schema_version`.
+pub const SCHEMA_VERSION: u32 = 1;
+/// Name of the file with one line a step.
+pub const STEPS_FILE: &str = "trace_steps.jsonl";
+/// Name of the file with what the run was started with.
+pub const CONFIG_FILE: &str = "config.json";
+/// Name of the file with what the run came to.
+pub const SUMMARY_FILE: &str = "summary.json";

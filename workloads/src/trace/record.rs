@@ -1,0 +1,146 @@
+//! A step as read back from a trace. The writing side serialises the engine's own objects ([`super::StepEvent`]); these
+//! types are the reader's, and tolerate fields they don't know.
+
+use serde::Deserialize;
+
+/// One line with `"event": "step"`.
+#[derive(Clone, Debug, Deserialize)]
+pub struct StepRecord {
+    /// Its number.
+    pub step: u64,
+    /// `eager` or `graph`.
+    pub mode: String,
+    /// The shape that was replayed, if any.
+    #[serde(default)]
+    pub graph_key: Option<serde_json::Value>,
+    /// The plan.
+    pub rows: Vec<RowRecord>,
+    /// Token ids, by metadata row.
+    pub input_tokens: Vec<u32>,
+    /// Positions of those tokens.
+    pub input_positions: Vec<u32>,
+    /// The attention call.
+    pub metadata: MetadataRecord,
+    /// KV groups beyond the one in `metadata`.
+    #[serde(default)]
+    pub groups: Option<std::collections::BTreeMap<String, GroupRecord>>,
+    /// What each plan row gave.
+    pub outcome: Vec<OutcomeRecord>,
+    /// Whose blocks were taken back while the plan was made.
+    #[serde(default)]
+    pub preempted: Vec<String>,
+    /// Who ended since the plan before.
+    #[serde(default)]
+    pub finished: Vec<String>,
+    /// Blocks copied before the step wrote anything: (from, to).
+    #[serde(default)]
+    pub copies: Vec<CopyRecord>,
+    /// The block pool.
+    pub pool: super::PoolCounts,
+}
+
+/// A plan row.
+#[derive(Clone, Debug, Deserialize)]
+pub struct RowRecord {
+    /// Whose.
+    pub request_id: String,
+    /// What kind of work.
+    pub kind: RowKind,
+    /// Tokens whose KV was there before the step.
+    pub num_computed: u32,
+    /// Query tokens, drafts included.
+    pub num_new: u32,
+    /// Drafts planned for.
+    #[serde(default)]
+    pub num_drafts: u32,
+}
+
+/// Kind of a plan row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RowKind {
+    /// Known tokens without KV.
+    Prefill,
+    /// The last token.
+    Decode,
+    /// The last token and drafts.
+    Verify,
+    /// A block of a diffusion model.
+    Denoise,
+}
+
+/// The attention call of a step.
+#[derive(Clone, Debug, Deserialize)]
+pub struct MetadataRecord {
+    /// Metadata rows of more than one query token.
+    pub num_prefills: u64,
+    /// Their query tokens.
+    pub num_prefill_tokens: u64,
+    /// Metadata rows of one query token.
+    pub num_decode_tokens: u64,
+    /// Slot of each query token, -1 for none.
+    pub slot_mapping: Vec<i64>,
+    /// Context and query of each row.
+    pub seq_lens: Vec<u64>,
+    /// Tokens before the query.
+    pub context_lens: Vec<u64>,
+    /// Where each row's query starts, and the total.
+    pub query_start_loc: Vec<u64>,
+    /// Where each row's sequence would start were all laid end to end, and the total.
+    pub seq_start_loc: Vec<u64>,
+    /// Greatest query length.
+    pub max_query_len: u64,
+    /// Greatest `seq_lens` of the prefill rows.
+    pub max_prefill_seq_len: u64,
+    /// Greatest `seq_lens` of the decode rows.
+    pub max_decode_seq_len: u64,
+    /// A table a row; empty or `null`: the one last written for the request (`--trace-tables delta`).
+    pub block_tables: Vec<Option<Vec<i64>>>,
+    /// Whether a graph or a tape was replayed.
+    pub use_cuda_graph: bool,
+}
+
+/// The part of the metadata that a further KV group has of its own.
+#[derive(Clone, Debug, Deserialize)]
+pub struct GroupRecord {
+    /// Slot of each query token in the group, -1 for none.
+    pub slot_mapping: Vec<i64>,
+    /// Tokens of each row in the group.
+    pub seq_lens: Vec<u64>,
+    /// Of those, the ones before the step.
+    pub context_lens: Vec<u64>,
+    /// A table a row, or empty as in [`MetadataRecord::block_tables`].
+    pub block_tables: Vec<Option<Vec<i64>>>,
+    /// Index of each query token in its group (-1: not kept) where that is not its position.
+    #[serde(default)]
+    pub kv_index: Option<Vec<i64>>,
+}
+
+/// What a plan row gave.
+#[derive(Clone, Debug, Deserialize)]
+pub struct OutcomeRecord {
+    /// Whose.
+    pub request_id: String,
+    /// Tokens emitted.
+    pub token_ids: Vec<u32>,
+    /// Drafts scored.
+    #[serde(default)]
+    pub num_drafts: u32,
+    /// Drafts accepted.
+    #[serde(default)]
+    pub num_accepted: u32,
+    /// Set when the request ended with this step.
+    #[serde(default)]
+    pub finish_reason: Option<String>,
+}
+
+/// A block copied for a fork.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub struct CopyRecord {
+    /// The shared block.
+    #[serde(alias = "src", alias = "source")]
+    pub from: i64,
+    /// The writable one.
+    #[serde(alias = "dst", alias = "target")]
+    pub to: i64,
+}

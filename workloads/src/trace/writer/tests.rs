@@ -1,0 +1,132 @@
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+
+use super::super::{CONFIG_FILE, STEPS_FILE, SUMMARY_FILE};
+use super::{FLUSH_EVERY, MOST_PENDING, TraceWriter};
+use crate::Error;
+
+/// A path that is free, and free again afterwards.
+struct Fresh(PathBuf);
+
+fn fresh(name: &str) -> Fresh {
+    Fresh(std::env::temp_dir().join(format!("pagedraft-writer-{}-{name}", std::process::id())))
+}
+
+impl std::ops::Deref for Fresh {
+    type Target = std::path::Path;
+    fn deref(&self) -> &std::path::Path {
+        &self.0
+    }
+}
+
+impl AsRef<std::path::Path> for Fresh {
+    fn as_ref(&self) -> &std::path::Path {
+        &self.0
+    }
+}
+
+impl Drop for Fresh {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+fn lines(path: &std::path::Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(path.join(STEPS_FILE)).unwrap();
+    assert!(text.is_empty() || text.ends_with('\n'));
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn a_trace_has_its_config_its_lines_in_order_and_its_summary() {
+    let root = fresh("whole");
+    let path = root.join("made/on/the/way");
+    let mut writer = TraceWriter::create(&path, &json!({"block_size": 16})).unwrap();
+    for i in 0..20_000 {
+        writer.write(&json!({"event": "step", "step": i, "pad": "x".repeat(i % 300)})).unwrap();
+    }
+    writer.finish(&json!({"steps": 20_000})).unwrap();
+    let read = |name| serde_json::from_slice::<Value>(&std::fs::read(path.join(name)).unwrap()).unwrap();
+    assert_eq!(read(CONFIG_FILE), json!({"block_size": 16, "schema_version": 1}));
+    assert_eq!(read(SUMMARY_FILE), json!({"steps": 20_000}));
+    assert!(lines(&path).iter().enumerate().all(|(i, line)| line["step"] == json!(i)));
+    assert_eq!(std::fs::read_dir(&path).unwrap().count(), 3, "no temporary file is left");
+}
+
+#[test]
+fn lines_reach_the_file_while_the_run_goes_on_and_when_it_is_dropped() {
+    let path = fresh("flush");
+    let mut writer = TraceWriter::create(&path, &json!({})).unwrap();
+    writer.write(&json!({"step": 0})).unwrap();
+    let mut waited = 0;
+    while lines(&path).is_empty() {
+        std::thread::sleep(FLUSH_EVERY / 4);
+        waited += 1;
+        assert!(waited < 100, "never flushed");
+    }
+    writer.write(&json!({"step": 1})).unwrap();
+    drop(writer);
+    assert_eq!(lines(&path), [json!({"step": 0}), json!({"step": 1})]);
+    assert!(!path.join(SUMMARY_FILE).exists());
+}
+
+#[test]
+fn a_run_that_fails_before_its_first_step_leaves_nothing_behind() {
+    let path = fresh("nothing");
+    drop(TraceWriter::create(&path, &json!({})).unwrap());
+    assert!(!path.exists());
+    std::fs::create_dir_all(&path).unwrap();
+    drop(TraceWriter::create(&path, &json!({})).unwrap());
+    assert_eq!(std::fs::read_dir(&path).unwrap().count(), 0);
+}
+
+#[test]
+fn a_directory_that_holds_a_trace_is_refused_and_left_as_it_is() {
+    let path = fresh("again");
+    TraceWriter::create(&path, &json!({"run": 1})).unwrap().finish(&json!({})).unwrap();
+    let error = TraceWriter::create(&path, &json!({"run": 2})).unwrap_err();
+    assert!(matches!(&error, Error::HoldsTrace { path: p } if **p == *path), "{error}");
+    assert!(std::fs::read_to_string(path.join(CONFIG_FILE)).unwrap().contains("\"run\": 1"));
+}
+
+#[test]
+fn what_is_no_directory_or_cant_be_made_is_refused_before_anything_is_written() {
+    let path = fresh("file");
+    std::fs::write(&path, "a file").unwrap();
+    let error = TraceWriter::create(&path, &json!({})).unwrap_err();
+    assert!(matches!(error, Error::NotADirectory { .. }) && error.to_string().contains(path.to_str().unwrap()));
+    let error = TraceWriter::create(&path.join("below"), &json!({})).unwrap_err();
+    assert!(matches!(error, Error::Unwritable { .. }) && error.to_string().contains("below"), "{error}");
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "a file");
+    std::fs::remove_file(&path).unwrap();
+    assert!(matches!(TraceWriter::create(&path, &json!([1])), Err(Error::ConfigNotAnObject)));
+    assert!(!path.exists());
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_is_an_error_that_names_the_file() {
+    let path = fresh("full");
+    std::fs::create_dir_all(&path).unwrap();
+    let mut writer = TraceWriter::create(&path, &json!({})).unwrap();
+    // The same thread over a device that is always full.
+    writer.close();
+    let file = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let shared = std::sync::Arc::clone(&writer.shared);
+    shared.lock().closing = false;
+    writer.thread = Some(std::thread::spawn(move || super::write_lines(file, &shared)));
+    let big = "x".repeat(1 << 20);
+    let mut failed = None;
+    for _ in 0..3 * (MOST_PENDING >> 20) {
+        if let Err(error) = writer.write(&big) {
+            failed = Some(error.to_string());
+            break;
+        }
+    }
+    let failed = failed.unwrap_or_else(|| panic!("a full disk went unnoticed"));
+    assert!(failed.contains("trace_steps.jsonl") && failed.contains("space"), "{failed}");
+    assert!(writer.finish(&json!({})).is_err());
+    assert!(!path.join(SUMMARY_FILE).exists());
+}
