@@ -5,6 +5,13 @@
 //! decides anything.
 #![deny(missing_docs)]
 
+pub use pagedraft_attention as attention;
+pub use pagedraft_block_manager as block_manager;
+pub use pagedraft_model as model;
+pub use pagedraft_scheduler as scheduler;
+pub use pagedraft_spec_decode as spec_decode;
+pub use pagedraft_workloads as workloads;
+
 pub mod exit;
 pub mod session;
 #[cfg(feature = "train")]

@@ -72,7 +72,7 @@ fn requests(seed: u64, count: usize, vocab: usize, longest: u64) -> Vec<Request>
             let own = (same..len).map(|_| random.below(vocab as u64) as u32);
             let prompt = shared[..same].iter().copied().chain(own).collect();
             let sampling = match i % 3 {
-                0 => SamplingParams::default(),
+                0 => SamplingParams::greedy(),
                 1 => SamplingParams { temperature: 0.8, seed: random.next(), ..SamplingParams::default() },
                 _ => SamplingParams {
                     temperature: 1.1,

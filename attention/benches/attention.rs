@@ -2,7 +2,8 @@
 //! of the same K and V, and metadata building. A plain program: `cargo bench -p pagedraft-attention`.
 //!
 //! Cases are interleaved, round after round, and each with its read: on a shared machine figures of
-//! different moments cannot be compared. Printed: median, least and greatest.
+//! different moments cannot be compared. Printed: median, least and greatest, and processor time. An
+//! argument chooses the cases whose names contain it; `PAGEDRAFT_ISA` the instruction set.
 
 use pagedraft_attention::isa::Isa;
 use pagedraft_attention::{
@@ -215,10 +216,12 @@ fn kernels(isa: Isa, threads: usize) {
         Case { name: "decode, context 2048, f32", dtype: KvDtype::F32, rows: vec![(2047, 1)] },
         Case { name: "prefill 512, f32", dtype: KvDtype::F32, rows: vec![(0, 512)] },
     ];
+    let wanted = std::env::args().skip(1).find(|arg| !arg.starts_with('-')).unwrap_or_default();
+    let cases: Vec<_> = cases.into_iter().filter(|case| case.name.contains(&wanted)).collect();
     println!("\nL shape ({HEADS} heads over {KV_HEADS}, {DIM} values), {isa}, {threads} thread(s); one layer of {LAYERS}; {ROUNDS} rounds, 2 of warm-up");
     println!(
-        "{:28} {:>9} {:>9} {:>9} {:>9} {:>7} {:>9} {:>9} {:>9} {:>11}",
-        "case", "us", "least", "greatest", "read us", "x read", "GFLOP/s", "cpu us", "cpu least", "GFLOP/cpu-s"
+        "{:28} {:>9} {:>9} {:>9} {:>9} {:>7} {:>9} {:>9} {:>9} {:>11} {:>9}",
+        "case", "us", "least", "greatest", "read us", "x read", "GFLOP/s", "cpu us", "cpu least", "GFLOP/cpu-s", "read cpu"
     );
     let mut prepared: Vec<_> = cases.iter().map(ready).collect();
     let mut times = vec![(Vec::new(), Vec::new()); cases.len()];
@@ -236,7 +239,7 @@ fn kernels(isa: Isa, threads: usize) {
         let (median, least, greatest) = spread(&mut attending.iter().map(|t| t.wall).collect::<Vec<_>>());
         let (cpu, cpu_least, _) = spread(&mut attending.iter().map(|t| t.cpu).collect::<Vec<_>>());
         println!(
-            "{:28} {:9.1} {:9.1} {:9.1} {:9.1} {:7.2} {:9.1} {:9.1} {:9.1} {:11.1}",
+            "{:28} {:9.1} {:9.1} {:9.1} {:9.1} {:7.2} {:9.1} {:9.1} {:9.1} {:11.1} {:9.1}",
             case.name,
             median * 1e6,
             least * 1e6,
@@ -247,6 +250,7 @@ fn kernels(isa: Isa, threads: usize) {
             cpu * 1e6,
             cpu_least * 1e6,
             ready.flops / cpu / 1e9,
+            spread(&mut reading.iter().map(|t| t.cpu).collect::<Vec<_>>()).0 * 1e6,
         );
     }
 }

@@ -23,8 +23,8 @@ pub struct KvGroup {
     pub layers: Range<u16>,
     /// Bytes a token takes in it, K and V of all its layers together.
     pub bytes_per_token: usize,
-    /// What changes the contents of its KV besides the tokens: the model's identity, its dtype. All zero
-    /// for none.
+    /// What changes the contents of its KV besides the tokens: the model's identity, its dtype. It names the
+    /// contents to the world outside; within a manager a group's blocks are found by that group alone.
     pub salt: Salt,
     /// Whether its length may lag behind the others', as a draft model's does while drafts are off. A
     /// prefix hit does not wait for such a group.

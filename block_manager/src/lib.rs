@@ -67,9 +67,11 @@
 
 mod block;
 mod error;
+mod fork;
 mod free_list;
 mod group;
 mod hash;
+mod hit;
 mod lease;
 mod manager;
 mod pool;

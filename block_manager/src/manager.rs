@@ -1,10 +1,10 @@
 use crate::group::Groups;
 use crate::hash::HashChain;
 use crate::sequence::Sequence;
-use crate::table::{Reopened, Table};
+use crate::table::Table;
 use crate::{
-    BlockCopy, BlockHash, BlockId, BlockPool, BlockSize, Error, GroupId, KvGroup, Lengths, PoolStats,
-    PrefixHit, Salt, SequenceId, Slab,
+    BlockHash, BlockId, BlockPool, BlockSize, Error, GroupId, KvGroup, Lengths, PoolStats, Salt, SequenceId,
+    Slab,
 };
 
 /// The KV blocks of all sequences: who holds which, what of it is accepted, and what can be hit.
@@ -14,11 +14,11 @@ use crate::{
 /// ([`clear`](Self::clear)). Lengths are in slots of a group; in a dense group a slot is a position.
 #[derive(Debug)]
 pub struct BlockManager {
-    block_size: BlockSize,
-    caching: bool,
-    groups: Groups,
-    pool: BlockPool,
-    sequences: Slab<Sequence>,
+    pub(crate) block_size: BlockSize,
+    pub(crate) caching: bool,
+    pub(crate) groups: Groups,
+    pub(crate) pool: BlockPool,
+    pub(crate) sequences: Slab<Sequence>,
 }
 
 impl BlockManager {
@@ -102,88 +102,6 @@ impl BlockManager {
         }
         seq.tables.iter_mut().for_each(|table| table.prepare(blocks));
         Ok(())
-    }
-
-    /// What the cache has of `tokens`, of which the first `limit` at most may be hit. Takes nothing.
-    ///
-    /// Hits need every group that does not lag. Costs a hash a block that was not hashed before, and a look-up
-    /// a block and group.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::StaleSequence`].
-    pub fn lookup(&mut self, sequence: SequenceId, tokens: &[u32], limit: u32) -> Result<PrefixHit, Error> {
-        let Self { block_size, groups, pool, sequences, caching } = self;
-        let seq = sequences.get_mut(sequence.0).ok_or(Error::StaleSequence { sequence })?;
-        let mut hit = PrefixHit::default();
-        if !*caching {
-            return Ok(hit);
-        }
-        let blocks = block_size.full_blocks(limit.min(tokens.len() as u32));
-        let all_groups = groups.as_slice().iter().filter(|group| !group.lags).count() as u32;
-        for index in 0..blocks {
-            let Some(hash) = seq.chain.get(index as usize, tokens, *block_size) else {
-                break;
-            };
-            let mut free = 0;
-            let all = groups.as_slice().iter().filter(|group| !group.lags);
-            let found = all.map(|group| pool.lookup(&hash, group.id)).all(|id| {
-                free += u32::from(id.is_some_and(|id| pool.holders(id) == 0));
-                id.is_some()
-            });
-            if !found {
-                break;
-            }
-            hit.tokens += block_size.get();
-            hit.blocks += all_groups;
-            hit.free_blocks += free;
-        }
-        for group in groups.as_slice().iter().filter(|group| group.lags) {
-            for index in 0..block_size.full_blocks(hit.tokens) {
-                let hash = seq.chain.get(index as usize, tokens, *block_size);
-                let Some(id) = hash.and_then(|hash| pool.lookup(&hash, group.id)) else {
-                    break;
-                };
-                hit.blocks += 1;
-                hit.free_blocks += u32::from(pool.holders(id) == 0);
-            }
-        }
-        Ok(hit)
-    }
-
-    /// Takes `hit`, which [`lookup`](Self::lookup) gave for the same `tokens` just now.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::StaleSequence`], [`Error::NotEmpty`], and [`Error::HitLost`] when something was allocated since;
-    /// the sequence is then empty as before.
-    pub fn take_hit(&mut self, sequence: SequenceId, tokens: &[u32], hit: PrefixHit) -> Result<(), Error> {
-        self.require_empty(sequence)?;
-        let Self { block_size, groups, pool, sequences, .. } = self;
-        let seq = sequences.get_mut(sequence.0).ok_or(Error::StaleSequence { sequence })?;
-        let mut lost = None;
-        for (table, group) in seq.tables.iter_mut().zip(groups.as_slice()) {
-            for index in 0..block_size.full_blocks(hit.tokens) {
-                let hash = seq.chain.get(index as usize, tokens, *block_size);
-                match hash.and_then(|hash| pool.hit(&hash, group.id)) {
-                    Some(lease) => table.push_sealed(lease),
-                    None if group.lags => break,
-                    None => {
-                        lost = Some(index);
-                        break;
-                    }
-                }
-            }
-            let len = table.num_blocks() * block_size.get();
-            table.set_lengths(len, len);
-        }
-        match lost {
-            None => Ok(()),
-            Some(block) => {
-                self.clear(sequence)?;
-                Err(Error::HitLost { sequence, block })
-            }
-        }
     }
 
     /// Blocks that the sequence lacks to have `slots` slots in every group.
@@ -300,105 +218,6 @@ impl BlockManager {
         Ok(())
     }
 
-    /// Makes the empty sequence `child` a copy of the first `len` tokens of `parent`: full blocks are shared, a
-    /// block that `len` cuts is copied into a fresh one, and noted in `copies`. A lagging or pruned group of the
-    /// parent that has less is taken over as far as it goes.
-    ///
-    /// `None`, and nothing taken, when there is no room for the fresh blocks.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::StaleSequence`], [`Error::NotEmpty`], [`Error::ForkOfItself`], [`Error::SaltDiffers`],
-    /// [`Error::ForkBeyondCommitted`], [`Error::Pruned`] for a pruned group that stands for more than `len` positions.
-    pub fn fork(
-        &mut self,
-        parent: SequenceId,
-        child: SequenceId,
-        len: u32,
-        copies: &mut Vec<BlockCopy>,
-    ) -> Result<Option<()>, Error> {
-        self.require_empty(child)?;
-        if parent == child {
-            return Err(Error::ForkOfItself { sequence: child });
-        }
-        if self.salt(parent)? != self.salt(child)? {
-            return Err(Error::SaltDiffers { parent, child });
-        }
-        let block_size = self.block_size;
-        let mut fresh = 0;
-        for (table, group) in self.sequence(parent)?.tables.iter().zip(self.groups()) {
-            let slots = fork_slots(table, group, parent, len)?;
-            fresh += u32::from(!slots.is_multiple_of(block_size.get()));
-        }
-        if fresh > self.pool.num_free() {
-            return Ok(None);
-        }
-        // Both are in the slab: taking the child out for a moment lets the two be borrowed together.
-        let taken = std::mem::take(&mut self.sequence_mut(child)?.tables);
-        let mut tables = taken;
-        let Self { groups, pool, sequences, .. } = self;
-        let from = sequences.get(parent.0).ok_or(Error::StaleSequence { sequence: parent })?;
-        for ((table, source), group) in tables.iter_mut().zip(&from.tables).zip(groups.as_slice()) {
-            let slots = fork_slots(source, group, parent, len)?;
-            let full = block_size.full_blocks(slots) as usize;
-            for lease in &source.sealed()[..full] {
-                table.push_sealed(pool.share(lease));
-            }
-            if !slots.is_multiple_of(block_size.get())
-                && let (Some(lease), Some(&src)) = (pool.allocate(), source.ids().get(full))
-            {
-                copies.push(BlockCopy { src, dst: lease.id() });
-                table.push_writable(lease);
-            }
-            let logical = if source.is_pruned() { source.logical() } else { slots };
-            table.set_lengths(slots, logical);
-        }
-        self.sequence_mut(child)?.tables = tables;
-        self.copy_chain(parent, child, block_size.full_blocks(len) as usize)?;
-        Ok(Some(()))
-    }
-
-    /// Goes back: of a dense group only the first `slots` slots stay, and no block behind them. A block that
-    /// `slots` cuts is writable again: taken out of the cache when nobody shares it, else copied (see `copies`).
-    ///
-    /// `None`, and nothing changed, when there is no room for the copy.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::StaleSequence`], [`Error::UnknownGroup`], [`Error::Pruned`].
-    pub fn truncate(
-        &mut self,
-        sequence: SequenceId,
-        group: GroupId,
-        slots: u32,
-        copies: &mut Vec<BlockCopy>,
-    ) -> Result<Option<()>, Error> {
-        let block_size = self.block_size;
-        let (seq, pool) = self.parts(sequence, group)?;
-        let table = &mut seq.tables[usize::from(group.0)];
-        require_dense(table, sequence, group)?;
-        let keep = block_size.blocks_for(slots) as usize;
-        if table.cut_is_sealed(slots, block_size) {
-            let shared = pool.holders(table.ids()[keep - 1]) > 1;
-            let behind = &table.ids()[keep..];
-            let frees = behind.iter().filter(|&&id| pool.holders(id) == 1).count();
-            if shared && pool.num_free() as usize + frees == 0 {
-                return Ok(None);
-            }
-            table.release_behind(keep, pool);
-            if let Some(Reopened::Copied { src, dst }) = table.reopen_last(pool, BlockPool::allocate) {
-                copies.push(BlockCopy { src, dst });
-            }
-        } else {
-            table.release_behind(keep, pool);
-        }
-        if slots < table.physical() {
-            table.set_lengths(slots, slots);
-        }
-        seq.chain.truncate(block_size.full_blocks(slots) as usize);
-        Ok(Some(()))
-    }
-
     /// Gives back every block of the sequence, which stays open and remembers its hashes: preemption.
     ///
     /// # Errors
@@ -467,11 +286,11 @@ impl BlockManager {
         Ok(self.sequence(sequence)?.chain.salt())
     }
 
-    fn sequence(&self, sequence: SequenceId) -> Result<&Sequence, Error> {
+    pub(crate) fn sequence(&self, sequence: SequenceId) -> Result<&Sequence, Error> {
         self.sequences.get(sequence.0).ok_or(Error::StaleSequence { sequence })
     }
 
-    fn sequence_mut(&mut self, sequence: SequenceId) -> Result<&mut Sequence, Error> {
+    pub(crate) fn sequence_mut(&mut self, sequence: SequenceId) -> Result<&mut Sequence, Error> {
         self.sequences.get_mut(sequence.0).ok_or(Error::StaleSequence { sequence })
     }
 
@@ -479,7 +298,7 @@ impl BlockManager {
         Error::UnknownGroup { group, num_groups: self.groups.len() }
     }
 
-    fn parts(
+    pub(crate) fn parts(
         &mut self,
         sequence: SequenceId,
         group: GroupId,
@@ -491,7 +310,7 @@ impl BlockManager {
         Ok((seq, &mut self.pool))
     }
 
-    fn require_empty(&self, sequence: SequenceId) -> Result<(), Error> {
+    pub(crate) fn require_empty(&self, sequence: SequenceId) -> Result<(), Error> {
         let tables = &self.sequence(sequence)?.tables;
         let blocks: usize = tables.iter().map(|table| table.ids().len()).sum();
         if blocks == 0 { Ok(()) } else { Err(Error::NotEmpty { sequence, blocks }) }
@@ -507,14 +326,6 @@ impl BlockManager {
         if upto < table.physical() {
             return Err(Error::CommitBackwards { sequence, group, upto, committed: table.physical() });
         }
-        Ok(())
-    }
-
-    fn copy_chain(&mut self, parent: SequenceId, child: SequenceId, blocks: usize) -> Result<(), Error> {
-        let seq = self.sequence_mut(child)?;
-        let mut chain = std::mem::take(&mut seq.chain);
-        chain.copy_from(&self.sequence(parent)?.chain, blocks);
-        self.sequence_mut(child)?.chain = chain;
         Ok(())
     }
 }
@@ -544,23 +355,9 @@ fn release_all(seq: &mut Sequence, pool: &mut BlockPool) {
     }
 }
 
-fn require_dense(table: &Table, sequence: SequenceId, group: GroupId) -> Result<(), Error> {
+pub(crate) fn require_dense(table: &Table, sequence: SequenceId, group: GroupId) -> Result<(), Error> {
     if table.is_pruned() {
         return Err(Error::Pruned { sequence, group, physical: table.physical(), logical: table.logical() });
     }
     Ok(())
-}
-
-/// Slots of a parent's group that a fork at `len` positions takes over.
-fn fork_slots(table: &Table, group: &KvGroup, parent: SequenceId, len: u32) -> Result<u32, Error> {
-    if table.is_pruned() {
-        if table.logical() > len {
-            require_dense(table, parent, group.id)?;
-        }
-        return Ok(table.physical());
-    }
-    if len > table.physical() && !group.lags {
-        return Err(Error::ForkBeyondCommitted { parent, group: group.id, len, committed: table.physical() });
-    }
-    Ok(len.min(table.physical()))
 }

@@ -276,9 +276,10 @@ impl Both {
         } else {
             assert_eq!(got, Ok(()));
             self.model.seqs[s].groups[group].1 = upto;
-            for index in committed / SIZE..upto / SIZE {
-                let prefix = seq.tokens[..(index + 1) * SIZE].to_vec();
-                self.model.published.push((table[index], group, prefix, seq.salt));
+            let full = committed / SIZE..upto / SIZE;
+            for (end, &block) in (full.start + 1..).zip(&table[full]) {
+                let prefix = seq.tokens[..end * SIZE].to_vec();
+                self.model.published.push((block, group, prefix, seq.salt));
             }
         }
     }
