@@ -13,7 +13,8 @@ fn main() {
     // A repository around an unpacked source archive says nothing about this source.
     let here = std::env::current_dir().and_then(|dir| dir.canonicalize()).ok();
     let top = git(&["rev-parse", "--show-toplevel"]).and_then(|top| Path::new(&top).canonicalize().ok());
-    let revision = if here.is_some() && here == top { git(&["rev-parse", "--short=12", "HEAD"]) } else { None };
+    let revision =
+        if here.is_some() && here == top { git(&["rev-parse", "--short=12", "HEAD"]) } else { None };
     println!("cargo::rustc-env=PAGEDRAFT_REVISION={}", revision.as_deref().unwrap_or("unknown"));
     if revision.is_none() {
         return;

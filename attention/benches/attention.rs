@@ -47,8 +47,7 @@ fn ready(case: &Case) -> Ready {
     let blocks_of = |tokens: u32| tokens.div_ceil(16);
     let num_blocks: u32 = case.rows.iter().map(|r| blocks_of(r.0 + r.1)).sum();
     let stride = layout.block_bytes();
-    let mut memory: Vec<Vec<u64>> =
-        (0..LAYERS).map(|_| vec![0; stride * num_blocks as usize / 8]).collect();
+    let mut memory: Vec<Vec<u64>> = (0..LAYERS).map(|_| vec![0; stride * num_blocks as usize / 8]).collect();
     let layers: Vec<_> = memory
         .iter_mut()
         // SAFETY: the memory lives in `Ready` beside the view.
@@ -73,7 +72,8 @@ fn ready(case: &Case) -> Ready {
         kv_tokens += (context + query) as usize;
     }
     let metadata = builder.finish().clone();
-    let values = |n: usize| -> Vec<f32> { (0..n).map(|i| ((i * 7919) % 1013) as f32 / 506.0 - 1.0).collect() };
+    let values =
+        |n: usize| -> Vec<f32> { (0..n).map(|i| ((i * 7919) % 1013) as f32 / 506.0 - 1.0).collect() };
     let every_slot: Vec<i64> = (0..i64::from(num_blocks) * 16).collect();
     let kv = values(every_slot.len() * KV_HEADS * DIM);
     let rows = TokenRows::new(&kv, KV_HEADS * DIM);
@@ -154,7 +154,8 @@ fn attention(case: &mut Ready, isa: Isa, threads: usize) -> Took {
             // The layers' outputs overwrite each other; one after the other, as in a model.
             // SAFETY: the calls run one after the other.
             let out = unsafe { std::slice::from_raw_parts_mut(out.as_mut_ptr(), out.len()) };
-            AttentionCall::new(isa, metadata, work, layer, 0.125, TokenRows::new(q, WIDTH), out, WIDTH).unwrap()
+            AttentionCall::new(isa, metadata, work, layer, 0.125, TokenRows::new(q, WIDTH), out, WIDTH)
+                .unwrap()
         })
         .collect();
     let next: Vec<AtomicUsize> = (0..LAYERS).map(|_| AtomicUsize::new(0)).collect();
@@ -218,10 +219,22 @@ fn kernels(isa: Isa, threads: usize) {
     ];
     let wanted = std::env::args().skip(1).find(|arg| !arg.starts_with('-')).unwrap_or_default();
     let cases: Vec<_> = cases.into_iter().filter(|case| case.name.contains(&wanted)).collect();
-    println!("\nL shape ({HEADS} heads over {KV_HEADS}, {DIM} values), {isa}, {threads} thread(s); one layer of {LAYERS}; {ROUNDS} rounds, 2 of warm-up");
+    println!(
+        "\nL shape ({HEADS} heads over {KV_HEADS}, {DIM} values), {isa}, {threads} thread(s); one layer of {LAYERS}; {ROUNDS} rounds, 2 of warm-up"
+    );
     println!(
         "{:28} {:>9} {:>9} {:>9} {:>9} {:>7} {:>9} {:>9} {:>9} {:>11} {:>9}",
-        "case", "us", "least", "greatest", "read us", "x read", "GFLOP/s", "cpu us", "cpu least", "GFLOP/cpu-s", "read cpu"
+        "case",
+        "us",
+        "least",
+        "greatest",
+        "read us",
+        "x read",
+        "GFLOP/s",
+        "cpu us",
+        "cpu least",
+        "GFLOP/cpu-s",
+        "read cpu"
     );
     let mut prepared: Vec<_> = cases.iter().map(ready).collect();
     let mut times = vec![(Vec::new(), Vec::new()); cases.len()];
@@ -256,7 +269,9 @@ fn kernels(isa: Isa, threads: usize) {
 }
 
 fn metadata() {
-    println!("\nmetadata and work list of a decode step, 512 to 575 tokens a sequence, blocks of 16; 2000 steps");
+    println!(
+        "\nmetadata and work list of a decode step, 512 to 575 tokens a sequence, blocks of 16; 2000 steps"
+    );
     println!("{:>6} {:>10} {:>10} {:>10} {:>12}", "rows", "median us", "p99 us", "greatest", "plan median");
     let layout = KvLayout::new(KvDtype::Bf16, 16, KV_HEADS, DIM).unwrap();
     // SAFETY: nothing is read through this view.
@@ -281,7 +296,13 @@ fn metadata() {
         let (median, _, greatest) = spread(&mut building);
         let p99 = building[building.len() * 99 / 100];
         let plan = spread(&mut planning).0;
-        println!("{rows:6} {:10.1} {:10.1} {:10.1} {:12.1}", median * 1e6, p99 * 1e6, greatest * 1e6, plan * 1e6);
+        println!(
+            "{rows:6} {:10.1} {:10.1} {:10.1} {:12.1}",
+            median * 1e6,
+            p99 * 1e6,
+            greatest * 1e6,
+            plan * 1e6
+        );
     }
 }
 

@@ -74,9 +74,8 @@ impl MetadataBuilder {
     ) -> Result<(), AttentionError> {
         let row = self.metadata.num_rows();
         let tokens_before = self.metadata.slot_mapping.len() as u32;
-        let sum = |a: u32, b: u32| {
-            a.checked_add(b).ok_or(AttentionError::TooLong { row, context_len, query_len })
-        };
+        let sum =
+            |a: u32, b: u32| a.checked_add(b).ok_or(AttentionError::TooLong { row, context_len, query_len });
         let seq_len = sum(context_len, query_len)?;
         let seq_end = sum(self.metadata.seq_start_loc.last().copied().unwrap_or(0), seq_len)?;
         sum(tokens_before, query_len)?;
@@ -147,9 +146,7 @@ impl MetadataBuilder {
         let row = self.metadata.num_rows();
         match query_len {
             0 => Err(AttentionError::EmptyRow { row }),
-            2.. if self.metadata.num_decode_tokens > 0 => {
-                Err(AttentionError::RowOrder { row, query_len })
-            }
+            2.. if self.metadata.num_decode_tokens > 0 => Err(AttentionError::RowOrder { row, query_len }),
             _ => Ok(()),
         }
     }

@@ -10,7 +10,9 @@ pub enum AttentionError {
         block_size: u32,
     },
     /// A number of heads, or a head dimension, that no attention has.
-    #[error("{heads} query heads over {kv_heads} key heads of {head_dim} values: each must be at least 1, and query heads a multiple of key heads")]
+    #[error(
+        "{heads} query heads over {kv_heads} key heads of {head_dim} values: each must be at least 1, and query heads a multiple of key heads"
+    )]
     Shape {
         /// Query heads.
         heads: usize,
@@ -26,7 +28,9 @@ pub enum AttentionError {
         row: usize,
     },
     /// A row of several query tokens after one of a single token.
-    #[error("metadata row {row} has {query_len} query tokens but follows a row of one: rows of several tokens come first")]
+    #[error(
+        "metadata row {row} has {query_len} query tokens but follows a row of one: rows of several tokens come first"
+    )]
     RowOrder {
         /// Its index.
         row: usize,
@@ -54,7 +58,9 @@ pub enum AttentionError {
         needed: usize,
     },
     /// A table wider than the width it is to be padded to.
-    #[error("the block table of metadata row {row} has {blocks} blocks, more than the width {width} to pad to")]
+    #[error(
+        "the block table of metadata row {row} has {blocks} blocks, more than the width {width} to pad to"
+    )]
     WideTable {
         /// Its index.
         row: usize,

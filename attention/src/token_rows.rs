@@ -18,7 +18,12 @@ impl<'a> TokenRows<'a> {
     }
 
     /// Whether there are `rows` rows of `width` values.
-    pub(crate) fn check(&self, buffer: &'static str, rows: usize, width: usize) -> Result<(), AttentionError> {
+    pub(crate) fn check(
+        &self,
+        buffer: &'static str,
+        rows: usize,
+        width: usize,
+    ) -> Result<(), AttentionError> {
         check_rows(buffer, self.data.len(), self.stride, rows, width)
     }
 

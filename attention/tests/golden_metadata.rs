@@ -49,11 +49,9 @@ fn assert_fields(metadata: &AttentionMetadata, expected: &Value) {
 
 #[test]
 fn eager_verify_steps_of_both_scorers_are_those_of_the_reference() {
-    for name in [
-        "verify_1seq_mqa_eager.json",
-        "verify_8seq_mqa_eager.json",
-        "verify_8seq_batch_expansion_eager.json",
-    ] {
+    for name in
+        ["verify_1seq_mqa_eager.json", "verify_8seq_mqa_eager.json", "verify_8seq_batch_expansion_eager.json"]
+    {
         let Some(file) = reference(name) else { continue };
         let metadata = verify_step(&file, false);
         assert_fields(&metadata, &file["metadata"]);

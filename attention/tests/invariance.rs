@@ -27,7 +27,12 @@ fn case(seed: u64, rng: &mut Rng) -> Case {
 
 impl Case {
     /// The sequence stored in scattered blocks of a cache of its own.
-    fn stored(&self, block_size: u32, isa: pagedraft_attention::isa::Isa, rng: &mut Rng) -> (Cache, Vec<BlockId>) {
+    fn stored(
+        &self,
+        block_size: u32,
+        isa: pagedraft_attention::isa::Isa,
+        rng: &mut Rng,
+    ) -> (Cache, Vec<BlockId>) {
         let mut cache = Cache::roomy(self.dtype, block_size, self.heads, self.sequence.len, rng);
         let table = cache.table(self.sequence.len);
         cache.store(isa, &self.sequence, 0, self.sequence.len, &table);

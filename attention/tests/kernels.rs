@@ -35,8 +35,7 @@ impl Step {
             .collect();
         shapes.sort_by_key(|shape| shape.1 == 1);
         let mut cache = Cache::roomy(dtype, block_size, heads, rows * 370, rng);
-        let sequences: Vec<_> =
-            shapes.iter().map(|s| Sequence::random(s.0 + s.1, heads, rng)).collect();
+        let sequences: Vec<_> = shapes.iter().map(|s| Sequence::random(s.0 + s.1, heads, rng)).collect();
         let tables = sequences.iter().map(|s| cache.table(s.len)).collect();
         Step { heads, cache, sequences, tables, shapes }
     }
@@ -102,7 +101,11 @@ fn outputs_are_softmax_attention_within_single_precision() {
                         let exact = exact(&step, &row, i, head);
                         for (d, exact) in exact.iter().enumerate() {
                             let error = (f64::from(out[at]) - exact).abs();
-                            assert!(error < 2e-5, "seed {seed}: {} d {d}: off by {error:e}", step.describe(isa));
+                            assert!(
+                                error < 2e-5,
+                                "seed {seed}: {} d {d}: off by {error:e}",
+                                step.describe(isa)
+                            );
                             at += 1;
                         }
                     }
@@ -131,9 +134,10 @@ fn exact(step: &Step, row: &Row<'_>, query: usize, head: usize) -> Vec<f64> {
     let total: f64 = weights.iter().sum();
     (0..dim)
         .map(|d| {
-            let terms = weights.iter().enumerate().map(|(j, w)| {
-                w * f64::from(unsafe { step.cache.layer.value(slot(j), head / group, d) })
-            });
+            let terms = weights
+                .iter()
+                .enumerate()
+                .map(|(j, w)| w * f64::from(unsafe { step.cache.layer.value(slot(j), head / group, d) }));
             terms.sum::<f64>() / total
         })
         .collect()

@@ -5,8 +5,8 @@ mod world;
 use half::{bf16, f16};
 use pagedraft_attention::isa::Isa;
 use pagedraft_attention::{
-    AttentionCall, AttentionError, AttentionScratch, KvDtype, KvLayout, MaskKind, MetadataBuilder,
-    TokenRows, WorkList,
+    AttentionCall, AttentionError, AttentionScratch, KvDtype, KvLayout, MaskKind, MetadataBuilder, TokenRows,
+    WorkList,
 };
 use pagedraft_block_manager::BlockId;
 use world::*;
@@ -113,13 +113,8 @@ fn nan_in_foreign_blocks_stale_slots_and_later_keys_never_leaks() {
             let mut cache = Cache::roomy(dtype, block_size, heads, len, &mut rng);
             let table = cache.table(len);
             cache.store(isa, &clean, 0, bad_from, &table);
-            let row = |query| Row {
-                sequence: &clean,
-                table: &table,
-                context: 0,
-                query,
-                mask: MaskKind::Causal,
-            };
+            let row =
+                |query| Row { sequence: &clean, table: &table, context: 0, query, mask: MaskKind::Causal };
             let out = attend(isa, &cache, &[row(len)], heads, 1);
             let expected = attend(isa, &cache, &[row(bad_from)], heads, 1);
             assert!(expected.iter().all(|x| x.is_finite()), "seed {seed} {isa}");
@@ -180,7 +175,12 @@ fn a_plan_refuses_what_the_kernels_could_not_trust() {
     assert_eq!(error, Err(AttentionError::ShortTable { row: 0, blocks: 2, needed: 3 }));
     assert!(plan(&|m| m.seq_lens[0] = 21).is_err());
     assert!(plan(&|m| m.query_start_loc[0] = 5).is_err());
-    assert!(plan(&|m| drop(m.query_start_loc.pop())).is_err());
+    assert!(
+        plan(&|m| {
+            m.query_start_loc.pop();
+        })
+        .is_err()
+    );
     assert!(plan(&|m| m.context_lens.clear()).is_err());
 
     assert!(matches!(work.plan(&good, 5, &cache.layer), Err(AttentionError::Shape { .. })));

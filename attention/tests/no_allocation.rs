@@ -57,8 +57,7 @@ fn a_steady_step_makes_no_heap_allocation() {
         let isa = Isa::detect();
         unsafe { cache.layer.write(isa, &metadata.slot_mapping, k, v) }.unwrap();
         let width = heads.q_width();
-        let call =
-            AttentionCall::new(isa, metadata, &work, cache.layer, 0.2, q, &mut out, width).unwrap();
+        let call = AttentionCall::new(isa, metadata, &work, cache.layer, 0.2, q, &mut out, width).unwrap();
         unsafe { call.run_all(&mut scratch) };
     };
     step(98);

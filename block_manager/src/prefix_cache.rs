@@ -1,7 +1,6 @@
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hash, Hasher};
-
 use crate::{BlockHash, BlockId, GroupId};
+
+const NONE: u32 = u32::MAX;
 
 /// What a cached block is found by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -10,61 +9,50 @@ pub(crate) struct CacheKey {
     pub(crate) group: GroupId,
 }
 
-impl Hash for CacheKey {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u64(self.hash.as_u64() ^ u64::from(self.group.0));
-    }
+/// The published blocks whose hashes fall together, in the order of their publication.
+#[derive(Clone, Copy, Debug)]
+struct Bucket {
+    first: u32,
+    last: u32,
 }
 
-/// A block hash is uniform already: its own bits are its place in the map.
-#[derive(Default)]
-pub(crate) struct AsIs(u64);
-
-impl Hasher for AsIs {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.0 = (self.0 << 8) ^ u64::from(byte);
-        }
-    }
-
-    fn write_u64(&mut self, value: u64) {
-        self.0 = value;
-    }
-}
-
+/// A published block in the list of its bucket.
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     key: CacheKey,
-    /// Blocks of equal contents form a ring in the order of their publication.
-    prev: BlockId,
-    next: BlockId,
+    prev: u32,
+    next: u32,
 }
 
-/// Which published block holds which contents.
+/// Which published block holds which contents: a hash table whose entries lie in one array by block, so that
+/// publishing and forgetting are O(1), touch little memory and never ask the heap.
 ///
 /// Blocks of equal contents are not merged (tables only ever grow at their end); a look-up gives the one
 /// that was published first.
 #[derive(Debug)]
 pub(crate) struct PrefixCache {
-    first: HashMap<CacheKey, BlockId, BuildHasherDefault<AsIs>>,
+    buckets: Vec<Bucket>,
     entries: Vec<Option<Entry>>,
 }
 
 impl PrefixCache {
     pub(crate) fn new(num_blocks: u32) -> Self {
+        let empty = Bucket { first: NONE, last: NONE };
         Self {
-            // At most half full: the map then cleans itself up in place and never allocates again.
-            first: HashMap::with_capacity_and_hasher(2 * num_blocks as usize, Default::default()),
+            buckets: vec![empty; (num_blocks as usize).next_power_of_two()],
             entries: vec![None; num_blocks as usize],
         }
     }
 
     pub(crate) fn get(&self, key: &CacheKey) -> Option<BlockId> {
-        self.first.get(key).copied()
+        let mut at = self.buckets[self.bucket(key)].first;
+        while let Some(entry) = self.entries.get(at as usize)?.as_ref() {
+            if entry.key == *key {
+                return Some(BlockId(at));
+            }
+            at = entry.next;
+        }
+        None
     }
 
     pub(crate) fn contains(&self, id: BlockId) -> bool {
@@ -74,38 +62,43 @@ impl PrefixCache {
     /// Publishes `id`, which must not be published yet.
     pub(crate) fn insert(&mut self, id: BlockId, key: CacheKey) {
         debug_assert!(!self.contains(id), "block {} is published already", id.0);
-        let first = *self.first.entry(key).or_insert(id);
-        let (prev, next) = if first == id {
-            (id, id)
+        let bucket = self.bucket(&key);
+        let bucket = &mut self.buckets[bucket];
+        let prev = std::mem::replace(&mut bucket.last, id.0);
+        if prev == NONE {
+            bucket.first = id.0;
         } else {
-            let last = self.link(first, |entry| std::mem::replace(&mut entry.prev, id));
-            let last = last.unwrap_or(first);
-            self.link(last, |entry| entry.next = id);
-            (last, first)
-        };
-        self.entries[id.0 as usize] = Some(Entry { key, prev, next });
+            self.link(prev, |entry| entry.next = id.0);
+        }
+        self.entries[id.0 as usize] = Some(Entry { key, prev, next: NONE });
     }
 
-    /// Forgets `id`. Its twin published next, if there is one, is found in its place.
+    /// Forgets `id`; whether it was published.
     pub(crate) fn remove(&mut self, id: BlockId) -> bool {
-        let Some(entry) = self.entries[id.0 as usize].take() else {
+        let Some(Entry { key, prev, next }) = self.entries[id.0 as usize].take() else {
             return false;
         };
-        if entry.next == id {
-            self.first.remove(&entry.key);
-            return true;
+        let bucket = self.bucket(&key);
+        match prev {
+            NONE => self.buckets[bucket].first = next,
+            _ => self.link(prev, |entry| entry.next = next),
         }
-        self.link(entry.prev, |prev| prev.next = entry.next);
-        self.link(entry.next, |next| next.prev = entry.prev);
-        if let Some(first) = self.first.get_mut(&entry.key)
-            && *first == id
-        {
-            *first = entry.next;
+        match next {
+            NONE => self.buckets[bucket].last = prev,
+            _ => self.link(next, |entry| entry.prev = prev),
         }
         true
     }
 
-    fn link<T>(&mut self, id: BlockId, change: impl FnOnce(&mut Entry) -> T) -> Option<T> {
-        self.entries[id.0 as usize].as_mut().map(change)
+    /// A block hash is uniform: its own bits choose the bucket.
+    fn bucket(&self, key: &CacheKey) -> usize {
+        let bits = key.hash.as_u64() ^ u64::from(key.group.0);
+        bits as usize & (self.buckets.len() - 1)
+    }
+
+    fn link(&mut self, id: u32, change: impl FnOnce(&mut Entry)) {
+        if let Some(Some(entry)) = self.entries.get_mut(id as usize) {
+            change(entry);
+        }
     }
 }

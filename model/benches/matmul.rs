@@ -14,6 +14,7 @@ use pagedraft_attention::isa::{Isa, Kernel};
 use pagedraft_attention::lanes::{LANES, Lanes};
 use pagedraft_model::checkpoint::Dtype;
 use pagedraft_model::cpu::matmul::{Epilogue, OutRows, matmul};
+use pagedraft_model::cpu::memory::Memory;
 use pagedraft_model::cpu::panel::PackedMatrix;
 use pagedraft_model::cpu::rows::PackedRows;
 use pagedraft_model::cpu::team::{Chunks, Team};
@@ -56,7 +57,7 @@ struct Model {
     head: PackedMatrix,
     x: Vec<f32>,
     rows: PackedRows,
-    out: Vec<f32>,
+    out: Memory<f32>,
 }
 
 impl Model {
@@ -81,7 +82,7 @@ impl Model {
             head: matrix(999, VOCABULARY, DIM),
             x: (0..most * FFN).map(|i| (i as f32 * 0.01).sin()).collect(),
             rows: PackedRows::with_room_for(most, FFN).expect("memory for the rows"),
-            out: vec![0.0; most * 2 * FFN + 64 * VOCABULARY],
+            out: Memory::zeroed(most * 2 * FFN + 64 * VOCABULARY).expect("memory for the outputs"),
         }
     }
 

@@ -3,7 +3,7 @@
 
 mod rig;
 
-use pagedraft_block_manager::Salt;
+use pagedraft_block_manager::{GroupId, KvGroup, Salt};
 use pagedraft_scheduler::fake::Script;
 use pagedraft_scheduler::{
     ConfigError, Error, FinishReason, Kind, KvView, Phase, Policy, RequestKey, RequestSpec, Scheduler,
@@ -307,6 +307,25 @@ fn a_request_that_outgrows_the_pool_ends_with_length() {
     rig.drain();
     assert_eq!((rig.output[&key].len(), rig.finish[&key]), (1, FinishReason::Length));
     assert_eq!((rig.output[&other].len(), rig.finish[&other]), (28, FinishReason::Length));
+}
+
+#[test]
+fn two_groups_share_the_pool_and_grow_together() {
+    let second = KvGroup { id: GroupId(1), name: "indexer".to_owned(), ..KvGroup::dense(1, 1) };
+    let mut rig = Rig::new(SchedulerConfig {
+        num_blocks: 12,
+        num_speculative_tokens: 3,
+        groups: vec![KvGroup::dense(1, 1), second],
+        ..config()
+    });
+    let keys = [rig.request(40, 60), rig.request(40, 60), rig.request(90, 60)];
+    rig.step();
+    let tables = [GroupId(0), GroupId(1)].map(|group| rig.scheduler.block_table(keys[0], group).len());
+    assert_eq!(tables, [3, 3]);
+    rig.drain();
+    let lens = keys.map(|key| rig.output[&key].len());
+    assert_eq!(lens, [57, 57, 7], "twelve blocks hold 96 tokens of both groups, and one token needs no slot");
+    assert_eq!(rig.scheduler.stats().pool.used, 0);
 }
 
 #[test]

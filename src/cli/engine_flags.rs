@@ -128,7 +128,10 @@ impl EngineFlags {
     /// The engine these flags ask for; `prefix_caching` where they don't say.
     pub fn options(&self, prefix_caching: bool) -> anyhow::Result<EngineOptions> {
         if self.device == Device::Cuda {
-            return Err(usage_hint(anyhow!("--device cuda: this build has no CUDA device yet"), "leave the flag out, or --device cpu"));
+            return Err(usage_hint(
+                anyhow!("--device cuda: this build has no CUDA device yet"),
+                "leave the flag out, or --device cpu",
+            ));
         }
         Ok(EngineOptions {
             model: self.model.clone(),
@@ -140,8 +143,10 @@ impl EngineFlags {
             max_num_batched_tokens: self.max_num_batched_tokens,
             max_model_len: self.max_model_len,
             prefill_chunk: self.prefill_chunk,
-            enable_prefix_caching: said(self.enable_prefix_caching, self.no_enable_prefix_caching).unwrap_or(prefix_caching),
-            enable_chunked_prefill: said(self.enable_chunked_prefill, self.no_enable_chunked_prefill).unwrap_or(true),
+            enable_prefix_caching: said(self.enable_prefix_caching, self.no_enable_prefix_caching)
+                .unwrap_or(prefix_caching),
+            enable_chunked_prefill: said(self.enable_chunked_prefill, self.no_enable_chunked_prefill)
+                .unwrap_or(true),
             policy: match self.policy {
                 PolicyName::Fcfs => Policy::Fcfs,
                 PolicyName::Priority => Policy::Priority,
@@ -195,7 +200,10 @@ fn cores() -> usize {
 
 /// A block size that the kernels have.
 pub fn block_size(text: &str) -> Result<u32, String> {
-    text.parse().ok().filter(|size| matches!(size, 16 | 32 | 64)).ok_or_else(|| "block sizes are 16, 32 and 64".to_owned())
+    text.parse()
+        .ok()
+        .filter(|size| matches!(size, 16 | 32 | 64))
+        .ok_or_else(|| "block sizes are 16, 32 and 64".to_owned())
 }
 
 fn bytes(text: &str) -> Result<u64, String> {
@@ -209,7 +217,11 @@ fn bytes(text: &str) -> Result<u64, String> {
     };
     let number: f64 = digits.parse().map_err(|_| "not a number of bytes, such as 512M or 4G".to_owned())?;
     let bytes = number * (1u64 << shift) as f64;
-    if (1.0..9e18).contains(&bytes) { Ok(bytes as u64) } else { Err("not a possible amount of memory".to_owned()) }
+    if (1.0..9e18).contains(&bytes) {
+        Ok(bytes as u64)
+    } else {
+        Err("not a possible amount of memory".to_owned())
+    }
 }
 
 #[cfg(test)]
@@ -250,7 +262,8 @@ mod tests {
     #[test]
     fn what_this_build_has_not_is_refused() {
         assert_eq!(pagedraft::exit::code(&options(&["--device", "cuda"]).unwrap_err()), 2);
-        for unknown in [["--draft", "ngram"], ["--scorer", "mqa"], ["--block-size", "17"], ["--threads", "0"]] {
+        for unknown in [["--draft", "ngram"], ["--scorer", "mqa"], ["--block-size", "17"], ["--threads", "0"]]
+        {
             assert!(options(&unknown).is_err(), "{unknown:?}");
         }
     }

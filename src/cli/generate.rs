@@ -44,7 +44,8 @@ impl Generate {
         let output = self.output_json.as_deref().map(OutputFile::reserve).transpose()?;
         interrupt::listen()?;
         let mut session = Session::open(&options)?;
-        let arrivals = prompts.into_iter().map(|p| p.arrival(&session)).collect::<anyhow::Result<Vec<_>>>()?;
+        let arrivals =
+            prompts.into_iter().map(|p| p.arrival(&session)).collect::<anyhow::Result<Vec<_>>>()?;
         let streams = !self.source.is_a_list() && arrivals[0].request.n == 1;
         let to_stdout = matches!(output, Some(OutputFile::Stdout));
         let mut screen = if streams && !to_stdout { Screen::Text { last: None } } else { Screen::Quiet };
@@ -121,7 +122,9 @@ fn serve(
 enum Screen {
     Quiet,
     /// Standard output; `last`: what it ends with.
-    Text { last: Option<char> },
+    Text {
+        last: Option<char>,
+    },
 }
 
 impl Screen {

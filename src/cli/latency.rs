@@ -27,10 +27,10 @@ pub struct Latency {
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
     pub batch_size: u32,
     /// Batches before those that are timed
-    #[arg(long, value_name = "N", default_value_t = 3)]
+    #[arg(long, value_name = "N", default_value_t = 5)]
     pub num_iters_warmup: u32,
     /// Timed batches
-    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     pub num_iters: u32,
     /// Write the figures to this file
     #[arg(long, value_name = "FILE")]
@@ -48,16 +48,20 @@ impl Latency {
         let longest = session.info().max_model_len;
         if self.input_len.saturating_add(self.output_len) > longest {
             let what = "--input-len and --output-len are more together than a sequence can have";
-            return Err(usage(anyhow!("{} + {} tokens, the greatest length is {longest}", self.input_len, self.output_len).context(what)));
+            return Err(usage(
+                anyhow!("{} + {} tokens, the greatest length is {longest}", self.input_len, self.output_len)
+                    .context(what),
+            ));
         }
-        let prompts = held_out::prompts(&session, self.batch_size as usize, self.input_len as usize, self.engine.seed)?;
+        let prompts =
+            held_out::prompts(&session, self.batch_size as usize, self.input_len as usize, self.engine.seed)?;
         let mut report = Report::new(self, session.info());
         stdout::print(&report.header())?;
         let bar = self.progress();
         for i in 0..self.num_iters_warmup + self.num_iters {
             let timed = i >= self.num_iters_warmup;
             bar.set_message(if timed { "timed" } else { "warm-up" });
-            let Some(iteration) = self.iteration(&mut session, &prompts, &bar)? else { break };
+            let Some(iteration) = self.iteration(i, &mut session, &prompts, &bar)? else { break };
             if timed {
                 report.add(iteration);
             }
@@ -84,11 +88,19 @@ impl Latency {
     }
 
     /// One batch from submission to its last token; `None` when Ctrl-C ended it.
-    fn iteration(&self, session: &mut Session, prompts: &[Vec<u32>], bar: &ProgressBar) -> anyhow::Result<Option<Iteration>> {
+    fn iteration(
+        &self,
+        number: u32,
+        session: &mut Session,
+        prompts: &[Vec<u32>],
+        bar: &ProgressBar,
+    ) -> anyhow::Result<Option<Iteration>> {
         let start = Instant::now();
         let mut ids = Vec::with_capacity(prompts.len());
         for (i, prompt) in prompts.iter().enumerate() {
-            ids.extend(session.submit(self.request(i, prompt))?);
+            // A name is used once in a run, as traces want it.
+            let name = number as usize * prompts.len() + i;
+            ids.extend(session.submit(self.request(name, prompt))?);
         }
         let mut iteration = Iteration::default();
         while session.has_unfinished() {
@@ -109,17 +121,26 @@ impl Latency {
         for id in ids {
             let output = session.take_output(id).context("a request of the batch gave no output")?;
             if output.token_ids.len() != self.output_len as usize {
-                bail!("request {} gave {} tokens instead of {}", output.request_id, output.token_ids.len(), self.output_len);
+                bail!(
+                    "request {} gave {} tokens instead of {}",
+                    output.request_id,
+                    output.token_ids.len(),
+                    self.output_len
+                );
             }
         }
         Ok(Some(iteration))
     }
 
-    fn request(&self, number: usize, prompt: &[u32]) -> Request {
+    fn request(&self, name: usize, prompt: &[u32]) -> Request {
         Request {
-            request_id: number.to_string(),
+            request_id: name.to_string(),
             prompt: prompt.to_vec(),
-            sampling: SamplingParams { temperature: 0.0, seed: self.engine.seed, ..SamplingParams::default() },
+            sampling: SamplingParams {
+                temperature: 0.0,
+                seed: self.engine.seed,
+                ..SamplingParams::default()
+            },
             max_tokens: self.output_len,
             stop: Vec::new(),
             stop_token_ids: Vec::new(),

@@ -7,6 +7,7 @@ use pagedraft_workloads::latency::{PERCENTILES, Spread};
 use serde_json::{Value, json};
 
 use super::latency::Latency;
+use super::machine;
 
 /// One timed batch.
 #[derive(Clone, Debug, Default)]
@@ -49,12 +50,14 @@ impl<'a> Report<'a> {
         let weights = if info.dummy_weights { ", dummy weights" } else { "" };
         format!(
             "model    {}, {} parameters, {}{weights}\n\
-             machine  {}, {}; {} KV blocks of {} tokens\n\
+             machine  {}; {}, {}\n\
+             cache    {} KV blocks of {} tokens\n\
              batch    {} requests x {} prompt tokens -> {} tokens each, greedy\n\
              runs     {} warm-up, {} timed; seed {}, revision {}\n",
             info.model_id,
             count(info.parameters),
             info.dtype,
+            machine::name(),
             info.isa,
             plural(info.threads, "thread"),
             info.num_blocks,
@@ -83,14 +86,24 @@ impl<'a> Report<'a> {
 
     /// The figures, for people; then the lines that `vllm bench latency` prints.
     pub fn table(&self) -> String {
-        let (Some(latency), Some(prefill)) = (self.spread(|i| i.latency), self.spread(|i| i.prefill_seconds)) else {
+        let (Some(latency), Some(prefill)) = (self.spread(|i| i.latency), self.spread(|i| i.prefill_seconds))
+        else {
             return "\nstopped before the first timed batch was done\n".to_owned();
         };
         let mut text = String::new();
         if self.len() < self.flags.num_iters as usize {
-            let _ = writeln!(text, "\npartial: stopped after {} of {} timed batches", self.len(), self.flags.num_iters);
+            let _ = writeln!(
+                text,
+                "\npartial: stopped after {} of {} timed batches",
+                self.len(),
+                self.flags.num_iters
+            );
         }
-        let _ = writeln!(text, "\n{:<26}{:>10}{:>10}{:>10}{:>10}{:>10}", "", "median", "mean", "min", "max", "p99");
+        let _ = writeln!(
+            text,
+            "\n{:<26}{:>10}{:>10}{:>10}{:>10}{:>10}",
+            "", "median", "mean", "min", "max", "p99"
+        );
         let mut row = |name: &str, s: &Spread, scale: f64, digits: usize| {
             let _ = write!(text, "{name:<26}");
             for value in [s.median(), s.mean(), s.min(), s.max(), s.percentile(99.0)] {
@@ -107,7 +120,12 @@ impl<'a> Report<'a> {
             row("output tokens/s", &rate, 1.0, 1);
             row("output tokens/s a request", &rate, 1.0 / f64::from(self.flags.batch_size), 1);
         }
-        let _ = writeln!(text, "spread of the latency: {:.1} % of its median over {} batches\n", latency.relative_range() * 100.0, latency.count());
+        let _ = writeln!(
+            text,
+            "spread of the latency: {:.1} % of its median over {} batches\n",
+            latency.relative_range() * 100.0,
+            latency.count()
+        );
         let _ = writeln!(text, "Avg latency: {} seconds", latency.mean());
         for p in PERCENTILES {
             let _ = writeln!(text, "{p}% percentile latency: {} seconds", latency.percentile(f64::from(p)));
@@ -119,8 +137,10 @@ impl<'a> Report<'a> {
     pub fn json(&self) -> Value {
         let (flags, info) = (self.flags, &self.info);
         let latency = self.spread(|i| i.latency);
-        let percentiles: serde_json::Map<String, Value> =
-            latency.iter().flat_map(|s| PERCENTILES.map(|p| (p.to_string(), s.percentile(f64::from(p)).into()))).collect();
+        let percentiles: serde_json::Map<String, Value> = latency
+            .iter()
+            .flat_map(|s| PERCENTILES.map(|p| (p.to_string(), s.percentile(f64::from(p)).into())))
+            .collect();
         let steps = self.decode_steps();
         json!({
             "model_id": info.model_id,
@@ -145,7 +165,7 @@ impl<'a> Report<'a> {
             "partial": self.len() < flags.num_iters as usize,
             "block_size": info.block_size,
             "num_blocks": info.num_blocks,
-            "machine": format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
+            "machine": machine::name(),
             "version": env!("CARGO_PKG_VERSION"),
         })
     }

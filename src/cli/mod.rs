@@ -7,6 +7,7 @@ mod held_out;
 mod interrupt;
 mod latency;
 mod latency_report;
+mod machine;
 mod output_file;
 mod prompts;
 mod scheduler_bench;

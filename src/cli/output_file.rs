@@ -56,7 +56,10 @@ impl OutputFile {
         match self {
             Self::Stdout => stdout::print(text),
             Self::Special(path) => {
-                let written = File::options().write(true).open(path).and_then(|mut file| file.write_all(text.as_bytes()));
+                let written = File::options()
+                    .write(true)
+                    .open(path)
+                    .and_then(|mut file| file.write_all(text.as_bytes()));
                 written.with_context(|| format!("can't write output file {}", path.display()))
             }
             Self::Regular { path, temporary } => {

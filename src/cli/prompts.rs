@@ -255,11 +255,13 @@ impl Prompt {
     pub fn arrival(mut self, session: &Session) -> anyhow::Result<Arrival> {
         if let Some(text) = &self.text {
             let Some(tokenizer) = session.tokenizer() else {
-                let error = anyhow!("{}: {} has no tokenizer, so text can't be read", self.place, session.model_id());
+                let error =
+                    anyhow!("{}: {} has no tokenizer, so text can't be read", self.place, session.model_id());
                 return Err(usage_hint(error, "give the prompt as --token-ids or prompt_token_ids"));
             };
             let ids = tokenizer.encode(text, true);
-            self.request.prompt = ids.with_context(|| format!("{}: can't tokenise the prompt", self.place))?;
+            self.request.prompt =
+                ids.with_context(|| format!("{}: can't tokenise the prompt", self.place))?;
             if self.request.prompt.is_empty() {
                 return Err(usage(anyhow!("{}: the prompt is empty once it is tokenised", self.place)));
             }

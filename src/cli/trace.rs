@@ -1,5 +1,6 @@
 //! `pagedraft trace`.
 
+use std::io::Write;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
@@ -34,7 +35,14 @@ impl Check {
         let report = check_dir(&self.directory).map_err(|e| usage(e.into()))?;
         if let Some(violation) = &report.violation {
             let file = self.directory.join(STEPS_FILE);
-            eprintln!("error: {violation}\n  {}:{}\n  {} steps before it keep every rule", file.display(), violation.line, report.steps);
+            // The exit code says it where standard error is closed.
+            let _ = writeln!(
+                std::io::stderr(),
+                "error: {violation}\n  {}:{}\n  {} steps before it keep every rule",
+                file.display(),
+                violation.line,
+                report.steps,
+            );
             return Ok(Ended::Difference);
         }
         stdout::print(&sound(&report))?;
@@ -45,7 +53,14 @@ impl Check {
 fn sound(report: &CheckReport) -> String {
     let mut text = format!(
         "trace ok: {} steps, {} plan rows, {} input tokens, {} slots re-derived\n          {} requests, {} finished, {} tokens emitted, {} preemptions\n",
-        report.steps, report.rows, report.input_tokens, report.slots, report.requests, report.finished, report.emitted_tokens, report.preemptions,
+        report.steps,
+        report.rows,
+        report.input_tokens,
+        report.slots,
+        report.requests,
+        report.finished,
+        report.emitted_tokens,
+        report.preemptions,
     );
     if report.other_events > 0 {
         text.push_str(&format!("          {} lines of other events, not checked\n", report.other_events));

@@ -55,6 +55,9 @@ pub struct TrainLmArgs {
     /// Distil from the model in this directory
     #[arg(long, value_name = "DIR")]
     pub teacher: Option<PathBuf>,
+    /// Start from the weights of the model in this directory, not from fresh ones
+    #[arg(long, value_name = "DIR", conflicts_with = "resume")]
+    pub start_from: Option<PathBuf>,
     /// Share of the teacher's distribution in what is learned; the rest is the text itself
     #[arg(long, default_value_t = 0.9)]
     pub teacher_share: f32,
@@ -235,7 +238,19 @@ pub fn run(args: &TrainLmArgs) -> Result<()> {
             config.vocab_size
         );
     }
-    let model = Llama::new(config, args.seed)?;
+    let model = match &args.start_from {
+        None => Llama::new(config, args.seed)?,
+        Some(folder) => {
+            let model = export::load(folder).context("--start-from")?;
+            ensure!(
+                model.config == config,
+                "{} has another shape than asked for: {:?}",
+                folder.display(),
+                model.config
+            );
+            model
+        }
+    };
     std::fs::create_dir_all(&args.out).with_context(|| format!("{} can't be made", args.out.display()))?;
     bpe::save(&tokenizer, &args.out)?;
     let specials = (bpe::special(&tokenizer, bpe::BOS)?, bpe::special(&tokenizer, bpe::EOS)?);

@@ -80,7 +80,8 @@ impl AttentionCall<'_> {
         let dim = self.layer.layout().head_dim();
         for block in blocks {
             for r in 0..block.size {
-                let row = self.q.row(0).wrapping_add(self.element(item, group, block.first + r, self.q.stride()));
+                let row =
+                    self.q.row(0).wrapping_add(self.element(item, group, block.first + r, self.q.stride()));
                 // SAFETY: the first `count` rows are the item's; the others are filled with zeroes.
                 unsafe {
                     let target = q.add(block.padded * dim + r);

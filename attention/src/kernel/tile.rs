@@ -2,6 +2,7 @@
 //!
 //! Every score is one chain of multiply-adds over d, every weighted sum one chain over keys, whatever
 //! else is computed beside it: blocking changes which chains run together, never a chain.
+#![allow(clippy::needless_range_loop)] // indices say which register of a block; iterators hide that
 
 use super::registers::Registers;
 use crate::lanes::LANES;

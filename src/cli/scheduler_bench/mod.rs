@@ -51,7 +51,9 @@ impl SchedulerBench {
     pub fn run(&self) -> anyhow::Result<Ended> {
         let output = self.output_json.as_deref().map(OutputFile::reserve).transpose()?;
         let (text, json) = match (&self.workload, &self.config, &self.trace_out) {
-            (Some(workload), Some(config), Some(directory)) => WorkloadRun { workload, config, directory }.run()?,
+            (Some(workload), Some(config), Some(directory)) => {
+                WorkloadRun { workload, config, directory }.run()?
+            }
             (None, ..) => Steady {
                 running: self.running,
                 steps: self.steps,

@@ -4,7 +4,9 @@ use std::time::Instant;
 
 use anyhow::ensure;
 use pagedraft_scheduler::fake::{FakeExecutor, Script};
-use pagedraft_scheduler::{Applied, Executor, RequestSpec, Scheduler, SchedulerConfig, StepOutcome, StepPlan};
+use pagedraft_scheduler::{
+    Applied, Executor, RequestSpec, Scheduler, SchedulerConfig, StepOutcome, StepPlan,
+};
 use pagedraft_workloads::latency::Spread;
 use serde_json::{Value, json};
 
@@ -56,7 +58,8 @@ impl Steady {
         for step in 0.. {
             ensure!(step < most, "the {} sequences never all came to decode", self.running);
             bench.step(&mut warm_up)?;
-            let all = bench.plan.rows.len() == self.running as usize && (self.churn || bench.plan.rows.iter().all(|row| row.samples));
+            let all = bench.plan.rows.len() == self.running as usize
+                && (self.churn || bench.plan.rows.iter().all(|row| row.samples));
             decoding += u32::from(all);
             if decoding >= WARM_UP {
                 break;
@@ -93,8 +96,14 @@ impl Steady {
             "heap_allocations_per_step": per_step,
             "revision": pagedraft::REVISION,
         });
-        let total: Vec<f64> = (0..times.apply.len()).map(|i| times.schedule[i] + times.metadata[i] + times.apply[i]).collect();
-        let parts = [("schedule", &times.schedule), ("apply", &times.apply), ("metadata", &times.metadata), ("total", &total)];
+        let total: Vec<f64> =
+            (0..times.apply.len()).map(|i| times.schedule[i] + times.metadata[i] + times.apply[i]).collect();
+        let parts = [
+            ("schedule", &times.schedule),
+            ("apply", &times.apply),
+            ("metadata", &times.metadata),
+            ("total", &total),
+        ];
         for (name, seconds) in parts {
             let Some(spread) = Spread::of(seconds) else { continue };
             let [mean, p50, p99] = [spread.mean(), spread.median(), spread.percentile(99.0)].map(|s| s * 1e6);
@@ -140,7 +149,8 @@ impl<'a> Bench<'a> {
         let number = self.submitted;
         self.submitted += 1;
         // Prompts that share nothing.
-        let script = Script { seed: u64::from(number), accepted: vec![self.asked.drafts / 2], ..Script::default() };
+        let script =
+            Script { seed: u64::from(number), accepted: vec![self.asked.drafts / 2], ..Script::default() };
         let prompt: Vec<u32> = (0..PROMPT).map(|i| script.token(1_000_000 + i)).collect();
         let output = if self.asked.churn {
             CHURN_OUTPUT.0 + number.wrapping_mul(97) % CHURN_OUTPUT.1

@@ -9,7 +9,8 @@ use anyhow::{Context, anyhow, ensure};
 use pagedraft::exit::usage;
 use pagedraft_scheduler::fake::{FakeExecutor, Script, VOCABULARY};
 use pagedraft_scheduler::{
-    Applied, Executor, FinishReason, KvView, RequestKey, RequestSpec, Scheduler, SchedulerConfig, StepOutcome, StepPlan,
+    Applied, Executor, FinishReason, KvView, RequestKey, RequestSpec, Scheduler, SchedulerConfig,
+    StepOutcome, StepPlan,
 };
 use pagedraft_workloads::trace::{PoolCounts, StepEvent, StepNames, TimesUs, TraceWriter};
 use serde::Deserialize;
@@ -68,10 +69,12 @@ impl WorkloadRun<'_> {
     pub fn run(&self) -> anyhow::Result<(String, Value)> {
         let config: SchedulerConfig = read(self.config)?;
         let workload: Workload = read(self.workload)?;
-        let mut coming = arrivals(&workload).with_context(|| format!("{}", self.workload.display())).map_err(usage)?;
+        let mut coming =
+            arrivals(&workload).with_context(|| format!("{}", self.workload.display())).map_err(usage)?;
         let mut drive = Drive::new(&config).map_err(usage)?;
         let flags = serde_json::to_value(&config).context("can't write the configuration")?;
-        let mut writer = TraceWriter::create(self.directory, &with_origin(flags)).map_err(|e| usage(e.into()))?;
+        let mut writer =
+            TraceWriter::create(self.directory, &with_origin(flags)).map_err(|e| usage(e.into()))?;
         let mut next = 0;
         let (mut steps, mut preemptions, mut tokens) = (0u64, 0, 0);
         loop {
@@ -108,8 +111,12 @@ fn with_origin(mut config: Value) -> Value {
 }
 
 fn read<T: for<'de> Deserialize<'de>>(path: &Path) -> anyhow::Result<T> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("can't read {}", path.display())).map_err(usage)?;
-    serde_json::from_str(&text).with_context(|| format!("{} is not what was expected", path.display())).map_err(usage)
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("can't read {}", path.display()))
+        .map_err(usage)?;
+    serde_json::from_str(&text)
+        .with_context(|| format!("{} is not what was expected", path.display()))
+        .map_err(usage)
 }
 
 /// Step, name, request and script of each, in order of arrival.
@@ -119,7 +126,8 @@ fn arrivals(workload: &Workload) -> anyhow::Result<VecDeque<(u64, String, Reques
     for (number, stated) in workload.requests.iter().enumerate() {
         let name = stated.id.as_str().map_or_else(|| stated.id.to_string(), str::to_owned);
         ensure!(stated.output_len > 0, "request {name:?} has an output_len of 0");
-        let script = Script { output_len: Some(stated.output_len), accepted: stated.accepted.clone(), seed: number as u64 };
+        // It ends by its length, which is the request's own limit.
+        let script = Script { output_len: None, accepted: stated.accepted.clone(), seed: number as u64 };
         let prompt = match (&stated.prompt_token_ids, stated.prompt_len) {
             (Some(ids), _) => ids.clone(),
             (None, Some(length)) => {
@@ -132,7 +140,9 @@ fn arrivals(workload: &Workload) -> anyhow::Result<VecDeque<(u64, String, Reques
                 });
                 prompt(length, number, group.map(|group| (group, stated.shared_prefix_len)))
             }
-            (None, None) => return Err(anyhow!("request {name:?} has neither prompt_token_ids nor prompt_len")),
+            (None, None) => {
+                return Err(anyhow!("request {name:?} has neither prompt_token_ids nor prompt_len"));
+            }
         };
         let mut spec = RequestSpec::new(prompt, stated.output_len);
         spec.priority = stated.priority;
@@ -145,7 +155,8 @@ fn arrivals(workload: &Workload) -> anyhow::Result<VecDeque<(u64, String, Reques
 /// Tokens that no other request has, behind a prefix that its group has.
 fn prompt(length: u32, number: usize, group: Option<(usize, u32)>) -> Vec<u32> {
     let own = Script { seed: (1 << 40) + number as u64, ..Script::default() };
-    let shared = group.map(|(group, length)| (Script { seed: (1 << 41) + group as u64, ..Script::default() }, length));
+    let shared =
+        group.map(|(group, length)| (Script { seed: (1 << 41) + group as u64, ..Script::default() }, length));
     (0..length)
         .map(|i| match &shared {
             Some((prefix, length)) if i < *length => prefix.token(i),
@@ -185,7 +196,11 @@ impl Drive {
 
     fn submit(&mut self, name: String, spec: RequestSpec, script: Script) -> anyhow::Result<()> {
         let length = spec.prompt.len() as u32;
-        let key = self.scheduler.submit(spec).with_context(|| format!("request {name:?} is refused")).map_err(usage)?;
+        let key = self
+            .scheduler
+            .submit(spec)
+            .with_context(|| format!("request {name:?} is refused"))
+            .map_err(usage)?;
         self.fake.insert(key, length, script);
         self.names.insert(key, name);
         Ok(())

@@ -8,18 +8,29 @@ use serde::{Deserialize, Serialize, Serializer};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct TimesUs {
     /// Making the plan.
+    #[serde(serialize_with = "nanoseconds")]
     pub schedule: f64,
     /// Building the metadata.
+    #[serde(serialize_with = "nanoseconds")]
     pub metadata: f64,
     /// Proposing drafts.
+    #[serde(serialize_with = "nanoseconds")]
     pub propose: f64,
     /// The forward pass.
+    #[serde(serialize_with = "nanoseconds")]
     pub execute: f64,
     /// Sampling, verification included.
+    #[serde(serialize_with = "nanoseconds")]
     pub sample: f64,
 }
 
-/// The block pool after a step's plan was made.
+/// Three digits behind the point; what follows is the conversion's noise.
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn nanoseconds<S: Serializer>(us: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64((us * 1e3).round() / 1e3)
+}
+
+/// The block pool at the end of a step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolCounts {
     /// All blocks.
@@ -82,7 +93,10 @@ impl<M: Serialize, G: Serialize, K: Serialize> Serialize for StepEvent<'_, M, G,
         line.serialize_field("input_positions", self.input_positions)?;
         line.serialize_field("metadata", self.metadata)?;
         line.serialize_field("groups", &self.groups)?;
-        line.serialize_field("outcome", &Outcomes { rows: self.outcome, emitted: self.emitted, names: self.names })?;
+        line.serialize_field(
+            "outcome",
+            &Outcomes { rows: self.outcome, emitted: self.emitted, names: self.names },
+        )?;
         line.serialize_field("preempted", &Names { requests: &self.plan.preempted, names: self.names })?;
         line.serialize_field("finished", &Names { requests: &self.plan.finished, names: self.names })?;
         line.serialize_field("copies", &self.plan.copies)?;
@@ -120,7 +134,10 @@ impl Serialize for Row<'_> {
         row.serialize_field("request_id", self.names.request_id(self.row.request))?;
         row.serialize_field("kind", kind_name(&self.row.kind))?;
         row.serialize_field("num_computed", &tokens.start)?;
-        row.serialize_field("num_new", &(tokens.end.saturating_sub(tokens.start) + u32::from(self.num_drafts)))?;
+        row.serialize_field(
+            "num_new",
+            &(tokens.end.saturating_sub(tokens.start) + u32::from(self.num_drafts)),
+        )?;
         row.serialize_field("num_drafts", &self.num_drafts)?;
         row.serialize_field("drafts_max", &self.row.drafts_max)?;
         if let Kind::Denoise { block, full } = &self.row.kind {

@@ -28,14 +28,20 @@ pub struct TableDelta {
 impl TableDelta {
     /// `metadata` as it goes on record: `plan_rows` has the plan row of each metadata row. Everything but the tables
     /// left out is copied unchanged.
-    pub fn reduce(&mut self, plan: &StepPlan, plan_rows: &[u32], metadata: &AttentionMetadata) -> &AttentionMetadata {
+    pub fn reduce(
+        &mut self,
+        plan: &StepPlan,
+        plan_rows: &[u32],
+        metadata: &AttentionMetadata,
+    ) -> &AttentionMetadata {
         for request in plan.preempted.iter().chain(&plan.finished) {
             self.known.remove(request);
         }
         self.reduced.clone_from(metadata);
         self.reduced.block_tables.clear();
         for (m, table) in metadata.block_tables.iter().enumerate() {
-            let request = plan_rows.get(m).and_then(|&row| plan.rows.get(row as usize)).map(|row| row.request);
+            let request =
+                plan_rows.get(m).and_then(|&row| plan.rows.get(row as usize)).map(|row| row.request);
             let known = request.map(|request| self.known.entry(request).or_default());
             match known {
                 Some(known) if known == table => self.reduced.block_tables.push(&[]),

@@ -69,10 +69,12 @@ impl TraceWriter {
     /// Before anything is written: the path is no directory, can't be written, or holds a trace already.
     pub fn create(directory: &Path, config: &impl Serialize) -> Result<Self, Error> {
         let unwritable = |source| Error::Unwritable { path: directory.to_owned(), source };
-        let mut config = serde_json::to_value(config).map_err(|source| Error::Encode { what: "the configuration", source })?;
+        let mut config = serde_json::to_value(config)
+            .map_err(|source| Error::Encode { what: "the configuration", source })?;
         let Some(fields) = config.as_object_mut() else { return Err(Error::ConfigNotAnObject) };
         fields.insert("schema_version".to_owned(), SCHEMA_VERSION.into());
-        let config = serde_json::to_vec_pretty(&config).map_err(|source| Error::Encode { what: "the configuration", source })?;
+        let config = serde_json::to_vec_pretty(&config)
+            .map_err(|source| Error::Encode { what: "the configuration", source })?;
         if directory.exists() && !directory.is_dir() {
             return Err(Error::NotADirectory { path: directory.to_owned() });
         }
@@ -110,7 +112,8 @@ impl TraceWriter {
     /// A value that is no JSON, or a fault of the disk in an earlier line.
     pub fn write(&mut self, event: &impl Serialize) -> Result<(), Error> {
         self.line.clear();
-        serde_json::to_writer(&mut self.line, event).map_err(|source| Error::Encode { what: "a trace line", source })?;
+        serde_json::to_writer(&mut self.line, event)
+            .map_err(|source| Error::Encode { what: "a trace line", source })?;
         self.line.push(b'\n');
         self.unused = None;
         let mut state = self.shared.lock();
@@ -142,7 +145,8 @@ impl TraceWriter {
     ///
     /// A fault of the disk, in these lines or in the summary.
     pub fn finish(mut self, summary: &impl Serialize) -> Result<(), Error> {
-        let summary = serde_json::to_vec_pretty(summary).map_err(|source| Error::Encode { what: "the summary", source })?;
+        let summary = serde_json::to_vec_pretty(summary)
+            .map_err(|source| Error::Encode { what: "the summary", source })?;
         self.unused = None;
         self.close();
         let mut state = self.shared.lock();
@@ -155,7 +159,10 @@ impl TraceWriter {
     }
 
     fn fault(&self, state: &mut State) -> Error {
-        let source = state.failed.take().unwrap_or_else(|| std::io::Error::other("an earlier line could not be written"));
+        let source = state
+            .failed
+            .take()
+            .unwrap_or_else(|| std::io::Error::other("an earlier line could not be written"));
         Error::Write { path: self.directory.join(STEPS_FILE), source }
     }
 
@@ -191,7 +198,8 @@ fn write_lines(mut file: File, shared: &Shared) {
     loop {
         let mut state = shared.lock();
         if !state.closing && state.pending.len() < FLUSH_BYTES {
-            state = shared.to_thread.wait_timeout(state, FLUSH_EVERY).unwrap_or_else(PoisonError::into_inner).0;
+            state =
+                shared.to_thread.wait_timeout(state, FLUSH_EVERY).unwrap_or_else(PoisonError::into_inner).0;
         }
         let closing = state.closing;
         std::mem::swap(&mut state.pending, &mut lines);

@@ -5,7 +5,6 @@
 //! configured to have fewer rows.
 
 use super::Product;
-use crate::cpu::memory::Memory;
 use crate::cpu::panel::{GROUP, TILE_LEN, Weights};
 use crate::cpu::rows::TILE_ROWS;
 use pagedraft_attention::isa::Kernel;
@@ -43,10 +42,7 @@ impl TileConfig {
 #[repr(align(64))]
 struct Sums([f32; 2 * TILE_ROWS * GROUP]);
 
-/// Tiles of a group that are walked at a time when there are more than two row tiles, so that they
-/// are still in L1 for the next two.
-const TILES_AT_HAND: usize = 12;
-/// Elements by which weights that are read from memory are fetched ahead of their use.
+/// Elements by which weights are fetched ahead of their use when they are used once.
 const AHEAD: usize = 8 * TILE_LEN;
 
 /// A share of a product.
@@ -65,55 +61,56 @@ impl Kernel for Share<'_> {
             // SAFETY: no inputs: the sums are zero. The caller has the features.
             return unsafe { finish_zeros::<L>(p) };
         }
-        let Ok(mut sums) = Memory::<f32>::zeroed(p.blocks * TILE_ROWS * GROUP) else { return };
+        let mut sums = Sums([0.0; 2 * TILE_ROWS * GROUP]);
+        let sums = sums.0.as_mut_ptr();
         let config = TileConfig::with_rows(m.min(TILE_ROWS));
         // SAFETY: AMX is available and permitted (`Product::new`); the configuration is a valid one.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly)) };
         while let Some(run) = p.chunks.draw() {
             for item in run {
                 let (group, blocks) = p.item(item);
-                let w = weights[group * p.w.group_len()..][..tiles * TILE_LEN].as_ptr();
-                let at_a_time = if blocks.len() > 2 { TILES_AT_HAND } else { tiles };
-                // The first two row tiles of a lone pair meet weights that are still in memory: they
-                // run ahead of themselves. Otherwise the next group is fetched bit by bit.
+                let w = &weights[group * p.w.group_len()..][..tiles * TILE_LEN];
+                // Weights that are used once are fetched just before; those that are used by several
+                // pairs of row tiles while the group before is computed, bit by bit.
                 let pairs = blocks.len().div_ceil(2);
-                let mut ahead = w.wrapping_add(if pairs == 1 { AHEAD } else { p.w.group_len() });
-                let mut tile = 0;
-                while tile < tiles {
-                    let part = at_a_time.min(tiles - tile);
-                    let mut block = blocks.start;
-                    while block < blocks.end {
-                        let sums = sums[(block - blocks.start) * TILE_ROWS * GROUP..].as_mut_ptr();
-                        // SAFETY: tiles are configured; `w` has `tiles` tiles, each row tile as many, and
-                        // `sums` room for two row tiles; the item is ours alone.
-                        unsafe {
-                            let w = w.add(tile * TILE_LEN);
-                            let x = p.x.row_tile(block).add(tile * 512).cast_const();
-                            if block + 1 < blocks.end {
-                                let x = [x, p.x.row_tile(block + 1).add(tile * 512).cast_const()];
-                                ahead = match pairs {
-                                    1 => two_row_tiles::<32>(x, w, part, sums, tile == 0, ahead),
-                                    2 => two_row_tiles::<16>(x, w, part, sums, tile == 0, ahead),
-                                    3 | 4 => two_row_tiles::<8>(x, w, part, sums, tile == 0, ahead),
-                                    _ => two_row_tiles::<4>(x, w, part, sums, tile == 0, ahead),
-                                };
-                            } else {
-                                one_row_tile::<32>(x, w, part, sums, tile == 0, ahead);
-                            }
+                let mut ahead = w.as_ptr().wrapping_add(if pairs == 1 { AHEAD } else { w.len() });
+                for block in blocks.clone().step_by(2) {
+                    let row = block * TILE_ROWS;
+                    let rows = (m - row).min(TILE_ROWS * (blocks.end - block).min(2));
+                    let x = p.x.row_tile(block);
+                    // SAFETY: tiles are configured; `w` has `tiles` tiles, as has each row tile, and `sums`
+                    // is two row tiles; the item is ours alone; the caller has the features.
+                    unsafe {
+                        if block + 1 < blocks.end {
+                            let x = [x, p.x.row_tile(block + 1)];
+                            let out = Out {
+                                at: p.out.at.wrapping_add(row * p.out.stride + group * GROUP),
+                                stride: p.out.stride * size_of::<f32>(),
+                            };
+                            ahead = match pairs {
+                                1 => two_row_tiles::<16, 1024>(x, w, tiles, sums, ahead, out),
+                                2 => two_row_tiles::<16, 0>(x, w, tiles, sums, ahead, out),
+                                3 | 4 => two_row_tiles::<8, 0>(x, w, tiles, sums, ahead, out),
+                                _ => two_row_tiles::<4, 0>(x, w, tiles, sums, ahead, out),
+                            };
+                        } else {
+                            one_row_tile(x, w, tiles, sums, ahead);
                         }
-                        block += 2;
+                        p.finish::<L>(sums, row, rows, group);
                     }
-                    tile += part;
                 }
-                let row = blocks.start * TILE_ROWS;
-                let rows = (m - row).min(TILE_ROWS * blocks.len());
-                // SAFETY: the sums have these rows; the item is ours alone.
-                unsafe { p.finish::<L>(sums.as_ptr(), row, rows, group) };
             }
         }
         // SAFETY: gives the tiles back to their initial state, which the kernel need not save.
         unsafe { asm!("tilerelease", options(nostack, nomem)) };
     }
+}
+
+/// Where two row tiles will go: fetched for writing while they are computed.
+struct Out {
+    at: *mut f32,
+    /// Bytes from row to row.
+    stride: usize,
 }
 
 #[inline(always)]
@@ -132,30 +129,26 @@ unsafe fn finish_zeros<L: Lanes>(p: &Product<'_>) {
     }
 }
 
-/// Continues (or, `fresh`, begins) the sums of one row tile and a group, `[16][32]`, over `tiles` tiles
-/// of inputs.
+/// The sums of one row tile and a group, `[16][32]`, over `tiles` tiles of inputs.
+///
+/// Half of the lines of each tile of weights are fetched, from `ahead` on, and the processor's own
+/// prefetcher takes that for a stream and fetches the rest. Fetching all of them was slower: they
+/// occupy the line buffers of L1.
 ///
 /// # Safety
 ///
 /// Tiles are configured; the pointers are valid for `tiles` (more than 0) tiles and the sums.
 #[inline(always)]
-unsafe fn one_row_tile<const LINES: usize>(
+unsafe fn one_row_tile(
     x: *const u16,
-    w: *const u16,
+    w: &[u16],
     tiles: usize,
     sums: *mut f32,
-    fresh: bool,
-    mut ahead: *const u16,
-) -> *const u16 {
-    // SAFETY: as the function's own.
+    ahead: *const u16,
+) {
+    // SAFETY: as the function's own; prefetches may point anywhere.
     unsafe {
         asm!(
-            "test {fresh}, {fresh}",
-            "jnz 4f",
-            "tileloadd tmm0, [{sums} + {sums_row}*1]",
-            "tileloadd tmm1, [{sums} + {sums_row}*1 + 64]",
-            "jmp 2f",
-            "4:",
             "tilezero tmm0",
             "tilezero tmm1",
             "2:",
@@ -164,22 +157,21 @@ unsafe fn one_row_tile<const LINES: usize>(
             "tileloadd tmm7, [{w} + {row}*1 + 1024]",
             "tdpbf16ps tmm0, tmm4, tmm6",
             "tdpbf16ps tmm1, tmm4, tmm7",
-            "add {x}, 1024",
-            "add {w}, 2048",
-            ".rept {lines}",
-            "prefetcht0 [{ahead}]",
+            ".rept 16",
+            "prefetcht1 [{ahead}]",
             "add {ahead}, 64",
             ".endr",
+            "add {ahead}, 1024",
+            "add {x}, 1024",
+            "add {w}, 2048",
             "dec {tiles}",
             "jnz 2b",
             "tilestored [{sums} + {sums_row}*1], tmm0",
             "tilestored [{sums} + {sums_row}*1 + 64], tmm1",
             x = inout(reg) x => _,
-            w = inout(reg) w => _,
+            w = inout(reg) w.as_ptr() => _,
             tiles = inout(reg) tiles => _,
-            ahead = inout(reg) ahead,
-            lines = const LINES,
-            fresh = in(reg) usize::from(fresh),
+            ahead = inout(reg) ahead => _,
             row = in(reg) 64usize,
             sums = in(reg) sums,
             sums_row = in(reg) 128usize,
@@ -187,34 +179,28 @@ unsafe fn one_row_tile<const LINES: usize>(
             options(nostack),
         );
     }
-    ahead
 }
 
-/// Continues (or begins) the sums of two row tiles and a group, `[32][32]`.
+/// The sums of two row tiles and a group, `[32][32]`.
+///
+/// For each tile `LINES` lines are fetched from `ahead` on, and `SKIP` bytes passed over; returns
+/// where it came to.
 ///
 /// # Safety
 ///
 /// As [`one_row_tile`].
 #[inline(always)]
-unsafe fn two_row_tiles<const LINES: usize>(
-    x: [*const u16; 2],
-    w: *const u16,
+unsafe fn two_row_tiles<const LINES: usize, const SKIP: usize>(
+    x: [*mut u16; 2],
+    w: &[u16],
     tiles: usize,
     sums: *mut f32,
-    fresh: bool,
     mut ahead: *const u16,
+    out: Out,
 ) -> *const u16 {
-    // SAFETY: as the function's own.
+    // SAFETY: as the function's own; prefetches may point anywhere.
     unsafe {
         asm!(
-            "test {fresh}, {fresh}",
-            "jnz 4f",
-            "tileloadd tmm0, [{sums} + {sums_row}*1]",
-            "tileloadd tmm1, [{sums} + {sums_row}*1 + 64]",
-            "tileloadd tmm2, [{sums} + {sums_row}*1 + 2048]",
-            "tileloadd tmm3, [{sums} + {sums_row}*1 + 2112]",
-            "jmp 2f",
-            "4:",
             "tilezero tmm0",
             "tilezero tmm1",
             "tilezero tmm2",
@@ -228,13 +214,17 @@ unsafe fn two_row_tiles<const LINES: usize>(
             "tileloadd tmm5, [{x1} + {row}*1]",
             "tdpbf16ps tmm2, tmm5, tmm6",
             "tdpbf16ps tmm3, tmm5, tmm7",
+            ".rept {lines}",
+            "prefetcht1 [{ahead}]",
+            "add {ahead}, 64",
+            ".endr",
+            "add {ahead}, {skip}",
+            "prefetchw [{out}]",
+            "prefetchw [{out} + 64]",
+            "add {out}, {stride}",
             "add {x0}, 1024",
             "add {x1}, 1024",
             "add {w}, 2048",
-            ".rept {lines}",
-            "prefetcht0 [{ahead}]",
-            "add {ahead}, 64",
-            ".endr",
             "dec {tiles}",
             "jnz 2b",
             "tilestored [{sums} + {sums_row}*1], tmm0",
@@ -243,11 +233,13 @@ unsafe fn two_row_tiles<const LINES: usize>(
             "tilestored [{sums} + {sums_row}*1 + 2112], tmm3",
             x0 = inout(reg) x[0] => _,
             x1 = inout(reg) x[1] => _,
-            w = inout(reg) w => _,
+            w = inout(reg) w.as_ptr() => _,
             tiles = inout(reg) tiles => _,
             ahead = inout(reg) ahead,
             lines = const LINES,
-            fresh = in(reg) usize::from(fresh),
+            skip = const SKIP,
+            out = inout(reg) out.at => _,
+            stride = in(reg) out.stride,
             row = in(reg) 64usize,
             sums = in(reg) sums,
             sums_row = in(reg) 128usize,

@@ -29,7 +29,7 @@ use pagedraft_attention::lanes::Lanes;
 use std::marker::PhantomData;
 
 /// Bytes of packed activations that a core keeps at hand (in L2) while it walks the weights.
-const ROWS_AT_HAND: usize = 1_400 << 10;
+const ROWS_AT_HAND: usize = 1_200 << 10;
 
 /// Whether a result replaces what was there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -80,7 +80,11 @@ impl Lives {
             self.end(id);
         }
         if self.holders.len() as u64 > step.pool.used {
-            let what = format!("{} blocks are in running requests' tables, used is {}", self.holders.len(), step.pool.used);
+            let what = format!(
+                "{} blocks are in running requests' tables, used is {}",
+                self.holders.len(),
+                step.pool.used
+            );
             return Err(Fault::new(Rule::Pool, what));
         }
         Ok(slots)
@@ -89,7 +93,8 @@ impl Lives {
     fn check_pool(&mut self, step: &StepRecord) -> Result<(), Fault> {
         let pool = &step.pool;
         if pool.used.checked_add(pool.free) != Some(pool.num_blocks) {
-            let what = format!("used {} + free {} is not num_blocks {}", pool.used, pool.free, pool.num_blocks);
+            let what =
+                format!("used {} + free {} is not num_blocks {}", pool.used, pool.free, pool.num_blocks);
             return Err(Fault::new(Rule::Pool, what));
         }
         if pool.cached > pool.free {
@@ -127,7 +132,12 @@ impl Lives {
     }
 
     /// Tables, slots, and who else holds the blocks that are written.
-    fn check_tables(&mut self, step: &StepRecord, owners: &[usize], written: &mut HashMap<u64, usize>) -> Result<u64, Fault> {
+    fn check_tables(
+        &mut self,
+        step: &StepRecord,
+        owners: &[usize],
+        written: &mut HashMap<u64, usize>,
+    ) -> Result<u64, Fault> {
         let meta = &step.metadata;
         let (block_size, num_blocks) = (self.block_size, step.pool.num_blocks);
         let copied: HashSet<(i64, i64)> = step.copies.iter().map(|c| (c.from, c.to)).collect();
@@ -156,13 +166,30 @@ impl Lives {
         Ok(slots)
     }
 
-    fn shared_write(&self, step: &StepRecord, owners: &[usize], token: usize, block: u32, holders: u32) -> Fault {
+    fn shared_write(
+        &self,
+        step: &StepRecord,
+        owners: &[usize],
+        token: usize,
+        block: u32,
+        holders: u32,
+    ) -> Fault {
         let row = step.metadata.query_start_loc.partition_point(|&start| start <= token as u64) - 1;
         let id = step.rows[owners[row]].request_id.as_str();
-        let mut others: Vec<&String> =
-            self.live.iter().filter(|(other, life)| *other != id && life.table.contains(&block)).map(|(other, _)| other).collect();
+        let mut others: Vec<&String> = self
+            .live
+            .iter()
+            .filter(|(other, life)| *other != id && life.table.contains(&block))
+            .map(|(other, _)| other)
+            .collect();
         others.sort();
-        Fault::of(Rule::SharedWrite, id, format!("input token {token} writes block {block}, which {holders} tables hold, also of {others:?}"))
+        Fault::of(
+            Rule::SharedWrite,
+            id,
+            format!(
+                "input token {token} writes block {block}, which {holders} tables hold, also of {others:?}"
+            ),
+        )
     }
 
     fn check_group(
@@ -176,10 +203,15 @@ impl Lives {
         let rows = owners.len();
         let tokens = step.input_tokens.len();
         let fits = group.slot_mapping.len() == tokens
-            && [group.seq_lens.len(), group.context_lens.len(), group.block_tables.len()].iter().all(|&n| n == rows)
+            && [group.seq_lens.len(), group.context_lens.len(), group.block_tables.len()]
+                .iter()
+                .all(|&n| n == rows)
             && group.kv_index.as_ref().is_none_or(|k| k.len() == tokens);
         if !fits {
-            return Err(Fault::new(Rule::Lengths, format!("group {name:?} has not {tokens} tokens in {rows} rows")));
+            return Err(Fault::new(
+                Rule::Lengths,
+                format!("group {name:?} has not {tokens} tokens in {rows} rows"),
+            ));
         }
         let block_size = self.block_size;
         let mut tables = Vec::with_capacity(rows);
@@ -214,7 +246,11 @@ impl Lives {
                 continue;
             }
             if !copied.contains(&(i64::from(*was), i64::from(*is))) {
-                return Err(Fault::of(Rule::TableChange, id, format!("entry {i} of its table was block {was}, is {is}")));
+                return Err(Fault::of(
+                    Rule::TableChange,
+                    id,
+                    format!("entry {i} of its table was block {was}, is {is}"),
+                ));
             }
             release(&mut self.holders, *was);
             *self.holders.entry(*is).or_default() += 1;
@@ -244,11 +280,15 @@ impl Lives {
             let accepted = u64::from(outcome.num_accepted);
             let wrong = match row.kind {
                 RowKind::Prefill => emitted > 1,
-                RowKind::Decode | RowKind::Verify => emitted > accepted + 1 || (emitted < accepted + 1 && !ended),
+                RowKind::Decode | RowKind::Verify => {
+                    emitted > accepted + 1 || (emitted < accepted + 1 && !ended)
+                }
                 RowKind::Denoise => false,
             };
             if wrong {
-                let what = format!("a {:?} row with {accepted} accepted drafts emitted {emitted} tokens", row.kind).to_lowercase();
+                let what =
+                    format!("a {:?} row with {accepted} accepted drafts emitted {emitted} tokens", row.kind)
+                        .to_lowercase();
                 return Err(Fault::of(Rule::Tokens, id, what));
             }
             let known = query_len(step, r) - u64::from(outcome.num_drafts);
@@ -257,7 +297,11 @@ impl Lives {
                 && let (Some(last), Some(fed)) = (life.last_token, first_token[r])
                 && last != fed
             {
-                return Err(Fault::of(Rule::Tokens, id, format!("feeds token {fed}, the last one emitted was {last}")));
+                return Err(Fault::of(
+                    Rule::Tokens,
+                    id,
+                    format!("feeds token {fed}, the last one emitted was {last}"),
+                ));
             }
             let next = u64::from(row.num_computed) + known + accepted;
             if row.kind != RowKind::Denoise {

@@ -195,7 +195,12 @@ struct Event<'a> {
     step: Option<u64>,
 }
 
-fn check_line(bytes: &[u8], lives: &mut Lives, report: &mut CheckReport, number: &mut Option<u64>) -> Result<(), Fault> {
+fn check_line(
+    bytes: &[u8],
+    lives: &mut Lives,
+    report: &mut CheckReport,
+    number: &mut Option<u64>,
+) -> Result<(), Fault> {
     let malformed = |e: serde_json::Error| Fault::new(Rule::Line, e.to_string());
     let event: Event<'_> = serde_json::from_slice(bytes).map_err(malformed)?;
     *number = event.step;
@@ -222,7 +227,8 @@ fn check_line(bytes: &[u8], lives: &mut Lives, report: &mut CheckReport, number:
 fn block_size(path: &Path) -> Result<u32, Error> {
     let bytes = std::fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
     let bad = |what: String| Error::BadConfig { path: path.to_owned(), what };
-    let config: serde_json::Value = serde_json::from_slice(&bytes).map_err(|e| bad(format!("no JSON: {e}")))?;
+    let config: serde_json::Value =
+        serde_json::from_slice(&bytes).map_err(|e| bad(format!("no JSON: {e}")))?;
     if let Some(version) = config.get("schema_version")
         && version.as_u64() != Some(u64::from(super::SCHEMA_VERSION))
     {
@@ -230,7 +236,8 @@ fn block_size(path: &Path) -> Result<u32, Error> {
     }
     let found = config.get("block_size").or_else(|| config.get("engine").and_then(|e| e.get("block_size")));
     let size = found.and_then(serde_json::Value::as_u64).and_then(|size| u32::try_from(size).ok());
-    size.filter(|&size| size > 0).ok_or_else(|| bad("no block_size, or none that is a positive number".to_owned()))
+    size.filter(|&size| size > 0)
+        .ok_or_else(|| bad("no block_size, or none that is a positive number".to_owned()))
 }
 
 #[cfg(test)]

@@ -18,7 +18,8 @@ pub(super) fn check(step: &StepRecord) -> Result<(), Fault> {
             return Err(Fault::of(Rule::PlanRows, id, "has two rows"));
         }
         if row.num_new <= row.num_drafts {
-            let what = format!("num_new {} with num_drafts {}: no token of its own", row.num_new, row.num_drafts);
+            let what =
+                format!("num_new {} with num_drafts {}: no token of its own", row.num_new, row.num_drafts);
             return Err(Fault::of(Rule::PlanRows, id, what));
         }
         if row.kind == RowKind::Decode && row.num_new != 1 {
@@ -28,7 +29,10 @@ pub(super) fn check(step: &StepRecord) -> Result<(), Fault> {
             return Err(Fault::of(Rule::Outcome, id, format!("its outcome is of {:?}", outcome.request_id)));
         }
         if outcome.num_accepted > outcome.num_drafts || outcome.num_drafts > row.num_drafts {
-            let what = format!("{} drafts accepted of {} scored of {} planned", outcome.num_accepted, outcome.num_drafts, row.num_drafts);
+            let what = format!(
+                "{} drafts accepted of {} scored of {} planned",
+                outcome.num_accepted, outcome.num_drafts, row.num_drafts
+            );
             return Err(Fault::of(Rule::Outcome, id, what));
         }
     }
@@ -73,7 +77,12 @@ pub(super) fn owners(step: &StepRecord) -> Result<Vec<usize>, Fault> {
     }
     for (p, row) in step.rows.iter().enumerate() {
         if taken[p] != query_len(step, p) {
-            let what = format!("{} of its {} query tokens from {} are in metadata rows", taken[p], query_len(step, p), row.num_computed);
+            let what = format!(
+                "{} of its {} query tokens from {} are in metadata rows",
+                taken[p],
+                query_len(step, p),
+                row.num_computed
+            );
             return Err(Fault::of(Rule::MetadataRows, &row.request_id, what));
         }
     }

@@ -18,7 +18,9 @@ pub(super) fn check(step: &StepRecord) -> Result<(), Fault> {
     ];
     for (name, is, should) in lengths {
         if is != should {
-            let what = format!("{name} has {is} entries, should have {should} ({tokens} input tokens, {rows} metadata rows)");
+            let what = format!(
+                "{name} has {is} entries, should have {should} ({tokens} input tokens, {rows} metadata rows)"
+            );
             return Err(Fault::new(Rule::Lengths, what));
         }
     }
@@ -29,7 +31,10 @@ pub(super) fn check(step: &StepRecord) -> Result<(), Fault> {
     for m in 0..rows {
         let (start, end) = (meta.query_start_loc[m], meta.query_start_loc[m + 1]);
         if end <= start {
-            return Err(Fault::new(Rule::Lengths, format!("metadata row {m} has its query from {start} to {end}")));
+            return Err(Fault::new(
+                Rule::Lengths,
+                format!("metadata row {m} has its query from {start} to {end}"),
+            ));
         }
         let query = end - start;
         let (context, length) = (meta.context_lens[m], meta.seq_lens[m]);
@@ -38,13 +43,20 @@ pub(super) fn check(step: &StepRecord) -> Result<(), Fault> {
             return Err(Fault::new(Rule::Lengths, what));
         }
         if meta.seq_start_loc[m].checked_add(length) != Some(meta.seq_start_loc[m + 1]) {
-            let what = format!("seq_start_loc goes from {} to {} over a seq_len of {length}", meta.seq_start_loc[m], meta.seq_start_loc[m + 1]);
+            let what = format!(
+                "seq_start_loc goes from {} to {} over a seq_len of {length}",
+                meta.seq_start_loc[m],
+                meta.seq_start_loc[m + 1]
+            );
             return Err(Fault::new(Rule::Lengths, what));
         }
         counts.add(m, query, length)?;
     }
     if meta.query_start_loc[rows] != tokens as u64 {
-        let what = format!("query_start_loc ends at {}, there are {tokens} input tokens", meta.query_start_loc[rows]);
+        let what = format!(
+            "query_start_loc ends at {}, there are {tokens} input tokens",
+            meta.query_start_loc[rows]
+        );
         return Err(Fault::new(Rule::Lengths, what));
     }
     let compared = [
@@ -65,7 +77,10 @@ pub(super) fn check(step: &StepRecord) -> Result<(), Fault> {
         return Err(Fault::new(Rule::Counts, format!("mode is {:?}, neither eager nor graph", step.mode)));
     }
     if meta.use_cuda_graph != graph || (step.graph_key.is_some() && !graph) {
-        let what = format!("mode {}, use_cuda_graph {}, graph_key {:?}", step.mode, meta.use_cuda_graph, step.graph_key);
+        let what = format!(
+            "mode {}, use_cuda_graph {}, graph_key {:?}",
+            step.mode, meta.use_cuda_graph, step.graph_key
+        );
         return Err(Fault::new(Rule::Counts, what));
     }
     Ok(())

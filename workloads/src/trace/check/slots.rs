@@ -20,7 +20,12 @@ impl<'a> Call<'a> {
     }
 
     pub(super) fn of_group(group: &'a GroupRecord) -> Self {
-        Self { slots: &group.slot_mapping, context_lens: &group.context_lens, kv_index: group.kv_index.as_deref(), may_skip: true }
+        Self {
+            slots: &group.slot_mapping,
+            context_lens: &group.context_lens,
+            kv_index: group.kv_index.as_deref(),
+            may_skip: true,
+        }
     }
 }
 
@@ -65,7 +70,8 @@ pub(super) fn check_slots(
             let should = u64::try_from(index).ok().and_then(|i| slot(table, i, block_size));
             if should.is_none() || u64::try_from(is).ok() != should {
                 let should = should.map_or_else(|| "none".to_owned(), |s| s.to_string());
-                let what = format!("input token {t}, index {index}: slot {is}, the block table gives {should}");
+                let what =
+                    format!("input token {t}, index {index}: slot {is}, the block table gives {should}");
                 return Err(Fault::of(Rule::Slot, id, what));
             }
             if let Some(slot) = should
@@ -85,7 +91,12 @@ fn slot(table: &[u32], index: u64, block_size: u32) -> Option<u64> {
 }
 
 /// The part of a row's written table that its tokens lie in; what is behind is padding or reserve.
-pub(super) fn used_table(written: &[i64], length: u64, block_size: u32, num_blocks: u64) -> Result<Vec<u32>, String> {
+pub(super) fn used_table(
+    written: &[i64],
+    length: u64,
+    block_size: u32,
+    num_blocks: u64,
+) -> Result<Vec<u32>, String> {
     let blocks = usize::try_from(length.div_ceil(u64::from(block_size))).unwrap_or(usize::MAX);
     let Some(used) = written.get(..blocks) else {
         return Err(format!("{length} tokens need {blocks} blocks, the table has {}", written.len()));

@@ -40,7 +40,15 @@ struct Written {
 
 /// Writes steps until `requests` requests have ended; `expand`: verify rows become rows of one token.
 pub(super) fn trace(seed: u64, requests: usize, expand: bool) -> Vec<Value> {
-    let mut engine = Engine { dice: Dice(seed), refs: vec![0; BLOCKS], running: Vec::new(), finished: Vec::new(), preempted: Vec::new(), forks: 0, expand };
+    let mut engine = Engine {
+        dice: Dice(seed),
+        refs: vec![0; BLOCKS],
+        running: Vec::new(),
+        finished: Vec::new(),
+        preempted: Vec::new(),
+        forks: 0,
+        expand,
+    };
     let mut lines = Vec::new();
     let mut made = 0;
     while made < requests || !engine.running.is_empty() {
@@ -49,7 +57,15 @@ pub(super) fn trace(seed: u64, requests: usize, expand: bool) -> Vec<Value> {
             let tokens = (0..prompt).map(|_| engine.dice.below(500) as u32).collect();
             let output = 1 + engine.dice.below(25);
             let id = made.to_string();
-            engine.running.push(Sequence { id, tokens, prompt, output, computed: 0, table: Vec::new(), filling: true });
+            engine.running.push(Sequence {
+                id,
+                tokens,
+                prompt,
+                output,
+                computed: 0,
+                table: Vec::new(),
+                filling: true,
+            });
             made += 1;
         }
         let step = lines.len() as u64 * 2;
@@ -162,7 +178,9 @@ impl Engine {
         sequence.tokens.extend(&emitted);
         let whole = (start, input, table);
         let split = |(start, input, table): (usize, Vec<u32>, Vec<usize>)| {
-            let one = |(j, token): (usize, u32)| (start + j, vec![token], table[..(start + j + 1).div_ceil(BLOCK)].to_vec());
+            let one = |(j, token): (usize, u32)| {
+                (start + j, vec![token], table[..(start + j + 1).div_ceil(BLOCK)].to_vec())
+            };
             input.into_iter().enumerate().map(one).collect()
         };
         Some(Written {
@@ -188,7 +206,9 @@ impl Engine {
                 continue;
             }
             let start = self.dice.below(BLOCKS);
-            let Some(new) = (0..BLOCKS).map(|b| (start + b) % BLOCKS).find(|&b| self.refs[b] == 0) else { return false };
+            let Some(new) = (0..BLOCKS).map(|b| (start + b) % BLOCKS).find(|&b| self.refs[b] == 0) else {
+                return false;
+            };
             self.refs[new] = 1;
             if let Some(old) = old {
                 self.refs[old] -= 1;
@@ -212,9 +232,11 @@ impl Engine {
 
 /// Metadata rows of several tokens first.
 fn metadata(line: &mut Value, written: Vec<Written>) {
-    let (mut rows, singles): (Vec<_>, Vec<_>) = written.into_iter().flat_map(|w| w.rows).partition(|r| r.1.len() > 1);
+    let (mut rows, singles): (Vec<_>, Vec<_>) =
+        written.into_iter().flat_map(|w| w.rows).partition(|r| r.1.len() > 1);
     let (prefills, prefill_tokens) = (rows.len(), rows.iter().map(|r| r.1.len()).sum::<usize>());
-    let longest = |rows: &[(usize, Vec<u32>, Vec<usize>)]| rows.iter().map(|r| r.0 + r.1.len()).max().unwrap_or(0);
+    let longest =
+        |rows: &[(usize, Vec<u32>, Vec<usize>)]| rows.iter().map(|r| r.0 + r.1.len()).max().unwrap_or(0);
     let (prefill_len, decode_len, decodes) = (longest(&rows), longest(&singles), singles.len());
     rows.extend(singles);
     let (mut tokens, mut positions, mut slots) = (Vec::new(), Vec::new(), Vec::new());

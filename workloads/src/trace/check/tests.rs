@@ -12,7 +12,11 @@ impl Directory {
         let path = std::env::temp_dir().join(format!("pagedraft-check-{}-{name}", std::process::id()));
         let _ = std::fs::remove_dir_all(&path);
         std::fs::create_dir_all(&path).unwrap();
-        std::fs::write(path.join("config.json"), format!("{{\"schema_version\": 1, \"block_size\": {BLOCK}}}")).unwrap();
+        std::fs::write(
+            path.join("config.json"),
+            format!("{{\"schema_version\": 1, \"block_size\": {BLOCK}}}"),
+        )
+        .unwrap();
         Self(path)
     }
 
@@ -101,8 +105,12 @@ fn known_decode_alone(line: &Value) -> bool {
 }
 
 const BREAKS: &[(Rule, &str, Break)] = &[
-    (Rule::Line, "a field is gone", |l, _| l["metadata"].as_object_mut().unwrap().remove("seq_lens").is_some()),
-    (Rule::StepOrder, "a step number comes again", |l, _| l["step"].as_u64() > Some(1) && add(&mut l["step"], -2)),
+    (Rule::Line, "a field is gone", |l, _| {
+        l["metadata"].as_object_mut().unwrap().remove("seq_lens").is_some()
+    }),
+    (Rule::StepOrder, "a step number comes again", |l, _| {
+        l["step"].as_u64() > Some(1) && add(&mut l["step"], -2)
+    }),
     (Rule::PlanRows, "a request has two rows", |l, _| {
         let (rows, outcome) = (l["rows"][0].clone(), l["outcome"][0].clone());
         l["rows"].as_array_mut().unwrap().push(rows);
@@ -124,7 +132,9 @@ const BREAKS: &[(Rule, &str, Break)] = &[
     }),
     (Rule::Lengths, "a seq_len is off", |l, _| add(&mut l["metadata"]["seq_lens"][0], 1)),
     (Rule::Lengths, "a seq_start_loc is off", |l, _| add(&mut l["metadata"]["seq_start_loc"][1], 1)),
-    (Rule::Lengths, "a slot too few", |l, _| l["metadata"]["slot_mapping"].as_array_mut().unwrap().pop().is_some()),
+    (Rule::Lengths, "a slot too few", |l, _| {
+        l["metadata"]["slot_mapping"].as_array_mut().unwrap().pop().is_some()
+    }),
     (Rule::Counts, "num_prefills", |l, _| add(&mut l["metadata"]["num_prefills"], 1)),
     (Rule::Counts, "num_prefill_tokens", |l, _| add(&mut l["metadata"]["num_prefill_tokens"], 1)),
     (Rule::Counts, "num_decode_tokens", |l, _| add(&mut l["metadata"]["num_decode_tokens"], 1)),
@@ -143,7 +153,10 @@ const BREAKS: &[(Rule, &str, Break)] = &[
         l["metadata"]["block_tables"][0][0] = json!(BLOCKS);
         true
     }),
-    (Rule::BlockTable, "a table too short", |l, _| l["metadata"]["block_tables"][0].as_array_mut().unwrap().pop().is_some() && l["metadata"]["block_tables"][0] != json!([])),
+    (Rule::BlockTable, "a table too short", |l, _| {
+        l["metadata"]["block_tables"][0].as_array_mut().unwrap().pop().is_some()
+            && l["metadata"]["block_tables"][0] != json!([])
+    }),
     (Rule::Slot, "a slot is off", |l, d| {
         let n = l["input_positions"].as_array().unwrap().len();
         add(&mut l["metadata"]["slot_mapping"][d.below(n)], 1)
@@ -159,8 +172,15 @@ const BREAKS: &[(Rule, &str, Break)] = &[
         if !fits || (context + 1) % BLOCK as i64 == 0 {
             return false;
         }
-        for path in ["/rows/0/num_computed", "/input_positions/0", "/metadata/slot_mapping/0", "/metadata/seq_lens/0",
-            "/metadata/context_lens/0", "/metadata/seq_start_loc/1", "/metadata/max_decode_seq_len"] {
+        for path in [
+            "/rows/0/num_computed",
+            "/input_positions/0",
+            "/metadata/slot_mapping/0",
+            "/metadata/seq_lens/0",
+            "/metadata/context_lens/0",
+            "/metadata/seq_start_loc/1",
+            "/metadata/max_decode_seq_len",
+        ] {
             add(l.pointer_mut(path).unwrap(), 1);
         }
         true
@@ -188,7 +208,10 @@ const BREAKS: &[(Rule, &str, Break)] = &[
     }),
     (Rule::Pool, "tables hold more than is used", |l, _| {
         let used = l["pool"]["used"].as_i64().unwrap();
-        used > 0 && l["copies"] == json!([]) && add(&mut l["pool"]["free"], used) && add(&mut l["pool"]["used"], -used)
+        used > 0
+            && l["copies"] == json!([])
+            && add(&mut l["pool"]["free"], used)
+            && add(&mut l["pool"]["used"], -used)
     }),
 ];
 
@@ -208,8 +231,15 @@ fn every_broken_rule_is_found_at_its_line_and_named() {
             let Some((at, line)) = found else { continue };
             let mut lines = lines;
             lines[at] = line;
-            let violation = directory.check(&lines).violation.unwrap_or_else(|| panic!("{what}: not found, seed {seed} line {at}"));
-            assert_eq!((violation.rule, violation.line), (*rule, at as u64 + 1), "{what}, seed {seed}: {violation}");
+            let violation = directory
+                .check(&lines)
+                .violation
+                .unwrap_or_else(|| panic!("{what}: not found, seed {seed} line {at}"));
+            assert_eq!(
+                (violation.rule, violation.line),
+                (*rule, at as u64 + 1),
+                "{what}, seed {seed}: {violation}"
+            );
             assert!(violation.to_string().contains(&format!("rule `{rule}` broken at line {}", at + 1)));
             tried += 1;
         }
@@ -219,12 +249,20 @@ fn every_broken_rule_is_found_at_its_line_and_named() {
 
 fn step(number: u64, rows: &[(&str, &str, usize, &[usize], &[u32])]) -> Value {
     let (mut prefills, mut prefill_len, mut decodes, mut decode_len) = (0, 0, 0, 0);
-    let (mut slots, mut positions, mut query, mut start, mut lengths) = (vec![], vec![], vec![0], vec![0], vec![]);
+    let (mut slots, mut positions, mut query, mut start, mut lengths) =
+        (vec![], vec![], vec![0], vec![0], vec![]);
     let (mut query_len, mut prefill_tokens) = (0, 0);
     for (_, kind, context, table, _) in rows {
         let n = if *kind == "decode" { 1 } else { BLOCK };
         let length = context + n;
-        if n == 1 { decodes += 1; decode_len = decode_len.max(length); } else { prefills += 1; prefill_tokens += n; prefill_len = prefill_len.max(length); }
+        if n == 1 {
+            decodes += 1;
+            decode_len = decode_len.max(length);
+        } else {
+            prefills += 1;
+            prefill_tokens += n;
+            prefill_len = prefill_len.max(length);
+        }
         query_len = query_len.max(n);
         for i in *context..length {
             positions.push(i);
@@ -276,7 +314,10 @@ fn two_rows_that_write_one_slot_are_found() {
 fn a_running_requests_table_changes_by_a_copy_only() {
     let first = step(0, &[("a", "prefill", 0, &[3], &[])]);
     let mut second = step(1, &[("a", "prefill", 16, &[7, 5], &[])]);
-    assert_eq!(broken_rule("change", &[first.clone(), second.clone()]), Some((Rule::TableChange, Some("a".to_owned()), 2)));
+    assert_eq!(
+        broken_rule("change", &[first.clone(), second.clone()]),
+        Some((Rule::TableChange, Some("a".to_owned()), 2))
+    );
     second["copies"] = json!([{"src": 3, "dst": 7}]);
     assert_eq!(broken_rule("copy", &[first.clone(), second.clone()]), None);
     second["copies"] = json!([]);
@@ -289,13 +330,19 @@ fn requests_that_ended_stay_away() {
     let mut first = step(0, &[("a", "prefill", 0, &[3], &[])]);
     let second = step(1, &[("a", "prefill", 16, &[3, 5], &[])]);
     first["outcome"][0]["finish_reason"] = json!("stop");
-    assert_eq!(broken_rule("ended", &[first.clone(), second.clone()]), Some((Rule::FinishedAgain, Some("a".to_owned()), 2)));
+    assert_eq!(
+        broken_rule("ended", &[first.clone(), second.clone()]),
+        Some((Rule::FinishedAgain, Some("a".to_owned()), 2))
+    );
     first["outcome"][0]["finish_reason"] = Value::Null;
     let mut aborted = step(1, &[("b", "prefill", 0, &[3], &[])]);
     aborted["finished"] = json!(["a"]);
     let mut third = second;
     third["step"] = json!(2);
-    assert_eq!(broken_rule("aborted", &[first, aborted, third]), Some((Rule::FinishedAgain, Some("a".to_owned()), 3)));
+    assert_eq!(
+        broken_rule("aborted", &[first, aborted, third]),
+        Some((Rule::FinishedAgain, Some("a".to_owned()), 3))
+    );
 }
 
 #[test]
@@ -349,12 +396,17 @@ fn other_events_are_counted_and_left_alone() {
 fn huge_numbers_are_violations_and_not_panics() {
     let directory = Directory::new("huge");
     let sound = trace(5, 2, false);
-    let numbers = ["context_lens", "seq_lens", "query_start_loc", "seq_start_loc", "slot_mapping", "num_prefills"];
+    let numbers =
+        ["context_lens", "seq_lens", "query_start_loc", "seq_start_loc", "slot_mapping", "num_prefills"];
     for name in numbers {
         for value in [json!(u64::MAX), json!(i64::MAX), json!(u64::MAX / 2), json!(-1)] {
             let mut lines = sound.clone();
             let field = &mut lines[0]["metadata"][name];
-            if field.is_array() { field[0] = value } else { *field = value }
+            if field.is_array() {
+                field[0] = value
+            } else {
+                *field = value
+            }
             assert!(directory.check(&lines).violation.is_some(), "{name}");
         }
     }
@@ -372,7 +424,11 @@ fn huge_numbers_are_violations_and_not_panics() {
 fn a_directory_without_a_trace_is_an_error_that_names_the_file() {
     let directory = Directory::new("none");
     assert!(check_dir(&directory.0).unwrap_err().to_string().contains("trace_steps.jsonl"));
-    for (config, what) in [("{}", "block_size"), ("[", "no JSON"), ("{\"schema_version\": 99, \"block_size\": 16}", "schema_version")] {
+    for (config, what) in [
+        ("{}", "block_size"),
+        ("[", "no JSON"),
+        ("{\"schema_version\": 99, \"block_size\": 16}", "schema_version"),
+    ] {
         std::fs::write(directory.0.join("config.json"), config).unwrap();
         let error = check_dir(&directory.0).unwrap_err().to_string();
         assert!(error.contains("config.json") && error.contains(what), "{error}");

@@ -96,7 +96,9 @@ fn what_is_no_directory_or_cant_be_made_is_refused_before_anything_is_written() 
     let path = fresh("file");
     std::fs::write(&path, "a file").unwrap();
     let error = TraceWriter::create(&path, &json!({})).unwrap_err();
-    assert!(matches!(error, Error::NotADirectory { .. }) && error.to_string().contains(path.to_str().unwrap()));
+    assert!(
+        matches!(error, Error::NotADirectory { .. }) && error.to_string().contains(path.to_str().unwrap())
+    );
     let error = TraceWriter::create(&path.join("below"), &json!({})).unwrap_err();
     assert!(matches!(error, Error::Unwritable { .. }) && error.to_string().contains("below"), "{error}");
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "a file");
