@@ -1,4 +1,5 @@
 //! The command line from outside: what it refuses, with which words and exit codes, and what it leaves behind.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by it")]
 
 mod program;
 

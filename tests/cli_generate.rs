@@ -1,4 +1,5 @@
 //! `pagedraft generate` and `pagedraft bench latency` on the embedded model, from outside.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by it")]
 
 mod program;
 
@@ -149,7 +150,8 @@ fn many_prompts_are_served_at_once_and_come_out_in_order_whatever_the_schedule()
                 |step: &Value| step["rows"].as_array().unwrap().iter().any(|row| row["request_id"] == id);
             steps.iter().position(has).unwrap()
         };
-        assert!(first("last") >= 40.min(first("gone")), "schedule {i}");
+        // "ids" alone takes 30 steps; those in which nothing runs are skipped.
+        assert!(first("last") >= 30 && first("gone") > first("last") + 5, "schedule {i}");
         assert_eq!(scratch.json(&format!("trace{i}/summary.json"))["requests"], json!(6));
     }
     assert!(tokens.iter().all(|t| *t == tokens[0]), "the schedule changed a token");
@@ -186,10 +188,12 @@ fn the_latency_benchmark_prints_and_writes_what_vllm_does() {
     assert_eq!(latencies.len(), 4);
     let mean = latencies.iter().sum::<f64>() / 4.0;
     assert!((json["avg_latency"].as_f64().unwrap() - mean).abs() < 1e-12);
-    assert!(run.stdout.contains(&format!("Avg latency: {} seconds", json["avg_latency"])), "{run:?}");
+    assert!(run.stdout.contains(&format!("Avg latency: {}", &mean.to_string()[..8])), "{run:?}");
     for p in ["10", "25", "50", "75", "90", "99"] {
-        let line = format!("{p}% percentile latency: {} seconds", json["percentiles"][p]);
-        assert!(run.stdout.contains(&line), "{line} is not in {run:?}");
+        let start = format!("{p}% percentile latency: ");
+        let line = run.stdout.lines().find_map(|line| line.strip_prefix(&start)?.strip_suffix(" seconds"));
+        let printed: f64 = line.unwrap_or_else(|| panic!("{start} is not in {run:?}")).parse().unwrap();
+        assert!((printed - json["percentiles"][p].as_f64().unwrap()).abs() < 1e-9, "{p}");
     }
     for key in ["output_tokens_per_second", "prefill_seconds"] {
         assert!(json[key].as_f64() > Some(0.0), "{json}");

@@ -27,8 +27,7 @@ const FFN: usize = 5632;
 const LAYERS: usize = 22;
 const VOCABULARY: usize = 32_000;
 /// (n, k) of a layer's products.
-const PRODUCTS: [(usize, usize); 4] =
-    [(DIM + 512, DIM), (DIM, DIM), (2 * FFN, DIM), (DIM, FFN)];
+const PRODUCTS: [(usize, usize); 4] = [(DIM + 512, DIM), (DIM, DIM), (2 * FFN, DIM), (DIM, FFN)];
 const STEPS: [usize; 8] = [1, 2, 4, 8, 16, 32, 64, 512];
 const MOST_ROWS: usize = 512;
 
@@ -72,8 +71,7 @@ impl Model {
             };
             PackedMatrix::pack(team, dtype, n, k, &fill).expect("memory for the weights")
         };
-        let layers =
-            (0..LAYERS).flat_map(|_| PRODUCTS).enumerate().map(|(i, (n, k))| matrix(i, n, k));
+        let layers = (0..LAYERS).flat_map(|_| PRODUCTS).enumerate().map(|(i, (n, k))| matrix(i, n, k));
         let layers = layers.collect();
         let most = MOST_ROWS;
         Model {
@@ -183,7 +181,13 @@ fn measure(team: &Team, isa: Isa, dtype: Dtype, rounds: usize, sizes: &[usize]) 
         }
     }
     let (best, median) = best_and_median(&reads);
-    println!("read           {:7.2} / {:7.2} ms  {:5.1} / {:5.1} GB/s", best * 1e3, median * 1e3, gb / best, gb / median);
+    println!(
+        "read           {:7.2} / {:7.2} ms  {:5.1} / {:5.1} GB/s",
+        best * 1e3,
+        median * 1e3,
+        gb / best,
+        gb / median
+    );
     for (i, m) in sizes.iter().enumerate() {
         let (best, median) = best_and_median(&steps[i]);
         let to_one: Vec<f64> = steps[i].iter().zip(&steps[0]).map(|(a, b)| a / b).collect();

@@ -1,5 +1,6 @@
 //! Runs the program, and gives it a place for its files.
 #![allow(dead_code, reason = "each test file uses its part")]
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};

@@ -107,7 +107,24 @@ impl AttentionCall<'_> {
         let (dim, v_stride) = (layout.head_dim(), layout.v_stride());
         let block_size = layout.block_size() as usize;
         let table = self.metadata.block_tables.get(item.row as usize).unwrap_or(&[]);
-        let mut tile = Tile { k: [std::ptr::null(); GROUPS], v: [std::ptr::null(); GROUPS], v_stride, dim };
+        let mut tile = Tile {
+            k: [std::ptr::null(); GROUPS],
+            v: [std::ptr::null(); GROUPS],
+            v_stride,
+            dim,
+            next_k: [std::ptr::null(); GROUPS],
+            next_v: [std::ptr::null(); GROUPS],
+            size: size_of::<E::Raw>(),
+        };
+        for g in 0..GROUPS {
+            let index = start + TILE + g * LANES;
+            if let Some(&id) = table.get(index / block_size).filter(|_| index < end) {
+                let block = self.layer.block(id).cast_const();
+                let (head, token) = (item.kv_head as usize, index % block_size);
+                tile.next_k[g] = block.wrapping_add(layout.k_group(head, token / LANES) * tile.size);
+                tile.next_v[g] = block.wrapping_add(layout.v_row(head, token) * tile.size);
+            }
+        }
         for g in 0..(end - start).div_ceil(LANES).min(GROUPS) {
             let index = start + g * LANES;
             let Some(&id) = table.get(index / block_size) else { break };
@@ -177,6 +194,8 @@ unsafe fn add_tile_to_all<L: Registers>(
     state: State,
     scale: f32,
 ) {
+    let asked = Tile { next_k: tile.k.map(|k| k.cast()), next_v: tile.v.map(|v| v.cast()), ..*tile };
+    let mut tile = tile;
     for block in blocks {
         if block.last_visible as usize <= start {
             continue;
@@ -200,6 +219,7 @@ unsafe fn add_tile_to_all<L: Registers>(
                 add_tile::<L, 1>(tile, state, &seen(block, start), scale);
             }
         }
+        tile = &asked;
     }
 }
 

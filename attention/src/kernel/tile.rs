@@ -19,6 +19,24 @@ pub(crate) struct Tile {
     /// Values from one row of V to the next.
     pub v_stride: usize,
     pub dim: usize,
+    /// The same groups of the next tile, as they are stored.
+    pub next_k: [*const u8; GROUPS],
+    pub next_v: [*const u8; GROUPS],
+    /// Bytes a stored element.
+    pub size: usize,
+}
+
+/// Asks for a cache line, whatever the address: no other effect.
+#[inline(always)]
+fn prefetch(at: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch never faults.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
 }
 
 /// The state of R rows that are worked on: `maxima[R]`, `sums[R][16]`, `acc[R][v_stride]`,
@@ -57,12 +75,11 @@ pub(crate) unsafe fn add_tile<L: Registers, const R: usize>(
         while g < groups {
             let s = state.weights.add(g * LANES);
             if const { vectors::<L>(R) == 4 } && groups - g >= 4 {
-                let k = [tile.k[g], tile.k[g + 1], tile.k[g + 2], tile.k[g + 3]];
-                g += scores::<L, R, 4>(state.q, k, tile.dim, s);
+                g += scores::<L, R, 4>(tile, g, state.q, s);
             } else if const { vectors::<L>(R) == 2 } && groups - g >= 2 {
-                g += scores::<L, R, 2>(state.q, [tile.k[g], tile.k[g + 1]], tile.dim, s);
+                g += scores::<L, R, 2>(tile, g, state.q, s);
             } else {
-                g += scores::<L, R, 1>(state.q, [tile.k[g]], tile.dim, s);
+                g += scores::<L, R, 1>(tile, g, state.q, s);
             }
         }
 
@@ -87,18 +104,21 @@ pub(crate) unsafe fn add_tile<L: Registers, const R: usize>(
 /// Sums of q_d * k_d over ascending d, of R rows with N groups of 16 keys; returns N.
 #[inline(always)]
 unsafe fn scores<L: Registers, const R: usize, const N: usize>(
+    tile: &Tile,
+    group: usize,
     q: *const f32,
-    k: [*const f32; N],
-    dim: usize,
     out: *mut f32,
 ) -> usize {
+    let k: [_; N] = std::array::from_fn(|n| tile.k[group + n]);
+    let next: [_; N] = std::array::from_fn(|n| tile.next_k[group + n]);
     // SAFETY: as `add_tile` demands.
     unsafe {
         let mut acc = [[L::splat(0.0); N]; R];
-        for d in 0..dim {
+        for d in 0..tile.dim {
             let mut keys = [L::splat(0.0); N];
             for n in 0..N {
                 keys[n] = L::load(k[n].add(d * LANES));
+                prefetch(next[n].wrapping_add(d * LANES * tile.size));
             }
             for r in 0..R {
                 let query = L::splat(*q.add(d * R + r));
@@ -220,11 +240,14 @@ unsafe fn add_columns<L: Registers, const R: usize, const N: usize>(
         while j < to {
             let group = j / LANES;
             let end = to.min((group + 1) * LANES);
-            let mut row = tile.v[group].add((j % LANES) * tile.v_stride + column);
+            let first = (j % LANES) * tile.v_stride + column;
+            let mut row = tile.v[group].add(first);
+            let mut next = tile.next_v[group].wrapping_add(first * tile.size);
             while j < end {
                 let mut values = [L::splat(0.0); N];
                 for n in 0..N {
                     values[n] = L::load(row.add(n * LANES));
+                    prefetch(next.wrapping_add(n * LANES * tile.size));
                 }
                 for r in 0..R {
                     let weight = L::splat(*p.add(r * TILE + j));
@@ -233,6 +256,7 @@ unsafe fn add_columns<L: Registers, const R: usize, const N: usize>(
                     }
                 }
                 row = row.wrapping_add(tile.v_stride);
+                next = next.wrapping_add(tile.v_stride * tile.size);
                 j += 1;
             }
         }

@@ -131,10 +131,7 @@ impl Lanes for Avx512 {
         // The tree of the trait's own method, in registers.
         // SAFETY: see the impl.
         unsafe {
-            let eight = _mm256_add_ps(
-                _mm512_castps512_ps256(self.0),
-                _mm512_extractf32x8_ps::<1>(self.0),
-            );
+            let eight = _mm256_add_ps(_mm512_castps512_ps256(self.0), _mm512_extractf32x8_ps::<1>(self.0));
             super::avx2::sum_of_eight(eight)
         }
     }

@@ -7,13 +7,13 @@
 //! portable one multiplies, rounds, adds and rounds (a software FMA would cost fifty times as
 //! much); it is an instruction set of its own in promise 1.
 
-mod portable;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod portable;
 
 #[cfg(target_arch = "x86_64")]
 pub use avx2::Avx2;

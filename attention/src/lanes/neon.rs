@@ -10,11 +10,7 @@ pub struct Neon([float32x4_t; 4]);
 
 impl Neon {
     #[inline(always)]
-    unsafe fn zip(
-        self,
-        other: Self,
-        f: unsafe fn(float32x4_t, float32x4_t) -> float32x4_t,
-    ) -> Self {
+    unsafe fn zip(self, other: Self, f: unsafe fn(float32x4_t, float32x4_t) -> float32x4_t) -> Self {
         let (a, b) = (self.0, other.0);
         // SAFETY: the caller has the features `f` needs.
         unsafe { Neon([f(a[0], b[0]), f(a[1], b[1]), f(a[2], b[2]), f(a[3], b[3])]) }
@@ -84,14 +80,7 @@ impl Lanes for Neon {
     #[inline(always)]
     unsafe fn load(p: *const f32) -> Self {
         // SAFETY: see the impl.
-        unsafe {
-            Neon([
-                vld1q_f32(p),
-                vld1q_f32(p.add(4)),
-                vld1q_f32(p.add(8)),
-                vld1q_f32(p.add(12)),
-            ])
-        }
+        unsafe { Neon([vld1q_f32(p), vld1q_f32(p.add(4)), vld1q_f32(p.add(8)), vld1q_f32(p.add(12))]) }
     }
     #[inline(always)]
     unsafe fn store(self, p: *mut f32) {

@@ -73,10 +73,7 @@ impl Kernel for Everything {
                     ("exp2", integral.exp2_int().to_array()),
                     ("exp", b.exp().to_array()),
                 ],
-                bits: vec![
-                    ("store_bf16", narrow[0].to_vec()),
-                    ("store_f16", narrow[1].to_vec()),
-                ],
+                bits: vec![("store_bf16", narrow[0].to_vec()), ("store_f16", narrow[1].to_vec())],
                 scalars: vec![("sum", b.sum()), ("max_lane", b.max_lane())],
             }
         }
@@ -133,10 +130,7 @@ fn twin(input: &Everything, fused: bool) -> Results {
             ("store_bf16", a.map(|x| bf16::from_f32(x).to_bits()).to_vec()),
             ("store_f16", a.map(|x| f16::from_f32(x).to_bits()).to_vec()),
         ],
-        scalars: vec![
-            ("sum", tree[0]),
-            ("max_lane", b.iter().copied().fold(f32::NEG_INFINITY, f32::max)),
-        ],
+        scalars: vec![("sum", tree[0]), ("max_lane", b.iter().copied().fold(f32::NEG_INFINITY, f32::max))],
     }
 }
 
@@ -235,8 +229,22 @@ fn exp_is_within_two_in_ten_million_of_the_true_value_and_saturates_beyond_its_r
         println!("{isa}: {worst:e}");
         assert!(worst < 2e-7, "{isa}: {worst:e}");
         let ends = isa.run(Exp([
-            f32::NEG_INFINITY, -1e30, -100.0, 0.0, 89.0, 1e30, f32::INFINITY, 1.0, 0.0, 0.0, 0.0,
-            0.0, 0.0, 0.0, 0.0, 0.0,
+            f32::NEG_INFINITY,
+            -1e30,
+            -100.0,
+            0.0,
+            89.0,
+            1e30,
+            f32::INFINITY,
+            1.0,
+            0.0,
+            0.0,
+            0.0,
+            0.0,
+            0.0,
+            0.0,
+            0.0,
+            0.0,
         ]));
         assert!(ends[..3].iter().all(|&y| y > 0.0 && y < 2e-38), "{isa}: {ends:?}");
         assert!(ends[4..7].iter().all(|&y| y.is_finite() && y > 2e38), "{isa}: {ends:?}");

@@ -68,8 +68,8 @@ impl<T: Plain> Memory<T> {
         if bytes >= MAPPED_FROM {
             return Self::mapped(len, bytes);
         }
-        let layout = Layout::from_size_align(bytes, LINE.max(align_of::<T>()))
-            .map_err(|_| OutOfMemory { bytes })?;
+        let layout =
+            Layout::from_size_align(bytes, LINE.max(align_of::<T>())).map_err(|_| OutOfMemory { bytes })?;
         // SAFETY: the layout is not of size zero.
         let at = NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) });
         let at = at.ok_or(OutOfMemory { bytes })?.cast();
@@ -80,8 +80,7 @@ impl<T: Plain> Memory<T> {
     fn mapped(len: usize, bytes: usize) -> Result<Self, OutOfMemory> {
         let whole = bytes.checked_next_multiple_of(HUGE_PAGE).ok_or(OutOfMemory { bytes })?;
         let reserved = whole.checked_add(HUGE_PAGE).ok_or(OutOfMemory { bytes })?;
-        let (access, kind) =
-            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
         // SAFETY: a fresh private mapping at an address of the kernel's choice.
         let base = unsafe { libc::mmap(std::ptr::null_mut(), reserved, access, kind, -1, 0) };
         let base = match NonNull::new(base) {

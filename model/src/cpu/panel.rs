@@ -186,9 +186,7 @@ impl PackedMatrix {
             *x = match &self.weights {
                 Weights::F32(m) => m[plain],
                 Weights::F16(m) => f16::from_bits(m[plain]).to_f32(),
-                Weights::Bf16(m) => {
-                    bf16::from_bits(m[tile + pair_offset(i % TILE, column)]).to_f32()
-                }
+                Weights::Bf16(m) => bf16::from_bits(m[tile + pair_offset(i % TILE, column)]).to_f32(),
             };
         }
     }

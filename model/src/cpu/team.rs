@@ -132,12 +132,7 @@ impl Shared {
     fn claim(&self) -> Option<usize> {
         let mut claims = self.claims.load(Ordering::Acquire);
         while claims & CLAIM < self.members as u64 {
-            match self.claims.compare_exchange_weak(
-                claims,
-                claims + 1,
-                Ordering::AcqRel,
-                Ordering::Acquire,
-            ) {
+            match self.claims.compare_exchange_weak(claims, claims + 1, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => return Some((claims & CLAIM) as usize),
                 Err(now) => claims = now,
             }
@@ -266,8 +261,7 @@ impl Chunks {
             let left = self.items.checked_sub(start).filter(|&left| left > 0)?;
             let fair = if self.shares == 1 { left } else { left / (2 * self.shares) };
             let end = start + fair.max(self.least).min(left);
-            match self.next.compare_exchange_weak(start, end, Ordering::Relaxed, Ordering::Relaxed)
-            {
+            match self.next.compare_exchange_weak(start, end, Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) => return Some(start..end),
                 Err(now) => start = now,
             }

@@ -24,13 +24,8 @@ struct TileConfig {
 impl TileConfig {
     /// Tiles 0 to 3 sums, 4 and 5 inputs, all of `rows` rows; 6 and 7 weights.
     fn with_rows(rows: usize) -> TileConfig {
-        let mut config = TileConfig {
-            palette: 1,
-            start_row: 0,
-            reserved: [0; 14],
-            bytes_a_row: [0; 16],
-            rows: [0; 16],
-        };
+        let mut config =
+            TileConfig { palette: 1, start_row: 0, reserved: [0; 14], bytes_a_row: [0; 16], rows: [0; 16] };
         config.bytes_a_row[..8].fill(64);
         config.rows[..6].fill(rows as u8);
         config.rows[6..8].fill(16);
@@ -139,13 +134,7 @@ unsafe fn finish_zeros<L: Lanes>(p: &Product<'_>) {
 ///
 /// Tiles are configured; the pointers are valid for `tiles` (more than 0) tiles and the sums.
 #[inline(always)]
-unsafe fn one_row_tile(
-    x: *const u16,
-    w: &[u16],
-    tiles: usize,
-    sums: *mut f32,
-    ahead: *const u16,
-) {
+unsafe fn one_row_tile(x: *const u16, w: &[u16], tiles: usize, sums: *mut f32, ahead: *const u16) {
     // SAFETY: as the function's own; prefetches may point anywhere.
     unsafe {
         asm!(

@@ -9,6 +9,9 @@ use pagedraft_attention::lanes::{LANES, Lanes};
 /// that they are still in L1 for the next block.
 const WEIGHTS_AT_HAND: usize = 24 << 10;
 
+/// Bytes by which weights are fetched ahead of their first use.
+const AHEAD: usize = 16 << 10;
+
 /// The most rows of a block.
 const MOST_ROWS: usize = 12;
 
@@ -29,6 +32,9 @@ trait Element {
     const INPUTS: usize;
     /// Elements from one panel of a tile to the next.
     const PANEL: usize;
+    /// Bytes that are fetched in a step: half of what a step uses. The processor's own prefetcher takes
+    /// the half for a stream and fetches the rest; fetching all was slower, and so was any for one row.
+    const FETCH: usize = GROUP * Self::INPUTS * size_of::<Self::Raw>() / 2;
     /// The 16 outputs of the inputs of a step (one that covers a single input gives it twice).
     ///
     /// # Safety
@@ -108,7 +114,7 @@ impl<E: Element> Kernel for Share<'_, E> {
                         unsafe {
                             let x = x.add(tile * TILE * rows);
                             let w = w.add(tile * TILE_LEN);
-                            block_product::<L, E>(wide, rows, x, w, part, sums);
+                            block_product::<L, E>(wide, rows, x, w, part, sums, i == 0);
                         }
                     }
                     tile += part;
@@ -125,7 +131,7 @@ impl<E: Element> Kernel for Share<'_, E> {
 }
 
 /// Continues the sums `[rows][32]` of a row block over `tiles` tiles. `wide`: there are registers for
-/// two panels of 12 rows at a time.
+/// two panels of 12 rows at a time; `first`: the weights are still in memory.
 #[inline(always)]
 unsafe fn block_product<L: Lanes, E: Element>(
     wide: bool,
@@ -134,35 +140,36 @@ unsafe fn block_product<L: Lanes, E: Element>(
     w: *const E::Raw,
     tiles: usize,
     sums: *mut f32,
+    first: bool,
 ) {
     macro_rules! by_rows {
         ($($rows:literal)*) => {
             match (wide, rows) {
                 // SAFETY: as the function's own.
-                $((true, $rows) => unsafe { panels::<L, E, $rows, 2>(x, w, tiles, sums) },)*
+                $((true, $rows) => unsafe { panels::<L, E, $rows, 2>(x, w, tiles, sums, first) },)*
                 // SAFETY: as the function's own.
-                (false, 1) => unsafe { panels::<L, E, 1, 2>(x, w, tiles, sums) },
+                (false, 1) => unsafe { panels::<L, E, 1, 2>(x, w, tiles, sums, first) },
                 // SAFETY: as the function's own.
-                (false, 2) => unsafe { panels::<L, E, 2, 2>(x, w, tiles, sums) },
+                (false, 2) => unsafe { panels::<L, E, 2, 2>(x, w, tiles, sums, first) },
                 // SAFETY: as the function's own; the second panel lies behind the first.
                 (false, 3) => unsafe {
-                    panels::<L, E, 3, 1>(x, w, tiles, sums);
-                    panels::<L, E, 3, 1>(x, w.add(E::PANEL), tiles, sums.add(LANES));
+                    panels::<L, E, 3, 1>(x, w, tiles, sums, first);
+                    panels::<L, E, 3, 1>(x, w.add(E::PANEL), tiles, sums.add(LANES), false);
                 },
                 // SAFETY: as above.
                 (false, 4) => unsafe {
-                    panels::<L, E, 4, 1>(x, w, tiles, sums);
-                    panels::<L, E, 4, 1>(x, w.add(E::PANEL), tiles, sums.add(LANES));
+                    panels::<L, E, 4, 1>(x, w, tiles, sums, first);
+                    panels::<L, E, 4, 1>(x, w.add(E::PANEL), tiles, sums.add(LANES), false);
                 },
                 // SAFETY: as above.
                 (false, 5) => unsafe {
-                    panels::<L, E, 5, 1>(x, w, tiles, sums);
-                    panels::<L, E, 5, 1>(x, w.add(E::PANEL), tiles, sums.add(LANES));
+                    panels::<L, E, 5, 1>(x, w, tiles, sums, first);
+                    panels::<L, E, 5, 1>(x, w.add(E::PANEL), tiles, sums.add(LANES), false);
                 },
                 // SAFETY: as above.
                 (false, 6) => unsafe {
-                    panels::<L, E, 6, 1>(x, w, tiles, sums);
-                    panels::<L, E, 6, 1>(x, w.add(E::PANEL), tiles, sums.add(LANES));
+                    panels::<L, E, 6, 1>(x, w, tiles, sums, first);
+                    panels::<L, E, 6, 1>(x, w.add(E::PANEL), tiles, sums.add(LANES), false);
                 },
                 _ => debug_assert!(rows <= MOST_ROWS, "a block of {rows} rows"),
             }
@@ -178,6 +185,7 @@ unsafe fn panels<L: Lanes, E: Element, const R: usize, const P: usize>(
     mut w: *const E::Raw,
     tiles: usize,
     sums: *mut f32,
+    first: bool,
 ) {
     // SAFETY: the caller gives `tiles` tiles of weights, as many inputs of `R` rows, and `R` rows of
     // sums, and has the features.
@@ -190,7 +198,12 @@ unsafe fn panels<L: Lanes, E: Element, const R: usize, const P: usize>(
         }
         for _ in 0..tiles {
             let mut step = w;
+            let mut ahead = w.cast::<u8>().wrapping_add(AHEAD);
             for _ in 0..TILE / E::INPUTS {
+                if first && R > 1 {
+                    fetch(ahead);
+                    ahead = ahead.wrapping_add(E::FETCH);
+                }
                 let mut b = [(L::splat(0.0), L::splat(0.0)); P];
                 for c in 0..P {
                     b[c] = E::load::<L>(step.add(c * E::PANEL));
@@ -220,4 +233,17 @@ unsafe fn panels<L: Lanes, E: Element, const R: usize, const P: usize>(
             }
         }
     }
+}
+
+/// Fetches a line into L2.
+#[inline(always)]
+fn fetch(at: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a prefetch may point anywhere, and every x86-64 has it.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
 }

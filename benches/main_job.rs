@@ -1,0 +1,118 @@
+//! The main job, with and without a trace: what being on record costs a step.
+//!
+//! `cargo bench --bench main_job [-- --rounds N --threads N]`
+//!
+//! Two engines run the same batch in turn, one of them writing a trace. The ratio is taken round by round, of the
+//! median decode step and of the whole batch. Also printed: what of a decode step is spent outside the model.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use pagedraft::attention::isa::Isa;
+use pagedraft::scheduler::Policy;
+use pagedraft::session::{EngineOptions, LoadFormat, ModelRef, Request, Session, TraceOptions};
+use pagedraft::spec_decode::sampling::SamplingParams;
+use pagedraft::workloads::trace::TraceTables;
+
+const TEXT: &str = include_str!("../assets/held_out.txt");
+const BATCH: usize = 8;
+const INPUT: usize = 256;
+const OUTPUT: u32 = 128;
+
+fn engine(threads: usize, trace: Option<PathBuf>) -> Session {
+    Session::open(&EngineOptions {
+        model: ModelRef::Builtin("target".into()),
+        load_format: LoadFormat::Auto,
+        block_size: 16,
+        num_blocks: Some(2048),
+        kv_cache_memory: None,
+        max_num_seqs: 256,
+        max_num_batched_tokens: 2048,
+        max_model_len: None,
+        prefill_chunk: None,
+        enable_prefix_caching: false,
+        enable_chunked_prefill: true,
+        policy: Policy::Fcfs,
+        dtype: None,
+        threads,
+        isa: Some(Isa::detect()),
+        seed: 0,
+        trace: trace.map(|dir| TraceOptions { dir, tables: TraceTables::Full }),
+    })
+    .expect("an engine")
+}
+
+/// One batch: its seconds, and the seconds of each of its decode steps.
+fn batch(session: &mut Session, round: usize) -> (f64, Vec<f64>) {
+    let tokens = session.tokenizer().expect("a tokenizer").encode(TEXT, false).expect("tokens");
+    let start = Instant::now();
+    for (i, prompt) in tokens.chunks_exact(INPUT).take(BATCH).enumerate() {
+        let request = Request {
+            request_id: format!("{round}-{i}"),
+            prompt: prompt.to_vec(),
+            sampling: SamplingParams::greedy(),
+            max_tokens: OUTPUT,
+            stop: Vec::new(),
+            stop_token_ids: Vec::new(),
+            ignore_eos: true,
+            priority: 0,
+            n: 1,
+        };
+        session.submit(request).expect("a request");
+    }
+    let mut steps = Vec::new();
+    while session.has_unfinished() {
+        let report = session.step().expect("a step");
+        if report.prefill_tokens == 0 {
+            steps.push(report.elapsed.as_secs_f64());
+        }
+    }
+    (start.elapsed().as_secs_f64(), steps)
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted[sorted.len() / 2]
+}
+
+fn flag<T: std::str::FromStr>(name: &str, default: T) -> T {
+    let mut words = std::env::args().skip_while(|word| word != name);
+    words.nth(1).and_then(|value| value.parse().ok()).unwrap_or(default)
+}
+
+fn main() {
+    let (rounds, threads) = (flag("--rounds", 30usize), flag("--threads", 2usize));
+    let dir = std::env::temp_dir().join(format!("pagedraft-main-job-{}", std::process::id()));
+    let mut plain = engine(threads, None);
+    let mut traced = engine(threads, Some(dir.clone()));
+    let (mut step_ratios, mut batch_ratios, mut steps, mut batches) = (vec![], vec![], vec![], vec![]);
+    for round in 0..=rounds {
+        // Who goes first alternates, so that a drift of the machine falls on both.
+        let (a, b) = if round % 2 == 0 {
+            let a = batch(&mut plain, round);
+            (a, batch(&mut traced, round))
+        } else {
+            let b = batch(&mut traced, round);
+            (batch(&mut plain, round), b)
+        };
+        // The first round warms up.
+        if round > 0 {
+            step_ratios.push(median(&b.1) / median(&a.1));
+            batch_ratios.push(b.0 / a.0);
+            steps.push(median(&a.1));
+            batches.push(a.0);
+        }
+    }
+    traced.close(&serde_json::json!({ "rounds": rounds })).expect("a trace");
+    let spread = |v: &[f64]| (v.iter().copied().fold(f64::INFINITY, f64::min), v.iter().copied().fold(0.0, f64::max));
+    println!("main job, {BATCH} x {INPUT} -> {OUTPUT}, {threads} threads, {rounds} rounds");
+    println!("batch        {:8.4} s  median, {:.4} .. {:.4}", median(&batches), spread(&batches).0, spread(&batches).1);
+    println!("decode step  {:8.4} ms median", median(&steps) * 1e3);
+    let (low, high) = spread(&step_ratios);
+    println!("trace on / off, decode step: {:.3} median of pairs ({low:.3} .. {high:.3})", median(&step_ratios));
+    let (low, high) = spread(&batch_ratios);
+    println!("trace on / off, batch:       {:.3} median of pairs ({low:.3} .. {high:.3})", median(&batch_ratios));
+    // What is left of the trace is a temporary file.
+    let _ = std::fs::remove_dir_all(dir);
+}

@@ -1,0 +1,115 @@
+//! What a traced step costs the engine's thread: 8 sequences in decode at 384 tokens, blocks of 16, as in the main job.
+//!
+//! The step itself takes 1 to 3 ms there; the budget is 3 % of it.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use pagedraft_attention::{AttentionMetadata, MaskKind, MetadataBuilder};
+use pagedraft_block_manager::BlockId;
+use pagedraft_scheduler::{
+    FinishReason, Kind, PlanRow, RequestKey, RequestSpec, RowOutcome, Scheduler, SchedulerConfig, StepId,
+    StepPlan,
+};
+use pagedraft_workloads::trace::{PoolCounts, StepEvent, StepNames, TableDelta, TimesUs, TraceWriter};
+
+struct Names;
+
+impl StepNames for Names {
+    fn request_id(&self, _: RequestKey) -> &str {
+        "1234"
+    }
+
+    fn finish_reason(&self, _: RequestKey) -> Option<FinishReason> {
+        None
+    }
+}
+
+struct Step {
+    plan: StepPlan,
+    outcome: Vec<RowOutcome>,
+    emitted: Vec<u32>,
+    inputs: Vec<u32>,
+    positions: Vec<u32>,
+    metadata: AttentionMetadata,
+}
+
+fn step(sequences: u32, tokens: u32) -> Step {
+    let mut builder = MetadataBuilder::new(16).unwrap();
+    let mut scheduler = Scheduler::new(SchedulerConfig::default()).unwrap();
+    let keys: Vec<RequestKey> =
+        (0..sequences).map(|_| scheduler.submit(RequestSpec::new(vec![1], 1)).unwrap()).collect();
+    for s in 0..sequences {
+        let table: Vec<BlockId> =
+            (0..tokens.div_ceil(16)).map(|b| BlockId(1000 + s + b * sequences)).collect();
+        builder.push_row(tokens - 1, 1, &table, MaskKind::Causal).unwrap();
+    }
+    let row =
+        PlanRow { request, kind: Kind::Decode, tokens: tokens - 1..tokens, drafts_max: 0, samples: true };
+    let outcome = |i: u32| RowOutcome {
+        request: keys[i as usize],
+        tokens: i..i + 1,
+        num_drafts: 0,
+        num_accepted: 0,
+        stop: false,
+    };
+    Step {
+        plan: StepPlan { id: StepId(12345), rows: keys.iter().map(row).collect(), ..StepPlan::default() },
+        outcome: (0..sequences).map(outcome).collect(),
+        emitted: (0..sequences).map(|i| 1000 + i).collect(),
+        inputs: (0..sequences).map(|i| 500 + i).collect(),
+        positions: vec![tokens - 1; sequences as usize],
+        metadata: builder.finish().clone(),
+    }
+}
+
+fn event<'a>(step: &'a Step, metadata: &'a AttentionMetadata) -> StepEvent<'a, AttentionMetadata, (), ()> {
+    StepEvent {
+        plan: &step.plan,
+        outcome: &step.outcome,
+        emitted: &step.emitted,
+        names: &Names,
+        time_us: TimesUs {
+            schedule: 1.234,
+            metadata: 2.345,
+            propose: 0.0,
+            execute: 1234.567,
+            sample: 12.345,
+        },
+        mode: "eager",
+        graph_key: None,
+        input_tokens: &step.inputs,
+        input_positions: &step.positions,
+        metadata,
+        groups: None,
+        pool: PoolCounts { num_blocks: 20_000, used: 192, free: 19_808, cached: 0 },
+    }
+}
+
+fn traced_step(c: &mut Criterion) {
+    let mut group = c.benchmark_group("traced step");
+    for (sequences, tokens) in [(8, 384), (256, 640)] {
+        let step = step(sequences, tokens);
+        let line = serde_json::to_vec(&event(&step, &step.metadata)).unwrap().len();
+        group.throughput(Throughput::Bytes(line as u64));
+        let directory =
+            std::env::temp_dir().join(format!("pagedraft-trace-bench-{}-{sequences}", std::process::id()));
+        let mut writer = TraceWriter::create(&directory, &serde_json::json!({})).unwrap();
+        group.bench_function(format!("{sequences} sequences, full tables"), |b| {
+            b.iter(|| writer.write(&event(&step, &step.metadata)).unwrap());
+        });
+        let mut delta = TableDelta::default();
+        let rows: Vec<u32> = (0..sequences).collect();
+        group.bench_function(format!("{sequences} sequences, delta tables"), |b| {
+            b.iter(|| {
+                let metadata = delta.reduce(&step.plan, &rows, &step.metadata);
+                writer.write(&event(&step, metadata)).unwrap();
+            });
+        });
+        drop(writer);
+        std::fs::remove_dir_all(&directory).unwrap();
+    }
+    group.finish();
+}
+
+criterion_group!(benches, traced_step);
+criterion_main!(benches);
