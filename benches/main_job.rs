@@ -105,14 +105,26 @@ fn main() {
         }
     }
     traced.close(&serde_json::json!({ "rounds": rounds })).expect("a trace");
-    let spread = |v: &[f64]| (v.iter().copied().fold(f64::INFINITY, f64::min), v.iter().copied().fold(0.0, f64::max));
+    let spread =
+        |v: &[f64]| (v.iter().copied().fold(f64::INFINITY, f64::min), v.iter().copied().fold(0.0, f64::max));
     println!("main job, {BATCH} x {INPUT} -> {OUTPUT}, {threads} threads, {rounds} rounds");
-    println!("batch        {:8.4} s  median, {:.4} .. {:.4}", median(&batches), spread(&batches).0, spread(&batches).1);
+    println!(
+        "batch        {:8.4} s  median, {:.4} .. {:.4}",
+        median(&batches),
+        spread(&batches).0,
+        spread(&batches).1
+    );
     println!("decode step  {:8.4} ms median", median(&steps) * 1e3);
     let (low, high) = spread(&step_ratios);
-    println!("trace on / off, decode step: {:.3} median of pairs ({low:.3} .. {high:.3})", median(&step_ratios));
+    println!(
+        "trace on / off, decode step: {:.3} median of pairs ({low:.3} .. {high:.3})",
+        median(&step_ratios)
+    );
     let (low, high) = spread(&batch_ratios);
-    println!("trace on / off, batch:       {:.3} median of pairs ({low:.3} .. {high:.3})", median(&batch_ratios));
+    println!(
+        "trace on / off, batch:       {:.3} median of pairs ({low:.3} .. {high:.3})",
+        median(&batch_ratios)
+    );
     // What is left of the trace is a temporary file.
     let _ = std::fs::remove_dir_all(dir);
 }

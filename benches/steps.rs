@@ -10,9 +10,9 @@ mod plain_read;
 
 use std::time::Instant;
 
+use pagedraft_attention::MetadataBuilder;
 use pagedraft_attention::isa::Isa;
 use pagedraft_attention::metadata::MaskKind;
-use pagedraft_attention::MetadataBuilder;
 use pagedraft_block_manager::BlockId;
 use pagedraft_model::checkpoint::{Checkpoint, ModelConfig};
 use pagedraft_model::cpu::team::Team;
@@ -78,7 +78,8 @@ fn main() {
     let weights = (config.num_parameters() as usize - embedding) * dtype.size();
     let kv_token = 2 * config.num_layers * config.kv_size() * dtype.size();
     let layout = CpuDevice::kv_layout(&config, dtype, BLOCK_SIZE).expect("a layout");
-    let options = CpuOptions { isa, threads, dtype, layout, num_blocks: NUM_BLOCKS, token_rows: LONGEST_PREFILL };
+    let options =
+        CpuOptions { isa, threads, dtype, layout, num_blocks: NUM_BLOCKS, token_rows: LONGEST_PREFILL };
     let device = CpuDevice::new(&options, &config).expect("a device");
     let limits = StepLimits { token_rows: LONGEST_PREFILL, logit_rows: 16, max_model_len: 4096 };
     let start = Instant::now();
@@ -114,8 +115,14 @@ fn main() {
     }
 
     let read_ms = median(&mut reads.clone()) * 1e3;
-    println!("plain read of the same bytes: {read_ms:.1} ms, {:.1} GB/s (median)", weights as f64 / read_ms / 1e6);
-    println!("{:<30} {:>9} {:>9} {:>9}  {:>11}  {:>13}", "step", "median ms", "min ms", "tokens/s", "of the read", "to 1 row @128");
+    println!(
+        "plain read of the same bytes: {read_ms:.1} ms, {:.1} GB/s (median)",
+        weights as f64 / read_ms / 1e6
+    );
+    println!(
+        "{:<30} {:>9} {:>9} {:>9}  {:>11}  {:>13}",
+        "step", "median ms", "min ms", "tokens/s", "of the read", "to 1 row @128"
+    );
     for (i, case) in CASES.iter().enumerate() {
         // Bandwidth of weights and KV over the read's, in the same round.
         let kv = (case.sequences * (case.context + case.queries)) as usize * kv_token;

@@ -63,7 +63,7 @@ pub fn report(error: &anyhow::Error) -> String {
     for cause in error.chain().skip(1) {
         let cause = cause.to_string();
         // Errors that print their source themselves would say it twice.
-        if !last.ends_with(&cause) {
+        if !last.contains(&cause) {
             text.push_str(&format!("  {}\n", cause.replace('\n', "\n  ")));
             last = cause;
         }
@@ -83,7 +83,8 @@ mod tests {
     fn an_error_is_a_failure_unless_it_is_marked_at_any_depth() {
         assert_eq!(code(&anyhow!("disk")), FAILED);
         assert_eq!(code(&usage(anyhow!("flag"))), USAGE);
-        let inside: anyhow::Error = Err::<(), _>(usage(anyhow!("flag"))).context("while reading").unwrap_err();
+        let inside: anyhow::Error =
+            Err::<(), _>(usage(anyhow!("flag"))).context("while reading").unwrap_err();
         assert_eq!(code(&inside), USAGE);
     }
 

@@ -162,7 +162,11 @@ fn schedules(base: &EngineOptions, tight: u32) -> Vec<(&'static str, usize, Engi
         ("2 threads", 0, with(&|o| o.threads = 2)),
         ("5 threads in chunks of 7", 1, with(&|o| (o.threads, o.prefill_chunk) = (5, Some(7)))),
         ("prefix cache", 9, with(&|o| o.enable_prefix_caching = true)),
-        ("prefix cache in chunks of 16", 4, with(&|o| (o.enable_prefix_caching, o.prefill_chunk) = (true, Some(16)))),
+        (
+            "prefix cache in chunks of 16",
+            4,
+            with(&|o| (o.enable_prefix_caching, o.prefill_chunk) = (true, Some(16))),
+        ),
         ("tight pool", 0, with(&|o| o.num_blocks = Some(tight))),
         (
             "tight pool, prefix cache, chunks of 7, 2 threads, by priority",
@@ -182,8 +186,7 @@ fn every_schedule_gives_the_same(model: &ModelRef, vocab: usize, dtype: Dtype, i
     println!("seed {seed}, {model}, {dtype:?}, {isa}");
     let requests = requests(seed, 12, vocab, 120);
     let base = options(model, dtype, isa);
-    let alone: Vec<Output> =
-        requests.iter().flat_map(|r| run(&base, std::slice::from_ref(r), 0).0).collect();
+    let alone: Vec<Output> = requests.iter().flat_map(|r| run(&base, std::slice::from_ref(r), 0).0).collect();
     let (mut preempted, mut cached) = (0, 0);
     for (name, apart, options) in schedules(&base, 14) {
         let (found, p, c) = run(&options, &requests, apart);

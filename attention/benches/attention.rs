@@ -4,6 +4,7 @@
 //! Cases are interleaved, round after round, and each with its read: on a shared machine figures of
 //! different moments cannot be compared. Printed: median, least and greatest, and processor time. An
 //! argument chooses the cases whose names contain it; `PAGEDRAFT_ISA` the instruction set.
+#![allow(clippy::unwrap_used)] // a fault here is a failed bench
 
 use pagedraft_attention::isa::Isa;
 use pagedraft_attention::{

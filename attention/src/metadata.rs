@@ -117,8 +117,9 @@ impl AttentionMetadata {
         let mut builder = crate::builder::MetadataBuilder::new(block_size)?;
         for (row, table) in self.block_tables.iter().enumerate() {
             let (start, end) = (self.query_start_loc[row], self.query_start_loc[row + 1]);
-            if end < start {
-                expect("query_start_loc", row + 1, end, start)?;
+            let limit = u32::try_from(self.slot_mapping.len()).unwrap_or(u32::MAX);
+            if end < start || end > limit {
+                expect("query_start_loc", row + 1, end, end.clamp(start, limit.max(start)))?;
             }
             if self.seq_lens[row] == 0 {
                 builder.push_pad_row(end - start)?;

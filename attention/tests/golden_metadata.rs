@@ -1,4 +1,5 @@
 //! The metadata of one verify step against the prints of a real engine.
+#![allow(clippy::unwrap_used, clippy::undocumented_unsafe_blocks)] // a fault here is a failed test
 
 use pagedraft_attention::{AttentionMetadata, BlockTables, MaskKind, MetadataBuilder};
 use pagedraft_block_manager::BlockId;

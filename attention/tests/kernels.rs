@@ -1,4 +1,5 @@
 //! The kernels against the reference, bit for bit, and both against plain softmax in f64.
+#![allow(clippy::unwrap_used, clippy::undocumented_unsafe_blocks)] // a fault here is a failed test
 
 mod world;
 
@@ -60,7 +61,7 @@ impl Step {
 
 #[test]
 fn kernels_give_the_bits_of_the_reference_on_random_steps() {
-    for seed in 0..120 {
+    for seed in 0..60 {
         let step = Step::random(&mut Rng(seed));
         for isa in sets() {
             step.store(isa);

@@ -1,4 +1,5 @@
 //! What is stored, what is copied, and that nothing foreign or stale is ever seen.
+#![allow(clippy::unwrap_used, clippy::undocumented_unsafe_blocks)] // a fault here is a failed test
 
 mod world;
 

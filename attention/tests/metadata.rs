@@ -1,4 +1,5 @@
 //! Properties of metadata rows, and what the builder and the check refuse.
+#![allow(clippy::unwrap_used, clippy::undocumented_unsafe_blocks)] // a fault here is a failed test
 
 mod world;
 
@@ -157,6 +158,7 @@ fn the_check_names_the_first_field_that_contradicts_the_others() {
     assert!(spoilt(&|m| m.seq_start_loc[1] += 1).contains("seq_start_loc[1]"));
     assert!(spoilt(&|m| m.num_decode_tokens += 1).contains("num_decode_tokens"));
     assert!(spoilt(&|m| m.max_query_len += 1).contains("max_query_len"));
+    assert!(spoilt(&|m| m.query_start_loc[1] = u32::MAX).contains("query_start_loc[1]"));
     assert!(spoilt(&|m| m.query_start_loc.truncate(1)).contains("query_start_loc.len"));
     assert!(
         spoilt(&|m| {

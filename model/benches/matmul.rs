@@ -10,6 +10,8 @@
 //! `--cpu-time` it is not the wall's time but the process's, divided by the threads: for machines that
 //! are shared with others.
 
+#![allow(clippy::expect_used)] // A bench that cannot go on stops.
+
 use pagedraft_attention::isa::{Isa, Kernel};
 use pagedraft_attention::lanes::{LANES, Lanes};
 use pagedraft_model::checkpoint::Dtype;

@@ -70,7 +70,9 @@ impl<B: Copy> DenseDecoder<B> {
         let (q_width, kv_width) = (c.q_size(), c.kv_size());
         let mut layers = Vec::with_capacity(c.num_layers);
         for l in 0..c.num_layers {
-            let matrices = |parts: &[Part]| parts.iter().map(|&p| checkpoint.weight(l, p)).collect::<Result<Vec<_>, _>>();
+            let matrices = |parts: &[Part]| {
+                parts.iter().map(|&p| checkpoint.weight(l, p)).collect::<Result<Vec<_>, _>>()
+            };
             let vector = |part| checkpoint.weight(l, part)?.to_vec_f32();
             // The biases of stacked parts, stacked; a part without one (Qwen2's o) has none at all.
             let bias = |parts: &[Part]| -> Result<Option<Vec<f32>>, ModelError> {
@@ -84,7 +86,11 @@ impl<B: Copy> DenseDecoder<B> {
             };
             let (qkv, gate_up) = ([Part::Q, Part::K, Part::V], [Part::Gate, Part::Up]);
             let qk_norm = if c.qk_norm {
-                Some((device.vector(vector(Part::QNorm)?)?, device.vector(vector(Part::KNorm)?)?, c.rms_norm_eps))
+                Some((
+                    device.vector(vector(Part::QNorm)?)?,
+                    device.vector(vector(Part::KNorm)?)?,
+                    c.rms_norm_eps,
+                ))
             } else {
                 None
             };
@@ -136,7 +142,11 @@ impl<B: Copy> DenseDecoder<B> {
     /// # Errors
     ///
     /// Not enough memory.
-    pub fn tap_hidden<D: Device<Buf = B>>(&mut self, device: &mut D, token_rows: usize) -> Result<(), ModelError> {
+    pub fn tap_hidden<D: Device<Buf = B>>(
+        &mut self,
+        device: &mut D,
+        token_rows: usize,
+    ) -> Result<(), ModelError> {
         self.taps = (0..=self.layers.len())
             .map(|_| device.activations(token_rows, self.config.hidden_size))
             .collect::<Result<_, _>>()?;
@@ -171,7 +181,14 @@ impl<B: Copy> DenseDecoder<B> {
             self.tap(usize::from(l), rows, ops);
             ops.push(Op::RmsNorm { x, weight: layer.input_norm, out: self.normed, eps, rows });
             ops.push(matmul(self.normed, layer.qkv, layer.qkv_bias, self.qkv, Into::Store));
-            ops.push(Op::RopeAndCache { qkv: self.qkv, qk_norm: layer.qk_norm, rope: self.rope, q: self.q, layer: l, rows });
+            ops.push(Op::RopeAndCache {
+                qkv: self.qkv,
+                qk_norm: layer.qk_norm,
+                rope: self.rope,
+                q: self.q,
+                layer: l,
+                rows,
+            });
             ops.push(Op::Attention { q: self.q, out: self.attended, layer: l, rows });
             ops.push(matmul(self.attended, layer.o, layer.o_bias, x, Into::Add));
             ops.push(Op::RmsNorm { x, weight: layer.post_norm, out: self.normed, eps, rows });

@@ -4,9 +4,9 @@
 
 use std::path::{Path, PathBuf};
 
+use pagedraft_attention::MetadataBuilder;
 use pagedraft_attention::isa::Isa;
 use pagedraft_attention::metadata::MaskKind;
-use pagedraft_attention::MetadataBuilder;
 use pagedraft_block_manager::BlockId;
 use pagedraft_model::checkpoint::Checkpoint;
 use pagedraft_model::cpu::{CpuDevice, CpuOptions};
@@ -157,7 +157,11 @@ fn greedy_continuations_are_those_of_the_references() {
                     let row = &logits[logits.len() - vocab..];
                     if let Some(chose) = &chose {
                         let difference = relative(row, &chose[step * vocab..(step + 1) * vocab]);
-                        assert!(difference <= TOLERANCE, "{} on {isa} step {step}: {difference:e}", dir.display());
+                        assert!(
+                            difference <= TOLERANCE,
+                            "{} on {isa} step {step}: {difference:e}",
+                            dir.display()
+                        );
                     }
                     found.push(argmax(row));
                     logits = sequence.feed(&found[step..]);

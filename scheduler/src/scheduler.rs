@@ -145,6 +145,12 @@ impl Scheduler {
         true
     }
 
+    /// Numbers the next plan `step`, where that is further on: the steps skipped are those in which nothing would have
+    /// run.
+    pub fn skip_to(&mut self, step: StepId) {
+        self.next_step = self.next_step.max(step.0);
+    }
+
     /// Whether any request has not ended. While it is true, every plan has rows.
     #[must_use]
     pub fn has_unfinished(&self) -> bool {

@@ -19,7 +19,9 @@ pub enum ExecuteError {
     #[error(transparent)]
     Sampling(#[from] SamplingError),
     /// A request that was never registered.
-    #[error("request {request:?} is in the plan, but has no sampling parameters: register it before it is scheduled")]
+    #[error(
+        "request {request:?} is in the plan, but has no sampling parameters: register it before it is scheduled"
+    )]
     Unregistered {
         /// Which.
         request: RequestKey,

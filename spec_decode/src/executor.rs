@@ -75,7 +75,12 @@ impl<D: Device> ModelExecutor<D> {
         &mut self.runner
     }
 
-    fn gather(&mut self, plan: &StepPlan, kv: &dyn KvView, record: &mut StepRecord) -> Result<(), ExecuteError> {
+    fn gather(
+        &mut self,
+        plan: &StepPlan,
+        kv: &dyn KvView,
+        record: &mut StepRecord,
+    ) -> Result<(), ExecuteError> {
         self.order.clear();
         let several = |row: &PlanRow| row.tokens.len() > 1;
         let numbered = || (0u32..).zip(&plan.rows);
@@ -92,12 +97,18 @@ impl<D: Device> ModelExecutor<D> {
         for &i in &self.order {
             let row = &plan.rows[i as usize];
             if matches!(row.kind, Kind::Denoise { .. }) || row.drafts_max > 0 {
-                return Err(ExecuteError::Unsupported { request: row.request, kind: format!("{:?}", row.kind) });
+                return Err(ExecuteError::Unsupported {
+                    request: row.request,
+                    kind: format!("{:?}", row.kind),
+                });
             }
             self.starts[i as usize] = inputs.tokens.len() as u32;
             let tokens = kv.tokens(row.request);
             let Some(known) = tokens.get(row.tokens.start as usize..row.tokens.end as usize) else {
-                return Err(ExecuteError::Plan { request: row.request, what: "it has fewer tokens than the row asks for" });
+                return Err(ExecuteError::Plan {
+                    request: row.request,
+                    what: "it has fewer tokens than the row asks for",
+                });
             };
             inputs.tokens.extend_from_slice(known);
             inputs.positions.extend(row.tokens.clone());
@@ -110,7 +121,11 @@ impl<D: Device> ModelExecutor<D> {
     }
 
     /// Samples every row that ends at its sequence's end; rows and tokens of the outcome are in the plan's order.
-    fn sample(&mut self, plan: &StepPlan, outcome: &mut StepOutcome<StepRecord>) -> Result<(f64, f64), ExecuteError> {
+    fn sample(
+        &mut self,
+        plan: &StepPlan,
+        outcome: &mut StepOutcome<StepRecord>,
+    ) -> Result<(f64, f64), ExecuteError> {
         self.sampled.clear();
         self.selection.clear();
         for (i, row) in (0u32..).zip(&plan.rows) {
@@ -129,9 +144,13 @@ impl<D: Device> ModelExecutor<D> {
             head_us += (done - start).as_secs_f64() * 1e6;
             for (&i, logits) in rows.iter().zip(logits.chunks_exact(vocab)) {
                 let row = &plan.rows[i as usize];
-                let registered = self.requests.get(&row.request).ok_or(ExecuteError::Unregistered { request: row.request })?;
+                let registered = self
+                    .requests
+                    .get(&row.request)
+                    .ok_or(ExecuteError::Unregistered { request: row.request })?;
                 let token = self.sampler.choose(logits, &registered.sampling, row.tokens.end)?;
-                outcome.rows[i as usize].tokens = outcome.tokens.len() as u32..outcome.tokens.len() as u32 + 1;
+                outcome.rows[i as usize].tokens =
+                    outcome.tokens.len() as u32..outcome.tokens.len() as u32 + 1;
                 outcome.tokens.push(token);
                 if let Some(n) = registered.sampling.logprobs {
                     let row_logprobs = logprobs(logits, n, token)?;
@@ -147,7 +166,12 @@ impl<D: Device> ModelExecutor<D> {
     }
 
     /// Log probabilities of the prompt positions that the step computed, for requests that asked.
-    fn prompt_logprobs(&mut self, plan: &StepPlan, kv: &dyn KvView, record: &mut StepRecord) -> Result<(), ExecuteError> {
+    fn prompt_logprobs(
+        &mut self,
+        plan: &StepPlan,
+        kv: &dyn KvView,
+        record: &mut StepRecord,
+    ) -> Result<(), ExecuteError> {
         let vocab = self.runner.config().vocab_size;
         let step = self.runner.limits().logit_rows as u32;
         for (i, row) in plan.rows.iter().enumerate() {
@@ -164,7 +188,11 @@ impl<D: Device> ModelExecutor<D> {
                 let logits = self.runner.logits(&self.selection)?;
                 for (p, logits) in (from..to).zip(logits.chunks_exact(vocab)) {
                     let logprobs = logprobs(logits, n, prompt[p as usize + 1])?;
-                    record.prompt_logprobs.push(PromptLogprobs { request: row.request, position: p + 1, logprobs });
+                    record.prompt_logprobs.push(PromptLogprobs {
+                        request: row.request,
+                        position: p + 1,
+                        logprobs,
+                    });
                 }
                 from = to;
             }

@@ -96,6 +96,7 @@ fn serve(
         if !session.has_unfinished() {
             let Some((_, first)) = coming.front() else { break };
             next = first.step.max(next);
+            session.skip_to(next);
         }
         while coming.front().is_some_and(|(_, arrival)| arrival.step <= next) {
             let Some((i, arrival)) = coming.pop_front() else { break };

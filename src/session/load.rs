@@ -122,7 +122,10 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
         logit_rows: token_rows.min(LOGIT_ROWS),
         max_model_len: max_model_len as usize,
     };
-    let device = CpuDevice::new(&CpuOptions { isa, threads: options.threads, dtype, layout, num_blocks, token_rows }, &config)?;
+    let device = CpuDevice::new(
+        &CpuOptions { isa, threads: options.threads, dtype, layout, num_blocks, token_rows },
+        &config,
+    )?;
     let runner = Runner::load(device, &checkpoint, limits)
         .with_context(|| format!("the model {} does not load", options.model))?;
     let info = SessionInfo {

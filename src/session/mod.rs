@@ -18,7 +18,9 @@ use anyhow::{bail, ensure};
 
 use pagedraft_model::cpu::CpuDevice;
 use pagedraft_model::tokenizer::Tokenizer;
-use pagedraft_scheduler::{Applied, Executor, Kind, RequestKey, RequestSpec, Scheduler, StepOutcome, StepPlan};
+use pagedraft_scheduler::{
+    Applied, Executor, Kind, RequestKey, RequestSpec, Scheduler, StepId, StepOutcome, StepPlan,
+};
 use pagedraft_spec_decode::{ModelExecutor, StepRecord};
 
 pub use load::SessionInfo;
@@ -174,6 +176,11 @@ impl Session {
         Ok(())
     }
 
+    /// Numbers the next step `step`, where that is further on.
+    pub fn skip_to(&mut self, step: u64) {
+        self.scheduler.skip_to(StepId(step));
+    }
+
     /// Runs one step.
     ///
     /// # Errors
@@ -189,7 +196,8 @@ impl Session {
         self.executor.execute(&self.plan, &self.scheduler, &mut self.outcome)?;
         self.scan_stops()?;
         self.scheduler.apply(&self.outcome, &mut self.applied)?;
-        let mut report = StepReport { step: self.plan.id.0, rows: self.plan.rows.len(), ..StepReport::default() };
+        let mut report =
+            StepReport { step: self.plan.id.0, rows: self.plan.rows.len(), ..StepReport::default() };
         self.collect(&mut report)?;
         if let Some(trace) = &mut self.trace {
             trace.step(schedule, &self.plan, &self.outcome, &self.applied, self.scheduler.stats().pool)?;

@@ -42,7 +42,10 @@ impl Sequence {
                 logprobs: request.sampling.logprobs.map(|_| Vec::new()),
                 token_logprobs: request.sampling.logprobs.map(|_| Vec::new()),
                 prompt_logprobs: request.sampling.prompt_logprobs.map(|_| vec![None; request.prompt.len()]),
-                prompt_token_logprobs: request.sampling.prompt_logprobs.map(|_| vec![None; request.prompt.len()]),
+                prompt_token_logprobs: request
+                    .sampling
+                    .prompt_logprobs
+                    .map(|_| vec![None; request.prompt.len()]),
                 num_cached_tokens: 0,
                 num_preemptions: 0,
                 num_drafts: 0,

@@ -23,7 +23,11 @@ impl StopScan {
     /// # Errors
     ///
     /// A prompt token the tokenizer cannot decode.
-    pub fn new(tokenizer: Option<&Arc<Tokenizer>>, prompt: &[u32], stops: Vec<String>) -> anyhow::Result<Self> {
+    pub fn new(
+        tokenizer: Option<&Arc<Tokenizer>>,
+        prompt: &[u32],
+        stops: Vec<String>,
+    ) -> anyhow::Result<Self> {
         let mut stream = tokenizer.map(|t| t.stream(true));
         if let Some(stream) = &mut stream {
             for &token in &prompt[prompt.len().saturating_sub(CONTEXT_TOKENS)..] {
@@ -88,9 +92,10 @@ impl StopScan {
     /// Where the longest suffix begins that a stop string could begin with.
     fn safe_end(&self) -> usize {
         let prefixes = |stop: &str| stop.char_indices().map(|(at, _)| at).skip(1).collect::<Vec<_>>();
-        let held = self.stops.iter().flat_map(|stop| {
-            prefixes(stop).into_iter().filter(|&n| self.text.ends_with(&stop[..n])).max()
-        });
+        let held = self
+            .stops
+            .iter()
+            .flat_map(|stop| prefixes(stop).into_iter().filter(|&n| self.text.ends_with(&stop[..n])).max());
         self.text.len() - held.max().unwrap_or(0)
     }
 }

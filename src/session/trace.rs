@@ -25,7 +25,8 @@ pub(super) struct Trace {
 
 struct Names<'a> {
     names: &'a HashMap<RequestKey, String>,
-    applied: &'a [Applied],
+    /// The requests that ended in the step: few, if any.
+    ended: Vec<&'a Applied>,
 }
 
 impl StepNames for Names<'_> {
@@ -34,7 +35,7 @@ impl StepNames for Names<'_> {
     }
 
     fn finish_reason(&self, request: RequestKey) -> Option<FinishReason> {
-        self.applied.iter().find(|a| a.request == request).and_then(|a| a.finish)
+        self.ended.iter().find(|a| a.request == request).and_then(|a| a.finish)
     }
 }
 
@@ -99,7 +100,10 @@ impl Trace {
             plan,
             outcome: &outcome.rows,
             emitted: &outcome.tokens,
-            names: &Names { names: &self.names, applied },
+            names: &Names {
+                names: &self.names,
+                ended: applied.iter().filter(|a| a.finish.is_some()).collect(),
+            },
             time_us: TimesUs {
                 schedule: schedule.as_secs_f64() * 1e6,
                 metadata: times.metadata,

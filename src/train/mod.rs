@@ -2,9 +2,10 @@
 //!
 //! A target is trained on the text alone; a draft is distilled from it ([`TrainLmArgs::teacher`]).
 //! Both come out as Hugging Face directories (Llama architecture, bf16). Training is f32 with
-//! candle's autograd over a few fused operations ([`kernels`]); it takes about an hour for the
-//! target on two cores. Everything random is keyed by `--seed` ([`noise`]), so that a killed run
-//! goes on with `--resume` as if it had not been killed.
+//! candle's autograd over a few fused operations ([`kernels`]), one thread a shard of the batch; the
+//! target takes about a quarter of an hour of two cores that have nothing else to do. Everything
+//! random is keyed by `--seed` ([`noise`]), so that a killed run goes on with `--resume` as if it
+//! had not been killed. It is fastest with `RAYON_NUM_THREADS=1`: the shards are threads enough.
 //!
 //! ```text
 //! pagedraft train lm --out target --text TEXTS/a.txt TEXTS/b.txt
@@ -80,13 +81,13 @@ pub struct TrainLmArgs {
     #[arg(long, default_value_t = 704)]
     pub ffn: usize,
     /// Steps in all
-    #[arg(long, default_value_t = 3000)]
+    #[arg(long, default_value_t = 1300)]
     pub steps: u64,
     /// Stop after this step, leaving a checkpoint to --resume from, perhaps with other options
     #[arg(long, value_name = "STEP")]
     pub until: Option<u64>,
     /// The last so many of them have rows of --long-seq-len
-    #[arg(long, default_value_t = 200)]
+    #[arg(long, default_value_t = 80)]
     pub long_steps: u64,
     /// Rows a step
     #[arg(long, default_value_t = 8)]

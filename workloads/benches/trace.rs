@@ -3,7 +3,7 @@
 //! The step itself takes 1 to 3 ms there; the budget is 3 % of it.
 #![allow(missing_docs, clippy::unwrap_used)]
 
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, criterion_group, criterion_main};
 use pagedraft_attention::{AttentionMetadata, MaskKind, MetadataBuilder};
 use pagedraft_block_manager::BlockId;
 use pagedraft_scheduler::{
@@ -43,8 +43,13 @@ fn step(sequences: u32, tokens: u32) -> Step {
             (0..tokens.div_ceil(16)).map(|b| BlockId(1000 + s + b * sequences)).collect();
         builder.push_row(tokens - 1, 1, &table, MaskKind::Causal).unwrap();
     }
-    let row =
-        PlanRow { request, kind: Kind::Decode, tokens: tokens - 1..tokens, drafts_max: 0, samples: true };
+    let row = |&request: &RequestKey| PlanRow {
+        request,
+        kind: Kind::Decode,
+        tokens: tokens - 1..tokens,
+        drafts_max: 0,
+        samples: true,
+    };
     let outcome = |i: u32| RowOutcome {
         request: keys[i as usize],
         tokens: i..i + 1,
@@ -85,31 +90,51 @@ fn event<'a>(step: &'a Step, metadata: &'a AttentionMetadata) -> StepEvent<'a, A
     }
 }
 
+/// Serialisation, the copy and the lock: all that the engine's thread does.
 fn traced_step(c: &mut Criterion) {
-    let mut group = c.benchmark_group("traced step");
-    for (sequences, tokens) in [(8, 384), (256, 640)] {
-        let step = step(sequences, tokens);
-        let line = serde_json::to_vec(&event(&step, &step.metadata)).unwrap().len();
-        group.throughput(Throughput::Bytes(line as u64));
-        let directory =
-            std::env::temp_dir().join(format!("pagedraft-trace-bench-{}-{sequences}", std::process::id()));
-        let mut writer = TraceWriter::create(&directory, &serde_json::json!({})).unwrap();
-        group.bench_function(format!("{sequences} sequences, full tables"), |b| {
-            b.iter(|| writer.write(&event(&step, &step.metadata)).unwrap());
+    let mut group = c.benchmark_group("traced step of 8 sequences");
+    let step = step(8, 384);
+    let directory = std::env::temp_dir().join(format!("pagedraft-trace-bench-{}", std::process::id()));
+    let mut writer = TraceWriter::create(&directory, &serde_json::json!({})).unwrap();
+    group.bench_function("full tables", |b| {
+        b.iter(|| writer.write(&event(&step, &step.metadata)).unwrap());
+    });
+    let mut delta = TableDelta::default();
+    let rows: Vec<u32> = (0..8).collect();
+    group.bench_function("delta tables", |b| {
+        b.iter(|| {
+            let metadata = delta.reduce(&step.plan, &rows, &step.metadata);
+            writer.write(&event(&step, metadata)).unwrap();
         });
-        let mut delta = TableDelta::default();
-        let rows: Vec<u32> = (0..sequences).collect();
-        group.bench_function(format!("{sequences} sequences, delta tables"), |b| {
-            b.iter(|| {
-                let metadata = delta.reduce(&step.plan, &rows, &step.metadata);
-                writer.write(&event(&step, metadata)).unwrap();
-            });
+    });
+    group.finish();
+    drop(writer);
+    // Gone already where a filter left the writer without a line.
+    let _ = std::fs::remove_dir_all(&directory);
+}
+
+/// Serialisation alone: lines this long, one after the other without a step between them, would measure the disk.
+fn long_line(c: &mut Criterion) {
+    let mut group = c.benchmark_group("line of 256 sequences");
+    let step = step(256, 640);
+    let mut delta = TableDelta::default();
+    let rows: Vec<u32> = (0..256).collect();
+    let mut line = Vec::new();
+    group.bench_function("full tables", |b| {
+        b.iter(|| {
+            line.clear();
+            serde_json::to_writer(&mut line, &event(&step, &step.metadata)).unwrap();
         });
-        drop(writer);
-        std::fs::remove_dir_all(&directory).unwrap();
-    }
+    });
+    group.bench_function("delta tables", |b| {
+        b.iter(|| {
+            line.clear();
+            let metadata = delta.reduce(&step.plan, &rows, &step.metadata);
+            serde_json::to_writer(&mut line, &event(&step, metadata)).unwrap();
+        });
+    });
     group.finish();
 }
 
-criterion_group!(benches, traced_step);
+criterion_group!(benches, traced_step, long_line);
 criterion_main!(benches);

@@ -93,6 +93,18 @@ impl AttentionCall<'_> {
         }
     }
 
+    /// Where the 16 keys and values from `index` on are stored, as bytes.
+    #[inline(always)]
+    fn group(&self, item: &WorkItem, index: usize) -> Option<(*const u8, *const u8)> {
+        let layout = self.layer.layout();
+        let (block_size, size) = (layout.block_size() as usize, layout.dtype().size());
+        let table = self.metadata.block_tables.get(item.row as usize)?;
+        let block = self.layer.block(*table.get(index / block_size)?).cast_const();
+        let (head, token) = (item.kv_head as usize, index % block_size);
+        let k = block.wrapping_add(layout.k_group(head, token / LANES) * size);
+        Some((k, block.wrapping_add(layout.v_row(head, token) * size)))
+    }
+
     /// The groups of the tile from key `start` on that hold keys before `end`: where they lie, or
     /// (16-bit elements) widened into `wide`, which has room for a tile of K and of V.
     #[inline(always)]
@@ -103,44 +115,23 @@ impl AttentionCall<'_> {
         end: usize,
         wide: (*mut f32, *mut f32),
     ) -> Tile {
-        let layout = self.layer.layout();
-        let (dim, v_stride) = (layout.head_dim(), layout.v_stride());
-        let block_size = layout.block_size() as usize;
-        let table = self.metadata.block_tables.get(item.row as usize).unwrap_or(&[]);
-        let mut tile = Tile {
-            k: [std::ptr::null(); GROUPS],
-            v: [std::ptr::null(); GROUPS],
-            v_stride,
-            dim,
-            next_k: [std::ptr::null(); GROUPS],
-            next_v: [std::ptr::null(); GROUPS],
-            size: size_of::<E::Raw>(),
-        };
-        for g in 0..GROUPS {
-            let index = start + TILE + g * LANES;
-            if let Some(&id) = table.get(index / block_size).filter(|_| index < end) {
-                let block = self.layer.block(id).cast_const();
-                let (head, token) = (item.kv_head as usize, index % block_size);
-                tile.next_k[g] = block.wrapping_add(layout.k_group(head, token / LANES) * tile.size);
-                tile.next_v[g] = block.wrapping_add(layout.v_row(head, token) * tile.size);
-            }
-        }
+        let (dim, v_stride) = (self.layer.layout().head_dim(), self.layer.layout().v_stride());
+        let mut tile = Tile::empty(dim, v_stride, size_of::<E::Raw>());
         for g in 0..(end - start).div_ceil(LANES).min(GROUPS) {
             let index = start + g * LANES;
-            let Some(&id) = table.get(index / block_size) else { break };
-            let block = self.layer.block(id).cast::<E::Raw>().cast_const();
-            let (head, token) = (item.kv_head as usize, index % block_size);
-            // SAFETY: the offsets lie within the block, and value rows behind `end` are not read.
+            let Some((k, v)) = self.group(item, index) else { break };
+            let ahead = if index + TILE < end { self.group(item, index + TILE) } else { None };
+            (tile.next_k[g], tile.next_v[g]) = ahead.unwrap_or((k, v));
+            if size_of::<E::Raw>() == size_of::<f32>() {
+                (tile.k[g], tile.v[g]) = (k.cast(), v.cast());
+                continue;
+            }
+            let rows = (end - index).min(LANES);
+            // SAFETY: the group's keys, and its values up to `end`, are stored there.
             unsafe {
-                let k = block.add(layout.k_group(head, token / LANES));
-                let v = block.add(layout.v_row(head, token));
-                if size_of::<E::Raw>() == size_of::<f32>() {
-                    (tile.k[g], tile.v[g]) = (k.cast(), v.cast());
-                } else {
-                    let rows = (end - index).min(LANES);
-                    tile.k[g] = widen::<L, E>(k, dim, wide.0.add(g * LANES * dim));
-                    tile.v[g] = widen::<L, E>(v, rows * v_stride / LANES, wide.1.add(g * LANES * v_stride));
-                }
+                tile.k[g] = widen::<L, E>(k.cast(), dim, wide.0.add(g * LANES * dim));
+                tile.v[g] =
+                    widen::<L, E>(v.cast(), rows * v_stride / LANES, wide.1.add(g * LANES * v_stride));
             }
         }
         tile
@@ -194,7 +185,9 @@ unsafe fn add_tile_to_all<L: Registers>(
     state: State,
     scale: f32,
 ) {
-    let asked = Tile { next_k: tile.k.map(|k| k.cast()), next_v: tile.v.map(|v| v.cast()), ..*tile };
+    // The first block's loops ask for the next tile line by line as they go (blocks lie anywhere, which
+    // the hardware's prefetchers cannot foresee); the others ask for what is there already.
+    let asked = Tile { next_k: tile.k.map(|k| k.cast()), next_v: tile.v.map(|v| v.cast()), size: 4, ..*tile };
     let mut tile = tile;
     for block in blocks {
         if block.last_visible as usize <= start {

@@ -19,11 +19,20 @@ pub(crate) struct Tile {
     /// Values from one row of V to the next.
     pub v_stride: usize,
     pub dim: usize,
-    /// The same groups of the next tile, as they are stored.
+    /// What to ask for meanwhile: the same groups of the next tile, as they are stored.
     pub next_k: [*const u8; GROUPS],
     pub next_v: [*const u8; GROUPS],
     /// Bytes a stored element.
     pub size: usize,
+}
+
+impl Tile {
+    /// Without groups yet.
+    #[inline(always)]
+    pub(crate) fn empty(dim: usize, v_stride: usize, size: usize) -> Tile {
+        let (k, next) = ([std::ptr::null(); GROUPS], [std::ptr::null(); GROUPS]);
+        Tile { k, v: k, v_stride, dim, next_k: next, next_v: next, size }
+    }
 }
 
 /// Asks for a cache line, whatever the address: no other effect.

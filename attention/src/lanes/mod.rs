@@ -33,6 +33,8 @@ pub const LANES: usize = 16;
 /// The methods of an implementation may only be called inside a function that has the target
 /// features of its instruction set enabled. Pointers must be valid for [`LANES`] elements; no
 /// alignment is needed.
+// What a caller owes is the same for all methods: the trait says it once.
+#[allow(clippy::missing_safety_doc)]
 pub trait Lanes: Copy {
     /// All lanes `x`.
     unsafe fn splat(x: f32) -> Self;

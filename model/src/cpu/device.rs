@@ -124,7 +124,9 @@ impl CpuDevice {
         let part = self.layout.block_bytes();
         // SAFETY: the arena holds `num_blocks` times `layers` parts, is aligned and zeroed, and is accessed
         // through such views alone.
-        unsafe { KvLayer::new(self.kv.as_ptr().add(layer * part), part * self.layers, self.num_blocks, self.layout) }
+        unsafe {
+            KvLayer::new(self.kv.as_ptr().add(layer * part), part * self.layers, self.num_blocks, self.layout)
+        }
     }
 
     fn push(&mut self, buffer: Buffer) -> CpuBuf {
@@ -182,7 +184,8 @@ impl CpuDevice {
                 let out = self.rows_mut(out);
                 // SAFETY: the product is the only one that touches `out`.
                 let out = OutRows::new(unsafe { out.all() }, rows, w.n(), out.width());
-                let product = Product::new(self.team.members(), self.isa, &self.packed, w, bias, out, epilogue);
+                let product =
+                    Product::new(self.team.members(), self.isa, &self.packed, w, bias, out, epilogue);
                 self.team.run(&|_, _| product.work());
             }
             Op::RopeAndCache { qkv, qk_norm, rope, q, layer, rows } => {
@@ -305,7 +308,8 @@ impl Device for CpuDevice {
     fn matrix(&mut self, stacked: &[Tensor<'_>]) -> Result<CpuBuf, ModelError> {
         let k = stacked.first().map_or(0, Tensor::row_len);
         if let Some(other) = stacked.iter().find(|t| t.row_len() != k) {
-            let what = format!("tensor {} has {} columns where {k} are stacked", other.name(), other.row_len());
+            let what =
+                format!("tensor {} has {} columns where {k} are stacked", other.name(), other.row_len());
             return Err(ModelError::BadInputs { what });
         }
         let n = stacked.iter().map(Tensor::rows).sum();

@@ -150,7 +150,9 @@ mod tests {
     use super::*;
 
     fn values(n: usize, salt: u32) -> Vec<f32> {
-        (0..n as u32).map(|i| ((i * 2_654_435_761u32.wrapping_add(salt)) >> 8) as f32 / 8_388_608.0 - 1.0).collect()
+        (0..n as u32)
+            .map(|i| ((i * 2_654_435_761u32.wrapping_add(salt)) >> 8) as f32 / 8_388_608.0 - 1.0)
+            .collect()
     }
 
     #[test]
@@ -200,7 +202,11 @@ mod tests {
             for i in 0..gate.len() {
                 let g = f64::from(gate[i]);
                 let want = g / (1.0 + (-g).exp()) * f64::from(up[i]);
-                assert!((f64::from(out[i]) - want).abs() <= 1e-6 * want.abs().max(1.0), "{isa} gate {g}: {} {want}", out[i]);
+                assert!(
+                    (f64::from(out[i]) - want).abs() <= 1e-6 * want.abs().max(1.0),
+                    "{isa} gate {g}: {} {want}",
+                    out[i]
+                );
             }
         }
     }

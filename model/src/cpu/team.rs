@@ -17,9 +17,9 @@ use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
-/// How long an idle member spins before it sleeps. Longer than the gaps between the operations of a
-/// step, shorter than what a wake-up by the kernel costs twice.
-const SPIN: Duration = Duration::from_micros(30);
+/// How long an idle member spins before it sleeps: longer than the gaps between the operations of a
+/// step, and some twice of what waking it costs the caller (15 to 20 us on a virtual machine).
+const SPIN: Duration = Duration::from_micros(50);
 
 type Job = dyn Fn(usize, usize) + Sync;
 

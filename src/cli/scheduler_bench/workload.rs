@@ -9,7 +9,7 @@ use anyhow::{Context, anyhow, ensure};
 use pagedraft::exit::usage;
 use pagedraft_scheduler::fake::{FakeExecutor, Script, VOCABULARY};
 use pagedraft_scheduler::{
-    Applied, Executor, FinishReason, KvView, RequestKey, RequestSpec, Scheduler, SchedulerConfig,
+    Applied, Executor, FinishReason, KvView, RequestKey, RequestSpec, Scheduler, SchedulerConfig, StepId,
     StepOutcome, StepPlan,
 };
 use pagedraft_workloads::trace::{PoolCounts, StepEvent, StepNames, TimesUs, TraceWriter};
@@ -81,6 +81,7 @@ impl WorkloadRun<'_> {
             if !drive.scheduler.has_unfinished() {
                 let Some((first, ..)) = coming.front() else { break };
                 next = next.max(*first);
+                drive.scheduler.skip_to(StepId(next));
             }
             while coming.front().is_some_and(|(step, ..)| *step <= next) {
                 let Some((_, name, spec, script)) = coming.pop_front() else { break };

@@ -179,6 +179,8 @@ unsafe fn block_product<L: Lanes, E: Element>(
 }
 
 /// Continues the sums of `R` rows and `P` panels; `sums` has rows of 32.
+// Counted loops of constant length, so that they unroll and the sums stay in registers.
+#[allow(clippy::needless_range_loop)]
 #[inline(always)]
 unsafe fn panels<L: Lanes, E: Element, const R: usize, const P: usize>(
     mut x: *const f32,

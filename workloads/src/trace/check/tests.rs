@@ -247,7 +247,10 @@ fn every_broken_rule_is_found_at_its_line_and_named() {
     }
 }
 
-fn step(number: u64, rows: &[(&str, &str, usize, &[usize], &[u32])]) -> Value {
+/// Request, kind, context, table, tokens emitted.
+type ToyRow<'a> = (&'a str, &'a str, usize, &'a [usize], &'a [u32]);
+
+fn step(number: u64, rows: &[ToyRow<'_>]) -> Value {
     let (mut prefills, mut prefill_len, mut decodes, mut decode_len) = (0, 0, 0, 0);
     let (mut slots, mut positions, mut query, mut start, mut lengths) =
         (vec![], vec![], vec![0], vec![0], vec![]);
