@@ -4,6 +4,7 @@
 //!
 //! Two engines run the same batch in turn, one of them writing a trace. The ratio is taken round by round, of the
 //! median decode step and of the whole batch. Also printed: what of a decode step is spent outside the model.
+#![allow(clippy::expect_used, reason = "a test or a bench that fails says where")]
 
 use std::path::PathBuf;
 use std::time::Instant;

@@ -4,6 +4,7 @@
 //!
 //! Every round times the read and each step once, one after the other; ratios are taken within a round. The weights are
 //! drawn from a seed. A decode step is everything from token ids to the sampled rows' logits.
+#![allow(clippy::expect_used, reason = "a test or a bench that fails says where")]
 
 #[path = "support/plain_read.rs"]
 mod plain_read;

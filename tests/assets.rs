@@ -1,4 +1,5 @@
 //! The embedded models are what their READMEs say: of one tokenizer, small, long enough, and worth drafting with.
+#![allow(clippy::unwrap_used, reason = "a test or a bench that fails says where")]
 
 use pagedraft::attention::isa::Isa;
 use pagedraft::scheduler::Policy;

@@ -1,4 +1,5 @@
 //! The metadata that whole steps of the engine really ran with, as their trace has it.
+#![allow(clippy::unwrap_used, reason = "a test or a bench that fails says where")]
 
 use std::path::{Path, PathBuf};
 

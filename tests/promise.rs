@@ -2,6 +2,7 @@
 //!
 //! Every request is run alone first, on one thread, its prompt in one piece. Then all of them run under each
 //! line of a table of schedules. Nothing may differ.
+#![allow(clippy::unwrap_used, reason = "a test or a bench that fails says where")]
 
 use std::path::{Path, PathBuf};
 

@@ -237,8 +237,13 @@ fn amx_permitted() -> bool {
     const AMX_BF16: u32 = 1 << 22;
     const AMX_TILE: u32 = 1 << 24;
 
-    let features = if __cpuid(0).eax >= 7 { __cpuid_count(7, 0).edx } else { 0 };
-    let os_saves_state = __cpuid(1).ecx & (1 << 27) != 0;
+    // Later compilers take these calls for safe, earlier ones do not.
+    #[allow(unused_unsafe)]
+    // SAFETY: every x86-64 has CPUID.
+    let (features, os_saves_state) = unsafe {
+        let features = if __cpuid(0).eax >= 7 { __cpuid_count(7, 0).edx } else { 0 };
+        (features, __cpuid(1).ecx & (1 << 27) != 0)
+    };
     if features & (AMX_BF16 | AMX_TILE) != (AMX_BF16 | AMX_TILE) || !os_saves_state {
         return false;
     }

@@ -1,6 +1,7 @@
 //! The reference checkpoints: what the original implementations compute, this engine must compute.
 //!
 //! The files are not part of the repository; without them these tests say so and pass.
+#![allow(clippy::unwrap_used, reason = "a test or a bench that fails says where")]
 
 use std::path::{Path, PathBuf};
 

@@ -2,7 +2,7 @@
 //!
 //! Besides criterion's estimate each case prints the median and the 99th percentile of single steps, which the
 //! goals are set in: p99 of 50 µs at 256, of 200 µs at 1,000.
-#![allow(clippy::expect_used)]
+#![allow(missing_docs, clippy::expect_used, reason = "criterion's macro makes public functions")]
 
 use std::time::{Duration, Instant};
 

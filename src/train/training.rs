@@ -109,10 +109,13 @@ impl Recipe {
         Ok((loss.objective.to_scalar::<f32>()?, loss.objective.backward()?))
     }
 
-    /// Objective and text loss over the validation tokens.
+    /// Objective and text loss over the validation tokens, in rows as long as the longest trained on:
+    /// weights that don't know late positions yet must not be kept as the best.
     pub fn validate(&self, model: &Llama, teacher: Option<&Llama>, tokens: &[u32]) -> Result<(f64, f64)> {
         let (mut objective, mut text, mut count) = (0.0, 0.0, 0.0);
-        for batch in windows(&tokens[..tokens.len().min(VALIDATION)], self.seq_len, self.batch) {
+        let time = if self.long_steps > 0 { self.long_seq_len } else { self.seq_len };
+        let rows = (self.batch * self.seq_len / time).max(1);
+        for batch in windows(&tokens[..tokens.len().min(VALIDATION)], time, rows) {
             let logits = detached(model, &batch.inputs, batch.time)?;
             let wanted = teacher.map(|teacher| detached(teacher, &batch.inputs, batch.time)).transpose()?;
             let wanted = wanted.as_ref().map(|wanted| (wanted, self.teacher_share));

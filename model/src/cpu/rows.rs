@@ -43,6 +43,8 @@ impl Form {
         let most = match isa {
             Isa::Amx if dtype == Dtype::Bf16 => return Form::Tiles,
             Isa::Amx | Isa::Avx512 => 12,
+            // Pairs are widened to two registers' worth more, and there are but 16.
+            Isa::Avx2 if dtype == Dtype::Bf16 => 4,
             Isa::Avx2 | Isa::Neon | Isa::Portable => 6,
         };
         // Even blocks: 13 rows are 7 + 6, not 12 + 1.

@@ -80,7 +80,10 @@ pub fn rms_norm_head(isa: Isa, head: &mut [f32], weight: &[f32], eps: f32) {
             copy.copy_from_slice(head);
             rms_norm(isa, copy, weight, eps, head);
         }
-        None => rms_norm(isa, &head.to_vec(), weight, eps, head),
+        None => {
+            let copy = head.to_vec();
+            rms_norm(isa, &copy, weight, eps, head);
+        }
     }
 }
 
