@@ -216,7 +216,12 @@ impl Scheduler {
         self.enqueue(key, true);
     }
 
-    fn check(&self, spec: &RequestSpec) -> Result<u32, SubmitError> {
+    /// Whether [`submit`](Self::submit) would take a request; the length of its prompt.
+    ///
+    /// # Errors
+    ///
+    /// Those of `submit`.
+    pub fn check(&self, spec: &RequestSpec) -> Result<u32, SubmitError> {
         let prompt_len = spec.prompt.len();
         let SchedulerConfig { max_model_len, max_num_batched_tokens, num_blocks, .. } = self.config;
         if spec.prompt.is_empty() {

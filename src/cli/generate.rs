@@ -46,6 +46,8 @@ impl Generate {
         let mut session = Session::open(&options)?;
         let arrivals =
             prompts.into_iter().map(|p| p.arrival(&session)).collect::<anyhow::Result<Vec<_>>>()?;
+        // Before anything runs: a bad line far down must not cost what came before it.
+        arrivals.iter().try_for_each(|arrival| session.check(&arrival.request))?;
         let streams = !self.source.is_a_list() && arrivals[0].request.n == 1;
         let to_stdout = matches!(output, Some(OutputFile::Stdout));
         let mut screen = if streams && !to_stdout { Screen::Text { last: None } } else { Screen::Quiet };

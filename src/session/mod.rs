@@ -100,48 +100,44 @@ impl Session {
     /// Parameters out of range, token ids the model does not have, a prompt that is empty or that can never fit; nothing
     /// is queued then.
     pub fn submit(&mut self, request: Request) -> anyhow::Result<Vec<RequestId>> {
-        let name = request.request_id.clone();
-        let refused = |e: anyhow::Error| usage(e.context(format!("request {name:?} is refused")));
-        self.check(&request).map_err(refused)?;
-        let mut stop_token_ids = request.stop_token_ids.clone();
-        if !request.ignore_eos {
-            stop_token_ids.extend(&self.info.eos_token_ids);
-        }
-        let mut ids: Vec<RequestId> = Vec::with_capacity(request.n as usize);
+        self.check(&request)?;
+        let mut ids = Vec::with_capacity(request.n as usize);
         let mut first = None;
         for sample in 0..request.n {
-            let mut spec = RequestSpec::new(request.prompt.clone(), request.max_tokens);
-            spec.stop_token_ids.clone_from(&stop_token_ids);
-            spec.priority = request.priority;
+            let mut spec = self.spec(&request);
             // Whoever asks for logprobs of the prompt has all of it computed.
-            let whole_prompt = request.sampling.prompt_logprobs.is_some();
-            spec.reads_cache = !whole_prompt;
-            spec.fork_of = first.filter(|_| !whole_prompt);
-            let key = match self.scheduler.submit(spec) {
-                Ok(key) => key,
-                Err(e) => {
-                    for id in ids {
-                        self.abort(id)?;
-                    }
-                    return Err(refused(e.into()));
-                }
-            };
+            spec.fork_of = first.filter(|_| spec.reads_cache);
+            let sequence = Sequence::new(&request, sample, &spec.stop_token_ids, self.tokenizer.as_ref())?;
+            let key = self.scheduler.submit(spec)?;
             first = first.or(Some(key));
             let mut sampling = request.sampling.clone();
             sampling.sample += sample;
             self.executor.register(key, sampling, request.prompt.len() as u32);
-            let sequence = Sequence::new(key, &request, sample, &stop_token_ids, self.tokenizer.as_ref())?;
             if let Some(trace) = &mut self.trace {
                 trace.name(key, &sequence.output().request_id);
             }
             self.by_key.insert(key, self.sequences.len());
             ids.push(RequestId(self.sequences.len()));
-            self.sequences.push(Some(sequence));
+            self.sequences.push(Some(sequence.with_key(key)));
         }
         Ok(ids)
     }
 
-    fn check(&self, request: &Request) -> anyhow::Result<()> {
+    /// Whether [`submit`](Self::submit) would take a request.
+    ///
+    /// # Errors
+    ///
+    /// Those of `submit`.
+    pub fn check(&self, request: &Request) -> anyhow::Result<()> {
+        let parameters = self.check_parameters(request);
+        let checked = parameters.and_then(|()| Ok(self.scheduler.check(&self.spec(request))?));
+        match checked {
+            Ok(_) => Ok(()),
+            Err(e) => Err(usage(e.context(format!("request {:?} is refused", request.request_id)))),
+        }
+    }
+
+    fn check_parameters(&self, request: &Request) -> anyhow::Result<()> {
         request.sampling.validate()?;
         let vocab = self.info.vocab_size;
         let outside = |t: &&u32| **t as usize >= vocab;
@@ -158,6 +154,17 @@ impl Session {
             "stop strings need a tokenizer, and the model has none: use stop token ids"
         );
         Ok(())
+    }
+
+    fn spec(&self, request: &Request) -> RequestSpec {
+        let mut spec = RequestSpec::new(request.prompt.clone(), request.max_tokens);
+        spec.stop_token_ids.clone_from(&request.stop_token_ids);
+        if !request.ignore_eos {
+            spec.stop_token_ids.extend(&self.info.eos_token_ids);
+        }
+        spec.priority = request.priority;
+        spec.reads_cache = request.sampling.prompt_logprobs.is_none();
+        spec
     }
 
     /// Ends a request now; without effect on one that has ended.

@@ -20,8 +20,8 @@ pub(super) struct Sequence {
 }
 
 impl Sequence {
+    /// A sample that the scheduler does not have yet.
     pub fn new(
-        key: RequestKey,
         request: &Request,
         sample: u32,
         stop_token_ids: &[u32],
@@ -29,7 +29,7 @@ impl Sequence {
     ) -> anyhow::Result<Self> {
         let name = &request.request_id;
         Ok(Self {
-            key,
+            key: RequestKey::default(),
             scan: StopScan::new(tokenizer, &request.prompt, request.stop.clone())?,
             stop_token_ids: stop_token_ids.to_vec(),
             output: RequestOutput {
@@ -53,6 +53,12 @@ impl Sequence {
             },
             logits: Vec::new(),
         })
+    }
+
+    /// The sample, under the scheduler's name for it.
+    pub fn with_key(mut self, key: RequestKey) -> Self {
+        self.key = key;
+        self
     }
 
     pub fn key(&self) -> RequestKey {
