@@ -42,7 +42,7 @@ enum Command {
     #[command(subcommand)]
     Trace(trace::Trace),
     /// Train the embedded models (builds with `--features train`)
-    Train(train::Train),
+    Train(Box<train::Train>),
 }
 
 /// How a command ended, other than by an error.
