@@ -9,10 +9,7 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use pagedraft::attention::isa::Isa;
-use pagedraft::scheduler::Policy;
-use pagedraft::session::{EngineOptions, LoadFormat, ModelRef, Request, Session, TraceOptions};
-use pagedraft::spec_decode::sampling::SamplingParams;
+use pagedraft::session::{EngineOptions, ModelRef, Request, Session, TraceOptions};
 use pagedraft::workloads::trace::TraceTables;
 
 const TEXT: &str = include_str!("../assets/held_out.txt");
@@ -22,23 +19,10 @@ const OUTPUT: u32 = 128;
 
 fn engine(threads: usize, trace: Option<PathBuf>) -> Session {
     Session::open(&EngineOptions {
-        model: ModelRef::Builtin("target".into()),
-        load_format: LoadFormat::Auto,
-        block_size: 16,
-        num_blocks: Some(2048),
-        kv_cache_memory: None,
-        max_num_seqs: 256,
-        max_num_batched_tokens: 2048,
-        max_model_len: None,
-        prefill_chunk: None,
         enable_prefix_caching: false,
-        enable_chunked_prefill: true,
-        policy: Policy::Fcfs,
-        dtype: None,
         threads,
-        isa: Some(Isa::detect()),
-        seed: 0,
         trace: trace.map(|dir| TraceOptions { dir, tables: TraceTables::Full }),
+        ..EngineOptions::new(ModelRef::Builtin("target".into()))
     })
     .expect("an engine")
 }
@@ -48,17 +32,8 @@ fn batch(session: &mut Session, round: usize) -> (f64, Vec<f64>) {
     let tokens = session.tokenizer().expect("a tokenizer").encode(TEXT, false).expect("tokens");
     let start = Instant::now();
     for (i, prompt) in tokens.chunks_exact(INPUT).take(BATCH).enumerate() {
-        let request = Request {
-            request_id: format!("{round}-{i}"),
-            prompt: prompt.to_vec(),
-            sampling: SamplingParams::greedy(),
-            max_tokens: OUTPUT,
-            stop: Vec::new(),
-            stop_token_ids: Vec::new(),
-            ignore_eos: true,
-            priority: 0,
-            n: 1,
-        };
+        let request = Request::new(format!("{round}-{i}"), prompt.to_vec(), OUTPUT);
+        let request = Request { ignore_eos: true, ..request };
         session.submit(request).expect("a request");
     }
     let mut steps = Vec::new();

@@ -1,9 +1,7 @@
 //! The embedded models are what their READMEs say: of one tokenizer, small, long enough, and worth drafting with.
 #![allow(clippy::unwrap_used, reason = "a test or a bench that fails says where")]
 
-use pagedraft::attention::isa::Isa;
-use pagedraft::scheduler::Policy;
-use pagedraft::session::{EngineOptions, LoadFormat, ModelRef, Request, Session};
+use pagedraft::session::{EngineOptions, ModelRef, Request, Session};
 use pagedraft::spec_decode::sampling::SamplingParams;
 
 /// Text that neither model was trained on.
@@ -13,23 +11,9 @@ const WINDOWS: usize = 24;
 
 fn engine(name: &str) -> Session {
     Session::open(&EngineOptions {
-        model: ModelRef::Builtin(name.into()),
-        load_format: LoadFormat::Auto,
-        block_size: 16,
-        num_blocks: Some(512),
-        kv_cache_memory: None,
-        max_num_seqs: 8,
-        max_num_batched_tokens: 2048,
-        max_model_len: None,
-        prefill_chunk: None,
         enable_prefix_caching: false,
-        enable_chunked_prefill: true,
-        policy: Policy::Fcfs,
-        dtype: None,
         threads: 2,
-        isa: Some(Isa::detect()),
-        seed: 0,
-        trace: None,
+        ..EngineOptions::new(ModelRef::Builtin(name.into()))
     })
     .unwrap()
 }
@@ -44,17 +28,7 @@ fn teacher_forced(name: &str) -> (Vec<u32>, Vec<f32>) {
     let windows = (0..WINDOWS).map(|w| tokens[w * apart..w * apart + WINDOW].to_vec());
     let ids: Vec<_> = windows
         .map(|prompt| {
-            let request = Request {
-                request_id: "window".into(),
-                prompt,
-                sampling: sampling.clone(),
-                max_tokens: 1,
-                stop: Vec::new(),
-                stop_token_ids: Vec::new(),
-                ignore_eos: true,
-                priority: 0,
-                n: 1,
-            };
+            let request = Request { sampling: sampling.clone(), ..Request::new("window", prompt, 1) };
             session.submit(request).unwrap()[0]
         })
         .collect();

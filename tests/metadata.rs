@@ -3,9 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use pagedraft::scheduler::Policy;
 use pagedraft::session::{EngineOptions, LoadFormat, ModelRef, Request, Session, TraceOptions};
-use pagedraft::spec_decode::sampling::SamplingParams;
 use pagedraft::workloads::trace::{TraceTables, check_dir};
 use serde_json::{Value, json};
 
@@ -26,37 +24,16 @@ fn eight_sequences(name: &str, tables: TraceTables) -> (PathBuf, Vec<Value>) {
     std::fs::write(dir.join("config.json"), config).unwrap();
     let run = dir.join("run");
     let mut session = Session::open(&EngineOptions {
-        model: ModelRef::Directory(dir),
         load_format: LoadFormat::Dummy,
-        block_size: 16,
         num_blocks: Some(256),
-        kv_cache_memory: None,
         max_num_seqs: 8,
-        max_num_batched_tokens: 2048,
-        max_model_len: None,
-        prefill_chunk: None,
-        enable_prefix_caching: true,
-        enable_chunked_prefill: true,
-        policy: Policy::Fcfs,
-        dtype: None,
-        threads: 1,
-        isa: None,
-        seed: 0,
         trace: Some(TraceOptions { dir: run.clone(), tables }),
+        ..EngineOptions::new(ModelRef::Directory(dir))
     })
     .unwrap();
     for i in 0..8u32 {
-        let request = Request {
-            request_id: i.to_string(),
-            prompt: (0..256).map(|t| (t * 7 + i * 13) % 64).collect(),
-            sampling: SamplingParams::greedy(),
-            max_tokens: 2,
-            stop: Vec::new(),
-            stop_token_ids: Vec::new(),
-            ignore_eos: true,
-            priority: 0,
-            n: 1,
-        };
+        let prompt = (0..256).map(|t| (t * 7 + i * 13) % 64).collect();
+        let request = Request { ignore_eos: true, ..Request::new(i.to_string(), prompt, 2) };
         session.submit(request).unwrap();
     }
     while session.has_unfinished() {

@@ -42,23 +42,16 @@ fn options(model: &ModelRef, dtype: Dtype, isa: Isa) -> EngineOptions {
         ModelRef::Directory(_) => LoadFormat::Dummy,
     };
     EngineOptions {
-        model: model.clone(),
         load_format,
-        block_size: 16,
         num_blocks: Some(256),
-        kv_cache_memory: None,
         max_num_seqs: 64,
         max_num_batched_tokens: 512,
         max_model_len: Some(512),
-        prefill_chunk: None,
         enable_prefix_caching: false,
-        enable_chunked_prefill: true,
-        policy: Policy::Fcfs,
         dtype: Some(dtype),
-        threads: 1,
         isa: Some(isa),
         seed: 7,
-        trace: None,
+        ..EngineOptions::new(model.clone())
     }
 }
 
@@ -83,17 +76,9 @@ fn requests(seed: u64, count: usize, vocab: usize, longest: u64) -> Vec<Request>
                     ..SamplingParams::default()
                 },
             };
-            Request {
-                request_id: i.to_string(),
-                prompt,
-                sampling,
-                max_tokens: 4 + random.below(20) as u32,
-                stop: Vec::new(),
-                stop_token_ids: Vec::new(),
-                ignore_eos: true,
-                priority: random.below(3) as i32,
-                n: 1,
-            }
+            let (max_tokens, priority) = (4 + random.below(20) as u32, random.below(3) as i32);
+            let request = Request::new(i.to_string(), prompt, max_tokens);
+            Request { sampling, ignore_eos: true, priority, ..request }
         })
         .collect()
 }
@@ -245,17 +230,8 @@ fn samples_of_one_prompt_are_those_of_requests_of_their_own() {
     let mut random = Random(99);
     for len in [1usize, 15, 16, 17, 33, 70] {
         let prompt: Vec<u32> = (0..len).map(|_| random.below(300) as u32).collect();
-        let request = Request {
-            request_id: "fork".into(),
-            prompt,
-            sampling: SamplingParams { temperature: 1.0, seed: 3, ..SamplingParams::default() },
-            max_tokens: 20,
-            stop: Vec::new(),
-            stop_token_ids: Vec::new(),
-            ignore_eos: true,
-            priority: 0,
-            n: 4,
-        };
+        let sampling = SamplingParams { seed: 3, ..SamplingParams::default() };
+        let request = Request { sampling, ignore_eos: true, n: 4, ..Request::new("fork", prompt, 20) };
         let alone: Vec<Output> = (0..4)
             .flat_map(|sample| {
                 let mut one = request.clone();

@@ -1,4 +1,5 @@
 //! A plain read of memory by a team of threads: the ceiling that a step of one row is held against.
+#![allow(dead_code, reason = "each bench uses its part")]
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -22,20 +23,25 @@ impl PlainRead {
         PlainRead { memory, isa }
     }
 
-    /// Seconds that reading all of it once takes, in runs of half a MiB that the threads draw.
+    /// Seconds that reading all of it once takes.
     pub fn seconds(&self, team: &Team) -> f64 {
-        let pieces: Vec<&[u8]> = self.memory.chunks(1 << 19).collect();
-        let chunks = Chunks::new(pieces.len(), team.members(), 1);
         let start = Instant::now();
-        team.run(&|_, _| {
-            while let Some(run) = chunks.draw() {
-                for piece in &pieces[run] {
-                    black_box(self.isa.run(Greatest(piece)));
-                }
-            }
-        });
+        read(self.isa, team, &[&self.memory]);
         start.elapsed().as_secs_f64()
     }
+}
+
+/// Reads every byte once, in runs of half a MiB that the threads draw.
+pub fn read(isa: Isa, team: &Team, memory: &[&[u8]]) {
+    let pieces: Vec<&[u8]> = memory.iter().flat_map(|bytes| bytes.chunks(1 << 19)).collect();
+    let chunks = Chunks::new(pieces.len(), team.members(), 1);
+    team.run(&|_, _| {
+        while let Some(run) = chunks.draw() {
+            for piece in &pieces[run] {
+                black_box(isa.run(Greatest(piece)));
+            }
+        }
+    });
 }
 
 /// The greatest of all words of some memory, taken as f32: eight loads in flight.

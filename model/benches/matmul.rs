@@ -12,14 +12,16 @@
 
 #![allow(clippy::expect_used)] // A bench that cannot go on stops.
 
-use pagedraft_attention::isa::{Isa, Kernel};
-use pagedraft_attention::lanes::{LANES, Lanes};
+#[path = "../../benches/support/plain_read.rs"]
+mod plain_read;
+
+use pagedraft_attention::isa::Isa;
 use pagedraft_model::checkpoint::Dtype;
 use pagedraft_model::cpu::matmul::{Epilogue, OutRows, matmul};
 use pagedraft_model::cpu::memory::Memory;
 use pagedraft_model::cpu::panel::PackedMatrix;
 use pagedraft_model::cpu::rows::PackedRows;
-use pagedraft_model::cpu::team::{Chunks, Team};
+use pagedraft_model::cpu::team::Team;
 use std::hint::black_box;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -113,46 +115,10 @@ impl Model {
         })
     }
 
-    /// Seconds of reading every weight once, in runs of half a MiB that the threads draw.
+    /// Seconds of reading every weight once.
     fn read(&self, team: &Team) -> f64 {
         let all: Vec<_> = self.layers.iter().chain([&self.head]).map(|w| w.as_bytes()).collect();
-        let pieces: Vec<_> = all.iter().flat_map(|bytes| bytes.chunks(1 << 19)).collect();
-        let chunks = Chunks::new(pieces.len(), team.members(), 1);
-        timed(team, || {
-            team.run(&|_, _| {
-                while let Some(run) = chunks.draw() {
-                    for piece in &pieces[run] {
-                        black_box(self.isa.run(Sum(piece)));
-                    }
-                }
-            });
-        })
-    }
-}
-
-/// The sum of all words of some memory, taken as f32: eight loads in flight.
-struct Sum<'a>(&'a [u8]);
-
-impl Kernel for Sum<'_> {
-    type Output = f32;
-    #[inline(always)]
-    unsafe fn run<L: Lanes>(self) -> f32 {
-        const AHEAD: usize = 8;
-        // SAFETY: whole blocks of the slice are read, unaligned; `Isa::run` enabled the features.
-        unsafe {
-            let mut sums = [L::splat(0.0); AHEAD];
-            for block in self.0.chunks_exact(AHEAD * LANES * 4) {
-                let at: *const f32 = block.as_ptr().cast();
-                for (i, sum) in sums.iter_mut().enumerate() {
-                    *sum = sum.max(L::load(at.add(i * LANES)));
-                }
-            }
-            let mut all = sums[0];
-            for sum in &sums[1..] {
-                all = all.max(*sum);
-            }
-            all.max_lane()
-        }
+        timed(team, || plain_read::read(self.isa, team, &all))
     }
 }
 

@@ -95,3 +95,29 @@ pub struct EngineOptions {
     /// The trace to write.
     pub trace: Option<TraceOptions>,
 }
+
+impl EngineOptions {
+    /// What `model` runs with where nothing is said: blocks of 16 tokens, a step of 2,048 tokens and 256 sequences at most,
+    /// chunked prefill and the prefix cache on, first come first served, one thread, seed 0, no trace.
+    pub fn new(model: ModelRef) -> Self {
+        Self {
+            model,
+            load_format: LoadFormat::default(),
+            block_size: 16,
+            num_blocks: None,
+            kv_cache_memory: None,
+            max_num_seqs: 256,
+            max_num_batched_tokens: 2048,
+            max_model_len: None,
+            prefill_chunk: None,
+            enable_prefix_caching: true,
+            enable_chunked_prefill: true,
+            policy: Policy::default(),
+            dtype: None,
+            threads: 1,
+            isa: None,
+            seed: 0,
+            trace: None,
+        }
+    }
+}

@@ -32,6 +32,23 @@ pub struct Request {
     pub n: u32,
 }
 
+impl Request {
+    /// One greedy sample of up to `max_tokens` tokens behind `prompt`, ended by the model's end-of-sequence tokens.
+    pub fn new(request_id: impl Into<String>, prompt: Vec<u32>, max_tokens: u32) -> Self {
+        Self {
+            request_id: request_id.into(),
+            prompt,
+            sampling: SamplingParams::greedy(),
+            max_tokens,
+            stop: Vec::new(),
+            stop_token_ids: Vec::new(),
+            ignore_eos: false,
+            priority: 0,
+            n: 1,
+        }
+    }
+}
+
 /// What came of one sample.
 #[derive(Clone, Debug, Serialize)]
 pub struct RequestOutput {
