@@ -194,6 +194,12 @@ pub enum ModelError {
         /// How.
         what: String,
     },
+    /// A device that cannot be made as asked.
+    #[error("{what}")]
+    NoDevice {
+        /// Why, and what to do.
+        what: String,
+    },
     /// The attention call.
     #[error(transparent)]
     Attention(#[from] pagedraft_attention::AttentionError),

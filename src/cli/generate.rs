@@ -50,7 +50,9 @@ impl Generate {
         arrivals.iter().try_for_each(|arrival| session.check(&arrival.request))?;
         let streams = !self.source.is_a_list() && arrivals[0].request.n == 1;
         let to_stdout = matches!(output, Some(OutputFile::Stdout));
-        let mut screen = if streams && !to_stdout { Screen::Text { last: None } } else { Screen::Quiet };
+        let only = output.is_none();
+        let mut screen =
+            if streams && !to_stdout { Screen::Text { last: None, only } } else { Screen::Quiet };
         let (ids, totals) = serve(&mut session, arrivals, &mut screen)?;
         screen.end()?;
         let outputs = ids
@@ -127,23 +129,30 @@ enum Screen {
     /// Standard output; `last`: what it ends with.
     Text {
         last: Option<char>,
+        /// Whether nothing else is made of the run: it then ends when nobody reads any more.
+        only: bool,
     },
 }
 
 impl Screen {
     fn show(&mut self, emitted: &Emitted) -> anyhow::Result<()> {
-        if let Self::Text { last } = self
+        if let Self::Text { last, only } = self
             && !emitted.text.is_empty()
         {
-            stdout::print(&emitted.text)?;
-            *last = emitted.text.chars().next_back();
+            match stdout::print(&emitted.text) {
+                Err(e) if stdout::is_closed_pipe(&e) && !*only => *self = Self::Quiet,
+                printed => {
+                    *last = emitted.text.chars().next_back();
+                    return printed;
+                }
+            }
         }
         Ok(())
     }
 
     fn end(&self) -> anyhow::Result<()> {
         match self {
-            Self::Text { last: Some(last) } if *last != '\n' => stdout::print("\n"),
+            Self::Text { last: Some(last), .. } if *last != '\n' => stdout::print("\n"),
             _ => Ok(()),
         }
     }

@@ -14,8 +14,8 @@ use super::stdout;
 pub enum OutputFile {
     /// `-`.
     Stdout,
-    /// A device or a pipe, written as it is.
-    Special(PathBuf),
+    /// A link, a device, a pipe, or a file in a directory that takes no other: written where it is.
+    InPlace(PathBuf),
     /// A file: written beside its name, then renamed.
     Regular {
         /// Its name.
@@ -35,10 +35,11 @@ impl OutputFile {
         if path.is_dir() {
             return Err(usage(anyhow!("it is a directory").context(cant())));
         }
-        if path.exists() && !path.is_file() {
-            let opened = std::fs::OpenOptions::new().write(true).open(path);
-            opened.with_context(cant).map_err(usage)?;
-            return Ok(Self::Special(path.to_owned()));
+        // A name that leads elsewhere (a link, `/dev/stdout`) stays what it is.
+        let leads_elsewhere = path.is_symlink() || (path.exists() && !path.is_file());
+        if leads_elsewhere {
+            File::options().write(true).open(path).with_context(cant).map_err(usage)?;
+            return Ok(Self::InPlace(path.to_owned()));
         }
         let Some(name) = path.file_name() else {
             return Err(usage(anyhow!("it names no file").context(cant())));
@@ -47,23 +48,33 @@ impl OutputFile {
         hidden.push(name);
         hidden.push(format!(".{}.tmp", std::process::id()));
         let temporary = path.with_file_name(hidden);
-        File::create(&temporary).with_context(cant).map_err(usage)?;
-        Ok(Self::Regular { path: path.to_owned(), temporary })
+        match File::create(&temporary) {
+            Ok(_) => Ok(Self::Regular { path: path.to_owned(), temporary }),
+            // The directory takes no new file, but the one that is there may be written.
+            Err(_) if File::options().write(true).open(path).is_ok() => Ok(Self::InPlace(path.to_owned())),
+            Err(e) => Err(usage(anyhow::Error::from(e).context(cant()))),
+        }
     }
 
     /// Writes `text` as the whole output.
     pub fn write(&self, text: &str) -> anyhow::Result<()> {
         match self {
             Self::Stdout => stdout::print(text),
-            Self::Special(path) => {
+            Self::InPlace(path) => {
+                let cut = path.is_file();
                 let written = File::options()
                     .write(true)
+                    .truncate(cut)
                     .open(path)
                     .and_then(|mut file| file.write_all(text.as_bytes()));
                 written.with_context(|| format!("can't write output file {}", path.display()))
             }
             Self::Regular { path, temporary } => {
-                let written = std::fs::write(temporary, text).and_then(|()| std::fs::rename(temporary, path));
+                // A file that is replaced keeps its permissions.
+                let kept = path.metadata().ok().map(|old| old.permissions());
+                let written = std::fs::write(temporary, text)
+                    .and_then(|()| kept.map_or(Ok(()), |kept| std::fs::set_permissions(temporary, kept)))
+                    .and_then(|()| std::fs::rename(temporary, path));
                 written.with_context(|| format!("can't write output file {}", path.display()))
             }
         }

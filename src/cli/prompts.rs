@@ -21,7 +21,7 @@ pub struct PromptSource {
     #[arg(long, value_name = "FILE")]
     prompt_file: Option<PathBuf>,
     /// The prompt as token ids
-    #[arg(long, value_name = "ID,ID,..", value_delimiter = ',')]
+    #[arg(long, value_name = "ID,ID,..", value_delimiter = ',', value_parser = token_id)]
     token_ids: Option<Vec<u32>>,
     /// A JSON object a line: prompt or prompt_token_ids, request_id, arrival_step, and any sampling parameter
     #[arg(long, value_name = "FILE.jsonl")]
@@ -53,7 +53,7 @@ pub struct SamplingFlags {
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     stop: Vec<String>,
     /// End at this token
-    #[arg(long, value_name = "ID,ID,..", value_delimiter = ',')]
+    #[arg(long, value_name = "ID,ID,..", value_delimiter = ',', value_parser = token_id)]
     stop_token_ids: Vec<u32>,
     /// Go on after the model's end-of-sequence token
     #[arg(long)]
@@ -86,6 +86,11 @@ pub struct Arrival {
     pub request: Request,
 }
 
+/// The greatest step number that every JSON reader keeps exact.
+const LAST_STEP: u64 = 1 << 53;
+/// More samples of one prompt than this are a slip of the keyboard.
+const MOST_SAMPLES: u32 = 16_384;
+
 /// A line of `--prompts`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -108,6 +113,10 @@ struct Line {
     logprobs: Option<u32>,
     prompt_logprobs: Option<u32>,
     priority: Option<i32>,
+}
+
+fn token_id(text: &str) -> Result<u32, String> {
+    text.trim().parse().map_err(|_| format!("{text:?} is no token id: a number from 0 on"))
 }
 
 #[derive(Debug, Deserialize)]
@@ -172,27 +181,52 @@ fn read_list(path: &Path, flags: &SamplingFlags, seed: u64) -> anyhow::Result<Ve
     let text = read_text(path)?;
     let mut prompts: Vec<Prompt> = Vec::new();
     let mut names: HashMap<String, usize> = HashMap::new();
+    // Some editors begin a file with a mark of its encoding.
+    let text = text.trim_start_matches('\u{feff}');
     for (number, line) in (1..).zip(text.lines()) {
         if line.trim().is_empty() {
             continue;
         }
         let place = format!("{}:{number}", path.display());
+        if !line.trim_start().starts_with('{') {
+            return Err(usage(anyhow!("{place}: not a prompt: a line is one JSON object")));
+        }
         let mut line: Line =
             serde_json::from_str(line).with_context(|| format!("{place}: not a prompt")).map_err(usage)?;
         let name = match line.request_id.take() {
             Some(Name::Text(name)) => name,
             Some(Name::Number(number)) => number.to_string(),
-            None => prompts.len().to_string(),
+            None => unnamed(prompts.len(), &names),
         };
-        if let Some(first) = names.insert(name.clone(), number) {
-            return Err(usage(anyhow!("{place}: request_id {name:?} is that of line {first} already")));
+        if line.arrival_step > LAST_STEP {
+            let step = line.arrival_step;
+            return Err(usage(anyhow!("{place}: arrival_step {step} is beyond the last step, {LAST_STEP}")));
         }
-        prompts.push(line.prompt(name, place, flags, seed)?);
+        let prompt = line.prompt(name, place, flags, seed)?;
+        // Samples are told apart in traces by a number behind the name.
+        let name = &prompt.request.request_id;
+        let samples = (0..prompt.request.n).filter(|_| prompt.request.n > 1).map(|i| format!("{name}/{i}"));
+        for name in samples.chain([name.clone()]) {
+            if let Some(first) = names.insert(name.clone(), number) {
+                let place = &prompt.place;
+                return Err(usage(anyhow!("{place}: request_id {name:?} is that of line {first} already")));
+            }
+        }
+        prompts.push(prompt);
     }
     if prompts.is_empty() {
         return Err(usage(anyhow!("{} has no prompts", path.display())));
     }
     Ok(prompts)
+}
+
+/// A name for a line that has none: its number among the prompts, unless an earlier one took that.
+fn unnamed(index: usize, taken: &HashMap<String, usize>) -> String {
+    let mut name = index.to_string();
+    while taken.contains_key(&name) {
+        name.insert(0, '#');
+    }
+    name
 }
 
 impl Line {
@@ -219,6 +253,9 @@ impl Line {
             if value == 0 {
                 return Err(usage(anyhow!("{place}: {name} is 0, it should be at least 1")));
             }
+        }
+        if n > MOST_SAMPLES {
+            return Err(usage(anyhow!("{place}: n is {n}, it should be {MOST_SAMPLES} at most")));
         }
         let top_k = SamplingParams::top_k_from(self.top_k.unwrap_or(flags.top_k));
         let sampling = top_k.and_then(|top_k| {

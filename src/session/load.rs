@@ -6,6 +6,7 @@ use anyhow::Context;
 use pagedraft_attention::isa::Isa;
 use pagedraft_block_manager::KvGroup;
 use pagedraft_model::checkpoint::{Checkpoint, ModelConfig};
+use pagedraft_model::cpu::memory::physical_memory;
 use pagedraft_model::cpu::{CpuDevice, CpuOptions};
 use pagedraft_model::tokenizer::Tokenizer;
 use pagedraft_model::{Dtype, ModelError, Runner, StepLimits};
@@ -85,6 +86,24 @@ fn max_model_len(options: &EngineOptions, config: &ModelConfig) -> anyhow::Resul
     }
 }
 
+/// Refuses a KV cache that holds nothing, or that this machine cannot hold.
+fn check_memory(options: &EngineOptions, num_blocks: u32, block_bytes: usize) -> anyhow::Result<()> {
+    let flag = match (options.num_blocks, options.kv_cache_memory) {
+        (Some(n), _) => format!("--num-blocks {n}"),
+        (None, Some(bytes)) => format!("--kv-cache-memory {bytes}"),
+        (None, None) => format!("the default KV cache of {DEFAULT_KV_CACHE_MEMORY} bytes"),
+    };
+    anyhow::ensure!(num_blocks > 0, "{flag} holds no KV block: one takes {block_bytes} bytes");
+    let bytes = u128::from(num_blocks) * block_bytes as u128;
+    if let Some(memory) = physical_memory() {
+        anyhow::ensure!(
+            bytes <= u128::from(memory),
+            "{flag}: a KV cache of {num_blocks} blocks takes {bytes} bytes, and this machine has {memory}"
+        );
+    }
+    Ok(())
+}
+
 pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
     let checkpoint = checkpoint(options)?;
     let config = checkpoint.config().clone();
@@ -99,6 +118,7 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
         Some(n) => n,
         None => u32::try_from(memory / block_bytes as u64).unwrap_or(u32::MAX),
     };
+    check_memory(options, num_blocks, block_bytes).map_err(usage)?;
     // The scheduler refuses bad figures before anything large is allocated.
     let group = KvGroup::dense(config.num_layers as u16, block_bytes / options.block_size as usize);
     let scheduler = Scheduler::new(SchedulerConfig {

@@ -114,7 +114,8 @@ impl Session {
             sampling.sample += sample;
             self.executor.register(key, sampling, request.prompt.len() as u32);
             if let Some(trace) = &mut self.trace {
-                trace.name(key, &sequence.output().request_id);
+                let name = &request.request_id;
+                trace.name(key, if request.n > 1 { format!("{name}/{sample}") } else { name.clone() });
             }
             self.by_key.insert(key, self.sequences.len());
             ids.push(RequestId(self.sequences.len()));
@@ -152,6 +153,18 @@ impl Session {
         ensure!(
             request.stop.is_empty() || self.tokenizer.is_some(),
             "stop strings need a tokenizer, and the model has none: use stop token ids"
+        );
+        // A request that the whole pool cannot hold to its end would end early, and how early would depend on the pool.
+        let most = (request.prompt.len() as u64 + u64::from(request.max_tokens))
+            .min(u64::from(self.info.max_model_len));
+        let (blocks, block_size) = (self.info.num_blocks, self.info.block_size);
+        let holds = u64::from(blocks) * u64::from(block_size);
+        // The last token is never computed, and needs no slot.
+        ensure!(
+            most <= holds + 1,
+            "it may grow to {most} tokens ({} of prompt), and the pool of {blocks} KV blocks of {block_size} tokens holds {holds}: \
+             ask for fewer tokens, or for more blocks with --num-blocks or --kv-cache-memory",
+            request.prompt.len()
         );
         Ok(())
     }

@@ -52,7 +52,7 @@ impl Request {
 /// What came of one sample.
 #[derive(Clone, Debug, Serialize)]
 pub struct RequestOutput {
-    /// The caller's name; `NAME/i` for sample i of several.
+    /// The caller's name; a trace calls sample i of several `NAME/i`.
     pub request_id: String,
     /// Which sample of the prompt, from 0.
     pub sample: u32,

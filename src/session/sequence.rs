@@ -27,13 +27,12 @@ impl Sequence {
         stop_token_ids: &[u32],
         tokenizer: Option<&Arc<Tokenizer>>,
     ) -> anyhow::Result<Self> {
-        let name = &request.request_id;
         Ok(Self {
             key: RequestKey::default(),
             scan: StopScan::new(tokenizer, &request.prompt, request.stop.clone())?,
             stop_token_ids: stop_token_ids.to_vec(),
             output: RequestOutput {
-                request_id: if request.n > 1 { format!("{name}/{sample}") } else { name.clone() },
+                request_id: request.request_id.clone(),
                 sample,
                 prompt_token_ids: request.prompt.clone(),
                 token_ids: Vec::new(),

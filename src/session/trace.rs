@@ -73,8 +73,8 @@ impl Trace {
     }
 
     /// A request's name, from its submission on.
-    pub fn name(&mut self, request: RequestKey, name: &str) {
-        self.names.insert(request, name.to_owned());
+    pub fn name(&mut self, request: RequestKey, name: String) {
+        self.names.insert(request, name);
     }
 
     /// Writes a step.

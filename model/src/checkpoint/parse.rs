@@ -183,7 +183,15 @@ fn sliding_window(fields: Fields<'_>, architecture: Architecture) -> Result<Opti
         Architecture::Mistral => true,
         Architecture::Qwen2 | Architecture::Qwen3 => fields.boolean("use_sliding_window", false)?,
     };
-    if !used {
+    // Qwen's first `max_window_layers` layers have no window.
+    let layers = fields.size("num_hidden_layers", MOST_LAYERS)?;
+    let full = match architecture {
+        Architecture::Qwen2 | Architecture::Qwen3 => {
+            fields.optional_size("max_window_layers", usize::MAX as u64)?
+        }
+        Architecture::Llama | Architecture::Mistral => None,
+    };
+    if !used || full.is_some_and(|full| full >= layers) {
         return Ok(None);
     }
     let window = fields.optional_size("sliding_window", MOST_POSITIONS)?;

@@ -140,17 +140,45 @@ fn explain(bytes: &[u8], error: &SafeTensorError) -> String {
         SafeTensorError::InvalidOffset(tensor) => format!(
             "the data_offsets of tensor `{tensor}` overlap another tensor, leave a gap, or run backwards"
         ),
-        SafeTensorError::TensorInvalidInfo => {
-            "a tensor's data_offsets do not fit its shape and type".to_owned()
+        SafeTensorError::TensorInvalidInfo | SafeTensorError::ValidationOverflow => {
+            let odd = odd_tensor(bytes, header).unwrap_or_else(|| "a tensor".to_owned());
+            format!("the data_offsets of {odd} do not fit its shape and type")
         }
-        SafeTensorError::ValidationOverflow => "a tensor's shape is absurdly large".to_owned(),
         other => other.to_string(),
     }
 }
 
-fn data_end(bytes: &[u8], header: u64) -> Option<u64> {
+/// The header as JSON, whatever it says.
+fn header_json(bytes: &[u8], header: u64) -> Option<serde_json::Map<String, serde_json::Value>> {
     let end = usize::try_from(header).ok()?.checked_add(8)?;
-    let json: serde_json::Value = serde_json::from_slice(bytes.get(8..end)?).ok()?;
-    let ends = json.as_object()?.values();
+    serde_json::from_slice(bytes.get(8..end)?).ok()
+}
+
+/// The first tensor whose bytes are not as many as its shape and type make them, with its figures.
+fn odd_tensor(bytes: &[u8], header: u64) -> Option<String> {
+    let json = header_json(bytes, header)?;
+    let tensors = json.iter().filter(|(name, _)| *name != "__metadata__");
+    tensors.into_iter().find_map(|(name, tensor)| {
+        let offset = |i: usize| tensor.get("data_offsets")?.get(i)?.as_u64();
+        let found = offset(1)?.checked_sub(offset(0)?);
+        let dtype = tensor.get("dtype")?.as_str()?;
+        let bits = match dtype {
+            "BOOL" | "U8" | "I8" => 8,
+            "F16" | "BF16" | "U16" | "I16" => 16,
+            "F64" | "U64" | "I64" => 64,
+            other if other.starts_with("F8") => 8,
+            _ => 32,
+        };
+        let shape = tensor.get("shape")?;
+        let elements = shape.as_array()?.iter().try_fold(1u64, |n, size| n.checked_mul(size.as_u64()?));
+        let expected = elements.and_then(|n| Some(n.checked_mul(bits)? / 8));
+        (expected.is_none() || expected != found)
+            .then(|| format!("tensor `{name}` (dtype {dtype}, shape {shape})"))
+    })
+}
+
+fn data_end(bytes: &[u8], header: u64) -> Option<u64> {
+    let json = header_json(bytes, header)?;
+    let ends = json.values();
     ends.filter_map(|tensor| tensor.get("data_offsets")?.get(1)?.as_u64()).max()
 }

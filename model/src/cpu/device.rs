@@ -91,13 +91,13 @@ impl CpuDevice {
         let bytes = (options.num_blocks as usize)
             .checked_mul(layout.block_bytes())
             .and_then(|b| b.checked_mul(config.num_layers));
-        let kv = bytes.and_then(|bytes| Memory::zeroed(bytes).ok()).ok_or_else(|| ModelError::BadInputs {
+        let kv = bytes.and_then(|bytes| Memory::zeroed(bytes).ok()).ok_or_else(|| ModelError::NoDevice {
             what: format!(
                 "there is no memory for a KV cache of {} blocks; ask for fewer with --num-blocks",
                 options.num_blocks
             ),
         })?;
-        let team = Team::new(options.threads).map_err(|e| ModelError::BadInputs {
+        let team = Team::new(options.threads).map_err(|e| ModelError::NoDevice {
             what: format!("{} threads cannot be started: {e}; ask for fewer with --threads", options.threads),
         })?;
         Ok(Self {
