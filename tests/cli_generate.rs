@@ -139,7 +139,8 @@ fn many_prompts_are_served_at_once_and_come_out_in_order_whatever_the_schedule()
         done(&pagedraft(&[&arguments[..], schedule].concat()));
         let lines = scratch.json_lines("out.jsonl");
         let ids: Vec<&str> = lines.iter().map(|line| line["request_id"].as_str().unwrap()).collect();
-        assert_eq!(ids, ["last", "1", "ids", "two/0", "two/1", "gone"]);
+        assert_eq!(ids, ["last", "1", "ids", "two", "two", "gone"]);
+        assert_eq!((&lines[3]["sample"], &lines[4]["sample"]), (&json!(0), &json!(1)));
         assert_ne!(lines[3]["token_ids"], lines[4]["token_ids"], "two samples differ");
         tokens.push(lines.iter().map(|line| line["token_ids"].clone()).collect::<Vec<_>>());
         let check = pagedraft(&["trace", "check", &trace]);

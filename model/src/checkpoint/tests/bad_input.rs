@@ -61,15 +61,15 @@ fn headers_that_lie_are_refused() {
     let tensor = |dtype: &str, shape: &str, from: i64, to: i64| {
         format!(r#"{{"a":{{"dtype":"{dtype}","shape":{shape},"data_offsets":[{from},{to}]}}}}"#)
     };
-    refused(with_header(&tensor("F32", "[2]", 0, 800), 8), &["damaged"]);
+    refused(with_header(&tensor("F32", "[2]", 0, 800), 8), &["damaged", "`a`", "[2]"]);
     refused(with_header(&tensor("F32", "[200]", 0, 800), 8), &["damaged", "broken download"]);
-    refused(with_header(&tensor("F32", "[2]", 0, 4), 4), &["damaged"]);
+    refused(with_header(&tensor("F32", "[2]", 0, 4), 4), &["damaged", "`a`", "[2]"]);
     refused(with_header(&tensor("F32", "[2]", 8, 0), 8), &["damaged", "`a`"]);
     refused(with_header(&tensor("F32", "[2]", -8, 0), 8), &["damaged"]);
     refused(with_header(&tensor("F32", "[2]", 4, 12), 12), &["damaged", "`a`"]);
     refused(with_header(&tensor("F33", "[2]", 0, 8), 8), &["damaged"]);
     let huge = "[4294967296,4294967296,16]";
-    refused(with_header(&tensor("F32", huge, 0, 8), 8), &["damaged", "large"]);
+    refused(with_header(&tensor("F32", huge, 0, 8), 8), &["damaged", "`a`", huge]);
     refused(with_header(&tensor("F32", "[-1]", 0, 8), 8), &["damaged"]);
     let overlapping = r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},
         "b":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}}"#;
