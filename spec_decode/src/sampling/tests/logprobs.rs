@@ -64,3 +64,18 @@ fn rows_and_tokens_without_a_probability_are_refused() {
     assert!(matches!(logprobs(&[0.0, f32::NAN], 1, 0), Err(SamplingError::BadLogit { token: 1, .. })));
     assert!(logprobs(&[], 1, 0).is_err());
 }
+#[test]
+fn printed_digits_tell_any_two_apart() {
+    let mut random = Random::new(9);
+    for _ in 0..2000 {
+        let logprob = f32::from_bits(random.next() as u32);
+        if !logprob.is_finite() {
+            continue;
+        }
+        let token = TokenLogprob { token_id: 7, logprob };
+        let json = serde_json::to_string(&token).unwrap();
+        let read: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(read["token_id"], 7);
+        assert_eq!(read["logprob"].as_f64().unwrap() as f32, logprob, "{json}");
+    }
+}
