@@ -16,6 +16,7 @@ const TEXT: &str = include_str!("../assets/held_out.txt");
 const BATCH: usize = 8;
 const INPUT: usize = 256;
 const OUTPUT: u32 = 128;
+const ROUNDS_A_PAIR: usize = 4;
 
 fn engine(threads: usize, trace: Option<PathBuf>) -> Session {
     Session::open(&EngineOptions {
@@ -58,29 +59,39 @@ fn flag<T: std::str::FromStr>(name: &str, default: T) -> T {
 }
 
 fn main() {
-    let (rounds, threads) = (flag("--rounds", 30usize), flag("--threads", 2usize));
+    let (rounds, threads) = (flag("--rounds", 40usize), flag("--threads", 2usize));
     let dir = std::env::temp_dir().join(format!("pagedraft-main-job-{}", std::process::id()));
-    let mut plain = engine(threads, None);
-    let mut traced = engine(threads, Some(dir.clone()));
     let (mut step_ratios, mut batch_ratios, mut steps, mut batches) = (vec![], vec![], vec![], vec![]);
-    for round in 0..=rounds {
-        // Who goes first alternates, so that a drift of the machine falls on both.
-        let (a, b) = if round % 2 == 0 {
-            let a = batch(&mut plain, round);
-            (a, batch(&mut traced, round))
+    for pair in 0..rounds.div_ceil(ROUNDS_A_PAIR) {
+        // Where an engine's memory lies makes some per cent of difference for its whole life: pairs are made anew, and
+        // who is made first alternates, as does who runs first.
+        let trace = || Some(dir.join(pair.to_string()));
+        let (mut plain, mut traced) = if pair % 2 == 0 {
+            let plain = engine(threads, None);
+            (plain, engine(threads, trace()))
         } else {
-            let b = batch(&mut traced, round);
-            (batch(&mut plain, round), b)
+            let traced = engine(threads, trace());
+            (engine(threads, None), traced)
         };
-        // The first round warms up.
-        if round > 0 {
-            step_ratios.push(median(&b.1) / median(&a.1));
-            batch_ratios.push(b.0 / a.0);
-            steps.push(median(&a.1));
-            batches.push(a.0);
+        for round in 0..=ROUNDS_A_PAIR {
+            let (a, b) = if round % 2 == 0 {
+                let a = batch(&mut plain, round);
+                (a, batch(&mut traced, round))
+            } else {
+                let b = batch(&mut traced, round);
+                (batch(&mut plain, round), b)
+            };
+            // The first round of a pair warms up.
+            if round > 0 {
+                step_ratios.push(median(&b.1) / median(&a.1));
+                batch_ratios.push(b.0 / a.0);
+                steps.push(median(&a.1));
+                batches.push(a.0);
+            }
         }
+        traced.close(&serde_json::json!({ "rounds": ROUNDS_A_PAIR })).expect("a trace");
     }
-    traced.close(&serde_json::json!({ "rounds": rounds })).expect("a trace");
+    let rounds = batches.len();
     let spread =
         |v: &[f64]| (v.iter().copied().fold(f64::INFINITY, f64::min), v.iter().copied().fold(0.0, f64::max));
     println!("main job, {BATCH} x {INPUT} -> {OUTPUT}, {threads} threads, {rounds} rounds");
