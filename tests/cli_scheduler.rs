@@ -69,6 +69,15 @@ fn traces_of_random_workloads_pass_the_check() {
             .filter(|o| !o["finish_reason"].is_null())
             .count();
         assert_eq!(finished, 20, "seed {seed}");
+        assert!(check.stdout.contains(" 0 blocks still held"), "{check:?}");
+        for step in &steps {
+            let outcome = step["outcome"].as_array().unwrap();
+            let ended = outcome.iter().filter(|o| !o["finish_reason"].is_null()).map(|o| &o["request_id"]);
+            let told: Vec<&Value> = step["finished"].as_array().unwrap().iter().collect();
+            assert_eq!(ended.collect::<Vec<_>>(), told, "seed {seed}: an end is told in its own line");
+            let rows = step["plan_rows"].as_array().unwrap();
+            assert_eq!(rows.len(), step["metadata"]["seq_lens"].as_array().unwrap().len(), "seed {seed}");
+        }
     }
     assert!(preempted > 0, "no preemption was tried");
 }
@@ -89,6 +98,7 @@ fn a_step_has_the_fields_of_the_contract() {
         "rows",
         "input_tokens",
         "input_positions",
+        "plan_rows",
         "metadata",
         "groups",
         "outcome",
@@ -166,6 +176,44 @@ fn a_steady_step_is_timed_and_its_allocations_are_counted() {
 }
 
 #[test]
+fn requests_come_and_go_whatever_their_number_and_drafts() {
+    let scratch = Scratch::new("churn");
+    let out = scratch.path("out.json");
+    for (running, drafts, steps) in
+        [("256", "8", "100"), ("500", "1", "50"), ("300", "4", "60"), ("1", "2", "300")]
+    {
+        let arguments = ["bench", "scheduler", "--running", running, "--num-speculative-tokens", drafts];
+        let more = ["--steps", steps, "--churn", "--output-json", &out];
+        let run = pagedraft(&[&arguments[..], &more[..]].concat());
+        assert_eq!(run.code, Some(0), "{running} running, {drafts} drafts: {run:?}");
+        assert!(scratch.json("out.json")["requests_ended"].as_u64() > Some(0), "{run:?}");
+        assert_eq!(scratch.json("out.json")["steps"].to_string(), steps);
+    }
+}
+
+#[test]
+fn more_steps_than_memory_has_room_for_are_refused() {
+    let run = pagedraft(&["bench", "scheduler", "--steps", "400000000"]);
+    assert_eq!(run.code, Some(2), "{run:?}");
+    assert!(run.stderr.contains("fewer steps") && run.stderr.contains("--churn"), "{run:?}");
+}
+
+#[test]
+fn null_stands_for_a_field_that_is_not_there_and_unknown_fields_are_left_alone() {
+    let scratch = Scratch::new("nulls");
+    let plain = json!({"requests": [{"id": "a", "prompt_len": 20, "output_len": 5}]});
+    let nulls = json!({"made_by": "a script", "requests": [{"id": "a", "arrival_step": null, "prompt_token_ids": null,
+        "prompt_len": 20, "prefix_group": null, "shared_prefix_len": null, "output_len": 5, "accepted": null,
+        "priority": null, "comment": {"x": null}}]});
+    let config = json!({"block_size": 16, "num_blocks": 9, "max_model_len": null, "prefill_chunk": null, "policy": null,
+        "num_speculative_tokens": null, "seed": 7, "notes": null});
+    let mut steps = run(&scratch, "nulls", &nulls, &config);
+    let mut same = run(&scratch, "plain", &plain, &json!({"num_blocks": 9}));
+    steps.iter_mut().chain(&mut same).for_each(|step| step["time_us"] = Value::Null);
+    assert_eq!(steps, same);
+}
+
+#[test]
 fn workloads_that_cant_be_driven_are_refused_by_name() {
     let scratch = Scratch::new("bad-workloads");
     let config = scratch.write("c.json", b"{}");
@@ -175,8 +223,26 @@ fn workloads_that_cant_be_driven_are_refused_by_name() {
         ("{\"requests\": [{\"id\": \"x\", \"output_len\": 3}]}", "prompt_len"),
         ("{\"requests\": [{\"id\": \"x\", \"prompt_len\": 0, \"output_len\": 3}]}", "x"),
         ("{\"requests\": [{\"id\": \"x\", \"prompt_len\": 3, \"output_len\": 0}]}", "output_len"),
-    ];
-    for (text, word) in bad {
+        ("{\"requests\": [{\"id\": \"x\", \"prompt_len\": 3}]}", "requests[0]"),
+    ]
+    .map(|(text, word)| (text.to_owned(), vec![word]));
+    let request = |id: Value, prompt: u64, arrival: u64| json!({"id": id, "prompt_len": prompt, "output_len": 2, "arrival_step": arrival});
+    let more = [
+        (
+            vec![request(json!("x"), 3, 0), request(json!("y"), 3, 0), request(json!("x"), 3, 0)],
+            vec!["\"x\"", "requests[0]", "requests[2]"],
+        ),
+        (
+            vec![request(json!(7), 3, 0), request(json!("7"), 3, 0)],
+            vec!["\"7\"", "requests[0]", "requests[1]"],
+        ),
+        (vec![request(json!("x"), 4_000_000_000, 0)], vec!["\"x\"", "4000000000", "max_model_len 8192"]),
+        (vec![request(json!("x"), 8192, 0)], vec!["\"x\"", "max_model_len 8192"]),
+        (vec![request(json!("x"), 3, u64::MAX)], vec!["\"x\"", "arrival_step 18446744073709551615"]),
+        (vec![request(json!("x"), 3, (1 << 53) + 1)], vec!["arrival_step"]),
+    ]
+    .map(|(requests, words)| (json!({ "requests": requests }).to_string(), words));
+    for (text, words) in bad.into_iter().chain(more) {
         let workload = scratch.write("w.json", text.as_bytes());
         let run = pagedraft(&[
             "bench",
@@ -189,7 +255,7 @@ fn workloads_that_cant_be_driven_are_refused_by_name() {
             &trace,
         ]);
         assert_eq!(run.code, Some(2), "{run:?}");
-        assert!(run.stderr.contains(word), "{run:?}");
+        assert!(words.iter().all(|word| run.stderr.contains(word)), "{words:?}: {run:?}");
     }
     assert_eq!(scratch.names(), ["c.json", "w.json"], "nothing half-written");
 }

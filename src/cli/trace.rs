@@ -52,7 +52,7 @@ impl Check {
 
 fn sound(report: &CheckReport) -> String {
     let mut text = format!(
-        "trace ok: {} steps, {} plan rows, {} input tokens, {} slots re-derived\n          {} requests, {} finished, {} tokens emitted, {} preemptions\n",
+        "trace ok: {} steps, {} plan rows, {} input tokens, {} slots re-derived\n          {} requests, {} finished, {} tokens emitted, {} preemptions, {} blocks still held\n",
         report.steps,
         report.rows,
         report.input_tokens,
@@ -61,6 +61,7 @@ fn sound(report: &CheckReport) -> String {
         report.finished,
         report.emitted_tokens,
         report.preemptions,
+        report.blocks_held,
     );
     if report.other_events > 0 {
         text.push_str(&format!("          {} lines of other events, not checked\n", report.other_events));

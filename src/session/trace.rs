@@ -1,13 +1,12 @@
 //! The session's record: a line a step, from the objects that the step was executed from.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use pagedraft_block_manager::PoolStats;
-use pagedraft_scheduler::{Applied, FinishReason, RequestKey, StepOutcome, StepPlan};
+use pagedraft_scheduler::{Applied, RequestKey, StepOutcome, StepPlan};
 use pagedraft_spec_decode::{Mode, StepRecord};
 use pagedraft_workloads::trace::{
-    PoolCounts, StepEvent, StepNames, TableDelta, TimesUs, TraceTables, TraceWriter,
+    PoolCounts, RequestNames, StepEvent, TableDelta, TimesUs, TraceTables, TraceWriter,
 };
 use serde_json::json;
 
@@ -20,23 +19,7 @@ pub(super) struct Trace {
     writer: TraceWriter,
     tables: TraceTables,
     delta: TableDelta,
-    names: HashMap<RequestKey, String>,
-}
-
-struct Names<'a> {
-    names: &'a HashMap<RequestKey, String>,
-    /// The requests that ended in the step: few, if any.
-    ended: Vec<&'a Applied>,
-}
-
-impl StepNames for Names<'_> {
-    fn request_id(&self, request: RequestKey) -> &str {
-        self.names.get(&request).map_or("", String::as_str)
-    }
-
-    fn finish_reason(&self, request: RequestKey) -> Option<FinishReason> {
-        self.ended.iter().find(|a| a.request == request).and_then(|a| a.finish)
-    }
+    names: RequestNames,
 }
 
 impl Trace {
@@ -69,7 +52,7 @@ impl Trace {
             "revision": crate::REVISION,
         });
         let writer = TraceWriter::create(&to.dir, &config).map_err(|e| usage(e.into()))?;
-        Ok(Self { writer, tables: to.tables, delta: TableDelta::default(), names: HashMap::new() })
+        Ok(Self { writer, tables: to.tables, delta: TableDelta::default(), names: RequestNames::default() })
     }
 
     /// A request's name, from its submission on.
@@ -77,7 +60,7 @@ impl Trace {
         self.names.insert(request, name);
     }
 
-    /// Writes a step.
+    /// Writes a step that was applied: `pool` is the pool after it.
     ///
     /// # Errors
     ///
@@ -90,6 +73,7 @@ impl Trace {
         applied: &[Applied],
         pool: PoolStats,
     ) -> anyhow::Result<()> {
+        self.names.note(plan, applied);
         let record = &outcome.record;
         let metadata = match self.tables {
             TraceTables::Full => &record.inputs.metadata,
@@ -100,10 +84,8 @@ impl Trace {
             plan,
             outcome: &outcome.rows,
             emitted: &outcome.tokens,
-            names: &Names {
-                names: &self.names,
-                ended: applied.iter().filter(|a| a.finish.is_some()).collect(),
-            },
+            names: &self.names,
+            finished: self.names.finished(),
             time_us: TimesUs {
                 schedule: schedule.as_secs_f64() * 1e6,
                 metadata: times.metadata,
@@ -118,6 +100,7 @@ impl Trace {
             graph_key: None::<&()>,
             input_tokens: &record.inputs.tokens,
             input_positions: &record.inputs.positions,
+            plan_rows: &record.plan_rows,
             metadata,
             groups: None::<&()>,
             pool: PoolCounts {
@@ -127,9 +110,6 @@ impl Trace {
                 cached: u64::from(pool.cached),
             },
         })?;
-        for request in &plan.finished {
-            self.names.remove(request);
-        }
         Ok(())
     }
 

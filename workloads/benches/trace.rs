@@ -67,12 +67,17 @@ fn step(sequences: u32, tokens: u32) -> Step {
     }
 }
 
-fn event<'a>(step: &'a Step, metadata: &'a AttentionMetadata) -> StepEvent<'a, AttentionMetadata, (), ()> {
+fn event<'a>(
+    step: &'a Step,
+    plan_rows: &'a [u32],
+    metadata: &'a AttentionMetadata,
+) -> StepEvent<'a, AttentionMetadata, (), ()> {
     StepEvent {
         plan: &step.plan,
         outcome: &step.outcome,
         emitted: &step.emitted,
         names: &Names,
+        finished: &[],
         time_us: TimesUs {
             schedule: 1.234,
             metadata: 2.345,
@@ -84,6 +89,7 @@ fn event<'a>(step: &'a Step, metadata: &'a AttentionMetadata) -> StepEvent<'a, A
         graph_key: None,
         input_tokens: &step.inputs,
         input_positions: &step.positions,
+        plan_rows,
         metadata,
         groups: None,
         pool: PoolCounts { num_blocks: 20_000, used: 192, free: 19_808, cached: 0 },
@@ -96,15 +102,15 @@ fn traced_step(c: &mut Criterion) {
     let step = step(8, 384);
     let directory = std::env::temp_dir().join(format!("pagedraft-trace-bench-{}", std::process::id()));
     let mut writer = TraceWriter::create(&directory, &serde_json::json!({})).unwrap();
+    let rows: Vec<u32> = (0..8).collect();
     group.bench_function("full tables", |b| {
-        b.iter(|| writer.write(&event(&step, &step.metadata)).unwrap());
+        b.iter(|| writer.write(&event(&step, &rows, &step.metadata)).unwrap());
     });
     let mut delta = TableDelta::default();
-    let rows: Vec<u32> = (0..8).collect();
     group.bench_function("delta tables", |b| {
         b.iter(|| {
             let metadata = delta.reduce(&step.plan, &rows, &step.metadata);
-            writer.write(&event(&step, metadata)).unwrap();
+            writer.write(&event(&step, &rows, metadata)).unwrap();
         });
     });
     group.finish();
@@ -123,14 +129,14 @@ fn long_line(c: &mut Criterion) {
     group.bench_function("full tables", |b| {
         b.iter(|| {
             line.clear();
-            serde_json::to_writer(&mut line, &event(&step, &step.metadata)).unwrap();
+            serde_json::to_writer(&mut line, &event(&step, &rows, &step.metadata)).unwrap();
         });
     });
     group.bench_function("delta tables", |b| {
         b.iter(|| {
             line.clear();
             let metadata = delta.reduce(&step.plan, &rows, &step.metadata);
-            serde_json::to_writer(&mut line, &event(&step, metadata)).unwrap();
+            serde_json::to_writer(&mut line, &event(&step, &rows, metadata)).unwrap();
         });
     });
     group.finish();

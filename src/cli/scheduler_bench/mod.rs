@@ -1,6 +1,8 @@
 //! `pagedraft bench scheduler`: scheduler, block manager and metadata builder without a model.
 
 mod plan_inputs;
+mod samples;
+mod stated;
 mod steady;
 mod workload;
 
@@ -50,7 +52,7 @@ pub struct SchedulerBench {
 impl SchedulerBench {
     pub fn run(&self) -> anyhow::Result<Ended> {
         let output = self.output_json.as_deref().map(OutputFile::reserve).transpose()?;
-        let (text, json) = match (&self.workload, &self.config, &self.trace_out) {
+        let (text, json, ended) = match (&self.workload, &self.config, &self.trace_out) {
             (Some(workload), Some(config), Some(directory)) => {
                 WorkloadRun { workload, config, directory }.run()?
             }
@@ -68,6 +70,6 @@ impl SchedulerBench {
             output.write(&format!("{json:#}\n"))?;
         }
         stdout::print(&text)?;
-        Ok(Ended::Done)
+        Ok(ended)
     }
 }

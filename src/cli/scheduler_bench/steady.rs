@@ -1,24 +1,34 @@
 //! Sequences in decode, and what a step of them costs without a model.
 
+use std::collections::HashMap;
 use std::time::Instant;
 
-use anyhow::ensure;
+use anyhow::{anyhow, ensure};
+use pagedraft::exit::usage;
 use pagedraft_scheduler::fake::{FakeExecutor, Script};
 use pagedraft_scheduler::{
-    Applied, Executor, RequestSpec, Scheduler, SchedulerConfig, StepOutcome, StepPlan,
+    Applied, Executor, RequestKey, RequestSpec, Scheduler, SchedulerConfig, StepOutcome, StepPlan,
 };
-use pagedraft_workloads::latency::Spread;
 use serde_json::{Value, json};
 
 use super::plan_inputs::PlanInputs;
+use super::samples::Samples;
 use crate::allocations::counted;
+use crate::cli::{Ended, interrupt};
 
 /// Prompt tokens of a request.
 const PROMPT: u32 = 512;
 /// Steps in decode before those that are timed, so that buffers have grown.
 const WARM_UP: u32 = 64;
-/// Output tokens of a request where requests end: 64 to 319, evenly spread, so that some end in every few steps.
-const CHURN_OUTPUT: (u32, u32) = (64, 256);
+/// Where requests end, one lasts 64 to 319 steps, evenly spread; those that are there when the measurement begins have 1 to
+/// 256 steps left. So about one in 192 ends in a step, whatever their number and their drafts.
+const LIFE: (u32, u32) = (64, 256);
+/// Prompt tokens a step that this takes, for each sequence: twice 512 / 192, and some.
+const CHURN_BUDGET: u32 = 6;
+/// Tokens of all sequences at most: their ids alone are 16 GiB then.
+const MOST_TOKENS: u64 = 1 << 32;
+/// Tokens of one sequence at most.
+const LONGEST: u64 = 1 << 22;
 
 /// What is measured.
 pub struct Steady {
@@ -31,6 +41,8 @@ pub struct Steady {
 
 struct Bench<'a> {
     asked: &'a Steady,
+    /// Output tokens of a request.
+    output: u32,
     scheduler: Scheduler,
     fake: FakeExecutor,
     inputs: PlanInputs,
@@ -38,49 +50,55 @@ struct Bench<'a> {
     outcome: StepOutcome<()>,
     applied: Vec<Applied>,
     submitted: u32,
-}
-
-/// Seconds of each part, step by step.
-#[derive(Default)]
-struct Times {
-    schedule: Vec<f64>,
-    metadata: Vec<f64>,
-    apply: Vec<f64>,
-    allocations: u64,
+    /// Steps of the measurement so far; `None` before it.
+    measured: Option<u64>,
+    /// Where requests end: the step of the measurement in which each does.
+    last_step: HashMap<RequestKey, u64>,
+    /// Requests that ended in the measurement.
+    gone: u64,
 }
 
 impl Steady {
-    pub fn run(&self) -> anyhow::Result<(String, Value)> {
+    /// The measurement, up to the last step or Ctrl-C.
+    pub fn run(&self) -> anyhow::Result<(String, Value, Ended)> {
         let mut bench = Bench::new(self)?;
-        let mut warm_up = Times::with_capacity(self.steps);
-        let mut decoding = 0;
-        let most = 1000 + self.running.div_ceil(8);
-        for step in 0.. {
-            ensure!(step < most, "the {} sequences never all came to decode", self.running);
-            bench.step(&mut warm_up)?;
+        interrupt::listen()?;
+        let mut warm_up = (Samples::new(0), 0);
+        let (mut together, mut steps) = (0, 0);
+        while together < WARM_UP && !interrupt::pressed() {
+            ensure!(
+                steps < self.filling() + WARM_UP,
+                "the {} sequences never all came to decode",
+                self.running
+            );
+            bench.step(&mut warm_up.0, &mut warm_up.1)?;
             let all = bench.plan.rows.len() == self.running as usize
-                && (self.churn || bench.plan.rows.iter().all(|row| row.samples));
-            decoding += u32::from(all);
-            if decoding >= WARM_UP {
+                && bench.plan.rows.iter().all(|row| row.samples);
+            together += u32::from(all);
+            steps += 1;
+        }
+        bench.measured = Some(0);
+        let (mut times, mut allocations) = (Samples::new(self.steps), 0);
+        for _ in 0..self.steps {
+            if interrupt::pressed() {
                 break;
             }
+            bench.step(&mut times, &mut allocations)?;
         }
-        let mut times = Times::with_capacity(self.steps);
-        for _ in 0..self.steps {
-            bench.step(&mut times)?;
-        }
-        Ok(self.report(&times, bench.submitted))
+        let (text, json) = self.report(&times, allocations, &bench);
+        let whole = times.count() == u64::from(self.steps);
+        Ok((text, json, if whole { Ended::Done } else { Ended::Interrupted }))
     }
 
-    fn report(&self, times: &Times, requests: u32) -> (String, Value) {
-        let per_step = times.allocations as f64 / f64::from(self.steps);
+    fn report(&self, times: &Samples, allocations: u64, bench: &Bench<'_>) -> (String, Value) {
+        let per_step = allocations as f64 / times.count().max(1) as f64;
         let mut text = format!(
             "{} running, {} steps, {} drafts, blocks of {}{}\n{:<14}{:>10}{:>10}{:>10}\n",
             self.running,
-            self.steps,
+            times.count(),
             self.drafts,
             self.block_size,
-            if self.churn { format!(", {requests} requests came and went") } else { String::new() },
+            if self.churn { format!(", {} requests came and went", bench.gone) } else { String::new() },
             "us a step",
             "mean",
             "p50",
@@ -88,25 +106,16 @@ impl Steady {
         );
         let mut json = json!({
             "running": self.running,
-            "steps": self.steps,
+            "steps": times.count(),
             "num_speculative_tokens": self.drafts,
             "block_size": self.block_size,
             "churn": self.churn,
+            "requests_ended": bench.gone,
             "warm_up_steps": WARM_UP,
             "heap_allocations_per_step": per_step,
             "revision": pagedraft::REVISION,
         });
-        let total: Vec<f64> =
-            (0..times.apply.len()).map(|i| times.schedule[i] + times.metadata[i] + times.apply[i]).collect();
-        let parts = [
-            ("schedule", &times.schedule),
-            ("apply", &times.apply),
-            ("metadata", &times.metadata),
-            ("total", &total),
-        ];
-        for (name, seconds) in parts {
-            let Some(spread) = Spread::of(seconds) else { continue };
-            let [mean, p50, p99] = [spread.mean(), spread.median(), spread.percentile(99.0)].map(|s| s * 1e6);
+        for (name, [mean, p50, p99]) in times.figures() {
             text.push_str(&format!("{name:<14}{mean:>10.2}{p50:>10.2}{p99:>10.2}\n"));
             json[format!("{name}_us")] = json!({"mean": mean, "p50": p50, "p99": p99});
         }
@@ -115,29 +124,70 @@ impl Steady {
     }
 }
 
+impl Steady {
+    fn prefill_budget(&self) -> u64 {
+        2048 + if self.churn { u64::from(self.running) * u64::from(CHURN_BUDGET) } else { 0 }
+    }
+
+    /// Steps within which all prompts are computed, generously.
+    fn filling(&self) -> u32 {
+        let prompts = u64::from(self.running) * u64::from(PROMPT);
+        1000 + u32::try_from(prompts.div_ceil(self.prefill_budget())).unwrap_or(u32::MAX / 4)
+    }
+
+    /// Output tokens that no request comes to the end of.
+    fn endless(&self) -> u64 {
+        let measured = if self.churn { LIFE.0 + LIFE.1 } else { self.steps };
+        let steps = u64::from(measured) + u64::from(self.filling()) + u64::from(WARM_UP);
+        steps * (u64::from(self.drafts / 2) + 1)
+    }
+
+    /// The configuration, and the output tokens of a request.
+    fn config(&self) -> anyhow::Result<(SchedulerConfig, u32)> {
+        let (running, tokens_a_step) = (u64::from(self.running), u64::from(self.drafts) + 1);
+        let longest = u64::from(PROMPT) + self.endless() + tokens_a_step;
+        let num_blocks = running * (longest.div_ceil(u64::from(self.block_size)) + 1);
+        let fits = longest <= LONGEST && running * longest <= MOST_TOKENS;
+        let fitting = [num_blocks, longest, running * tokens_a_step + self.prefill_budget(), self.endless()]
+            .map(|n| u32::try_from(n).ok().filter(|_| fits));
+        let [Some(num_blocks), Some(max_model_len), Some(max_num_batched_tokens), Some(output)] = fitting
+        else {
+            let advice = if self.churn { "ask for fewer" } else { "ask for fewer steps, or for --churn" };
+            return Err(usage(anyhow!(
+                "{running} sequences would come to {longest} tokens each in {} steps; {LONGEST} each, and {MOST_TOKENS} \
+                 in all, are the most: {advice}",
+                self.steps
+            )));
+        };
+        let config = SchedulerConfig {
+            block_size: self.block_size,
+            num_blocks,
+            max_num_seqs: self.running,
+            max_num_batched_tokens,
+            max_model_len,
+            num_speculative_tokens: self.drafts,
+            ..SchedulerConfig::default()
+        };
+        Ok((config, output))
+    }
+}
+
 impl<'a> Bench<'a> {
     fn new(asked: &'a Steady) -> anyhow::Result<Self> {
-        let tokens_a_step = u32::from(asked.drafts) + 1;
-        let output = if asked.churn { CHURN_OUTPUT.0 + CHURN_OUTPUT.1 } else { asked.endless() };
-        let longest = PROMPT + output + tokens_a_step;
-        let scheduler = Scheduler::new(SchedulerConfig {
-            block_size: asked.block_size,
-            num_blocks: asked.running * (longest.div_ceil(asked.block_size) + 1),
-            max_num_seqs: asked.running,
-            max_num_batched_tokens: (asked.running * tokens_a_step).max(2048) + 2048,
-            max_model_len: longest,
-            num_speculative_tokens: asked.drafts,
-            ..SchedulerConfig::default()
-        })?;
+        let (config, output) = asked.config()?;
         let mut bench = Self {
             asked,
-            scheduler,
+            output,
+            scheduler: Scheduler::new(config)?,
             fake: FakeExecutor::new(),
             inputs: PlanInputs::new(asked.block_size)?,
             plan: StepPlan::default(),
             outcome: StepOutcome::default(),
             applied: Vec::new(),
             submitted: 0,
+            measured: None,
+            last_step: HashMap::new(),
+            gone: 0,
         };
         for _ in 0..asked.running {
             bench.submit()?;
@@ -147,54 +197,56 @@ impl<'a> Bench<'a> {
 
     fn submit(&mut self) -> anyhow::Result<()> {
         let number = self.submitted;
-        self.submitted += 1;
+        self.submitted = number.wrapping_add(1);
         // Prompts that share nothing.
         let script =
             Script { seed: u64::from(number), accepted: vec![self.asked.drafts / 2], ..Script::default() };
         let prompt: Vec<u32> = (0..PROMPT).map(|i| script.token(1_000_000 + i)).collect();
-        let output = if self.asked.churn {
-            CHURN_OUTPUT.0 + number.wrapping_mul(97) % CHURN_OUTPUT.1
-        } else {
-            self.asked.endless()
-        };
-        let key = self.scheduler.submit(RequestSpec::new(prompt, output))?;
+        let key = self.scheduler.submit(RequestSpec::new(prompt, self.output))?;
         self.fake.insert(key, PROMPT, script);
+        if self.asked.churn {
+            let spread = u64::from(number.wrapping_mul(97) % LIFE.1);
+            let last = match self.measured {
+                None => spread,
+                Some(now) => now + u64::from(LIFE.0) + spread,
+            };
+            self.last_step.insert(key, last);
+        }
         Ok(())
     }
 
-    fn step(&mut self, times: &mut Times) -> anyhow::Result<()> {
-        let allocations = &mut times.allocations;
+    fn step(&mut self, times: &mut Samples, allocations: &mut u64) -> anyhow::Result<()> {
         let start = Instant::now();
         counted(allocations, || self.scheduler.step(&mut self.plan));
         let planned = Instant::now();
         counted(allocations, || self.inputs.build(&self.plan, &self.scheduler))?;
         let built = Instant::now();
         self.fake.execute(&self.plan, &self.scheduler, &mut self.outcome)?;
+        self.stop();
         let executed = Instant::now();
         counted(allocations, || self.scheduler.apply(&self.outcome, &mut self.applied))?;
-        times.apply.push(executed.elapsed().as_secs_f64());
-        times.schedule.push((planned - start).as_secs_f64());
-        times.metadata.push((built - planned).as_secs_f64());
-        let ended = self.applied.iter().filter(|applied| applied.finish.is_some()).count();
-        for _ in 0..ended {
-            self.submit()?;
+        let apply = executed.elapsed().as_secs_f64();
+        times.push((planned - start).as_secs_f64(), apply, (built - planned).as_secs_f64());
+        if let Some(measured) = &mut self.measured {
+            *measured += 1;
+        }
+        for i in 0..self.applied.len() {
+            if self.applied[i].finish.is_some() {
+                self.last_step.remove(&self.applied[i].request);
+                self.gone += 1;
+                self.submit()?;
+            }
         }
         Ok(())
     }
-}
 
-impl Steady {
-    /// Output tokens that no request comes to the end of.
-    fn endless(&self) -> u32 {
-        let tokens_a_step = u32::from(self.drafts / 2) + 1;
-        // Prefill takes some steps more, in which the first sequences decode already.
-        (self.steps + WARM_UP + 1000 + self.running.div_ceil(8)) * tokens_a_step
-    }
-}
-
-impl Times {
-    fn with_capacity(steps: u32) -> Self {
-        let times = || Vec::with_capacity(steps as usize + 1024);
-        Self { schedule: times(), metadata: times(), apply: times(), allocations: 0 }
+    /// Ends those whose last step of the measurement this is, as a stop string does.
+    fn stop(&mut self) {
+        let Some(now) = self.measured.filter(|_| self.asked.churn) else { return };
+        for row in &mut self.outcome.rows {
+            let ends = self.last_step.get(&row.request).is_some_and(|&last| last <= now);
+            // A prompt that is still being computed goes on to its first token.
+            row.stop = ends && !row.tokens.is_empty();
+        }
     }
 }

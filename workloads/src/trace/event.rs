@@ -30,7 +30,7 @@ fn nanoseconds<S: Serializer>(us: &f64, serializer: S) -> Result<S::Ok, S::Error
     serializer.serialize_f64((us * 1e3).round() / 1e3)
 }
 
-/// The block pool at the end of a step.
+/// The block pool after a step was applied: what ended with the step holds nothing any more.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolCounts {
     /// All blocks.
@@ -62,6 +62,10 @@ pub struct StepEvent<'a, M, G, K> {
     pub emitted: &'a [u32],
     /// Names and reasons.
     pub names: &'a dyn StepNames,
+    /// Who ended with this step's outcome, or was aborted since the line before
+    /// ([`RequestNames::finished`](super::RequestNames::finished)): they and `pool` speak of the time after the step was
+    /// applied, unlike [`StepPlan::finished`].
+    pub finished: &'a [RequestKey],
     /// Where the time went.
     pub time_us: TimesUs,
     /// `eager` or `graph`.
@@ -72,6 +76,9 @@ pub struct StepEvent<'a, M, G, K> {
     pub input_tokens: &'a [u32],
     /// Their positions.
     pub input_positions: &'a [u32],
+    /// The plan row that each metadata row belongs to: metadata rows are ordered otherwise than the plan's, and may be
+    /// more.
+    pub plan_rows: &'a [u32],
     /// The attention call.
     pub metadata: &'a M,
     /// Further KV groups, if any.
@@ -82,7 +89,7 @@ pub struct StepEvent<'a, M, G, K> {
 
 impl<M: Serialize, G: Serialize, K: Serialize> Serialize for StepEvent<'_, M, G, K> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut line = serializer.serialize_struct("StepEvent", 15)?;
+        let mut line = serializer.serialize_struct("StepEvent", 16)?;
         line.serialize_field("event", "step")?;
         line.serialize_field("step", &self.plan.id)?;
         line.serialize_field("time_us", &self.time_us)?;
@@ -91,6 +98,7 @@ impl<M: Serialize, G: Serialize, K: Serialize> Serialize for StepEvent<'_, M, G,
         line.serialize_field("rows", &Rows { plan: self.plan, outcome: self.outcome, names: self.names })?;
         line.serialize_field("input_tokens", self.input_tokens)?;
         line.serialize_field("input_positions", self.input_positions)?;
+        line.serialize_field("plan_rows", self.plan_rows)?;
         line.serialize_field("metadata", self.metadata)?;
         line.serialize_field("groups", &self.groups)?;
         line.serialize_field(
@@ -98,7 +106,7 @@ impl<M: Serialize, G: Serialize, K: Serialize> Serialize for StepEvent<'_, M, G,
             &Outcomes { rows: self.outcome, emitted: self.emitted, names: self.names },
         )?;
         line.serialize_field("preempted", &Names { requests: &self.plan.preempted, names: self.names })?;
-        line.serialize_field("finished", &Names { requests: &self.plan.finished, names: self.names })?;
+        line.serialize_field("finished", &Names { requests: self.finished, names: self.names })?;
         line.serialize_field("copies", &self.plan.copies)?;
         line.serialize_field("pool", &self.pool)?;
         line.end()

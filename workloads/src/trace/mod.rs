@@ -4,6 +4,7 @@
 
 mod check;
 mod event;
+mod names;
 mod record;
 mod replace;
 mod tables;
@@ -11,6 +12,7 @@ mod writer;
 
 pub use check::{CheckReport, Rule, Violation, check_dir};
 pub use event::{PoolCounts, StepEvent, StepNames, TimesUs};
+pub use names::RequestNames;
 pub use record::{GroupRecord, MetadataRecord, OutcomeRecord, RowKind, RowRecord, StepRecord};
 pub use replace::replace_file;
 pub use tables::{TableDelta, TraceTables};

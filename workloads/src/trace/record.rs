@@ -19,6 +19,9 @@ pub struct StepRecord {
     pub input_tokens: Vec<u32>,
     /// Positions of those tokens.
     pub input_positions: Vec<u32>,
+    /// The plan row of each metadata row; absent in traces that leave it to be found out.
+    #[serde(default)]
+    pub plan_rows: Option<Vec<u64>>,
     /// The attention call.
     pub metadata: MetadataRecord,
     /// KV groups beyond the one in `metadata`.
@@ -29,7 +32,7 @@ pub struct StepRecord {
     /// Whose blocks were taken back while the plan was made.
     #[serde(default)]
     pub preempted: Vec<String>,
-    /// Who ended since the plan before.
+    /// Who ended with this step, or was aborted since the line before.
     #[serde(default)]
     pub finished: Vec<String>,
     /// Blocks copied before the step wrote anything: (from, to).
@@ -53,6 +56,9 @@ pub struct RowRecord {
     /// Drafts planned for.
     #[serde(default)]
     pub num_drafts: u32,
+    /// Drafts that slots were reserved for, where there were more.
+    #[serde(default)]
+    pub drafts_max: Option<u32>,
 }
 
 /// Kind of a plan row.

@@ -1,5 +1,9 @@
 //! Refutes a trace, or fails to.
 
+mod blocks;
+#[cfg(test)]
+mod breaks;
+mod ends;
 mod lines;
 mod lives;
 mod rows;
@@ -7,11 +11,13 @@ mod shape;
 mod slots;
 #[cfg(test)]
 mod synthetic;
+mod tables;
 
 use std::fmt;
 use std::path::Path;
 
 use serde::Deserialize;
+use serde_json::Value;
 
 use self::lines::{Line, Lines};
 use self::lives::Lives;
@@ -29,7 +35,8 @@ pub enum Rule {
     PlanRows,
     /// The outcome has one row for each plan row, in order, and accepts no more drafts than it scored.
     Outcome,
-    /// Metadata rows are the plan's rows: contexts start where the plan's do, queries are as long.
+    /// Metadata rows are the plan's rows, those that `plan_rows` says: contexts start where the plan's do, queries are as
+    /// long.
     MetadataRows,
     /// `seq_lens` = context + query, and the two start locations are running sums.
     Lengths,
@@ -37,7 +44,8 @@ pub enum Rule {
     Counts,
     /// Positions follow the context.
     Positions,
-    /// Block ids lie in the pool, and a row's table covers its tokens.
+    /// Block ids lie in the pool, none is twice in a table, and a row's table covers its tokens; only a trace of changes
+    /// may leave it out.
     BlockTable,
     /// Every slot is `table[i / block_size] * block_size + i % block_size`.
     Slot,
@@ -47,13 +55,26 @@ pub enum Rule {
     TableChange,
     /// A block that is written is in one request's table only.
     SharedWrite,
+    /// A block that several tables share is at the same place in each.
+    Alias,
+    /// A step copies a block that somebody holds to one that nobody held, and that a row then has.
+    Copy,
+    /// What a row reads was written before: by an earlier step of whoever had the block then, or by a copy.
+    Unwritten,
     /// A row starts where the request's row before ended: what was scheduled, less rejected drafts.
     Growth,
+    /// Decode and verify rows are those that begin with the last known token, a generated one.
+    Kind,
     /// Rows that sample give the tokens they should, and the next row starts with the last of them.
     Tokens,
     /// Requests that ended stay away.
     FinishedAgain,
-    /// used + free is the pool's size, which never changes; cached is at most free, and the tables' blocks at most used.
+    /// `preempted` names requests that ran, each once.
+    Preempted,
+    /// `finished` names each request that ended, once, in the step whose outcome says so (or after its abort).
+    Finished,
+    /// used + free is the pool's size, which is the configuration's and never changes; cached is at most free. used is the
+    /// blocks of those who run after the step: 0 when nobody does, exactly the tables' without drafts and further groups.
     Pool,
 }
 
@@ -73,9 +94,15 @@ impl fmt::Display for Rule {
             Self::SlotTwice => "slot-twice",
             Self::TableChange => "table-change",
             Self::SharedWrite => "shared-write",
+            Self::Alias => "alias",
+            Self::Copy => "copy",
+            Self::Unwritten => "unwritten",
             Self::Growth => "growth",
+            Self::Kind => "kind",
             Self::Tokens => "tokens",
             Self::FinishedAgain => "finished-again",
+            Self::Preempted => "preempted",
+            Self::Finished => "finished",
             Self::Pool => "pool",
         })
     }
@@ -128,6 +155,8 @@ pub struct CheckReport {
     pub finished: u64,
     /// Preemptions.
     pub preemptions: u64,
+    /// Blocks that were used after the last step.
+    pub blocks_held: u64,
     /// Lines of other events, which are not checked.
     pub other_events: u64,
     /// Whether the last line is cut, as a killed process leaves it; it was ignored.
@@ -162,11 +191,11 @@ impl Fault {
 /// No trace in `directory`, or a file of it can't be read. A trace that breaks a rule is no error but a
 /// [`CheckReport::violation`].
 pub fn check_dir(directory: &Path) -> Result<CheckReport, Error> {
-    let block_size = block_size(&directory.join(CONFIG_FILE))?;
+    let config = TraceConfig::read(&directory.join(CONFIG_FILE))?;
     let path = directory.join(STEPS_FILE);
     let mut lines = Lines::open(&path).map_err(|source| Error::Read { path: path.clone(), source })?;
     let mut report = CheckReport::default();
-    let mut lives = Lives::new(block_size);
+    let mut lives = Lives::new(&config);
     loop {
         let line = lines.next_line().map_err(|source| Error::Read { path: path.clone(), source })?;
         let mut step = None;
@@ -221,23 +250,56 @@ fn check_line(
     report.emitted_tokens += step.outcome.iter().map(|o| o.token_ids.len() as u64).sum::<u64>();
     report.finished += step.outcome.iter().filter(|o| o.finish_reason.is_some()).count() as u64;
     report.preemptions += step.preempted.len() as u64;
+    report.blocks_held = step.pool.used;
     Ok(())
 }
 
-fn block_size(path: &Path) -> Result<u32, Error> {
-    let bytes = std::fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
-    let bad = |what: String| Error::BadConfig { path: path.to_owned(), what };
-    let config: serde_json::Value =
-        serde_json::from_slice(&bytes).map_err(|e| bad(format!("no JSON: {e}")))?;
-    if let Some(version) = config.get("schema_version")
-        && version.as_u64() != Some(u64::from(super::SCHEMA_VERSION))
-    {
-        return Err(bad(format!("schema_version is {version}, this build reads {}", super::SCHEMA_VERSION)));
+/// What the checker has to know of a run's configuration.
+struct TraceConfig {
+    block_size: u32,
+    num_blocks: Option<u64>,
+    /// Whether tables that did not change are left out.
+    delta: bool,
+}
+
+impl TraceConfig {
+    fn read(path: &Path) -> Result<Self, Error> {
+        let bytes = std::fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+        let bad = |what: String| Error::BadConfig { path: path.to_owned(), what };
+        let config: Value = serde_json::from_slice(&bytes).map_err(|e| bad(format!("no JSON: {e}")))?;
+        let field = |name| {
+            let found = config.get(name).or_else(|| config.get("engine").and_then(|e| e.get(name)));
+            found.filter(|value| !value.is_null())
+        };
+        if let Some(version) = field("schema_version")
+            && version.as_u64() != Some(u64::from(super::SCHEMA_VERSION))
+        {
+            return Err(bad(format!(
+                "schema_version is {version}, this build reads {}",
+                super::SCHEMA_VERSION
+            )));
+        }
+        let Some(size) = field("block_size") else { return Err(bad("no block_size".to_owned())) };
+        let known = size.as_u64().and_then(|size| u32::try_from(size).ok());
+        let Some(block_size) = known.filter(|size| [16, 32, 64].contains(size)) else {
+            return Err(bad(format!("block_size is {size}, not 16, 32 or 64")));
+        };
+        let num_blocks = match field("num_blocks") {
+            None => None,
+            Some(blocks) => {
+                Some(blocks.as_u64().ok_or_else(|| bad(format!("num_blocks is {blocks}, not a number")))?)
+            }
+        };
+        let delta = match field("trace_tables") {
+            None => false,
+            Some(tables) => match tables.as_str() {
+                Some("full") => false,
+                Some("delta") => true,
+                _ => return Err(bad(format!("trace_tables is {tables}, neither full nor delta"))),
+            },
+        };
+        Ok(Self { block_size, num_blocks, delta })
     }
-    let found = config.get("block_size").or_else(|| config.get("engine").and_then(|e| e.get("block_size")));
-    let size = found.and_then(serde_json::Value::as_u64).and_then(|size| u32::try_from(size).ok());
-    size.filter(|&size| size > 0)
-        .ok_or_else(|| bad("no block_size, or none that is a positive number".to_owned()))
 }
 
 #[cfg(test)]

@@ -45,7 +45,7 @@ pub(super) fn query_len(step: &StepRecord, row: usize) -> u64 {
     u64::from(plan.num_new) - u64::from(plan.num_drafts) + u64::from(outcome.num_drafts)
 }
 
-/// The plan row of each metadata row. A plan row became one metadata row of as many query tokens, or (batch
+/// The plan row of each metadata row: what `plan_rows` says, where it is there. A plan row became one metadata row of as many query tokens, or (batch
 /// expansion) one of a single query token for each. Metadata rows are in the plan's order among those of
 /// several query tokens, and among those of one; any other order that fits is taken as well.
 pub(super) fn owners(step: &StepRecord) -> Result<Vec<usize>, Fault> {
@@ -55,6 +55,16 @@ pub(super) fn owners(step: &StepRecord) -> Result<Vec<usize>, Fault> {
     let mut owners = Vec::with_capacity(meta.context_lens.len());
     let mut cursor = 0;
     let mut was_single = false;
+    if let Some(stated) = &step.plan_rows
+        && stated.len() != meta.context_lens.len()
+    {
+        let what = format!(
+            "plan_rows has {} entries, there are {} metadata rows",
+            stated.len(),
+            meta.context_lens.len()
+        );
+        return Err(Fault::new(Rule::MetadataRows, what));
+    }
     for (m, &context) in meta.context_lens.iter().enumerate() {
         let query = meta.query_start_loc[m + 1] - meta.query_start_loc[m];
         if (query == 1) != was_single {
@@ -65,10 +75,15 @@ pub(super) fn owners(step: &StepRecord) -> Result<Vec<usize>, Fault> {
             let next = u64::from(step.rows[p].num_computed) + taken[p];
             next == context && if query == 1 { taken[p] < whole } else { taken[p] == 0 && query == whole }
         };
-        // A row that is half expanded goes on before another begins.
-        let found = (0..plan).map(|i| (cursor + i) % plan).find(|&p| fits(p));
+        let stated = step.plan_rows.as_ref().map(|rows| rows[m]);
+        let found = match stated {
+            Some(p) => usize::try_from(p).ok().filter(|&p| p < plan && fits(p)),
+            // A row that is half expanded goes on before another begins.
+            None => (0..plan).map(|i| (cursor + i) % plan).find(|&p| fits(p)),
+        };
         let Some(p) = found else {
-            let what = format!("metadata row {m} (context {context}, query {query}) is no plan row's");
+            let whose = stated.map_or_else(|| "no plan row's".to_owned(), |p| format!("not plan row {p}'s"));
+            let what = format!("metadata row {m} (context {context}, query {query}) is {whose}");
             return Err(Fault::new(Rule::MetadataRows, what));
         };
         taken[p] += query;

@@ -26,8 +26,12 @@ struct Sequence {
     output: usize,
     computed: usize,
     table: Vec<usize>,
-    /// Whether the next row resumes (or starts) and is called a prefill.
-    filling: bool,
+}
+
+impl Sequence {
+    fn decodes(&self) -> bool {
+        self.computed + 1 == self.tokens.len() && self.tokens.len() > self.prompt
+    }
 }
 
 /// What is written of one row.
@@ -44,7 +48,6 @@ pub(super) fn trace(seed: u64, requests: usize, expand: bool) -> Vec<Value> {
         dice: Dice(seed),
         refs: vec![0; BLOCKS],
         running: Vec::new(),
-        finished: Vec::new(),
         preempted: Vec::new(),
         forks: 0,
         expand,
@@ -57,15 +60,7 @@ pub(super) fn trace(seed: u64, requests: usize, expand: bool) -> Vec<Value> {
             let tokens = (0..prompt).map(|_| engine.dice.below(500) as u32).collect();
             let output = 1 + engine.dice.below(25);
             let id = made.to_string();
-            engine.running.push(Sequence {
-                id,
-                tokens,
-                prompt,
-                output,
-                computed: 0,
-                table: Vec::new(),
-                filling: true,
-            });
+            engine.running.push(Sequence { id, tokens, prompt, output, computed: 0, table: Vec::new() });
             made += 1;
         }
         let step = lines.len() as u64 * 2;
@@ -83,7 +78,6 @@ struct Engine {
     dice: Dice,
     refs: Vec<u32>,
     running: Vec<Sequence>,
-    finished: Vec<String>,
     preempted: Vec<String>,
     forks: usize,
     expand: bool,
@@ -98,11 +92,12 @@ impl Engine {
                 self.release(victim);
             }
         }
-        self.fork();
         let mut copies = Vec::new();
         let mut written = Vec::new();
         let mut ended = Vec::new();
-        for s in 0..self.running.len() {
+        let before = self.running.len();
+        written.extend(self.fork(&mut copies, &mut ended));
+        for s in 0..before {
             if self.dice.below(5) > 0 {
                 written.extend(self.row(s, &mut copies, &mut ended));
             }
@@ -110,10 +105,12 @@ impl Engine {
         if written.is_empty() {
             return None;
         }
-        let (preempted, finished) = (std::mem::take(&mut self.preempted), std::mem::take(&mut self.finished));
+        let preempted = std::mem::take(&mut self.preempted);
+        let mut finished = Vec::new();
+        ended.sort_unstable();
         for &s in ended.iter().rev() {
             self.release(s);
-            self.finished.push(self.running.remove(s).id);
+            finished.push(self.running.remove(s).id);
         }
         let used = self.refs.iter().filter(|&&r| r > 0).count();
         let mut line = json!({"event": "step", "step": step, "time_us": {}, "mode": "eager", "graph_key": null, "groups": null,
@@ -125,31 +122,42 @@ impl Engine {
         Some(line)
     }
 
-    /// Sometimes a decoding sequence gets a twin that shares its blocks.
-    fn fork(&mut self) {
+    /// Sometimes a decoding sequence gets a twin that shares its blocks, and begins at once.
+    fn fork(&mut self, copies: &mut Vec<Value>, ended: &mut Vec<usize>) -> Option<Written> {
         if self.running.is_empty() || self.running.len() > 5 || self.dice.below(10) > 0 {
-            return;
+            return None;
         }
         let parent = self.dice.below(self.running.len());
         let mut child = self.running[parent].clone();
-        if child.filling || child.id.contains('/') {
-            return;
+        if !child.decodes() || child.id.contains('/') {
+            return None;
         }
         self.forks += 1;
         child.id = format!("{}/{}", child.id, self.forks);
+        child.prompt = child.tokens.len();
+        child.table.truncate(child.computed.div_ceil(BLOCK));
         for &block in &child.table {
             self.refs[block] += 1;
         }
         self.running.push(child);
+        let s = self.running.len() - 1;
+        let written = self.row(s, copies, ended);
+        if written.is_none() {
+            self.release(s);
+            self.running.pop();
+        }
+        written
     }
 
     fn row(&mut self, s: usize, copies: &mut Vec<Value>, ended: &mut Vec<usize>) -> Option<Written> {
         let sequence = self.running[s].clone();
         let left = sequence.tokens.len() - sequence.computed;
-        let kind = match left {
-            1 if !sequence.filling && self.dice.below(3) == 0 => "verify",
-            1 if !sequence.filling => "decode",
-            _ => "prefill",
+        let kind = if !sequence.decodes() {
+            "prefill"
+        } else if self.dice.below(3) == 0 {
+            "verify"
+        } else {
+            "decode"
         };
         let own = left.min(1 + self.dice.below(20));
         let drafts = if kind == "verify" { self.dice.below(4) } else { 0 };
@@ -174,7 +182,6 @@ impl Engine {
         let sequence = &mut self.running[s];
         let start = sequence.computed;
         sequence.computed += own + accepted;
-        sequence.filling &= !samples;
         sequence.tokens.extend(&emitted);
         let whole = (start, input, table);
         let split = |(start, input, table): (usize, Vec<u32>, Vec<usize>)| {
@@ -226,14 +233,16 @@ impl Engine {
             self.refs[block] -= 1;
         }
         self.running[s].computed = 0;
-        self.running[s].filling = true;
     }
 }
 
 /// Metadata rows of several tokens first.
 fn metadata(line: &mut Value, written: Vec<Written>) {
-    let (mut rows, singles): (Vec<_>, Vec<_>) =
-        written.into_iter().flat_map(|w| w.rows).partition(|r| r.1.len() > 1);
+    let numbered = written.into_iter().enumerate().flat_map(|(p, w)| w.rows.into_iter().map(move |r| (p, r)));
+    let (mut several, single): (Vec<_>, Vec<_>) = numbered.partition(|(_, r)| r.1.len() > 1);
+    line["plan_rows"] = several.iter().chain(&single).map(|(p, _)| *p).collect();
+    let mut rows: Vec<_> = several.drain(..).map(|(_, r)| r).collect();
+    let singles: Vec<_> = single.into_iter().map(|(_, r)| r).collect();
     let (prefills, prefill_tokens) = (rows.len(), rows.iter().map(|r| r.1.len()).sum::<usize>());
     let longest =
         |rows: &[(usize, Vec<u32>, Vec<usize>)]| rows.iter().map(|r| r.0 + r.1.len()).max().unwrap_or(0);

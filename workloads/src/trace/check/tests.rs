@@ -2,7 +2,8 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use super::synthetic::{BLOCK, BLOCKS, Dice, trace};
+use super::breaks::BREAKS;
+use super::synthetic::{BLOCK, Dice, trace};
 use super::{CheckReport, Rule, check_dir};
 
 struct Directory(PathBuf);
@@ -12,12 +13,15 @@ impl Directory {
         let path = std::env::temp_dir().join(format!("pagedraft-check-{}-{name}", std::process::id()));
         let _ = std::fs::remove_dir_all(&path);
         std::fs::create_dir_all(&path).unwrap();
-        std::fs::write(
-            path.join("config.json"),
-            format!("{{\"schema_version\": 1, \"block_size\": {BLOCK}}}"),
-        )
-        .unwrap();
-        Self(path)
+        let directory = Self(path);
+        directory.configure(&json!({}));
+        directory
+    }
+
+    fn configure(&self, more: &Value) {
+        let mut config = json!({"schema_version": 1, "block_size": BLOCK});
+        config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        std::fs::write(self.0.join("config.json"), config.to_string()).unwrap();
     }
 
     fn check_text(&self, text: &[u8]) -> CheckReport {
@@ -79,141 +83,15 @@ fn tables_left_out_are_those_written_before() {
         }
     }
     assert!(left_out > 10);
+    let violation = directory.check(&lines).violation.unwrap();
+    assert_eq!(violation.rule, Rule::BlockTable, "a full trace has every table: {violation}");
+    directory.configure(&json!({"trace_tables": "full"}));
+    assert_eq!(directory.check(&lines).violation, Some(violation));
+    directory.configure(&json!({"trace_tables": "delta"}));
     assert_eq!(directory.check(&lines).violation, None);
+    lines[0]["metadata"]["block_tables"][0] = json!([]);
+    assert_eq!(directory.check(&lines).violation.map(|v| (v.rule, v.line)), Some((Rule::BlockTable, 1)));
 }
-
-/// Breaks something in a line of a sound trace; false when the line has nothing of the kind.
-type Break = fn(&mut Value, &mut Dice) -> bool;
-
-fn rows(line: &Value) -> &Vec<Value> {
-    line["rows"].as_array().unwrap()
-}
-
-fn add(value: &mut Value, n: i64) -> bool {
-    *value = json!(value.as_i64().unwrap() + n);
-    true
-}
-
-fn row_of_kind(line: &Value, kind: &str) -> Option<usize> {
-    rows(line).iter().position(|r| r["kind"] == kind)
-}
-
-/// A step of one decode row, of a request that isn't a fork (whose first row may start anywhere, with any token).
-fn known_decode_alone(line: &Value) -> bool {
-    let fork = |row: &Value| row["request_id"].as_str().unwrap().contains('/');
-    rows(line).len() == 1 && rows(line)[0]["kind"] == "decode" && !fork(&rows(line)[0])
-}
-
-const BREAKS: &[(Rule, &str, Break)] = &[
-    (Rule::Line, "a field is gone", |l, _| {
-        l["metadata"].as_object_mut().unwrap().remove("seq_lens").is_some()
-    }),
-    (Rule::StepOrder, "a step number comes again", |l, _| {
-        l["step"].as_u64() > Some(1) && add(&mut l["step"], -2)
-    }),
-    (Rule::PlanRows, "a request has two rows", |l, _| {
-        let (rows, outcome) = (l["rows"][0].clone(), l["outcome"][0].clone());
-        l["rows"].as_array_mut().unwrap().push(rows);
-        l["outcome"].as_array_mut().unwrap().push(outcome);
-        true
-    }),
-    (Rule::Outcome, "an outcome is missing", |l, _| l["outcome"].as_array_mut().unwrap().pop().is_some()),
-    (Rule::Outcome, "more accepted than drafted", |l, _| {
-        l["outcome"][0]["num_accepted"] = json!(9);
-        true
-    }),
-    (Rule::Outcome, "outcomes in another order", |l, _| {
-        let outcome = l["outcome"].as_array_mut().unwrap();
-        outcome.reverse();
-        outcome.len() > 1
-    }),
-    (Rule::MetadataRows, "a plan row says another length", |l, _| {
-        row_of_kind(l, "prefill").is_some_and(|r| add(&mut l["rows"][r]["num_new"], 1))
-    }),
-    (Rule::Lengths, "a seq_len is off", |l, _| add(&mut l["metadata"]["seq_lens"][0], 1)),
-    (Rule::Lengths, "a seq_start_loc is off", |l, _| add(&mut l["metadata"]["seq_start_loc"][1], 1)),
-    (Rule::Lengths, "a slot too few", |l, _| {
-        l["metadata"]["slot_mapping"].as_array_mut().unwrap().pop().is_some()
-    }),
-    (Rule::Counts, "num_prefills", |l, _| add(&mut l["metadata"]["num_prefills"], 1)),
-    (Rule::Counts, "num_prefill_tokens", |l, _| add(&mut l["metadata"]["num_prefill_tokens"], 1)),
-    (Rule::Counts, "num_decode_tokens", |l, _| add(&mut l["metadata"]["num_decode_tokens"], 1)),
-    (Rule::Counts, "max_query_len", |l, _| add(&mut l["metadata"]["max_query_len"], 1)),
-    (Rule::Counts, "max_prefill_seq_len", |l, _| add(&mut l["metadata"]["max_prefill_seq_len"], 1)),
-    (Rule::Counts, "max_decode_seq_len", |l, _| add(&mut l["metadata"]["max_decode_seq_len"], 1)),
-    (Rule::Counts, "a graph in an eager step", |l, _| {
-        l["metadata"]["use_cuda_graph"] = json!(true);
-        true
-    }),
-    (Rule::Positions, "a position is off", |l, d| {
-        let n = l["input_positions"].as_array().unwrap().len();
-        add(&mut l["input_positions"][d.below(n)], 1)
-    }),
-    (Rule::BlockTable, "a block beyond the pool", |l, _| {
-        l["metadata"]["block_tables"][0][0] = json!(BLOCKS);
-        true
-    }),
-    (Rule::BlockTable, "a table too short", |l, _| {
-        l["metadata"]["block_tables"][0].as_array_mut().unwrap().pop().is_some()
-            && l["metadata"]["block_tables"][0] != json!([])
-    }),
-    (Rule::Slot, "a slot is off", |l, d| {
-        let n = l["input_positions"].as_array().unwrap().len();
-        add(&mut l["metadata"]["slot_mapping"][d.below(n)], 1)
-    }),
-    (Rule::Slot, "a slot is nowhere", |l, _| {
-        l["metadata"]["slot_mapping"][0] = json!(-1);
-        true
-    }),
-    (Rule::Growth, "a row starts too late", |l, _| {
-        let fits = known_decode_alone(l) && l["preempted"] == json!([]);
-        let m = &l["metadata"];
-        let context = m["context_lens"][0].as_i64().unwrap();
-        if !fits || (context + 1) % BLOCK as i64 == 0 {
-            return false;
-        }
-        for path in [
-            "/rows/0/num_computed",
-            "/input_positions/0",
-            "/metadata/slot_mapping/0",
-            "/metadata/seq_lens/0",
-            "/metadata/context_lens/0",
-            "/metadata/seq_start_loc/1",
-            "/metadata/max_decode_seq_len",
-        ] {
-            add(l.pointer_mut(path).unwrap(), 1);
-        }
-        true
-    }),
-    (Rule::Tokens, "a decode row feeds another token", |l, _| {
-        known_decode_alone(l) && add(&mut l["input_tokens"][0], 1)
-    }),
-    (Rule::Tokens, "a decode row gives nothing and goes on", |l, _| {
-        let Some(r) = row_of_kind(l, "decode") else { return false };
-        l["outcome"][r]["token_ids"] = json!([]);
-        l["outcome"][r]["finish_reason"] == Value::Null
-    }),
-    (Rule::Tokens, "a verify row gives less than it accepted", |l, _| {
-        let Some(r) = row_of_kind(l, "verify") else { return false };
-        let popped = l["outcome"][r]["token_ids"].as_array_mut().unwrap().pop();
-        popped.is_some() && l["outcome"][r]["finish_reason"] == Value::Null
-    }),
-    (Rule::Pool, "used + free is another number", |l, _| add(&mut l["pool"]["free"], 1)),
-    (Rule::Pool, "more cached than free", |l, _| {
-        l["pool"]["cached"] = json!(BLOCKS + 1);
-        true
-    }),
-    (Rule::Pool, "the pool grew", |l, _| {
-        l["step"] != json!(0) && add(&mut l["pool"]["free"], 1) && add(&mut l["pool"]["num_blocks"], 1)
-    }),
-    (Rule::Pool, "tables hold more than is used", |l, _| {
-        let used = l["pool"]["used"].as_i64().unwrap();
-        used > 0
-            && l["copies"] == json!([])
-            && add(&mut l["pool"]["free"], used)
-            && add(&mut l["pool"]["used"], -used)
-    }),
-];
 
 #[test]
 fn every_broken_rule_is_found_at_its_line_and_named() {
@@ -247,7 +125,7 @@ fn every_broken_rule_is_found_at_its_line_and_named() {
     }
 }
 
-/// Request, kind, context, table, tokens emitted.
+/// Request, kind (`single`: a prefill of one token), context, table, tokens emitted.
 type ToyRow<'a> = (&'a str, &'a str, usize, &'a [usize], &'a [u32]);
 
 fn step(number: u64, rows: &[ToyRow<'_>]) -> Value {
@@ -255,8 +133,9 @@ fn step(number: u64, rows: &[ToyRow<'_>]) -> Value {
     let (mut slots, mut positions, mut query, mut start, mut lengths) =
         (vec![], vec![], vec![0], vec![0], vec![]);
     let (mut query_len, mut prefill_tokens) = (0, 0);
+    let held: std::collections::HashSet<usize> = rows.iter().flat_map(|r| r.3).copied().collect();
     for (_, kind, context, table, _) in rows {
-        let n = if *kind == "decode" { 1 } else { BLOCK };
+        let n = if *kind == "prefill" { BLOCK } else { 1 };
         let length = context + n;
         if n == 1 {
             decodes += 1;
@@ -276,14 +155,20 @@ fn step(number: u64, rows: &[ToyRow<'_>]) -> Value {
         lengths.push(length);
     }
     json!({"event": "step", "step": number, "mode": "eager",
-        "rows": rows.iter().map(|r| json!({"request_id": r.0, "kind": r.1, "num_computed": r.2, "num_new": if r.1 == "decode" { 1 } else { BLOCK }, "num_drafts": 0})).collect::<Vec<_>>(),
+        "rows": rows.iter().map(|r| json!({"request_id": r.0, "kind": if r.1 == "single" { "prefill" } else { r.1 }, "num_computed": r.2, "num_new": if r.1 == "prefill" { BLOCK } else { 1 }, "num_drafts": 0})).collect::<Vec<_>>(),
         "outcome": rows.iter().map(|r| json!({"request_id": r.0, "token_ids": r.4, "finish_reason": null})).collect::<Vec<_>>(),
         "input_tokens": vec![1; positions.len()], "input_positions": positions, "preempted": [], "finished": [],
         "metadata": {"num_prefills": prefills, "num_prefill_tokens": prefill_tokens, "num_decode_tokens": decodes, "slot_mapping": slots,
             "seq_lens": lengths, "context_lens": rows.iter().map(|r| r.2).collect::<Vec<_>>(), "query_start_loc": query, "seq_start_loc": start,
             "max_query_len": query_len, "max_prefill_seq_len": prefill_len, "max_decode_seq_len": decode_len,
             "block_tables": rows.iter().map(|r| r.3).collect::<Vec<_>>(), "use_cuda_graph": false},
-        "pool": {"num_blocks": 10, "used": 6, "free": 4, "cached": 0}})
+        "pool": {"num_blocks": 10, "used": held.len(), "free": 10 - held.len(), "cached": 0}})
+}
+
+/// Other blocks are held too, by requests without a row.
+fn with_used(mut line: Value, used: u64) -> Value {
+    line["pool"] = json!({"num_blocks": 10, "used": used, "free": 10 - used, "cached": 0});
+    line
 }
 
 fn broken_rule(name: &str, lines: &[Value]) -> Option<(Rule, Option<String>, u64)> {
@@ -294,8 +179,13 @@ fn broken_rule(name: &str, lines: &[Value]) -> Option<(Rule, Option<String>, u64
 #[test]
 fn a_block_of_another_request_is_not_written_even_while_that_one_rests() {
     let first = step(0, &[("a", "prefill", 0, &[3], &[]), ("b", "prefill", 0, &[4], &[])]);
-    let shared = step(1, &[("b", "prefill", 16, &[4, 3], &[])]);
-    assert_eq!(broken_rule("rests", &[first, shared]), Some((Rule::SharedWrite, Some("b".to_owned()), 2)));
+    let shared = step(1, &[("c", "prefill", 0, &[3], &[])]);
+    assert_eq!(
+        broken_rule("rests", &[first.clone(), shared]),
+        Some((Rule::SharedWrite, Some("c".to_owned()), 2))
+    );
+    let elsewhere = step(1, &[("b", "prefill", 16, &[4, 3], &[])]);
+    assert_eq!(broken_rule("moves", &[first, elsewhere]), Some((Rule::Alias, Some("b".to_owned()), 2)));
 }
 
 #[test]
@@ -303,13 +193,18 @@ fn a_shared_prefix_is_read_but_not_written() {
     let first = step(0, &[("a", "prefill", 0, &[3], &[])]);
     let reads = step(1, &[("b", "prefill", 16, &[3, 5], &[])]);
     assert_eq!(broken_rule("reads", &[first.clone(), reads]), None);
+    let elsewhere = step(1, &[("b", "prefill", 32, &[4, 3, 5], &[])]);
+    assert_eq!(
+        broken_rule("elsewhere", &[first.clone(), elsewhere]),
+        Some((Rule::Alias, Some("b".to_owned()), 2))
+    );
     let writes = step(1, &[("b", "prefill", 0, &[3], &[])]);
     assert_eq!(broken_rule("writes", &[first, writes]), Some((Rule::SharedWrite, Some("b".to_owned()), 2)));
 }
 
 #[test]
 fn two_rows_that_write_one_slot_are_found() {
-    let twice = step(0, &[("a", "decode", 16, &[3, 5], &[1]), ("b", "decode", 16, &[4, 5], &[1])]);
+    let twice = step(0, &[("a", "single", 0, &[5], &[1]), ("b", "single", 0, &[5], &[1])]);
     assert_eq!(broken_rule("twice", &[twice]), Some((Rule::SlotTwice, Some("b".to_owned()), 1)));
 }
 
@@ -323,34 +218,96 @@ fn a_running_requests_table_changes_by_a_copy_only() {
     );
     second["copies"] = json!([{"src": 3, "dst": 7}]);
     assert_eq!(broken_rule("copy", &[first.clone(), second.clone()]), None);
+    let copies = [
+        (json!([{"src": 3, "dst": 7}, {"src": 3, "dst": 7}]), "twice"),
+        (json!([{"src": 3, "dst": 7}, {"src": 4, "dst": 8}]), "from nobody"),
+        (json!([{"src": 3, "dst": 7}, {"src": 3, "dst": 8}]), "to nobody"),
+        (json!([{"src": 3, "dst": 7}, {"src": 3, "dst": 10}]), "beyond the pool"),
+        (json!([{"src": 3, "dst": 7}, {"src": 3, "dst": 3}]), "to a live block"),
+    ];
+    for (copies, what) in copies {
+        second["copies"] = copies;
+        assert_eq!(
+            broken_rule("copies", &[first.clone(), second.clone()]),
+            Some((Rule::Copy, None, 2)),
+            "{what}"
+        );
+    }
+    // Taken back, it has to begin again: what was in block 3 is not in block 7.
     second["copies"] = json!([]);
     second["preempted"] = json!(["a"]);
-    assert_eq!(broken_rule("preempted", &[first, second]), None);
+    let unwritten = Some((Rule::Unwritten, Some("a".to_owned()), 2));
+    assert_eq!(broken_rule("unwritten", &[first.clone(), second]), unwritten);
+    let mut again = step(1, &[("a", "prefill", 0, &[7], &[])]);
+    again["preempted"] = json!(["a"]);
+    assert_eq!(broken_rule("preempted", &[first, again]), None);
+}
+
+#[test]
+fn what_is_read_was_written_or_copied_before() {
+    let b = Some("b".to_owned());
+    // A fresh request that claims tokens of a block nobody wrote; then one whose writer wrote a part of it only.
+    let claims = step(0, &[("b", "prefill", 16, &[4, 3], &[])]);
+    assert_eq!(broken_rule("claims", &[claims]), Some((Rule::Unwritten, b.clone(), 1)));
+    let part = step(0, &[("a", "single", 0, &[4], &[])]);
+    let whole = step(1, &[("b", "prefill", 16, &[4, 3], &[])]);
+    assert_eq!(broken_rule("part", &[part, whole]), Some((Rule::Unwritten, b.clone(), 2)));
+    // After its writer's end a full block can be hit; handed out again, it has nothing of before.
+    let mut first = step(0, &[("a", "prefill", 0, &[4], &[7])]);
+    first["outcome"][0]["finish_reason"] = json!("stop");
+    first["finished"] = json!(["a"]);
+    let first = with_used(first, 0);
+    let hit = step(1, &[("b", "prefill", 16, &[4, 3], &[])]);
+    assert_eq!(broken_rule("hit", &[first.clone(), hit.clone()]), None);
+    let overwritten = step(1, &[("c", "single", 0, &[4], &[])]);
+    let mut late = with_used(hit, 2);
+    late["step"] = json!(2);
+    assert_eq!(broken_rule("late", &[first, overwritten, late]), Some((Rule::Unwritten, b, 3)));
+}
+
+#[test]
+fn the_pool_is_the_configurations_and_empty_when_nobody_runs() {
+    let mut line = step(0, &[("a", "prefill", 0, &[4], &[7])]);
+    let directory = Directory::new("pool");
+    directory.configure(&json!({"num_blocks": 10, "trace_tables": null}));
+    let report = directory.check(std::slice::from_ref(&line));
+    assert_eq!((report.violation, report.blocks_held), (None, 1));
+    directory.configure(&json!({"num_blocks": 11}));
+    assert_eq!(directory.check(std::slice::from_ref(&line)).violation.unwrap().rule, Rule::Pool);
+    directory.configure(&json!({}));
+    line["outcome"][0]["finish_reason"] = json!("length");
+    line["finished"] = json!(["a"]);
+    let violation = directory.check(std::slice::from_ref(&line)).violation.unwrap();
+    assert_eq!((violation.rule, violation.line), (Rule::Pool, 1));
+    let report = directory.check(&[with_used(line, 0)]);
+    assert_eq!((report.violation, report.blocks_held), (None, 0));
 }
 
 #[test]
 fn requests_that_ended_stay_away() {
     let mut first = step(0, &[("a", "prefill", 0, &[3], &[])]);
     let second = step(1, &[("a", "prefill", 16, &[3, 5], &[])]);
+    let going_on = first.clone();
     first["outcome"][0]["finish_reason"] = json!("stop");
+    first["finished"] = json!(["a"]);
+    let first = with_used(first, 0);
     assert_eq!(
         broken_rule("ended", &[first.clone(), second.clone()]),
         Some((Rule::FinishedAgain, Some("a".to_owned()), 2))
     );
-    first["outcome"][0]["finish_reason"] = Value::Null;
     let mut aborted = step(1, &[("b", "prefill", 0, &[3], &[])]);
     aborted["finished"] = json!(["a"]);
     let mut third = second;
     third["step"] = json!(2);
     assert_eq!(
-        broken_rule("aborted", &[first, aborted, third]),
+        broken_rule("aborted", &[going_on, aborted, third]),
         Some((Rule::FinishedAgain, Some("a".to_owned()), 3))
     );
 }
 
 #[test]
 fn further_groups_are_derived_from_their_own_tables_and_indices() {
-    let mut line = step(0, &[("a", "decode", 16, &[3, 5], &[1]), ("b", "decode", 16, &[4, 6], &[1])]);
+    let mut line = step(0, &[("a", "single", 0, &[3], &[1]), ("b", "single", 0, &[4], &[1])]);
     line["groups"] = json!({"pruned": {"slot_mapping": [9 * BLOCK + 2, -1], "seq_lens": [3, 2], "context_lens": [2, 2],
         "block_tables": [[9], [8]], "kv_index": [2, -1]}});
     assert_eq!(broken_rule("groups", std::slice::from_ref(&line)), None);
@@ -430,6 +387,9 @@ fn a_directory_without_a_trace_is_an_error_that_names_the_file() {
     for (config, what) in [
         ("{}", "block_size"),
         ("[", "no JSON"),
+        ("{\"block_size\": 17}", "block_size is 17"),
+        ("{\"block_size\": 16, \"num_blocks\": \"x\"}", "num_blocks"),
+        ("{\"block_size\": 16, \"trace_tables\": \"some\"}", "trace_tables"),
         ("{\"schema_version\": 99, \"block_size\": 16}", "schema_version"),
     ] {
         std::fs::write(directory.0.join("config.json"), config).unwrap();

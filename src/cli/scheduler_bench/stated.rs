@@ -1,0 +1,164 @@
+//! Requests and configurations as their files state them. Files made elsewhere have fields of their own, and `null` for
+//! what they leave out.
+
+use std::collections::{HashMap, VecDeque};
+use std::path::Path;
+
+use anyhow::{Context, bail, ensure};
+use pagedraft::exit::usage;
+use pagedraft_scheduler::fake::Script;
+use pagedraft_scheduler::{RequestSpec, Scheduler};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+/// The last step at which a request may arrive: what a double still counts exactly, and far from the end of a `u64`.
+const LAST_ARRIVAL: u64 = 1 << 53;
+
+/// A request that is to be submitted.
+pub struct Coming {
+    /// When.
+    pub step: u64,
+    /// Its id.
+    pub name: String,
+    /// What it asks for.
+    pub spec: RequestSpec,
+    /// What it gets.
+    pub script: Script,
+}
+
+#[derive(Deserialize)]
+struct Workload {
+    requests: Vec<Value>,
+}
+
+/// A request, and what it gives.
+#[derive(Deserialize)]
+struct Stated {
+    id: Value,
+    #[serde(default)]
+    arrival_step: u64,
+    prompt_token_ids: Option<Vec<u32>>,
+    prompt_len: Option<u32>,
+    prefix_group: Option<Value>,
+    #[serde(default)]
+    shared_prefix_len: u32,
+    output_len: u32,
+    #[serde(default)]
+    accepted: Vec<u16>,
+    #[serde(default)]
+    priority: i32,
+}
+
+/// Reads a file in which `null` stands for a field that is not there.
+///
+/// # Errors
+///
+/// No such file, no JSON, or something else than was expected; each names the file.
+pub fn read<T: DeserializeOwned>(path: &Path) -> anyhow::Result<T> {
+    let read = || {
+        let text = std::fs::read_to_string(path).with_context(|| format!("can't read {}", path.display()))?;
+        let value =
+            serde_json::from_str(&text).and_then(|value| serde_json::from_value(without_nulls(value)));
+        value.with_context(|| format!("{} is not what was expected", path.display()))
+    };
+    read().map_err(usage)
+}
+
+fn without_nulls(value: Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            let there = fields.into_iter().filter(|(_, value)| !value.is_null());
+            Value::Object(there.map(|(name, value)| (name, without_nulls(value))).collect())
+        }
+        Value::Array(values) => Value::Array(values.into_iter().map(without_nulls).collect()),
+        other => other,
+    }
+}
+
+/// The requests of the workload in `path`, in order of arrival: all such that `scheduler` would take them.
+///
+/// # Errors
+///
+/// A file that is no workload, or a request that could not be driven; each names the request.
+pub fn arrivals(path: &Path, scheduler: &Scheduler) -> anyhow::Result<VecDeque<Coming>> {
+    let workload: Workload = read(path)?;
+    let coming = ordered(workload.requests, scheduler);
+    coming.with_context(|| format!("{} can't be driven", path.display())).map_err(usage)
+}
+
+fn ordered(requests: Vec<Value>, scheduler: &Scheduler) -> anyhow::Result<VecDeque<Coming>> {
+    let mut groups: Vec<Value> = Vec::new();
+    let mut places: HashMap<String, usize> = HashMap::new();
+    let mut coming = Vec::with_capacity(requests.len());
+    for (number, value) in requests.into_iter().enumerate() {
+        let stated: Stated = serde_json::from_value(value).with_context(|| format!("requests[{number}]"))?;
+        let name = stated.id.as_str().map_or_else(|| stated.id.to_string(), str::to_owned);
+        if let Some(first) = places.insert(name.clone(), number) {
+            bail!("the request id {name:?} is given twice: in requests[{first}] and in requests[{number}]");
+        }
+        coming.push(
+            one(stated, number, &name, &mut groups, scheduler)
+                .with_context(|| format!("request {name:?} (requests[{number}])"))?,
+        );
+    }
+    coming.sort_by_key(|one| one.step);
+    Ok(coming.into())
+}
+
+fn one(
+    stated: Stated,
+    number: usize,
+    name: &str,
+    groups: &mut Vec<Value>,
+    scheduler: &Scheduler,
+) -> anyhow::Result<Coming> {
+    let step = stated.arrival_step;
+    ensure!(step <= LAST_ARRIVAL, "its arrival_step {step} is beyond {LAST_ARRIVAL}");
+    ensure!(stated.output_len > 0, "it has an output_len of 0");
+    let prompt = match (stated.prompt_token_ids, stated.prompt_len) {
+        (Some(ids), _) => ids,
+        (None, Some(length)) => {
+            check_length(length, scheduler)?;
+            let group = stated.prefix_group.map(|group| {
+                groups.iter().position(|known| *known == group).unwrap_or_else(|| {
+                    groups.push(group);
+                    groups.len() - 1
+                })
+            });
+            prompt(length, number, group.map(|group| (group, stated.shared_prefix_len)))
+        }
+        (None, None) => bail!("it has neither prompt_token_ids nor prompt_len"),
+    };
+    let mut spec = RequestSpec::new(prompt, stated.output_len);
+    spec.priority = stated.priority;
+    scheduler.check(&spec)?;
+    // It ends by its length, which is the request's own limit.
+    let script = Script { output_len: None, accepted: stated.accepted, seed: number as u64 };
+    Ok(Coming { step, name: name.to_owned(), spec, script })
+}
+
+/// What the scheduler will say of a prompt, before there is one of that length.
+fn check_length(length: u32, scheduler: &Scheduler) -> anyhow::Result<()> {
+    let max_model_len = scheduler.config().max_model_len;
+    ensure!(
+        length < max_model_len,
+        "its prompt_len {length} leaves no room for a token below max_model_len {max_model_len}"
+    );
+    let capacity = scheduler.blocks().capacity();
+    ensure!(length <= capacity, "its prompt_len {length} is more than the {capacity} tokens of the KV pool");
+    Ok(())
+}
+
+/// Tokens that no other request has, behind a prefix that its group has.
+fn prompt(length: u32, number: usize, group: Option<(usize, u32)>) -> Vec<u32> {
+    let own = Script { seed: (1 << 40) + number as u64, ..Script::default() };
+    let shared =
+        group.map(|(group, length)| (Script { seed: (1 << 41) + group as u64, ..Script::default() }, length));
+    (0..length)
+        .map(|i| match &shared {
+            Some((prefix, length)) if i < *length => prefix.token(i),
+            _ => own.token(i),
+        })
+        .collect()
+}

@@ -1,0 +1,169 @@
+//! The checker's own pool: who holds which block, and which of its slots were ever written.
+
+use std::collections::HashMap;
+
+use super::{Fault, Rule};
+use crate::trace::StepRecord;
+use crate::trace::record::CopyRecord;
+
+/// What the trace so far says about blocks of the first KV group.
+#[derive(Default)]
+pub(super) struct Blocks {
+    block_size: u32,
+    holders: HashMap<u32, Holders>,
+    /// A bit a slot of the block (blocks have at most 64): set when it was written or copied.
+    written: HashMap<u32, u64>,
+}
+
+struct Holders {
+    /// In how many live tables it is.
+    count: u32,
+    /// At which place; the same in all of them.
+    index: usize,
+}
+
+impl Blocks {
+    pub(super) fn new(block_size: u32) -> Self {
+        Self { block_size, ..Self::default() }
+    }
+
+    /// Distinct blocks in live tables.
+    pub(super) fn held(&self) -> u64 {
+        self.holders.len() as u64
+    }
+
+    /// How many live tables a block is in.
+    pub(super) fn holders(&self, block: u32) -> u32 {
+        self.holders.get(&block).map_or(0, |holders| holders.count)
+    }
+
+    /// A block enters entry `index` of a live table.
+    pub(super) fn hold(&mut self, block: u32, index: usize) -> Result<(), String> {
+        let holders = self.holders.entry(block).or_insert(Holders { count: 0, index });
+        if holders.index != index {
+            return Err(format!(
+                "block {block} is entry {index} of its table and entry {} of another request's",
+                holders.index
+            ));
+        }
+        holders.count += 1;
+        Ok(())
+    }
+
+    /// A block leaves a live table.
+    pub(super) fn release(&mut self, block: u32) {
+        if let Some(holders) = self.holders.get_mut(&block) {
+            holders.count -= 1;
+            if holders.count == 0 {
+                self.holders.remove(&block);
+            }
+        }
+    }
+
+    /// A block is handed out to be written: what it had is nobody's.
+    pub(super) fn hand_out(&mut self, block: u32) {
+        self.written.remove(&block);
+    }
+
+    pub(super) fn write(&mut self, slot: u64) {
+        let (block, bit) = self.place(slot);
+        *self.written.entry(block).or_default() |= bit;
+    }
+
+    /// A slot's content is of no use (a rejected draft's).
+    pub(super) fn forget(&mut self, slot: u64) {
+        let (block, bit) = self.place(slot);
+        if let Some(written) = self.written.get_mut(&block) {
+            *written &= !bit;
+        }
+    }
+
+    fn place(&self, slot: u64) -> (u32, u64) {
+        let size = u64::from(self.block_size);
+        (u32::try_from(slot / size).unwrap_or(u32::MAX), 1 << (slot % size))
+    }
+
+    /// The first position of `from..to` of a table that nobody wrote.
+    pub(super) fn first_unwritten(&self, table: &[u32], from: u64, to: u64) -> Option<u64> {
+        let size = u64::from(self.block_size);
+        let mut at = from;
+        while at < to {
+            let index = usize::try_from(at / size).unwrap_or(usize::MAX);
+            let end = to.min((at / size + 1) * size);
+            let written = table.get(index).and_then(|block| self.written.get(block)).copied().unwrap_or(0);
+            let behind = written >> (at % size);
+            let run = u64::from(behind.trailing_ones());
+            if at + run < end {
+                return Some(at + run);
+            }
+            at = end;
+        }
+        None
+    }
+
+    /// The copies of a step, made before it wrote anything: from a block that somebody holds to one that nobody holds.
+    pub(super) fn copy(&mut self, step: &StepRecord) -> Result<(), Fault> {
+        let mut targets: Vec<u32> = Vec::with_capacity(step.copies.len());
+        for &CopyRecord { from, to } in &step.copies {
+            let bad =
+                |what: String| Err(Fault::new(Rule::Copy, format!("copy of block {from} to {to}: {what}")));
+            let in_pool = |block: i64| {
+                u32::try_from(block).ok().filter(|&block| u64::from(block) < step.pool.num_blocks)
+            };
+            let (Some(source), Some(target)) = (in_pool(from), in_pool(to)) else {
+                return bad(format!("the pool has {} blocks", step.pool.num_blocks));
+            };
+            if self.holders(source) == 0 {
+                return bad(format!("block {source} is in no running request's table"));
+            }
+            if self.holders(target) > 0 {
+                return bad(format!("block {target} is in a running request's table already"));
+            }
+            if targets.contains(&target) {
+                return bad("another copy goes there too".to_owned());
+            }
+            targets.push(target);
+            let content = self.written.get(&source).copied().unwrap_or(0);
+            self.written.insert(target, content);
+        }
+        Ok(())
+    }
+
+    /// Whether every copy of a step went into the table of somebody.
+    pub(super) fn check_copied(&self, step: &StepRecord) -> Result<(), Fault> {
+        let held = |to: i64| u32::try_from(to).is_ok_and(|block| self.holders(block) > 0);
+        match step.copies.iter().find(|copy| !held(copy.to)) {
+            None => Ok(()),
+            Some(CopyRecord { from, to }) => {
+                let what = format!("copy of block {from} to {to}: block {to} is in no row's table");
+                Err(Fault::new(Rule::Copy, what))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Blocks;
+
+    #[test]
+    fn the_first_position_that_nobody_wrote_is_found() {
+        for size in [16, 32, 64u32] {
+            let mut blocks = Blocks::new(size);
+            let table = [5, 2, 9];
+            let slot = |i: u64| u64::from(table[(i / u64::from(size)) as usize] * size) + i % u64::from(size);
+            let all = u64::from(size) * 3;
+            assert_eq!(blocks.first_unwritten(&table, 0, all), Some(0));
+            (0..all).for_each(|i| blocks.write(slot(i)));
+            assert_eq!(blocks.first_unwritten(&table, 0, all), None);
+            assert_eq!(blocks.first_unwritten(&table, 0, all + 1), Some(all));
+            for hole in [0, 1, u64::from(size) - 1, u64::from(size), all - 1] {
+                blocks.forget(slot(hole));
+                assert_eq!(blocks.first_unwritten(&table, 0, all), Some(hole));
+                assert_eq!(blocks.first_unwritten(&table, hole + 1, all), None);
+                assert_eq!(blocks.first_unwritten(&table, 0, hole), None);
+                blocks.write(slot(hole));
+            }
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! Who ended, who lost their blocks, and what the pool has left.
+
+use std::collections::HashSet;
+
+use super::lives::Lives;
+use super::{Fault, Rule};
+use crate::trace::StepRecord;
+
+/// What a step may say about why a request ended.
+const REASONS: [&str; 3] = ["stop", "length", "abort"];
+
+impl Lives {
+    /// Preemptions are of requests that ran; ends are told in the step that has them, once, of requests that ran.
+    pub(super) fn check_ends(&self, step: &StepRecord) -> Result<(), Fault> {
+        let mut preempted = HashSet::new();
+        for id in &step.preempted {
+            let fault = |what| Err(Fault::of(Rule::Preempted, id, what));
+            match self.live.get(id) {
+                _ if !preempted.insert(id.as_str()) => return fault("is preempted twice"),
+                None => return fault("is preempted, and does not run"),
+                Some(life) if life.next.is_none() => return fault("is preempted, and has no blocks"),
+                Some(_) => {}
+            }
+        }
+        let mut ended: HashSet<&str> = HashSet::new();
+        for outcome in &step.outcome {
+            let Some(reason) = &outcome.finish_reason else { continue };
+            if !REASONS.contains(&reason.as_str()) {
+                let what = format!("finish_reason {reason:?} is none of {REASONS:?}");
+                return Err(Fault::of(Rule::Finished, &outcome.request_id, what));
+            }
+            ended.insert(&outcome.request_id);
+        }
+        let rows: HashSet<&str> = step.rows.iter().map(|row| row.request_id.as_str()).collect();
+        let mut told = HashSet::new();
+        for id in &step.finished {
+            let fault = |what| Err(Fault::of(Rule::Finished, id, what));
+            if !told.insert(id.as_str()) {
+                return fault("is named twice in finished");
+            }
+            if rows.contains(id.as_str()) && !ended.contains(id.as_str()) {
+                return fault("is named in finished, and its outcome has no finish_reason");
+            }
+            if self.ended.contains(id) {
+                return fault("is named in finished, and ended before");
+            }
+            if !rows.contains(id.as_str()) && !self.live.contains_key(id) {
+                return fault("is named in finished, and never ran");
+            }
+        }
+        match step.outcome.iter().find(|o| o.finish_reason.is_some() && !told.contains(o.request_id.as_str()))
+        {
+            None => Ok(()),
+            Some(untold) => {
+                let what = "ended with this step and is not named in finished";
+                Err(Fault::of(Rule::Finished, &untold.request_id, what))
+            }
+        }
+    }
+
+    /// The pool's own arithmetic.
+    pub(super) fn check_pool(&mut self, step: &StepRecord) -> Result<(), Fault> {
+        let pool = &step.pool;
+        if pool.used.checked_add(pool.free) != Some(pool.num_blocks) {
+            let what =
+                format!("used {} + free {} is not num_blocks {}", pool.used, pool.free, pool.num_blocks);
+            return Err(Fault::new(Rule::Pool, what));
+        }
+        if pool.cached > pool.free {
+            return Err(Fault::new(Rule::Pool, format!("cached {} of free {}", pool.cached, pool.free)));
+        }
+        let size = *self.num_blocks.get_or_insert(pool.num_blocks);
+        if size != pool.num_blocks {
+            return Err(Fault::new(Rule::Pool, format!("num_blocks was {size}, is {}", pool.num_blocks)));
+        }
+        Ok(())
+    }
+
+    /// The pool against the tables of those that still run. A sequence holds the blocks of its tokens and, once it had
+    /// room for drafts, up to as many as that took; without drafts both bounds are one number.
+    pub(super) fn check_used(&self, step: &StepRecord) -> Result<(), Fault> {
+        let (used, held) = (step.pool.used, self.blocks.held());
+        if self.live.is_empty() && used > 0 {
+            let what = format!("nobody runs, and {used} blocks are used");
+            return Err(Fault::new(Rule::Pool, what));
+        }
+        let reserve = |life: &super::lives::Life| life.reserved.saturating_sub(life.table.len() as u64);
+        let most = held + self.live.values().map(reserve).sum::<u64>();
+        // Blocks of further groups are of the same pool, and not in the tables here.
+        if used < held || (used > most && !self.groups) {
+            let what = if held == most {
+                format!("used is {used}, running requests' tables have {held} blocks")
+            } else {
+                format!("used is {used}, running requests have {held} blocks, and at most {most} with drafts")
+            };
+            return Err(Fault::new(Rule::Pool, what));
+        }
+        Ok(())
+    }
+}
