@@ -218,6 +218,19 @@ fn a_model_with_norms_on_its_heads_gives_the_same_bits_under_every_schedule() {
 }
 
 #[test]
+#[ignore = "a campaign of some minutes"]
+fn twenty_more_seeds_give_the_same_bits_under_every_schedule() {
+    let model = ModelRef::Directory(small_model("promise-campaign", true));
+    for seed in 100..120 {
+        for isa in Isa::ALL.into_iter().filter(|i| i.available()) {
+            for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
+                every_schedule_gives_the_same(&model, 300, dtype, isa, seed);
+            }
+        }
+    }
+}
+
+#[test]
 fn the_embedded_target_gives_the_same_bits_under_every_schedule() {
     let model = ModelRef::Builtin("target".into());
     every_schedule_gives_the_same(&model, 2048, Dtype::Bf16, Isa::detect(), 5);

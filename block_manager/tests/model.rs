@@ -426,9 +426,14 @@ impl Both {
     }
 }
 
+/// How many cases: `PROPTEST_CASES` for a campaign, fewer every day.
+fn cases(everyday: u32) -> u32 {
+    std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(everyday)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 3000,
+        cases: cases(3000),
         failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("regressions"))),
         ..ProptestConfig::default()
     })]

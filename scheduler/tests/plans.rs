@@ -304,9 +304,14 @@ fn play(workload: &Workload) {
     assert_eq!(stats.free, stats.num_blocks);
 }
 
+/// How many cases: `PROPTEST_CASES` for a campaign, fewer every day.
+fn cases(everyday: u32) -> u32 {
+    std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(everyday)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 4000,
+        cases: cases(4000),
         failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("regressions"))),
         ..ProptestConfig::default()
     })]
