@@ -168,20 +168,44 @@ fn schedules(base: &EngineOptions, tight: u32) -> Vec<(&'static str, usize, Engi
     ]
 }
 
-fn every_schedule_gives_the_same(model: &ModelRef, vocab: usize, dtype: Dtype, isa: Isa, seed: u64) {
+/// What happened on the way: without it a table proves less than it says.
+#[derive(Default)]
+struct Events {
+    preempted: u32,
+    cached: u32,
+}
+
+impl Events {
+    fn add(&mut self, other: Events) {
+        self.preempted += other.preempted;
+        self.cached += other.cached;
+    }
+
+    fn check(&self) {
+        assert!(self.preempted > 0, "the tight pools preempted nobody");
+        assert!(self.cached > 0, "no prompt hit the prefix cache");
+    }
+}
+
+fn every_schedule_gives_the_same(
+    model: &ModelRef,
+    vocab: usize,
+    dtype: Dtype,
+    isa: Isa,
+    seed: u64,
+) -> Events {
     println!("seed {seed}, {model}, {dtype:?}, {isa}");
     let requests = requests(seed, 12, vocab, 120);
     let base = options(model, dtype, isa);
     let alone: Vec<Output> = requests.iter().flat_map(|r| run(&base, std::slice::from_ref(r), 0).0).collect();
-    let (mut preempted, mut cached) = (0, 0);
+    let mut events = Events::default();
     for (name, apart, options) in schedules(&base, 14) {
         let (found, p, c) = run(&options, &requests, apart);
         check(&format!("seed {seed}, {dtype:?}, {isa}: {name}"), &requests, &alone, &found);
-        preempted += p;
-        cached += c;
+        events.preempted += p;
+        events.cached += c;
     }
-    assert!(preempted > 0, "the tight pools preempted nobody: the table proves less than it says");
-    assert!(cached > 0, "no prompt hit the prefix cache: the table proves less than it says");
+    events
 }
 
 /// A directory with the `config.json` of a small model; its weights are drawn from a seed.
@@ -202,38 +226,44 @@ fn small_model(name: &str, qwen3: bool) -> PathBuf {
 #[test]
 fn a_small_model_gives_the_same_bits_under_every_schedule_on_every_instruction_set_and_dtype() {
     let model = ModelRef::Directory(small_model("promise-llama", false));
+    let mut events = Events::default();
     for isa in Isa::ALL.into_iter().filter(|i| i.available()) {
         for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
-            every_schedule_gives_the_same(&model, 300, dtype, isa, 20_261_121);
+            events.add(every_schedule_gives_the_same(&model, 300, dtype, isa, 20_261_121));
         }
     }
+    events.check();
 }
 
 #[test]
 fn a_model_with_norms_on_its_heads_gives_the_same_bits_under_every_schedule() {
     let model = ModelRef::Directory(small_model("promise-qwen3", true));
+    let mut events = Events::default();
     for seed in 1..4 {
-        every_schedule_gives_the_same(&model, 300, Dtype::Bf16, Isa::detect(), seed);
+        events.add(every_schedule_gives_the_same(&model, 300, Dtype::Bf16, Isa::detect(), seed));
     }
+    events.check();
 }
 
 #[test]
 #[ignore = "a campaign of some minutes"]
 fn twenty_more_seeds_give_the_same_bits_under_every_schedule() {
     let model = ModelRef::Directory(small_model("promise-campaign", true));
+    let mut events = Events::default();
     for seed in 100..120 {
         for isa in Isa::ALL.into_iter().filter(|i| i.available()) {
             for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
-                every_schedule_gives_the_same(&model, 300, dtype, isa, seed);
+                events.add(every_schedule_gives_the_same(&model, 300, dtype, isa, seed));
             }
         }
     }
+    events.check();
 }
 
 #[test]
 fn the_embedded_target_gives_the_same_bits_under_every_schedule() {
     let model = ModelRef::Builtin("target".into());
-    every_schedule_gives_the_same(&model, 2048, Dtype::Bf16, Isa::detect(), 5);
+    every_schedule_gives_the_same(&model, 2048, Dtype::Bf16, Isa::detect(), 5).check();
 }
 
 #[test]
