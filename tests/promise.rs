@@ -72,6 +72,7 @@ fn requests(seed: u64, count: usize, vocab: usize, longest: u64) -> Vec<Request>
                     temperature: 1.1,
                     top_k: Some(20),
                     top_p: 0.9,
+                    min_p: 0.01,
                     seed: random.next(),
                     ..SamplingParams::default()
                 },
@@ -209,12 +210,11 @@ fn every_schedule_gives_the_same(
 }
 
 /// A directory with the `config.json` of a small model; its weights are drawn from a seed.
-fn small_model(name: &str, qwen3: bool) -> PathBuf {
+fn small_model(name: &str, architecture: &str) -> PathBuf {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     std::fs::create_dir_all(&dir).unwrap();
-    let architecture = if qwen3 { "Qwen3ForCausalLM" } else { "LlamaForCausalLM" };
     let config = format!(
-        r#"{{"architectures": ["{architecture}"], "vocab_size": 300, "hidden_size": 96, "intermediate_size": 168,
+        r#"{{"architectures": ["{architecture}ForCausalLM"], "vocab_size": 300, "hidden_size": 96, "intermediate_size": 168,
         "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 24,
         "max_position_embeddings": 1024, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": true,
         "torch_dtype": "float32", "hidden_act": "silu"}}"#
@@ -225,7 +225,7 @@ fn small_model(name: &str, qwen3: bool) -> PathBuf {
 
 #[test]
 fn a_small_model_gives_the_same_bits_under_every_schedule_on_every_instruction_set_and_dtype() {
-    let model = ModelRef::Directory(small_model("promise-llama", false));
+    let model = ModelRef::Directory(small_model("promise-llama", "Llama"));
     let mut events = Events::default();
     for isa in Isa::ALL.into_iter().filter(|i| i.available()) {
         for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
@@ -237,7 +237,7 @@ fn a_small_model_gives_the_same_bits_under_every_schedule_on_every_instruction_s
 
 #[test]
 fn a_model_with_norms_on_its_heads_gives_the_same_bits_under_every_schedule() {
-    let model = ModelRef::Directory(small_model("promise-qwen3", true));
+    let model = ModelRef::Directory(small_model("promise-qwen3", "Qwen3"));
     let mut events = Events::default();
     for seed in 1..4 {
         events.add(every_schedule_gives_the_same(&model, 300, Dtype::Bf16, Isa::detect(), seed));
@@ -246,9 +246,16 @@ fn a_model_with_norms_on_its_heads_gives_the_same_bits_under_every_schedule() {
 }
 
 #[test]
+fn a_model_with_biases_gives_the_same_bits_under_every_schedule() {
+    let model = ModelRef::Directory(small_model("promise-qwen2", "Qwen2"));
+    every_schedule_gives_the_same(&model, 300, Dtype::F32, Isa::detect(), 11).check();
+    every_schedule_gives_the_same(&model, 300, Dtype::Bf16, Isa::detect(), 12).check();
+}
+
+#[test]
 #[ignore = "a campaign of some minutes"]
 fn twenty_more_seeds_give_the_same_bits_under_every_schedule() {
-    let model = ModelRef::Directory(small_model("promise-campaign", true));
+    let model = ModelRef::Directory(small_model("promise-campaign", "Qwen3"));
     let mut events = Events::default();
     for seed in 100..120 {
         for isa in Isa::ALL.into_iter().filter(|i| i.available()) {
@@ -268,9 +275,9 @@ fn the_embedded_target_gives_the_same_bits_under_every_schedule() {
 
 #[test]
 fn samples_of_one_prompt_are_those_of_requests_of_their_own() {
-    let model = ModelRef::Directory(small_model("promise-forks", false));
+    let model = ModelRef::Directory(small_model("promise-forks", "Llama"));
     let mut base = options(&model, Dtype::Bf16, Isa::detect());
-    let mut random = Random(99);
+    let (mut random, mut preempted) = (Random(99), 0);
     for len in [1usize, 15, 16, 17, 33, 70] {
         let prompt: Vec<u32> = (0..len).map(|_| random.below(300) as u32).collect();
         let sampling = SamplingParams { seed: 3, ..SamplingParams::default() };
@@ -283,9 +290,10 @@ fn samples_of_one_prompt_are_those_of_requests_of_their_own() {
                 run(&base, &[one], 0).0
             })
             .collect();
-        for (chunk, threads, blocks) in [(None, 1, 256), (Some(7), 2, 256), (None, 1, 12)] {
+        for (chunk, threads, blocks) in [(None, 1, 256), (Some(7), 2, 256), (None, 1, 7)] {
             (base.prefill_chunk, base.threads, base.num_blocks) = (chunk, threads, Some(blocks));
-            let (found, ..) = run(&base, std::slice::from_ref(&request), 0);
+            let (found, taken, _) = run(&base, std::slice::from_ref(&request), 0);
+            preempted += taken;
             let name = format!("{len} prompt tokens, chunk {chunk:?}, {blocks} blocks");
             let four: Vec<Request> = (0..4).map(|_| request.clone()).collect();
             check(&name, &four, &alone, &found);
@@ -294,4 +302,5 @@ fn samples_of_one_prompt_are_those_of_requests_of_their_own() {
         let distinct: std::collections::BTreeSet<_> = alone.iter().map(|o| &o.tokens).collect();
         assert!(distinct.len() > 1, "the samples of a prompt are all the same");
     }
+    assert!(preempted > 0, "the tight pool preempted no fork");
 }

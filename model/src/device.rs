@@ -182,7 +182,7 @@ pub trait Device {
     ///
     /// # Errors
     ///
-    /// More rows than the device was built for.
+    /// A fault of the device.
     fn select(&mut self, rows: &[u32]) -> Result<(), ModelError>;
 
     /// Runs the operations in order, eagerly.
@@ -192,7 +192,8 @@ pub trait Device {
     /// A fault of the device; what the buffers then hold is unspecified.
     fn run(&mut self, ops: &[Op<Self::Buf>]) -> Result<(), ModelError>;
 
-    /// Records the operations for later [`replay`](Device::replay)s over the same buffers.
+    /// Records the operations, for as many token rows as are bound now, for later [`replay`](Device::replay)s over the
+    /// same buffers.
     ///
     /// # Errors
     ///
@@ -203,7 +204,7 @@ pub trait Device {
     ///
     /// # Errors
     ///
-    /// A fault of the device, or more rows bound than the list was captured for.
+    /// A fault of the device, or another number of rows bound than the list was captured for.
     fn replay(&mut self, graph: &Self::Graph) -> Result<(), ModelError>;
 
     /// The first `rows` rows of a buffer, on the host, row-major.

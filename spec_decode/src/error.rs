@@ -16,8 +16,13 @@ pub enum ExecuteError {
     #[error("the step's metadata is inconsistent: {0}")]
     Metadata(#[from] AttentionError),
     /// The logits of a row cannot be sampled.
-    #[error(transparent)]
-    Sampling(#[from] SamplingError),
+    #[error("request {request}: its logits cannot be sampled: {source}")]
+    Sampling {
+        /// Whose.
+        request: RequestKey,
+        /// Why not.
+        source: SamplingError,
+    },
     /// A request that was never registered.
     #[error(
         "request {request:?} is in the plan, but has no sampling parameters: register it before it is scheduled"

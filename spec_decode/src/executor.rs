@@ -144,16 +144,17 @@ impl<D: Device> ModelExecutor<D> {
             head_us += (done - start).as_secs_f64() * 1e6;
             for (&i, logits) in rows.iter().zip(logits.chunks_exact(vocab)) {
                 let row = &plan.rows[i as usize];
+                let bad = |source| ExecuteError::Sampling { request: row.request, source };
                 let registered = self
                     .requests
                     .get(&row.request)
                     .ok_or(ExecuteError::Unregistered { request: row.request })?;
-                let token = self.sampler.choose(logits, &registered.sampling, row.tokens.end)?;
+                let token = self.sampler.choose(logits, &registered.sampling, row.tokens.end).map_err(bad)?;
                 outcome.rows[i as usize].tokens =
                     outcome.tokens.len() as u32..outcome.tokens.len() as u32 + 1;
                 outcome.tokens.push(token);
                 if let Some(n) = registered.sampling.logprobs {
-                    let row_logprobs = logprobs(logits, n, token)?;
+                    let row_logprobs = logprobs(logits, n, token).map_err(bad)?;
                     outcome.record.logprobs.push((row.request, row_logprobs));
                 }
                 if self.keep_logits {
@@ -177,6 +178,7 @@ impl<D: Device> ModelExecutor<D> {
         for (i, row) in plan.rows.iter().enumerate() {
             let Some(registered) = self.requests.get(&row.request) else { continue };
             let Some(n) = registered.sampling.prompt_logprobs else { continue };
+            let bad = |source| ExecuteError::Sampling { request: row.request, source };
             // The logits at position p are the distribution of the token at p + 1.
             let prompt = &kv.tokens(row.request)[..registered.prompt_len as usize];
             let end = row.tokens.end.min(registered.prompt_len.saturating_sub(1));
@@ -187,7 +189,7 @@ impl<D: Device> ModelExecutor<D> {
                 self.selection.extend((from..to).map(|p| self.starts[i] + p - row.tokens.start));
                 let logits = self.runner.logits(&self.selection)?;
                 for (p, logits) in (from..to).zip(logits.chunks_exact(vocab)) {
-                    let logprobs = logprobs(logits, n, prompt[p as usize + 1])?;
+                    let logprobs = logprobs(logits, n, prompt[p as usize + 1]).map_err(bad)?;
                     record.prompt_logprobs.push(PromptLogprobs {
                         request: row.request,
                         position: p + 1,

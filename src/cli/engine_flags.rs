@@ -9,7 +9,7 @@ use pagedraft::session::{EngineOptions, LoadFormat, ModelRef, TraceOptions};
 use pagedraft_attention::isa::Isa;
 use pagedraft_model::Dtype;
 use pagedraft_scheduler::Policy;
-use pagedraft_workloads::trace::{STEPS_FILE, TraceTables};
+use pagedraft_workloads::trace::{CONFIG_FILE, STEPS_FILE, SUMMARY_FILE, TraceTables};
 
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Engine")]
@@ -60,7 +60,7 @@ pub struct EngineFlags {
     #[arg(long, value_enum, default_value = "auto")]
     dtype: DtypeName,
     /// CPU threads (default: as many as there are cores)
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     threads: Option<u32>,
     /// Instruction set of the kernels (default: the machine's best)
     #[arg(long, value_enum, default_value = "auto")]
@@ -177,9 +177,11 @@ impl EngineFlags {
         if dir.exists() && !dir.is_dir() {
             return Err(usage(anyhow!("trace directory {} is not a directory", dir.display())));
         }
-        if dir.join(STEPS_FILE).exists() {
-            let error = anyhow!("trace directory {} holds a trace already", dir.display());
-            return Err(usage_hint(error, "name another directory, or remove that one"));
+        for file in [STEPS_FILE, CONFIG_FILE, SUMMARY_FILE] {
+            if dir.join(file).exists() {
+                let error = anyhow!("trace directory {} holds a {file} already", dir.display());
+                return Err(usage_hint(error, "name another directory, or an empty one"));
+            }
         }
         let tables = match self.trace_tables {
             Tables::Full => TraceTables::Full,

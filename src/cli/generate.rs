@@ -60,6 +60,10 @@ impl Generate {
             .map(|id| session.take_output(id).context("a request gave no output"))
             .collect::<anyhow::Result<Vec<_>>>()?;
         session.close(&totals.json(outputs.len()))?;
+        if outputs.is_empty() {
+            // Ctrl-C came before anything was submitted: what was there before stays.
+            return Ok(Ended::Interrupted);
+        }
         match &output {
             Some(output) => output.write(&self.text(&outputs)?)?,
             None if streams => {}

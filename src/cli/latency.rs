@@ -58,7 +58,7 @@ impl Latency {
         let mut report = Report::new(self, session.info());
         stdout::print(&report.header())?;
         let bar = self.progress();
-        for i in 0..self.num_iters_warmup + self.num_iters {
+        for i in 0..self.num_iters_warmup.saturating_add(self.num_iters) {
             let timed = i >= self.num_iters_warmup;
             bar.set_message(if timed { "timed" } else { "warm-up" });
             let Some(iteration) = self.iteration(i, &mut session, &prompts, &bar)? else { break };
@@ -78,7 +78,8 @@ impl Latency {
     }
 
     fn progress(&self) -> ProgressBar {
-        let steps = u64::from(self.num_iters_warmup + self.num_iters) * u64::from(self.output_len);
+        let steps =
+            (u64::from(self.num_iters_warmup) + u64::from(self.num_iters)) * u64::from(self.output_len);
         // Drawn on a terminal only.
         let bar = ProgressBar::new(steps);
         if let Ok(style) = ProgressStyle::with_template("{msg:8} {wide_bar} {percent:>3} % {eta:>4}") {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use pagedraft_attention::isa::Isa;
 use pagedraft_block_manager::KvGroup;
 use pagedraft_model::checkpoint::{Checkpoint, ModelConfig};
@@ -86,19 +86,33 @@ fn max_model_len(options: &EngineOptions, config: &ModelConfig) -> anyhow::Resul
     }
 }
 
-/// Refuses a KV cache that holds nothing, or that this machine cannot hold.
-fn check_memory(options: &EngineOptions, num_blocks: u32, block_bytes: usize) -> anyhow::Result<()> {
+/// Refuses a KV cache that holds nothing, and buffers that this machine cannot hold, by the flag that asks for them.
+fn check_memory(
+    options: &EngineOptions,
+    config: &ModelConfig,
+    num_blocks: u32,
+    block_bytes: u128,
+    max_model_len: u32,
+) -> anyhow::Result<()> {
     let flag = match (options.num_blocks, options.kv_cache_memory) {
         (Some(n), _) => format!("--num-blocks {n}"),
         (None, Some(bytes)) => format!("--kv-cache-memory {bytes}"),
         (None, None) => format!("the default KV cache of {DEFAULT_KV_CACHE_MEMORY} bytes"),
     };
-    anyhow::ensure!(num_blocks > 0, "{flag} holds no KV block: one takes {block_bytes} bytes");
-    let bytes = u128::from(num_blocks) * block_bytes as u128;
-    if let Some(memory) = physical_memory() {
-        anyhow::ensure!(
+    ensure!(num_blocks > 0, "{flag} holds no KV block: one takes {block_bytes} bytes");
+    let (hidden, inner) = (config.hidden_size as u128, config.intermediate_size as u128);
+    let attention = 2 * config.q_size() as u128 + (config.q_size() + 2 * config.kv_size()) as u128;
+    let rows = u128::from(options.max_num_batched_tokens);
+    let parts = [
+        (flag, u128::from(num_blocks) * block_bytes),
+        (format!("--max-num-batched-tokens {rows}"), 4 * rows * (2 * hidden + attention + 3 * inner)),
+        (format!("--max-model-len {max_model_len}"), 4 * u128::from(max_model_len) * config.head_dim as u128),
+    ];
+    let Some(memory) = physical_memory() else { return Ok(()) };
+    for (flag, bytes) in parts {
+        ensure!(
             bytes <= u128::from(memory),
-            "{flag}: a KV cache of {num_blocks} blocks takes {bytes} bytes, and this machine has {memory}"
+            "{flag} takes {bytes} bytes of memory, and this machine has {memory}: ask for less"
         );
     }
     Ok(())
@@ -112,13 +126,14 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
     let max_model_len = max_model_len(options, &config)?;
 
     let layout = CpuDevice::kv_layout(&config, dtype, options.block_size).map_err(|e| usage(e.into()))?;
-    let block_bytes = layout.block_bytes() * config.num_layers;
+    let block_bytes = layout.block_bytes() as u128 * config.num_layers as u128;
     let memory = options.kv_cache_memory.unwrap_or(DEFAULT_KV_CACHE_MEMORY);
     let num_blocks = match options.num_blocks {
         Some(n) => n,
-        None => u32::try_from(memory / block_bytes as u64).unwrap_or(u32::MAX),
+        None => u32::try_from(u128::from(memory) / block_bytes.max(1)).unwrap_or(u32::MAX),
     };
-    check_memory(options, num_blocks, block_bytes).map_err(usage)?;
+    check_memory(options, &config, num_blocks, block_bytes, max_model_len).map_err(usage)?;
+    let block_bytes = usize::try_from(block_bytes).unwrap_or(usize::MAX);
     // The scheduler refuses bad figures before anything large is allocated.
     let group = KvGroup::dense(config.num_layers as u16, block_bytes / options.block_size as usize);
     let scheduler = Scheduler::new(SchedulerConfig {

@@ -29,9 +29,13 @@ impl StopScan {
         stops: Vec<String>,
     ) -> anyhow::Result<Self> {
         let mut stream = tokenizer.map(|t| t.stream(true));
-        if let Some(stream) = &mut stream {
-            for &token in &prompt[prompt.len().saturating_sub(CONTEXT_TOKENS)..] {
-                stream.push(token)?;
+        let context = &prompt[prompt.len().saturating_sub(CONTEXT_TOKENS)..];
+        if let (Some(stream), Some(tokenizer)) = (&mut stream, tokenizer) {
+            // A prompt that ends inside a character would lend its bytes to the text: the text then stands alone.
+            if !tokenizer.decode(context, true)?.ends_with(char::REPLACEMENT_CHARACTER) {
+                for &token in context {
+                    stream.push(token)?;
+                }
             }
         }
         Ok(Self { stream, stops, text: String::new(), sent: 0, closed: false })

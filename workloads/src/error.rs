@@ -20,9 +20,11 @@ pub enum Error {
         /// The system's word on it.
         source: std::io::Error,
     },
-    /// There is a trace in the directory already.
-    #[error("trace directory {path} holds a trace already")]
+    /// A file that a trace would write is there already: of another trace, or a model's `config.json`.
+    #[error("trace directory {path} holds a {file} already; name another directory, or an empty one")]
     HoldsTrace {
+        /// The file.
+        file: &'static str,
         /// What was given.
         path: PathBuf,
     },

@@ -18,7 +18,7 @@ use crate::error::ModelError;
 
 /// Bounds that keep every product of two sizes inside 64 bits.
 const MOST_WIDTH: u64 = 1 << 24;
-const MOST_LAYERS: u64 = 1 << 16;
+const MOST_LAYERS: u64 = (1 << 16) - 1;
 const MOST_VOCAB: u64 = 1 << 28;
 const MOST_POSITIONS: u64 = (1 << 31) - 1;
 

@@ -44,9 +44,12 @@ pub struct CpuOptions {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CpuBuf(u32);
 
-/// A captured list of operations: on the CPU, the list itself, over fixed buffers.
+/// A captured list of operations: on the CPU, the list itself, over fixed buffers, and the token rows it is for.
 #[derive(Debug)]
-pub struct Tape(Vec<Op<CpuBuf>>);
+pub struct Tape {
+    ops: Vec<Op<CpuBuf>>,
+    rows: usize,
+}
 
 /// The CPU.
 pub struct CpuDevice {
@@ -202,6 +205,10 @@ impl CpuDevice {
                 });
             }
             Op::Gather { x, out, rows } => {
+                if self.selection.len() < rows {
+                    let what = format!("{} rows are selected, and {rows} are gathered", self.selection.len());
+                    return Err(ModelError::BadInputs { what });
+                }
                 let (x, out) = (self.rows(x), self.rows_mut(out));
                 for (r, &from) in self.selection.iter().enumerate().take(rows) {
                     // SAFETY: rows are written by this thread alone.
@@ -364,16 +371,22 @@ impl Device for CpuDevice {
     }
 
     fn capture(&mut self, ops: &[Op<CpuBuf>]) -> Result<Tape, ModelError> {
-        Ok(Tape(ops.to_vec()))
+        Ok(Tape { ops: ops.to_vec(), rows: self.inputs.tokens.len() })
     }
 
     fn replay(&mut self, graph: &Tape) -> Result<(), ModelError> {
-        self.run(&graph.0)
+        let bound = self.inputs.tokens.len();
+        if bound != graph.rows {
+            let what = format!("{bound} token rows are bound, and the tape was captured for {}", graph.rows);
+            return Err(ModelError::BadInputs { what });
+        }
+        self.run(&graph.ops)
     }
 
     fn read(&mut self, buffer: CpuBuf, rows: usize) -> Result<&[f32], ModelError> {
         let all = self.rows(buffer);
-        Ok(&all.data()[..rows * all.width()])
+        let limit = all.data().len() / all.width().max(1);
+        all.data().get(..rows * all.width()).ok_or(ModelError::StepTooLarge { rows, limit })
     }
 
     fn copy_blocks(&mut self, copies: &[BlockCopy]) -> Result<(), ModelError> {

@@ -109,6 +109,18 @@ impl<T: Plain> Memory<T> {
         Ok(Self { at: at.cast(), len, origin: Origin::Mapped { base, bytes: reserved } })
     }
 
+    /// How many elements; looks at none of them, which other threads may be writing.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     /// The first element. Writing through it needs care for aliases that the borrow checker does not
     /// see; within this crate workers write disjoint parts of one buffer.
     #[must_use]

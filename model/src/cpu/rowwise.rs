@@ -67,7 +67,7 @@ impl Kernel for RmsNorm<'_> {
 /// `out = weight * x / sqrt(mean(x^2) + eps)`; the squares are summed in 16 lanes over ascending columns, the lanes
 /// by [`Lanes::sum`]. All slices have the same length.
 pub fn rms_norm(isa: Isa, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-    debug_assert!(x.len() == weight.len() && x.len() == out.len());
+    assert!(x.len() == weight.len() && x.len() == out.len());
     isa.run(RmsNorm { x, weight, eps, out });
 }
 
@@ -115,7 +115,7 @@ impl Kernel for Rotate<'_> {
 
 /// Rotates one head in place: pairs (i, i + half) by the angle whose cosine and sine are given, `half` values each.
 pub fn rotate(isa: Isa, head: &mut [f32], cos: &[f32], sin: &[f32]) {
-    debug_assert!(head.len() == 2 * cos.len() && cos.len() == sin.len());
+    assert!(head.len() == 2 * cos.len() && cos.len() == sin.len());
     isa.run(Rotate { head, cos, sin });
 }
 
@@ -144,7 +144,7 @@ impl Kernel for SwiGlu<'_> {
 
 /// `out = gate / (1 + exp(-gate)) * up`; all slices have the same length.
 pub fn swiglu(isa: Isa, gate: &[f32], up: &[f32], out: &mut [f32]) {
-    debug_assert!(gate.len() == up.len() && gate.len() == out.len());
+    assert!(gate.len() == up.len() && gate.len() == out.len());
     isa.run(SwiGlu { gate, up, out });
 }
 

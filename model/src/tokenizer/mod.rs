@@ -146,7 +146,12 @@ impl TextStream {
     pub fn push(&mut self, token: u32) -> Result<Option<String>, ModelError> {
         self.ids.push(token);
         let text = self.tokenizer.decode(&self.ids, self.skip_special_tokens)?;
-        if text.len() <= self.emitted || text.ends_with(char::REPLACEMENT_CHARACTER) {
+        if text.len() == self.emitted {
+            // A token without text (a special one, or one that is unknown) is nobody's context either.
+            self.ids.pop();
+            return Ok(None);
+        }
+        if text.len() < self.emitted || text.ends_with(char::REPLACEMENT_CHARACTER) {
             return Ok(None);
         }
         self.piece(&text).map(Some)

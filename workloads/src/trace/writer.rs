@@ -78,11 +78,18 @@ impl TraceWriter {
         if directory.exists() && !directory.is_dir() {
             return Err(Error::NotADirectory { path: directory.to_owned() });
         }
+        for file in [STEPS_FILE, CONFIG_FILE, SUMMARY_FILE] {
+            if directory.join(file).exists() {
+                return Err(Error::HoldsTrace { path: directory.to_owned(), file });
+            }
+        }
         let made_directory = !directory.exists();
         std::fs::create_dir_all(directory).map_err(unwritable)?;
         let steps = directory.join(STEPS_FILE);
         let file = File::create_new(&steps).map_err(|source| match source.kind() {
-            std::io::ErrorKind::AlreadyExists => Error::HoldsTrace { path: directory.to_owned() },
+            std::io::ErrorKind::AlreadyExists => {
+                Error::HoldsTrace { path: directory.to_owned(), file: STEPS_FILE }
+            }
             _ => unwritable(source),
         })?;
         let shared = Arc::new(Shared::default());

@@ -87,7 +87,7 @@ fn a_directory_that_holds_a_trace_is_refused_and_left_as_it_is() {
     let path = fresh("again");
     TraceWriter::create(&path, &json!({"run": 1})).unwrap().finish(&json!({})).unwrap();
     let error = TraceWriter::create(&path, &json!({"run": 2})).unwrap_err();
-    assert!(matches!(&error, Error::HoldsTrace { path: p } if **p == *path), "{error}");
+    assert!(matches!(&error, Error::HoldsTrace { path: p, .. } if **p == *path), "{error}");
     assert!(std::fs::read_to_string(path.join(CONFIG_FILE)).unwrap().contains("\"run\": 1"));
 }
 
