@@ -6,9 +6,13 @@
 //! median decode step and of the whole batch. Also printed: what of a decode step is spent outside the model.
 #![allow(clippy::expect_used, reason = "a test or a bench that fails says where")]
 
+#[path = "support/flag.rs"]
+mod flag;
+
 use std::path::PathBuf;
 use std::time::Instant;
 
+use flag::flag;
 use pagedraft::session::{EngineOptions, ModelRef, Request, Session, TraceOptions};
 use pagedraft::workloads::trace::TraceTables;
 
@@ -51,11 +55,6 @@ fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     sorted[sorted.len() / 2]
-}
-
-fn flag<T: std::str::FromStr>(name: &str, default: T) -> T {
-    let mut words = std::env::args().skip_while(|word| word != name);
-    words.nth(1).and_then(|value| value.parse().ok()).unwrap_or(default)
 }
 
 fn main() {

@@ -6,11 +6,14 @@
 //! drawn from a seed. A decode step is everything from token ids to the sampled rows' logits.
 #![allow(clippy::expect_used, reason = "a test or a bench that fails says where")]
 
+#[path = "support/flag.rs"]
+mod flag;
 #[path = "support/plain_read.rs"]
 mod plain_read;
 
 use std::time::Instant;
 
+use flag::flag;
 use pagedraft_attention::MetadataBuilder;
 use pagedraft_attention::isa::Isa;
 use pagedraft_attention::metadata::MaskKind;
@@ -63,12 +66,6 @@ fn inputs(case: &Case) -> StepInputs {
 fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
-}
-
-/// The value behind a flag of the command line; `cargo bench` adds flags of its own.
-fn flag<T: std::str::FromStr>(name: &str, default: T) -> T {
-    let mut words = std::env::args().skip_while(|word| word != name);
-    words.nth(1).and_then(|value| value.parse().ok()).unwrap_or(default)
 }
 
 fn main() {
