@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use crate::checkpoint::Tensor;
 use crate::error::ModelError;
+use crate::graph::GraphKey;
 
 /// What one step feeds to the model.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -171,12 +172,13 @@ pub trait Device {
     /// Not enough memory.
     fn table(&mut self, tensor: &Tensor<'_>) -> Result<Self::Buf, ModelError>;
 
-    /// Puts the step's inputs where the operations read them.
+    /// Puts the step's inputs where the operations read them; for the replay of a graph padded to its key: token 0 at
+    /// position 0 in slot -1, sequences of length 0.
     ///
     /// # Errors
     ///
-    /// Inputs that are inconsistent, or larger than what the device was built for.
-    fn bind(&mut self, inputs: &StepInputs) -> Result<(), ModelError>;
+    /// Inputs that are inconsistent, larger than the key, or larger than what the device was built for.
+    fn bind(&mut self, inputs: &StepInputs, key: Option<GraphKey>) -> Result<(), ModelError>;
 
     /// Sets the rows that [`Op::Gather`] takes.
     ///
@@ -192,19 +194,21 @@ pub trait Device {
     /// A fault of the device; what the buffers then hold is unspecified.
     fn run(&mut self, ops: &[Op<Self::Buf>]) -> Result<(), ModelError>;
 
-    /// Records the operations, for as many token rows as are bound now, for later [`replay`](Device::replay)s over the
-    /// same buffers.
+    /// Records the operations for later [`replay`](Device::replay)s over the same buffers, with inputs bound for `key`.
     ///
     /// # Errors
     ///
     /// A fault of the device.
-    fn capture(&mut self, ops: &[Op<Self::Buf>]) -> Result<Self::Graph, ModelError>;
+    fn capture(&mut self, ops: &[Op<Self::Buf>], key: GraphKey) -> Result<Self::Graph, ModelError>;
+
+    /// Memory that a graph takes, in bytes.
+    fn graph_bytes(&self, graph: &Self::Graph) -> usize;
 
     /// Runs a captured list on the inputs bound now.
     ///
     /// # Errors
     ///
-    /// A fault of the device, or another number of rows bound than the list was captured for.
+    /// A fault of the device, or inputs that were not bound for the graph's key.
     fn replay(&mut self, graph: &Self::Graph) -> Result<(), ModelError>;
 
     /// The first `rows` rows of a buffer, on the host, row-major.

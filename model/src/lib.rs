@@ -38,6 +38,7 @@ pub mod cpu;
 pub mod dense;
 mod device;
 mod error;
+mod graph;
 mod runner;
 pub mod tokenizer;
 
@@ -45,4 +46,5 @@ pub use checkpoint::Dtype;
 pub use dense::StepLimits;
 pub use device::{Device, Into, Op, StepInputs};
 pub use error::ModelError;
-pub use runner::Runner;
+pub use graph::{CaptureReport, CaptureSizes, Fallback, GraphKey, Ran};
+pub use runner::{Runner, Selected};

@@ -1,30 +1,57 @@
-//! A model on a device, run a step at a time.
+//! A model on a device, run a step at a time, eagerly or from graphs.
 
+use std::collections::HashMap;
+use std::ops::Range;
+use std::time::Instant;
+
+use pagedraft_attention::MetadataBuilder;
+use pagedraft_attention::metadata::{MaskKind, PAD_SLOT};
 use pagedraft_block_manager::BlockCopy;
 
 use crate::checkpoint::{Checkpoint, ModelConfig};
 use crate::dense::{DenseDecoder, StepLimits};
 use crate::device::{Device, Op, StepInputs};
 use crate::error::ModelError;
+use crate::graph::{CaptureReport, CaptureSizes, Fallback, GraphKey, Ran};
 
-/// Runs forward passes of one model on one device, eagerly.
+/// Runs forward passes of one model on one device.
 pub struct Runner<D: Device> {
     device: D,
     model: DenseDecoder<D::Buf>,
     limits: StepLimits,
     ops: Vec<Op<D::Buf>>,
     rows: usize,
+    sizes: Option<CaptureSizes>,
+    graphs: HashMap<GraphKey, D::Graph>,
+    enforce_eager: bool,
+    /// How the last step ran.
+    ran: Ran,
+    /// 0, 1, 2, ..: a replayed step computes the logits of every token row.
+    every_row: Vec<u32>,
+    fault: Option<MetadataBuilder>,
 }
 
 impl<D: Device> Runner<D> {
-    /// Loads the model of `checkpoint` onto `device`.
+    /// Loads the model of `checkpoint` onto `device`. Steps run eagerly until graphs are [captured](Self::capture).
     ///
     /// # Errors
     ///
     /// See [`DenseDecoder::load`].
     pub fn load(mut device: D, checkpoint: &Checkpoint, limits: StepLimits) -> Result<Self, ModelError> {
         let model = DenseDecoder::load(&mut device, checkpoint, limits)?;
-        Ok(Self { device, model, limits, ops: Vec::new(), rows: 0 })
+        Ok(Self {
+            device,
+            model,
+            limits,
+            ops: Vec::new(),
+            rows: 0,
+            sizes: None,
+            graphs: HashMap::new(),
+            enforce_eager: false,
+            ran: Ran::Eager(None),
+            every_row: Vec::new(),
+            fault: None,
+        })
     }
 
     /// The model's configuration.
@@ -39,13 +66,59 @@ impl<D: Device> Runner<D> {
         self.limits
     }
 
-    /// Keeps the residual stream of every later step for [`hidden`](Self::hidden); costs a copy a layer.
+    /// Keeps the residual stream of every later step for [`hidden`](Self::hidden); costs a copy a layer. Before
+    /// [`capture`](Self::capture), or replayed steps won't have it.
     ///
     /// # Errors
     ///
     /// Not enough memory.
     pub fn tap_hidden(&mut self) -> Result<(), ModelError> {
         self.model.tap_hidden(&mut self.device, self.limits.token_rows)
+    }
+
+    /// Captures a graph for every key of `sizes`, in place of those there were. Token rows above what the runner was built
+    /// for are left out. A replayed step computes the logits of all its rows.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the device.
+    pub fn capture(&mut self, sizes: &CaptureSizes) -> Result<CaptureReport, ModelError> {
+        let start = Instant::now();
+        let most = self.limits.token_rows.min(self.limits.logit_rows);
+        let rows: Vec<u32> =
+            sizes.token_rows().iter().copied().filter(|&rows| rows as usize <= most).collect();
+        let sizes = CaptureSizes::new(rows, sizes.max_query_len());
+        self.every_row = (0..sizes.token_rows().last().copied().unwrap_or(0)).collect();
+        self.graphs.clear();
+        let mut bytes = 0;
+        for key in sizes.keys() {
+            let rows = key.token_rows as usize;
+            self.ops.clear();
+            self.model.trunk(rows, &mut self.ops);
+            self.model.head(rows, &mut self.ops);
+            let graph = self.device.capture(&self.ops, key)?;
+            bytes += self.device.graph_bytes(&graph);
+            self.graphs.insert(key, graph);
+        }
+        self.sizes = Some(sizes);
+        Ok(CaptureReport { graphs: self.graphs.len(), elapsed: start.elapsed(), bytes })
+    }
+
+    /// Whether every later step is eager, graphs or not.
+    pub fn set_enforce_eager(&mut self, yes: bool) {
+        self.enforce_eager = yes;
+    }
+
+    /// From now on replays steps of several query tokens a sequence on the graphs of single tokens: a graph picked by the
+    /// number of token rows alone, as an engine once did. Token row r is then attended as if it were the one query of
+    /// sequence r, and rows behind the last sequence keep what was in the buffer. For showing that it is noticed.
+    ///
+    /// # Errors
+    ///
+    /// A block size that is not 16, 32 or 64.
+    pub fn inject_decode_graph_for_verify(&mut self, block_size: u32) -> Result<(), ModelError> {
+        self.fault = Some(MetadataBuilder::new(block_size)?);
+        Ok(())
     }
 
     /// Copies KV blocks; call before [`forward`](Self::forward) of the step whose plan has them.
@@ -57,12 +130,43 @@ impl<D: Device> Runner<D> {
         if copies.is_empty() { Ok(()) } else { self.device.copy_blocks(copies) }
     }
 
-    /// Computes the residual stream of every token row, and writes their KV.
+    /// Computes the residual stream of every token row, and writes their KV: from the graph of the step's shape where one
+    /// was captured, or else eagerly.
     ///
     /// # Errors
     ///
     /// More rows than [`limits`](Self::limits) says, inconsistent inputs, or a fault of the device.
-    pub fn forward(&mut self, inputs: &StepInputs) -> Result<(), ModelError> {
+    pub fn forward(&mut self, inputs: &StepInputs) -> Result<Ran, ModelError> {
+        match self.key(inputs) {
+            Ok(key) => {
+                self.check(inputs)?;
+                self.replay(inputs, key)?;
+                self.ran = Ran::Graph(key);
+                Ok(self.ran)
+            }
+            Err(why) => {
+                self.forward_eager(inputs)?;
+                self.ran = Ran::Eager(why);
+                Ok(self.ran)
+            }
+        }
+    }
+
+    /// The same, eagerly whatever was captured.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`forward`](Self::forward).
+    pub fn forward_eager(&mut self, inputs: &StepInputs) -> Result<(), ModelError> {
+        self.check(inputs)?;
+        self.device.bind(inputs, None)?;
+        self.ops.clear();
+        self.model.trunk(self.rows, &mut self.ops);
+        self.ran = Ran::Eager(None);
+        self.device.run(&self.ops)
+    }
+
+    fn check(&mut self, inputs: &StepInputs) -> Result<(), ModelError> {
         let rows = inputs.tokens.len();
         if rows > self.limits.token_rows {
             return Err(ModelError::StepTooLarge { rows, limit: self.limits.token_rows });
@@ -78,38 +182,77 @@ impl<D: Device> Runner<D> {
             return Err(ModelError::BadInputs { what });
         }
         self.rows = rows;
-        self.device.bind(inputs)?;
-        self.ops.clear();
-        self.model.trunk(rows, &mut self.ops);
-        self.device.run(&self.ops)
+        Ok(())
     }
 
-    /// The logits of token rows of the last [`forward`](Self::forward), `[rows.len(), vocab]` row-major.
+    /// The graph that a step replays; or why it doesn't, `None` when graphs are off.
+    fn key(&self, inputs: &StepInputs) -> Result<GraphKey, Option<Fallback>> {
+        let Some(sizes) = self.sizes.as_ref().filter(|_| !self.enforce_eager) else { return Err(None) };
+        let rows = u32::try_from(inputs.tokens.len()).unwrap_or(u32::MAX);
+        let metadata = &inputs.metadata;
+        let key = sizes.key(rows, metadata.max_query_len, metadata.num_rows() as u32).map_err(Some)?;
+        let key = match &self.fault {
+            Some(_) if key.max_query_len > 1 => sizes.key(rows, 1, rows).map_err(Some)?,
+            _ => key,
+        };
+        if self.graphs.contains_key(&key) { Ok(key) } else { Err(Some(Fallback::NotCaptured)) }
+    }
+
+    fn replay(&mut self, inputs: &StepInputs, key: GraphKey) -> Result<(), ModelError> {
+        let Some(graph) = self.graphs.get(&key) else {
+            return Err(ModelError::BadInputs { what: format!("no graph was captured for {key:?}") });
+        };
+        match &mut self.fault {
+            Some(builder) if inputs.metadata.max_query_len > 1 => {
+                self.device.bind(&as_single_tokens(builder, inputs, key)?, Some(key))?;
+            }
+            _ => self.device.bind(inputs, Some(key))?,
+        }
+        self.device.select(&self.every_row[..key.token_rows as usize])?;
+        self.device.replay(graph)
+    }
+
+    /// The logits of token rows of the last [`forward`](Self::forward).
     ///
     /// # Errors
     ///
     /// More rows than `limits().logit_rows`, a row that the step did not have, or a fault of the device.
-    pub fn logits(&mut self, rows: &[u32]) -> Result<&[f32], ModelError> {
+    pub fn logits<'a>(&'a mut self, rows: &'a [u32]) -> Result<Selected<'a>, ModelError> {
         if rows.len() > self.limits.logit_rows {
             return Err(ModelError::StepTooLarge { rows: rows.len(), limit: self.limits.logit_rows });
         }
         if let Some(&row) = rows.iter().find(|&&r| r as usize >= self.rows) {
             return Err(ModelError::NoSuchTokenRow { row: row as usize, rows: self.rows });
         }
-        self.device.select(rows)?;
-        self.ops.clear();
-        self.model.head(rows.len(), &mut self.ops);
-        self.device.run(&self.ops)?;
-        self.device.read(self.model.logits(), rows.len())
+        if matches!(self.ran, Ran::Eager(_)) {
+            self.device.select(rows)?;
+            self.ops.clear();
+            self.model.head(rows.len(), &mut self.ops);
+            self.device.run(&self.ops)?;
+        }
+        self.selected(self.model.logits(), rows, self.config().vocab_size)
     }
 
-    /// The final norm's output of the rows last given to [`logits`](Self::logits), `[rows, hidden]`.
+    /// The final norm's output of the rows last given to [`logits`](Self::logits).
     ///
     /// # Errors
     ///
     /// A fault of the device.
-    pub fn final_hidden(&mut self, rows: usize) -> Result<&[f32], ModelError> {
-        self.device.read(self.model.final_hidden(), rows)
+    pub fn final_hidden<'a>(&'a mut self, rows: &'a [u32]) -> Result<Selected<'a>, ModelError> {
+        self.selected(self.model.final_hidden(), rows, self.config().hidden_size)
+    }
+
+    fn selected<'a>(
+        &'a mut self,
+        buffer: D::Buf,
+        rows: &'a [u32],
+        width: usize,
+    ) -> Result<Selected<'a>, ModelError> {
+        Ok(match self.ran {
+            // All rows are there, the step's own first.
+            Ran::Graph(_) => Selected { data: self.device.read(buffer, self.rows)?, width, rows: Some(rows) },
+            Ran::Eager(_) => Selected { data: self.device.read(buffer, rows.len())?, width, rows: None },
+        })
     }
 
     /// The residual stream of the last step as it entered layer `layer` (`num_layers`: as it left the last), `None` where
@@ -124,4 +267,56 @@ impl<D: Device> Runner<D> {
             None => Ok(None),
         }
     }
+}
+
+/// Some rows of a buffer, in the order they were asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Selected<'a> {
+    data: &'a [f32],
+    width: usize,
+    /// Where each row lies; without, they lie one after the other.
+    rows: Option<&'a [u32]>,
+}
+
+impl<'a> Selected<'a> {
+    /// Row `i` of those asked for; empty where there is none.
+    #[must_use]
+    pub fn row(&self, i: usize) -> &'a [f32] {
+        self.block(i..i + 1)
+    }
+
+    /// Rows `range` of those asked for, which must have been neighbours in the step: `[range.len(), width]`, row-major.
+    #[must_use]
+    pub fn block(&self, range: Range<usize>) -> &'a [f32] {
+        let first = match self.rows {
+            Some(rows) => rows.get(range.start).map_or(usize::MAX, |&row| row as usize),
+            None => range.start,
+        };
+        let start = first.saturating_mul(self.width);
+        self.data.get(start..start.saturating_add(range.len() * self.width)).unwrap_or_default()
+    }
+}
+
+/// What a graph of single tokens takes these inputs for: the first token rows are the queries of one sequence each.
+fn as_single_tokens(
+    builder: &mut MetadataBuilder,
+    inputs: &StepInputs,
+    key: GraphKey,
+) -> Result<StepInputs, ModelError> {
+    let metadata = &inputs.metadata;
+    builder.begin();
+    for row in 0..key.token_rows as usize {
+        match (metadata.seq_lens.get(row), metadata.block_tables.get(row)) {
+            (Some(&len), Some(table)) => builder.push_row(len - 1, 1, table, MaskKind::Causal)?,
+            _ => builder.push_pad_row(1)?,
+        }
+    }
+    let mut seen = builder.finish().clone();
+    seen.slot_mapping.clone_from(&metadata.slot_mapping);
+    seen.slot_mapping.resize(key.token_rows as usize, PAD_SLOT);
+    let mut seen =
+        StepInputs { tokens: inputs.tokens.clone(), positions: inputs.positions.clone(), metadata: seen };
+    seen.tokens.resize(key.token_rows as usize, 0);
+    seen.positions.resize(key.token_rows as usize, 0);
+    Ok(seen)
 }

@@ -7,7 +7,7 @@ use pagedraft_block_manager::BlockId;
 use pagedraft_model::checkpoint::{Checkpoint, ModelConfig};
 use pagedraft_model::cpu::{CpuDevice, CpuOptions};
 use pagedraft_model::dense::DenseDecoder;
-use pagedraft_model::{Device, Dtype, StepInputs, StepLimits};
+use pagedraft_model::{Device, Dtype, GraphKey, StepInputs, StepLimits};
 
 const CONFIG: &[u8] = br#"{"architectures": ["Qwen3ForCausalLM"], "vocab_size": 50, "hidden_size": 32,
     "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
@@ -24,7 +24,10 @@ fn inputs(step: u32) -> StepInputs {
 }
 
 /// The logits of every row of three steps, each run by `run`.
-fn three_steps(run: impl Fn(&mut CpuDevice, &DenseDecoder<pagedraft_model::cpu::CpuBuf>)) -> Vec<u32> {
+fn three_steps(
+    key: Option<GraphKey>,
+    run: impl Fn(&mut CpuDevice, &DenseDecoder<pagedraft_model::cpu::CpuBuf>),
+) -> Vec<u32> {
     let checkpoint = Checkpoint::dummy(ModelConfig::parse("config.json".as_ref(), CONFIG).unwrap(), 9);
     let layout = CpuDevice::kv_layout(checkpoint.config(), Dtype::F32, 16).unwrap();
     let options = CpuOptions {
@@ -40,7 +43,7 @@ fn three_steps(run: impl Fn(&mut CpuDevice, &DenseDecoder<pagedraft_model::cpu::
     let model = DenseDecoder::load(&mut device, &checkpoint, limits).unwrap();
     let mut bits = Vec::new();
     for step in 0..3 {
-        device.bind(&inputs(step)).unwrap();
+        device.bind(&inputs(step), key).unwrap();
         device.select(&(0..ROWS as u32).collect::<Vec<_>>()).unwrap();
         run(&mut device, &model);
         bits.extend(device.read(model.logits(), ROWS).unwrap().iter().map(|l| l.to_bits()));
@@ -50,20 +53,21 @@ fn three_steps(run: impl Fn(&mut CpuDevice, &DenseDecoder<pagedraft_model::cpu::
 
 #[test]
 fn a_tape_captured_once_replays_later_steps_bit_by_bit() {
-    let eager = three_steps(|device, model| {
+    let key = GraphKey { token_rows: ROWS as u32, max_query_len: ROWS as u32, sequences: 1 };
+    let eager = three_steps(None, |device, model| {
         let mut ops = Vec::new();
         model.trunk(ROWS, &mut ops);
         model.head(ROWS, &mut ops);
         device.run(&ops).unwrap();
     });
     let tape = std::cell::RefCell::new(None);
-    let replayed = three_steps(|device, model| {
+    let replayed = three_steps(Some(key), |device, model| {
         let mut tape = tape.borrow_mut();
         let tape = tape.get_or_insert_with(|| {
             let mut ops = Vec::new();
             model.trunk(ROWS, &mut ops);
             model.head(ROWS, &mut ops);
-            device.capture(&ops).unwrap()
+            device.capture(&ops, key).unwrap()
         });
         device.replay(tape).unwrap();
     });

@@ -135,14 +135,13 @@ impl<D: Device> ModelExecutor<D> {
             }
         }
         let (mut head_us, mut sample_us) = (0.0, 0.0);
-        let vocab = self.runner.config().vocab_size;
         let step = self.runner.limits().logit_rows;
         for (rows, selection) in self.sampled.chunks(step).zip(self.selection.chunks(step)) {
             let start = Instant::now();
             let logits = self.runner.logits(selection)?;
             let done = Instant::now();
             head_us += (done - start).as_secs_f64() * 1e6;
-            for (&i, logits) in rows.iter().zip(logits.chunks_exact(vocab)) {
+            for (&i, logits) in rows.iter().zip((0..).map(|r| logits.row(r))) {
                 let row = &plan.rows[i as usize];
                 let bad = |source| ExecuteError::Sampling { request: row.request, source };
                 let registered = self
@@ -173,7 +172,6 @@ impl<D: Device> ModelExecutor<D> {
         kv: &dyn KvView,
         record: &mut StepRecord,
     ) -> Result<(), ExecuteError> {
-        let vocab = self.runner.config().vocab_size;
         let step = self.runner.limits().logit_rows as u32;
         for (i, row) in plan.rows.iter().enumerate() {
             let Some(registered) = self.requests.get(&row.request) else { continue };
@@ -188,7 +186,7 @@ impl<D: Device> ModelExecutor<D> {
                 self.selection.clear();
                 self.selection.extend((from..to).map(|p| self.starts[i] + p - row.tokens.start));
                 let logits = self.runner.logits(&self.selection)?;
-                for (p, logits) in (from..to).zip(logits.chunks_exact(vocab)) {
+                for (p, logits) in (from..to).zip((0..).map(|r| logits.row(r))) {
                     let logprobs = logprobs(logits, n, prompt[p as usize + 1]).map_err(bad)?;
                     record.prompt_logprobs.push(PromptLogprobs {
                         request: row.request,

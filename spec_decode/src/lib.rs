@@ -14,11 +14,17 @@
 //! sampled row; nothing is allocated in a steady step without logprobs.
 #![deny(missing_docs)]
 
+pub mod acceptance;
+mod drafts;
 mod error;
 mod executor;
+pub mod proposer;
 mod record;
+mod requests;
 pub mod sampling;
 
+pub use drafts::Drafts;
 pub use error::ExecuteError;
 pub use executor::{ModelExecutor, TARGET_GROUP};
 pub use record::{Mode, PromptLogprobs, StageTimes, StepRecord};
+pub use requests::{Registered, Requests};

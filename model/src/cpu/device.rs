@@ -9,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use pagedraft_attention::isa::Isa;
 use pagedraft_attention::kernel::{AttentionCall, AttentionScratch, WorkList};
+use pagedraft_attention::metadata::PAD_SLOT;
 use pagedraft_attention::{KvDtype, KvLayer, KvLayout, TokenRows};
 use pagedraft_block_manager::BlockCopy;
 
@@ -22,6 +23,7 @@ use crate::cpu::rowwise;
 use crate::cpu::team::Team;
 use crate::device::{Device, Into, Op, StepInputs};
 use crate::error::ModelError;
+use crate::graph::GraphKey;
 
 /// What a CPU device is built from.
 #[derive(Clone, Copy, Debug)]
@@ -44,11 +46,11 @@ pub struct CpuOptions {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CpuBuf(u32);
 
-/// A captured list of operations: on the CPU, the list itself, over fixed buffers, and the token rows it is for.
+/// A captured list of operations: on the CPU, the list itself, over fixed buffers, and the shape it is for.
 #[derive(Debug)]
 pub struct Tape {
-    ops: Vec<Op<CpuBuf>>,
-    rows: usize,
+    ops: Box<[Op<CpuBuf>]>,
+    key: GraphKey,
 }
 
 /// The CPU.
@@ -63,6 +65,8 @@ pub struct CpuDevice {
     kv: Memory<u8>,
     buffers: Vec<Buffer>,
     inputs: StepInputs,
+    /// What the inputs were padded to.
+    bound: Option<GraphKey>,
     work: WorkList,
     selection: Vec<u32>,
     packed: PackedRows,
@@ -115,6 +119,7 @@ impl CpuDevice {
             kv,
             buffers: Vec::new(),
             inputs: StepInputs::default(),
+            bound: None,
             work: WorkList::new(),
             selection: Vec::new(),
             packed: PackedRows::with_room_for(0, 0)?,
@@ -345,7 +350,7 @@ impl Device for CpuDevice {
         Ok(self.push(Buffer::Table(table)))
     }
 
-    fn bind(&mut self, inputs: &StepInputs) -> Result<(), ModelError> {
+    fn bind(&mut self, inputs: &StepInputs, key: Option<GraphKey>) -> Result<(), ModelError> {
         let rows = inputs.tokens.len();
         let slots = inputs.metadata.slot_mapping.len();
         if inputs.positions.len() != rows || slots != rows {
@@ -353,10 +358,23 @@ impl Device for CpuDevice {
             let what = format!("{rows} tokens, {positions} positions, {slots} slots");
             return Err(ModelError::BadInputs { what });
         }
+        let sequences = inputs.metadata.num_rows();
+        if let Some(key) = key.filter(|k| rows > k.token_rows as usize || sequences > k.sequences as usize) {
+            let what = format!("{rows} token rows of {sequences} sequences do not fit {key:?}");
+            return Err(ModelError::BadInputs { what });
+        }
         self.work.plan(&inputs.metadata, self.heads, &self.layer(0))?;
         self.inputs.tokens.clone_from(&inputs.tokens);
         self.inputs.positions.clone_from(&inputs.positions);
         self.inputs.metadata.clone_from(&inputs.metadata);
+        self.bound = key;
+        if let Some(key) = key {
+            // Sequences need no padding: the work list has those that there are.
+            let rows = key.token_rows as usize;
+            self.inputs.tokens.resize(rows, 0);
+            self.inputs.positions.resize(rows, 0);
+            self.inputs.metadata.slot_mapping.resize(rows, PAD_SLOT);
+        }
         Ok(())
     }
 
@@ -370,14 +388,20 @@ impl Device for CpuDevice {
         ops.iter().try_for_each(|op| self.run_op(op))
     }
 
-    fn capture(&mut self, ops: &[Op<CpuBuf>]) -> Result<Tape, ModelError> {
-        Ok(Tape { ops: ops.to_vec(), rows: self.inputs.tokens.len() })
+    fn capture(&mut self, ops: &[Op<CpuBuf>], key: GraphKey) -> Result<Tape, ModelError> {
+        Ok(Tape { ops: ops.into(), key })
+    }
+
+    fn graph_bytes(&self, graph: &Tape) -> usize {
+        size_of::<Tape>() + size_of_val(&*graph.ops)
     }
 
     fn replay(&mut self, graph: &Tape) -> Result<(), ModelError> {
-        let bound = self.inputs.tokens.len();
-        if bound != graph.rows {
-            let what = format!("{bound} token rows are bound, and the tape was captured for {}", graph.rows);
+        if self.bound != Some(graph.key) {
+            let what = format!(
+                "the inputs were bound for {:?}, the tape was captured for {:?}",
+                self.bound, graph.key
+            );
             return Err(ModelError::BadInputs { what });
         }
         self.run(&graph.ops)
