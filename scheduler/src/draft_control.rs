@@ -9,6 +9,8 @@ use crate::{DraftReport, RequestKey, RowOutcome, StepCosts, StepTimes};
 const HORIZON: f64 = 256.0;
 /// Trials below which whoever has to be woken is woken a few at a time.
 const BEGINNER: f64 = 24.0;
+/// Standard deviations by which the acceptance of a request that has to be woken is taken to be worse.
+const DOUBT: f64 = 0.7;
 /// By how much drafts have to beat none before they are taken up again.
 const HYSTERESIS: f64 = 0.005;
 
@@ -167,10 +169,15 @@ impl DraftControl {
         if left < 2 {
             return;
         }
-        let estimate = slot.learnt.estimate(self.common.estimate(), len);
+        let mut estimate = slot.learnt.estimate(self.common.estimate(), len);
         // One token behind is its newest, two are that and a draft that was accepted last.
         let lag = if self.keeps_kv { len.saturating_sub(slot.drafted) } else { 0 };
         let wakes = lag > 2;
+        if wakes && self.common.seen >= BEGINNER {
+            // To wake it is to buy: what is not known well is worth less.
+            estimate.0 -= DOUBT * slot.learnt.doubt(&self.common, estimate.0, len);
+            estimate.0 = estimate.0.max(0.0);
+        }
         let horizon = (f64::from(left) * (1.0 - estimate.0)).clamp(1.0, HORIZON);
         let wake = if wakes { f64::from(lag - 1) / horizon } else { 0.0 };
         let group = self.search.add(estimate, len, (wake, wake * self.draft.tail()));
@@ -206,8 +213,12 @@ impl DraftControl {
             - self.target.us(f64::from(self.base.decode_rows));
         let step_us = costs.per_step_us + row_us;
         let price = |lag: u32| step_us + self.draft.us(f64::from(lag.max(1)));
-        if let Some(key) = self.probing.step(self.on, rates.off_us, price, &mut self.common) {
-            self.slots[key.index()].wanted = self.max.min(1);
+        if let Some(key) = self.probing.step(self.on, rates.off_us, self.base.decode_rows, price) {
+            let slot = &mut self.slots[key.index()];
+            slot.wanted = self.max.min(1);
+            if self.probing.begins() {
+                self.common.doubt(&mut slot.learnt);
+            }
             drafts += u64::from(self.max.min(1));
         }
         self.record(drafts);
@@ -258,7 +269,7 @@ impl DraftControl {
             return;
         };
         self.common.learn(&mut slot.learnt, row.end, row.drafts_max, given, accepted);
-        self.probing.learn(key, given, accepted);
+        self.probing.learn(key, accepted);
         if given == 0 {
             return;
         }

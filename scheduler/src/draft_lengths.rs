@@ -6,7 +6,7 @@ const LOOK_AHEAD: usize = 16;
 impl Scheduler {
     /// Lets the draft control choose the lengths of the step about to be planned.
     pub(crate) fn decide_drafts(&mut self) {
-        let Self { control: Some(control), config, running, waiting, requests, .. } = self else {
+        let Self { control: Some(control), config, running, waiting, requests, blocks, .. } = self else {
             return;
         };
         if config.num_speculative_tokens == 0 {
@@ -33,11 +33,16 @@ impl Scheduler {
                 control.add_prefill(piece);
             }
         }
+        let mut free = blocks.pool().num_free().saturating_mul(config.block_size);
         let seats = (config.max_num_seqs as usize).saturating_sub(running.len());
         for at in 0..seats.min(LOOK_AHEAD) {
             let Some(request) = waiting.get(at).and_then(|key| requests.get(key.0)) else {
                 break;
             };
+            if free < request.len() {
+                break;
+            }
+            free -= request.len();
             let piece =
                 (request.len() - request.computed).min(left).min(config.prefill_chunk.unwrap_or(u32::MAX));
             left -= piece;

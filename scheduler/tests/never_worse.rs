@@ -22,10 +22,10 @@ fn steady(world: World, lengths: Lengths, batch: u32, drafts: impl Fn(u32) -> Dr
     sim.run(u64::from(batch) * measured)
 }
 
-/// Tokens a millisecond of requests of 128 tokens, from the first, nothing known: four times as many as are seated.
+/// Tokens a millisecond of requests of 128 tokens, from the first, nothing known: eight times as many as are seated.
 fn cold(world: World, lengths: Lengths, batch: u32, drafts: impl Fn(u32) -> Drafts) -> f64 {
     let mut sim = Sim::new(world, lengths, batch, PROMPT + 128);
-    for i in 0..batch {
+    for i in 0..8 * batch {
         sim.submit(PROMPT, 128, drafts(i));
     }
     sim.run(u64::MAX / 2)
