@@ -36,6 +36,12 @@ impl Scheduler {
     pub fn apply<R>(&mut self, outcome: &StepOutcome<R>, applied: &mut Vec<Applied>) -> Result<(), Error> {
         applied.clear();
         self.check_outcome(outcome)?;
+        if let Some(control) = &mut self.control {
+            control.begin_step();
+            for (row, result) in self.flight.rows.iter().zip(&outcome.rows) {
+                control.learn(row, result);
+            }
+        }
         let mut rows = std::mem::take(&mut self.flight.rows);
         self.flight.step = None;
         let mut fault = Ok(());

@@ -98,11 +98,19 @@
 //! # }
 //! ```
 
+mod acceptance;
 mod apply;
 mod config;
+mod costs;
+mod draft_control;
+mod draft_lengths;
+mod draft_report;
+mod draft_search;
 mod error;
 pub mod fake;
+mod live_curve;
 mod plan;
+mod probing;
 mod queues;
 mod request;
 mod scheduler;
@@ -110,6 +118,9 @@ mod step;
 
 pub use apply::Applied;
 pub use config::{Policy, SchedulerConfig};
+pub use costs::{CostCurve, StepCosts, StepTimes};
+pub use draft_control::DraftControl;
+pub use draft_report::DraftReport;
 pub use error::{ConfigError, Error, SubmitError};
 pub use plan::{Executor, FinishReason, Kind, KvView, PlanRow, RowOutcome, StepId, StepOutcome, StepPlan};
 pub use request::{Phase, RequestInfo, RequestKey, RequestSpec};

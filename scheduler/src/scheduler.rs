@@ -4,8 +4,8 @@ use serde::Serialize;
 use crate::queues::{Running, Waiting};
 use crate::request::Request;
 use crate::{
-    ConfigError, FinishReason, KvView, Phase, Policy, RequestInfo, RequestKey, RequestSpec, SchedulerConfig,
-    StepId, SubmitError,
+    ConfigError, DraftControl, FinishReason, KvView, Phase, Policy, RequestInfo, RequestKey, RequestSpec,
+    SchedulerConfig, StepId, StepTimes, SubmitError,
 };
 
 /// How much there is to do, and where.
@@ -39,6 +39,8 @@ pub struct Scheduler {
     /// Ended, to be reported by the next plan that has rows.
     pub(crate) finished: Vec<RequestKey>,
     pub(crate) next_step: u64,
+    /// Chooses draft lengths; without, each is `num_speculative_tokens`.
+    pub(crate) control: Option<DraftControl>,
     arrivals: u64,
 }
 
@@ -52,9 +54,11 @@ pub(crate) struct Flight {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FlightRow {
     pub(crate) request: RequestKey,
+    pub(crate) start: u32,
     pub(crate) end: u32,
     pub(crate) drafts_max: u16,
     pub(crate) samples: bool,
+    pub(crate) decodes: bool,
 }
 
 impl Scheduler {
@@ -83,6 +87,7 @@ impl Scheduler {
             ended: Vec::new(),
             finished: Vec::new(),
             next_step: 0,
+            control: None,
             arrivals: 0,
         })
     }
@@ -151,6 +156,35 @@ impl Scheduler {
         self.next_step = self.next_step.max(step.0);
     }
 
+    /// Lets `control` choose the draft length of each row, up to `num_speculative_tokens`; `None` gives every decode row
+    /// so many. Gives back the control that was there, with what it has learnt.
+    pub fn set_draft_control(&mut self, control: Option<DraftControl>) -> Option<DraftControl> {
+        let before = std::mem::replace(&mut self.control, control);
+        if let Some(control) = &mut self.control {
+            control.forget_requests();
+        }
+        before
+    }
+
+    /// The control that chooses draft lengths, if one does.
+    #[must_use]
+    pub fn draft_control(&self) -> Option<&DraftControl> {
+        self.control.as_ref()
+    }
+
+    /// Sets how many drafts may follow the last token of a decode row, from the next step on.
+    pub fn set_num_speculative_tokens(&mut self, drafts: u16) {
+        self.config.num_speculative_tokens = drafts;
+    }
+
+    /// Says what the step that was applied last took, so that draft lengths are priced by it. Without a control, or
+    /// told a second time, nothing happens.
+    pub fn observe(&mut self, times: &StepTimes) {
+        if let Some(control) = &mut self.control {
+            control.observe(times);
+        }
+    }
+
     /// Whether any request has not ended. While it is true, every plan has rows.
     #[must_use]
     pub fn has_unfinished(&self) -> bool {
@@ -212,6 +246,9 @@ impl Scheduler {
             request.num_preemptions += 1;
             let cleared = self.blocks.clear(request.sequence);
             debug_assert!(cleared.is_ok(), "a running request without sequence: {cleared:?}");
+        }
+        if let Some(control) = &mut self.control {
+            control.preempted(key);
         }
         self.enqueue(key, true);
     }

@@ -35,6 +35,7 @@ impl Scheduler {
 
         let mut budget = self.config.max_num_batched_tokens;
         let given_up = plan.preempted.len();
+        self.decide_drafts();
         self.plan_running(plan, &mut budget);
         if plan.preempted.len() == given_up {
             self.plan_waiting(plan, &mut budget);
@@ -49,9 +50,11 @@ impl Scheduler {
         self.flight.step = Some(plan.id);
         self.flight.rows.extend(plan.rows.iter().map(|row| FlightRow {
             request: row.request,
+            start: row.tokens.start,
             end: row.tokens.end,
             drafts_max: row.drafts_max,
             samples: row.samples,
+            decodes: matches!(row.kind, Kind::Decode | Kind::Verify),
         }));
     }
 
@@ -132,7 +135,7 @@ impl Scheduler {
         *budget -= end - start;
         let mut drafts_max = 0;
         if self.config.num_speculative_tokens > 0 && request.is_decoding() {
-            drafts_max = self.drafts(request, *budget, behind);
+            drafts_max = self.drafts(key, request, *budget, behind);
             let reserved = self.blocks.reserve(request.sequence, len + u32::from(drafts_max));
             debug_assert_eq!(reserved, Ok(Some(())), "the room was counted before");
             *budget -= u32::from(drafts_max);
@@ -146,7 +149,7 @@ impl Scheduler {
     }
 
     /// Drafts a decode row may have. They never cost anyone a block: each row `behind` could still take one.
-    fn drafts(&self, request: &Request, budget: u32, behind: u32) -> u16 {
+    fn drafts(&self, key: RequestKey, request: &Request, budget: u32, behind: u32) -> u16 {
         let len = request.len();
         let groups = self.blocks.groups().len() as u32;
         let spare = self.blocks.pool().num_free().saturating_sub(behind.saturating_mul(groups)) / groups;
@@ -154,7 +157,8 @@ impl Scheduler {
         let room = (held + spare).saturating_mul(self.config.block_size);
         // One more token than drafts comes out of the row at most.
         let most = (request.max_len - len - 1).min(budget).min(room.saturating_sub(len));
-        self.config.num_speculative_tokens.min(u16::try_from(most).unwrap_or(u16::MAX))
+        let wanted = self.control.as_ref().map_or(u16::MAX, |control| control.wanted(key));
+        self.config.num_speculative_tokens.min(wanted).min(u16::try_from(most).unwrap_or(u16::MAX))
     }
 
     /// Known tokens that the next row of a request computes under what is left of the budget.

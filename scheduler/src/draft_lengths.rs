@@ -1,0 +1,53 @@
+use crate::Scheduler;
+
+/// Waiting requests that are looked at to guess what this step will prefill.
+const LOOK_AHEAD: usize = 16;
+
+impl Scheduler {
+    /// Lets the draft control choose the lengths of the step about to be planned.
+    pub(crate) fn decide_drafts(&mut self) {
+        let Self { control: Some(control), config, running, waiting, requests, blocks, .. } = self else {
+            return;
+        };
+        if config.num_speculative_tokens == 0 {
+            control.stop();
+            return;
+        }
+        let running = running.keys();
+        let budget = config.max_num_batched_tokens;
+        control.begin(running.len(), budget.saturating_sub(running.len() as u32));
+        let mut left = budget;
+        for &key in running {
+            let Some(request) = requests.get(key.0) else {
+                continue;
+            };
+            let len = request.len();
+            let piece = (len - request.computed).min(left).min(config.prefill_chunk.unwrap_or(u32::MAX));
+            left -= piece;
+            if piece == 0 {
+                break;
+            }
+            if request.is_decoding() {
+                control.add_decode(key, len, request.max_len - len);
+            } else {
+                control.add_prefill(piece);
+            }
+        }
+        let mut free = blocks.pool().num_free().saturating_mul(config.block_size);
+        let seats = (config.max_num_seqs as usize).saturating_sub(running.len());
+        for at in 0..seats.min(LOOK_AHEAD) {
+            let Some(request) = waiting.get(at).and_then(|key| requests.get(key.0)) else {
+                break;
+            };
+            if free < request.len() {
+                break;
+            }
+            free -= request.len();
+            let piece =
+                (request.len() - request.computed).min(left).min(config.prefill_chunk.unwrap_or(u32::MAX));
+            left -= piece;
+            control.add_prefill(piece);
+        }
+        control.decide();
+    }
+}
