@@ -5,6 +5,7 @@
 //! padding that touches no live memory. What lies inside, how long each row's query is, is data: ragged drafts replay
 //! too. A step whose key was not captured runs eagerly, and says why.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -47,12 +48,44 @@ impl fmt::Display for Fallback {
 }
 
 /// How a step ran.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Ran {
     /// Operation by operation; the reason where a graph was looked for.
     Eager(Option<Fallback>),
     /// Replayed from the graph of this key.
     Graph(GraphKey),
+}
+
+/// How often steps were replayed, and why others were not.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct RunCounts {
+    /// Steps replayed from a graph.
+    pub replays: u64,
+    /// Steps that ran eagerly, fallbacks included.
+    pub eager: u64,
+    /// Of those, the ones for which a graph was looked for in vain, by reason.
+    pub fallbacks: BTreeMap<Fallback, u64>,
+}
+
+impl RunCounts {
+    pub(crate) fn add(&mut self, ran: Ran) {
+        match ran {
+            Ran::Graph(_) => self.replays += 1,
+            Ran::Eager(why) => {
+                self.eager += 1;
+                if let Some(why) = why {
+                    *self.fallbacks.entry(why).or_default() += 1;
+                }
+            }
+        }
+    }
+}
+
+impl Default for Ran {
+    fn default() -> Self {
+        Self::Eager(None)
+    }
 }
 
 /// What capturing took.

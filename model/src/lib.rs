@@ -46,5 +46,5 @@ pub use checkpoint::Dtype;
 pub use dense::StepLimits;
 pub use device::{Device, Into, Op, StepInputs};
 pub use error::ModelError;
-pub use graph::{CaptureReport, CaptureSizes, Fallback, GraphKey, Ran};
+pub use graph::{CaptureReport, CaptureSizes, Fallback, GraphKey, Ran, RunCounts};
 pub use runner::{Runner, Selected};

@@ -12,7 +12,7 @@ use crate::checkpoint::{Checkpoint, ModelConfig};
 use crate::dense::{DenseDecoder, StepLimits};
 use crate::device::{Device, Op, StepInputs};
 use crate::error::ModelError;
-use crate::graph::{CaptureReport, CaptureSizes, Fallback, GraphKey, Ran};
+use crate::graph::{CaptureReport, CaptureSizes, Fallback, GraphKey, Ran, RunCounts};
 
 /// Runs forward passes of one model on one device.
 pub struct Runner<D: Device> {
@@ -29,6 +29,7 @@ pub struct Runner<D: Device> {
     /// 0, 1, 2, ..: a replayed step computes the logits of every token row.
     every_row: Vec<u32>,
     fault: Option<MetadataBuilder>,
+    counts: RunCounts,
 }
 
 impl<D: Device> Runner<D> {
@@ -51,6 +52,7 @@ impl<D: Device> Runner<D> {
             ran: Ran::Eager(None),
             every_row: Vec::new(),
             fault: None,
+            counts: RunCounts::default(),
         })
     }
 
@@ -58,6 +60,12 @@ impl<D: Device> Runner<D> {
     #[must_use]
     pub fn config(&self) -> &ModelConfig {
         self.model.config()
+    }
+
+    /// The device.
+    #[must_use]
+    pub fn device(&self) -> &D {
+        &self.device
     }
 
     /// The greatest step it was built for.
@@ -142,17 +150,34 @@ impl<D: Device> Runner<D> {
                 self.check(inputs)?;
                 self.replay(inputs, key)?;
                 self.ran = Ran::Graph(key);
-                Ok(self.ran)
             }
             Err(why) => {
                 self.forward_eager(inputs)?;
                 self.ran = Ran::Eager(why);
-                Ok(self.ran)
             }
         }
+        self.counts.add(self.ran);
+        Ok(self.ran)
     }
 
-    /// The same, eagerly whatever was captured.
+    /// Whether [`forward`](Self::forward) would replay a graph for these inputs.
+    #[must_use]
+    pub fn replays(&self, inputs: &StepInputs) -> bool {
+        self.key(inputs).is_ok()
+    }
+
+    /// How the steps ran since [`reset_counts`](Self::reset_counts).
+    #[must_use]
+    pub fn counts(&self) -> &RunCounts {
+        &self.counts
+    }
+
+    /// Counts from 0 again.
+    pub fn reset_counts(&mut self) {
+        self.counts = RunCounts::default();
+    }
+
+    /// The same, eagerly whatever was captured, and not counted.
     ///
     /// # Errors
     ///

@@ -1,47 +1,62 @@
-//! Runs plans on a model: metadata, forward pass, sampling.
+//! Runs plans on a model: drafts, metadata, forward pass, verification.
 
-use std::collections::HashMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pagedraft_attention::MetadataBuilder;
-use pagedraft_attention::metadata::MaskKind;
 use pagedraft_block_manager::GroupId;
-use pagedraft_model::{Device, ModelError, Runner};
-use pagedraft_scheduler::{Executor, Kind, KvView, PlanRow, RequestKey, RowOutcome, StepOutcome, StepPlan};
+use pagedraft_model::{Device, ModelError, RunCounts, Runner};
+use pagedraft_scheduler::{CostCurve, Executor, Kind, KvView, RequestKey, RowOutcome, StepOutcome, StepPlan};
 
+use crate::acceptance::{Acceptance, Verifier};
+use crate::canary::Canary;
+use crate::drafts::Drafts;
 use crate::error::ExecuteError;
-use crate::record::{PromptLogprobs, StepRecord};
-use crate::sampling::{Sampler, SamplingParams, logprobs};
+use crate::metrics::{SpeculationMetrics, SpeculationTimes};
+use crate::proposer::{GroupStep, Proposer, Proposing, Verified};
+use crate::record::StepRecord;
+use crate::requests::{Registered, Requests};
+use crate::sampled::Sampled;
+use crate::scorer::Scorer;
 
 /// The KV group of a dense model.
 pub const TARGET_GROUP: GroupId = GroupId(0);
 
-/// What is kept for a request from its registration to its end.
-struct Registered {
-    sampling: SamplingParams,
-    prompt_len: u32,
-}
+/// One of an executor's proposers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProposerId(usize);
 
-/// The engine's executor: one model, and the sampling parameters of the requests that run on it.
+/// The engine's executor: a target model, proposers of which one at a time is asked, and the sampling parameters of the
+/// requests that run on it.
 ///
-/// Token rows are run in the order of the metadata: plan rows with more than one token first, then the single
-/// tokens, each in the plan's order. The outcome is in the plan's order.
+/// Token rows are run in the order of the metadata: rows with more than one query token first, then the single tokens,
+/// each in the plan's order; those of a plan row are neighbours. The outcome is in the plan's order.
 pub struct ModelExecutor<D: Device> {
-    runner: Runner<D>,
+    pub(crate) runner: Runner<D>,
     builder: MetadataBuilder,
-    keep_logits: bool,
-    sampler: Sampler,
-    requests: HashMap<RequestKey, Registered>,
+    pub(crate) requests: Requests,
+    proposers: Vec<Box<dyn Proposer + Send>>,
+    active: Option<ProposerId>,
+    scorer: Scorer,
+    pub(crate) verifier: Verifier,
+    noncausal: bool,
+    pub(crate) canary: Option<Canary>,
+    pub(crate) metrics: SpeculationMetrics,
+    pub(crate) keep_logits: bool,
+    pub(crate) keep_hidden: bool,
+    /// Plan rows that may have drafts, their drafts, and how many of those were accepted.
+    drafting: Vec<u32>,
+    pub(crate) drafts: Drafts,
+    accepted: Vec<u16>,
+    /// For each plan row its index in `drafting`.
+    pub(crate) draft_row: Vec<Option<u32>>,
     /// Plan rows in the order they run, and the first token row of each.
     order: Vec<u32>,
-    starts: Vec<u32>,
-    /// Plan rows that sample, in the plan's order, and the token row each samples from.
-    sampled: Vec<u32>,
-    selection: Vec<u32>,
+    pub(crate) starts: Vec<u32>,
+    pub(crate) sampled: Sampled,
 }
 
 impl<D: Device> ModelExecutor<D> {
-    /// An executor over a loaded model.
+    /// An executor over a loaded model, without proposers.
     ///
     /// # Errors
     ///
@@ -50,14 +65,121 @@ impl<D: Device> ModelExecutor<D> {
         Ok(Self {
             runner,
             builder: MetadataBuilder::new(block_size)?,
+            requests: Requests::default(),
+            proposers: Vec::new(),
+            active: None,
+            scorer: Scorer::default(),
+            verifier: Verifier::default(),
+            noncausal: false,
+            canary: None,
+            metrics: SpeculationMetrics::default(),
             keep_logits: false,
-            sampler: Sampler::default(),
-            requests: HashMap::new(),
+            keep_hidden: false,
+            drafting: Vec::new(),
+            drafts: Drafts::default(),
+            accepted: Vec::new(),
+            draft_row: Vec::new(),
             order: Vec::new(),
             starts: Vec::new(),
-            sampled: Vec::new(),
-            selection: Vec::new(),
+            sampled: Sampled::default(),
         })
+    }
+
+    /// Takes a proposer in; it is not asked before it is [chosen](Self::choose_proposer).
+    pub fn add_proposer(&mut self, proposer: Box<dyn Proposer + Send>) -> ProposerId {
+        self.proposers.push(proposer);
+        ProposerId(self.proposers.len() - 1)
+    }
+
+    /// From now on asks this proposer, or none: rows then have no drafts. The one that was asked before forgets every
+    /// request, so no request should be running.
+    pub fn choose_proposer(&mut self, proposer: Option<ProposerId>) {
+        if let Some(was) = self.active.and_then(|id| self.proposers.get_mut(id.0)) {
+            self.requests.keys().for_each(|request| was.forget(request));
+        }
+        self.active = proposer;
+    }
+
+    /// The proposer that is asked.
+    pub fn proposer(&mut self) -> Option<&mut (dyn Proposer + Send + 'static)> {
+        self.active.and_then(|id| self.proposers.get_mut(id.0)).map(Box::as_mut)
+    }
+
+    /// How verify rows become metadata.
+    pub fn set_scorer(&mut self, scorer: Scorer) {
+        self.scorer = scorer;
+    }
+
+    /// How drafts are accepted. With rejection sampling, proposers that draw their drafts keep what they drew them from.
+    pub fn set_acceptance(&mut self, acceptance: Acceptance) {
+        self.verifier = Verifier::new(acceptance);
+        self.verifier.count_noncausal(self.noncausal);
+        for proposer in &mut self.proposers {
+            proposer.keep_probabilities(acceptance == Acceptance::Rejection);
+        }
+    }
+
+    /// Whether drafts behind a miss are judged too, for the metrics that count them.
+    pub fn count_noncausal(&mut self, yes: bool) {
+        self.noncausal = yes;
+        self.verifier.count_noncausal(yes);
+    }
+
+    /// Whether every step is eager, the proposers' own too.
+    pub fn set_enforce_eager(&mut self, yes: bool) {
+        self.runner.set_enforce_eager(yes);
+        for proposer in &mut self.proposers {
+            proposer.set_enforce_eager(yes);
+        }
+    }
+
+    /// How the target's steps ran, and the proposer's own if it has any, since [`reset_counts`](Self::reset_counts).
+    pub fn counts(&self) -> (&RunCounts, Option<&RunCounts>) {
+        let proposer = self.active.and_then(|id| self.proposers.get(id.0));
+        (self.runner.counts(), proposer.and_then(|proposer| proposer.counts()))
+    }
+
+    /// Counts steps from 0 again.
+    pub fn reset_counts(&mut self) {
+        self.runner.reset_counts();
+        self.proposers.iter_mut().for_each(|proposer| proposer.reset_counts());
+    }
+
+    /// What a forward pass of a proposer's own costs, by its rows; nothing where it has none.
+    ///
+    /// # Errors
+    ///
+    /// A fault of its model or device.
+    pub fn measure_proposer(
+        &mut self,
+        id: ProposerId,
+        most: u32,
+        budget: Duration,
+    ) -> Result<CostCurve, ExecuteError> {
+        match self.proposers.get_mut(id.0) {
+            Some(proposer) => proposer.measure(most, budget),
+            None => Ok(CostCurve::default()),
+        }
+    }
+
+    /// Shadows steps from now on, or stops to.
+    pub fn set_canary(&mut self, canary: Option<Canary>) {
+        self.canary = canary;
+    }
+
+    /// The canary, for its report.
+    pub fn canary(&self) -> Option<&Canary> {
+        self.canary.as_ref()
+    }
+
+    /// What speculation came to since [`take_metrics`](Self::take_metrics).
+    pub fn metrics(&self) -> &SpeculationMetrics {
+        &self.metrics
+    }
+
+    /// The same, counting from 0 again.
+    pub fn take_metrics(&mut self) -> SpeculationMetrics {
+        std::mem::take(&mut self.metrics)
     }
 
     /// Whether the record keeps the logits that each token is chosen from (a copy a token).
@@ -65,14 +187,65 @@ impl<D: Device> ModelExecutor<D> {
         self.keep_logits = keep;
     }
 
+    /// The same for the hidden states behind the final norm.
+    pub fn keep_hidden(&mut self, keep: bool) {
+        self.keep_hidden = keep;
+    }
+
+    /// Whether proposers keep what they write into KV groups of their own, for [`group_step`](Self::group_step).
+    pub fn keep_group_steps(&mut self, keep: bool) {
+        for proposer in &mut self.proposers {
+            proposer.keep_record(keep);
+        }
+    }
+
+    /// What the last step wrote into a KV group of the proposer's own.
+    pub fn group_step(&self) -> Option<&GroupStep> {
+        self.active.and_then(|id| self.proposers.get(id.0))?.record()
+    }
+
     /// Says how `request` is sampled; to be called before a plan has it. Forgotten when a plan lists it as finished.
-    pub fn register(&mut self, request: RequestKey, sampling: SamplingParams, prompt_len: u32) {
-        self.requests.insert(request, Registered { sampling, prompt_len });
+    pub fn register(&mut self, request: RequestKey, registered: Registered) {
+        self.requests.insert(request, registered);
     }
 
     /// The model, for what a step leaves behind: hidden states, the last logits.
     pub fn runner(&mut self) -> &mut Runner<D> {
         &mut self.runner
+    }
+
+    /// Asks for drafts; rows of `self.drafts` are those of `self.drafting`.
+    fn propose(&mut self, plan: &StepPlan, kv: &dyn KvView) -> Result<(), ExecuteError> {
+        let may = |i: u32| plan.rows[i as usize].drafts_max > 0;
+        self.drafting.clear();
+        self.drafting.extend((0..plan.rows.len() as u32).filter(|&i| may(i)));
+        self.draft_row.clear();
+        self.draft_row.resize(plan.rows.len(), None);
+        for (d, &i) in (0..).zip(&self.drafting) {
+            self.draft_row[i as usize] = Some(d);
+        }
+        self.drafts.begin(self.drafting.len());
+        let Some(proposer) = self.active.and_then(|id| self.proposers.get_mut(id.0)) else { return Ok(()) };
+        for &request in plan.preempted.iter().chain(&plan.finished) {
+            proposer.forget(request);
+        }
+        let step = Proposing { plan, kv, requests: &self.requests, rows: &self.drafting };
+        proposer.propose(&step, &mut self.drafts)?;
+        for (d, &i) in self.drafting.iter().enumerate() {
+            let row = &plan.rows[i as usize];
+            if self.drafts.row(d).len() > usize::from(row.drafts_max) {
+                return Err(ExecuteError::Plan {
+                    request: row.request,
+                    what: "it was given more drafts than planned",
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// The drafts of a plan row.
+    pub(crate) fn drafts_of(&self, plan_row: usize) -> &[u32] {
+        self.draft_row[plan_row].map_or(&[], |d| self.drafts.row(d as usize))
     }
 
     fn gather(
@@ -81,11 +254,16 @@ impl<D: Device> ModelExecutor<D> {
         kv: &dyn KvView,
         record: &mut StepRecord,
     ) -> Result<(), ExecuteError> {
-        self.order.clear();
-        let several = |row: &PlanRow| row.tokens.len() > 1;
-        let numbered = || (0u32..).zip(&plan.rows);
-        self.order.extend(numbered().filter(|(_, row)| several(row)).map(|(i, _)| i));
-        self.order.extend(numbered().filter(|(_, row)| !several(row)).map(|(i, _)| i));
+        let mut order = std::mem::take(&mut self.order);
+        order.clear();
+        let long = |&i: &u32| {
+            let drafts = self.drafts_of(i as usize).len() as u32;
+            self.scorer.is_one_long_row(plan.rows[i as usize].tokens.len() as u32 + drafts, drafts > 0)
+        };
+        let all = || 0..plan.rows.len() as u32;
+        order.extend(all().filter(|i| long(i)));
+        order.extend(all().filter(|i| !long(i)));
+        self.order = order;
         self.starts.clear();
         self.starts.resize(plan.rows.len(), 0);
 
@@ -96,108 +274,37 @@ impl<D: Device> ModelExecutor<D> {
         self.builder.begin();
         for &i in &self.order {
             let row = &plan.rows[i as usize];
-            if matches!(row.kind, Kind::Denoise { .. }) || row.drafts_max > 0 {
-                return Err(ExecuteError::Unsupported {
-                    request: row.request,
-                    kind: format!("{:?}", row.kind),
-                });
+            if matches!(row.kind, Kind::Denoise { .. }) {
+                let kind = format!("{:?}", row.kind);
+                return Err(ExecuteError::Unsupported { request: row.request, kind });
             }
-            self.starts[i as usize] = inputs.tokens.len() as u32;
-            let tokens = kv.tokens(row.request);
-            let Some(known) = tokens.get(row.tokens.start as usize..row.tokens.end as usize) else {
-                return Err(ExecuteError::Plan {
-                    request: row.request,
-                    what: "it has fewer tokens than the row asks for",
-                });
+            let Some(known) = kv.tokens(row.request).get(row.tokens.start as usize..row.tokens.end as usize)
+            else {
+                let what = "it has fewer tokens than the row asks for";
+                return Err(ExecuteError::Plan { request: row.request, what });
             };
+            let drafts = self.draft_row[i as usize].map_or(&[][..], |d| self.drafts.row(d as usize));
+            let tokens = (known.len() + drafts.len()) as u32;
+            self.starts[i as usize] = inputs.tokens.len() as u32;
             inputs.tokens.extend_from_slice(known);
-            inputs.positions.extend(row.tokens.clone());
+            inputs.tokens.extend_from_slice(drafts);
+            inputs.positions.extend(row.tokens.start..row.tokens.start + tokens);
             let table = kv.block_table(row.request, TARGET_GROUP);
-            self.builder.push_row(row.tokens.start, row.tokens.len() as u32, table, MaskKind::Causal)?;
-            record.plan_rows.push(i);
+            let drafted = !drafts.is_empty();
+            let rows = self.scorer.push(&mut self.builder, row.tokens.start, tokens, drafted, table)?;
+            record.plan_rows.extend((0..rows).map(|_| i));
         }
         inputs.metadata = self.builder.take(std::mem::take(&mut inputs.metadata));
         Ok(())
     }
 
-    /// Samples every row that ends at its sequence's end; rows and tokens of the outcome are in the plan's order.
-    fn sample(
-        &mut self,
-        plan: &StepPlan,
-        outcome: &mut StepOutcome<StepRecord>,
-    ) -> Result<(f64, f64), ExecuteError> {
-        self.sampled.clear();
-        self.selection.clear();
-        for (i, row) in (0u32..).zip(&plan.rows) {
-            if row.samples {
-                self.sampled.push(i);
-                self.selection.push(self.starts[i as usize] + row.tokens.len() as u32 - 1);
-            }
+    /// Tells the proposer what became of its drafts.
+    fn tell_proposer(&mut self, outcome: &StepOutcome<StepRecord>) {
+        self.accepted.clear();
+        self.accepted.extend(self.drafting.iter().map(|&i| outcome.rows[i as usize].num_accepted));
+        if let Some(proposer) = self.active.and_then(|id| self.proposers.get_mut(id.0)) {
+            proposer.verified(&Verified { accepted: &self.accepted });
         }
-        let (mut head_us, mut sample_us) = (0.0, 0.0);
-        let step = self.runner.limits().logit_rows;
-        for (rows, selection) in self.sampled.chunks(step).zip(self.selection.chunks(step)) {
-            let start = Instant::now();
-            let logits = self.runner.logits(selection)?;
-            let done = Instant::now();
-            head_us += (done - start).as_secs_f64() * 1e6;
-            for (&i, logits) in rows.iter().zip((0..).map(|r| logits.row(r))) {
-                let row = &plan.rows[i as usize];
-                let bad = |source| ExecuteError::Sampling { request: row.request, source };
-                let registered = self
-                    .requests
-                    .get(&row.request)
-                    .ok_or(ExecuteError::Unregistered { request: row.request })?;
-                let token = self.sampler.choose(logits, &registered.sampling, row.tokens.end).map_err(bad)?;
-                outcome.rows[i as usize].tokens =
-                    outcome.tokens.len() as u32..outcome.tokens.len() as u32 + 1;
-                outcome.tokens.push(token);
-                if let Some(n) = registered.sampling.logprobs {
-                    let row_logprobs = logprobs(logits, n, token).map_err(bad)?;
-                    outcome.record.logprobs.push((row.request, row_logprobs));
-                }
-                if self.keep_logits {
-                    outcome.record.logits.push((row.request, logits.to_vec()));
-                }
-            }
-            sample_us += done.elapsed().as_secs_f64() * 1e6;
-        }
-        Ok((head_us, sample_us))
-    }
-
-    /// Log probabilities of the prompt positions that the step computed, for requests that asked.
-    fn prompt_logprobs(
-        &mut self,
-        plan: &StepPlan,
-        kv: &dyn KvView,
-        record: &mut StepRecord,
-    ) -> Result<(), ExecuteError> {
-        let step = self.runner.limits().logit_rows as u32;
-        for (i, row) in plan.rows.iter().enumerate() {
-            let Some(registered) = self.requests.get(&row.request) else { continue };
-            let Some(n) = registered.sampling.prompt_logprobs else { continue };
-            let bad = |source| ExecuteError::Sampling { request: row.request, source };
-            // The logits at position p are the distribution of the token at p + 1.
-            let prompt = &kv.tokens(row.request)[..registered.prompt_len as usize];
-            let end = row.tokens.end.min(registered.prompt_len.saturating_sub(1));
-            let mut from = row.tokens.start;
-            while from < end {
-                let to = end.min(from + step);
-                self.selection.clear();
-                self.selection.extend((from..to).map(|p| self.starts[i] + p - row.tokens.start));
-                let logits = self.runner.logits(&self.selection)?;
-                for (p, logits) in (from..to).zip((0..).map(|r| logits.row(r))) {
-                    let logprobs = logprobs(logits, n, prompt[p as usize + 1]).map_err(bad)?;
-                    record.prompt_logprobs.push(PromptLogprobs {
-                        request: row.request,
-                        position: p + 1,
-                        logprobs,
-                    });
-                }
-                from = to;
-            }
-        }
-        Ok(())
     }
 }
 
@@ -211,9 +318,6 @@ impl<D: Device> Executor for ModelExecutor<D> {
         kv: &dyn KvView,
         outcome: &mut StepOutcome<StepRecord>,
     ) -> Result<(), ExecuteError> {
-        for request in &plan.finished {
-            self.requests.remove(request);
-        }
         outcome.id = plan.id;
         outcome.tokens.clear();
         outcome.rows.clear();
@@ -224,28 +328,43 @@ impl<D: Device> Executor for ModelExecutor<D> {
             num_accepted: 0,
             stop: false,
         }));
-        outcome.record.logprobs.clear();
-        outcome.record.prompt_logprobs.clear();
-        outcome.record.logits.clear();
+        outcome.record.clear();
 
         let start = Instant::now();
+        self.propose(plan, kv)?;
+        for &request in &plan.finished {
+            self.requests.remove(request);
+        }
+        let proposed = Instant::now();
         self.gather(plan, kv, &mut outcome.record)?;
         let gathered = Instant::now();
         self.runner.copy_blocks(&plan.copies)?;
         if !plan.rows.is_empty() {
-            self.runner.forward(&outcome.record.inputs)?;
+            let replays = self.runner.replays(&outcome.record.inputs);
+            outcome.record.inputs.metadata.use_cuda_graph = replays;
+            outcome.record.ran = self.runner.forward(&outcome.record.inputs)?;
         }
         let forwarded = Instant::now();
         let (head_us, sample_us) = self.sample(plan, outcome)?;
-        let prompt_start = Instant::now();
+        let sampled = Instant::now();
         self.prompt_logprobs(plan, kv, &mut outcome.record)?;
+        let prompt_done = Instant::now();
+        self.tell_proposer(outcome);
 
         let us = |from: Instant, to: Instant| (to - from).as_secs_f64() * 1e6;
         let times = &mut outcome.record.time_us;
-        times.metadata = us(start, gathered);
-        times.propose = 0.0;
+        times.metadata = us(proposed, gathered);
+        times.propose = us(start, proposed) + prompt_done.elapsed().as_secs_f64() * 1e6;
         times.execute = us(gathered, forwarded) + head_us;
-        times.sample = sample_us + prompt_start.elapsed().as_secs_f64() * 1e6;
+        times.sample = sample_us + us(sampled, prompt_done);
+        if self.drafts.num_tokens() > 0 {
+            let times = SpeculationTimes {
+                propose_us: times.propose,
+                scoring_us: times.execute,
+                verification_us: times.sample,
+            };
+            self.metrics.record_step(self.drafts.longest(), times);
+        }
         Ok(())
     }
 }

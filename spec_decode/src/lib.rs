@@ -1,7 +1,8 @@
-//! The executor of a step: metadata, forward pass, sampling.
+//! The executor of a step: drafts, metadata, forward pass, verification.
 //!
-//! [`ModelExecutor`] implements the scheduler's [`Executor`](pagedraft_scheduler::Executor) on a model. Plain decoding is
-//! its case of no drafts; proposers, scorers and acceptance come into this crate, between the metadata and the sampling.
+//! [`ModelExecutor`] implements the scheduler's [`Executor`](pagedraft_scheduler::Executor) on a model. A [`proposer`] gives
+//! rows their drafts, a [`Scorer`] writes them into the metadata, [`acceptance`] decides which of them stand. Plain
+//! decoding is the case of no drafts.
 //!
 //! # What this crate promises
 //!
@@ -15,16 +16,22 @@
 #![deny(missing_docs)]
 
 pub mod acceptance;
+pub mod calibrate;
+pub mod canary;
 mod drafts;
 mod error;
 mod executor;
+pub mod metrics;
 pub mod proposer;
 mod record;
 mod requests;
+mod sampled;
 pub mod sampling;
+mod scorer;
 
 pub use drafts::Drafts;
 pub use error::ExecuteError;
-pub use executor::{ModelExecutor, TARGET_GROUP};
-pub use record::{Mode, PromptLogprobs, StageTimes, StepRecord};
+pub use executor::{ModelExecutor, ProposerId, TARGET_GROUP};
+pub use record::{PromptLogprobs, StageTimes, StepRecord};
 pub use requests::{Registered, Requests};
+pub use scorer::Scorer;

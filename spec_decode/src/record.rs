@@ -1,6 +1,6 @@
 //! What a step puts on record.
 
-use pagedraft_model::StepInputs;
+use pagedraft_model::{Ran, StepInputs};
 use pagedraft_scheduler::RequestKey;
 use serde::Serialize;
 
@@ -19,17 +19,6 @@ pub struct StageTimes {
     pub sample: f64,
 }
 
-/// Whether the forward pass was issued or replayed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Mode {
-    /// Operation by operation.
-    #[default]
-    Eager,
-    /// A captured graph.
-    Graph,
-}
-
 /// Log probabilities of one position of a prompt.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PromptLogprobs {
@@ -46,8 +35,9 @@ pub struct PromptLogprobs {
 pub struct StepRecord {
     /// Stage times in microseconds; the schedule stage is the driver's.
     pub time_us: StageTimes,
-    /// Eager or graph.
-    pub mode: Mode,
+    /// Eager (and why, where a graph was looked for), or the graph that was replayed.
+    #[serde(skip)]
+    pub ran: Ran,
     /// Token ids, positions and attention metadata: the very object that the model was given.
     pub inputs: StepInputs,
     /// For each metadata row the plan row it belongs to.
@@ -61,4 +51,25 @@ pub struct StepRecord {
     /// The logits each token was chosen from, where they are kept.
     #[serde(skip)]
     pub logits: Vec<(RequestKey, Vec<f32>)>,
+    /// The hidden states behind the final norm that those logits were made of, where they are kept.
+    #[serde(skip)]
+    pub hidden: Vec<(RequestKey, Vec<f32>)>,
+}
+
+impl StepRecord {
+    /// Forgets what the step before left, buffers kept.
+    pub(crate) fn clear(&mut self) {
+        self.ran = Ran::default();
+        self.plan_rows.clear();
+        self.logprobs.clear();
+        self.prompt_logprobs.clear();
+        self.logits.clear();
+        self.hidden.clear();
+    }
+
+    /// Whether the step was replayed from a graph.
+    #[must_use]
+    pub fn is_replayed(&self) -> bool {
+        matches!(self.ran, Ran::Graph(_))
+    }
 }

@@ -36,6 +36,11 @@ impl Requests {
         self.registered.remove(&request);
     }
 
+    /// Every request there is.
+    pub fn keys(&self) -> impl Iterator<Item = RequestKey> {
+        self.registered.keys().copied()
+    }
+
     /// What is known of a request.
     ///
     /// # Errors

@@ -11,6 +11,8 @@ use pagedraft_model::Dtype;
 use pagedraft_scheduler::Policy;
 use pagedraft_workloads::trace::{CONFIG_FILE, STEPS_FILE, SUMMARY_FILE, TraceTables};
 
+use super::speculation_flags::SpeculationFlags;
+
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Engine")]
 pub struct EngineFlags {
@@ -68,9 +70,18 @@ pub struct EngineFlags {
     /// Where to run
     #[arg(long, value_enum, default_value = "auto")]
     device: Device,
-    /// Issue every operation (graphs are not there yet, so every step is eager)
+    /// Issue every operation, capture no graphs
     #[arg(long)]
-    enforce_eager: bool,
+    pub enforce_eager: bool,
+    /// Token rows that graphs are captured at (default: up to 256, in steps of a quarter at most)
+    #[arg(long, value_name = "N,N,..", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..))]
+    graph_sizes: Option<Vec<u32>>,
+    /// Share of replayed steps that are run eagerly as well and compared; a difference is an error
+    #[arg(long, value_name = "RATE", default_value_t = 0.0, value_parser = rate)]
+    pub shadow_rate: f64,
+    /// Replay verify steps on graphs captured for single tokens
+    #[arg(long, value_enum, hide = true)]
+    pub inject_fault: Option<Fault>,
     /// Seed of everything random
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
@@ -80,6 +91,13 @@ pub struct EngineFlags {
     /// `delta`: a block table only where it changed
     #[arg(long, value_enum, default_value = "full")]
     trace_tables: Tables,
+    #[command(flatten)]
+    pub speculation: SpeculationFlags,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+pub enum Fault {
+    DecodeGraphForVerify,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -167,6 +185,11 @@ impl EngineFlags {
                 IsaName::Portable => Some(Isa::Portable),
             },
             seed: self.seed,
+            speculation: self.speculation.options()?,
+            enforce_eager: self.enforce_eager,
+            graph_sizes: self.graph_sizes.clone(),
+            shadow_rate: self.shadow_rate,
+            inject_decode_graph_for_verify: self.inject_fault.is_some(),
             trace: self.trace_options()?,
         })
     }
@@ -206,6 +229,11 @@ pub fn block_size(text: &str) -> Result<u32, String> {
         .ok()
         .filter(|size| matches!(size, 16 | 32 | 64))
         .ok_or_else(|| "block sizes are 16, 32 and 64".to_owned())
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    let rate = text.parse().ok().filter(|rate| (0.0..=1.0).contains(rate));
+    rate.ok_or_else(|| "a rate is a number from 0 to 1".to_owned())
 }
 
 fn bytes(text: &str) -> Result<u64, String> {
@@ -264,9 +292,18 @@ mod tests {
     #[test]
     fn what_this_build_has_not_is_refused() {
         assert_eq!(pagedraft::exit::code(&options(&["--device", "cuda"]).unwrap_err()), 2);
-        for unknown in [["--draft", "ngram"], ["--scorer", "mqa"], ["--block-size", "17"], ["--threads", "0"]]
-        {
+        let unknown = [
+            ["--draft", "synthetic:1.5"],
+            ["--scorer", "tree"],
+            ["--num-speculative-tokens", "65"],
+            ["--shadow-rate", "2"],
+            ["--block-size", "17"],
+            ["--threads", "0"],
+        ];
+        for unknown in unknown {
             assert!(options(&unknown).is_err(), "{unknown:?}");
         }
+        assert!(options(&["--ngram-min", "3", "--ngram-max", "2"]).is_err());
+        assert!(options(&["--draft", "ngram", "--draft-cost", "0.1"]).is_err());
     }
 }

@@ -148,6 +148,7 @@ impl Latency {
             ignore_eos: true,
             priority: 0,
             n: 1,
+            recorded: Vec::new(),
         }
     }
 }

@@ -11,6 +11,7 @@ mod machine;
 mod output_file;
 mod prompts;
 mod scheduler_bench;
+mod speculation_flags;
 mod stdout;
 mod trace;
 mod train;

@@ -282,6 +282,7 @@ impl Line {
             ignore_eos: self.ignore_eos.unwrap_or(flags.ignore_eos),
             priority: self.priority.unwrap_or(flags.priority),
             n,
+            recorded: Vec::new(),
         };
         Ok(Prompt { text, request, arrival_step: self.arrival_step, place })
     }

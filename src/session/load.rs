@@ -9,12 +9,14 @@ use pagedraft_model::checkpoint::{Checkpoint, ModelConfig};
 use pagedraft_model::cpu::memory::physical_memory;
 use pagedraft_model::cpu::{CpuDevice, CpuOptions};
 use pagedraft_model::tokenizer::Tokenizer;
-use pagedraft_model::{Dtype, ModelError, Runner, StepLimits};
+use pagedraft_model::{CaptureReport, CaptureSizes, Dtype, ModelError, Runner, StepLimits};
 use pagedraft_scheduler::{Scheduler, SchedulerConfig};
 use pagedraft_spec_decode::ModelExecutor;
 
 use super::builtin;
+use super::draft::DraftParts;
 use super::options::{EngineOptions, LoadFormat, ModelRef};
+use super::speculation::Setups;
 use crate::exit::usage;
 
 /// Bytes of KV cache where nothing is said.
@@ -49,6 +51,8 @@ pub struct SessionInfo {
     pub eos_token_ids: Vec<u32>,
     /// Whether the weights are drawn from a seed.
     pub dummy_weights: bool,
+    /// What capturing graphs took, the draft model's included; `None` where every step is eager.
+    pub capture: Option<CaptureReport>,
 }
 
 /// The parts of an engine.
@@ -56,11 +60,12 @@ pub(super) struct Loaded {
     pub tokenizer: Option<Arc<Tokenizer>>,
     pub scheduler: Scheduler,
     pub executor: ModelExecutor<CpuDevice>,
+    pub setups: Setups,
     pub info: SessionInfo,
 }
 
-fn checkpoint(options: &EngineOptions) -> anyhow::Result<Checkpoint> {
-    let checkpoint = match (&options.model, options.load_format) {
+pub(super) fn checkpoint(model: &ModelRef, options: &EngineOptions) -> anyhow::Result<Checkpoint> {
+    let checkpoint = match (model, options.load_format) {
         (ModelRef::Builtin(name), LoadFormat::Auto) => builtin::checkpoint(name),
         (ModelRef::Builtin(name), LoadFormat::Dummy) => {
             builtin::checkpoint(name).map(|c| Checkpoint::dummy(c.config().clone(), options.seed))
@@ -119,7 +124,7 @@ fn check_memory(
 }
 
 pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
-    let checkpoint = checkpoint(options)?;
+    let checkpoint = checkpoint(&options.model, options)?;
     let config = checkpoint.config().clone();
     let isa = options.isa.unwrap_or_else(Isa::detect).require().map_err(|e| usage(e.into()))?;
     let dtype = options.dtype.unwrap_or(config.torch_dtype);
@@ -127,12 +132,15 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
 
     let layout = CpuDevice::kv_layout(&config, dtype, options.block_size).map_err(|e| usage(e.into()))?;
     let block_bytes = layout.block_bytes() as u128 * config.num_layers as u128;
+    let draft = DraftParts::open(options, &checkpoint, max_model_len).map_err(usage)?;
+    let draft_bytes = draft.as_ref().map_or(0, DraftParts::block_bytes);
     let memory = options.kv_cache_memory.unwrap_or(DEFAULT_KV_CACHE_MEMORY);
     let num_blocks = match options.num_blocks {
         Some(n) => n,
-        None => u32::try_from(u128::from(memory) / block_bytes.max(1)).unwrap_or(u32::MAX),
+        // The draft model's pool has as many blocks as the target's.
+        None => u32::try_from(u128::from(memory) / (block_bytes + draft_bytes).max(1)).unwrap_or(u32::MAX),
     };
-    check_memory(options, &config, num_blocks, block_bytes, max_model_len).map_err(usage)?;
+    check_memory(options, &config, num_blocks, block_bytes + draft_bytes, max_model_len).map_err(usage)?;
     let block_bytes = usize::try_from(block_bytes).unwrap_or(usize::MAX);
     // The scheduler refuses bad figures before anything large is allocated.
     let group = KvGroup::dense(config.num_layers as u16, block_bytes / options.block_size as usize);
@@ -161,8 +169,17 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
         &CpuOptions { isa, threads: options.threads, dtype, layout, num_blocks, token_rows },
         &config,
     )?;
-    let runner = Runner::load(device, &checkpoint, limits)
+    let mut runner = Runner::load(device, &checkpoint, limits)
         .with_context(|| format!("the model {} does not load", options.model))?;
+    let most_drafts = u32::from(options.speculation.length.most());
+    let mut capture = None;
+    if !options.enforce_eager {
+        let longest = if options.speculation.draft.is_some() { 1 + most_drafts } else { 1 };
+        capture = Some(runner.capture(&capture_sizes(options, longest))?);
+    }
+    if options.inject_decode_graph_for_verify {
+        runner.inject_decode_graph_for_verify(options.block_size)?;
+    }
     let info = SessionInfo {
         model_id: options.model.to_string(),
         vocab_size: config.vocab_size,
@@ -176,11 +193,30 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
         block_bytes,
         eos_token_ids: config.eos_token_ids.clone(),
         dummy_weights: checkpoint.is_dummy(),
+        capture,
     };
     let tokenizer = match checkpoint.tokenizer() {
         Ok(tokenizer) => Some(Arc::new(tokenizer)),
         Err(ModelError::NoTokenizer { .. }) => None,
         Err(e) => return Err(usage(e.into())),
     };
-    Ok(Loaded { tokenizer, scheduler, executor: ModelExecutor::new(runner, options.block_size)?, info })
+    let mut executor = ModelExecutor::new(runner, options.block_size)?;
+    let mut setups = Setups::new(options.max_num_seqs, num_blocks, options.block_size);
+    if let (Some(draft), Some(named)) = (draft, &options.speculation.draft) {
+        let _ = (draft, named);
+    }
+    let (mut scheduler, setup) =
+        (scheduler, setups.prepare(&options.speculation, options.enforce_eager, &mut executor)?);
+    setups.switch(setup, &mut scheduler, &mut executor)?;
+    Ok(Loaded { tokenizer, scheduler, executor, setups, info })
+}
+
+/// The shapes that the target's graphs are captured for: query lengths up to `longest`.
+fn capture_sizes(options: &EngineOptions, longest: u32) -> CaptureSizes {
+    let most = options
+        .max_num_batched_tokens
+        .min(options.max_num_seqs.saturating_mul(longest))
+        .min(LOGIT_ROWS as u32);
+    let rows = options.graph_sizes.clone().unwrap_or_else(|| CaptureSizes::default_token_rows(most));
+    CaptureSizes::new(rows, longest)
 }

@@ -3,10 +3,12 @@
 //! It wires the rooms together (scheduler, executor, tokenizer, trace) and decides nothing itself.
 
 mod builtin;
+mod draft;
 mod load;
 mod options;
 mod request;
 mod sequence;
+mod speculation;
 mod text;
 mod trace;
 
@@ -16,19 +18,26 @@ use std::time::Instant;
 
 use anyhow::{bail, ensure};
 
+use pagedraft_model::RunCounts;
 use pagedraft_model::cpu::CpuDevice;
 use pagedraft_model::tokenizer::Tokenizer;
 use pagedraft_scheduler::{
-    Applied, Executor, Kind, RequestKey, RequestSpec, Scheduler, StepId, StepOutcome, StepPlan,
+    Applied, DraftControl, DraftReport, Executor, Kind, RequestKey, RequestSpec, Scheduler, StepId,
+    StepOutcome, StepPlan, StepTimes,
 };
-use pagedraft_spec_decode::{ModelExecutor, StepRecord};
+use pagedraft_spec_decode::metrics::SpeculationMetrics;
+use pagedraft_spec_decode::{ModelExecutor, Registered, StepRecord};
 
 pub use load::SessionInfo;
-pub use options::{EngineOptions, LoadFormat, ModelRef, TraceOptions};
+pub use options::{
+    DraftLength, DraftRef, EngineOptions, LoadFormat, ModelRef, SpeculationOptions, TraceOptions,
+};
 pub use request::{Emitted, Request, RequestId, RequestOutput, StepReport};
+pub use speculation::SetupId;
 
 use crate::exit::usage;
 use sequence::Sequence;
+use speculation::Setups;
 use trace::Trace;
 
 /// A running engine.
@@ -37,6 +46,7 @@ pub struct Session {
     tokenizer: Option<Arc<Tokenizer>>,
     scheduler: Scheduler,
     executor: ModelExecutor<CpuDevice>,
+    setups: Setups,
     plan: StepPlan,
     outcome: StepOutcome<StepRecord>,
     applied: Vec<Applied>,
@@ -59,6 +69,7 @@ impl Session {
             info: loaded.info,
             scheduler: loaded.scheduler,
             executor: loaded.executor,
+            setups: loaded.setups,
             plan: StepPlan::default(),
             outcome: StepOutcome::default(),
             applied: Vec::new(),
@@ -88,9 +99,66 @@ impl Session {
         self.scheduler.has_unfinished()
     }
 
+    /// Makes the engine ready to speculate in another way; [`switch`](Self::switch) changes over to it. A draft model must be
+    /// the one that the session was opened with.
+    ///
+    /// # Errors
+    ///
+    /// Options that do not go together; a fault of the device while costs are measured.
+    pub fn prepare(&mut self, options: &SpeculationOptions, enforce_eager: bool) -> anyhow::Result<SetupId> {
+        self.setups.prepare(options, enforce_eager, &mut self.executor)
+    }
+
+    /// Changes over to a way to speculate; metrics and counts begin anew. What a setup has learnt about its drafts stays with
+    /// it.
+    ///
+    /// # Errors
+    ///
+    /// Requests are running.
+    pub fn switch(&mut self, to: SetupId) -> anyhow::Result<()> {
+        self.setups.switch(to, &mut self.scheduler, &mut self.executor)
+    }
+
+    /// What speculation came to since the last change of setup, or since [`take_metrics`](Self::take_metrics).
+    pub fn metrics(&self) -> &SpeculationMetrics {
+        self.executor.metrics()
+    }
+
+    /// The same, counting from 0 again; the counts of [`run_counts`](Self::run_counts) too.
+    pub fn take_metrics(&mut self) -> SpeculationMetrics {
+        self.executor.reset_counts();
+        self.executor.take_metrics()
+    }
+
+    /// How the target's steps ran, and the draft model's own.
+    pub fn run_counts(&self) -> (&RunCounts, Option<&RunCounts>) {
+        self.executor.counts()
+    }
+
+    /// What prices the drafts: what it has learnt, and decided last.
+    pub fn draft_report(&self) -> Option<DraftReport> {
+        self.scheduler.draft_control().map(DraftControl::report)
+    }
+
+    /// What the last step was executed from.
+    pub fn last_step(&self) -> (&StepPlan, &StepRecord) {
+        (&self.plan, &self.outcome.record)
+    }
+
+    /// Forgets every prefix in the cache.
+    pub fn clear_prefix_cache(&mut self) {
+        self.scheduler.clear_prefix_cache();
+    }
+
     /// Keeps the logits that every later token is chosen from, for [`take_logits`](Self::take_logits).
     pub fn keep_logits(&mut self) {
         self.executor.keep_logits(true);
+    }
+
+    /// Keeps the logits and the hidden states of every later token, or no longer.
+    pub fn keep_states(&mut self, keep: bool) {
+        self.executor.keep_logits(keep);
+        self.executor.keep_hidden(keep);
     }
 
     /// Queues a request: one id a sample, in order.
@@ -112,7 +180,9 @@ impl Session {
             first = first.or(Some(key));
             let mut sampling = request.sampling.clone();
             sampling.sample += sample;
-            self.executor.register(key, sampling, request.prompt.len() as u32);
+            let recorded = request.recorded.get(sample as usize).cloned();
+            let prompt_len = request.prompt.len() as u32;
+            self.executor.register(key, Registered { sampling, prompt_len, recorded });
             if let Some(trace) = &mut self.trace {
                 let name = &request.request_id;
                 trace.name(key, if request.n > 1 { format!("{name}/{sample}") } else { name.clone() });
@@ -226,6 +296,12 @@ impl Session {
             self.by_key.remove(&applied.request);
         }
         report.elapsed = start.elapsed();
+        let stages = &report.stages;
+        self.scheduler.observe(&StepTimes {
+            propose_us: stages.propose,
+            execute_us: stages.execute + stages.sample,
+            total_us: report.elapsed.as_secs_f64() * 1e6,
+        });
         Ok(report)
     }
 
@@ -250,6 +326,13 @@ impl Session {
                 _ => report.decode_rows += 1,
             }
         }
+        report.replayed = self.outcome.record.is_replayed();
+        report.stages = self.outcome.record.time_us;
+        for applied in &self.applied {
+            if let Some(sequence) = sequence(&mut self.sequences, &self.by_key, applied.request) {
+                sequence.begin(applied);
+            }
+        }
         for (request, logprobs) in &self.outcome.record.logprobs {
             if let Some(sequence) = sequence(&mut self.sequences, &self.by_key, *request) {
                 sequence.logprobs(logprobs);
@@ -263,6 +346,11 @@ impl Session {
         for (request, logits) in self.outcome.record.logits.drain(..) {
             if let Some(sequence) = sequence(&mut self.sequences, &self.by_key, request) {
                 sequence.logits(logits);
+            }
+        }
+        for (request, hidden) in self.outcome.record.hidden.drain(..) {
+            if let Some(sequence) = sequence(&mut self.sequences, &self.by_key, request) {
+                sequence.hidden(hidden);
             }
         }
         for applied in &self.applied {
@@ -297,6 +385,12 @@ impl Session {
     pub fn take_logits(&mut self, id: RequestId) -> Vec<Vec<f32>> {
         let sequence = self.sequences.get_mut(id.0).and_then(Option::as_mut);
         sequence.map(Sequence::take_logits).unwrap_or_default()
+    }
+
+    /// The hidden states, behind the final norm, that those logits were made of, where they are kept.
+    pub fn take_hidden(&mut self, id: RequestId) -> Vec<Vec<f32>> {
+        let sequence = self.sequences.get_mut(id.0).and_then(Option::as_mut);
+        sequence.map(Sequence::take_hidden).unwrap_or_default()
     }
 
     /// Ends the trace, with `summary` as its summary.

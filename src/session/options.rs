@@ -7,6 +7,8 @@ use std::str::FromStr;
 use pagedraft_attention::isa::Isa;
 use pagedraft_model::Dtype;
 use pagedraft_scheduler::Policy;
+use pagedraft_spec_decode::Scorer;
+use pagedraft_spec_decode::acceptance::Acceptance;
 use pagedraft_workloads::trace::TraceTables;
 
 /// Where a model comes from.
@@ -46,6 +48,140 @@ pub enum LoadFormat {
     Auto,
     /// Drawn from the seed; only `config.json` is read.
     Dummy,
+}
+
+/// Who proposes drafts.
+#[derive(Clone, Debug, PartialEq)]
+pub enum DraftRef {
+    /// A model of the same vocabulary.
+    Model(ModelRef),
+    /// What followed the last tokens where they occurred before in the request.
+    Ngram,
+    /// The tokens of the run without speculation, each wrong with probability 1 - rate.
+    Synthetic {
+        /// The share of drafts that are right.
+        rate: f64,
+    },
+}
+
+impl DraftRef {
+    /// What reports call it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Model(_) => "draft",
+            Self::Ngram => "ngram",
+            Self::Synthetic { .. } => "synthetic",
+        }
+    }
+}
+
+impl FromStr for DraftRef {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "ngram" {
+            return Ok(Self::Ngram);
+        }
+        if let Some(rate) = text.strip_prefix("synthetic:") {
+            let rate = rate.parse().ok().filter(|rate| (0.0..=1.0).contains(rate));
+            return rate
+                .map(|rate| Self::Synthetic { rate })
+                .ok_or_else(|| "the rate of synthetic:RATE is a number from 0 to 1".to_owned());
+        }
+        if text == "synthetic" {
+            return Err("write synthetic:RATE, the share of drafts that are right, from 0 to 1".to_owned());
+        }
+        match text.parse() {
+            Ok(model) => Ok(Self::Model(model)),
+            Err(never) => match never {},
+        }
+    }
+}
+
+impl fmt::Display for DraftRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Model(model) => model.fmt(f),
+            Self::Ngram => f.write_str("ngram"),
+            Self::Synthetic { rate } => write!(f, "synthetic:{rate}"),
+        }
+    }
+}
+
+/// How many drafts a row may have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DraftLength {
+    /// As many as pay, decided for each request and step; never slower than none.
+    #[default]
+    Auto,
+    /// This many where there is room.
+    Fixed(u16),
+}
+
+impl DraftLength {
+    /// The most drafts of a row under `Auto`.
+    pub const AUTO_MAX: u16 = 8;
+    /// The most drafts of a row that can be asked for.
+    pub const MAX: u16 = 64;
+
+    /// The most drafts of a row.
+    pub fn most(self) -> u16 {
+        match self {
+            Self::Auto => Self::AUTO_MAX,
+            Self::Fixed(k) => k,
+        }
+    }
+}
+
+impl FromStr for DraftLength {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "auto" {
+            return Ok(Self::Auto);
+        }
+        let number = text.parse().ok().filter(|k| *k <= Self::MAX);
+        number.map(Self::Fixed).ok_or_else(|| format!("a number from 0 to {}, or auto", Self::MAX))
+    }
+}
+
+impl fmt::Display for DraftLength {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Fixed(k) => k.fmt(f),
+        }
+    }
+}
+
+/// How an engine speculates.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SpeculationOptions {
+    /// Who proposes; without, there are no drafts.
+    pub draft: Option<DraftRef>,
+    /// What a token of the synthetic proposer is made to take, as a share of a decode step.
+    pub draft_cost: f64,
+    /// Shortest and longest n-gram that is looked up.
+    pub ngram: (u32, u32),
+    /// How many drafts.
+    pub length: DraftLength,
+    /// How verify rows become metadata.
+    pub scorer: Scorer,
+    /// Which drafts stand.
+    pub acceptance: Acceptance,
+}
+
+impl Default for SpeculationOptions {
+    fn default() -> Self {
+        Self {
+            draft: None,
+            draft_cost: 0.0,
+            ngram: (1, 4),
+            length: DraftLength::default(),
+            scorer: Scorer::default(),
+            acceptance: Acceptance::default(),
+        }
+    }
 }
 
 /// Where a trace goes.
@@ -92,13 +228,23 @@ pub struct EngineOptions {
     pub isa: Option<Isa>,
     /// Seed of dummy weights and of anything drawn.
     pub seed: u64,
+    /// How it speculates.
+    pub speculation: SpeculationOptions,
+    /// Whether every step is issued operation by operation, and no graph captured.
+    pub enforce_eager: bool,
+    /// Token rows that graphs are captured at; by default up to 256, in steps of a quarter at most.
+    pub graph_sizes: Option<Vec<u32>>,
+    /// The share of replayed steps that are run eagerly as well, and compared; a difference fails the step.
+    pub shadow_rate: f64,
+    /// Whether verify steps are replayed on graphs of single tokens, which is wrong: for showing that it is noticed.
+    pub inject_decode_graph_for_verify: bool,
     /// The trace to write.
     pub trace: Option<TraceOptions>,
 }
 
 impl EngineOptions {
     /// What `model` runs with where nothing is said: blocks of 16 tokens, a step of 2,048 tokens and 256 sequences at most,
-    /// chunked prefill and the prefix cache on, first come first served, one thread, seed 0, no trace.
+    /// chunked prefill and the prefix cache on, first come first served, one thread, seed 0, no drafts, graphs, no trace.
     pub fn new(model: ModelRef) -> Self {
         Self {
             model,
@@ -117,6 +263,11 @@ impl EngineOptions {
             threads: 1,
             isa: None,
             seed: 0,
+            speculation: SpeculationOptions::default(),
+            enforce_eager: false,
+            graph_sizes: None,
+            shadow_rate: 0.0,
+            inject_decode_graph_for_verify: false,
             trace: None,
         }
     }

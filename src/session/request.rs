@@ -1,8 +1,10 @@
 //! What goes into a session, and what comes out.
 
 use pagedraft_scheduler::FinishReason;
+use pagedraft_spec_decode::StageTimes;
 use pagedraft_spec_decode::sampling::{SamplingParams, TokenLogprob};
 use serde::Serialize;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// One sample of one request, from submission to the end of the session.
@@ -30,6 +32,8 @@ pub struct Request {
     pub priority: i32,
     /// Samples of the prompt.
     pub n: u32,
+    /// What the run without speculation generated, a list a sample, for the synthetic proposer.
+    pub recorded: Vec<Arc<[u32]>>,
 }
 
 impl Request {
@@ -45,6 +49,7 @@ impl Request {
             ignore_eos: false,
             priority: 0,
             n: 1,
+            recorded: Vec::new(),
         }
     }
 }
@@ -84,6 +89,10 @@ pub struct RequestOutput {
     pub num_drafts: u32,
     /// Drafts accepted.
     pub num_accepted: u32,
+    /// For each place in a row of drafts, how many were scored there.
+    pub drafted_by_position: Vec<u32>,
+    /// The same, accepted.
+    pub accepted_by_position: Vec<u32>,
 }
 
 /// News of one sample in a step.
@@ -110,8 +119,12 @@ pub struct StepReport {
     pub rows: usize,
     /// Tokens of prompts computed.
     pub prefill_tokens: usize,
-    /// Rows that decoded.
+    /// Rows that decoded, drafts or none.
     pub decode_rows: usize,
+    /// Whether it was replayed from a graph.
+    pub replayed: bool,
+    /// Where its time went, in microseconds; scheduling and what is done behind the executor are in `elapsed` alone.
+    pub stages: StageTimes,
     /// Wall time, scheduling and sampling included.
     pub elapsed: Duration,
     /// News of its requests.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use pagedraft_model::tokenizer::Tokenizer;
-use pagedraft_scheduler::{FinishReason, RequestInfo, RequestKey};
+use pagedraft_scheduler::{Applied, FinishReason, RequestInfo, RequestKey};
 use pagedraft_spec_decode::PromptLogprobs;
 use pagedraft_spec_decode::sampling::RowLogprobs;
 
@@ -17,6 +17,10 @@ pub(super) struct Sequence {
     stop_token_ids: Vec<u32>,
     output: RequestOutput,
     logits: Vec<Vec<f32>>,
+    hidden: Vec<Vec<f32>>,
+    /// Tokens that the sample will have when the step at hand is taken in: what was computed for those behind, cut off by
+    /// a stop, leaves no trace.
+    length: usize,
 }
 
 impl Sequence {
@@ -49,8 +53,12 @@ impl Sequence {
                 num_preemptions: 0,
                 num_drafts: 0,
                 num_accepted: 0,
+                drafted_by_position: Vec::new(),
+                accepted_by_position: Vec::new(),
             },
             logits: Vec::new(),
+            hidden: Vec::new(),
+            length: 0,
         })
     }
 
@@ -76,8 +84,35 @@ impl Sequence {
         }
     }
 
+    /// A step is taken in: what it kept, and what became of its drafts.
+    pub fn begin(&mut self, applied: &Applied) {
+        self.length = self.output.token_ids.len() + applied.tokens.len();
+        let (drafts, accepted) = (usize::from(applied.num_drafts), usize::from(applied.num_accepted));
+        let output = &mut self.output;
+        output.num_drafts += drafts as u32;
+        output.num_accepted += accepted as u32;
+        if output.drafted_by_position.len() < drafts {
+            output.drafted_by_position.resize(drafts, 0);
+            output.accepted_by_position.resize(drafts, 0);
+        }
+        output.drafted_by_position[..drafts].iter_mut().for_each(|n| *n += 1);
+        output.accepted_by_position[..accepted].iter_mut().for_each(|n| *n += 1);
+    }
+
     pub fn logits(&mut self, logits: Vec<f32>) {
-        self.logits.push(logits);
+        if self.logits.len() < self.length {
+            self.logits.push(logits);
+        }
+    }
+
+    pub fn hidden(&mut self, hidden: Vec<f32>) {
+        if self.hidden.len() < self.length {
+            self.hidden.push(hidden);
+        }
+    }
+
+    pub fn take_hidden(&mut self) -> Vec<Vec<f32>> {
+        std::mem::take(&mut self.hidden)
     }
 
     pub fn take_logits(&mut self) -> Vec<Vec<f32>> {
@@ -110,7 +145,9 @@ impl Sequence {
     }
 
     pub fn logprobs(&mut self, logprobs: &RowLogprobs) {
-        if let (Some(best), Some(own)) = (&mut self.output.logprobs, &mut self.output.token_logprobs) {
+        if let (Some(best), Some(own)) = (&mut self.output.logprobs, &mut self.output.token_logprobs)
+            && best.len() < self.length
+        {
             best.push(logprobs.best.clone());
             own.push(logprobs.chosen);
         }

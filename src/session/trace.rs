@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use pagedraft_block_manager::PoolStats;
+use pagedraft_model::Ran;
 use pagedraft_scheduler::{Applied, RequestKey, StepOutcome, StepPlan};
-use pagedraft_spec_decode::{Mode, StepRecord};
+use pagedraft_spec_decode::StepRecord;
 use pagedraft_workloads::trace::{
     PoolCounts, RequestNames, StepEvent, TableDelta, TimesUs, TraceTables, TraceWriter,
 };
@@ -93,11 +94,11 @@ impl Trace {
                 execute: times.execute,
                 sample: times.sample,
             },
-            mode: match record.mode {
-                Mode::Eager => "eager",
-                Mode::Graph => "graph",
+            mode: if record.is_replayed() { "graph" } else { "eager" },
+            graph_key: match &record.ran {
+                Ran::Graph(key) => Some(key),
+                Ran::Eager(_) => None,
             },
-            graph_key: None::<&()>,
             input_tokens: &record.inputs.tokens,
             input_positions: &record.inputs.positions,
             plan_rows: &record.plan_rows,

@@ -5,7 +5,7 @@
 //! beside it.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use pagedraft_attention::isa::Isa;
 use pagedraft_attention::kernel::{AttentionCall, AttentionScratch, WorkList};
@@ -57,7 +57,7 @@ pub struct Tape {
 pub struct CpuDevice {
     isa: Isa,
     dtype: Dtype,
-    team: Team,
+    team: Arc<Team>,
     heads: usize,
     layout: KvLayout,
     layers: usize,
@@ -94,6 +94,22 @@ impl CpuDevice {
     ///
     /// A KV cache larger than memory.
     pub fn new(options: &CpuOptions, config: &ModelConfig) -> Result<Self, ModelError> {
+        let team = Team::new(options.threads).map_err(|e| ModelError::NoDevice {
+            what: format!("{} threads cannot be started: {e}; ask for fewer with --threads", options.threads),
+        })?;
+        Self::on_team(options, config, Arc::new(team))
+    }
+
+    /// A device for another model on this one's threads; `options.threads` counts for nothing. The two run in turns.
+    ///
+    /// # Errors
+    ///
+    /// A KV cache larger than memory.
+    pub fn beside(&self, options: &CpuOptions, config: &ModelConfig) -> Result<Self, ModelError> {
+        Self::on_team(options, config, Arc::clone(&self.team))
+    }
+
+    fn on_team(options: &CpuOptions, config: &ModelConfig, team: Arc<Team>) -> Result<Self, ModelError> {
         let layout = options.layout;
         let bytes = (options.num_blocks as usize)
             .checked_mul(layout.block_bytes())
@@ -103,9 +119,6 @@ impl CpuDevice {
                 "there is no memory for a KV cache of {} blocks; ask for fewer with --num-blocks",
                 options.num_blocks
             ),
-        })?;
-        let team = Team::new(options.threads).map_err(|e| ModelError::NoDevice {
-            what: format!("{} threads cannot be started: {e}; ask for fewer with --threads", options.threads),
         })?;
         Ok(Self {
             scratch: (0..team.members()).map(|_| Mutex::default()).collect(),

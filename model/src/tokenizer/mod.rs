@@ -52,6 +52,12 @@ impl Tokenizer {
         Ok(Tokenizer { inner })
     }
 
+    /// Whether every token id means the same piece of text to both.
+    #[must_use]
+    pub fn same_vocabulary(&self, other: &Tokenizer) -> bool {
+        self.inner.get_vocab(true) == other.inner.get_vocab(true)
+    }
+
     /// The token ids of a text. With `add_special_tokens` the tokenizer's own template is applied,
     /// which for many models puts a beginning-of-text token in front. Special tokens written out in
     /// the text are recognised either way.

@@ -9,8 +9,11 @@
 //! Heads on the target (MTP, EAGLE) need the target's hidden states: [`Verified`] is where the executor hands over what a
 //! verify step left behind. Trees need a parent for each draft in [`Drafts`](crate::Drafts) and a mask a row.
 
+use std::time::Duration;
+
 use pagedraft_block_manager::BlockId;
-use pagedraft_scheduler::{KvView, RequestKey, StepPlan};
+use pagedraft_model::RunCounts;
+use pagedraft_scheduler::{CostCurve, KvView, RequestKey, StepPlan};
 use serde::Serialize;
 
 use crate::drafts::Drafts;
@@ -134,6 +137,35 @@ pub trait Proposer {
     /// What the last step wrote into a KV group of its own, if it has one and [`keep_record`](Self::keep_record) said so.
     fn record(&self) -> Option<&GroupStep> {
         None
+    }
+
+    /// Whether the distributions that drafts are drawn from are wanted with them; drafts are then drawn by noise of their
+    /// own, not by the target's. Proposers that have none do nothing.
+    fn keep_probabilities(&mut self, keep: bool) {
+        let _ = keep;
+    }
+
+    /// Whether its own steps, if it has any, are all eager.
+    fn set_enforce_eager(&mut self, yes: bool) {
+        let _ = yes;
+    }
+
+    /// How its own steps ran, if it has any.
+    fn counts(&self) -> Option<&RunCounts> {
+        None
+    }
+
+    /// Counts its own steps from 0 again.
+    fn reset_counts(&mut self) {}
+
+    /// What a forward pass of its own costs, by its rows up to `most`, measured in about `budget`; nothing where it has none.
+    ///
+    /// # Errors
+    ///
+    /// A fault of its model or device.
+    fn measure(&mut self, most: u32, budget: Duration) -> Result<CostCurve, ExecuteError> {
+        let _ = (most, budget);
+        Ok(CostCurve::default())
     }
 
     /// Whether [`record`](Self::record) is wanted.

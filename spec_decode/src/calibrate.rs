@@ -1,0 +1,101 @@
+//! What a forward pass costs, measured on the loaded model.
+
+use std::time::{Duration, Instant};
+
+use pagedraft_attention::MetadataBuilder;
+use pagedraft_attention::metadata::{MaskKind, PAD_SLOT};
+use pagedraft_block_manager::BlockId;
+use pagedraft_model::{Device, Runner, StepInputs};
+use pagedraft_scheduler::CostCurve;
+
+use crate::error::ExecuteError;
+use crate::sampling::{Sampler, SamplingParams};
+
+/// Token rows at which a curve is measured.
+const ROWS: [u32; 17] = [1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256];
+/// Timed passes of a point, after one that warms up; the least counts.
+const PASSES: usize = 3;
+/// Context at which the price of attention is measured, in tokens, where the pool has as many.
+const CONTEXT: u32 = 512;
+
+/// Measures forward passes of single-token rows, logits and greedy choices included, from one row up to `most`: until
+/// `budget` is spent, and three points at least. Nothing is written to the KV cache.
+///
+/// # Errors
+///
+/// A fault of the model or its device.
+pub fn measure<D: Device>(
+    runner: &mut Runner<D>,
+    block_size: u32,
+    num_blocks: u32,
+    most: u32,
+    budget: Duration,
+) -> Result<CostCurve, ExecuteError> {
+    let start = Instant::now();
+    let limits = runner.limits();
+    let most = most.min(limits.token_rows as u32);
+    let mut probe =
+        Probe { builder: MetadataBuilder::new(block_size)?, block_size, sampler: Sampler::default() };
+    let mut points = Vec::new();
+    for rows in ROWS.into_iter().filter(|&rows| rows <= most.max(1)) {
+        if points.len() >= 3 && start.elapsed() > budget {
+            break;
+        }
+        points.push((rows, probe.us(runner, rows, 0)?));
+    }
+    let room = num_blocks.saturating_mul(block_size).min(limits.max_model_len as u32).saturating_sub(1);
+    let context = CONTEXT.min(room);
+    let mut us_per_context = 0.0;
+    if context > 0
+        && let Some(&(rows, without)) = points.iter().rfind(|(rows, _)| *rows <= 8)
+    {
+        let with = probe.us(runner, rows, context)?;
+        us_per_context = (with - without).max(0.0) / f64::from(rows) / f64::from(context);
+    }
+    Ok(CostCurve { points, us_per_context })
+}
+
+struct Probe {
+    builder: MetadataBuilder,
+    block_size: u32,
+    sampler: Sampler,
+}
+
+impl Probe {
+    /// Microseconds of a pass of `rows` sequences of one query token behind `context` tokens.
+    fn us<D: Device>(
+        &mut self,
+        runner: &mut Runner<D>,
+        rows: u32,
+        context: u32,
+    ) -> Result<f64, ExecuteError> {
+        // All rows read the same blocks, whatever is in them.
+        let table: Vec<BlockId> = (0..(context + 1).div_ceil(self.block_size)).map(BlockId).collect();
+        self.builder.begin();
+        for _ in 0..rows {
+            self.builder.push_row(context, 1, &table, MaskKind::Causal)?;
+        }
+        let mut metadata = self.builder.take(Default::default());
+        metadata.slot_mapping.fill(PAD_SLOT);
+        let inputs =
+            StepInputs { tokens: vec![0; rows as usize], positions: vec![context; rows as usize], metadata };
+        let all: Vec<u32> = (0..rows).collect();
+        let mut least = f64::INFINITY;
+        for pass in 0..=PASSES {
+            let start = Instant::now();
+            runner.forward(&inputs)?;
+            for some in all.chunks(runner.limits().logit_rows) {
+                let logits = runner.logits(some)?;
+                for i in 0..some.len() {
+                    // What is chosen, or that nothing can be, is nobody's concern.
+                    let _ = self.sampler.choose(logits.row(i), &SamplingParams::greedy(), 0);
+                }
+            }
+            if pass > 0 {
+                least = least.min(start.elapsed().as_secs_f64() * 1e6);
+            }
+        }
+        runner.reset_counts();
+        Ok(least)
+    }
+}

@@ -1,0 +1,201 @@
+//! From the logits of a step to its tokens: choices, verification, log probabilities.
+
+use std::time::Instant;
+
+use pagedraft_model::{Device, Selected};
+use pagedraft_scheduler::{KvView, PlanRow, StepOutcome, StepPlan};
+
+use crate::acceptance::{Verdict, VerifyRow};
+use crate::error::ExecuteError;
+use crate::executor::ModelExecutor;
+use crate::record::{PromptLogprobs, StepRecord};
+use crate::requests::Registered;
+use crate::sampling::logprobs;
+
+/// The token rows whose logits a step wants. Buffers are kept from step to step.
+#[derive(Debug, Default)]
+pub(crate) struct Sampled {
+    /// Plan rows that sample, in the plan's order.
+    rows: Vec<u32>,
+    /// Where the token rows of each start in `selection`, and the end of the last.
+    starts: Vec<usize>,
+    /// Token rows: of a plan row its last known token, and its drafts.
+    selection: Vec<u32>,
+}
+
+impl Sampled {
+    fn begin(&mut self) {
+        self.rows.clear();
+        self.selection.clear();
+        self.starts.clear();
+        self.starts.push(0);
+    }
+
+    fn push(&mut self, plan_row: u32, token_rows: std::ops::Range<u32>) {
+        self.rows.push(plan_row);
+        self.selection.extend(token_rows);
+        self.starts.push(self.selection.len());
+    }
+
+    /// The end of the pieces from `from` on that have at most `limit` token rows together; one piece at least.
+    fn chunk(&self, from: usize, limit: usize) -> usize {
+        let most = self.starts[from] + limit;
+        let end = self.starts.partition_point(|&start| start <= most) - 1;
+        end.clamp(from + 1, self.rows.len().max(from + 1))
+    }
+}
+
+impl<D: Device> ModelExecutor<D> {
+    /// Chooses and verifies for every row that ends at its sequence's end; rows and tokens of the outcome are in the
+    /// plan's order. Microseconds of the head, and of the choices.
+    pub(crate) fn sample(
+        &mut self,
+        plan: &StepPlan,
+        outcome: &mut StepOutcome<StepRecord>,
+    ) -> Result<(f64, f64), ExecuteError> {
+        let mut sampled = std::mem::take(&mut self.sampled);
+        let times = self.sample_all(plan, outcome, &mut sampled);
+        self.sampled = sampled;
+        times
+    }
+
+    fn sample_all(
+        &mut self,
+        plan: &StepPlan,
+        outcome: &mut StepOutcome<StepRecord>,
+        sampled: &mut Sampled,
+    ) -> Result<(f64, f64), ExecuteError> {
+        sampled.begin();
+        for (i, row) in plan.rows.iter().enumerate() {
+            if row.samples {
+                let first = self.starts[i] + row.tokens.len() as u32 - 1;
+                sampled.push(i as u32, first..first + 1 + self.drafts_of(i).len() as u32);
+            }
+        }
+        let (mut head_us, mut sample_us) = (0.0, 0.0);
+        let limit = self.runner.limits().logit_rows;
+        let mut from = 0;
+        while from < sampled.rows.len() {
+            let to = sampled.chunk(from, limit);
+            let first = sampled.starts[from];
+            let selection = &sampled.selection[first..sampled.starts[to]];
+            let start = Instant::now();
+            let logits = self.runner.logits(selection)?;
+            let done = Instant::now();
+            head_us += (done - start).as_secs_f64() * 1e6;
+            for r in from..to {
+                let i = sampled.rows[r] as usize;
+                let rows = sampled.starts[r] - first..sampled.starts[r + 1] - first;
+                let parts = Parts {
+                    requests: &self.requests,
+                    verifier: &mut self.verifier,
+                    drafts: self.draft_row[i].map_or(&[][..], |d| self.drafts.row(d as usize)),
+                    probabilities: self.draft_row[i].and_then(|d| self.drafts.probabilities(d as usize)),
+                    keep_logits: self.keep_logits,
+                };
+                let drafts = parts.drafts.len();
+                let verdict = parts.decide(&plan.rows[i], i, &logits, rows, outcome)?;
+                if drafts > 0 {
+                    self.metrics.record_row(drafts, verdict);
+                }
+            }
+            if self.keep_hidden {
+                let hidden = self.runner.final_hidden(selection)?;
+                for r in from..to {
+                    let row = &outcome.rows[sampled.rows[r] as usize];
+                    for j in 0..row.tokens.len() {
+                        let state = hidden.row(sampled.starts[r] - first + j).to_vec();
+                        outcome.record.hidden.push((row.request, state));
+                    }
+                }
+            }
+            sample_us += done.elapsed().as_secs_f64() * 1e6;
+            from = to;
+        }
+        Ok((head_us, sample_us))
+    }
+
+    /// Log probabilities of the prompt positions that the step computed, for requests that asked.
+    pub(crate) fn prompt_logprobs(
+        &mut self,
+        plan: &StepPlan,
+        kv: &dyn KvView,
+        record: &mut StepRecord,
+    ) -> Result<(), ExecuteError> {
+        let step = self.runner.limits().logit_rows as u32;
+        for (i, row) in plan.rows.iter().enumerate() {
+            let Registered { sampling, prompt_len, .. } = self.requests.get(row.request)?;
+            let Some(n) = sampling.prompt_logprobs else { continue };
+            let bad = |source| ExecuteError::Sampling { request: row.request, source };
+            // The logits at position p are the distribution of the token at p + 1.
+            let prompt = &kv.tokens(row.request)[..*prompt_len as usize];
+            let end = row.tokens.end.min(prompt_len.saturating_sub(1));
+            let mut from = row.tokens.start;
+            while from < end {
+                let to = end.min(from + step);
+                let first = self.starts[i] - row.tokens.start;
+                self.sampled.begin();
+                self.sampled.push(i as u32, first + from..first + to);
+                let logits = self.runner.logits(&self.sampled.selection)?;
+                for (p, at) in (from..to).zip(0..) {
+                    let logprobs = logprobs(logits.row(at), n, prompt[p as usize + 1]).map_err(bad)?;
+                    record.prompt_logprobs.push(PromptLogprobs {
+                        request: row.request,
+                        position: p + 1,
+                        logprobs,
+                    });
+                }
+                from = to;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a row's decision needs of the executor.
+pub(crate) struct Parts<'a> {
+    pub requests: &'a crate::requests::Requests,
+    pub verifier: &'a mut crate::acceptance::Verifier,
+    pub drafts: &'a [u32],
+    pub probabilities: Option<&'a [f64]>,
+    pub keep_logits: bool,
+}
+
+impl Parts<'_> {
+    /// Verifies one plan row, whose token rows are `rows` of `logits`, into the outcome.
+    pub(crate) fn decide(
+        self,
+        row: &PlanRow,
+        plan_row: usize,
+        logits: &Selected<'_>,
+        rows: std::ops::Range<usize>,
+        outcome: &mut StepOutcome<StepRecord>,
+    ) -> Result<Verdict, ExecuteError> {
+        let bad = |source| ExecuteError::Sampling { request: row.request, source };
+        let params = &self.requests.get(row.request)?.sampling;
+        let start = outcome.tokens.len();
+        let verify = VerifyRow {
+            params,
+            position: row.tokens.end,
+            drafts: self.drafts,
+            probabilities: self.probabilities,
+            logits: logits.block(rows.clone()),
+        };
+        let verdict = self.verifier.verify(verify, &mut outcome.tokens).map_err(bad)?;
+        let end = outcome.tokens.len();
+        let result = &mut outcome.rows[plan_row];
+        result.tokens = start as u32..end as u32;
+        result.num_drafts = self.drafts.len() as u16;
+        result.num_accepted = verdict.accepted;
+        for (at, &token) in rows.clone().zip(&outcome.tokens[start..]) {
+            if let Some(n) = params.logprobs {
+                let row_logprobs = logprobs(logits.row(at), n, token).map_err(bad)?;
+                outcome.record.logprobs.push((row.request, row_logprobs));
+            }
+            if self.keep_logits {
+                outcome.record.logits.push((row.request, logits.row(at).to_vec()));
+            }
+        }
+        Ok(verdict)
+    }
+}

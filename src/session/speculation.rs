@@ -1,0 +1,172 @@
+//! The ways in which a session can speculate, and the change from one to another.
+
+use std::time::Duration;
+
+use anyhow::ensure;
+use pagedraft_model::cpu::CpuDevice;
+use pagedraft_scheduler::{CostCurve, DraftControl, Scheduler, StepCosts};
+use pagedraft_spec_decode::acceptance::Acceptance;
+use pagedraft_spec_decode::calibrate::measure;
+use pagedraft_spec_decode::{ModelExecutor, ProposerId, Scorer};
+
+use super::options::{DraftLength, DraftRef, SpeculationOptions};
+
+/// Time that measuring the cost of steps may take, when drafts are priced.
+const CALIBRATION: Duration = Duration::from_millis(1500);
+
+/// A way to speculate that a session was prepared for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SetupId(usize);
+
+struct Setup {
+    proposer: Option<ProposerId>,
+    most: u16,
+    scorer: Scorer,
+    acceptance: Acceptance,
+    enforce_eager: bool,
+    /// What prices its drafts, with all that it has learnt; in the scheduler while the setup is in use.
+    control: Option<DraftControl>,
+}
+
+/// The setups of a session.
+pub(super) struct Setups {
+    all: Vec<Setup>,
+    current: Option<SetupId>,
+    proposers: Vec<(DraftRef, ProposerId)>,
+    target: Option<CostCurve>,
+    /// The most sequences in a step, which bounds what is measured.
+    max_num_seqs: u32,
+    num_blocks: u32,
+    block_size: u32,
+}
+
+impl Setups {
+    pub fn new(max_num_seqs: u32, num_blocks: u32, block_size: u32) -> Self {
+        Self {
+            all: Vec::new(),
+            current: None,
+            proposers: Vec::new(),
+            target: None,
+            max_num_seqs,
+            num_blocks,
+            block_size,
+        }
+    }
+
+    /// Takes note of a proposer that was made elsewhere: a draft model.
+    pub fn know(&mut self, draft: DraftRef, proposer: ProposerId) {
+        self.proposers.push((draft, proposer));
+    }
+
+    /// Makes a setup, and the proposer that it needs where there is none yet.
+    pub fn prepare(
+        &mut self,
+        options: &SpeculationOptions,
+        enforce_eager: bool,
+        executor: &mut ModelExecutor<CpuDevice>,
+    ) -> anyhow::Result<SetupId> {
+        let most = options.length.most();
+        let proposer = match &options.draft {
+            Some(draft) if most > 0 => Some(self.proposer(draft, options, executor)?),
+            _ => None,
+        };
+        let control = match (proposer, options.length) {
+            (Some(id), DraftLength::Auto) => {
+                Some(DraftControl::new(most, &self.costs(id, options, executor)?))
+            }
+            _ => None,
+        };
+        self.all.push(Setup {
+            proposer,
+            most: if proposer.is_some() { most } else { 0 },
+            scorer: options.scorer,
+            acceptance: options.acceptance,
+            enforce_eager,
+            control,
+        });
+        Ok(SetupId(self.all.len() - 1))
+    }
+
+    fn proposer(
+        &mut self,
+        draft: &DraftRef,
+        options: &SpeculationOptions,
+        executor: &mut ModelExecutor<CpuDevice>,
+    ) -> anyhow::Result<ProposerId> {
+        if let Some((_, id)) = self.proposers.iter().find(|(known, _)| known == draft) {
+            return Ok(*id);
+        }
+        let _ = (&executor, options.ngram);
+        let id: ProposerId = anyhow::bail!("the proposers are merged next");
+        self.proposers.push((draft.clone(), id));
+        Ok(id)
+    }
+
+    /// What a forward pass of the target costs.
+    fn target(&mut self, executor: &mut ModelExecutor<CpuDevice>) -> anyhow::Result<CostCurve> {
+        if let Some(curve) = &self.target {
+            return Ok(curve.clone());
+        }
+        let most = self.max_num_seqs.saturating_mul(u32::from(DraftLength::AUTO_MAX) + 1).min(256);
+        let curve = measure(executor.runner(), self.block_size, self.num_blocks, most, CALIBRATION)?;
+        self.target = Some(curve.clone());
+        Ok(curve)
+    }
+
+    /// What a round of synthetic drafts, a token a row, is made to take.
+    fn round(
+        &mut self,
+        options: &SpeculationOptions,
+        executor: &mut ModelExecutor<CpuDevice>,
+    ) -> anyhow::Result<CostCurve> {
+        let target = self.target(executor)?;
+        let points = target.points.iter().map(|&(rows, us)| (rows, us * options.draft_cost)).collect();
+        Ok(CostCurve { points, us_per_context: 0.0 })
+    }
+
+    fn costs(
+        &mut self,
+        id: ProposerId,
+        options: &SpeculationOptions,
+        executor: &mut ModelExecutor<CpuDevice>,
+    ) -> anyhow::Result<StepCosts> {
+        let target = self.target(executor)?;
+        let keeps_kv = matches!(options.draft, Some(DraftRef::Model(_)));
+        let draft = match &options.draft {
+            Some(DraftRef::Model(_)) => {
+                executor.measure_proposer(id, self.max_num_seqs.min(256), CALIBRATION)?
+            }
+            Some(DraftRef::Synthetic { .. }) => self.round(options, executor)?,
+            _ => CostCurve::default(),
+        };
+        Ok(StepCosts { target, draft, draft_per_step_us: 0.0, overhead_us: 0.0, proposer_keeps_kv: keeps_kv })
+    }
+
+    /// Changes over to a setup. Nothing may be running.
+    pub fn switch(
+        &mut self,
+        to: SetupId,
+        scheduler: &mut Scheduler,
+        executor: &mut ModelExecutor<CpuDevice>,
+    ) -> anyhow::Result<()> {
+        ensure!(!scheduler.has_unfinished(), "requests are running: speculation is changed between them");
+        if self.current == Some(to) {
+            return Ok(());
+        }
+        let control = scheduler.set_draft_control(None);
+        if let Some(was) = self.current.and_then(|id| self.all.get_mut(id.0)) {
+            was.control = control;
+        }
+        let Some(setup) = self.all.get_mut(to.0) else { anyhow::bail!("there is no such setup") };
+        scheduler.set_num_speculative_tokens(setup.most);
+        scheduler.set_draft_control(setup.control.take());
+        executor.choose_proposer(setup.proposer);
+        executor.set_scorer(setup.scorer);
+        executor.set_acceptance(setup.acceptance);
+        executor.set_enforce_eager(setup.enforce_eager);
+        executor.reset_counts();
+        executor.take_metrics();
+        self.current = Some(to);
+        Ok(())
+    }
+}
