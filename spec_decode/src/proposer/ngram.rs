@@ -153,19 +153,17 @@ mod tests {
     #[test]
     #[ignore = "a measurement: run it alone, with --nocapture"]
     fn the_cost_of_a_pass_over_4096_tokens() {
-        for (what, alphabet) in [("a vocabulary of 32000", 32000u32), ("two tokens", 2)] {
+        // The last has matches at every other place, and none of them ends the pass.
+        for (what, alphabet, max_n) in [("32000 tokens", 32000u32, 4), ("2 tokens", 2, 64)] {
             let params = SamplingParams { seed: 7, ..SamplingParams::default() };
             let draw = |i: u32| Noise::new(&params, i).bits(Purpose::Choice, 0) % alphabet;
-            let mut tokens: Vec<u32> = (0..4096).map(draw).collect();
-            // No match of 3 tokens: the whole is passed over.
-            tokens.push(alphabet);
-            let mut ngram = NgramProposer::new(3, 8).unwrap();
+            let tokens: Vec<u32> = (0..4096).map(draw).collect();
+            let mut ngram = NgramProposer::new(2, max_n).unwrap();
             let mut times = Vec::new();
             for _ in 0..201 {
                 let start = std::time::Instant::now();
-                let drafts = std::hint::black_box(ngram.look_up(std::hint::black_box(&tokens), 4));
+                std::hint::black_box(ngram.look_up(std::hint::black_box(&tokens), 4));
                 times.push(start.elapsed().as_secs_f64() * 1e6);
-                assert!(drafts.is_empty());
             }
             times.sort_by(f64::total_cmp);
             println!("{what}: median {:.1} µs, worst {:.1} µs", times[100], times[200]);
