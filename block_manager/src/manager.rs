@@ -1,3 +1,5 @@
+use std::ops::Range;
+
 use crate::group::Groups;
 use crate::hash::HashChain;
 use crate::sequence::Sequence;
@@ -161,7 +163,7 @@ impl BlockManager {
     }
 
     /// Says that the first `upto` slots of a group hold the KV of `tokens[..upto]`, all of them accepted. Blocks
-    /// that are full by it are sealed and published.
+    /// that are full by it are sealed and published; their indices in the block table are returned.
     ///
     /// `tokens` are the sequence's, from its beginning. What was once handed over, here or to a look-up, must not
     /// change unless the sequence was cut before it ([`truncate`](Self::truncate), in every group).
@@ -176,7 +178,7 @@ impl BlockManager {
         group: GroupId,
         tokens: &[u32],
         upto: u32,
-    ) -> Result<(), Error> {
+    ) -> Result<Range<u32>, Error> {
         let (block_size, caching) = (self.block_size, self.caching);
         self.check_commit(sequence, group, upto)?;
         if tokens.len() < upto as usize {
@@ -186,6 +188,7 @@ impl BlockManager {
         let table = &mut tables[usize::from(group.0)];
         require_dense(table, sequence, group)?;
         let full = block_size.full_blocks(upto) as usize;
+        let sealed = table.sealed().len() as u32;
         if full > table.sealed().len() {
             table.seal(full, pool, |index| {
                 let hash = caching.then(|| chain.get(index, tokens, block_size));
@@ -193,7 +196,7 @@ impl BlockManager {
             });
         }
         table.set_lengths(upto, upto);
-        Ok(())
+        Ok(sealed..table.sealed().len() as u32)
     }
 
     /// Says that the first `slots` slots of a pruned group hold what is kept of the first `positions` positions.

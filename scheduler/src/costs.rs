@@ -44,3 +44,23 @@ pub struct StepTimes {
     /// Microseconds of the whole step.
     pub total_us: f64,
 }
+
+impl CostCurve {
+    /// Microseconds of a forward of `rows` rows without context, from points in ascending order, as measured.
+    #[must_use]
+    pub fn us(&self, rows: u32) -> f64 {
+        let at = self.points.partition_point(|&(r, _)| r < rows);
+        let (Some(&first), Some(&last)) = (self.points.first(), self.points.last()) else { return 0.0 };
+        let line = |(r0, us0): (u32, f64), (r1, us1): (u32, f64)| {
+            us0 + (us1 - us0) * (f64::from(rows) - f64::from(r0)) / (f64::from(r1) - f64::from(r0))
+        };
+        match (at.checked_sub(1).and_then(|i| self.points.get(i)), self.points.get(at)) {
+            (Some(&below), Some(&above)) => line(below, above),
+            (None, _) => first.1,
+            (Some(_), None) => match self.points.len().checked_sub(2).and_then(|i| self.points.get(i)) {
+                Some(&before) if before.0 < last.0 => line(before, last),
+                _ => last.1,
+            },
+        }
+    }
+}

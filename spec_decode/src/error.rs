@@ -15,6 +15,9 @@ pub enum ExecuteError {
     /// The plan's tables and lengths do not make metadata.
     #[error("the step's metadata is inconsistent: {0}")]
     Metadata(#[from] AttentionError),
+    /// The blocks of a draft model's KV, misused: a fault of this crate.
+    #[error("the draft model's KV blocks: {0}")]
+    DraftKv(#[from] pagedraft_block_manager::Error),
     /// The logits of a row cannot be sampled.
     #[error("request {request}: its logits cannot be sampled: {source}")]
     Sampling {

@@ -2,9 +2,10 @@
 
 use anyhow::{Context, ensure};
 use pagedraft_attention::KvLayout;
-use pagedraft_model::Dtype;
 use pagedraft_model::checkpoint::Checkpoint;
-use pagedraft_model::cpu::CpuDevice;
+use pagedraft_model::cpu::{CpuDevice, CpuOptions};
+use pagedraft_model::{CaptureReport, CaptureSizes, Dtype, Runner, StepLimits};
+use pagedraft_spec_decode::proposer::{DraftModel, DraftOptions};
 
 use super::load;
 use super::options::{DraftRef, EngineOptions, ModelRef};
@@ -51,6 +52,54 @@ impl DraftParts {
         let dtype = options.dtype.unwrap_or(config.torch_dtype);
         let layout = CpuDevice::kv_layout(config, dtype, options.block_size)?;
         Ok(Some(Self { model: model.clone(), checkpoint, dtype, layout }))
+    }
+
+    /// Loads the model beside its target, with a KV pool of `num_blocks` blocks of its own; and what capturing its graphs took.
+    pub fn load(
+        &self,
+        options: &EngineOptions,
+        target: &Runner<CpuDevice>,
+        num_blocks: u32,
+        max_model_len: u32,
+    ) -> anyhow::Result<(DraftModel<CpuDevice>, Option<CaptureReport>)> {
+        let config = self.checkpoint.config();
+        let token_rows = options.max_num_batched_tokens as usize;
+        let limits = StepLimits {
+            token_rows,
+            logit_rows: token_rows.min(load::LOGIT_ROWS),
+            max_model_len: max_model_len as usize,
+        };
+        let device = CpuOptions {
+            isa: target.device().isa(),
+            threads: options.threads,
+            dtype: self.dtype,
+            layout: self.layout,
+            num_blocks,
+            token_rows,
+        };
+        let device = target.device().beside(&device, config)?;
+        let mut runner = Runner::load(device, &self.checkpoint, limits)
+            .with_context(|| format!("the draft model {} does not load", self.model))?;
+        let mut capture = None;
+        if !options.enforce_eager {
+            // A sequence feeds one token, or two after all its drafts were accepted.
+            let most = options.max_num_seqs.saturating_mul(2).min(options.max_num_batched_tokens);
+            let most = most.min(load::LOGIT_ROWS as u32);
+            let rows = options.graph_sizes.clone().unwrap_or_else(|| CaptureSizes::default_token_rows(most));
+            capture = Some(runner.capture(&CaptureSizes::new(rows, 2))?);
+        }
+        let draft = DraftModel::new(
+            runner,
+            DraftOptions {
+                block_size: options.block_size,
+                num_blocks,
+                bytes_per_token: self.layout.block_bytes() * config.num_layers / options.block_size as usize,
+                prefix_caching: options.enable_prefix_caching,
+                catch_up_tokens: options.max_num_batched_tokens as usize,
+                target_vocab: target.config().vocab_size,
+            },
+        )?;
+        Ok((draft, capture))
     }
 
     /// Bytes of a KV block of the draft, all layers together.

@@ -22,7 +22,7 @@ use crate::exit::usage;
 /// Bytes of KV cache where nothing is said.
 const DEFAULT_KV_CACHE_MEMORY: u64 = 1 << 30;
 /// Rows whose logits are computed at a time: enough that the head's weights are read once for a batch.
-const LOGIT_ROWS: usize = 256;
+pub(super) const LOGIT_ROWS: usize = 256;
 
 /// What an engine was built as.
 #[derive(Clone, Debug)]
@@ -180,7 +180,7 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
     if options.inject_decode_graph_for_verify {
         runner.inject_decode_graph_for_verify(options.block_size)?;
     }
-    let info = SessionInfo {
+    let mut info = SessionInfo {
         model_id: options.model.to_string(),
         vocab_size: config.vocab_size,
         parameters: config.num_parameters(),
@@ -203,7 +203,13 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
     let mut executor = ModelExecutor::new(runner, options.block_size)?;
     let mut setups = Setups::new(options.max_num_seqs, num_blocks, options.block_size);
     if let (Some(draft), Some(named)) = (draft, &options.speculation.draft) {
-        let _ = (draft, named);
+        let (model, captured) = draft.load(options, executor.runner(), num_blocks, max_model_len)?;
+        setups.know(named.clone(), executor.add_proposer(Box::new(model)));
+        if let (Some(all), Some(own)) = (&mut info.capture, captured) {
+            all.graphs += own.graphs;
+            all.elapsed += own.elapsed;
+            all.bytes += own.bytes;
+        }
     }
     let (mut scheduler, setup) =
         (scheduler, setups.prepare(&options.speculation, options.enforce_eager, &mut executor)?);

@@ -7,6 +7,7 @@ use pagedraft_model::cpu::CpuDevice;
 use pagedraft_scheduler::{CostCurve, DraftControl, Scheduler, StepCosts};
 use pagedraft_spec_decode::acceptance::Acceptance;
 use pagedraft_spec_decode::calibrate::measure;
+use pagedraft_spec_decode::proposer::{NgramProposer, SyntheticProposer};
 use pagedraft_spec_decode::{ModelExecutor, ProposerId, Scorer};
 
 use super::options::{DraftLength, DraftRef, SpeculationOptions};
@@ -96,8 +97,24 @@ impl Setups {
         if let Some((_, id)) = self.proposers.iter().find(|(known, _)| known == draft) {
             return Ok(*id);
         }
-        let _ = (&executor, options.ngram);
-        let id: ProposerId = anyhow::bail!("the proposers are merged next");
+        let id = match draft {
+            DraftRef::Ngram => {
+                let (shortest, longest) = options.ngram;
+                executor.add_proposer(Box::new(NgramProposer::new(shortest as usize, longest as usize)?))
+            }
+            DraftRef::Synthetic { rate } => {
+                let vocab = executor.runner().config().vocab_size as u32;
+                let mut proposer = SyntheticProposer::new(*rate, vocab)?;
+                if options.draft_cost > 0.0 {
+                    let round = self.round(options, executor)?;
+                    proposer.set_round_us(Box::new(move |rows| round.us(rows as u32)));
+                }
+                executor.add_proposer(Box::new(proposer))
+            }
+            DraftRef::Model(model) => {
+                anyhow::bail!("the draft model {model} was not loaded when the session was opened")
+            }
+        };
         self.proposers.push((draft.clone(), id));
         Ok(id)
     }

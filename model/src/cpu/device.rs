@@ -109,6 +109,12 @@ impl CpuDevice {
         Self::on_team(options, config, Arc::clone(&self.team))
     }
 
+    /// The instruction set it runs on.
+    #[must_use]
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
     fn on_team(options: &CpuOptions, config: &ModelConfig, team: Arc<Team>) -> Result<Self, ModelError> {
         let layout = options.layout;
         let bytes = (options.num_blocks as usize)

@@ -9,6 +9,19 @@
 //! Heads on the target (MTP, EAGLE) need the target's hidden states: [`Verified`] is where the executor hands over what a
 //! verify step left behind. Trees need a parent for each draft in [`Drafts`](crate::Drafts) and a mask a row.
 
+mod draft_kv;
+mod draft_model;
+mod draft_pass;
+mod error;
+mod ngram;
+mod synthetic;
+
+pub use draft_model::{DraftModel, DraftOptions};
+pub use draft_pass::DraftCounts;
+pub use error::ProposerError;
+pub use ngram::NgramProposer;
+pub use synthetic::SyntheticProposer;
+
 use std::time::Duration;
 
 use pagedraft_block_manager::BlockId;

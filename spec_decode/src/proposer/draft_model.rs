@@ -1,0 +1,339 @@
+//! A small model that writes ahead of the target.
+
+use std::time::Duration;
+
+use pagedraft_attention::MetadataBuilder;
+use pagedraft_block_manager::{BlockId, BlockManager, BlockSize, GroupId, KvGroup, Salt};
+use pagedraft_model::{Device, RunCounts, Runner};
+use pagedraft_scheduler::{CostCurve, RequestKey};
+
+use super::draft_kv::DraftKv;
+use super::draft_pass::{DraftCounts, Passes, Piece};
+use super::{GroupStep, Proposer, ProposerError, Proposing, Verified};
+use crate::calibrate::measure;
+use crate::drafts::Drafts;
+use crate::error::ExecuteError;
+
+/// How a draft model is held.
+#[derive(Clone, Copy, Debug)]
+pub struct DraftOptions {
+    /// Tokens a block of its KV: 16, 32 or 64.
+    pub block_size: u32,
+    /// Blocks of its own pool; its device must have as many.
+    pub num_blocks: u32,
+    /// Bytes of its KV a token, all layers together.
+    pub bytes_per_token: usize,
+    /// Whether its KV has a prefix cache.
+    pub prefix_caching: bool,
+    /// Known tokens that rows lagging by more than 2 may catch up with in one step, all together: the engine's
+    /// `max_num_batched_tokens`.
+    pub catch_up_tokens: usize,
+    /// Vocabulary of the target.
+    pub target_vocab: usize,
+}
+
+/// Proposes what a small model of the same vocabulary says, with a KV cache of its own.
+///
+/// # What it promises
+///
+/// - A draft is a function of the request's known tokens, its parameters, the draft model, dtype and instruction set. Batch
+///   mates, lag, prefix hits, chunks, block size, graphs: none of them changes one. With coupled acceptance it is the token
+///   that [`Sampler::choose`](crate::sampling::Sampler::choose) takes with the request's own noise, so that a good draft model
+///   makes the target's choice.
+/// - A block of its KV is published only when all its tokens were accepted ([`verified`](Proposer::verified)). A rejected draft
+///   leaves nothing behind, nor does a step that was never verified.
+/// - It takes blocks from nobody: a row for which its pool has no room has no drafts.
+///
+/// # The first pass catches up
+///
+/// The KV of the last draft is never written, nor that of the token behind it, so a row lacks one token after a miss, two
+/// after all its drafts were accepted, and any number after steps without drafts. The first forward pass of a step feeds
+/// each row what it lacks, and the rows that still want drafts get single-token passes behind it: k drafts are k passes
+/// whatever was accepted before. A row that lacks more than the step's catch-up budget left over goes as far as the budget,
+/// and has no drafts.
+///
+/// # What it costs
+///
+/// Beside the passes: a copy of each sequence's token ids (4 bytes a token), and the blocks, whose book-keeping is
+/// [`BlockManager`]'s. A step of rows that were there before allocates nothing, but for a block table that outgrows its
+/// buffer, and distributions where they are kept.
+pub struct DraftModel<D: Device> {
+    runner: Runner<D>,
+    kv: DraftKv,
+    passes: Passes,
+    catch_up_tokens: u32,
+    rows: Vec<Row>,
+    /// Whether the last step's passes are done and its rows not yet verified.
+    unverified: bool,
+    keep_record: bool,
+    record: GroupStep,
+    /// Published since the step before.
+    published: Vec<BlockId>,
+}
+
+/// A row of the step that the model runs.
+#[derive(Clone, Copy)]
+struct Row {
+    /// Which of the step's.
+    row: usize,
+    request: RequestKey,
+    /// Known tokens.
+    len: u32,
+    /// Tokens whose KV was there.
+    start: u32,
+    /// Known tokens whose KV is there after the first pass.
+    fed: u32,
+    /// Drafts it gets.
+    max: u32,
+}
+
+impl Row {
+    /// Tokens whose KV is there after all passes: the last draft has none.
+    fn written(&self) -> u32 {
+        self.fed + self.max.saturating_sub(1)
+    }
+}
+
+impl<D: Device> DraftModel<D> {
+    /// A draft model that is loaded; graphs, if any, are captured on it
+    /// ([`Runner::capture`], query lengths 1 and 2 are what it asks for in a steady state).
+    ///
+    /// # Errors
+    ///
+    /// Another vocabulary than the target's, a block size without kernels, a pool without blocks, a budget of 0.
+    pub fn new(runner: Runner<D>, options: DraftOptions) -> Result<Self, ProposerError> {
+        let config = runner.config();
+        if config.vocab_size != options.target_vocab {
+            return Err(ProposerError::Vocab { draft: config.vocab_size, target: options.target_vocab });
+        }
+        if options.catch_up_tokens == 0 {
+            return Err(ProposerError::CatchUp);
+        }
+        let group = KvGroup {
+            id: GroupId(0),
+            name: "draft".to_owned(),
+            layers: 0..u16::try_from(config.num_layers).unwrap_or(u16::MAX),
+            bytes_per_token: options.bytes_per_token,
+            salt: Salt::NONE,
+            // Within its own pool it is the one that others would lag behind.
+            lags: false,
+        };
+        let size = BlockSize::new(options.block_size)?;
+        Ok(Self {
+            kv: DraftKv::new(size, options.num_blocks, group, options.prefix_caching)?,
+            passes: Passes::new(MetadataBuilder::new(options.block_size)?),
+            runner,
+            catch_up_tokens: u32::try_from(options.catch_up_tokens).unwrap_or(u32::MAX),
+            rows: Vec::new(),
+            unverified: false,
+            keep_record: false,
+            record: GroupStep::default(),
+            published: Vec::new(),
+        })
+    }
+
+    /// The model.
+    pub fn runner(&mut self) -> &mut Runner<D> {
+        &mut self.runner
+    }
+
+    /// The blocks of its KV, to look at.
+    #[must_use]
+    pub fn blocks(&self) -> &BlockManager {
+        self.kv.blocks()
+    }
+
+    /// What it did since it was made.
+    #[must_use]
+    pub fn counts(&self) -> &DraftCounts {
+        &self.passes.counts
+    }
+
+    /// Opens the sequences of the step and shares the budget out.
+    fn open(&mut self, step: &Proposing<'_>) -> Result<(), ExecuteError> {
+        let counts = &mut self.passes.counts;
+        let positions = self.runner.limits().max_model_len;
+        for i in 0..step.len() {
+            let row = step.row(i)?;
+            // The last draft is never run.
+            let max = row.max.min((positions + 1).saturating_sub(row.tokens.len())) as u32;
+            let len = row.tokens.len() as u32;
+            if max == 0 || len == 0 {
+                continue;
+            }
+            let held = self.kv.table(row.request).len();
+            let Some(start) = self.kv.open(row.request, row.tokens, len + max - 1)? else {
+                counts.rows_without_room += 1;
+                continue;
+            };
+            counts.hit_tokens += if held == 0 { u64::from(start) } else { 0 };
+            self.rows.push(Row { row: i, request: row.request, len, start, fed: len, max });
+        }
+        let mut left = self.catch_up_tokens;
+        for row in &mut self.rows {
+            let lacks = row.len - row.start;
+            if lacks > 2 {
+                let taken = lacks.min(left);
+                left -= taken;
+                if taken < lacks {
+                    (row.fed, row.max) = (row.start + taken, 0);
+                    counts.rows_behind += 1;
+                }
+            }
+            counts.catch_up_tokens += u64::from((row.fed.min(row.len - 1)).saturating_sub(row.start));
+        }
+        self.rows.retain(|row| row.fed > row.start);
+        Ok(())
+    }
+
+    /// The passes of the step.
+    fn run(&mut self, step: &Proposing<'_>) -> Result<(), ExecuteError> {
+        let Self { runner, kv, passes, rows, .. } = self;
+        passes.pieces.clear();
+        for row in rows.iter() {
+            let Row { request, start, fed, .. } = *row;
+            kv.push(request, &step.kv.tokens(request)[start as usize..fed as usize]);
+            passes.pieces.push(Piece { row: row.row, request, start, end: fed, drafts: row.max > 0 });
+        }
+        let mut depth = 0;
+        while !passes.pieces.is_empty() {
+            passes.run(runner, kv, step)?;
+            passes.pieces.clear();
+            depth += 1;
+            for row in rows.iter().filter(|row| row.max > depth) {
+                let start = row.fed + depth - 1;
+                let piece = Piece { row: row.row, request: row.request, start, end: start + 1, drafts: true };
+                passes.pieces.push(piece);
+            }
+        }
+        Ok(())
+    }
+
+    fn write_record(&mut self, step: &Proposing<'_>) {
+        let record = &mut self.record;
+        let size = self.kv.blocks().block_size();
+        record.plan_rows.clear();
+        record.input_tokens.clear();
+        record.input_positions.clear();
+        record.query_start_loc.clear();
+        record.query_start_loc.push(0);
+        record.slot_mapping.clear();
+        record.seq_lens.clear();
+        record.context_lens.clear();
+        record.block_tables.resize_with(self.rows.len(), Vec::new);
+        for (row, table) in self.rows.iter().zip(&mut record.block_tables) {
+            let written = row.start..row.written();
+            let blocks = self.kv.table(row.request);
+            let tokens = self.kv.tokens(row.request);
+            record.plan_rows.push(step.rows[row.row]);
+            record.input_tokens.extend_from_slice(&tokens[written.start as usize..written.end as usize]);
+            let slot = |i| pagedraft_block_manager::slot(blocks, i, size.get()).unwrap_or(-1);
+            record.slot_mapping.extend(written.clone().map(slot));
+            record.seq_lens.push(written.end);
+            record.context_lens.push(written.start);
+            record.input_positions.extend(written);
+            record.query_start_loc.push(record.input_tokens.len() as u32);
+            table.clear();
+            table.extend_from_slice(&blocks[..size.blocks_for(row.written()) as usize]);
+        }
+        let stats = self.kv.blocks().stats();
+        (record.num_blocks, record.used) = (stats.num_blocks, stats.used);
+    }
+}
+
+impl<D: Device> Proposer for DraftModel<D> {
+    fn name(&self) -> &'static str {
+        "draft"
+    }
+
+    /// Drafts are then drawn from the model's filtered distribution by noise of their own. Allocates a vocabulary a draft.
+    fn keep_probabilities(&mut self, keep: bool) {
+        self.passes.own_draws = keep;
+    }
+
+    fn set_enforce_eager(&mut self, yes: bool) {
+        self.runner.set_enforce_eager(yes);
+    }
+
+    fn counts(&self) -> Option<&RunCounts> {
+        Some(self.runner.counts())
+    }
+
+    fn reset_counts(&mut self) {
+        self.runner.reset_counts();
+        self.passes.counts = DraftCounts::default();
+    }
+
+    fn measure(&mut self, most: u32, budget: Duration) -> Result<CostCurve, ExecuteError> {
+        let blocks = self.kv.blocks();
+        let (size, num_blocks) = (blocks.block_size().get(), blocks.stats().num_blocks);
+        measure(&mut self.runner, size, num_blocks, most, budget)
+    }
+
+    fn propose(&mut self, step: &Proposing<'_>, drafts: &mut Drafts) -> Result<(), ExecuteError> {
+        self.unverified = false;
+        self.rows.clear();
+        if self.passes.own_draws {
+            let rows = step.len().max(self.passes.distributions.len());
+            self.passes.distributions.resize_with(rows, Vec::new);
+            self.passes.distributions.iter_mut().for_each(Vec::clear);
+        }
+        self.open(step)?;
+        self.run(step)?;
+        for row in self.rows.iter().filter(|row| row.max > 0) {
+            let tokens = &self.kv.tokens(row.request)[row.len as usize..];
+            if self.passes.own_draws {
+                drafts.set_with_probabilities(row.row, tokens, &self.passes.distributions[row.row]);
+            } else {
+                drafts.set(row.row, tokens);
+            }
+        }
+        if self.keep_record {
+            self.write_record(step);
+            self.record.published.clear();
+            self.record.published.append(&mut self.published);
+        }
+        self.unverified = true;
+        Ok(())
+    }
+
+    fn verified(&mut self, verified: &Verified<'_>) {
+        if !std::mem::take(&mut self.unverified) {
+            return;
+        }
+        for i in 0..self.rows.len() {
+            let row = self.rows[i];
+            let accepted = verified.accepted.get(row.row).copied().unwrap_or(0);
+            let upto = row.written().min(row.len + u32::from(accepted));
+            match self.kv.commit(row.request, upto) {
+                Ok(sealed) if self.keep_record => {
+                    let blocks = &self.kv.table(row.request)[sealed.start as usize..sealed.end as usize];
+                    let pool = self.kv.blocks().pool();
+                    self.published.extend(blocks.iter().filter(|&&id| pool.is_published(id)));
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    // Its slots were reserved and it grew: without its KV it begins anew.
+                    debug_assert!(false, "{error}");
+                    self.forget(row.request);
+                }
+            }
+        }
+    }
+
+    fn forget(&mut self, request: RequestKey) {
+        let freed = self.kv.forget(request);
+        debug_assert!(freed.is_ok(), "{freed:?}");
+    }
+
+    fn record(&self) -> Option<&GroupStep> {
+        self.keep_record.then_some(&self.record)
+    }
+
+    fn keep_record(&mut self, keep: bool) {
+        self.keep_record = keep;
+        if !keep {
+            self.published.clear();
+        }
+    }
+}

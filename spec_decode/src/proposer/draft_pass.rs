@@ -1,0 +1,199 @@
+//! One forward pass of a draft model over pieces of several sequences.
+
+use std::collections::BTreeMap;
+
+use pagedraft_attention::MetadataBuilder;
+use pagedraft_attention::metadata::MaskKind;
+use pagedraft_model::{Device, Fallback, Ran, Runner, StepInputs};
+use pagedraft_scheduler::RequestKey;
+use serde::Serialize;
+
+use super::Proposing;
+use super::draft_kv::DraftKv;
+use crate::error::ExecuteError;
+use crate::sampling::{Noise, Purpose, Sampler, SamplingParams, distribution};
+
+/// What a draft model did since it was made.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct DraftCounts {
+    /// Forward passes.
+    pub forwards: u64,
+    /// Of those, the ones replayed from a graph.
+    pub replays: u64,
+    /// Those issued though graphs were captured, by the reason.
+    pub fallbacks: BTreeMap<Fallback, u64>,
+    /// Draft tokens.
+    pub drafts: u64,
+    /// Known tokens run beside the last one of a row: 1 after a bonus token, many after a time without drafts.
+    pub catch_up_tokens: u64,
+    /// Known tokens whose KV came out of the draft's own prefix cache.
+    pub hit_tokens: u64,
+    /// Rows without drafts because their KV lagged further than the step's catch-up budget went.
+    pub rows_behind: u64,
+    /// Rows without drafts for want of KV blocks.
+    pub rows_without_room: u64,
+}
+
+/// Tokens `start..end` of a row of the step.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Piece {
+    /// Row of the step's.
+    pub row: usize,
+    pub request: RequestKey,
+    pub start: u32,
+    pub end: u32,
+    /// Whether a draft is drawn behind the last of them.
+    pub drafts: bool,
+}
+
+/// Buffers of the passes, and how a draft is drawn.
+pub(super) struct Passes {
+    builder: MetadataBuilder,
+    inputs: StepInputs,
+    /// What the next passes run; a piece may be cut where a pass is full.
+    pub pieces: Vec<Piece>,
+    batch: Vec<Piece>,
+    /// Pieces of the pass that a draft is drawn behind, and the token row of each.
+    drawn: Vec<Piece>,
+    selection: Vec<u32>,
+    sampler: Sampler,
+    /// Whether a draft is drawn from a distribution of its own, which is kept for each row.
+    pub own_draws: bool,
+    pub distributions: Vec<Vec<f64>>,
+    pub counts: DraftCounts,
+}
+
+impl Passes {
+    pub fn new(builder: MetadataBuilder) -> Self {
+        Self {
+            builder,
+            inputs: StepInputs::default(),
+            pieces: Vec::new(),
+            batch: Vec::new(),
+            drawn: Vec::new(),
+            selection: Vec::new(),
+            sampler: Sampler::default(),
+            own_draws: false,
+            distributions: Vec::new(),
+            counts: DraftCounts::default(),
+        }
+    }
+
+    /// Runs all `pieces`, in as few passes as the runner's limits allow, and gives the rows that draft a token more.
+    pub fn run<D: Device>(
+        &mut self,
+        runner: &mut Runner<D>,
+        kv: &mut DraftKv,
+        step: &Proposing<'_>,
+    ) -> Result<(), ExecuteError> {
+        let mut at = 0;
+        while at < self.pieces.len() {
+            self.batch.clear();
+            let mut room = runner.limits().token_rows.max(1) as u32;
+            while let Some(piece) = self.pieces.get_mut(at).filter(|_| room > 0) {
+                let taken = room.min(piece.end - piece.start);
+                let whole = piece.start + taken == piece.end;
+                self.batch.push(Piece { end: piece.start + taken, drafts: piece.drafts && whole, ..*piece });
+                piece.start += taken;
+                room -= taken;
+                at += usize::from(whole);
+            }
+            self.gather(kv)?;
+            self.counts.forwards += 1;
+            match runner.forward(&self.inputs)? {
+                Ran::Graph(_) => self.counts.replays += 1,
+                Ran::Eager(Some(why)) => *self.counts.fallbacks.entry(why).or_default() += 1,
+                Ran::Eager(None) => {}
+            }
+            self.draw(runner, kv, step)?;
+        }
+        Ok(())
+    }
+
+    /// The inputs of the batch: rows of several tokens first.
+    fn gather(&mut self, kv: &DraftKv) -> Result<(), ExecuteError> {
+        let inputs = &mut self.inputs;
+        inputs.tokens.clear();
+        inputs.positions.clear();
+        self.drawn.clear();
+        self.selection.clear();
+        self.builder.begin();
+        for several in [true, false] {
+            for piece in self.batch.iter().filter(|piece| (piece.end - piece.start > 1) == several) {
+                let Piece { request, start, end, .. } = *piece;
+                let tokens = kv.tokens(request).get(start as usize..end as usize);
+                let what = "its draft tokens are not where they were put";
+                inputs.tokens.extend_from_slice(tokens.ok_or(ExecuteError::Plan { request, what })?);
+                inputs.positions.extend(start..end);
+                self.builder.push_row(start, end - start, kv.table(request), MaskKind::Causal)?;
+                if piece.drafts {
+                    self.drawn.push(*piece);
+                    self.selection.push(inputs.tokens.len() as u32 - 1);
+                }
+            }
+        }
+        inputs.metadata = self.builder.take(std::mem::take(&mut inputs.metadata));
+        Ok(())
+    }
+
+    fn draw<D: Device>(
+        &mut self,
+        runner: &mut Runner<D>,
+        kv: &mut DraftKv,
+        step: &Proposing<'_>,
+    ) -> Result<(), ExecuteError> {
+        let most = runner.limits().logit_rows.max(1);
+        for (pieces, selection) in self.drawn.chunks(most).zip(self.selection.chunks(most)) {
+            let logits = runner.logits(selection)?;
+            for (i, piece) in pieces.iter().enumerate() {
+                let request = piece.request;
+                let params = &step.requests.get(request)?.sampling;
+                let bad = |source| ExecuteError::Sampling { request, source };
+                let token = if self.own_draws {
+                    let q = distribution(logits.row(i), params).map_err(bad)?;
+                    self.distributions[piece.row].extend_from_slice(&q);
+                    draw_from(&q, params, piece.end)
+                } else {
+                    self.sampler.choose(logits.row(i), params, piece.end).map_err(bad)?
+                };
+                kv.push(request, &[token]);
+                self.counts.drafts += 1;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A draw from `q` by inversion, with noise that the target's choice does not share.
+fn draw_from(q: &[f64], params: &SamplingParams, position: u32) -> u32 {
+    let mut left = Noise::new(params, position).uniform(Purpose::Proposal, 0);
+    let mut drawn = 0;
+    for (token, &p) in (0u32..).zip(q).filter(|(_, p)| **p > 0.0) {
+        // The last one stands in for what rounding left over.
+        drawn = token;
+        left -= p;
+        if left < 0.0 {
+            break;
+        }
+    }
+    drawn
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn draws_follow_their_distribution() {
+        let q = [0.0, 0.5, 0.0, 0.25, 0.25, 0.0];
+        let mut counts = [0u32; 6];
+        for position in 0..40_000 {
+            counts[draw_from(&q, &SamplingParams { seed: 3, ..SamplingParams::default() }, position)
+                as usize] += 1;
+        }
+        for (count, p) in counts.iter().zip(q) {
+            let sigma = (40_000.0 * p * (1.0 - p)).sqrt();
+            assert!((f64::from(*count) - 40_000.0 * p).abs() <= 5.0 * sigma, "{counts:?}");
+        }
+    }
+}

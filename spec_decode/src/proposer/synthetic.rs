@@ -1,0 +1,114 @@
+//! Drafts of a stated quality at a stated price, for studying what speculation is worth.
+
+use std::time::{Duration, Instant};
+
+use super::{ProposeRow, Proposer, ProposerError, Proposing};
+use crate::drafts::Drafts;
+use crate::error::ExecuteError;
+use crate::sampling::{Noise, Purpose};
+
+/// The time that one round takes, in microseconds, by the rows that draft in it.
+type RoundUs = Box<dyn Fn(usize) -> f64 + Send>;
+
+/// Proposes the recorded continuation of a request ([`Registered::recorded`](crate::Registered::recorded)), each token made
+/// wrong with probability 1 - `rate`: under coupled acceptance a draft whose predecessors were accepted is accepted with
+/// probability `rate`, independently of all others.
+///
+/// Which drafts are wrong, and how, is a function of (seed, sample, position) of the request alone, so neither the schedule
+/// nor the batch changes it. A request without a recording, or past its end, has no drafts.
+///
+/// A round proposes one token for every row that still drafts, as a draft model would; what a round costs can be stated
+/// ([`set_round_us`](Self::set_round_us)), and is then waited for on the processor.
+pub struct SyntheticProposer {
+    rate: f64,
+    vocab: u32,
+    round_us: Option<RoundUs>,
+    buffer: Vec<u32>,
+    target: Duration,
+}
+
+impl SyntheticProposer {
+    /// Drafts that are right at `rate`, from 0 to 1; wrong ones are other tokens below `vocab`. Takes no time as long as
+    /// none is stated.
+    ///
+    /// # Errors
+    ///
+    /// [`ProposerError::Rate`], [`ProposerError::SmallVocab`] below 2.
+    pub fn new(rate: f64, vocab: u32) -> Result<Self, ProposerError> {
+        if !(0.0..=1.0).contains(&rate) {
+            return Err(ProposerError::Rate { found: rate });
+        }
+        if vocab < 2 {
+            return Err(ProposerError::SmallVocab { found: vocab });
+        }
+        Ok(Self { rate, vocab, round_us: None, buffer: Vec::new(), target: Duration::ZERO })
+    }
+
+    /// Says what one round costs: `round_us(rows)` microseconds for `rows` rows that draft in it. Less than 0, or NaN, is 0.
+    pub fn set_round_us(&mut self, round_us: RoundUs) {
+        self.round_us = Some(round_us);
+    }
+
+    /// What the last [`propose`](Proposer::propose) was made to take, from its call to its return: the sum of its rounds.
+    #[must_use]
+    pub fn target(&self) -> Duration {
+        self.target
+    }
+
+    fn fill(&mut self, row: &ProposeRow<'_>) {
+        self.buffer.clear();
+        let prompt_len = row.registered.prompt_len as usize;
+        let generated = row.tokens.len().checked_sub(prompt_len);
+        let recorded = row.registered.recorded.as_deref().unwrap_or_default();
+        let Some(behind) = generated.and_then(|generated| recorded.get(generated..)) else { return };
+        for (position, &token) in (row.tokens.len() as u32..).zip(behind).take(row.max) {
+            let noise = Noise::new(&row.registered.sampling, position);
+            // 0 < uniform < 1, so that rates of 0 and 1 are exact.
+            let right = noise.uniform(Purpose::Proposal, 0) < self.rate;
+            self.buffer.push(if right { token } else { self.wrong(token, noise) });
+        }
+    }
+
+    fn wrong(&self, token: u32, noise: Noise) -> u32 {
+        let step = 1 + noise.bits(Purpose::Proposal, 1) % (self.vocab - 1);
+        ((u64::from(token) + u64::from(step)) % u64::from(self.vocab)) as u32
+    }
+
+    fn price(&self, drafts: &Drafts) -> Duration {
+        let Some(round_us) = &self.round_us else { return Duration::ZERO };
+        let drafting = |depth| (0..drafts.num_rows()).filter(|&i| drafts.row(i).len() > depth).count();
+        let us: f64 = (0..drafts.longest()).map(|depth| round_us(drafting(depth)).max(0.0)).sum();
+        Duration::try_from_secs_f64(us * 1e-6).unwrap_or_default()
+    }
+}
+
+impl Proposer for SyntheticProposer {
+    fn name(&self) -> &'static str {
+        "synthetic"
+    }
+
+    fn propose(&mut self, step: &Proposing<'_>, drafts: &mut Drafts) -> Result<(), ExecuteError> {
+        let start = Instant::now();
+        for i in 0..step.len() {
+            let row = step.row(i)?;
+            self.fill(&row);
+            drafts.set(i, &self.buffer);
+        }
+        self.target = self.price(drafts);
+        wait_until(start, self.target);
+        Ok(())
+    }
+}
+
+/// Returns when `target` has passed since `start`. Sleeps while there is more than a millisecond to go, as a sleep may take
+/// so much longer than asked, and spins for the rest.
+fn wait_until(start: Instant, target: Duration) {
+    const SPIN: Duration = Duration::from_millis(1);
+    while let Some(left) = target.checked_sub(start.elapsed()).filter(|left| !left.is_zero()) {
+        if left > 2 * SPIN {
+            std::thread::sleep(left - 2 * SPIN);
+        } else {
+            std::hint::spin_loop();
+        }
+    }
+}

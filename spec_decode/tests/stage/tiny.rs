@@ -1,0 +1,111 @@
+//! Tiny models of weights out of a seed, and the slow way to a draft: the whole sequence anew for each token.
+
+use pagedraft_attention::isa::Isa;
+use pagedraft_attention::{MaskKind, MetadataBuilder};
+use pagedraft_block_manager::BlockId;
+use pagedraft_model::checkpoint::{Checkpoint, ModelConfig};
+use pagedraft_model::cpu::{CpuDevice, CpuOptions};
+use pagedraft_model::{CaptureSizes, Dtype, Runner, StepInputs, StepLimits};
+use pagedraft_spec_decode::proposer::{DraftModel, DraftOptions};
+
+pub const VOCAB: u32 = 50;
+pub const MAX_MODEL_LEN: usize = 160;
+
+const CONFIG: &[u8] = br#"{"architectures": ["Qwen3ForCausalLM"], "vocab_size": 50, "hidden_size": 32,
+    "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+    "max_position_embeddings": 160, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": true}"#;
+
+/// How a draft model is held in a test.
+#[derive(Clone, Copy, Debug)]
+pub struct Setup {
+    pub block_size: u32,
+    pub num_blocks: u32,
+    pub caching: bool,
+    pub token_rows: usize,
+    pub logit_rows: usize,
+    pub catch_up: usize,
+    pub threads: usize,
+    pub graphs: bool,
+    pub probabilities: bool,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            block_size: 16,
+            num_blocks: 80,
+            caching: true,
+            token_rows: 256,
+            logit_rows: 64,
+            catch_up: 256,
+            threads: 1,
+            graphs: false,
+            probabilities: false,
+        }
+    }
+}
+
+pub fn runner(block_size: u32, num_blocks: u32, limits: StepLimits, threads: usize) -> Runner<CpuDevice> {
+    let checkpoint = Checkpoint::dummy(ModelConfig::parse("config.json".as_ref(), CONFIG).unwrap(), 9);
+    let layout = CpuDevice::kv_layout(checkpoint.config(), Dtype::F32, block_size).unwrap();
+    let token_rows = limits.token_rows;
+    let options =
+        CpuOptions { isa: Isa::detect(), threads, dtype: Dtype::F32, layout, num_blocks, token_rows };
+    let device = CpuDevice::new(&options, checkpoint.config()).unwrap();
+    Runner::load(device, &checkpoint, limits).unwrap()
+}
+
+pub fn options(setup: &Setup) -> DraftOptions {
+    DraftOptions {
+        block_size: setup.block_size,
+        num_blocks: setup.num_blocks,
+        bytes_per_token: 2 * 2 * 2 * 8 * 4,
+        prefix_caching: setup.caching,
+        catch_up_tokens: setup.catch_up,
+        target_vocab: VOCAB as usize,
+    }
+}
+
+pub fn draft_model(setup: &Setup) -> DraftModel<CpuDevice> {
+    let Setup { token_rows, logit_rows, .. } = *setup;
+    let limits = StepLimits { token_rows, logit_rows, max_model_len: MAX_MODEL_LEN };
+    let mut runner = runner(setup.block_size, setup.num_blocks, limits, setup.threads);
+    if setup.graphs {
+        runner.capture(&CaptureSizes::new(CaptureSizes::default_token_rows(16), 2)).unwrap();
+    }
+    {
+        let mut model = DraftModel::new(runner, options(setup)).unwrap();
+        model.keep_probabilities(setup.probabilities);
+        model
+    }
+}
+
+/// Runs the whole sequence in one pass, each time.
+pub struct Reference {
+    runner: Runner<CpuDevice>,
+    builder: MetadataBuilder,
+    table: Vec<BlockId>,
+}
+
+impl Reference {
+    pub fn new() -> Self {
+        let limits = StepLimits { token_rows: MAX_MODEL_LEN, logit_rows: 1, max_model_len: MAX_MODEL_LEN };
+        let blocks = MAX_MODEL_LEN.div_ceil(16) as u32;
+        Self {
+            runner: runner(16, blocks, limits, 1),
+            builder: MetadataBuilder::new(16).unwrap(),
+            table: (0..blocks).map(BlockId).collect(),
+        }
+    }
+
+    /// The logits behind the last of `tokens`.
+    pub fn logits(&mut self, tokens: &[u32]) -> Vec<f32> {
+        let len = tokens.len() as u32;
+        self.builder.begin();
+        self.builder.push_row(0, len, &self.table, MaskKind::Causal).unwrap();
+        let metadata = self.builder.finish().clone();
+        let inputs = StepInputs { tokens: tokens.to_vec(), positions: (0..len).collect(), metadata };
+        self.runner.forward_eager(&inputs).unwrap();
+        self.runner.logits(&[len - 1]).unwrap().row(0).to_vec()
+    }
+}
