@@ -15,9 +15,11 @@
 #![deny(missing_docs)]
 
 pub mod acceptance;
+pub mod canary;
 mod drafts;
 mod error;
 mod executor;
+pub mod metrics;
 pub mod proposer;
 mod record;
 mod requests;
