@@ -50,4 +50,7 @@ pub enum ExecuteError {
         /// How.
         what: &'static str,
     },
+    /// A replayed step and its eager shadow do not agree.
+    #[error("acceptance canary: {0}")]
+    Canary(crate::canary::CanaryAlarm),
 }

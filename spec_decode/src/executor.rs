@@ -8,7 +8,7 @@ use pagedraft_model::{Device, ModelError, RunCounts, Runner};
 use pagedraft_scheduler::{CostCurve, Executor, Kind, KvView, RequestKey, RowOutcome, StepOutcome, StepPlan};
 
 use crate::acceptance::{Acceptance, Verifier};
-use crate::canary::Canary;
+use crate::canary::CanaryReport;
 use crate::drafts::Drafts;
 use crate::error::ExecuteError;
 use crate::metrics::{SpeculationMetrics, SpeculationTimes};
@@ -17,6 +17,7 @@ use crate::record::StepRecord;
 use crate::requests::{Registered, Requests};
 use crate::sampled::Sampled;
 use crate::scorer::Scorer;
+use crate::shadow::Shadow;
 
 /// The KV group of a dense model.
 pub const TARGET_GROUP: GroupId = GroupId(0);
@@ -39,7 +40,7 @@ pub struct ModelExecutor<D: Device> {
     scorer: Scorer,
     pub(crate) verifier: Verifier,
     noncausal: bool,
-    pub(crate) canary: Option<Canary>,
+    pub(crate) shadow: Option<Shadow>,
     pub(crate) metrics: SpeculationMetrics,
     pub(crate) keep_logits: bool,
     pub(crate) keep_hidden: bool,
@@ -71,7 +72,7 @@ impl<D: Device> ModelExecutor<D> {
             scorer: Scorer::default(),
             verifier: Verifier::default(),
             noncausal: false,
-            canary: None,
+            shadow: None,
             metrics: SpeculationMetrics::default(),
             keep_logits: false,
             keep_hidden: false,
@@ -162,14 +163,14 @@ impl<D: Device> ModelExecutor<D> {
         }
     }
 
-    /// Shadows steps from now on, or stops to.
-    pub fn set_canary(&mut self, canary: Option<Canary>) {
-        self.canary = canary;
+    /// Shadows replayed steps from now on as this says, or stops to; what shadowed before.
+    pub fn set_shadow(&mut self, shadow: Option<Shadow>) -> Option<Shadow> {
+        std::mem::replace(&mut self.shadow, shadow)
     }
 
-    /// The canary, for its report.
-    pub fn canary(&self) -> Option<&Canary> {
-        self.canary.as_ref()
+    /// What shadowing saw so far.
+    pub fn canary(&self) -> Option<&CanaryReport> {
+        self.shadow.as_ref().map(Shadow::report)
     }
 
     /// What speculation came to since [`take_metrics`](Self::take_metrics).
@@ -346,7 +347,8 @@ impl<D: Device> Executor for ModelExecutor<D> {
         }
         let forwarded = Instant::now();
         let (head_us, sample_us) = self.sample(plan, outcome)?;
-        let sampled = Instant::now();
+        self.shadow(plan, outcome)?;
+        let shadowed = Instant::now();
         self.prompt_logprobs(plan, kv, &mut outcome.record)?;
         let prompt_done = Instant::now();
         self.tell_proposer(outcome);
@@ -356,7 +358,7 @@ impl<D: Device> Executor for ModelExecutor<D> {
         times.metadata = us(proposed, gathered);
         times.propose = us(start, proposed) + prompt_done.elapsed().as_secs_f64() * 1e6;
         times.execute = us(gathered, forwarded) + head_us;
-        times.sample = sample_us + us(sampled, prompt_done);
+        times.sample = sample_us + us(shadowed, prompt_done);
         if self.drafts.num_tokens() > 0 {
             let times = SpeculationTimes {
                 propose_us: times.propose,

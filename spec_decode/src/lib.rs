@@ -28,6 +28,7 @@ mod requests;
 mod sampled;
 pub mod sampling;
 mod scorer;
+mod shadow;
 
 pub use drafts::Drafts;
 pub use error::ExecuteError;
@@ -35,3 +36,4 @@ pub use executor::{ModelExecutor, ProposerId, TARGET_GROUP};
 pub use record::{PromptLogprobs, StageTimes, StepRecord};
 pub use requests::{Registered, Requests};
 pub use scorer::Scorer;
+pub use shadow::Shadow;

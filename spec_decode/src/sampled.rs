@@ -37,6 +37,16 @@ impl Sampled {
         self.starts.push(self.selection.len());
     }
 
+    /// Token rows, plan row by plan row.
+    pub fn selection(&self) -> &[u32] {
+        &self.selection
+    }
+
+    /// The plan rows that sample, and where in the selection the token rows of each lie.
+    pub fn rows(&self) -> impl Iterator<Item = (usize, std::ops::Range<usize>)> + '_ {
+        self.rows.iter().zip(self.starts.windows(2)).map(|(&row, span)| (row as usize, span[0]..span[1]))
+    }
+
     /// The end of the pieces from `from` on that have at most `limit` token rows together; one piece at least.
     fn chunk(&self, from: usize, limit: usize) -> usize {
         let most = self.starts[from] + limit;

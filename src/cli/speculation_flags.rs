@@ -27,11 +27,11 @@ pub struct SpeculationFlags {
     #[arg(long, value_enum, default_value = "coupled")]
     acceptance: AcceptanceName,
     /// Typical acceptance: a draft more likely than this always stands
-    #[arg(long, value_name = "P", default_value_t = 0.09, value_parser = share)]
-    typical_threshold: f64,
+    #[arg(long, value_name = "P", default_value_t = Acceptance::TYPICAL_THRESHOLD, value_parser = share32)]
+    typical_threshold: f32,
     /// Typical acceptance: factor of exp(-entropy)
-    #[arg(long, value_name = "A", default_value_t = 0.3, value_parser = share)]
-    typical_alpha: f64,
+    #[arg(long, value_name = "A", default_value_t = Acceptance::TYPICAL_ALPHA, value_parser = share32)]
+    typical_alpha: f32,
     /// Shortest n-gram that is looked up
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     ngram_min: u32,
@@ -84,10 +84,9 @@ impl SpeculationFlags {
             acceptance: match self.acceptance {
                 AcceptanceName::Coupled => Acceptance::Coupled,
                 AcceptanceName::Rejection => Acceptance::Rejection,
-                AcceptanceName::Typical => Acceptance::Typical {
-                    threshold: self.typical_threshold as f32,
-                    alpha: self.typical_alpha as f32,
-                },
+                AcceptanceName::Typical => {
+                    Acceptance::Typical { threshold: self.typical_threshold, alpha: self.typical_alpha }
+                }
             },
         })
     }
@@ -97,4 +96,8 @@ impl SpeculationFlags {
 fn share(text: &str) -> Result<f64, String> {
     let number = text.parse().ok().filter(|n: &f64| n.is_finite() && *n >= 0.0);
     number.ok_or_else(|| "a number that is not negative, such as 0.2".to_owned())
+}
+
+fn share32(text: &str) -> Result<f32, String> {
+    share(text).map(|number| number as f32)
 }

@@ -211,6 +211,7 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
             all.bytes += own.bytes;
         }
     }
+    setups.set_shadowing(options.shadow_rate, true, options.seed);
     let (mut scheduler, setup) =
         (scheduler, setups.prepare(&options.speculation, options.enforce_eager, &mut executor)?);
     setups.switch(setup, &mut scheduler, &mut executor)?;

@@ -25,6 +25,7 @@ use pagedraft_scheduler::{
     Applied, DraftControl, DraftReport, Executor, Kind, RequestKey, RequestSpec, Scheduler, StepId,
     StepOutcome, StepPlan, StepTimes,
 };
+use pagedraft_spec_decode::canary::CanaryReport;
 use pagedraft_spec_decode::metrics::SpeculationMetrics;
 use pagedraft_spec_decode::{ModelExecutor, Registered, StepRecord};
 
@@ -47,6 +48,7 @@ pub struct Session {
     scheduler: Scheduler,
     executor: ModelExecutor<CpuDevice>,
     setups: Setups,
+    seed: u64,
     plan: StepPlan,
     outcome: StepOutcome<StepRecord>,
     applied: Vec<Applied>,
@@ -70,6 +72,7 @@ impl Session {
             scheduler: loaded.scheduler,
             executor: loaded.executor,
             setups: loaded.setups,
+            seed: options.seed,
             plan: StepPlan::default(),
             outcome: StepOutcome::default(),
             applied: Vec::new(),
@@ -138,6 +141,17 @@ impl Session {
     /// What prices the drafts: what it has learnt, and decided last.
     pub fn draft_report(&self) -> Option<DraftReport> {
         self.scheduler.draft_control().map(DraftControl::report)
+    }
+
+    /// Shadows this share of the replayed steps of every setup, from the next [`switch`](Self::switch) on: they are run eagerly
+    /// as well, and compared. With `raise` a difference fails the step.
+    pub fn set_shadowing(&mut self, rate: f64, raise: bool) {
+        self.setups.set_shadowing(rate, raise, self.seed);
+    }
+
+    /// What shadowing saw in all setups; `None` where nothing is shadowed.
+    pub fn canary_report(&self) -> Option<CanaryReport> {
+        self.setups.canary_report(self.executor.canary())
     }
 
     /// What the last step was executed from.

@@ -7,8 +7,9 @@ use pagedraft_model::cpu::CpuDevice;
 use pagedraft_scheduler::{CostCurve, DraftControl, Scheduler, StepCosts};
 use pagedraft_spec_decode::acceptance::Acceptance;
 use pagedraft_spec_decode::calibrate::measure;
+use pagedraft_spec_decode::canary::{Canary, CanaryReport};
 use pagedraft_spec_decode::proposer::{NgramProposer, SyntheticProposer};
-use pagedraft_spec_decode::{ModelExecutor, ProposerId, Scorer};
+use pagedraft_spec_decode::{ModelExecutor, ProposerId, Scorer, Shadow};
 
 use super::options::{DraftLength, DraftRef, SpeculationOptions};
 
@@ -27,6 +28,8 @@ struct Setup {
     enforce_eager: bool,
     /// What prices its drafts, with all that it has learnt; in the scheduler while the setup is in use.
     control: Option<DraftControl>,
+    /// What shadows its replayed steps; in the executor while the setup is in use.
+    shadow: Option<Shadow>,
 }
 
 /// The setups of a session.
@@ -39,6 +42,8 @@ pub(super) struct Setups {
     max_num_seqs: u32,
     num_blocks: u32,
     block_size: u32,
+    /// The share of replayed steps that are shadowed, whether an alarm fails the step, and the seed of which they are.
+    shadowing: (f64, bool, u64),
 }
 
 impl Setups {
@@ -51,7 +56,31 @@ impl Setups {
             max_num_seqs,
             num_blocks,
             block_size,
+            shadowing: (0.0, false, 0),
         }
+    }
+
+    /// Shadows this share of replayed steps in every setup, from the next change of setup on; with `raise` a difference
+    /// fails the step.
+    pub fn set_shadowing(&mut self, rate: f64, raise: bool, seed: u64) {
+        self.shadowing = (rate, raise, seed);
+        self.all.iter_mut().for_each(|setup| setup.shadow = None);
+    }
+
+    /// What the canaries of all setups saw, `current` being that of the one in use: sums, and the first alarm of any,
+    /// counted in the replayed steps of its setup.
+    pub fn canary_report(&self, current: Option<&CanaryReport>) -> Option<CanaryReport> {
+        let others = self.all.iter().filter_map(|setup| setup.shadow.as_ref().map(Shadow::report));
+        others.chain(current).fold(None, |sum: Option<CanaryReport>, one| {
+            let mut sum = sum.unwrap_or_default();
+            sum.shadow_steps += one.shadow_steps;
+            sum.alarms += one.alarms;
+            sum.first_alarm_step = sum.first_alarm_step.into_iter().chain(one.first_alarm_step).min();
+            sum.drafted += one.drafted;
+            sum.accepted_graph += one.accepted_graph;
+            sum.accepted_eager += one.accepted_eager;
+            Some(sum)
+        })
     }
 
     /// Takes note of a proposer that was made elsewhere: a draft model.
@@ -84,6 +113,7 @@ impl Setups {
             acceptance: options.acceptance,
             enforce_eager,
             control,
+            shadow: None,
         });
         Ok(SetupId(self.all.len() - 1))
     }
@@ -170,13 +200,18 @@ impl Setups {
         if self.current == Some(to) {
             return Ok(());
         }
-        let control = scheduler.set_draft_control(None);
+        let (control, shadow) = (scheduler.set_draft_control(None), executor.set_shadow(None));
         if let Some(was) = self.current.and_then(|id| self.all.get_mut(id.0)) {
-            was.control = control;
+            (was.control, was.shadow) = (control, shadow);
         }
         let Some(setup) = self.all.get_mut(to.0) else { anyhow::bail!("there is no such setup") };
         scheduler.set_num_speculative_tokens(setup.most);
         scheduler.set_draft_control(setup.control.take());
+        let (rate, raise, seed) = self.shadowing;
+        if setup.shadow.is_none() && rate > 0.0 && !setup.enforce_eager {
+            setup.shadow = Some(Shadow::new(Canary::new(rate, seed), raise));
+        }
+        executor.set_shadow(setup.shadow.take());
         executor.choose_proposer(setup.proposer);
         executor.set_scorer(setup.scorer);
         executor.set_acceptance(setup.acceptance);

@@ -10,7 +10,7 @@ use super::row::Row;
 /// number of samplers agree.
 #[derive(Default)]
 pub struct Sampler {
-    filter: Filter,
+    pub(super) filter: Filter,
 }
 
 impl Sampler {

@@ -6,6 +6,9 @@ use super::params::SamplingParams;
 use super::row::Row;
 use super::series::exp;
 
+/// Tokens whose exponentials are computed together.
+const BLOCK: usize = 64;
+
 /// The probability of every token after temperature and filters, summing to 1: what
 /// [`Sampler::choose`] draws from, for rejection sampling and for tests. At temperature 0 the best
 /// token has it all.
@@ -13,26 +16,64 @@ use super::series::exp;
 /// # Errors
 /// Those of [`Sampler::choose`].
 pub fn distribution(logits: &[f32], params: &SamplingParams) -> Result<Vec<f64>, SamplingError> {
-    let kept = Sampler::default().kept(logits, params)?;
-    let row = Row::new(logits)?;
-    let mut probabilities = vec![0.0; logits.len()];
-    if params.is_greedy() {
-        if let Some(best) = probabilities.get_mut(row.best as usize) {
-            *best = 1.0;
-        }
-        return Ok(probabilities);
-    }
-    let temperature = f64::from(params.temperature);
-    let mut total = 0.0;
-    for token in kept {
-        let token = token as usize;
-        if let (Some(p), Some(&logit)) = (probabilities.get_mut(token), logits.get(token)) {
-            *p = exp((f64::from(logit) - f64::from(row.max)) / temperature);
-            total += *p;
-        }
-    }
-    for p in &mut probabilities {
-        *p /= total;
-    }
+    let mut probabilities = Vec::new();
+    Sampler::default().distribution_into(logits, params, &mut probabilities)?;
     Ok(probabilities)
+}
+
+impl Sampler {
+    /// [`distribution`], bit for bit, into a buffer: it becomes `[vocab]`, and nothing is allocated
+    /// once it has been that long.
+    ///
+    /// # Errors
+    /// Those of [`Sampler::choose`]; what the buffer holds then has no meaning.
+    pub fn distribution_into(
+        &mut self,
+        logits: &[f32],
+        params: &SamplingParams,
+        probabilities: &mut Vec<f64>,
+    ) -> Result<(), SamplingError> {
+        params.validate()?;
+        let row = Row::new(logits)?;
+        probabilities.clear();
+        probabilities.resize(logits.len(), 0.0);
+        if params.is_greedy() {
+            if let Some(best) = probabilities.get_mut(row.best as usize) {
+                *best = 1.0;
+            }
+            return Ok(());
+        }
+        let max = f64::from(row.max);
+        let temperature = f64::from(params.temperature);
+        let power = |logit: f32| exp((f64::from(logit) - max) / temperature);
+        // Summed in the order of the ids either way; a token that nothing keeps adds 0.
+        let mut total = 0.0;
+        if params.keeps_all() {
+            for (powers, logits) in probabilities.chunks_mut(BLOCK).zip(logits.chunks(BLOCK)) {
+                // The exponentials first: that loop vectorises.
+                for (p, &logit) in powers.iter_mut().zip(logits) {
+                    *p = power(logit);
+                }
+                total = powers.iter().fold(total, |t, p| t + p);
+            }
+            for p in probabilities {
+                *p /= total;
+            }
+            return Ok(());
+        }
+        let kept = self.filter.kept(row, params);
+        for &token in kept {
+            let token = token as usize;
+            if let (Some(p), Some(&logit)) = (probabilities.get_mut(token), logits.get(token)) {
+                *p = power(logit);
+                total += *p;
+            }
+        }
+        for &token in kept {
+            if let Some(p) = probabilities.get_mut(token as usize) {
+                *p /= total;
+            }
+        }
+        Ok(())
+    }
 }

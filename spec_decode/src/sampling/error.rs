@@ -50,4 +50,44 @@ pub enum SamplingError {
         /// Number of logits.
         vocab: usize,
     },
+    /// A row to verify whose parts do not fit each other.
+    #[error("a row with {drafts} drafts comes with {found} {what}, not with {expected}")]
+    VerifyRow {
+        /// How many drafts it has.
+        drafts: usize,
+        /// What does not fit: logits, probabilities, or drafts themselves.
+        what: &'static str,
+        /// How many there are.
+        found: usize,
+        /// How many there should be.
+        expected: &'static str,
+    },
+    /// A probability that a proposer states for a draft is no probability.
+    #[error("the proposer states probability {value} for token {token}; it must be from 0 to 1")]
+    BadProbability {
+        /// The token.
+        token: u32,
+        /// What was stated.
+        value: f64,
+    },
+    /// The numbers of typical acceptance are outside their ranges.
+    #[error(
+        "typical acceptance with threshold {threshold} and alpha {alpha}: the threshold must be from 0 to 1, \
+         alpha finite and at least 0"
+    )]
+    Typical {
+        /// The threshold given.
+        threshold: f32,
+        /// The factor given.
+        alpha: f32,
+    },
+    /// No rule of acceptance has this name.
+    #[error(
+        "acceptance rule `{found}` is unknown; it must be coupled, rejection, typical, or \
+         typical:THRESHOLD,ALPHA (typical alone is typical:0.09,0.3)"
+    )]
+    Acceptance {
+        /// What was written.
+        found: String,
+    },
 }

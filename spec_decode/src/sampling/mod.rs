@@ -38,7 +38,7 @@ mod noise;
 mod params;
 mod philox;
 mod row;
-mod series;
+pub(crate) mod series;
 #[cfg(test)]
 mod tests;
 

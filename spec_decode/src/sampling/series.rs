@@ -13,7 +13,7 @@ const LN2_LOW: f64 = f64::from_bits(0x3dea_39ef_3579_3c76);
 const ROUND: f64 = 6_755_399_441_055_744.0;
 
 /// e^x for x at most 0. Below -700 it is 0, which is less than a thousandth of the least normal f64.
-pub(super) fn exp(x: f64) -> f64 {
+pub(crate) fn exp(x: f64) -> f64 {
     // No branch and no conversion, so that a loop over many vectorises.
     let inside = if x < -700.0 { -700.0 } else { x };
     let rounded = inside * std::f64::consts::LOG2_E + ROUND;
@@ -44,7 +44,7 @@ pub(super) fn exp(x: f64) -> f64 {
 }
 
 /// The natural logarithm of a normal number above 0.
-pub(super) fn ln(x: f64) -> f64 {
+pub(crate) fn ln(x: f64) -> f64 {
     // Takes the exponent so that the fraction lies in [sqrt(1/2), sqrt(2)).
     const HALF_ROOT: u64 = 0x3fe6_a09e_667f_3bcd;
     let above = x.to_bits().wrapping_sub(HALF_ROOT) as i64 >> 52;

@@ -1,0 +1,83 @@
+//! One draft against its row of logits.
+
+use super::rule::Acceptance;
+use super::{coupled, rejection, typical};
+use crate::sampling::{Noise, Sampler, SamplingError, SamplingParams};
+
+/// A draft, and what it is judged by.
+#[derive(Clone, Copy)]
+pub(super) struct Draft<'a> {
+    /// The draft.
+    pub token: u32,
+    /// Its position.
+    pub position: u32,
+    /// How the request draws.
+    pub params: &'a SamplingParams,
+    /// The target's logits there, `[vocab]`.
+    pub logits: &'a [f32],
+    /// What the draft was drawn from, `[vocab]`; `None` where it counts as certain.
+    pub q: Option<&'a [f64]>,
+}
+
+/// What a rule finds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Finding {
+    /// The draft stands.
+    Stands,
+    /// It does not.
+    Falls,
+}
+
+impl Finding {
+    pub fn stands_if(yes: bool) -> Self {
+        if yes { Self::Stands } else { Self::Falls }
+    }
+}
+
+/// Judges drafts by themselves; holds buffers, and what the last draft left for its correction.
+#[derive(Default)]
+pub(super) struct Judge {
+    pub sampler: Sampler,
+    /// The target's distribution at the last draft, `[vocab]`: of rejection and typical acceptance above temperature 0.
+    p: Vec<f64>,
+    /// The target's choice at the last draft: of the coupled rule, and of all at temperature 0.
+    choice: u32,
+}
+
+impl Judge {
+    /// Whether the draft stands.
+    pub fn judge(&mut self, rule: Acceptance, draft: Draft<'_>) -> Result<Finding, SamplingError> {
+        match rule {
+            // The distribution is all on the argmax there, and every rule says the same.
+            _ if draft.params.is_greedy() => self.coupled(draft),
+            Acceptance::Coupled => self.coupled(draft),
+            Acceptance::Rejection => {
+                self.sampler.distribution_into(draft.logits, draft.params, &mut self.p)?;
+                let noise = Noise::new(draft.params, draft.position);
+                rejection::judge(&self.p, draft.q, draft.token, noise)
+            }
+            Acceptance::Typical { threshold, alpha } => {
+                self.sampler.distribution_into(draft.logits, draft.params, &mut self.p)?;
+                Ok(typical::judge(&self.p, draft.token, threshold, alpha))
+            }
+        }
+    }
+
+    /// The token in place of the draft judged last, which fell.
+    pub fn correct(&mut self, rule: Acceptance, draft: Draft<'_>) -> Result<u32, SamplingError> {
+        match rule {
+            _ if draft.params.is_greedy() => Ok(self.choice),
+            Acceptance::Coupled => Ok(self.choice),
+            Acceptance::Rejection => {
+                let noise = Noise::new(draft.params, draft.position);
+                rejection::correct(&self.p, draft.q, draft.token, noise)
+            }
+            Acceptance::Typical { .. } => Ok(typical::correct(&self.p)),
+        }
+    }
+
+    fn coupled(&mut self, draft: Draft<'_>) -> Result<Finding, SamplingError> {
+        self.choice = coupled::choose(&mut self.sampler, draft)?;
+        Ok(Finding::stands_if(self.choice == draft.token))
+    }
+}

@@ -1,0 +1,53 @@
+//! Typical acceptance (Cai et al. 2024, "Medusa", section 2.3.1; the constants and the shape are vLLM V0's).
+//!
+//! A draft d stands when p(d) > min(threshold, alpha * exp(-H)), with the entropy H = -sum over x of p(x) ln(p(x) + 1e-5)
+//! in nats and p the target's distribution after temperature and filters: the less certain the target is, the less a draft
+//! needs. In place of the first that falls comes the argmax of p. The output follows neither p nor the proposer.
+
+use super::judge::Finding;
+use crate::sampling::series::{exp, ln};
+
+/// Keeps the logarithm finite; vLLM's.
+const TINY: f64 = 1e-5;
+
+/// Whether p(d) > min(threshold, alpha exp(-H)).
+pub(super) fn judge(p: &[f64], draft: u32, threshold: f32, alpha: f32) -> Finding {
+    let p_draft = p.get(draft as usize).copied().unwrap_or_default();
+    // Neither of these needs the entropy: the bound is at most the threshold, and at least 0.
+    if p_draft > f64::from(threshold) {
+        return Finding::Stands;
+    }
+    if p_draft <= 0.0 {
+        return Finding::Falls;
+    }
+    let bound = f64::from(alpha) * power(-entropy(p));
+    Finding::stands_if(p_draft > bound)
+}
+
+/// The argmax of p, the lowest id of equals.
+pub(super) fn correct(p: &[f64]) -> u32 {
+    let mut best = (0, f64::NEG_INFINITY);
+    for (token, &p) in (0..).zip(p) {
+        if p > best.1 {
+            best = (token, p);
+        }
+    }
+    best.0
+}
+
+/// In nats; may be -1e-5 where one token has it all.
+fn entropy(p: &[f64]) -> f64 {
+    let mut sum = 0.0;
+    for &p in p {
+        // A filtered token adds nothing.
+        if p > 0.0 {
+            sum -= p * ln(p + TINY);
+        }
+    }
+    sum
+}
+
+/// e^x for x up to a little above 0, as the series knows it only below.
+fn power(x: f64) -> f64 {
+    if x > 0.0 { 1.0 / exp(-x) } else { exp(x) }
+}
