@@ -122,11 +122,9 @@ impl SpeculationMetrics {
     }
 
     fn resize(&mut self, positions: usize) {
-        for counts in [
-            &mut self.drafted_by_position,
-            &mut self.reached_by_position,
-            &mut self.accepted_by_position,
-        ] {
+        for counts in
+            [&mut self.drafted_by_position, &mut self.reached_by_position, &mut self.accepted_by_position]
+        {
             counts.resize(positions, 0);
         }
     }

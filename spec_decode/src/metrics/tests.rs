@@ -166,6 +166,9 @@ fn a_request_knows_its_own_positions() {
     assert_eq!(request, RequestSpeculation::default());
     request.record_row(2, verdict(2, 2));
     request.record_row(3, verdict(1, 3));
-    assert_eq!((request.drafted_by_position.as_slice(), request.accepted_by_position.as_slice()), (&[2, 2, 1][..], &[2, 1, 0][..]));
+    assert_eq!(
+        (request.drafted_by_position.as_slice(), request.accepted_by_position.as_slice()),
+        (&[2, 2, 1][..], &[2, 1, 0][..])
+    );
     assert_eq!((request.num_draft_tokens(), request.num_accepted_tokens()), (5, 3));
 }

@@ -58,7 +58,8 @@ fn a_proposer_with_the_same_noise_agrees_as_often_as_the_formula_says() {
     let mut emitted = Vec::new();
     for position in 0..draws {
         let drafts = [Sampler::default().choose(&q, &params, position).unwrap()];
-        let row = VerifyRow { params: &params, position, drafts: &drafts, probabilities: None, logits: &logits };
+        let row =
+            VerifyRow { params: &params, position, drafts: &drafts, probabilities: None, logits: &logits };
         emitted.clear();
         accepted += u32::from(verifier.verify(row, &mut emitted).unwrap().accepted);
     }

@@ -97,7 +97,9 @@ fn what_is_no_probability_is_refused_where_it_is_used() {
                 match Verifier::new(Acceptance::Rejection).verify(row, &mut emitted) {
                     Ok(verdict) => assert!(place != 1 && verdict.accepted == 1),
                     Err(error) => {
-                        assert!(matches!(error, SamplingError::BadProbability { token, .. } if token as usize == place));
+                        assert!(
+                            matches!(error, SamplingError::BadProbability { token, .. } if token as usize == place)
+                        );
                         assert_eq!(emitted, [7]);
                     }
                 }

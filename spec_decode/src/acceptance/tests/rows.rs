@@ -21,7 +21,8 @@ impl Case {
     fn new(seed: u64, k: usize) -> Self {
         let number = |what: u64| (mix(mix(seed) ^ what) >> 11) as f64 / (1u64 << 53) as f64;
         let logits: Vec<f32> = (0..(k + 1) * VOCAB).map(|i| (6.0 * number(i as u64)) as f32).collect();
-        let params = SamplingParams { seed, temperature: [0.0, 0.8, 1.0][seed as usize % 3], ..Default::default() };
+        let params =
+            SamplingParams { seed, temperature: [0.0, 0.8, 1.0][seed as usize % 3], ..Default::default() };
         let mut sampler = Sampler::default();
         let (mut drafts, mut q) = (Vec::new(), Vec::new());
         for j in 0..k {
@@ -151,7 +152,13 @@ fn a_row_whose_parts_do_not_fit_is_refused_and_emits_nothing() {
         // A broken row of logits behind an accepted draft takes back what was emitted.
         let mut logits = vec![0.0, 30.0, 0.0, 0.0];
         logits.extend([f32::NAN; 4]);
-        let row = VerifyRow { params: &params, position: u32::MAX, drafts: &[1], probabilities: None, logits: &logits };
+        let row = VerifyRow {
+            params: &params,
+            position: u32::MAX,
+            drafts: &[1],
+            probabilities: None,
+            logits: &logits,
+        };
         let mut emitted = vec![4];
         let error = Verifier::new(rule).verify(row, &mut emitted).unwrap_err();
         assert!(matches!(error, SamplingError::BadLogit { token: 0, .. }), "{error}");

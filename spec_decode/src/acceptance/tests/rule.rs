@@ -27,7 +27,9 @@ fn what_is_no_rule_is_refused_with_the_rules_there_are() {
         assert_eq!(error, SamplingError::Acceptance { found: text.to_owned() });
         assert!(error.to_string().contains("coupled, rejection, typical"), "{error}");
     }
-    for text in ["typical:-0.1,0.3", "typical:1.1,0.3", "typical:NaN,0.3", "typical:0.1,inf", "typical:0.1,-1"] {
+    for text in
+        ["typical:-0.1,0.3", "typical:1.1,0.3", "typical:NaN,0.3", "typical:0.1,inf", "typical:0.1,-1"]
+    {
         let error = text.parse::<Acceptance>().unwrap_err();
         assert!(matches!(error, SamplingError::Typical { .. }), "{text}: {error}");
     }

@@ -18,7 +18,10 @@ impl Toy {
     pub fn logits(&self, tokens: &[u32], logits: &mut Vec<f32>) {
         let bell = |hash: u64, token: usize| {
             let bits = mix(hash ^ (token as u64) << 32);
-            [0, 21, 42].map(|shift| (bits >> shift & 0x1f_ffff) as f64 / 2_097_152.0 - 0.5).iter().sum::<f64>()
+            [0, 21, 42]
+                .map(|shift| (bits >> shift & 0x1f_ffff) as f64 / 2_097_152.0 - 0.5)
+                .iter()
+                .sum::<f64>()
         };
         let hash = |seed: u64| tokens.iter().fold(seed, |hash, &t| mix(hash ^ u64::from(t + 1)));
         let (own, shared) = (hash(self.seed), self.shared.map(hash));

@@ -52,7 +52,8 @@ fn typical_acceptance_is_its_formula() {
             seed: case,
             ..Default::default()
         };
-        let (threshold, alpha) = [(0.09f32, 0.3f32), (0.3, 0.9), (0.01, 2.0), (0.0, 0.0)][number(6) as usize % 4];
+        let (threshold, alpha) =
+            [(0.09f32, 0.3f32), (0.3, 0.9), (0.01, 2.0), (0.0, 0.0)][number(6) as usize % 4];
         let row =
             VerifyRow { params: &params, position: 3, drafts: &drafts, probabilities: None, logits: &logits };
         let mut verifier = Verifier::new(Acceptance::Typical { threshold, alpha });
