@@ -1,7 +1,7 @@
 //! A canary: now and then a replayed graph is run again operation by operation, and both must say the same.
 //!
-//! A graph captured for one shape and replayed for another is not caught by anything in the engine: tokens come out, only
-//! fewer drafts are accepted (in the run that this is named after 0.343 of them instead of 0.490). The executor asks
+//! A graph that does not compute what its step asks for can go unnoticed: tokens come out, only fewer drafts are accepted
+//! (in one run of another engine 0.343 of them instead of 0.490). The executor asks
 //! [`Canary::due`] whether to shadow a replayed step, runs it again eagerly, and hands both to [`Canary::observe`].
 //!
 //! Two detectors. *Exact*, for devices on which replay and eager agree bit by bit (all of this engine in its deterministic
