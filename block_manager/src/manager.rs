@@ -1,3 +1,5 @@
+use std::ops::Range;
+
 use crate::group::Groups;
 use crate::hash::HashChain;
 use crate::sequence::Sequence;
@@ -166,6 +168,8 @@ impl BlockManager {
     /// `tokens` are the sequence's, from its beginning. What was once handed over, here or to a look-up, must not
     /// change unless the sequence was cut before it ([`truncate`](Self::truncate), in every group).
     ///
+    /// Gives the places in the sequence's table of the blocks that this call sealed.
+    ///
     /// # Errors
     ///
     /// [`Error::StaleSequence`], [`Error::UnknownGroup`]; [`Error::CommitBeyondReserved`],
@@ -176,7 +180,7 @@ impl BlockManager {
         group: GroupId,
         tokens: &[u32],
         upto: u32,
-    ) -> Result<(), Error> {
+    ) -> Result<Range<u32>, Error> {
         let (block_size, caching) = (self.block_size, self.caching);
         self.check_commit(sequence, group, upto)?;
         if tokens.len() < upto as usize {
@@ -186,14 +190,15 @@ impl BlockManager {
         let table = &mut tables[usize::from(group.0)];
         require_dense(table, sequence, group)?;
         let full = block_size.full_blocks(upto) as usize;
-        if full > table.sealed().len() {
+        let before = table.sealed().len();
+        if full > before {
             table.seal(full, pool, |index| {
                 let hash = caching.then(|| chain.get(index, tokens, block_size));
                 hash.flatten().map(|hash| (hash, group))
             });
         }
         table.set_lengths(upto, upto);
-        Ok(())
+        Ok(before as u32..table.sealed().len() as u32)
     }
 
     /// Says that the first `slots` slots of a pruned group hold what is kept of the first `positions` positions.

@@ -274,9 +274,9 @@ impl Both {
         } else if upto < *committed {
             assert!(matches!(got, Err(Error::CommitBackwards { .. })));
         } else {
-            assert_eq!(got, Ok(()));
-            self.model.seqs[s].groups[group].1 = upto;
             let full = committed / SIZE..upto / SIZE;
+            assert_eq!(got, Ok(full.start as u32..full.end as u32));
+            self.model.seqs[s].groups[group].1 = upto;
             for (end, &block) in (full.start + 1..).zip(&table[full]) {
                 let prefix = seq.tokens[..end * SIZE].to_vec();
                 self.model.published.push((block, group, prefix, seq.salt));

@@ -6,7 +6,7 @@ use pagedraft_block_manager::PoolStats;
 use pagedraft_scheduler::{Applied, RequestKey, StepOutcome, StepPlan};
 use pagedraft_spec_decode::{Mode, StepRecord};
 use pagedraft_workloads::trace::{
-    PoolCounts, RequestNames, StepEvent, TableDelta, TimesUs, TraceTables, TraceWriter,
+    PoolCounts, PublishedBlocks, RequestNames, StepEvent, TableDelta, TimesUs, TraceTables, TraceWriter,
 };
 use serde_json::json;
 
@@ -20,6 +20,7 @@ pub(super) struct Trace {
     tables: TraceTables,
     delta: TableDelta,
     names: RequestNames,
+    published: PublishedBlocks,
 }
 
 impl Trace {
@@ -52,7 +53,7 @@ impl Trace {
             "revision": crate::REVISION,
         });
         let writer = TraceWriter::create(&to.dir, &config).map_err(|e| usage(e.into()))?;
-        Ok(Self { writer, tables: to.tables, delta: TableDelta::default(), names: RequestNames::default() })
+        Ok(Self { writer, tables: to.tables, delta: TableDelta::default(), names: RequestNames::default(), published: PublishedBlocks::default() })
     }
 
     /// A request's name, from its submission on.
@@ -75,6 +76,7 @@ impl Trace {
     ) -> anyhow::Result<()> {
         self.names.note(plan, applied);
         let record = &outcome.record;
+        self.published.note(plan, applied, &record.plan_rows, &record.inputs.metadata);
         let metadata = match self.tables {
             TraceTables::Full => &record.inputs.metadata,
             TraceTables::Delta => self.delta.reduce(plan, &record.plan_rows, &record.inputs.metadata),
@@ -84,6 +86,7 @@ impl Trace {
             plan,
             outcome: &outcome.rows,
             emitted: &outcome.tokens,
+            published: &self.published,
             names: &self.names,
             finished: self.names.finished(),
             time_us: TimesUs {
