@@ -64,7 +64,7 @@ pub(super) const BREAKS: &[(Rule, &str, Break)] = &[
     (Rule::Counts, "max_query_len", |l, _| add(&mut l["metadata"]["max_query_len"], 1)),
     (Rule::Counts, "max_prefill_seq_len", |l, _| add(&mut l["metadata"]["max_prefill_seq_len"], 1)),
     (Rule::Counts, "max_decode_seq_len", |l, _| add(&mut l["metadata"]["max_decode_seq_len"], 1)),
-    (Rule::Counts, "a graph in an eager step", |l, _| {
+    (Rule::Graph, "a graph in an eager step", |l, _| {
         l["metadata"]["use_cuda_graph"] = json!(true);
         true
     }),

@@ -255,6 +255,7 @@ fn what_is_read_was_written_or_copied_before() {
     // After its writer's end a full block can be hit; handed out again, it has nothing of before.
     let mut first = step(0, &[("a", "prefill", 0, &[4], &[7])]);
     first["outcome"][0]["finish_reason"] = json!("stop");
+    first["outcome"][0]["published"] = json!([4]);
     first["finished"] = json!(["a"]);
     let first = with_used(first, 0);
     let hit = step(1, &[("b", "prefill", 16, &[4, 3], &[])]);
