@@ -142,7 +142,19 @@ impl OwnGroup {
 
     fn check(&mut self, call: &GroupCall<'_>, live: &HashMap<String, Life>, size: u32) -> Result<u64, Fault> {
         let (step, group) = (call.step, call.group);
+        let mut early = Vec::new();
         check_positions(step, &Call::of_own(group), &group.input_positions, &call.owners)?;
+        // What was published before the step may be handed out in it.
+        for (i, &block) in group.published.iter().enumerate() {
+            if group.published[..i].contains(&block) {
+                let what = format!("publishes block {block} twice");
+                return Err(Fault::new(Rule::Published, what));
+            }
+            if !self.blocks.is_published(block) && self.has_accepted_tokens(block, live, size) {
+                self.blocks.publish(block);
+                early.push(block);
+            }
+        }
         self.let_go(call, size);
         for m in 0..call.owners.len() {
             self.hold(call, m, size)?;
@@ -166,7 +178,10 @@ impl OwnGroup {
             }
         }
         for &block in &group.published {
-            self.check_published(block, live, size)?;
+            match early.iter().position(|&one| one == block) {
+                Some(at) => drop(early.swap_remove(at)),
+                None => self.check_published(block, live, size)?,
+            }
         }
         self.check_pool(call)?;
         Ok(slots)
@@ -256,8 +271,8 @@ impl OwnGroup {
         Ok(())
     }
 
-    /// A published block is full of tokens that its request has.
-    fn check_published(&mut self, block: u32, live: &HashMap<String, Life>, size: u32) -> Result<(), Fault> {
+    /// Whether a block is full of tokens that its request has, or had.
+    fn has_accepted_tokens(&self, block: u32, live: &HashMap<String, Life>, size: u32) -> bool {
         let full = |(id, held): (&String, &Held)| {
             let life = live.get(id)?;
             let index = held.table.iter().position(|&other| other == block)? as u64;
@@ -267,7 +282,11 @@ impl OwnGroup {
                 && self.blocks.first_other(&held.table, &life.tokens, from, to).is_none();
             Some(life.opaque || complete)
         };
-        if !self.blocks.was_left_full(block) && !self.held.iter().filter_map(full).any(|full| full) {
+        self.blocks.was_left_full(block) || self.held.iter().filter_map(full).any(|full| full)
+    }
+
+    fn check_published(&mut self, block: u32, live: &HashMap<String, Life>, size: u32) -> Result<(), Fault> {
+        if !self.has_accepted_tokens(block, live, size) {
             let what = format!("publishes block {block}, and nobody has all of its tokens");
             return Err(Fault::new(Rule::Published, what));
         }
