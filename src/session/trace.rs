@@ -53,7 +53,13 @@ impl Trace {
             "revision": crate::REVISION,
         });
         let writer = TraceWriter::create(&to.dir, &config).map_err(|e| usage(e.into()))?;
-        Ok(Self { writer, tables: to.tables, delta: TableDelta::default(), names: RequestNames::default(), published: PublishedBlocks::default() })
+        Ok(Self {
+            writer,
+            tables: to.tables,
+            delta: TableDelta::default(),
+            names: RequestNames::default(),
+            published: PublishedBlocks::default(),
+        })
     }
 
     /// A request's name, from its submission on.

@@ -104,8 +104,8 @@ impl Life {
                     let what = format!("feeds token {fed} at position {position}, where it has {token}");
                     return Err((Rule::Tokens, what));
                 }
-                Some(_) => {}
-                None => self.tokens.push(fed),
+                None if position == self.tokens.len() => self.tokens.push(fed),
+                Some(_) | None => {}
             }
         }
         check_accepted(drafts, outcome, coupled).map_err(|what| (Rule::Acceptance, what))?;

@@ -122,3 +122,32 @@ fn a_groups_pool_keeps_its_size() {
     lines[2]["groups"]["draft"]["num_blocks"] = json!(11);
     assert_eq!(rule("pool", &lines), Some((Rule::Pool, 3)));
 }
+
+#[test]
+fn huge_numbers_in_a_group_are_violations_and_not_panics() {
+    let fields = [
+        "plan_rows",
+        "input_tokens",
+        "input_positions",
+        "query_start_loc",
+        "slot_mapping",
+        "seq_lens",
+        "context_lens",
+        "block_tables",
+        "num_blocks",
+        "used",
+        "published",
+    ];
+    for name in fields {
+        for value in [json!(u64::MAX), json!(i64::MAX), json!(u32::MAX), json!(-1)] {
+            let mut lines = second(17, known(1, &[9]), &[0]);
+            let field = &mut lines[2]["groups"]["draft"][name];
+            match (name, field.is_array()) {
+                ("block_tables", _) => field[0][0] = value,
+                (_, true) => field[0] = value,
+                (_, false) => *field = value,
+            }
+            assert_eq!(rule("huge-group", &lines).map(|(_, line)| line), Some(3), "{name}");
+        }
+    }
+}
