@@ -163,10 +163,12 @@ impl BlockManager {
     }
 
     /// Says that the first `upto` slots of a group hold the KV of `tokens[..upto]`, all of them accepted. Blocks
-    /// that are full by it are sealed and published; their indices in the block table are returned.
+    /// that are full by it are sealed and published.
     ///
     /// `tokens` are the sequence's, from its beginning. What was once handed over, here or to a look-up, must not
     /// change unless the sequence was cut before it ([`truncate`](Self::truncate), in every group).
+    ///
+    /// Gives the places in the sequence's table of the blocks that this call sealed.
     ///
     /// # Errors
     ///
@@ -188,15 +190,15 @@ impl BlockManager {
         let table = &mut tables[usize::from(group.0)];
         require_dense(table, sequence, group)?;
         let full = block_size.full_blocks(upto) as usize;
-        let sealed = table.sealed().len() as u32;
-        if full > table.sealed().len() {
+        let before = table.sealed().len();
+        if full > before {
             table.seal(full, pool, |index| {
                 let hash = caching.then(|| chain.get(index, tokens, block_size));
                 hash.flatten().map(|hash| (hash, group))
             });
         }
         table.set_lengths(upto, upto);
-        Ok(sealed..table.sealed().len() as u32)
+        Ok(before as u32..table.sealed().len() as u32)
     }
 
     /// Says that the first `slots` slots of a pruned group hold what is kept of the first `positions` positions.

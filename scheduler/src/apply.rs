@@ -20,6 +20,10 @@ pub struct Applied {
     pub num_drafts: u16,
     /// Drafts accepted.
     pub num_accepted: u16,
+    /// Blocks of the first group that this published to the prefix cache, by their places in the request's table, each of
+    /// them below the blocks that the row's tokens and accepted drafts take. Empty without prefix caching. A request that
+    /// ended has its table no more: what the step was executed from has the block ids.
+    pub published: Range<u32>,
 }
 
 impl Scheduler {
@@ -94,9 +98,17 @@ impl Scheduler {
         }
         // Accepted drafts have their KV; the token behind the last of them has not.
         request.computed = (row.end + u32::from(result.num_accepted)).min(request.len());
+        let mut published = 0..0;
         for group in 0..self.blocks.groups().len() {
-            let group = GroupId(group as u8);
-            self.blocks.commit(request.sequence, group, &request.tokens, request.computed)?;
+            let sealed = self.blocks.commit(
+                request.sequence,
+                GroupId(group as u8),
+                &request.tokens,
+                request.computed,
+            )?;
+            if group == 0 && self.config.enable_prefix_caching {
+                published = sealed;
+            }
         }
         if let Some(reason) = finish {
             request.phase = Phase::Ended(reason);
@@ -109,6 +121,7 @@ impl Scheduler {
             finish,
             num_drafts: result.num_drafts,
             num_accepted: result.num_accepted,
+            published,
         }))
     }
 

@@ -64,8 +64,9 @@ impl Session {
     ///
     /// A model that does not load, options that do not go together, a trace directory that cannot be written.
     pub fn open(options: &EngineOptions) -> anyhow::Result<Self> {
-        let loaded = load::load(options)?;
+        let mut loaded = load::load(options)?;
         let trace = options.trace.as_ref().map(|to| Trace::create(to, options, &loaded.info)).transpose()?;
+        loaded.executor.keep_group_steps(trace.is_some());
         Ok(Self {
             tokenizer: loaded.tokenizer,
             info: loaded.info,
@@ -304,7 +305,8 @@ impl Session {
             StepReport { step: self.plan.id.0, rows: self.plan.rows.len(), ..StepReport::default() };
         self.collect(&mut report)?;
         if let Some(trace) = &mut self.trace {
-            trace.step(schedule, &self.plan, &self.outcome, &self.applied, self.scheduler.stats().pool)?;
+            let (draft, pool) = (self.executor.group_step(), self.scheduler.stats().pool);
+            trace.step(schedule, &self.plan, &self.outcome, &self.applied, draft, pool)?;
         }
         for applied in self.applied.iter().filter(|a| a.finish.is_some()) {
             self.by_key.remove(&applied.request);

@@ -1,13 +1,15 @@
 //! The session's record: a line a step, from the objects that the step was executed from.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use pagedraft_block_manager::PoolStats;
 use pagedraft_model::Ran;
 use pagedraft_scheduler::{Applied, RequestKey, StepOutcome, StepPlan};
 use pagedraft_spec_decode::StepRecord;
+use pagedraft_spec_decode::proposer::GroupStep;
 use pagedraft_workloads::trace::{
-    PoolCounts, RequestNames, StepEvent, TableDelta, TimesUs, TraceTables, TraceWriter,
+    PoolCounts, PublishedBlocks, RequestNames, StepEvent, TableDelta, TimesUs, TraceTables, TraceWriter,
 };
 use serde_json::json;
 
@@ -21,6 +23,7 @@ pub(super) struct Trace {
     tables: TraceTables,
     delta: TableDelta,
     names: RequestNames,
+    published: PublishedBlocks,
 }
 
 impl Trace {
@@ -53,7 +56,13 @@ impl Trace {
             "revision": crate::REVISION,
         });
         let writer = TraceWriter::create(&to.dir, &config).map_err(|e| usage(e.into()))?;
-        Ok(Self { writer, tables: to.tables, delta: TableDelta::default(), names: RequestNames::default() })
+        Ok(Self {
+            writer,
+            tables: to.tables,
+            delta: TableDelta::default(),
+            names: RequestNames::default(),
+            published: PublishedBlocks::default(),
+        })
     }
 
     /// A request's name, from its submission on.
@@ -61,7 +70,7 @@ impl Trace {
         self.names.insert(request, name);
     }
 
-    /// Writes a step that was applied: `pool` is the pool after it.
+    /// Writes a step that was applied: `draft` is what a draft model wrote into its own KV, `pool` the pool after the step.
     ///
     /// # Errors
     ///
@@ -72,19 +81,24 @@ impl Trace {
         plan: &StepPlan,
         outcome: &StepOutcome<StepRecord>,
         applied: &[Applied],
+        draft: Option<&GroupStep>,
         pool: PoolStats,
     ) -> anyhow::Result<()> {
         self.names.note(plan, applied);
         let record = &outcome.record;
+        self.published.note(plan, applied, &record.plan_rows, &record.inputs.metadata);
         let metadata = match self.tables {
             TraceTables::Full => &record.inputs.metadata,
             TraceTables::Delta => self.delta.reduce(plan, &record.plan_rows, &record.inputs.metadata),
         };
         let times = record.time_us;
+        let wrote = |group: &&GroupStep| !group.plan_rows.is_empty() || !group.published.is_empty();
+        let groups = draft.filter(wrote).map(|group| BTreeMap::from([("draft", group)]));
         self.writer.write(&StepEvent {
             plan,
             outcome: &outcome.rows,
             emitted: &outcome.tokens,
+            published: &self.published,
             names: &self.names,
             finished: self.names.finished(),
             time_us: TimesUs {
@@ -103,7 +117,7 @@ impl Trace {
             input_positions: &record.inputs.positions,
             plan_rows: &record.plan_rows,
             metadata,
-            groups: None::<&()>,
+            groups: groups.as_ref(),
             pool: PoolCounts {
                 num_blocks: u64::from(pool.num_blocks),
                 used: u64::from(pool.used),

@@ -10,7 +10,9 @@ use pagedraft_scheduler::{
     FinishReason, Kind, PlanRow, RequestKey, RequestSpec, RowOutcome, Scheduler, SchedulerConfig, StepId,
     StepPlan,
 };
-use pagedraft_workloads::trace::{PoolCounts, StepEvent, StepNames, TableDelta, TimesUs, TraceWriter};
+use pagedraft_workloads::trace::{
+    PoolCounts, PublishedBlocks, StepEvent, StepNames, TableDelta, TimesUs, TraceWriter,
+};
 
 struct Names;
 
@@ -31,6 +33,7 @@ struct Step {
     inputs: Vec<u32>,
     positions: Vec<u32>,
     metadata: AttentionMetadata,
+    published: PublishedBlocks,
 }
 
 fn step(sequences: u32, tokens: u32) -> Step {
@@ -64,6 +67,7 @@ fn step(sequences: u32, tokens: u32) -> Step {
         inputs: (0..sequences).map(|i| 500 + i).collect(),
         positions: vec![tokens - 1; sequences as usize],
         metadata: builder.finish().clone(),
+        published: PublishedBlocks::default(),
     }
 }
 
@@ -76,6 +80,7 @@ fn event<'a>(
         plan: &step.plan,
         outcome: &step.outcome,
         emitted: &step.emitted,
+        published: &step.published,
         names: &Names,
         finished: &[],
         time_us: TimesUs {

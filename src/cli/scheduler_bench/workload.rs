@@ -10,7 +10,9 @@ use pagedraft_scheduler::fake::{FakeExecutor, VOCABULARY};
 use pagedraft_scheduler::{
     Applied, Executor, KvView, Scheduler, SchedulerConfig, StepId, StepOutcome, StepPlan,
 };
-use pagedraft_workloads::trace::{PoolCounts, RequestNames, StepEvent, TimesUs, TraceWriter};
+use pagedraft_workloads::trace::{
+    PoolCounts, PublishedBlocks, RequestNames, StepEvent, TimesUs, TraceWriter,
+};
 use serde_json::{Value, json};
 
 use super::plan_inputs::PlanInputs;
@@ -100,6 +102,7 @@ struct Drive {
     outcome: StepOutcome<()>,
     applied: Vec<Applied>,
     names: RequestNames,
+    published: PublishedBlocks,
     tokens: Vec<u32>,
     positions: Vec<u32>,
 }
@@ -114,6 +117,7 @@ impl Drive {
             outcome: StepOutcome::default(),
             applied: Vec::new(),
             names: RequestNames::default(),
+            published: PublishedBlocks::default(),
             tokens: Vec::new(),
             positions: Vec::new(),
         })
@@ -142,11 +146,14 @@ impl Drive {
         self.gather();
         self.scheduler.apply(&self.outcome, &mut self.applied)?;
         self.names.note(&self.plan, &self.applied);
+        let metadata = self.inputs.builder.finish();
+        self.published.note(&self.plan, &self.applied, &self.inputs.order, metadata);
         let pool = self.scheduler.stats().pool;
         writer.write(&StepEvent {
             plan: &self.plan,
             outcome: &self.outcome.rows,
             emitted: &self.outcome.tokens,
+            published: &self.published,
             names: &self.names,
             finished: self.names.finished(),
             time_us: TimesUs {
@@ -159,7 +166,7 @@ impl Drive {
             input_tokens: &self.tokens,
             input_positions: &self.positions,
             plan_rows: &self.inputs.order,
-            metadata: self.inputs.builder.finish(),
+            metadata,
             groups: None::<&()>,
             pool: PoolCounts {
                 num_blocks: pool.num_blocks.into(),

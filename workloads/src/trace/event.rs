@@ -1,8 +1,11 @@
 //! One line of a trace, borrowed from the objects the step was executed from.
 
+use pagedraft_block_manager::BlockId;
 use pagedraft_scheduler::{FinishReason, Kind, PlanRow, RequestKey, RowOutcome, StepPlan};
 use serde::ser::{SerializeSeq, SerializeStruct};
 use serde::{Deserialize, Serialize, Serializer};
+
+use super::PublishedBlocks;
 
 /// Where a step's time went, in microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -60,6 +63,8 @@ pub struct StepEvent<'a, M, G, K> {
     pub outcome: &'a [RowOutcome],
     /// The outcome's tokens.
     pub emitted: &'a [u32],
+    /// Blocks of the first group that it published.
+    pub published: &'a PublishedBlocks,
     /// Names and reasons.
     pub names: &'a dyn StepNames,
     /// Who ended with this step's outcome, or was aborted since the line before
@@ -81,7 +86,8 @@ pub struct StepEvent<'a, M, G, K> {
     pub plan_rows: &'a [u32],
     /// The attention call.
     pub metadata: &'a M,
-    /// Further KV groups, if any.
+    /// Further KV groups, if any: a map from the name of each to what the step did in it. A group whose rows are not the
+    /// metadata's (a draft model's) says with a `plan_rows` of its own whose they are.
     pub groups: Option<&'a G>,
     /// The block pool.
     pub pool: PoolCounts,
@@ -103,7 +109,12 @@ impl<M: Serialize, G: Serialize, K: Serialize> Serialize for StepEvent<'_, M, G,
         line.serialize_field("groups", &self.groups)?;
         line.serialize_field(
             "outcome",
-            &Outcomes { rows: self.outcome, emitted: self.emitted, names: self.names },
+            &Outcomes {
+                rows: self.outcome,
+                emitted: self.emitted,
+                published: self.published,
+                names: self.names,
+            },
         )?;
         line.serialize_field("preempted", &Names { requests: &self.plan.preempted, names: self.names })?;
         line.serialize_field("finished", &Names { requests: self.finished, names: self.names })?;
@@ -169,14 +180,15 @@ fn kind_name(kind: &Kind) -> &'static str {
 struct Outcomes<'a> {
     rows: &'a [RowOutcome],
     emitted: &'a [u32],
+    published: &'a PublishedBlocks,
     names: &'a dyn StepNames,
 }
 
 impl Serialize for Outcomes<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut seq = serializer.serialize_seq(Some(self.rows.len()))?;
-        for row in self.rows {
-            seq.serialize_element(&Outcome { row, of: self })?;
+        for (i, row) in self.rows.iter().enumerate() {
+            seq.serialize_element(&Outcome { row, published: self.published.of_row(i), of: self })?;
         }
         seq.end()
     }
@@ -184,18 +196,24 @@ impl Serialize for Outcomes<'_> {
 
 struct Outcome<'a> {
     row: &'a RowOutcome,
+    published: &'a [BlockId],
     of: &'a Outcomes<'a>,
 }
 
 impl Serialize for Outcome<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let range = self.row.tokens.start as usize..self.row.tokens.end as usize;
-        let mut out = serializer.serialize_struct("Outcome", 5)?;
+        let mut out = serializer.serialize_struct("Outcome", 6)?;
         out.serialize_field("request_id", self.of.names.request_id(self.row.request))?;
         out.serialize_field("token_ids", self.of.emitted.get(range).unwrap_or_default())?;
         out.serialize_field("num_drafts", &self.row.num_drafts)?;
         out.serialize_field("num_accepted", &self.row.num_accepted)?;
         out.serialize_field("finish_reason", &self.of.names.finish_reason(self.row.request))?;
+        if self.published.is_empty() {
+            out.skip_field("published")?;
+        } else {
+            out.serialize_field("published", self.published)?;
+        }
         out.end()
     }
 }

@@ -5,6 +5,7 @@
 mod check;
 mod event;
 mod names;
+mod published;
 mod record;
 mod replace;
 mod tables;
@@ -13,6 +14,7 @@ mod writer;
 pub use check::{CheckReport, Rule, Violation, check_dir};
 pub use event::{PoolCounts, StepEvent, StepNames, TimesUs};
 pub use names::RequestNames;
+pub use published::PublishedBlocks;
 pub use record::{GroupRecord, MetadataRecord, OutcomeRecord, RowKind, RowRecord, StepRecord};
 pub use replace::replace_file;
 pub use tables::{TableDelta, TraceTables};

@@ -107,8 +107,23 @@ pub struct MetadataRecord {
 }
 
 /// The part of the metadata that a further KV group has of its own.
-#[derive(Clone, Debug, Deserialize)]
+///
+/// Two forms: the rows are the metadata's, or, with `plan_rows`, the group's own, with tokens, positions, a prefix cache
+/// and a pool of their own (a draft model's).
+#[derive(Clone, Debug, Default, Deserialize)]
 pub struct GroupRecord {
+    /// The plan row of each row of the group's own; absent where the rows are the metadata's, as are the next three.
+    #[serde(default)]
+    pub plan_rows: Option<Vec<u64>>,
+    /// Tokens whose KV was written, row by row.
+    #[serde(default)]
+    pub input_tokens: Vec<u32>,
+    /// Their positions.
+    #[serde(default)]
+    pub input_positions: Vec<u32>,
+    /// Where each row's tokens start, and the end of the last.
+    #[serde(default)]
+    pub query_start_loc: Vec<u64>,
     /// Slot of each query token in the group, -1 for none.
     pub slot_mapping: Vec<i64>,
     /// Tokens of each row in the group.
@@ -120,6 +135,15 @@ pub struct GroupRecord {
     /// Index of each query token in its group (-1: not kept) where that is not its position.
     #[serde(default)]
     pub kv_index: Option<Vec<i64>>,
+    /// Blocks of the group's own pool.
+    #[serde(default)]
+    pub num_blocks: Option<u64>,
+    /// Of those, the ones that sequences hold.
+    #[serde(default)]
+    pub used: Option<u64>,
+    /// Blocks published to the group's prefix cache since the step before.
+    #[serde(default)]
+    pub published: Vec<u32>,
 }
 
 /// What a plan row gave.
@@ -138,6 +162,9 @@ pub struct OutcomeRecord {
     /// Set when the request ended with this step.
     #[serde(default)]
     pub finish_reason: Option<String>,
+    /// Blocks of the first group that were published to the prefix cache when the outcome was applied.
+    #[serde(default)]
+    pub published: Vec<u32>,
 }
 
 /// A block copied for a fork.

@@ -1,4 +1,4 @@
-//! The checker's own pool: who holds which block, and which of its slots were ever written.
+//! The checker's own pool: who holds which block, and which tokens were written to it.
 
 use std::collections::HashMap;
 
@@ -6,13 +6,24 @@ use super::{Fault, Rule};
 use crate::trace::StepRecord;
 use crate::trace::record::CopyRecord;
 
-/// What the trace so far says about blocks of the first KV group.
+/// What the trace so far says about the blocks of a pool.
 #[derive(Default)]
 pub(super) struct Blocks {
     block_size: u32,
     holders: HashMap<u32, Holders>,
+    contents: HashMap<u32, Content>,
+}
+
+/// What a block has had since it was handed out.
+#[derive(Clone, Default)]
+struct Content {
     /// A bit a slot of the block (blocks have at most 64): set when it was written or copied.
-    written: HashMap<u32, u64>,
+    written: u64,
+    /// The token last written to each slot; of no meaning where none was.
+    tokens: Vec<u32>,
+    published: bool,
+    /// Whether a request that is gone had every token of it.
+    left_full: bool,
 }
 
 struct Holders {
@@ -62,25 +73,80 @@ impl Blocks {
 
     /// A block is handed out to be written: what it had is nobody's.
     pub(super) fn hand_out(&mut self, block: u32) {
-        self.written.remove(&block);
+        self.contents.remove(&block);
     }
 
-    pub(super) fn write(&mut self, slot: u64) {
-        let (block, bit) = self.place(slot);
-        *self.written.entry(block).or_default() |= bit;
+    /// The KV of `token` is written; `false` when the block is published, so that nobody may.
+    pub(super) fn write(&mut self, slot: u64, token: u32) -> bool {
+        let (block, at) = self.place(slot);
+        let content = self.contents.entry(block).or_default();
+        content.tokens.resize(self.block_size as usize, 0);
+        content.written |= 1 << at;
+        content.tokens[at] = token;
+        !content.published
     }
 
     /// A slot's content is of no use (a rejected draft's).
     pub(super) fn forget(&mut self, slot: u64) {
-        let (block, bit) = self.place(slot);
-        if let Some(written) = self.written.get_mut(&block) {
-            *written &= !bit;
+        let (block, at) = self.place(slot);
+        if let Some(content) = self.contents.get_mut(&block) {
+            content.written &= !(1 << at);
         }
     }
 
-    fn place(&self, slot: u64) -> (u32, u64) {
+    fn place(&self, slot: u64) -> (u32, usize) {
         let size = u64::from(self.block_size);
-        (u32::try_from(slot / size).unwrap_or(u32::MAX), 1 << (slot % size))
+        (u32::try_from(slot / size).unwrap_or(u32::MAX), (slot % size) as usize)
+    }
+
+    /// Takes note that a block can be hit from now on; `false` when it could before.
+    pub(super) fn publish(&mut self, block: u32) -> bool {
+        let content = self.contents.entry(block).or_default();
+        !std::mem::replace(&mut content.published, true)
+    }
+
+    pub(super) fn is_published(&self, block: u32) -> bool {
+        self.contents.get(&block).is_some_and(|content| content.published)
+    }
+
+    /// Takes note of the blocks of a table that hold nothing but `tokens`, for when their request is gone.
+    pub(super) fn leave(&mut self, table: &[u32], tokens: &[u32]) {
+        let size = u64::from(self.block_size);
+        for (i, block) in (0u64..).zip(table) {
+            let (from, to) = (i * size, (i + 1) * size);
+            let full = to <= tokens.len() as u64
+                && self.first_unwritten(table, from, to).is_none()
+                && self.first_other(table, tokens, from, to).is_none();
+            if full && let Some(content) = self.contents.get_mut(block) {
+                content.left_full = true;
+            }
+        }
+    }
+
+    pub(super) fn was_left_full(&self, block: u32) -> bool {
+        self.contents.get(&block).is_some_and(|content| content.left_full)
+    }
+
+    /// The token last written at a position of a table.
+    pub(super) fn token(&self, table: &[u32], position: u64) -> Option<u32> {
+        let size = u64::from(self.block_size);
+        let content = self.contents.get(table.get(usize::try_from(position / size).ok()?)?)?;
+        let at = (position % size) as usize;
+        (content.written >> at & 1 == 1).then(|| content.tokens.get(at).copied()).flatten()
+    }
+
+    /// The first position of `from..to` of a table that holds another token than `tokens`, with the two.
+    pub(super) fn first_other(
+        &self,
+        table: &[u32],
+        tokens: &[u32],
+        from: u64,
+        to: u64,
+    ) -> Option<(u64, u32, u32)> {
+        (from..to.min(tokens.len() as u64)).find_map(|position| {
+            let (is, should) = (self.token(table, position)?, tokens[position as usize]);
+            (is != should).then_some((position, is, should))
+        })
     }
 
     /// The first position of `from..to` of a table that nobody wrote.
@@ -90,7 +156,8 @@ impl Blocks {
         while at < to {
             let index = usize::try_from(at / size).unwrap_or(usize::MAX);
             let end = to.min((at / size + 1) * size);
-            let written = table.get(index).and_then(|block| self.written.get(block)).copied().unwrap_or(0);
+            let content = table.get(index).and_then(|block| self.contents.get(block));
+            let written = content.map_or(0, |content| content.written);
             let behind = written >> (at % size);
             let run = u64::from(behind.trailing_ones());
             if at + run < end {
@@ -123,8 +190,8 @@ impl Blocks {
                 return bad("another copy goes there too".to_owned());
             }
             targets.push(target);
-            let content = self.written.get(&source).copied().unwrap_or(0);
-            self.written.insert(target, content);
+            let content = self.contents.get(&source).cloned().unwrap_or_default();
+            self.contents.insert(target, Content { published: false, left_full: false, ..content });
         }
         Ok(())
     }
@@ -154,7 +221,7 @@ mod tests {
             let slot = |i: u64| u64::from(table[(i / u64::from(size)) as usize] * size) + i % u64::from(size);
             let all = u64::from(size) * 3;
             assert_eq!(blocks.first_unwritten(&table, 0, all), Some(0));
-            (0..all).for_each(|i| blocks.write(slot(i)));
+            assert!((0..all).all(|i| blocks.write(slot(i), 7)));
             assert_eq!(blocks.first_unwritten(&table, 0, all), None);
             assert_eq!(blocks.first_unwritten(&table, 0, all + 1), Some(all));
             for hole in [0, 1, u64::from(size) - 1, u64::from(size), all - 1] {
@@ -162,7 +229,7 @@ mod tests {
                 assert_eq!(blocks.first_unwritten(&table, 0, all), Some(hole));
                 assert_eq!(blocks.first_unwritten(&table, hole + 1, all), None);
                 assert_eq!(blocks.first_unwritten(&table, 0, hole), None);
-                blocks.write(slot(hole));
+                blocks.write(slot(hole), 7);
             }
         }
     }

@@ -21,6 +21,42 @@ fn row_of_kind(line: &Value, kind: &str) -> Option<usize> {
     rows(line).iter().position(|r| r["kind"] == kind)
 }
 
+fn set(value: &mut Value, n: usize) -> bool {
+    *value = json!(n);
+    true
+}
+
+fn push(list: &mut Value, value: Value) -> bool {
+    list.as_array_mut().unwrap().push(value);
+    true
+}
+
+/// The draft model's part of a line, where it has rows.
+fn own(line: &mut Value) -> Option<&mut Value> {
+    let group = line.get_mut("groups")?.get_mut("draft")?;
+    (group["plan_rows"] != json!([])).then_some(group)
+}
+
+/// The input token that is the first draft of a row with such an outcome, and the row.
+fn first_draft(line: &Value, such: impl Fn(&Value) -> bool) -> Option<(usize, usize)> {
+    let drafted = |o: &Value| o["num_drafts"].as_u64() > Some(0) && such(o);
+    let r = line["outcome"].as_array()?.iter().position(drafted)?;
+    let m = line["plan_rows"].as_array()?.iter().position(|p| p == &json!(r))?;
+    Some((line["metadata"]["query_start_loc"][m].as_u64()? as usize + 1, r))
+}
+
+/// Makes the draft behind the accepted ones the token that was emitted there.
+pub(super) fn accept_less(line: &mut Value) -> bool {
+    let more = |o: &Value| {
+        o["num_accepted"].as_u64() < o["num_drafts"].as_u64()
+            && o["token_ids"].as_array().unwrap().len() as u64 > o["num_accepted"].as_u64().unwrap()
+    };
+    let Some((t, r)) = first_draft(line, more) else { return false };
+    let accepted = line["outcome"][r]["num_accepted"].as_u64().unwrap() as usize;
+    line["input_tokens"][t + accepted] = line["outcome"][r]["token_ids"][accepted].clone();
+    true
+}
+
 /// A step of one decode row, of a request that isn't a fork (whose first row may start anywhere, with any token).
 fn known_decode_alone(line: &Value) -> bool {
     let fork = |row: &Value| row["request_id"].as_str().unwrap().contains('/');
@@ -64,9 +100,110 @@ pub(super) const BREAKS: &[(Rule, &str, Break)] = &[
     (Rule::Counts, "max_query_len", |l, _| add(&mut l["metadata"]["max_query_len"], 1)),
     (Rule::Counts, "max_prefill_seq_len", |l, _| add(&mut l["metadata"]["max_prefill_seq_len"], 1)),
     (Rule::Counts, "max_decode_seq_len", |l, _| add(&mut l["metadata"]["max_decode_seq_len"], 1)),
-    (Rule::Counts, "a graph in an eager step", |l, _| {
-        l["metadata"]["use_cuda_graph"] = json!(true);
+    (Rule::Graph, "a graph in an eager step", |l, _| {
+        let graph = l["mode"] == "graph";
+        l["metadata"]["use_cuda_graph"] = json!(!graph);
         true
+    }),
+    (Rule::Graph, "a graph without a key, or a key without a graph", |l, _| {
+        let key =
+            json!({"token_rows": 4096, "max_query_len": l["metadata"]["max_query_len"], "sequences": 64});
+        l["graph_key"] = if l["mode"] == "graph" { Value::Null } else { key };
+        true
+    }),
+    (Rule::Graph, "a graph of fewer token rows", |l, _| {
+        let tokens = l["input_tokens"].as_array().unwrap().len();
+        l["mode"] == "graph" && set(&mut l["graph_key"]["token_rows"], tokens - 1)
+    }),
+    (Rule::Graph, "a graph of fewer sequences", |l, _| {
+        let rows = l["plan_rows"].as_array().unwrap().len();
+        l["mode"] == "graph" && set(&mut l["graph_key"]["sequences"], rows - 1)
+    }),
+    (Rule::Graph, "a graph of another query length", |l, d| {
+        l["mode"] == "graph" && add(&mut l["graph_key"]["max_query_len"], [-1, 1][d.below(2)])
+    }),
+    (Rule::Acceptance, "an accepted draft is not what was emitted", |l, _| {
+        let draft = first_draft(l, |o| o["num_accepted"].as_u64() > Some(0));
+        draft.is_some_and(|(t, _)| add(&mut l["input_tokens"][t], 500))
+    }),
+    (Rule::Acceptance, "a draft that is right is not accepted", |l, _| accept_less(l)),
+    (Rule::Published, "a block is published before it is full of computed tokens", |l, _| {
+        let (row, outcome) = (&l["rows"][0], &l["outcome"][0]);
+        let number = |value: &Value| value.as_u64().unwrap() as usize;
+        let next = number(&row["num_computed"]) + number(&row["num_new"]) - number(&row["num_drafts"])
+            + number(&outcome["num_accepted"]);
+        let m = l["plan_rows"].as_array().unwrap().iter().position(|p| p == &json!(0)).unwrap();
+        let block = l["metadata"]["block_tables"][m].get(next / BLOCK).cloned();
+        block.is_some_and(|block| push(&mut l["outcome"][0]["published"], block))
+    }),
+    (Rule::Published, "a block is published twice", |l, _| {
+        let outcomes = l["outcome"].as_array_mut().unwrap();
+        let published = outcomes.iter_mut().map(|o| &mut o["published"]).find(|p| **p != json!([]));
+        published.is_some_and(|published| {
+            let again = published[0].clone();
+            push(published, again)
+        })
+    }),
+    (Rule::Published, "somebody else's block is published", |l, _| {
+        push(&mut l["outcome"][0]["published"], json!(BLOCKS + 1))
+    }),
+    (Rule::Lengths, "a group's rows don't add up", |l, d| {
+        let field = ["seq_lens", "context_lens", "query_start_loc"][d.below(3)];
+        own(l).is_some_and(|g| add(&mut g[field][0], 1))
+    }),
+    (Rule::Lengths, "a group lacks a position", |l, _| {
+        own(l).is_some_and(|g| g["input_positions"].as_array_mut().unwrap().pop().is_some())
+    }),
+    (Rule::MetadataRows, "a group's row is of no plan row", |l, _| {
+        own(l).is_some_and(|g| set(&mut g["plan_rows"][0], 99))
+    }),
+    (Rule::MetadataRows, "two rows of a group are of one plan row", |l, _| {
+        own(l).is_some_and(|g| {
+            g["plan_rows"][0] = g["plan_rows"][1].clone();
+            !g["plan_rows"][0].is_null()
+        })
+    }),
+    (Rule::Positions, "a position of a group is off", |l, _| {
+        own(l).is_some_and(|g| add(&mut g["input_positions"][0], 1))
+    }),
+    (Rule::BlockTable, "a block beyond a group's pool", |l, _| {
+        own(l).is_some_and(|g| {
+            let blocks = g["num_blocks"].clone();
+            g["block_tables"][0][0] = blocks;
+            true
+        })
+    }),
+    (Rule::BlockTable, "a block twice in a group's table", |l, _| {
+        own(l).is_some_and(|g| {
+            g["block_tables"][0][0] = g["block_tables"][0][1].clone();
+            !g["block_tables"][0][0].is_null()
+        })
+    }),
+    (Rule::Slot, "a slot of a group is off", |l, _| {
+        own(l).is_some_and(|g| add(&mut g["slot_mapping"][0], 1))
+    }),
+    (Rule::Tokens, "a draft model is fed another token", |l, _| {
+        own(l).is_some_and(|g| add(&mut g["input_tokens"][0], 1000))
+    }),
+    (Rule::Tokens, "a draft is another than the one verified", |l, _| {
+        own(l).is_some_and(|g| {
+            let row = g["seq_lens"][0].as_u64().unwrap() - g["context_lens"][0].as_u64().unwrap() - 1;
+            add(&mut g["input_tokens"][row as usize], 1000)
+        })
+    }),
+    (Rule::Pool, "a group uses less than its rows have", |l, _| {
+        own(l).is_some_and(|g| set(&mut g["used"], 0))
+    }),
+    (Rule::Published, "a group publishes a block that is not full", |l, _| {
+        own(l).is_some_and(|g| {
+            let last = g["block_tables"][0].as_array().unwrap().last().unwrap().clone();
+            let full = g["seq_lens"][0].as_u64().unwrap() % BLOCK as u64 == 0;
+            !full && push(&mut g["published"], last)
+        })
+    }),
+    (Rule::Published, "a group publishes a block twice", |l, _| {
+        let group = &mut l["groups"]["draft"];
+        group["published"].get(0).cloned().is_some_and(|again| push(&mut group["published"], again))
     }),
     (Rule::Positions, "a position is off", |l, d| {
         let n = l["input_positions"].as_array().unwrap().len();
@@ -84,9 +221,11 @@ pub(super) const BREAKS: &[(Rule, &str, Break)] = &[
         true
     }),
     (Rule::MetadataRows, "metadata rows are said to be of other plan rows", |l, _| {
-        let rows = l["plan_rows"].as_array_mut().unwrap();
-        rows.reverse();
-        rows.len() > 1
+        // Rows of one shape could be each other's.
+        let contexts = l["metadata"]["context_lens"].as_array().unwrap();
+        let apart = contexts.first() != contexts.last();
+        l["plan_rows"].as_array_mut().unwrap().reverse();
+        apart
     }),
     (Rule::MetadataRows, "a metadata row of a plan row that isn't there", |l, _| {
         l["plan_rows"][0] = json!(99);

@@ -3,7 +3,8 @@
 use std::collections::{HashMap, HashSet};
 
 use super::blocks::Blocks;
-use super::rows::query_len;
+use super::own_group::OwnGroup;
+use super::rows::{inputs, query_len};
 use super::{Fault, Rule, TraceConfig};
 use crate::trace::{OutcomeRecord, RowKind, RowRecord, StepRecord};
 
@@ -20,8 +21,12 @@ pub(super) struct Lives {
     pub(super) blocks: Blocks,
     /// Slots of the step at hand, and the input token that wrote each: a buffer.
     pub(super) written: HashMap<u64, usize>,
-    /// Whether there are further KV groups.
+    /// Whether there are further KV groups in the pool.
     pub(super) groups: bool,
+    /// KV groups with rows and a pool of their own, by name.
+    pub(super) own_groups: HashMap<String, OwnGroup>,
+    /// Whether drafts are accepted when they are the target's own choice.
+    pub(super) coupled: bool,
     seen: u64,
 }
 
@@ -36,8 +41,10 @@ pub(super) struct Life {
     pub(super) reserved: u64,
     /// Its tokens, those without KV too: known once it emitted one.
     known: Option<u64>,
-    /// The token its next decode row feeds.
-    last_token: Option<u32>,
+    /// Its tokens from the first on, as far as the trace shows them.
+    pub(super) tokens: Vec<u32>,
+    /// Whether what it feeds are not its tokens (a diffusion model's masks), so that `tokens` says nothing.
+    pub(super) opaque: bool,
     /// The tables last written, by KV group, for rows that leave theirs out. The metadata's group is "".
     pub(super) written: HashMap<String, Vec<i64>>,
 }
@@ -54,6 +61,8 @@ impl Lives {
             blocks: Blocks::new(config.block_size),
             written: HashMap::new(),
             groups: false,
+            own_groups: HashMap::new(),
+            coupled: config.coupled,
             seen: 0,
         }
     }
@@ -88,8 +97,8 @@ impl Lives {
             self.end(id);
         }
         self.check_starts(step)?;
-        let slots = self.check_tables(step, owners)?;
-        self.apply_outcome(step, owners)?;
+        let mut slots = self.check_tables(step, owners)?;
+        slots += self.apply_outcome(step, owners)?;
         self.check_used(step)?;
         Ok(slots)
     }
@@ -123,46 +132,47 @@ impl Lives {
         Ok(())
     }
 
-    /// What the step emitted: tokens, new lengths, ends.
-    fn apply_outcome(&mut self, step: &StepRecord, owners: &[usize]) -> Result<(), Fault> {
-        let mut first_token = vec![None; step.rows.len()];
-        for (m, &owner) in owners.iter().enumerate() {
-            let t = step.metadata.query_start_loc[m] as usize;
-            first_token[owner].get_or_insert(step.input_tokens[t]);
-        }
+    /// What the step emitted: tokens, publications, new lengths, ends; the number of slots re-derived in groups with rows
+    /// of their own, whose drafts the outcome speaks of.
+    fn apply_outcome(&mut self, step: &StepRecord, owners: &[usize]) -> Result<u64, Fault> {
+        let inputs = inputs(step, owners);
+        let mut nexts = Vec::with_capacity(step.rows.len());
         for (r, (row, outcome)) in step.rows.iter().zip(&step.outcome).enumerate() {
             let id = row.request_id.as_str();
             let own = query_len(step, r) - u64::from(outcome.num_drafts);
             let next = u64::from(row.num_computed) + own + u64::from(outcome.num_accepted);
+            let coupled = self.coupled;
             let life = self.live.entry(id.to_owned()).or_default();
             life.check_emitted(row, outcome, own).map_err(|what| Fault::of(Rule::Tokens, id, what))?;
-            if matches!(row.kind, RowKind::Decode | RowKind::Verify)
-                && let (Some(last), Some(fed)) = (life.last_token, first_token[r])
-                && last != fed
+            life.take_tokens(row, outcome, &inputs[r], coupled)
+                .map_err(|(rule, what)| Fault::of(rule, id, what))?;
+            if row.kind != RowKind::Denoise && !outcome.token_ids.is_empty() {
+                life.known = Some(u64::from(row.num_computed) + own + outcome.token_ids.len() as u64);
+            }
+            self.check_published(outcome, next)?;
+            nexts.push(next);
+        }
+        let slots = self.check_own_groups(step, &inputs)?;
+        for (r, (row, outcome)) in step.rows.iter().zip(&step.outcome).enumerate() {
+            let id = row.request_id.as_str();
+            if row.kind != RowKind::Denoise
+                && let Some(life) = self.live.get_mut(id)
             {
-                return Err(Fault::of(
-                    Rule::Tokens,
-                    id,
-                    format!("feeds token {fed}, the last one emitted was {last}"),
-                ));
+                life.next = Some(nexts[r]);
             }
-            if row.kind != RowKind::Denoise {
-                life.next = Some(next);
-                if let Some(&last) = outcome.token_ids.last() {
-                    life.last_token = Some(last);
-                    life.known = Some(u64::from(row.num_computed) + own + outcome.token_ids.len() as u64);
-                }
-            }
-            self.settle(step, r, next);
+            self.settle(step, r, nexts[r]);
             if outcome.finish_reason.is_some() {
                 self.end(id);
             }
         }
-        Ok(())
+        Ok(slots)
     }
 
     fn drop_table(&mut self, id: &str) {
         if let Some(life) = self.live.get_mut(id) {
+            for group in self.own_groups.values_mut() {
+                group.give_back(id, &life.tokens);
+            }
             for block in life.table.drain(..) {
                 self.blocks.release(block);
             }

@@ -3,9 +3,11 @@
 mod blocks;
 #[cfg(test)]
 mod breaks;
+mod contents;
 mod ends;
 mod lines;
 mod lives;
+mod own_group;
 mod rows;
 mod shape;
 mod slots;
@@ -42,6 +44,8 @@ pub enum Rule {
     Lengths,
     /// Counts and maxima are those of the rows, and rows of several query tokens come first.
     Counts,
+    /// A step was replayed exactly when it has a graph's key, whose shape has room for it and its very query length.
+    Graph,
     /// Positions follow the context.
     Positions,
     /// Block ids lie in the pool, none is twice in a table, and a row's table covers its tokens; only a trace of changes
@@ -61,12 +65,20 @@ pub enum Rule {
     Copy,
     /// What a row reads was written before: by an earlier step of whoever had the block then, or by a copy.
     Unwritten,
+    /// What a row takes as context are the request's own tokens. Blocks that it starts with, fresh or after a preemption,
+    /// were published, or are a running request's that has computed all of them.
+    Context,
+    /// A published block is full of computed tokens of the request that publishes it, published once until it is handed
+    /// out anew, and not written before then.
+    Published,
     /// A row starts where the request's row before ended: what was scheduled, less rejected drafts.
     Growth,
     /// Decode and verify rows are those that begin with the last known token, a generated one.
     Kind,
-    /// Rows that sample give the tokens they should, and the next row starts with the last of them.
+    /// Rows that sample give the tokens they should, and what a row feeds are the request's own.
     Tokens,
+    /// Accepted drafts are the tokens that were emitted; under coupled acceptance the draft behind them is not.
+    Acceptance,
     /// Requests that ended stay away.
     FinishedAgain,
     /// `preempted` names requests that ran, each once.
@@ -75,6 +87,7 @@ pub enum Rule {
     Finished,
     /// used + free is the pool's size, which is the configuration's and never changes; cached is at most free. used is the
     /// blocks of those who run after the step: 0 when nobody does, exactly the tables' without drafts and further groups.
+    /// A group with a pool of its own has at least the blocks of its rows in use.
     Pool,
 }
 
@@ -88,6 +101,7 @@ impl fmt::Display for Rule {
             Self::MetadataRows => "metadata-rows",
             Self::Lengths => "lengths",
             Self::Counts => "counts",
+            Self::Graph => "graph",
             Self::Positions => "positions",
             Self::BlockTable => "block-table",
             Self::Slot => "slot",
@@ -97,9 +111,12 @@ impl fmt::Display for Rule {
             Self::Alias => "alias",
             Self::Copy => "copy",
             Self::Unwritten => "unwritten",
+            Self::Context => "context",
+            Self::Published => "published",
             Self::Growth => "growth",
             Self::Kind => "kind",
             Self::Tokens => "tokens",
+            Self::Acceptance => "acceptance",
             Self::FinishedAgain => "finished-again",
             Self::Preempted => "preempted",
             Self::Finished => "finished",
@@ -242,7 +259,7 @@ fn check_line(
     rows::check(&step)?;
     shape::check(&step)?;
     let owner = rows::owners(&step)?;
-    slots::check_positions(&step, &owner)?;
+    slots::check_positions(&step, &slots::Call::of_metadata(&step.metadata), &step.input_positions, &owner)?;
     report.slots += lives.check_step(&step, &owner)?;
     report.steps += 1;
     report.rows += step.rows.len() as u64;
@@ -260,6 +277,8 @@ struct TraceConfig {
     num_blocks: Option<u64>,
     /// Whether tables that did not change are left out.
     delta: bool,
+    /// Whether a draft is accepted exactly when it is the token that the target chooses.
+    coupled: bool,
 }
 
 impl TraceConfig {
@@ -298,7 +317,8 @@ impl TraceConfig {
                 _ => return Err(bad(format!("trace_tables is {tables}, neither full nor delta"))),
             },
         };
-        Ok(Self { block_size, num_blocks, delta })
+        let coupled = field("acceptance").is_none_or(|rule| rule == "coupled");
+        Ok(Self { block_size, num_blocks, delta, coupled })
     }
 }
 

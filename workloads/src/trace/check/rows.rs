@@ -45,6 +45,16 @@ pub(super) fn query_len(step: &StepRecord, row: usize) -> u64 {
     u64::from(plan.num_new) - u64::from(plan.num_drafts) + u64::from(outcome.num_drafts)
 }
 
+/// The query tokens of each plan row, in the order of their positions: its own, then drafts.
+pub(super) fn inputs(step: &StepRecord, owners: &[usize]) -> Vec<Vec<u32>> {
+    let loc = &step.metadata.query_start_loc;
+    let mut inputs = vec![Vec::new(); step.rows.len()];
+    for (m, &owner) in owners.iter().enumerate() {
+        inputs[owner].extend_from_slice(&step.input_tokens[loc[m] as usize..loc[m + 1] as usize]);
+    }
+    inputs
+}
+
 /// The plan row of each metadata row: what `plan_rows` says, where it is there. A plan row became one metadata row of as many query tokens, or (batch
 /// expansion) one of a single query token for each. Metadata rows are in the plan's order among those of
 /// several query tokens, and among those of one; any other order that fits is taken as well.

@@ -76,12 +76,26 @@ pub(super) fn check(step: &StepRecord) -> Result<(), Fault> {
     if !graph && step.mode != "eager" {
         return Err(Fault::new(Rule::Counts, format!("mode is {:?}, neither eager nor graph", step.mode)));
     }
-    if meta.use_cuda_graph != graph || (step.graph_key.is_some() && !graph) {
-        let what = format!(
-            "mode {}, use_cuda_graph {}, graph_key {:?}",
-            step.mode, meta.use_cuda_graph, step.graph_key
-        );
-        return Err(Fault::new(Rule::Counts, what));
+    if meta.use_cuda_graph != graph || step.graph_key.is_some() != graph {
+        let key = step.graph_key.as_ref().map_or_else(|| "null".to_owned(), ToString::to_string);
+        let what = format!("mode {}, use_cuda_graph {}, graph_key {key}", step.mode, meta.use_cuda_graph);
+        return Err(Fault::new(Rule::Graph, what));
+    }
+    step.graph_key.as_ref().map_or(Ok(()), |key| check_key(key, step))
+}
+
+/// The shape that was replayed has room for the step, and the very query length.
+fn check_key(key: &serde_json::Value, step: &StepRecord) -> Result<(), Fault> {
+    let (rows, tokens) = (step.metadata.context_lens.len() as u64, step.input_tokens.len() as u64);
+    let query = step.metadata.max_query_len;
+    for (name, needed, exact) in
+        [("token_rows", tokens, false), ("max_query_len", query, true), ("sequences", rows, false)]
+    {
+        let has = key.get(name).and_then(serde_json::Value::as_u64);
+        if has.is_none_or(|has| has < needed || (exact && has != needed)) {
+            let what = format!("graph_key {key} for a step whose {name} is {needed}");
+            return Err(Fault::new(Rule::Graph, what));
+        }
     }
     Ok(())
 }

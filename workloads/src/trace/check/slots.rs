@@ -8,6 +8,7 @@ use crate::trace::{GroupRecord, MetadataRecord, StepRecord};
 /// What slots are derived from, in the first KV group or a further one.
 pub(super) struct Call<'a> {
     slots: &'a [i64],
+    query_start_loc: &'a [u64],
     context_lens: &'a [u64],
     kv_index: Option<&'a [i64]>,
     /// Whether tokens may have no slot at all.
@@ -16,26 +17,49 @@ pub(super) struct Call<'a> {
 
 impl<'a> Call<'a> {
     pub(super) fn of_metadata(meta: &'a MetadataRecord) -> Self {
-        Self { slots: &meta.slot_mapping, context_lens: &meta.context_lens, kv_index: None, may_skip: false }
+        Self {
+            slots: &meta.slot_mapping,
+            query_start_loc: &meta.query_start_loc,
+            context_lens: &meta.context_lens,
+            kv_index: None,
+            may_skip: false,
+        }
     }
 
-    pub(super) fn of_group(group: &'a GroupRecord) -> Self {
+    /// A group whose rows are those of `meta`.
+    pub(super) fn of_group(group: &'a GroupRecord, meta: &'a MetadataRecord) -> Self {
         Self {
             slots: &group.slot_mapping,
+            query_start_loc: &meta.query_start_loc,
             context_lens: &group.context_lens,
             kv_index: group.kv_index.as_deref(),
             may_skip: true,
         }
     }
+
+    /// A group with rows of its own.
+    pub(super) fn of_own(group: &'a GroupRecord) -> Self {
+        Self {
+            slots: &group.slot_mapping,
+            query_start_loc: &group.query_start_loc,
+            context_lens: &group.context_lens,
+            kv_index: None,
+            may_skip: false,
+        }
+    }
 }
 
 /// Positions go on from the context, row by row.
-pub(super) fn check_positions(step: &StepRecord, owners: &[usize]) -> Result<(), Fault> {
-    let meta = &step.metadata;
+pub(super) fn check_positions(
+    step: &StepRecord,
+    call: &Call<'_>,
+    positions: &[u32],
+    owners: &[usize],
+) -> Result<(), Fault> {
     for (m, &owner) in owners.iter().enumerate() {
-        let (start, end) = (meta.query_start_loc[m] as usize, meta.query_start_loc[m + 1] as usize);
+        let (start, end) = (call.query_start_loc[m] as usize, call.query_start_loc[m + 1] as usize);
         for (j, t) in (start..end).enumerate() {
-            let (is, should) = (u64::from(step.input_positions[t]), meta.context_lens[m] + j as u64);
+            let (is, should) = (u64::from(positions[t]), call.context_lens[m] + j as u64);
             if is != should {
                 let what = format!("input token {t} is at position {is}, should be at {should}");
                 return Err(Fault::of(Rule::Positions, &step.rows[owner].request_id, what));
@@ -55,7 +79,7 @@ pub(super) fn check_slots(
     written: &mut HashMap<u64, usize>,
 ) -> Result<u64, Fault> {
     written.clear();
-    let loc = &step.metadata.query_start_loc;
+    let loc = call.query_start_loc;
     for (m, (&owner, table)) in owners.iter().zip(tables).enumerate() {
         let id = &step.rows[owner].request_id;
         for (j, t) in (loc[m] as usize..loc[m + 1] as usize).enumerate() {

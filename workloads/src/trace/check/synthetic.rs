@@ -1,5 +1,11 @@
-//! A toy engine that writes traces: an allocator, a budget, chunks, forks with copies, preemptions, verify rows.
+//! A toy engine that writes traces: an allocator, a budget, chunks, forks with copies, preemptions, verify rows, a prefix
+//! cache, a draft model, graphs.
 
+mod draft;
+mod pool;
+
+use self::draft::{DraftModel, OwnRow};
+use self::pool::Pool;
 use serde_json::{Value, json};
 
 pub(super) const BLOCK: usize = 16;
@@ -26,6 +32,8 @@ struct Sequence {
     output: usize,
     computed: usize,
     table: Vec<usize>,
+    /// Whether it has to begin, anew or at all.
+    fresh: bool,
 }
 
 impl Sequence {
@@ -40,13 +48,16 @@ struct Written {
     outcome: Value,
     /// Metadata rows: context, tokens, table.
     rows: Vec<(usize, Vec<u32>, Vec<usize>)>,
+    own: Option<OwnRow>,
 }
 
 /// Writes steps until `requests` requests have ended; `expand`: verify rows become rows of one token.
 pub(super) fn trace(seed: u64, requests: usize, expand: bool) -> Vec<Value> {
     let mut engine = Engine {
         dice: Dice(seed),
-        refs: vec![0; BLOCKS],
+        pool: Pool::new(BLOCKS),
+        sealed: Vec::new(),
+        draft: DraftModel::new(),
         running: Vec::new(),
         preempted: Vec::new(),
         forks: 0,
@@ -57,10 +68,20 @@ pub(super) fn trace(seed: u64, requests: usize, expand: bool) -> Vec<Value> {
     while made < requests || !engine.running.is_empty() {
         if made < requests && engine.running.len() < 4 && engine.dice.below(3) == 0 {
             let prompt = 1 + engine.dice.below(60);
-            let tokens = (0..prompt).map(|_| engine.dice.below(500) as u32).collect();
+            let family = engine.dice.below(4);
+            let token = |i, dice: &mut Dice| if family > 0 { family * 100 + i % 9 } else { dice.below(500) };
+            let tokens = (0..prompt).map(|i| token(i, &mut engine.dice) as u32).collect();
             let output = 1 + engine.dice.below(25);
             let id = made.to_string();
-            engine.running.push(Sequence { id, tokens, prompt, output, computed: 0, table: Vec::new() });
+            engine.running.push(Sequence {
+                id,
+                tokens,
+                prompt,
+                output,
+                computed: 0,
+                table: Vec::new(),
+                fresh: true,
+            });
             made += 1;
         }
         let step = lines.len() as u64 * 2;
@@ -76,7 +97,10 @@ pub(super) fn trace(seed: u64, requests: usize, expand: bool) -> Vec<Value> {
 
 struct Engine {
     dice: Dice,
-    refs: Vec<u32>,
+    pool: Pool,
+    /// Blocks that the step filled, and the tokens up to their ends.
+    sealed: Vec<(usize, Vec<u32>)>,
+    draft: DraftModel,
     running: Vec<Sequence>,
     preempted: Vec<String>,
     forks: usize,
@@ -107,18 +131,37 @@ impl Engine {
         }
         let preempted = std::mem::take(&mut self.preempted);
         let mut finished = Vec::new();
+        for (block, tokens) in self.sealed.drain(..) {
+            self.pool.publish(block, &tokens);
+        }
+        let own: Vec<(usize, OwnRow)> =
+            written.iter_mut().enumerate().filter_map(|(p, w)| Some((p, w.own.take()?))).collect();
+        let record = self.draft.record(&own);
+        self.draft.publish();
+        let groups = if own.is_empty() && record["published"] == json!([]) {
+            Value::Null
+        } else {
+            json!({"draft": record})
+        };
         ended.sort_unstable();
         for &s in ended.iter().rev() {
             self.release(s);
             finished.push(self.running.remove(s).id);
         }
-        let used = self.refs.iter().filter(|&&r| r > 0).count();
-        let mut line = json!({"event": "step", "step": step, "time_us": {}, "mode": "eager", "graph_key": null, "groups": null,
+        let used = BLOCKS - self.pool.free();
+        let mut line = json!({"event": "step", "step": step, "time_us": {}, "mode": "eager", "graph_key": null, "groups": groups,
             "rows": written.iter().map(|w| w.plan.clone()).collect::<Vec<_>>(),
             "outcome": written.iter().map(|w| w.outcome.clone()).collect::<Vec<_>>(),
             "preempted": preempted, "finished": finished, "copies": copies,
             "pool": {"num_blocks": BLOCKS, "used": used, "free": BLOCKS - used, "cached": 0}});
         metadata(&mut line, written);
+        if self.dice.below(3) == 0 {
+            let (tokens, rows) = (line["input_tokens"].as_array(), line["plan_rows"].as_array());
+            line["graph_key"] = json!({"token_rows": tokens.map(|t| t.len().next_power_of_two()),
+                "max_query_len": line["metadata"]["max_query_len"], "sequences": rows.map(|r| r.len().next_multiple_of(2))});
+            line["mode"] = json!("graph");
+            line["metadata"]["use_cuda_graph"] = json!(true);
+        }
         Some(line)
     }
 
@@ -137,7 +180,7 @@ impl Engine {
         child.prompt = child.tokens.len();
         child.table.truncate(child.computed.div_ceil(BLOCK));
         for &block in &child.table {
-            self.refs[block] += 1;
+            self.pool.share(block);
         }
         self.running.push(child);
         let s = self.running.len() - 1;
@@ -150,6 +193,12 @@ impl Engine {
     }
 
     fn row(&mut self, s: usize, copies: &mut Vec<Value>, ended: &mut Vec<usize>) -> Option<Written> {
+        if self.running[s].table.is_empty() {
+            let tokens = &self.running[s].tokens;
+            let table = self.pool.hit(&tokens[..tokens.len() - 1]);
+            self.running[s].computed = table.len() * BLOCK;
+            self.running[s].table = table;
+        }
         let sequence = self.running[s].clone();
         let left = sequence.tokens.len() - sequence.computed;
         let kind = if !sequence.decodes() {
@@ -163,8 +212,12 @@ impl Engine {
         let drafts = if kind == "verify" { self.dice.below(4) } else { 0 };
         let end = sequence.computed + own + drafts;
         if !self.reserve(s, end, copies) {
+            if sequence.fresh {
+                self.release(s);
+            }
             return None;
         }
+        self.running[s].fresh = false;
         let accepted = self.dice.below(drafts + 1);
         let samples = own == left;
         let mut emitted: Vec<u32> =
@@ -172,6 +225,11 @@ impl Engine {
         let mut input = sequence.tokens[sequence.computed..sequence.computed + own].to_vec();
         input.extend((0..drafts).map(|i| emitted.get(i).filter(|_| i < accepted).copied().unwrap_or(999)));
         let table = self.running[s].table[..end.div_ceil(BLOCK)].to_vec();
+        let drafted = &input[own..];
+        let own_row = match drafted.len() {
+            0 => None,
+            _ => self.draft.propose(&sequence.id, &sequence.tokens, drafted, &mut self.dice),
+        };
         let generated = sequence.tokens.len() - sequence.prompt;
         let mut reason = None;
         if samples && generated + emitted.len() >= sequence.output {
@@ -183,6 +241,12 @@ impl Engine {
         let start = sequence.computed;
         sequence.computed += own + accepted;
         sequence.tokens.extend(&emitted);
+        let full = start / BLOCK..sequence.computed.min(sequence.tokens.len()) / BLOCK;
+        let published = sequence.table[full.clone()].to_vec();
+        self.sealed.extend(full.map(|i| (sequence.table[i], sequence.tokens[..(i + 1) * BLOCK].to_vec())));
+        if own_row.is_some() {
+            self.draft.verified(&sequence.id, &sequence.tokens, accepted.min(drafts - 1));
+        }
         let whole = (start, input, table);
         let split = |(start, input, table): (usize, Vec<u32>, Vec<usize>)| {
             let one = |(j, token): (usize, u32)| {
@@ -192,7 +256,8 @@ impl Engine {
         };
         Some(Written {
             plan: json!({"request_id": sequence.id, "kind": kind, "num_computed": start, "num_new": own + drafts, "num_drafts": drafts}),
-            outcome: json!({"request_id": sequence.id, "token_ids": emitted, "num_drafts": drafts, "num_accepted": accepted, "finish_reason": reason}),
+            outcome: json!({"request_id": sequence.id, "token_ids": emitted, "num_drafts": drafts, "num_accepted": accepted, "finish_reason": reason, "published": published}),
+            own: own_row,
             rows: if self.expand && kind == "verify" { split(whole) } else { vec![whole] },
         })
     }
@@ -202,23 +267,20 @@ impl Engine {
         let first = self.running[s].computed / BLOCK;
         let blocks = end.div_ceil(BLOCK);
         let have = self.running[s].table.len();
-        let shared = (first..have.min(blocks)).filter(|&i| self.refs[self.running[s].table[i]] > 1).count();
-        let free = self.refs.iter().filter(|&&r| r == 0).count();
-        if free < blocks.saturating_sub(have) + shared {
+        let shared =
+            (first..have.min(blocks)).filter(|&i| self.pool.refs(self.running[s].table[i]) > 1).count();
+        if self.pool.free() < blocks.saturating_sub(have) + shared {
             return false;
         }
         for i in first..blocks {
             let old = self.running[s].table.get(i).copied();
-            if old.is_some_and(|b| self.refs[b] == 1) {
+            if old.is_some_and(|b| self.pool.refs(b) == 1) {
                 continue;
             }
             let start = self.dice.below(BLOCKS);
-            let Some(new) = (0..BLOCKS).map(|b| (start + b) % BLOCKS).find(|&b| self.refs[b] == 0) else {
-                return false;
-            };
-            self.refs[new] = 1;
+            let Some(new) = self.pool.take(start) else { return false };
             if let Some(old) = old {
-                self.refs[old] -= 1;
+                self.pool.release(old);
                 self.running[s].table[i] = new;
                 copies.push(json!({"src": old, "dst": new}));
             } else {
@@ -230,9 +292,12 @@ impl Engine {
 
     fn release(&mut self, s: usize) {
         for block in self.running[s].table.drain(..) {
-            self.refs[block] -= 1;
+            self.pool.release(block);
         }
         self.running[s].computed = 0;
+        self.running[s].fresh = true;
+        let id = self.running[s].id.clone();
+        self.draft.forget(&id);
     }
 }
 

@@ -49,8 +49,14 @@ impl Lives {
             }
         }
         self.check_read(step)?;
-        written.keys().for_each(|&slot| self.blocks.write(slot));
-        for (name, group) in step.groups.iter().flatten() {
+        self.check_context(step)?;
+        for (&slot, &token) in written.iter() {
+            if !self.blocks.write(slot, step.input_tokens[token]) {
+                let what = format!("input token {token} writes slot {slot}, of a block that is published");
+                return Err(Fault::new(Rule::Published, what));
+            }
+        }
+        for (name, group) in step.groups.iter().flatten().filter(|(_, group)| group.plan_rows.is_none()) {
             self.groups = true;
             slots += self.check_group(step, owners, name, group, written)?;
         }
@@ -130,11 +136,11 @@ impl Lives {
             let bad = |what| Fault::of(Rule::BlockTable, id, format!("group {name:?}: {what}"));
             tables.push(table.map_err(bad)?);
         }
-        check_slots(step, &Call::of_group(group), owners, &tables, self.block_size, written)
+        check_slots(step, &Call::of_group(group, &step.metadata), owners, &tables, self.block_size, written)
     }
 
     /// What a row wrote as its table, or, where it left that out in a trace of changes, what was written before.
-    fn written_table(&mut self, id: &str, group: &str, now: Option<&[i64]>) -> &[i64] {
+    pub(super) fn written_table(&mut self, id: &str, group: &str, now: Option<&[i64]>) -> &[i64] {
         let delta = self.delta;
         let life = self.live.entry(id.to_owned()).or_default();
         let known = life.written.entry(group.to_owned()).or_default();
