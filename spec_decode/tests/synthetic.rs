@@ -55,7 +55,10 @@ fn tokens_are_wrong_at_the_rate_asked_for_whatever_came_before() {
             let n = f64::from(of);
             (f64::from(right) - n * rate).abs() <= 5.0 * (n * rate * (1.0 - rate)).sqrt()
         };
-        assert!(by_depth.iter().all(|&(right, of)| of == 5000 && holds(right, of)), "rate {rate}: {by_depth:?}");
+        assert!(
+            by_depth.iter().all(|&(right, of)| of == 5000 && holds(right, of)),
+            "rate {rate}: {by_depth:?}"
+        );
         assert!(holds(right_after_wrong, after_wrong), "rate {rate}: {right_after_wrong} of {after_wrong}");
     }
 }

@@ -93,11 +93,7 @@ impl Passes {
             while let Some(piece) = self.pieces.get_mut(at).filter(|_| room > 0) {
                 let taken = room.min(piece.end - piece.start);
                 let whole = piece.start + taken == piece.end;
-                self.batch.push(Piece {
-                    end: piece.start + taken,
-                    drafts: piece.drafts && whole,
-                    ..*piece
-                });
+                self.batch.push(Piece { end: piece.start + taken, drafts: piece.drafts && whole, ..*piece });
                 piece.start += taken;
                 room -= taken;
                 at += usize::from(whole);
@@ -192,7 +188,8 @@ mod tests {
         let q = [0.0, 0.5, 0.0, 0.25, 0.25, 0.0];
         let mut counts = [0u32; 6];
         for position in 0..40_000 {
-            counts[draw_from(&q, &SamplingParams { seed: 3, ..SamplingParams::default() }, position) as usize] += 1;
+            counts[draw_from(&q, &SamplingParams { seed: 3, ..SamplingParams::default() }, position)
+                as usize] += 1;
         }
         for (count, p) in counts.iter().zip(q) {
             let sigma = (40_000.0 * p * (1.0 - p)).sqrt();

@@ -7,7 +7,9 @@ use pagedraft_attention::AttentionError;
 #[non_exhaustive]
 pub enum ProposerError {
     /// Lengths of n-grams that are none.
-    #[error("n-grams of {min} to {max} tokens cannot be looked up; the least must be 1 or more, and not above the greatest")]
+    #[error(
+        "n-grams of {min} to {max} tokens cannot be looked up; the least must be 1 or more, and not above the greatest"
+    )]
     Ngram {
         /// The least length.
         min: usize,

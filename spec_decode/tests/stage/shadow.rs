@@ -41,7 +41,10 @@ impl Shadow {
     /// Checks a step's record against what its rows know, and takes over what it wrote. `known`: the tokens of each plan row.
     pub fn step(&mut self, record: &GroupStep, known: &[&[u32]], drafts: &[&[u32]]) {
         for &id in &record.published {
-            assert!(self.accepted.contains(&self.block(id)), "block {id:?} was published with a rejected token");
+            assert!(
+                self.accepted.contains(&self.block(id)),
+                "block {id:?} was published with a rejected token"
+            );
         }
         assert_eq!(record.query_start_loc.len(), record.plan_rows.len() + 1);
         assert_eq!(record.block_tables.len(), record.plan_rows.len());
@@ -75,7 +78,9 @@ impl Shadow {
         let pool = blocks.pool();
         let published = (0..pool.num_blocks()).map(BlockId).filter(|&id| pool.is_published(id));
         published
-            .inspect(|&id| assert!(self.accepted.contains(&self.block(id)), "block {id:?} holds a rejected token"))
+            .inspect(|&id| {
+                assert!(self.accepted.contains(&self.block(id)), "block {id:?} holds a rejected token")
+            })
             .count()
     }
 }

@@ -85,8 +85,7 @@ pub struct Reference {
 
 impl Reference {
     pub fn new() -> Self {
-        let limits =
-            StepLimits { token_rows: MAX_MODEL_LEN, logit_rows: 1, max_model_len: MAX_MODEL_LEN };
+        let limits = StepLimits { token_rows: MAX_MODEL_LEN, logit_rows: 1, max_model_len: MAX_MODEL_LEN };
         let blocks = MAX_MODEL_LEN.div_ceil(16) as u32;
         Self {
             runner: runner(16, blocks, limits, 1),
