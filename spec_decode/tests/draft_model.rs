@@ -9,9 +9,7 @@ mod tiny;
 
 use std::collections::HashMap;
 
-use pagedraft_attention::{MaskKind, MetadataBuilder};
-use pagedraft_block_manager::BlockId;
-use pagedraft_model::{StepInputs, StepLimits};
+use pagedraft_model::StepLimits;
 use pagedraft_scheduler::RequestKey;
 use pagedraft_spec_decode::proposer::{
     DraftCounts, DraftModel, DraftOptions, GroupStep, Proposer, ProposerError, Verified,
@@ -409,57 +407,4 @@ fn options_that_no_draft_model_can_have_are_refused() {
     assert!(matches!(of(|o| o.catch_up_tokens = 0), Err(ProposerError::CatchUp)));
     assert!(matches!(of(|o| o.num_blocks = 0), Err(ProposerError::Kv(_))));
     assert!(matches!(of(|o| o.block_size = 8), Err(ProposerError::Kv(_))));
-}
-
-#[test]
-#[ignore = "a measurement: run it alone, with --nocapture"]
-fn the_cost_of_proposing_beside_the_passes() {
-    const ROWS: usize = 64;
-    let setup = Setup { num_blocks: 800, ..Setup::default() };
-    let (mut model, mut other) = (tiny::draft_model(&setup), tiny::draft_model(&setup));
-    let (mut stage, mut dice, mut drafts) = (Stage::new(), Dice::new(1), Drafts::default());
-    let rows: Vec<(RequestKey, u16)> = (0..ROWS)
-        .map(|_| {
-            let registered =
-                Registered { sampling: SamplingParams::greedy(), prompt_len: 70, recorded: None };
-            (stage.enter(dice.tokens(70, VOCAB), registered), 4)
-        })
-        .collect();
-    let (mut times, mut passes) = (Vec::new(), Vec::new());
-    for step in 0..24 {
-        let start = std::time::Instant::now();
-        stage.propose(&mut model, &rows, &mut drafts);
-        let accepted: Vec<u16> = (0..ROWS).map(|i| ((i + step) % 5) as u16).collect();
-        model.verified(&Verified { accepted: &accepted });
-        times.push(start.elapsed().as_secs_f64() * 1e6);
-        for (i, (request, _)) in rows.iter().enumerate() {
-            let tokens = stage.tokens.get_mut(request).unwrap();
-            tokens.extend_from_slice(&drafts.row(i)[..usize::from(accepted[i])]);
-            tokens.push(dice.below(VOCAB));
-        }
-        // Four passes of the bare model over the same rows, the first with an extra token for a fifth of them.
-        let pass = |model: &mut DraftModel<_>, some: usize| {
-            let mut builder = MetadataBuilder::new(16).unwrap();
-            let table: Vec<BlockId> = (0..10).map(BlockId).collect();
-            for row in 0..ROWS {
-                builder.push_row(100, if row < some { 2 } else { 1 }, &table, MaskKind::Causal).unwrap();
-            }
-            let n = ROWS + some;
-            let metadata = builder.finish().clone();
-            let inputs = StepInputs { tokens: vec![1; n], positions: vec![100; n], metadata };
-            let selection: Vec<u32> = (0..ROWS as u32).collect();
-            let start = std::time::Instant::now();
-            model.runner().forward(&inputs).unwrap();
-            let _ = model.runner().logits(&selection).unwrap();
-            start.elapsed().as_secs_f64() * 1e6
-        };
-        let some = ROWS / 5;
-        passes.push(pass(&mut other, some) + (0..3).map(|_| pass(&mut other, 0)).sum::<f64>());
-    }
-    let median = |times: &mut Vec<f64>| {
-        times.sort_by(f64::total_cmp);
-        times[times.len() / 2]
-    };
-    let (all, model) = (median(&mut times), median(&mut passes));
-    println!("{ROWS} rows of 4 drafts: {all:.0} µs, of which passes {model:.0} µs");
 }

@@ -7,7 +7,7 @@
 //! # What can be added
 //!
 //! Heads on the target (MTP, EAGLE) need the target's hidden states: [`Verified`] is where the executor hands over what a
-//! verify step left behind. Trees need a parent for each draft in [`Drafts`](crate::Drafts) and a mask a row.
+//! verify step left behind. Trees need a parent for each draft in [`Drafts`] and a mask a row.
 
 mod draft_kv;
 mod draft_model;
