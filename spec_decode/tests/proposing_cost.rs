@@ -143,13 +143,14 @@ fn the_cost_of_proposing_beside_the_passes() {
         // Four passes of the bare model over the same rows, the first with an extra token for a fifth of them.
         let pass = |model: &mut DraftModel<_>, some: usize| {
             let mut builder = MetadataBuilder::new(16).unwrap();
-            let table: Vec<BlockId> = (0..10).map(BlockId).collect();
-            for row in 0..ROWS {
-                builder.push_row(100, if row < some { 2 } else { 1 }, &table, MaskKind::Causal).unwrap();
+            for row in 0..ROWS as u32 {
+                let table: Vec<BlockId> = (10 * row..10 * row + 10).map(BlockId).collect();
+                let several = u32::from(row < some as u32);
+                builder.push_row(90, 1 + several, &table, MaskKind::Causal).unwrap();
             }
             let n = ROWS + some;
             let metadata = builder.finish().clone();
-            let inputs = StepInputs { tokens: vec![1; n], positions: vec![100; n], metadata };
+            let inputs = StepInputs { tokens: vec![1; n], positions: vec![90; n], metadata };
             let selection: Vec<u32> = (0..ROWS as u32).collect();
             let start = std::time::Instant::now();
             model.runner().forward(&inputs).unwrap();
