@@ -73,7 +73,7 @@ struct Seen {
     records: Vec<GroupStep>,
     counts: DraftCounts,
     published: usize,
-    allowed: usize,
+    without: u64,
 }
 
 /// A random history: requests come with prompts that may be shared, step or skip, have any number of drafts accepted, fail,
@@ -125,7 +125,7 @@ fn play(setup: &Setup, seed: u64, steps: usize, slow: &mut Slow) -> Seen {
                 "{what}: {} of {max} drafts",
                 given[i].len()
             );
-            seen.allowed += max;
+            seen.without += u64::from(given[i].is_empty());
             let params = &stage.requests.get(request).unwrap().sampling;
             slow.check(tokens, params, given[i], drafts.probabilities(i), &what);
         }
@@ -178,6 +178,9 @@ fn play(setup: &Setup, seed: u64, steps: usize, slow: &mut Slow) -> Seen {
     live.iter().for_each(|&request| model.forget(request));
     assert_eq!(model.blocks().stats().used, 0, "seed {seed}: blocks are left");
     seen.counts = model.counts().clone();
+    // A row without drafts has a reason.
+    assert_eq!(seen.without, seen.counts.rows_behind + seen.counts.rows_without_room, "seed {seed}");
+    assert_eq!(seen.counts.drafts, seen.drafts.iter().flatten().map(|row| row.len() as u64).sum::<u64>());
     seen
 }
 
@@ -292,22 +295,31 @@ fn k_drafts_are_k_passes_whatever_was_accepted_before() {
 fn what_was_verified_but_never_came_true_is_dropped() {
     let mut slow = Slow::default();
     for len in [12, 31, 32, 40] {
-        let mut model = tiny::draft_model(&Setup::default());
+        let mut model = tiny::draft_model(&Setup { probabilities: true, ..Setup::default() });
         model.keep_record(true);
         let mut drafts = Drafts::default();
-        let (mut stage, request) = one(len);
-        let greedy = SamplingParams::greedy();
+        // The distribution tells one bit of the KV, where the greedy choice may not.
+        let params = SamplingParams { seed: 4, ..SamplingParams::default() };
+        let registered = Registered { sampling: params.clone(), prompt_len: len, recorded: None };
+        let mut stage = Stage::new();
+        let request = stage.enter(Dice::new(5).tokens(len, VOCAB), registered);
         stage.propose(&mut model, &[(request, 5)], &mut drafts);
         model.verified(&Verified { accepted: &[5] });
         // The step failed behind the verification: the same tokens are known as before it.
         stage.propose(&mut model, &[(request, 5)], &mut drafts);
-        slow.check(&stage.tokens[&request], &greedy, drafts.row(0), None, "the same tokens");
+        slow.check(
+            &stage.tokens[&request],
+            &params,
+            drafts.row(0),
+            drafts.probabilities(0),
+            "the same tokens",
+        );
         model.verified(&Verified { accepted: &[5] });
         // Again, and then it went on differently.
         let tokens = stage.tokens.get_mut(&request).unwrap();
         tokens.extend([drafts.row(0)[0], (drafts.row(0)[1] + 1) % VOCAB, 3, 4, 5, 6, 7]);
         stage.propose(&mut model, &[(request, 5)], &mut drafts);
-        slow.check(&stage.tokens[&request], &greedy, drafts.row(0), None, "other tokens");
+        slow.check(&stage.tokens[&request], &params, drafts.row(0), drafts.probabilities(0), "other tokens");
         model.forget(request);
         assert_eq!(model.blocks().stats().used, 0);
     }
@@ -351,6 +363,21 @@ fn a_request_in_the_place_of_one_that_was_not_forgotten_begins_anew() {
     assert_eq!(model.blocks().stats().used, 2);
     model.forget(second);
     assert_eq!(model.blocks().stats().used, 0);
+}
+
+#[test]
+fn a_prompt_that_the_cache_has_whole_still_runs_its_last_token() {
+    let mut model = tiny::draft_model(&Setup::default());
+    let mut drafts = Drafts::default();
+    let (mut stage, first) = one(32);
+    stage.propose(&mut model, &[(first, 2)], &mut drafts);
+    let drafted = drafts.row(0).to_vec();
+    model.verified(&Verified { accepted: &[0] });
+    let registered = Registered { sampling: SamplingParams::greedy(), prompt_len: 32, recorded: None };
+    let second = stage.enter(stage.tokens[&first].clone(), registered);
+    stage.propose(&mut model, &[(second, 2)], &mut drafts);
+    assert_eq!(drafts.row(0), drafted);
+    assert_eq!(model.counts().hit_tokens, 16);
 }
 
 #[test]

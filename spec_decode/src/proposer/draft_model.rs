@@ -54,9 +54,10 @@ pub struct DraftOptions {
 ///
 /// # What it costs
 ///
-/// Beside the passes: a copy of each sequence's token ids (4 bytes a token), and the blocks, whose book-keeping is
-/// [`BlockManager`]'s. A step of rows that were there before allocates nothing, but for a block table that outgrows its
-/// buffer, and distributions where they are kept.
+/// Beside the passes: a microsecond a draft, the greedy choice from a small vocabulary included (64 rows of 4 drafts, one
+/// core of a 2-core Xeon); a copy of each sequence's token ids (4 bytes a token), and the blocks, whose book-keeping is
+/// [`BlockManager`]'s. A step of rows that were there before allocates nothing of its own, but for a block table that
+/// outgrows its buffer, and distributions where they are kept.
 pub struct DraftModel<D: Device> {
     runner: Runner<D>,
     kv: DraftKv,

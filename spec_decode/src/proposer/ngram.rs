@@ -10,8 +10,9 @@ use crate::error::ExecuteError;
 /// The longest match of `max_n` down to `min_n` tokens counts, and of equally long ones the most recent; it may overlap the
 /// tokens it is matched with. The drafts are the tokens behind it, fewer than asked for where the sequence ends.
 ///
-/// Costs one pass backwards over the known tokens of a row, whatever `max_n` is: 2 to 3 ns a token, 10 µs for 4,096 without
-/// a match; a match of `max_n` tokens ends it early. Allocates nothing.
+/// Costs one pass backwards over the known tokens of a row, whatever `max_n` is; a match of `max_n` tokens ends it early.
+/// A whole pass over 4,096 random tokens takes 9 µs, and 13 µs where there are only two different ones and `max_n` is 64
+/// (medians of 201, one core of a 2-core Xeon that others used too). Allocates nothing.
 #[derive(Clone, Debug)]
 pub struct NgramProposer {
     min_n: usize,

@@ -61,8 +61,8 @@ impl Shadow {
             assert_eq!(table.len(), to.div_ceil(self.size));
             let slot = |i: usize| table[i / self.size].0 as usize * self.size + i % self.size;
             let names = names(&all);
-            for i in 0..from {
-                assert_eq!(self.slots[slot(i)], names[i], "row {row} reads at {i} what it did not write");
+            for (i, &name) in names[..from].iter().enumerate() {
+                assert_eq!(self.slots[slot(i)], name, "row {row} reads at {i} what it did not write");
             }
             for (i, &said) in (from..to).zip(&record.slot_mapping[own]) {
                 assert_eq!(said, slot(i) as i64);

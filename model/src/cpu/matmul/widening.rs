@@ -1,5 +1,7 @@
 //! The product on vector units: weights widened to f32, one chain an output element.
 
+use std::cell::Cell;
+
 use super::Product;
 use crate::cpu::panel::{GROUP, TILE, TILE_LEN, Weights};
 use pagedraft_attention::isa::{Isa, Kernel};
@@ -82,6 +84,11 @@ impl Element for PairedBf16 {
     }
 }
 
+thread_local! {
+    /// Sums of a share, kept from product to product.
+    static SUMS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
+
 struct Share<'a, E: Element> {
     product: &'a Product<'a>,
     weights: &'a [E::Raw],
@@ -95,7 +102,9 @@ impl<E: Element> Kernel for Share<'_, E> {
         let (tiles, block_rows) = (p.w.tiles(), p.x.block_rows());
         let tile_bytes = TILE_LEN * size_of::<E::Raw>();
         // The sums of all blocks of an item, for as long as its inputs are walked in parts.
-        let mut sums = vec![0.0f32; p.blocks * block_rows * GROUP];
+        let mut sums = SUMS.take();
+        sums.clear();
+        sums.resize(p.blocks * block_rows * GROUP, 0.0);
         let wide = matches!(p.isa, Isa::Amx | Isa::Avx512);
         while let Some(run) = p.chunks.draw() {
             for item in run {
@@ -127,6 +136,7 @@ impl<E: Element> Kernel for Share<'_, E> {
                 }
             }
         }
+        SUMS.set(sums);
     }
 }
 
