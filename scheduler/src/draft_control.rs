@@ -12,6 +12,8 @@ const BEGINNER: f64 = 24.0;
 /// Standard deviations by which the acceptance of a request that has to be woken is taken to be worse, for each step's
 /// time that waking all would take; at least and at most.
 const DOUBT: (f64, f64, f64) = (0.5, 0.5, 2.0);
+/// Steps within which giving drafts up is a relapse, how many count, and what of them is forgotten in a step.
+const RELAPSE: (u32, f64, f64) = (256, 3.0, 1.0 / 4096.0);
 /// By how much drafts have to beat none before they are taken up again.
 const HYSTERESIS: f64 = 0.005;
 
@@ -76,6 +78,10 @@ pub struct DraftControl {
     off_us: f64,
     work: Work,
     on: bool,
+    /// Steps since drafts were taken up.
+    steps_on: u32,
+    /// How often they were given up again soon, lately.
+    relapses: f64,
     report: DraftReport,
 }
 
@@ -103,6 +109,8 @@ impl DraftControl {
             off_us: 0.0,
             work: Work { drafting: vec![0; usize::from(max)], ..Work::default() },
             on: false,
+            steps_on: 0,
+            relapses: 0.0,
             report: DraftReport { chosen: vec![0; usize::from(max) + 1], ..DraftReport::default() },
         }
     }
@@ -184,7 +192,8 @@ impl DraftControl {
         if wakes && self.common.seen >= BEGINNER {
             // To wake it is to buy: what is not known well is worth less.
             let steps = f64::from(lag) * self.draft.tail() * self.running / self.off_us.max(1e-9);
-            let doubt = (DOUBT.0 * steps).clamp(DOUBT.1, DOUBT.2);
+            let surer = 1.0 + self.relapses;
+            let doubt = (DOUBT.0 * steps * surer).clamp(DOUBT.1, DOUBT.2 * surer);
             estimate.0 -= doubt * slot.learnt.deviation(&self.common, estimate.0, len);
             estimate.0 = estimate.0.max(0.0);
         }
@@ -197,14 +206,18 @@ impl DraftControl {
 
     /// Decides.
     pub(crate) fn decide(&mut self) {
+        if self.members.is_empty() {
+            return;
+        }
+        let per_step_us = self.per_step_us * self.draft.scale();
         let costs = Proposing {
             target: &self.target,
             draft: &self.draft,
-            per_step_us: self.per_step_us * self.draft.scale(),
+            per_step_us,
             further: self.common.further(),
         };
         let rates = self.search.choose(&self.base, costs, if self.on { 0.0 } else { HYSTERESIS });
-        self.on = rates.best > rates.off;
+        self.switch(rates.best > rates.off);
         self.off_us = rates.off_us;
         let mut wakes =
             if self.common.seen < BEGINNER { (self.members.len() as u32 / 8).clamp(1, 8) } else { u32::MAX };
@@ -223,7 +236,7 @@ impl DraftControl {
         let (rows, off_us) = (f64::from(self.base.decode_rows), rates.off_us);
         let draft_us = |requests: u32, read: u32| {
             let rows_us = self.target.us(rows + f64::from(requests)) - self.target.us(rows);
-            costs.per_step_us + rows_us + self.draft.us(f64::from(read))
+            per_step_us + rows_us + self.draft.us(f64::from(read))
         };
         let prices = Prices { off_us, rows: self.base.decode_rows, draft_us };
         let step = self.probing.step(self.on, &prices);
@@ -245,6 +258,20 @@ impl DraftControl {
             }
         }
         self.record(drafts);
+    }
+
+    /// Takes drafts up or gives them up. Who does both in quick succession was wrong, and paid for the waking: it has
+    /// to be surer the next time.
+    fn switch(&mut self, on: bool) {
+        self.relapses *= 1.0 - RELAPSE.2;
+        if on {
+            self.steps_on = if self.on { self.steps_on.saturating_add(1) } else { 0 };
+        } else if self.on && self.steps_on < RELAPSE.0 {
+            self.relapses = (self.relapses + 1.0).min(RELAPSE.1);
+        } else if self.on {
+            self.relapses = 0.0;
+        }
+        self.on = on;
     }
 
     fn record(&mut self, drafts: u64) {
