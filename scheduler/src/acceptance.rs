@@ -5,7 +5,7 @@ const COMMON_WINDOW: f64 = 512.0;
 /// What the common estimate weighs in a request's own, in trials.
 const SHRINK: f64 = 24.0;
 /// Tokens after which what was learnt of a request counts half.
-const STALE: f64 = 512.0;
+const STALE: f64 = 256.0;
 /// Trials that everything learnt before counts when a probe begins.
 const DOUBT: f64 = 8.0;
 /// Nothing known: moderately optimistic.

@@ -189,7 +189,7 @@ impl DraftControl {
         // One token behind is its newest, two are that and a draft that was accepted last.
         let lag = if self.keeps_kv { len.saturating_sub(slot.drafted) } else { 0 };
         let wakes = lag > 2;
-        if wakes && self.common.seen >= BEGINNER {
+        if (wakes || !self.on) && self.common.seen >= BEGINNER {
             // To wake it is to buy: what is not known well is worth less.
             let steps = f64::from(lag) * self.draft.tail() * self.running / self.off_us.max(1e-9);
             let surer = 1.0 + self.relapses;
@@ -319,7 +319,7 @@ impl DraftControl {
             return;
         };
         self.common.learn(&mut slot.learnt, row.end, row.drafts_max, given, accepted);
-        self.probing.learn(key, accepted);
+        self.probing.learn(key, given, accepted);
         if given == 0 {
             return;
         }

@@ -28,6 +28,7 @@
 //! 1. Running requests, in the order of admission, while budget is left. A prefill row takes what is missing, cut to
 //!    `prefill_chunk` and the budget; a decode row its last token and up to `num_speculative_tokens` drafts. When the
 //!    pool has no block for it, the newest running request (worst under priority) is preempted, and again, until it has.
+//!    With a [`DraftControl`] that number is its choice for the row, and never more.
 //! 2. If nobody was preempted: waiting requests, in order, while budget, seats and blocks last. A request is admitted
 //!    when its whole known sequence fits the free blocks, hits counted. The first that does not fit ends the step.
 //! 3. A fork ([`RequestSpec::fork_of`]) waits until its parent has the KV of all but the prompt's last token, and
@@ -69,6 +70,20 @@
 //! (`cargo bench -p pagedraft-scheduler`). Abort and preemption walk the
 //! queues; a submission under priority order walks the waiting ones.
 //!
+//! # Draft lengths
+//!
+//! [`Scheduler::set_draft_control`] lets a [`DraftControl`] choose the number of drafts of every row in every step: the
+//! one that gives the most expected tokens in the expected time, 0 where drafts do not pay. It starts from what a step
+//! costs ([`StepCosts`]), learns acceptance in `apply` and corrects the costs by measured times
+//! ([`Scheduler::observe`]). Drafts stay bounded as above.
+//!
+//! In simulated time (`tests/never_worse.rs`: three machines, four proposers, batches of 1 to 64, acceptance 0.1 to
+//! 0.9, 1,260 runs with an exact calibration and noisy times) it gives, against the best fixed length 0 to 8, after 300
+//! tokens a request 0.972 or more (median 0.999, 5 runs below 0.98), and from cold with requests of 128 tokens 0.927 or
+//! more (median 0.994, 1 run below 0.95). What it can't know it loses: sizes that are never run keep their calibrated
+//! ratio to those that are, so that points that are off by 10 %, each by itself, cost up to 8 %. One good request among
+//! many bad ones is not found while drafts are off for all. The decision takes 16 µs at 256 requests.
+//!
 //! # Example
 //!
 //! ```
@@ -106,9 +121,13 @@ mod draft_control;
 mod draft_lengths;
 mod draft_report;
 mod draft_search;
+#[cfg(test)]
+mod draft_search_tests;
 mod error;
 pub mod fake;
 mod live_curve;
+#[cfg(test)]
+mod live_curve_tests;
 mod plan;
 mod probing;
 mod queues;

@@ -16,6 +16,8 @@ const START: f64 = 2.0;
 const EXPECTED: f64 = 3.0;
 /// Tokens a request must have before it to be worth a probe.
 const LEFT: u32 = 8;
+/// And for each of them so many that the proposer may be behind.
+const BEHIND: u32 = 16;
 /// Requests probed at once, at most.
 const WIDTH: usize = 8;
 
@@ -34,6 +36,7 @@ struct Probe {
     steps: u32,
     /// Drafts accepted.
     hits: u32,
+    misses: u32,
     /// Time saved by what was accepted, less what the drafts took (catching up at the start not counted).
     won_us: f64,
 }
@@ -105,7 +108,7 @@ impl Probing {
             self.probed.0 += 1;
             self.probed.1 += lag.max(1);
         }
-        if left < LEFT {
+        if left < LEFT + lag / BEHIND {
             return;
         }
         let mut at = self.num_cheapest;
@@ -140,7 +143,10 @@ impl Probing {
         if let Some(probe) = &mut self.probe {
             let (requests, lags) = self.probed;
             let step_us = (prices.draft_us)(requests, requests);
-            let over = probe.steps >= LENGTH || probe.won_us < -LOSS * step_us;
+            let lost = probe.won_us < -LOSS * step_us;
+            // One that loses alone may pay together with others: then it goes on while there is credit.
+            let promising = probe.hits > 4 * probe.misses;
+            let over = probe.steps >= LENGTH || (lost && (!promising || *credit < step_us));
             if requests > 0 && !over {
                 probe.steps += 1;
                 probe.won_us -= step_us;
@@ -149,7 +155,7 @@ impl Probing {
             }
             self.probe = None;
             self.waited = 0;
-            self.wait = (self.wait * 2).min(WAIT.1);
+            self.wait = if promising { WAIT.0 } else { (self.wait * 2).min(WAIT.1) };
         }
         if self.started > 0 && self.waited < self.wait {
             return Step::None;
@@ -184,7 +190,7 @@ impl Probing {
         for (request, one) in requests.iter_mut().zip(&self.cheapest[..count as usize]) {
             *request = one.request;
         }
-        self.probe = Some(Probe { requests, steps: 1, hits: 0, won_us: -step_us });
+        self.probe = Some(Probe { requests, steps: 1, hits: 0, misses: 0, won_us: -step_us });
         self.started += 1;
         Step::Begins
     }
@@ -194,10 +200,11 @@ impl Probing {
         self.probe.into_iter().flat_map(|probe| probe.requests).filter(|&key| key != RequestKey::default())
     }
 
-    pub(crate) fn learn(&mut self, key: RequestKey, accepted: u16) {
+    pub(crate) fn learn(&mut self, key: RequestKey, given: u16, accepted: u16) {
         if let Some(probe) = self.probe.as_mut().filter(|probe| probe.requests.contains(&key)) {
             let won = f64::from(accepted) * self.token_us;
             probe.hits += u32::from(accepted);
+            probe.misses += u32::from(accepted < given);
             probe.won_us += won;
             self.credit_us = self.credit_us.map(|credit| credit + won);
         }

@@ -101,6 +101,19 @@ fn cold_alike(world: World, lengths: Lengths, batch: u32, accepted: f64) -> f64 
     cold(world, lengths, batch, |_| Drafts::accepted(accepted))
 }
 
+const EVERYDAY: Matrix =
+    Matrix { seeds: 1, batches: &[1, 8, 64], drafts: &[0.0, 0.2], accepted: &[0.1, 0.5, 0.9], ..FULL };
+
+#[test]
+fn in_the_steady_state_no_fixed_length_beats_it() {
+    assert!(compare(&EVERYDAY, 0.98, steady_alike)[0] >= 0.98);
+}
+
+#[test]
+fn from_cold_it_loses_little_while_it_learns() {
+    assert!(compare(&EVERYDAY, 0.95, cold_alike)[0] >= 0.95);
+}
+
 #[test]
 #[ignore = "the full matrix: a minute"]
 fn the_full_matrix_in_the_steady_state() {
