@@ -285,8 +285,9 @@ impl DraftControl {
         self.report.last_mean = drafts as f64 / self.members.len().max(1) as f64;
     }
 
-    /// Drafts chosen for a request.
-    pub(crate) fn wanted(&self, key: RequestKey) -> u16 {
+    /// Drafts chosen for a request when it decoded last; its row has fewer where blocks, budget or lengths end.
+    #[must_use]
+    pub fn wanted(&self, key: RequestKey) -> u16 {
         let slot = self.slots.get(key.index()).filter(|slot| slot.generation == key.generation());
         slot.map_or(0, |slot| slot.wanted)
     }
