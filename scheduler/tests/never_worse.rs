@@ -54,7 +54,9 @@ const FULL: Matrix = Matrix {
 /// Prints the cells below `least` and the distribution; gives the least ratio to the best fixed length.
 fn compare(matrix: &Matrix, least: f64, measure: Measure) -> Vec<f64> {
     let mut ratios = Vec::new();
-    for seed in 1..=matrix.seeds {
+    // Seeds 1 to 3 are those the constants were tuned on: FIRST_SEED=4 for others.
+    let first = std::env::var("FIRST_SEED").ok().and_then(|n| n.parse().ok()).unwrap_or(1u64);
+    for seed in first..first + matrix.seeds {
         for &shape in matrix.shapes {
             for &draft in matrix.drafts {
                 for &batch in matrix.batches {
