@@ -5,7 +5,7 @@ const COMMON_WINDOW: f64 = 512.0;
 /// What the common estimate weighs in a request's own, in trials.
 const SHRINK: f64 = 24.0;
 /// Tokens after which what was learnt of a request counts half.
-const STALE: f64 = 512.0;
+const STALE: f64 = 256.0;
 /// Trials that everything learnt before counts when a probe begins.
 const DOUBT: f64 = 8.0;
 /// Nothing known: moderately optimistic.
@@ -86,11 +86,10 @@ impl Common {
         self.further.value()
     }
 
-    /// Lets the next trials of all, and of one to be probed, count much: the world may have changed unseen.
-    pub(crate) fn doubt(&mut self, own: &mut Learnt) {
-        for share in [&mut self.accepted, &mut self.given, &mut own.accepted, &mut own.given] {
-            share.cap(DOUBT);
-        }
+    /// Lets the next trials count much: the world may have changed unseen.
+    pub(crate) fn doubt(&mut self) {
+        self.accepted.cap(DOUBT);
+        self.given.cap(DOUBT);
     }
 
     /// Learns from a row that asked for `asked` drafts, scored `given` and accepted `accepted` of them.
@@ -120,12 +119,18 @@ impl Common {
 }
 
 impl Learnt {
+    /// Lets its next trials count much.
+    pub(crate) fn doubt(&mut self) {
+        self.accepted.cap(DOUBT);
+        self.given.cap(DOUBT);
+    }
+
     fn freshness(&self, len: u32) -> f64 {
         STALE / (STALE + f64::from(len.saturating_sub(self.len)))
     }
 
     /// How far its acceptance may be from the estimate: a standard deviation of the trials behind it.
-    pub(crate) fn doubt(&self, common: &Common, accepted: f64, len: u32) -> f64 {
+    pub(crate) fn deviation(&self, common: &Common, accepted: f64, len: u32) -> f64 {
         let trials = self.accepted.trials.mul_add(self.freshness(len), common.accepted.trials);
         (accepted * (1.0 - accepted) / trials.max(1.0)).max(0.0).sqrt()
     }

@@ -1,7 +1,7 @@
 use crate::acceptance::{Common, Learnt};
 use crate::draft_search::{Base, Proposing, Search};
 use crate::live_curve::LiveCurve;
-use crate::probing::Probing;
+use crate::probing::{Prices, Probing, Step};
 use crate::scheduler::FlightRow;
 use crate::{DraftReport, RequestKey, RowOutcome, StepCosts, StepTimes};
 
@@ -9,8 +9,11 @@ use crate::{DraftReport, RequestKey, RowOutcome, StepCosts, StepTimes};
 const HORIZON: f64 = 256.0;
 /// Trials below which whoever has to be woken is woken a few at a time.
 const BEGINNER: f64 = 24.0;
-/// Standard deviations by which the acceptance of a request that has to be woken is taken to be worse.
-const DOUBT: f64 = 0.7;
+/// Standard deviations by which the acceptance of a request that has to be woken is taken to be worse, for each step's
+/// time that waking all would take; at least and at most.
+const DOUBT: (f64, f64, f64) = (0.5, 0.5, 2.0);
+/// Steps within which giving drafts up is a relapse, how many count, and what of them is forgotten in a step.
+const RELAPSE: (u32, f64, f64) = (256, 3.0, 1.0 / 4096.0);
 /// By how much drafts have to beat none before they are taken up again.
 const HYSTERESIS: f64 = 0.005;
 
@@ -50,7 +53,7 @@ struct Work {
 /// `(1 - a^(k+1)) / (1 - a)` tokens from `k` drafts (Leviathan et al. 2023, equation 1). A step takes the target's
 /// forward of all its rows, a forward of the proposer for each depth, and what the proposer has to catch up with,
 /// written off over what is left of the request. Where drafts do not pay it is 0, and a request is probed now and
-/// then, at a price of 0.3 % of the time.
+/// then, at a price of 0.6 % of the time.
 ///
 /// It is a function of what it was told ([`Scheduler::apply`](crate::Scheduler::apply) and
 /// [`Scheduler::observe`](crate::Scheduler::observe)) and of nothing else. Counts are per request, shrunk to what all
@@ -69,8 +72,16 @@ pub struct DraftControl {
     search: Search,
     probing: Probing,
     base: Base,
+    /// Running requests.
+    running: f64,
+    /// Microseconds of the step decided last, without drafts.
+    off_us: f64,
     work: Work,
     on: bool,
+    /// Steps since drafts were taken up.
+    steps_on: u32,
+    /// How often they were given up again soon, lately.
+    relapses: f64,
     report: DraftReport,
 }
 
@@ -94,8 +105,12 @@ impl DraftControl {
             members: Vec::new(),
             probing: Probing::default(),
             base: Base::default(),
+            running: 0.0,
+            off_us: 0.0,
             work: Work { drafting: vec![0; usize::from(max)], ..Work::default() },
             on: false,
+            steps_on: 0,
+            relapses: 0.0,
             report: DraftReport { chosen: vec![0; usize::from(max) + 1], ..DraftReport::default() },
         }
     }
@@ -145,6 +160,7 @@ impl DraftControl {
         self.members.reserve(running);
         self.search.clear();
         self.probing.begin();
+        self.running = running as f64;
         self.base = Base { overhead_us: self.overhead_us, room, ..Base::default() };
     }
 
@@ -173,9 +189,12 @@ impl DraftControl {
         // One token behind is its newest, two are that and a draft that was accepted last.
         let lag = if self.keeps_kv { len.saturating_sub(slot.drafted) } else { 0 };
         let wakes = lag > 2;
-        if wakes && self.common.seen >= BEGINNER {
+        if (wakes || !self.on) && self.common.seen >= BEGINNER {
             // To wake it is to buy: what is not known well is worth less.
-            estimate.0 -= DOUBT * slot.learnt.doubt(&self.common, estimate.0, len);
+            let steps = f64::from(lag) * self.draft.tail() * self.running / self.off_us.max(1e-9);
+            let surer = 1.0 + self.relapses;
+            let doubt = (DOUBT.0 * steps * surer).clamp(DOUBT.1, DOUBT.2 * surer);
+            estimate.0 -= doubt * slot.learnt.deviation(&self.common, estimate.0, len);
             estimate.0 = estimate.0.max(0.0);
         }
         let horizon = (f64::from(left) * (1.0 - estimate.0)).clamp(1.0, HORIZON);
@@ -187,14 +206,19 @@ impl DraftControl {
 
     /// Decides.
     pub(crate) fn decide(&mut self) {
+        if self.members.is_empty() {
+            return;
+        }
+        let per_step_us = self.per_step_us * self.draft.scale();
         let costs = Proposing {
             target: &self.target,
             draft: &self.draft,
-            per_step_us: self.per_step_us * self.draft.scale(),
+            per_step_us,
             further: self.common.further(),
         };
         let rates = self.search.choose(&self.base, costs, if self.on { 0.0 } else { HYSTERESIS });
-        self.on = rates.best > rates.off;
+        self.switch(rates.best > rates.off);
+        self.off_us = rates.off_us;
         let mut wakes =
             if self.common.seen < BEGINNER { (self.members.len() as u32 / 8).clamp(1, 8) } else { u32::MAX };
         let mut drafts = 0;
@@ -209,19 +233,45 @@ impl DraftControl {
                 drafts += u64::from(wanted);
             }
         }
-        let row_us = self.target.us(f64::from(self.base.decode_rows) + 1.0)
-            - self.target.us(f64::from(self.base.decode_rows));
-        let step_us = costs.per_step_us + row_us;
-        let price = |lag: u32| step_us + self.draft.us(f64::from(lag.max(1)));
-        if let Some(key) = self.probing.step(self.on, rates.off_us, self.base.decode_rows, price) {
-            let slot = &mut self.slots[key.index()];
-            slot.wanted = self.max.min(1);
-            if self.probing.begins() {
-                self.common.doubt(&mut slot.learnt);
+        let (rows, off_us) = (f64::from(self.base.decode_rows), rates.off_us);
+        let draft_us = |requests: u32, read: u32| {
+            let rows_us = self.target.us(rows + f64::from(requests)) - self.target.us(rows);
+            per_step_us + rows_us + self.draft.us(f64::from(read))
+        };
+        let prices = Prices { off_us, rows: self.base.decode_rows, draft_us };
+        let step = self.probing.step(self.on, &prices);
+        if step != Step::None {
+            if step == Step::Begins {
+                self.common.doubt();
             }
-            drafts += u64::from(self.max.min(1));
+            for key in self.probing.requests() {
+                let Some(slot) = self.slots.get_mut(key.index()) else {
+                    continue;
+                };
+                if slot.generation == key.generation() {
+                    slot.wanted = self.max.min(1);
+                    drafts += u64::from(slot.wanted);
+                    if step == Step::Begins {
+                        slot.learnt.doubt();
+                    }
+                }
+            }
         }
         self.record(drafts);
+    }
+
+    /// Takes drafts up or gives them up. Who does both in quick succession was wrong, and paid for the waking: it has
+    /// to be surer the next time.
+    fn switch(&mut self, on: bool) {
+        self.relapses *= 1.0 - RELAPSE.2;
+        if on {
+            self.steps_on = if self.on { self.steps_on.saturating_add(1) } else { 0 };
+        } else if self.on && self.steps_on < RELAPSE.0 {
+            self.relapses = (self.relapses + 1.0).min(RELAPSE.1);
+        } else if self.on {
+            self.relapses = 0.0;
+        }
+        self.on = on;
     }
 
     fn record(&mut self, drafts: u64) {
@@ -235,8 +285,9 @@ impl DraftControl {
         self.report.last_mean = drafts as f64 / self.members.len().max(1) as f64;
     }
 
-    /// Drafts chosen for a request.
-    pub(crate) fn wanted(&self, key: RequestKey) -> u16 {
+    /// Drafts chosen for a request when it decoded last; its row has fewer where blocks, budget or lengths end.
+    #[must_use]
+    pub fn wanted(&self, key: RequestKey) -> u16 {
         let slot = self.slots.get(key.index()).filter(|slot| slot.generation == key.generation());
         slot.map_or(0, |slot| slot.wanted)
     }
@@ -269,7 +320,7 @@ impl DraftControl {
             return;
         };
         self.common.learn(&mut slot.learnt, row.end, row.drafts_max, given, accepted);
-        self.probing.learn(key, accepted);
+        self.probing.learn(key, given, accepted);
         if given == 0 {
             return;
         }

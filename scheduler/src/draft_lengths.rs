@@ -17,19 +17,18 @@ impl Scheduler {
         let budget = config.max_num_batched_tokens;
         control.begin(running.len(), budget.saturating_sub(running.len() as u32));
         let mut left = budget;
+        let chunk = config.prefill_chunk.unwrap_or(u32::MAX);
         for &key in running {
             let Some(request) = requests.get(key.0) else {
                 continue;
             };
             let len = request.len();
-            let piece = (len - request.computed).min(left).min(config.prefill_chunk.unwrap_or(u32::MAX));
-            left -= piece;
-            if piece == 0 {
-                break;
-            }
             if request.is_decoding() {
+                left = left.saturating_sub(1);
                 control.add_decode(key, len, request.max_len - len);
             } else {
+                let piece = (len - request.computed).min(left).min(chunk);
+                left -= piece;
                 control.add_prefill(piece);
             }
         }
@@ -43,8 +42,7 @@ impl Scheduler {
                 break;
             }
             free -= request.len();
-            let piece =
-                (request.len() - request.computed).min(left).min(config.prefill_chunk.unwrap_or(u32::MAX));
+            let piece = (request.len() - request.computed).min(left).min(chunk);
             left -= piece;
             control.add_prefill(piece);
         }

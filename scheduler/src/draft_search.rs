@@ -136,7 +136,7 @@ impl Search {
         at as u16
     }
 
-    /// Chooses; [`take`](Self::take) then tells each request its length. Without `hysteresis` more than what no drafts give, none.
+    /// Chooses; [`take`](Self::take) then tells each request its length. Drafts have to beat none by the share `hysteresis`.
     pub(crate) fn choose(&mut self, base: &Base, costs: Proposing<'_>, hysteresis: f64) -> Rates {
         self.list(costs);
         let prefill = f64::from(base.prefill_rows);

@@ -28,6 +28,7 @@
 //! 1. Running requests, in the order of admission, while budget is left. A prefill row takes what is missing, cut to
 //!    `prefill_chunk` and the budget; a decode row its last token and up to `num_speculative_tokens` drafts. When the
 //!    pool has no block for it, the newest running request (worst under priority) is preempted, and again, until it has.
+//!    With a [`DraftControl`] that number is its choice for the row, and never more.
 //! 2. If nobody was preempted: waiting requests, in order, while budget, seats and blocks last. A request is admitted
 //!    when its whole known sequence fits the free blocks, hits counted. The first that does not fit ends the step.
 //! 3. A fork ([`RequestSpec::fork_of`]) waits until its parent has the KV of all but the prompt's last token, and
@@ -69,6 +70,31 @@
 //! (`cargo bench -p pagedraft-scheduler`). Abort and preemption walk the
 //! queues; a submission under priority order walks the waiting ones.
 //!
+//! # Draft lengths
+//!
+//! [`Scheduler::set_draft_control`] lets a [`DraftControl`] choose the number of drafts of every row in every step: the
+//! one that gives the most expected tokens in the expected time, 0 where drafts do not pay. It starts from what a step
+//! costs ([`StepCosts`]), learns acceptance in `apply` and corrects the costs by measured times
+//! ([`Scheduler::observe`]). Drafts stay bounded as above.
+//!
+//! It aims at 0.98 of the best fixed length 0 to 8 and does not reach it everywhere. In simulated time
+//! (`tests/never_worse.rs`: three machines, four proposers, batches of 1 to 64, acceptance 0.1 to 0.9; 420 cells and
+//! three seeds, 1,260 runs a line), of the best fixed length:
+//!
+//! | runs | seeds | least | median | short of the aim |
+//! |---|---|---|---|---|
+//! | after 300 tokens a request, exact calibration | 4 to 6, fresh | 0.916 | 0.999 | 12 below 0.98 |
+//! | the same | 1 to 3, tuned on | 0.972 | 0.999 | 5 below 0.98 |
+//! | the same, each calibrated point off by up to 10 % | 1 to 3 | 0.887 | 0.998 | 101 below 0.98 |
+//! | from cold, eight requests of 128 tokens a seat | 4 to 6, fresh | 0.942 | 0.995 | 1 below 0.95 |
+//! | the same | 1 to 3, tuned on | 0.928 | 0.994 | 1 below 0.95 |
+//! | from cold, the first request of each seat alone | 1 to 3 | 0.892 | 0.979 | 76 below 0.95 |
+//!
+//! The cells that fall short lie where drafts barely pay or barely do not and waking the proposer is dear. Sizes that
+//! are never run keep their calibrated ratio to those that are. One good request among many bad ones may not be found
+//! while drafts are off for all. A decision adds 16 µs to the median step at 256 requests, 49 µs at 1,000
+//! (`cargo bench -p pagedraft-scheduler --bench draft_lengths`, on a shared machine of two cores).
+//!
 //! # Example
 //!
 //! ```
@@ -106,9 +132,13 @@ mod draft_control;
 mod draft_lengths;
 mod draft_report;
 mod draft_search;
+#[cfg(test)]
+mod draft_search_tests;
 mod error;
 pub mod fake;
 mod live_curve;
+#[cfg(test)]
+mod live_curve_tests;
 mod plan;
 mod probing;
 mod queues;

@@ -44,7 +44,7 @@ struct Matrix {
 
 const FULL: Matrix = Matrix {
     noise: 0.0,
-    seeds: 1,
+    seeds: 3,
     batches: &[1, 2, 4, 8, 16, 32, 64],
     shapes: &[Shape::Cpu, Shape::Linear, Shape::Stairs],
     drafts: &[0.0, 0.05, 0.2, 0.5],
@@ -54,7 +54,9 @@ const FULL: Matrix = Matrix {
 /// Prints the cells below `least` and the distribution; gives the least ratio to the best fixed length.
 fn compare(matrix: &Matrix, least: f64, measure: Measure) -> Vec<f64> {
     let mut ratios = Vec::new();
-    for seed in 1..=matrix.seeds {
+    // Seeds 1 to 3 are those the constants were tuned on: FIRST_SEED=4 for others.
+    let first = std::env::var("FIRST_SEED").ok().and_then(|n| n.parse().ok()).unwrap_or(1u64);
+    for seed in first..first + matrix.seeds {
         for &shape in matrix.shapes {
             for &draft in matrix.drafts {
                 for &batch in matrix.batches {
@@ -99,6 +101,19 @@ fn steady_alike(world: World, lengths: Lengths, batch: u32, accepted: f64) -> f6
 
 fn cold_alike(world: World, lengths: Lengths, batch: u32, accepted: f64) -> f64 {
     cold(world, lengths, batch, |_| Drafts::accepted(accepted))
+}
+
+const EVERYDAY: Matrix =
+    Matrix { seeds: 1, batches: &[1, 8, 64], drafts: &[0.0, 0.2], accepted: &[0.1, 0.5, 0.9], ..FULL };
+
+#[test]
+fn in_the_steady_state_no_fixed_length_beats_it() {
+    assert!(compare(&EVERYDAY, 0.98, steady_alike)[0] >= 0.98);
+}
+
+#[test]
+fn from_cold_it_loses_little_while_it_learns() {
+    assert!(compare(&EVERYDAY, 0.95, cold_alike)[0] >= 0.95);
 }
 
 #[test]

@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use pagedraft_block_manager::{GroupId, Salt};
 use pagedraft_scheduler::fake::{FakeExecutor, Script};
 use pagedraft_scheduler::{
-    Executor, KvView, Policy, RequestKey, RequestSpec, Scheduler, SchedulerConfig, StepOutcome, StepPlan,
+    CostCurve, DraftControl, Executor, KvView, Policy, RequestKey, RequestSpec, Scheduler, SchedulerConfig,
+    StepCosts, StepOutcome, StepPlan, StepTimes,
 };
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
@@ -238,7 +239,7 @@ impl Both {
     }
 }
 
-fn play(workload: &Workload) {
+fn play(workload: &Workload, costs: Option<&StepCosts>) {
     let mut both = Both {
         fast: Scheduler::new(workload.config.clone()).unwrap(),
         slow: Reference::new(workload.config.clone()),
@@ -246,6 +247,8 @@ fn play(workload: &Workload) {
         keys: vec![],
         numbers: BTreeMap::new(),
     };
+    let control = costs.map(|costs| DraftControl::new(workload.config.num_speculative_tokens, costs));
+    both.fast.set_draft_control(control);
     let mut plan = StepPlan::default();
     let mut outcome = StepOutcome::default();
     let mut applied = vec![];
@@ -266,6 +269,9 @@ fn play(workload: &Workload) {
         };
         abort_now(&mut both, false);
         both.fast.step(&mut plan);
+        if let Some(control) = both.fast.draft_control() {
+            both.slow.wanted = both.keys.iter().map(|&key| control.wanted(key).into()).collect();
+        }
         let expected = both.slow.step();
         assert_eq!(both.numbered(&plan), expected, "plan of step {step}");
         assert_eq!(plan.rows.is_empty(), !both.fast.has_unfinished());
@@ -278,6 +284,7 @@ fn play(workload: &Workload) {
         abort_now(&mut both, true);
         if !plan.rows.is_empty() && !workload.failures.contains(&step) {
             both.fast.apply(&outcome, &mut applied).unwrap();
+            both.fast.observe(&StepTimes { propose_us: 20.0, execute_us: 100.0, total_us: 130.0 });
             let results: Vec<_> = outcome
                 .rows
                 .iter()
@@ -318,6 +325,20 @@ proptest! {
 
     #[test]
     fn plans_equal_those_of_the_slow_obvious_scheduler(workload in workloads()) {
-        play(&workload);
+        play(&workload, None);
+    }
+
+    #[test]
+    fn plans_are_the_same_with_lengths_that_a_control_chose(
+        workload in workloads(),
+        slopes in (0.0..30.0, 0.0..5.0),
+        proposer_keeps_kv: bool,
+    ) {
+        let curve = |first: f64, slope: f64| CostCurve {
+            points: vec![(1, first), (4, first), (64, first + 60.0 * slope)],
+            us_per_context: 0.01,
+        };
+        let (target, draft) = (curve(100.0, slopes.0), curve(10.0, slopes.1));
+        play(&workload, Some(&StepCosts { target, draft, proposer_keeps_kv, ..StepCosts::default() }));
     }
 }

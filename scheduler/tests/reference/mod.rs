@@ -56,6 +56,8 @@ pub struct Reference {
     flight: Vec<Row>,
     ended: Vec<usize>,
     steps: usize,
+    /// Drafts that each request is given at most, beside the setting.
+    pub wanted: Vec<usize>,
 }
 
 impl Reference {
@@ -71,6 +73,7 @@ impl Reference {
             flight: vec![],
             ended: vec![],
             steps: 0,
+            wanted: vec![],
         }
     }
 
@@ -236,6 +239,7 @@ impl Reference {
             let spare = self.free.len().saturating_sub(behind);
             drafts = [
                 self.config.num_speculative_tokens as usize,
+                self.wanted.get(r).copied().unwrap_or(usize::MAX),
                 request.max_tokens - generated - 1,
                 self.config.max_model_len as usize - len - 1,
                 (self.config.num_blocks as usize * size) - len,
