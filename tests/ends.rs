@@ -80,7 +80,7 @@ fn every_end(ends: impl Fn(&RequestOutput) -> Vec<Request>) {
             assert_eq!(essence(&found), essence(&expected));
             cases += 1;
             // With all drafts right a step gives nine tokens: other lengths end inside one.
-            inside += usize::from(found.num_accepted > 0 && (found.token_ids.len() - 1) % 9 != 0);
+            inside += usize::from(found.num_accepted > 0 && !(found.token_ids.len() - 1).is_multiple_of(9));
         }
     }
     assert!(cases > 50 && inside > cases / 2, "{inside} of {cases} ends were inside an accepted run");

@@ -6,7 +6,7 @@ use pagedraft_block_manager::BlockId;
 use pagedraft_model::checkpoint::{Checkpoint, ModelConfig};
 use pagedraft_model::cpu::{CpuDevice, CpuOptions};
 use pagedraft_model::{CaptureSizes, Dtype, Runner, StepInputs, StepLimits};
-use pagedraft_spec_decode::proposer::{DraftModel, DraftOptions};
+use pagedraft_spec_decode::proposer::{DraftModel, DraftOptions, Proposer};
 
 pub const VOCAB: u32 = 50;
 pub const MAX_MODEL_LEN: usize = 160;
@@ -73,11 +73,9 @@ pub fn draft_model(setup: &Setup) -> DraftModel<CpuDevice> {
     if setup.graphs {
         runner.capture(&CaptureSizes::new(CaptureSizes::default_token_rows(16), 2)).unwrap();
     }
-    {
-        let mut model = DraftModel::new(runner, options(setup)).unwrap();
-        model.keep_probabilities(setup.probabilities);
-        model
-    }
+    let mut model = DraftModel::new(runner, options(setup)).unwrap();
+    model.keep_probabilities(setup.probabilities);
+    model
 }
 
 /// Runs the whole sequence in one pass, each time.
