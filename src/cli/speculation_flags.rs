@@ -15,7 +15,7 @@ pub struct SpeculationFlags {
     #[arg(long, value_name = "DIR|builtin:NAME|ngram|synthetic:RATE")]
     pub draft: Option<DraftRef>,
     /// What a token of a synthetic draft is made to take, as a share of a decode step
-    #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = share)]
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = share, allow_negative_numbers = true)]
     draft_cost: f64,
     /// Drafts of a row at most; `auto`: as many as pay, for each request and step
     #[arg(long, value_name = "K|auto", default_value_t = DraftLength::Auto)]
@@ -27,10 +27,10 @@ pub struct SpeculationFlags {
     #[arg(long, value_enum, default_value = "coupled")]
     acceptance: AcceptanceName,
     /// Typical acceptance: a draft more likely than this always stands
-    #[arg(long, value_name = "P", default_value_t = Acceptance::TYPICAL_THRESHOLD, value_parser = share32)]
+    #[arg(long, value_name = "P", default_value_t = Acceptance::TYPICAL_THRESHOLD, value_parser = share32, allow_negative_numbers = true)]
     typical_threshold: f32,
     /// Typical acceptance: factor of exp(-entropy)
-    #[arg(long, value_name = "A", default_value_t = Acceptance::TYPICAL_ALPHA, value_parser = share32)]
+    #[arg(long, value_name = "A", default_value_t = Acceptance::TYPICAL_ALPHA, value_parser = share32, allow_negative_numbers = true)]
     typical_alpha: f32,
     /// Shortest n-gram that is looked up
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]

@@ -26,7 +26,7 @@ impl DraftParts {
         max_model_len: u32,
     ) -> anyhow::Result<Option<Self>> {
         let Some(DraftRef::Model(model)) = &options.speculation.draft else { return Ok(None) };
-        let checkpoint = load::checkpoint(model, options).context("--draft")?;
+        let checkpoint = load::checkpoint(model, options)?;
         let config = checkpoint.config();
         let (own, targets) = (config.vocab_size, target.config().vocab_size);
         ensure!(

@@ -132,7 +132,8 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
 
     let layout = CpuDevice::kv_layout(&config, dtype, options.block_size).map_err(|e| usage(e.into()))?;
     let block_bytes = layout.block_bytes() as u128 * config.num_layers as u128;
-    let draft = DraftParts::open(options, &checkpoint, max_model_len).map_err(usage)?;
+    let draft = DraftParts::open(options, &checkpoint, max_model_len)
+        .map_err(|e| usage(e.context("the model that --draft names is refused")))?;
     let draft_bytes = draft.as_ref().map_or(0, DraftParts::block_bytes);
     let memory = options.kv_cache_memory.unwrap_or(DEFAULT_KV_CACHE_MEMORY);
     let num_blocks = match options.num_blocks {

@@ -1,0 +1,107 @@
+//! Speculation from the command line: what it refuses, and that nothing it is told changes a token.
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
+mod program;
+
+use program::{Run, Scratch, pagedraft};
+use serde_json::Value;
+
+#[track_caller]
+fn refused(run: &Run, words: &[&str]) {
+    assert_eq!(run.code, Some(2), "{run:?}");
+    for word in words {
+        assert!(run.stderr.contains(word), "{word:?} is not in {run:?}");
+    }
+    assert!(!run.stderr.contains("panicked"), "{run:?}");
+}
+
+/// A directory with a small `config.json`.
+fn model(at: &Scratch, name: &str, vocab: u32, longest: u32) -> String {
+    let dir = at.path(name);
+    std::fs::create_dir_all(&dir).unwrap();
+    let config = format!(
+        r#"{{"architectures": ["LlamaForCausalLM"], "vocab_size": {vocab}, "hidden_size": 32, "intermediate_size": 64,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": {longest},
+        "rms_norm_eps": 1e-5, "rope_theta": 10000.0}}"#
+    );
+    std::fs::write(std::path::Path::new(&dir).join("config.json"), config).unwrap();
+    dir
+}
+
+fn dummy(target: &str, draft: &str, more: &[&str]) -> Run {
+    let line =
+        ["generate", "--load-format", "dummy", "--token-ids", "1,2,3", "--model", target, "--draft", draft];
+    pagedraft(&[&line[..], more].concat())
+}
+
+#[test]
+fn a_draft_that_does_not_go_with_its_target_is_refused() {
+    let at = Scratch::new("draft");
+    let target = model(&at, "target", 100, 256);
+    let other = model(&at, "other", 101, 256);
+    refused(&dummy(&target, &other, &[]), &["--draft", "other", "101", "100", "same family"]);
+    let short = model(&at, "short", 100, 128);
+    refused(&dummy(&target, &short, &[]), &["--draft", "short", "128", "256", "--max-model-len 128"]);
+    let run = dummy(&target, &short, &["--max-model-len", "128", "--max-tokens", "4", "--ignore-eos"]);
+    assert_eq!(run.code, Some(0), "{run:?}");
+    refused(&dummy(&target, "/no/such/directory", &[]), &["/no/such/directory"]);
+    refused(&dummy(&target, "builtin:nobody", &[]), &["builtin:nobody", "builtin:draft"]);
+    refused(&dummy(&target, "synthetic:2", &[]), &["--draft", "0 to 1"]);
+    refused(&dummy(&target, "synthetic", &[]), &["synthetic:RATE"]);
+}
+
+#[test]
+fn numbers_out_of_range_are_refused_by_flag() {
+    let generate = |more: &[&str]| pagedraft(&[&["generate", "--token-ids", "1,2"], more].concat());
+    refused(&generate(&["--num-speculative-tokens", "many"]), &["--num-speculative-tokens", "auto"]);
+    refused(&generate(&["--num-speculative-tokens", "65"]), &["--num-speculative-tokens", "64"]);
+    refused(&generate(&["--scorer", "tree"]), &["--scorer", "mqa", "batch-expansion"]);
+    refused(&generate(&["--acceptance", "always"]), &["--acceptance", "coupled", "rejection", "typical"]);
+    refused(&generate(&["--ngram-min", "0"]), &["--ngram-min"]);
+    refused(&generate(&["--ngram-min", "5", "--ngram-max", "2"]), &["--ngram-min 5", "--ngram-max 2"]);
+    refused(&generate(&["--draft", "ngram", "--draft-cost", "0.5"]), &["--draft-cost"]);
+    refused(&generate(&["--draft-cost", "-1", "--draft", "synthetic:0.5"]), &["--draft-cost"]);
+    refused(&generate(&["--shadow-rate", "1.5"]), &["--shadow-rate", "0 to 1"]);
+    refused(&generate(&["--graph-sizes", "0"]), &["--graph-sizes"]);
+}
+
+fn tokens(more: &[&str]) -> Value {
+    let line =
+        ["generate", "--prompt", "It was the best of times", "--max-tokens", "40", "--output-json", "-"];
+    let run = pagedraft(&[&line[..], more].concat());
+    assert_eq!(run.code, Some(0), "{run:?}");
+    serde_json::from_str::<Value>(&run.stdout).unwrap()["token_ids"].clone()
+}
+
+#[test]
+fn nothing_that_speculation_is_told_changes_a_token() {
+    for sampling in [&["--temperature", "0"][..], &["--temperature", "0.9", "--top-p", "0.9", "--seed", "3"]]
+    {
+        let plain = tokens(sampling);
+        let ways: [&[&str]; 8] = [
+            &["--draft", "builtin:draft"],
+            &["--draft", "builtin:draft", "--num-speculative-tokens", "64"],
+            &["--draft", "builtin:draft", "--num-speculative-tokens", "8", "--max-num-batched-tokens", "3"],
+            &["--draft", "builtin:draft", "--num-speculative-tokens", "0"],
+            &["--draft", "builtin:target", "--num-speculative-tokens", "5", "--scorer", "batch-expansion"],
+            &["--draft", "ngram", "--ngram-min", "2", "--ngram-max", "3", "--enforce-eager"],
+            &["--draft", "builtin:draft", "--graph-sizes", "16", "--num-speculative-tokens", "3"],
+            &["--draft", "builtin:draft", "--shadow-rate", "1", "--num-speculative-tokens", "3"],
+        ];
+        for way in ways {
+            assert_eq!(tokens(&[sampling, way].concat()), plain, "{way:?}");
+        }
+    }
+}
+
+#[test]
+fn the_canary_fails_a_run_whose_verify_steps_are_replayed_on_the_wrong_graph() {
+    let line = ["generate", "--prompt", "It was the best of times", "--max-tokens", "100", "--ignore-eos"];
+    let draft = ["--draft", "builtin:draft", "--num-speculative-tokens", "3"];
+    let fault = ["--inject-fault", "decode-graph-for-verify"];
+    let run = pagedraft(&[&line[..], &draft, &fault, &["--shadow-rate", "0.05"]].concat());
+    assert_eq!(run.code, Some(1), "{run:?}");
+    assert!(run.stderr.contains("canary") && run.stderr.contains("--enforce-eager"), "{run:?}");
+    let run = pagedraft(&[&line[..], &draft, &["--shadow-rate", "0.05"]].concat());
+    assert_eq!(run.code, Some(0), "{run:?}");
+}
