@@ -29,6 +29,8 @@ struct Case {
     name: &'static str,
     dtype: KvDtype,
     rows: Vec<(u32, u32)>,
+    /// Each query is a metadata row of its own (batch expansion).
+    expanded: bool,
 }
 
 /// A case made ready: every layer's cache, metadata, buffers.
@@ -67,7 +69,10 @@ fn ready(case: &Case) -> Ready {
                 BlockId((u64::from(next) * u64::from(step) % u64::from(num_blocks)) as u32)
             })
             .collect();
-        builder.push_row(context, query, &table, MaskKind::Causal).unwrap();
+        let (rows, queries) = if case.expanded { (query, 1) } else { (1, query) };
+        for row in 0..rows {
+            builder.push_row(context + row, queries, &table, MaskKind::Causal).unwrap();
+        }
         let pairs: f64 = (0..query).map(|i| f64::from(context + i + 1)).sum();
         flops += pairs * (HEADS * DIM * 4) as f64;
         kv_tokens += (context + query) as usize;
@@ -206,17 +211,21 @@ fn spread(times: &mut [f64]) -> (f64, f64, f64) {
 }
 
 fn kernels(isa: Isa, threads: usize) {
-    let bf16 = |name, rows: Vec<(u32, u32)>| Case { name, dtype: KvDtype::Bf16, rows };
+    let bf16 = |name, rows: Vec<(u32, u32)>| Case { name, dtype: KvDtype::Bf16, rows, expanded: false };
+    let f32 = |name, rows| Case { dtype: KvDtype::F32, ..bf16(name, rows) };
     let cases = [
         bf16("decode, context 128", vec![(127, 1)]),
         bf16("decode, context 2048", vec![(2047, 1)]),
         bf16("verify 5, context 2048", vec![(2043, 5)]),
         bf16("8 decodes, context 512", vec![(511, 1); 8]),
         bf16("8 verify 5, context 512", vec![(507, 5); 8]),
+        bf16("8 decodes, context 4096", vec![(4096, 1); 8]),
+        bf16("8 verify 5, context 4096", vec![(4096, 5); 8]),
+        Case { expanded: true, ..bf16("8 verify 5 expanded, 4096", vec![(4096, 5); 8]) },
         bf16("prefill 512", vec![(0, 512)]),
         bf16("prefill 512 after 1536", vec![(1536, 512)]),
-        Case { name: "decode, context 2048, f32", dtype: KvDtype::F32, rows: vec![(2047, 1)] },
-        Case { name: "prefill 512, f32", dtype: KvDtype::F32, rows: vec![(0, 512)] },
+        f32("decode, context 2048, f32", vec![(2047, 1)]),
+        f32("prefill 512, f32", vec![(0, 512)]),
     ];
     let wanted = std::env::args().skip(1).find(|arg| !arg.starts_with('-')).unwrap_or_default();
     let cases: Vec<_> = cases.into_iter().filter(|case| case.name.contains(&wanted)).collect();
