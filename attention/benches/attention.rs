@@ -36,7 +36,7 @@ struct Case {
 /// A case made ready: every layer's cache, metadata, buffers.
 struct Ready {
     layers: Vec<KvLayer>,
-    _memory: Vec<Vec<u64>>,
+    memory: Vec<u64>,
     metadata: AttentionMetadata,
     work: WorkList,
     q: Vec<f32>,
@@ -50,11 +50,19 @@ fn ready(case: &Case) -> Ready {
     let blocks_of = |tokens: u32| tokens.div_ceil(16);
     let num_blocks: u32 = case.rows.iter().map(|r| blocks_of(r.0 + r.1)).sum();
     let stride = layout.block_bytes();
-    let mut memory: Vec<Vec<u64>> = (0..LAYERS).map(|_| vec![0; stride * num_blocks as usize / 8]).collect();
-    let layers: Vec<_> = memory
-        .iter_mut()
-        // SAFETY: the memory lives in `Ready` beside the view.
-        .map(|m| unsafe { KvLayer::new(m.as_mut_ptr().cast(), stride, num_blocks, layout) })
+    // One arena on huge pages, the layers of a block behind one another, as in the engine.
+    let mut memory = vec![0u64; stride * LAYERS * num_blocks as usize / 8];
+    #[cfg(target_os = "linux")]
+    {
+        let from = memory.as_ptr().addr().next_multiple_of(2 << 20);
+        let end = memory.as_ptr_range().end.addr();
+        // SAFETY: advice about pages of the arena.
+        unsafe { libc::madvise(from as *mut _, end.saturating_sub(from), libc::MADV_HUGEPAGE) };
+    }
+    let at: *mut u8 = memory.as_mut_ptr().cast();
+    let layers: Vec<_> = (0..LAYERS)
+        // SAFETY: the memory lives in `Ready` beside the views.
+        .map(|i| unsafe { KvLayer::new(at.add(i * stride), stride * LAYERS, num_blocks, layout) })
         .collect();
 
     // Blocks lie anywhere: a fixed stride that is coprime to their number.
@@ -93,7 +101,7 @@ fn ready(case: &Case) -> Ready {
     let kv_bytes = kv_tokens * layout.token_bytes();
     Ready {
         layers,
-        _memory: memory,
+        memory,
         metadata,
         work,
         q: values(tokens * WIDTH),
@@ -191,8 +199,7 @@ fn read(case: &Ready, threads: usize) -> Took {
     let sink = AtomicU64::new(0);
     let took = together(threads, &|thread| {
         let mut sum = 0u64;
-        for memory in &case._memory {
-            let words = &memory[..case.kv_bytes / 8];
+        for words in case.memory.chunks_exact(case.kv_bytes / 8) {
             let share = words.len().div_ceil(threads);
             for word in words.chunks(share).nth(thread).unwrap_or(&[]) {
                 sum = sum.wrapping_add(*word);
