@@ -3,7 +3,8 @@
 //!
 //! Cases are interleaved, round after round, and each with its read: on a shared machine figures of
 //! different moments cannot be compared. Printed: median, least and greatest, and processor time. An
-//! argument chooses the cases whose names contain it; `PAGEDRAFT_ISA` the instruction set.
+//! argument chooses the cases whose names contain it; `PAGEDRAFT_ISA` the instruction set, `PAGEDRAFT_ROUNDS`
+//! and `PAGEDRAFT_THREADS` (1 and 2 without it) the others.
 #![allow(clippy::unwrap_used)] // a fault here is a failed bench
 
 use pagedraft_attention::isa::Isa;
@@ -20,7 +21,6 @@ const HEADS: usize = 32;
 const KV_HEADS: usize = 4;
 const DIM: usize = 64;
 const WIDTH: usize = HEADS * DIM;
-const ROUNDS: usize = 15;
 /// Layers' worth of cache: K and V come from memory or the shared cache, as in a whole model.
 const LAYERS: usize = 22;
 
@@ -217,7 +217,7 @@ fn spread(times: &mut [f64]) -> (f64, f64, f64) {
     (times[times.len() / 2], times[0], times[times.len() - 1])
 }
 
-fn kernels(isa: Isa, threads: usize) {
+fn kernels(isa: Isa, threads: usize, rounds: usize) {
     let bf16 = |name, rows: Vec<(u32, u32)>| Case { name, dtype: KvDtype::Bf16, rows, expanded: false };
     let f32 = |name, rows| Case { dtype: KvDtype::F32, ..bf16(name, rows) };
     let cases = [
@@ -237,7 +237,7 @@ fn kernels(isa: Isa, threads: usize) {
     let wanted = std::env::args().skip(1).find(|arg| !arg.starts_with('-')).unwrap_or_default();
     let cases: Vec<_> = cases.into_iter().filter(|case| case.name.contains(&wanted)).collect();
     println!(
-        "\nL shape ({HEADS} heads over {KV_HEADS}, {DIM} values), {isa}, {threads} thread(s); one layer of {LAYERS}; {ROUNDS} rounds, 2 of warm-up"
+        "\nL shape ({HEADS} heads over {KV_HEADS}, {DIM} values), {isa}, {threads} thread(s); one layer of {LAYERS}; {rounds} rounds, 2 of warm-up"
     );
     println!(
         "{:28} {:>9} {:>9} {:>9} {:>9} {:>7} {:>9} {:>9} {:>9} {:>11} {:>9}",
@@ -255,7 +255,7 @@ fn kernels(isa: Isa, threads: usize) {
     );
     let mut prepared: Vec<_> = cases.iter().map(ready).collect();
     let mut times = vec![(Vec::new(), Vec::new()); cases.len()];
-    for round in 0..ROUNDS + 2 {
+    for round in 0..rounds + 2 {
         for (case, (attending, reading)) in prepared.iter_mut().zip(&mut times) {
             let pair = (attention(case, isa, threads), read(case, threads));
             if round >= 2 {
@@ -325,8 +325,10 @@ fn metadata() {
 
 fn main() {
     let isa = std::env::var("PAGEDRAFT_ISA").ok().map_or(Isa::detect(), |name| name.parse().unwrap());
-    for threads in [1, 2] {
-        kernels(isa, threads);
+    let number = |name| std::env::var(name).ok().map(|n| n.parse().unwrap());
+    let rounds = number("PAGEDRAFT_ROUNDS").unwrap_or(15);
+    for threads in number("PAGEDRAFT_THREADS").map_or(vec![1, 2], |threads| vec![threads]) {
+        kernels(isa, threads, rounds);
     }
     metadata();
 }
