@@ -23,7 +23,7 @@ impl Floats {
     }
 }
 
-/// The working memory of a thread that runs items: about 100 KiB for a head of 64. It grows to the
+/// The working memory of a thread that runs items: about 140 KiB for a head of 64. It grows to the
 /// greatest item it has met, and allocates nothing from then on.
 #[derive(Debug, Default)]
 pub struct AttentionScratch {
