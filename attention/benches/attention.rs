@@ -3,7 +3,8 @@
 //!
 //! Cases are interleaved, round after round, and each with its read: on a shared machine figures of
 //! different moments cannot be compared. Printed: median, least and greatest, and processor time. An
-//! argument chooses the cases whose names contain it; `PAGEDRAFT_ISA` the instruction set.
+//! argument chooses the cases whose names contain it; `PAGEDRAFT_ISA` the instruction set, `PAGEDRAFT_ROUNDS`
+//! and `PAGEDRAFT_THREADS` (1 and 2 without it) the others.
 #![allow(clippy::unwrap_used)] // a fault here is a failed bench
 
 use pagedraft_attention::isa::Isa;
@@ -20,7 +21,6 @@ const HEADS: usize = 32;
 const KV_HEADS: usize = 4;
 const DIM: usize = 64;
 const WIDTH: usize = HEADS * DIM;
-const ROUNDS: usize = 15;
 /// Layers' worth of cache: K and V come from memory or the shared cache, as in a whole model.
 const LAYERS: usize = 22;
 
@@ -29,12 +29,14 @@ struct Case {
     name: &'static str,
     dtype: KvDtype,
     rows: Vec<(u32, u32)>,
+    /// Each query is a metadata row of its own (batch expansion).
+    expanded: bool,
 }
 
 /// A case made ready: every layer's cache, metadata, buffers.
 struct Ready {
     layers: Vec<KvLayer>,
-    _memory: Vec<Vec<u64>>,
+    memory: Vec<u64>,
     metadata: AttentionMetadata,
     work: WorkList,
     q: Vec<f32>,
@@ -48,11 +50,19 @@ fn ready(case: &Case) -> Ready {
     let blocks_of = |tokens: u32| tokens.div_ceil(16);
     let num_blocks: u32 = case.rows.iter().map(|r| blocks_of(r.0 + r.1)).sum();
     let stride = layout.block_bytes();
-    let mut memory: Vec<Vec<u64>> = (0..LAYERS).map(|_| vec![0; stride * num_blocks as usize / 8]).collect();
-    let layers: Vec<_> = memory
-        .iter_mut()
-        // SAFETY: the memory lives in `Ready` beside the view.
-        .map(|m| unsafe { KvLayer::new(m.as_mut_ptr().cast(), stride, num_blocks, layout) })
+    // One arena on huge pages, the layers of a block behind one another, as in the engine.
+    let mut memory = vec![0u64; stride * LAYERS * num_blocks as usize / 8];
+    #[cfg(target_os = "linux")]
+    {
+        let from = memory.as_ptr().addr().next_multiple_of(2 << 20);
+        let end = memory.as_ptr_range().end.addr();
+        // SAFETY: advice about pages of the arena.
+        unsafe { libc::madvise(from as *mut _, end.saturating_sub(from), libc::MADV_HUGEPAGE) };
+    }
+    let at: *mut u8 = memory.as_mut_ptr().cast();
+    let layers: Vec<_> = (0..LAYERS)
+        // SAFETY: the memory lives in `Ready` beside the views.
+        .map(|i| unsafe { KvLayer::new(at.add(i * stride), stride * LAYERS, num_blocks, layout) })
         .collect();
 
     // Blocks lie anywhere: a fixed stride that is coprime to their number.
@@ -67,7 +77,10 @@ fn ready(case: &Case) -> Ready {
                 BlockId((u64::from(next) * u64::from(step) % u64::from(num_blocks)) as u32)
             })
             .collect();
-        builder.push_row(context, query, &table, MaskKind::Causal).unwrap();
+        let (rows, queries) = if case.expanded { (query, 1) } else { (1, query) };
+        for row in 0..rows {
+            builder.push_row(context + row, queries, &table, MaskKind::Causal).unwrap();
+        }
         let pairs: f64 = (0..query).map(|i| f64::from(context + i + 1)).sum();
         flops += pairs * (HEADS * DIM * 4) as f64;
         kv_tokens += (context + query) as usize;
@@ -88,7 +101,7 @@ fn ready(case: &Case) -> Ready {
     let kv_bytes = kv_tokens * layout.token_bytes();
     Ready {
         layers,
-        _memory: memory,
+        memory,
         metadata,
         work,
         q: values(tokens * WIDTH),
@@ -186,8 +199,7 @@ fn read(case: &Ready, threads: usize) -> Took {
     let sink = AtomicU64::new(0);
     let took = together(threads, &|thread| {
         let mut sum = 0u64;
-        for memory in &case._memory {
-            let words = &memory[..case.kv_bytes / 8];
+        for words in case.memory.chunks_exact(case.kv_bytes / 8) {
             let share = words.len().div_ceil(threads);
             for word in words.chunks(share).nth(thread).unwrap_or(&[]) {
                 sum = sum.wrapping_add(*word);
@@ -205,23 +217,27 @@ fn spread(times: &mut [f64]) -> (f64, f64, f64) {
     (times[times.len() / 2], times[0], times[times.len() - 1])
 }
 
-fn kernels(isa: Isa, threads: usize) {
-    let bf16 = |name, rows: Vec<(u32, u32)>| Case { name, dtype: KvDtype::Bf16, rows };
+fn kernels(isa: Isa, threads: usize, rounds: usize) {
+    let bf16 = |name, rows: Vec<(u32, u32)>| Case { name, dtype: KvDtype::Bf16, rows, expanded: false };
+    let f32 = |name, rows| Case { dtype: KvDtype::F32, ..bf16(name, rows) };
     let cases = [
         bf16("decode, context 128", vec![(127, 1)]),
         bf16("decode, context 2048", vec![(2047, 1)]),
         bf16("verify 5, context 2048", vec![(2043, 5)]),
         bf16("8 decodes, context 512", vec![(511, 1); 8]),
         bf16("8 verify 5, context 512", vec![(507, 5); 8]),
+        bf16("8 decodes, context 4096", vec![(4096, 1); 8]),
+        bf16("8 verify 5, context 4096", vec![(4096, 5); 8]),
+        Case { expanded: true, ..bf16("8 verify 5 expanded, 4096", vec![(4096, 5); 8]) },
         bf16("prefill 512", vec![(0, 512)]),
         bf16("prefill 512 after 1536", vec![(1536, 512)]),
-        Case { name: "decode, context 2048, f32", dtype: KvDtype::F32, rows: vec![(2047, 1)] },
-        Case { name: "prefill 512, f32", dtype: KvDtype::F32, rows: vec![(0, 512)] },
+        f32("decode, context 2048, f32", vec![(2047, 1)]),
+        f32("prefill 512, f32", vec![(0, 512)]),
     ];
     let wanted = std::env::args().skip(1).find(|arg| !arg.starts_with('-')).unwrap_or_default();
     let cases: Vec<_> = cases.into_iter().filter(|case| case.name.contains(&wanted)).collect();
     println!(
-        "\nL shape ({HEADS} heads over {KV_HEADS}, {DIM} values), {isa}, {threads} thread(s); one layer of {LAYERS}; {ROUNDS} rounds, 2 of warm-up"
+        "\nL shape ({HEADS} heads over {KV_HEADS}, {DIM} values), {isa}, {threads} thread(s); one layer of {LAYERS}; {rounds} rounds, 2 of warm-up"
     );
     println!(
         "{:28} {:>9} {:>9} {:>9} {:>9} {:>7} {:>9} {:>9} {:>9} {:>11} {:>9}",
@@ -239,7 +255,7 @@ fn kernels(isa: Isa, threads: usize) {
     );
     let mut prepared: Vec<_> = cases.iter().map(ready).collect();
     let mut times = vec![(Vec::new(), Vec::new()); cases.len()];
-    for round in 0..ROUNDS + 2 {
+    for round in 0..rounds + 2 {
         for (case, (attending, reading)) in prepared.iter_mut().zip(&mut times) {
             let pair = (attention(case, isa, threads), read(case, threads));
             if round >= 2 {
@@ -309,8 +325,10 @@ fn metadata() {
 
 fn main() {
     let isa = std::env::var("PAGEDRAFT_ISA").ok().map_or(Isa::detect(), |name| name.parse().unwrap());
-    for threads in [1, 2] {
-        kernels(isa, threads);
+    let number = |name| std::env::var(name).ok().map(|n| n.parse().unwrap());
+    let rounds = number("PAGEDRAFT_ROUNDS").unwrap_or(15);
+    for threads in number("PAGEDRAFT_THREADS").map_or(vec![1, 2], |threads| vec![threads]) {
+        kernels(isa, threads, rounds);
     }
     metadata();
 }

@@ -27,7 +27,7 @@
 //! Metadata: a copy of the tables and an add a token (4 µs for 256 rows of 36 blocks). Attention: K and
 //! V of a row are read once for up to 128 query rows (tokens times heads of a key head), and each
 //! pair of query row and key costs 2 multiply-adds a value and an exponential. Storing: a strided
-//! 16-bit store a key value. Scratch: about 100 KiB a thread.
+//! 16-bit store a key value. Scratch: about 140 KiB a thread.
 //!
 //! # Example
 //!

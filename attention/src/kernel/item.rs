@@ -5,10 +5,17 @@ use super::element::{Bf16, Element, F16, F32};
 use super::registers::Registers;
 use super::rows::{self, RowBlock};
 use super::scratch::AttentionScratch;
-use super::tile::{GROUPS, State, TILE, Tile, add_tile};
+use super::tile::{self, GROUPS, State, TILE, Tile};
 use super::work::WorkItem;
 use crate::kv_layout::KvDtype;
 use crate::lanes::{LANES, Lanes};
+
+/// One of the two things that are stored of a token.
+#[derive(Clone, Copy)]
+enum Part {
+    Keys,
+    Values,
+}
 
 /// The arguments of [`AttentionCall::run_item`].
 pub(super) struct RunItem<'a> {
@@ -33,12 +40,14 @@ impl RunItem<'_> {
         let padded = rows::cut(item, group, L::ROWS, &mut blocks);
         let state = State {
             q: scratch.q.reserve(padded * dim),
-            weights: scratch.weights.reserve(L::ROWS * TILE),
+            weights: scratch.weights.reserve(padded * TILE),
+            factors: scratch.factors.reserve(padded),
             maxima: scratch.maxima.reserve(padded),
             sums: scratch.sums.reserve(padded * LANES),
             acc: scratch.acc.reserve(padded * v_stride),
         };
-        let wide = (scratch.wide_k.reserve(TILE * dim), scratch.wide_v.reserve(TILE * v_stride));
+        let wide_k = scratch.wide_k.reserve(TILE * dim);
+        let wide_v = scratch.wide_v.reserve(TILE * v_stride);
         let end = item.last_visible() as usize;
         // SAFETY: `reserve` made room; q has the item's rows; the groups of a tile are those of blocks
         // that the table names and that exist, read up to the last visible key's group.
@@ -53,12 +62,18 @@ impl RunItem<'_> {
             }
             let mut start = 0;
             while start < end {
-                let tile = match layout.dtype() {
-                    KvDtype::F32 => call.tile::<L, F32>(item, start, end, wide),
-                    KvDtype::F16 => call.tile::<L, F16>(item, start, end, wide),
-                    KvDtype::Bf16 => call.tile::<L, Bf16>(item, start, end, wide),
-                };
-                add_tile_to_all::<L>(&tile, start, &blocks, state, call.scale);
+                // Rows see more and more keys: those that see none of the tile come first.
+                let blind = blocks.iter().take_while(|block| block.last_visible as usize <= start).count();
+                let seeing = &blocks[blind..];
+                // All scores come before the first value, so that K and then V stays in L1 for all rows.
+                let k = call.tile::<L>(item, Part::Keys, start, end, wide_k);
+                for (at, block) in seeing.iter().enumerate() {
+                    weigh_keys::<L>(&k.of_block(at, seeing.len()), start, block, state, call.scale);
+                }
+                let v = call.tile::<L>(item, Part::Values, start, end, wide_v);
+                for (at, block) in seeing.iter().enumerate() {
+                    add_values::<L>(&v.of_block(at, seeing.len()), start, block, state);
+                }
                 start += TILE;
             }
             call.write_out::<L>(item, group, &blocks, state);
@@ -93,46 +108,70 @@ impl AttentionCall<'_> {
         }
     }
 
-    /// Where the 16 keys and values from `index` on are stored, as bytes.
+    /// Where K or V of the 16 keys from `index` on is stored, as bytes.
     #[inline(always)]
-    fn group(&self, item: &WorkItem, index: usize) -> Option<(*const u8, *const u8)> {
+    fn group(&self, item: &WorkItem, part: Part, index: usize) -> Option<*const u8> {
         let layout = self.layer.layout();
-        let (block_size, size) = (layout.block_size() as usize, layout.dtype().size());
+        let block_size = layout.block_size() as usize;
         let table = self.metadata.block_tables.get(item.row as usize)?;
         let block = self.layer.block(*table.get(index / block_size)?).cast_const();
         let (head, token) = (item.kv_head as usize, index % block_size);
-        let k = block.wrapping_add(layout.k_group(head, token / LANES) * size);
-        Some((k, block.wrapping_add(layout.v_row(head, token) * size)))
+        let element = match part {
+            Part::Keys => layout.k_group(head, token / LANES),
+            Part::Values => layout.v_row(head, token),
+        };
+        Some(block.wrapping_add(element * layout.dtype().size()))
     }
 
     /// The groups of the tile from key `start` on that hold keys before `end`: where they lie, or
-    /// (16-bit elements) widened into `wide`, which has room for a tile of K and of V.
+    /// (16-bit elements) widened into `wide`, which has room for a tile of the part.
     #[inline(always)]
-    unsafe fn tile<L: Lanes, E: Element>(
+    unsafe fn tile<L: Lanes>(
         &self,
         item: &WorkItem,
+        part: Part,
         start: usize,
         end: usize,
-        wide: (*mut f32, *mut f32),
+        wide: *mut f32,
+    ) -> Tile {
+        // SAFETY: as the caller promises.
+        unsafe {
+            match self.layer.layout().dtype() {
+                KvDtype::F32 => self.tile_of::<L, F32>(item, part, start, end, wide),
+                KvDtype::F16 => self.tile_of::<L, F16>(item, part, start, end, wide),
+                KvDtype::Bf16 => self.tile_of::<L, Bf16>(item, part, start, end, wide),
+            }
+        }
+    }
+
+    /// [`tile`](Self::tile) of a cache of `E`.
+    #[inline(always)]
+    unsafe fn tile_of<L: Lanes, E: Element>(
+        &self,
+        item: &WorkItem,
+        part: Part,
+        start: usize,
+        end: usize,
+        wide: *mut f32,
     ) -> Tile {
         let (dim, v_stride) = (self.layer.layout().head_dim(), self.layer.layout().v_stride());
         let mut tile = Tile::empty(dim, v_stride, size_of::<E::Raw>());
         for g in 0..(end - start).div_ceil(LANES).min(GROUPS) {
             let index = start + g * LANES;
-            let Some((k, v)) = self.group(item, index) else { break };
-            let ahead = if index + TILE < end { self.group(item, index + TILE) } else { None };
-            (tile.next_k[g], tile.next_v[g]) = ahead.unwrap_or((k, v));
+            let Some(stored) = self.group(item, part, index) else { break };
+            let ahead = if index + TILE < end { self.group(item, part, index + TILE) } else { None };
+            tile.next[g] = ahead.unwrap_or(stored);
             if size_of::<E::Raw>() == size_of::<f32>() {
-                (tile.k[g], tile.v[g]) = (k.cast(), v.cast());
+                tile.groups[g] = stored.cast();
                 continue;
             }
-            let rows = (end - index).min(LANES);
+            // Values from `end` on are not there to be read.
+            let (vectors, width) = match part {
+                Part::Keys => (dim, dim),
+                Part::Values => ((end - index).min(LANES) * v_stride / LANES, v_stride),
+            };
             // SAFETY: the group's keys, and its values up to `end`, are stored there.
-            unsafe {
-                tile.k[g] = widen::<L, E>(k.cast(), dim, wide.0.add(g * LANES * dim));
-                tile.v[g] =
-                    widen::<L, E>(v.cast(), rows * v_stride / LANES, wide.1.add(g * LANES * v_stride));
-            }
+            tile.groups[g] = unsafe { widen::<L, E>(stored.cast(), vectors, wide.add(g * LANES * width)) };
         }
         tile
     }
@@ -176,43 +215,57 @@ unsafe fn widen<L: Lanes, E: Element>(from: *const E::Raw, vectors: usize, to: *
     to.cast_const()
 }
 
-/// Adds the tile of keys from `start` on to every block of rows that sees any of them.
-#[inline(always)]
-unsafe fn add_tile_to_all<L: Registers>(
-    tile: &Tile,
-    start: usize,
-    blocks: &[RowBlock],
-    state: State,
-    scale: f32,
-) {
-    // The first block's loops ask for the next tile line by line as they go (blocks lie anywhere, which
-    // the hardware's prefetchers cannot foresee); the others ask for what is there already.
-    let asked = Tile { next_k: tile.k.map(|k| k.cast()), next_v: tile.v.map(|v| v.cast()), size: 4, ..*tile };
-    let mut tile = tile;
-    for block in blocks {
-        if block.last_visible as usize <= start {
-            continue;
-        }
-        // SAFETY: the block's rows are among those that `state` has room for.
+impl State {
+    /// That of one block's rows.
+    #[inline(always)]
+    unsafe fn of_block(self, tile: &Tile, block: &RowBlock) -> State {
+        // SAFETY: the block's rows are among those that `self` has room for.
         unsafe {
-            let state = State {
-                q: state.q.add(block.padded * tile.dim),
-                maxima: state.maxima.add(block.padded),
-                sums: state.sums.add(block.padded * LANES),
-                acc: state.acc.add(block.padded * tile.v_stride),
-                ..state
-            };
-            if const { L::ROWS >= 8 } && block.size == 8 {
-                add_tile::<L, 8>(tile, state, &seen(block, start), scale);
-            } else if const { L::ROWS >= 4 } && block.size == 4 {
-                add_tile::<L, 4>(tile, state, &seen(block, start), scale);
-            } else if const { L::ROWS >= 8 } && block.size == 2 {
-                add_tile::<L, 2>(tile, state, &seen(block, start), scale);
-            } else {
-                add_tile::<L, 1>(tile, state, &seen(block, start), scale);
+            State {
+                q: self.q.add(block.padded * tile.dim),
+                weights: self.weights.add(block.padded * TILE),
+                maxima: self.maxima.add(block.padded),
+                factors: self.factors.add(block.padded),
+                sums: self.sums.add(block.padded * LANES),
+                acc: self.acc.add(block.padded * tile.v_stride),
             }
         }
-        tile = &asked;
+    }
+}
+
+/// [`tile::weigh_keys`] of the tile from key `start` on for one block of rows.
+#[inline(always)]
+unsafe fn weigh_keys<L: Registers>(k: &Tile, start: usize, block: &RowBlock, state: State, scale: f32) {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let state = state.of_block(k, block);
+        if const { L::ROWS >= 8 } && block.size == 8 {
+            tile::weigh_keys::<L, 8>(k, state, &seen(block, start), scale);
+        } else if const { L::ROWS >= 4 } && block.size == 4 {
+            tile::weigh_keys::<L, 4>(k, state, &seen(block, start), scale);
+        } else if const { L::ROWS >= 8 } && block.size == 2 {
+            tile::weigh_keys::<L, 2>(k, state, &seen(block, start), scale);
+        } else {
+            tile::weigh_keys::<L, 1>(k, state, &seen(block, start), scale);
+        }
+    }
+}
+
+/// [`tile::add_values`] of the tile from key `start` on for one block of rows.
+#[inline(always)]
+unsafe fn add_values<L: Registers>(v: &Tile, start: usize, block: &RowBlock, state: State) {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let state = state.of_block(v, block);
+        if const { L::ROWS >= 8 } && block.size == 8 {
+            tile::add_values::<L, 8>(v, state, &seen(block, start));
+        } else if const { L::ROWS >= 4 } && block.size == 4 {
+            tile::add_values::<L, 4>(v, state, &seen(block, start));
+        } else if const { L::ROWS >= 8 } && block.size == 2 {
+            tile::add_values::<L, 2>(v, state, &seen(block, start));
+        } else {
+            tile::add_values::<L, 1>(v, state, &seen(block, start));
+        }
     }
 }
 

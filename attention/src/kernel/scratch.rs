@@ -23,7 +23,7 @@ impl Floats {
     }
 }
 
-/// The working memory of a thread that runs items: about 100 KiB for a head of 64. It grows to the
+/// The working memory of a thread that runs items: about 140 KiB for a head of 64. It grows to the
 /// greatest item it has met, and allocates nothing from then on.
 #[derive(Debug, Default)]
 pub struct AttentionScratch {
@@ -36,7 +36,9 @@ pub struct AttentionScratch {
     pub(crate) sums: Floats,
     /// Greatest score so far of each row.
     pub(crate) maxima: Floats,
-    /// Scores, then weights, of a block in a tile: `[row][key]`.
+    /// What each row's sums so far are to be multiplied with.
+    pub(crate) factors: Floats,
+    /// Scores, then weights, of all rows in a tile: `[row][key]`.
     pub(crate) weights: Floats,
     /// Keys of a tile widened to f32.
     pub(crate) wide_k: Floats,

@@ -12,16 +12,14 @@ pub(crate) const TILE: usize = 64;
 /// Groups of 16 keys in a tile.
 pub(crate) const GROUPS: usize = TILE / LANES;
 
-/// Where the groups of a tile lie: 16 keys `[d][16]`, and 16 value rows, in f32.
+/// Where the groups of a tile lie in one of K (16 keys, `[d][16]`) and V (16 value rows), in f32.
 pub(crate) struct Tile {
-    pub k: [*const f32; GROUPS],
-    pub v: [*const f32; GROUPS],
+    pub groups: [*const f32; GROUPS],
     /// Values from one row of V to the next.
     pub v_stride: usize,
     pub dim: usize,
     /// What to ask for meanwhile: the same groups of the next tile, as they are stored.
-    pub next_k: [*const u8; GROUPS],
-    pub next_v: [*const u8; GROUPS],
+    pub next: [*const u8; GROUPS],
     /// Bytes a stored element.
     pub size: usize,
 }
@@ -30,8 +28,21 @@ impl Tile {
     /// Without groups yet.
     #[inline(always)]
     pub(crate) fn empty(dim: usize, v_stride: usize, size: usize) -> Tile {
-        let (k, next) = ([std::ptr::null(); GROUPS], [std::ptr::null(); GROUPS]);
-        Tile { k, v: k, v_stride, dim, next_k: next, next_v: next, size }
+        Tile { groups: [std::ptr::null(); GROUPS], v_stride, dim, next: [std::ptr::null(); GROUPS], size }
+    }
+
+    /// The tile as the loops of block `at` of `blocks` see it: each asks for its part of the next tile, line by
+    /// line as it goes (a cache's blocks lie anywhere, which the hardware's prefetchers cannot foresee). In one
+    /// block's loops all of it would fill the line buffers; what is not its part is there already.
+    #[inline(always)]
+    pub(crate) fn of_block(&self, at: usize, blocks: usize) -> Tile {
+        let next =
+            std::array::from_fn(
+                |g| {
+                    if g * blocks / GROUPS == at { self.next[g] } else { self.groups[g].cast() }
+                },
+            );
+        Tile { next, ..*self }
     }
 }
 
@@ -48,13 +59,14 @@ fn prefetch(at: *const u8) {
     let _ = at;
 }
 
-/// The state of R rows that are worked on: `maxima[R]`, `sums[R][16]`, `acc[R][v_stride]`,
+/// The state of R rows that are worked on: `maxima[R]`, `factors[R]`, `sums[R][16]`, `acc[R][v_stride]`,
 /// `weights[R][TILE]`, and their queries `q[dim][R]`.
 #[derive(Clone, Copy)]
 pub(crate) struct State {
     pub q: *const f32,
     pub weights: *mut f32,
     pub maxima: *mut f32,
+    pub factors: *mut f32,
     pub sums: *mut f32,
     pub acc: *mut f32,
 }
@@ -64,15 +76,16 @@ const fn vectors<L: Registers>(rows: usize) -> usize {
     L::VECTORS[3 - rows.ilog2() as usize]
 }
 
-/// Adds one tile to R rows, of which row r sees the first `visible[r]` keys (ascending).
+/// The weights of a tile's keys for R rows, of which row r sees the first `visible[r]` (ascending); moves
+/// maxima and sums of weights on, and leaves the factors for the sums of values.
 ///
 /// # Safety
 ///
-/// The features of `L` are enabled; `state` has the sizes of R rows; the groups that hold visible
+/// The features of `L` are enabled; `state` has the sizes of R rows; the groups of K that hold visible
 /// keys are valid.
 #[inline(always)]
-pub(crate) unsafe fn add_tile<L: Registers, const R: usize>(
-    tile: &Tile,
+pub(crate) unsafe fn weigh_keys<L: Registers, const R: usize>(
+    k: &Tile,
     state: State,
     visible: &[usize; R],
     scale: f32,
@@ -84,27 +97,38 @@ pub(crate) unsafe fn add_tile<L: Registers, const R: usize>(
         while g < groups {
             let s = state.weights.add(g * LANES);
             if const { vectors::<L>(R) == 4 } && groups - g >= 4 {
-                g += scores::<L, R, 4>(tile, g, state.q, s);
+                g += scores::<L, R, 4>(k, g, state.q, s);
             } else if const { vectors::<L>(R) == 2 } && groups - g >= 2 {
-                g += scores::<L, R, 2>(tile, g, state.q, s);
+                g += scores::<L, R, 2>(k, g, state.q, s);
             } else {
-                g += scores::<L, R, 1>(tile, g, state.q, s);
+                g += scores::<L, R, 1>(k, g, state.q, s);
             }
         }
-
-        let rescale = if visible[0] == TILE {
-            soften::<L, R, true>(state, visible, scale)
+        if visible[0] == TILE {
+            soften::<L, R, true>(state, visible, scale);
         } else {
-            soften::<L, R, false>(state, visible, scale)
-        };
+            soften::<L, R, false>(state, visible, scale);
+        }
+    }
+}
 
-        let shared = visible[0];
-        add_values::<L, R>(tile, state.weights, state.acc, &rescale, 0, shared);
+/// Adds a tile's values to R rows with the weights that [`weigh_keys`] gave them.
+///
+/// # Safety
+///
+/// As of [`weigh_keys`], and the groups of V that hold visible keys are valid.
+#[inline(always)]
+pub(crate) unsafe fn add_values<L: Registers, const R: usize>(v: &Tile, state: State, visible: &[usize; R]) {
+    let shared = visible[0];
+    // SAFETY: as the caller promises.
+    unsafe {
+        let factors = std::array::from_fn(|r| *state.factors.add(r));
+        add_keys::<L, R>(v, state.weights, state.acc, &factors, 0, shared);
         if visible[R - 1] > shared {
             for (r, &end) in visible.iter().enumerate() {
                 let weights = state.weights.add(r * TILE);
-                let acc = state.acc.add(r * tile.v_stride);
-                add_values::<L, 1>(tile, weights, acc, &[1.0], shared, end);
+                let acc = state.acc.add(r * v.v_stride);
+                add_keys::<L, 1>(v, weights, acc, &[1.0], shared, end);
             }
         }
     }
@@ -113,21 +137,21 @@ pub(crate) unsafe fn add_tile<L: Registers, const R: usize>(
 /// Sums of q_d * k_d over ascending d, of R rows with N groups of 16 keys; returns N.
 #[inline(always)]
 unsafe fn scores<L: Registers, const R: usize, const N: usize>(
-    tile: &Tile,
+    k: &Tile,
     group: usize,
     q: *const f32,
     out: *mut f32,
 ) -> usize {
-    let k: [_; N] = std::array::from_fn(|n| tile.k[group + n]);
-    let next: [_; N] = std::array::from_fn(|n| tile.next_k[group + n]);
-    // SAFETY: as `add_tile` demands.
+    let keys_at: [_; N] = std::array::from_fn(|n| k.groups[group + n]);
+    let next: [_; N] = std::array::from_fn(|n| k.next[group + n]);
+    // SAFETY: as the caller promises.
     unsafe {
         let mut acc = [[L::splat(0.0); N]; R];
-        for d in 0..tile.dim {
+        for d in 0..k.dim {
             let mut keys = [L::splat(0.0); N];
             for n in 0..N {
-                keys[n] = L::load(k[n].add(d * LANES));
-                prefetch(next[n].wrapping_add(d * LANES * tile.size));
+                keys[n] = L::load(keys_at[n].add(d * LANES));
+                prefetch(next[n].wrapping_add(d * LANES * k.size));
             }
             for r in 0..R {
                 let query = L::splat(*q.add(d * R + r));
@@ -145,15 +169,15 @@ unsafe fn scores<L: Registers, const R: usize, const N: usize>(
     N
 }
 
-/// Turns scores into weights exp(scale * s - maximum), masked ones into 0; moves maxima and sums on;
-/// returns what the rows' earlier sums are to be multiplied with.
+/// Turns scores into weights exp(scale * s - maximum), masked ones into 0; moves maxima and sums on, and
+/// leaves what the rows' earlier sums of values are to be multiplied with.
 #[inline(always)]
 unsafe fn soften<L: Registers, const R: usize, const FULL: bool>(
     state: State,
     visible: &[usize; R],
     scale: f32,
-) -> [f32; R] {
-    // SAFETY: as `add_tile` demands.
+) {
+    // SAFETY: as the caller promises.
     unsafe {
         let mut fallen = [0.0f32; LANES];
         let mut added = [L::splat(0.0); R];
@@ -189,46 +213,44 @@ unsafe fn soften<L: Registers, const R: usize, const FULL: bool>(
             added[r] = p[0].add(p[1]).add(p[2].add(p[3]));
         }
         let factors = L::load(fallen.as_ptr()).exp().to_array();
-        let mut rescale = [0.0; R];
         for r in 0..R {
-            rescale[r] = factors[r];
+            *state.factors.add(r) = factors[r];
             let sums = state.sums.add(r * LANES);
             L::load(sums).mul_add(L::splat(factors[r]), added[r]).store(sums);
         }
-        rescale
     }
 }
 
 /// acc = acc * rescale, then + p_j * v_j over keys `from .. to` of the tile, in order.
 #[inline(always)]
-unsafe fn add_values<L: Registers, const R: usize>(
-    tile: &Tile,
+unsafe fn add_keys<L: Registers, const R: usize>(
+    v: &Tile,
     p: *const f32,
     acc: *mut f32,
     rescale: &[f32; R],
     from: usize,
     to: usize,
 ) {
-    let columns = tile.v_stride / LANES;
+    let columns = v.v_stride / LANES;
     let mut at = 0;
     while at < columns {
-        // SAFETY: as `add_tile` demands.
+        // SAFETY: as the caller promises.
         at += unsafe {
             if const { vectors::<L>(R) == 4 } && columns - at >= 4 {
-                add_columns::<L, R, 4>(tile, p, acc, rescale, from, to, at * LANES)
+                add_columns::<L, R, 4>(v, p, acc, rescale, from, to, at * LANES)
             } else if const { vectors::<L>(R) == 2 } && columns - at >= 2 {
-                add_columns::<L, R, 2>(tile, p, acc, rescale, from, to, at * LANES)
+                add_columns::<L, R, 2>(v, p, acc, rescale, from, to, at * LANES)
             } else {
-                add_columns::<L, R, 1>(tile, p, acc, rescale, from, to, at * LANES)
+                add_columns::<L, R, 1>(v, p, acc, rescale, from, to, at * LANES)
             }
         };
     }
 }
 
-/// [`add_values`] on N vectors of columns; returns N.
+/// [`add_keys`] on N vectors of columns; returns N.
 #[inline(always)]
 unsafe fn add_columns<L: Registers, const R: usize, const N: usize>(
-    tile: &Tile,
+    v: &Tile,
     p: *const f32,
     acc: *mut f32,
     rescale: &[f32; R],
@@ -236,12 +258,12 @@ unsafe fn add_columns<L: Registers, const R: usize, const N: usize>(
     to: usize,
     column: usize,
 ) -> usize {
-    // SAFETY: as `add_tile` demands.
+    // SAFETY: as the caller promises.
     unsafe {
         let mut sums = [[L::splat(0.0); N]; R];
         for r in 0..R {
             for n in 0..N {
-                let before = L::load(acc.add(r * tile.v_stride + column + n * LANES));
+                let before = L::load(acc.add(r * v.v_stride + column + n * LANES));
                 sums[r][n] = before.mul(L::splat(rescale[r]));
             }
         }
@@ -249,14 +271,14 @@ unsafe fn add_columns<L: Registers, const R: usize, const N: usize>(
         while j < to {
             let group = j / LANES;
             let end = to.min((group + 1) * LANES);
-            let first = (j % LANES) * tile.v_stride + column;
-            let mut row = tile.v[group].add(first);
-            let mut next = tile.next_v[group].wrapping_add(first * tile.size);
+            let first = (j % LANES) * v.v_stride + column;
+            let mut row = v.groups[group].add(first);
+            let mut next = v.next[group].wrapping_add(first * v.size);
             while j < end {
                 let mut values = [L::splat(0.0); N];
                 for n in 0..N {
                     values[n] = L::load(row.add(n * LANES));
-                    prefetch(next.wrapping_add(n * LANES * tile.size));
+                    prefetch(next.wrapping_add(n * LANES * v.size));
                 }
                 for r in 0..R {
                     let weight = L::splat(*p.add(r * TILE + j));
@@ -264,14 +286,14 @@ unsafe fn add_columns<L: Registers, const R: usize, const N: usize>(
                         sums[r][n] = weight.mul_add(values[n], sums[r][n]);
                     }
                 }
-                row = row.wrapping_add(tile.v_stride);
-                next = next.wrapping_add(tile.v_stride * tile.size);
+                row = row.wrapping_add(v.v_stride);
+                next = next.wrapping_add(v.v_stride * v.size);
                 j += 1;
             }
         }
         for r in 0..R {
             for n in 0..N {
-                sums[r][n].store(acc.add(r * tile.v_stride + column + n * LANES));
+                sums[r][n].store(acc.add(r * v.v_stride + column + n * LANES));
             }
         }
     }

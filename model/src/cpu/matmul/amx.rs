@@ -1,7 +1,7 @@
 //! The product with AMX tiles.
 //!
-//! 16 x 32 inputs by 32 x 16 weights an instruction; two panels, and with more than 16 rows two row
-//! tiles, at a time. A row alone is computed by the same instructions as in a tile of 16, which is
+//! 16 x 32 inputs by 32 x 16 weights an instruction; two panels, and with more than 16 rows two or three
+//! row tiles, at a time. A row alone is computed by the same instructions as in a tile of 16, which is
 //! configured to have fewer rows.
 
 use super::Product;
@@ -22,7 +22,8 @@ struct TileConfig {
 }
 
 impl TileConfig {
-    /// Tiles 0 to 3 sums, 4 and 5 inputs, all of `rows` rows; 6 and 7 weights.
+    /// Tiles 0 to 3 sums, 4 and 5 inputs (more sums where there are three row tiles), all of `rows` rows; 6 and 7
+    /// weights, or anything of 16 rows.
     fn with_rows(rows: usize) -> TileConfig {
         let mut config =
             TileConfig { palette: 1, start_row: 0, reserved: [0; 14], bytes_a_row: [0; 16], rows: [0; 16] };
@@ -33,9 +34,9 @@ impl TileConfig {
     }
 }
 
-/// Two row tiles of sums.
+/// Three row tiles of sums.
 #[repr(align(64))]
-struct Sums([f32; 2 * TILE_ROWS * GROUP]);
+struct Sums([f32; 3 * TILE_ROWS * GROUP]);
 
 /// Elements by which weights are fetched ahead of their use when they are used once.
 const AHEAD: usize = 8 * TILE_LEN;
@@ -56,7 +57,7 @@ impl Kernel for Share<'_> {
             // SAFETY: no inputs: the sums are zero. The caller has the features.
             return unsafe { finish_zeros::<L>(p) };
         }
-        let mut sums = Sums([0.0; 2 * TILE_ROWS * GROUP]);
+        let mut sums = Sums([0.0; 3 * TILE_ROWS * GROUP]);
         let sums = sums.0.as_mut_ptr();
         let config = TileConfig::with_rows(m.min(TILE_ROWS));
         // SAFETY: AMX is available and permitted (`Product::new`); the configuration is a valid one.
@@ -69,6 +70,28 @@ impl Kernel for Share<'_> {
                 // pairs of row tiles while the group before is computed, bit by bit.
                 let pairs = blocks.len().div_ceil(2);
                 let mut ahead = w.as_ptr().wrapping_add(if pairs == 1 { AHEAD } else { w.len() });
+                if let 3 | 4 = blocks.len() {
+                    let row = blocks.start * TILE_ROWS;
+                    let x = [0, 1, 2].map(|i| p.x.row_tile(blocks.start + i));
+                    // SAFETY: as below, and `sums` is three row tiles.
+                    unsafe {
+                        three_row_tiles(x, w, tiles, sums, w.as_ptr().wrapping_add(AHEAD));
+                        p.finish::<L>(sums, row, (m - row).min(3 * TILE_ROWS), group);
+                        if blocks.len() == 4 {
+                            // The weights are in L2 by now; the next group's are fetched meanwhile.
+                            let row = row + 3 * TILE_ROWS;
+                            one_row_tile(
+                                p.x.row_tile(blocks.start + 3),
+                                w,
+                                tiles,
+                                sums,
+                                w.as_ptr_range().end,
+                            );
+                            p.finish::<L>(sums, row, (m - row).min(TILE_ROWS), group);
+                        }
+                    }
+                    continue;
+                }
                 for block in blocks.clone().step_by(2) {
                     let row = block * TILE_ROWS;
                     let rows = (m - row).min(TILE_ROWS * (blocks.end - block).min(2));
@@ -110,7 +133,7 @@ struct Out {
 
 #[inline(always)]
 unsafe fn finish_zeros<L: Lanes>(p: &Product<'_>) {
-    let zeros = Sums([0.0; 2 * TILE_ROWS * GROUP]);
+    let zeros = Sums([0.0; 3 * TILE_ROWS * GROUP]);
     while let Some(run) = p.chunks.draw() {
         for item in run {
             let (group, blocks) = p.item(item);
@@ -238,4 +261,68 @@ unsafe fn two_row_tiles<const LINES: usize, const SKIP: usize>(
         );
     }
     ahead
+}
+
+/// The sums of three row tiles and a group, `[48][32]`, in one pass over the weights, half of whose lines are fetched
+/// from `ahead` on. Six tiles are sums; of the two left, one has inputs and one weights, those that come from L1 twice.
+///
+/// # Safety
+///
+/// As [`one_row_tile`].
+#[inline(always)]
+unsafe fn three_row_tiles(x: [*mut u16; 3], w: &[u16], tiles: usize, sums: *mut f32, ahead: *const u16) {
+    // SAFETY: as the function's own; prefetches may point anywhere.
+    unsafe {
+        asm!(
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            "tilezero tmm4",
+            "tilezero tmm5",
+            "2:",
+            "tileloadd tmm7, [{x0} + {row}*1]",
+            "tileloadd tmm6, [{w} + {row}*1]",
+            "tdpbf16ps tmm0, tmm7, tmm6",
+            "tileloadd tmm6, [{w} + {row}*1 + 1024]",
+            "tdpbf16ps tmm1, tmm7, tmm6",
+            "tileloadd tmm7, [{x1} + {row}*1]",
+            "tdpbf16ps tmm3, tmm7, tmm6",
+            "tileloadd tmm6, [{w} + {row}*1]",
+            "tdpbf16ps tmm2, tmm7, tmm6",
+            "tileloadd tmm7, [{x2} + {row}*1]",
+            "tdpbf16ps tmm4, tmm7, tmm6",
+            "tileloadd tmm6, [{w} + {row}*1 + 1024]",
+            "tdpbf16ps tmm5, tmm7, tmm6",
+            ".rept 16",
+            "prefetcht1 [{ahead}]",
+            "add {ahead}, 64",
+            ".endr",
+            "add {ahead}, 1024",
+            "add {x0}, 1024",
+            "add {x1}, 1024",
+            "add {x2}, 1024",
+            "add {w}, 2048",
+            "dec {tiles}",
+            "jnz 2b",
+            "tilestored [{sums} + {sums_row}*1], tmm0",
+            "tilestored [{sums} + {sums_row}*1 + 64], tmm1",
+            "tilestored [{sums} + {sums_row}*1 + 2048], tmm2",
+            "tilestored [{sums} + {sums_row}*1 + 2112], tmm3",
+            "tilestored [{sums} + {sums_row}*1 + 4096], tmm4",
+            "tilestored [{sums} + {sums_row}*1 + 4160], tmm5",
+            x0 = inout(reg) x[0] => _,
+            x1 = inout(reg) x[1] => _,
+            x2 = inout(reg) x[2] => _,
+            w = inout(reg) w.as_ptr() => _,
+            tiles = inout(reg) tiles => _,
+            ahead = inout(reg) ahead => _,
+            row = in(reg) 64usize,
+            sums = in(reg) sums,
+            sums_row = in(reg) 128usize,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack),
+        );
+    }
 }

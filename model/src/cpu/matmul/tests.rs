@@ -69,7 +69,7 @@ fn every_instruction_set_gives_its_twin_s_bits_for_odd_shapes() {
     println!("seed {seed:#x}");
     let mut random = Random(seed);
     let teams = [Team::new(1).unwrap(), Team::new(2).unwrap(), Team::new(3).unwrap()];
-    for m in 1..=40 {
+    for m in 1..=70 {
         let (n, k) = (1 + random.below(100), 1 + random.below(150));
         let (x, w) = (random.numbers(m * k), random.numbers(n * k));
         for dtype in DTYPES {
