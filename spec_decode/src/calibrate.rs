@@ -11,12 +11,16 @@ use pagedraft_scheduler::CostCurve;
 use crate::error::ExecuteError;
 use crate::sampling::{Sampler, SamplingParams};
 
-/// Token rows at which a curve is measured.
-const ROWS: [u32; 17] = [1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256];
+/// Token rows at which a curve is measured, in this order: first what spans it, then what lies between.
+const ROWS: [u32; 17] = [1, 8, 32, 4, 16, 64, 2, 128, 256, 3, 6, 12, 24, 48, 96, 5, 192];
+/// Points that are measured whatever the budget.
+const LEAST_POINTS: usize = 3;
 /// Timed passes of a point, after one that warms up; the least counts.
 const PASSES: usize = 3;
+/// Time after which a point has no further pass.
+const LONG: Duration = Duration::from_millis(100);
 /// Context at which the price of attention is measured, in tokens, where the pool has as many.
-const CONTEXT: u32 = 512;
+const CONTEXT: u32 = 1024;
 
 /// Measures forward passes of single-token rows, logits and greedy choices included, from one row up to `most`: until
 /// `budget` is spent, and three points at least. Nothing is written to the KV cache.
@@ -38,11 +42,12 @@ pub fn measure<D: Device>(
         Probe { builder: MetadataBuilder::new(block_size)?, block_size, sampler: Sampler::default() };
     let mut points = Vec::new();
     for rows in ROWS.into_iter().filter(|&rows| rows <= most.max(1)) {
-        if points.len() >= 3 && start.elapsed() > budget {
+        if points.len() >= LEAST_POINTS && start.elapsed() > budget {
             break;
         }
         points.push((rows, probe.us(runner, rows, 0)?));
     }
+    points.sort_unstable_by_key(|&(rows, _)| rows);
     let room = num_blocks.saturating_mul(block_size).min(limits.max_model_len as u32).saturating_sub(1);
     let context = CONTEXT.min(room);
     let mut us_per_context = 0.0;
@@ -80,8 +85,11 @@ impl Probe {
         let inputs =
             StepInputs { tokens: vec![0; rows as usize], positions: vec![context; rows as usize], metadata };
         let all: Vec<u32> = (0..rows).collect();
-        let mut least = f64::INFINITY;
+        let (begun, mut least) = (Instant::now(), f64::INFINITY);
         for pass in 0..=PASSES {
+            if pass > 1 && begun.elapsed() > LONG {
+                break;
+            }
             let start = Instant::now();
             runner.forward(&inputs)?;
             for some in all.chunks(runner.limits().logit_rows) {
