@@ -3,6 +3,7 @@
 use clap::{Parser, Subcommand};
 
 use super::Ended;
+use super::compare::Compare;
 use super::latency::Latency;
 use super::scheduler_bench::SchedulerBench;
 
@@ -10,6 +11,9 @@ use super::scheduler_bench::SchedulerBench;
 pub enum Bench {
     /// Latency of a batch of requests, from its first step to its last token
     Latency(Box<Latency>),
+    /// Latency without speculation, with n-grams and with both scorers, eager and on graphs, on the same requests: are the
+    /// tokens and the logits the same, and what is faster?
+    Compare(Box<Compare>),
     /// Scheduler, block manager and metadata without a model
     Scheduler(SchedulerBench),
 }
@@ -18,6 +22,7 @@ impl Bench {
     pub fn run(&self) -> anyhow::Result<Ended> {
         match self {
             Self::Latency(latency) => latency.run(),
+            Self::Compare(compare) => compare.run(),
             Self::Scheduler(scheduler) => scheduler.run(),
         }
     }

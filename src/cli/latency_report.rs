@@ -6,6 +6,7 @@ use pagedraft::session::SessionInfo;
 use pagedraft_workloads::latency::{PERCENTILES, Spread};
 use serde_json::{Value, json};
 
+use super::batch_header::{BatchShape, header};
 use super::latency::Latency;
 use super::machine;
 
@@ -46,30 +47,16 @@ impl<'a> Report<'a> {
 
     /// What is about to be measured.
     pub fn header(&self) -> String {
-        let (info, flags) = (&self.info, self.flags);
-        let weights = if info.dummy_weights { ", dummy weights" } else { "" };
-        format!(
-            "model    {}, {} parameters, {}{weights}\n\
-             machine  {}; {}, {}\n\
-             cache    {} KV blocks of {} tokens\n\
-             batch    {} requests x {} prompt tokens -> {} tokens each, greedy\n\
-             runs     {} warm-up, {} timed; seed {}, revision {}\n",
-            info.model_id,
-            count(info.parameters),
-            info.dtype,
-            machine::name(),
-            info.isa,
-            plural(info.threads, "thread"),
-            info.num_blocks,
-            info.block_size,
-            flags.batch_size,
-            flags.input_len,
-            flags.output_len,
-            flags.num_iters_warmup,
-            flags.num_iters,
-            flags.engine.seed,
-            pagedraft::REVISION,
-        )
+        let flags = self.flags;
+        let shape = BatchShape {
+            batch_size: flags.batch_size,
+            input_len: flags.input_len,
+            output_len: flags.output_len,
+            num_iters_warmup: flags.num_iters_warmup,
+            num_iters: flags.num_iters,
+            seed: flags.engine.seed,
+        };
+        header(&self.info, shape)
     }
 
     fn spread(&self, of: impl Fn(&Iteration) -> f64) -> Option<Spread> {
@@ -169,16 +156,4 @@ impl<'a> Report<'a> {
             "version": env!("CARGO_PKG_VERSION"),
         })
     }
-}
-
-fn count(n: u64) -> String {
-    match n {
-        0..1_000_000 => format!("{:.0} k", n as f64 / 1e3),
-        1_000_000..1_000_000_000 => format!("{:.2} M", n as f64 / 1e6),
-        _ => format!("{:.2} G", n as f64 / 1e9),
-    }
-}
-
-fn plural(n: usize, what: &str) -> String {
-    if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
 }

@@ -6,6 +6,7 @@ use pagedraft_block_manager::PoolStats;
 use pagedraft_model::Ran;
 use pagedraft_scheduler::{Applied, RequestKey, StepOutcome, StepPlan};
 use pagedraft_spec_decode::StepRecord;
+use pagedraft_spec_decode::acceptance::Acceptance;
 use pagedraft_workloads::trace::{
     PoolCounts, RequestNames, StepEvent, TableDelta, TimesUs, TraceTables, TraceWriter,
 };
@@ -48,6 +49,13 @@ impl Trace {
             "enable_prefix_caching": options.enable_prefix_caching,
             "enable_chunked_prefill": options.enable_chunked_prefill,
             "policy": options.policy,
+            "draft": options.speculation.draft.as_ref().map(ToString::to_string),
+            "num_speculative_tokens": options.speculation.length.to_string(),
+            "scorer": options.speculation.scorer,
+            "acceptance": acceptance(options.speculation.acceptance),
+            "enforce_eager": options.enforce_eager,
+            "graph_sizes": info.graph_sizes,
+            "shadow_rate": options.shadow_rate,
             "seed": options.seed,
             "trace_tables": to.tables,
             "revision": crate::REVISION,
@@ -121,5 +129,13 @@ impl Trace {
     /// A fault of the disk, now or in an earlier line.
     pub fn finish(self, summary: &serde_json::Value) -> anyhow::Result<()> {
         Ok(self.writer.finish(summary)?)
+    }
+}
+
+fn acceptance(rule: Acceptance) -> serde_json::Value {
+    match rule {
+        Acceptance::Coupled => json!("coupled"),
+        Acceptance::Rejection => json!("rejection"),
+        Acceptance::Typical { threshold, alpha } => json!({"typical": {"threshold": threshold, "alpha": alpha}}),
     }
 }
