@@ -11,8 +11,12 @@ use super::scheduler_bench::SchedulerBench;
 pub enum Bench {
     /// Latency of a batch of requests, from its first step to its last token
     Latency(Box<Latency>),
-    /// Latency without speculation, with n-grams and with both scorers, eager and on graphs, on the same requests: are the
-    /// tokens and the logits the same, and what is faster?
+    /// No speculation, n-grams and both scorers, eager and on graphs, on the same requests
+    ///
+    /// Eight runs, interleaved: no speculation, n-gram look-up, and the proposer of --draft (default: builtin:draft for
+    /// builtin:target, else ngram) scored by batch expansion and by MQA, each eager and on graphs. --scorer is that of the
+    /// n-gram runs; --enforce-eager changes nothing. Exits 1 when a token, a hidden state or a logit of any run is not, bit
+    /// by bit, that of the plain eager one.
     Compare(Box<Compare>),
     /// Scheduler, block manager and metadata without a model
     Scheduler(SchedulerBench),

@@ -2,13 +2,14 @@
 
 use std::fmt::Write;
 
-use pagedraft::session::SessionInfo;
+use pagedraft::session::{Session, SessionInfo};
 use pagedraft_workloads::latency::{PERCENTILES, Spread};
 use serde_json::{Value, json};
 
 use super::batch_header::{BatchShape, header};
 use super::latency::Latency;
 use super::machine;
+use super::step_figures::StepFigures;
 
 /// One timed batch.
 #[derive(Clone, Debug, Default)]
@@ -26,15 +27,21 @@ pub struct Report<'a> {
     flags: &'a Latency,
     info: SessionInfo,
     iterations: Vec<Iteration>,
+    steps: Option<StepFigures>,
 }
 
 impl<'a> Report<'a> {
     pub fn new(flags: &'a Latency, info: &SessionInfo) -> Self {
-        Self { flags, info: info.clone(), iterations: Vec::new() }
+        Self { flags, info: info.clone(), iterations: Vec::new(), steps: None }
     }
 
     pub fn add(&mut self, iteration: Iteration) {
         self.iterations.push(iteration);
+    }
+
+    /// Notes how the steps of the timed batches ran, and what speculation came to.
+    pub fn take_speculation(&mut self, session: &mut Session) {
+        self.steps = Some(StepFigures::take(session, self.flags.engine.speculation.num_speculative_tokens));
     }
 
     pub fn len(&self) -> usize {
@@ -57,6 +64,11 @@ impl<'a> Report<'a> {
             seed: flags.engine.seed,
         };
         header(&self.info, shape)
+    }
+
+    /// How the steps went, where there is somebody to propose drafts.
+    fn speculating(&self) -> Option<&StepFigures> {
+        self.steps.as_ref().filter(|_| self.flags.engine.speculation.draft.is_some())
     }
 
     fn spread(&self, of: impl Fn(&Iteration) -> f64) -> Option<Spread> {
@@ -117,6 +129,9 @@ impl<'a> Report<'a> {
         for p in PERCENTILES {
             let _ = writeln!(text, "{p}% percentile latency: {} seconds", latency.percentile(f64::from(p)));
         }
+        if let Some(steps) = self.speculating() {
+            text.push_str(&steps.text());
+        }
         text
     }
 
@@ -153,6 +168,9 @@ impl<'a> Report<'a> {
             "block_size": info.block_size,
             "num_blocks": info.num_blocks,
             "machine": machine::name(),
+            "draft": flags.engine.speculation.draft.as_ref().map(ToString::to_string),
+            "speculation": self.speculating().and_then(StepFigures::speculation),
+            "graph": self.steps.as_ref().map(|steps| steps.graph(info)),
             "version": env!("CARGO_PKG_VERSION"),
         })
     }

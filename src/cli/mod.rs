@@ -17,6 +17,7 @@ mod scheduler_bench;
 mod shadowing;
 mod speculation_flags;
 mod stdout;
+mod step_figures;
 mod trace;
 mod train;
 

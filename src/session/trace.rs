@@ -136,6 +136,8 @@ fn acceptance(rule: Acceptance) -> serde_json::Value {
     match rule {
         Acceptance::Coupled => json!("coupled"),
         Acceptance::Rejection => json!("rejection"),
-        Acceptance::Typical { threshold, alpha } => json!({"typical": {"threshold": threshold, "alpha": alpha}}),
+        Acceptance::Typical { threshold, alpha } => {
+            json!({"typical": {"threshold": threshold, "alpha": alpha}})
+        }
     }
 }

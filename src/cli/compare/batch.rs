@@ -1,16 +1,15 @@
 //! One batch through the session, in one of the ways that are compared.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use indicatif::ProgressBar;
 use pagedraft::session::{Emitted, Request, RequestId, Session, SetupId};
-use pagedraft_model::RunCounts;
 use pagedraft_spec_decode::metrics::SpeculationMetrics;
 
 use crate::cli::interrupt;
+use crate::cli::step_figures::StepCounts;
 
 /// The requests of every run.
 pub struct Batch {
@@ -37,32 +36,6 @@ pub struct Pass {
     pub metrics: SpeculationMetrics,
     pub target: StepCounts,
     pub draft: StepCounts,
-}
-
-/// How steps ran, summed over batches.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct StepCounts {
-    pub replays: u64,
-    pub eager: u64,
-    /// Of the eager ones, those for which a graph was looked for in vain, by reason.
-    pub fallbacks: BTreeMap<String, u64>,
-}
-
-impl StepCounts {
-    pub fn add(&mut self, other: &Self) {
-        self.replays += other.replays;
-        self.eager += other.eager;
-        for (why, count) in &other.fallbacks {
-            *self.fallbacks.entry(why.clone()).or_default() += count;
-        }
-    }
-}
-
-impl From<&RunCounts> for StepCounts {
-    fn from(counts: &RunCounts) -> Self {
-        let fallbacks = counts.fallbacks.iter().map(|(why, &count)| (why.to_string(), count)).collect();
-        Self { replays: counts.replays, eager: counts.eager, fallbacks }
-    }
 }
 
 /// Looks at a step that was done.

@@ -1,14 +1,11 @@
 //! What one of the compared runs came to.
 
-use std::time::Duration;
-
-use pagedraft::session::SessionInfo;
 use pagedraft_spec_decode::metrics::SpeculationMetrics;
 use pagedraft_workloads::latency::Spread;
-use serde_json::{Value, json};
 
-use super::batch::{Pass, StepCounts};
+use super::batch::Pass;
 use super::parity::Parity;
+use crate::cli::step_figures::StepCounts;
 
 /// One run: its timed batches, and whether it gave what the reference gave.
 #[derive(Clone, Debug)]
@@ -74,16 +71,4 @@ impl Measured {
         let rows = self.metrics.num_verify_rows;
         (rows > 0).then(|| self.metrics.num_draft_tokens as f64 / rows as f64)
     }
-}
-
-/// What capturing took, for programs.
-pub fn capture(info: &SessionInfo) -> Value {
-    info.capture.as_ref().map_or(Value::Null, |capture| {
-        json!({
-            "graphs": capture.graphs,
-            "elapsed_seconds": Duration::as_secs_f64(&capture.elapsed),
-            "bytes": capture.bytes,
-            "token_rows": info.graph_sizes,
-        })
-    })
 }

@@ -14,13 +14,14 @@ mod run_directory;
 mod runs;
 mod table;
 
+use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::anyhow;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use pagedraft::exit::{usage, usage_hint};
-use pagedraft::session::{DraftRef, EngineOptions, ModelRef, Session, SetupId};
+use pagedraft::session::{DraftLength, DraftRef, EngineOptions, ModelRef, Session, SetupId};
 use pagedraft_model::cpu::memory::physical_memory;
 use serde_json::{Value, json};
 
@@ -34,11 +35,8 @@ use measured::Measured;
 use parity::{Parity, Reference};
 use report::Report;
 use run_directory::RunDirectory;
-use runs::{RUNS, Run};
+use runs::{RUNS, Run, Way};
 
-/// Runs without speculation, with n-gram look-up, and with the proposer of --draft scored in both ways, each eager and on
-/// graphs. `--scorer` is that of the n-gram runs; `--enforce-eager` changes nothing. Exits 1 when a token, a hidden state
-/// or a logit of any run is not that of the plain eager one.
 #[derive(Clone, Debug, Args)]
 pub struct Compare {
     /// Prompt tokens of each request
@@ -182,15 +180,29 @@ impl Compare {
         let info = comparison.session.info();
         let speculation = &options.speculation;
         let draft = speculation.draft.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string);
-        let graphs = info.capture.as_ref().map_or_else(|| "none".to_owned(), |capture| {
-            let seconds = capture.elapsed.as_secs_f64();
-            format!("{} captured in {seconds:.3} s, {:.1} MB", capture.graphs, capture.bytes as f64 / 1e6)
-        });
+        let graphs = info.capture.as_ref().map_or_else(
+            || "none".to_owned(),
+            |capture| {
+                let seconds = capture.elapsed.as_secs_f64();
+                format!(
+                    "{} captured in {:.1} ms, {:.1} MB",
+                    capture.graphs,
+                    seconds * 1e3,
+                    capture.bytes as f64 / 1e6
+                )
+            },
+        );
+        let most = match speculation.length {
+            DraftLength::Auto => format!("{} (auto)", speculation.length.most()),
+            DraftLength::Fixed(k) => k.to_string(),
+        };
         let mut text = header(info, self.shape());
-        text.push_str(&format!("drafts   of {draft}, at most {}\ngraphs   {graphs}\n", speculation.length));
+        text.push_str(&format!("drafts   of {draft}, at most {most} a row\ngraphs   {graphs}\n"));
         if self.engine.shadow_rate > 0.0 {
             let rate = self.engine.shadow_rate;
-            text.push_str(&format!("shadow   {rate} of the replayed steps run twice; the times have that in them\n"));
+            text.push_str(&format!(
+                "shadow   {rate} of the replayed steps run twice; the times have that in them\n"
+            ));
         }
         let needed = (u64::from(self.input_len) + u64::from(self.output_len))
             .div_ceil(u64::from(info.block_size))
@@ -233,7 +245,18 @@ impl Compare {
                     "scorer": run.scorer(&options.speculation),
                     "mode": run.mode(),
                 });
-                let Value::Object(found) = first.found? else { return None };
+                let Some(Value::Object(found)) = first.found else {
+                    if run.way != Way::Plain {
+                        let name = run.name(&options.speculation);
+                        // A closed standard error is nobody's loss.
+                        let _ = writeln!(
+                            std::io::stderr(),
+                            "note: {name}, {}: no step had drafts, so there is no metadata of one",
+                            run.mode()
+                        );
+                    }
+                    return None;
+                };
                 entry.as_object_mut()?.extend(found);
                 Some(entry)
             })

@@ -184,17 +184,21 @@ impl Parity {
         self.rows.iter().map(|row| row.compared).sum()
     }
 
+    /// The first difference of each sequence that has one, in the order of the batch.
+    pub fn row_differences(&self) -> impl Iterator<Item = Difference> + '_ {
+        self.rows.iter().enumerate().filter_map(|(row, progress)| {
+            progress.first.map(|(output_index, what)| Difference { row, output_index, what })
+        })
+    }
+
     /// The earliest difference; of several at one position, that of the first sequence.
     pub fn first_difference(&self) -> Option<Difference> {
-        let firsts = self.rows.iter().enumerate().filter_map(|(row, progress)| {
-            progress.first.map(|(output_index, what)| Difference { row, output_index, what })
-        });
-        firsts.min_by_key(|difference| (difference.output_index, difference.row))
+        self.row_differences().min_by_key(|difference| (difference.output_index, difference.row))
     }
 
     /// Sequence indices of the batch in which anything differs, ascending.
     pub fn rows_different(&self) -> Vec<usize> {
-        (0..self.rows.len()).filter(|&row| self.rows[row].first.is_some()).collect()
+        self.row_differences().map(|difference| difference.row).collect()
     }
 
     /// The greatest difference of a hidden state; 0 exactly when every bit was equal.

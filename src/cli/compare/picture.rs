@@ -39,7 +39,14 @@ pub fn svg(report: &Report<'_>) -> anyhow::Result<String> {
     Ok(text)
 }
 
-fn write(root: &Area<'_>, text: &str, at: (i32, i32), size: i32, pos: Pos, color: RGBColor) -> anyhow::Result<()> {
+fn write(
+    root: &Area<'_>,
+    text: &str,
+    at: (i32, i32),
+    size: i32,
+    pos: Pos,
+    color: RGBColor,
+) -> anyhow::Result<()> {
     let style = TextStyle::from((FONT, size).into_font()).color(&color).pos(pos);
     root.draw(&Text::new(text.to_owned(), at, style))?;
     Ok(())

@@ -4,11 +4,13 @@ use pagedraft::session::{SessionInfo, SpeculationOptions};
 use pagedraft_workloads::latency::{PERCENTILES, Spread};
 use serde_json::{Map, Value, json};
 
-use super::measured::{Measured, capture};
+use super::measured::Measured;
+use super::parity::Difference;
 use super::runs::{RUNS, Run};
 use crate::cli::batch_header::BatchShape;
 use crate::cli::machine;
 use crate::cli::shadowing::CanaryFigures;
+use crate::cli::step_figures::capture;
 
 /// What was measured so far, and on what.
 pub struct Report<'a> {
@@ -36,7 +38,8 @@ impl Report<'_> {
 
     /// Whether every run gave what the plain eager run gave, and no canary fell.
     pub fn is_equal(&self) -> bool {
-        self.runs.iter().all(|run| run.parity.is_equal()) && self.canary.is_none_or(|canary| canary.alarms == 0)
+        self.runs.iter().all(|run| run.parity.is_equal())
+            && self.canary.is_none_or(|canary| canary.alarms == 0)
     }
 
     pub fn json(&self) -> Value {
@@ -139,19 +142,20 @@ impl Report<'_> {
 
     fn parity(&self, measured: &Measured) -> Value {
         let parity = &measured.parity;
-        let first = parity.first_difference().map(|first| {
+        let place = |first: Difference| {
             json!({
                 "request_id": first.row.to_string(),
                 "position": self.shape.input_len as usize + first.output_index,
                 "output_index": first.output_index,
                 "what": first.what,
             })
-        });
+        };
         json!({
             "requests": parity.requests(),
             "requests_equal": parity.requests_equal(),
             "tokens": parity.tokens(),
-            "first_difference": first,
+            "first_difference": parity.first_difference().map(place),
+            "row_differences": parity.row_differences().map(place).collect::<Vec<_>>(),
             "max_abs_hidden_diff": parity.max_abs_hidden_diff(),
             "max_abs_logit_diff": parity.max_abs_logit_diff(),
             "rows_different": parity.rows_different(),

@@ -200,8 +200,7 @@ fn differences(report: &Report<'_>) -> String {
             },
         );
         if parity.timed_different > 0 {
-            let _ =
-                writeln!(text, "  in {} of {} timed batches too", parity.timed_different, parity.timed);
+            let _ = writeln!(text, "  in {} of {} timed batches too", parity.timed_different, parity.timed);
         }
     }
     if let Some(canary) = &report.canary {
