@@ -23,7 +23,12 @@ struct ReferenceRow {
 }
 
 /// The states of the tokens that a step kept for a sequence, a row a token.
-fn take_states(session: &mut Session, news: &Emitted) -> anyhow::Result<(Vec<Vec<f32>>, Vec<Vec<f32>>)> {
+struct States {
+    hidden: Vec<Vec<f32>>,
+    logits: Vec<Vec<f32>>,
+}
+
+fn take_states(session: &mut Session, news: &Emitted) -> anyhow::Result<States> {
     let (mut hidden, mut logits) = (session.take_hidden(news.id), session.take_logits(news.id));
     let kept = news.tokens.len();
     ensure!(
@@ -35,7 +40,7 @@ fn take_states(session: &mut Session, news: &Emitted) -> anyhow::Result<(Vec<Vec
     // A run of accepted drafts that was cut off has more.
     hidden.truncate(kept);
     logits.truncate(kept);
-    Ok((hidden, logits))
+    Ok(States { hidden, logits })
 }
 
 impl Reference {
@@ -56,7 +61,7 @@ impl Reference {
 
 impl Observe for Reference {
     fn emitted(&mut self, session: &mut Session, row: usize, news: &Emitted) -> anyhow::Result<()> {
-        let (hidden, logits) = take_states(session, news)?;
+        let States { hidden, logits } = take_states(session, news)?;
         let row = self.rows.get_mut(row).context("there is no such sequence")?;
         row.tokens.extend(&news.tokens);
         row.hidden.extend(hidden.iter().flatten());
@@ -220,7 +225,7 @@ pub struct Comparing<'a> {
 
 impl Observe for Comparing<'_> {
     fn emitted(&mut self, session: &mut Session, row: usize, news: &Emitted) -> anyhow::Result<()> {
-        let (hidden, logits) = take_states(session, news)?;
+        let States { hidden, logits } = take_states(session, news)?;
         for ((&token, hidden), logits) in news.tokens.iter().zip(&hidden).zip(&logits) {
             self.parity.position(self.reference, row, token, hidden, logits);
         }

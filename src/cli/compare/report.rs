@@ -1,6 +1,6 @@
 //! The comparison for programs.
 
-use pagedraft::session::{SessionInfo, SpeculationOptions};
+use pagedraft::session::{DraftLength, SessionInfo, SpeculationOptions};
 use pagedraft_workloads::latency::{PERCENTILES, Spread};
 use serde_json::{Map, Value, json};
 
@@ -83,7 +83,10 @@ impl Report<'_> {
             "num_blocks": info.num_blocks,
             "max_model_len": info.max_model_len,
             "draft": speculation.draft.as_ref().map(ToString::to_string),
-            "k": speculation.length.to_string(),
+            "k": match speculation.length {
+                DraftLength::Auto => json!("auto"),
+                DraftLength::Fixed(k) => json!(k),
+            },
             "speculation": {
                 "draft_cost": speculation.draft_cost,
                 "ngram_min": speculation.ngram.0,
