@@ -70,7 +70,7 @@ fn a_prefill_and_a_decode_step_have_the_metadata_that_flash_attention_users_know
     assert_eq!(decode["max_query_len"], 1);
     assert_eq!(decode["max_prefill_seq_len"], 0);
     assert_eq!(decode["max_decode_seq_len"], 257);
-    assert_eq!(decode["use_cuda_graph"], false);
+    assert_eq!(decode["use_cuda_graph"], true);
     assert_eq!(steps[1]["input_positions"], json!(vec![256; 8]));
     check_dir(&run).unwrap();
 }

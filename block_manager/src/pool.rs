@@ -176,11 +176,15 @@ impl BlockPool {
         }
     }
 
-    /// Forgets every published block. Leases are not touched.
+    /// Forgets every published block. Leases are not touched; where there are none, the pool is as new: its blocks will be
+    /// handed out as 0, 1, 2, ...
     pub fn clear_cache(&mut self) {
         for id in 0..self.num_blocks() {
             self.cache.remove(BlockId(id));
         }
         self.cached = 0;
+        if self.free.len() == self.num_blocks() {
+            self.free = FreeList::all(self.num_blocks());
+        }
     }
 }

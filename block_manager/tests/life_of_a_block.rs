@@ -32,6 +32,24 @@ fn numbered(prefix: u32, len: u32) -> Vec<u32> {
 }
 
 #[test]
+fn a_cache_that_is_cleared_while_nobody_holds_a_block_leaves_a_pool_as_new() {
+    let mut manager = manager(64);
+    let sequences: Vec<_> = (0..3).map(|i| filled(&mut manager, &numbered(i, 40))).collect();
+    for &sequence in sequences.iter().rev() {
+        manager.free(sequence).unwrap();
+    }
+    let held = filled(&mut manager, &numbered(7, 16));
+    let block = ids(&manager, held);
+    manager.clear_cache();
+    assert_eq!(ids(&manager, held), block, "nobody's blocks change");
+    manager.free(held).unwrap();
+    manager.clear_cache();
+    let again = filled(&mut manager, &numbered(8, 64 * 16));
+    assert_eq!(ids(&manager, again), (0..64).collect::<Vec<_>>());
+    manager.free(again).unwrap();
+}
+
+#[test]
 fn blocks_are_handed_out_in_order_from_zero() {
     let mut manager = manager(200);
     let sequences: Vec<_> = (0..8).map(|i| filled(&mut manager, &numbered(i, 256))).collect();

@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use clap::Args;
 use pagedraft::session::{Emitted, RequestId, RequestOutput, Session};
+use pagedraft_spec_decode::metrics::SpeculationMetrics;
 use serde_json::json;
 
 use super::engine_flags::EngineFlags;
 use super::output_file::OutputFile;
 use super::prompts::{Arrival, PromptSource, SamplingFlags};
-use super::{Ended, interrupt, stdout};
+use super::{Ended, interrupt, recording, stdout};
 
 #[derive(Clone, Debug, Args)]
 pub struct Generate {
@@ -35,6 +36,8 @@ struct Totals {
     prompt_tokens: usize,
     new_tokens: usize,
     elapsed: Duration,
+    /// Where there is somebody to propose drafts.
+    speculation: Option<SpeculationMetrics>,
 }
 
 impl Generate {
@@ -43,22 +46,30 @@ impl Generate {
         let prompts = self.source.read(&self.sampling, self.engine.seed)?;
         let output = self.output_json.as_deref().map(OutputFile::reserve).transpose()?;
         interrupt::listen()?;
-        let mut session = Session::open(&options)?;
-        let arrivals =
+        let plain = recording::plain(&options);
+        // Synthetic drafts are recorded before the engine that has them opens.
+        let mut session = Session::open(plain.as_ref().unwrap_or(&options))?;
+        let mut arrivals =
             prompts.into_iter().map(|p| p.arrival(&session)).collect::<anyhow::Result<Vec<_>>>()?;
         // Before anything runs: a bad line far down must not cost what came before it.
         arrivals.iter().try_for_each(|arrival| session.check(&arrival.request))?;
+        if plain.is_some() {
+            recording::record(&mut session, arrivals.iter_mut().map(|arrival| &mut arrival.request))?;
+            drop(session);
+            session = Session::open(&options)?;
+        }
         let streams = !self.source.is_a_list() && arrivals[0].request.n == 1;
         let to_stdout = matches!(output, Some(OutputFile::Stdout));
         let only = output.is_none();
         let mut screen =
             if streams && !to_stdout { Screen::Text { last: None, only } } else { Screen::Quiet };
-        let (ids, totals) = serve(&mut session, arrivals, &mut screen)?;
+        let (ids, mut totals) = serve(&mut session, arrivals, &mut screen)?;
         screen.end()?;
         let outputs = ids
             .into_iter()
             .map(|id| session.take_output(id).context("a request gave no output"))
             .collect::<anyhow::Result<Vec<_>>>()?;
+        totals.speculation = options.speculation.draft.is_some().then(|| session.take_metrics());
         session.close(&totals.json(outputs.len()))?;
         if outputs.is_empty() {
             // Ctrl-C came before anything was submitted: what was there before stays.
@@ -171,6 +182,7 @@ impl Totals {
             "prompt_tokens": self.prompt_tokens,
             "output_tokens": self.new_tokens,
             "elapsed_s": self.elapsed.as_secs_f64(),
+            "speculation": self.speculation.as_ref().map(SpeculationMetrics::summary),
         })
     }
 
@@ -180,10 +192,24 @@ impl Totals {
         // A closed standard error is nobody's loss.
         let _ = writeln!(
             std::io::stderr(),
-            "{} prompt tokens, {} generated in {seconds:.3} s ({rate:.1} tokens/s)",
+            "{} prompt tokens, {} generated in {seconds:.3} s ({rate:.1} tokens/s){}",
             self.prompt_tokens,
             self.new_tokens,
+            self.speculation.as_ref().map_or_else(String::new, accepted),
         );
+    }
+}
+
+/// What became of the drafts, behind the rest of the line.
+fn accepted(metrics: &SpeculationMetrics) -> String {
+    match (metrics.draft_acceptance_rate(), metrics.mean_acceptance_length()) {
+        (Some(rate), Some(length)) => format!(
+            "; {} of {} drafts accepted ({:.1} %), {length:.2} tokens a verify row",
+            metrics.num_accepted_tokens,
+            metrics.num_draft_tokens,
+            rate * 100.0
+        ),
+        _ => "; no drafts".to_owned(),
     }
 }
 

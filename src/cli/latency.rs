@@ -8,12 +8,11 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use pagedraft::exit::usage;
 use pagedraft::session::{Request, RequestId, Session};
-use pagedraft_spec_decode::sampling::SamplingParams;
 
 use super::engine_flags::EngineFlags;
 use super::latency_report::{Iteration, Report};
 use super::output_file::OutputFile;
-use super::{Ended, held_out, interrupt, stdout};
+use super::{Ended, held_out, interrupt, recording, stdout};
 
 #[derive(Clone, Debug, Args)]
 pub struct Latency {
@@ -44,7 +43,9 @@ impl Latency {
         let options = self.engine.options(false)?;
         let output = self.output_json.as_deref().map(OutputFile::reserve).transpose()?;
         interrupt::listen()?;
-        let mut session = Session::open(&options)?;
+        let plain = recording::plain(&options);
+        // Prompts and refusals need a model, not drafts: synthetic ones are recorded before the engine that has them opens.
+        let mut session = Session::open(plain.as_ref().unwrap_or(&options))?;
         let longest = session.info().max_model_len;
         if self.input_len.saturating_add(self.output_len) > longest {
             let what = "--input-len and --output-len are more together than a sequence can have";
@@ -55,20 +56,30 @@ impl Latency {
         }
         let prompts =
             held_out::prompts(&session, self.batch_size as usize, self.input_len as usize, self.engine.seed)?;
+        let mut requests: Vec<Request> = prompts.iter().map(|prompt| self.request(prompt)).collect();
+        if plain.is_some() {
+            recording::record(&mut session, requests.iter_mut())?;
+            drop(session);
+            session = Session::open(&options)?;
+        }
+        session.count_noncausal(true);
         let mut report = Report::new(self, session.info());
         stdout::print(&report.header())?;
         let bar = self.progress();
         for i in 0..self.num_iters_warmup.saturating_add(self.num_iters) {
             let timed = i >= self.num_iters_warmup;
             bar.set_message(if timed { "timed" } else { "warm-up" });
-            let Some(iteration) = self.iteration(i, &mut session, &prompts, &bar)? else { break };
+            let Some(iteration) = self.iteration(i, &mut session, &requests, &bar)? else { break };
             if timed {
                 report.add(iteration);
+            } else {
+                session.take_metrics();
             }
             bar.set_position(u64::from(i + 1) * u64::from(self.output_len));
         }
         bar.finish_and_clear();
         let interrupted = report.len() < self.num_iters as usize;
+        report.take_speculation(&mut session);
         session.close(&report.json())?;
         stdout::print(&report.table())?;
         if let (Some(output), false) = (&output, report.is_empty()) {
@@ -93,15 +104,15 @@ impl Latency {
         &self,
         number: u32,
         session: &mut Session,
-        prompts: &[Vec<u32>],
+        requests: &[Request],
         bar: &ProgressBar,
     ) -> anyhow::Result<Option<Iteration>> {
         let start = Instant::now();
-        let mut ids = Vec::with_capacity(prompts.len());
-        for (i, prompt) in prompts.iter().enumerate() {
+        let mut ids = Vec::with_capacity(requests.len());
+        for (i, request) in requests.iter().enumerate() {
             // A name is used once in a run, as traces want it.
-            let name = number as usize * prompts.len() + i;
-            ids.extend(session.submit(self.request(name, prompt))?);
+            let name = number as usize * requests.len() + i;
+            ids.extend(session.submit(Request { request_id: name.to_string(), ..request.clone() })?);
         }
         let mut iteration = Iteration::default();
         while session.has_unfinished() {
@@ -133,23 +144,11 @@ impl Latency {
         Ok(Some(iteration))
     }
 
-    fn request(&self, name: usize, prompt: &[u32]) -> Request {
-        Request {
-            request_id: name.to_string(),
-            prompt: prompt.to_vec(),
-            sampling: SamplingParams {
-                temperature: 0.0,
-                seed: self.engine.seed,
-                ..SamplingParams::default()
-            },
-            max_tokens: self.output_len,
-            stop: Vec::new(),
-            stop_token_ids: Vec::new(),
-            ignore_eos: true,
-            priority: 0,
-            n: 1,
-            recorded: Vec::new(),
-        }
+    fn request(&self, prompt: &[u32]) -> Request {
+        let mut request = Request::new("", prompt.to_vec(), self.output_len);
+        request.sampling.seed = self.engine.seed;
+        request.ignore_eos = true;
+        request
     }
 }
 

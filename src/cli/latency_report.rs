@@ -2,12 +2,14 @@
 
 use std::fmt::Write;
 
-use pagedraft::session::SessionInfo;
+use pagedraft::session::{Session, SessionInfo};
 use pagedraft_workloads::latency::{PERCENTILES, Spread};
 use serde_json::{Value, json};
 
+use super::batch_header::{BatchShape, header};
 use super::latency::Latency;
 use super::machine;
+use super::step_figures::StepFigures;
 
 /// One timed batch.
 #[derive(Clone, Debug, Default)]
@@ -25,15 +27,21 @@ pub struct Report<'a> {
     flags: &'a Latency,
     info: SessionInfo,
     iterations: Vec<Iteration>,
+    steps: Option<StepFigures>,
 }
 
 impl<'a> Report<'a> {
     pub fn new(flags: &'a Latency, info: &SessionInfo) -> Self {
-        Self { flags, info: info.clone(), iterations: Vec::new() }
+        Self { flags, info: info.clone(), iterations: Vec::new(), steps: None }
     }
 
     pub fn add(&mut self, iteration: Iteration) {
         self.iterations.push(iteration);
+    }
+
+    /// Notes how the steps of the timed batches ran, and what speculation came to.
+    pub fn take_speculation(&mut self, session: &mut Session) {
+        self.steps = Some(StepFigures::take(session, self.flags.engine.speculation.num_speculative_tokens));
     }
 
     pub fn len(&self) -> usize {
@@ -46,30 +54,21 @@ impl<'a> Report<'a> {
 
     /// What is about to be measured.
     pub fn header(&self) -> String {
-        let (info, flags) = (&self.info, self.flags);
-        let weights = if info.dummy_weights { ", dummy weights" } else { "" };
-        format!(
-            "model    {}, {} parameters, {}{weights}\n\
-             machine  {}; {}, {}\n\
-             cache    {} KV blocks of {} tokens\n\
-             batch    {} requests x {} prompt tokens -> {} tokens each, greedy\n\
-             runs     {} warm-up, {} timed; seed {}, revision {}\n",
-            info.model_id,
-            count(info.parameters),
-            info.dtype,
-            machine::name(),
-            info.isa,
-            plural(info.threads, "thread"),
-            info.num_blocks,
-            info.block_size,
-            flags.batch_size,
-            flags.input_len,
-            flags.output_len,
-            flags.num_iters_warmup,
-            flags.num_iters,
-            flags.engine.seed,
-            pagedraft::REVISION,
-        )
+        let flags = self.flags;
+        let shape = BatchShape {
+            batch_size: flags.batch_size,
+            input_len: flags.input_len,
+            output_len: flags.output_len,
+            num_iters_warmup: flags.num_iters_warmup,
+            num_iters: flags.num_iters,
+            seed: flags.engine.seed,
+        };
+        header(&self.info, shape)
+    }
+
+    /// How the steps went, where there is somebody to propose drafts.
+    fn speculating(&self) -> Option<&StepFigures> {
+        self.steps.as_ref().filter(|_| self.flags.engine.speculation.draft.is_some())
     }
 
     fn spread(&self, of: impl Fn(&Iteration) -> f64) -> Option<Spread> {
@@ -130,6 +129,9 @@ impl<'a> Report<'a> {
         for p in PERCENTILES {
             let _ = writeln!(text, "{p}% percentile latency: {} seconds", latency.percentile(f64::from(p)));
         }
+        if let Some(steps) = self.speculating() {
+            text.push_str(&steps.text());
+        }
         text
     }
 
@@ -166,19 +168,10 @@ impl<'a> Report<'a> {
             "block_size": info.block_size,
             "num_blocks": info.num_blocks,
             "machine": machine::name(),
+            "draft": flags.engine.speculation.draft.as_ref().map(ToString::to_string),
+            "speculation": self.speculating().and_then(StepFigures::speculation),
+            "graph": self.steps.as_ref().map(|steps| steps.graph(info)),
             "version": env!("CARGO_PKG_VERSION"),
         })
     }
-}
-
-fn count(n: u64) -> String {
-    match n {
-        0..1_000_000 => format!("{:.0} k", n as f64 / 1e3),
-        1_000_000..1_000_000_000 => format!("{:.2} M", n as f64 / 1e6),
-        _ => format!("{:.2} G", n as f64 / 1e9),
-    }
-}
-
-fn plural(n: usize, what: &str) -> String {
-    if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
 }

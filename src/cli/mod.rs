@@ -1,6 +1,8 @@
 //! The subcommands, one a file.
 
+mod batch_header;
 mod bench;
+mod compare;
 mod engine_flags;
 mod generate;
 mod held_out;
@@ -10,9 +12,11 @@ mod latency_report;
 mod machine;
 mod output_file;
 mod prompts;
+mod recording;
 mod scheduler_bench;
 mod speculation_flags;
 mod stdout;
+mod step_figures;
 mod trace;
 mod train;
 
@@ -34,7 +38,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Measure: latency of a batch, cost of the scheduler
+    /// Measure: latency of a batch, scorers and graphs side by side, cost of the scheduler
     #[command(subcommand)]
     Bench(bench::Bench),
     /// Go on from one prompt, or from many at once

@@ -31,6 +31,8 @@ pub struct SessionInfo {
     pub model_id: String,
     /// Token ids are below this.
     pub vocab_size: usize,
+    /// Width of a hidden state.
+    pub hidden_size: usize,
     /// Parameters of the model.
     pub parameters: u64,
     /// Of weights and KV.
@@ -53,6 +55,8 @@ pub struct SessionInfo {
     pub dummy_weights: bool,
     /// What capturing graphs took, the draft model's included; `None` where every step is eager.
     pub capture: Option<CaptureReport>,
+    /// Token rows that the target's graphs were captured at, ascending; empty where every step is eager.
+    pub graph_sizes: Vec<u32>,
 }
 
 /// The parts of an engine.
@@ -174,9 +178,12 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
         .with_context(|| format!("the model {} does not load", options.model))?;
     let most_drafts = u32::from(options.speculation.length.most());
     let mut capture = None;
+    let mut graph_sizes = Vec::new();
     if !options.enforce_eager {
         let longest = if options.speculation.draft.is_some() { 1 + most_drafts } else { 1 };
-        capture = Some(runner.capture(&capture_sizes(options, longest))?);
+        let sizes = capture_sizes(options, longest);
+        capture = Some(runner.capture(&sizes)?);
+        graph_sizes = sizes.token_rows().to_vec();
     }
     if options.inject_decode_graph_for_verify {
         runner.inject_decode_graph_for_verify(options.block_size)?;
@@ -184,6 +191,7 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
     let mut info = SessionInfo {
         model_id: options.model.to_string(),
         vocab_size: config.vocab_size,
+        hidden_size: config.hidden_size,
         parameters: config.num_parameters(),
         dtype,
         isa,
@@ -195,6 +203,7 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
         eos_token_ids: config.eos_token_ids.clone(),
         dummy_weights: checkpoint.is_dummy(),
         capture,
+        graph_sizes,
     };
     let tokenizer = match checkpoint.tokenizer() {
         Ok(tokenizer) => Some(Arc::new(tokenizer)),

@@ -160,7 +160,12 @@ impl Session {
         (&self.plan, &self.outcome.record)
     }
 
-    /// Forgets every prefix in the cache.
+    /// Whether drafts behind a miss are judged too, for the metrics that count them (at the cost of judging them).
+    pub fn count_noncausal(&mut self, yes: bool) {
+        self.executor.count_noncausal(yes);
+    }
+
+    /// Forgets every prefix in the cache; where nothing runs, blocks are then handed out from 0 again.
     pub fn clear_prefix_cache(&mut self) {
         self.scheduler.clear_prefix_cache();
     }

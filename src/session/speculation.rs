@@ -37,7 +37,9 @@ pub(super) struct Setups {
     all: Vec<Setup>,
     current: Option<SetupId>,
     proposers: Vec<(DraftRef, ProposerId)>,
+    /// What passes of the target and of the draft model cost, once measured.
     target: Option<CostCurve>,
+    draft: Option<CostCurve>,
     /// The most sequences in a step, which bounds what is measured.
     max_num_seqs: u32,
     num_blocks: u32,
@@ -53,6 +55,7 @@ impl Setups {
             current: None,
             proposers: Vec::new(),
             target: None,
+            draft: None,
             max_num_seqs,
             num_blocks,
             block_size,
@@ -180,9 +183,13 @@ impl Setups {
         let target = self.target(executor)?;
         let keeps_kv = matches!(options.draft, Some(DraftRef::Model(_)));
         let draft = match &options.draft {
-            Some(DraftRef::Model(_)) => {
-                executor.measure_proposer(id, self.max_num_seqs.min(256), CALIBRATION)?
-            }
+            Some(DraftRef::Model(_)) => match &self.draft {
+                Some(curve) => curve.clone(),
+                None => {
+                    let curve = executor.measure_proposer(id, self.max_num_seqs.min(256), CALIBRATION)?;
+                    self.draft.insert(curve).clone()
+                }
+            },
             Some(DraftRef::Synthetic { .. }) => self.round(options, executor)?,
             _ => CostCurve::default(),
         };
@@ -197,9 +204,6 @@ impl Setups {
         executor: &mut ModelExecutor<CpuDevice>,
     ) -> anyhow::Result<()> {
         ensure!(!scheduler.has_unfinished(), "requests are running: speculation is changed between them");
-        if self.current == Some(to) {
-            return Ok(());
-        }
         let (control, shadow) = (scheduler.set_draft_control(None), executor.set_shadow(None));
         if let Some(was) = self.current.and_then(|id| self.all.get_mut(id.0)) {
             (was.control, was.shadow) = (control, shadow);

@@ -1,0 +1,55 @@
+//! What a benchmark of batches says before it begins.
+
+use pagedraft::session::SessionInfo;
+
+use super::machine;
+
+/// The batch, and how often it runs.
+#[derive(Clone, Copy, Debug)]
+pub struct BatchShape {
+    pub batch_size: u32,
+    pub input_len: u32,
+    pub output_len: u32,
+    pub num_iters_warmup: u32,
+    pub num_iters: u32,
+    pub seed: u64,
+}
+
+/// Model, machine, cache, batch and runs, a line each.
+pub fn header(info: &SessionInfo, shape: BatchShape) -> String {
+    let weights = if info.dummy_weights { ", dummy weights" } else { "" };
+    format!(
+        "model    {}, {} parameters, {}{weights}\n\
+         machine  {}; {}, {}\n\
+         cache    {} KV blocks of {} tokens\n\
+         batch    {} requests x {} prompt tokens -> {} tokens each, greedy\n\
+         runs     {} warm-up, {} timed; seed {}, revision {}\n",
+        info.model_id,
+        count(info.parameters),
+        info.dtype,
+        machine::name(),
+        info.isa,
+        plural(info.threads, "thread"),
+        info.num_blocks,
+        info.block_size,
+        shape.batch_size,
+        shape.input_len,
+        shape.output_len,
+        shape.num_iters_warmup,
+        shape.num_iters,
+        shape.seed,
+        pagedraft::REVISION,
+    )
+}
+
+fn count(n: u64) -> String {
+    match n {
+        0..1_000_000 => format!("{:.0} k", n as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.2} M", n as f64 / 1e6),
+        _ => format!("{:.2} G", n as f64 / 1e9),
+    }
+}
+
+fn plural(n: usize, what: &str) -> String {
+    if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
+}

@@ -1,0 +1,63 @@
+//! `--dump-metadata`: what the first verify step of each run was given.
+
+use anyhow::Context;
+use pagedraft::session::{Emitted, Session};
+use serde_json::{Value, json};
+
+use super::batch::Observe;
+
+/// Keeps the first step with drafts that it sees, as the model was given it.
+#[derive(Clone, Debug, Default)]
+pub struct FirstVerify {
+    pub found: Option<Value>,
+}
+
+impl FirstVerify {
+    /// Looks at the step that was done last.
+    ///
+    /// # Errors
+    ///
+    /// A block table longer than a sequence can be.
+    pub fn look(&mut self, session: &Session) -> anyhow::Result<()> {
+        if self.found.is_some() {
+            return Ok(());
+        }
+        let (plan, record) = session.last_step();
+        let known: usize = plan.rows.iter().map(|row| row.tokens.len()).sum();
+        // Drafts are what the model was given beyond the plan's own tokens.
+        if record.inputs.tokens.len() <= known {
+            return Ok(());
+        }
+        let mut metadata = record.inputs.metadata.clone();
+        if record.is_replayed() {
+            // A graph has room for the longest sequence in every row.
+            let info = session.info();
+            let width = info.max_model_len.div_ceil(info.block_size) as usize;
+            metadata.block_tables = metadata.padded_tables(width)?;
+        }
+        self.found = Some(json!({
+            "step": plan.id.0,
+            "input_tokens": record.inputs.tokens,
+            "input_positions": record.inputs.positions,
+            "metadata": serde_json::to_value(&metadata).context("the metadata can't be written")?,
+        }));
+        Ok(())
+    }
+}
+
+/// Another observer, and a [`FirstVerify`] beside it.
+pub struct Both<'a, O> {
+    pub first: O,
+    pub verify: &'a mut FirstVerify,
+}
+
+impl<O: Observe> Observe for Both<'_, O> {
+    fn emitted(&mut self, session: &mut Session, row: usize, news: &Emitted) -> anyhow::Result<()> {
+        self.first.emitted(session, row, news)
+    }
+
+    fn step(&mut self, session: &Session) -> anyhow::Result<()> {
+        self.first.step(session)?;
+        self.verify.look(session)
+    }
+}

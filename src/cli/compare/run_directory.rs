@@ -1,0 +1,119 @@
+//! The directory that a comparison leaves behind.
+
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, anyhow};
+use pagedraft::exit::{usage, usage_hint};
+
+use crate::cli::output_file::OutputFile;
+
+const FILES: [&str; 3] = ["config.json", "summary.json", "compare.svg"];
+
+/// A directory that was found writable. One that was made for nothing is taken away again.
+#[derive(Debug)]
+pub struct RunDirectory {
+    path: PathBuf,
+    /// Directories that were not there before, the innermost first.
+    made: Vec<PathBuf>,
+    files: Vec<OutputFile>,
+}
+
+impl RunDirectory {
+    /// `path`, or a directory named after the time below `runs`.
+    ///
+    /// # Errors
+    ///
+    /// It can't be written, or holds a run.
+    pub fn reserve(path: Option<&Path>) -> anyhow::Result<Self> {
+        let path = path.map_or_else(|| Path::new("runs").join(stamp(SystemTime::now())), Path::to_owned);
+        for file in FILES {
+            if path.join(file).exists() {
+                let error = anyhow!("run directory {} holds a {file} already", path.display());
+                return Err(usage_hint(error, "name another directory with --out, or an empty one"));
+            }
+        }
+        let missing = |p: &&Path| !p.as_os_str().is_empty() && !p.exists();
+        let made = path.ancestors().take_while(missing).map(Path::to_owned).collect();
+        let cant = || format!("can't make the run directory {}", path.display());
+        std::fs::create_dir_all(&path).with_context(cant).map_err(usage)?;
+        let mut directory = Self { path, made, files: Vec::new() };
+        for file in FILES {
+            directory.files.push(OutputFile::reserve(&directory.path.join(file))?);
+        }
+        Ok(directory)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes what the run was, what it came to, and the picture.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the disk.
+    pub fn write(&self, config: &str, summary: &str, picture: &str) -> anyhow::Result<()> {
+        self.files.iter().zip([config, summary, picture]).try_for_each(|(file, text)| file.write(text))
+    }
+}
+
+impl Drop for RunDirectory {
+    fn drop(&mut self) {
+        // The temporary files first, so that directories made for nothing are empty; others can't be removed so.
+        self.files.clear();
+        for made in &self.made {
+            if std::fs::remove_dir(made).is_err() {
+                break;
+            }
+        }
+    }
+}
+
+/// `compare-20261122-003721`, in UTC.
+fn stamp(now: SystemTime) -> String {
+    let seconds = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let (days, rest) = (seconds / 86_400, seconds % 86_400);
+    // Days since 0000-03-01, in eras of 400 years (Howard Hinnant, "chrono-compatible low-level date algorithms").
+    let days = days + 719_468;
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
+    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    let (hour, minute, second) = (rest / 3600, rest / 60 % 60, rest % 60);
+    format!("compare-{year:04}{month:02}{day:02}-{hour:02}{minute:02}{second:02}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn runs_are_named_after_their_time() {
+        let at = |seconds| stamp(UNIX_EPOCH + Duration::from_secs(seconds));
+        assert_eq!(at(0), "compare-19700101-000000");
+        assert_eq!(at(951_782_399), "compare-20000228-235959");
+        assert_eq!(at(951_782_400), "compare-20000229-000000");
+        assert_eq!(at(1_709_251_199), "compare-20240229-235959");
+        assert_eq!(at(1_795_307_841), "compare-20261122-003721");
+    }
+
+    #[test]
+    fn a_directory_made_for_nothing_is_gone_and_one_that_was_there_stays() {
+        let there = std::env::temp_dir().join(format!("pagedraft-run-directory-{}", std::process::id()));
+        std::fs::create_dir_all(&there).unwrap();
+        drop(RunDirectory::reserve(Some(&there.join("a/b"))).unwrap());
+        drop(RunDirectory::reserve(Some(&there)).unwrap());
+        assert_eq!(std::fs::read_dir(&there).unwrap().count(), 0);
+        let kept = RunDirectory::reserve(Some(&there.join("c"))).unwrap();
+        kept.write("{}", "{}", "<svg/>").unwrap();
+        drop(kept);
+        assert_eq!(std::fs::read_dir(there.join("c")).unwrap().count(), 3);
+        assert!(RunDirectory::reserve(Some(&there.join("c"))).is_err());
+        std::fs::remove_dir_all(&there).unwrap();
+    }
+}

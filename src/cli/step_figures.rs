@@ -1,0 +1,126 @@
+//! How the steps of a run went: replays and fallbacks, drafts and acceptance.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use pagedraft::session::{DraftLength, Session, SessionInfo};
+use pagedraft_model::RunCounts;
+use pagedraft_spec_decode::metrics::SpeculationMetrics;
+use serde_json::{Value, json};
+
+/// How steps ran, summed over runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StepCounts {
+    pub replays: u64,
+    pub eager: u64,
+    /// Of the eager ones, those for which a graph was looked for in vain, by reason.
+    pub fallbacks: BTreeMap<String, u64>,
+}
+
+impl StepCounts {
+    pub fn add(&mut self, other: &Self) {
+        self.replays += other.replays;
+        self.eager += other.eager;
+        for (why, count) in &other.fallbacks {
+            *self.fallbacks.entry(why.clone()).or_default() += count;
+        }
+    }
+
+    fn text(&self) -> String {
+        let why: Vec<_> = self.fallbacks.iter().map(|(why, n)| format!("{why} {n}")).collect();
+        let why = if why.is_empty() { String::new() } else { format!(", no graph for: {}", why.join(", ")) };
+        format!("{} steps replayed, {} eager{why}", self.replays, self.eager)
+    }
+
+    fn json(&self) -> Value {
+        json!({"replays": self.replays, "eager": self.eager, "fallbacks": self.fallbacks})
+    }
+}
+
+impl From<&RunCounts> for StepCounts {
+    fn from(counts: &RunCounts) -> Self {
+        let fallbacks = counts.fallbacks.iter().map(|(why, &count)| (why.to_string(), count)).collect();
+        Self { replays: counts.replays, eager: counts.eager, fallbacks }
+    }
+}
+
+/// What capturing took, for programs.
+pub fn capture(info: &SessionInfo) -> Value {
+    info.capture.as_ref().map_or(Value::Null, |capture| {
+        json!({
+            "graphs": capture.graphs,
+            "elapsed_seconds": capture.elapsed.as_secs_f64(),
+            "bytes": capture.bytes,
+            "token_rows": info.graph_sizes,
+        })
+    })
+}
+
+/// The steps of a session since its metrics were last taken.
+#[derive(Clone, Debug)]
+pub struct StepFigures {
+    metrics: SpeculationMetrics,
+    target: StepCounts,
+    /// The draft model's own, where there is one.
+    draft: Option<StepCounts>,
+    length: DraftLength,
+}
+
+impl StepFigures {
+    pub fn take(session: &mut Session, length: DraftLength) -> Self {
+        let (target, draft) = session.run_counts();
+        let (target, draft) = (StepCounts::from(target), draft.map(StepCounts::from));
+        Self { metrics: session.take_metrics(), target, draft, length }
+    }
+
+    /// For people; the two lines of vLLM at the end.
+    pub fn text(&self) -> String {
+        let number = |value: Option<f64>, digits: usize| {
+            value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"))
+        };
+        let metrics = &self.metrics;
+        let by_position: Vec<_> = metrics.rate_by_position().iter().map(|&rate| number(rate, 3)).collect();
+        let mut text = String::from("\n");
+        for (name, value) in [
+            ("drafts", format!("{} in {} verify rows", metrics.num_draft_tokens, metrics.num_verify_rows)),
+            ("accepted / drafted", number(metrics.draft_acceptance_rate(), 3)),
+            ("right alone / drafted", number(metrics.draft_acceptance_rate_noncausal(), 3)),
+            ("  accepted by position", by_position.join(" ")),
+            ("system efficiency", number(metrics.system_efficiency(), 3)),
+            ("tokens a verify row", number(metrics.mean_acceptance_length(), 2)),
+            ("proposing a token (ms)", number(metrics.average_time_per_proposal_tok_ms(), 3)),
+            ("scoring (ms)", number(metrics.scoring_time_ms(), 3)),
+            ("verification (ms)", number(metrics.verification_time_ms(), 3)),
+            ("target", self.target.text()),
+        ] {
+            let _ = writeln!(text, "{name:<26}{value}");
+        }
+        if let Some(draft) = &self.draft {
+            let _ = writeln!(text, "{:<26}{}", "draft model", draft.text());
+        }
+        for line in metrics.log_lines(usize::from(self.length.most())) {
+            let _ = writeln!(text, "{line}");
+        }
+        text
+    }
+
+    /// For programs.
+    pub fn speculation(&self) -> Option<Value> {
+        let mut json = serde_json::to_value(self.metrics.summary()).ok()?;
+        let fields = json.as_object_mut()?;
+        fields.insert("num_speculative_tokens".to_owned(), self.length.to_string().into());
+        fields.insert("num_verify_rows".to_owned(), self.metrics.num_verify_rows.into());
+        fields.insert("num_verify_steps".to_owned(), self.metrics.num_steps.into());
+        Some(json)
+    }
+
+    /// How the target's steps ran, and the draft's; what capturing took.
+    pub fn graph(&self, info: &SessionInfo) -> Value {
+        let mut json = self.target.json();
+        if let Some(fields) = json.as_object_mut() {
+            fields.insert("draft".to_owned(), self.draft.as_ref().map_or(Value::Null, StepCounts::json));
+            fields.insert("capture".to_owned(), capture(info));
+        }
+        json
+    }
+}
