@@ -8,11 +8,23 @@ use std::fmt;
 
 /// One list of blocks for each metadata row, in one buffer that is reused from step to step. In JSON
 /// it is a list of lists of block numbers.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct BlockTables {
     blocks: Vec<BlockId>,
     /// End of each row in `blocks`.
     ends: Vec<u32>,
+}
+
+impl Clone for BlockTables {
+    fn clone(&self) -> Self {
+        Self { blocks: self.blocks.clone(), ends: self.ends.clone() }
+    }
+
+    /// Keeps the buffers of `self`.
+    fn clone_from(&mut self, from: &Self) {
+        self.blocks.clone_from(&from.blocks);
+        self.ends.clone_from(&from.ends);
+    }
 }
 
 impl BlockTables {

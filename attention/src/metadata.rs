@@ -32,7 +32,7 @@ pub enum MaskKind {
 /// agree with each other and [`AttentionMetadata::check`] says whether those of a trace do.
 ///
 /// [`MetadataBuilder`]: crate::builder::MetadataBuilder
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AttentionMetadata {
     /// Rows with more than one query token.
     pub num_prefills: u32,
@@ -64,6 +64,48 @@ pub struct AttentionMetadata {
     /// The mask of each row; empty when every row is causal.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mask_kinds: Vec<MaskKind>,
+}
+
+impl Clone for AttentionMetadata {
+    fn clone(&self) -> Self {
+        let mut copy = Self::default();
+        copy.clone_from(self);
+        copy
+    }
+
+    /// Keeps the buffers of `self`: a step's metadata goes to a device without asking the heap.
+    fn clone_from(&mut self, from: &Self) {
+        let Self {
+            num_prefills,
+            num_prefill_tokens,
+            num_decode_tokens,
+            slot_mapping,
+            seq_lens,
+            context_lens,
+            query_start_loc,
+            seq_start_loc,
+            max_query_len,
+            max_prefill_seq_len,
+            max_decode_seq_len,
+            block_tables,
+            use_cuda_graph,
+            mask_kinds,
+        } = self;
+        *num_prefills = from.num_prefills;
+        *num_prefill_tokens = from.num_prefill_tokens;
+        *num_decode_tokens = from.num_decode_tokens;
+        slot_mapping.clone_from(&from.slot_mapping);
+        seq_lens.clone_from(&from.seq_lens);
+        context_lens.clone_from(&from.context_lens);
+        query_start_loc.clone_from(&from.query_start_loc);
+        seq_start_loc.clone_from(&from.seq_start_loc);
+        *max_query_len = from.max_query_len;
+        *max_prefill_seq_len = from.max_prefill_seq_len;
+        *max_decode_seq_len = from.max_decode_seq_len;
+        block_tables.clone_from(&from.block_tables);
+        *use_cuda_graph = from.use_cuda_graph;
+        mask_kinds.clone_from(&from.mask_kinds);
+    }
 }
 
 impl AttentionMetadata {

@@ -19,10 +19,13 @@ const LEAST_POINTS: usize = 3;
 const PASSES: usize = 3;
 /// Time after which a point has no further pass.
 const LONG: Duration = Duration::from_millis(100);
-/// Context at which the price of attention is measured, in tokens, where the pool has as many.
+/// Context at which the price of attention is measured, in tokens, where the pool has as many; sequences, and query tokens
+/// of each.
 const CONTEXT: u32 = 1024;
+const SEQUENCES: u32 = 8;
+const QUERIES: u32 = 4;
 
-/// Measures forward passes of single-token rows, logits and greedy choices included, from one row up to `most`: until
+/// Measures forward passes of single-token rows without context, logits and greedy choices included, from one row up to `most`: until
 /// `budget` is spent, and three points at least. Nothing is written to the KV cache.
 ///
 /// # Errors
@@ -45,19 +48,31 @@ pub fn measure<D: Device>(
         if points.len() >= LEAST_POINTS && start.elapsed() > budget {
             break;
         }
-        points.push((rows, probe.us(runner, rows, 0)?));
+        points.push((rows, probe.us(runner, Shape { sequences: rows, queries: 1, context: 0 })?));
     }
     points.sort_unstable_by_key(|&(rows, _)| rows);
-    let room = num_blocks.saturating_mul(block_size).min(limits.max_model_len as u32).saturating_sub(1);
+    let room = num_blocks.saturating_mul(block_size).min(limits.max_model_len as u32).saturating_sub(QUERIES);
     let context = CONTEXT.min(room);
     let mut us_per_context = 0.0;
-    if context > 0
-        && let Some(&(rows, without)) = points.iter().rfind(|(rows, _)| *rows <= 8)
-    {
-        let with = probe.us(runner, rows, context)?;
-        us_per_context = (with - without).max(0.0) / f64::from(rows) / f64::from(context);
+    let sequences = most.min(limits.token_rows as u32 / QUERIES).min(SEQUENCES);
+    if context > 0 && sequences > 0 {
+        // What further query tokens cost behind a context, over what they cost without: the first reads it for all of them.
+        let mut further = |context| -> Result<f64, ExecuteError> {
+            let one = probe.us(runner, Shape { sequences, queries: 1, context })?;
+            Ok(probe.us(runner, Shape { sequences, queries: QUERIES, context })? - one)
+        };
+        let us = further(context)? - further(0)?;
+        us_per_context = us.max(0.0) / f64::from(sequences * (QUERIES - 1)) / f64::from(context);
     }
     Ok(CostCurve { points, us_per_context })
+}
+
+/// A pass to be timed.
+#[derive(Clone, Copy)]
+struct Shape {
+    sequences: u32,
+    queries: u32,
+    context: u32,
 }
 
 struct Probe {
@@ -67,23 +82,20 @@ struct Probe {
 }
 
 impl Probe {
-    /// Microseconds of a pass of `rows` sequences of one query token behind `context` tokens.
-    fn us<D: Device>(
-        &mut self,
-        runner: &mut Runner<D>,
-        rows: u32,
-        context: u32,
-    ) -> Result<f64, ExecuteError> {
-        // All rows read the same blocks, whatever is in them.
-        let table: Vec<BlockId> = (0..(context + 1).div_ceil(self.block_size)).map(BlockId).collect();
+    /// Microseconds of a pass.
+    fn us<D: Device>(&mut self, runner: &mut Runner<D>, shape: Shape) -> Result<f64, ExecuteError> {
+        let Shape { sequences, queries, context } = shape;
+        // All sequences read the same blocks, whatever is in them.
+        let table: Vec<BlockId> = (0..(context + queries).div_ceil(self.block_size)).map(BlockId).collect();
         self.builder.begin();
-        for _ in 0..rows {
-            self.builder.push_row(context, 1, &table, MaskKind::Causal)?;
+        for _ in 0..sequences {
+            self.builder.push_row(context, queries, &table, MaskKind::Causal)?;
         }
         let mut metadata = self.builder.take(Default::default());
         metadata.slot_mapping.fill(PAD_SLOT);
-        let inputs =
-            StepInputs { tokens: vec![0; rows as usize], positions: vec![context; rows as usize], metadata };
+        let rows = sequences * queries;
+        let positions = (0..rows).map(|row| context + row % queries).collect();
+        let inputs = StepInputs { tokens: vec![0; rows as usize], positions, metadata };
         let all: Vec<u32> = (0..rows).collect();
         let (begun, mut least) = (Instant::now(), f64::INFINITY);
         for pass in 0..=PASSES {
@@ -91,7 +103,7 @@ impl Probe {
                 break;
             }
             let start = Instant::now();
-            runner.forward(&inputs)?;
+            runner.rehearse(&inputs)?;
             for some in all.chunks(runner.limits().logit_rows) {
                 let logits = runner.logits(some)?;
                 for i in 0..some.len() {
@@ -103,7 +115,6 @@ impl Probe {
                 least = least.min(start.elapsed().as_secs_f64() * 1e6);
             }
         }
-        runner.reset_counts();
         Ok(least)
     }
 }

@@ -4,7 +4,8 @@ use anyhow::{Context, ensure};
 use pagedraft_attention::KvLayout;
 use pagedraft_model::checkpoint::Checkpoint;
 use pagedraft_model::cpu::{CpuDevice, CpuOptions};
-use pagedraft_model::{CaptureReport, CaptureSizes, Dtype, Runner, StepLimits};
+use pagedraft_model::tokenizer::Tokenizer;
+use pagedraft_model::{CaptureReport, Dtype, ModelError, Runner};
 use pagedraft_spec_decode::proposer::{DraftModel, DraftOptions};
 
 use super::load;
@@ -35,9 +36,9 @@ impl DraftParts {
              the target's tokens, so use a draft of the same family",
             options.model
         );
-        if let (Ok(a), Ok(b)) = (checkpoint.tokenizer(), target.tokenizer()) {
+        if let (Some(draft), Some(target)) = (tokenizer(&checkpoint)?, tokenizer(target)?) {
             ensure!(
-                a.same_vocabulary(&b),
+                draft.same_vocabulary(&target),
                 "the draft {model} and the target {} have vocabularies of one size, but of other tokens: use a draft of the \
                  same family",
                 options.model
@@ -63,19 +64,14 @@ impl DraftParts {
         max_model_len: u32,
     ) -> anyhow::Result<(DraftModel<CpuDevice>, Option<CaptureReport>)> {
         let config = self.checkpoint.config();
-        let token_rows = options.max_num_batched_tokens as usize;
-        let limits = StepLimits {
-            token_rows,
-            logit_rows: token_rows.min(load::LOGIT_ROWS),
-            max_model_len: max_model_len as usize,
-        };
+        let limits = load::step_limits(options, config.vocab_size, max_model_len);
         let device = CpuOptions {
             isa: target.device().isa(),
             threads: options.threads,
             dtype: self.dtype,
             layout: self.layout,
             num_blocks,
-            token_rows,
+            token_rows: limits.token_rows,
         };
         let device = target.device().beside(&device, config)?;
         let mut runner = Runner::load(device, &self.checkpoint, limits)
@@ -83,10 +79,7 @@ impl DraftParts {
         let mut capture = None;
         if !options.enforce_eager {
             // A sequence feeds one token, or two after all its drafts were accepted.
-            let most = options.max_num_seqs.saturating_mul(2).min(options.max_num_batched_tokens);
-            let most = most.min(load::LOGIT_ROWS as u32);
-            let rows = options.graph_sizes.clone().unwrap_or_else(|| CaptureSizes::default_token_rows(most));
-            capture = Some(runner.capture(&CaptureSizes::new(rows, 2))?);
+            capture = Some(runner.capture(&load::capture_sizes(options, limits, 2))?);
         }
         let draft = DraftModel::new(
             runner,
@@ -105,5 +98,14 @@ impl DraftParts {
     /// Bytes of a KV block of the draft, all layers together.
     pub fn block_bytes(&self) -> u128 {
         self.layout.block_bytes() as u128 * self.checkpoint.config().num_layers as u128
+    }
+}
+
+/// A model's tokenizer, where it has one.
+fn tokenizer(checkpoint: &Checkpoint) -> Result<Option<Tokenizer>, ModelError> {
+    match checkpoint.tokenizer() {
+        Ok(tokenizer) => Ok(Some(tokenizer)),
+        Err(ModelError::NoTokenizer { .. }) => Ok(None),
+        Err(error) => Err(error),
     }
 }

@@ -21,8 +21,12 @@ use crate::exit::usage;
 
 /// Bytes of KV cache where nothing is said.
 const DEFAULT_KV_CACHE_MEMORY: u64 = 1 << 30;
-/// Rows whose logits are computed at a time: enough that the head's weights are read once for a batch.
-pub(super) const LOGIT_ROWS: usize = 256;
+/// Rows whose logits are computed at a time, at most: the head's weights are then read once for a batch of verify rows.
+const LOGIT_ROWS: usize = 512;
+/// At least, where the vocabulary is large.
+const LEAST_LOGIT_ROWS: usize = 128;
+/// Memory that the logits of a step may take beyond that, in bytes.
+const LOGIT_MEMORY: usize = 128 << 20;
 
 /// What an engine was built as.
 #[derive(Clone, Debug)]
@@ -164,12 +168,8 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
     })
     .map_err(|e| usage(e.into()))?;
 
-    let token_rows = options.max_num_batched_tokens as usize;
-    let limits = StepLimits {
-        token_rows,
-        logit_rows: token_rows.min(LOGIT_ROWS),
-        max_model_len: max_model_len as usize,
-    };
+    let limits = step_limits(options, config.vocab_size, max_model_len);
+    let token_rows = limits.token_rows;
     let device = CpuDevice::new(
         &CpuOptions { isa, threads: options.threads, dtype, layout, num_blocks, token_rows },
         &config,
@@ -181,7 +181,7 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
     let mut graph_sizes = Vec::new();
     if !options.enforce_eager {
         let longest = if options.speculation.draft.is_some() { 1 + most_drafts } else { 1 };
-        let sizes = capture_sizes(options, longest);
+        let sizes = capture_sizes(options, limits, longest);
         capture = Some(runner.capture(&sizes)?);
         graph_sizes = sizes.token_rows().to_vec();
     }
@@ -214,7 +214,7 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
     let mut setups = Setups::new(options.max_num_seqs, num_blocks, options.block_size);
     if let (Some(draft), Some(named)) = (draft, &options.speculation.draft) {
         let (model, captured) = draft.load(options, executor.runner(), num_blocks, max_model_len)?;
-        setups.know(named.clone(), executor.add_proposer(Box::new(model)));
+        setups.know(&options.speculation, named, executor.add_proposer(Box::new(model)));
         if let (Some(all), Some(own)) = (&mut info.capture, captured) {
             all.graphs += own.graphs;
             all.elapsed += own.elapsed;
@@ -228,12 +228,18 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
     Ok(Loaded { tokenizer, scheduler, executor, setups, info })
 }
 
+/// The greatest step that a model of this vocabulary is built for.
+pub(super) fn step_limits(options: &EngineOptions, vocab: usize, max_model_len: u32) -> StepLimits {
+    let token_rows = options.max_num_batched_tokens as usize;
+    let logit_rows = (LOGIT_MEMORY / (4 * vocab.max(1))).clamp(LEAST_LOGIT_ROWS, LOGIT_ROWS);
+    StepLimits { token_rows, logit_rows: token_rows.min(logit_rows), max_model_len: max_model_len as usize }
+}
+
 /// The shapes that the target's graphs are captured for: query lengths up to `longest`.
-fn capture_sizes(options: &EngineOptions, longest: u32) -> CaptureSizes {
-    let most = options
-        .max_num_batched_tokens
-        .min(options.max_num_seqs.saturating_mul(longest))
-        .min(LOGIT_ROWS as u32);
-    let rows = options.graph_sizes.clone().unwrap_or_else(|| CaptureSizes::default_token_rows(most));
+pub(super) fn capture_sizes(options: &EngineOptions, limits: StepLimits, longest: u32) -> CaptureSizes {
+    let captured = limits.logit_rows as u32;
+    let most = captured.min(options.max_num_seqs.saturating_mul(longest));
+    let mut rows = options.graph_sizes.clone().unwrap_or_else(|| CaptureSizes::default_token_rows(most));
+    rows.retain(|&rows| rows <= captured);
     CaptureSizes::new(rows, longest)
 }

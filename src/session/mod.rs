@@ -279,8 +279,9 @@ impl Session {
         if let Some(sequence) = self.sequences.get_mut(id.0).and_then(Option::as_mut) {
             let info = self.scheduler.request(sequence.key());
             if self.scheduler.abort(sequence.key()) {
-                sequence.abort()?;
+                self.by_key.remove(&sequence.key());
                 sequence.note(info);
+                sequence.abort()?;
             }
         }
         Ok(())

@@ -32,11 +32,26 @@ struct Setup {
     shadow: Option<Shadow>,
 }
 
+/// What makes a proposer: who it is, what its tokens are made to cost, which n-grams it looks up.
+#[derive(Clone, Debug, PartialEq)]
+struct ProposerKey(DraftRef, f64, (u32, u32));
+
+impl ProposerKey {
+    fn new(draft: &DraftRef, options: &SpeculationOptions) -> Self {
+        match draft {
+            DraftRef::Model(_) => Self(draft.clone(), 0.0, (0, 0)),
+            DraftRef::Ngram => Self(draft.clone(), 0.0, options.ngram),
+            DraftRef::Synthetic { .. } => Self(draft.clone(), options.draft_cost, (0, 0)),
+        }
+    }
+}
+
 /// The setups of a session.
 pub(super) struct Setups {
     all: Vec<Setup>,
     current: Option<SetupId>,
-    proposers: Vec<(DraftRef, ProposerId)>,
+    /// Proposers, by all of the options that make one.
+    proposers: Vec<(ProposerKey, ProposerId)>,
     /// What passes of the target and of the draft model cost, once measured.
     target: Option<CostCurve>,
     draft: Option<CostCurve>,
@@ -46,6 +61,8 @@ pub(super) struct Setups {
     block_size: u32,
     /// The share of replayed steps that are shadowed, whether an alarm fails the step, and the seed of which they are.
     shadowing: (f64, bool, u64),
+    /// Whether the shadow in the executor is of an earlier [`set_shadowing`](Self::set_shadowing).
+    discard_shadow: bool,
 }
 
 impl Setups {
@@ -60,6 +77,7 @@ impl Setups {
             num_blocks,
             block_size,
             shadowing: (0.0, false, 0),
+            discard_shadow: false,
         }
     }
 
@@ -68,6 +86,7 @@ impl Setups {
     pub fn set_shadowing(&mut self, rate: f64, raise: bool, seed: u64) {
         self.shadowing = (rate, raise, seed);
         self.all.iter_mut().for_each(|setup| setup.shadow = None);
+        self.discard_shadow = true;
     }
 
     /// What the canaries of all setups saw, `current` being that of the one in use: sums, and the first alarm of any,
@@ -87,8 +106,8 @@ impl Setups {
     }
 
     /// Takes note of a proposer that was made elsewhere: a draft model.
-    pub fn know(&mut self, draft: DraftRef, proposer: ProposerId) {
-        self.proposers.push((draft, proposer));
+    pub fn know(&mut self, options: &SpeculationOptions, draft: &DraftRef, proposer: ProposerId) {
+        self.proposers.push((ProposerKey::new(draft, options), proposer));
     }
 
     /// Makes a setup, and the proposer that it needs where there is none yet.
@@ -127,7 +146,8 @@ impl Setups {
         options: &SpeculationOptions,
         executor: &mut ModelExecutor<CpuDevice>,
     ) -> anyhow::Result<ProposerId> {
-        if let Some((_, id)) = self.proposers.iter().find(|(known, _)| known == draft) {
+        let key = ProposerKey::new(draft, options);
+        if let Some((_, id)) = self.proposers.iter().find(|(known, _)| *known == key) {
             return Ok(*id);
         }
         let id = match draft {
@@ -148,7 +168,7 @@ impl Setups {
                 anyhow::bail!("the draft model {model} was not loaded when the session was opened")
             }
         };
-        self.proposers.push((draft.clone(), id));
+        self.proposers.push((key, id));
         Ok(id)
     }
 
@@ -204,7 +224,10 @@ impl Setups {
         executor: &mut ModelExecutor<CpuDevice>,
     ) -> anyhow::Result<()> {
         ensure!(!scheduler.has_unfinished(), "requests are running: speculation is changed between them");
-        let (control, shadow) = (scheduler.set_draft_control(None), executor.set_shadow(None));
+        ensure!(to.0 < self.all.len(), "there is no such setup");
+        let control = scheduler.set_draft_control(None);
+        let shadow = executor.set_shadow(None).filter(|_| !self.discard_shadow);
+        self.discard_shadow = false;
         if let Some(was) = self.current.and_then(|id| self.all.get_mut(id.0)) {
             (was.control, was.shadow) = (control, shadow);
         }

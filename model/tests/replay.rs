@@ -1,0 +1,136 @@
+//! Replayed steps: of padded and ragged shapes they give the bits of eager ones, and they allocate nothing.
+#![allow(clippy::unwrap_used, reason = "a test or a bench that fails says where")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use pagedraft_attention::isa::Isa;
+use pagedraft_attention::{MaskKind, MetadataBuilder};
+use pagedraft_block_manager::BlockId;
+use pagedraft_model::checkpoint::{Checkpoint, ModelConfig};
+use pagedraft_model::cpu::{CpuDevice, CpuOptions};
+use pagedraft_model::{CaptureSizes, Dtype, Fallback, GraphKey, Ran, Runner, StepInputs, StepLimits};
+
+struct Counting;
+
+static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: the system's allocator, counted.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: as the caller promises.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        // SAFETY: as the caller promises.
+        unsafe { System.dealloc(at, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+const CONFIG: &[u8] = br#"{"architectures": ["Qwen3ForCausalLM"], "vocab_size": 50, "hidden_size": 32,
+    "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+    "max_position_embeddings": 64, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": true}"#;
+const ROWS: u32 = 24;
+const SEQUENCES: u32 = 8;
+
+fn runner(dtype: Dtype, isa: Isa, threads: usize) -> Runner<CpuDevice> {
+    let checkpoint = Checkpoint::dummy(ModelConfig::parse("config.json".as_ref(), CONFIG).unwrap(), 9);
+    let layout = CpuDevice::kv_layout(checkpoint.config(), dtype, 16).unwrap();
+    let (num_blocks, token_rows) = (SEQUENCES * 4, ROWS as usize);
+    let options = CpuOptions { isa, threads, dtype, layout, num_blocks, token_rows };
+    let device = CpuDevice::new(&options, checkpoint.config()).unwrap();
+    let limits = StepLimits { token_rows, logit_rows: token_rows, max_model_len: 64 };
+    Runner::load(device, &checkpoint, limits).unwrap()
+}
+
+/// A step: of each sequence its context and its query tokens, the longer queries first.
+fn step(rows: &[(u32, u32)]) -> StepInputs {
+    let mut builder = MetadataBuilder::new(16).unwrap();
+    let mut positions = Vec::new();
+    for (s, &(context, queries)) in (0..).zip(rows) {
+        let table: Vec<BlockId> = (0..4).map(|b| BlockId((s * 4 + b) * 5 % (SEQUENCES * 4))).collect();
+        builder.push_row(context, queries, &table, MaskKind::Causal).unwrap();
+        positions.extend(context..context + queries);
+    }
+    let tokens = positions.iter().zip(0..).map(|(p, i)| (p * 7 + i * 3) % 50).collect();
+    StepInputs { tokens, positions, metadata: builder.finish().clone() }
+}
+
+/// Steps of all kinds: plain decodes, verify rows of equal and of ragged lengths, one sequence and many.
+fn steps() -> Vec<StepInputs> {
+    [
+        &[(0, 5), (0, 4), (0, 3)][..],
+        &[(5, 1), (4, 1), (3, 1)],
+        &[(6, 3), (5, 2), (4, 1)],
+        &[(9, 5)],
+        &[(14, 5), (7, 5), (5, 1), (0, 1), (0, 1)],
+        &[(19, 1)],
+        &[(0, 3), (0, 3), (0, 3), (0, 3), (0, 3), (0, 3), (0, 3)],
+    ]
+    .map(step)
+    .to_vec()
+}
+
+fn run(runner: &mut Runner<CpuDevice>, inputs: &StepInputs) -> (Ran, Vec<u32>) {
+    let ran = runner.forward(inputs).unwrap();
+    let rows: Vec<u32> = (0..inputs.tokens.len() as u32).collect();
+    let logits = runner.logits(&rows).unwrap();
+    (ran, logits.block(0..rows.len()).iter().map(|l| l.to_bits()).collect())
+}
+
+#[test]
+fn padded_and_ragged_replays_give_the_bits_of_eager_steps_and_allocate_nothing() {
+    for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
+        for (dtype, threads) in [(Dtype::F32, 1), (Dtype::Bf16, 2), (Dtype::F16, 1)] {
+            let (mut eager, mut graph) = (runner(dtype, isa, threads), runner(dtype, isa, threads));
+            // Few sizes, so that nearly every step is padded in rows and in sequences.
+            graph.capture(&CaptureSizes::new(vec![4, 16, ROWS], 5)).unwrap();
+            for inputs in &steps() {
+                let (_, expected) = run(&mut eager, inputs);
+                let (ran, found) = run(&mut graph, inputs);
+                assert!(
+                    matches!(ran, Ran::Graph(key) if key.token_rows as usize >= inputs.tokens.len()),
+                    "{ran:?}"
+                );
+                assert!(found == expected, "{isa}, {dtype:?}: {ran:?} differs from the eager step");
+            }
+            let all = steps();
+            let rows: Vec<u32> = (0..ROWS).collect();
+            // Each thread's buffers grow when it first gets the work: once all have, there is nothing to ask for.
+            let mut round = || {
+                let before = ALLOCATIONS.load(Ordering::Relaxed);
+                for inputs in &all {
+                    graph.forward(inputs).unwrap();
+                    graph.logits(&rows[..inputs.tokens.len()]).unwrap();
+                }
+                ALLOCATIONS.load(Ordering::Relaxed) - before
+            };
+            let rounds: Vec<usize> = (0..50).map(|_| round()).collect();
+            // (Collecting the counts allocates between the rounds, not in them.)
+            let late = rounds[25..].iter().sum::<usize>();
+            assert_eq!(late, 0, "{isa}, {dtype:?}, {threads} threads: allocations {rounds:?}");
+        }
+    }
+    what_was_not_captured_runs_eagerly_and_says_why();
+}
+
+/// In the same test, as another thread's allocations would be counted.
+fn what_was_not_captured_runs_eagerly_and_says_why() {
+    let mut runner = runner(Dtype::F32, Isa::detect(), 1);
+    runner.capture(&CaptureSizes::new(vec![1, 8], 2)).unwrap();
+    assert_eq!(runner.forward(&step(&[(0, 3)])).unwrap(), Ran::Eager(Some(Fallback::QueryTooLong)));
+    let many = step(&[(0, 2), (0, 2), (0, 2), (0, 2), (0, 1)]);
+    assert_eq!(runner.forward(&many).unwrap(), Ran::Eager(Some(Fallback::TooManyTokenRows)));
+    let key = GraphKey { token_rows: 8, max_query_len: 2, sequences: 1 };
+    assert_eq!(runner.forward(&step(&[(0, 2)])).unwrap(), Ran::Graph(key));
+    runner.set_enforce_eager(true);
+    assert_eq!(runner.forward(&step(&[(0, 2)])).unwrap(), Ran::Eager(None));
+    let counts = runner.counts();
+    assert_eq!((counts.replays, counts.eager), (1, 3));
+    assert_eq!(counts.fallbacks.values().sum::<u64>(), 2);
+}
