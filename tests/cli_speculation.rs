@@ -105,3 +105,31 @@ fn the_canary_fails_a_run_whose_verify_steps_are_replayed_on_the_wrong_graph() {
     let run = pagedraft(&[&line[..], &draft, &["--shadow-rate", "0.05"]].concat());
     assert_eq!(run.code, Some(0), "{run:?}");
 }
+
+#[test]
+fn other_acceptance_is_greedy_at_temperature_0_and_the_same_under_every_scorer_and_mode() {
+    let drafted = |acceptance: &'static str, more: &[&str]| {
+        let line = ["--draft", "builtin:draft", "--num-speculative-tokens", "3", "--acceptance", acceptance];
+        tokens(&[&line[..], more].concat())
+    };
+    // A draft that the target does not choose has no probability at temperature 0.
+    assert_eq!(drafted("rejection", &["--temperature", "0"]), tokens(&["--temperature", "0"]));
+    assert_eq!(drafted("typical", &["--temperature", "0"]), tokens(&["--temperature", "0"]));
+    for acceptance in ["rejection", "typical"] {
+        let sampled = ["--temperature", "0.8", "--top-k", "40", "--seed", "11"];
+        let one = drafted(acceptance, &sampled);
+        for more in [
+            &["--scorer", "batch-expansion"][..],
+            &["--enforce-eager"],
+            &["--threads", "1"],
+            &["--block-size", "32"],
+        ] {
+            assert_eq!(drafted(acceptance, &[&sampled[..], more].concat()), one, "{acceptance}, {more:?}");
+        }
+        assert_ne!(
+            one,
+            tokens(&sampled),
+            "{acceptance} drew the very tokens of the plain run: is it in use?"
+        );
+    }
+}

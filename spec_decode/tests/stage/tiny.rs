@@ -1,4 +1,5 @@
 //! Tiny models of weights out of a seed, and the slow way to a draft: the whole sequence anew for each token.
+#![allow(dead_code, reason = "each test file takes what it needs")]
 
 use pagedraft_attention::isa::Isa;
 use pagedraft_attention::{MaskKind, MetadataBuilder};
