@@ -6,7 +6,8 @@
 //!   step: the speed-up of automatic draft lengths beside what acceptance and the measured costs allow.
 //! - `auto`: the embedded target at batch 1 to 64 and acceptance 0.1 to 0.9, synthetic drafts at the embedded draft's measured
 //!   cost: automatic draft lengths beside none and every fixed length.
-//! - `share`: the embedded pair: what of a replayed step is spent outside the kernels, and graph beside eager.
+//! - `share`: the embedded pair: what of a replayed step is spent outside the kernels (the device's operations, the draft
+//!   model's too), and graph beside eager.
 //!
 //! Every round runs each way once, in turns that rotate; ratios are taken within a round, medians are told.
 #![allow(clippy::expect_used, reason = "a bench that fails says where")]
@@ -66,13 +67,19 @@ fn run(session: &mut Session, setup: SetupId, requests: &[Request]) -> Batch {
     session.take_metrics();
     let ids: Vec<_> = requests.iter().map(|r| session.submit(r.clone()).expect("a request")[0]).collect();
     let mut batch = Batch::default();
+    let in_kernels = |session: &Session| {
+        let (target, draft) = session.run_counts();
+        target.in_kernels + draft.map_or(Duration::ZERO, |draft| draft.in_kernels)
+    };
     while session.has_unfinished() {
+        let before = in_kernels(session);
         let step = session.step().expect("a step");
         if step.prefill_tokens > 0 {
             continue;
         }
         batch.seconds += step.elapsed.as_secs_f64();
-        batch.outside_us += step.elapsed.as_secs_f64() * 1e6 - step.stages.execute - step.stages.propose;
+        let kernels = in_kernels(session) - before;
+        batch.outside_us += (step.elapsed.as_secs_f64() - kernels.as_secs_f64()) * 1e6;
         batch.tokens += step.emitted.iter().map(|e| e.tokens.len()).sum::<usize>();
         batch.steps.push(step.elapsed);
     }

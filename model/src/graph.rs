@@ -66,6 +66,8 @@ pub struct RunCounts {
     pub eager: u64,
     /// Of those, the ones for which a graph was looked for in vain, by reason.
     pub fallbacks: BTreeMap<Fallback, u64>,
+    /// Time that the device spent running operations, logits included.
+    pub in_kernels: Duration,
 }
 
 impl RunCounts {

@@ -198,7 +198,14 @@ impl<D: Device> Runner<D> {
         self.ops.clear();
         self.model.trunk(self.rows, &mut self.ops);
         self.ran = Ran::Eager(None);
-        self.device.run(&self.ops)
+        self.run_ops()
+    }
+
+    fn run_ops(&mut self) -> Result<(), ModelError> {
+        let start = Instant::now();
+        self.device.run(&self.ops)?;
+        self.counts.in_kernels += start.elapsed();
+        Ok(())
     }
 
     fn check(&mut self, inputs: &StepInputs) -> Result<(), ModelError> {
@@ -245,7 +252,10 @@ impl<D: Device> Runner<D> {
             _ => self.device.bind(inputs, Some(key))?,
         }
         self.device.select(&self.every_row[..key.token_rows as usize])?;
-        self.device.replay(graph)
+        let start = Instant::now();
+        self.device.replay(graph)?;
+        self.counts.in_kernels += start.elapsed();
+        Ok(())
     }
 
     /// The logits of token rows of the last [`forward`](Self::forward).
@@ -264,7 +274,7 @@ impl<D: Device> Runner<D> {
             self.device.select(rows)?;
             self.ops.clear();
             self.model.head(rows.len(), &mut self.ops);
-            self.device.run(&self.ops)?;
+            self.run_ops()?;
         }
         self.selected(self.model.logits(), rows, self.config().vocab_size)
     }

@@ -296,7 +296,8 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// A fault of the engine, or of the trace; requests in flight are lost then.
+    /// A fault of the engine, an alarm of the canary, or a fault of the trace. The requests of a step that failed are computed
+    /// again if the session goes on.
     pub fn step(&mut self) -> anyhow::Result<StepReport> {
         if !self.scheduler.has_unfinished() {
             return Ok(StepReport { idle: true, ..StepReport::default() });
