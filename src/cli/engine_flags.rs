@@ -216,7 +216,9 @@ impl EngineFlags {
         let beyond: Vec<String> = beyond.map(ToString::to_string).collect();
         if !beyond.is_empty() {
             let sizes = beyond.join(", ");
-            note(&format!("--graph-sizes {sizes} is not captured: a graph has {most} token rows at most here"));
+            note(&format!(
+                "--graph-sizes {sizes} is not captured: a graph has {most} token rows at most here"
+            ));
         }
     }
 
