@@ -7,7 +7,7 @@ use std::io::Read;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
-use program::{Run, Scratch, command, pagedraft};
+use program::{Run, Scratch, command, interrupt, pagedraft};
 use serde_json::{Value, json};
 
 const SMALL: [[&str; 2]; 7] = [
@@ -40,17 +40,6 @@ fn start(scratch: &Scratch, more: &[&str]) -> Child {
     let arguments = arguments(scratch, more);
     let mut command = command(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
     command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap()
-}
-
-/// Presses Ctrl-C; what was printed until the end.
-#[cfg(unix)]
-fn interrupt(mut child: Child) -> String {
-    let kill = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
-    assert!(kill.success());
-    let mut text = String::new();
-    child.stdout.as_mut().unwrap().read_to_string(&mut text).unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(130), "{text}");
-    text
 }
 
 #[track_caller]
@@ -297,7 +286,9 @@ fn ctrl_c_prints_what_was_measured() {
     let engine = ["--draft", "ngram", "--num-speculative-tokens", "0", "--num-iters"];
     let mut wait = Duration::from_millis(500);
     let text = loop {
-        let child = start(&scratch, &[&engine[..], &["1000000"]].concat());
+        let mut child = start(&scratch, &[&engine[..], &["1000000"]].concat());
+        // The header comes, so Ctrl-C is listened for.
+        child.stdout.as_mut().unwrap().read_exact(&mut [0; 4]).unwrap();
         std::thread::sleep(wait);
         let text = interrupt(child);
         // On a busy machine the first timed iteration may take longer.

@@ -3,7 +3,11 @@
 
 mod program;
 
-use program::{Scratch, pagedraft};
+use std::io::Read;
+use std::process::Stdio;
+use std::time::Duration;
+
+use program::{Scratch, command, interrupt, pagedraft};
 use serde_json::{Value, json};
 
 #[test]
@@ -85,6 +89,40 @@ fn a_traced_batch_with_drafts_chunks_and_preemption_keeps_every_rule() {
     let steps = scratch.json_lines("trace/trace_steps.jsonl");
     assert!(steps.iter().any(|step| step["preempted"].as_array().is_some_and(|rows| !rows.is_empty())));
     assert!(steps.iter().any(|step| step["rows"].to_string().contains("verify")));
+}
+
+#[cfg(unix)]
+#[test]
+fn after_ctrl_c_the_figures_are_those_of_whole_batches() {
+    let scratch = Scratch::new("latency-ctrl-c");
+    let out = scratch.path("out.json");
+    let batch = ["bench", "latency", "--batch-size", "2", "--input-len", "32", "--output-len", "64"];
+    let draft = ["--draft", "synthetic:1", "--num-speculative-tokens", "3", "--num-iters-warmup", "0"];
+    let line =
+        |iterations| [&batch[..], &draft, &["--output-json", &out, "--num-iters", iterations]].concat();
+    let run = pagedraft(&line("1"));
+    assert_eq!(run.code, Some(0), "{run:?}");
+    let one = scratch.json("out.json")["speculation"]["num_verify_rows"].as_u64().unwrap();
+    assert!(one > 0);
+    let mut wait = Duration::from_millis(500);
+    loop {
+        let mut child =
+            command(&line("1000000")).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        // The header comes, so Ctrl-C is listened for.
+        child.stdout.as_mut().unwrap().read_exact(&mut [0; 4]).unwrap();
+        std::thread::sleep(wait);
+        let text = interrupt(child);
+        if !text.contains("stopped before the first timed batch") {
+            break;
+        }
+        // On a busy machine the first batch may take longer.
+        assert!(wait < Duration::from_secs(60), "{text}");
+        wait *= 2;
+    }
+    let json = scratch.json("out.json");
+    let batches = json["latencies"].as_array().unwrap().len() as u64;
+    assert_eq!(json["partial"], true);
+    assert_eq!(json["speculation"]["num_verify_rows"], json!(batches * one), "{batches} batches");
 }
 
 #[test]

@@ -114,7 +114,10 @@ impl StepFigures {
             ("drafts", format!("{} in {} verify rows", metrics.num_draft_tokens, metrics.num_verify_rows)),
             ("accepted / drafted", number(metrics.draft_acceptance_rate(), 3)),
             ("right alone / drafted", number(metrics.draft_acceptance_rate_noncausal(), 3)),
-            ("  accepted by position", by_position.join(" ")),
+            (
+                "  accepted by position",
+                if by_position.is_empty() { "-".to_owned() } else { by_position.join(" ") },
+            ),
             ("system efficiency", number(metrics.system_efficiency(), 3)),
             ("tokens a verify row", number(metrics.mean_acceptance_length(), 2)),
             ("proposing a token (ms)", number(metrics.average_time_per_proposal_tok_ms(), 3)),
