@@ -1,14 +1,13 @@
-//! `pagedraft bench compare`, and what the other commands say of speculation, from outside.
+//! `pagedraft bench compare`, from outside.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by it")]
 
 mod program;
 
 use std::io::Read;
-use std::path::Path;
 use std::process::{Child, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use program::{Run, Scratch, command, pagedraft};
+use program::{Run, Scratch, command, interrupt, pagedraft};
 use serde_json::{Value, json};
 
 const SMALL: [[&str; 2]; 7] = [
@@ -41,17 +40,6 @@ fn start(scratch: &Scratch, more: &[&str]) -> Child {
     let arguments = arguments(scratch, more);
     let mut command = command(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
     command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap()
-}
-
-/// Presses Ctrl-C; what was printed until the end.
-#[cfg(unix)]
-fn interrupt(mut child: Child) -> String {
-    let kill = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
-    assert!(kill.success());
-    let mut text = String::new();
-    child.stdout.as_mut().unwrap().read_to_string(&mut text).unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(130), "{text}");
-    text
 }
 
 #[track_caller]
@@ -126,7 +114,9 @@ fn eight_runs_are_compared_and_every_bit_is_equal() {
     assert_eq!((&json["partial"], &json["equal"]), (&json!(false), &json!(true)));
     assert_eq!(scratch.names(), ["out.json", "run"]);
     assert_eq!(scratch.json("run/config.json")["batch"], 3);
-    printed(&run.stdout, &scratch.read("run/compare.svg"));
+    let drafted = runs.iter().filter(|run| run["num_draft_tokens"].as_u64() > Some(0)).count();
+    assert!(drafted >= 4, "{json}");
+    printed(&run.stdout, &scratch.read("run/compare.svg"), drafted);
 }
 
 /// The figures of speculation that a run must have, and how they hang together.
@@ -163,8 +153,8 @@ fn speculation(run: &Value) {
     assert!(run["rate_by_position"].as_array().unwrap().len() <= 3, "{name}");
 }
 
-/// The table has a row a run, the log lines are in the form of the notes, the picture is whole.
-fn printed(table: &str, svg: &str) {
+/// The table has a row a run, the log lines are in the form of the notes for the runs with drafts, the picture is whole.
+fn printed(table: &str, svg: &str, drafted: usize) {
     for row in ["no speculation", "ngram, mqa", "draft, batch-expansion", "draft, mqa"] {
         for mode in ["eager", "graph"] {
             let start = format!("{row:<29}{mode}");
@@ -172,9 +162,11 @@ fn printed(table: &str, svg: &str) {
         }
         assert!(svg.contains(row), "{row}");
     }
-    assert!(table.lines().filter(|line| line.starts_with("SpecDecodeWorker stage times: ")).count() == 6);
+    let stages = table.lines().filter(|line| line.starts_with("SpecDecodeWorker stage times: "));
+    assert_eq!(stages.count(), drafted, "{table}");
     let metrics = "Number of speculative tokens: 3, Number of accepted tokens: ";
-    assert_eq!(table.matches(metrics).count(), 6, "{table}");
+    assert_eq!(table.matches(metrics).count(), drafted, "{table}");
+    assert!(!table.contains("nan"), "{table}");
     let tables = table.lines().filter(|line| !line.starts_with("Speculative metrics"));
     assert!(tables.clone().all(|line| line.chars().count() <= 160), "{table}");
     assert!(!table.contains("DIFFERENT"), "{table}");
@@ -191,13 +183,15 @@ fn a_fault_in_the_graph_is_found_in_the_runs_that_have_it_and_nowhere_else() {
     for run in json["runs"].as_array().unwrap() {
         let name = key(run);
         let rows = run["parity"]["rows_different"].as_array().unwrap();
-        // N-grams may find nothing to verify, then nothing goes wrong.
-        let verifies = run["num_draft_tokens"].as_u64() > Some(0);
-        let wrong = run["mode"] == "graph" && run["scorer"] == "mqa" && verifies;
+        if run["proposer"] == "ngram" && run["mode"] == "graph" {
+            // They may find nothing to verify, then nothing goes wrong.
+            continue;
+        }
+        let wrong = run["mode"] == "graph" && run["scorer"] == "mqa";
         assert_eq!(!rows.is_empty(), wrong, "{name}: {rows:?}");
         assert_eq!(run["parity"]["first_difference"].is_object(), wrong, "{name}");
         assert_eq!(run["parity"]["max_abs_hidden_diff"].as_f64() > Some(0.0), wrong, "{name}");
-        if run["proposer"] == "synthetic" && wrong {
+        if wrong {
             assert!(rows.contains(&json!(1)) && rows.contains(&json!(2)), "{name}: {rows:?}");
         }
     }
@@ -229,80 +223,19 @@ fn parity_holds_with_chunks_prefix_hits_and_preemption() {
     let scratch = Scratch::new("compare-mixed");
     let more = [
         "--num-blocks",
-        "8",
+        "10",
         "--max-num-batched-tokens",
         "24",
         "--enable-prefix-caching",
         "--num-iters",
         "1",
-        "--trace-out",
     ];
-    let trace = scratch.path("trace");
-    let run = compare(&scratch, &[&more[..], &[&trace]].concat());
+    let run = compare(&scratch, &more);
     assert_eq!(run.code, Some(0), "{run:?}");
     assert!(run.stdout.contains("the batch needs 12 KV blocks"), "{run:?}");
-    let check = pagedraft(&["trace", "check", &trace]);
-    assert_eq!(check.code, Some(0), "{check:?}");
-}
-
-/// The metadata of the recorded verify steps, field by field, as `--dump-metadata` has it.
-#[test]
-fn the_recorded_verify_steps_are_reproduced() {
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/reference/spec_step");
-    if !golden.is_dir() {
-        println!("skipped: no recorded steps at {}", golden.display());
-        return;
-    }
-    let scratch = Scratch::new("compare-golden");
-    let cases = [
-        ("8", "mqa", "eager", "verify_8seq_mqa_eager.json"),
-        ("8", "mqa", "graph", "verify_8seq_mqa_graph.json"),
-        ("8", "batch-expansion", "eager", "verify_8seq_batch_expansion_eager.json"),
-        ("1", "mqa", "eager", "verify_1seq_mqa_eager.json"),
-    ];
-    for batch in ["8", "1"] {
-        let (out, dump) = (scratch.path(&format!("run-{batch}")), scratch.path("dump.json"));
-        let run = pagedraft(&[
-            "bench",
-            "compare",
-            "--batch-size",
-            batch,
-            "--input-len",
-            "256",
-            "--output-len",
-            "8",
-            "--num-iters",
-            "1",
-            "--num-iters-warmup",
-            "0",
-            "--num-speculative-tokens",
-            "2",
-            "--max-model-len",
-            "4096",
-            "--draft",
-            "synthetic:1",
-            "--out",
-            &out,
-            "--dump-metadata",
-            &dump,
-        ]);
-        assert_eq!(run.code, Some(0), "{run:?}");
-        let dump = scratch.json("dump.json");
-        for (_, scorer, mode, file) in cases.iter().filter(|case| case.0 == batch) {
-            let text = std::fs::read_to_string(golden.join(file)).unwrap();
-            let golden: Value = serde_json::from_str(&text).unwrap();
-            let runs = dump["runs"].as_array().unwrap();
-            let key = format!("synthetic {scorer} {mode}");
-            let ours = runs.iter().find(|run| self::key(run) == key).unwrap();
-            assert_eq!(ours["input_positions"], golden["input_positions"], "{file}");
-            assert_eq!(
-                ours["input_tokens"].as_array().unwrap().len(),
-                golden["input_tokens"].as_array().unwrap().len()
-            );
-            for (field, value) in golden["metadata"].as_object().unwrap() {
-                assert_eq!(ours["metadata"][field], *value, "{file}: {field}");
-            }
-        }
+    let json = scratch.json("out.json");
+    for run in json["runs"].as_array().unwrap() {
+        assert!(run["num_preemptions"].as_u64() > Some(0), "{run}");
     }
 }
 
@@ -321,6 +254,7 @@ fn what_cannot_be_compared_is_refused_and_leaves_nothing() {
     refuse(&["--inject-fault", "lightning"], &["lightning"]);
     refuse(&["--shadow-rate", "1.5"], &["--shadow-rate"]);
     refuse(&["--num-iters", "0"], &["--num-iters"]);
+    refuse(&["--trace-out", &scratch.path("trace")], &["--trace-out", "bench latency --trace-out"]);
     refuse(&["--dump-metadata", &scratch.path("nowhere/x.json")], &["nowhere"]);
     let held = scratch.write("run/summary.json", b"{}");
     refused(&compare(&scratch, &engine), &["holds a summary.json", "--out"]);
@@ -335,32 +269,39 @@ fn without_drafts_every_run_is_plain() {
     let json = scratch.json("out.json");
     for run in json["runs"].as_array().unwrap() {
         assert_eq!(run["num_draft_tokens"], 0);
+        assert_eq!(run["draft_acceptance_rate"], Value::Null);
         assert_eq!(run["graph_replays"].as_u64() > Some(0), run["mode"] == "graph");
     }
+    for (mode, way) in [("eager", "ngram, mqa"), ("graph", "ngram, batch-expansion")] {
+        let line = format!("{way}, {mode}: no drafts: none were asked for");
+        assert!(run.stdout.lines().any(|own| own == line), "{line:?} is not in {run:?}");
+    }
+    assert!(!run.stdout.contains("nan"), "{run:?}");
 }
 
 #[cfg(unix)]
 #[test]
 fn ctrl_c_prints_what_was_measured() {
     let scratch = Scratch::new("compare-ctrl-c");
-    let trace = scratch.path("trace");
-    let engine = ["--draft", "ngram", "--num-speculative-tokens", "0", "--trace-out", &trace];
-    let mut child =
-        start(&scratch, &[&engine[..], &["--num-iters", "1000000", "--trace-tables", "delta"]].concat());
-    // A reference, eight runs to compare, a warm-up and two timed iterations, of 24 steps a run.
-    let steps = Path::new(&trace).join("trace_steps.jsonl");
-    let begun = Instant::now();
-    while std::fs::read_to_string(&steps).map_or(0, |text| text.lines().count()) < (1 + 4 * 8) * 24 {
-        let ended = child.try_wait().unwrap();
-        assert!(ended.is_none() && begun.elapsed() < Duration::from_secs(120), "no trace comes");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    let text = interrupt(child);
+    let engine = ["--draft", "ngram", "--num-speculative-tokens", "0", "--num-iters"];
+    let mut wait = Duration::from_millis(500);
+    let text = loop {
+        let mut child = start(&scratch, &[&engine[..], &["1000000"]].concat());
+        // The header comes, so Ctrl-C is listened for.
+        child.stdout.as_mut().unwrap().read_exact(&mut [0; 4]).unwrap();
+        std::thread::sleep(wait);
+        let text = interrupt(child);
+        // On a busy machine the first timed iteration may take longer.
+        if !text.contains("stopped before every run was timed once") || wait > Duration::from_secs(60) {
+            break text;
+        }
+        wait *= 2;
+    };
     assert!(text.contains("partial: stopped after ") && text.contains("no speculation"), "{text}");
     let json = scratch.json("out.json");
     assert_eq!(json["partial"], true);
     assert!(json["iterations"].as_u64() >= Some(1));
-    assert_eq!(scratch.names(), ["out.json", "run", "trace"], "nothing half-written");
+    assert_eq!(scratch.names(), ["out.json", "run"], "nothing half-written");
     let entries = std::fs::read_dir(scratch.path("run")).unwrap().count();
     assert_eq!(entries, 3);
 }
@@ -376,64 +317,4 @@ fn ctrl_c_before_anything_was_timed_leaves_no_files() {
     let text = interrupt(child);
     assert!(text.contains("stopped before every run was timed once"), "{text}");
     assert!(scratch.names().is_empty(), "{:?}", scratch.names());
-}
-
-#[test]
-fn latency_says_what_speculation_came_to() {
-    let scratch = Scratch::new("latency-speculation");
-    let out = scratch.path("out.json");
-    let small = ["bench", "latency", "--batch-size", "2", "--input-len", "32", "--output-len", "16"];
-    let few = ["--num-iters", "2", "--num-iters-warmup", "1", "--output-json", &out];
-    let run = pagedraft(&[&small[..], &few].concat());
-    assert_eq!(run.code, Some(0), "{run:?}");
-    let json = scratch.json("out.json");
-    assert_eq!(json["speculation"], Value::Null);
-    assert!(json["graph"]["replays"].as_u64() > Some(0) && json["graph"]["capture"]["graphs"].is_u64());
-    let eager = pagedraft(&[&small[..], &few, &["--enforce-eager"]].concat());
-    assert_eq!(eager.code, Some(0), "{eager:?}");
-    let json = scratch.json("out.json");
-    assert_eq!((&json["graph"]["replays"], &json["graph"]["capture"]), (&json!(0), &Value::Null));
-
-    let draft = ["--draft", "synthetic:1", "--num-speculative-tokens", "3"];
-    let run = pagedraft(&[&small[..], &few, &draft].concat());
-    assert_eq!(run.code, Some(0), "{run:?}");
-    let speculation = &scratch.json("out.json")["speculation"];
-    assert_eq!(speculation["draft_acceptance_rate"], json!(1.0));
-    assert_eq!(speculation["rate_by_position"], json!([1.0, 1.0, 1.0]));
-    // 15 tokens behind the prefill's own, in two batches of two.
-    let emitted = speculation["num_emitted_tokens"].as_u64().unwrap();
-    assert!((52..=64).contains(&emitted), "{emitted}");
-    for words in ["system efficiency", "Draft acceptance rate: 1.000", "stage times", "Avg latency"] {
-        assert!(run.stdout.contains(words), "{words} is not in {run:?}");
-    }
-}
-
-#[test]
-fn generate_with_synthetic_drafts_gives_the_plain_runs_tokens() {
-    let scratch = Scratch::new("generate-speculation");
-    let (plain, drafted, trace) =
-        (scratch.path("plain.json"), scratch.path("drafted.json"), scratch.path("trace"));
-    let prompt = ["generate", "--prompt", "The old man", "--max-tokens", "30", "--seed", "7"];
-    let sampled = ["--temperature", "0.8", "--n", "2"];
-    let run = pagedraft(&[&prompt[..], &sampled, &["--output-json", &plain]].concat());
-    assert_eq!(run.code, Some(0), "{run:?}");
-    assert!(!run.stderr.contains("drafts"), "{run:?}");
-    let draft = ["--draft", "synthetic:0.6", "--num-speculative-tokens", "3", "--trace-out", &trace];
-    let run = pagedraft(&[&prompt[..], &sampled, &draft, &["--output-json", &drafted]].concat());
-    assert_eq!(run.code, Some(0), "{run:?}");
-    assert!(run.stderr.contains("drafts accepted"), "{run:?}");
-    let (plain, drafted) = (scratch.json_lines("plain.json"), scratch.json_lines("drafted.json"));
-    for (plain, drafted) in plain.iter().zip(&drafted) {
-        assert_eq!(plain["token_ids"], drafted["token_ids"]);
-        let (drafts, accepted) = (&drafted["num_drafts"], &drafted["num_accepted"]);
-        assert!(drafts.as_u64() > Some(0) && accepted.as_u64() <= drafts.as_u64(), "{drafted}");
-    }
-    let config = scratch.json("trace/config.json");
-    assert_eq!(config["draft"], "synthetic:0.6");
-    assert_eq!(config["num_speculative_tokens"], "3");
-    assert_eq!((&config["scorer"], &config["acceptance"]), (&json!("mqa"), &json!("coupled")));
-    assert_eq!((&config["enforce_eager"], &config["shadow_rate"]), (&json!(false), &json!(0.0)));
-    assert_eq!(config["graph_sizes"][0], 1);
-    let check = pagedraft(&["trace", "check", &trace]);
-    assert_eq!(check.code, Some(0), "{check:?}");
 }

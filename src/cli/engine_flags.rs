@@ -1,5 +1,6 @@
 //! The flags that every command with an engine has.
 
+use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::anyhow;
@@ -12,6 +13,9 @@ use pagedraft_scheduler::Policy;
 use pagedraft_workloads::trace::{CONFIG_FILE, STEPS_FILE, SUMMARY_FILE, TraceTables};
 
 use super::speculation_flags::SpeculationFlags;
+
+/// Token rows whose logits a step can have at most: no graph is captured for more.
+const MOST_GRAPH_ROWS: u32 = 256;
 
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Engine")]
@@ -194,6 +198,30 @@ impl EngineFlags {
         })
     }
 
+    /// Notes on standard error for the flags that will change nothing.
+    pub fn tell_what_is_idle(&self) {
+        let idle = self.speculation.idle();
+        if !idle.is_empty() {
+            note(&format!("nobody proposes drafts, so nothing looks at {}: add --draft", idle.join(", ")));
+        }
+        if !self.enforce_eager {
+            self.tell_what_is_not_captured();
+        }
+    }
+
+    /// A note on standard error for the sizes of `--graph-sizes` that are beyond every step.
+    pub fn tell_what_is_not_captured(&self) {
+        let most = MOST_GRAPH_ROWS.min(self.max_num_batched_tokens);
+        let beyond = self.graph_sizes.iter().flatten().filter(|&&size| size > most);
+        let beyond: Vec<String> = beyond.map(ToString::to_string).collect();
+        if !beyond.is_empty() {
+            let sizes = beyond.join(", ");
+            note(&format!(
+                "--graph-sizes {sizes} is not captured: a graph has {most} token rows at most here"
+            ));
+        }
+    }
+
     /// The trace these flags ask for, seen before a model is loaded for nothing.
     fn trace_options(&self) -> anyhow::Result<Option<TraceOptions>> {
         let Some(dir) = &self.trace_out else { return Ok(None) };
@@ -212,6 +240,11 @@ impl EngineFlags {
         };
         Ok(Some(TraceOptions { dir: dir.clone(), tables }))
     }
+}
+
+fn note(text: &str) {
+    // A closed standard error is nobody's loss.
+    let _ = writeln!(std::io::stderr(), "note: {text}");
 }
 
 /// What a pair of opposite flags says; clap lets the last one stand.

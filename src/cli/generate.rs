@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Args;
-use pagedraft::session::{Emitted, RequestId, RequestOutput, Session};
+use pagedraft::session::{Emitted, RequestId, RequestOutput, Session, SpeculationOptions};
 use pagedraft_spec_decode::metrics::SpeculationMetrics;
 use serde_json::json;
 
 use super::engine_flags::EngineFlags;
 use super::output_file::OutputFile;
 use super::prompts::{Arrival, PromptSource, SamplingFlags};
+use super::step_figures::no_drafts;
 use super::{Ended, interrupt, recording, stdout};
 
 #[derive(Clone, Debug, Args)]
@@ -45,6 +46,7 @@ impl Generate {
         let options = self.engine.options(true)?;
         let prompts = self.source.read(&self.sampling, self.engine.seed)?;
         let output = self.output_json.as_deref().map(OutputFile::reserve).transpose()?;
+        self.engine.tell_what_is_idle();
         interrupt::listen()?;
         let plain = recording::plain(&options);
         // Synthetic drafts are recorded before the engine that has them opens.
@@ -81,7 +83,7 @@ impl Generate {
             None if self.source.is_a_list() => stdout::print(&lines(&outputs)?)?,
             None => stdout::print(&samples(&outputs))?,
         }
-        totals.tell();
+        totals.tell(&options.speculation);
         Ok(if interrupt::pressed() { Ended::Interrupted } else { Ended::Done })
     }
 
@@ -182,11 +184,11 @@ impl Totals {
             "prompt_tokens": self.prompt_tokens,
             "output_tokens": self.new_tokens,
             "elapsed_s": self.elapsed.as_secs_f64(),
-            "speculation": self.speculation.as_ref().map(SpeculationMetrics::summary),
+            "speculation": self.speculation.as_ref().and_then(summary),
         })
     }
 
-    fn tell(&self) {
+    fn tell(&self, options: &SpeculationOptions) {
         let seconds = self.elapsed.as_secs_f64();
         let rate = self.new_tokens as f64 / seconds.max(1e-9);
         // A closed standard error is nobody's loss.
@@ -195,13 +197,20 @@ impl Totals {
             "{} prompt tokens, {} generated in {seconds:.3} s ({rate:.1} tokens/s){}",
             self.prompt_tokens,
             self.new_tokens,
-            self.speculation.as_ref().map_or_else(String::new, accepted),
+            self.speculation.as_ref().map_or_else(String::new, |metrics| accepted(metrics, options)),
         );
     }
 }
 
+/// For programs. Drafts behind a miss are not judged here, so there is no rate of them.
+fn summary(metrics: &SpeculationMetrics) -> Option<serde_json::Value> {
+    let mut summary = serde_json::to_value(metrics.summary()).ok()?;
+    summary.as_object_mut()?.remove("draft_acceptance_rate_noncausal");
+    Some(summary)
+}
+
 /// What became of the drafts, behind the rest of the line.
-fn accepted(metrics: &SpeculationMetrics) -> String {
+fn accepted(metrics: &SpeculationMetrics, options: &SpeculationOptions) -> String {
     match (metrics.draft_acceptance_rate(), metrics.mean_acceptance_length()) {
         (Some(rate), Some(length)) => format!(
             "; {} of {} drafts accepted ({:.1} %), {length:.2} tokens a verify row",
@@ -209,7 +218,7 @@ fn accepted(metrics: &SpeculationMetrics) -> String {
             metrics.num_draft_tokens,
             rate * 100.0
         ),
-        _ => "; no drafts".to_owned(),
+        _ => format!("; {}", no_drafts(options.length, options.draft.as_ref())),
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 use pagedraft::exit;
+use pagedraft::session::{RequestId, Session};
 
 static PRESSED: AtomicBool = AtomicBool::new(false);
 static SET: OnceLock<Result<(), String>> = OnceLock::new();
@@ -23,4 +24,13 @@ pub fn listen() -> anyhow::Result<()> {
 /// Whether it was pressed.
 pub fn pressed() -> bool {
     PRESSED.load(Ordering::Relaxed)
+}
+
+/// Ends the requests of a batch that was stopped; what they generated is dropped.
+pub fn forget(session: &mut Session, ids: &[RequestId]) -> anyhow::Result<()> {
+    for &id in ids {
+        session.abort(id)?;
+        session.take_output(id);
+    }
+    Ok(())
 }

@@ -7,7 +7,7 @@ use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use pagedraft::exit::usage;
-use pagedraft::session::{Request, RequestId, Session};
+use pagedraft::session::{Request, Session};
 
 use super::engine_flags::EngineFlags;
 use super::latency_report::{Iteration, Report};
@@ -42,6 +42,7 @@ impl Latency {
     pub fn run(&self) -> anyhow::Result<Ended> {
         let options = self.engine.options(false)?;
         let output = self.output_json.as_deref().map(OutputFile::reserve).transpose()?;
+        self.engine.tell_what_is_idle();
         interrupt::listen()?;
         let plain = recording::plain(&options);
         // Prompts and refusals need a model, not drafts: synthetic ones are recorded before the engine that has them opens.
@@ -71,7 +72,7 @@ impl Latency {
             bar.set_message(if timed { "timed" } else { "warm-up" });
             let Some(iteration) = self.iteration(i, &mut session, &requests, &bar)? else { break };
             if timed {
-                report.add(iteration);
+                report.add(iteration, &mut session);
             } else {
                 session.take_metrics();
             }
@@ -79,7 +80,6 @@ impl Latency {
         }
         bar.finish_and_clear();
         let interrupted = report.len() < self.num_iters as usize;
-        report.take_speculation(&mut session);
         session.close(&report.json())?;
         stdout::print(&report.table())?;
         if let (Some(output), false) = (&output, report.is_empty()) {
@@ -117,7 +117,7 @@ impl Latency {
         let mut iteration = Iteration::default();
         while session.has_unfinished() {
             if interrupt::pressed() {
-                forget(session, &ids)?;
+                interrupt::forget(session, &ids)?;
                 return Ok(None);
             }
             let step = session.step()?;
@@ -150,11 +150,4 @@ impl Latency {
         request.ignore_eos = true;
         request
     }
-}
-
-fn forget(session: &mut Session, ids: &[RequestId]) -> anyhow::Result<()> {
-    for &id in ids {
-        session.abort(id)?;
-    }
-    Ok(())
 }

@@ -27,21 +27,20 @@ pub struct Report<'a> {
     flags: &'a Latency,
     info: SessionInfo,
     iterations: Vec<Iteration>,
-    steps: Option<StepFigures>,
+    steps: StepFigures,
 }
 
 impl<'a> Report<'a> {
     pub fn new(flags: &'a Latency, info: &SessionInfo) -> Self {
-        Self { flags, info: info.clone(), iterations: Vec::new(), steps: None }
+        let speculation = &flags.engine.speculation;
+        let steps = StepFigures::new(speculation.num_speculative_tokens, speculation.draft.clone());
+        Self { flags, info: info.clone(), iterations: Vec::new(), steps }
     }
 
-    pub fn add(&mut self, iteration: Iteration) {
+    /// Takes in a timed batch, and what the session counted in it.
+    pub fn add(&mut self, iteration: Iteration, session: &mut Session) {
         self.iterations.push(iteration);
-    }
-
-    /// Notes how the steps of the timed batches ran, and what speculation came to.
-    pub fn take_speculation(&mut self, session: &mut Session) {
-        self.steps = Some(StepFigures::take(session, self.flags.engine.speculation.num_speculative_tokens));
+        self.steps.take(session);
     }
 
     pub fn len(&self) -> usize {
@@ -68,7 +67,7 @@ impl<'a> Report<'a> {
 
     /// How the steps went, where there is somebody to propose drafts.
     fn speculating(&self) -> Option<&StepFigures> {
-        self.steps.as_ref().filter(|_| self.flags.engine.speculation.draft.is_some())
+        Some(&self.steps).filter(|steps| steps.is_speculating())
     }
 
     fn spread(&self, of: impl Fn(&Iteration) -> f64) -> Option<Spread> {
@@ -170,7 +169,7 @@ impl<'a> Report<'a> {
             "machine": machine::name(),
             "draft": flags.engine.speculation.draft.as_ref().map(ToString::to_string),
             "speculation": self.speculating().and_then(StepFigures::speculation),
-            "graph": self.steps.as_ref().map(|steps| steps.graph(info)),
+            "graph": self.steps.graph(info),
             "version": env!("CARGO_PKG_VERSION"),
         })
     }

@@ -20,12 +20,12 @@ pub struct SpeculationFlags {
     /// Drafts of a row at most; `auto`: as many as pay, for each request and step
     #[arg(long, value_name = "K|auto", default_value_t = DraftLength::Auto)]
     pub num_speculative_tokens: DraftLength,
-    /// How verify rows become metadata: one row of k + 1 query tokens, or k + 1 rows of one
-    #[arg(long, value_enum, default_value = "mqa")]
-    scorer: ScorerName,
-    /// Which drafts stand; `coupled` gives the very tokens of the run without drafts
-    #[arg(long, value_enum, default_value = "coupled")]
-    acceptance: AcceptanceName,
+    /// How verify rows become metadata: one row of k + 1 query tokens (the default), or k + 1 rows of one
+    #[arg(long, value_enum)]
+    scorer: Option<ScorerName>,
+    /// Which drafts stand; `coupled`, the default, gives the very tokens of the run without drafts
+    #[arg(long, value_enum)]
+    acceptance: Option<AcceptanceName>,
     /// Typical acceptance: a draft more likely than this always stands
     #[arg(long, value_name = "P", default_value_t = Acceptance::TYPICAL_THRESHOLD, value_parser = share32, allow_negative_numbers = true)]
     typical_threshold: f32,
@@ -57,6 +57,20 @@ enum AcceptanceName {
 }
 
 impl SpeculationFlags {
+    /// The flags that were given and that nothing looks at, since nobody proposes.
+    pub fn idle(&self) -> Vec<&'static str> {
+        if self.draft.is_some() {
+            return Vec::new();
+        }
+        let given = [
+            (matches!(self.num_speculative_tokens, DraftLength::Fixed(1..)), "--num-speculative-tokens"),
+            (self.scorer.is_some(), "--scorer"),
+            (self.acceptance.is_some(), "--acceptance"),
+            (self.draft_cost > 0.0, "--draft-cost"),
+        ];
+        given.into_iter().filter(|(given, _)| *given).map(|(_, flag)| flag).collect()
+    }
+
     /// What these flags ask for.
     pub fn options(&self) -> anyhow::Result<SpeculationOptions> {
         if self.ngram_min > self.ngram_max {
@@ -78,13 +92,13 @@ impl SpeculationFlags {
             ngram: (self.ngram_min, self.ngram_max),
             length: self.num_speculative_tokens,
             scorer: match self.scorer {
-                ScorerName::Mqa => Scorer::Mqa,
-                ScorerName::BatchExpansion => Scorer::BatchExpansion,
+                None | Some(ScorerName::Mqa) => Scorer::Mqa,
+                Some(ScorerName::BatchExpansion) => Scorer::BatchExpansion,
             },
             acceptance: match self.acceptance {
-                AcceptanceName::Coupled => Acceptance::Coupled,
-                AcceptanceName::Rejection => Acceptance::Rejection,
-                AcceptanceName::Typical => {
+                None | Some(AcceptanceName::Coupled) => Acceptance::Coupled,
+                Some(AcceptanceName::Rejection) => Acceptance::Rejection,
+                Some(AcceptanceName::Typical) => {
                     Acceptance::Typical { threshold: self.typical_threshold, alpha: self.typical_alpha }
                 }
             },

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use pagedraft::session::{DraftLength, Session, SessionInfo};
+use pagedraft::session::{DraftLength, DraftRef, Session, SessionInfo};
 use pagedraft_model::RunCounts;
 use pagedraft_spec_decode::metrics::SpeculationMetrics;
 use serde_json::{Value, json};
@@ -56,7 +56,23 @@ pub fn capture(info: &SessionInfo) -> Value {
     })
 }
 
-/// The steps of a session since its metrics were last taken.
+/// A number of a table; `-` where there is none.
+pub fn number(value: Option<f64>, digits: usize) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"))
+}
+
+/// Why a run had no drafts, as far as its options tell.
+pub fn no_drafts(length: DraftLength, draft: Option<&DraftRef>) -> &'static str {
+    match (length, draft) {
+        (DraftLength::Fixed(0), _) => "no drafts: none were asked for",
+        // Looking something up may fail; every other proposer has an answer to everything.
+        (DraftLength::Auto, Some(DraftRef::Ngram)) => "no drafts: none were found, or they did not pay",
+        (DraftLength::Auto, _) => "no drafts: they did not pay",
+        (DraftLength::Fixed(_), _) => "no drafts were found",
+    }
+}
+
+/// Timed steps of a session, summed.
 #[derive(Clone, Debug)]
 pub struct StepFigures {
     metrics: SpeculationMetrics,
@@ -64,20 +80,33 @@ pub struct StepFigures {
     /// The draft model's own, where there is one.
     draft: Option<StepCounts>,
     length: DraftLength,
+    proposer: Option<DraftRef>,
 }
 
 impl StepFigures {
-    pub fn take(session: &mut Session, length: DraftLength) -> Self {
-        let (target, draft) = session.run_counts();
-        let (target, draft) = (StepCounts::from(target), draft.map(StepCounts::from));
-        Self { metrics: session.take_metrics(), target, draft, length }
+    /// No steps yet, of drafts of that many tokens from that proposer.
+    pub fn new(length: DraftLength, proposer: Option<DraftRef>) -> Self {
+        let (metrics, target) = (SpeculationMetrics::default(), StepCounts::default());
+        Self { metrics, target, draft: None, length, proposer }
     }
 
-    /// For people; the two lines of vLLM at the end.
+    /// Takes in the steps since the session's metrics were last taken.
+    pub fn take(&mut self, session: &mut Session) {
+        let (target, draft) = session.run_counts();
+        self.target.add(&target.into());
+        if let Some(draft) = draft {
+            self.draft.get_or_insert_default().add(&draft.into());
+        }
+        self.metrics.merge(&session.take_metrics());
+    }
+
+    /// Whether there was somebody to propose.
+    pub fn is_speculating(&self) -> bool {
+        self.proposer.is_some()
+    }
+
+    /// For people; the two lines of vLLM at the end, where there were drafts.
     pub fn text(&self) -> String {
-        let number = |value: Option<f64>, digits: usize| {
-            value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"))
-        };
         let metrics = &self.metrics;
         let by_position: Vec<_> = metrics.rate_by_position().iter().map(|&rate| number(rate, 3)).collect();
         let mut text = String::from("\n");
@@ -85,7 +114,10 @@ impl StepFigures {
             ("drafts", format!("{} in {} verify rows", metrics.num_draft_tokens, metrics.num_verify_rows)),
             ("accepted / drafted", number(metrics.draft_acceptance_rate(), 3)),
             ("right alone / drafted", number(metrics.draft_acceptance_rate_noncausal(), 3)),
-            ("  accepted by position", by_position.join(" ")),
+            (
+                "  accepted by position",
+                if by_position.is_empty() { "-".to_owned() } else { by_position.join(" ") },
+            ),
             ("system efficiency", number(metrics.system_efficiency(), 3)),
             ("tokens a verify row", number(metrics.mean_acceptance_length(), 2)),
             ("proposing a token (ms)", number(metrics.average_time_per_proposal_tok_ms(), 3)),
@@ -97,6 +129,10 @@ impl StepFigures {
         }
         if let Some(draft) = &self.draft {
             let _ = writeln!(text, "{:<26}{}", "draft model", draft.text());
+        }
+        if metrics.num_draft_tokens == 0 {
+            let _ = writeln!(text, "{}", no_drafts(self.length, self.proposer.as_ref()));
+            return text;
         }
         for line in metrics.log_lines(usize::from(self.length.most())) {
             let _ = writeln!(text, "{line}");

@@ -2,8 +2,9 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
+use std::io::Read;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 /// What a run came to.
 #[derive(Debug)]
@@ -28,6 +29,17 @@ pub fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pagedraft"));
     command.args(arguments).stdin(Stdio::null());
     command
+}
+
+/// Presses Ctrl-C; what was printed until the end.
+#[cfg(unix)]
+pub fn interrupt(mut child: Child) -> String {
+    let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(kill.success());
+    let mut text = String::new();
+    child.stdout.as_mut().unwrap().read_to_string(&mut text).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{text}");
+    text
 }
 
 /// A directory of a test's own, gone afterwards.

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use indicatif::ProgressBar;
-use pagedraft::session::{Emitted, Request, RequestId, Session, SetupId};
+use pagedraft::session::{Emitted, Request, Session, SetupId};
 use pagedraft_spec_decode::metrics::SpeculationMetrics;
 
 use crate::cli::interrupt;
@@ -34,6 +34,8 @@ pub struct Pass {
     /// What each request generated.
     pub tokens: Vec<Vec<u32>>,
     pub metrics: SpeculationMetrics,
+    /// Times a request was preempted.
+    pub preemptions: u64,
     pub target: StepCounts,
     pub draft: StepCounts,
 }
@@ -98,7 +100,7 @@ impl Batch {
         let mut pass = Pass::default();
         while session.has_unfinished() {
             if interrupt::pressed() {
-                forget(session, &ids)?;
+                interrupt::forget(session, &ids)?;
                 return Ok(None);
             }
             let step = session.step()?;
@@ -121,6 +123,7 @@ impl Batch {
                 output.token_ids.len(),
                 self.output_len
             );
+            pass.preemptions += u64::from(output.num_preemptions);
             pass.tokens.push(output.token_ids);
         }
         let (target, draft) = session.run_counts();
@@ -129,12 +132,4 @@ impl Batch {
         pass.metrics = session.take_metrics();
         Ok(Some(pass))
     }
-}
-
-fn forget(session: &mut Session, ids: &[RequestId]) -> anyhow::Result<()> {
-    for &id in ids {
-        session.abort(id)?;
-        session.take_output(id);
-    }
-    Ok(())
 }

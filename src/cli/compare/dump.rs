@@ -29,16 +29,20 @@ impl FirstVerify {
             return Ok(());
         }
         let mut metadata = record.inputs.metadata.clone();
-        if record.is_replayed() {
-            // A graph has room for the longest sequence in every row.
+        // The form that recorded steps of graphs have: room for the longest sequence in every row. The tape of this engine is
+        // replayed on the tables as they are.
+        let width = record.is_replayed().then(|| {
             let info = session.info();
-            let width = info.max_model_len.div_ceil(info.block_size) as usize;
+            info.max_model_len.div_ceil(info.block_size) as usize
+        });
+        if let Some(width) = width {
             metadata.block_tables = metadata.padded_tables(width)?;
         }
         self.found = Some(json!({
             "step": plan.id.0,
             "input_tokens": record.inputs.tokens,
             "input_positions": record.inputs.positions,
+            "block_tables_padded_to": width,
             "metadata": serde_json::to_value(&metadata).context("the metadata can't be written")?,
         }));
         Ok(())

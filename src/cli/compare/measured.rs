@@ -16,6 +16,8 @@ pub struct Measured {
     model_seconds: f64,
     /// Of the timed batches.
     pub metrics: SpeculationMetrics,
+    /// Times a request of the timed batches was preempted.
+    pub preemptions: u64,
     pub target: StepCounts,
     pub draft: StepCounts,
     pub parity: Parity,
@@ -28,6 +30,7 @@ impl Measured {
             steps_seconds: 0.0,
             model_seconds: 0.0,
             metrics: SpeculationMetrics::default(),
+            preemptions: 0,
             target: StepCounts::default(),
             draft: StepCounts::default(),
             parity: Parity::new(requests),
@@ -40,6 +43,7 @@ impl Measured {
         self.steps_seconds += pass.steps_seconds;
         self.model_seconds += pass.model_seconds;
         self.metrics.merge(&pass.metrics);
+        self.preemptions += pass.preemptions;
         self.target.add(&pass.target);
         self.draft.add(&pass.draft);
     }

@@ -58,6 +58,9 @@ pub struct Compare {
     #[arg(long, value_name = "FILE")]
     output_json: Option<PathBuf>,
     /// Write what the first verify step of each run was given to this file
+    ///
+    /// Block tables of replayed steps are written as a graph of fixed shape has them, padded with zeroes to the longest
+    /// sequence (`block_tables_padded_to`); this engine's own graphs read them unpadded.
     #[arg(long, value_name = "FILE")]
     dump_metadata: Option<PathBuf>,
     /// Directory for the figures and their picture (default: runs/compare-DATE-TIME)
@@ -78,10 +81,17 @@ struct Comparison {
 
 impl Compare {
     pub fn run(&self) -> anyhow::Result<Ended> {
+        if self.engine.trace_out.is_some() {
+            return Err(usage_hint(
+                anyhow!("--trace-out: compare runs eight setups in one session, and a trace tells of one"),
+                "trace one of them: bench latency --trace-out DIR, with its --draft, --scorer and --enforce-eager",
+            ));
+        }
         let options = self.options()?;
         let output = self.output_json.as_deref().map(OutputFile::reserve).transpose()?;
         let dump = self.dump_metadata.as_deref().map(OutputFile::reserve).transpose()?;
         let directory = RunDirectory::reserve(self.out.as_deref())?;
+        self.engine.tell_what_is_not_captured();
         interrupt::listen()?;
         let mut comparison = self.prepare(&options)?;
         let info = comparison.session.info().clone();
