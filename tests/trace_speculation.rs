@@ -1,7 +1,6 @@
 //! The trace of a run with drafts is what ran: what it says was emitted is the output, and `trace check` finds nothing.
 #![allow(clippy::unwrap_used, reason = "a test or a bench that fails says where")]
 
-#[allow(dead_code, reason = "this file wants its directories only")]
 mod program;
 
 use std::collections::HashMap;
@@ -72,7 +71,7 @@ fn traced(
     abort: Option<usize>,
 ) -> (Vec<RequestOutput>, u64, u64) {
     let dir = scratch.path(name);
-    let tables = if name.len() % 2 == 0 { TraceTables::Full } else { TraceTables::Delta };
+    let tables = if name.len().is_multiple_of(2) { TraceTables::Full } else { TraceTables::Delta };
     let trace = Some(TraceOptions { dir: dir.clone().into(), tables });
     let outputs = run(&EngineOptions { trace, ..options.clone() }, requests, abort);
     let report = check_dir(Path::new(&dir)).unwrap();
