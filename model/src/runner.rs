@@ -187,7 +187,7 @@ impl<D: Device> Runner<D> {
         self.counts = RunCounts::default();
     }
 
-    /// The same, eagerly whatever was captured, and not counted.
+    /// [`forward`](Self::forward), but operation by operation whatever was captured, and not counted.
     ///
     /// # Errors
     ///

@@ -35,7 +35,7 @@ pub enum ExecuteError {
         request: RequestKey,
     },
     /// A kind of row that this executor does not run.
-    #[error("request {request:?}: this executor runs no {kind} row with drafts")]
+    #[error("request {request:?}: this executor runs no {kind} rows")]
     Unsupported {
         /// Which.
         request: RequestKey,

@@ -7,7 +7,7 @@ use pagedraft_block_manager::GroupId;
 use pagedraft_model::{Device, ModelError, RunCounts, Runner};
 use pagedraft_scheduler::{CostCurve, Executor, Kind, KvView, RequestKey, RowOutcome, StepOutcome, StepPlan};
 
-use crate::acceptance::{Acceptance, Verifier};
+use crate::acceptance::{Acceptance, Verdict, Verifier};
 use crate::canary::CanaryReport;
 use crate::drafts::Drafts;
 use crate::error::ExecuteError;
@@ -48,6 +48,8 @@ pub struct ModelExecutor<D: Device> {
     drafting: Vec<u32>,
     pub(crate) drafts: Drafts,
     accepted: Vec<u16>,
+    /// Drafts of each row that had some, and what became of them.
+    pub(crate) verdicts: Vec<(usize, Verdict)>,
     /// For each plan row its index in `drafting`.
     pub(crate) draft_row: Vec<Option<u32>>,
     /// Plan rows in the order they run, and the first token row of each.
@@ -79,6 +81,7 @@ impl<D: Device> ModelExecutor<D> {
             drafting: Vec::new(),
             drafts: Drafts::default(),
             accepted: Vec::new(),
+            verdicts: Vec::new(),
             draft_row: Vec::new(),
             order: Vec::new(),
             starts: Vec::new(),
@@ -215,7 +218,7 @@ impl<D: Device> ModelExecutor<D> {
         &mut self.runner
     }
 
-    /// Asks for drafts; rows of `self.drafts` are those of `self.drafting`.
+    /// Forgets who ended, and asks for drafts; rows of `self.drafts` are those of `self.drafting`.
     fn propose(&mut self, plan: &StepPlan, kv: &dyn KvView) -> Result<(), ExecuteError> {
         let may = |i: u32| plan.rows[i as usize].drafts_max > 0;
         self.drafting.clear();
@@ -226,10 +229,17 @@ impl<D: Device> ModelExecutor<D> {
             self.draft_row[i as usize] = Some(d);
         }
         self.drafts.begin(self.drafting.len());
-        let Some(proposer) = self.active.and_then(|id| self.proposers.get_mut(id.0)) else { return Ok(()) };
-        for &request in plan.preempted.iter().chain(&plan.finished) {
-            proposer.forget(request);
+        let mut proposer = self.active.and_then(|id| self.proposers.get_mut(id.0));
+        if let Some(proposer) = &mut proposer {
+            for &request in plan.preempted.iter().chain(&plan.finished) {
+                proposer.forget(request);
+            }
         }
+        // Before anything can fail: no later plan names them.
+        for &request in &plan.finished {
+            self.requests.remove(request);
+        }
+        let Some(proposer) = proposer else { return Ok(()) };
         let step = Proposing { plan, kv, requests: &self.requests, rows: &self.drafting };
         proposer.propose(&step, &mut self.drafts)?;
         for (d, &i) in self.drafting.iter().enumerate() {
@@ -299,6 +309,16 @@ impl<D: Device> ModelExecutor<D> {
         Ok(())
     }
 
+    /// Counts a step that succeeded, if a proposer was asked.
+    fn count(&mut self, times: SpeculationTimes) {
+        for &(drafts, verdict) in &self.verdicts {
+            self.metrics.record_row(drafts, verdict);
+        }
+        if self.active.is_some() && !self.drafting.is_empty() {
+            self.metrics.record_step(self.drafts.longest(), times);
+        }
+    }
+
     /// Tells the proposer what became of its drafts.
     fn tell_proposer(&mut self, outcome: &StepOutcome<StepRecord>) {
         self.accepted.clear();
@@ -333,9 +353,6 @@ impl<D: Device> Executor for ModelExecutor<D> {
 
         let start = Instant::now();
         self.propose(plan, kv)?;
-        for &request in &plan.finished {
-            self.requests.remove(request);
-        }
         let proposed = Instant::now();
         self.gather(plan, kv, &mut outcome.record)?;
         let gathered = Instant::now();
@@ -349,7 +366,7 @@ impl<D: Device> Executor for ModelExecutor<D> {
         let (head_us, sample_us) = self.sample(plan, outcome)?;
         self.shadow(plan, outcome)?;
         let shadowed = Instant::now();
-        self.prompt_logprobs(plan, kv, &mut outcome.record)?;
+        let prompt_head_us = self.prompt_logprobs(plan, kv, &mut outcome.record)?;
         let prompt_done = Instant::now();
         self.tell_proposer(outcome);
 
@@ -357,16 +374,13 @@ impl<D: Device> Executor for ModelExecutor<D> {
         let times = &mut outcome.record.time_us;
         times.metadata = us(proposed, gathered);
         times.propose = us(start, proposed) + prompt_done.elapsed().as_secs_f64() * 1e6;
-        times.execute = us(gathered, forwarded) + head_us;
-        times.sample = sample_us + us(shadowed, prompt_done);
-        if self.drafts.num_tokens() > 0 {
-            let times = SpeculationTimes {
-                propose_us: times.propose,
-                scoring_us: times.execute,
-                verification_us: times.sample,
-            };
-            self.metrics.record_step(self.drafts.longest(), times);
-        }
+        let scoring = us(gathered, forwarded) + head_us;
+        times.execute = scoring + prompt_head_us;
+        times.sample = sample_us + us(shadowed, prompt_done) - prompt_head_us;
+        // Log probabilities of prompts are no part of speculation.
+        let times =
+            SpeculationTimes { propose_us: times.propose, scoring_us: scoring, verification_us: sample_us };
+        self.count(times);
         Ok(())
     }
 }

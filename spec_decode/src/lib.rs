@@ -7,12 +7,64 @@
 //! # What this crate promises
 //!
 //! - **The record is what ran.** [`StepRecord`] holds the [`StepInputs`](pagedraft_model::StepInputs) that the model was given,
-//!   not a copy made for the log.
+//!   not a copy made for the log; a draft model's [`GroupStep`](proposer::GroupStep) is put together from those of its passes.
 //! - **A draw is a function of seed, sample and position** ([`sampling`]): the order of requests, their batch mates and how
 //!   often a position was computed change nothing.
+//! - **Drafts change how many tokens a step gives, not which.** With coupled [`acceptance`], the default, a draft stands
+//!   exactly when it is the token that the target chooses there, so every proposer, scorer and draft length gives the tokens
+//!   and bits of the plain run; rejection sampling keeps the distribution only, and typical acceptance not even that.
+//! - **Graphs change nothing.** A step that a captured graph has room for is replayed, any other is eager, with the same bits;
+//!   a [`Shadow`] runs a share of the replayed steps again eagerly and compares.
+//! - **A step that fails counts nowhere** in the [`metrics`], and the requests that its plan names as finished are forgotten.
 //!
-//! What it costs beside the model: the metadata of a step (under a microsecond a row), and a pass over the vocabulary for each
-//! sampled row; nothing is allocated in a steady step without logprobs.
+//! # What it costs beside the models
+//!
+//! The metadata of a step (under a microsecond a row); a pass over the vocabulary for each sampled row, and one for each draft
+//! as far as it is verified; a forward pass a round where a draft model proposes. A shadowed step is a second forward pass.
+//! Nothing is allocated in a steady step without logprobs, rejection sampling or shadowing.
+//!
+//! # Example
+//!
+//! ```
+//! # use pagedraft_attention::isa::Isa;
+//! # use pagedraft_model::checkpoint::{Checkpoint, ModelConfig};
+//! # use pagedraft_model::cpu::{CpuDevice, CpuOptions};
+//! # use pagedraft_model::{Dtype, Runner, StepLimits};
+//! # use pagedraft_scheduler::{Executor, RequestSpec, Scheduler, SchedulerConfig, StepOutcome, StepPlan};
+//! # use pagedraft_spec_decode::{ModelExecutor, Registered, proposer::NgramProposer, sampling::SamplingParams};
+//! # let json = br#"{"architectures": ["Qwen3ForCausalLM"], "vocab_size": 50, "hidden_size": 32, "intermediate_size": 48,
+//! #     "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "rms_norm_eps": 1e-6,
+//! #     "max_position_embeddings": 160, "rope_theta": 10000.0, "tie_word_embeddings": true}"#;
+//! // A tiny model of made-up weights, with 64 blocks of 16 tokens.
+//! let checkpoint = Checkpoint::dummy(ModelConfig::parse("config.json".as_ref(), json)?, 9);
+//! let layout = CpuDevice::kv_layout(checkpoint.config(), Dtype::F32, 16)?;
+//! let (isa, dtype) = (Isa::detect(), Dtype::F32);
+//! let cpu = CpuOptions { isa, threads: 1, dtype, layout, num_blocks: 64, token_rows: 64 };
+//! let limits = StepLimits { token_rows: 64, logit_rows: 64, max_model_len: 160 };
+//! let runner = Runner::load(CpuDevice::new(&cpu, checkpoint.config())?, &checkpoint, limits)?;
+//!
+//! let mut executor = ModelExecutor::new(runner, 16)?;
+//! let ngram = executor.add_proposer(Box::new(NgramProposer::new(1, 4)?));
+//! executor.choose_proposer(Some(ngram));
+//! let config = SchedulerConfig { num_blocks: 64, num_speculative_tokens: 4, ..SchedulerConfig::default() };
+//! let mut scheduler = Scheduler::new(config)?;
+//! let request = scheduler.submit(RequestSpec::new(vec![7, 8, 9, 7, 8, 9], 20))?;
+//! executor.register(request, Registered { sampling: SamplingParams::greedy(), prompt_len: 6, recorded: None });
+//!
+//! let (mut plan, mut outcome, mut applied) = (StepPlan::default(), StepOutcome::default(), Vec::new());
+//! let mut generated = Vec::new();
+//! while scheduler.has_unfinished() {
+//!     scheduler.step(&mut plan);
+//!     executor.execute(&plan, &scheduler, &mut outcome)?;
+//!     scheduler.apply(&outcome, &mut applied)?;
+//!     for kept in applied.iter().map(|one| one.tokens.start as usize..one.tokens.end as usize) {
+//!         generated.extend_from_slice(&outcome.tokens[kept]);
+//!     }
+//! }
+//! assert_eq!(generated.len(), 20);
+//! assert!(executor.metrics().num_draft_tokens > 0);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 #![deny(missing_docs)]
 
 pub mod acceptance;

@@ -2,7 +2,7 @@
 //!
 //! Engines mean different things by the same words, so every rate here says whose it is. A *verify row* is one request in
 //! one step with at least one draft; rows without drafts count nowhere, here as in vLLM. Tokens are counted as verified,
-//! before a stop condition trims them.
+//! before a stop condition trims them. A step that failed counts nowhere.
 //!
 //! ```
 //! # use pagedraft_spec_decode::{acceptance::Verdict, metrics::SpeculationMetrics};
@@ -54,9 +54,9 @@ pub struct SpeculationMetrics {
     pub proposal_rounds: u64,
     /// Microseconds spent proposing in those steps.
     pub propose_us: f64,
-    /// Microseconds spent proposing in steps where nothing was proposed: in none of the means below.
+    /// Microseconds spent proposing in steps where a proposer was asked and had nothing: in none of the means below.
     pub propose_idle_us: f64,
-    /// Microseconds of the target's forward passes of those steps.
+    /// Microseconds of the target's forward passes of those steps, the logits of prompt positions left out.
     pub scoring_us: f64,
     /// Microseconds of acceptance and sampling in those steps.
     pub verification_us: f64,

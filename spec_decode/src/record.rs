@@ -13,7 +13,7 @@ pub struct StageTimes {
     pub metadata: f64,
     /// Proposing drafts.
     pub propose: f64,
-    /// The forward pass, logits included.
+    /// The forward pass, logits included, those of prompt positions too.
     pub execute: f64,
     /// Choosing tokens and computing logprobs.
     pub sample: f64,

@@ -76,6 +76,7 @@ impl<D: Device> ModelExecutor<D> {
         sampled: &mut Sampled,
     ) -> Result<(f64, f64), ExecuteError> {
         sampled.begin();
+        self.verdicts.clear();
         for (i, row) in plan.rows.iter().enumerate() {
             if row.samples {
                 let first = self.starts[i] + row.tokens.len() as u32 - 1;
@@ -106,7 +107,7 @@ impl<D: Device> ModelExecutor<D> {
                 let drafts = parts.drafts.len();
                 let verdict = parts.decide(&plan.rows[i], i, &logits, rows, outcome)?;
                 if drafts > 0 {
-                    self.metrics.record_row(drafts, verdict);
+                    self.verdicts.push((drafts, verdict));
                 }
             }
             if self.keep_hidden {
@@ -125,13 +126,14 @@ impl<D: Device> ModelExecutor<D> {
         Ok((head_us, sample_us))
     }
 
-    /// Log probabilities of the prompt positions that the step computed, for requests that asked.
+    /// Log probabilities of the prompt positions that the step computed, for requests that asked. Microseconds of the head.
     pub(crate) fn prompt_logprobs(
         &mut self,
         plan: &StepPlan,
         kv: &dyn KvView,
         record: &mut StepRecord,
-    ) -> Result<(), ExecuteError> {
+    ) -> Result<f64, ExecuteError> {
+        let mut head_us = 0.0;
         let step = self.runner.limits().logit_rows as u32;
         for (i, row) in plan.rows.iter().enumerate() {
             let Registered { sampling, prompt_len, .. } = self.requests.get(row.request)?;
@@ -143,10 +145,12 @@ impl<D: Device> ModelExecutor<D> {
             let mut from = row.tokens.start;
             while from < end {
                 let to = end.min(from + step);
-                let first = self.starts[i] - row.tokens.start;
+                let token_row = |position: u32| self.starts[i] + (position - row.tokens.start);
                 self.sampled.begin();
-                self.sampled.push(i as u32, first + from..first + to);
+                self.sampled.push(i as u32, token_row(from)..token_row(to));
+                let start = Instant::now();
                 let logits = self.runner.logits(&self.sampled.selection)?;
+                head_us += start.elapsed().as_secs_f64() * 1e6;
                 for (p, at) in (from..to).zip(0..) {
                     let logprobs = logprobs(logits.row(at), n, prompt[p as usize + 1]).map_err(bad)?;
                     record.prompt_logprobs.push(PromptLogprobs {
@@ -158,7 +162,7 @@ impl<D: Device> ModelExecutor<D> {
                 from = to;
             }
         }
-        Ok(())
+        Ok(head_us)
     }
 }
 

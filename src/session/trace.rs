@@ -104,7 +104,8 @@ impl Trace {
         self.writer.write(&StepEvent {
             plan,
             outcome: &outcome.rows,
-            emitted: &outcome.tokens,
+            tokens: &outcome.tokens,
+            applied,
             published: &self.published,
             names: &self.names,
             finished: self.names.finished(),

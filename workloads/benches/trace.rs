@@ -7,8 +7,8 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use pagedraft_attention::{AttentionMetadata, MaskKind, MetadataBuilder};
 use pagedraft_block_manager::BlockId;
 use pagedraft_scheduler::{
-    FinishReason, Kind, PlanRow, RequestKey, RequestSpec, RowOutcome, Scheduler, SchedulerConfig, StepId,
-    StepPlan,
+    Applied, FinishReason, Kind, PlanRow, RequestKey, RequestSpec, RowOutcome, Scheduler, SchedulerConfig,
+    StepId, StepPlan,
 };
 use pagedraft_workloads::trace::{
     PoolCounts, PublishedBlocks, StepEvent, StepNames, TableDelta, TimesUs, TraceWriter,
@@ -29,7 +29,8 @@ impl StepNames for Names {
 struct Step {
     plan: StepPlan,
     outcome: Vec<RowOutcome>,
-    emitted: Vec<u32>,
+    tokens: Vec<u32>,
+    applied: Vec<Applied>,
     inputs: Vec<u32>,
     positions: Vec<u32>,
     metadata: AttentionMetadata,
@@ -60,10 +61,19 @@ fn step(sequences: u32, tokens: u32) -> Step {
         num_accepted: 0,
         stop: false,
     };
+    let applied = |i: u32| Applied {
+        request: keys[i as usize],
+        tokens: i..i + 1,
+        finish: None,
+        num_drafts: 0,
+        num_accepted: 0,
+        published: 0..0,
+    };
     Step {
         plan: StepPlan { id: StepId(12345), rows: keys.iter().map(row).collect(), ..StepPlan::default() },
         outcome: (0..sequences).map(outcome).collect(),
-        emitted: (0..sequences).map(|i| 1000 + i).collect(),
+        tokens: (0..sequences).map(|i| 1000 + i).collect(),
+        applied: (0..sequences).map(applied).collect(),
         inputs: (0..sequences).map(|i| 500 + i).collect(),
         positions: vec![tokens - 1; sequences as usize],
         metadata: builder.finish().clone(),
@@ -79,7 +89,8 @@ fn event<'a>(
     StepEvent {
         plan: &step.plan,
         outcome: &step.outcome,
-        emitted: &step.emitted,
+        tokens: &step.tokens,
+        applied: &step.applied,
         published: &step.published,
         names: &Names,
         finished: &[],

@@ -8,6 +8,7 @@ use pagedraft_model::{Device, RunCounts, Runner};
 use pagedraft_scheduler::{CostCurve, RequestKey};
 
 use super::draft_kv::DraftKv;
+use super::draft_log::PassLog;
 use super::draft_pass::{DraftCounts, Passes, Piece};
 use super::{GroupStep, Proposer, ProposerError, Proposing, Verified};
 use crate::calibrate::measure;
@@ -66,7 +67,6 @@ pub struct DraftModel<D: Device> {
     rows: Vec<Row>,
     /// Whether the last step's passes are done and its rows not yet verified.
     unverified: bool,
-    keep_record: bool,
     record: GroupStep,
     /// Published since the step before.
     published: Vec<BlockId>,
@@ -127,7 +127,6 @@ impl<D: Device> DraftModel<D> {
             catch_up_tokens: u32::try_from(options.catch_up_tokens).unwrap_or(u32::MAX),
             rows: Vec::new(),
             unverified: false,
-            keep_record: false,
             record: GroupStep::default(),
             published: Vec::new(),
         })
@@ -211,34 +210,12 @@ impl<D: Device> DraftModel<D> {
     }
 
     fn write_record(&mut self, step: &Proposing<'_>) {
-        let record = &mut self.record;
-        let size = self.kv.blocks().block_size();
-        record.plan_rows.clear();
-        record.input_tokens.clear();
-        record.input_positions.clear();
-        record.query_start_loc.clear();
-        record.query_start_loc.push(0);
-        record.slot_mapping.clear();
-        record.seq_lens.clear();
-        record.context_lens.clear();
-        record.block_tables.resize_with(self.rows.len(), Vec::new);
-        for (row, table) in self.rows.iter().zip(&mut record.block_tables) {
-            let written = row.start..row.written();
-            let blocks = self.kv.table(row.request);
-            let tokens = self.kv.tokens(row.request);
-            record.plan_rows.push(step.rows[row.row]);
-            record.input_tokens.extend_from_slice(&tokens[written.start as usize..written.end as usize]);
-            let slot = |i| pagedraft_block_manager::slot(blocks, i, size.get()).unwrap_or(-1);
-            record.slot_mapping.extend(written.clone().map(slot));
-            record.seq_lens.push(written.end);
-            record.context_lens.push(written.start);
-            record.input_positions.extend(written);
-            record.query_start_loc.push(record.input_tokens.len() as u32);
-            table.clear();
-            table.extend_from_slice(&blocks[..size.blocks_for(row.written()) as usize]);
-        }
+        let Some(log) = &self.passes.log else { return };
+        log.write(self.rows.iter().map(|row| row.row), step.rows, &mut self.record);
         let stats = self.kv.blocks().stats();
-        (record.num_blocks, record.used) = (stats.num_blocks, stats.used);
+        (self.record.num_blocks, self.record.used) = (stats.num_blocks, stats.used);
+        self.record.published.clear();
+        self.record.published.append(&mut self.published);
     }
 }
 
@@ -279,6 +256,9 @@ impl<D: Device> Proposer for DraftModel<D> {
             self.passes.distributions.resize_with(rows, Vec::new);
             self.passes.distributions.iter_mut().for_each(Vec::clear);
         }
+        if let Some(log) = &mut self.passes.log {
+            log.begin(step.len());
+        }
         self.open(step)?;
         self.run(step)?;
         for row in self.rows.iter().filter(|row| row.max > 0) {
@@ -289,11 +269,7 @@ impl<D: Device> Proposer for DraftModel<D> {
                 drafts.set(row.row, tokens);
             }
         }
-        if self.keep_record {
-            self.write_record(step);
-            self.record.published.clear();
-            self.record.published.append(&mut self.published);
-        }
+        self.write_record(step);
         self.unverified = true;
         Ok(())
     }
@@ -307,7 +283,7 @@ impl<D: Device> Proposer for DraftModel<D> {
             let accepted = verified.accepted.get(row.row).copied().unwrap_or(0);
             let upto = row.written().min(row.len + u32::from(accepted));
             match self.kv.commit(row.request, upto) {
-                Ok(sealed) if self.keep_record => {
+                Ok(sealed) if self.passes.log.is_some() => {
                     let blocks = &self.kv.table(row.request)[sealed.start as usize..sealed.end as usize];
                     let pool = self.kv.blocks().pool();
                     self.published.extend(blocks.iter().filter(|&&id| pool.is_published(id)));
@@ -328,13 +304,15 @@ impl<D: Device> Proposer for DraftModel<D> {
     }
 
     fn record(&self) -> Option<&GroupStep> {
-        self.keep_record.then_some(&self.record)
+        self.passes.log.as_ref().map(|_| &self.record)
     }
 
     fn keep_record(&mut self, keep: bool) {
-        self.keep_record = keep;
         if !keep {
+            self.passes.log = None;
             self.published.clear();
+        } else if self.passes.log.is_none() {
+            self.passes.log = Some(PassLog::default());
         }
     }
 }

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::Proposing;
 use super::draft_kv::DraftKv;
+use super::draft_log::PassLog;
 use crate::error::ExecuteError;
 use crate::sampling::{Noise, Purpose, Sampler, SamplingParams, distribution};
 
@@ -53,6 +54,8 @@ pub(super) struct Passes {
     /// What the next passes run; a piece may be cut where a pass is full.
     pub pieces: Vec<Piece>,
     batch: Vec<Piece>,
+    /// The step's row of each row of the pass.
+    owners: Vec<usize>,
     /// Pieces of the pass that a draft is drawn behind, and the token row of each.
     drawn: Vec<Piece>,
     selection: Vec<u32>,
@@ -61,6 +64,8 @@ pub(super) struct Passes {
     pub own_draws: bool,
     pub distributions: Vec<Vec<f64>>,
     pub counts: DraftCounts,
+    /// What the passes were given, where it is wanted.
+    pub log: Option<PassLog>,
 }
 
 impl Passes {
@@ -70,12 +75,14 @@ impl Passes {
             inputs: StepInputs::default(),
             pieces: Vec::new(),
             batch: Vec::new(),
+            owners: Vec::new(),
             drawn: Vec::new(),
             selection: Vec::new(),
             sampler: Sampler::default(),
             own_draws: false,
             distributions: Vec::new(),
             counts: DraftCounts::default(),
+            log: None,
         }
     }
 
@@ -99,13 +106,22 @@ impl Passes {
                 at += usize::from(whole);
             }
             self.gather(kv)?;
-            self.counts.forwards += 1;
-            match runner.forward(&self.inputs)? {
-                Ran::Graph(_) => self.counts.replays += 1,
-                Ran::Eager(Some(why)) => *self.counts.fallbacks.entry(why).or_default() += 1,
-                Ran::Eager(None) => {}
-            }
+            self.forward(runner)?;
             self.draw(runner, kv, step)?;
+        }
+        Ok(())
+    }
+
+    /// Runs the inputs, and takes note of the very same.
+    fn forward<D: Device>(&mut self, runner: &mut Runner<D>) -> Result<(), ExecuteError> {
+        self.counts.forwards += 1;
+        match runner.forward(&self.inputs)? {
+            Ran::Graph(_) => self.counts.replays += 1,
+            Ran::Eager(Some(why)) => *self.counts.fallbacks.entry(why).or_default() += 1,
+            Ran::Eager(None) => {}
+        }
+        if let Some(log) = &mut self.log {
+            log.note(&self.inputs, &self.owners);
         }
         Ok(())
     }
@@ -115,6 +131,7 @@ impl Passes {
         let inputs = &mut self.inputs;
         inputs.tokens.clear();
         inputs.positions.clear();
+        self.owners.clear();
         self.drawn.clear();
         self.selection.clear();
         self.builder.begin();
@@ -126,6 +143,7 @@ impl Passes {
                 inputs.tokens.extend_from_slice(tokens.ok_or(ExecuteError::Plan { request, what })?);
                 inputs.positions.extend(start..end);
                 self.builder.push_row(start, end - start, kv.table(request), MaskKind::Causal)?;
+                self.owners.push(piece.row);
                 if piece.drafts {
                     self.drawn.push(*piece);
                     self.selection.push(inputs.tokens.len() as u32 - 1);
@@ -181,7 +199,79 @@ fn draw_from(q: &[f64], params: &SamplingParams, position: u32) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that fails says where")]
+
+    use pagedraft_block_manager::{BlockSize, GroupId, KvGroup, Salt};
+
+    use super::super::GroupStep;
     use super::*;
+
+    /// A sequence of 20 tokens: 18 of them in one pass, then one each in two more.
+    fn recorded(corrupt: impl Fn(usize, &mut StepInputs)) -> GroupStep {
+        let request = RequestKey::default();
+        let group = KvGroup {
+            id: GroupId(0),
+            name: "draft".to_owned(),
+            layers: 0..1,
+            bytes_per_token: 4,
+            salt: Salt::NONE,
+            lags: false,
+        };
+        let mut kv = DraftKv::new(BlockSize::new(16).unwrap(), 4, group, false).unwrap();
+        let mut passes = Passes::new(MetadataBuilder::new(16).unwrap());
+        let mut log = PassLog::default();
+        let tokens: Vec<u32> = (100..120).collect();
+        assert_eq!(kv.open(request, &tokens, 20).unwrap(), Some(0));
+        kv.push(request, &tokens);
+        log.begin(3);
+        for (pass, (start, end)) in [(0, 18), (18, 19), (19, 20)].into_iter().enumerate() {
+            passes.batch.clear();
+            passes.batch.push(Piece { row: 2, request, start, end, drafts: true });
+            passes.gather(&kv).unwrap();
+            corrupt(pass, &mut passes.inputs);
+            log.note(&passes.inputs, &passes.owners);
+        }
+        let mut record = GroupStep::default();
+        log.write([2].into_iter(), &[7, 8, 9], &mut record);
+        record
+    }
+
+    #[test]
+    fn the_record_is_the_union_of_the_passes() {
+        let record = recorded(|_, _| {});
+        let first = i64::from(record.block_tables[0][0].0) * 16;
+        let second = i64::from(record.block_tables[0][1].0) * 16;
+        assert_eq!(record.plan_rows, [9]);
+        assert_eq!(record.input_tokens, (100..120).collect::<Vec<_>>());
+        assert_eq!(record.input_positions, (0..20).collect::<Vec<_>>());
+        assert_eq!(record.query_start_loc, [0, 20]);
+        assert_eq!(record.slot_mapping, (first..first + 16).chain(second..second + 4).collect::<Vec<_>>());
+        assert_eq!((&record.context_lens[..], &record.seq_lens[..]), (&[0][..], &[20][..]));
+        assert_eq!(record.block_tables[0].len(), 2);
+    }
+
+    #[test]
+    fn what_a_pass_was_given_wrong_is_on_record_as_it_was_given() {
+        let sound = recorded(|_, _| {});
+        for (pass, t, at) in [(0, 5, 5), (1, 0, 18), (2, 0, 19)] {
+            let with = |change: fn(&mut StepInputs, usize)| {
+                recorded(|p, inputs| {
+                    if p == pass {
+                        change(inputs, t)
+                    }
+                })
+            };
+            let mut expected = sound.clone();
+            expected.slot_mapping[at] = 63;
+            assert_eq!(with(|inputs, t| inputs.metadata.slot_mapping[t] = 63), expected);
+            let mut expected = sound.clone();
+            expected.input_tokens[at] = 1;
+            assert_eq!(with(|inputs, t| inputs.tokens[t] = 1), expected);
+            let mut expected = sound.clone();
+            expected.input_positions[at] += 3;
+            assert_eq!(with(|inputs, t| inputs.positions[t] += 3), expected);
+        }
+    }
 
     #[test]
     fn draws_follow_their_distribution() {

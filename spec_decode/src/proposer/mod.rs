@@ -10,6 +10,7 @@
 //! verify step left behind. Trees need a parent for each draft in [`Drafts`] and a mask a row.
 
 mod draft_kv;
+mod draft_log;
 mod draft_model;
 mod draft_pass;
 mod error;
@@ -95,7 +96,8 @@ pub struct Verified<'a> {
     pub accepted: &'a [u16],
 }
 
-/// What a step wrote into a KV group of the proposer's own, a row a sequence: the union of its forward passes.
+/// What a step wrote into a KV group of the proposer's own, a row a sequence: the inputs that its forward passes were given,
+/// put together by sequence.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct GroupStep {
     /// For each row the plan row it belongs to.

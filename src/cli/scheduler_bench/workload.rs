@@ -152,7 +152,8 @@ impl Drive {
         writer.write(&StepEvent {
             plan: &self.plan,
             outcome: &self.outcome.rows,
-            emitted: &self.outcome.tokens,
+            tokens: &self.outcome.tokens,
+            applied: &self.applied,
             published: &self.published,
             names: &self.names,
             finished: self.names.finished(),

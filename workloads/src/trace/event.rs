@@ -1,7 +1,7 @@
 //! One line of a trace, borrowed from the objects the step was executed from.
 
 use pagedraft_block_manager::BlockId;
-use pagedraft_scheduler::{FinishReason, Kind, PlanRow, RequestKey, RowOutcome, StepPlan};
+use pagedraft_scheduler::{Applied, FinishReason, Kind, PlanRow, RequestKey, RowOutcome, StepPlan};
 use serde::ser::{SerializeSeq, SerializeStruct};
 use serde::{Deserialize, Serialize, Serializer};
 
@@ -61,8 +61,11 @@ pub struct StepEvent<'a, M, G, K> {
     pub plan: &'a StepPlan,
     /// The outcome's rows, in the plan's order.
     pub outcome: &'a [RowOutcome],
-    /// The outcome's tokens.
-    pub emitted: &'a [u32],
+    /// The outcome's tokens, also those that nobody was given: behind a stop token, of an aborted request.
+    pub tokens: &'a [u32],
+    /// What was kept of the outcome, an entry a plan row whose request was not aborted while the step ran: what was emitted.
+    /// A row without an entry emitted nothing.
+    pub applied: &'a [Applied],
     /// Blocks of the first group that it published.
     pub published: &'a PublishedBlocks,
     /// Names and reasons.
@@ -111,7 +114,8 @@ impl<M: Serialize, G: Serialize, K: Serialize> Serialize for StepEvent<'_, M, G,
             "outcome",
             &Outcomes {
                 rows: self.outcome,
-                emitted: self.emitted,
+                tokens: self.tokens,
+                applied: self.applied,
                 published: self.published,
                 names: self.names,
             },
@@ -179,7 +183,8 @@ fn kind_name(kind: &Kind) -> &'static str {
 /// The outcome's rows, under the contract's names.
 struct Outcomes<'a> {
     rows: &'a [RowOutcome],
-    emitted: &'a [u32],
+    tokens: &'a [u32],
+    applied: &'a [Applied],
     published: &'a PublishedBlocks,
     names: &'a dyn StepNames,
 }
@@ -187,8 +192,12 @@ struct Outcomes<'a> {
 impl Serialize for Outcomes<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut seq = serializer.serialize_seq(Some(self.rows.len()))?;
+        let mut applied = self.applied.iter().peekable();
         for (i, row) in self.rows.iter().enumerate() {
-            seq.serialize_element(&Outcome { row, published: self.published.of_row(i), of: self })?;
+            let kept =
+                applied.next_if(|one| one.request == row.request).map_or(0..0, |one| one.tokens.clone());
+            let emitted = self.tokens.get(kept.start as usize..kept.end as usize).unwrap_or_default();
+            seq.serialize_element(&Outcome { row, emitted, published: self.published.of_row(i), of: self })?;
         }
         seq.end()
     }
@@ -196,16 +205,16 @@ impl Serialize for Outcomes<'_> {
 
 struct Outcome<'a> {
     row: &'a RowOutcome,
+    emitted: &'a [u32],
     published: &'a [BlockId],
     of: &'a Outcomes<'a>,
 }
 
 impl Serialize for Outcome<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let range = self.row.tokens.start as usize..self.row.tokens.end as usize;
         let mut out = serializer.serialize_struct("Outcome", 6)?;
         out.serialize_field("request_id", self.of.names.request_id(self.row.request))?;
-        out.serialize_field("token_ids", self.of.emitted.get(range).unwrap_or_default())?;
+        out.serialize_field("token_ids", self.emitted)?;
         out.serialize_field("num_drafts", &self.row.num_drafts)?;
         out.serialize_field("num_accepted", &self.row.num_accepted)?;
         out.serialize_field("finish_reason", &self.of.names.finish_reason(self.row.request))?;

@@ -151,7 +151,7 @@ pub struct GroupRecord {
 pub struct OutcomeRecord {
     /// Whose.
     pub request_id: String,
-    /// Tokens emitted.
+    /// Tokens emitted: not those behind an end, and none of a request aborted while the step ran.
     pub token_ids: Vec<u32>,
     /// Drafts scored.
     #[serde(default)]

@@ -117,6 +117,16 @@ impl Life {
     }
 }
 
+impl Life {
+    /// An end keeps back accepted drafts behind it. Nobody was given them, but whoever wrote their KV may have published
+    /// it: to be called once nothing else is to be said of the request's own tokens.
+    pub(super) fn take_unkept(&mut self, outcome: &OutcomeRecord, input: &[u32]) {
+        let drafts = &input[input.len() - (outcome.num_drafts as usize).min(input.len())..];
+        let accepted = &drafts[..(outcome.num_accepted as usize).min(drafts.len())];
+        self.tokens.extend(accepted.iter().skip(outcome.token_ids.len()));
+    }
+}
+
 /// Accepted drafts are what was emitted; the first that was not accepted differs, where acceptance is coupled. Tokens behind
 /// an end may be missing.
 fn check_accepted(drafts: &[u32], outcome: &OutcomeRecord, coupled: bool) -> Result<(), String> {

@@ -162,6 +162,9 @@ impl Lives {
             }
             self.settle(step, r, nexts[r]);
             if outcome.finish_reason.is_some() {
+                if let Some(life) = self.live.get_mut(id) {
+                    life.take_unkept(outcome, &inputs[r]);
+                }
                 self.end(id);
             }
         }

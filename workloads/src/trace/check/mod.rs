@@ -75,7 +75,8 @@ pub enum Rule {
     Growth,
     /// Decode and verify rows are those that begin with the last known token, a generated one.
     Kind,
-    /// Rows that sample give the tokens they should, and what a row feeds are the request's own.
+    /// Rows that sample give their accepted drafts and one token more, or fewer where the request ends; what a row feeds
+    /// are the request's own tokens.
     Tokens,
     /// Accepted drafts are the tokens that were emitted; under coupled acceptance the draft behind them is not.
     Acceptance,
