@@ -154,14 +154,14 @@ impl DraftControl {
         }
     }
 
-    /// Begins a decision: `room` drafts fit the budget.
-    pub(crate) fn begin(&mut self, running: usize, room: u32) {
+    /// Begins a decision.
+    pub(crate) fn begin(&mut self, running: usize) {
         self.members.clear();
         self.members.reserve(running);
         self.search.clear();
         self.probing.begin();
         self.running = running as f64;
-        self.base = Base { overhead_us: self.overhead_us, room, ..Base::default() };
+        self.base = Base { overhead_us: self.overhead_us, ..Base::default() };
     }
 
     /// A row of the step that prefills.
@@ -204,11 +204,12 @@ impl DraftControl {
         self.probing.consider(key, lag, left);
     }
 
-    /// Decides.
-    pub(crate) fn decide(&mut self) {
+    /// Decides: `room` drafts fit the budget beside the rows.
+    pub(crate) fn decide(&mut self, room: u32) {
         if self.members.is_empty() {
             return;
         }
+        self.base.room = room;
         let per_step_us = self.per_step_us * self.draft.scale();
         let costs = Proposing {
             target: &self.target,
@@ -238,7 +239,7 @@ impl DraftControl {
             let rows_us = self.target.us(rows + f64::from(requests)) - self.target.us(rows);
             per_step_us + rows_us + self.draft.us(f64::from(read))
         };
-        let prices = Prices { off_us, rows: self.base.decode_rows, draft_us };
+        let prices = Prices { off_us, rows: self.base.decode_rows, room, draft_us };
         let step = self.probing.step(self.on, &prices);
         if step != Step::None {
             if step == Step::Begins {

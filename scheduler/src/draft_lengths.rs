@@ -15,7 +15,8 @@ impl Scheduler {
         }
         let running = running.keys();
         let budget = config.max_num_batched_tokens;
-        control.begin(running.len(), budget.saturating_sub(running.len() as u32));
+        control.begin(running.len());
+        // What drafts may have: a prefill's piece is not cut for them.
         let mut left = budget;
         let chunk = config.prefill_chunk.unwrap_or(u32::MAX);
         for &key in running {
@@ -46,6 +47,6 @@ impl Scheduler {
             left -= piece;
             control.add_prefill(piece);
         }
-        control.decide();
+        control.decide(left);
     }
 }

@@ -46,7 +46,7 @@ pub(crate) struct Base {
     pub(crate) context: f64,
     /// Microseconds besides the target's forward.
     pub(crate) overhead_us: f64,
-    /// Drafts that fit the budget.
+    /// Drafts that fit the budget beside everyone's rows.
     pub(crate) room: u32,
 }
 
@@ -155,17 +155,23 @@ impl Search {
             self.forwards.fill((0.0, 0.0));
             let (mut rows, mut tokens, mut us) = (start, decode, fixed);
             let mut corner = self.corners.partition_point(|&size| size <= rows);
+            let mut left = base.room;
             let mut deepest = 0;
             for (at, one) in self.candidates.iter().enumerate() {
                 if one.depth > depth {
                     continue;
                 }
-                if rows + one.rows - start > f64::from(base.room) {
+                // Who asks takes its place in the budget, whatever it is given then.
+                if left == 0 {
                     break;
                 }
+                let asked = one.requests.min(left);
+                left -= asked;
                 deepest = deepest.max(one.depth);
                 let forward = &mut self.forwards[usize::from(one.depth)];
-                while let Some(&size) = self.corners.get(corner).filter(|&&size| size < rows + one.rows) {
+                let share = f64::from(asked) / f64::from(one.requests);
+                let whole = share * one.rows;
+                while let Some(&size) = self.corners.get(corner).filter(|&&size| size < rows + whole) {
                     corner += 1;
                     let part = ((size - rows) / one.rows * f64::from(one.requests)).floor();
                     let share = part / f64::from(one.requests);
@@ -180,15 +186,15 @@ impl Search {
                         best = Some(Best { depth, at, requests: part as u32 });
                     }
                 }
-                let drafted = costs.draft.us(forward.0 + one.rows);
-                us += one.us + drafted - forward.1;
-                *forward = (forward.0 + one.rows, drafted);
-                rows += one.rows;
-                tokens += one.tokens;
+                let drafted = costs.draft.us(forward.0 + whole);
+                us += share * one.us + drafted - forward.1;
+                *forward = (forward.0 + whole, drafted);
+                rows += whole;
+                tokens += share * one.tokens;
                 let rate = tokens / (costs.target.us(rows) + us).max(1e-9);
                 if rate > bar {
                     bar = rate;
-                    best = Some(Best { depth, at, requests: one.requests });
+                    best = Some(Best { depth, at, requests: asked });
                 }
             }
             if deepest < depth {

@@ -47,6 +47,8 @@ pub(crate) struct Prices<F> {
     pub(crate) off_us: f64,
     /// Rows that decode.
     pub(crate) rows: u32,
+    /// Drafts that fit the budget.
+    pub(crate) room: u32,
     /// Microseconds on top, by the requests that get a draft and the tokens that the proposer reads.
     pub(crate) draft_us: F,
 }
@@ -142,6 +144,9 @@ impl Probing {
         self.waited += 1;
         if let Some(probe) = &mut self.probe {
             let (requests, lags) = self.probed;
+            if requests > prices.room {
+                return Step::None;
+            }
             let step_us = (prices.draft_us)(requests, requests);
             let lost = probe.won_us < -LOSS * step_us;
             // One that loses alone may pay together with others: then it goes on while there is credit.
@@ -171,8 +176,9 @@ impl Probing {
         if self.started == 0 {
             *credit = credit.max(FIRST * f64::from(first.left) * prices.off_us);
         }
+        let most = self.num_cheapest.min(prices.room as usize);
         let (mut lags, mut best): (u32, Option<(f64, u32, f64, f64)>) = (0, None);
-        for (one, count) in self.cheapest[..self.num_cheapest].iter().zip(1u32..) {
+        for (one, count) in self.cheapest[..most].iter().zip(1u32..) {
             lags += one.lag.max(1);
             let step_us = (prices.draft_us)(count, count);
             let start_us = (prices.draft_us)(count, lags);
