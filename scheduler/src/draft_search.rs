@@ -87,8 +87,14 @@ struct Best {
 pub(crate) struct Search {
     max: u16,
     groups: Vec<Group>,
+    /// Those that have requests.
+    occupied: Vec<u16>,
     /// (group, depth) of all there can be, the better odds first.
     order: Vec<(u16, u16)>,
+    /// Places of each group in that order: a row of bits each.
+    places: Vec<u64>,
+    /// Places of the occupied groups.
+    listed: Vec<u64>,
     candidates: Vec<Candidate>,
     /// Rows and microseconds of the proposer's forwards, by depth.
     forwards: Vec<(f64, f64)>,
@@ -107,9 +113,17 @@ impl Search {
             CLASSES[class] * middle.powi(i32::from(depth))
         };
         order.sort_by(|a, b| odds(b).total_cmp(&odds(a)).then(a.cmp(b)));
+        let words = order.len().div_ceil(64);
+        let mut places = vec![0; words * groups];
+        for (at, &(group, _)) in order.iter().enumerate() {
+            places[usize::from(group) * words + at / 64] |= 1 << (at % 64);
+        }
         Self {
             max,
             groups: vec![Group::default(); groups],
+            occupied: Vec::with_capacity(groups),
+            places,
+            listed: vec![0; words],
             candidates: Vec::with_capacity(order.len()),
             order,
             forwards: vec![(0.0, 0.0); usize::from(max) + 1],
@@ -118,7 +132,9 @@ impl Search {
     }
 
     pub(crate) fn clear(&mut self) {
-        self.groups.fill(Group::default());
+        for group in self.occupied.drain(..) {
+            self.groups[usize::from(group)] = Group::default();
+        }
     }
 
     /// Adds a request that may draft; gives its group. `wake` is what has to be caught up with, as rows a step over
@@ -128,6 +144,9 @@ impl Search {
         let class = if wake.0 <= 0.0 { 0 } else { 1 + usize::from(wake.0 > 1.0) };
         let at = level * CLASSES.len() + class;
         let group = &mut self.groups[at];
+        if group.requests == 0 {
+            self.occupied.push(at as u16);
+        }
         group.requests += 1;
         group.given += given;
         group.accepted += accepted;
@@ -218,25 +237,32 @@ impl Search {
 
     fn list(&mut self, costs: Proposing<'_>) {
         self.candidates.clear();
+        let words = self.listed.len();
+        self.listed.fill(0);
+        for &group in &self.occupied {
+            let places = &self.places[usize::from(group) * words..][..words];
+            self.listed.iter_mut().zip(places).for_each(|(listed, places)| *listed |= places);
+        }
         let per_context = costs.target.us_per_context();
-        for &(at, depth) in &self.order {
-            let group = &self.groups[usize::from(at)];
-            if group.requests == 0 {
-                continue;
+        for (word, &listed) in self.listed.iter().enumerate() {
+            let mut listed = listed;
+            while listed != 0 {
+                let (at, depth) = self.order[64 * word + listed.trailing_zeros() as usize];
+                listed &= listed - 1;
+                let group = &self.groups[usize::from(at)];
+                let requests = f64::from(group.requests);
+                let accepted = group.accepted / requests;
+                let rows = group.given * costs.further.powi(i32::from(depth) - 1);
+                let context_us = rows * group.context / requests * per_context;
+                self.candidates.push(Candidate {
+                    group: at,
+                    depth,
+                    requests: group.requests,
+                    rows: rows.max(1e-6),
+                    tokens: rows * accepted.powi(i32::from(depth)),
+                    us: context_us + if depth == 1 { group.wake_us } else { 0.0 },
+                });
             }
-            let requests = f64::from(group.requests);
-            let before = i32::from(depth) - 1;
-            let accepted = group.accepted / requests;
-            let rows = group.given * costs.further.powi(before);
-            let context_us = rows * group.context / requests * per_context;
-            self.candidates.push(Candidate {
-                group: at,
-                depth,
-                requests: group.requests,
-                rows: rows.max(1e-6),
-                tokens: rows * accepted.powi(i32::from(depth)),
-                us: context_us + if depth == 1 { group.wake_us } else { 0.0 },
-            });
         }
     }
 
