@@ -17,6 +17,9 @@ const RELAPSE: (u32, f64, f64) = (256, 3.0, 1.0 / 4096.0);
 /// By how much drafts have to beat none before they are taken up again.
 const HYSTERESIS: f64 = 0.005;
 
+/// Steps for which a decision for no drafts holds while the same number of requests decode and none drafts.
+const REST: u32 = 8;
+
 /// What is known of the request at a place.
 #[derive(Clone, Copy, Debug, Default)]
 struct Slot {
@@ -78,6 +81,8 @@ pub struct DraftControl {
     off_us: f64,
     work: Work,
     on: bool,
+    /// Steps for which the last decision still holds.
+    rest: u32,
     /// Steps since drafts were taken up.
     steps_on: u32,
     /// How often they were given up again soon, lately.
@@ -109,6 +114,7 @@ impl DraftControl {
             off_us: 0.0,
             work: Work { drafting: vec![0; usize::from(max)], ..Work::default() },
             on: false,
+            rest: 0,
             steps_on: 0,
             relapses: 0.0,
             report: DraftReport { chosen: vec![0; usize::from(max) + 1], ..DraftReport::default() },
@@ -136,6 +142,7 @@ impl DraftControl {
 
     /// Forgets the requests, keeps what they taught: their keys are of another scheduler.
     pub(crate) fn forget_requests(&mut self) {
+        self.rest = 0;
         self.slots.clear();
         self.probing.stop();
     }
@@ -154,8 +161,21 @@ impl DraftControl {
         }
     }
 
+    /// Whether the last decision, for no drafts, holds in this step too: there was nothing to learn from since.
+    pub(crate) fn rests(&mut self, running: usize) -> bool {
+        if self.rest == 0 || self.members.len() != running || !self.probing.rest() {
+            return false;
+        }
+        self.rest -= 1;
+        self.relapses *= 1.0 - RELAPSE.2;
+        self.report.decisions += 1;
+        self.report.chosen[0] += running as u64;
+        true
+    }
+
     /// Begins a decision.
     pub(crate) fn begin(&mut self, running: usize) {
+        self.rest = 0;
         self.members.clear();
         self.members.reserve(running);
         self.search.clear();
@@ -257,6 +277,9 @@ impl DraftControl {
                     }
                 }
             }
+        }
+        if !self.on && step == Step::None {
+            self.rest = REST;
         }
         self.record(drafts);
     }

@@ -14,6 +14,9 @@ impl Scheduler {
             return;
         }
         let running = running.keys();
+        if waiting.len() == 0 && control.rests(running.len()) {
+            return;
+        }
         let budget = config.max_num_batched_tokens;
         control.begin(running.len());
         // What drafts may have: a prefill's piece is not cut for them.

@@ -21,6 +21,9 @@ struct Group {
     depth: u16,
     /// How many of them get one more.
     more: u32,
+    /// While candidates are listed, of each request: acceptance, its power, drafts given at the depth that is next, and
+    /// context.
+    listing: (f64, f64, f64, f64),
 }
 
 /// One more draft for each request of a group.
@@ -96,6 +99,8 @@ pub(crate) struct Search {
     /// Places of the occupied groups.
     listed: Vec<u64>,
     candidates: Vec<Candidate>,
+    /// Expected tokens of all candidates, by depth.
+    tokens_at: Vec<f64>,
     /// Rows and microseconds of the proposer's forwards, by depth.
     forwards: Vec<(f64, f64)>,
     /// The target's calibrated sizes.
@@ -126,6 +131,7 @@ impl Search {
             listed: vec![0; words],
             candidates: Vec::with_capacity(order.len()),
             order,
+            tokens_at: vec![0.0; usize::from(max) + 1],
             forwards: vec![(0.0, 0.0); usize::from(max) + 1],
             corners: target.sizes().collect(),
         }
@@ -170,12 +176,15 @@ impl Search {
         let mut best = None;
         let mut bar = rates_off * (1.0 + hysteresis);
         let start = decode + prefill;
+        // Tokens if every draft up to a depth were asked for.
+        let mut most = decode;
         for depth in 1..=self.max {
             self.forwards.fill((0.0, 0.0));
             let (mut rows, mut tokens, mut us) = (start, decode, fixed);
             let mut corner = self.corners.partition_point(|&size| size <= rows);
             let mut left = base.room;
             let mut deepest = 0;
+            most += self.tokens_at[usize::from(depth)];
             for (at, one) in self.candidates.iter().enumerate() {
                 if one.depth > depth {
                     continue;
@@ -199,9 +208,9 @@ impl Search {
                     }
                     let drafting = costs.draft.us(forward.0 + share * one.rows) - forward.1;
                     let total = costs.target.us(rows + share * one.rows) + us + share * one.us + drafting;
-                    let rate = (tokens + share * one.tokens) / total.max(1e-9);
-                    if rate > bar {
-                        bar = rate;
+                    let tokens = tokens + share * one.tokens;
+                    if tokens > bar * total.max(1e-9) {
+                        bar = tokens / total.max(1e-9);
                         best = Some(Best { depth, at, requests: part as u32 });
                     }
                 }
@@ -210,13 +219,17 @@ impl Search {
                 *forward = (forward.0 + whole, drafted);
                 rows += whole;
                 tokens += share * one.tokens;
-                let rate = tokens / (costs.target.us(rows) + us).max(1e-9);
-                if rate > bar {
-                    bar = rate;
+                let total = (costs.target.us(rows) + us).max(1e-9);
+                if tokens > bar * total {
+                    bar = tokens / total;
                     best = Some(Best { depth, at, requests: asked });
                 }
+                // All that could follow, for nothing, would not be enough.
+                if most <= bar * total {
+                    break;
+                }
             }
-            if deepest < depth {
+            if left == 0 && deepest < depth {
                 break;
             }
         }
@@ -239,9 +252,14 @@ impl Search {
         self.candidates.clear();
         let words = self.listed.len();
         self.listed.fill(0);
-        for &group in &self.occupied {
-            let places = &self.places[usize::from(group) * words..][..words];
+        self.tokens_at.fill(0.0);
+        for &at in &self.occupied {
+            let places = &self.places[usize::from(at) * words..][..words];
             self.listed.iter_mut().zip(places).for_each(|(listed, places)| *listed |= places);
+            let group = &mut self.groups[usize::from(at)];
+            let requests = f64::from(group.requests);
+            let accepted = group.accepted / requests;
+            group.listing = (accepted, accepted, group.given, group.context / requests);
         }
         let per_context = costs.target.us_per_context();
         for (word, &listed) in self.listed.iter().enumerate() {
@@ -249,18 +267,19 @@ impl Search {
             while listed != 0 {
                 let (at, depth) = self.order[64 * word + listed.trailing_zeros() as usize];
                 listed &= listed - 1;
-                let group = &self.groups[usize::from(at)];
-                let requests = f64::from(group.requests);
-                let accepted = group.accepted / requests;
-                let rows = group.given * costs.further.powi(i32::from(depth) - 1);
-                let context_us = rows * group.context / requests * per_context;
+                let group = &mut self.groups[usize::from(at)];
+                // Within a group the depths come in their order.
+                let (accepted, power, rows, context) = group.listing;
+                group.listing = (accepted, power * accepted, rows * costs.further, context);
+                let tokens = rows * power;
+                self.tokens_at[usize::from(depth)] += tokens;
                 self.candidates.push(Candidate {
                     group: at,
                     depth,
                     requests: group.requests,
                     rows: rows.max(1e-6),
-                    tokens: rows * accepted.powi(i32::from(depth)),
-                    us: context_us + if depth == 1 { group.wake_us } else { 0.0 },
+                    tokens,
+                    us: rows * context * per_context + if depth == 1 { group.wake_us } else { 0.0 },
                 });
             }
         }

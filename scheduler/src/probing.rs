@@ -63,6 +63,8 @@ pub(crate) struct Prices<F> {
 pub(crate) struct Probing {
     probe: Option<Probe>,
     credit_us: Option<f64>,
+    /// Microseconds of a step without drafts.
+    off_us: f64,
     /// What an accepted draft saves.
     token_us: f64,
     waited: u32,
@@ -80,6 +82,7 @@ impl Default for Probing {
         Self {
             probe: None,
             credit_us: None,
+            off_us: 0.0,
             token_us: 0.0,
             waited: 0,
             wait: WAIT.0,
@@ -128,9 +131,21 @@ impl Probing {
         self.num_cheapest = (self.num_cheapest + 1).min(WIDTH);
     }
 
+    /// Lets a step without drafts pass like the one before. `false` when a probe goes on or is due.
+    pub(crate) fn rest(&mut self) -> bool {
+        let (Some(credit), None, true) = (&mut self.credit_us, &self.probe, self.waited + 1 < self.wait)
+        else {
+            return false;
+        };
+        self.waited += 1;
+        *credit = (*credit + PRICE * self.off_us).min(16.0 * self.off_us);
+        true
+    }
+
     /// Decides whether this step, in which drafts are `on` or not, is one of a probe, and of a new one.
     /// [`requests`](Self::requests) then names whom to give a draft.
     pub(crate) fn step<F: Fn(u32, u32) -> f64>(&mut self, on: bool, prices: &Prices<F>) -> Step {
+        self.off_us = prices.off_us;
         self.token_us = prices.off_us / f64::from(prices.rows.max(1));
         let credit = self.credit_us.get_or_insert(START * prices.off_us);
         *credit = (*credit + PRICE * prices.off_us).min(16.0 * prices.off_us);
