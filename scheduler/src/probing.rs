@@ -69,6 +69,8 @@ pub(crate) struct Probing {
     token_us: f64,
     waited: u32,
     wait: u32,
+    /// A probe is due and there is no credit for it.
+    saves: bool,
     started: u64,
     /// The requests that cost least to wake, the cheapest first.
     cheapest: [Candidate; WIDTH],
@@ -86,6 +88,7 @@ impl Default for Probing {
             token_us: 0.0,
             waited: 0,
             wait: WAIT.0,
+            saves: false,
             started: 0,
             cheapest: Default::default(),
             num_cheapest: 0,
@@ -146,6 +149,7 @@ impl Probing {
     /// [`requests`](Self::requests) then names whom to give a draft.
     pub(crate) fn step<F: Fn(u32, u32) -> f64>(&mut self, on: bool, prices: &Prices<F>) -> Step {
         self.off_us = prices.off_us;
+        self.saves = false;
         self.token_us = prices.off_us / f64::from(prices.rows.max(1));
         let credit = self.credit_us.get_or_insert(START * prices.off_us);
         *credit = (*credit + PRICE * prices.off_us).min(16.0 * prices.off_us);
@@ -204,6 +208,7 @@ impl Probing {
             }
         }
         let Some((_, count, start_us, step_us)) = best else {
+            self.saves = true;
             return Step::None;
         };
         *credit -= start_us;
