@@ -319,7 +319,9 @@ impl DraftControl {
     /// Begins to learn from the rows of an applied step.
     pub(crate) fn begin_step(&mut self) {
         let mut drafting = std::mem::take(&mut self.work.drafting);
-        drafting.fill(0);
+        if self.work.asked > 0 {
+            drafting.fill(0);
+        }
         self.work = Work { drafting, ..Work::default() };
     }
 
@@ -367,8 +369,8 @@ impl DraftControl {
         let rows = f64::from(rows);
         let predicted = self.target.us(rows) + context * self.target.us_per_context();
         self.target.observe(rows, predicted, times.execute_us);
-        let first = self.work.drafting.first().copied().unwrap_or_default();
-        let has_model = self.draft.sizes().next().is_some();
+        let first = if asked > 0 { self.work.drafting.first().copied().unwrap_or_default() } else { 0 };
+        let has_model = self.draft.has_points();
         if asked > 0 && !has_model {
             follow(&mut self.per_step_us, times.propose_us);
         } else if first > 0 && caught_up <= 2 * first {

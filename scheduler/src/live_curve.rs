@@ -20,8 +20,7 @@ const LOCAL_MAX: f64 = 0.25;
 pub(crate) struct LiveCurve {
     /// Rows, microseconds (non-decreasing), logarithm of the point's own correction.
     points: Vec<(f64, f64, f64)>,
-    log_scale: f64,
-    /// Its exponential.
+    /// What all sizes are multiplied by.
     scale: f64,
     us_per_context: f64,
     observed: u32,
@@ -60,8 +59,7 @@ impl LiveCurve {
             line_at.resize(line.rows as usize, (at - 1) as u16);
         }
         line_at.resize(SPAN, (last - 1) as u16);
-        let mut live =
-            Self { points, log_scale: 0.0, scale: 1.0, us_per_context, observed: 0, lines, line_at };
+        let mut live = Self { points, scale: 1.0, us_per_context, observed: 0, lines, line_at };
         live.rewrite();
         live
     }
@@ -91,6 +89,11 @@ impl LiveCurve {
         self.scale
     }
 
+    /// Whether it has a point, so that anything costs.
+    pub(crate) fn has_points(&self) -> bool {
+        self.lines.len() > 2
+    }
+
     /// The calibrated sizes.
     pub(crate) fn sizes(&self) -> impl Iterator<Item = f64> {
         self.points.iter().map(|point| point.0)
@@ -103,10 +106,10 @@ impl LiveCurve {
         }
         // The first observations may say that this machine is another altogether.
         let clamp = if self.observed < 8 { 1.0 } else { CLAMP };
-        let error = (us / predicted).ln().clamp(-clamp, clamp);
+        let error = ln_near_1(us / predicted).clamp(-clamp, clamp);
         self.observed = self.observed.saturating_add(1);
-        self.log_scale += RATE.max(0.5 / f64::from(self.observed)) * error;
-        self.scale = self.log_scale.exp();
+        let moves = RATE.max(0.5 / f64::from(self.observed)) * error;
+        self.scale = (self.scale * (2.0 + moves) / (2.0 - moves)).clamp(1e-9, 1e9);
         let above = self.points.partition_point(|point| point.0 < rows);
         let weight = match (above.checked_sub(1).and_then(|at| self.points.get(at)), self.points.get(above)) {
             (Some(low), Some(high)) => (rows - low.0) / (high.0 - low.0),
@@ -144,6 +147,11 @@ impl LiveCurve {
             self.lines[at].slope = slope;
         }
     }
+}
+
+/// A logarithm good to a thousandth within a fifth of 1, without tables that a cold cache would have to fetch.
+fn ln_near_1(x: f64) -> f64 {
+    2.0 * (x - 1.0) / (x + 1.0)
 }
 
 /// Averages neighbours that fall until none does (pool adjacent violators).

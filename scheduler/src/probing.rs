@@ -136,10 +136,13 @@ impl Probing {
 
     /// Lets a step without drafts pass like the one before. `false` when a probe goes on or is due.
     pub(crate) fn rest(&mut self) -> bool {
-        let (Some(credit), None, true) = (&mut self.credit_us, &self.probe, self.waited + 1 < self.wait)
-        else {
+        let due = self.started == 0 || self.waited + 1 >= self.wait;
+        let (Some(credit), None) = (&mut self.credit_us, &self.probe) else {
             return false;
         };
+        if due && !self.saves {
+            return false;
+        }
         self.waited += 1;
         *credit = (*credit + PRICE * self.off_us).min(16.0 * self.off_us);
         true
