@@ -17,6 +17,9 @@ const RELAPSE: (u32, f64, f64) = (256, 3.0, 1.0 / 4096.0);
 /// By how much drafts have to beat none before they are taken up again.
 const HYSTERESIS: f64 = 0.005;
 
+/// Steps for which a decision for no drafts holds while the same number of requests decode and none drafts.
+const REST: u32 = 8;
+
 /// What is known of the request at a place.
 #[derive(Clone, Copy, Debug, Default)]
 struct Slot {
@@ -78,6 +81,8 @@ pub struct DraftControl {
     off_us: f64,
     work: Work,
     on: bool,
+    /// Steps for which the last decision still holds.
+    rest: u32,
     /// Steps since drafts were taken up.
     steps_on: u32,
     /// How often they were given up again soon, lately.
@@ -109,6 +114,7 @@ impl DraftControl {
             off_us: 0.0,
             work: Work { drafting: vec![0; usize::from(max)], ..Work::default() },
             on: false,
+            rest: 0,
             steps_on: 0,
             relapses: 0.0,
             report: DraftReport { chosen: vec![0; usize::from(max) + 1], ..DraftReport::default() },
@@ -136,6 +142,7 @@ impl DraftControl {
 
     /// Forgets the requests, keeps what they taught: their keys are of another scheduler.
     pub(crate) fn forget_requests(&mut self) {
+        self.rest = 0;
         self.slots.clear();
         self.probing.stop();
     }
@@ -154,14 +161,27 @@ impl DraftControl {
         }
     }
 
-    /// Begins a decision: `room` drafts fit the budget.
-    pub(crate) fn begin(&mut self, running: usize, room: u32) {
+    /// Whether the last decision, for no drafts, holds in this step too: there was nothing to learn from since.
+    pub(crate) fn rests(&mut self, running: usize) -> bool {
+        if self.rest == 0 || self.members.len() != running || !self.probing.rest() {
+            return false;
+        }
+        self.rest -= 1;
+        self.relapses *= 1.0 - RELAPSE.2;
+        self.report.decisions += 1;
+        self.report.chosen[0] += running as u64;
+        true
+    }
+
+    /// Begins a decision.
+    pub(crate) fn begin(&mut self, running: usize) {
+        self.rest = 0;
         self.members.clear();
         self.members.reserve(running);
         self.search.clear();
         self.probing.begin();
         self.running = running as f64;
-        self.base = Base { overhead_us: self.overhead_us, room, ..Base::default() };
+        self.base = Base { overhead_us: self.overhead_us, ..Base::default() };
     }
 
     /// A row of the step that prefills.
@@ -204,11 +224,12 @@ impl DraftControl {
         self.probing.consider(key, lag, left);
     }
 
-    /// Decides.
-    pub(crate) fn decide(&mut self) {
+    /// Decides: `room` drafts fit the budget beside the rows.
+    pub(crate) fn decide(&mut self, room: u32) {
         if self.members.is_empty() {
             return;
         }
+        self.base.room = room;
         let per_step_us = self.per_step_us * self.draft.scale();
         let costs = Proposing {
             target: &self.target,
@@ -238,7 +259,7 @@ impl DraftControl {
             let rows_us = self.target.us(rows + f64::from(requests)) - self.target.us(rows);
             per_step_us + rows_us + self.draft.us(f64::from(read))
         };
-        let prices = Prices { off_us, rows: self.base.decode_rows, draft_us };
+        let prices = Prices { off_us, rows: self.base.decode_rows, room, draft_us };
         let step = self.probing.step(self.on, &prices);
         if step != Step::None {
             if step == Step::Begins {
@@ -256,6 +277,9 @@ impl DraftControl {
                     }
                 }
             }
+        }
+        if !self.on && step == Step::None {
+            self.rest = REST;
         }
         self.record(drafts);
     }
@@ -295,7 +319,9 @@ impl DraftControl {
     /// Begins to learn from the rows of an applied step.
     pub(crate) fn begin_step(&mut self) {
         let mut drafting = std::mem::take(&mut self.work.drafting);
-        drafting.fill(0);
+        if self.work.asked > 0 {
+            drafting.fill(0);
+        }
         self.work = Work { drafting, ..Work::default() };
     }
 
@@ -343,8 +369,8 @@ impl DraftControl {
         let rows = f64::from(rows);
         let predicted = self.target.us(rows) + context * self.target.us_per_context();
         self.target.observe(rows, predicted, times.execute_us);
-        let first = self.work.drafting.first().copied().unwrap_or_default();
-        let has_model = self.draft.sizes().next().is_some();
+        let first = if asked > 0 { self.work.drafting.first().copied().unwrap_or_default() } else { 0 };
+        let has_model = self.draft.has_points();
         if asked > 0 && !has_model {
             follow(&mut self.per_step_us, times.propose_us);
         } else if first > 0 && caught_up <= 2 * first {

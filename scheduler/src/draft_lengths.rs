@@ -14,8 +14,12 @@ impl Scheduler {
             return;
         }
         let running = running.keys();
+        if waiting.len() == 0 && control.rests(running.len()) {
+            return;
+        }
         let budget = config.max_num_batched_tokens;
-        control.begin(running.len(), budget.saturating_sub(running.len() as u32));
+        control.begin(running.len());
+        // What drafts may have: a prefill's piece is not cut for them.
         let mut left = budget;
         let chunk = config.prefill_chunk.unwrap_or(u32::MAX);
         for &key in running {
@@ -46,6 +50,6 @@ impl Scheduler {
             left -= piece;
             control.add_prefill(piece);
         }
-        control.decide();
+        control.decide(left);
     }
 }

@@ -21,6 +21,9 @@ struct Group {
     depth: u16,
     /// How many of them get one more.
     more: u32,
+    /// While candidates are listed, of each request: acceptance, its power, drafts given at the depth that is next, and
+    /// context.
+    listing: (f64, f64, f64, f64),
 }
 
 /// One more draft for each request of a group.
@@ -46,7 +49,7 @@ pub(crate) struct Base {
     pub(crate) context: f64,
     /// Microseconds besides the target's forward.
     pub(crate) overhead_us: f64,
-    /// Drafts that fit the budget.
+    /// Drafts that fit the budget beside everyone's rows.
     pub(crate) room: u32,
 }
 
@@ -87,9 +90,17 @@ struct Best {
 pub(crate) struct Search {
     max: u16,
     groups: Vec<Group>,
+    /// Those that have requests.
+    occupied: Vec<u16>,
     /// (group, depth) of all there can be, the better odds first.
     order: Vec<(u16, u16)>,
+    /// Places of each group in that order: a row of bits each.
+    places: Vec<u64>,
+    /// Places of the occupied groups.
+    listed: Vec<u64>,
     candidates: Vec<Candidate>,
+    /// Expected tokens of all candidates, by depth.
+    tokens_at: Vec<f64>,
     /// Rows and microseconds of the proposer's forwards, by depth.
     forwards: Vec<(f64, f64)>,
     /// The target's calibrated sizes.
@@ -107,18 +118,29 @@ impl Search {
             CLASSES[class] * middle.powi(i32::from(depth))
         };
         order.sort_by(|a, b| odds(b).total_cmp(&odds(a)).then(a.cmp(b)));
+        let words = order.len().div_ceil(64);
+        let mut places = vec![0; words * groups];
+        for (at, &(group, _)) in order.iter().enumerate() {
+            places[usize::from(group) * words + at / 64] |= 1 << (at % 64);
+        }
         Self {
             max,
             groups: vec![Group::default(); groups],
+            occupied: Vec::with_capacity(groups),
+            places,
+            listed: vec![0; words],
             candidates: Vec::with_capacity(order.len()),
             order,
+            tokens_at: vec![0.0; usize::from(max) + 1],
             forwards: vec![(0.0, 0.0); usize::from(max) + 1],
             corners: target.sizes().collect(),
         }
     }
 
     pub(crate) fn clear(&mut self) {
-        self.groups.fill(Group::default());
+        for group in self.occupied.drain(..) {
+            self.groups[usize::from(group)] = Group::default();
+        }
     }
 
     /// Adds a request that may draft; gives its group. `wake` is what has to be caught up with, as rows a step over
@@ -128,6 +150,9 @@ impl Search {
         let class = if wake.0 <= 0.0 { 0 } else { 1 + usize::from(wake.0 > 1.0) };
         let at = level * CLASSES.len() + class;
         let group = &mut self.groups[at];
+        if group.requests == 0 {
+            self.occupied.push(at as u16);
+        }
         group.requests += 1;
         group.given += given;
         group.accepted += accepted;
@@ -151,21 +176,30 @@ impl Search {
         let mut best = None;
         let mut bar = rates_off * (1.0 + hysteresis);
         let start = decode + prefill;
+        // Tokens if every draft up to a depth were asked for.
+        let mut most = decode;
         for depth in 1..=self.max {
             self.forwards.fill((0.0, 0.0));
             let (mut rows, mut tokens, mut us) = (start, decode, fixed);
             let mut corner = self.corners.partition_point(|&size| size <= rows);
+            let mut left = base.room;
             let mut deepest = 0;
+            most += self.tokens_at[usize::from(depth)];
             for (at, one) in self.candidates.iter().enumerate() {
                 if one.depth > depth {
                     continue;
                 }
-                if rows + one.rows - start > f64::from(base.room) {
+                // Who asks takes its place in the budget, whatever it is given then.
+                if left == 0 {
                     break;
                 }
+                let asked = one.requests.min(left);
+                left -= asked;
                 deepest = deepest.max(one.depth);
                 let forward = &mut self.forwards[usize::from(one.depth)];
-                while let Some(&size) = self.corners.get(corner).filter(|&&size| size < rows + one.rows) {
+                let share = f64::from(asked) / f64::from(one.requests);
+                let whole = share * one.rows;
+                while let Some(&size) = self.corners.get(corner).filter(|&&size| size < rows + whole) {
                     corner += 1;
                     let part = ((size - rows) / one.rows * f64::from(one.requests)).floor();
                     let share = part / f64::from(one.requests);
@@ -174,24 +208,28 @@ impl Search {
                     }
                     let drafting = costs.draft.us(forward.0 + share * one.rows) - forward.1;
                     let total = costs.target.us(rows + share * one.rows) + us + share * one.us + drafting;
-                    let rate = (tokens + share * one.tokens) / total.max(1e-9);
-                    if rate > bar {
-                        bar = rate;
+                    let tokens = tokens + share * one.tokens;
+                    if tokens > bar * total.max(1e-9) {
+                        bar = tokens / total.max(1e-9);
                         best = Some(Best { depth, at, requests: part as u32 });
                     }
                 }
-                let drafted = costs.draft.us(forward.0 + one.rows);
-                us += one.us + drafted - forward.1;
-                *forward = (forward.0 + one.rows, drafted);
-                rows += one.rows;
-                tokens += one.tokens;
-                let rate = tokens / (costs.target.us(rows) + us).max(1e-9);
-                if rate > bar {
-                    bar = rate;
-                    best = Some(Best { depth, at, requests: one.requests });
+                let drafted = costs.draft.us(forward.0 + whole);
+                us += share * one.us + drafted - forward.1;
+                *forward = (forward.0 + whole, drafted);
+                rows += whole;
+                tokens += share * one.tokens;
+                let total = (costs.target.us(rows) + us).max(1e-9);
+                if tokens > bar * total {
+                    bar = tokens / total;
+                    best = Some(Best { depth, at, requests: asked });
+                }
+                // All that could follow, for nothing, would not be enough.
+                if most <= bar * total {
+                    break;
                 }
             }
-            if deepest < depth {
+            if left == 0 && deepest < depth {
                 break;
             }
         }
@@ -212,25 +250,38 @@ impl Search {
 
     fn list(&mut self, costs: Proposing<'_>) {
         self.candidates.clear();
-        let per_context = costs.target.us_per_context();
-        for &(at, depth) in &self.order {
-            let group = &self.groups[usize::from(at)];
-            if group.requests == 0 {
-                continue;
-            }
+        let words = self.listed.len();
+        self.listed.fill(0);
+        self.tokens_at.fill(0.0);
+        for &at in &self.occupied {
+            let places = &self.places[usize::from(at) * words..][..words];
+            self.listed.iter_mut().zip(places).for_each(|(listed, places)| *listed |= places);
+            let group = &mut self.groups[usize::from(at)];
             let requests = f64::from(group.requests);
-            let before = i32::from(depth) - 1;
             let accepted = group.accepted / requests;
-            let rows = group.given * costs.further.powi(before);
-            let context_us = rows * group.context / requests * per_context;
-            self.candidates.push(Candidate {
-                group: at,
-                depth,
-                requests: group.requests,
-                rows: rows.max(1e-6),
-                tokens: rows * accepted.powi(i32::from(depth)),
-                us: context_us + if depth == 1 { group.wake_us } else { 0.0 },
-            });
+            group.listing = (accepted, accepted, group.given, group.context / requests);
+        }
+        let per_context = costs.target.us_per_context();
+        for (word, &listed) in self.listed.iter().enumerate() {
+            let mut listed = listed;
+            while listed != 0 {
+                let (at, depth) = self.order[64 * word + listed.trailing_zeros() as usize];
+                listed &= listed - 1;
+                let group = &mut self.groups[usize::from(at)];
+                // Within a group the depths come in their order.
+                let (accepted, power, rows, context) = group.listing;
+                group.listing = (accepted, power * accepted, rows * costs.further, context);
+                let tokens = rows * power;
+                self.tokens_at[usize::from(depth)] += tokens;
+                self.candidates.push(Candidate {
+                    group: at,
+                    depth,
+                    requests: group.requests,
+                    rows: rows.max(1e-6),
+                    tokens,
+                    us: rows * context * per_context + if depth == 1 { group.wake_us } else { 0.0 },
+                });
+            }
         }
     }
 

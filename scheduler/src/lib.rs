@@ -25,8 +25,9 @@
 //!
 //! # The rules of a step
 //!
-//! 1. Running requests, in the order of admission, while budget is left. A prefill row takes what is missing, cut to
-//!    `prefill_chunk` and the budget; a decode row its last token and up to `num_speculative_tokens` drafts. When the
+//! 1. Running requests, in the order of admission. A prefill row takes what is missing, cut to `prefill_chunk` and the
+//!    budget; a decode row its last token and up to `num_speculative_tokens` drafts. Each leaves a token of the budget
+//!    for every row behind it, so that everyone who runs has a row in every step. When the
 //!    pool has no block for it, the newest running request (worst under priority) is preempted, and again, until it has.
 //!    With a [`DraftControl`] that number is its choice for the row, and never more.
 //! 2. If nobody was preempted: waiting requests, in order, while budget, seats and blocks last. A request is admitted
@@ -42,8 +43,8 @@
 //! |---|---|---|
 //! | block 0 is a null block, ids start at 1 | no null block, ids start at 0 | kernels bound their reads by lengths |
 //! | blocks enter the cache when they are allocated | when their tokens are committed, in `apply` | a failed step, a rejected draft or an abort can't leave a lie in the cache. Equal prompts of one step do not hit each other |
-//! | the step begins with the first running request each time | with the first that the last step's budget did not reach | with drafts the budget may not reach all; the last would wait until the first end |
-//! | drafts can preempt | a draft takes a block only if every row behind could still take one | speculation must never cost a request its KV |
+//! | drafts of the first running requests can use up the budget | a row takes only what leaves a token for everyone behind it | nobody's next token waits for another's drafts |
+//! | drafts can preempt | a draft takes a block only if the rows behind could still take all that theirs lack | speculation must never cost a request its KV |
 //! | lookahead slots of a draft model are reserved for prefills too | for decode rows alone | they would be unused |
 //! | a request that preempts itself ends the step's running part | the others still get their turn | the blocks it gave back may serve them |
 //! | a resumed request with one token left is padded to 1 + k rows | it is a decode row without drafts | graphs round shapes up themselves |
@@ -61,7 +62,8 @@
 //! merged, blocks of rejected drafts kept, stop tokens before lengths.
 //!
 //! The budget may be smaller than `max_num_seqs`: every row takes a token at least, so no more requests are admitted
-//! than the budget serves, and drafts make the running ones take turns.
+//! than the budget serves. Without a [`DraftControl`] the drafts of the first rows may cut a prefill behind them to
+//! that one token; with one, drafts take what prefills leave.
 //!
 //! # What it costs
 //!
@@ -75,7 +77,7 @@
 //! [`Scheduler::set_draft_control`] lets a [`DraftControl`] choose the number of drafts of every row in every step: the
 //! one that gives the most expected tokens in the expected time, 0 where drafts do not pay. It starts from what a step
 //! costs ([`StepCosts`]), learns acceptance in `apply` and corrects the costs by measured times
-//! ([`Scheduler::observe`]). Drafts stay bounded as above.
+//! ([`Scheduler::observe`]). Drafts stay bounded as above, and leave to prefills what they would take without.
 //!
 //! It aims at 0.98 of the best fixed length 0 to 8 and does not reach it everywhere. In simulated time
 //! (`tests/never_worse.rs`: three machines, four proposers, batches of 1 to 64, acceptance 0.1 to 0.9; 420 cells and

@@ -1,8 +1,8 @@
 use crate::CostCurve;
 
-/// Rows up to which a forward's cost is looked up; beyond it is a line.
+/// Rows up to which the line that a size lies on is looked up; beyond it is searched for.
 const SPAN: usize = 2048;
-/// Observations between two rewritings of the look-up table.
+/// Observations between two rewritings of the lines.
 const REWRITE: u32 = 16;
 /// How far one observation may be from what was predicted, as a logarithm: outliers count as that much.
 const CLAMP: f64 = 0.2;
@@ -20,13 +20,22 @@ const LOCAL_MAX: f64 = 0.25;
 pub(crate) struct LiveCurve {
     /// Rows, microseconds (non-decreasing), logarithm of the point's own correction.
     points: Vec<(f64, f64, f64)>,
-    log_scale: f64,
+    /// What all sizes are multiplied by.
+    scale: f64,
     us_per_context: f64,
     observed: u32,
-    /// Microseconds at 0 ..= `SPAN` rows, scale and corrections in it.
-    table: Vec<f64>,
-    /// Microseconds of each row beyond.
-    tail: f64,
+    /// From 0 to the first row, from there to the first point, and one from each point on.
+    lines: Vec<Line>,
+    /// The line of a size, by its whole rows.
+    line_at: Vec<u16>,
+}
+
+/// Microseconds from a size on, scale and corrections in them.
+#[derive(Clone, Copy, Debug, Default)]
+struct Line {
+    rows: f64,
+    us: f64,
+    slope: f64,
 }
 
 impl LiveCurve {
@@ -40,14 +49,17 @@ impl LiveCurve {
         level_falls(&mut points);
         let us_per_context =
             if curve.us_per_context.is_finite() { curve.us_per_context.max(0.0) } else { 0.0 };
-        let mut live = Self {
-            points,
-            log_scale: 0.0,
-            us_per_context,
-            observed: 0,
-            table: vec![0.0; SPAN + 1],
-            tail: 0.0,
-        };
+        // No engine is calibrated at so many sizes.
+        points.truncate(usize::from(u16::MAX) - 2);
+        let mut lines = vec![Line::default(), Line { rows: 1.0, ..Line::default() }];
+        lines.extend(points.iter().map(|point| Line { rows: point.0, ..Line::default() }));
+        let last = lines.partition_point(|line| line.rows <= SPAN as f64);
+        let mut line_at = Vec::with_capacity(SPAN);
+        for (at, line) in lines[..last].iter().enumerate().skip(1) {
+            line_at.resize(line.rows as usize, (at - 1) as u16);
+        }
+        line_at.resize(SPAN, (last - 1) as u16);
+        let mut live = Self { points, scale: 1.0, us_per_context, observed: 0, lines, line_at };
         live.rewrite();
         live
     }
@@ -55,25 +67,31 @@ impl LiveCurve {
     /// Microseconds of a forward of `rows`, which may be an expected number. 0 at none.
     #[inline]
     pub(crate) fn us(&self, rows: f64) -> f64 {
-        let whole = rows as usize;
-        match self.table.get(whole..whole + 2) {
-            Some(&[low, high]) => low + (high - low) * (rows - whole as f64),
-            _ => self.table[SPAN] + self.tail * (rows - SPAN as f64),
-        }
+        let at = match self.line_at.get(rows as usize) {
+            Some(&at) => usize::from(at),
+            None => self.lines.partition_point(|line| line.rows <= rows) - 1,
+        };
+        let line = self.lines[at];
+        line.us + line.slope * (rows - line.rows)
     }
 
     /// Microseconds of a (query token, context token) pair.
     pub(crate) fn us_per_context(&self) -> f64 {
-        self.us_per_context * self.scale()
+        self.us_per_context * self.scale
     }
 
     /// Microseconds of each further row of a large forward.
     pub(crate) fn tail(&self) -> f64 {
-        self.tail
+        self.lines.last().map_or(0.0, |line| line.slope)
     }
 
     pub(crate) fn scale(&self) -> f64 {
-        self.log_scale.exp()
+        self.scale
+    }
+
+    /// Whether it has a point, so that anything costs.
+    pub(crate) fn has_points(&self) -> bool {
+        self.lines.len() > 2
     }
 
     /// The calibrated sizes.
@@ -88,9 +106,10 @@ impl LiveCurve {
         }
         // The first observations may say that this machine is another altogether.
         let clamp = if self.observed < 8 { 1.0 } else { CLAMP };
-        let error = (us / predicted).ln().clamp(-clamp, clamp);
+        let error = ln_near_1(us / predicted).clamp(-clamp, clamp);
         self.observed = self.observed.saturating_add(1);
-        self.log_scale += RATE.max(0.5 / f64::from(self.observed)) * error;
+        let moves = RATE.max(0.5 / f64::from(self.observed)) * error;
+        self.scale = (self.scale * (2.0 + moves) / (2.0 - moves)).clamp(1e-9, 1e9);
         let above = self.points.partition_point(|point| point.0 < rows);
         let weight = match (above.checked_sub(1).and_then(|at| self.points.get(at)), self.points.get(above)) {
             (Some(low), Some(high)) => (rows - low.0) / (high.0 - low.0),
@@ -109,34 +128,30 @@ impl LiveCurve {
     }
 
     fn rewrite(&mut self) {
-        let scale = self.scale();
-        let corrected = |point: &(f64, f64, f64)| (point.0, point.1 * scale * point.2.exp());
-        let [Some(first), Some(last)] = [self.points.first(), self.points.last()] else {
+        let mut least = 0.0f64;
+        for (line, point) in self.lines[2..].iter_mut().zip(&self.points) {
+            least = least.max(point.1 * self.scale * point.2.exp());
+            line.us = least;
+        }
+        let Some(first) = self.lines.get(2).map(|line| line.us) else {
             return;
         };
-        let (mut low, end) = (corrected(first), corrected(last));
-        let mut high = low;
-        let mut next = self.points.iter().map(corrected);
+        self.lines[0].slope = first;
+        self.lines[1].us = first;
         let mut slope = 0.0;
-        for (rows, us) in self.table.iter_mut().enumerate().skip(1) {
-            let rows = rows as f64;
-            while rows > high.0 {
-                let Some(point) = next.next() else {
-                    break;
-                };
-                (low, high) = (high, (point.0, point.1.max(high.1)));
-                slope = if high.0 > low.0 { (high.1 - low.1) / (high.0 - low.0) } else { 0.0 };
+        for at in 2..self.lines.len() {
+            if let Some(next) = self.lines.get(at + 1) {
+                slope = (next.us - self.lines[at].us) / (next.rows - self.lines[at].rows);
             }
-            *us = if rows >= low.0 { low.1 + slope * (rows - low.0) } else { low.1 };
-        }
-        self.table[0] = 0.0;
-        let before = self.points.iter().rev().nth(1).map(corrected);
-        self.tail = before.map_or(0.0, |before| ((end.1 - before.1) / (end.0 - before.0)).max(0.0));
-        if end.0 > SPAN as f64 {
-            // The table ends short of the points: the line goes from its end through the last.
-            self.tail = ((end.1 - self.table[SPAN]) / (end.0 - SPAN as f64)).max(0.0);
+            // Beyond the last point it goes on as before it.
+            self.lines[at].slope = slope;
         }
     }
+}
+
+/// A logarithm good to a thousandth within a fifth of 1, without tables that a cold cache would have to fetch.
+fn ln_near_1(x: f64) -> f64 {
+    2.0 * (x - 1.0) / (x + 1.0)
 }
 
 /// Averages neighbours that fall until none does (pool adjacent violators).

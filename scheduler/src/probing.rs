@@ -47,6 +47,8 @@ pub(crate) struct Prices<F> {
     pub(crate) off_us: f64,
     /// Rows that decode.
     pub(crate) rows: u32,
+    /// Drafts that fit the budget.
+    pub(crate) room: u32,
     /// Microseconds on top, by the requests that get a draft and the tokens that the proposer reads.
     pub(crate) draft_us: F,
 }
@@ -61,10 +63,14 @@ pub(crate) struct Prices<F> {
 pub(crate) struct Probing {
     probe: Option<Probe>,
     credit_us: Option<f64>,
+    /// Microseconds of a step without drafts.
+    off_us: f64,
     /// What an accepted draft saves.
     token_us: f64,
     waited: u32,
     wait: u32,
+    /// A probe is due and there is no credit for it.
+    saves: bool,
     started: u64,
     /// The requests that cost least to wake, the cheapest first.
     cheapest: [Candidate; WIDTH],
@@ -78,9 +84,11 @@ impl Default for Probing {
         Self {
             probe: None,
             credit_us: None,
+            off_us: 0.0,
             token_us: 0.0,
             waited: 0,
             wait: WAIT.0,
+            saves: false,
             started: 0,
             cheapest: Default::default(),
             num_cheapest: 0,
@@ -126,9 +134,25 @@ impl Probing {
         self.num_cheapest = (self.num_cheapest + 1).min(WIDTH);
     }
 
+    /// Lets a step without drafts pass like the one before. `false` when a probe goes on or is due.
+    pub(crate) fn rest(&mut self) -> bool {
+        let due = self.started == 0 || self.waited + 1 >= self.wait;
+        let (Some(credit), None) = (&mut self.credit_us, &self.probe) else {
+            return false;
+        };
+        if due && !self.saves {
+            return false;
+        }
+        self.waited += 1;
+        *credit = (*credit + PRICE * self.off_us).min(16.0 * self.off_us);
+        true
+    }
+
     /// Decides whether this step, in which drafts are `on` or not, is one of a probe, and of a new one.
     /// [`requests`](Self::requests) then names whom to give a draft.
     pub(crate) fn step<F: Fn(u32, u32) -> f64>(&mut self, on: bool, prices: &Prices<F>) -> Step {
+        self.off_us = prices.off_us;
+        self.saves = false;
         self.token_us = prices.off_us / f64::from(prices.rows.max(1));
         let credit = self.credit_us.get_or_insert(START * prices.off_us);
         *credit = (*credit + PRICE * prices.off_us).min(16.0 * prices.off_us);
@@ -142,6 +166,9 @@ impl Probing {
         self.waited += 1;
         if let Some(probe) = &mut self.probe {
             let (requests, lags) = self.probed;
+            if requests > prices.room {
+                return Step::None;
+            }
             let step_us = (prices.draft_us)(requests, requests);
             let lost = probe.won_us < -LOSS * step_us;
             // One that loses alone may pay together with others: then it goes on while there is credit.
@@ -171,8 +198,9 @@ impl Probing {
         if self.started == 0 {
             *credit = credit.max(FIRST * f64::from(first.left) * prices.off_us);
         }
+        let most = self.num_cheapest.min(prices.room as usize);
         let (mut lags, mut best): (u32, Option<(f64, u32, f64, f64)>) = (0, None);
-        for (one, count) in self.cheapest[..self.num_cheapest].iter().zip(1u32..) {
+        for (one, count) in self.cheapest[..most].iter().zip(1u32..) {
             lags += one.lag.max(1);
             let step_us = (prices.draft_us)(count, count);
             let start_us = (prices.draft_us)(count, lags);
@@ -183,6 +211,7 @@ impl Probing {
             }
         }
         let Some((_, count, start_us, step_us)) = best else {
+            self.saves = true;
             return Step::None;
         };
         *credit -= start_us;

@@ -6,8 +6,6 @@ use crate::RequestKey;
 #[derive(Debug, Default)]
 pub(crate) struct Running {
     keys: Vec<RequestKey>,
-    /// The first one that the budget of the last step did not reach: the next step begins with it.
-    left_out: Option<RequestKey>,
 }
 
 impl Running {
@@ -27,28 +25,9 @@ impl Running {
         self.keys.push(key);
     }
 
-    pub(crate) fn set_left_out(&mut self, key: RequestKey) {
-        self.left_out = Some(key);
-    }
-
-    /// Writes the order in which this step visits them: admission order, turned so that it begins with the one
-    /// that was left out.
-    pub(crate) fn visit_order(&mut self, order: &mut Vec<RequestKey>) {
-        let first = self.left_out.take();
-        let first = first.and_then(|first| self.keys.iter().position(|&key| key == first));
-        let (front, back) = self.keys.split_at(first.unwrap_or(0));
-        order.clear();
-        order.extend_from_slice(back);
-        order.extend_from_slice(front);
-    }
-
     pub(crate) fn remove(&mut self, key: RequestKey) {
-        let Some(at) = self.keys.iter().rposition(|&other| other == key) else {
-            return;
-        };
-        self.keys.remove(at);
-        if self.left_out == Some(key) {
-            self.left_out = self.keys.get(at).or(self.keys.first()).copied();
+        if let Some(at) = self.keys.iter().rposition(|&other| other == key) {
+            self.keys.remove(at);
         }
     }
 
@@ -56,6 +35,73 @@ impl Running {
         self.keys.retain(keep);
     }
 }
+
+/// What the running requests that a step has yet to visit need without drafts.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Behind {
+    pub(crate) rows: u32,
+    /// Blocks that they lack for their next rows.
+    pub(crate) blocks: u32,
+}
+
+/// The running requests in the order in which a step visits them.
+#[derive(Debug, Default)]
+pub(crate) struct Visit {
+    /// Each with the blocks that it lacks.
+    order: Vec<(RequestKey, u32)>,
+    at: usize,
+    behind: Behind,
+}
+
+impl Visit {
+    pub(crate) fn reserve(&mut self, len: usize) {
+        self.order.reserve(len.saturating_sub(self.order.len()));
+    }
+
+    pub(crate) fn begin(&mut self, running: &[RequestKey]) {
+        self.order.clear();
+        self.order.extend(running.iter().map(|&key| (key, 0)));
+        self.at = 0;
+        self.behind = Behind { rows: running.len() as u32, blocks: 0 };
+    }
+
+    /// Counts the blocks that each of them lacks.
+    pub(crate) fn count(&mut self, lacks: impl Fn(RequestKey) -> u32) {
+        for (key, blocks) in &mut self.order {
+            *blocks = lacks(*key);
+            self.behind.blocks += *blocks;
+        }
+    }
+
+    /// The next one, which is no longer behind.
+    pub(crate) fn next(&mut self) -> Option<RequestKey> {
+        let (key, blocks) = self.order.get_mut(self.at)?;
+        self.at += 1;
+        // Who left was subtracted then.
+        if *blocks != GONE {
+            self.behind.rows -= 1;
+            self.behind.blocks -= *blocks;
+        }
+        Some(*key)
+    }
+
+    /// One of them was preempted before its turn.
+    pub(crate) fn leave(&mut self, key: RequestKey) {
+        if let Some((_, blocks)) = self.order[self.at..].iter_mut().find(|(other, _)| *other == key) {
+            self.behind.rows -= 1;
+            self.behind.blocks -= *blocks;
+            *blocks = GONE;
+        }
+    }
+
+    /// What those need that are yet to come.
+    pub(crate) fn behind(&self) -> Behind {
+        self.behind
+    }
+}
+
+/// Marks who is no longer running.
+const GONE: u32 = u32::MAX;
 
 /// Requests that wait, the next to be admitted first.
 #[derive(Debug, Default)]

@@ -1,7 +1,7 @@
 use pagedraft_block_manager::{BlockId, BlockManager, GroupId, PoolStats, Slab};
 use serde::Serialize;
 
-use crate::queues::{Running, Waiting};
+use crate::queues::{Running, Visit, Waiting};
 use crate::request::Request;
 use crate::{
     ConfigError, DraftControl, FinishReason, KvView, Phase, Policy, RequestInfo, RequestKey, RequestSpec,
@@ -32,8 +32,8 @@ pub struct Scheduler {
     pub(crate) waiting: Waiting,
     /// The plan whose outcome is awaited.
     pub(crate) flight: Flight,
-    /// The order in which the step being planned visits the running requests.
-    pub(crate) order: Vec<RequestKey>,
+    /// The running requests as the step being planned visits them.
+    pub(crate) visit: Visit,
     /// Ended since the last call of `step`, still readable.
     pub(crate) ended: Vec<RequestKey>,
     /// Ended, to be reported by the next plan that has rows.
@@ -83,7 +83,7 @@ impl Scheduler {
             running: Running::default(),
             waiting: Waiting::default(),
             flight: Flight::default(),
-            order: Vec::new(),
+            visit: Visit::default(),
             ended: Vec::new(),
             finished: Vec::new(),
             next_step: 0,

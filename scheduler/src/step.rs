@@ -1,5 +1,6 @@
 use pagedraft_block_manager::{Error as BlockError, PrefixHit};
 
+use crate::queues::{Behind, Visit};
 use crate::request::Request;
 use crate::scheduler::FlightRow;
 use crate::{Kind, Phase, PlanRow, Policy, RequestKey, Scheduler, StepId, StepPlan};
@@ -16,8 +17,7 @@ enum Turn {
 impl Scheduler {
     /// Writes the next plan. It has rows whenever there are unfinished requests.
     ///
-    /// Running requests come first, in the order of their admission (beginning with the one that the budget of the
-    /// step before left out), then waiting ones while budget, seats and blocks last, unless somebody was preempted.
+    /// Running requests come first, in the order of their admission, each with a token at least, then waiting ones while budget, seats and blocks last, unless somebody was preempted.
     ///
     /// A step that is still in flight is given up first: the requests of its rows are preempted, so that whatever
     /// it may have written is computed again. That is how an engine goes on after a failed step.
@@ -76,33 +76,50 @@ impl Scheduler {
     }
 
     fn plan_running(&mut self, plan: &mut StepPlan, budget: &mut u32) {
-        let mut order = std::mem::take(&mut self.order);
-        self.running.visit_order(&mut order);
-        for (at, &key) in order.iter().enumerate() {
+        let mut visit = std::mem::take(&mut self.visit);
+        visit.begin(self.running.keys());
+        if self.config.num_speculative_tokens > 0 {
+            visit.count(|key| self.lacks(key));
+        }
+        while let Some(key) = visit.next() {
             let preempted_before = self.requests.get(key.0).is_none_or(|r| r.phase != Phase::Running);
             if preempted_before {
                 continue;
             }
-            if *budget == 0 {
-                self.running.set_left_out(key);
-                break;
-            }
-            if self.make_room(key, plan, budget) {
-                let behind = (order.len() - at - 1) as u32;
-                self.plan_running_row(key, plan, budget, behind);
+            debug_assert!(
+                *budget > visit.behind().rows,
+                "more requests were admitted than the budget serves"
+            );
+            if self.make_room(key, plan, budget, &mut visit) {
+                self.plan_running_row(key, plan, budget, visit.behind());
             }
         }
-        self.order = order;
+        self.visit = visit;
+    }
+
+    /// Blocks that a running request lacks for its next row without drafts, whatever is left of the budget by then.
+    fn lacks(&self, key: RequestKey) -> u32 {
+        let Some(request) = self.requests.get(key.0) else {
+            return 0;
+        };
+        let upto = request.computed + self.piece(request, self.config.max_num_batched_tokens);
+        self.blocks.missing(request.sequence, upto).unwrap_or_default()
     }
 
     /// Reserves what the next row of a running request needs without drafts, preempting others if it must. `false`
     /// when the request itself was the one to go.
-    fn make_room(&mut self, key: RequestKey, plan: &mut StepPlan, budget: &mut u32) -> bool {
+    fn make_room(
+        &mut self,
+        key: RequestKey,
+        plan: &mut StepPlan,
+        budget: &mut u32,
+        visit: &mut Visit,
+    ) -> bool {
         loop {
             let Some(request) = self.requests.get(key.0) else {
                 return false;
             };
-            let upto = request.computed + self.piece(request, *budget);
+            let upto = request.computed + self.piece(request, budget.saturating_sub(visit.behind().rows));
             match self.blocks.reserve(request.sequence, upto) {
                 Ok(Some(())) => return true,
                 Ok(None) => {}
@@ -117,6 +134,8 @@ impl Scheduler {
             if let Some(row) = plan.rows.iter().position(|row| row.request == victim) {
                 let row = plan.rows.remove(row);
                 *budget += row.tokens.end - row.tokens.start + u32::from(row.drafts_max);
+            } else {
+                visit.leave(victim);
             }
             self.preempt(victim);
             plan.preempted.push(victim);
@@ -126,20 +145,23 @@ impl Scheduler {
         }
     }
 
-    fn plan_running_row(&mut self, key: RequestKey, plan: &mut StepPlan, budget: &mut u32, behind: u32) {
+    fn plan_running_row(&mut self, key: RequestKey, plan: &mut StepPlan, budget: &mut u32, behind: Behind) {
         let Some(request) = self.requests.get(key.0) else {
             return;
         };
         let (start, len) = (request.computed, request.len());
-        let end = start + self.piece(request, *budget);
-        *budget -= end - start;
+        // A token for each of those behind.
+        let mut left = budget.saturating_sub(behind.rows);
+        let end = start + self.piece(request, left);
+        left -= end - start;
         let mut drafts_max = 0;
         if self.config.num_speculative_tokens > 0 && request.is_decoding() {
-            drafts_max = self.drafts(key, request, *budget, behind);
+            drafts_max = self.drafts(key, request, left, behind.blocks);
             let reserved = self.blocks.reserve(request.sequence, len + u32::from(drafts_max));
             debug_assert_eq!(reserved, Ok(Some(())), "the room was counted before");
-            *budget -= u32::from(drafts_max);
+            left -= u32::from(drafts_max);
         }
+        *budget = left + behind.rows;
         let kind = match drafts_max {
             0 if request.is_decoding() => Kind::Decode,
             0 => Kind::Prefill,
@@ -148,11 +170,11 @@ impl Scheduler {
         plan.rows.push(PlanRow { request: key, kind, tokens: start..end, drafts_max, samples: end == len });
     }
 
-    /// Drafts a decode row may have. They never cost anyone a block: each row `behind` could still take one.
-    fn drafts(&self, key: RequestKey, request: &Request, budget: u32, behind: u32) -> u16 {
+    /// Drafts a decode row may have. They never cost anyone a block: the rows behind still get those that they `lack`.
+    fn drafts(&self, key: RequestKey, request: &Request, budget: u32, lack: u32) -> u16 {
         let len = request.len();
         let groups = self.blocks.groups().len() as u32;
-        let spare = self.blocks.pool().num_free().saturating_sub(behind.saturating_mul(groups)) / groups;
+        let spare = self.blocks.pool().num_free().saturating_sub(lack) / groups;
         let held = self.blocks.block_table(request.sequence, Default::default()).len() as u32;
         let room = (held + spare).saturating_mul(self.config.block_size);
         // One more token than drafts comes out of the row at most.
@@ -298,7 +320,7 @@ impl Scheduler {
         self.running.push(key);
         let seats = self.running.len();
         self.running.reserve(seats);
-        self.order.reserve(seats.saturating_sub(self.order.len()));
+        self.visit.reserve(seats);
         Ok(Turn::Admitted)
     }
 }

@@ -112,6 +112,24 @@ fn a_proposer_that_seldom_gives_anything_costs_nothing() {
 }
 
 #[test]
+fn in_a_tight_budget_drafts_take_nobodys_place() {
+    for (given, accepted, prompt) in [(0.1, 0.5, 64), (0.1, 0.9, 64), (1.0, 0.7, 64), (0.1, 0.9, 2000)] {
+        let rate = |lengths| {
+            let mut sim = Sim::with_budget(World::exact(Shape::Cpu, 0.0), lengths, 32, 4000, 64);
+            for i in 0..64 {
+                // Some end early, so that there are prefills among the drafts.
+                let max_tokens = if i < 32 { 100 + 40 * i } else { 1500 };
+                sim.submit(prompt, max_tokens, Drafts { given, ..Drafts::accepted(accepted) });
+            }
+            sim.run(32 * 1000)
+        };
+        let ratio = rate(Lengths::Auto(8)) / rate(Lengths::Fixed(0));
+        println!("given {given} accepted {accepted} prompts of {prompt}: {ratio:.4} of none");
+        assert!(ratio >= 0.98, "given {given} accepted {accepted} prompts of {prompt}: {ratio}");
+    }
+}
+
+#[test]
 fn the_same_events_give_the_same_plans() {
     let mut sims = [0, 1].map(|_| {
         let mut sim = Sim::new(World::exact(Shape::Stairs, 0.2), Lengths::Auto(6), 8, 2000);

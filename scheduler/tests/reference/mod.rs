@@ -49,7 +49,6 @@ pub struct Reference {
     pub requests: Vec<Req>,
     running: Vec<usize>,
     waiting: Vec<usize>,
-    left_out: Option<usize>,
     free: Vec<u32>,
     /// Block, the tokens up to its end, salt: in the order of publication.
     published: Vec<(u32, Vec<u32>, Salt)>,
@@ -68,7 +67,6 @@ impl Reference {
             requests: vec![],
             running: vec![],
             waiting: vec![],
-            left_out: None,
             published: vec![],
             flight: vec![],
             ended: vec![],
@@ -116,21 +114,12 @@ impl Reference {
         let given_up = plan.preempted.len();
         let mut budget = self.config.max_num_batched_tokens as usize;
 
-        let mut order = self.running.clone();
-        if let Some(first) = self.left_out.take() {
-            let at = order.iter().position(|&r| r == first).unwrap();
-            order.rotate_left(at);
-        }
+        let order = self.running.clone();
         for (at, &r) in order.iter().enumerate() {
             if !self.running.contains(&r) {
                 continue;
             }
-            if budget == 0 {
-                self.left_out = Some(r);
-                break;
-            }
-            let behind = order.len() - at - 1;
-            self.run(r, &mut plan, &mut budget, behind);
+            self.run(r, &mut plan, &mut budget, &order[at + 1..]);
         }
         if plan.preempted.len() == given_up {
             let mut at = 0;
@@ -199,12 +188,14 @@ impl Reference {
         }
     }
 
-    fn run(&mut self, r: usize, plan: &mut Plan, budget: &mut usize, behind: usize) {
+    fn run(&mut self, r: usize, plan: &mut Plan, budget: &mut usize, behind: &[usize]) {
         let size = self.config.block_size as usize;
         let mut new;
         loop {
             let request = &self.requests[r];
-            new = self.piece(request.tokens.len() - request.computed, *budget);
+            let others = behind.iter().filter(|b| self.running.contains(b)).count();
+            new = self.piece(request.tokens.len() - request.computed, *budget - others);
+            assert!(new > 0, "everyone who runs has a row");
             let need = (request.computed + new).div_ceil(size);
             if need.saturating_sub(request.blocks.len()) <= self.free.len() {
                 break;
@@ -236,14 +227,20 @@ impl Reference {
         if decoding {
             let request = &self.requests[r];
             let generated = len - request.prompt_len;
-            let spare = self.free.len().saturating_sub(behind);
+            let behind = behind.iter().filter(|b| self.running.contains(b)).map(|&b| &self.requests[b]);
+            let lacks = behind.clone().map(|b| {
+                let new =
+                    self.piece(b.tokens.len() - b.computed, self.config.max_num_batched_tokens as usize);
+                (b.computed + new).div_ceil(size).saturating_sub(b.blocks.len())
+            });
+            let spare = self.free.len().saturating_sub(lacks.sum());
             drafts = [
                 self.config.num_speculative_tokens as usize,
                 self.wanted.get(r).copied().unwrap_or(usize::MAX),
                 request.max_tokens - generated - 1,
                 self.config.max_model_len as usize - len - 1,
                 (self.config.num_blocks as usize * size) - len,
-                *budget,
+                budget.saturating_sub(behind.count()),
                 (request.blocks.len() + spare) * size - len,
             ]
             .into_iter()
@@ -417,13 +414,6 @@ impl Reference {
     }
 
     fn leave_running(&mut self, r: usize) {
-        let Some(at) = self.running.iter().position(|&q| q == r) else {
-            return;
-        };
-        if self.left_out == Some(r) {
-            let next = (at + 1) % self.running.len();
-            self.left_out = Some(self.running[next]).filter(|&n| n != r);
-        }
-        self.running.remove(at);
+        self.running.retain(|&q| q != r);
     }
 }

@@ -142,11 +142,15 @@ pub enum Lengths {
 
 impl Sim {
     pub fn new(world: World, lengths: Lengths, seats: u32, max_len: u32) -> Self {
+        Self::with_budget(world, lengths, seats, max_len, 8192)
+    }
+
+    pub fn with_budget(world: World, lengths: Lengths, seats: u32, max_len: u32, budget: u32) -> Self {
         let (Lengths::Fixed(drafts) | Lengths::Auto(drafts)) = lengths;
         let config = SchedulerConfig {
             num_blocks: (seats + 1) * (max_len + 64).div_ceil(16),
             max_num_seqs: seats,
-            max_num_batched_tokens: 8192,
+            max_num_batched_tokens: budget,
             max_model_len: max_len + 1,
             num_speculative_tokens: drafts,
             enable_prefix_caching: false,
