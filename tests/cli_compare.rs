@@ -254,7 +254,6 @@ fn what_cannot_be_compared_is_refused_and_leaves_nothing() {
     refuse(&["--inject-fault", "lightning"], &["lightning"]);
     refuse(&["--shadow-rate", "1.5"], &["--shadow-rate"]);
     refuse(&["--num-iters", "0"], &["--num-iters"]);
-    refuse(&["--trace-out", &scratch.path("trace")], &["--trace-out", "bench latency --trace-out"]);
     refuse(&["--dump-metadata", &scratch.path("nowhere/x.json")], &["nowhere"]);
     let held = scratch.write("run/summary.json", b"{}");
     refused(&compare(&scratch, &engine), &["holds a summary.json", "--out"]);

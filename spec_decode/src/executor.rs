@@ -40,6 +40,7 @@ pub struct ModelExecutor<D: Device> {
     scorer: Scorer,
     pub(crate) verifier: Verifier,
     noncausal: bool,
+    keep_groups: bool,
     pub(crate) shadow: Option<Shadow>,
     pub(crate) metrics: SpeculationMetrics,
     pub(crate) keep_logits: bool,
@@ -74,6 +75,7 @@ impl<D: Device> ModelExecutor<D> {
             scorer: Scorer::default(),
             verifier: Verifier::default(),
             noncausal: false,
+            keep_groups: false,
             shadow: None,
             metrics: SpeculationMetrics::default(),
             keep_logits: false,
@@ -90,7 +92,9 @@ impl<D: Device> ModelExecutor<D> {
     }
 
     /// Takes a proposer in; it is not asked before it is [chosen](Self::choose_proposer).
-    pub fn add_proposer(&mut self, proposer: Box<dyn Proposer + Send>) -> ProposerId {
+    pub fn add_proposer(&mut self, mut proposer: Box<dyn Proposer + Send>) -> ProposerId {
+        proposer.keep_record(self.keep_groups);
+        proposer.keep_probabilities(self.verifier.rule() == Acceptance::Rejection);
         self.proposers.push(proposer);
         ProposerId(self.proposers.len() - 1)
     }
@@ -198,6 +202,7 @@ impl<D: Device> ModelExecutor<D> {
 
     /// Whether proposers keep what they write into KV groups of their own, for [`group_step`](Self::group_step).
     pub fn keep_group_steps(&mut self, keep: bool) {
+        self.keep_groups = keep;
         for proposer in &mut self.proposers {
             proposer.keep_record(keep);
         }

@@ -1,7 +1,6 @@
 //! A step that fails leaves no trace in the metrics, and forgets who ended; time spent looking for drafts is counted.
 #![allow(clippy::unwrap_used, reason = "a test that fails says where")]
 
-#[allow(dead_code, reason = "other tests take the rest")]
 #[path = "stage/tiny.rs"]
 mod tiny;
 

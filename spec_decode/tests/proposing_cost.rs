@@ -3,7 +3,6 @@
 
 mod stage;
 #[path = "stage/tiny.rs"]
-#[allow(dead_code, reason = "the reference is another file's")]
 mod tiny;
 
 use std::alloc::{GlobalAlloc, Layout, System};

@@ -14,8 +14,8 @@ use pagedraft_workloads::trace::{CONFIG_FILE, STEPS_FILE, SUMMARY_FILE, TraceTab
 
 use super::speculation_flags::SpeculationFlags;
 
-/// Token rows whose logits a step can have at most: no graph is captured for more.
-const MOST_GRAPH_ROWS: u32 = 256;
+/// Token rows whose logits a step can have at most: no graph is captured for more (for fewer where the vocabulary is large).
+const MOST_GRAPH_ROWS: u32 = 512;
 
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Engine")]
@@ -77,7 +77,7 @@ pub struct EngineFlags {
     /// Issue every operation, capture no graphs
     #[arg(long)]
     pub enforce_eager: bool,
-    /// Token rows that graphs are captured at (default: up to 256, in steps of a quarter at most)
+    /// Token rows that graphs are captured at (default: up to 512, in steps of a quarter at most)
     #[arg(long, value_name = "N,N,..", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..))]
     graph_sizes: Option<Vec<u32>>,
     /// Share of replayed steps that are run eagerly as well and compared; a difference is an error

@@ -118,9 +118,13 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// Requests are running.
+    /// Requests are running, or the trace cannot be written.
     pub fn switch(&mut self, to: SetupId) -> anyhow::Result<()> {
-        self.setups.switch(to, &mut self.scheduler, &mut self.executor)
+        self.setups.switch(to, &mut self.scheduler, &mut self.executor)?;
+        if let (Some(trace), Some((options, eager))) = (&mut self.trace, self.setups.options(to)) {
+            trace.setup(options, eager)?;
+        }
+        Ok(())
     }
 
     /// What speculation came to since the last change of setup, or since [`take_metrics`](Self::take_metrics).

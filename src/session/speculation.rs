@@ -21,6 +21,7 @@ const CALIBRATION: Duration = Duration::from_millis(1500);
 pub struct SetupId(usize);
 
 struct Setup {
+    options: SpeculationOptions,
     proposer: Option<ProposerId>,
     most: u16,
     scorer: Scorer,
@@ -129,6 +130,7 @@ impl Setups {
             _ => None,
         };
         self.all.push(Setup {
+            options: options.clone(),
             proposer,
             most: if proposer.is_some() { most } else { 0 },
             scorer: options.scorer,
@@ -214,6 +216,11 @@ impl Setups {
             _ => CostCurve::default(),
         };
         Ok(StepCosts { target, draft, draft_per_step_us: 0.0, overhead_us: 0.0, proposer_keeps_kv: keeps_kv })
+    }
+
+    /// What a setup was asked for, and whether its steps are all eager.
+    pub fn options(&self, setup: SetupId) -> Option<(&SpeculationOptions, bool)> {
+        self.all.get(setup.0).map(|setup| (&setup.options, setup.enforce_eager))
     }
 
     /// Changes over to a setup. Nothing may be running.

@@ -14,7 +14,7 @@ use pagedraft_workloads::trace::{
 use serde_json::json;
 
 use super::load::SessionInfo;
-use super::options::{EngineOptions, TraceOptions};
+use super::options::{EngineOptions, SpeculationOptions, TraceOptions};
 use crate::exit::usage;
 
 /// A trace being written.
@@ -51,6 +51,7 @@ impl Trace {
             "enable_prefix_caching": options.enable_prefix_caching,
             "enable_chunked_prefill": options.enable_chunked_prefill,
             "policy": options.policy,
+            // Of the engine as it was opened: where it changes later, a line of event `setup` says to what.
             "draft": options.speculation.draft.as_ref().map(ToString::to_string),
             "num_speculative_tokens": options.speculation.length.to_string(),
             "scorer": options.speculation.scorer,
@@ -70,6 +71,24 @@ impl Trace {
             names: RequestNames::default(),
             published: PublishedBlocks::default(),
         })
+    }
+
+    /// Writes that the engine speculates in another way from here on.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the disk.
+    pub fn setup(&mut self, options: &SpeculationOptions, enforce_eager: bool) -> anyhow::Result<()> {
+        self.writer.write(&json!({
+            "event": "setup",
+            "draft": options.draft.as_ref().map(ToString::to_string),
+            "draft_cost": options.draft_cost,
+            "num_speculative_tokens": options.length.to_string(),
+            "scorer": options.scorer,
+            "acceptance": options.acceptance,
+            "enforce_eager": enforce_eager,
+        }))?;
+        Ok(())
     }
 
     /// A request's name, from its submission on.

@@ -81,12 +81,6 @@ struct Comparison {
 
 impl Compare {
     pub fn run(&self) -> anyhow::Result<Ended> {
-        if self.engine.trace_out.is_some() {
-            return Err(usage_hint(
-                anyhow!("--trace-out: compare runs eight setups in one session, and a trace tells of one"),
-                "trace one of them: bench latency --trace-out DIR, with its --draft, --scorer and --enforce-eager",
-            ));
-        }
         let options = self.options()?;
         let output = self.output_json.as_deref().map(OutputFile::reserve).transpose()?;
         let dump = self.dump_metadata.as_deref().map(OutputFile::reserve).transpose()?;
