@@ -137,14 +137,14 @@ fn flags_that_nobody_looks_at_are_told() {
     for word in ["--num-speculative-tokens", "--scorer", "--acceptance", "add --draft"] {
         assert!(idle.contains(word), "{idle}");
     }
-    let sizes = notes(&["--graph-sizes", "4,256,300,512"]);
-    assert!(sizes.len() == 1 && sizes[0].contains("--graph-sizes 300, 512 "), "{sizes:?}");
+    let sizes = notes(&["--graph-sizes", "4,512,513,600"]);
+    assert!(sizes.len() == 1 && sizes[0].contains("--graph-sizes 513, 600 "), "{sizes:?}");
     let quiet: [&[&str]; 5] = [
         &[],
         &["--num-speculative-tokens", "0"],
         &["--num-speculative-tokens", "auto"],
         &["--scorer", "mqa", "--num-speculative-tokens", "2", "--draft", "ngram"],
-        &["--graph-sizes", "512", "--enforce-eager"],
+        &["--graph-sizes", "600", "--enforce-eager"],
     ];
     for more in quiet {
         assert_eq!(notes(more), [""; 0], "{more:?}");

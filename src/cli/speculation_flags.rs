@@ -86,7 +86,7 @@ impl SpeculationFlags {
                 "leave it out: what other drafts cost is measured",
             ));
         }
-        Ok(SpeculationOptions {
+        let options = SpeculationOptions {
             draft: self.draft.clone(),
             draft_cost: self.draft_cost,
             ngram: (self.ngram_min, self.ngram_max),
@@ -102,7 +102,9 @@ impl SpeculationFlags {
                     Acceptance::Typical { threshold: self.typical_threshold, alpha: self.typical_alpha }
                 }
             },
-        })
+        };
+        options.acceptance.validate().map_err(|e| usage(e.into()))?;
+        Ok(options)
     }
 }
 

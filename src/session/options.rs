@@ -79,6 +79,9 @@ impl FromStr for DraftRef {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.is_empty() {
+            return Err("name a directory, builtin:NAME, ngram or synthetic:RATE".to_owned());
+        }
         if text == "ngram" {
             return Ok(Self::Ngram);
         }

@@ -202,6 +202,9 @@ pub fn small_model(name: &str, architecture: &str) -> PathBuf {
         "max_position_embeddings": 1024, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": true,
         "torch_dtype": "float32", "hidden_act": "silu"}}"#
     );
-    std::fs::write(dir.join("config.json"), config).unwrap();
+    // Tests that run at once may ask for the same model: none may see half a file.
+    let own = dir.join(format!("config-{:?}.json", std::thread::current().id()));
+    std::fs::write(&own, config).unwrap();
+    std::fs::rename(&own, dir.join("config.json")).unwrap();
     dir
 }

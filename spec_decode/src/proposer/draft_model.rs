@@ -171,8 +171,9 @@ impl<D: Device> DraftModel<D> {
         }
         let mut left = self.catch_up_tokens;
         for row in &mut self.rows {
-            let lacks = row.len - row.start;
-            if lacks > 2 {
+            // The newest token is every row's own; what is before it is caught up with.
+            let lacks = row.len - 1 - row.start;
+            if lacks > 1 {
                 let taken = lacks.min(left);
                 left -= taken;
                 if taken < lacks {

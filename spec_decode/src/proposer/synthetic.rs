@@ -14,8 +14,8 @@ type RoundUs = Box<dyn Fn(usize) -> f64 + Send>;
 /// wrong with probability 1 - `rate`: under coupled acceptance a draft whose predecessors were accepted is accepted with
 /// probability `rate`, independently of all others.
 ///
-/// Which drafts are wrong, and how, is a function of (seed, sample, position) of the request alone, so neither the schedule
-/// nor the batch changes it. A request without a recording, or past its end, has no drafts.
+/// Which drafts are wrong, and how, is a function of the request's (prompt, seed, sample, position) alone, so neither the
+/// schedule nor the batch changes it, and requests of one seed are wrong at places of their own. A request without a recording, or past its end, has no drafts.
 ///
 /// A round proposes one token for every row that still drafts, as a draft model would; what a round costs can be stated
 /// ([`set_round_us`](Self::set_round_us)), and is then waited for on the processor.
@@ -61,8 +61,10 @@ impl SyntheticProposer {
         let generated = row.tokens.len().checked_sub(prompt_len);
         let recorded = row.registered.recorded.as_deref().unwrap_or_default();
         let Some(behind) = generated.and_then(|generated| recorded.get(generated..)) else { return };
+        let mut sampling = row.registered.sampling.clone();
+        sampling.seed ^= fingerprint(&row.tokens[..prompt_len]);
         for (position, &token) in (row.tokens.len() as u32..).zip(behind).take(row.max) {
-            let noise = Noise::new(&row.registered.sampling, position);
+            let noise = Noise::new(&sampling, position);
             // 0 < uniform < 1, so that rates of 0 and 1 are exact.
             let right = noise.uniform(Purpose::Proposal, 0) < self.rate;
             self.buffer.push(if right { token } else { self.wrong(token, noise) });
@@ -102,6 +104,15 @@ impl Proposer for SyntheticProposer {
 
 /// Returns when `target` has passed since `start`. Sleeps while there is more than a millisecond to go, as a sleep may take
 /// so much longer than asked, and spins for the rest.
+/// A number of a prompt, from its length and its ends: requests of one seed are wrong at places of their own.
+fn fingerprint(prompt: &[u32]) -> u64 {
+    const ENDS: usize = 16;
+    let (head, tail) = (prompt.iter().take(ENDS), prompt.iter().rev().take(ENDS));
+    head.chain(tail).fold(prompt.len() as u64, |sum, &token| {
+        (sum ^ u64::from(token)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
+    })
+}
+
 fn wait_until(start: Instant, target: Duration) {
     const SPIN: Duration = Duration::from_millis(1);
     while let Some(left) = target.checked_sub(start.elapsed()).filter(|left| !left.is_zero()) {

@@ -10,6 +10,9 @@ pub struct StepRecord {
     pub step: u64,
     /// `eager` or `graph`.
     pub mode: String,
+    /// Where the time went.
+    #[serde(default)]
+    pub time_us: Option<super::TimesUs>,
     /// The shape that was replayed, if any.
     #[serde(default)]
     pub graph_key: Option<serde_json::Value>,

@@ -256,6 +256,11 @@ fn check_line(
         return Ok(());
     }
     let step: StepRecord = serde_json::from_slice(bytes).map_err(malformed)?;
+    if let Some(t) = &step.time_us
+        && [t.schedule, t.metadata, t.propose, t.execute, t.sample].iter().any(|us| *us < 0.0)
+    {
+        return Err(Fault::new(Rule::Line, format!("time_us goes backwards: {t:?}")));
+    }
     lives.check_number(step.step)?;
     rows::check(&step)?;
     shape::check(&step)?;
