@@ -51,6 +51,7 @@ fn costs(flat: u32, draft: f64) -> StepCosts {
     let curve = |of: f64| CostCurve {
         points: vec![(1, of * 1e4), (flat, of * 1.2e4), (2 * flat, of * 2e4), (4 * flat, of * 4e4)],
         us_per_context: 0.0001,
+        us_per_read: 0.0,
     };
     StepCosts {
         target: curve(1.0),

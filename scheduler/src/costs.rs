@@ -12,6 +12,9 @@ pub struct CostCurve {
     /// Microseconds for each (query token, token of its context) pair, on top: the price of attention.
     #[serde(default)]
     pub us_per_context: f64,
+    /// Microseconds for each token of context of each sequence, on top, whatever its query tokens: to read it once.
+    #[serde(default)]
+    pub us_per_read: f64,
 }
 
 /// What the parts of a step cost on this machine: measured when an engine starts, and saved by calibration.

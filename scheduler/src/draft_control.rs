@@ -44,6 +44,8 @@ struct Work {
     rows: u32,
     prefill_rows: u32,
     context: f64,
+    /// Context tokens of all sequences, each counted once.
+    read: f64,
     asked: u32,
     caught_up: u32,
     /// Requests that drafted, by depth.
@@ -331,6 +333,7 @@ impl DraftControl {
         let (given, accepted) = (result.num_drafts, result.num_accepted);
         let rows = new + u32::from(given);
         self.work.context += f64::from(rows) * f64::from(row.end);
+        self.work.read += f64::from(row.end);
         self.work.rows += rows;
         if !row.decodes {
             self.work.prefill_rows += new;
@@ -362,12 +365,13 @@ impl DraftControl {
 
     /// Corrects the costs by what the applied step took.
     pub(crate) fn observe(&mut self, times: &StepTimes) {
-        let Work { rows, prefill_rows, context, asked, caught_up, .. } = self.work;
+        let Work { rows, prefill_rows, context, read, asked, caught_up, .. } = self.work;
         if rows == 0 || prefill_rows * 4 > rows {
             return;
         }
         let rows = f64::from(rows);
-        let predicted = self.target.us(rows) + context * self.target.us_per_context();
+        let predicted =
+            self.target.us(rows) + context * self.target.us_per_context() + read * self.target.us_per_read();
         self.target.observe(rows, predicted, times.execute_us);
         let first = if asked > 0 { self.work.drafting.first().copied().unwrap_or_default() } else { 0 };
         let has_model = self.draft.has_points();

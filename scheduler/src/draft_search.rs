@@ -166,7 +166,7 @@ impl Search {
         self.list(costs);
         let prefill = f64::from(base.prefill_rows);
         let decode = f64::from(base.decode_rows);
-        let context_us = base.context * costs.target.us_per_context();
+        let context_us = base.context * (costs.target.us_per_context() + costs.target.us_per_read());
         let off_us = costs.target.us(decode) + context_us + base.overhead_us;
         // A prefill's time is spent whatever is drafted: only what drafts add to it counts.
         let sunk = costs.target.us(decode + prefill) - costs.target.us(decode);

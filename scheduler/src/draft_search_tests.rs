@@ -46,7 +46,7 @@ fn the_search_is_as_good_as_trying_every_combination() {
                 points.push((rows, us));
                 us += of * dice.unit() * dice.unit() * f64::from(rows) / 8.0;
             }
-            LiveCurve::new(&CostCurve { points, us_per_context: 0.0 })
+            LiveCurve::new(&CostCurve { points, us_per_context: 0.0, us_per_read: 0.0 })
         };
         let target = curve(&mut dice, 1000.0);
         let share = 0.3 * dice.unit();
@@ -76,7 +76,8 @@ fn the_search_is_as_good_as_trying_every_combination() {
 
 #[test]
 fn no_more_drafts_are_chosen_than_there_is_room_for() {
-    let flat = LiveCurve::new(&CostCurve { points: vec![(1, 1000.0)], us_per_context: 0.0 });
+    let flat =
+        LiveCurve::new(&CostCurve { points: vec![(1, 1000.0)], us_per_context: 0.0, us_per_read: 0.0 });
     let free = LiveCurve::new(&CostCurve::default());
     let mut search = Search::new(MAX, &flat);
     let groups = [0.9, 0.5].map(|a| search.add((a, 1.0), 10, (0.0, 0.0)));

@@ -23,6 +23,7 @@ pub(crate) struct LiveCurve {
     /// What all sizes are multiplied by.
     scale: f64,
     us_per_context: f64,
+    us_per_read: f64,
     observed: u32,
     /// From 0 to the first row, from there to the first point, and one from each point on.
     lines: Vec<Line>,
@@ -47,8 +48,8 @@ impl LiveCurve {
         points.sort_by(|a, b| a.0.total_cmp(&b.0));
         points.dedup_by(|b, a| a.0 == b.0);
         level_falls(&mut points);
-        let us_per_context =
-            if curve.us_per_context.is_finite() { curve.us_per_context.max(0.0) } else { 0.0 };
+        let valid = |us: f64| if us.is_finite() { us.max(0.0) } else { 0.0 };
+        let (us_per_context, us_per_read) = (valid(curve.us_per_context), valid(curve.us_per_read));
         // No engine is calibrated at so many sizes.
         points.truncate(usize::from(u16::MAX) - 2);
         let mut lines = vec![Line::default(), Line { rows: 1.0, ..Line::default() }];
@@ -59,7 +60,7 @@ impl LiveCurve {
             line_at.resize(line.rows as usize, (at - 1) as u16);
         }
         line_at.resize(SPAN, (last - 1) as u16);
-        let mut live = Self { points, scale: 1.0, us_per_context, observed: 0, lines, line_at };
+        let mut live = Self { points, scale: 1.0, us_per_context, us_per_read, observed: 0, lines, line_at };
         live.rewrite();
         live
     }
@@ -78,6 +79,11 @@ impl LiveCurve {
     /// Microseconds of a (query token, context token) pair.
     pub(crate) fn us_per_context(&self) -> f64 {
         self.us_per_context * self.scale
+    }
+
+    /// Microseconds of a token of context that a sequence reads.
+    pub(crate) fn us_per_read(&self) -> f64 {
+        self.us_per_read * self.scale
     }
 
     /// Microseconds of each further row of a large forward.

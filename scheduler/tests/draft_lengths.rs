@@ -182,7 +182,11 @@ fn without_a_control_the_length_is_the_setting() {
 fn costs_and_times_that_make_no_sense_do_no_harm() {
     let bad = [f64::NAN, f64::INFINITY, -1.0, 0.0];
     for us in bad {
-        let curve = CostCurve { points: vec![(0, us), (4, us), (4, 1.0), (1 << 30, us)], us_per_context: us };
+        let curve = CostCurve {
+            points: vec![(0, us), (4, us), (4, 1.0), (1 << 30, us)],
+            us_per_context: us,
+            us_per_read: 0.0,
+        };
         let costs = StepCosts {
             target: curve.clone(),
             draft: curve,

@@ -336,7 +336,7 @@ proptest! {
     ) {
         let curve = |first: f64, slope: f64| CostCurve {
             points: vec![(1, first), (4, first), (64, first + 60.0 * slope)],
-            us_per_context: 0.01,
+            us_per_context: 0.01, us_per_read: 0.0,
         };
         let (target, draft) = (curve(100.0, slopes.0), curve(10.0, slopes.1));
         play(&workload, Some(&StepCosts { target, draft, proposer_keeps_kv, ..StepCosts::default() }));

@@ -41,8 +41,12 @@ static COUNTING: Counting = Counting;
 
 fn costs() -> StepCosts {
     StepCosts {
-        target: CostCurve { points: vec![(1, 500.0), (64, 900.0), (256, 1200.0)], us_per_context: 0.0 },
-        draft: CostCurve { points: vec![(1, 20.0)], us_per_context: 0.0 },
+        target: CostCurve {
+            points: vec![(1, 500.0), (64, 900.0), (256, 1200.0)],
+            us_per_context: 0.0,
+            us_per_read: 0.0,
+        },
+        draft: CostCurve { points: vec![(1, 20.0)], us_per_context: 0.0, us_per_read: 0.0 },
         proposer_keeps_kv: true,
         ..StepCosts::default()
     }

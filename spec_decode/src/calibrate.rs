@@ -53,18 +53,20 @@ pub fn measure<D: Device>(
     points.sort_unstable_by_key(|&(rows, _)| rows);
     let room = num_blocks.saturating_mul(block_size).min(limits.max_model_len as u32).saturating_sub(QUERIES);
     let context = CONTEXT.min(room);
-    let mut us_per_context = 0.0;
+    let (mut us_per_context, mut us_per_read) = (0.0, 0.0);
     let sequences = most.min(limits.token_rows as u32 / QUERIES).min(SEQUENCES);
     if context > 0 && sequences > 0 {
-        // What further query tokens cost behind a context, over what they cost without: the first reads it for all of them.
-        let mut further = |context| -> Result<f64, ExecuteError> {
-            let one = probe.us(runner, Shape { sequences, queries: 1, context })?;
-            Ok(probe.us(runner, Shape { sequences, queries: QUERIES, context })? - one)
+        // What a context adds to a pass of one query token a sequence, and of several: the first reads it for all of them.
+        let mut added = |queries| -> Result<f64, ExecuteError> {
+            let with = probe.us(runner, Shape { sequences, queries, context })?;
+            let without = probe.us(runner, Shape { sequences, queries, context: 0 })?;
+            Ok((with - without).max(0.0) / f64::from(sequences) / f64::from(context))
         };
-        let us = further(context)? - further(0)?;
-        us_per_context = us.max(0.0) / f64::from(sequences * (QUERIES - 1)) / f64::from(context);
+        let (one, several) = (added(1)?, added(QUERIES)?);
+        us_per_context = ((several - one) / f64::from(QUERIES - 1)).clamp(0.0, one);
+        us_per_read = one - us_per_context;
     }
-    Ok(CostCurve { points, us_per_context })
+    Ok(CostCurve { points, us_per_context, us_per_read })
 }
 
 /// A pass to be timed.

@@ -193,7 +193,7 @@ impl Setups {
     ) -> anyhow::Result<CostCurve> {
         let target = self.target(executor)?;
         let points = target.points.iter().map(|&(rows, us)| (rows, us * options.draft_cost)).collect();
-        Ok(CostCurve { points, us_per_context: 0.0 })
+        Ok(CostCurve { points, us_per_context: 0.0, us_per_read: 0.0 })
     }
 
     fn costs(

@@ -92,6 +92,7 @@ impl World {
                 })
                 .collect(),
             us_per_context: 0.0,
+            us_per_read: 0.0,
         };
         StepCosts {
             target: curve(1.0, 1 << 20),
