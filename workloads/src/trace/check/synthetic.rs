@@ -149,7 +149,7 @@ impl Engine {
             finished.push(self.running.remove(s).id);
         }
         let used = BLOCKS - self.pool.free();
-        let mut line = json!({"event": "step", "step": step, "time_us": {}, "mode": "eager", "graph_key": null, "groups": groups,
+        let mut line = json!({"event": "step", "step": step, "time_us": {"schedule": 1.0, "metadata": 1.0, "propose": 0.0, "execute": 1.0, "sample": 1.0}, "mode": "eager", "graph_key": null, "groups": groups,
             "rows": written.iter().map(|w| w.plan.clone()).collect::<Vec<_>>(),
             "outcome": written.iter().map(|w| w.outcome.clone()).collect::<Vec<_>>(),
             "preempted": preempted, "finished": finished, "copies": copies,
