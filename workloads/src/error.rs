@@ -63,4 +63,21 @@ pub enum Error {
         /// What is wrong with it.
         what: String,
     },
+    /// A dataset can't be read.
+    #[error(transparent)]
+    Dataset(#[from] crate::dataset::DatasetError),
+    /// Options that do not go together: what, and what to do.
+    #[error("{0}")]
+    Options(String),
+    /// An engine failed.
+    #[error("{0}")]
+    Engine(String),
+    /// A run directory is not what a resumed run needs.
+    #[error("{path}: {what}")]
+    Run {
+        /// The file or directory.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        what: String,
+    },
 }

@@ -21,8 +21,16 @@
 //! ```
 #![deny(missing_docs)]
 
+pub mod arrivals;
+pub mod dataset;
 mod error;
 pub mod latency;
+pub mod measures;
+pub mod prompt;
+pub mod replay;
+pub mod run;
+pub mod sim;
+pub mod tasks;
 pub mod trace;
 
 pub use error::Error;

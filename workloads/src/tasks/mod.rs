@@ -1,0 +1,12 @@
+//! Tasks with right answers: RULER's thirteen, generated at any length, and how answers are scored.
+
+/// Which RULER task is generated, and how long.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct RulerOptions {
+    /// Its name, as `niah_single_1`.
+    pub task: String,
+    /// Tokens of prompt and answer together, by the run's tokenizer, at most.
+    pub length: u32,
+    /// How many samples.
+    pub samples: u64,
+}
