@@ -13,6 +13,7 @@ mod machine;
 mod output_file;
 mod prompts;
 mod recording;
+mod report;
 mod scheduler_bench;
 mod speculation_flags;
 mod stdout;
@@ -46,6 +47,8 @@ enum Command {
     /// Read what a run wrote
     #[command(subcommand)]
     Trace(trace::Trace),
+    /// Draw what one run wrote, or several: one page with pictures, and the KV blocks step by step
+    Report(report::Report),
     /// Train the embedded models (builds with `--features train`)
     Train(Box<train::Train>),
 }
@@ -74,6 +77,7 @@ pub fn run() -> ExitCode {
         Some(Command::Bench(bench)) => bench.run(),
         Some(Command::Generate(generate)) => generate.run(),
         Some(Command::Trace(trace)) => trace.run(),
+        Some(Command::Report(report)) => report.run(),
         Some(Command::Train(train)) => train.run(),
     };
     match ended {
