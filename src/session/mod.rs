@@ -30,6 +30,7 @@ use pagedraft_scheduler::{
 use pagedraft_spec_decode::canary::CanaryReport;
 use pagedraft_spec_decode::metrics::SpeculationMetrics;
 use pagedraft_spec_decode::{ModelExecutor, Registered, StepRecord};
+use pagedraft_workloads::trace::{TraceTables, TraceWriter};
 
 pub use load::SessionInfo;
 pub use options::{
@@ -47,6 +48,7 @@ use trace::Trace;
 /// A running engine.
 pub struct Session {
     info: SessionInfo,
+    config: serde_json::Value,
     tokenizer: Option<Arc<Tokenizer>>,
     scheduler: Scheduler,
     executor: ModelExecutor<CpuDevice>,
@@ -71,11 +73,13 @@ impl Session {
     /// A model that does not load, options that do not go together, a trace directory that cannot be written.
     pub fn open(options: &EngineOptions) -> anyhow::Result<Self> {
         let mut loaded = load::load(options)?;
-        let trace = options.trace.as_ref().map(|to| Trace::create(to, options, &loaded.info)).transpose()?;
+        let config = trace::engine_config(options, &loaded.info);
+        let trace = options.trace.as_ref().map(|to| Trace::create(to, &config)).transpose()?;
         loaded.executor.keep_group_steps(trace.is_some());
         Ok(Self {
             tokenizer: loaded.tokenizer,
             info: loaded.info,
+            config,
             scheduler: loaded.scheduler,
             executor: loaded.executor,
             setups: loaded.setups,
@@ -93,6 +97,26 @@ impl Session {
     /// What the engine was built as.
     pub fn info(&self) -> &SessionInfo {
         &self.info
+    }
+
+    /// What the engine was opened as, for the `config.json` of a run: an object with the names of the flags. A trace that is
+    /// attached needs a `trace_tables` beside it, or in it.
+    pub fn config(&self) -> &serde_json::Value {
+        &self.config
+    }
+
+    /// Traces every step from here on, in a directory that has its `config.json` already; `tables` as it says there.
+    /// [`close`](Self::close) ends the trace.
+    ///
+    /// # Errors
+    ///
+    /// There is a trace already, or requests were submitted, whose names it would not know.
+    pub fn attach_trace(&mut self, writer: TraceWriter, tables: TraceTables) -> anyhow::Result<()> {
+        ensure!(self.trace.is_none(), "the session has a trace already");
+        ensure!(!self.has_unfinished(), "a trace can't begin while requests run");
+        self.trace = Some(Trace::new(writer, tables));
+        self.executor.keep_group_steps(true);
+        Ok(())
     }
 
     /// The model's name.
