@@ -187,6 +187,15 @@ fn a_sample_is_the_same_alone_and_in_its_row_and_others_are_others() {
 }
 
 #[test]
+fn a_longer_text_asks_for_the_same_needles() {
+    for task in RULER_TASKS.iter().filter(|task| task.starts_with("niah") || **task == "vt") {
+        let at =
+            |length| answers(&generator(task, length, 3, Arc::new(Quarters)).sample(1).unwrap()).to_vec();
+        assert_eq!(at(1024), at(16_384), "{task}");
+    }
+}
+
+#[test]
 fn an_unknown_task_is_told_the_thirteen() {
     let error =
         ruler_samples(&options("niah_single_4", 4096), 0, Arc::new(Blanks)).err().unwrap().to_string();

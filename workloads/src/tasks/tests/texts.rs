@@ -1,5 +1,8 @@
 //! Solvers that read the text as a person would.
 
+use super::super::draws::Draws;
+use super::super::fit::Composition;
+use super::super::frequent_words::FrequentWords;
 use super::{Quarters, answers, every_sample, generator, text};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -267,6 +270,29 @@ fn frequent_words_are_those_a_count_finds_and_none_ties() {
             assert!((n as f64 - share).abs() <= 1.0, "{length}: rank {}: {n} and not {share}", k + 1);
         }
     });
+}
+
+#[test]
+fn third_and_fourth_frequent_words_tie_below_the_least_text_and_never_from_there_on() {
+    let ties = |units: u64| {
+        let words = FrequentWords::new(Draws { task: 0, seed: 1, index: units }, 4096);
+        let (prompt, asked) = (words.prompt(units), words.answers());
+        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+        for word in between(&prompt, "coded words. ", "\n").split(' ') {
+            *counts.entry(word).or_default() += 1;
+        }
+        let mut ranked: Vec<(&str, usize)> = counts.into_iter().filter(|(word, _)| *word != "...").collect();
+        ranked.sort_by_key(|&(_, n)| std::cmp::Reverse(n));
+        let tied = ranked.len() > 3 && ranked[2].1 == ranked[3].1;
+        assert!(
+            tied || ranked.len() < 3 || set(&asked) == ranked[..3].iter().map(|&(w, _)| w).collect(),
+            "{units}"
+        );
+        tied
+    };
+    let least = FrequentWords::new(Draws { task: 0, seed: 1, index: 0 }, 4096).least();
+    assert!((1..least).any(ties));
+    assert!(!(least..2_000).any(ties));
 }
 
 #[test]
