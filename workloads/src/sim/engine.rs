@@ -11,7 +11,6 @@ use super::draws::Draws;
 use super::event_log::EventLog;
 use super::freezes::Freezes;
 use super::graphs::{GraphShape, Graphs};
-use super::stand_in::StandIn;
 use super::{CostModel, SimOptions, StepCost, StepShape};
 use crate::Error;
 use crate::replay::{EndedRequest, RowReport, StepReport, Ticket};
@@ -259,8 +258,8 @@ impl Engine {
         outcome.rows.clear();
         outcome.tokens.clear();
         shape.draft_passes.clear();
+        (shape.draft_catch_up, shape.draft_reads, shape.draft_pairs) = (0, 0, 0);
         let mut sums = Sums::default();
-        shape.draft_catch_up = 0;
         if let Some(drafting) = drafting {
             drafting.begin();
         }

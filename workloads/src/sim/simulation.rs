@@ -63,6 +63,7 @@ impl<'a> Run<'a> {
         if options.max_concurrency == Some(0) {
             return Err(Error::Options("--max-concurrency 0: no request could ever be sent".to_owned()));
         }
+        options.cost.check().map_err(|what| Error::Options(format!("the cost model: {what}")))?;
         let routing = Routing::new(options.router, &options.scheduler);
         let weighed = routing.weighs() && options.replicas > 1;
         let engine = |replica| Engine::new(replica, options, weighed);
