@@ -2,8 +2,8 @@
 
 use pagedraft_block_manager::GroupId;
 use pagedraft_scheduler::{
-    Applied, DraftControl, FinishReason, Kind, KvView, PlanRow, RequestSpec, RowOutcome, Scheduler,
-    SchedulerConfig, StepOutcome, StepPlan, StepTimes, SubmitError,
+    Applied, DraftControl, FinishReason, Kind, KvView, PlanRow, RequestKey, RequestSpec, RowOutcome,
+    Scheduler, SchedulerConfig, StepOutcome, StepPlan, StepTimes, SubmitError,
 };
 
 use super::drafting::{Drafted, Drafting};
@@ -11,7 +11,8 @@ use super::draws::Draws;
 use super::event_log::EventLog;
 use super::freezes::Freezes;
 use super::graphs::{GraphShape, Graphs};
-use super::{CostModel, SimOptions, StepCost, StepShape};
+use super::step_trace::{Made, StepTrace};
+use super::{CostModel, Observer, SimOptions, StepCost, StepShape};
 use crate::Error;
 use crate::replay::{EndedRequest, RowReport, StepReport, Ticket};
 use crate::trace::PoolCounts;
@@ -35,6 +36,7 @@ pub(super) struct Engine {
     price: StepCost,
     graph: Option<GraphShape>,
     report: StepReport,
+    trace: Option<StepTrace>,
     /// When the step that runs ends.
     ends: Option<u64>,
     /// Whether `load` is kept.
@@ -99,7 +101,12 @@ impl Engine {
     /// # Errors
     ///
     /// Options that can't be.
-    pub(super) fn new(replica: u32, options: &SimOptions, weighed: bool) -> Result<Self, Error> {
+    pub(super) fn new(
+        replica: u32,
+        options: &SimOptions,
+        weighed: bool,
+        traced: bool,
+    ) -> Result<Self, Error> {
         let speculation = options.speculation.as_ref();
         let config = SchedulerConfig {
             num_speculative_tokens: speculation.map_or(0, |s| s.most),
@@ -111,6 +118,7 @@ impl Engine {
             let costs = options.cost.step_costs(Some(&auto.proposer));
             scheduler.set_draft_control(Some(DraftControl::new(auto.most, &costs)));
         }
+        let trace = traced.then(|| StepTrace::new(options.scheduler.block_size)).transpose();
         Ok(Self {
             scheduler,
             freezes: Freezes::new(&options.cost.freezes).map_err(Error::Options)?,
@@ -126,6 +134,7 @@ impl Engine {
             price: StepCost::default(),
             graph: None,
             report: StepReport { replica, ..StepReport::default() },
+            trace: trace.map_err(|e| Error::Options(e.to_string()))?,
             ends: None,
             weighed,
             load: 0,
@@ -192,6 +201,9 @@ impl Engine {
         if self.requests.len() <= key.index() {
             self.requests.resize_with(key.index() + 1, InFlight::default);
         }
+        if let Some(trace) = &mut self.trace {
+            trace.name(key, index);
+        }
         let mut request = InFlight {
             ticket,
             index,
@@ -222,6 +234,7 @@ impl Engine {
         }
         self.preempt();
         self.execute();
+        self.gather()?;
         let proposer = self.drafting.as_ref().map(|drafting| &drafting.cost);
         self.price = self.cost.step(&self.shape, proposer);
         // A float becomes the nearest integer it can: what is no number, 0.
@@ -303,6 +316,30 @@ impl Engine {
         report.decode_rows = sums.decode_rows;
         self.graph = self.graphs.replayed(shape, sums.max_query_len);
         shape.replayed = self.graph.is_some();
+    }
+
+    /// Makes what a trace has of the step, where one is written.
+    fn gather(&mut self) -> Result<(), Error> {
+        let Self { trace: Some(trace), plan, outcome, scheduler, requests, drafting, .. } = self else {
+            return Ok(());
+        };
+        let expands = drafting.as_ref().is_some_and(|drafting| drafting.batch_expansion);
+        let draws = |key: RequestKey| requests.get(key.index()).map(|r| r.draws).unwrap_or_default();
+        let gathered = trace.gather(plan, outcome, scheduler, expands, draws);
+        gathered.map_err(|e| Error::Engine(format!("the metadata of step {}: {e}", plan.id.0)))
+    }
+
+    /// Hands the step that was finished last to an observer that writes traces.
+    ///
+    /// # Errors
+    ///
+    /// The observer's.
+    pub(super) fn tell(&mut self, observer: &mut dyn Observer) -> Result<(), Error> {
+        let Self { trace: Some(trace), plan, outcome, applied, price, graph, report, .. } = self else {
+            return Ok(());
+        };
+        let made = Made { plan, outcome, applied, cost: *price, graph: graph.as_ref(), pool: report.pool };
+        observer.trace(report.replica, &trace.event(&made))
     }
 
     /// Ends the step that runs: [`report`](Self::report) has what it gave.

@@ -13,6 +13,7 @@ mod observer;
 mod options;
 mod router;
 mod simulation;
+mod step_trace;
 
 pub use cost_model::{Acceptance, CostModel, DraftCost, Freeze, Overhead, StepCost, StepShape};
 pub use graphs::GraphShape;
