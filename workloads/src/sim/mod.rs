@@ -9,9 +9,11 @@ mod engine;
 mod event_log;
 mod freezes;
 mod graphs;
+mod in_flight;
 mod observer;
 mod options;
 mod router;
+mod row_sums;
 mod simulation;
 mod step_trace;
 
