@@ -289,7 +289,7 @@ impl Engine {
             return Ok(());
         };
         let made = Made { plan, outcome, applied, cost: *price, graph: graph.as_ref(), pool: report.pool };
-        observer.trace(report.replica, &trace.event(&made))
+        observer.trace(report.replica, trace.event(&made))
     }
 
     /// Ends the step that runs: [`report`](Self::report) has what it gave.

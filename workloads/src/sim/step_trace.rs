@@ -107,6 +107,7 @@ impl StepTrace {
         let StepCost { schedule, metadata, propose, execute, sample, .. } = cost;
         StepEvent {
             plan,
+            first_step: 0,
             outcome: &outcome.rows,
             tokens: &outcome.tokens,
             applied,

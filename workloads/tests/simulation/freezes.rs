@@ -28,6 +28,8 @@ fn the_p99_of_a_run_that_froze_is_the_analytic_one() {
     let p99 = expected[5940];
     assert!((p99 - 9400.0).abs() < 20.0, "{p99}");
     assert!((found[5940] / p99 - 1.0).abs() < 0.01, "{} for {p99}", found[5940]);
+    let reported = outcome.recorder.summary().latencies.ttft.p99.unwrap();
+    assert!((reported / p99 - 1.0).abs() < 0.01, "{reported} for {p99}");
     let wrong = expected.iter().zip(&found).filter(|(e, f)| (*e - *f).abs() > 2.0).count();
     assert_eq!(wrong, 0);
 }

@@ -1,5 +1,6 @@
 use std::path::PathBuf;
 
+use pagedraft_workloads::run::LineFormat;
 use pagedraft_workloads::sim::SimOptions;
 use pagedraft_workloads::trace::{STEPS_FILE, TraceWriter, check_dir};
 use serde_json::{Value, json};
@@ -34,7 +35,10 @@ fn traced(name: &str, options: &SimOptions) -> (Vec<Value>, String) {
         "acceptance": "coupled",
         "trace_tables": "full",
     });
-    let seen = Seen { trace: Some(TraceWriter::create(&scratch.0, &config).unwrap()), ..Seen::default() };
+    let seen = Seen {
+        trace: Some(TraceWriter::create(&scratch.0, &config, LineFormat::Jsonl).unwrap()),
+        ..Seen::default()
+    };
     let mut outcome = try_run(random_stream(5, 60, 2_000_000, 120, 40), options, seen).unwrap();
     outcome.seen.trace.take().unwrap().finish(&json!({})).unwrap();
     let report = check_dir(&scratch.0).unwrap();

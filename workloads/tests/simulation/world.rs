@@ -103,9 +103,9 @@ impl Observer for Seen {
         self.trace.is_some()
     }
 
-    fn trace(&mut self, replica: u32, event: &SimEvent<'_>) -> Result<(), Error> {
+    fn trace(&mut self, replica: u32, event: SimEvent<'_>) -> Result<(), Error> {
         assert_eq!(replica, 0, "a trace is of one engine");
-        self.trace.as_mut().map_or(Ok(()), |trace| trace.write(event))
+        self.trace.as_mut().map_or(Ok(()), |trace| trace.write(&event))
     }
 
     fn stop(&mut self) -> bool {
