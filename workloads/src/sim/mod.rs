@@ -9,10 +9,13 @@ mod engine;
 mod event_log;
 mod freezes;
 mod graphs;
+mod in_flight;
 mod observer;
 mod options;
 mod router;
+mod row_sums;
 mod simulation;
+mod step_trace;
 
 pub use cost_model::{Acceptance, CostModel, DraftCost, Freeze, Overhead, StepCost, StepShape};
 pub use graphs::GraphShape;
