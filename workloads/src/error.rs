@@ -24,12 +24,12 @@ pub enum Error {
     #[error("trace directory {path} holds a {file} already; name another directory, or an empty one")]
     HoldsTrace {
         /// The file.
-        file: &'static str,
+        file: String,
         /// What was given.
         path: PathBuf,
     },
-    /// Writing the trace failed midway (disk full, directory removed).
-    #[error("can't write trace file {path}: {source}")]
+    /// Writing a file failed midway (disk full, directory removed).
+    #[error("can't write {path}: {source}")]
     Write {
         /// The file.
         path: PathBuf,
