@@ -7,6 +7,7 @@ mod draft;
 mod load;
 mod options;
 mod request;
+mod row;
 mod sequence;
 mod speculation;
 mod text;
@@ -18,6 +19,7 @@ use std::time::Instant;
 
 use anyhow::{bail, ensure};
 
+use pagedraft_block_manager::Slab;
 use pagedraft_model::RunCounts;
 use pagedraft_model::cpu::CpuDevice;
 use pagedraft_model::tokenizer::Tokenizer;
@@ -35,6 +37,7 @@ pub use options::{
     DraftLength, DraftRef, EngineOptions, LoadFormat, ModelRef, SpeculationOptions, TraceOptions,
 };
 pub use request::{Emitted, Request, RequestId, RequestOutput, StepReport};
+pub use row::StepRow;
 pub use speculation::SetupId;
 
 use crate::exit::usage;
@@ -54,8 +57,11 @@ pub struct Session {
     plan: StepPlan,
     outcome: StepOutcome<StepRecord>,
     applied: Vec<Applied>,
-    sequences: Vec<Option<Sequence>>,
-    by_key: HashMap<RequestKey, usize>,
+    /// Such as have not been taken yet; their places are used again.
+    sequences: Slab<Sequence>,
+    by_key: HashMap<RequestKey, RequestId>,
+    /// The last step's.
+    rows: Vec<StepRow>,
     trace: Option<Trace>,
 }
 
@@ -81,8 +87,9 @@ impl Session {
             plan: StepPlan::default(),
             outcome: StepOutcome::default(),
             applied: Vec::new(),
-            sequences: Vec::new(),
+            sequences: Slab::default(),
             by_key: HashMap::new(),
+            rows: Vec::new(),
             trace,
         })
     }
@@ -235,9 +242,9 @@ impl Session {
                 let name = &request.request_id;
                 trace.name(key, if request.n > 1 { format!("{name}/{sample}") } else { name.clone() });
             }
-            self.by_key.insert(key, self.sequences.len());
-            ids.push(RequestId(self.sequences.len()));
-            self.sequences.push(Some(sequence.with_key(key)));
+            let id = RequestId(self.sequences.insert(sequence.with_key(key)));
+            self.by_key.insert(key, id);
+            ids.push(id);
         }
         Ok(ids)
     }
@@ -304,7 +311,7 @@ impl Session {
     ///
     /// What there is of its text cannot be decoded.
     pub fn abort(&mut self, id: RequestId) -> anyhow::Result<()> {
-        if let Some(sequence) = self.sequences.get_mut(id.0).and_then(Option::as_mut) {
+        if let Some(sequence) = self.sequences.get_mut(id.0) {
             let info = self.scheduler.request(sequence.key());
             if self.scheduler.abort(sequence.key()) {
                 self.by_key.remove(&sequence.key());
@@ -335,9 +342,19 @@ impl Session {
         let schedule = start.elapsed();
         self.executor.execute(&self.plan, &self.scheduler, &mut self.outcome)?;
         self.scan_stops()?;
+        // Who ends with the step has no table and no seat any more once it is applied.
+        self.note_rows();
+        let stats = self.scheduler.stats();
+        let mut report = StepReport {
+            step: self.plan.id.0,
+            rows: self.plan.rows.len(),
+            preempted: self.plan.preempted.len(),
+            running: stats.running,
+            waiting: stats.waiting,
+            ..StepReport::default()
+        };
         self.scheduler.apply(&self.outcome, &mut self.applied)?;
-        let mut report =
-            StepReport { step: self.plan.id.0, rows: self.plan.rows.len(), ..StepReport::default() };
+        report.pool = self.scheduler.stats().pool;
         self.collect(&mut report)?;
         if let Some(trace) = &mut self.trace {
             let (draft, pool) = (self.executor.group_step(), self.scheduler.stats().pool);
@@ -369,6 +386,23 @@ impl Session {
         Ok(())
     }
 
+    /// Takes down who runs in the step, and the blocks that each holds.
+    fn note_rows(&mut self) {
+        self.rows.clear();
+        for row in &self.plan.rows {
+            let Some(&id) = self.by_key.get(&row.request) else { continue };
+            let Some(sequence) = self.sequences.get_mut(id.0) else { continue };
+            let cached = self.scheduler.request(row.request).map_or(0, |info| info.num_cached_tokens);
+            sequence.hold(row::table(&self.scheduler, row), cached / self.info.block_size.max(1));
+            self.rows.push(StepRow::planned(id, row, cached));
+        }
+    }
+
+    /// What the last step was to each of its requests, in the plan's order.
+    pub fn step_rows(&self) -> &[StepRow] {
+        &self.rows
+    }
+
     /// Hands what the step gave to its sequences.
     fn collect(&mut self, report: &mut StepReport) -> anyhow::Result<()> {
         for row in &self.plan.rows {
@@ -379,9 +413,14 @@ impl Session {
         }
         report.replayed = self.outcome.record.is_replayed();
         report.stages = self.outcome.record.time_us;
+        let mut rows = self.rows.iter_mut();
         for applied in &self.applied {
-            if let Some(sequence) = sequence(&mut self.sequences, &self.by_key, applied.request) {
+            let Some(&id) = self.by_key.get(&applied.request) else { continue };
+            if let Some(sequence) = self.sequences.get_mut(id.0) {
                 sequence.begin(applied);
+            }
+            if let Some(row) = rows.find(|row| row.id == id) {
+                row.apply(applied);
             }
         }
         for (request, logprobs) in &self.outcome.record.logprobs {
@@ -405,42 +444,36 @@ impl Session {
             }
         }
         for applied in &self.applied {
-            let Some(&at) = self.by_key.get(&applied.request) else { continue };
-            let Some(sequence) = self.sequences[at].as_mut() else { continue };
+            let Some(&id) = self.by_key.get(&applied.request) else { continue };
+            let Some(sequence) = self.sequences.get_mut(id.0) else { continue };
             let tokens = &self.outcome.tokens[applied.tokens.start as usize..applied.tokens.end as usize];
             let text = sequence.extend(tokens, applied.finish)?;
             if applied.finish.is_some() {
                 sequence.note(self.scheduler.request(applied.request));
             }
-            report.emitted.push(Emitted {
-                id: RequestId(at),
-                tokens: tokens.to_vec(),
-                text,
-                finish: applied.finish,
-            });
+            report.emitted.push(Emitted { id, tokens: tokens.to_vec(), text, finish: applied.finish });
         }
         Ok(())
     }
 
     /// What came of a sample so far; its memory is given up once it has ended.
     pub fn take_output(&mut self, id: RequestId) -> Option<RequestOutput> {
-        let slot = self.sequences.get_mut(id.0)?;
-        let output = slot.as_ref()?.output().clone();
-        if output.finish_reason.is_some() {
-            *slot = None;
+        let output = self.sequences.get(id.0)?.output();
+        if output.finish_reason.is_none() {
+            return Some(output.clone());
         }
-        Some(output)
+        self.sequences.remove(id.0).map(Sequence::into_output)
     }
 
     /// The logits each token of a sample was chosen from, where they are kept.
     pub fn take_logits(&mut self, id: RequestId) -> Vec<Vec<f32>> {
-        let sequence = self.sequences.get_mut(id.0).and_then(Option::as_mut);
+        let sequence = self.sequences.get_mut(id.0);
         sequence.map(Sequence::take_logits).unwrap_or_default()
     }
 
     /// The hidden states, behind the final norm, that those logits were made of, where they are kept.
     pub fn take_hidden(&mut self, id: RequestId) -> Vec<Vec<f32>> {
-        let sequence = self.sequences.get_mut(id.0).and_then(Option::as_mut);
+        let sequence = self.sequences.get_mut(id.0);
         sequence.map(Sequence::take_hidden).unwrap_or_default()
     }
 
@@ -458,9 +491,9 @@ impl Session {
 }
 
 fn sequence<'a>(
-    sequences: &'a mut [Option<Sequence>],
-    by_key: &HashMap<RequestKey, usize>,
+    sequences: &'a mut Slab<Sequence>,
+    by_key: &HashMap<RequestKey, RequestId>,
     key: RequestKey,
 ) -> Option<&'a mut Sequence> {
-    sequences.get_mut(*by_key.get(&key)?)?.as_mut()
+    sequences.get_mut(by_key.get(&key)?.0)
 }

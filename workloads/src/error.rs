@@ -63,6 +63,14 @@ pub enum Error {
         /// What is wrong with it.
         what: String,
     },
+    /// A file that should be a cost model is none.
+    #[error("cost model {path}: {what}")]
+    CostModel {
+        /// The file.
+        path: PathBuf,
+        /// Which field, and what is wrong with it.
+        what: String,
+    },
     /// A dataset can't be read.
     #[error(transparent)]
     Dataset(#[from] crate::dataset::DatasetError),

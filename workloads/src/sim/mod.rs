@@ -1,6 +1,7 @@
 //! Virtual time: the engine's own scheduler and block manager, steps that cost what a model of costs says, no sleeping.
 
 mod client;
+mod cost_file;
 mod cost_model;
 mod drafting;
 mod draws;
@@ -12,9 +13,8 @@ mod observer;
 mod options;
 mod router;
 mod simulation;
-mod stand_in;
 
-pub use cost_model::{Acceptance, CostModel, DraftCost, Freeze, StepCost, StepShape};
+pub use cost_model::{Acceptance, CostModel, DraftCost, Freeze, Overhead, StepCost, StepShape};
 pub use graphs::GraphShape;
 pub use observer::{Observer, SimEvent};
 pub use options::{SimOptions, SimSpeculation};
