@@ -11,7 +11,6 @@ use super::draws::Draws;
 use super::event_log::EventLog;
 use super::freezes::Freezes;
 use super::graphs::{GraphShape, Graphs};
-use super::stand_in::StandIn;
 use super::{CostModel, SimOptions, StepCost, StepShape};
 use crate::Error;
 use crate::replay::{EndedRequest, RowReport, StepReport, Ticket};

@@ -13,7 +13,6 @@ mod observer;
 mod options;
 mod router;
 mod simulation;
-mod stand_in;
 
 pub use cost_model::{Acceptance, CostModel, DraftCost, Freeze, Overhead, StepCost, StepShape};
 pub use graphs::GraphShape;
