@@ -242,6 +242,9 @@ fn check_line(
     let event: Event<'_> = serde_json::from_slice(bytes).map_err(malformed)?;
     *number = event.step;
     if event.event != "step" {
+        if event.event == "resume" {
+            lives.resume();
+        }
         report.other_events += 1;
         return Ok(());
     }
