@@ -1,5 +1,9 @@
 //! When requests are sent.
 
+mod times;
+
+pub use times::ArrivalTimes;
+
 use serde::{Deserialize, Serialize};
 
 /// How intended arrivals come about.
@@ -13,20 +17,26 @@ pub enum Arrivals {
     },
     /// All at the beginning (or, with a limit of concurrency, as soon as there is room).
     AtOnce,
-    /// Gaps of equal length.
+    /// Gaps of equal length: request `i` at `i / rate`, computed from `i`, so that nothing adds up.
     Constant {
         /// Requests a second.
         rate: f64,
     },
-    /// Gaps drawn from a gamma distribution of shape `burstiness` (1: exponential, a Poisson process; less: bursts; more:
-    /// more even), scaled so that the workload's last request comes when the rate says.
+    /// Gaps drawn from a gamma distribution of shape `burstiness` and scale `1 / (rate * burstiness)` (shape 1: exponential,
+    /// a Poisson process; less: bursts; more: more even; the gaps' coefficient of variation is `1 / sqrt(burstiness)`).
+    ///
+    /// As `vllm bench serve` does it, the drawn gaps are then scaled by one factor so that the last of `items` requests comes
+    /// at exactly `items / rate`. So the rate asked is the rate sent, and two seeds offer the same load. It also means that these
+    /// are not `items` independent draws: they are draws given their sum. For Poisson, that is `items - 1` points thrown
+    /// evenly into the run and one at its end; what varies from seed to seed is when requests bunch, not how many come.
     Gamma {
         /// Requests a second.
         rate: f64,
         /// The distribution's shape.
         burstiness: f64,
     },
-    /// Poisson arrivals whose rate grows (or falls) over the workload's requests.
+    /// Exponential gaps whose rate goes from `from` to `to` over the workload's requests: request `i` of `n` has that of progress
+    /// `i / (n - 1)`. Scaled by one factor so that the last request comes at `n / rate_asked`, the expected time of such a ramp.
     Ramp {
         /// Requests a second at the beginning.
         from: f64,
@@ -37,31 +47,55 @@ pub enum Arrivals {
     },
 }
 
-/// Intended arrivals, one after the other.
-#[derive(Clone, Debug)]
-pub struct ArrivalTimes {}
-
 impl Arrivals {
-    /// The times of a workload of `items` requests.
+    /// The times of a workload of `items` requests. Drawn times are drawn twice from the same stream, once for their sum, so that
+    /// nothing is kept; above a thousand million requests the sum is taken to be what is expected.
     ///
     /// # Errors
     ///
     /// A rate, a speed or a burstiness that is not a positive number: what is wrong, by the flag's name.
-    pub fn times(&self, _items: u64, _seed: u64) -> Result<ArrivalTimes, String> {
-        unimplemented!()
+    pub fn times(&self, items: u64, seed: u64) -> Result<ArrivalTimes, String> {
+        match *self {
+            Self::Recorded { speed } => positive("--speed", speed)?,
+            Self::AtOnce => {}
+            Self::Constant { rate } => positive("--request-rate", rate)?,
+            Self::Gamma { rate, burstiness } => {
+                positive("--request-rate", rate)?;
+                positive("--burstiness", burstiness)?;
+            }
+            Self::Ramp { from, to, .. } => {
+                positive("--ramp-up-start-rps", from)?;
+                positive("--ramp-up-end-rps", to)?;
+            }
+        }
+        ArrivalTimes::new(*self, items, seed)
     }
 
-    /// Requests a second that are asked for, where they are; of a ramp, on average.
+    /// Requests a second that are asked for, where they are; of a ramp, requests by expected duration.
     #[must_use]
     pub fn rate_asked(&self) -> Option<f64> {
-        unimplemented!()
+        match *self {
+            Self::Recorded { .. } | Self::AtOnce => None,
+            Self::Constant { rate } | Self::Gamma { rate, .. } => Some(rate),
+            Self::Ramp { from, to, exponential } => {
+                // The inverse of the mean gap: of the integral of 1 / rate(x) over progress x from 0 to 1.
+                let log = (to / from).ln();
+                Some(if (to - from).abs() <= 1e-9 * from.abs() {
+                    from
+                } else if exponential {
+                    from * (log / (to - from)) * to
+                } else {
+                    (to - from) / log
+                })
+            }
+        }
     }
 }
 
-impl ArrivalTimes {
-    /// The next one in nanoseconds since the run began, `recorded_s` being the trace's own; `None`: as soon as there is room.
-    /// Never earlier than the one before.
-    pub fn next(&mut self, _recorded_s: Option<f64>) -> Option<u64> {
-        unimplemented!()
+fn positive(flag: &str, value: f64) -> Result<(), String> {
+    if value.is_finite() && value > 0.0 {
+        Ok(())
+    } else {
+        Err(format!("{flag} is {value}; it must be a number greater than 0"))
     }
 }

@@ -2,22 +2,31 @@
 //!
 //! Latencies count from the intended arrival, so that an engine that stalls, or a client that could not send, shows
 //! (coordinated omission). A token's time is the end of the step that gave it.
+//!
+//! Of a step that gives a request several tokens (speculation) there are three readings of the inter-token latency, and all are
+//! reported ([`InterToken`]). Percentiles are an HDR histogram's of 3 significant digits; means, deviations and greatest values
+//! are exact ([`Figures`]).
 
+mod blocks;
+mod distribution;
+mod figures;
+mod in_flight;
+mod latencies;
+mod peaks;
 mod recorder;
+mod slo;
+mod speculation;
 mod summary;
+mod timeline;
+mod totals;
 
+pub use blocks::{HotBlock, Tally};
+pub use figures::{Figures, Latencies};
+pub use latencies::InterToken;
 pub use recorder::{Recorder, RecorderOptions};
-pub use summary::Summary;
-
-use serde::{Deserialize, Serialize};
-
-/// Latency goals of a request, in milliseconds; all that are given must be met.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Slo {
-    /// Time to the first token.
-    pub ttft_ms: Option<f64>,
-    /// Time per output token.
-    pub tpot_ms: Option<f64>,
-    /// End to end.
-    pub e2el_ms: Option<f64>,
-}
+pub use slo::Slo;
+pub use speculation::Speculation;
+pub use summary::{
+    Goodput, KvUse, LatencyMs, PrefixCache, RequestRate, RunFacts, Score, Serving, Steady, Summary,
+};
+pub use timeline::Timeline;

@@ -1,12 +1,27 @@
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::config::differences;
+use super::leftovers::with_version;
+use super::{Begin, Leftovers, LineFormat, LineReader, LineWriter, REPORT_FILE, REQUESTS_FILE};
 use crate::Error;
 use crate::measures::Summary;
 use crate::replay::RequestLine;
+use crate::trace::{CONFIG_FILE, SUMMARY_FILE, TraceWriter, last_step, replace_file};
 
-/// A run directory being written.
+/// A run directory being written. Dropped before a line was written to it or to its trace, a directory that was made for
+/// the run is gone again.
 #[derive(Debug)]
-pub struct RunDirectory {}
+pub struct RunDirectory {
+    path: PathBuf,
+    requests: LineWriter,
+    begin: Begin,
+    next_step: u64,
+    leftovers: Arc<Leftovers>,
+}
 
 /// What a stopped run left.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -18,22 +33,48 @@ pub struct Resumed {
 }
 
 impl RunDirectory {
-    /// Makes the directory and writes `config` to its `config.json`, with a `schema_version`.
+    /// Makes the directory, and those above it, and writes `config` to its `config.json`, with a `schema_version`.
     ///
     /// # Errors
     ///
     /// Before anything is written: it can't be made, or holds a run.
-    pub fn create(_path: &Path, _config: &serde_json::Value) -> Result<Self, Error> {
-        unimplemented!()
+    pub fn create(path: &Path, config: &Value) -> Result<Self, Error> {
+        if path.exists() && !path.is_dir() {
+            return Err(Error::NotADirectory { path: path.to_owned() });
+        }
+        let others = [REQUESTS_FILE, REPORT_FILE].into_iter().find(|name| path.join(name).exists());
+        if let Some(there) = TraceWriter::occupied(path).or_else(|| others.map(str::to_owned)) {
+            let what = "is there already: the directory holds a run, or something else's files. Go on with a run that was \
+                        stopped (--resume), or name another directory";
+            return Err(Error::Run { path: path.join(there), what: what.to_owned() });
+        }
+        let leftovers = Arc::new(Leftovers::start(path, config.clone())?);
+        Self::open(path, Begin::New, 0, leftovers)
     }
 
     /// Goes on with a run that was stopped: its lines are kept, and new ones added behind them.
     ///
     /// # Errors
     ///
-    /// It holds no run, a line of it can't be read, or its `config.json` differs from `config`: in which fields.
-    pub fn resume(_path: &Path, _config: &serde_json::Value) -> Result<(Self, Resumed), Error> {
-        unimplemented!()
+    /// It holds no run, or one that is finished; a line of it can't be read; its `config.json` differs from `config`: in
+    /// which fields (`date`, `out`, `resume` and `revision` may).
+    pub fn resume(path: &Path, config: &Value) -> Result<(Self, Resumed), Error> {
+        stopped(path, config)?;
+        let requests = path.join(REQUESTS_FILE);
+        let mut lines = Vec::new();
+        if requests.exists() {
+            let mut reader = LineReader::open(&requests, LineFormat::Jsonl)?;
+            while let Some(line) = reader.next_line()? {
+                let parsed = serde_json::from_slice(line);
+                lines.push(parsed.map_err(|error| Error::Run {
+                    path: requests.clone(),
+                    what: format!("line {}: {error}", reader.number()),
+                })?);
+            }
+        }
+        let next_step = last_step(path)?.map_or(0, |last| last.saturating_add(1));
+        let run = Self::open(path, Begin::Append, next_step, Arc::new(Leftovers::none(path)))?;
+        Ok((run, Resumed { lines, next_step }))
     }
 
     /// Goes on with a run that was stopped and is made again from its beginning, to the same bytes: lines that are there are
@@ -42,14 +83,41 @@ impl RunDirectory {
     /// # Errors
     ///
     /// As [`resume`](Self::resume).
-    pub fn repeat(_path: &Path, _config: &serde_json::Value) -> Result<Self, Error> {
-        unimplemented!()
+    pub fn repeat(path: &Path, config: &Value) -> Result<Self, Error> {
+        stopped(path, config)?;
+        Self::open(path, Begin::Repeat, 0, Arc::new(Leftovers::none(path)))
+    }
+
+    fn open(path: &Path, begin: Begin, next_step: u64, leftovers: Arc<Leftovers>) -> Result<Self, Error> {
+        let requests = path.join(REQUESTS_FILE);
+        let requests = LineWriter::open(requests, LineFormat::Jsonl, begin, Arc::clone(&leftovers))?;
+        if begin != Begin::New {
+            // It was of the part that was run before.
+            match std::fs::remove_file(path.join(SUMMARY_FILE)) {
+                Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(Error::Unwritable { path: path.to_owned(), source });
+                }
+                _ => {}
+            }
+        }
+        Ok(Self { path: path.to_owned(), requests, begin, next_step, leftovers })
     }
 
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &PathBuf {
-        unimplemented!()
+        &self.path
+    }
+
+    /// The trace of its steps, in the same way: new, going on behind what is there (with a line of event `resume`), or
+    /// repeating it. [`TraceWriter::finish`] writes no summary then. Steps that a stopped run stored in one format go on in
+    /// that one (Parquet is made from any).
+    ///
+    /// # Errors
+    ///
+    /// As [`LineWriter`]'s.
+    pub fn trace(&self, format: LineFormat) -> Result<TraceWriter, Error> {
+        TraceWriter::in_run(&self.path, format, self.begin, self.next_step, Arc::clone(&self.leftovers))
     }
 
     /// Adds a line to `requests.jsonl`.
@@ -57,16 +125,71 @@ impl RunDirectory {
     /// # Errors
     ///
     /// A fault of the disk; a repeated line that differs from the one that is there.
-    pub fn write(&mut self, _line: &RequestLine) -> Result<(), Error> {
-        unimplemented!()
+    pub fn write(&mut self, line: &RequestLine) -> Result<(), Error> {
+        self.requests.write(line)
     }
 
     /// Waits until every line is with the system, and writes `summary.json`.
     ///
     /// # Errors
     ///
-    /// A fault of the disk.
-    pub fn finish(self, _summary: &Summary) -> Result<(), Error> {
-        unimplemented!()
+    /// A fault of the disk; repeated lines that differ, or that are there and were not repeated.
+    pub fn finish(self, summary: &Summary) -> Result<(), Error> {
+        self.requests.keep();
+        self.requests.close()?;
+        write_summary(&self.path, summary)
+    }
+
+    /// Ends a run before its end (Ctrl-C): as [`finish`](Self::finish), with `"interrupted": true` in the summary, so that
+    /// it can be gone on with. In a run that is repeated, what is there already stays.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the disk; repeated lines that differ.
+    pub fn stop(self, summary: &Summary) -> Result<(), Error> {
+        self.requests.keep();
+        self.requests.leave()?;
+        let mut summary =
+            serde_json::to_value(summary).map_err(|source| Error::Encode { what: "the summary", source })?;
+        if let Some(fields) = summary.as_object_mut() {
+            fields.insert("interrupted".to_owned(), json!(true));
+        }
+        write_summary(&self.path, &summary)
     }
 }
+
+fn write_summary(directory: &Path, summary: &impl Serialize) -> Result<(), Error> {
+    let summary =
+        serde_json::to_vec_pretty(summary).map_err(|source| Error::Encode { what: "the summary", source })?;
+    let path = directory.join(SUMMARY_FILE);
+    replace_file(&path, &summary).map_err(|source| Error::Write { path, source })
+}
+
+/// That `path` holds a run of `config` that was stopped.
+fn stopped(path: &Path, config: &Value) -> Result<(), Error> {
+    let bad = |path: &Path, what: &str| Err(Error::Run { path: path.to_owned(), what: what.to_owned() });
+    let file = path.join(CONFIG_FILE);
+    if !file.exists() {
+        return bad(path, "holds no run to go on with; start one without --resume");
+    }
+    let there = read_object(&file)?;
+    if let Some(differences) = differences(&there, &with_version(config.clone())?) {
+        let what =
+            format!("the run that is there was asked otherwise, and can't be gone on with: {differences}");
+        return bad(&file, &what);
+    }
+    let file = path.join(SUMMARY_FILE);
+    if file.exists() && read_object(&file)?.get("interrupted") != Some(&json!(true)) {
+        return bad(&file, "is there: the run is finished, nothing is left to go on with");
+    }
+    Ok(())
+}
+
+fn read_object(path: &Path) -> Result<Value, Error> {
+    let bytes = std::fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+    serde_json::from_slice(&bytes)
+        .map_err(|error| Error::Run { path: path.to_owned(), what: format!("no JSON: {error}") })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,47 +1,14 @@
 //! Engines under one stream of arrivals, in virtual time.
 
-use pagedraft_scheduler::SchedulerConfig;
-
-use super::{CostModel, Router};
+use super::client::Client;
+use super::engine::Engine;
+use super::event_log::EventLog;
+use super::router::Routing;
+use super::{Observer, SimOptions};
 use crate::Error;
+use crate::dataset::DatasetError;
 use crate::measures::Recorder;
-use crate::replay::{Incoming, RequestLine, StepReport};
-
-/// How a simulated engine speculates.
-#[derive(Clone, Debug, PartialEq)]
-pub struct SimSpeculation {
-    /// A name in the cost model's `proposers` and `acceptance`.
-    pub proposer: String,
-    /// The probability that a draft is accepted, instead of the cost model's.
-    pub acceptance: Option<f64>,
-    /// Drafts a row at most.
-    pub most: u16,
-    /// Whether their number is chosen by what they cost, up to `most`.
-    pub auto: bool,
-    /// Whether a verify row is as many rows of one token (batch expansion).
-    pub batch_expansion: bool,
-}
-
-/// What is simulated.
-#[derive(Clone, Debug, PartialEq)]
-pub struct SimOptions {
-    /// Each engine's scheduler; `num_speculative_tokens` is set by `speculation`.
-    pub scheduler: SchedulerConfig,
-    /// What its steps cost.
-    pub cost: CostModel,
-    /// How it speculates.
-    pub speculation: Option<SimSpeculation>,
-    /// Whether no graph is replayed.
-    pub enforce_eager: bool,
-    /// Engines.
-    pub replicas: u32,
-    /// Who gets a request.
-    pub router: Router,
-    /// Requests in flight at most; later ones wait at the client, from their intended arrival on.
-    pub max_concurrency: Option<u32>,
-    /// Acceptance is drawn from this.
-    pub seed: u64,
-}
+use crate::replay::Incoming;
 
 /// What a simulation came to, besides its measures.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -54,40 +21,124 @@ pub struct SimReport {
     pub stopped: bool,
 }
 
-/// Who looks on.
-pub trait Observer {
-    /// A request is done with.
-    ///
-    /// # Errors
-    ///
-    /// It ends the simulation.
-    fn line(&mut self, line: &RequestLine) -> Result<(), Error>;
-
-    /// A step was made.
-    ///
-    /// # Errors
-    ///
-    /// It ends the simulation.
-    fn step(&mut self, _report: &StepReport) -> Result<(), Error> {
-        Ok(())
-    }
-
-    /// Whether to stop here; asked now and then.
-    fn stop(&mut self) -> bool {
-        false
-    }
-}
-
 /// Runs a workload to its end.
 ///
 /// # Errors
 ///
 /// Options that can't be, a dataset that can't be read on, a fault of the scheduler, an error of the observer.
 pub fn simulate(
-    _source: &mut dyn Iterator<Item = Result<Incoming, crate::dataset::DatasetError>>,
-    _options: &SimOptions,
-    _recorder: &mut Recorder,
-    _observer: &mut dyn Observer,
+    source: &mut dyn Iterator<Item = Result<Incoming, DatasetError>>,
+    options: &SimOptions,
+    recorder: &mut Recorder,
+    observer: &mut dyn Observer,
 ) -> Result<SimReport, Error> {
-    unimplemented!()
+    let mut run = Run::new(source, options, recorder, observer)?;
+    let stopped = run.go_on()?;
+    Ok(SimReport { event_log_sha256: run.log.finish(), end_ns: run.end_ns, stopped })
+}
+
+/// A simulation under way.
+struct Run<'a> {
+    client: Client<'a>,
+    engines: Vec<Engine>,
+    routing: Routing,
+    log: EventLog,
+    recorder: &'a mut Recorder,
+    observer: &'a mut dyn Observer,
+    lines: Vec<crate::replay::RequestLine>,
+    now: u64,
+    end_ns: u64,
+}
+
+impl<'a> Run<'a> {
+    fn new(
+        source: &'a mut dyn Iterator<Item = Result<Incoming, DatasetError>>,
+        options: &SimOptions,
+        recorder: &'a mut Recorder,
+        observer: &'a mut dyn Observer,
+    ) -> Result<Self, Error> {
+        if options.replicas == 0 {
+            return Err(Error::Options("--replicas 0: there is at least one engine".to_owned()));
+        }
+        if options.max_concurrency == Some(0) {
+            return Err(Error::Options("--max-concurrency 0: no request could ever be sent".to_owned()));
+        }
+        options.cost.check().map_err(|what| Error::Options(format!("the cost model: {what}")))?;
+        let routing = Routing::new(options.router, &options.scheduler);
+        let weighed = routing.weighs() && options.replicas > 1;
+        let traced = observer.wants_trace();
+        let engine = |replica| Engine::new(replica, options, weighed, traced);
+        Ok(Self {
+            client: Client::new(source, options.max_concurrency),
+            engines: (0..options.replicas).map(engine).collect::<Result<_, _>>()?,
+            routing,
+            log: EventLog::new(options.seed, options.replicas),
+            recorder,
+            observer,
+            lines: Vec::new(),
+            now: 0,
+            end_ns: 0,
+        })
+    }
+
+    /// Moment by moment: steps that end, then requests that are sent, then steps that begin. Whether it was stopped.
+    fn go_on(&mut self) -> Result<bool, Error> {
+        self.client.read(self.recorder, self.observer)?;
+        while let Some(now) = self.next_moment() {
+            if self.observer.stop() {
+                return Ok(true);
+            }
+            self.now = now;
+            for at in 0..self.engines.len() {
+                if self.engines[at].ends() == Some(now) {
+                    self.finish(at)?;
+                }
+            }
+            while self.client.due(now) == Some(now) {
+                self.send()?;
+            }
+            for engine in self.engines.iter_mut().filter(|engine| engine.may_begin()) {
+                engine.begin(now)?;
+            }
+        }
+        Ok(false)
+    }
+
+    fn next_moment(&self) -> Option<u64> {
+        let ends = self.engines.iter().filter_map(Engine::ends).min();
+        let due = self.client.due(self.now);
+        match (ends, due) {
+            (Some(ends), Some(due)) => Some(ends.min(due)),
+            (ends, due) => ends.or(due),
+        }
+    }
+
+    fn finish(&mut self, at: usize) -> Result<(), Error> {
+        let engine = &mut self.engines[at];
+        engine.finish(&mut self.log)?;
+        let report = engine.report();
+        self.end_ns = self.end_ns.max(report.end_ns);
+        self.client.freed(report.ended.len());
+        self.lines.clear();
+        self.recorder.step(report, &mut self.lines);
+        self.observer.step(report)?;
+        for line in &self.lines {
+            self.observer.line(line)?;
+        }
+        self.engines[at].tell(self.observer)
+    }
+
+    fn send(&mut self) -> Result<(), Error> {
+        let Some((request, intended)) = self.client.send(self.now) else { return Ok(()) };
+        let (index, now) = (request.index, self.now);
+        let ticket = self.recorder.send(&request, intended, now);
+        let at = self.routing.choose(&request.prompt, &self.engines);
+        self.log.sent(index, intended, now, at as u32);
+        if let Err(why) = self.engines[at].submit(ticket, index, request.prompt, request.max_tokens) {
+            self.log.refused(index, now);
+            self.client.freed(1);
+            self.observer.line(&self.recorder.fail(ticket, now, why))?;
+        }
+        self.client.read(self.recorder, self.observer)
+    }
 }

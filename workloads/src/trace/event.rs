@@ -57,6 +57,9 @@ pub trait StepNames {
 /// A step as it goes on record: `M` is the attention metadata, `G` the further KV groups, `K` the graph key, each the
 /// object that was executed from.
 pub struct StepEvent<'a, M, G, K> {
+    /// Added to the plan's number: more than 0 where the trace goes on from another engine's
+    /// ([`TraceWriter::first_step`](super::TraceWriter::first_step)).
+    pub first_step: u64,
     /// The plan.
     pub plan: &'a StepPlan,
     /// The outcome's rows, in the plan's order.
@@ -100,7 +103,7 @@ impl<M: Serialize, G: Serialize, K: Serialize> Serialize for StepEvent<'_, M, G,
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut line = serializer.serialize_struct("StepEvent", 16)?;
         line.serialize_field("event", "step")?;
-        line.serialize_field("step", &self.plan.id)?;
+        line.serialize_field("step", &self.first_step.saturating_add(self.plan.id.0))?;
         line.serialize_field("time_us", &self.time_us)?;
         line.serialize_field("mode", self.mode)?;
         line.serialize_field("graph_key", &self.graph_key)?;

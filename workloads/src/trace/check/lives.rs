@@ -67,6 +67,15 @@ impl Lives {
         }
     }
 
+    /// The run was stopped, and goes on with a new engine: nothing of the old one's pool is left. Who ran may come again; so
+    /// may who had ended, where the run was killed before its line was written.
+    pub(super) fn resume(&mut self) {
+        self.live.clear();
+        self.ended.clear();
+        self.blocks = Blocks::new(self.block_size);
+        self.own_groups.clear();
+    }
+
     pub(super) fn requests_seen(&self) -> u64 {
         self.seen
     }

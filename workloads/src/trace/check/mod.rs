@@ -5,7 +5,6 @@ mod blocks;
 mod breaks;
 mod contents;
 mod ends;
-mod lines;
 mod lives;
 mod own_group;
 mod rows;
@@ -21,9 +20,8 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::Value;
 
-use self::lines::{Line, Lines};
 use self::lives::Lives;
-use super::{CONFIG_FILE, STEPS_FILE, StepRecord};
+use super::{CONFIG_FILE, StepRecord, read_steps};
 use crate::Error;
 
 /// What a trace must keep to; `Display` gives the name that `pagedraft trace check` prints.
@@ -210,27 +208,19 @@ impl Fault {
 /// [`CheckReport::violation`].
 pub fn check_dir(directory: &Path) -> Result<CheckReport, Error> {
     let config = TraceConfig::read(&directory.join(CONFIG_FILE))?;
-    let path = directory.join(STEPS_FILE);
-    let mut lines = Lines::open(&path).map_err(|source| Error::Read { path: path.clone(), source })?;
+    let mut lines = read_steps(directory)?;
     let mut report = CheckReport::default();
     let mut lives = Lives::new(&config);
-    loop {
-        let line = lines.next_line().map_err(|source| Error::Read { path: path.clone(), source })?;
+    while let Some(line) = lines.next_line()? {
         let mut step = None;
-        let outcome = match line {
-            Line::End => break,
-            Line::Cut => {
-                report.cut_last_line = true;
-                break;
-            }
-            Line::Whole(bytes) => check_line(bytes, &mut lives, &mut report, &mut step),
-        };
+        let outcome = check_line(line, &mut lives, &mut report, &mut step);
         if let Err(fault) = outcome {
             let Fault { rule, request, what } = fault;
             report.violation = Some(Violation { line: lines.number(), step, request, rule, what });
             break;
         }
     }
+    report.cut_last_line = lines.is_cut();
     report.requests = lives.requests_seen();
     Ok(report)
 }
@@ -252,6 +242,9 @@ fn check_line(
     let event: Event<'_> = serde_json::from_slice(bytes).map_err(malformed)?;
     *number = event.step;
     if event.event != "step" {
+        if event.event == "resume" {
+            lives.resume();
+        }
         report.other_events += 1;
         return Ok(());
     }
