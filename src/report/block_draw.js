@@ -65,6 +65,30 @@ class PoolPicture {
     const colours = palette();
     const gap = this.edge >= 11 ? 2 : this.edge >= 5 ? 1 : 0.5;
     const side = this.edge - gap;
+    if (this.edge < 11) this.paint(context, look, colours);
+    else this.drawStates(context, trace, look, colours, side);
+    this.drawWrites(context, trace, writes, colours, side);
+    if (this.edge >= 30) this.drawNumbers(context, trace, look, colours, side);
+    this.drawMarks(context, marked, chosen, colours, side);
+  }
+
+  /** Tens of thousands of blocks: a pixel each, made larger, and lines between them. */
+  paint(context, look, colours) {
+    const rows = Math.ceil(this.blocks / this.columns);
+    const small = new OffscreenCanvas(this.columns, rows), pixels = small.getContext("2d");
+    const image = pixels.createImageData(this.columns, rows), words = new Uint32Array(image.data.buffer);
+    const words32 = STATE_NAMES.map((_, state) => pixelWord(pixels, state === FREE ? colours.tints[FREE] : colours.states[state]));
+    for (let block = 0; block < this.blocks; block++) words[block] = words32[look.states[block]];
+    pixels.putImageData(image, 0, 0);
+    context.imageSmoothingEnabled = false;
+    context.drawImage(small, 0, 0, this.columns * this.edge, rows * this.edge);
+    const gap = this.edge >= 5 ? 1 : 0.5;
+    context.fillStyle = colours.page;
+    for (let i = 1; i <= this.columns; i++) context.fillRect(i * this.edge - gap, 0, gap, rows * this.edge);
+    for (let i = 1; i <= rows; i++) context.fillRect(0, i * this.edge - gap, this.columns * this.edge, gap);
+  }
+
+  drawStates(context, trace, look, colours, side) {
     // Once a colour, not once a block: there may be tens of thousands.
     for (let state = 0; state < STATE_NAMES.length; state++) {
       context.fillStyle = colours.tints[state];
@@ -78,9 +102,6 @@ class PoolPicture {
         this.fill(context, this.corner(block), side, look.fills[block], trace.blockSize);
       }
     }
-    this.drawWrites(context, trace, writes, colours, side);
-    if (this.edge >= 30) this.drawNumbers(context, trace, look, colours, side);
-    this.drawMarks(context, marked, chosen, colours, side);
   }
 
   /** The filled part of a block: slot by slot from its corner on where slots are drawn, else from the top down. */
@@ -140,6 +161,13 @@ class PoolPicture {
     context.strokeRect(x - 0.5, y - 0.5, side + 1, side + 1);
     context.setLineDash([]);
   }
+}
+
+/** A colour as four bytes of an image. */
+function pixelWord(context, colour) {
+  context.fillStyle = colour;
+  context.fillRect(0, 0, 1, 1);
+  return new Uint32Array(context.getImageData(0, 0, 1, 1).data.buffer)[0];
 }
 
 /** A slot that was written: drafts are hatched, rejected ones crossed. */

@@ -7,7 +7,7 @@ const REASONS = ["aborted", "stop", "length", "abort"];
 const FREE = 0, WRITABLE = 1, SEALED = 2, SHARED = 3, CACHED = 4;
 const STATE_NAMES = ["free", "writable", "sealed", "shared", "cached"];
 /// Steps from one keyframe to the next.
-const KEYFRAME_EVERY = 64;
+const KEYFRAME_EVERY = 32;
 
 /** Text of an element, inflated: JSON. */
 async function readEmbedded(element) {

@@ -11,6 +11,23 @@ function make(tag, text, className) {
   return element;
 }
 
+/// Rows of a step that the page lists.
+const MOST_ROWS = 512;
+
+/** Makes a table's lines say what they should; what did not change is not touched. */
+function fillRows(body, lines) {
+  while (body.rows.length > lines.length) body.deleteRow(-1);
+  lines.forEach((line, i) => {
+    const row = body.rows[i] ?? body.insertRow();
+    if (row.className !== line.className) row.className = line.className;
+    if (row.dataset.request !== String(line.request)) row.dataset.request = line.request;
+    line.cells.forEach((cell, j) => {
+      const place = row.cells[j] ?? row.insertCell(), text = String(cell);
+      if (place.textContent !== text) place.textContent = text;
+    });
+  });
+}
+
 const plural = (n, one, many = `${one}s`) => `${n} ${n === 1 ? one : many}`;
 
 class BlockView {
@@ -80,30 +97,22 @@ class BlockView {
   }
 
   showRows() {
-    const table = byId("-rows"), names = this.trace.names;
-    const head = make("tr");
-    for (const name of ["request", "kind", "computed", "new", "drafts", "accepted", "emitted", "blocks", "end"]) {
-      head.append(make("th", name));
-    }
-    const ends = new Map();
+    const names = this.trace.names, ends = new Map();
     eachOf(this.step.f, 2, (request, reason) => ends.set(request, REASONS[reason]));
-    const rows = this.trace.rows.slice(0, 512).map((row) => {
-      const line = make("tr", undefined, row.request === this.chosen() ? "chosen" : "");
-      const cells = [names[row.request], KINDS[row.kind], row.computed, row.queries - row.drafts,
-        row.drafts || "", row.drafts ? row.accepted : "", row.emitted || "", row.length, ends.get(row.request) ?? ""];
-      for (const cell of cells) line.append(make("td", cell));
-      line.dataset.request = row.request;
-      return line;
-    });
+    const lines = this.trace.rows.slice(0, MOST_ROWS).map((row) => ({
+      request: row.request,
+      className: row.request === this.chosen() ? "chosen" : "",
+      cells: [names[row.request], KINDS[row.kind], row.computed, row.queries - row.drafts, row.drafts || "",
+        row.drafts ? row.accepted : "", row.emitted || "", row.length, ends.get(row.request) ?? ""],
+    }));
     for (const [list, what] of [[this.step.x, "preempted"], [this.step.b, "aborted"]]) {
       for (const request of list ?? []) {
-        const line = make("tr", undefined, "gone");
-        line.append(make("td", names[request]), make("td", what));
-        line.dataset.request = request;
-        rows.push(line);
+        lines.push({ request, className: "gone", cells: [names[request], what, "", "", "", "", "", "", ""] });
       }
     }
-    table.replaceChildren(head, ...rows);
+    fillRows(byId("-rows").tBodies[0], lines);
+    const more = this.trace.rows.length - MOST_ROWS;
+    byId("-more").textContent = more > 0 ? `and ${plural(more, "row")} more` : "";
   }
 
   /** The request that is looked at: the one picked, or the step's first. */
@@ -177,7 +186,8 @@ class BlockView {
   writeAddress() {
     const picked = this.request === null ? "" : `&request=${encodeURIComponent(this.trace.names[this.request])}`;
     try {
-      history.replaceState(null, "", `#step=${this.step.s}${picked}`);
+      const run = Number(byId("").dataset.run) ? `run=${byId("").dataset.run}&` : "";
+      history.replaceState(null, "", `#${run}step=${this.step.s}${picked}`);
     } catch {
       // Browsers limit how often, while one drags; the next step sets it.
     }
@@ -289,8 +299,26 @@ function drawLegend() {
   entry("mark", "the request's table");
 }
 
+/** The run that the address asks for; with several, a list of them. */
+function chooseRun() {
+  const runs = [...document.querySelectorAll("script.steps")];
+  const asked = Number(new URLSearchParams(location.hash.slice(1)).get("run") ?? 0);
+  const chosen = runs[asked] ? asked : 0;
+  if (runs.length > 1) {
+    const label = byId("-run"), select = label.querySelector("select");
+    label.hidden = false;
+    runs.forEach((run, i) => select.append(new Option(run.dataset.run, i, i === chosen, i === chosen)));
+    select.addEventListener("change", () => {
+      location.hash = `run=${select.value}`;
+      location.reload();
+    });
+  }
+  byId("").dataset.run = chosen;
+  return runs[chosen];
+}
+
 async function openBlockView() {
-  const element = document.querySelector("script.steps");
+  const element = chooseRun();
   if (!element) return;
   byId("").hidden = false;
   try {
