@@ -19,8 +19,11 @@ fn run(scratch: &Scratch, name: &str, flags: &[&str]) -> Vec<StepRecord> {
     let start = "Once upon a time there was a king, and the king said to the queen: once upon a time there was a king";
     let line = |i: usize| {
         let id = if i == 2 { NASTY.to_owned() } else { format!("r{i}") };
-        let prompt =
-            format!("{}{}", if i % 3 == 0 { &start[..40] } else { start }, " and then".repeat(i % 5));
+        let prompt = format!(
+            "{}{}",
+            if i.is_multiple_of(3) { &start[..40] } else { start },
+            " and then".repeat(i % 5)
+        );
         let sampled = if i == 4 { 0.8 } else { 0.0 };
         let n = if i == 4 { 3 } else { 1 };
         serde_json::json!({"request_id": id, "prompt": prompt, "arrival_step": i, "n": n, "max_tokens": 40 + i,

@@ -251,7 +251,7 @@ mod tests {
         let mut session = Session::open(&EngineOptions { trace, ..options.clone() }).unwrap();
         for i in 0..14u32 {
             let mut prompt: Vec<u32> = (0..40).map(|t| 300 + t % 7).collect();
-            prompt.truncate(if i % 3 == 0 { 20 } else { 40 });
+            prompt.truncate(if i.is_multiple_of(3) { 20 } else { 40 });
             prompt.extend((0..i % 5).map(|t| 500 + t));
             let n = if i == 4 { 3 } else { 1 };
             let sampling =
