@@ -1,7 +1,11 @@
 //! What a replay came to: its directory, and a table.
 
+use std::path::Path;
+
+use anyhow::Context;
 use pagedraft_workloads::measures::Summary;
 use pagedraft_workloads::run::RunDirectory;
+use pagedraft_workloads::trace::SUMMARY_FILE;
 
 use super::table;
 use crate::cli::output_file::OutputFile;
@@ -24,19 +28,27 @@ impl Outcome {
             true => self.directory.stop(&self.summary)?,
             false => self.directory.finish(&self.summary)?,
         }
-        let mut text = table::text(&self.summary);
-        if let Some(hash) = &self.event_log {
-            text.push_str(&format!("event log        sha256 {hash}\n"));
-        }
-        if self.stopped {
-            text.push_str("stopped          by Ctrl-C; go on with --resume\n");
-        }
-        text.push_str(&format!("run directory    {}\n", path.display()));
-        stdout::print(&text)?;
         if let Some(output) = output {
-            let summary = std::fs::read_to_string(path.join(pagedraft_workloads::trace::SUMMARY_FILE))?;
-            output.write(&summary)?;
+            let file = path.join(SUMMARY_FILE);
+            let summary = std::fs::read_to_string(&file);
+            output.write(&summary.with_context(|| format!("can't read {}", file.display()))?)?;
+        }
+        if !matches!(output, Some(OutputFile::Stdout)) {
+            stdout::print(&text(&self.summary, self.event_log.as_deref(), self.stopped, &path))?;
         }
         Ok(if self.stopped { Ended::Interrupted } else { Ended::Done })
     }
+}
+
+/// The table, and where the rest is.
+fn text(summary: &Summary, event_log: Option<&str>, stopped: bool, path: &Path) -> String {
+    let mut text = table::text(summary);
+    if let Some(hash) = event_log {
+        text.push_str(&format!("event log        sha256 {hash}\n"));
+    }
+    if stopped {
+        text.push_str("stopped          by Ctrl-C; go on with --resume\n");
+    }
+    text.push_str(&format!("run directory    {}\n", path.display()));
+    text
 }

@@ -55,8 +55,7 @@ pub fn run(replay: &Replay, workload: &Workload) -> anyhow::Result<Option<Outcom
     let source = workload.source(&limits(&session, replay))?;
     let config = replay.config(session.config().clone(), workload, None)?;
     let (directory, resumed) = replay.directory_for(&config)?;
-    if replay.run.traces() {
-        let writer = directory.trace(replay.engine.trace_format)?;
+    if let Some(writer) = replay.trace_in(&directory)? {
         session.attach_trace(writer, replay.engine.tables())?;
     }
     let facts = replay.facts(workload);

@@ -82,7 +82,7 @@ pub fn run(replay: &Replay, workload: &Workload) -> anyhow::Result<Option<Outcom
     let mut source = workload.source(&limits)?;
     let config = replay.config(config(&engine, &options), workload, Some(&options.cost))?;
     let (directory, _) = replay.directory_for(&config)?;
-    let trace = replay.run.traces().then(|| directory.trace(replay.engine.trace_format)).transpose()?;
+    let trace = replay.trace_in(&directory)?;
     let delta = (replay.engine.tables() == TraceTables::Delta).then(TableDelta::default);
     let mut recorder = replay.recorder(workload);
     let progress = Progress::new(workload.survey.items, 0);
@@ -182,6 +182,7 @@ fn config(engine: &EngineOptions, options: &SimOptions) -> Value {
         "draft": engine.speculation.draft.as_ref().map(ToString::to_string),
         "num_speculative_tokens": engine.speculation.length.to_string(),
         "scorer": engine.speculation.scorer,
+        "acceptance": engine.speculation.acceptance,
         "enforce_eager": options.enforce_eager,
         "replicas": options.replicas,
         "router": options.router,
