@@ -21,7 +21,7 @@ enum Process {
     Recorded { speed: f64 },
     AtOnce,
     Constant { rate: f64, index: u64 },
-    Drawn { gaps: Gaps, total: f64, factor: f64 },
+    Drawn { gaps: Box<Gaps>, total: f64, factor: f64 },
 }
 
 /// Gaps drawn one after the other, in seconds.
@@ -65,7 +65,7 @@ impl ArrivalTimes {
                 factor = asked / drawn;
             }
         }
-        Ok(Self::of(Process::Drawn { gaps, total: 0.0, factor }))
+        Ok(Self::of(Process::Drawn { gaps: Box::new(gaps), total: 0.0, factor }))
     }
 
     fn of(process: Process) -> Self {

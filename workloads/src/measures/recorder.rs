@@ -101,7 +101,8 @@ impl Recorder {
             steps: Steps::default(),
             restored: 0,
             end_ns: 0,
-            marks: [None; 2],
+            // Of fewer than ten, the middle begins with the run.
+            marks: [(options.items < 10).then(Mark::default), None],
             options,
         }
     }
@@ -147,6 +148,8 @@ impl Recorder {
             return ends::unknown(error);
         };
         let mut line = ends::line(&progress, details);
+        let mut reading = progress.reading;
+        self.touches.end(&mut reading, progress.prefix_blocks);
         ends::failed(&mut line, error);
         self.drafts[usize::from(progress.steady)].add(&line.drafted_by_position, &line.accepted_by_position);
         self.count(&line, &RequestTimes::default(), progress.steady);
@@ -173,6 +176,7 @@ impl Recorder {
         }
         self.drafts[usize::from(steady)].add(&line.drafted_by_position, &line.accepted_by_position);
         self.steps.preempted += u64::from(line.num_preemptions);
+        self.steps.output_tokens += u64::from(line.output_tokens);
         self.count(line, &times, steady);
     }
 
@@ -282,3 +286,6 @@ impl Recorder {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

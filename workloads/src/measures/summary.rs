@@ -88,8 +88,8 @@ pub struct Summary {
     pub histograms: BTreeMap<String, Vec<(f64, u64)>>,
     /// The run as a service, in the form of the DSA traces.
     pub serving: Serving,
-    /// Blocks that a decode row read: dense attention reads all of its context, drafts included. Of completed requests' rows
-    /// behind their first tokens.
+    /// Blocks that a decode row read: dense attention reads all of its context, drafts included. Of all
+    /// rows that gave tokens behind a request's first.
     pub unique_blocks: Tally,
     /// Tokens that were read of each block that a decode row read: all are full but the last.
     pub tokens_per_touched_block: Tally,

@@ -18,6 +18,7 @@ pub use names::RequestNames;
 pub use published::PublishedBlocks;
 pub use record::{GroupRecord, MetadataRecord, OutcomeRecord, RowKind, RowRecord, StepRecord};
 pub use replace::replace_file;
+pub(crate) use replace::replace_file_with;
 pub(crate) use steps::last_step;
 pub use steps::{read_steps, steps_file};
 pub use tables::{TableDelta, TraceTables};
