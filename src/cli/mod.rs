@@ -14,6 +14,7 @@ mod output_file;
 mod prompts;
 mod recording;
 mod replay;
+mod report;
 mod scheduler_bench;
 mod speculation_flags;
 mod stamp;
@@ -50,6 +51,8 @@ enum Command {
     /// Read what a run wrote
     #[command(subcommand)]
     Trace(trace::Trace),
+    /// Draw what one run wrote, or several: one page with pictures, and the KV blocks step by step
+    Report(report::Report),
     /// Train the embedded models (builds with `--features train`)
     Train(Box<train::Train>),
 }
@@ -79,6 +82,7 @@ pub fn run() -> ExitCode {
         Some(Command::Generate(generate)) => generate.run(),
         Some(Command::Replay(replay)) => replay.run(),
         Some(Command::Trace(trace)) => trace.run(),
+        Some(Command::Report(report)) => report.run(),
         Some(Command::Train(train)) => train.run(),
     };
     match ended {

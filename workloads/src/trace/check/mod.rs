@@ -251,9 +251,6 @@ fn check_line(
         return Ok(());
     }
     if event.event != "step" {
-        if event.event == "resume" {
-            lives.resume();
-        }
         report.other_events += 1;
         return Ok(());
     }
