@@ -14,8 +14,10 @@ mod machine;
 mod output_file;
 mod prompts;
 mod recording;
+mod replay;
 mod scheduler_bench;
 mod speculation_flags;
+mod stamp;
 mod stdout;
 mod step_figures;
 mod trace;
@@ -44,6 +46,8 @@ enum Command {
     Bench(bench::Bench),
     /// Go on from one prompt, or from many at once
     Generate(Box<generate::Generate>),
+    /// A dataset or a trace through the engine, in real or in virtual time
+    Replay(Box<replay::Replay>),
     /// Read what a run wrote
     #[command(subcommand)]
     Trace(trace::Trace),
@@ -74,6 +78,7 @@ pub fn run() -> ExitCode {
         None => bench::main_job(),
         Some(Command::Bench(bench)) => bench.run(),
         Some(Command::Generate(generate)) => generate.run(),
+        Some(Command::Replay(replay)) => replay.run(),
         Some(Command::Trace(trace)) => trace.run(),
         Some(Command::Train(train)) => train.run(),
     };

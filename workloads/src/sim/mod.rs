@@ -10,11 +10,14 @@ mod engine;
 mod event_log;
 mod freezes;
 mod graphs;
+mod in_flight;
 mod least_squares;
 mod observer;
 mod options;
 mod router;
+mod row_sums;
 mod simulation;
+mod step_trace;
 
 pub use cost_fit::{CostFit, FitQuality, MeasuredStep, fit};
 pub use cost_model::{Acceptance, CostModel, DraftCost, Freeze, Overhead, StepCost, StepShape};
