@@ -23,7 +23,7 @@ mod sample;
 mod sharegpt;
 mod spec_bench;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod text_file;
 mod trace_request;
 mod vidur;
