@@ -92,8 +92,8 @@ impl Drafting {
         if !self.cost.keeps_kv {
             let given = draws.uniform(Purpose::Give, len) < self.given;
             let drafts = if given { most } else { 0 };
-            pass(shape, 0, 1);
-            (1..usize::from(drafts)).for_each(|depth| pass(shape, depth, 1));
+            // It has no KV to read.
+            (0..usize::from(drafts.max(1))).for_each(|depth| pass(shape, depth, 0, 1));
             return (drafts, self.accepted(draws, len, drafts));
         }
         let start = drafted.tokens.min(len.saturating_sub(1));
@@ -107,9 +107,9 @@ impl Drafting {
             }
         }
         if fed > start {
-            pass(shape, 0, fed - start);
+            pass(shape, 0, start, fed - start);
         }
-        (1..usize::from(drafts)).for_each(|depth| pass(shape, depth, 1));
+        (1..drafts).for_each(|depth| pass(shape, usize::from(depth), fed + u32::from(depth) - 1, 1));
         let accepted = self.accepted(draws, len, drafts);
         let written = fed + u32::from(drafts).saturating_sub(1);
         drafted.tokens = written.min(len + u32::from(accepted));
@@ -136,8 +136,8 @@ impl Drafted {
     }
 }
 
-/// One more request in a pass, with `tokens` token rows.
-fn pass(shape: &mut StepShape, depth: usize, tokens: u32) {
+/// One more request in a pass, with `tokens` token rows behind a context.
+fn pass(shape: &mut StepShape, depth: usize, context: u32, tokens: u32) {
     if shape.draft_passes.len() <= depth {
         shape.draft_passes.resize(depth + 1, 0);
     }
@@ -145,4 +145,7 @@ fn pass(shape: &mut StepShape, depth: usize, tokens: u32) {
     if depth == 0 {
         shape.draft_catch_up += tokens;
     }
+    let (context, tokens) = (u64::from(context), u64::from(tokens));
+    shape.draft_reads += context;
+    shape.draft_pairs += tokens * context + tokens * tokens.saturating_sub(1) / 2;
 }

@@ -2,18 +2,21 @@
 
 use pagedraft_block_manager::GroupId;
 use pagedraft_scheduler::{
-    Applied, DraftControl, FinishReason, Kind, KvView, PlanRow, RequestSpec, RowOutcome, Scheduler,
-    SchedulerConfig, StepOutcome, StepPlan, StepTimes, SubmitError,
+    Applied, DraftControl, KvView, RequestKey, RequestSpec, RowOutcome, Scheduler, SchedulerConfig,
+    StepOutcome, StepPlan, StepTimes, SubmitError,
 };
 
-use super::drafting::{Drafted, Drafting};
+use super::drafting::Drafting;
 use super::draws::Draws;
 use super::event_log::EventLog;
 use super::freezes::Freezes;
 use super::graphs::{GraphShape, Graphs};
-use super::{CostModel, SimOptions, StepCost, StepShape};
+use super::in_flight::InFlight;
+use super::row_sums::RowSums;
+use super::step_trace::{Made, StepTrace};
+use super::{CostModel, Observer, SimOptions, StepCost, StepShape};
 use crate::Error;
-use crate::replay::{EndedRequest, RowReport, StepReport, Ticket};
+use crate::replay::{RowReport, StepReport, Ticket};
 use crate::trace::PoolCounts;
 
 /// An engine in virtual time. [`begin`](Self::begin) plans a step and draws its outcome, [`finish`](Self::finish) applies it
@@ -35,6 +38,7 @@ pub(super) struct Engine {
     price: StepCost,
     graph: Option<GraphShape>,
     report: StepReport,
+    trace: Option<StepTrace>,
     /// When the step that runs ends.
     ends: Option<u64>,
     /// Whether `load` is kept.
@@ -43,63 +47,16 @@ pub(super) struct Engine {
     taken: u64,
 }
 
-/// A request of an engine.
-#[derive(Debug, Default)]
-struct InFlight {
-    ticket: Ticket,
-    index: u64,
-    draws: Draws,
-    prompt_len: u32,
-    /// Known tokens.
-    len: u32,
-    /// Tokens at which it ends.
-    max_len: u32,
-    begun: bool,
-    cached: u32,
-    preemptions: u32,
-    blocks_held: u32,
-    prefix_blocks: Vec<u32>,
-    drafted: Drafted,
-    /// What it has still to do, in tokens.
-    owes: u32,
-}
-
-impl InFlight {
-    /// What is left to do once `computed` of its tokens are.
-    fn left(&self, computed: u32) -> u32 {
-        self.prompt_len.saturating_sub(computed) + self.max_len.saturating_sub(self.len)
-    }
-
-    /// Takes note of its first row.
-    fn begin(&mut self, row: &PlanRow, scheduler: &Scheduler) {
-        self.begun = true;
-        self.cached = row.tokens.start;
-        self.drafted.admitted(self.cached);
-        if self.cached > 0 {
-            let blocks = (self.cached / scheduler.block_size()) as usize;
-            let table = scheduler.block_table(row.request, GroupId(0));
-            self.prefix_blocks.extend(table.iter().take(blocks).map(|block| block.0));
-        }
-    }
-
-    fn end(&mut self, reason: FinishReason) -> EndedRequest {
-        EndedRequest {
-            ticket: self.ticket,
-            reason,
-            cached_tokens: self.cached,
-            preemptions: self.preemptions,
-            blocks_held: self.blocks_held,
-            prefix_blocks: std::mem::take(&mut self.prefix_blocks),
-            output: None,
-        }
-    }
-}
-
 impl Engine {
     /// # Errors
     ///
     /// Options that can't be.
-    pub(super) fn new(replica: u32, options: &SimOptions, weighed: bool) -> Result<Self, Error> {
+    pub(super) fn new(
+        replica: u32,
+        options: &SimOptions,
+        weighed: bool,
+        traced: bool,
+    ) -> Result<Self, Error> {
         let speculation = options.speculation.as_ref();
         let config = SchedulerConfig {
             num_speculative_tokens: speculation.map_or(0, |s| s.most),
@@ -111,6 +68,7 @@ impl Engine {
             let costs = options.cost.step_costs(Some(&auto.proposer));
             scheduler.set_draft_control(Some(DraftControl::new(auto.most, &costs)));
         }
+        let trace = traced.then(|| StepTrace::new(options.scheduler.block_size)).transpose();
         Ok(Self {
             scheduler,
             freezes: Freezes::new(&options.cost.freezes).map_err(Error::Options)?,
@@ -126,6 +84,7 @@ impl Engine {
             price: StepCost::default(),
             graph: None,
             report: StepReport { replica, ..StepReport::default() },
+            trace: trace.map_err(|e| Error::Options(e.to_string()))?,
             ends: None,
             weighed,
             load: 0,
@@ -192,6 +151,9 @@ impl Engine {
         if self.requests.len() <= key.index() {
             self.requests.resize_with(key.index() + 1, InFlight::default);
         }
+        if let Some(trace) = &mut self.trace {
+            trace.name(key, index);
+        }
         let mut request = InFlight {
             ticket,
             index,
@@ -222,6 +184,7 @@ impl Engine {
         }
         self.preempt();
         self.execute();
+        self.gather()?;
         let proposer = self.drafting.as_ref().map(|drafting| &drafting.cost);
         self.price = self.cost.step(&self.shape, proposer);
         // A float becomes the nearest integer it can: what is no number, 0.
@@ -258,8 +221,8 @@ impl Engine {
         outcome.rows.clear();
         outcome.tokens.clear();
         shape.draft_passes.clear();
-        let mut sums = Sums::default();
-        shape.draft_catch_up = 0;
+        (shape.draft_catch_up, shape.draft_reads, shape.draft_pairs) = (0, 0, 0);
+        let mut sums = RowSums::default();
         if let Some(drafting) = drafting {
             drafting.begin();
         }
@@ -303,6 +266,30 @@ impl Engine {
         report.decode_rows = sums.decode_rows;
         self.graph = self.graphs.replayed(shape, sums.max_query_len);
         shape.replayed = self.graph.is_some();
+    }
+
+    /// Makes what a trace has of the step, where one is written.
+    fn gather(&mut self) -> Result<(), Error> {
+        let Self { trace: Some(trace), plan, outcome, scheduler, requests, drafting, .. } = self else {
+            return Ok(());
+        };
+        let expands = drafting.as_ref().is_some_and(|drafting| drafting.batch_expansion);
+        let draws = |key: RequestKey| requests.get(key.index()).map(|r| r.draws).unwrap_or_default();
+        let gathered = trace.gather(plan, outcome, scheduler, expands, draws);
+        gathered.map_err(|e| Error::Engine(format!("the metadata of step {}: {e}", plan.id.0)))
+    }
+
+    /// Hands the step that was finished last to an observer that writes traces.
+    ///
+    /// # Errors
+    ///
+    /// The observer's.
+    pub(super) fn tell(&mut self, observer: &mut dyn Observer) -> Result<(), Error> {
+        let Self { trace: Some(trace), plan, outcome, applied, price, graph, report, .. } = self else {
+            return Ok(());
+        };
+        let made = Made { plan, outcome, applied, cost: *price, graph: graph.as_ref(), pool: report.pool };
+        observer.trace(report.replica, trace.event(&made))
     }
 
     /// Ends the step that runs: [`report`](Self::report) has what it gave.
@@ -356,47 +343,5 @@ impl Engine {
             total_us: (report.end_ns - report.start_ns) as f64 * 1e-3,
         });
         Ok(())
-    }
-}
-
-/// The parts of a step's shape, as its rows add to them.
-#[derive(Debug, Default)]
-struct Sums {
-    metadata_rows: u32,
-    token_rows: u32,
-    logit_rows: u32,
-    context_reads: u64,
-    context_pairs: u64,
-    max_query_len: u32,
-    prefill_tokens: u32,
-    decode_rows: u32,
-}
-
-impl Sums {
-    /// A row and its drafts; batch expansion makes rows of one token of it, each of which reads its own context.
-    #[inline]
-    fn add(&mut self, row: &PlanRow, drafts: u16, expands: bool) {
-        let (start, new, drafts) = (u64::from(row.tokens.start), row.tokens.len() as u32, u32::from(drafts));
-        let queries = new + drafts;
-        let n = u64::from(queries);
-        let pairs = n * start + n * n.saturating_sub(1) / 2;
-        self.token_rows += queries;
-        self.context_pairs += pairs;
-        if expands && drafts > 0 {
-            self.metadata_rows += queries;
-            self.context_reads += pairs;
-            self.max_query_len = self.max_query_len.max(1);
-        } else {
-            self.metadata_rows += 1;
-            self.context_reads += start;
-            self.max_query_len = self.max_query_len.max(queries);
-        }
-        if row.samples {
-            self.logit_rows += 1 + drafts;
-        }
-        match row.kind {
-            Kind::Prefill => self.prefill_tokens += new,
-            _ => self.decode_rows += 1,
-        }
     }
 }

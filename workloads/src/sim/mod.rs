@@ -2,6 +2,7 @@
 
 mod client;
 mod cost_file;
+mod cost_fit;
 mod cost_model;
 mod drafting;
 mod draws;
@@ -9,11 +10,16 @@ mod engine;
 mod event_log;
 mod freezes;
 mod graphs;
+mod in_flight;
+mod least_squares;
 mod observer;
 mod options;
 mod router;
+mod row_sums;
 mod simulation;
+mod step_trace;
 
+pub use cost_fit::{CostFit, FitQuality, MeasuredStep, fit};
 pub use cost_model::{Acceptance, CostModel, DraftCost, Freeze, Overhead, StepCost, StepShape};
 pub use graphs::GraphShape;
 pub use observer::{Observer, SimEvent};

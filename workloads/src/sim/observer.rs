@@ -33,12 +33,13 @@ pub trait Observer {
     }
 
     /// A step was made by engine `replica`: what a live engine's trace has of it, with metadata built from the block
-    /// tables that the step began with. Its tables are whole; [`TableDelta`](crate::trace::TableDelta) reduces them.
+    /// tables that the step began with. Its tables are whole ([`TableDelta`](crate::trace::TableDelta) reduces them), and its
+    /// steps count from 0: who goes on with a trace sets `first_step`.
     ///
     /// # Errors
     ///
     /// It ends the simulation.
-    fn trace(&mut self, _replica: u32, _event: &SimEvent<'_>) -> Result<(), Error> {
+    fn trace(&mut self, _replica: u32, _event: SimEvent<'_>) -> Result<(), Error> {
         Ok(())
     }
 

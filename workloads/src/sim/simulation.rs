@@ -63,9 +63,11 @@ impl<'a> Run<'a> {
         if options.max_concurrency == Some(0) {
             return Err(Error::Options("--max-concurrency 0: no request could ever be sent".to_owned()));
         }
+        options.cost.check().map_err(|what| Error::Options(format!("the cost model: {what}")))?;
         let routing = Routing::new(options.router, &options.scheduler);
         let weighed = routing.weighs() && options.replicas > 1;
-        let engine = |replica| Engine::new(replica, options, weighed);
+        let traced = observer.wants_trace();
+        let engine = |replica| Engine::new(replica, options, weighed, traced);
         Ok(Self {
             client: Client::new(source, options.max_concurrency),
             engines: (0..options.replicas).map(engine).collect::<Result<_, _>>()?,
@@ -123,7 +125,7 @@ impl<'a> Run<'a> {
         for line in &self.lines {
             self.observer.line(line)?;
         }
-        Ok(())
+        self.engines[at].tell(self.observer)
     }
 
     fn send(&mut self) -> Result<(), Error> {
