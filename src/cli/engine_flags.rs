@@ -236,11 +236,15 @@ impl EngineFlags {
             let error = anyhow!("trace directory {} holds a {file} already", dir.display());
             return Err(usage_hint(error, "name another directory, or an empty one"));
         }
-        let tables = match self.trace_tables {
+        Ok(Some(TraceOptions { dir: dir.clone(), tables: self.tables(), format: self.trace_format }))
+    }
+
+    /// How a trace has block tables.
+    pub fn tables(&self) -> TraceTables {
+        match self.trace_tables {
             Tables::Full => TraceTables::Full,
             Tables::Delta => TraceTables::Delta,
-        };
-        Ok(Some(TraceOptions { dir: dir.clone(), tables, format: self.trace_format }))
+        }
     }
 }
 

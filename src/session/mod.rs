@@ -11,6 +11,7 @@ mod row;
 mod sequence;
 mod speculation;
 mod text;
+mod tokenizer;
 mod trace;
 
 use std::collections::HashMap;
@@ -39,6 +40,7 @@ pub use options::{
 pub use request::{Emitted, Request, RequestId, RequestOutput, StepReport};
 pub use row::StepRow;
 pub use speculation::SetupId;
+pub use tokenizer::tokenizer;
 
 use crate::exit::usage;
 use sequence::Sequence;

@@ -4,13 +4,40 @@
 //! an [`Error`](DatasetError) that names file and line. It changes nothing: lengths are those of the file, times are seconds since
 //! the file's first record, and what a file marks as failed is told, not dropped.
 
+mod azure;
+mod burstgpt;
+mod conversation;
+mod csv_rows;
+mod date_time;
 mod error;
+mod json_items;
+mod likeness;
+mod longbench;
+mod longbench_v2;
+mod mooncake;
+mod quantity;
+mod random;
+mod records;
+mod ruler;
 mod sample;
+mod sharegpt;
+mod spec_bench;
+#[cfg(test)]
+mod tests;
+mod text_file;
+mod trace_request;
+mod vidur;
+mod window;
 
 pub use error::DatasetError;
 pub use sample::{Expectation, Item, OutputLength, Prompt, Sample, SkipReason, Skipped};
 
 use std::path::PathBuf;
+use std::sync::Arc;
+
+use self::records::{Record, Records};
+use self::window::Window;
+use crate::prompt::TextTokens;
 
 /// A kind of dataset or trace, by the name that `--workload` gives it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -111,20 +138,98 @@ pub type Samples = Box<dyn Iterator<Item = Result<Item, DatasetError>> + Send>;
 ///
 /// Options that do not go together, a file that is not there or not of the kind. What is wrong further on is an item.
 pub fn open(
-    _options: &DatasetOptions,
-    _tokenizer: Option<std::sync::Arc<dyn crate::prompt::TextTokens>>,
+    options: &DatasetOptions,
+    tokenizer: Option<Arc<dyn TextTokens>>,
 ) -> Result<Samples, DatasetError> {
-    unimplemented!()
+    Ok(Box::new(Window::open(read(options, tokenizer)?, options)?))
 }
 
-/// Reads all of it once and counts, so that a run begins only with a file that can be read to its end.
+/// Reads all of it once and counts, so that a run begins only with a file that can be read to its end (or the window's).
+/// Nothing is tokenised; samples that are generated from text are counted without being made.
 ///
 /// # Errors
 ///
 /// The first thing that is wrong with it.
 pub fn survey(
-    _options: &DatasetOptions,
-    _tokenizer: Option<std::sync::Arc<dyn crate::prompt::TextTokens>>,
+    options: &DatasetOptions,
+    tokenizer: Option<Arc<dyn TextTokens>>,
 ) -> Result<Survey, DatasetError> {
-    unimplemented!()
+    if let (Workload::Ruler, None, Some(ruler)) = (options.workload, &options.path, &options.ruler) {
+        // Made one by one they would be tokenised; the first one tells whether they can be made.
+        drop(open(options, tokenizer)?);
+        let items = options.limit.map_or(ruler.samples, |limit| ruler.samples.min(limit));
+        return Ok(Survey { items, ..Survey::default() });
+    }
+    let mut survey = Survey { timed: true, ..Survey::default() };
+    for item in open(options, tokenizer)? {
+        let (skipped, arrival_s) = match item? {
+            Item::Sample(sample) => (0, sample.arrival_s),
+            Item::Skipped(skipped) => (1, skipped.arrival_s),
+        };
+        survey.items += 1;
+        survey.skipped += skipped;
+        survey.timed &= arrival_s.is_some();
+        survey.span_s = arrival_s.unwrap_or(survey.span_s);
+    }
+    Ok(survey)
+}
+
+/// All records of a dataset.
+fn read(options: &DatasetOptions, tokenizer: Option<Arc<dyn TextTokens>>) -> Result<Records, DatasetError> {
+    let keep_failed = options.keep_failed;
+    let path = match (options.workload, &options.path) {
+        (Workload::Random, Some(_)) => {
+            return Err(DatasetError::Options(
+                "--workload random draws its samples; leave out --path".into(),
+            ));
+        }
+        (Workload::Random, None) => {
+            let random = options.random.as_ref().ok_or_else(|| {
+                DatasetError::Options(
+                    "--workload random needs --num-requests, --input-len and --output-len".into(),
+                )
+            })?;
+            return random::generate(random, options.seed);
+        }
+        (Workload::Ruler, Some(_)) if options.ruler.is_some() => {
+            let what = "ruler: samples are read from --path or generated with --task, not both";
+            return Err(DatasetError::Options(what.into()));
+        }
+        (Workload::Ruler, None) => return generated_ruler(options, tokenizer),
+        (_, Some(path)) => path,
+        (_, None) => {
+            return Err(DatasetError::Options(
+                "this workload is read from a file: name it with --path".into(),
+            ));
+        }
+    };
+    match options.workload {
+        Workload::Burstgpt => burstgpt::read(path, keep_failed),
+        Workload::Azure => azure::read(path, keep_failed),
+        Workload::Mooncake => mooncake::read(path, keep_failed),
+        Workload::Vidur => vidur::read(path, keep_failed),
+        Workload::Sharegpt => sharegpt::read(path, options.turns, keep_failed),
+        Workload::Ruler => ruler::read(path),
+        Workload::Longbench => longbench::read(path),
+        Workload::LongbenchV2 => longbench_v2::read(path),
+        Workload::SpecBench => spec_bench::read(path, options.turns),
+        Workload::Random => Err(DatasetError::Options("--workload random has no file".into())),
+    }
+}
+
+/// RULER's tasks, made.
+fn generated_ruler(
+    options: &DatasetOptions,
+    tokenizer: Option<Arc<dyn TextTokens>>,
+) -> Result<Records, DatasetError> {
+    let Some(ruler) = &options.ruler else {
+        let what = "--workload ruler needs --path, or --task and --length of the samples to make";
+        return Err(DatasetError::Options(what.into()));
+    };
+    let Some(tokenizer) = tokenizer else {
+        let what = "--task makes text of a length in tokens: it needs a model with a tokenizer (--model)";
+        return Err(DatasetError::Options(what.into()));
+    };
+    let samples = crate::tasks::ruler_samples(ruler, options.seed, tokenizer)?;
+    Ok(Box::new(samples.map(|sample| Ok(Record { time_ns: None, item: Item::Sample(sample?) }))))
 }

@@ -1,7 +1,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Figures of a count over decode rows (or touched blocks).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Tally {
     /// How many values.
     pub count: u64,
@@ -18,7 +18,7 @@ pub struct Tally {
 }
 
 /// A block that many decode rows read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct HotBlock {
     /// Its id in the pool.
     pub block_id: u32,
@@ -107,7 +107,8 @@ pub(super) struct Touches {
     blocks: Counts,
     /// Blocks that were read as far as they were written: all but a row's last are full.
     full: u64,
-    last: Counts,
+    /// A row's last blocks, by tokens in them (of blocks of more than 4,096 tokens, in as many parts).
+    last: Vec<u64>,
     prefix: Counts,
     /// By engine and block id.
     hot: std::collections::BTreeMap<u32, Vec<u64>>,
@@ -128,7 +129,7 @@ impl Touches {
             block_size: block_size.max(1),
             blocks: Counts::new(),
             full: 0,
-            last: Counts::new(),
+            last: vec![0; (block_size.max(1) as usize).min(STEPS) + 1],
             prefix: Counts::new(),
             hot: std::collections::BTreeMap::new(),
         }
@@ -147,7 +148,13 @@ impl Touches {
             reading.capacity = capacity.min(u64::from(u32::MAX)) as u32;
         }
         reading.rows += 1;
-        self.last.add(u64::from(self.block_size - (reading.capacity - context).min(self.block_size)), 1);
+        let in_last = self.block_size - (reading.capacity - context).min(self.block_size);
+        let part = if self.block_size as usize <= STEPS {
+            in_last as usize
+        } else {
+            (u64::from(in_last) * STEPS as u64 / u64::from(self.block_size)) as usize
+        };
+        self.last[part] += 1;
     }
 
     /// Counts what was put off.
@@ -183,7 +190,11 @@ impl Touches {
 
     /// Tokens of each block that a decode row read.
     pub(super) fn tokens_per_touched_block(&self) -> Tally {
-        let mut all = self.last.clone();
+        let most = self.last.len() as u64 - 1;
+        let mut all = Counts::new();
+        for (parts, &rows) in self.last.iter().enumerate().filter(|(_, rows)| **rows > 0) {
+            all.add(parts as u64 * u64::from(self.block_size) / most, rows);
+        }
         if self.full > 0 {
             all.add(u64::from(self.block_size), self.full);
         }
@@ -209,5 +220,48 @@ impl Touches {
         all.sort_by_key(|b| (std::cmp::Reverse(b.touch_count), b.replica, b.block_id));
         all.truncate(16);
         all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn great_counts_are_told_to_one_part_in_2048(
+            values in prop::collection::vec((prop_oneof![0u64..5000, 0u64..1 << 40], 1u64..4), 1..50),
+        ) {
+            let mut counts = Counts::new();
+            values.iter().for_each(|&(v, n)| counts.add(v, n));
+            let mut all: Vec<u64> = values.iter().flat_map(|&(v, n)| (0..n).map(move |_| v)).collect();
+            all.sort_unstable();
+            let tally = counts.tally(1.0);
+            let step = if all[all.len() - 1] <= 4096 { 0.0 } else { all[all.len() - 1] as f64 / 2048.0 };
+            for (q, got) in [(0.5, tally.p50), (0.95, tally.p95)] {
+                let want = all[(q * all.len() as f64).ceil() as usize - 1] as f64;
+                prop_assert!(got >= want && got <= want + step, "{q}: {got} for {want}");
+            }
+            prop_assert_eq!((tally.min, tally.max), (all[0] as f64, all[all.len() - 1] as f64));
+            prop_assert_eq!(tally.count, all.len() as u64);
+            let mean = all.iter().map(|&v| v as f64).sum::<f64>() / all.len() as f64;
+            prop_assert!((tally.mean - mean).abs() <= 1e-9 * mean);
+        }
+    }
+
+    #[test]
+    fn a_hostile_block_size_takes_no_memory_and_stays_in_bounds() {
+        let mut touches = Touches::new(u32::MAX);
+        let mut reading = Reading::default();
+        for context in [1, u32::MAX, 0, u32::MAX / 2] {
+            touches.row(&mut reading, context, 7);
+        }
+        touches.end(&mut reading, 7);
+        assert_eq!((touches.unique_blocks().max, touches.last.len()), (1.0, 4097));
+        let tokens = touches.tokens_per_touched_block();
+        assert_eq!((tokens.count, tokens.min, tokens.max), (3, 0.0, f64::from(u32::MAX)));
+        touches.held(0, &[3, 100], 5, 100);
+        assert_eq!(touches.hottest(), [HotBlock { block_id: 3, touch_count: 5, replica: 0 }]);
     }
 }

@@ -52,6 +52,17 @@ impl InFlight {
         self.progress.len() - self.free.len()
     }
 
+    /// Those in flight.
+    pub(super) fn each(&self) -> impl Iterator<Item = &Progress> {
+        self.progress.iter().filter(|p| p.live)
+    }
+
+    /// Places, taken or not.
+    #[cfg(test)]
+    pub(super) fn places(&self) -> usize {
+        self.progress.len()
+    }
+
     pub(super) fn insert(&mut self, intended_ns: u64, steady: bool, mut details: Details) -> Ticket {
         let progress = Progress {
             intended_ns,

@@ -30,3 +30,21 @@ impl TokensPerSecond {
         self.greatest
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_greatest_second_is_found_though_reports_overtake_each_other() {
+        let mut tokens = TokensPerSecond::new();
+        let second = 1_000_000_000;
+        for (ns, n) in
+            [(0, 5), (second, 3), (second - 1, 4), (200 * second, 1), (2 * second - 1, 7), (second * 72, 9)]
+        {
+            tokens.add(ns, n);
+        }
+        // Seconds 0 and 1 had 9 and 10; second 72 is forgotten for second 200, which came before it, at the same place.
+        assert_eq!(tokens.greatest(), 10);
+    }
+}

@@ -6,4 +6,4 @@ mod source;
 
 pub use engine::{EndedRequest, EngineRequest, Output, RowReport, StepReport, Ticket};
 pub use request_line::{RequestLine, Status};
-pub use source::{Incoming, PlannedRequest, SkippedRequest, Source, SourceOptions};
+pub use source::{DEFAULT_NEW_TOKENS, Incoming, PlannedRequest, SkippedRequest, Source, SourceOptions};

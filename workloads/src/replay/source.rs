@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
-use crate::arrivals::Arrivals;
-use crate::dataset::{DatasetError, Expectation, Samples, SkipReason, Survey};
-use crate::prompt::TextTokens;
+use crate::arrivals::{ArrivalTimes, Arrivals};
+use crate::dataset::{
+    DatasetError, Expectation, Item, OutputLength, Prompt, Sample, Samples, SkipReason, Survey,
+};
+use crate::prompt::{PromptMaker, TextTokens};
 
 /// What a source gives next.
 #[derive(Clone, Debug, PartialEq)]
@@ -76,8 +78,33 @@ pub struct SourceOptions {
     pub vocabulary: std::ops::Range<u32>,
 }
 
+/// Tokens of an output that ends by itself, where neither its dataset nor [`SourceOptions::max_new_tokens`] says how many.
+pub const DEFAULT_NEW_TOKENS: u32 = 256;
+
 /// Samples made into requests.
-pub struct Source {}
+///
+/// A prompt is run whole or not at all: what does not fit is [`Incoming::Skipped`], with the reason. Where arrivals are drawn, a skipped
+/// record takes none, so that the rate is that of the requests sent; where they are recorded it keeps its own.
+pub struct Source {
+    samples: Samples,
+    /// The first item, which was looked at when the source was made.
+    first: Option<Item>,
+    options: SourceOptions,
+    tokenizer: Option<Arc<dyn TextTokens>>,
+    maker: PromptMaker,
+    times: ArrivalTimes,
+    index: u64,
+    over: bool,
+}
+
+impl std::fmt::Debug for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Source")
+            .field("options", &self.options)
+            .field("index", &self.index)
+            .finish_non_exhaustive()
+    }
+}
 
 impl Source {
     /// Requests from `samples`, of which `survey` tells how many there are.
@@ -87,19 +114,161 @@ impl Source {
     /// Options that do not go with the dataset: recorded arrivals without times, text without a tokenizer, a scale for
     /// lengths of text.
     pub fn new(
-        _samples: Samples,
-        _survey: &Survey,
-        _options: SourceOptions,
-        _tokenizer: Option<Arc<dyn TextTokens>>,
+        mut samples: Samples,
+        survey: &Survey,
+        options: SourceOptions,
+        tokenizer: Option<Arc<dyn TextTokens>>,
     ) -> Result<Self, DatasetError> {
-        unimplemented!()
+        let maker = PromptMaker::new(options.seed, options.vocabulary.clone(), options.length_scale)
+            .map_err(DatasetError::Options)?;
+        if matches!(options.arrivals, Arrivals::Recorded { .. }) && !survey.timed {
+            return Err(DatasetError::Options(NO_TIMES.into()));
+        }
+        let requests = survey.items.saturating_sub(survey.skipped);
+        let times = options.arrivals.times(requests, options.seed).map_err(DatasetError::Options)?;
+        let first = samples.next().transpose()?;
+        if let Some(Item::Sample(sample)) = &first {
+            check(sample, &options, tokenizer.is_some())?;
+        }
+        Ok(Self { samples, first, options, tokenizer, maker, times, index: 0, over: false })
     }
+
+    fn pull(&mut self) -> Result<Option<Incoming>, DatasetError> {
+        let next = match self.first.take() {
+            Some(first) => Some(first),
+            None => self.samples.next().transpose()?,
+        };
+        let Some(item) = next else { return Ok(None) };
+        let incoming = match item {
+            Item::Sample(sample) => self.plan(sample)?,
+            Item::Skipped(skipped) => Incoming::Skipped(SkippedRequest {
+                index: self.index,
+                source_id: skipped.source_id,
+                category: None,
+                arrival_ns: self.recorded(skipped.arrival_s),
+                prompt_tokens: skipped.prompt_tokens,
+                reason: skipped.reason,
+            }),
+        };
+        self.index += 1;
+        Ok(Some(incoming))
+    }
+
+    /// When a record that is not run would have been sent.
+    fn recorded(&mut self, arrival_s: Option<f64>) -> Option<u64> {
+        let recorded = matches!(self.options.arrivals, Arrivals::Recorded { .. });
+        arrival_s.filter(|_| recorded).and_then(|time| self.times.next(Some(time)))
+    }
+
+    fn plan(&mut self, sample: Sample) -> Result<Incoming, DatasetError> {
+        check(&sample, &self.options, self.tokenizer.is_some())?;
+        let recorded = matches!(self.options.arrivals, Arrivals::Recorded { .. });
+        if recorded && sample.arrival_s.is_none() {
+            return Err(DatasetError::Options(NO_TIMES.into()));
+        }
+        // Text is made into tokens before it can be measured; all else is measured first and made only if it is run.
+        let encoded = match &sample.prompt {
+            Prompt::Text(text) => Some(self.encode(text, &sample)?),
+            _ => None,
+        };
+        let counted = encoded.as_ref().map(|tokens| u32::try_from(tokens.len()).unwrap_or(u32::MAX));
+        let prompt_tokens = counted.or_else(|| self.maker.length(&sample.prompt)).unwrap_or(0);
+        let max_tokens = self.output_tokens(&sample)?;
+        if let Some(reason) = self.misfit(prompt_tokens, max_tokens) {
+            return Ok(Incoming::Skipped(SkippedRequest {
+                index: self.index,
+                arrival_ns: self.recorded(sample.arrival_s),
+                source_id: sample.source_id,
+                category: sample.category,
+                prompt_tokens: Some(prompt_tokens),
+                reason,
+            }));
+        }
+        let prompt = encoded.or_else(|| self.maker.make(self.index, &sample.prompt)).unwrap_or_default();
+        Ok(Incoming::Request(PlannedRequest {
+            index: self.index,
+            source_id: sample.source_id,
+            category: sample.category,
+            arrival_ns: self.times.next(sample.arrival_s),
+            prompt,
+            max_tokens,
+            until_stop: matches!(sample.output, OutputLength::UntilStop(_)),
+            expect: sample.expect,
+        }))
+    }
+
+    /// Tokens of an output, at least 1.
+    fn output_tokens(&self, sample: &Sample) -> Result<u32, DatasetError> {
+        let most = self.options.max_new_tokens;
+        let wanted = match &sample.output {
+            OutputLength::Tokens(tokens) => self.maker.scaled(*tokens),
+            OutputLength::AsText(text) => u32::try_from(self.encode(text, sample)?.len()).unwrap_or(u32::MAX),
+            OutputLength::UntilStop(tokens) => tokens.or(most).unwrap_or(DEFAULT_NEW_TOKENS),
+        };
+        Ok(most.map_or(wanted, |most| wanted.min(most)).max(1))
+    }
+
+    /// Why a request of such lengths can't be run.
+    fn misfit(&self, prompt: u32, output: u32) -> Option<SkipReason> {
+        let total = u64::from(prompt) + u64::from(output);
+        if prompt == 0 {
+            Some(SkipReason::EmptyPrompt)
+        } else if self.options.max_prompt_tokens.is_some_and(|most| prompt > most) {
+            Some(SkipReason::PromptTooLong)
+        } else if total > u64::from(self.options.max_model_len) {
+            Some(SkipReason::LongerThanModel)
+        } else if total > self.options.pool_tokens {
+            Some(SkipReason::LargerThanPool)
+        } else if self.options.step_tokens.is_some_and(|most| prompt > most) {
+            Some(SkipReason::LargerThanStep)
+        } else {
+            None
+        }
+    }
+
+    fn encode(&self, text: &str, sample: &Sample) -> Result<Vec<u32>, DatasetError> {
+        let Some(tokenizer) = &self.tokenizer else { return Err(DatasetError::Options(NO_TOKENIZER.into())) };
+        tokenizer.encode(text).map_err(|e| {
+            let what = format!(
+                "request {} (line {}): the tokenizer can't encode its text: {e}",
+                self.index, sample.line
+            );
+            DatasetError::Options(what)
+        })
+    }
+}
+
+const NO_TIMES: &str = "the dataset has no arrival times to replay: give --request-rate (inf: all at once)";
+
+const NO_TOKENIZER: &str =
+    "the dataset is text: it takes a model with a tokenizer to make token ids of it (--model)";
+
+/// Whether a sample goes with the options.
+fn check(sample: &Sample, options: &SourceOptions, tokenizer: bool) -> Result<(), DatasetError> {
+    let text = matches!(sample.prompt, Prompt::Text(_)) || matches!(sample.output, OutputLength::AsText(_));
+    if text && !tokenizer {
+        return Err(DatasetError::Options(NO_TOKENIZER.into()));
+    }
+    if options.length_scale != 1.0 && (text || matches!(sample.prompt, Prompt::Tokens(_))) {
+        let what = "--length-scale is for traces of lengths; this dataset has its prompts' text or token ids";
+        return Err(DatasetError::Options(what.into()));
+    }
+    Ok(())
 }
 
 impl Iterator for Source {
     type Item = Result<Incoming, DatasetError>;
 
+    /// The next request; after an error there is none.
     fn next(&mut self) -> Option<Self::Item> {
-        unimplemented!()
+        if self.over {
+            return None;
+        }
+        let next = self.pull().transpose();
+        self.over = !matches!(next, Some(Ok(_)));
+        next
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -46,6 +46,19 @@ impl LineFormat {
         }
     }
 
+    /// Whether this build has the format.
+    ///
+    /// # Errors
+    ///
+    /// It does not, for people.
+    pub fn check(self) -> Result<(), Error> {
+        if self == Self::Parquet && !cfg!(feature = "parquet") {
+            let what = "this build has no Parquet (cargo feature `parquet`); use jsonl.zst, or another build";
+            return Err(Error::Options(what.to_owned()));
+        }
+        Ok(())
+    }
+
     /// The name of a file of this format.
     #[must_use]
     pub fn file_name(self, stem: &str) -> String {

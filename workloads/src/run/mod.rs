@@ -8,13 +8,17 @@ pub const REQUESTS_FILE: &str = "requests.jsonl";
 pub const REPORT_FILE: &str = "report.html";
 
 mod config;
+mod convert;
 mod directory;
 mod frames;
 mod leftovers;
 mod lines;
+#[cfg(feature = "parquet")]
+mod parquet;
 mod reader;
 mod sink;
 
+pub use convert::convert_lines;
 pub use directory::{Resumed, RunDirectory};
 pub(crate) use leftovers::Leftovers;
 #[cfg(test)]

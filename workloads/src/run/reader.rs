@@ -23,6 +23,8 @@ pub struct LineReader {
 enum Source {
     Plain(BufReader<File>),
     Frames(Box<BufReader<FrameReader>>),
+    #[cfg(feature = "parquet")]
+    Parquet(Box<super::parquet::ParquetLines>),
 }
 
 impl std::fmt::Debug for LineReader {
@@ -42,7 +44,17 @@ impl LineReader {
         let source = match format {
             LineFormat::Jsonl => Source::Plain(BufReader::with_capacity(1 << 20, file)),
             LineFormat::JsonlZst => Source::Frames(Box::new(BufReader::new(FrameReader::new(file)))),
-            LineFormat::Parquet => return Err(Error::Options("not yet".to_owned())),
+            #[cfg(feature = "parquet")]
+            LineFormat::Parquet => {
+                let lines = super::parquet::ParquetLines::open(file);
+                let read = |source| Error::Read { path: path.to_owned(), source };
+                Source::Parquet(Box::new(lines.map_err(read)?))
+            }
+            #[cfg(not(feature = "parquet"))]
+            LineFormat::Parquet => {
+                format.check()?;
+                Source::Plain(BufReader::new(file))
+            }
         };
         Ok(Self { path: path.to_owned(), source, buffer: Vec::new(), number: 0, cut: false })
     }
@@ -75,6 +87,12 @@ impl LineReader {
         let read = match &mut self.source {
             Source::Plain(file) => file.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut self.buffer),
             Source::Frames(frames) => frames.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut self.buffer),
+            #[cfg(feature = "parquet")]
+            Source::Parquet(lines) => {
+                let there = lines.next_line(&mut self.buffer).map_err(|source| self.fault(source))?;
+                self.number += u64::from(there);
+                return Ok(there.then_some(&self.buffer[..]));
+            }
         };
         let read = read.map_err(|source| self.fault(source))?;
         if self.buffer.pop_if(|last| *last == b'\n').is_some() {

@@ -15,7 +15,7 @@ use crate::Error;
 /// A frame waits at most so long for more lines ...
 const FRAME_EVERY: Duration = Duration::from_secs(1);
 /// ... or until there are so many bytes of them.
-const FRAME_BYTES: usize = 256 << 10;
+pub(super) const FRAME_BYTES: usize = 256 << 10;
 /// So much of a line is shown where two differ.
 const SHOWN: usize = 160;
 

@@ -44,6 +44,8 @@ impl CostModel {
             target: of.needed("target", curve)?,
             us_per_step: of.us("us_per_step")?,
             us_per_row: of.us("us_per_row")?,
+            us_per_token: of.us("us_per_token")?,
+            us_per_metadata_row: of.us("us_per_metadata_row")?,
             us_per_logit_row: of.us("us_per_logit_row")?,
             us_per_sampled_row: of.us("us_per_sampled_row")?,
             us_per_eager_step: of.us("us_per_eager_step")?,
@@ -74,6 +76,8 @@ impl CostModel {
         let us = [
             ("us_per_step", self.us_per_step),
             ("us_per_row", self.us_per_row),
+            ("us_per_token", self.us_per_token),
+            ("us_per_metadata_row", self.us_per_metadata_row),
             ("us_per_logit_row", self.us_per_logit_row),
             ("us_per_sampled_row", self.us_per_sampled_row),
             ("us_per_eager_step", self.us_per_eager_step),
@@ -326,3 +330,6 @@ impl Fields {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -120,11 +120,11 @@ impl Overhead {
 ///
 /// | stage | microseconds |
 /// |---|---|
-/// | execute | `target` at its token rows + `target.us_per_read` a token of context read + `target.us_per_context` a pair of a query token and a token before it + `us_per_logit_row` a row of logits + `us_per_eager_step` if no graph is replayed |
+/// | execute | `target` at its token rows + `target.us_per_read` a token of context read + `target.us_per_context` a pair of a query token and a token before it + `us_per_metadata_row` a row of the attention call + `us_per_logit_row` a row of logits + `us_per_eager_step` if no graph is replayed |
 /// | sample | `us_per_sampled_row` a row of logits |
 /// | propose | the proposer's `us_per_step`, `us_per_row` a drafted request, and its `pass` for each pass |
 /// | schedule, metadata | those [`Overhead`]s |
-/// | other | `us_per_step`, `us_per_row` a request |
+/// | other | `us_per_step`, `us_per_row` a request, `us_per_token` a query token |
 ///
 /// Between the points of a curve the cost is a straight line; below the first it is the first's, beyond the last it goes
 /// on with the last slope ([`CostCurve::us`]). What is left out costs nothing.
@@ -170,6 +170,12 @@ pub struct CostModel {
     /// Microseconds a request in the step, for the same.
     #[serde(default)]
     pub us_per_row: f64,
+    /// Microseconds a query token, for the same: prefixes that are published.
+    #[serde(default)]
+    pub us_per_token: f64,
+    /// Microseconds a row of the attention call, whatever its context.
+    #[serde(default)]
+    pub us_per_metadata_row: f64,
     /// Microseconds a token row whose logits are computed.
     #[serde(default)]
     pub us_per_logit_row: f64,
@@ -214,10 +220,13 @@ impl CostModel {
             metadata: self.metadata.us(shape.plan_rows, shape.token_rows),
             propose: proposer.map_or(0.0, |proposer| proposer.us(shape)),
             execute: with_context(&self.target, shape.token_rows, shape.context_reads, shape.context_pairs)
+                + f64::from(shape.metadata_rows) * self.us_per_metadata_row
                 + logit_rows * self.us_per_logit_row
                 + eager,
             sample: logit_rows * self.us_per_sampled_row,
-            other: self.us_per_step + self.us_per_row * f64::from(shape.plan_rows),
+            other: self.us_per_step
+                + self.us_per_row * f64::from(shape.plan_rows)
+                + self.us_per_token * f64::from(shape.token_rows),
         }
     }
 

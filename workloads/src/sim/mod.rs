@@ -78,6 +78,7 @@
 
 mod client;
 mod cost_file;
+mod cost_fit;
 mod cost_model;
 mod drafting;
 mod draws;
@@ -86,6 +87,7 @@ mod event_log;
 mod freezes;
 mod graphs;
 mod in_flight;
+mod least_squares;
 mod observer;
 mod options;
 mod router;
@@ -93,6 +95,7 @@ mod row_sums;
 mod simulation;
 mod step_trace;
 
+pub use cost_fit::{CostFit, FitQuality, MeasuredStep, fit};
 pub use cost_model::{Acceptance, CostModel, DraftCost, Freeze, Overhead, StepCost, StepShape};
 pub use graphs::GraphShape;
 pub use observer::{Observer, SimEvent};

@@ -204,7 +204,41 @@ impl Facts {
     }
 }
 
-/// The indefinite article before a word.
+/// The indefinite article before a word of the lists.
 fn article(word: &str) -> &'static str {
-    if word.starts_with(['a', 'e', 'i', 'o', 'u']) && !word.starts_with("uni") { "an" } else { "a" }
+    let vowel =
+        word.starts_with(['a', 'e', 'i', 'o', 'u']) && !word.starts_with("uni") && !word.starts_with("use");
+    if vowel || word == "honest" { "an" } else { "a" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn articles_go_by_the_sound() {
+        for (word, wanted) in [
+            ("able", "an"),
+            ("urban", "an"),
+            ("useful", "a"),
+            ("unicorn", "a"),
+            ("honest", "an"),
+            ("honey", "a"),
+            ("mill", "a"),
+        ] {
+            assert_eq!(article(word), wanted, "{word}");
+        }
+    }
+
+    #[test]
+    fn a_shorter_list_of_documents_is_the_beginning_of_a_longer_one() {
+        for two_hops in [false, true] {
+            let world = World::new(Draws { task: 1, seed: 2, index: 3 }, two_hops);
+            let long = world.documents(9);
+            assert_eq!(long.len(), 9);
+            for count in 0..9 {
+                assert_eq!(world.documents(count), long[..count as usize], "{two_hops} {count}");
+            }
+        }
+    }
 }

@@ -36,8 +36,8 @@ const AIMED: u32 = 8;
 /// Units added for the first guess at the tokens of one.
 const PROBE: u64 = 16;
 
-/// The prompt with the most units that has at most `budget` tokens: one unit more has more tokens (or is more than the
-/// composition has). Every unit is taken to be a token on average at least, or two units one: so a tokenizer that gives no tokens ends too.
+/// The prompt with the most units that has at most `budget` tokens: with one unit more it has more tokens, or the composition
+/// has no more. It has no more than two units a token, so that a tokenizer that gives none comes to an end.
 pub(super) fn fit(
     composition: &dyn Composition,
     budget: u64,

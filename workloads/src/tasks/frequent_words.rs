@@ -10,8 +10,8 @@ use std::collections::BTreeSet;
 const LETTERS: usize = 6;
 /// Tokens of a text for each word of its vocabulary.
 const TOKENS_A_WORD: u32 = 50;
-/// The exponent; it is 2, so a power is a product.
-const ALPHA_ZETA: f64 = std::f64::consts::PI * std::f64::consts::PI / 6.0;
+/// The zeta function of the exponent, which is 2 (RULER's alpha).
+const ZETA_OF_2: f64 = std::f64::consts::PI * std::f64::consts::PI / 6.0;
 /// Words from which on the shares of the third and fourth coded word, `n (1/16 - 1/25) / zeta(2)`, differ by more than
 /// one: their counts, rounded down, never tie.
 const LEAST: u64 = 74;
@@ -55,7 +55,7 @@ impl Composition for FrequentWords {
         let mut words: Vec<&str> = Vec::new();
         for (k, word) in self.vocabulary.iter().enumerate() {
             let rank = (k + 1) as f64;
-            let times = (units as f64 / (rank * rank) / ALPHA_ZETA) as usize;
+            let times = (units as f64 / (rank * rank) / ZETA_OF_2) as usize;
             if times == 0 {
                 break;
             }

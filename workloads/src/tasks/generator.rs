@@ -125,6 +125,12 @@ impl RulerGenerator {
         DatasetError::Options(format!("the tokenizer can't encode a prompt of {}: {what}", self.task.name()))
     }
 
+    /// Tokens of a prompt.
+    #[cfg(test)]
+    pub(super) fn tokens(&self, prompt: &str) -> u64 {
+        self.tokenizer.encode(prompt).map_or(u64::MAX, |tokens| tokens.len() as u64)
+    }
+
     /// The sample at an index, with a haystack of any size.
     pub(super) fn composition(&self, index: u64) -> Result<Box<dyn Composition>, DatasetError> {
         let draws = Draws { task: self.task.number as u64, seed: self.seed, index };

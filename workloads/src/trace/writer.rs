@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::{CONFIG_FILE, STEPS_STEM, SUMMARY_FILE, replace_file, steps_file};
 use crate::Error;
-use crate::run::{Begin, Leftovers, LineFormat, LineWriter};
+use crate::run::{Begin, Leftovers, LineFormat, LineReader, LineWriter, convert_lines};
 
 /// Writes a trace directory, or the steps of a run directory ([`RunDirectory::trace`](crate::run::RunDirectory::trace)).
 /// A step costs its caller what a line costs with [`LineWriter`].
@@ -33,6 +33,7 @@ impl TraceWriter {
     /// Before anything is written: the path is no directory, can't be written, or holds a trace already; a format that this
     /// build does not have.
     pub fn create(directory: &Path, config: &impl Serialize, format: LineFormat) -> Result<Self, Error> {
+        format.check()?;
         let config = serde_json::to_value(config)
             .map_err(|source| Error::Encode { what: "the configuration", source })?;
         if !config.is_object() {
@@ -63,6 +64,7 @@ impl TraceWriter {
         first_step: u64,
         leftovers: Arc<Leftovers>,
     ) -> Result<Self, Error> {
+        format.check()?;
         if begin != Begin::New
             && let Some((path, there)) = steps_file(directory)
             && there != format
@@ -87,6 +89,14 @@ impl TraceWriter {
         leftovers: Arc<Leftovers>,
     ) -> Result<Self, Error> {
         let path = format.while_running().file(directory, STEPS_STEM);
+        if begin != Begin::New
+            && !path.exists()
+            && let Some((made, LineFormat::Parquet)) = steps_file(directory)
+        {
+            // The part before was ended in order; its lines are needed as such again.
+            convert_lines(&mut LineReader::open(&made, LineFormat::Parquet)?, &path, format.while_running())?;
+            std::fs::remove_file(&made).map_err(|source| Error::Unwritable { path: made, source })?;
+        }
         let lines = LineWriter::open(path, format, begin, leftovers)?;
         Ok(Self { directory: directory.to_owned(), lines, format, in_run: false, first_step: 0 })
     }
@@ -122,7 +132,14 @@ impl TraceWriter {
         let summary = serde_json::to_vec_pretty(summary)
             .map_err(|source| Error::Encode { what: "the summary", source })?;
         self.lines.keep();
+        let written = self.lines.path().to_owned();
         self.lines.close()?;
+        if self.format != self.format.while_running() {
+            let made = self.format.file(&self.directory, STEPS_STEM);
+            let mut lines = LineReader::open(&written, self.format.while_running())?;
+            convert_lines(&mut lines, &made, self.format)?;
+            std::fs::remove_file(&written).map_err(|source| Error::Write { path: written, source })?;
+        }
         if self.in_run {
             return Ok(());
         }

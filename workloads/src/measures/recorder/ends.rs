@@ -32,19 +32,19 @@ impl Recorder {
             times = latencies(&progress);
             line.status = Status::Finished;
             let seen = progress.last_token_ns != NOT_YET;
-            line.finish_s = Some(if seen { progress.last_token_ns } else { report.end_ns }).map(seconds);
+            line.finish_s = Some(seconds(if seen { progress.last_token_ns } else { report.end_ns }));
             line.ttft_ms = times.ttft.map(milliseconds);
             line.tpot_ms = times.tpot.map(milliseconds);
             line.e2el_ms = times.e2el.map(milliseconds);
             self.bins.at(report.end_ns).finished += 1;
-            self.touches.end(&mut progress.reading, progress.prefix_blocks);
-            let decode_steps = u64::from(progress.decode_steps);
-            self.touches.held(report.replica, &end.prefix_blocks, decode_steps, report.pool.num_blocks);
         }
+        self.touches.end(&mut progress.reading, progress.prefix_blocks);
+        let decode_steps = u64::from(progress.decode_steps);
+        self.touches.held(report.replica, &end.prefix_blocks, decode_steps, report.pool.num_blocks);
         if let Some(output) = &end.output {
             line.output_hash = Some(hash(&output.token_ids));
             if line.status == Status::Finished {
-                line.score = details.expect.as_ref().map(|e| score(e, &output.text));
+                line.score = details.expect.as_ref().map(|e| crate::tasks::score(e, &output.text));
             }
             if self.options.save_outputs {
                 line.token_ids = Some(output.token_ids.clone());
@@ -185,17 +185,4 @@ fn hash(token_ids: &[u32]) -> String {
         sha.update(id.to_le_bytes());
     }
     sha.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn score(expect: &crate::dataset::Expectation, text: &str) -> f64 {
-    use crate::dataset::Expectation::{Choice, Contains};
-    let text = text.to_lowercase();
-    match expect {
-        Contains { answers, any } => {
-            let hit = |a: &String| f64::from(u8::from(text.contains(&a.to_lowercase())));
-            let hits = answers.iter().map(hit);
-            if *any { hits.fold(0.0, f64::max) } else { hits.sum::<f64>() / answers.len().max(1) as f64 }
-        }
-        Choice { answer } => f64::from(u8::from(text.trim().starts_with(answer.to_ascii_lowercase()))),
-    }
 }

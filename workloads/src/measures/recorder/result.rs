@@ -19,6 +19,12 @@ impl Recorder {
         let mut drafts = self.drafts[0].clone();
         drafts.merge(&self.drafts[1]);
 
+        let mut touches = self.touches.clone();
+        for request in self.in_flight.each() {
+            let mut reading = request.reading;
+            touches.end(&mut reading, request.prefix_blocks);
+        }
+
         let duration = self.end_ns as f64 / 1e9;
         let rate = |n: u64| if duration > 0.0 { n as f64 / duration } else { 0.0 };
         let latencies = all.latencies();
@@ -81,10 +87,10 @@ impl Recorder {
                 batch_size: u32::try_from(self.steps.most_rows).unwrap_or(u32::MAX),
                 max_new_tokens_cap: None,
             },
-            unique_blocks: self.touches.unique_blocks(),
-            tokens_per_touched_block: self.touches.tokens_per_touched_block(),
-            prefix_intersection_ratio: self.touches.prefix_share(),
-            prefix_hot_blocks: BTreeMap::from([("0".to_owned(), self.touches.hottest())]),
+            unique_blocks: touches.unique_blocks(),
+            tokens_per_touched_block: touches.tokens_per_touched_block(),
+            prefix_intersection_ratio: touches.prefix_share(),
+            prefix_hot_blocks: BTreeMap::from([("0".to_owned(), touches.hottest())]),
             ..Summary::default()
         }
     }

@@ -22,6 +22,8 @@ fn a_step_costs_what_the_table_says() {
         target: curve(&[(1, 100.0), (11, 200.0)], 0.5, 0.25),
         us_per_step: 7.0,
         us_per_row: 3.0,
+        us_per_token: 0.5,
+        us_per_metadata_row: 11.0,
         us_per_logit_row: 2.0,
         us_per_sampled_row: 1.0,
         us_per_eager_step: 1000.0,
@@ -53,9 +55,9 @@ fn a_step_costs_what_the_table_says() {
         schedule: 1.0 + 2.0 * 2.0,
         metadata: 10.0 + 20.0 * 2.0 + 30.0 * 6.0,
         propose: 5.0 + 4.0 * 2.0 + (30.0 + 5.0 + 1.0) + 10.0,
-        execute: 150.0 + 10.0 + 30.0 + 8.0 + 1000.0,
+        execute: 150.0 + 10.0 + 30.0 + 22.0 + 8.0 + 1000.0,
         sample: 4.0,
-        other: 7.0 + 6.0,
+        other: 7.0 + 6.0 + 3.0,
     };
     assert_eq!(cost, want);
     let replayed = model.step(&StepShape { replayed: true, ..shape.clone() }, None);

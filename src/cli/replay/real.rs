@@ -1,0 +1,129 @@
+//! A workload through this engine, in real time.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, channel, sync_channel};
+
+use anyhow::Context;
+use pagedraft::session::Session;
+use pagedraft_workloads::dataset::DatasetError;
+use pagedraft_workloads::measures::{Recorder, RunFacts};
+use pagedraft_workloads::replay::{Incoming, RequestLine, StepReport};
+use pagedraft_workloads::run::{Resumed, RunDirectory};
+use serde_json::Value;
+
+use super::client::{AHEAD, Before, Client, Sent, prepare};
+use super::clock::Clock;
+use super::live::{Live, Observe};
+use super::outcome::Outcome;
+use super::progress::Progress;
+use super::seats::Seats;
+use super::workload::{Limits, Workload};
+use super::{Replay, recorded};
+use crate::cli::{interrupt, recording};
+
+/// Writes lines, and tells how it goes on.
+struct Watch {
+    directory: RunDirectory,
+    progress: Progress,
+}
+
+impl Observe for Watch {
+    fn line(&mut self, line: &RequestLine) -> anyhow::Result<()> {
+        Ok(self.directory.write(line)?)
+    }
+
+    fn step(&mut self, report: &StepReport, done: u64) {
+        self.progress.step(report, done);
+    }
+}
+
+/// Runs it to its end, or to Ctrl-C; `None` when there is nothing to show for it.
+pub fn run(replay: &Replay, workload: &Workload) -> anyhow::Result<Option<Outcome>> {
+    let options = replay.engine_options()?;
+    let plain = recording::plain(&options).map(|plain| Session::open(&plain)).transpose()?;
+    let mut spoken = HashMap::new();
+    if let Some(mut plain) = plain {
+        let source = workload.source(&limits(&plain, replay))?;
+        spoken = recorded::record(&mut plain, source, workload.survey.items)?;
+        if interrupt::pressed() {
+            return Ok(None);
+        }
+    }
+    let mut session = Session::open(&options)?;
+    let source = workload.source(&limits(&session, replay))?;
+    let config = replay.config(session.config().clone(), workload, None)?;
+    let (directory, resumed) = replay.directory_for(&config)?;
+    if let Some(writer) = replay.trace_in(&directory)? {
+        session.attach_trace(writer, replay.engine.tables())?;
+    }
+    let facts = replay.facts(workload);
+    let mut recorder = replay.recorder(workload);
+    let before = before(&resumed, &mut recorder)?;
+    let progress = Progress::new(workload.survey.items, recorder.done());
+    let mut watch = Watch { directory, progress };
+    let whole = serve(&mut session, &mut recorder, &mut watch, source, &before, &spoken, replay);
+    watch.progress.end();
+    // Steps that were made are written, also those before a fault.
+    session.close(&Value::Null)?;
+    let stopped = !whole?;
+    let mut summary = recorder.summary();
+    summary.describe(RunFacts { stopped, ..facts });
+    Ok(Some(Outcome { directory: watch.directory, summary, stopped, event_log: None }))
+}
+
+/// What the engine can take.
+fn limits(session: &Session, replay: &Replay) -> Limits {
+    let info = session.info();
+    Limits {
+        max_model_len: info.max_model_len,
+        pool_tokens: u64::from(info.num_blocks) * u64::from(info.block_size),
+        step_tokens: replay.step_tokens(),
+        vocab_size: u32::try_from(info.vocab_size).unwrap_or(u32::MAX),
+    }
+}
+
+/// What a stopped run had done, told to the recorder.
+fn before(resumed: &Resumed, recorder: &mut Recorder) -> anyhow::Result<Before> {
+    let mut before = Before::default();
+    for line in &resumed.lines {
+        recorder.restore(line);
+        let index = line.request_id.parse().with_context(|| {
+            format!("requests.jsonl has a request {:?}, which is none of this workload", line.request_id)
+        })?;
+        before.done.insert(index);
+        let end_s = line.finish_s.or(line.sent_s).unwrap_or(0.0);
+        // Casts of what is too large saturate.
+        before.end_ns = before.end_ns.max((end_s * 1e9).ceil() as u64);
+    }
+    Ok(before)
+}
+
+/// Client and engine, each on its thread; `false` when Ctrl-C ended it.
+fn serve(
+    session: &mut Session,
+    recorder: &mut Recorder,
+    watch: &mut Watch,
+    source: impl Iterator<Item = Result<Incoming, DatasetError>> + Send,
+    before: &Before,
+    spoken: &HashMap<u64, Arc<[u32]>>,
+    replay: &Replay,
+) -> anyhow::Result<bool> {
+    let max_concurrency = replay.arrivals.max_concurrency;
+    let seats = max_concurrency.map(|count| Seats::new(count, before.end_ns));
+    let (seats, stop) = (seats.as_ref(), &AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let (ahead, prepared) = sync_channel(AHEAD);
+        scope.spawn(move || prepare(source, &ahead));
+        // The run begins when there is something to send.
+        let first: Option<_> = prepared.recv().ok();
+        let clock = Clock::start(before.end_ns);
+        let (send, arrivals): (_, Receiver<Sent>) = channel();
+        let client = Client { clock, seats, max_concurrency, before, stop };
+        scope.spawn(move || client.run(first.into_iter().chain(prepared), &send));
+        let served = Live::new(session, recorder, watch, clock, seats, spoken).run(&arrivals);
+        stop.store(true, Ordering::Relaxed);
+        served
+    })
+}

@@ -1,0 +1,166 @@
+//! A workload that was read once, to its end.
+
+use std::io::Read;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::anyhow;
+use pagedraft::exit::{usage, usage_hint};
+use pagedraft_model::tokenizer::Tokenizer;
+use pagedraft_workloads::arrivals::Arrivals;
+use pagedraft_workloads::dataset::{self, DatasetError, DatasetOptions, Survey};
+use pagedraft_workloads::prompt::TextTokens;
+use pagedraft_workloads::replay::{Incoming, Source, SourceOptions};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use super::arrival_flags::ArrivalFlags;
+use super::dataset_flags::DatasetFlags;
+
+/// What is replayed.
+pub struct Workload {
+    dataset: DatasetOptions,
+    tokenizer: Option<Arc<dyn TextTokens>>,
+    pub survey: Survey,
+    pub arrivals: Arrivals,
+    max_concurrency: Option<u32>,
+    length_scale: f64,
+    max_prompt_tokens: Option<u32>,
+    max_new_tokens: Option<u32>,
+    /// Of its file: name, SHA-256, bytes.
+    file: Option<(String, String, u64)>,
+}
+
+/// What an engine can take.
+pub struct Limits {
+    pub max_model_len: u32,
+    pub pool_tokens: u64,
+    /// Where a prompt must fit a step.
+    pub step_tokens: Option<u32>,
+    pub vocab_size: u32,
+}
+
+/// A model's tokenizer, as workloads want it.
+pub struct Encoder(pub Tokenizer);
+
+impl TextTokens for Encoder {
+    fn encode(&self, text: &str) -> Result<Vec<u32>, String> {
+        self.0.encode(text, true).map_err(|e| e.to_string())
+    }
+}
+
+impl Workload {
+    /// Reads all of it, and counts.
+    pub fn survey(
+        flags: &DatasetFlags,
+        arrivals: &ArrivalFlags,
+        seed: u64,
+        tokenizer: Option<Arc<dyn TextTokens>>,
+    ) -> anyhow::Result<Self> {
+        let dataset = flags.options(seed)?;
+        let survey = dataset::survey(&dataset, tokenizer.clone()).map_err(bad)?;
+        if survey.items == 0 {
+            let path = dataset.path.as_deref().unwrap_or(Path::new("the workload"));
+            return Err(usage_hint(
+                anyhow!("{}: there is no record to replay", path.display()),
+                "is the window of --from and --to in the trace?",
+            ));
+        }
+        let file = dataset.path.as_deref().map(identify).transpose()?;
+        let workload = Self {
+            tokenizer,
+            survey,
+            arrivals: arrivals.arrivals(survey.timed)?,
+            max_concurrency: arrivals.max_concurrency,
+            length_scale: flags.length_scale(),
+            max_prompt_tokens: flags.max_prompt_tokens,
+            max_new_tokens: flags.max_new_tokens,
+            file,
+            dataset,
+        };
+        Ok(workload)
+    }
+
+    /// Its requests, from the first, as an engine can take them.
+    pub fn source(
+        &self,
+        limits: &Limits,
+    ) -> anyhow::Result<impl Iterator<Item = Result<Incoming, DatasetError>> + Send + use<>> {
+        let samples = dataset::open(&self.dataset, self.tokenizer.clone()).map_err(bad)?;
+        let options = SourceOptions {
+            arrivals: self.arrivals,
+            seed: self.dataset.seed,
+            length_scale: self.length_scale,
+            max_prompt_tokens: self.max_prompt_tokens,
+            max_new_tokens: self.max_new_tokens,
+            max_model_len: limits.max_model_len,
+            pool_tokens: limits.pool_tokens,
+            step_tokens: limits.step_tokens,
+            vocabulary: 0..limits.vocab_size,
+        };
+        let source = Source::new(samples, &self.survey, options, self.tokenizer.clone()).map_err(bad)?;
+        // A closed loop: who has no time of its own should go when there is room for it.
+        let closed = self.arrivals == Arrivals::AtOnce && self.max_concurrency.is_some();
+        Ok(source.map(move |incoming| match incoming {
+            Ok(Incoming::Request(mut request)) if closed => {
+                request.arrival_ns = None;
+                Ok(Incoming::Request(request))
+            }
+            other => other,
+        }))
+    }
+
+    /// For `config.json`.
+    pub fn config(&self) -> anyhow::Result<Value> {
+        let mut dataset = serde_json::to_value(&self.dataset)?;
+        if let Some(fields) = dataset.as_object_mut() {
+            // The file may lie elsewhere the next time: it is known by what is in it.
+            fields.remove("path");
+            let file = self.file.as_ref();
+            fields.insert(
+                "file".to_owned(),
+                json!(
+                    file.map(|(name, sha256, bytes)| json!({"name": name, "sha256": sha256, "bytes": bytes}))
+                ),
+            );
+        }
+        Ok(json!({
+            "dataset": dataset,
+            "survey": {
+                "items": self.survey.items,
+                "skipped": self.survey.skipped,
+                "timed": self.survey.timed,
+                "span_s": self.survey.span_s,
+            },
+            "arrivals": self.arrivals,
+            "max_concurrency": self.max_concurrency,
+            "length_scale": self.length_scale,
+            "max_prompt_tokens": self.max_prompt_tokens,
+            "max_new_tokens": self.max_new_tokens,
+        }))
+    }
+}
+
+/// A dataset that can't be read is bad input.
+pub fn bad(error: DatasetError) -> anyhow::Error {
+    usage(error.into())
+}
+
+fn identify(path: &Path) -> anyhow::Result<(String, String, u64)> {
+    let cant =
+        |e: std::io::Error| usage(anyhow::Error::from(e).context(format!("can't read {}", path.display())));
+    let mut file = std::fs::File::open(path).map_err(cant)?;
+    let (mut hash, mut bytes) = (Sha256::new(), 0);
+    let mut piece = vec![0; 1 << 16];
+    loop {
+        let read = file.read(&mut piece).map_err(cant)?;
+        if read == 0 {
+            break;
+        }
+        bytes += read as u64;
+        hash.update(&piece[..read]);
+    }
+    let digest = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    let name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    Ok((name, digest, bytes))
+}

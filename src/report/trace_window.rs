@@ -1,0 +1,239 @@
+//! A trace as the page needs it: the changes of the steps it shows, and a point a step for its pictures.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+
+use pagedraft_workloads::trace::{RowKind, STEPS_FILE, StepRecord};
+use serde_json::Value;
+
+use super::Steps;
+use super::blocks::{BlockState, Pool};
+use super::embed::Window;
+use super::step_delta::{Deltas, StepDelta};
+
+/// Steps in the block view where nobody asks for others.
+pub(super) const MOST_STEPS: usize = 10_000;
+/// A longer line is no step: see the trace's checker.
+const LONGEST_LINE: u64 = 256 << 20;
+
+/// What was read of a trace.
+#[derive(Debug)]
+pub(super) struct TraceWindow {
+    block_size: u32,
+    names: Vec<String>,
+    start: Pool,
+    pub(super) steps: Vec<StepDelta>,
+    /// A point for every step that was read, of the block view or not.
+    pub(super) points: Vec<StepPoint>,
+    /// Whether there are steps beyond the block view's.
+    pub(super) is_part: bool,
+    /// What is odd about it, for people.
+    pub(super) warnings: Vec<String>,
+}
+
+/// What the pictures show of a step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct StepPoint {
+    pub(super) step: u64,
+    pub(super) prefill_tokens: u64,
+    pub(super) decode_rows: u64,
+    pub(super) draft_tokens: u64,
+    pub(super) accepted: u64,
+    pub(super) used: u64,
+    pub(super) cached: u64,
+    pub(super) num_blocks: u64,
+    pub(super) time_us: u64,
+}
+
+impl StepPoint {
+    fn of(record: &StepRecord) -> Self {
+        let mut point = Self {
+            step: record.step,
+            used: record.pool.used,
+            cached: record.pool.cached,
+            num_blocks: record.pool.num_blocks,
+            ..Self::default()
+        };
+        for row in &record.rows {
+            let own = u64::from(row.num_new.saturating_sub(row.num_drafts));
+            match row.kind {
+                RowKind::Prefill => point.prefill_tokens += own,
+                _ => point.decode_rows += 1,
+            }
+        }
+        for outcome in &record.outcome {
+            point.draft_tokens += u64::from(outcome.num_drafts);
+            point.accepted += u64::from(outcome.num_accepted);
+        }
+        if let Some(t) = record.time_us {
+            point.time_us = (t.schedule + t.metadata + t.propose + t.execute + t.sample).max(0.0) as u64;
+        }
+        point
+    }
+}
+
+impl TraceWindow {
+    /// The trace in `directory`; `None` where there is none, or where its configuration has no block size.
+    ///
+    /// # Errors
+    ///
+    /// The file can't be read.
+    pub(super) fn read(
+        directory: &Path,
+        config: &Value,
+        steps: Option<Steps>,
+    ) -> anyhow::Result<Option<Self>> {
+        let path = directory.join(STEPS_FILE);
+        if !path.is_file() {
+            return Ok(None);
+        }
+        let block_size = (config.get("block_size").or_else(|| config.pointer("/engine/block_size")))
+            .and_then(Value::as_u64)
+            .and_then(|size| u32::try_from(size).ok())
+            .filter(|size| (1..=1024).contains(size));
+        let Some(block_size) = block_size else { return Ok(None) };
+        let mut window = Self {
+            block_size,
+            names: Vec::new(),
+            start: Pool::new(block_size),
+            steps: Vec::new(),
+            points: Vec::new(),
+            is_part: false,
+            warnings: Vec::new(),
+        };
+        let mut deltas = Deltas::new(block_size);
+        let mut file = BufReader::with_capacity(1 << 20, File::open(&path)?);
+        let mut line = Vec::new();
+        let mut number = 0u64;
+        loop {
+            line.clear();
+            let read = file.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line)?;
+            if read == 0 {
+                break;
+            }
+            number += 1;
+            if line.last() != Some(&b'\n') {
+                window.warn(format!("line {number} of {STEPS_FILE} is cut; it is left out"));
+                break;
+            }
+            match parse(&line) {
+                Ok(None) => {}
+                Ok(Some(record)) => {
+                    if let Err(what) = window.take(&record, &mut deltas, steps) {
+                        window.stop(number, &what);
+                        break;
+                    }
+                }
+                Err(what) => {
+                    window.stop(number, &what.to_string());
+                    break;
+                }
+            }
+        }
+        window.names = deltas.names().to_vec();
+        Ok((!window.points.is_empty()).then_some(window))
+    }
+
+    fn warn(&mut self, what: String) {
+        self.warnings.push(what);
+    }
+
+    fn stop(&mut self, line: u64, what: &str) {
+        self.warn(format!(
+            "line {line} of {STEPS_FILE}: {what}. Steps from there on are left out; `pagedraft trace check` says more."
+        ));
+    }
+
+    fn take(&mut self, record: &StepRecord, deltas: &mut Deltas, steps: Option<Steps>) -> Result<(), String> {
+        if let Some(last) = self.points.last().filter(|last| last.step >= record.step) {
+            return Err(format!("step {} after step {}", record.step, last.step));
+        }
+        self.points.push(StepPoint::of(record));
+        if self.is_past(record.step, steps) {
+            self.is_part = true;
+            return Ok(());
+        }
+        let (delta, later) = deltas.next(record)?;
+        for named in later {
+            match self.steps.binary_search_by_key(&named.step, |delta| delta.step) {
+                Ok(i) => {
+                    self.steps[i].reserved.push((named.request, named.block));
+                    if named.handed_out {
+                        self.steps[i].handed_out.push(named.block);
+                    }
+                }
+                Err(_) => self.start.name(&named),
+            }
+        }
+        if steps.is_some_and(|steps| record.step < steps.from) {
+            self.is_part = true;
+            self.start.apply(&delta);
+        } else {
+            self.steps.push(delta);
+        }
+        Ok(())
+    }
+
+    fn is_past(&self, step: u64, steps: Option<Steps>) -> bool {
+        match steps {
+            Some(steps) => step >= steps.to,
+            None => self.steps.len() >= MOST_STEPS,
+        }
+    }
+
+    /// Blocks in each state after some `most` of the steps at most: the step, and counts of writable, sealed, shared and
+    /// cached ones.
+    pub(super) fn states(&self, most: usize) -> Vec<(u64, [u64; 4])> {
+        let every = self.steps.len().div_ceil(most.max(1)).max(1);
+        let mut pool = self.start.clone();
+        let mut samples = Vec::new();
+        for (i, delta) in self.steps.iter().enumerate() {
+            pool.apply(delta);
+            if i % every == 0 {
+                let mut counts = [0; 4];
+                for state in pool.states().into_values() {
+                    match state {
+                        BlockState::Writable => counts[0] += 1,
+                        BlockState::Sealed => counts[1] += 1,
+                        BlockState::Shared => counts[2] += 1,
+                        BlockState::Cached => counts[3] += 1,
+                    }
+                }
+                samples.push((delta.step, counts));
+            }
+        }
+        samples
+    }
+
+    /// What the page's script reads.
+    ///
+    /// # Errors
+    ///
+    /// None that is known: it is written to memory.
+    pub(super) fn encode(&self) -> std::io::Result<String> {
+        let num_blocks = self.steps.last().map_or(0, |delta| delta.pool.num_blocks);
+        Window {
+            block_size: self.block_size,
+            num_blocks,
+            requests: &self.names,
+            start: &self.start,
+            steps: &self.steps,
+        }
+        .encode()
+    }
+}
+
+/// A step; `None` for other events.
+fn parse(line: &[u8]) -> serde_json::Result<Option<StepRecord>> {
+    #[derive(serde::Deserialize)]
+    struct Event<'a> {
+        #[serde(borrow)]
+        event: std::borrow::Cow<'a, str>,
+    }
+    let event: Event<'_> = serde_json::from_slice(line)?;
+    if event.event != "step" {
+        return Ok(None);
+    }
+    serde_json::from_slice(line).map(Some)
+}

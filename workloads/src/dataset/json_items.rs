@@ -1,0 +1,283 @@
+//! JSON objects of a file: one a line, or the elements of one array.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use super::likeness::{missing, shown, workload_with};
+use super::text_file::{MAX_LINE, TextFile, not_utf8, too_long};
+use super::{DatasetError, quantity};
+
+/// A file of JSON objects, of which one is held at a time.
+pub(super) struct JsonItems {
+    file: TextFile,
+    workload: &'static str,
+    shape: Shape,
+    buffer: Vec<u8>,
+}
+
+enum Shape {
+    Lines,
+    /// An array, so many elements of which were read.
+    Array(u64),
+    /// An array, to its end.
+    Over,
+}
+
+/// An object.
+pub(super) struct JsonItem {
+    map: Map<String, Value>,
+    path: PathBuf,
+    workload: &'static str,
+    /// The line, or the array's element, from 1.
+    pub(super) line: u64,
+    /// The line that an array's element begins in.
+    begins: Option<u64>,
+}
+
+impl JsonItems {
+    /// Opens a file that is said to be of the kind `workload`; its first character tells an array from lines.
+    pub(super) fn open(path: &Path, workload: &'static str) -> Result<Self, DatasetError> {
+        let mut file = TextFile::open(path)?;
+        skip_space(&mut file)?;
+        let shape = match file.peek()? {
+            None => return Err(file.file_error("is empty; expected JSON")),
+            Some(b'[') => {
+                file.bump();
+                Shape::Array(0)
+            }
+            Some(b'{') => Shape::Lines,
+            Some(_) => {
+                let what = match file.next_line()? {
+                    Some((_, text)) => csv_instead(text),
+                    None => "is empty; expected JSON".into(),
+                };
+                return Err(file.file_error(what));
+            }
+        };
+        Ok(Self { file, workload, shape, buffer: Vec::new() })
+    }
+
+    /// The next object.
+    pub(super) fn next_item(&mut self) -> Result<Option<JsonItem>, DatasetError> {
+        let (path, workload) = (self.file.path().to_path_buf(), self.workload);
+        let number = match self.shape {
+            Shape::Over => return Ok(None),
+            Shape::Lines => {
+                let Some((line, text)) = self.file.next_full_line()? else { return Ok(None) };
+                let map =
+                    object(text).map_err(|what| DatasetError::Line { path: path.clone(), line, what })?;
+                return Ok(Some(JsonItem { map, path, workload, line, begins: None }));
+            }
+            Shape::Array(read) => read + 1,
+        };
+        let Some(begins) = self.next_element(number)? else { return Ok(None) };
+        let map = std::str::from_utf8(&self.buffer).map_err(|e| not_utf8(&self.buffer, e)).and_then(object);
+        let map = map.map_err(|what| self.element_error(number, begins, &what))?;
+        self.shape = Shape::Array(number);
+        Ok(Some(JsonItem { map, path, workload, line: number, begins: Some(begins) }))
+    }
+
+    /// Takes the array's element `number` into the buffer; gives the line it begins in.
+    fn next_element(&mut self, number: u64) -> Result<Option<u64>, DatasetError> {
+        skip_space(&mut self.file)?;
+        let mut next = self.file.peek()?;
+        if number > 1 && next == Some(b',') {
+            self.file.bump();
+            skip_space(&mut self.file)?;
+            next = self.file.peek()?;
+        } else if next == Some(b']') {
+            self.file.bump();
+            skip_space(&mut self.file)?;
+            if self.file.peek()?.is_some() {
+                let line = self.file.line();
+                return Err(self.element_error(number, line, "there is more behind the array's end"));
+            }
+            self.shape = Shape::Over;
+            return Ok(None);
+        } else if number > 1 && next.is_some() {
+            return Err(self.element_error(
+                number,
+                self.file.line(),
+                "expected a comma or the array's end before it",
+            ));
+        }
+        let begins = self.file.line();
+        match next {
+            Some(b'{') => self.take_object(number, begins).map(|()| Some(begins)),
+            None => Err(self.element_error(number, begins, "the array is cut here: its `]` is missing")),
+            Some(byte) => {
+                let what = format!("expected an object, found {}", shown(&char::from(byte).to_string()));
+                Err(self.element_error(number, begins, &what))
+            }
+        }
+    }
+
+    /// Takes bytes up to the brace that closes the first one. Whether it is JSON is not looked at here.
+    fn take_object(&mut self, number: u64, begins: u64) -> Result<(), DatasetError> {
+        self.buffer.clear();
+        let (mut depth, mut in_string, mut escaped, mut over) = (0_u64, false, false, false);
+        while !over {
+            let bytes = self.file.ahead()?;
+            if bytes.is_empty() {
+                return Err(self.element_error(number, begins, "the file is cut in the middle of it"));
+            }
+            let (mut taken, mut newlines) = (0, 0);
+            for &byte in bytes {
+                taken += 1;
+                newlines += u64::from(byte == b'\n');
+                if in_string {
+                    in_string = escaped || byte != b'"';
+                    escaped = !escaped && byte == b'\\';
+                    continue;
+                }
+                match byte {
+                    b'"' => in_string = true,
+                    b'{' => depth += 1,
+                    b'}' => depth -= 1,
+                    _ => {}
+                }
+                if depth == 0 {
+                    over = true;
+                    break;
+                }
+            }
+            if self.buffer.len() + taken > MAX_LINE {
+                return Err(self.element_error(number, begins, &too_long("element")));
+            }
+            self.buffer.extend_from_slice(&bytes[..taken]);
+            self.file.advance(taken, newlines);
+        }
+        Ok(())
+    }
+
+    fn element_error(&self, number: u64, begins: u64, what: &str) -> DatasetError {
+        self.file.error(number, in_element(begins, what))
+    }
+}
+
+impl JsonItem {
+    /// Says what is wrong with it.
+    pub(super) fn error(&self, what: &str) -> DatasetError {
+        let what = self.begins.map_or_else(|| what.to_owned(), |begins| in_element(begins, what));
+        DatasetError::Line { path: self.path.clone(), line: self.line, what }
+    }
+
+    /// Whether it has such a field, other than `null`.
+    pub(super) fn has(&self, field: &str) -> bool {
+        self.find(field).is_some()
+    }
+
+    /// A field that may be missing; `null` is as good as missing.
+    pub(super) fn find(&self, field: &str) -> Option<&Value> {
+        self.map.get(field).filter(|value| !value.is_null())
+    }
+
+    /// A field.
+    pub(super) fn field(&self, field: &str) -> Result<&Value, DatasetError> {
+        self.find(field).ok_or_else(|| {
+            let found: Vec<&str> = self.map.keys().map(String::as_str).collect();
+            self.error(&missing("field", field, &found, self.workload))
+        })
+    }
+
+    /// A text.
+    pub(super) fn text(&self, field: &str) -> Result<&str, DatasetError> {
+        let value = self.field(field)?;
+        value.as_str().ok_or_else(|| self.wrong(field, value, "a text"))
+    }
+
+    /// A text that may be missing.
+    pub(super) fn optional_text(&self, field: &str) -> Result<Option<&str>, DatasetError> {
+        self.has(field).then(|| self.text(field)).transpose()
+    }
+
+    /// A name: a text or a whole number.
+    pub(super) fn name(&self, field: &str) -> Option<String> {
+        match self.find(field)? {
+            Value::String(text) => Some(text.clone()),
+            Value::Number(number) => Some(number.to_string()),
+            _ => None,
+        }
+    }
+
+    /// A list.
+    pub(super) fn list(&self, field: &str) -> Result<&[Value], DatasetError> {
+        let value = self.field(field)?;
+        value.as_array().map(Vec::as_slice).ok_or_else(|| self.wrong(field, value, "a list"))
+    }
+
+    /// A list of texts.
+    pub(super) fn texts(&self, field: &str) -> Result<Vec<String>, DatasetError> {
+        let text = |value: &Value| {
+            value.as_str().map(str::to_owned).ok_or_else(|| self.wrong(field, value, "a list of texts"))
+        };
+        self.list(field)?.iter().map(text).collect()
+    }
+
+    /// A list of whole numbers, none negative.
+    pub(super) fn numbers(&self, field: &str) -> Result<Vec<u64>, DatasetError> {
+        let number = |value: &Value| {
+            value.as_u64().ok_or_else(|| self.wrong(field, value, "a list of whole numbers, none negative"))
+        };
+        self.list(field)?.iter().map(number).collect()
+    }
+
+    /// Tokens.
+    pub(super) fn tokens(&self, field: &str) -> Result<u32, DatasetError> {
+        let value = self.field(field)?;
+        let number = value.as_f64().ok_or_else(|| self.wrong(field, value, "a number of tokens"))?;
+        quantity::bounded(number, &value.to_string())
+            .map_err(|what| self.error(&format!("field `{field}` {what}")))
+    }
+
+    /// A time in units of `unit` nanoseconds, as nanoseconds.
+    pub(super) fn time(&self, field: &str, unit: i64) -> Result<i64, DatasetError> {
+        let value = self.field(field)?;
+        let exact = value.as_i64().and_then(|n| n.checked_mul(unit)).filter(|n| (0..1 << 62).contains(n));
+        if let Some(time) = exact {
+            return Ok(time);
+        }
+        let number = value.as_f64().ok_or_else(|| self.wrong(field, value, "a time"))?;
+        quantity::nanoseconds(number, unit, &value.to_string())
+            .map_err(|what| self.error(&format!("field `{field}` {what}")))
+    }
+
+    /// Says that a field is not what it should be.
+    pub(super) fn wrong(&self, field: &str, value: &Value, expected: &str) -> DatasetError {
+        let found = match value {
+            Value::Null => "null".into(),
+            Value::Bool(_) | Value::Number(_) => shown(&value.to_string()),
+            Value::String(text) => format!("the text {}", shown(text)),
+            Value::Array(_) => "a list".into(),
+            Value::Object(_) => "an object".into(),
+        };
+        self.error(&format!("field `{field}`: expected {expected}, found {found}"))
+    }
+}
+
+fn in_element(begins: u64, what: &str) -> String {
+    format!("(this element of the array begins in line {begins}) {what}")
+}
+
+fn object(text: &str) -> Result<Map<String, Value>, String> {
+    serde_json::from_str(text).map_err(|e| {
+        let cut = if e.is_eof() { ": is the line cut?" } else { "" };
+        format!("is not a JSON object: {e}{cut}")
+    })
+}
+
+/// Steps over what JSON takes as space.
+fn skip_space(file: &mut TextFile) -> Result<(), DatasetError> {
+    while let Some(b' ' | b'\t' | b'\r' | b'\n') = file.peek()? {
+        file.bump();
+    }
+    Ok(())
+}
+
+/// What to say where JSON was expected and the first line is this.
+fn csv_instead(line: &str) -> String {
+    let names: Vec<&str> = line.split(',').map(str::trim).collect();
+    let hint = workload_with(&names).map(|kind| format!(": is it --workload {kind}?")).unwrap_or_default();
+    format!("is not JSON: it begins with {}{hint}", shown(line))
+}
