@@ -108,6 +108,7 @@ fn every_workload_runs_through_the_simulation() {
         assert!(config["num_blocks"].as_u64().unwrap() > 0);
         assert_eq!(config["replay"]["dataset"]["file"]["bytes"], text.len());
         assert!(scratch.json(&format!("{workload}/summary.json")).is_object());
+        assert!(scratch.read(&format!("{workload}/report.html")).contains("<html"));
     }
     // The trace's own failures are skipped, and told.
     assert_eq!((status(&scratch, "burstgpt", "finished"), status(&scratch, "burstgpt", "skipped")), (2, 1));
@@ -391,7 +392,7 @@ mod stopped {
         wait_for(&scratch, "ctrl-c/requests.jsonl", 5);
         let text = interrupt(child);
         assert!(text.contains("--resume"), "{text}");
-        assert_eq!(scratch.json("ctrl-c/summary.json")["interrupted"], true);
+        assert_eq!(scratch.json("ctrl-c/summary.json")["stopped"], true);
         let before = scratch.read("ctrl-c/requests.jsonl");
         let lines = before.lines().count();
         assert!((5..30).contains(&lines), "{lines}");

@@ -70,7 +70,7 @@ pub fn run(replay: &Replay, workload: &Workload) -> anyhow::Result<Option<Outcom
     let stopped = !whole?;
     let mut summary = recorder.summary();
     summary.describe(RunFacts { stopped, ..facts });
-    Ok(Some(Outcome { directory: watch.directory, summary, stopped, event_log: None }))
+    Ok(Some(Outcome { directory: watch.directory, summary, report: replay.run.reports() }))
 }
 
 /// What the engine can take.

@@ -52,13 +52,13 @@ impl Observer for Watch {
         self.trace.is_some()
     }
 
-    fn trace(&mut self, _replica: u32, event: &SimEvent<'_>) -> Result<(), Error> {
+    fn trace(&mut self, _replica: u32, event: SimEvent<'_>) -> Result<(), Error> {
         let Some(writer) = &mut self.trace else { return Ok(()) };
         match &mut self.delta {
-            None => writer.write(event),
+            None => writer.write(&event),
             Some(delta) => {
                 let metadata = delta.reduce(event.plan, event.plan_rows, event.metadata);
-                writer.write(&SimEvent { metadata, ..*event })
+                writer.write(&SimEvent { metadata, ..event })
             }
         }
     }
@@ -99,11 +99,11 @@ pub fn run(replay: &Replay, workload: &Workload) -> anyhow::Result<Option<Outcom
     let mut summary = recorder.summary();
     summary.describe(RunFacts {
         cost_model: Some(options.cost.name.clone()),
-        event_log_sha256: Some(event_log_sha256.clone()),
+        event_log_sha256: Some(event_log_sha256),
         stopped,
         ..replay.facts(workload)
     });
-    Ok(Some(Outcome { directory: watch.directory, summary, stopped, event_log: Some(event_log_sha256) }))
+    Ok(Some(Outcome { directory: watch.directory, summary, report: replay.run.reports() }))
 }
 
 fn cost_model(replay: &Replay) -> anyhow::Result<CostModel> {
