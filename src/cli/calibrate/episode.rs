@@ -3,9 +3,9 @@
 use pagedraft_workloads::sim::StepShape;
 
 /// Steps that a request decodes before the next one comes, at least.
-pub const DECODES: u32 = 12;
+pub const DECODES: u32 = 16;
 /// Prompts of the requests of an episode have so many tokens together, at most.
-const MOST_TOKENS: f64 = 24_576.0;
+const MOST_TOKENS: f64 = 12_288.0;
 /// The longest prompt.
 const LONGEST: f64 = 8192.0;
 
@@ -59,7 +59,7 @@ impl Episode {
         let prompt = 8.0 * (longest / 8.0).powf(uniform());
         let late = if uniform() < 0.6 { 8.0 * (LONGEST / 16.0).powf(uniform()) } else { 0.0 };
         let (requests, prompt, late) = (requests as u32, prompt as u32, late as u32);
-        Self { requests, prompt, late, output: DECODES + (uniform() * 12.0) as u32 }.within(bounds)
+        Self { requests, prompt, late, output: DECODES + (uniform() * 32.0) as u32 }.within(bounds)
     }
 
     /// The same, as far as the engine can hold it.
