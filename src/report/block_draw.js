@@ -28,7 +28,7 @@ function prepare(canvas, width, height) {
 
 /** Edge of a block in the pool's grid, by how many there are. */
 function cellEdge(blocks) {
-  const edges = [[96, 44], [320, 30], [1200, 18], [4000, 11], [12000, 7], [30000, 5]];
+  const edges = [[40, 66], [96, 46], [320, 30], [1200, 18], [4000, 11], [12000, 7], [30000, 5]];
   return edges.find(([most]) => blocks <= most)?.[1] ?? 3;
 }
 
@@ -75,14 +75,24 @@ class PoolPicture {
       if (state === FREE) continue;
       for (let block = 0; block < trace.blocks; block++) {
         if (look.states[block] !== state) continue;
-        const [x, y] = this.corner(block);
-        const level = (side * look.fills[block]) / trace.blockSize;
-        context.fillRect(x, y + side - level, side, level);
+        this.fill(context, this.corner(block), side, look.fills[block], trace.blockSize);
       }
     }
     this.drawWrites(context, trace, writes, colours, side);
     if (this.edge >= 30) this.drawNumbers(context, trace, look, colours, side);
     this.drawMarks(context, marked, chosen, colours, side);
+  }
+
+  /** The filled part of a block: slot by slot from its corner on where slots are drawn, else from the top down. */
+  fill(context, [x, y], side, filled, size) {
+    if (this.edge < 18 || filled === size) {
+      context.fillRect(x, y, side, (side * filled) / size);
+      return;
+    }
+    const columns = Math.ceil(Math.sqrt(size)), cell = side / columns;
+    const rows = Math.floor(filled / columns), rest = filled % columns;
+    context.fillRect(x, y, side, rows * cell);
+    context.fillRect(x, y + rows * cell, rest * cell, cell);
   }
 
   /** Slots as cells of a block where there is room, else one spot a block. */

@@ -113,6 +113,10 @@ class BlockTrace {
   advance() {
     this.at += 1;
     const step = this.steps[this.at];
+    if (step.z) {
+      this.live.clear();
+      this.published.fill(0);
+    }
     for (const request of step.x ?? []) this.live.delete(request);
     for (const request of step.b ?? []) this.live.delete(request);
     for (const block of step.h ?? []) this.published[block] = 0;

@@ -46,6 +46,10 @@ impl Pool {
 
     /// Takes a step in: afterwards the pool is as the step left it.
     pub(super) fn apply(&mut self, delta: &StepDelta) {
+        if delta.anew {
+            self.live.clear();
+            self.published.clear();
+        }
         for request in delta.preempted.iter().chain(&delta.aborted) {
             self.live.remove(request);
         }

@@ -39,6 +39,9 @@ struct Step {
     /// Whether a graph was replayed.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     g: bool,
+    /// Whether the engine was started anew.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    z: bool,
     /// Microseconds by stage.
     t: [u64; 5],
     /// Rows, as [`rows`] codes them.
@@ -125,6 +128,9 @@ impl Window<'_> {
         let mut computed: HashMap<u32, u64> = live.map(|(&request, held)| (request, held.computed)).collect();
         let mut steps = Vec::with_capacity(self.steps.len());
         for delta in self.steps {
+            if delta.anew {
+                computed.clear();
+            }
             for request in delta.preempted.iter().chain(&delta.aborted) {
                 computed.remove(request);
             }
@@ -166,6 +172,7 @@ fn step(delta: &StepDelta, place: &impl Fn(&u32) -> u32, computed: &HashMap<u32,
     Step {
         s: delta.step,
         g: delta.replayed,
+        z: delta.anew,
         t: delta.time_us.map(|us| us.max(0.0).round() as u64),
         r: rows(&delta.rows, computed),
         x: delta.preempted.clone(),

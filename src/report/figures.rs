@@ -14,7 +14,7 @@ struct Figure {
     by_requests: fn(&Requests) -> Option<f64>,
 }
 
-const FIGURES: [Figure; 9] = [
+const FIGURES: [Figure; 12] = [
     Figure {
         name: "Requests finished",
         unit: "",
@@ -44,7 +44,7 @@ const FIGURES: [Figure; 9] = [
     Figure {
         name: "Prompt tokens out of the cache",
         unit: "%",
-        key: "",
+        key: "/prefix_cache/hit_rate",
         by_requests: |r| {
             let all = sum(r, |f| f.prompt_tokens);
             (all > 0.0).then(|| 100.0 * sum(r, |f| f.cached_tokens) / all)
@@ -60,7 +60,15 @@ const FIGURES: [Figure; 9] = [
             (drafted > 0).then(|| 100.0 * accepted as f64 / drafted as f64)
         },
     },
-    Figure { name: "Preemptions", unit: "", key: "", by_requests: |r| Some(r.preemptions as f64) },
+    Figure { name: "Peak KV", unit: "%", key: "/kv/peak_share", by_requests: |_| None },
+    Figure { name: "Steps", unit: "", key: "steps", by_requests: |_| None },
+    Figure {
+        name: "Mean score",
+        unit: "",
+        key: "",
+        by_requests: |r| (r.score.1 > 0).then(|| r.score.0 / r.score.1 as f64),
+    },
+    Figure { name: "Preemptions", unit: "", key: "preemptions", by_requests: |r| Some(r.preemptions as f64) },
 ];
 
 fn finished(requests: &Requests) -> u64 {
@@ -124,13 +132,19 @@ fn compared(value: Option<f64>, first: Option<f64>) -> String {
 }
 
 fn value(run: &Run, figure: &Figure) -> Option<f64> {
-    let stated = if figure.key.is_empty() { None } else { run.figure(figure.key) };
+    let stated = match figure.key {
+        "" => None,
+        // Parts of the summary have shares from 0 to 1.
+        path if path.starts_with('/') => run.figure_at(path).map(|share| share * 100.0),
+        key => run.figure(key),
+    };
     stated.or_else(|| run.requests.as_ref().and_then(figure.by_requests)).filter(|v| v.is_finite())
 }
 
 /// The tables.
 pub(super) fn tables(runs: &[Run]) -> String {
-    if runs.iter().all(|run| run.requests.is_none() && run.summary.is_none()) {
+    let known = |run: &Run| FIGURES.iter().any(|figure| value(run, figure).is_some());
+    if !runs.iter().any(known) {
         return String::new();
     }
     let mut html = String::from("<section><h2>Figures</h2>");

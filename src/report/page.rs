@@ -176,10 +176,10 @@ fn warnings(run: &Run) -> Vec<String> {
             100.0 * (sent / asked - 1.0)
         ));
     }
-    if run.summary.as_ref().and_then(|s| s.get("interrupted")).and_then(serde_json::Value::as_bool)
-        == Some(true)
+    if run.summary.as_ref().and_then(|s| s.get("stopped")).and_then(serde_json::Value::as_bool) == Some(true)
     {
-        warnings.push("The run was interrupted: figures are of what there was until then.".to_owned());
+        warnings
+            .push("The run was stopped before its end: figures are of what there was until then.".to_owned());
     }
     if let Some(trace) = &run.trace {
         warnings.extend(trace.warnings.iter().cloned());

@@ -44,6 +44,7 @@ pub(super) fn all(runs: &[Run]) -> Vec<String> {
     for (name, value) in LATENCIES {
         figures.extend(distribution(runs, name, value));
     }
+    figures.extend(gaps(runs));
     figures.extend(acceptance(runs));
     for run in runs {
         let suffix = if runs.len() > 1 { format!(" · {}", run.name) } else { String::new() };
@@ -52,6 +53,8 @@ pub(super) fn all(runs: &[Run]) -> Vec<String> {
         figures.extend(queue(run, &suffix));
         figures.extend(scatter(run, &suffix));
         figures.extend(prefix(run, &suffix));
+        figures.extend(kv_over_time(run, &suffix));
+        figures.extend(work_over_time(run, &suffix));
         figures.extend(composition(run, &suffix));
         figures.extend(kv(run, &suffix));
         figures.extend(states(run, &suffix));
@@ -169,22 +172,77 @@ fn throughput(run: &Run, suffix: &str) -> Option<String> {
 }
 
 fn tokens(run: &Run, suffix: &str) -> Option<String> {
+    let title = format!("Tokens{suffix}");
+    if let (Some(output), Some(prompt)) =
+        (run.timeline_rate("output_tokens"), run.timeline_rate("prompt_tokens_computed"))
+    {
+        let lines = [("prompt tokens computed", "s1", prompt), ("generated", "s0", output)];
+        return over_time(&title, "tokens / s", &lines);
+    }
     let requests = run.requests.as_ref()?;
     let mut output = Bins::new(requests.span()?, BINS);
     for request in &requests.finished {
         output.spread(request.first_s, request.finish_s, f64::from(request.output_tokens));
     }
-    over_time(&format!("Output tokens{suffix}"), "tokens / s", &[("generated", "s0", output.rates())])
+    over_time(&title, "tokens / s", &[("generated, evenly from first to last", "s0", output.rates())])
 }
 
 fn queue(run: &Run, suffix: &str) -> Option<String> {
+    let title = format!("Running and waiting{suffix}");
+    if let (Some(waiting), Some(running)) = (run.timeline("waiting"), run.timeline("running")) {
+        return over_time(&title, "requests", &[("waiting", "s1", waiting), ("running", "s0", running)]);
+    }
     let requests = run.requests.as_ref()?;
     let (waiting, running) = in_flight(&requests.finished, requests.span()?, BINS);
-    over_time(
-        &format!("Running and waiting{suffix}"),
-        "requests",
-        &[("waiting", "s1", waiting.points(|c| c)), ("running", "s0", running.points(|c| c))],
-    )
+    let lines = [("waiting", "s1", waiting.points(|c| c)), ("running", "s0", running.points(|c| c))];
+    over_time(&title, "requests", &lines)
+}
+
+/// KV use of the run's time, from the summary.
+fn kv_over_time(run: &Run, suffix: &str) -> Option<String> {
+    let used = run.timeline("kv_used")?;
+    over_time(&format!("KV use over time{suffix}"), "blocks held, mean of a bin", &[("held", "s0", used)])
+}
+
+/// What was fed, by time, for runs without a trace.
+fn work_over_time(run: &Run, suffix: &str) -> Option<String> {
+    if run.trace.is_some() {
+        return None;
+    }
+    let lines = [
+        ("prompt tokens computed", "s1", run.timeline_rate("prompt_tokens_computed")?),
+        ("tokens generated", "s0", run.timeline_rate("output_tokens")?),
+        ("drafts scored", "s3", run.timeline_rate("drafts")?),
+        ("drafts accepted", "s2", run.timeline_rate("accepted")?),
+    ];
+    over_time(&format!("Batch composition over time{suffix}"), "tokens / s", &lines)
+}
+
+/// Gaps between tokens: the summary's histogram, for requests do not have them.
+fn gaps(runs: &[Run]) -> Option<String> {
+    let all: Vec<_> = runs.iter().map(|run| run.histogram("itl")).collect();
+    let bounds = || all.iter().flatten().flatten().map(|point| point.0).filter(|bound| *bound > 0.0);
+    let axis = Axis::Log(bounds().reduce(f64::min)? * 0.8, bounds().reduce(f64::max)? * 1.1);
+    let mut chart = Chart::new(
+        "Between two steps of a request (ITL)",
+        ("ms, logarithmic", axis),
+        ("share of gaps", Axis::Linear(0.0, 1.0)),
+    );
+    for (i, (run, points)) in runs.iter().zip(&all).enumerate() {
+        let class = SERIES[i % SERIES.len()];
+        let Some(points) = points else { continue };
+        chart.steps(points, class);
+        if runs.len() > 1 {
+            chart.legend(&run.name, class);
+        }
+        for (share, key, name) in [(0.5, "median", "p50"), (0.9, "p90", "p90"), (0.99, "p99", "p99")] {
+            if let Some(at) = run.figure(&format!("{key}_itl_ms")) {
+                let text = if runs.len() > 1 { String::new() } else { format!("{name} {}", number(at)) };
+                chart.mark(at, share, class, &text);
+            }
+        }
+    }
+    Some(chart.finish())
 }
 
 fn scatter(run: &Run, suffix: &str) -> Option<String> {

@@ -51,6 +51,48 @@ impl Run {
         self.summary.as_ref()?.get(key)?.as_f64().filter(|value| value.is_finite())
     }
 
+    /// A number inside a part of `summary.json`, by its JSON pointer.
+    pub(super) fn figure_at(&self, pointer: &str) -> Option<f64> {
+        self.summary.as_ref()?.pointer(pointer)?.as_f64().filter(|value| value.is_finite())
+    }
+
+    /// A list of `summary.json`'s timeline as the points of a line of steps: seconds, and values.
+    pub(super) fn timeline(&self, list: &str) -> Option<Vec<(f64, f64)>> {
+        let bin_s = self.bin_s()?;
+        let values = self.summary.as_ref()?.pointer("/timeline")?.get(list)?.as_array()?;
+        let value = |value: &Value| value.as_f64().filter(|v| v.is_finite()).unwrap_or(0.0);
+        let mut points: Vec<_> =
+            (0u32..).zip(values).map(|(i, v)| (f64::from(i) * bin_s, value(v))).collect();
+        let last = points.last()?.1;
+        points.push((points.len() as f64 * bin_s, last));
+        Some(points)
+    }
+
+    /// The same, a second.
+    pub(super) fn timeline_rate(&self, list: &str) -> Option<Vec<(f64, f64)>> {
+        let bin_s = self.bin_s()?;
+        Some(self.timeline(list)?.into_iter().map(|(at, value)| (at, value / bin_s)).collect())
+    }
+
+    /// A histogram of `summary.json` as points of a cumulative distribution: upper bounds, and shares.
+    pub(super) fn histogram(&self, latency: &str) -> Option<Vec<(f64, f64)>> {
+        let buckets = self.summary.as_ref()?.pointer("/histograms")?.get(latency)?.as_array()?;
+        let pair = |bucket: &Value| Some((bucket.get(0)?.as_f64()?, bucket.get(1)?.as_f64()?));
+        let buckets: Vec<(f64, f64)> = buckets.iter().filter_map(pair).collect();
+        let all: f64 = buckets.iter().map(|bucket| bucket.1).sum();
+        let mut sum = 0.0;
+        let cumulative = buckets.into_iter().map(|(bound, count)| {
+            sum += count;
+            (bound, sum / all)
+        });
+        (all > 0.0).then(|| cumulative.collect())
+    }
+
+    /// The width of the timeline's bins in seconds.
+    pub(super) fn bin_s(&self) -> Option<f64> {
+        self.figure_at("/timeline/bin_s").filter(|bin_s| *bin_s > 0.0)
+    }
+
     /// A field of the configuration, wherever it stands in it, as people read it.
     pub(super) fn setting(&self, key: &str) -> Option<String> {
         let found = std::iter::once(&self.config)

@@ -15,6 +15,8 @@ use pagedraft_workloads::trace::{PoolCounts, RowKind, RowRecord, StepRecord};
 pub(super) struct StepDelta {
     pub(super) step: u64,
     pub(super) replayed: bool,
+    /// Whether the engine was started anew before it (a run that was resumed): nothing is held or published.
+    pub(super) anew: bool,
     /// Microseconds: schedule, metadata, propose, execute, sample.
     pub(super) time_us: [f64; 5],
     /// Who lost their blocks while the plan was made, and was preempted by it.
@@ -71,6 +73,7 @@ pub(super) struct Deltas {
     live: HashMap<u32, Sequence>,
     /// In how many tables a block is.
     holders: HashMap<u32, u32>,
+    anew: bool,
 }
 
 #[derive(Debug, Default)]
@@ -104,7 +107,15 @@ impl Deltas {
             names: Vec::new(),
             live: HashMap::new(),
             holders: HashMap::new(),
+            anew: false,
         }
+    }
+
+    /// The run was stopped here and resumed: with the next step an engine begins anew.
+    pub(super) fn resume(&mut self) {
+        self.live.clear();
+        self.holders.clear();
+        self.anew = true;
     }
 
     /// The requests' names, by their numbers.
@@ -138,6 +149,7 @@ impl Deltas {
         let mut delta = StepDelta {
             step: record.step,
             replayed: record.mode == "graph",
+            anew: std::mem::take(&mut self.anew),
             time_us: record
                 .time_us
                 .map_or([0.0; 5], |t| [t.schedule, t.metadata, t.propose, t.execute, t.sample]),

@@ -1,10 +1,8 @@
 //! A trace as the page needs it: the changes of the steps it shows, and a point a step for its pictures.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
-use pagedraft_workloads::trace::{RowKind, STEPS_FILE, StepRecord};
+use pagedraft_workloads::trace::{RowKind, StepRecord, read_steps, steps_file};
 use serde_json::Value;
 
 use super::Steps;
@@ -14,8 +12,6 @@ use super::step_delta::{Deltas, StepDelta};
 
 /// Steps in the block view where nobody asks for others.
 pub(super) const MOST_STEPS: usize = 10_000;
-/// A longer line is no step: see the trace's checker.
-const LONGEST_LINE: u64 = 256 << 20;
 
 /// What was read of a trace.
 #[derive(Debug)]
@@ -84,8 +80,7 @@ impl TraceWindow {
         config: &Value,
         steps: Option<Steps>,
     ) -> anyhow::Result<Option<Self>> {
-        let path = directory.join(STEPS_FILE);
-        if !path.is_file() {
+        if steps_file(directory).is_none() {
             return Ok(None);
         }
         let block_size = (config.get("block_size").or_else(|| config.pointer("/engine/block_size")))
@@ -103,46 +98,35 @@ impl TraceWindow {
             warnings: Vec::new(),
         };
         let mut deltas = Deltas::new(block_size);
-        let mut file = BufReader::with_capacity(1 << 20, File::open(&path)?);
-        let mut line = Vec::new();
-        let mut number = 0u64;
+        let mut lines = read_steps(directory)?;
+        let file = lines.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
         loop {
-            line.clear();
-            let read = file.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line)?;
-            if read == 0 {
+            let parsed = match lines.next_line()? {
+                None => break,
+                Some(line) => parse(line),
+            };
+            let taken = match parsed {
+                Ok(Event::Step(record)) => window.take(&record, &mut deltas, steps),
+                Ok(Event::Resume) => {
+                    deltas.resume();
+                    Ok(())
+                }
+                Ok(Event::Other) => Ok(()),
+                Err(what) => Err(what.to_string()),
+            };
+            if let Err(what) = taken {
+                window.warnings.push(format!(
+                    "Line {} of {file}: {what}. Steps from there on are left out; `pagedraft trace check` says more.",
+                    lines.number()
+                ));
                 break;
             }
-            number += 1;
-            if line.last() != Some(&b'\n') {
-                window.warn(format!("line {number} of {STEPS_FILE} is cut; it is left out"));
-                break;
-            }
-            match parse(&line) {
-                Ok(None) => {}
-                Ok(Some(record)) => {
-                    if let Err(what) = window.take(&record, &mut deltas, steps) {
-                        window.stop(number, &what);
-                        break;
-                    }
-                }
-                Err(what) => {
-                    window.stop(number, &what.to_string());
-                    break;
-                }
-            }
+        }
+        if lines.is_cut() {
+            window.warnings.push(format!("The last line of {file} is cut; it is left out."));
         }
         window.names = deltas.names().to_vec();
         Ok((!window.points.is_empty()).then_some(window))
-    }
-
-    fn warn(&mut self, what: String) {
-        self.warnings.push(what);
-    }
-
-    fn stop(&mut self, line: u64, what: &str) {
-        self.warn(format!(
-            "line {line} of {STEPS_FILE}: {what}. Steps from there on are left out; `pagedraft trace check` says more."
-        ));
     }
 
     fn take(&mut self, record: &StepRecord, deltas: &mut Deltas, steps: Option<Steps>) -> Result<(), String> {
@@ -224,16 +208,24 @@ impl TraceWindow {
     }
 }
 
-/// A step; `None` for other events.
-fn parse(line: &[u8]) -> serde_json::Result<Option<StepRecord>> {
+/// What a line of a trace is.
+enum Event {
+    Step(Box<StepRecord>),
+    /// The run was stopped here, and resumed.
+    Resume,
+    Other,
+}
+
+fn parse(line: &[u8]) -> serde_json::Result<Event> {
     #[derive(serde::Deserialize)]
-    struct Event<'a> {
+    struct Kind<'a> {
         #[serde(borrow)]
         event: std::borrow::Cow<'a, str>,
     }
-    let event: Event<'_> = serde_json::from_slice(line)?;
-    if event.event != "step" {
-        return Ok(None);
-    }
-    serde_json::from_slice(line).map(Some)
+    let kind: Kind<'_> = serde_json::from_slice(line)?;
+    Ok(match &*kind.event {
+        "step" => Event::Step(serde_json::from_slice(line)?),
+        "resume" => Event::Resume,
+        _ => Event::Other,
+    })
 }
