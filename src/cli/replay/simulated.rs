@@ -52,13 +52,13 @@ impl Observer for Watch {
         self.trace.is_some()
     }
 
-    fn trace(&mut self, _replica: u32, event: &SimEvent<'_>) -> Result<(), Error> {
+    fn trace(&mut self, _replica: u32, event: SimEvent<'_>) -> Result<(), Error> {
         let Some(writer) = &mut self.trace else { return Ok(()) };
         match &mut self.delta {
-            None => writer.write(event),
+            None => writer.write(&event),
             Some(delta) => {
                 let metadata = delta.reduce(event.plan, event.plan_rows, event.metadata);
-                writer.write(&SimEvent { metadata, ..*event })
+                writer.write(&SimEvent { metadata, ..event })
             }
         }
     }
