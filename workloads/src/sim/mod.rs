@@ -24,10 +24,10 @@
 //!
 //! # What it costs
 //!
-//! 35 to 45 us a request of 568 prompt and 275 output tokens with 256 running (some 150 ns a request and step, of which a
-//! third are block hashes and their cache): 1.3 to 1.7 million a minute on one core, without a step trace and beside
-//! busy neighbours (`cargo bench -p pagedraft-workloads --bench simulate`). Memory is that of the pools and of what is in
-//! flight.
+//! 40 to 45 us of a core a request of 568 prompt and 275 output tokens with 256 running (some 150 ns a request and step, of which a
+//! third are block hashes and their cache): 1.3 to 1.5 million a minute on a core of its own, without a step trace
+//! (`cargo bench -p pagedraft-workloads --bench simulate`, on a shared machine of two cores). Memory is that of the pools
+//! and of what is in flight.
 //!
 //! # Example
 //!
