@@ -6,7 +6,7 @@ use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_mai
 use pagedraft_workloads::arrivals::Arrivals;
 use pagedraft_workloads::dataset::{DatasetOptions, Prompt, Turns, Workload, open, survey};
 use pagedraft_workloads::prompt::PromptMaker;
-use pagedraft_workloads::replay::{Source, SourceOptions};
+use pagedraft_workloads::replay::{Incoming, Source, SourceOptions};
 
 const REQUESTS: u64 = 20_000;
 const TOKENS: u64 = 600;
@@ -66,7 +66,13 @@ fn requests(c: &mut Criterion) {
     group.bench_function("requests", |b| {
         b.iter_batched(
             || Source::new(open(&asked, None).unwrap(), &found, options.clone(), None).unwrap(),
-            |source| source.map(|request| request.unwrap()).count(),
+            |source| {
+                let tokens = |incoming| match incoming {
+                    Ok(Incoming::Request(request)) => request.prompt.len(),
+                    other => panic!("{other:?}"),
+                };
+                source.map(tokens).sum::<usize>()
+            },
             BatchSize::PerIteration,
         );
     });
