@@ -201,6 +201,7 @@ fn lines_that_are_wrong_are_not_valid() {
     let steps: Vec<Value> =
         parsed(&scratch.path(name)).into_iter().filter(|line| line["event"] == "step").collect();
     for line in &steps {
+        assert!(valid.is_valid(line), "{line}");
         for (what, apply) in BREAKS {
             let mut line = line.clone();
             assert!(apply(&mut line), "{what}");
@@ -289,6 +290,7 @@ fn a_stopped_run_goes_on_in_the_same_trace() {
                 session.submit(Request::new(format!("r{i}"), (0..60).collect(), 30)).unwrap();
             }
             (0..5).for_each(|_| drop(session.step().unwrap()));
+            drop(session);
         } else {
             serve(&mut session, 5);
             session.close(&json!({})).unwrap();

@@ -1,11 +1,22 @@
 //! A step as read back from a trace. The writing side serialises the engine's own objects ([`super::StepEvent`]); these
 //! types are the reader's, and tolerate fields they don't know.
 
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema};
 use serde::Deserialize;
+
+/// Fields that are always written, `null` too, though readers do without.
+fn require(names: &'static [&'static str]) -> impl Fn(&mut Schema) {
+    move |schema| {
+        let required = schema.ensure_object().entry("required").or_insert_with(|| serde_json::json!([]));
+        if let Some(required) = required.as_array_mut() {
+            required.extend(names.iter().map(|name| serde_json::json!(name)));
+        }
+    }
+}
 
 /// One line with `"event": "step"`.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[schemars(transform = require(&["graph_key", "groups", "preempted", "finished"]))]
 pub struct StepRecord {
     /// Its number.
     pub step: u64,
@@ -18,7 +29,7 @@ pub struct StepRecord {
     pub time_us: Option<super::TimesUs>,
     /// The shape that was replayed, if any.
     #[serde(default)]
-    #[schemars(required, with = "Option<GraphKeyRecord>")]
+    #[schemars(with = "Option<GraphKeyRecord>")]
     pub graph_key: Option<serde_json::Value>,
     /// The plan.
     pub rows: Vec<RowRecord>,
@@ -33,17 +44,14 @@ pub struct StepRecord {
     pub metadata: MetadataRecord,
     /// KV groups beyond the one in `metadata`.
     #[serde(default)]
-    #[schemars(required)]
     pub groups: Option<std::collections::BTreeMap<String, GroupRecord>>,
     /// What each plan row gave.
     pub outcome: Vec<OutcomeRecord>,
     /// Whose blocks were taken back while the plan was made.
     #[serde(default)]
-    #[schemars(required)]
     pub preempted: Vec<String>,
     /// Who ended with this step, or was aborted since the line before.
     #[serde(default)]
-    #[schemars(required)]
     pub finished: Vec<String>,
     /// Blocks copied before the step wrote anything: (from, to).
     #[serde(default)]
@@ -178,6 +186,7 @@ pub struct GroupRecord {
 
 /// What a plan row gave.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[schemars(transform = require(&["finish_reason"]))]
 pub struct OutcomeRecord {
     /// Whose.
     pub request_id: String,
@@ -191,7 +200,7 @@ pub struct OutcomeRecord {
     pub num_accepted: u32,
     /// Set when the request ended with this step: `stop`, `length` or `abort`.
     #[serde(default)]
-    #[schemars(required, extend("enum" = ["stop", "length", "abort", null]))]
+    #[schemars(extend("enum" = ["stop", "length", "abort", null]))]
     pub finish_reason: Option<String>,
     /// Blocks of the first group that were published to the prefix cache when the outcome was applied.
     #[serde(default)]
@@ -211,9 +220,9 @@ pub struct CopyRecord {
 
 /// One line with `"event": "setup"`: from here on the engine speculates in this way.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[schemars(transform = require(&["draft"]))]
 pub struct SetupRecord {
     /// Who proposes drafts, as `--draft` has it.
-    #[schemars(required)]
     pub draft: Option<String>,
     /// What a token of the synthetic proposer is made to take, as a share of a decode step.
     pub draft_cost: f64,
