@@ -65,9 +65,12 @@ pub fn run(replay: &Replay, workload: &Workload) -> anyhow::Result<Option<Outcom
     let mut watch = Watch { directory, progress };
     let whole = serve(&mut session, &mut recorder, &mut watch, source, &before, &spoken, replay);
     watch.progress.end();
-    // Steps that were made are written, also those before a fault.
-    session.close(&Value::Null)?;
-    let stopped = !whole?;
+    let stopped = !whole.with_context(|| format!("the run in {} did not end", replay.out.display()))?;
+    match stopped {
+        // The trace of a run that is gone on with is not at its end: it is not made into its last format.
+        true => drop(session),
+        false => session.close(&Value::Null)?,
+    }
     let mut summary = recorder.summary();
     summary.describe(RunFacts { stopped, ..facts });
     Ok(Some(Outcome { directory: watch.directory, summary, report: replay.run.reports() }))

@@ -89,13 +89,16 @@ pub fn run(replay: &Replay, workload: &Workload) -> anyhow::Result<Option<Outcom
     let mut watch = Watch { directory, progress, done: 0, trace, delta };
     let simulated = simulate(&mut source, &options, &mut recorder, &mut watch);
     watch.progress.end();
-    if let Some(trace) = watch.trace {
-        trace.finish(&Value::Null)?;
-    }
     let SimReport { event_log_sha256, stopped, .. } = simulated.map_err(|error| match error {
         Error::Dataset(_) | Error::Options(_) => usage(error.into()),
         other => other.into(),
     })?;
+    match watch.trace.take() {
+        // The trace of a run that is gone on with is not at its end.
+        Some(trace) if stopped => drop(trace),
+        Some(trace) => trace.finish(&Value::Null)?,
+        None => {}
+    }
     let mut summary = recorder.summary();
     summary.describe(RunFacts {
         cost_model: Some(options.cost.name.clone()),
