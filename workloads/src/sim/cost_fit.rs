@@ -67,7 +67,7 @@ pub fn fit(steps: &[MeasuredStep], keeps_kv: &BTreeMap<String, bool>) -> CostFit
     // By a hash: who measures goes round, and every fourth would be of one kind.
     let is_held_out = |step: &&MeasuredStep| {
         let hash = step.run.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        (hash >> 32) % HELD_OUT == 0
+        (hash >> 32).is_multiple_of(HELD_OUT)
     };
     let fitted: Vec<&MeasuredStep> = steps.iter().filter(|step| !is_held_out(step)).collect();
     let held_out: Vec<&MeasuredStep> = steps.iter().filter(is_held_out).collect();
