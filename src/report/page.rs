@@ -27,10 +27,10 @@ pub(super) fn escape(text: &str) -> String {
 const SETTINGS: [(&str, &[&str]); 14] = [
     ("model", &["model_id", "model"]),
     ("executor", &["executor"]),
-    ("cost model", &["cost_model_name", "cost_model"]),
+    ("cost model", &["cost_model"]),
     ("workload", &["workload"]),
-    ("file", &["path", "workload_path"]),
-    ("hash of the file", &["workload_sha256", "sha256", "path_sha256"]),
+    ("file", &["file", "path"]),
+    ("SHA-256 of the file", &["sha256"]),
     ("arrivals", &["arrivals", "process"]),
     ("draft", &["draft"]),
     ("drafts a row", &["num_speculative_tokens"]),

@@ -7,8 +7,11 @@ use super::scale::number;
 use super::series::{Bins, in_flight};
 use super::trace_window::StepPoint;
 
-/// Bins of pictures over time.
-const BINS: usize = 120;
+/// Bins of pictures over time: no more than leave some requests for each.
+fn bins(requests: &[Finished]) -> usize {
+    (requests.len() / 4).clamp(8, 120)
+}
+
 /// Points of a cumulative distribution: one at each thousandth, and at the tails.
 const QUANTILES: usize = 400;
 /// Requests in the scatter picture; of more, every n-th is drawn.
@@ -159,7 +162,8 @@ fn over_time(title: &str, unit: &str, lines: &[Line]) -> Option<String> {
 fn throughput(run: &Run, suffix: &str) -> Option<String> {
     let requests = run.requests.as_ref()?;
     let span = requests.span()?;
-    let (mut came, mut ended) = (Bins::new(span, BINS), Bins::new(span, BINS));
+    let bins = bins(&requests.finished);
+    let (mut came, mut ended) = (Bins::new(span, bins), Bins::new(span, bins));
     for request in &requests.finished {
         came.add(request.intended_s, 1.0);
         ended.add(request.finish_s, 1.0);
@@ -180,7 +184,7 @@ fn tokens(run: &Run, suffix: &str) -> Option<String> {
         return over_time(&title, "tokens / s", &lines);
     }
     let requests = run.requests.as_ref()?;
-    let mut output = Bins::new(requests.span()?, BINS);
+    let mut output = Bins::new(requests.span()?, bins(&requests.finished));
     for request in &requests.finished {
         output.spread(request.first_s, request.finish_s, f64::from(request.output_tokens));
     }
@@ -193,7 +197,7 @@ fn queue(run: &Run, suffix: &str) -> Option<String> {
         return over_time(&title, "requests", &[("waiting", "s1", waiting), ("running", "s0", running)]);
     }
     let requests = run.requests.as_ref()?;
-    let (waiting, running) = in_flight(&requests.finished, requests.span()?, BINS);
+    let (waiting, running) = in_flight(&requests.finished, requests.span()?, 120);
     let lines = [("waiting", "s1", waiting.points(|c| c)), ("running", "s0", running.points(|c| c))];
     over_time(&title, "requests", &lines)
 }
@@ -268,7 +272,8 @@ fn scatter(run: &Run, suffix: &str) -> Option<String> {
 fn prefix(run: &Run, suffix: &str) -> Option<String> {
     let requests = run.requests.as_ref()?;
     let span = requests.span()?;
-    let (mut prompt, mut cached) = (Bins::new(span, BINS / 2), Bins::new(span, BINS / 2));
+    let bins = bins(&requests.finished);
+    let (mut prompt, mut cached) = (Bins::new(span, bins), Bins::new(span, bins));
     for request in &requests.finished {
         prompt.add(request.intended_s, f64::from(request.prompt_tokens));
         cached.add(request.intended_s, f64::from(request.cached_tokens));

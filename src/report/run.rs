@@ -95,14 +95,30 @@ impl Run {
 
     /// A field of the configuration, wherever it stands in it, as people read it.
     pub(super) fn setting(&self, key: &str) -> Option<String> {
-        let found = std::iter::once(&self.config)
-            .chain(self.config.as_object().into_iter().flat_map(|fields| fields.values()))
-            .find_map(|part| part.get(key))?;
-        match found {
-            Value::Null => None,
-            Value::String(text) => Some(text.clone()),
-            other => Some(other.to_string()),
+        fn find<'a>(part: &'a Value, key: &str, depth: u32) -> Option<&'a Value> {
+            let fields = part.as_object()?;
+            let here = fields.get(key).filter(|value| !value.is_null());
+            here.or_else(|| {
+                let deeper = depth.checked_sub(1)?;
+                fields.values().find_map(|part| find(part, key, deeper))
+            })
         }
+        let found = find(&self.config, key, 3)?;
+        told(found)
+    }
+}
+
+/// A setting as people read it: of an object its fields, one after the other.
+fn told(value: &Value) -> Option<String> {
+    match value {
+        Value::Null => None,
+        Value::String(text) => Some(text.clone()),
+        Value::Object(fields) if fields.contains_key("name") => fields.get("name").and_then(told),
+        Value::Object(fields) => {
+            let each = fields.iter().filter_map(|(name, value)| Some(format!("{name} {}", told(value)?)));
+            Some(each.collect::<Vec<_>>().join(", "))
+        }
+        other => Some(other.to_string()),
     }
 }
 
