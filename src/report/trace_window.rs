@@ -229,3 +229,111 @@ fn parse(line: &[u8]) -> serde_json::Result<Event> {
         _ => Event::Other,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use pagedraft_workloads::trace::PoolCounts;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::session::{
+        DraftLength, DraftRef, EngineOptions, ModelRef, Request, Session, SpeculationOptions, TraceOptions,
+    };
+    use crate::spec_decode::Scorer;
+    use crate::spec_decode::sampling::SamplingParams;
+
+    /// Runs requests with starts in common, one of them in three samples, and gives the trace and what it counted.
+    fn traced(name: &str, options: &EngineOptions) -> (TraceWindow, Vec<PoolCounts>, [usize; 3]) {
+        let dir = std::env::temp_dir().join(format!("pagedraft-report-{}-{name}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&dir);
+        let trace =
+            Some(TraceOptions { dir: dir.clone(), tables: Default::default(), format: Default::default() });
+        let mut session = Session::open(&EngineOptions { trace, ..options.clone() }).unwrap();
+        for i in 0..14u32 {
+            let mut prompt: Vec<u32> = (0..40).map(|t| 300 + t % 7).collect();
+            prompt.truncate(if i % 3 == 0 { 20 } else { 40 });
+            prompt.extend((0..i % 5).map(|t| 500 + t));
+            let n = if i == 4 { 3 } else { 1 };
+            let sampling =
+                SamplingParams { temperature: 0.8, seed: u64::from(i), ..SamplingParams::default() };
+            let request = Request {
+                sampling: if n > 1 { sampling } else { SamplingParams::greedy() },
+                n,
+                ignore_eos: true,
+                ..Request::new(format!("r{i}"), prompt, 40 + i)
+            };
+            session.submit(request).unwrap();
+            session.step().unwrap();
+        }
+        while session.has_unfinished() {
+            session.step().unwrap();
+        }
+        session.close(&json!({})).unwrap();
+        let config: Value = serde_json::from_slice(&std::fs::read(dir.join("config.json")).unwrap()).unwrap();
+        let window = TraceWindow::read(&dir, &config, None).unwrap().unwrap();
+        let mut counted = Vec::new();
+        let mut seen = [0; 3];
+        let mut lines = read_steps(&dir).unwrap();
+        while let Some(line) = lines.next_line().unwrap() {
+            let record: StepRecord = serde_json::from_slice(line).unwrap();
+            seen[0] += record.preempted.len();
+            seen[1] += record.copies.len();
+            seen[2] += record.outcome.iter().map(|o| o.num_accepted as usize).sum::<usize>();
+            counted.push(record.pool);
+        }
+        std::fs::remove_dir_all(&dir).unwrap();
+        (window, counted, seen)
+    }
+
+    #[test]
+    fn the_states_of_blocks_add_up_to_what_the_pool_counted_in_every_step() {
+        let draft = |draft, k, scorer| SpeculationOptions {
+            draft: Some(draft),
+            length: DraftLength::Fixed(k),
+            scorer,
+            ..SpeculationOptions::default()
+        };
+        let plain = EngineOptions {
+            max_num_seqs: 4,
+            max_model_len: Some(160),
+            prefill_chunk: Some(20),
+            ..EngineOptions::new(ModelRef::Builtin("target".into()))
+        };
+        let model = || DraftRef::Model(ModelRef::Builtin("draft".into()));
+        let runs = [
+            ("plain", 64, SpeculationOptions::default()),
+            ("tight", 12, SpeculationOptions::default()),
+            ("draft", 16, draft(model(), 4, Scorer::Mqa)),
+            ("ngram", 14, draft(DraftRef::Ngram, 7, Scorer::BatchExpansion)),
+        ];
+        let mut seen = [0; 4];
+        for (name, num_blocks, speculation) in runs {
+            let options = EngineOptions { num_blocks: Some(num_blocks), speculation, ..plain.clone() };
+            let (window, counted, found) = traced(name, &options);
+            assert_eq!(window.steps.len(), counted.len(), "{name}");
+            assert!(window.steps.iter().all(|delta| delta.slots.is_none()), "{name}: odd slots");
+            let mut pool = window.start.clone();
+            let mut unnamed = 0;
+            for (delta, counts) in window.steps.iter().zip(counted) {
+                pool.apply(delta);
+                let states = pool.states();
+                let cached = states.values().filter(|s| **s == BlockState::Cached).count() as u64;
+                let used = states.len() as u64 - cached;
+                let what = format!("{name}, step {}", delta.step);
+                assert!(used <= counts.used, "{what}: {used} blocks held, {} used", counts.used);
+                // What was reserved for drafts and given back unused has no name.
+                unnamed += counts.used - used;
+                assert!(cached >= counts.cached && cached - counts.cached <= counts.used - used, "{what}");
+                seen[3] += states.values().filter(|s| **s == BlockState::Shared).count();
+            }
+            let most = if name == "ngram" { window.steps.len() as u64 } else { 0 };
+            assert!(
+                unnamed <= most,
+                "{name}: {unnamed} blocks without a name in {} steps",
+                window.steps.len()
+            );
+            (0..3).for_each(|i| seen[i] += found[i]);
+        }
+        assert!(seen.iter().all(|n| *n > 0), "preemptions, copies, accepted, shared: {seen:?}");
+    }
+}
