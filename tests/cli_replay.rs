@@ -108,6 +108,7 @@ fn every_workload_runs_through_the_simulation() {
         assert!(config["num_blocks"].as_u64().unwrap() > 0);
         assert_eq!(config["replay"]["dataset"]["file"]["bytes"], text.len());
         assert!(scratch.json(&format!("{workload}/summary.json")).is_object());
+        assert!(scratch.read(&format!("{workload}/report.html")).contains("<html"));
     }
     // The trace's own failures are skipped, and told.
     assert_eq!((status(&scratch, "burstgpt", "finished"), status(&scratch, "burstgpt", "skipped")), (2, 1));
@@ -299,6 +300,24 @@ fn a_limit_of_concurrency_is_kept() {
 }
 
 #[test]
+fn a_simulated_trace_is_sound_too() {
+    let scratch = Scratch::new("replay-sim-trace");
+    let common = ["--workload", "random", "--num-requests", "12", "--input-len", "100", "--output-len", "20"];
+    let variants: [&[&str]; 3] = [
+        &["--prefix-share", "0.5", "--request-rate", "100"],
+        &["--draft", "ngram", "--num-speculative-tokens", "3", "--trace-tables", "delta"],
+        &["--num-blocks", "20", "--max-concurrency", "4", "--trace-format", "jsonl.zst"],
+    ];
+    for (i, more) in variants.into_iter().enumerate() {
+        let out = scratch.path(&format!("{i}"));
+        done(&replay(&out, &[&common[..], &["--executor", "sim", "--trace-steps"], more].concat()));
+        let check = pagedraft(&["trace", "check", &out]);
+        assert_eq!(check.code, Some(0), "{more:?}: {}", check.stderr);
+        assert!(check.stdout.contains("12 requests, 12 finished"), "{}", check.stdout);
+    }
+}
+
+#[test]
 fn output_json_is_a_copy_of_the_summary() {
     let scratch = Scratch::new("replay-output-json");
     let copy = scratch.path("copy.json");
@@ -306,6 +325,10 @@ fn output_json_is_a_copy_of_the_summary() {
         ["--workload", "random", "--num-requests", "3", "--executor", "sim", "--output-json", &copy];
     done(&replay(&scratch.path("run"), &arguments));
     assert_eq!(scratch.read("copy.json"), scratch.read("run/summary.json"));
+    let arguments =
+        ["--workload", "random", "--num-requests", "3", "--executor", "sim", "--output-json", "-"];
+    let run = replay(&scratch.path("other"), &arguments);
+    assert_eq!(run.stdout, scratch.read("other/summary.json"));
 }
 
 #[cfg(unix)]
@@ -369,7 +392,7 @@ mod stopped {
         wait_for(&scratch, "ctrl-c/requests.jsonl", 5);
         let text = interrupt(child);
         assert!(text.contains("--resume"), "{text}");
-        assert_eq!(scratch.json("ctrl-c/summary.json")["interrupted"], true);
+        assert_eq!(scratch.json("ctrl-c/summary.json")["stopped"], true);
         let before = scratch.read("ctrl-c/requests.jsonl");
         let lines = before.lines().count();
         assert!((5..30).contains(&lines), "{lines}");

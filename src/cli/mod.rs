@@ -2,6 +2,7 @@
 
 mod batch_header;
 mod bench;
+mod calibrate;
 mod compare;
 mod engine_flags;
 mod generate;

@@ -70,6 +70,9 @@ impl Replay {
         }
         interrupt::listen()?;
         let workload = Workload::survey(&self.dataset, &self.arrivals, self.engine.seed, self.tokenizer()?)?;
+        if interrupt::pressed() {
+            return Ok(Ended::Interrupted);
+        }
         let outcome = match self.run.simulates() {
             false => real::run(&self, &workload)?,
             true => simulated::run(&self, &workload)?,
@@ -196,6 +199,12 @@ impl Replay {
             fields.insert("replay".to_owned(), replay);
         }
         Ok(config)
+    }
+
+    /// The trace of the run's steps, where it has one.
+    fn trace_in(&self, directory: &RunDirectory) -> anyhow::Result<Option<TraceWriter>> {
+        let writer = self.run.traces().then(|| directory.trace(self.engine.trace_format)).transpose();
+        writer.map_err(|e| usage(e.into()))
     }
 
     /// The run's directory, new or as a stopped run left it.

@@ -1,7 +1,11 @@
 //! What a replay came to: its directory, and a table.
 
+use std::path::Path;
+
+use anyhow::Context;
 use pagedraft_workloads::measures::Summary;
-use pagedraft_workloads::run::RunDirectory;
+use pagedraft_workloads::run::{REPORT_FILE, RunDirectory};
+use pagedraft_workloads::trace::SUMMARY_FILE;
 
 use super::table;
 use crate::cli::output_file::OutputFile;
@@ -11,32 +15,40 @@ use crate::cli::{Ended, stdout};
 pub struct Outcome {
     pub directory: RunDirectory,
     pub summary: Summary,
-    pub stopped: bool,
-    /// SHA-256 of a simulation's event log.
-    pub event_log: Option<String>,
+    /// Whether there is a page of it.
+    pub report: bool,
 }
 
 impl Outcome {
     /// Writes the files that come at the end, and the table.
     pub fn write(self, output: Option<&OutputFile>) -> anyhow::Result<Ended> {
         let path = self.directory.path().clone();
-        match self.stopped {
-            true => self.directory.stop(&self.summary)?,
-            false => self.directory.finish(&self.summary)?,
-        }
-        let mut text = table::text(&self.summary);
-        if let Some(hash) = &self.event_log {
-            text.push_str(&format!("event log        sha256 {hash}\n"));
-        }
-        if self.stopped {
-            text.push_str("stopped          by Ctrl-C; go on with --resume\n");
-        }
-        text.push_str(&format!("run directory    {}\n", path.display()));
-        stdout::print(&text)?;
+        let stopped = self.summary.facts.stopped;
+        self.directory.finish(&self.summary)?;
         if let Some(output) = output {
-            let summary = std::fs::read_to_string(path.join(pagedraft_workloads::trace::SUMMARY_FILE))?;
-            output.write(&summary)?;
+            let file = path.join(SUMMARY_FILE);
+            let summary = std::fs::read_to_string(&file);
+            output.write(&summary.with_context(|| format!("can't read {}", file.display()))?)?;
         }
-        Ok(if self.stopped { Ended::Interrupted } else { Ended::Done })
+        if self.report {
+            pagedraft::report::write(std::slice::from_ref(&path), &path.join(REPORT_FILE))?;
+        }
+        if !matches!(output, Some(OutputFile::Stdout)) {
+            stdout::print(&text(&self.summary, &path))?;
+        }
+        Ok(if stopped { Ended::Interrupted } else { Ended::Done })
     }
+}
+
+/// The table, and where the rest is.
+fn text(summary: &Summary, path: &Path) -> String {
+    let mut text = table::text(summary);
+    if let Some(hash) = &summary.facts.event_log_sha256 {
+        text.push_str(&format!("event log        sha256 {hash}\n"));
+    }
+    if summary.facts.stopped {
+        text.push_str("stopped          by Ctrl-C; go on with --resume\n");
+    }
+    text.push_str(&format!("run directory    {}\n", path.display()));
+    text
 }

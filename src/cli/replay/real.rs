@@ -55,8 +55,7 @@ pub fn run(replay: &Replay, workload: &Workload) -> anyhow::Result<Option<Outcom
     let source = workload.source(&limits(&session, replay))?;
     let config = replay.config(session.config().clone(), workload, None)?;
     let (directory, resumed) = replay.directory_for(&config)?;
-    if replay.run.traces() {
-        let writer = directory.trace(replay.engine.trace_format)?;
+    if let Some(writer) = replay.trace_in(&directory)? {
         session.attach_trace(writer, replay.engine.tables())?;
     }
     let facts = replay.facts(workload);
@@ -66,12 +65,15 @@ pub fn run(replay: &Replay, workload: &Workload) -> anyhow::Result<Option<Outcom
     let mut watch = Watch { directory, progress };
     let whole = serve(&mut session, &mut recorder, &mut watch, source, &before, &spoken, replay);
     watch.progress.end();
-    // Steps that were made are written, also those before a fault.
-    session.close(&Value::Null)?;
-    let stopped = !whole?;
+    let stopped = !whole.with_context(|| format!("the run in {} did not end", replay.out.display()))?;
+    match stopped {
+        // The trace of a run that is gone on with is not at its end: it is not made into its last format.
+        true => drop(session),
+        false => session.close(&Value::Null)?,
+    }
     let mut summary = recorder.summary();
     summary.describe(RunFacts { stopped, ..facts });
-    Ok(Some(Outcome { directory: watch.directory, summary, stopped, event_log: None }))
+    Ok(Some(Outcome { directory: watch.directory, summary, report: replay.run.reports() }))
 }
 
 /// What the engine can take.

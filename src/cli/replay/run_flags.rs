@@ -48,6 +48,9 @@ pub struct RunFlags {
     /// `sim`: write a trace of the steps
     #[arg(long)]
     trace_steps: bool,
+    /// Make no page of the run (`pagedraft report` makes it later)
+    #[arg(long)]
+    no_report: bool,
     /// Write the summary to this file too
     #[arg(long, value_name = "FILE")]
     pub output_json: Option<PathBuf>,
@@ -78,6 +81,11 @@ impl RunFlags {
             ExecutorName::Real => !self.no_trace,
             ExecutorName::Sim => self.trace_steps,
         }
+    }
+
+    /// Whether a page is made of the run.
+    pub fn reports(&self) -> bool {
+        !self.no_report
     }
 
     /// Goals, none where nothing was said.

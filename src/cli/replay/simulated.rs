@@ -82,28 +82,31 @@ pub fn run(replay: &Replay, workload: &Workload) -> anyhow::Result<Option<Outcom
     let mut source = workload.source(&limits)?;
     let config = replay.config(config(&engine, &options), workload, Some(&options.cost))?;
     let (directory, _) = replay.directory_for(&config)?;
-    let trace = replay.run.traces().then(|| directory.trace(replay.engine.trace_format)).transpose()?;
+    let trace = replay.trace_in(&directory)?;
     let delta = (replay.engine.tables() == TraceTables::Delta).then(TableDelta::default);
     let mut recorder = replay.recorder(workload);
     let progress = Progress::new(workload.survey.items, 0);
     let mut watch = Watch { directory, progress, done: 0, trace, delta };
     let simulated = simulate(&mut source, &options, &mut recorder, &mut watch);
     watch.progress.end();
-    if let Some(trace) = watch.trace {
-        trace.finish(&Value::Null)?;
-    }
     let SimReport { event_log_sha256, stopped, .. } = simulated.map_err(|error| match error {
         Error::Dataset(_) | Error::Options(_) => usage(error.into()),
         other => other.into(),
     })?;
+    match watch.trace.take() {
+        // The trace of a run that is gone on with is not at its end.
+        Some(trace) if stopped => drop(trace),
+        Some(trace) => trace.finish(&Value::Null)?,
+        None => {}
+    }
     let mut summary = recorder.summary();
     summary.describe(RunFacts {
         cost_model: Some(options.cost.name.clone()),
-        event_log_sha256: Some(event_log_sha256.clone()),
+        event_log_sha256: Some(event_log_sha256),
         stopped,
         ..replay.facts(workload)
     });
-    Ok(Some(Outcome { directory: watch.directory, summary, stopped, event_log: Some(event_log_sha256) }))
+    Ok(Some(Outcome { directory: watch.directory, summary, report: replay.run.reports() }))
 }
 
 fn cost_model(replay: &Replay) -> anyhow::Result<CostModel> {
@@ -182,6 +185,7 @@ fn config(engine: &EngineOptions, options: &SimOptions) -> Value {
         "draft": engine.speculation.draft.as_ref().map(ToString::to_string),
         "num_speculative_tokens": engine.speculation.length.to_string(),
         "scorer": engine.speculation.scorer,
+        "acceptance": engine.speculation.acceptance,
         "enforce_eager": options.enforce_eager,
         "replicas": options.replicas,
         "router": options.router,

@@ -102,6 +102,10 @@ fn requests(summary: &Summary) -> String {
 
 fn row(figures: &Figures) -> String {
     let values = [figures.mean, figures.median, figures.p90, figures.p99, figures.max];
-    let told = |value: Option<f64>| value.map_or_else(|| format!("{:>12}", "-"), |ms| format!("{ms:>12.3}"));
+    // Hours of queueing stay in their column.
+    let digits = |ms: f64| if ms < 1e6 { 3 } else { 0 };
+    let told = |value: Option<f64>| {
+        value.map_or_else(|| format!("{:>12}", "-"), |ms| format!("{ms:>12.*}", digits(ms)))
+    };
     values.map(told).concat()
 }

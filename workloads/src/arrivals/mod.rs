@@ -7,7 +7,7 @@ pub use times::ArrivalTimes;
 use serde::{Deserialize, Serialize};
 
 /// How intended arrivals come about.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case", tag = "process")]
 pub enum Arrivals {
     /// As the trace has them, `speed` times as fast.

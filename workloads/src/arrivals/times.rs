@@ -160,6 +160,8 @@ mod tests {
         for burstiness in [0.2, 1.0, 7.0] {
             let all = times(Arrivals::Gamma { rate: 5000.0, burstiness }, 50_000, 7);
             assert!(all[49_999].abs_diff(10_000_000_000) <= 1, "{}", all[49_999]);
+            let sent = 49_999.0 / ((all[49_999] - all[0]) as f64 * 1e-9);
+            assert!((sent / 5000.0 - 1.0).abs() < 1e-3, "{sent}");
         }
         let one = times(Arrivals::Gamma { rate: 4.0, burstiness: 1.0 }, 1, 7);
         assert_eq!(one, [250_000_000]);

@@ -262,17 +262,27 @@ fn in_element(begins: u64, what: &str) -> String {
 
 fn object(text: &str) -> Result<Map<String, Value>, String> {
     serde_json::from_str(text).map_err(|e| {
+        let whole = e.to_string();
+        // serde counts lines from where it began; in a file of one object a line that would be read as the file's line.
+        let what = whole.split(" at line ").next().unwrap_or_default();
+        let line = if e.line() > 1 { format!("line {} of it, ", e.line()) } else { String::new() };
         let cut = if e.is_eof() { ": is the line cut?" } else { "" };
-        format!("is not a JSON object: {e}{cut}")
+        format!("is not a JSON object: {what} at {line}column {}{cut}", e.column())
     })
 }
 
 /// Steps over what JSON takes as space.
 fn skip_space(file: &mut TextFile) -> Result<(), DatasetError> {
-    while let Some(b' ' | b'\t' | b'\r' | b'\n') = file.peek()? {
-        file.bump();
+    loop {
+        let bytes = file.ahead()?;
+        let space = bytes.iter().take_while(|b| matches!(b, b' ' | b'\t' | b'\r' | b'\n')).count();
+        let newlines = bytes[..space].iter().filter(|&&b| b == b'\n').count() as u64;
+        let over = space < bytes.len() || space == 0;
+        file.advance(space, newlines);
+        if over {
+            return Ok(());
+        }
     }
-    Ok(())
 }
 
 /// What to say where JSON was expected and the first line is this.

@@ -2,7 +2,32 @@
 //!
 //! A reader goes by column and field names, takes gzip or plain files, and keeps one record in memory. What it can't read is
 //! an [`Error`](DatasetError) that names file and line. It changes nothing: lengths are those of the file, times are seconds since
-//! the file's first record, and what a file marks as failed is told, not dropped.
+//! the file's first record, and what a file marks as failed (an output of no tokens) is told, not dropped.
+//!
+//! A line, or an element of an array, may have 64 MiB; a longer one is an error that is found without holding it. In csv files quotes do not
+//! span lines. Lengths are at most 100 million tokens. Times must be in order.
+//!
+//! ```no_run
+//! use pagedraft_workloads::dataset::{DatasetOptions, Item, Turns, Workload, open};
+//! let azure = DatasetOptions {
+//!     workload: Workload::Azure,
+//!     path: Some("AzureLLMInferenceTrace_conv.csv".into()),
+//!     turns: Turns::Full,
+//!     from_s: Some(600.0),
+//!     to_s: Some(1200.0),
+//!     limit: None,
+//!     keep_failed: false,
+//!     random: None,
+//!     ruler: None,
+//!     seed: 0,
+//! };
+//! for item in open(&azure, None)? {
+//!     if let Item::Sample(sample) = item? {
+//!         println!("{:?} {:?}", sample.arrival_s, sample.prompt);
+//!     }
+//! }
+//! # Ok::<(), pagedraft_workloads::dataset::DatasetError>(())
+//! ```
 
 mod azure;
 mod burstgpt;
@@ -23,7 +48,7 @@ mod sample;
 mod sharegpt;
 mod spec_bench;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod text_file;
 mod trace_request;
 mod vidur;
@@ -43,23 +68,35 @@ use crate::prompt::TextTokens;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Workload {
-    /// BurstGPT's csv (either column order).
+    /// BurstGPT's csv (either column order): `Timestamp` in seconds, `Request tokens`, `Response tokens`, and `Log Type`, the category.
     Burstgpt,
-    /// Azure's LLM inference traces (csv).
+    /// Azure's LLM inference traces (csv): `TIMESTAMP` (date and time, up to nine digits of a second's fraction, with an offset from
+    /// UTC or none), `ContextTokens`, `GeneratedTokens`.
     Azure,
-    /// Mooncake's traces (JSON lines with `hash_ids`).
+    /// Mooncake's traces (JSON lines): `timestamp` in milliseconds, `input_length`, `output_length`, and `hash_ids`, a name for each
+    /// block of 512 tokens.
     Mooncake,
-    /// Vidur's processed traces (csv).
+    /// Vidur's processed traces (csv): `num_prefill_tokens`, `num_decode_tokens`, and, in some, `arrived_at` in seconds.
     Vidur,
     /// ShareGPT conversations (a JSON array, or JSON lines), or JSON lines of token ids made from them.
+    ///
+    /// A prompt is a line for each turn before the answer (`User: ..`, `Assistant: ..`, `System: ..`, other roles by their names), and then
+    /// `Assistant:`. The recorded answer gives the answer's length. Answers are the turns of `gpt`, `chatgpt`, `assistant` and `model`.
     Sharegpt,
-    /// RULER's JSON lines, or its tasks generated.
+    /// RULER's JSON lines (`index`, `input`, `outputs`, `answer_prefix`), or its tasks generated.
+    ///
+    /// The task is that of a field `task`, or of the name of the file or its directory; question answering (`qa_..`) needs one
+    /// of the answers, other tasks all.
     Ruler,
     /// LongBench v1 (JSON lines).
+    ///
+    /// The prompt is the context, the input, and `Summary:` or `Answer:` (not the paper's wording); code is given as it is. An
+    /// answer is right if it holds one of `answers`; summaries and code have no score.
     Longbench,
-    /// LongBench v2 (a JSON array, or JSON lines).
+    /// LongBench v2 (a JSON array, or JSON lines), in its authors' zero-shot prompt.
     LongbenchV2,
-    /// Spec-Bench's questions (JSON lines).
+    /// Spec-Bench's questions (JSON lines): the first turn of each. With [`Turns::PerUserTurn`] further turns are requests too,
+    /// whose prompt has the user turns before them, without answers, of which the file has none.
     SpecBench,
     /// Lengths drawn from ranges.
     Random,
@@ -72,7 +109,7 @@ pub enum Turns {
     /// One request a conversation: all before the last answer is its prompt.
     #[default]
     Full,
-    /// One request an answer: all before it is its prompt.
+    /// One request an answer: all before it is its prompt. It is named by its conversation and its number, as `id#2`.
     PerUserTurn,
 }
 

@@ -1,7 +1,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Figures of a count over decode rows (or touched blocks).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Tally {
     /// How many values.
     pub count: u64,
@@ -18,7 +18,7 @@ pub struct Tally {
 }
 
 /// A block that many decode rows read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct HotBlock {
     /// Its id in the pool.
     pub block_id: u32,

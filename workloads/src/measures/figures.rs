@@ -3,7 +3,7 @@ use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Figures of one latency, in milliseconds; `None` (`null`) where there is not one value.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Figures {
     /// The exact mean.
@@ -69,6 +69,24 @@ impl Serialize for Latencies {
             }
         }
         map.end()
+    }
+}
+
+impl schemars::JsonSchema for Latencies {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Latencies".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        let keys = METRICS.iter().flat_map(|metric| FIGURES.map(|figure| format!("{figure}_{metric}_ms")));
+        let value = serde_json::json!({"type": ["number", "null"]});
+        let properties: serde_json::Map<_, _> = keys.map(|key| (key, value.clone())).collect();
+        let required: Vec<&String> = properties.keys().collect();
+        schemars::json_schema!({"type": "object", "required": required, "properties": properties})
     }
 }
 

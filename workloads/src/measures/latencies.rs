@@ -5,7 +5,7 @@ use super::figures::{Figures, Latencies, METRICS};
 
 /// Inter-token latencies by what a step that gives a request `n` tokens after a gap counts as. Without speculation all three are
 /// equal.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct InterToken {
     /// One value, the gap: what a reader of the stream waits for. This is vLLM's `itl`, which has one value a chunk.
     pub step: Figures,

@@ -109,12 +109,7 @@ impl Recorder {
 
     /// A request is sent: its ticket. `intended_ns` is when it should have been, `sent_ns` when it was.
     pub fn send(&mut self, request: &PlannedRequest, intended_ns: u64, sent_ns: u64) -> Ticket {
-        self.bins.at(intended_ns).arrivals += 1;
-        self.lateness.record(sent_ns.saturating_sub(intended_ns));
-        let sent = &mut self.sent;
-        sent.first_ns = if sent.requests == 0 { sent_ns } else { sent.first_ns.min(sent_ns) };
-        sent.last_ns = sent.last_ns.max(sent_ns);
-        sent.requests += 1;
+        self.sending(intended_ns, sent_ns);
         let details = Details {
             index: request.index,
             source_id: request.source_id.clone(),
@@ -164,11 +159,8 @@ impl Recorder {
         let steady = line.request_id.parse().is_ok_and(|index| self.is_steady(index));
         let times = ends::times_of(line);
         self.restored += 1;
-        if let Some(ns) = line.intended_arrival_s.filter(|_| line.sent_s.is_some()).map(ends::ns_of_s) {
-            self.bins.at(ns).arrivals += 1;
-        }
         if let (Some(intended), Some(sent)) = (line.intended_arrival_s, line.sent_s) {
-            self.lateness.record(ends::ns_of_s(sent).saturating_sub(ends::ns_of_s(intended)));
+            self.sending(ends::ns_of_s(intended), ends::ns_of_s(sent));
         }
         if let Some(ns) = line.finish_s.map(ends::ns_of_s) {
             self.end_ns = self.end_ns.max(ns);
@@ -260,6 +252,16 @@ impl Recorder {
     #[must_use]
     pub fn summary(&self) -> Summary {
         self.result()
+    }
+
+    /// Counts that something was sent.
+    fn sending(&mut self, intended_ns: u64, sent_ns: u64) {
+        self.bins.at(intended_ns).arrivals += 1;
+        self.lateness.record(sent_ns.saturating_sub(intended_ns));
+        let sent = &mut self.sent;
+        sent.first_ns = if sent.requests == 0 { sent_ns } else { sent.first_ns.min(sent_ns) };
+        sent.last_ns = sent.last_ns.max(sent_ns);
+        sent.requests += 1;
     }
 
     /// Whether a place of the workload is in its middle eight tenths.

@@ -1,7 +1,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Latency goals of a request, in milliseconds; all that are given must be met.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Slo {
     /// Time to the first token.
     pub ttft_ms: Option<f64>,

@@ -1,7 +1,7 @@
 use serde::{Deserialize, Serialize};
 
 /// How drafts fared, under the keys of `vllm bench serve`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Speculation {
     /// Accepted drafts, percent of those scored.
     pub spec_decode_acceptance_rate: f64,

@@ -7,7 +7,7 @@ use crate::arrivals::Arrivals;
 use crate::dataset::SkipReason;
 
 /// `summary.json`: what a replay came to. Keys that `vllm bench serve` has are under its names and mean the same, unless said.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Summary {
     /// Of this form: 1.
     pub schema_version: u32,
@@ -55,7 +55,9 @@ pub struct Summary {
     pub speculation: Option<Speculation>,
     /// Requests a second that were asked for, where they were.
     pub rate_asked: Option<f64>,
-    /// Requests a second that were sent: one less than were sent, by the seconds between the first and the last.
+    /// Requests a second that were sent: one less than were sent, by the seconds between the first and the last. Drawn arrivals
+    /// have as many gaps before them as there are requests, so that of few requests it may differ from `rate_asked` by about one
+    /// part in as many. With fewer than two, or all at one moment, `null`.
     pub rate_sent: Option<f64>,
     /// How late requests were sent, in milliseconds behind their intended arrival: by the sender, or because of `--max-concurrency`.
     pub send_lateness_ms: Figures,
@@ -101,7 +103,7 @@ pub struct Summary {
 }
 
 /// What only the caller of a replay knows of it.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default)]
 pub struct RunFacts {
     /// When it began: `YYYYmmdd-HHMMSS`. Left out by runs in virtual time, which are the same every time.
@@ -146,7 +148,7 @@ pub struct RunFacts {
 }
 
 /// Requests a second.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(untagged)]
 pub enum RequestRate {
     /// So many.
@@ -156,7 +158,7 @@ pub enum RequestRate {
 }
 
 /// Completed requests that met their goals.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Goodput {
     /// The goals.
     pub slo: Slo,
@@ -175,7 +177,7 @@ pub struct Goodput {
 }
 
 /// What the prefix cache saved completed requests, at their first admission.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct PrefixCache {
     /// Their prompt tokens.
     pub prompt_tokens: u64,
@@ -188,7 +190,7 @@ pub struct PrefixCache {
 }
 
 /// How full the KV pool was. Counted after each step, when what ended with it was given back.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct KvUse {
     /// Blocks of all engines.
     pub num_blocks: u64,
@@ -201,7 +203,7 @@ pub struct KvUse {
 }
 
 /// Scores of a category.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Score {
     /// Requests.
     pub count: u64,
@@ -212,7 +214,7 @@ pub struct Score {
 /// The run without its first and last tenth, under the same keys. Latencies, goodput, scores and token totals are those of the
 /// requests at the middle eight tenths of the workload's places. Throughput is what *all* requests gave between two moments: when a
 /// tenth of the workload was done with, and when nine tenths were.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Steady {
     /// The first place in it, from 0.
     pub from_request: u64,
@@ -255,7 +257,7 @@ pub struct Steady {
 }
 
 /// The run as a service.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Serving {
     /// Completed requests.
     pub requests: u64,
@@ -268,7 +270,7 @@ pub struct Serving {
 }
 
 /// Some percentiles, in milliseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct LatencyMs {
     /// Half of the values are not above it.
     pub p50: Option<f64>,

@@ -6,7 +6,7 @@ use crate::replay::StepReport;
 
 /// What happened when, in at most 600 bins of equal width: bins of 100 ms, as often merged in pairs as the run's length asks.
 /// Each list has one value a bin.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Timeline {
     /// Seconds a bin; the first begins with the run.
     pub bin_s: f64,

@@ -1,7 +1,6 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::config::differences;
@@ -59,7 +58,7 @@ impl RunDirectory {
     /// It holds no run, or one that is finished; a line of it can't be read; its `config.json` differs from `config`: in
     /// which fields (`date`, `out`, `resume` and `revision` may).
     pub fn resume(path: &Path, config: &Value) -> Result<(Self, Resumed), Error> {
-        stopped(path, config)?;
+        check_stopped(path, config)?;
         let requests = path.join(REQUESTS_FILE);
         let mut lines = Vec::new();
         if requests.exists() {
@@ -84,7 +83,7 @@ impl RunDirectory {
     ///
     /// As [`resume`](Self::resume).
     pub fn repeat(path: &Path, config: &Value) -> Result<Self, Error> {
-        stopped(path, config)?;
+        check_stopped(path, config)?;
         Self::open(path, Begin::Repeat, 0, Arc::new(Leftovers::none(path)))
     }
 
@@ -129,44 +128,25 @@ impl RunDirectory {
         self.requests.write(line)
     }
 
-    /// Waits until every line is with the system, and writes `summary.json`.
+    /// Waits until every line is with the system, and writes `summary.json`. Of a run that was stopped, as the summary says
+    /// ([`RunFacts::stopped`](crate::measures::RunFacts::stopped)), not all lines that are there need to be repeated; it can be
+    /// gone on with.
     ///
     /// # Errors
     ///
     /// A fault of the disk; repeated lines that differ, or that are there and were not repeated.
     pub fn finish(self, summary: &Summary) -> Result<(), Error> {
         self.requests.keep();
-        self.requests.close()?;
-        write_summary(&self.path, summary)
+        if summary.facts.stopped { self.requests.leave() } else { self.requests.close() }?;
+        let summary = serde_json::to_vec_pretty(summary)
+            .map_err(|source| Error::Encode { what: "the summary", source })?;
+        let path = self.path.join(SUMMARY_FILE);
+        replace_file(&path, &summary).map_err(|source| Error::Write { path, source })
     }
-
-    /// Ends a run before its end (Ctrl-C): as [`finish`](Self::finish), with `"interrupted": true` in the summary, so that
-    /// it can be gone on with. In a run that is repeated, what is there already stays.
-    ///
-    /// # Errors
-    ///
-    /// A fault of the disk; repeated lines that differ.
-    pub fn stop(self, summary: &Summary) -> Result<(), Error> {
-        self.requests.keep();
-        self.requests.leave()?;
-        let mut summary =
-            serde_json::to_value(summary).map_err(|source| Error::Encode { what: "the summary", source })?;
-        if let Some(fields) = summary.as_object_mut() {
-            fields.insert("interrupted".to_owned(), json!(true));
-        }
-        write_summary(&self.path, &summary)
-    }
-}
-
-fn write_summary(directory: &Path, summary: &impl Serialize) -> Result<(), Error> {
-    let summary =
-        serde_json::to_vec_pretty(summary).map_err(|source| Error::Encode { what: "the summary", source })?;
-    let path = directory.join(SUMMARY_FILE);
-    replace_file(&path, &summary).map_err(|source| Error::Write { path, source })
 }
 
 /// That `path` holds a run of `config` that was stopped.
-fn stopped(path: &Path, config: &Value) -> Result<(), Error> {
+fn check_stopped(path: &Path, config: &Value) -> Result<(), Error> {
     let bad = |path: &Path, what: &str| Err(Error::Run { path: path.to_owned(), what: what.to_owned() });
     let file = path.join(CONFIG_FILE);
     if !file.exists() {
@@ -179,7 +159,7 @@ fn stopped(path: &Path, config: &Value) -> Result<(), Error> {
         return bad(&file, &what);
     }
     let file = path.join(SUMMARY_FILE);
-    if file.exists() && read_object(&file)?.get("interrupted") != Some(&json!(true)) {
+    if file.exists() && read_object(&file)?.get("stopped") != Some(&json!(true)) {
         return bad(&file, "is there: the run is finished, nothing is left to go on with");
     }
     Ok(())

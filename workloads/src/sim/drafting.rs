@@ -149,3 +149,48 @@ fn pass(shape: &mut StepShape, depth: usize, context: u32, tokens: u32) {
     shape.draft_reads += context;
     shape.draft_pairs += tokens * context + tokens * tokens.saturating_sub(1) / 2;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn drafting(catch_up: u32) -> Drafting {
+        let cost = DraftCost { keeps_kv: true, ..DraftCost::default() };
+        Drafting { cost, by_position: vec![1.0], given: 1.0, batch_expansion: false, catch_up, left: 0 }
+    }
+
+    #[test]
+    fn rows_that_lag_share_the_budget_and_who_is_not_caught_up_with_has_no_drafts() {
+        let mut drafting = drafting(10);
+        let (draws, mut shape) = (Draws::new(0, 0), StepShape::default());
+        let mut drafted = [0, 0, 0, 19].map(|tokens| Drafted { tokens });
+        drafting.begin();
+        let mut rows = |drafting: &mut Drafting, shape: &mut StepShape| {
+            drafted.each_mut().map(|of| drafting.row(draws, of, 20, 2, shape))
+        };
+        // 19 are lacking and 10 are left; then none is. The last row's newest token is its own affair.
+        assert_eq!(rows(&mut drafting, &mut shape), [(0, 0), (0, 0), (0, 0), (2, 2)]);
+        assert_eq!((&shape.draft_passes[..], shape.draft_catch_up), (&[2, 1][..], 10 + 1));
+        // Contexts: 0 and 19 in the first pass, 20 in the second; ten tokens see 0 to 9.
+        assert_eq!((shape.draft_reads, shape.draft_pairs), (19 + 20, 45 + 19 + 20));
+        drafting.begin();
+        assert_eq!(rows(&mut drafting, &mut shape), [(2, 2), (0, 0), (0, 0), (2, 2)]);
+        assert_eq!(drafted.map(|of| of.tokens), [21, 1, 0, 21]);
+    }
+
+    #[test]
+    fn what_is_accepted_decides_what_is_lacking() {
+        let step = |share: f64, most: u16| {
+            let mut drafting = Drafting { by_position: vec![share], ..drafting(100) };
+            let (mut drafted, mut shape) = (Drafted { tokens: 9 }, StepShape::default());
+            drafting.begin();
+            let (drafts, accepted) = drafting.row(Draws::new(0, 0), &mut drafted, 10, most, &mut shape);
+            // One more token than drafts accepted comes out; what of those has no KV is lacking.
+            (drafts, 10 + accepted as u32 + 1 - drafted.tokens)
+        };
+        assert_eq!(step(0.0, 4), (4, 1));
+        assert_eq!(step(1.0, 4), (4, 2));
+        assert_eq!(step(1.0, 0), (0, 2), "nothing was asked");
+        assert_eq!(step(1.0, 1), (1, 2));
+    }
+}

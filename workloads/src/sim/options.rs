@@ -26,7 +26,8 @@ pub struct SimOptions {
     pub cost: CostModel,
     /// How it speculates.
     pub speculation: Option<SimSpeculation>,
-    /// Whether no graph is replayed.
+    /// Whether no graph is replayed. Else a step is, as in a live engine, whose longest row has no more tokens than the last
+    /// token and all drafts, and which has no more token rows than those of all seats, a step's budget, or 512.
     pub enforce_eager: bool,
     /// Engines.
     pub replicas: u32,
@@ -34,6 +35,6 @@ pub struct SimOptions {
     pub router: Router,
     /// Requests in flight at most; later ones wait at the client, from their intended arrival on.
     pub max_concurrency: Option<u32>,
-    /// Acceptance is drawn from this.
+    /// Tokens and acceptance are drawn from this; it is in the event log too.
     pub seed: u64,
 }

@@ -21,7 +21,11 @@ pub struct SimReport {
     pub stopped: bool,
 }
 
-/// Runs a workload to its end.
+/// Runs a workload to its end, or until the observer stops it: requests in flight are then left as they are. What is and is
+/// not as in a live replay, the [module](super) says.
+///
+/// Every request is told of to `recorder`, and what comes of it to `observer`, in the order of time. What the scheduler refuses
+/// (or what no pool of this size could hold to its end, which a live engine refuses) becomes a failed line.
 ///
 /// # Errors
 ///

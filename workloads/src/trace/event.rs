@@ -2,28 +2,34 @@
 
 use pagedraft_block_manager::BlockId;
 use pagedraft_scheduler::{Applied, FinishReason, Kind, PlanRow, RequestKey, RowOutcome, StepPlan};
+use schemars::JsonSchema;
 use serde::ser::{SerializeSeq, SerializeStruct};
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::PublishedBlocks;
 
 /// Where a step's time went, in microseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TimesUs {
     /// Making the plan.
     #[serde(serialize_with = "nanoseconds")]
+    #[schemars(with = "f64", range(min = 0.0))]
     pub schedule: f64,
     /// Building the metadata.
     #[serde(serialize_with = "nanoseconds")]
+    #[schemars(with = "f64", range(min = 0.0))]
     pub metadata: f64,
     /// Proposing drafts.
     #[serde(serialize_with = "nanoseconds")]
+    #[schemars(with = "f64", range(min = 0.0))]
     pub propose: f64,
     /// The forward pass.
     #[serde(serialize_with = "nanoseconds")]
+    #[schemars(with = "f64", range(min = 0.0))]
     pub execute: f64,
     /// Sampling, verification included.
     #[serde(serialize_with = "nanoseconds")]
+    #[schemars(with = "f64", range(min = 0.0))]
     pub sample: f64,
 }
 
@@ -34,7 +40,7 @@ fn nanoseconds<S: Serializer>(us: &f64, serializer: S) -> Result<S::Ok, S::Error
 }
 
 /// The block pool after a step was applied: what ended with the step holds nothing any more.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PoolCounts {
     /// All blocks.
     pub num_blocks: u64,

@@ -1,6 +1,7 @@
 //! Traces: a directory with `config.json`, `trace_steps.jsonl` (one line a step) and `summary.json`.
 //!
-//! Writing: [`StepEvent`] and [`TraceWriter`]. Reading: [`StepRecord`]. Refuting: [`check_dir`].
+//! Writing: [`StepEvent`] and [`TraceWriter`]. Reading: [`read_steps`] and [`StepRecord`]. Refuting: [`check_dir`]. What lines
+//! look like: [`schema()`].
 
 mod check;
 mod event;
@@ -8,6 +9,7 @@ mod names;
 mod published;
 mod record;
 mod replace;
+mod schema;
 mod steps;
 mod tables;
 mod writer;
@@ -16,9 +18,13 @@ pub use check::{CheckReport, Rule, Violation, check_dir};
 pub use event::{PoolCounts, StepEvent, StepNames, TimesUs};
 pub use names::RequestNames;
 pub use published::PublishedBlocks;
-pub use record::{GroupRecord, MetadataRecord, OutcomeRecord, RowKind, RowRecord, StepRecord};
+pub use record::{
+    CopyRecord, GraphKeyRecord, GroupRecord, MetadataRecord, OutcomeRecord, ResumeRecord, RowKind, RowRecord,
+    SetupRecord, StepRecord,
+};
 pub use replace::replace_file;
 pub(crate) use replace::replace_file_with;
+pub use schema::{SchemaOf, schema};
 pub(crate) use steps::last_step;
 pub use steps::{read_steps, steps_file};
 pub use tables::{TableDelta, TraceTables};

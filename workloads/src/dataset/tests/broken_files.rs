@@ -55,7 +55,7 @@ fn what_is_wrong_is_told_with_file_and_line() {
         (Workload::Mooncake, moon("\"timestamp\": 5", "\"timestamp\": 1e30"), 2, &["`timestamp`", "too far off"]),
         (Workload::Mooncake, moon("\"timestamp\": 5", "\"timestamp\": 18446744073709551615"), 2, &["`timestamp`", "too far off"]),
         (Workload::Mooncake, moon("\"timestamp\": 5, ", ""), 2, &["no field `timestamp`", "`hash_ids`"]),
-        (Workload::Mooncake, moon(", 2]}", ", 2"), 2, &["not a JSON object", "is the line cut?"]),
+        (Workload::Mooncake, moon(", 2]}", ", 2"), 2, &["not a JSON object", "at column 75: is the line cut?"]),
         (Workload::Mooncake, moon("{", "[] {"), 2, &["not a JSON object"]),
         (Workload::Mooncake, moon("5", &"[".repeat(100_000)), 2, &["not a JSON object", "recursion"]),
         (Workload::Sharegpt, "[]".into(), 0, &["no records"]),

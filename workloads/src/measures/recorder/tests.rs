@@ -322,6 +322,8 @@ proptest! {
         prop_assert_eq!(is.score, was.score);
         prop_assert_eq!(is.goodput.map(|g| g.met_all), was.goodput.map(|g| g.met_all));
         prop_assert_eq!(is.prefix_cache, was.prefix_cache);
+        prop_assert_eq!((is.rate_sent, is.send_lateness_ms), (was.rate_sent, was.send_lateness_ms));
+        prop_assert_eq!(is.timeline.arrivals.iter().sum::<u64>(), was.timeline.arrivals.iter().sum::<u64>());
         prop_assert_eq!((is.completed, is.failed, is.skipped), (was.completed, was.failed, was.skipped));
     }
 }

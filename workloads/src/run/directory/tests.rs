@@ -1,6 +1,7 @@
 use serde_json::json;
 
 use super::*;
+use crate::measures::RunFacts;
 use crate::trace::{STEPS_FILE, read_steps};
 
 /// A path that is free, and free again afterwards.
@@ -126,13 +127,34 @@ fn a_stopped_run_goes_on_behind_its_last_whole_lines() {
     }
 }
 
+#[cfg(feature = "parquet")]
+#[test]
+fn steps_in_parquet_are_made_when_a_run_ends_and_gone_on_with_when_it_was_stopped() {
+    let root = fresh("parquet");
+    let parquet = LineFormat::Parquet.file(&root.0, "trace_steps");
+    stopped_run(&root.0, 1, LineFormat::Parquet);
+    assert!(root.0.join(STEPS_FILE).exists() && !parquet.exists(), "a killed run can be read");
+    for next in [2, 3] {
+        let (run, resumed) = RunDirectory::resume(&root.0, &config()).unwrap();
+        assert_eq!(resumed.next_step, next);
+        let mut trace = run.trace(LineFormat::Parquet).unwrap();
+        trace.write(&step(next)).unwrap();
+        trace.finish(&json!({})).unwrap();
+        assert!(!root.0.join(STEPS_FILE).exists() && parquet.exists());
+        assert!(!root.0.join(SUMMARY_FILE).exists(), "a run's summary is not the trace's");
+    }
+    let resume = |i: u64| json!({"event": "resume", "step": i});
+    assert_eq!(steps(&root.0), [step(0), step(1), resume(2), step(2), resume(3), step(3)]);
+}
+
 #[test]
 fn a_run_stopped_in_order_has_a_summary_and_goes_on() {
     let root = fresh("interrupted");
     let mut run = RunDirectory::create(&root.0, &config()).unwrap();
     run.write(&request(0)).unwrap();
-    run.stop(&Summary::default()).unwrap();
-    assert_eq!(read_object(&root.0.join(SUMMARY_FILE)).unwrap()["interrupted"], json!(true));
+    let facts = RunFacts { stopped: true, ..RunFacts::default() };
+    run.finish(&Summary { facts, ..Summary::default() }).unwrap();
+    assert_eq!(read_object(&root.0.join(SUMMARY_FILE)).unwrap()["stopped"], json!(true));
     let (run, resumed) = RunDirectory::resume(&root.0, &config()).unwrap();
     assert_eq!(resumed, Resumed { lines: vec![request(0)], next_step: 0 });
     assert!(!root.0.join(SUMMARY_FILE).exists(), "it spoke of the part before");

@@ -130,21 +130,27 @@ fn depths_of_needles_spread_over_the_text() {
     }
 }
 
-/// Runs the assignments of a text in order and says which variables have a value.
-fn interpret(text: &str, value: &str) -> BTreeSet<String> {
-    let mut values: BTreeMap<String, String> = BTreeMap::new();
+/// Runs the assignments of a text in order: the variables that have a value in the end, by how many hops it took.
+fn interpret(text: &str, value: &str) -> BTreeMap<usize, Vec<String>> {
+    let mut values: BTreeMap<String, (String, usize)> = BTreeMap::new();
     for line in text.lines() {
         let Some(assignment) = line.strip_prefix("VAR ") else { continue };
         let (variable, source) = assignment.split_once(" = ").unwrap();
         let given = match source.strip_prefix("VAR ") {
             Some(other) => {
-                values.get(other.trim()).unwrap_or_else(|| panic!("{other} is not set yet")).clone()
+                let (value, hops) =
+                    values.get(other.trim()).unwrap_or_else(|| panic!("{other} is not set yet"));
+                (value.clone(), hops + 1)
             }
-            None => source.to_owned(),
+            None => (source.to_owned(), 0),
         };
         assert!(values.insert(variable.to_owned(), given).is_none(), "{variable} is set twice");
     }
-    values.into_iter().filter(|(_, v)| v == value).map(|(variable, _)| variable).collect()
+    let mut by_hops: BTreeMap<usize, Vec<String>> = BTreeMap::new();
+    for (variable, (_, hops)) in values.into_iter().filter(|(_, (v, _))| v == value) {
+        by_hops.entry(hops).or_default().push(variable);
+    }
+    by_hops
 }
 
 #[test]
@@ -168,18 +174,17 @@ fn chains_of_variables_resolve_by_running_them() {
                  5 variables are assigned the value {value}, they are: "
             );
             let answer = question.strip_prefix(lead.as_str()).unwrap_or_else(|| panic!("{question}"));
-            let solved = interpret(context, value);
-            assert_eq!(solved.len(), 5, "{length}");
+            let by_hops = interpret(context, value);
+            let chain: Vec<(usize, usize)> =
+                by_hops.iter().map(|(&hops, found)| (hops, found.len())).collect();
+            assert_eq!(chain, [(0, 1), (1, 1), (2, 1), (3, 1), (4, 1)], "one chain of four hops");
+            let solved: Vec<String> = by_hops.into_values().flatten().collect();
             if told {
-                assert_eq!(solved, answer.split_whitespace().map(str::to_owned).collect(), "{length}");
+                assert_eq!(solved, answer.split_whitespace().collect::<Vec<_>>(), "{length}");
                 assert!(answer.starts_with(' ') && answer.ends_with("\n\n"), "{answer:?}");
             } else {
                 assert_eq!(answer, "");
-                assert_eq!(
-                    solved.iter().map(String::as_str).collect::<BTreeSet<_>>(),
-                    set(answers(sample)),
-                    "{length}"
-                );
+                assert_eq!(solved, answers(sample), "{length}");
             }
             let noise =
                 "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again.";
