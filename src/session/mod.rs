@@ -131,6 +131,12 @@ impl Session {
         self.tokenizer.as_deref()
     }
 
+    /// Has the KV cache backed by memory now: else the system does so when each block is first written, within a step. Takes
+    /// some tenths of a second a GiB.
+    pub fn touch_kv(&mut self) {
+        self.executor.touch_kv();
+    }
+
     /// Whether any request is waiting or running.
     pub fn has_unfinished(&self) -> bool {
         self.scheduler.has_unfinished()

@@ -20,6 +20,9 @@ use super::episode::{Bounds, Episode};
 use super::shapes::Shapes;
 use crate::cli::interrupt;
 
+/// How long the engine sleeps before some episodes, about.
+const IDLE: Duration = Duration::from_millis(40);
+
 /// A way in which the engine is run.
 #[derive(Clone, Debug)]
 pub struct Way {
@@ -97,6 +100,8 @@ pub struct Measuring<'a> {
     pub tallies: BTreeMap<&'static str, Tally>,
     /// Tokens computed, and the time that took.
     pace: (u64, Duration),
+    /// Whether nothing ran before the next step.
+    after_idle: bool,
 }
 
 impl<'a> Measuring<'a> {
@@ -119,6 +124,7 @@ impl<'a> Measuring<'a> {
             steps: Vec::new(),
             tallies: BTreeMap::new(),
             pace: (0, Duration::ZERO),
+            after_idle: false,
         }
     }
 
@@ -180,6 +186,11 @@ impl<'a> Measuring<'a> {
         self.runs += 1;
         for _ in 0..episode.requests {
             self.submit(episode.prompt, episode.output)?;
+        }
+        // Half of them find an engine that slept, as requests that come one by one do.
+        self.after_idle = counted && self.draw.uniform() < 0.5;
+        if self.after_idle {
+            std::thread::sleep(IDLE.mul_f64(0.2 + 1.6 * self.draw.uniform()));
         }
         let mut late = episode.late;
         let mut decodes = 0;
@@ -283,7 +294,7 @@ impl<'a> Measuring<'a> {
 
         let accepted: Vec<u32> = self.report.rows.iter().map(|row| u32::from(row.num_accepted)).collect();
         let tallies = &mut self.tallies;
-        let shape = self.shapes.of_last(
+        let mut shape = self.shapes.of_last(
             self.session,
             way.keeps_kv,
             self.catch_up,
@@ -294,6 +305,7 @@ impl<'a> Measuring<'a> {
                 }
             },
         );
+        shape.after_idle = std::mem::take(&mut self.after_idle);
         if counted {
             let stages = step.stages;
             let known = stages.metadata + stages.propose + stages.execute + stages.sample;

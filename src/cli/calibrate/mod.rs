@@ -49,6 +49,7 @@ impl Calibrate {
         let steps_out = self.steps_out.as_deref().map(OutputFile::reserve).transpose()?;
         interrupt::listen()?;
         let mut session = Session::open(&options)?;
+        session.touch_kv();
         let info = session.info().clone();
         stdout::print(&report::header(&info, &options))?;
         let ways = Way::all(&mut session, &options.speculation, !options.enforce_eager)?;

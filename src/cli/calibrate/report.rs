@@ -88,6 +88,7 @@ pub fn table(found: &CostFit, tallies: &BTreeMap<&'static str, Tally>) -> String
         ("a row of logits", model.us_per_logit_row),
         ("a row that is sampled from", model.us_per_sampled_row),
         ("a step, eager", model.us_per_eager_step),
+        ("a step after idleness", model.us_after_idle),
         ("a step, besides", model.us_per_step + model.metadata.us_per_step),
         ("a request in a step, besides", model.us_per_row + model.metadata.us_per_row),
         ("a query token, besides", model.us_per_token + model.metadata.us_per_token),

@@ -52,6 +52,7 @@ pub fn run(replay: &Replay, workload: &Workload) -> anyhow::Result<Option<Outcom
         }
     }
     let mut session = Session::open(&options)?;
+    session.touch_kv();
     let source = workload.source(&limits(&session, replay))?;
     let config = replay.config(session.config().clone(), workload, None)?;
     let (directory, resumed) = replay.directory_for(&config)?;

@@ -15,6 +15,11 @@ const KNOTS: [u32; 24] = [
 ];
 /// Steps between a knot and the one before that make it one.
 const STEPS_OF_A_KNOT: usize = 5;
+/// Steps about a knot that its mean is corrected by, at least; and steps after idleness that are enough to say what it costs.
+const STEPS_OF_A_MEAN: usize = 20;
+const AFTER_IDLE: usize = 10;
+/// A pass that took so many times what is told was another program's.
+const NEIGHBOUR: f64 = 3.0;
 /// One run of steps of so many is held out.
 const HELD_OUT: u64 = 4;
 
@@ -128,11 +133,13 @@ fn quality<'a>(
     }
 }
 
-fn fit_target(steps: &[&MeasuredStep], model: &mut CostModel) {
+fn fit_target(all: &[&MeasuredStep], model: &mut CostModel) {
+    let (idle, steps): (Vec<&MeasuredStep>, Vec<&MeasuredStep>) =
+        all.iter().partition(|step| step.shape.after_idle);
     let knots = Knots::new(steps.iter().map(|step| step.shape.token_rows));
     let mut execute = Measurements::new(knots.len() + 5);
     let [mut metadata, mut sample, mut other] = [3, 2, 3].map(Measurements::new);
-    for step in steps {
+    for step in &steps {
         let (shape, took) = (&step.shape, &step.took);
         let total = took.total_us();
         let (rows, tokens) = (f64::from(shape.plan_rows), f64::from(shape.token_rows));
@@ -162,6 +169,45 @@ fn fit_target(steps: &[&MeasuredStep], model: &mut CostModel) {
     model.us_per_step = other.us_per_step + sample.first().copied().unwrap_or(0.0);
     model.us_per_row = other.us_per_row;
     model.us_per_token = other.us_per_token;
+    correct_means(&steps, model);
+    model.us_after_idle =
+        mean(idle.iter().filter_map(|step| left(step, model)), AFTER_IDLE).unwrap_or(0.0).max(0.0);
+}
+
+/// What a step's pass took beyond what the model says; `None` where that is a neighbour of the machine.
+fn left(step: &MeasuredStep, model: &CostModel) -> Option<f64> {
+    let told = model.step(&step.shape, None).execute;
+    (step.took.execute <= NEIGHBOUR * told).then_some(step.took.execute - told)
+}
+
+fn mean(values: impl Iterator<Item = f64>, least: usize) -> Option<f64> {
+    let (count, sum) = values.fold((0, 0.0), |(count, sum), value| (count + 1, sum + value));
+    (count >= least).then(|| sum / count as f64)
+}
+
+/// Raises or lowers each point of the target's curve by what the steps about it took more than told, on average. The fit goes
+/// through the middle of them; a simulation adds their times up, and their slow tail is part of the sum.
+fn correct_means(steps: &[&MeasuredStep], model: &mut CostModel) {
+    let points = model.target.points.clone();
+    let nearest = |rows: u32| {
+        let above = points.partition_point(|&(knot, _)| knot < rows);
+        match (above.checked_sub(1).and_then(|i| points.get(i)), points.get(above)) {
+            (Some(&(below, _)), Some(&(knot, _))) if rows - below < knot - rows => above - 1,
+            (Some(_), None) => above - 1,
+            _ => above,
+        }
+    };
+    let corrections: Vec<f64> = (0..points.len())
+        .map(|knot| {
+            let about = steps.iter().filter(|step| nearest(step.shape.token_rows) == knot);
+            mean(about.filter_map(|step| left(step, model)), STEPS_OF_A_MEAN).unwrap_or(0.0)
+        })
+        .collect();
+    let mut least = 0.0f64;
+    for ((_, us), correction) in model.target.points.iter_mut().zip(corrections) {
+        *us = (*us + correction).max(least);
+        least = *us;
+    }
 }
 
 fn overhead(found: &[f64]) -> Overhead {

@@ -22,6 +22,8 @@ pub struct StepShape {
     pub context_pairs: u64,
     /// Whether a graph is replayed.
     pub replayed: bool,
+    /// Whether the engine had nothing to do before it.
+    pub after_idle: bool,
     /// Requests that are drafted for, pass by pass; empty without a proposer.
     pub draft_passes: Vec<u32>,
     /// Token rows of the first of these passes, lagging tokens included.
@@ -120,7 +122,7 @@ impl Overhead {
 ///
 /// | stage | microseconds |
 /// |---|---|
-/// | execute | `target` at its token rows + `target.us_per_read` a token of context read + `target.us_per_context` a pair of a query token and a token before it + `us_per_metadata_row` a row of the attention call + `us_per_logit_row` a row of logits + `us_per_eager_step` if no graph is replayed |
+/// | execute | `target` at its token rows + `target.us_per_read` a token of context read + `target.us_per_context` a pair of a query token and a token before it + `us_per_metadata_row` a row of the attention call + `us_per_logit_row` a row of logits + `us_per_eager_step` if no graph is replayed + `us_after_idle` if nothing ran before |
 /// | sample | `us_per_sampled_row` a row of logits |
 /// | propose | the proposer's `us_per_step`, `us_per_row` a drafted request, and its `pass` for each pass |
 /// | schedule, metadata | those [`Overhead`]s |
@@ -185,6 +187,9 @@ pub struct CostModel {
     /// Microseconds that a step takes longer when no graph is replayed.
     #[serde(default)]
     pub us_per_eager_step: f64,
+    /// Microseconds that a step takes longer when the engine had nothing to do before it: threads and cores wake up.
+    #[serde(default)]
+    pub us_after_idle: f64,
     /// Making the plan.
     #[serde(default)]
     pub schedule: Overhead,
@@ -214,6 +219,7 @@ impl CostModel {
     #[must_use]
     pub fn step(&self, shape: &StepShape, proposer: Option<&DraftCost>) -> StepCost {
         let eager = if shape.replayed { 0.0 } else { self.us_per_eager_step };
+        let idle = if shape.after_idle { self.us_after_idle } else { 0.0 };
         let logit_rows = f64::from(shape.logit_rows);
         StepCost {
             schedule: self.schedule.us(shape.plan_rows, shape.token_rows),
@@ -222,7 +228,8 @@ impl CostModel {
             execute: with_context(&self.target, shape.token_rows, shape.context_reads, shape.context_pairs)
                 + f64::from(shape.metadata_rows) * self.us_per_metadata_row
                 + logit_rows * self.us_per_logit_row
-                + eager,
+                + eager
+                + idle,
             sample: logit_rows * self.us_per_sampled_row,
             other: self.us_per_step
                 + self.us_per_row * f64::from(shape.plan_rows)

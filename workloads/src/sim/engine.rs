@@ -184,6 +184,7 @@ impl Engine {
         }
         self.preempt();
         self.execute();
+        self.shape.after_idle = now > self.report.end_ns || self.plan.id.0 == 0;
         self.gather()?;
         let proposer = self.drafting.as_ref().map(|drafting| &drafting.cost);
         self.price = self.cost.step(&self.shape, proposer);
