@@ -4,19 +4,29 @@
 use schemars::{JsonSchema, Schema};
 use serde::Deserialize;
 
-/// Fields that are always written, `null` too, though readers do without.
-fn require(names: &'static [&'static str]) -> impl Fn(&mut Schema) {
-    move |schema| {
-        let required = schema.ensure_object().entry("required").or_insert_with(|| serde_json::json!([]));
-        if let Some(required) = required.as_array_mut() {
-            required.extend(names.iter().map(|name| serde_json::json!(name)));
-        }
+/// Fields that are always written, also where they are null or empty.
+fn require(schema: &mut Schema, names: &[&str]) {
+    let required = schema.ensure_object().entry("required").or_insert_with(|| serde_json::json!([]));
+    if let Some(required) = required.as_array_mut() {
+        required.extend(names.iter().map(|name| serde_json::json!(name)));
     }
+}
+
+fn of_a_step(schema: &mut Schema) {
+    require(schema, &["graph_key", "groups", "preempted", "finished"]);
+}
+
+fn of_an_outcome(schema: &mut Schema) {
+    require(schema, &["finish_reason"]);
+}
+
+fn of_a_setup(schema: &mut Schema) {
+    require(schema, &["draft"]);
 }
 
 /// One line with `"event": "step"`.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[schemars(transform = require(&["graph_key", "groups", "preempted", "finished"]))]
+#[schemars(transform = of_a_step)]
 pub struct StepRecord {
     /// Its number.
     pub step: u64,
@@ -186,7 +196,7 @@ pub struct GroupRecord {
 
 /// What a plan row gave.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[schemars(transform = require(&["finish_reason"]))]
+#[schemars(transform = of_an_outcome)]
 pub struct OutcomeRecord {
     /// Whose.
     pub request_id: String,
@@ -220,7 +230,7 @@ pub struct CopyRecord {
 
 /// One line with `"event": "setup"`: from here on the engine speculates in this way.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[schemars(transform = require(&["draft"]))]
+#[schemars(transform = of_a_setup)]
 pub struct SetupRecord {
     /// Who proposes drafts, as `--draft` has it.
     pub draft: Option<String>,

@@ -46,6 +46,7 @@ fn steps(truth: &CostModel, seed: u64, noise: f64, outliers: f64) -> Vec<Measure
         let (decoding, chunk) = (u64::from(decodes), u64::from(prefill));
         let catch_up = if drafts > 0 { decodes + log(500.0, &mut draw) - 1 } else { 0 };
         let shape = StepShape {
+            after_idle: false,
             plan_rows: decodes + u32::from(prefill > 0),
             metadata_rows: decodes + u32::from(prefill > 0),
             token_rows: verify + prefill,

@@ -38,6 +38,7 @@ fn a_step_costs_what_the_table_says() {
         keeps_kv: true,
     };
     let shape = StepShape {
+        after_idle: false,
         plan_rows: 2,
         metadata_rows: 2,
         token_rows: 6,
