@@ -60,11 +60,11 @@ pub fn write(directories: &[PathBuf], out: &Path) -> anyhow::Result<()> {
     write_steps(directories, out, None)
 }
 
-/// [`write`], with the steps that the block view has.
+/// [`write()`], with the steps that the block view has.
 ///
 /// # Errors
 ///
-/// Those of [`write`].
+/// Those of [`write()`].
 pub fn write_steps(directories: &[PathBuf], out: &Path, steps: Option<Steps>) -> anyhow::Result<()> {
     let runs = directories.iter().map(|dir| Run::read(dir, steps)).collect::<anyhow::Result<Vec<_>>>()?;
     let page = page::html(&runs)?;
