@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, channel, sync_channel};
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 
 use anyhow::Context;
 use pagedraft::session::Session;
@@ -13,9 +13,9 @@ use pagedraft_workloads::replay::{Incoming, RequestLine, StepReport};
 use pagedraft_workloads::run::{Resumed, RunDirectory};
 use serde_json::Value;
 
-use super::client::{AHEAD, Before, Client, Sent, prepare};
+use super::client::{AHEAD, Before, Client, UNDER_WAY, prepare};
 use super::clock::Clock;
-use super::live::{Live, Observe};
+use super::live::{IDLE, Live, Observe};
 use super::outcome::Outcome;
 use super::progress::Progress;
 use super::seats::Seats;
@@ -117,16 +117,59 @@ fn serve(
     let seats = max_concurrency.map(|count| Seats::new(count, before.end_ns));
     let (seats, stop) = (seats.as_ref(), &AtomicBool::new(false));
     std::thread::scope(|scope| {
+        let _ends = Ends { stop, seats };
         let (ahead, prepared) = sync_channel(AHEAD);
-        scope.spawn(move || prepare(source, &ahead));
+        scope.spawn(move || prepare(source, &ahead, stop));
         // The run begins when there is something to send.
-        let first: Option<_> = prepared.recv().ok();
+        let first = loop {
+            match prepared.recv_timeout(IDLE) {
+                Ok(first) => break Some(first),
+                Err(RecvTimeoutError::Disconnected) => break None,
+                Err(RecvTimeoutError::Timeout) if interrupt::pressed() => return Ok(false),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        };
         let clock = Clock::start(before.end_ns);
-        let (send, arrivals): (_, Receiver<Sent>) = channel();
+        let (send, arrivals) = sync_channel(UNDER_WAY);
         let client = Client { clock, seats, max_concurrency, before, stop };
+        // Made before a seat is taken.
+        let mut live = Live::new(session, recorder, watch, clock, seats, spoken);
         scope.spawn(move || client.run(first.into_iter().chain(prepared), &send));
-        let served = Live::new(session, recorder, watch, clock, seats, spoken).run(&arrivals);
-        stop.store(true, Ordering::Relaxed);
-        served
+        live.run(&arrivals)
     })
+}
+
+/// Tells the other threads that the engine is done, also where it ended by a panic: the scope waits for them.
+struct Ends<'a> {
+    stop: &'a AtomicBool,
+    seats: Option<&'a Seats>,
+}
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(seats) = self.seats {
+            seats.wake();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::*;
+
+    #[test]
+    fn an_engine_that_panics_ends_the_client_that_waits_for_a_seat() {
+        let (stop, seats) = (AtomicBool::new(false), Seats::new(0, 0));
+        let ended = catch_unwind(AssertUnwindSafe(|| {
+            std::thread::scope(|scope| {
+                let _ends = Ends { stop: &stop, seats: Some(&seats) };
+                scope.spawn(|| assert_eq!(seats.take(&stop), None));
+                panic!("the engine's fault");
+            })
+        }));
+        assert!(ended.is_err());
+    }
 }

@@ -1,4 +1,7 @@
 //! A workload through simulated engines, in virtual time.
+//!
+//! With a limit of concurrency a seat that a step freed is filled before the next step; so does a live run, where its client
+//! is quick enough.
 
 use anyhow::anyhow;
 use pagedraft::exit::{usage, usage_hint};
