@@ -70,9 +70,7 @@ impl Replay {
         }
         interrupt::listen()?;
         let workload = Workload::survey(&self.dataset, &self.arrivals, self.engine.seed, self.tokenizer()?)?;
-        if interrupt::pressed() {
-            return Ok(Ended::Interrupted);
-        }
+        let Some(workload) = workload else { return Ok(Ended::Interrupted) };
         let outcome = match self.run.simulates() {
             false => real::run(&self, &workload)?,
             true => simulated::run(&self, &workload)?,

@@ -1,7 +1,7 @@
 //! A workload that was read once, to its end.
 
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::anyhow;
@@ -16,6 +16,7 @@ use sha2::{Digest, Sha256};
 
 use super::arrival_flags::ArrivalFlags;
 use super::dataset_flags::DatasetFlags;
+use crate::cli::interrupt;
 
 /// What is replayed.
 pub struct Workload {
@@ -27,8 +28,27 @@ pub struct Workload {
     length_scale: f64,
     max_prompt_tokens: Option<u32>,
     max_new_tokens: Option<u32>,
-    /// Of its file: name, SHA-256, bytes.
-    file: Option<(String, String, u64)>,
+    files: Files,
+}
+
+/// What the files are that it is read from: name, SHA-256, bytes.
+#[derive(Default)]
+struct Files {
+    dataset: Option<Value>,
+    haystack: Option<Value>,
+    squad: Option<Value>,
+}
+
+impl Files {
+    fn identify(dataset: &DatasetOptions) -> anyhow::Result<Self> {
+        let of = |path: Option<&PathBuf>| path.map(|path| identify(path)).transpose();
+        let ruler = dataset.ruler.as_ref();
+        Ok(Self {
+            dataset: of(dataset.path.as_ref())?,
+            haystack: of(ruler.and_then(|ruler| ruler.haystack.as_ref()))?,
+            squad: of(ruler.and_then(|ruler| ruler.squad.as_ref()))?,
+        })
+    }
 }
 
 /// What an engine can take.
@@ -44,21 +64,33 @@ pub struct Limits {
 pub struct Encoder(pub Tokenizer);
 
 impl TextTokens for Encoder {
+    fn count(&self, text: &str) -> Result<u32, String> {
+        let tokens = self.0.encode(text, false).map_err(|e| e.to_string())?;
+        Ok(u32::try_from(tokens.len()).unwrap_or(u32::MAX))
+    }
+
     fn encode(&self, text: &str) -> Result<Vec<u32>, String> {
         self.0.encode(text, true).map_err(|e| e.to_string())
     }
 }
 
 impl Workload {
-    /// Reads all of it, and counts.
+    /// Reads all of it, and counts; `None` when Ctrl-C ended that.
     pub fn survey(
         flags: &DatasetFlags,
         arrivals: &ArrivalFlags,
         seed: u64,
         tokenizer: Option<Arc<dyn TextTokens>>,
-    ) -> anyhow::Result<Self> {
+    ) -> anyhow::Result<Option<Self>> {
         let dataset = flags.options(seed)?;
-        let survey = dataset::survey(&dataset, tokenizer.clone()).map_err(bad)?;
+        let (what, encoder) = (dataset.clone(), tokenizer.clone());
+        let read = move || {
+            let survey = dataset::survey(&what, encoder).map_err(bad)?;
+            // A file without records is an error of its own.
+            let files = if survey.items > 0 { Files::identify(&what)? } else { Files::default() };
+            Ok((survey, files))
+        };
+        let Some((survey, files)) = interrupt::or_done(read)? else { return Ok(None) };
         if survey.items == 0 {
             let path = dataset.path.as_deref().unwrap_or(Path::new("the workload"));
             return Err(usage_hint(
@@ -66,7 +98,6 @@ impl Workload {
                 "is the window of --from and --to in the trace?",
             ));
         }
-        let file = dataset.path.as_deref().map(identify).transpose()?;
         let workload = Self {
             tokenizer,
             survey,
@@ -75,10 +106,10 @@ impl Workload {
             length_scale: flags.length_scale(),
             max_prompt_tokens: flags.max_prompt_tokens,
             max_new_tokens: flags.max_new_tokens,
-            file,
+            files,
             dataset,
         };
-        Ok(workload)
+        Ok(Some(workload))
     }
 
     /// Its requests, from the first, as an engine can take them.
@@ -114,15 +145,13 @@ impl Workload {
     pub fn config(&self) -> anyhow::Result<Value> {
         let mut dataset = serde_json::to_value(&self.dataset)?;
         if let Some(fields) = dataset.as_object_mut() {
-            // The file may lie elsewhere the next time: it is known by what is in it.
+            // Files may lie elsewhere the next time: they are known by what is in them.
             fields.remove("path");
-            let file = self.file.as_ref();
-            fields.insert(
-                "file".to_owned(),
-                json!(
-                    file.map(|(name, sha256, bytes)| json!({"name": name, "sha256": sha256, "bytes": bytes}))
-                ),
-            );
+            fields.insert("file".to_owned(), json!(self.files.dataset));
+            if let Some(ruler) = fields.get_mut("ruler").and_then(Value::as_object_mut) {
+                ruler.insert("haystack".to_owned(), json!(self.files.haystack));
+                ruler.insert("squad".to_owned(), json!(self.files.squad));
+            }
         }
         Ok(json!({
             "dataset": dataset,
@@ -146,7 +175,7 @@ pub fn bad(error: DatasetError) -> anyhow::Error {
     usage(error.into())
 }
 
-fn identify(path: &Path) -> anyhow::Result<(String, String, u64)> {
+fn identify(path: &Path) -> anyhow::Result<Value> {
     let cant =
         |e: std::io::Error| usage(anyhow::Error::from(e).context(format!("can't read {}", path.display())));
     let mut file = std::fs::File::open(path).map_err(cant)?;
@@ -160,7 +189,7 @@ fn identify(path: &Path) -> anyhow::Result<(String, String, u64)> {
         bytes += read as u64;
         hash.update(&piece[..read]);
     }
-    let digest = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    let sha256: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
     let name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-    Ok((name, digest, bytes))
+    Ok(json!({"name": name, "sha256": sha256, "bytes": bytes}))
 }
