@@ -1,16 +1,19 @@
 //! A workload through this engine, in real time.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::io::{BufRead, BufReader, ErrorKind};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
+use pagedraft::exit::usage_hint;
 use pagedraft::session::Session;
 use pagedraft_workloads::dataset::DatasetError;
 use pagedraft_workloads::measures::{Recorder, RunFacts};
 use pagedraft_workloads::replay::{Incoming, RequestLine, StepReport};
-use pagedraft_workloads::run::{Resumed, RunDirectory};
+use pagedraft_workloads::run::{REQUESTS_FILE, Resumed, RunDirectory};
 use serde_json::Value;
 
 use super::client::{AHEAD, Before, Client, UNDER_WAY, prepare};
@@ -46,22 +49,26 @@ pub fn run(replay: &Replay, workload: &Workload) -> anyhow::Result<Option<Outcom
     let mut spoken = HashMap::new();
     if let Some(mut plain) = plain {
         let source = workload.source(&limits(&plain, replay))?;
-        spoken = recorded::record(&mut plain, source, workload.survey.items)?;
-        if interrupt::pressed() {
-            return Ok(None);
+        let done = if replay.run.resume { done_already(&replay.out)? } else { HashSet::new() };
+        match recorded::record(&mut plain, source, workload.survey.items, &done)? {
+            Some(outputs) => spoken = outputs,
+            None => return Ok(None),
         }
     }
     let mut session = Session::open(&options)?;
     let source = workload.source(&limits(&session, replay))?;
     let config = replay.config(session.config().clone(), workload, None)?;
+    if interrupt::pressed() {
+        return Ok(None);
+    }
     let (directory, resumed) = replay.directory_for(&config)?;
+    let mut recorder = replay.recorder(workload);
+    let before = before(&resumed, &mut recorder, &replay.out, workload.survey.items)?;
     if let Some(writer) = replay.trace_in(&directory)? {
         session.attach_trace(writer, replay.engine.tables())?;
     }
     let facts = replay.facts(workload);
-    let mut recorder = replay.recorder(workload);
-    let before = before(&resumed, &mut recorder)?;
-    let progress = Progress::new(workload.survey.items, recorder.done());
+    let progress = Progress::new("", workload.survey.items, recorder.done());
     let mut watch = Watch { directory, progress };
     let whole = serve(&mut session, &mut recorder, &mut watch, source, &before, &spoken, replay);
     watch.progress.end();
@@ -87,15 +94,42 @@ fn limits(session: &Session, replay: &Replay) -> Limits {
     }
 }
 
+/// Requests that a stopped run is done with, as far as its file can be read: what is wrong with it is told when the run is
+/// gone on with.
+fn done_already(out: &Path) -> anyhow::Result<HashSet<u64>> {
+    let file = out.join(REQUESTS_FILE);
+    let lines = match std::fs::File::open(&file) {
+        Ok(lines) => BufReader::new(lines).lines(),
+        // It was stopped before any had ended.
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(HashSet::new()),
+        Err(error) => return Err(error).with_context(|| format!("can't read {}", file.display())),
+    };
+    // The last line may be cut off.
+    let index = |line: String| serde_json::from_str::<RequestLine>(&line).ok()?.request_id.parse().ok();
+    Ok(lines.map_while(Result::ok).filter_map(index).collect())
+}
+
 /// What a stopped run had done, told to the recorder.
-fn before(resumed: &Resumed, recorder: &mut Recorder) -> anyhow::Result<Before> {
+fn before(resumed: &Resumed, recorder: &mut Recorder, out: &Path, items: u64) -> anyhow::Result<Before> {
     let mut before = Before::default();
-    for line in &resumed.lines {
+    for (line, number) in resumed.lines.iter().zip(1..) {
+        let id = &line.request_id;
+        let wrong = match id.parse::<u64>() {
+            Ok(index) if index >= items => {
+                Some(format!("none of this workload, whose last is {}", items - 1))
+            }
+            Ok(index) if !before.done.insert(index) => Some("there twice".to_owned()),
+            Ok(_) => None,
+            Err(_) => Some("none of this workload, whose requests are numbers".to_owned()),
+        };
+        if let Some(wrong) = wrong {
+            let file = out.join(REQUESTS_FILE);
+            return Err(usage_hint(
+                anyhow!("{}:{number}: request {id:?} is {wrong}", file.display()),
+                "was the file changed? take the line out to run that request again",
+            ));
+        }
         recorder.restore(line);
-        let index = line.request_id.parse().with_context(|| {
-            format!("requests.jsonl has a request {:?}, which is none of this workload", line.request_id)
-        })?;
-        before.done.insert(index);
         let end_s = line.finish_s.or(line.sent_s).unwrap_or(0.0);
         // Casts of what is too large saturate.
         before.end_ns = before.end_ns.max((end_s * 1e9).ceil() as u64);

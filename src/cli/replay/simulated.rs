@@ -88,7 +88,7 @@ pub fn run(replay: &Replay, workload: &Workload) -> anyhow::Result<Option<Outcom
     let trace = replay.trace_in(&directory)?;
     let delta = (replay.engine.tables() == TraceTables::Delta).then(TableDelta::default);
     let mut recorder = replay.recorder(workload);
-    let progress = Progress::new(workload.survey.items, 0);
+    let progress = Progress::new("", workload.survey.items, 0);
     let mut watch = Watch { directory, progress, done: 0, trace, delta };
     let simulated = simulate(&mut source, &options, &mut recorder, &mut watch);
     watch.progress.end();
