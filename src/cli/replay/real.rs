@@ -9,7 +9,7 @@ use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 
 use anyhow::{Context, anyhow};
 use pagedraft::exit::usage_hint;
-use pagedraft::session::Session;
+use pagedraft::session::{Session, tokenizer};
 use pagedraft_workloads::dataset::DatasetError;
 use pagedraft_workloads::measures::{Recorder, RunFacts};
 use pagedraft_workloads::replay::{Incoming, RequestLine, StepReport};
@@ -22,7 +22,7 @@ use super::live::{IDLE, Live, Observe};
 use super::outcome::Outcome;
 use super::progress::Progress;
 use super::seats::Seats;
-use super::workload::{Limits, Workload};
+use super::workload::{Limits, Workload, ordinary_ids};
 use super::{Replay, recorded};
 use crate::cli::{interrupt, recording};
 
@@ -48,7 +48,7 @@ pub fn run(replay: &Replay, workload: &Workload) -> anyhow::Result<Option<Outcom
     let plain = recording::plain(&options).map(|plain| Session::open(&plain)).transpose()?;
     let mut spoken = HashMap::new();
     if let Some(mut plain) = plain {
-        let source = workload.source(&limits(&plain, replay))?;
+        let source = workload.source(&limits(&plain, replay)?)?;
         let done = if replay.run.resume { done_already(&replay.out)? } else { HashSet::new() };
         match recorded::record(&mut plain, source, workload.survey.items, &done)? {
             Some(outputs) => spoken = outputs,
@@ -56,8 +56,9 @@ pub fn run(replay: &Replay, workload: &Workload) -> anyhow::Result<Option<Outcom
         }
     }
     let mut session = Session::open(&options)?;
-    let source = workload.source(&limits(&session, replay))?;
-    let config = replay.config(session.config().clone(), workload, None)?;
+    let limits = limits(&session, replay)?;
+    let source = workload.source(&limits)?;
+    let config = replay.config(session.config().clone(), workload, &limits, None)?;
     if interrupt::pressed() {
         return Ok(None);
     }
@@ -84,14 +85,20 @@ pub fn run(replay: &Replay, workload: &Workload) -> anyhow::Result<Option<Outcom
 }
 
 /// What the engine can take.
-fn limits(session: &Session, replay: &Replay) -> Limits {
+fn limits(session: &Session, replay: &Replay) -> anyhow::Result<Limits> {
     let info = session.info();
-    Limits {
+    let vocab_size = u32::try_from(info.vocab_size).unwrap_or(u32::MAX);
+    // Token ids that a dataset brings are the model's own, special ones included.
+    let vocabulary = match replay.dataset.has_text() {
+        true => 0..vocab_size,
+        false => ordinary_ids(tokenizer(&replay.engine.model)?.as_ref(), vocab_size),
+    };
+    Ok(Limits {
         max_model_len: info.max_model_len,
         pool_tokens: u64::from(info.num_blocks) * u64::from(info.block_size),
         step_tokens: replay.step_tokens(),
-        vocab_size: u32::try_from(info.vocab_size).unwrap_or(u32::MAX),
-    }
+        vocabulary,
+    })
 }
 
 /// Requests that a stopped run is done with, as far as its file can be read: what is wrong with it is told when the run is

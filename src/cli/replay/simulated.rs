@@ -80,10 +80,10 @@ pub fn run(replay: &Replay, workload: &Workload) -> anyhow::Result<Option<Outcom
         max_model_len: options.scheduler.max_model_len,
         pool_tokens: u64::from(options.scheduler.num_blocks) * u64::from(options.scheduler.block_size),
         step_tokens: replay.step_tokens(),
-        vocab_size: VOCABULARY,
+        vocabulary: 0..VOCABULARY,
     };
     let mut source = workload.source(&limits)?;
-    let config = replay.config(config(&engine, &options), workload, Some(&options.cost))?;
+    let config = replay.config(config(&engine, &options), workload, &limits, Some(&options.cost))?;
     let (directory, _) = replay.directory_for(&config)?;
     let trace = replay.trace_in(&directory)?;
     let delta = (replay.engine.tables() == TraceTables::Delta).then(TableDelta::default);

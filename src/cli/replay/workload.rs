@@ -1,6 +1,8 @@
 //! A workload that was read once, to its end.
 
+use std::collections::HashSet;
 use std::io::Read;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -57,7 +59,27 @@ pub struct Limits {
     pub pool_tokens: u64,
     /// Where a prompt must fit a step.
     pub step_tokens: Option<u32>,
-    pub vocab_size: u32,
+    /// Token ids that prompts without text are made of.
+    pub vocabulary: Range<u32>,
+}
+
+/// The longest run of ids below `vocab_size` that are ordinary tokens of a tokenizer: ids that it does not know (models often have
+/// more rows) and special ones, which usually are at either end, mean something else to a model than text does. All of them
+/// where there is no tokenizer, or it knows none.
+pub fn ordinary_ids(tokenizer: Option<&Tokenizer>, vocab_size: u32) -> Range<u32> {
+    let Some(tokenizer) = tokenizer else { return 0..vocab_size };
+    let special: HashSet<u32> = tokenizer.special_tokens().into_iter().map(|(id, _)| id).collect();
+    let (mut longest, mut start) = (0..0, 0);
+    for id in 0..=vocab_size {
+        if id < vocab_size && !special.contains(&id) && tokenizer.id_to_token(id).is_some() {
+            continue;
+        }
+        if id - start > longest.end - longest.start {
+            longest = start..id;
+        }
+        start = id.saturating_add(1);
+    }
+    if longest.is_empty() { 0..vocab_size } else { longest }
 }
 
 /// A model's tokenizer, as workloads want it.
@@ -127,7 +149,7 @@ impl Workload {
             max_model_len: limits.max_model_len,
             pool_tokens: limits.pool_tokens,
             step_tokens: limits.step_tokens,
-            vocabulary: 0..limits.vocab_size,
+            vocabulary: limits.vocabulary.clone(),
         };
         let source = Source::new(samples, &self.survey, options, self.tokenizer.clone()).map_err(bad)?;
         // A closed loop: who has no time of its own should go when there is room for it.
@@ -142,7 +164,7 @@ impl Workload {
     }
 
     /// For `config.json`.
-    pub fn config(&self) -> anyhow::Result<Value> {
+    pub fn config(&self, limits: &Limits) -> anyhow::Result<Value> {
         let mut dataset = serde_json::to_value(&self.dataset)?;
         if let Some(fields) = dataset.as_object_mut() {
             // Files may lie elsewhere the next time: they are known by what is in them.
@@ -163,6 +185,7 @@ impl Workload {
             },
             "arrivals": self.arrivals,
             "max_concurrency": self.max_concurrency,
+            "prompt_token_ids": {"from": limits.vocabulary.start, "below": limits.vocabulary.end},
             "length_scale": self.length_scale,
             "max_prompt_tokens": self.max_prompt_tokens,
             "max_new_tokens": self.max_new_tokens,
@@ -192,4 +215,41 @@ fn identify(path: &Path) -> anyhow::Result<Value> {
     let sha256: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
     let name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
     Ok(json!({"name": name, "sha256": sha256, "bytes": bytes}))
+}
+
+#[cfg(test)]
+mod tests {
+    use pagedraft::session::{ModelRef, tokenizer};
+
+    use super::*;
+
+    #[test]
+    fn drawn_prompts_leave_out_special_tokens_and_ids_without_a_token() {
+        let tokenizer = tokenizer(&ModelRef::Builtin("target".to_owned())).unwrap().unwrap();
+        let ids = |size| ordinary_ids(Some(&tokenizer), size);
+        let special: Vec<u32> = tokenizer.special_tokens().into_iter().map(|(id, _)| id).collect();
+        assert_eq!(special, [0, 1]);
+        // The builtin model's vocabulary has 2,048 tokens, with the special ones in front.
+        assert_eq!([ids(2048), ids(5000), ids(100)], [2..2048, 2..2048, 2..100]);
+        assert_eq!([ids(2), ids(0), ordinary_ids(None, 77)], [0..2, 0..0, 0..77]);
+    }
+
+    #[test]
+    fn special_tokens_do_not_count_as_output() {
+        // One that puts a token before each text, as many do.
+        let mut json: Value =
+            serde_json::from_slice(include_bytes!("../../../assets/target/tokenizer.json")).unwrap();
+        json["post_processor"] = json!({
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<|bos|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"<|bos|>": {"id": "<|bos|>", "ids": [0], "tokens": ["<|bos|>"]}}
+        });
+        let encoder =
+            Encoder(Tokenizer::from_bytes(Path::new("with BOS"), json.to_string().as_bytes()).unwrap());
+        let prompt = encoder.encode("It is wide.").unwrap();
+        assert_eq!(prompt[0], 0);
+        assert_eq!(encoder.count("It is wide.").unwrap() as usize, prompt.len() - 1);
+        assert_eq!(encoder.count(""), Ok(0));
+    }
 }
