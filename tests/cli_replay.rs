@@ -318,6 +318,65 @@ fn a_simulated_trace_is_sound_too() {
 }
 
 #[test]
+fn the_first_minute_of_azures_trace_is_replayed_whole() {
+    let trace = concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/data/azure/AzureLLMInferenceTrace_conv.csv");
+    if !std::path::Path::new(trace).exists() {
+        eprintln!("skipped: there is no ../shared");
+        return;
+    }
+    let scratch = Scratch::new("replay-azure");
+    let out = scratch.path("run");
+    let mut arguments = vec!["--workload", "azure", "--path", trace, "--limit", "200"];
+    arguments.extend(["--length-scale", "0.05", "--speed", "20"]);
+    arguments.extend(["--threads", "1", "--enforce-eager", "--num-blocks", "2048"]);
+    done(&replay(&out, &arguments));
+    let lines = scratch.json_lines("run/requests.jsonl");
+    let rows: Vec<(f64, f64)> = std::fs::read_to_string(trace)
+        .unwrap()
+        .lines()
+        .skip(1)
+        .take(200)
+        .map(|row| {
+            let mut fields = row.split(',').skip(1).map(|field| field.parse::<f64>().unwrap());
+            (fields.next().unwrap(), fields.next().unwrap())
+        })
+        .collect();
+    assert_eq!(lines.len(), 200);
+    for line in &lines {
+        let (prompt, output) = rows[line["request_id"].as_str().unwrap().parse::<usize>().unwrap()];
+        assert_eq!(
+            (&line["status"], &line["finish_reason"]),
+            (&"finished".into(), &"length".into()),
+            "{line}"
+        );
+        let tokens = |key: &str| line[key].as_f64().unwrap();
+        assert_eq!(tokens("prompt_tokens"), (prompt * 0.05).round().max(1.0), "{line}");
+        assert_eq!(tokens("output_tokens"), (output * 0.05).round().max(1.0), "{line}");
+    }
+    let check = pagedraft(&["trace", "check", &out]);
+    assert_eq!(check.code, Some(0), "{}", check.stderr);
+    assert!(check.stdout.contains("200 requests, 200 finished"), "{}", check.stdout);
+}
+
+#[test]
+fn freed_seats_are_filled_before_the_next_step_as_in_the_simulation() {
+    let scratch = Scratch::new("replay-hand-over");
+    let mut arguments =
+        vec!["--workload", "random", "--num-requests", "60", "--input-len", "16", "--output-len", "4"];
+    arguments.extend(["--max-concurrency", "3", "--trace-format", "jsonl", "--enforce-eager"]);
+    arguments.extend(["--num-blocks", "512"]);
+    let steps = |out: &str, more: &[&str]| {
+        done(&replay(&scratch.path(out), &[&arguments[..], more].concat()));
+        scratch.json_lines(&format!("{out}/trace_steps.jsonl")).len()
+    };
+    // A prompt's step gives the first of 4 tokens: 60 requests take 80 steps, if no seat stays empty.
+    assert_eq!(steps("sim", &["--executor", "sim", "--trace-steps"]), 80);
+    // A machine that is busy with other things may be too slow for it once.
+    let live: Vec<usize> = (0..5).map(|i| steps(&format!("{i}"), &["--threads", "1"])).collect();
+    assert_eq!(live.iter().min(), Some(&80), "{live:?}");
+}
+
+#[test]
 fn output_json_is_a_copy_of_the_summary() {
     let scratch = Scratch::new("replay-output-json");
     let copy = scratch.path("copy.json");
@@ -359,6 +418,13 @@ mod stopped {
     fn signal(child: &Child, name: &str) {
         let sent = std::process::Command::new("kill").args([name, &child.id().to_string()]).status().unwrap();
         assert!(sent.success());
+    }
+
+    /// When each request should have been sent.
+    fn intended(scratch: &Scratch, out: &str) -> BTreeMap<String, String> {
+        let lines = scratch.json_lines(&format!("{out}/requests.jsonl"));
+        let of = |line: &Value| (line["request_id"].to_string(), line["intended_arrival_s"].to_string());
+        lines.iter().map(of).collect()
     }
 
     const REAL: [&str; 16] = [
@@ -405,6 +471,7 @@ mod stopped {
         for out in ["ctrl-c", "kill"] {
             done(&replay(&scratch.path(out), &resume));
             assert_eq!(said(&scratch, out), whole, "{out}");
+            assert_eq!(intended(&scratch, out), intended(&scratch, "whole"), "{out}");
             let check = pagedraft(&["trace", "check", &scratch.path(out)]);
             assert_eq!(check.code, Some(0), "{out}: {}", check.stderr);
             assert!(
@@ -412,6 +479,31 @@ mod stopped {
             );
         }
         assert!(scratch.read("ctrl-c/requests.jsonl").starts_with(&before), "what was there stays");
+        // Lines that can't be this run's are told, each by its place.
+        let lines = before.lines().collect::<Vec<_>>();
+        for (wrong, what) in [
+            (lines[0].to_owned(), "there twice"),
+            (
+                lines[0].replacen(
+                    &format!(
+                        "\"request_id\":{}",
+                        serde_json::from_str::<Value>(lines[0]).unwrap()["request_id"]
+                    ),
+                    "\"request_id\":\"30\"",
+                    1,
+                ),
+                "none of this workload",
+            ),
+        ] {
+            let child = start(&scratch.path("wrong"), &REAL);
+            wait_for(&scratch, "wrong/requests.jsonl", 1);
+            interrupt(child);
+            std::fs::write(scratch.path("wrong/requests.jsonl"), format!("{}\n{wrong}\n", lines[0])).unwrap();
+            let run = replay(&scratch.path("wrong"), &resume);
+            assert_eq!(run.code, Some(2), "{}", run.stderr);
+            assert!(run.stderr.contains("requests.jsonl:2: ") && run.stderr.contains(what), "{}", run.stderr);
+            std::fs::remove_dir_all(scratch.path("wrong")).unwrap();
+        }
         // Other requests are other runs.
         let other = REAL.map(|argument| if argument == "24" { "25" } else { argument });
         let child = start(&scratch.path("other"), &REAL);

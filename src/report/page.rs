@@ -157,7 +157,7 @@ fn warnings(run: &Run) -> Vec<String> {
         }
         if requests.resumed > 0 {
             warnings.push(format!(
-                "The run was stopped and resumed: {} requests were sent again, and their times begin there.",
+                "The run was stopped and resumed: {} requests were sent again; latencies count from when they should have been sent.",
                 requests.resumed
             ));
         }

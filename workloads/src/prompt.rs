@@ -16,6 +16,16 @@ pub trait TextTokens: Send + Sync {
     ///
     /// The tokenizer's word on it.
     fn encode(&self, text: &str) -> Result<Vec<u32>, String>;
+
+    /// Tokens of a text that an engine generated or could: without those that the tokenizer puts around a prompt, such as BOS.
+    ///
+    /// # Errors
+    ///
+    /// As [`encode`](Self::encode).
+    fn count(&self, text: &str) -> Result<u32, String> {
+        // A tokenizer that puts nothing around it needs no more than this.
+        self.encode(text).map(|tokens| u32::try_from(tokens.len()).unwrap_or(u32::MAX))
+    }
 }
 
 /// Makes prompts of traces that have no text.

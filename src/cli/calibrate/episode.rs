@@ -66,7 +66,7 @@ impl Episode {
     fn within(self, bounds: &Bounds) -> Option<Self> {
         let requests = self.requests.min(bounds.sequences).max(1);
         // Lengths differ by up to a quarter; drafts need room.
-        let room = (bounds.pool / u64::from(requests + 1)).min(u64::from(bounds.tokens)) as u32;
+        let room = (bounds.pool / (u64::from(requests) + 1)).min(u64::from(bounds.tokens)) as u32;
         let output = self.output.min(room / 4);
         let longest = (room.saturating_sub(output + 16) / 5 * 4).min(bounds.prompt / 5 * 4);
         let (prompt, late) = (self.prompt.min(longest), self.late.min(longest));
@@ -109,6 +109,8 @@ mod tests {
             Bounds { sequences: 4, tokens: 512, prompt: 512, pool: 1024 },
             Bounds { sequences: 64, tokens: 4096, prompt: 300, pool: 4096 },
             Bounds { sequences: 1, tokens: 64, prompt: 64, pool: 64 },
+            Bounds { sequences: u32::MAX, tokens: u32::MAX, prompt: u32::MAX, pool: u64::MAX },
+            Bounds { sequences: u32::MAX, tokens: 4096, prompt: 4096, pool: 65_536 },
         ];
         for bounds in engines {
             let drawn: Vec<_> = (0..500).filter_map(|_| Episode::draw(&bounds, &mut uniform)).collect();
@@ -117,7 +119,7 @@ mod tests {
                 let longest = episode.prompt.max(episode.late) * 5 / 4;
                 assert!(episode.requests <= bounds.sequences && longest <= bounds.prompt, "{episode:?}");
                 assert!(longest + episode.output <= bounds.tokens, "{episode:?} in {bounds:?}");
-                let all = u64::from(episode.requests + 1) * u64::from(longest + episode.output);
+                let all = (u64::from(episode.requests) + 1) * u64::from(longest + episode.output);
                 assert!(all <= bounds.pool, "{episode:?} in {bounds:?}");
             }
         }

@@ -1,8 +1,12 @@
 //! The client of a live run: prepares requests ahead, and sends each when its time has come, whatever the engine does.
+//!
+//! A run that is resumed keeps every intended arrival: its clock goes on where the last request ended, so that a request
+//! that was lost with the engine has waited since it should have been sent. Only in a closed loop, where a request
+//! should go when a seat is free, is that moment after the resume.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Sender, SyncSender};
+use std::sync::mpsc::SyncSender;
 
 use pagedraft_workloads::dataset::DatasetError;
 use pagedraft_workloads::replay::{Incoming, PlannedRequest, SkippedRequest};
@@ -12,6 +16,10 @@ use super::seats::Seats;
 
 /// Requests that are prepared before their time.
 pub const AHEAD: usize = 256;
+/// Requests that were sent and that the engine has not taken in. It takes up to 1024 before each step, so that a client
+/// is held up (and its `sent_s` late, its latencies not) only by an engine that has stood still for long; and what a
+/// closed file, read as fast as it goes, can pile up here has an end.
+pub const UNDER_WAY: usize = 65_536;
 
 /// What the engine is handed.
 #[derive(Debug)]
@@ -45,10 +53,11 @@ pub struct Before {
 pub fn prepare(
     source: impl Iterator<Item = Result<Incoming, DatasetError>>,
     prepared: &SyncSender<Result<Incoming, DatasetError>>,
+    stop: &AtomicBool,
 ) {
     for incoming in source {
         // Nobody listens any more: the run was stopped.
-        if prepared.send(incoming).is_err() {
+        if stop.load(Ordering::Relaxed) || prepared.send(incoming).is_err() {
             return;
         }
     }
@@ -66,7 +75,11 @@ pub struct Client<'a> {
 
 impl Client<'_> {
     /// Sends until the workload ends, or the run.
-    pub fn run(&self, prepared: impl Iterator<Item = Result<Incoming, DatasetError>>, engine: &Sender<Sent>) {
+    pub fn run(
+        &self,
+        prepared: impl Iterator<Item = Result<Incoming, DatasetError>>,
+        engine: &SyncSender<Sent>,
+    ) {
         for incoming in prepared {
             let sent = match incoming {
                 Err(error) => Some(Sent::Broken(error)),
@@ -91,29 +104,88 @@ impl Client<'_> {
 
     /// Waits for a request's time, then for its seat; `None` when told to stop.
     fn wait_for(&self, request: PlannedRequest) -> Option<Sent> {
-        let (stopped_ns, stop) = (self.before.end_ns, self.stop);
-        let resumed = stopped_ns > 0 && self.was_sent(&request);
+        let resumed = self.was_sent(&request);
         if let Some(arrival_ns) = request.arrival_ns
-            && !self.clock.sleep_until(arrival_ns, stop)
+            && !self.clock.sleep_until(arrival_ns, self.stop)
         {
             return None;
         }
         let free_ns = match self.seats {
-            Some(seats) => Some(seats.take(stop)?),
+            Some(seats) => Some(seats.take(self.stop)?),
             None => None,
         };
         // Without a time of its own it should have gone when there was room for it.
-        let intended_ns =
-            request.arrival_ns.or(free_ns).unwrap_or(0).max(stopped_ns.min(self.clock.now_ns()));
+        let intended_ns = request.arrival_ns.or(free_ns).unwrap_or(self.before.end_ns);
         Some(Sent::Request { request, intended_ns, sent_ns: self.clock.now_ns(), resumed })
     }
 
-    /// Whether a request that is not done had been sent when the run was stopped.
+    /// Whether a request that is not done had probably been sent when the run was stopped: its time had come, and those
+    /// before it left it a seat.
     fn was_sent(&self, request: &PlannedRequest) -> bool {
-        match (request.arrival_ns, self.max_concurrency) {
-            (Some(arrival_ns), _) => arrival_ns < self.before.end_ns,
-            (None, None) => true,
-            (None, Some(seats)) => request.index < self.before.done.len() as u64 + u64::from(seats),
-        }
+        let Before { done, end_ns } = self.before;
+        let due = request.arrival_ns.is_none_or(|arrival_ns| arrival_ns < *end_ns);
+        let seated =
+            self.max_concurrency.is_none_or(|seats| request.index < done.len() as u64 + u64::from(seats));
+        *end_ns > 0 && due && seated
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::sync_channel;
+
+    use super::*;
+
+    fn planned(index: u64, arrival_ns: Option<u64>) -> Result<Incoming, DatasetError> {
+        Ok(Incoming::Request(PlannedRequest {
+            index,
+            source_id: None,
+            category: None,
+            arrival_ns,
+            prompt: vec![1],
+            max_tokens: 1,
+            until_stop: false,
+            expect: None,
+        }))
+    }
+
+    /// Index, intended arrival, and whether it is one that is sent again, of what a client sends after a stop at 1 s with
+    /// requests 0 and 2 done.
+    fn sent(seats: Option<u32>, arrivals: &[Option<u64>]) -> Vec<(u64, u64, bool)> {
+        let before = Before { done: HashSet::from([0, 2]), end_ns: 1_000_000_000 };
+        let (stop, (send, arrived)) = (AtomicBool::new(false), sync_channel(UNDER_WAY));
+        // More of them than the limit says, as nothing ends here.
+        let room = seats.map(|_| Seats::new(16, before.end_ns));
+        let clock = Clock::start(before.end_ns);
+        let client =
+            Client { clock, seats: room.as_ref(), max_concurrency: seats, before: &before, stop: &stop };
+        client.run((0..).zip(arrivals).map(|(index, &at)| planned(index, at)), &send);
+        drop(send);
+        let each = arrived.iter().map(|sent| match sent {
+            Sent::Request { request, intended_ns, sent_ns, resumed } => {
+                assert!(sent_ns >= intended_ns.max(before.end_ns));
+                (request.index, intended_ns, resumed)
+            }
+            other => panic!("{other:?}"),
+        });
+        each.collect()
+    }
+
+    #[test]
+    fn a_resumed_open_loop_keeps_the_intended_arrivals() {
+        let ms = |ms: u64| Some(ms * 1_000_000);
+        let arrivals = [ms(0), ms(300), ms(400), ms(900), ms(1001), ms(1002)];
+        let open = sent(None, &arrivals);
+        let expected = [(1, 300_000_000, true), (3, 900_000_000, true)];
+        assert_eq!(open[..2], expected);
+        assert_eq!(open[2..], [(4, 1_001_000_000, false), (5, 1_002_000_000, false)]);
+        // With one seat there had been room for none but request 1.
+        assert_eq!(sent(Some(1), &arrivals)[..2], [(1, 300_000_000, true), (3, 900_000_000, false)]);
+    }
+
+    #[test]
+    fn a_resumed_closed_loop_begins_where_seats_are_free_again() {
+        let at = 1_000_000_000;
+        assert_eq!(sent(Some(2), &[None; 6]), [(1, at, true), (3, at, true), (4, at, false), (5, at, false)]);
     }
 }

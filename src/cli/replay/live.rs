@@ -1,9 +1,13 @@
 //! A workload through the engine in real time: the engine's side.
+//!
+//! A seat that a step freed (`--max-concurrency`) is filled before the next step, as in the simulation: where the client has
+//! a request waiting for it, the engine waits for the hand-over, 200 µs at most. A client that takes longer (its
+//! thread gets no core, its next prompt is not ready) misses a step.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use pagedraft::session::{Request, RequestId, RequestOutput, Session};
@@ -19,7 +23,13 @@ use super::seats::Seats;
 use crate::cli::interrupt;
 
 /// How long an engine without work sleeps before it looks for Ctrl-C.
-const IDLE: Duration = Duration::from_millis(20);
+pub const IDLE: Duration = Duration::from_millis(20);
+
+/// Requests that are taken in between two steps, at most: a client that sends faster than they are taken in must not keep
+/// the engine from its steps.
+const AT_ONCE: usize = 1024;
+/// How long the engine waits for requests that take seats which the last step freed.
+const HAND_OVER: Duration = Duration::from_micros(200);
 
 /// Who wants to know how the run goes on.
 pub trait Observe {
@@ -44,6 +54,8 @@ pub struct Live<'a> {
     /// What the plain run generated, for synthetic drafts.
     pub recorded: &'a HashMap<u64, Arc<[u32]>>,
     in_flight: HashMap<RequestId, Ticket>,
+    /// Seats that the client is about to fill.
+    awaited: usize,
     /// Names of those in flight that had been sent before the run was stopped.
     resumed: HashSet<String>,
     report: StepReport,
@@ -67,6 +79,8 @@ impl<'a> Live<'a> {
             seats,
             recorded,
             in_flight: HashMap::new(),
+            // All of them are free, and the first requests should run together.
+            awaited: seats.map_or(0, Seats::free),
             resumed: HashSet::new(),
             report: StepReport::default(),
             ended: Vec::new(),
@@ -77,8 +91,8 @@ impl<'a> Live<'a> {
     pub fn run(&mut self, arrivals: &Receiver<Sent>) -> anyhow::Result<bool> {
         let mut open = true;
         while !interrupt::pressed() {
-            // Between steps: all that has come by now.
-            while open && self.take_in(arrivals, &mut open)? {}
+            // Between steps: what has come by now.
+            open = open && self.take_in(arrivals)?;
             if self.session.has_unfinished() {
                 self.step()?;
             } else if !open {
@@ -90,27 +104,39 @@ impl<'a> Live<'a> {
         Ok(false)
     }
 
-    /// Takes in one that has come; waits a moment where there is nothing to run. `false` when nothing has.
-    fn take_in(&mut self, arrivals: &Receiver<Sent>, open: &mut bool) -> anyhow::Result<bool> {
-        let sent = if self.session.has_unfinished() {
-            match arrivals.try_recv() {
-                Ok(sent) => sent,
-                Err(TryRecvError::Empty) => return Ok(false),
-                Err(TryRecvError::Disconnected) => {
-                    *open = false;
-                    return Ok(false);
-                }
-            }
-        } else {
+    /// Takes in what has come; waits a moment where there is nothing to run, or a free seat is about to be filled. `false`
+    /// when no more will come.
+    fn take_in(&mut self, arrivals: &Receiver<Sent>) -> anyhow::Result<bool> {
+        if !self.session.has_unfinished() {
             match arrivals.recv_timeout(IDLE) {
-                Ok(sent) => sent,
-                Err(RecvTimeoutError::Timeout) => return Ok(false),
-                Err(RecvTimeoutError::Disconnected) => {
-                    *open = false;
-                    return Ok(false);
-                }
+                Ok(sent) => self.take(sent)?,
+                Err(RecvTimeoutError::Timeout) => return Ok(true),
+                Err(RecvTimeoutError::Disconnected) => return Ok(false),
             }
-        };
+        }
+        let begun = Instant::now();
+        for _ in 0..AT_ONCE {
+            if interrupt::pressed() {
+                break;
+            }
+            let patience =
+                if self.awaited > 0 { HAND_OVER.saturating_sub(begun.elapsed()) } else { Duration::ZERO };
+            let next = match patience.is_zero() {
+                true => arrivals.try_recv().map_err(|e| e == TryRecvError::Disconnected),
+                false => arrivals.recv_timeout(patience).map_err(|e| e == RecvTimeoutError::Disconnected),
+            };
+            match next {
+                Ok(sent) => self.take(sent)?,
+                Err(true) => return Ok(false),
+                Err(false) => break,
+            }
+        }
+        self.awaited = 0;
+        Ok(true)
+    }
+
+    /// Takes in one.
+    fn take(&mut self, sent: Sent) -> anyhow::Result<()> {
         match sent {
             Sent::Broken(error) => return Err(pagedraft::exit::usage(error.into())),
             Sent::Skipped(skipped) => {
@@ -118,6 +144,7 @@ impl<'a> Live<'a> {
                 self.observer.line(&line)?;
             }
             Sent::Request { request, intended_ns, sent_ns, resumed } => {
+                self.awaited = self.awaited.saturating_sub(1);
                 let ticket = self.recorder.send(&request, intended_ns, sent_ns);
                 if resumed {
                     self.resumed.insert(request.index.to_string());
@@ -125,7 +152,7 @@ impl<'a> Live<'a> {
                 self.submit(request, ticket)?;
             }
         }
-        Ok(true)
+        Ok(())
     }
 
     /// Queues a request; one that the engine refuses is a line, and the run goes on.
@@ -139,9 +166,7 @@ impl<'a> Live<'a> {
                 let now_ns = self.clock.now_ns();
                 let line = self.recorder.fail(ticket, now_ns, format!("{error:#}"));
                 self.tell(line)?;
-                if let Some(seats) = self.seats {
-                    seats.give_back(now_ns);
-                }
+                self.free_seat(now_ns);
             }
         }
         Ok(())
@@ -181,9 +206,7 @@ impl<'a> Live<'a> {
             let ticket = self.in_flight.remove(&news.id).context("a request ended that was not sent")?;
             let output = self.session.take_output(news.id).context("a request ended without output")?;
             self.report.ended.extend(ended(ticket, output));
-            if let Some(seats) = self.seats {
-                seats.give_back(self.report.end_ns);
-            }
+            self.free_seat(self.report.end_ns);
         }
         self.recorder.step(&self.report, &mut self.ended);
         for line in std::mem::take(&mut self.ended) {
@@ -191,6 +214,13 @@ impl<'a> Live<'a> {
         }
         self.observer.step(&self.report, self.recorder.done());
         Ok(())
+    }
+
+    fn free_seat(&mut self, now_ns: u64) {
+        let Some(seats) = self.seats else { return };
+        seats.give_back(now_ns);
+        // A client whose next request is not due yet fills none.
+        self.awaited += usize::from(seats.is_waited_for());
     }
 
     fn tell(&mut self, mut line: RequestLine) -> anyhow::Result<()> {

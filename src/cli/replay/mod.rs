@@ -43,7 +43,7 @@ use arrival_flags::ArrivalFlags;
 use dataset_flags::DatasetFlags;
 use numbers::name_of;
 use run_flags::RunFlags;
-use workload::{Encoder, Workload};
+use workload::{Encoder, Limits, Workload};
 
 #[derive(Clone, Debug, Args)]
 pub struct Replay {
@@ -70,9 +70,7 @@ impl Replay {
         }
         interrupt::listen()?;
         let workload = Workload::survey(&self.dataset, &self.arrivals, self.engine.seed, self.tokenizer()?)?;
-        if interrupt::pressed() {
-            return Ok(Ended::Interrupted);
-        }
+        let Some(workload) = workload else { return Ok(Ended::Interrupted) };
         let outcome = match self.run.simulates() {
             false => real::run(&self, &workload)?,
             true => simulated::run(&self, &workload)?,
@@ -174,9 +172,15 @@ impl Replay {
     }
 
     /// `config.json`: the engine's, and how the workload is replayed.
-    fn config(&self, engine: Value, workload: &Workload, cost: Option<&CostModel>) -> anyhow::Result<Value> {
+    fn config(
+        &self,
+        engine: Value,
+        workload: &Workload,
+        limits: &Limits,
+        cost: Option<&CostModel>,
+    ) -> anyhow::Result<Value> {
         let mut config = engine;
-        let mut replay = workload.config()?;
+        let mut replay = workload.config(limits)?;
         let more = json!({
             "workload": self.dataset.name(),
             "executor": self.run.executor_name(),

@@ -14,6 +14,8 @@ const DRAW_EVERY: Duration = Duration::from_millis(200);
 /// A bar on a terminal, a line now and then elsewhere.
 pub struct Progress {
     bar: Option<ProgressBar>,
+    /// What it is that goes on, in front of a line; empty for the run itself.
+    name: &'static str,
     items: u64,
     /// Requests that were done with before this part of the run.
     before: u64,
@@ -25,22 +27,33 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Of a run of `items` requests of which `before` are done with.
-    pub fn new(items: u64, before: u64) -> Self {
+    /// Of a run of `items` requests of which `before` are done with; what is left is estimated from the others.
+    pub fn new(name: &'static str, items: u64, before: u64) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::with_draw_target(Some(items), ProgressDrawTarget::stderr());
-            if let Ok(style) = ProgressStyle::with_template("{pos}/{len} {wide_bar} {msg} {eta:>4}") {
+            if let Ok(style) = ProgressStyle::with_template("{prefix}{pos}/{len} {wide_bar} {msg} {eta:>4}") {
                 bar.set_style(style);
             }
+            bar.set_prefix(name);
+            // The estimate is told where it begins before it is reset.
+            bar.set_position(before);
+            bar.tick();
+            bar.reset_eta();
             bar
         });
         let now = Instant::now();
-        Self { bar, items, before, started: now, told: now, tokens: 0, tokens_told: 0 }
+        Self { bar, name, items, before, started: now, told: now, tokens: 0, tokens_told: 0 }
     }
 
     /// A step was made; `done` requests are done with.
     pub fn step(&mut self, report: &StepReport, done: u64) {
-        self.tokens += report.rows.iter().map(|row| u64::from(row.new_tokens)).sum::<u64>();
+        let tokens = report.rows.iter().map(|row| u64::from(row.new_tokens)).sum();
+        self.stepped(tokens, [report.running, report.waiting], report.end_ns as f64 / 1e9, done);
+    }
+
+    /// A step gave `tokens`, with so many running and waiting, and ended `at` seconds after the beginning.
+    pub fn stepped(&mut self, tokens: u64, [running, waiting]: [u32; 2], at: f64, done: u64) {
+        self.tokens += tokens;
         let every = if self.bar.is_some() { DRAW_EVERY } else { LINE_EVERY };
         let since = self.told.elapsed();
         if since < every {
@@ -48,11 +61,7 @@ impl Progress {
         }
         let rate = (self.tokens - self.tokens_told) as f64 / since.as_secs_f64();
         (self.told, self.tokens_told) = (Instant::now(), self.tokens);
-        let at = report.end_ns as f64 / 1e9;
-        let message = format!(
-            "{} running, {} waiting, {rate:.0} tokens/s, at {at:.1} s",
-            report.running, report.waiting
-        );
+        let message = format!("{running} running, {waiting} waiting, {rate:.0} tokens/s, at {at:.1} s");
         match &self.bar {
             Some(bar) => {
                 bar.set_position(done);
@@ -62,7 +71,12 @@ impl Progress {
                 let left =
                     self.left(done).map_or_else(String::new, |left| format!(", about {left:.0} s left"));
                 // A closed standard error is nobody's loss.
-                let _ = writeln!(std::io::stderr(), "{done}/{} requests, {message}{left}", self.items);
+                let _ = writeln!(
+                    std::io::stderr(),
+                    "{}{done}/{} requests, {message}{left}",
+                    self.name,
+                    self.items
+                );
             }
         }
     }

@@ -39,7 +39,7 @@ pub struct RunFlags {
     /// Directory of the run (default: runs/WORKLOAD-DATE-TIME)
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
-    /// Go on with the run in --out, behind its last finished request
+    /// Go on with the run in --out, behind its last finished request; the others keep their intended arrivals, from which latencies count
     #[arg(long, requires = "out")]
     pub resume: bool,
     /// `real`: write no trace of the steps

@@ -14,17 +14,31 @@ pub struct Seats {
     /// Since when each free one has been free, the longest first.
     free: Mutex<VecDeque<u64>>,
     freed: Condvar,
+    /// Whether the client had to wait for the next one.
+    waited_for: AtomicBool,
 }
 
 impl Seats {
     /// `count` seats, free since `now_ns`.
     pub fn new(count: u32, now_ns: u64) -> Self {
-        Self { free: Mutex::new((0..count).map(|_| now_ns).collect()), freed: Condvar::new() }
+        let free = Mutex::new((0..count).map(|_| now_ns).collect());
+        Self { free, freed: Condvar::new(), waited_for: AtomicBool::new(false) }
+    }
+
+    /// How many are free.
+    pub fn free(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// Whether a request is waiting for a seat, or was for the last one that became free: the client will fill it at once.
+    pub fn is_waited_for(&self) -> bool {
+        self.waited_for.load(Ordering::Relaxed)
     }
 
     /// Waits for a seat, and takes it: since when it had been free. `None` when told to stop.
     pub fn take(&self, stop: &AtomicBool) -> Option<u64> {
         let mut free = self.lock();
+        self.waited_for.store(free.is_empty(), Ordering::Relaxed);
         loop {
             if stop.load(Ordering::Relaxed) {
                 return None;
@@ -40,6 +54,12 @@ impl Seats {
     pub fn give_back(&self, now_ns: u64) {
         self.lock().push_back(now_ns);
         self.freed.notify_one();
+    }
+
+    /// Lets a waiting client look whether it should stop.
+    pub fn wake(&self) {
+        drop(self.lock());
+        self.freed.notify_all();
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<u64>> {

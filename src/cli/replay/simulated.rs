@@ -1,4 +1,7 @@
 //! A workload through simulated engines, in virtual time.
+//!
+//! With a limit of concurrency a seat that a step freed is filled before the next step; so does a live run, where its client
+//! is quick enough.
 
 use anyhow::anyhow;
 use pagedraft::exit::{usage, usage_hint};
@@ -77,15 +80,15 @@ pub fn run(replay: &Replay, workload: &Workload) -> anyhow::Result<Option<Outcom
         max_model_len: options.scheduler.max_model_len,
         pool_tokens: u64::from(options.scheduler.num_blocks) * u64::from(options.scheduler.block_size),
         step_tokens: replay.step_tokens(),
-        vocab_size: VOCABULARY,
+        vocabulary: 0..VOCABULARY,
     };
     let mut source = workload.source(&limits)?;
-    let config = replay.config(config(&engine, &options), workload, Some(&options.cost))?;
+    let config = replay.config(config(&engine, &options), workload, &limits, Some(&options.cost))?;
     let (directory, _) = replay.directory_for(&config)?;
     let trace = replay.trace_in(&directory)?;
     let delta = (replay.engine.tables() == TraceTables::Delta).then(TableDelta::default);
     let mut recorder = replay.recorder(workload);
-    let progress = Progress::new(workload.survey.items, 0);
+    let progress = Progress::new("", workload.survey.items, 0);
     let mut watch = Watch { directory, progress, done: 0, trace, delta };
     let simulated = simulate(&mut source, &options, &mut recorder, &mut watch);
     watch.progress.end();

@@ -1,7 +1,9 @@
 //! A workload that was read once, to its end.
 
+use std::collections::HashSet;
 use std::io::Read;
-use std::path::Path;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::anyhow;
@@ -16,6 +18,7 @@ use sha2::{Digest, Sha256};
 
 use super::arrival_flags::ArrivalFlags;
 use super::dataset_flags::DatasetFlags;
+use crate::cli::interrupt;
 
 /// What is replayed.
 pub struct Workload {
@@ -27,8 +30,27 @@ pub struct Workload {
     length_scale: f64,
     max_prompt_tokens: Option<u32>,
     max_new_tokens: Option<u32>,
-    /// Of its file: name, SHA-256, bytes.
-    file: Option<(String, String, u64)>,
+    files: Files,
+}
+
+/// What the files are that it is read from: name, SHA-256, bytes.
+#[derive(Default)]
+struct Files {
+    dataset: Option<Value>,
+    haystack: Option<Value>,
+    squad: Option<Value>,
+}
+
+impl Files {
+    fn identify(dataset: &DatasetOptions) -> anyhow::Result<Self> {
+        let of = |path: Option<&PathBuf>| path.map(|path| identify(path)).transpose();
+        let ruler = dataset.ruler.as_ref();
+        Ok(Self {
+            dataset: of(dataset.path.as_ref())?,
+            haystack: of(ruler.and_then(|ruler| ruler.haystack.as_ref()))?,
+            squad: of(ruler.and_then(|ruler| ruler.squad.as_ref()))?,
+        })
+    }
 }
 
 /// What an engine can take.
@@ -37,28 +59,60 @@ pub struct Limits {
     pub pool_tokens: u64,
     /// Where a prompt must fit a step.
     pub step_tokens: Option<u32>,
-    pub vocab_size: u32,
+    /// Token ids that prompts without text are made of.
+    pub vocabulary: Range<u32>,
+}
+
+/// The longest run of ids below `vocab_size` that are ordinary tokens of a tokenizer: ids that it does not know (models often have
+/// more rows) and special ones, which usually are at either end, mean something else to a model than text does. All of them
+/// where there is no tokenizer, or it knows none.
+pub fn ordinary_ids(tokenizer: Option<&Tokenizer>, vocab_size: u32) -> Range<u32> {
+    let Some(tokenizer) = tokenizer else { return 0..vocab_size };
+    let special: HashSet<u32> = tokenizer.special_tokens().into_iter().map(|(id, _)| id).collect();
+    let (mut longest, mut start) = (0..0, 0);
+    for id in 0..=vocab_size {
+        if id < vocab_size && !special.contains(&id) && tokenizer.id_to_token(id).is_some() {
+            continue;
+        }
+        if id - start > longest.end - longest.start {
+            longest = start..id;
+        }
+        start = id.saturating_add(1);
+    }
+    if longest.is_empty() { 0..vocab_size } else { longest }
 }
 
 /// A model's tokenizer, as workloads want it.
 pub struct Encoder(pub Tokenizer);
 
 impl TextTokens for Encoder {
+    fn count(&self, text: &str) -> Result<u32, String> {
+        let tokens = self.0.encode(text, false).map_err(|e| e.to_string())?;
+        Ok(u32::try_from(tokens.len()).unwrap_or(u32::MAX))
+    }
+
     fn encode(&self, text: &str) -> Result<Vec<u32>, String> {
         self.0.encode(text, true).map_err(|e| e.to_string())
     }
 }
 
 impl Workload {
-    /// Reads all of it, and counts.
+    /// Reads all of it, and counts; `None` when Ctrl-C ended that.
     pub fn survey(
         flags: &DatasetFlags,
         arrivals: &ArrivalFlags,
         seed: u64,
         tokenizer: Option<Arc<dyn TextTokens>>,
-    ) -> anyhow::Result<Self> {
+    ) -> anyhow::Result<Option<Self>> {
         let dataset = flags.options(seed)?;
-        let survey = dataset::survey(&dataset, tokenizer.clone()).map_err(bad)?;
+        let (what, encoder) = (dataset.clone(), tokenizer.clone());
+        let read = move || {
+            let survey = dataset::survey(&what, encoder).map_err(bad)?;
+            // A file without records is an error of its own.
+            let files = if survey.items > 0 { Files::identify(&what)? } else { Files::default() };
+            Ok((survey, files))
+        };
+        let Some((survey, files)) = interrupt::or_done(read)? else { return Ok(None) };
         if survey.items == 0 {
             let path = dataset.path.as_deref().unwrap_or(Path::new("the workload"));
             return Err(usage_hint(
@@ -66,7 +120,6 @@ impl Workload {
                 "is the window of --from and --to in the trace?",
             ));
         }
-        let file = dataset.path.as_deref().map(identify).transpose()?;
         let workload = Self {
             tokenizer,
             survey,
@@ -75,10 +128,10 @@ impl Workload {
             length_scale: flags.length_scale(),
             max_prompt_tokens: flags.max_prompt_tokens,
             max_new_tokens: flags.max_new_tokens,
-            file,
+            files,
             dataset,
         };
-        Ok(workload)
+        Ok(Some(workload))
     }
 
     /// Its requests, from the first, as an engine can take them.
@@ -96,7 +149,7 @@ impl Workload {
             max_model_len: limits.max_model_len,
             pool_tokens: limits.pool_tokens,
             step_tokens: limits.step_tokens,
-            vocabulary: 0..limits.vocab_size,
+            vocabulary: limits.vocabulary.clone(),
         };
         let source = Source::new(samples, &self.survey, options, self.tokenizer.clone()).map_err(bad)?;
         // A closed loop: who has no time of its own should go when there is room for it.
@@ -111,18 +164,16 @@ impl Workload {
     }
 
     /// For `config.json`.
-    pub fn config(&self) -> anyhow::Result<Value> {
+    pub fn config(&self, limits: &Limits) -> anyhow::Result<Value> {
         let mut dataset = serde_json::to_value(&self.dataset)?;
         if let Some(fields) = dataset.as_object_mut() {
-            // The file may lie elsewhere the next time: it is known by what is in it.
+            // Files may lie elsewhere the next time: they are known by what is in them.
             fields.remove("path");
-            let file = self.file.as_ref();
-            fields.insert(
-                "file".to_owned(),
-                json!(
-                    file.map(|(name, sha256, bytes)| json!({"name": name, "sha256": sha256, "bytes": bytes}))
-                ),
-            );
+            fields.insert("file".to_owned(), json!(self.files.dataset));
+            if let Some(ruler) = fields.get_mut("ruler").and_then(Value::as_object_mut) {
+                ruler.insert("haystack".to_owned(), json!(self.files.haystack));
+                ruler.insert("squad".to_owned(), json!(self.files.squad));
+            }
         }
         Ok(json!({
             "dataset": dataset,
@@ -134,6 +185,7 @@ impl Workload {
             },
             "arrivals": self.arrivals,
             "max_concurrency": self.max_concurrency,
+            "prompt_token_ids": {"from": limits.vocabulary.start, "below": limits.vocabulary.end},
             "length_scale": self.length_scale,
             "max_prompt_tokens": self.max_prompt_tokens,
             "max_new_tokens": self.max_new_tokens,
@@ -146,7 +198,7 @@ pub fn bad(error: DatasetError) -> anyhow::Error {
     usage(error.into())
 }
 
-fn identify(path: &Path) -> anyhow::Result<(String, String, u64)> {
+fn identify(path: &Path) -> anyhow::Result<Value> {
     let cant =
         |e: std::io::Error| usage(anyhow::Error::from(e).context(format!("can't read {}", path.display())));
     let mut file = std::fs::File::open(path).map_err(cant)?;
@@ -160,7 +212,44 @@ fn identify(path: &Path) -> anyhow::Result<(String, String, u64)> {
         bytes += read as u64;
         hash.update(&piece[..read]);
     }
-    let digest = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    let sha256: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
     let name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-    Ok((name, digest, bytes))
+    Ok(json!({"name": name, "sha256": sha256, "bytes": bytes}))
+}
+
+#[cfg(test)]
+mod tests {
+    use pagedraft::session::{ModelRef, tokenizer};
+
+    use super::*;
+
+    #[test]
+    fn drawn_prompts_leave_out_special_tokens_and_ids_without_a_token() {
+        let tokenizer = tokenizer(&ModelRef::Builtin("target".to_owned())).unwrap().unwrap();
+        let ids = |size| ordinary_ids(Some(&tokenizer), size);
+        let special: Vec<u32> = tokenizer.special_tokens().into_iter().map(|(id, _)| id).collect();
+        assert_eq!(special, [0, 1]);
+        // The builtin model's vocabulary has 2,048 tokens, with the special ones in front.
+        assert_eq!([ids(2048), ids(5000), ids(100)], [2..2048, 2..2048, 2..100]);
+        assert_eq!([ids(2), ids(0), ordinary_ids(None, 77)], [0..2, 0..0, 0..77]);
+    }
+
+    #[test]
+    fn special_tokens_do_not_count_as_output() {
+        // One that puts a token before each text, as many do.
+        let mut json: Value =
+            serde_json::from_slice(include_bytes!("../../../assets/target/tokenizer.json")).unwrap();
+        json["post_processor"] = json!({
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<|bos|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"<|bos|>": {"id": "<|bos|>", "ids": [0], "tokens": ["<|bos|>"]}}
+        });
+        let encoder =
+            Encoder(Tokenizer::from_bytes(Path::new("with BOS"), json.to_string().as_bytes()).unwrap());
+        let prompt = encoder.encode("It is wide.").unwrap();
+        assert_eq!(prompt[0], 0);
+        assert_eq!(encoder.count("It is wide.").unwrap() as usize, prompt.len() - 1);
+        assert_eq!(encoder.count(""), Ok(0));
+    }
 }

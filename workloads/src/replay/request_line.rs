@@ -82,7 +82,9 @@ pub struct RequestLine {
     /// Its text, with `--save-outputs`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
-    /// Sent again after the run was stopped and resumed: its times begin there.
+    /// The run was stopped, probably while this request was in flight, and resumed: it was sent again. The run's clock goes on
+    /// at the end of the last request before the stop. With an arrival time it keeps that as its intended arrival, from which
+    /// its latencies count as ever; in a closed loop it should have been sent when the run was resumed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub resumed: bool,
 }

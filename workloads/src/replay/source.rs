@@ -202,7 +202,7 @@ impl Source {
         let most = self.options.max_new_tokens;
         let wanted = match &sample.output {
             OutputLength::Tokens(tokens) => self.maker.scaled(*tokens),
-            OutputLength::AsText(text) => u32::try_from(self.encode(text, sample)?.len()).unwrap_or(u32::MAX),
+            OutputLength::AsText(text) => self.ask(sample, |tokenizer| tokenizer.count(text))?,
             OutputLength::UntilStop(tokens) => tokens.or(most).unwrap_or(DEFAULT_NEW_TOKENS),
         };
         Ok(most.map_or(wanted, |most| wanted.min(most)).max(1))
@@ -227,8 +227,17 @@ impl Source {
     }
 
     fn encode(&self, text: &str, sample: &Sample) -> Result<Vec<u32>, DatasetError> {
+        self.ask(sample, |tokenizer| tokenizer.encode(text))
+    }
+
+    /// Asks the tokenizer about a sample's text.
+    fn ask<T>(
+        &self,
+        sample: &Sample,
+        what: impl FnOnce(&dyn TextTokens) -> Result<T, String>,
+    ) -> Result<T, DatasetError> {
         let Some(tokenizer) = &self.tokenizer else { return Err(DatasetError::Options(NO_TOKENIZER.into())) };
-        tokenizer.encode(text).map_err(|e| {
+        what(tokenizer.as_ref()).map_err(|e| {
             let what = format!(
                 "request {} (line {}): the tokenizer can't encode its text: {e}",
                 self.index, sample.line
