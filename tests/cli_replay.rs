@@ -377,6 +377,27 @@ fn freed_seats_are_filled_before_the_next_step_as_in_the_simulation() {
 }
 
 #[test]
+fn files_that_samples_are_made_of_are_known_by_what_is_in_them() {
+    let scratch = Scratch::new("replay-haystack");
+    let arguments = |essay: &str| {
+        std::fs::write(scratch.path("essay.txt"), essay.repeat(200)).unwrap();
+        let mut all = vec!["--workload", "ruler", "--task", "niah_single_2", "--length", "512"];
+        all.extend(["--num-requests", "1", "--haystack"]);
+        all.into_iter().map(str::to_owned).chain([scratch.path("essay.txt")]).collect::<Vec<_>>()
+    };
+    let run = |arguments: &[String], more: &[&str]| {
+        let all: Vec<&str> = arguments.iter().map(String::as_str).chain(["--executor", "sim"]).collect();
+        replay(&scratch.path("run"), &[&all[..], more].concat())
+    };
+    done(&run(&arguments("The sea is wide. "), &[]));
+    let haystack = &scratch.json("run/config.json")["replay"]["dataset"]["ruler"]["haystack"];
+    assert_eq!((&haystack["name"], &haystack["bytes"]), (&"essay.txt".into(), &3400.into()));
+    let other = run(&arguments("The sea is deep. "), &["--resume"]);
+    assert_eq!(other.code, Some(2));
+    assert!(other.stderr.contains("ruler.haystack.sha256"), "{}", other.stderr);
+}
+
+#[test]
 fn output_json_is_a_copy_of_the_summary() {
     let scratch = Scratch::new("replay-output-json");
     let copy = scratch.path("copy.json");
@@ -513,6 +534,44 @@ mod stopped {
             replay(&scratch.path("other"), &other.iter().copied().chain(["--resume"]).collect::<Vec<_>>());
         assert_eq!(run.code, Some(2));
         assert!(run.stderr.contains("input_len"), "{}", run.stderr);
+    }
+
+    #[test]
+    fn what_is_stopped_before_the_run_begins_leaves_nothing() {
+        let scratch = Scratch::new("replay-early");
+        let endless = ["--workload", "random", "--num-requests", "100000000000"];
+        let simulated: [&str; 2] = ["--executor", "sim"];
+        let recorded: [&str; 5] =
+            ["--draft", "synthetic:0.8", "--num-speculative-tokens", "3", "--no-report"];
+        let many = ["--workload", "random", "--num-requests", "20000"];
+        let cases = [[&endless[..], &simulated].concat(), [&many[..], &recorded, &TINY].concat()];
+        for (i, arguments) in cases.iter().enumerate() {
+            let out = scratch.path(&format!("{i}"));
+            let child = start(&out, arguments);
+            std::thread::sleep(Duration::from_millis(1500));
+            assert_eq!(interrupt(child), "", "{arguments:?}");
+            assert!(!std::path::Path::new(&out).exists(), "{arguments:?}");
+        }
+    }
+
+    #[test]
+    fn a_resumed_run_records_for_synthetic_drafts_what_is_not_done() {
+        let scratch = Scratch::new("replay-resume-synthetic");
+        let drafts = ["--draft", "synthetic:0.8", "--num-speculative-tokens", "3"];
+        let arguments = [&REAL[..], &drafts].concat();
+        done(&replay(&scratch.path("whole"), &arguments));
+        let child = start(&scratch.path("run"), &arguments);
+        wait_for(&scratch, "run/requests.jsonl", 5);
+        interrupt(child);
+        let there = scratch.read("run/requests.jsonl").lines().count();
+        let again = replay(&scratch.path("run"), &[&arguments[..], &["--resume"]].concat());
+        done(&again);
+        assert!(
+            again.stderr.contains(&format!("its {} requests are run once", 30 - there)),
+            "{}",
+            again.stderr
+        );
+        assert_eq!(said(&scratch, "run"), said(&scratch, "whole"));
     }
 
     #[test]
