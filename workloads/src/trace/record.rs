@@ -5,18 +5,18 @@ use schemars::{JsonSchema, Schema};
 use serde::Deserialize;
 
 /// Fields that are always written, `null` too, though readers do without.
-fn require(names: &'static [&'static str]) -> impl Fn(&mut Schema) {
+fn require(names: &'static str) -> impl Fn(&mut Schema) {
     move |schema| {
         let required = schema.ensure_object().entry("required").or_insert_with(|| serde_json::json!([]));
         if let Some(required) = required.as_array_mut() {
-            required.extend(names.iter().map(|name| serde_json::json!(name)));
+            required.extend(names.split(' ').map(|name| serde_json::json!(name)));
         }
     }
 }
 
 /// One line with `"event": "step"`.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[schemars(transform = require(&["graph_key", "groups", "preempted", "finished"]))]
+#[schemars(transform = require("graph_key groups preempted finished"))]
 pub struct StepRecord {
     /// Its number.
     pub step: u64,
@@ -186,7 +186,7 @@ pub struct GroupRecord {
 
 /// What a plan row gave.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[schemars(transform = require(&["finish_reason"]))]
+#[schemars(transform = require("finish_reason"))]
 pub struct OutcomeRecord {
     /// Whose.
     pub request_id: String,
@@ -220,7 +220,7 @@ pub struct CopyRecord {
 
 /// One line with `"event": "setup"`: from here on the engine speculates in this way.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[schemars(transform = require(&["draft"]))]
+#[schemars(transform = require("draft"))]
 pub struct SetupRecord {
     /// Who proposes drafts, as `--draft` has it.
     pub draft: Option<String>,
