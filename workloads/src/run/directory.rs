@@ -25,7 +25,8 @@ pub struct RunDirectory {
 /// What a stopped run left.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Resumed {
-    /// The requests that were done with, in the order in which they were written; a cut last line is dropped.
+    /// The requests that were done with, in the order in which they were written, without their `text` and `token_ids` (some hundred
+    /// bytes each); a cut last line is dropped.
     pub lines: Vec<RequestLine>,
     /// The step number that the trace goes on from.
     pub next_step: u64,
@@ -64,11 +65,13 @@ impl RunDirectory {
         if requests.exists() {
             let mut reader = LineReader::open(&requests, LineFormat::Jsonl)?;
             while let Some(line) = reader.next_line()? {
-                let parsed = serde_json::from_slice(line);
-                lines.push(parsed.map_err(|error| Error::Run {
+                let mut parsed: RequestLine = serde_json::from_slice(line).map_err(|error| Error::Run {
                     path: requests.clone(),
                     what: format!("line {}: {error}", reader.number()),
-                })?);
+                })?;
+                // They stay in the file, and nobody goes on with them: of a million requests they would be gigabytes.
+                (parsed.token_ids, parsed.text) = (None, None);
+                lines.push(parsed);
             }
         }
         let next_step = last_step(path)?.map_or(0, |last| last.saturating_add(1));
