@@ -181,6 +181,7 @@ fn warnings(run: &Run) -> Vec<String> {
         warnings
             .push("The run was stopped before its end: figures are of what there was until then.".to_owned());
     }
+    warnings.extend(run.trace_left_out.clone());
     if let Some(trace) = &run.trace {
         warnings.extend(trace.warnings.iter().cloned());
     }

@@ -21,31 +21,29 @@ const MOST_COLUMNS: usize = 400;
 
 type Value = fn(&Finished) -> Option<f64>;
 
-/// Latencies that requests have, with their names.
-const LATENCIES: [(&str, Value); 4] = [
-    ("Time to first token (TTFT)", |r| Some(r.ttft_ms)),
-    ("Time per output token (TPOT)", |r| r.tpot_ms),
-    ("End to end (E2EL)", |r| Some(r.e2el_ms)),
-    ("Queue", |r| Some(r.queue_ms)),
+/// Latencies that requests have, with their names for people and in `summary.json`.
+const LATENCIES: [(&str, &str, Value); 4] = [
+    ("Time to first token (TTFT)", "ttft", |r| Some(r.ttft_ms)),
+    ("Time per output token (TPOT)", "tpot", |r| r.tpot_ms),
+    ("End to end (E2EL)", "e2el", |r| Some(r.e2el_ms)),
+    ("Queue", "queue", |r| Some(r.queue_ms)),
 ];
 
 /// Shares of values that are marked.
-const MARKS: [(f64, &str); 3] = [(0.5, "p50"), (0.9, "p90"), (0.99, "p99")];
+const MARKS: [(f64, &str, &str); 3] = [(0.5, "median", "p50"), (0.9, "p90", "p90"), (0.99, "p99", "p99")];
 
-/// A value below which so great a share of sorted values lies, as numpy interpolates.
+/// The least value that so great a share of sorted values are not above (nearest rank): what percentiles in `summary.json` are, there
+/// at most 0.1 % too high.
 pub(super) fn quantile(sorted: &[f64], share: f64) -> Option<f64> {
-    let last = sorted.len().checked_sub(1)?;
-    let at = share * last as f64;
-    let (low, part) = (at.floor() as usize, at.fract());
-    let (a, b) = (*sorted.get(low)?, *sorted.get((low + 1).min(last))?);
-    Some(a + (b - a) * part)
+    let rank = (share * sorted.len() as f64).ceil().max(1.0) as usize;
+    sorted.get(rank - 1).copied()
 }
 
 /// One run's pictures, or the runs over each other where that can be read.
 pub(super) fn all(runs: &[Run]) -> Vec<String> {
     let mut figures = Vec::new();
-    for (name, value) in LATENCIES {
-        figures.extend(distribution(runs, name, value));
+    for (name, stem, value) in LATENCIES {
+        figures.extend(distribution(runs, name, stem, value));
     }
     figures.extend(gaps(runs));
     figures.extend(acceptance(runs));
@@ -65,7 +63,7 @@ pub(super) fn all(runs: &[Run]) -> Vec<String> {
     figures
 }
 
-fn distribution(runs: &[Run], name: &str, value: Value) -> Option<String> {
+fn distribution(runs: &[Run], name: &str, stem: &str, value: Value) -> Option<String> {
     let values: Vec<Vec<f64>> =
         runs.iter().map(|run| run.requests.as_ref().map_or_else(Vec::new, |r| r.values(value))).collect();
     let most = values.iter().filter_map(|v| v.last().copied()).reduce(f64::max)?;
@@ -86,8 +84,10 @@ fn distribution(runs: &[Run], name: &str, value: Value) -> Option<String> {
         if runs.len() > 1 {
             chart.legend(&runs[i].name, class);
         }
-        for (share, name) in MARKS {
-            if let Some(at) = quantile(values, share) {
+        for (share, key, name) in MARKS {
+            // The summary's own figure, where there is one: a page has one number for a percentile.
+            if let Some(at) = runs[i].figure(&format!("{key}_{stem}_ms")).or_else(|| quantile(values, share))
+            {
                 let text = if runs.len() > 1 { String::new() } else { format!("{name} {}", number(at)) };
                 chart.mark(at, share, class, &text);
             }
@@ -239,7 +239,7 @@ fn gaps(runs: &[Run]) -> Option<String> {
         if runs.len() > 1 {
             chart.legend(&run.name, class);
         }
-        for (share, key, name) in [(0.5, "median", "p50"), (0.9, "p90", "p90"), (0.99, "p99", "p99")] {
+        for (share, key, name) in MARKS {
             if let Some(at) = run.figure(&format!("{key}_itl_ms")) {
                 let text = if runs.len() > 1 { String::new() } else { format!("{name} {}", number(at)) };
                 chart.mark(at, share, class, &text);
@@ -379,9 +379,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn quantiles_are_those_of_numpy() {
+    fn quantiles_are_nearest_ranks() {
         let values = [1.0, 2.0, 4.0, 8.0];
-        assert_eq!([0.0, 0.5, 0.75, 1.0].map(|q| quantile(&values, q).unwrap()), [1.0, 3.0, 5.0, 8.0]);
+        assert_eq!(
+            [0.0, 0.5, 0.51, 0.75, 1.0].map(|q| quantile(&values, q).unwrap()),
+            [1.0, 2.0, 4.0, 4.0, 8.0]
+        );
         assert_eq!(quantile(&[], 0.5), None);
     }
 

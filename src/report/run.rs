@@ -3,12 +3,15 @@
 use std::path::Path;
 
 use anyhow::{Context, anyhow};
-use pagedraft_workloads::trace::{CONFIG_FILE, SUMMARY_FILE};
+use pagedraft_workloads::trace::{CONFIG_FILE, SUMMARY_FILE, steps_file};
 use serde_json::Value;
 
 use super::Steps;
 use super::requests::Requests;
 use super::trace_window::TraceWindow;
+
+const TRACE_LEFT_OUT: &str = "The trace is left out, and with it the pictures by step and the blocks: config.json has no block_size \
+                              between 1 and 1024, which is what this page can show.";
 
 /// A run, as far as its files say.
 #[derive(Debug)]
@@ -19,6 +22,8 @@ pub(super) struct Run {
     pub(super) summary: Option<Value>,
     pub(super) requests: Option<Requests>,
     pub(super) trace: Option<TraceWindow>,
+    /// Why there is none though there is a file, for people.
+    pub(super) trace_left_out: Option<String>,
 }
 
 impl Run {
@@ -36,8 +41,10 @@ impl Run {
         })?;
         let whole = directory.canonicalize().unwrap_or_else(|_| directory.to_owned());
         let name = whole.file_name().map_or_else(|| "/".into(), |name| name.to_string_lossy().into_owned());
+        let unread = steps_file(directory).is_some() && TraceWindow::block_size(&config).is_none();
         Ok(Self {
             name,
+            trace_left_out: unread.then(|| TRACE_LEFT_OUT.to_owned()),
             summary: json(&directory.join(SUMMARY_FILE))?,
             requests: Requests::read(directory)?,
             trace: TraceWindow::read(directory, &config, steps)
@@ -61,10 +68,14 @@ impl Run {
         let bin_s = self.bin_s()?;
         let values = self.summary.as_ref()?.pointer("/timeline")?.get(list)?.as_array()?;
         let value = |value: &Value| value.as_f64().filter(|v| v.is_finite()).unwrap_or(0.0);
+        // Before the first step of a run that was resumed, nothing is known of what is counted by step.
+        let seen =
+            self.figure_at("/timeline/observed_from_s").filter(|_| !matches!(list, "arrivals" | "finished"));
         let mut points: Vec<_> =
             (0u32..).zip(values).map(|(i, v)| (f64::from(i) * bin_s, value(v))).collect();
-        let last = points.last()?.1;
-        points.push((points.len() as f64 * bin_s, last));
+        let (last, end) = (points.last()?.1, points.len() as f64 * bin_s);
+        points.push((end, last));
+        points.retain(|(at, _)| seen.is_none_or(|seen| at + bin_s > seen));
         Some(points)
     }
 

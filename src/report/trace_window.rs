@@ -70,6 +70,14 @@ impl StepPoint {
 }
 
 impl TraceWindow {
+    /// The block size that a configuration has, where the page can show blocks of it.
+    pub(super) fn block_size(config: &Value) -> Option<u32> {
+        (config.get("block_size").or_else(|| config.pointer("/engine/block_size")))
+            .and_then(Value::as_u64)
+            .and_then(|size| u32::try_from(size).ok())
+            .filter(|size| (1..=1024).contains(size))
+    }
+
     /// The trace in `directory`; `None` where there is none, or where its configuration has no block size.
     ///
     /// # Errors
@@ -83,11 +91,7 @@ impl TraceWindow {
         if steps_file(directory).is_none() {
             return Ok(None);
         }
-        let block_size = (config.get("block_size").or_else(|| config.pointer("/engine/block_size")))
-            .and_then(Value::as_u64)
-            .and_then(|size| u32::try_from(size).ok())
-            .filter(|size| (1..=1024).contains(size));
-        let Some(block_size) = block_size else { return Ok(None) };
+        let Some(block_size) = Self::block_size(config) else { return Ok(None) };
         let mut window = Self {
             block_size,
             names: Vec::new(),

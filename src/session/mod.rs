@@ -359,6 +359,7 @@ impl Session {
             preempted: self.plan.preempted.len(),
             running: stats.running,
             waiting: stats.waiting,
+            pool_during: stats.pool,
             ..StepReport::default()
         };
         self.scheduler.apply(&self.outcome, &mut self.applied)?;

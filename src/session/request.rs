@@ -134,6 +134,8 @@ pub struct StepReport {
     pub running: usize,
     /// Requests that waited, as the step ran.
     pub waiting: usize,
+    /// The KV pool as the step ran: what it planned is taken, what ends with it is not yet given back.
+    pub pool_during: PoolStats,
     /// The KV pool, after the step.
     pub pool: PoolStats,
     /// Whether it was replayed from a graph.

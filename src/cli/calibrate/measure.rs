@@ -12,7 +12,6 @@ use pagedraft_workloads::replay::{
     EndedRequest, Output, PlannedRequest, RequestLine, RowReport, StepReport, Ticket,
 };
 use pagedraft_workloads::sim::{MeasuredStep, StepCost};
-use pagedraft_workloads::trace::PoolCounts;
 
 use super::acceptance::Tally;
 use super::draws::Draws;
@@ -255,12 +254,8 @@ impl<'a> Measuring<'a> {
         report.running = step.running as u32;
         report.waiting = step.waiting as u32;
         report.replayed = step.replayed;
-        report.pool = PoolCounts {
-            num_blocks: u64::from(step.pool.num_blocks),
-            used: u64::from(step.pool.used),
-            free: u64::from(step.pool.free),
-            cached: u64::from(step.pool.cached),
-        };
+        report.pool_during = step.pool_during.into();
+        report.pool = step.pool.into();
         report.rows.clear();
         report.ended.clear();
         for row in session.step_rows() {

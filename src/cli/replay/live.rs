@@ -15,7 +15,6 @@ use pagedraft_workloads::measures::Recorder;
 use pagedraft_workloads::replay::{
     EndedRequest, Output, PlannedRequest, RequestLine, RowReport, StepReport, Ticket,
 };
-use pagedraft_workloads::trace::PoolCounts;
 
 use super::client::Sent;
 use super::clock::Clock;
@@ -183,12 +182,8 @@ impl<'a> Live<'a> {
         self.report.running = step.running as u32;
         self.report.waiting = step.waiting as u32;
         self.report.replayed = step.replayed;
-        self.report.pool = PoolCounts {
-            num_blocks: u64::from(step.pool.num_blocks),
-            used: u64::from(step.pool.used),
-            free: u64::from(step.pool.free),
-            cached: u64::from(step.pool.cached),
-        };
+        self.report.pool_during = step.pool_during.into();
+        self.report.pool = step.pool.into();
         self.report.rows.clear();
         self.report.ended.clear();
         for row in self.session.step_rows() {

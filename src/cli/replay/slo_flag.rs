@@ -2,28 +2,9 @@
 
 use pagedraft_workloads::measures::Slo;
 
-use super::numbers::positive;
-
 /// Goals, each by its name.
 pub fn slo(text: &str) -> Result<Slo, String> {
-    let mut slo = Slo::default();
-    for goal in text.split(',') {
-        let (name, value) = goal
-            .split_once('=')
-            .ok_or_else(|| format!("{goal:?} is no goal: write ttft=MS, tpot=MS or e2el=MS"))?;
-        let place = match name.trim() {
-            "ttft" => &mut slo.ttft_ms,
-            "tpot" => &mut slo.tpot_ms,
-            "e2el" => &mut slo.e2el_ms,
-            other => return Err(format!("there is no goal {other:?}: there are ttft, tpot and e2el")),
-        };
-        let value =
-            positive(value.trim()).map_err(|_| format!("{goal:?}: a number of milliseconds above 0"))?;
-        if place.replace(value).is_some() {
-            return Err(format!("{name} is given twice"));
-        }
-    }
-    Ok(slo)
+    Slo::parse(text)
 }
 
 #[cfg(test)]

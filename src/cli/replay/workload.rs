@@ -139,7 +139,6 @@ impl Workload {
         &self,
         limits: &Limits,
     ) -> anyhow::Result<impl Iterator<Item = Result<Incoming, DatasetError>> + Send + use<>> {
-        let samples = dataset::open(&self.dataset, self.tokenizer.clone()).map_err(bad)?;
         let options = SourceOptions {
             arrivals: self.arrivals,
             seed: self.dataset.seed,
@@ -151,7 +150,8 @@ impl Workload {
             step_tokens: limits.step_tokens,
             vocabulary: limits.vocabulary.clone(),
         };
-        let source = Source::new(samples, &self.survey, options, self.tokenizer.clone()).map_err(bad)?;
+        let source =
+            Source::open(&self.dataset, &self.survey, options, self.tokenizer.clone()).map_err(bad)?;
         // A closed loop: who has no time of its own should go when there is room for it.
         let closed = self.arrivals == Arrivals::AtOnce && self.max_concurrency.is_some();
         Ok(source.map(move |incoming| match incoming {

@@ -53,7 +53,7 @@ impl Arrivals {
     ///
     /// # Errors
     ///
-    /// A rate, a speed or a burstiness that is not a positive number: what is wrong, by the flag's name.
+    /// A rate, a speed or a burstiness that is not a positive number, a burstiness below 0.001: what is wrong, by the flag's name.
     pub fn times(&self, items: u64, seed: u64) -> Result<ArrivalTimes, String> {
         match *self {
             Self::Recorded { speed } => positive("--speed", speed)?,
@@ -62,6 +62,12 @@ impl Arrivals {
             Self::Gamma { rate, burstiness } => {
                 positive("--request-rate", rate)?;
                 positive("--burstiness", burstiness)?;
+                if burstiness < LEAST_BURSTINESS {
+                    return Err(format!(
+                        "--burstiness is {burstiness}; it must be at least {LEAST_BURSTINESS}: gaps drawn from a smaller shape are \
+                         too small to be told from 0"
+                    ));
+                }
             }
             Self::Ramp { from, to, .. } => {
                 positive("--ramp-up-start-rps", from)?;
@@ -91,6 +97,9 @@ impl Arrivals {
         }
     }
 }
+
+/// Of a smaller shape most draws underflow to 0, and the few others are not what the law says any more.
+const LEAST_BURSTINESS: f64 = 1e-3;
 
 fn positive(flag: &str, value: f64) -> Result<(), String> {
     if value.is_finite() && value > 0.0 {

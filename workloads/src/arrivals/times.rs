@@ -60,7 +60,7 @@ impl ArrivalTimes {
             let mut draws = gaps.clone();
             let drawn: f64 = (0..items).map(|_| draws.draw()).sum();
             let asked = arrivals.rate_asked().map_or(drawn, |rate| items as f64 / rate);
-            // A shape so small that every draw is 0 leaves nothing to scale.
+            // Draws that all are 0 (or none) leave nothing to scale.
             if drawn > 0.0 && (asked / drawn).is_finite() {
                 factor = asked / drawn;
             }
@@ -234,5 +234,12 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_shape_that_draws_nothing_but_zeros_is_refused() {
+        let times = |burstiness| Arrivals::Gamma { rate: 1.0, burstiness }.times(10, 0);
+        assert!(times(9e-4).unwrap_err().contains("--burstiness is 0.0009; it must be at least 0.001"));
+        assert!(times(1e-3).is_ok());
     }
 }

@@ -154,7 +154,8 @@ impl Recorder {
     /// A request of a run that is resumed, as it was written.
     ///
     /// Its latencies, lengths, drafts and score count as they did; what is counted step by step can't be had back:
-    /// [`Summary::restored`] says how many are missing there.
+    /// [`Summary::restored`] says how many are missing there. All lines are restored before the first step: means over time begin
+    /// with that.
     pub fn restore(&mut self, line: &RequestLine) {
         let steady = line.request_id.parse().is_ok_and(|index| self.is_steady(index));
         let times = ends::times_of(line);
@@ -176,6 +177,10 @@ impl Recorder {
     /// are passed over.
     pub fn step(&mut self, report: &StepReport, ended: &mut Vec<RequestLine>) {
         let end_ns = report.end_ns;
+        if self.steps.steps == 0 && self.restored > 0 {
+            // What an earlier part of the run did before this, nobody knows any more: it is not idle time.
+            self.bins.observe_from(report.start_ns);
+        }
         let (mut tokens, mut drafts, mut accepted, mut cached) = (0u64, 0u64, 0u64, 0u64);
         for row in &report.rows {
             let Some(request) = self.in_flight.progress(row.ticket) else { continue };

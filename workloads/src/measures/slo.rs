@@ -16,31 +16,29 @@ impl Slo {
     ///
     /// # Errors
     ///
-    /// What can't be read, in words for the person who typed it.
+    /// What can't be read, in words for the person who typed it (who is told by others that it was `--slo`).
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut slo = Self::default();
         for part in text.split(',') {
             let (key, value) = part
                 .split_once('=')
-                .ok_or_else(|| format!("--slo: `{part}` is not KEY=MS; an example is ttft=200,tpot=50"))?;
+                .ok_or_else(|| format!("`{part}` is not KEY=MS; an example is ttft=200,tpot=50"))?;
             let key = key.trim();
             let goal = match key {
                 "ttft" => &mut slo.ttft_ms,
                 "tpot" => &mut slo.tpot_ms,
                 "e2el" => &mut slo.e2el_ms,
-                _ => return Err(format!("--slo: `{key}` is none of ttft, tpot, e2el")),
+                _ => return Err(format!("`{key}` is none of ttft, tpot, e2el")),
             };
             let ms: f64 = value
                 .trim()
                 .parse()
-                .map_err(|_| format!("--slo: {key} is `{value}`, which is not a number of milliseconds"))?;
+                .map_err(|_| format!("{key} is `{value}`, which is not a number of milliseconds"))?;
             if !(ms.is_finite() && ms > 0.0) {
-                return Err(format!(
-                    "--slo: {key} is {value}; it must be a number of milliseconds greater than 0"
-                ));
+                return Err(format!("{key} is {value}; it must be a number of milliseconds greater than 0"));
             }
             if goal.replace(ms).is_some() {
-                return Err(format!("--slo: {key} is given twice"));
+                return Err(format!("{key} is given twice"));
             }
         }
         Ok(slo)
@@ -80,7 +78,7 @@ mod tests {
             ("ttft=1,", "``"),
         ] {
             let error = Slo::parse(text).unwrap_err();
-            assert!(error.starts_with("--slo: ") && error.contains(names), "{text}: {error}");
+            assert!(error.contains(names), "{text}: {error}");
         }
     }
 }

@@ -29,7 +29,9 @@ pub struct Summary {
     /// Records that were not run, by reason.
     pub skipped: BTreeMap<SkipReason, u64>,
     /// Of all these, those that an earlier, stopped part of the run had done. They are in counts, totals and in `ttft`, `tpot`,
-    /// `e2el` and `queue`; but not in anything that is counted by step: `itl`, blocks, steps, tokens of the timeline.
+    /// `e2el` and `queue`; but not in anything that is counted by step: `itl`, blocks, steps, tokens of the timeline. What is a mean
+    /// or a peak over time (`kv`, the timeline) is that of the part since the run was last resumed: from its first step
+    /// (`timeline.observed_from_s`) on.
     pub restored: u64,
     /// Prompt tokens of completed requests.
     pub total_input_tokens: u64,
@@ -47,7 +49,7 @@ pub struct Summary {
     pub max_output_tokens_per_s: u64,
     /// Most requests in flight at one moment, from sent to ended. (vLLM counts those that touch the same second.)
     pub max_concurrent_requests: u64,
-    /// Latencies of completed requests.
+    /// Latencies of completed requests; `itl` also has the gaps of requests that failed or were stopped, as the key `itl` says.
     #[serde(flatten)]
     pub latencies: Latencies,
     /// Drafts; without speculation these keys are left out.
@@ -61,7 +63,8 @@ pub struct Summary {
     pub rate_sent: Option<f64>,
     /// How late requests were sent, in milliseconds behind their intended arrival: by the sender, or because of `--max-concurrency`.
     pub send_lateness_ms: Figures,
-    /// The three readings of inter-token latency, in milliseconds.
+    /// The three readings of inter-token latency, in milliseconds. Unlike the other latencies, gaps are counted as they come: those of
+    /// requests that failed or were stopped later are among them, up to that moment.
     pub itl: InterToken,
     /// Who met the goals; `null` without `--slo`.
     pub goodput: Option<Goodput>,
@@ -162,11 +165,11 @@ pub enum RequestRate {
 pub struct Goodput {
     /// The goals.
     pub slo: Slo,
-    /// Requests whose first token came in time.
+    /// Requests whose first token came in time; one that ended without a token did not.
     pub met_ttft: Option<u64>,
     /// Requests whose tokens behind the first came fast enough; with one token, any is.
     pub met_tpot: Option<u64>,
-    /// Requests that ended in time.
+    /// Requests that ended in time; one that ended without a token did not.
     pub met_e2el: Option<u64>,
     /// Requests that met all goals that there are.
     pub met_all: u64,
@@ -189,16 +192,18 @@ pub struct PrefixCache {
     pub cached_blocks: u64,
 }
 
-/// How full the KV pool was. Counted after each step, when what ended with it was given back.
+/// How full the KV pool was. Counted as each step runs, when its blocks are taken and what ends with it is not yet given back;
+/// between steps, as the last one left it. Time before a resumed run's first step is not counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct KvUse {
     /// Blocks of all engines.
     pub num_blocks: u64,
-    /// Most blocks in use at once, of all engines together.
+    /// Most blocks in use at once, of all engines together: those of a step, and those of the others in their last step where
+    /// that overlapped it, or after it.
     pub peak_used: u64,
     /// The greatest share of one engine's blocks, 0 to 1.
     pub peak_share: f64,
-    /// Blocks in use over blocks, mean over the run's time.
+    /// Blocks in use over blocks, mean over the run's time (of a resumed run, that since its first step).
     pub mean_share: f64,
 }
 
@@ -244,7 +249,7 @@ pub struct Steady {
     /// Its requests' drafts.
     #[serde(flatten)]
     pub speculation: Option<Speculation>,
-    /// Its requests' inter-token latencies.
+    /// Its requests' inter-token latencies, of those that failed or were stopped too.
     pub itl: InterToken,
     /// Which of its requests met the goals; here `request_goodput` is their share of `request_throughput`.
     pub goodput: Option<Goodput>,

@@ -10,6 +10,11 @@ use crate::replay::StepReport;
 pub struct Timeline {
     /// Seconds a bin; the first begins with the run.
     pub bin_s: f64,
+    /// Seconds into the run from which steps were seen: 0, but where a run was resumed, the start of the first step after that.
+    /// What is counted by step (tokens, running, waiting, KV, preemptions, drafts) is not known before it, and 0 there; the bin
+    /// that it is in has its means over what was seen of it.
+    #[serde(default)]
+    pub observed_from_s: f64,
     /// Requests whose intended arrival it was.
     pub arrivals: Vec<u64>,
     /// Requests that finished.
@@ -24,7 +29,7 @@ pub struct Timeline {
     pub waiting: Vec<f64>,
     /// KV blocks that requests held, mean over time, of all engines.
     pub kv_used: Vec<f64>,
-    /// The greatest share of an engine's KV blocks in use after a step, 0 to 1.
+    /// The greatest share of an engine's KV blocks in use as a step ran, 0 to 1.
     pub kv_max_share: Vec<f64>,
     /// Preemptions.
     pub preemptions: Vec<u64>,
@@ -64,7 +69,10 @@ struct Engine {
     since_ns: u64,
     running: u64,
     waiting: u64,
+    /// KV blocks in use, after its last step.
     kv_used: u64,
+    /// And as that step ran.
+    kv_during: u64,
     num_blocks: u64,
 }
 
@@ -74,8 +82,8 @@ pub(super) struct Bins {
     bins: Vec<Bin>,
     width_ns: u64,
     engines: BTreeMap<u32, Engine>,
-    /// Of all engines.
-    kv_used: u64,
+    /// When steps were first looked at.
+    observed_from_ns: u64,
     pub peak_kv_used: u64,
     pub peak_kv_share: f64,
     /// KV blocks in use, times nanoseconds.
@@ -88,11 +96,16 @@ impl Bins {
             bins: Vec::new(),
             width_ns: FIRST_BIN_NS,
             engines: BTreeMap::new(),
-            kv_used: 0,
+            observed_from_ns: 0,
             peak_kv_used: 0,
             peak_kv_share: 0.0,
             kv_used_time: 0,
         }
+    }
+
+    /// What steps did before this is not known. Told before the first step.
+    pub(super) fn observe_from(&mut self, ns: u64) {
+        self.observed_from_ns = ns;
     }
 
     /// The bin that a time is in.
@@ -112,26 +125,35 @@ impl Bins {
 
     /// Takes in what a step says about its engine's state: it ran with so many, and left the pool so.
     pub(super) fn step(&mut self, report: &StepReport) {
-        let mut engine = self.engines.get(&report.replica).copied().unwrap_or_default();
+        let unseen = Engine { since_ns: self.observed_from_ns, ..Engine::default() };
+        let mut engine = self.engines.get(&report.replica).copied().unwrap_or(unseen);
         let start = report.start_ns.max(engine.since_ns);
         let end = report.end_ns.max(start);
         if start > engine.since_ns {
             self.hold(engine, engine.since_ns, start);
         }
-        self.kv_used = self.kv_used.saturating_sub(engine.kv_used).saturating_add(report.pool.used);
+        let during = report.pool_during;
         engine = Engine {
             since_ns: end,
             running: u64::from(report.running),
             waiting: u64::from(report.waiting),
-            kv_used: report.pool.used,
-            num_blocks: report.pool.num_blocks,
+            kv_used: during.used,
+            kv_during: during.used,
+            num_blocks: during.num_blocks,
         };
         self.hold(engine, start, end);
         engine.running = engine.running.saturating_sub(report.ended.len() as u64);
+        engine.kv_used = report.pool.used;
         self.engines.insert(report.replica, engine);
 
-        self.peak_kv_used = self.peak_kv_used.max(self.kv_used);
-        let share = ratio(report.pool.used, report.pool.num_blocks);
+        // Other engines, as they were while this one ran: in a step of theirs that overlapped, or behind it.
+        let others = self.engines.iter().filter(|(replica, _)| **replica != report.replica);
+        let used = others.fold(during.used, |sum, (_, other)| {
+            let overlaps = other.since_ns > start;
+            sum.saturating_add(if overlaps { other.kv_during } else { other.kv_used })
+        });
+        self.peak_kv_used = self.peak_kv_used.max(used);
+        let share = ratio(during.used, during.num_blocks);
         self.peak_kv_share = self.peak_kv_share.max(share);
         let bin = self.at(end);
         bin.kv_max_share = bin.kv_max_share.max(share);
@@ -160,18 +182,20 @@ impl Bins {
         self.engines.values().fold(0, |sum, e| sum.saturating_add(e.num_blocks))
     }
 
-    /// KV blocks in use, mean over time until `end_ns`.
+    /// KV blocks in use, mean over the time that was seen until `end_ns`.
     pub(super) fn mean_kv_used(&self, end_ns: u64) -> f64 {
-        self.kv_used_time as f64 / end_ns.max(1) as f64
+        self.kv_used_time as f64 / end_ns.saturating_sub(self.observed_from_ns).max(1) as f64
     }
 
-    /// As lists; the last bin's means are over its part before `end_ns`.
+    /// As lists; means are over the part of a bin that was seen: of the last one, that before `end_ns`.
     pub(super) fn timeline(&self, end_ns: u64) -> Timeline {
         let width = self.width_ns;
         let counts = |of: fn(&Bin) -> u64| self.bins.iter().map(of).collect();
         let means = |of: fn(&Bin) -> u128| {
             let mean = |(i, bin): (usize, &Bin)| {
-                let passed = end_ns.saturating_sub((i as u64).saturating_mul(width)).min(width);
+                let from = (i as u64).saturating_mul(width);
+                let until = end_ns.min(from.saturating_add(width));
+                let passed = until.saturating_sub(from.max(self.observed_from_ns));
                 // 6 decimals: what is beyond them is noise in a picture, and makes the file twice as long.
                 (of(bin) as f64 / passed.max(1) as f64 * 1e6).round() / 1e6
             };
@@ -179,6 +203,7 @@ impl Bins {
         };
         Timeline {
             bin_s: width as f64 / 1e9,
+            observed_from_s: self.observed_from_ns as f64 / 1e9,
             arrivals: counts(|b| b.arrivals),
             finished: counts(|b| b.finished),
             output_tokens: counts(|b| b.output_tokens),

@@ -44,15 +44,17 @@ impl Totals {
         self.output_tokens += u64::from(line.output_tokens);
         self.cached_tokens += u64::from(line.cached_tokens);
         self.cached_blocks += u64::from(line.cached_tokens / block_size.max(1));
-        // A request with one token has no time a token: it meets every goal for it, as in vLLM.
-        let within = |value: Option<u64>, goal: Option<f64>| match (value, goal) {
+        // A request with one token has no time a token: it meets every goal for it, as in vLLM. One that kept no token at all has
+        // no first one either, and gave nobody anything in time.
+        let within = |value: Option<u64>, goal: Option<f64>, without| match (value, goal) {
+            (_, None) => true,
             (Some(ns), Some(goal)) => ns as f64 / 1e6 <= goal,
-            _ => true,
+            (None, Some(_)) => without,
         };
         let met = [
-            within(times.ttft, slo.ttft_ms),
-            within(times.tpot, slo.tpot_ms),
-            within(times.e2el, slo.e2el_ms),
+            within(times.ttft, slo.ttft_ms, false),
+            within(times.tpot, slo.tpot_ms, true),
+            within(times.e2el, slo.e2el_ms, false),
         ];
         self.met.iter_mut().zip(met).for_each(|(n, met)| *n += u64::from(met));
         self.met[3] += u64::from(met == [true; 3]);

@@ -8,21 +8,6 @@ use crate::trace::PoolCounts;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket(pub u32);
 
-/// What an engine is asked.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EngineRequest {
-    /// Whose answer it is.
-    pub ticket: Ticket,
-    /// Its name in traces.
-    pub request_id: String,
-    /// Token ids.
-    pub prompt: Vec<u32>,
-    /// Tokens to generate at most.
-    pub max_tokens: u32,
-    /// Whether end-of-sequence tokens end it; else it gives `max_tokens` tokens.
-    pub until_stop: bool,
-}
-
 /// What a step did. Buffers are reused from step to step.
 #[derive(Clone, Debug, Default)]
 pub struct StepReport {
@@ -48,6 +33,8 @@ pub struct StepReport {
     pub running: u32,
     /// Requests that waited, as the step ran.
     pub waiting: u32,
+    /// The KV pool as the step ran: what it planned is taken, what ends with it is not yet given back.
+    pub pool_during: PoolCounts,
     /// The KV pool, after the step.
     pub pool: PoolCounts,
     /// Whether a graph was replayed.

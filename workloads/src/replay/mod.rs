@@ -4,6 +4,6 @@ mod engine;
 mod request_line;
 mod source;
 
-pub use engine::{EndedRequest, EngineRequest, Output, RowReport, StepReport, Ticket};
+pub use engine::{EndedRequest, Output, RowReport, StepReport, Ticket};
 pub use request_line::{RequestLine, Status};
 pub use source::{DEFAULT_NEW_TOKENS, Incoming, PlannedRequest, SkippedRequest, Source, SourceOptions};

@@ -1,10 +1,12 @@
 //! From samples to requests: prompts, arrivals, and what is not run.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::arrivals::{ArrivalTimes, Arrivals};
 use crate::dataset::{
-    DatasetError, Expectation, Item, OutputLength, Prompt, Sample, Samples, SkipReason, Survey,
+    self, DatasetError, DatasetOptions, Expectation, Item, OutputLength, Prompt, Sample, Samples, SkipReason,
+    Survey,
 };
 use crate::prompt::{PromptMaker, TextTokens};
 
@@ -70,7 +72,7 @@ pub struct SourceOptions {
     pub max_new_tokens: Option<u32>,
     /// The model's greatest length: what can't fit is skipped.
     pub max_model_len: u32,
-    /// Tokens that the KV pool holds: what can't fit is skipped.
+    /// Tokens that the KV pool holds: what can't fit is skipped. A request's last token is never computed, and needs no place.
     pub pool_tokens: u64,
     /// The budget of a step, where a prompt must fit it (chunked prefill off).
     pub step_tokens: Option<u32>,
@@ -83,8 +85,16 @@ pub const DEFAULT_NEW_TOKENS: u32 = 256;
 
 /// Samples made into requests.
 ///
-/// A prompt is run whole or not at all: what does not fit is [`Incoming::Skipped`], with the reason. Where arrivals are drawn, a skipped
-/// record takes none, so that the rate is that of the requests sent; where they are recorded it keeps its own.
+/// A prompt is run whole or not at all: what does not fit is [`Incoming::Skipped`], with the reason.
+///
+/// Where arrivals are recorded, every record keeps its own. Where they are made (constant, drawn, a ramp):
+///
+/// - Of a dataset of lengths or token ids, [`Source::open`] counts the records that fit beforehand. Arrivals are made for these alone, so
+///   that the rate asked is the rate of the requests sent.
+/// - Of text, lengths are known only when it is tokenised, record by record. Arrivals are made for all records that the dataset
+///   does not mark as failed; one that turns out not to fit takes its arrival, which passes without a request. The process keeps
+///   its form and its length, and the rate sent is the rate asked times the share of records that are run. The same holds of
+///   [`Source::new`], which can't read its samples twice.
 pub struct Source {
     samples: Samples,
     /// The first item, which was looked at when the source was made.
@@ -93,6 +103,10 @@ pub struct Source {
     tokenizer: Option<Arc<dyn TextTokens>>,
     maker: PromptMaker,
     times: ArrivalTimes,
+    /// Whether arrivals are made for those alone that fit: a skipped record takes none.
+    fitting: bool,
+    /// The samples' file, for errors.
+    path: Option<PathBuf>,
     index: u64,
     over: bool,
 }
@@ -114,8 +128,38 @@ impl Source {
     /// Options that do not go with the dataset: recorded arrivals without times, text without a tokenizer, a scale for
     /// lengths of text.
     pub fn new(
+        samples: Samples,
+        survey: &Survey,
+        options: SourceOptions,
+        tokenizer: Option<Arc<dyn TextTokens>>,
+    ) -> Result<Self, DatasetError> {
+        Self::over(samples, survey, None, options, tokenizer)
+    }
+
+    /// Requests from a dataset, which `survey` tells of. Where arrivals are made and lengths are known without a tokenizer, it is read
+    /// once more beforehand, to count those that fit. Errors name the dataset's file.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`new`](Self::new); a dataset that can't be read.
+    pub fn open(
+        dataset: &DatasetOptions,
+        survey: &Survey,
+        options: SourceOptions,
+        tokenizer: Option<Arc<dyn TextTokens>>,
+    ) -> Result<Self, DatasetError> {
+        let open = || dataset::open(dataset, tokenizer.clone());
+        let made = !matches!(options.arrivals, Arrivals::Recorded { .. } | Arrivals::AtOnce);
+        let fitting = if made { fitting(open()?, &options)? } else { None };
+        let mut source = Self::over(open()?, survey, fitting, options, tokenizer.clone())?;
+        source.path.clone_from(&dataset.path);
+        Ok(source)
+    }
+
+    fn over(
         mut samples: Samples,
         survey: &Survey,
+        fitting: Option<u64>,
         options: SourceOptions,
         tokenizer: Option<Arc<dyn TextTokens>>,
     ) -> Result<Self, DatasetError> {
@@ -124,13 +168,25 @@ impl Source {
         if matches!(options.arrivals, Arrivals::Recorded { .. }) && !survey.timed {
             return Err(DatasetError::Options(NO_TIMES.into()));
         }
-        let requests = survey.items.saturating_sub(survey.skipped);
+        let requests = fitting.unwrap_or_else(|| survey.items.saturating_sub(survey.skipped));
         let times = options.arrivals.times(requests, options.seed).map_err(DatasetError::Options)?;
         let first = samples.next().transpose()?;
         if let Some(Item::Sample(sample)) = &first {
             check(sample, &options, tokenizer.is_some())?;
         }
-        Ok(Self { samples, first, options, tokenizer, maker, times, index: 0, over: false })
+        let fitting = fitting.is_some();
+        Ok(Self {
+            samples,
+            first,
+            options,
+            tokenizer,
+            maker,
+            times,
+            fitting,
+            path: None,
+            index: 0,
+            over: false,
+        })
     }
 
     fn pull(&mut self) -> Result<Option<Incoming>, DatasetError> {
@@ -160,6 +216,16 @@ impl Source {
         arrival_s.filter(|_| recorded).and_then(|time| self.times.next(Some(time)))
     }
 
+    /// The same, of one that was found not to fit: an arrival that was made for it passes.
+    fn passed(&mut self, arrival_s: Option<f64>) -> Option<u64> {
+        match self.options.arrivals {
+            Arrivals::Recorded { .. } => self.recorded(arrival_s),
+            Arrivals::AtOnce => None,
+            _ if self.fitting => None,
+            _ => self.times.next(None),
+        }
+    }
+
     fn plan(&mut self, sample: Sample) -> Result<Incoming, DatasetError> {
         check(&sample, &self.options, self.tokenizer.is_some())?;
         let recorded = matches!(self.options.arrivals, Arrivals::Recorded { .. });
@@ -174,10 +240,10 @@ impl Source {
         let counted = encoded.as_ref().map(|tokens| u32::try_from(tokens.len()).unwrap_or(u32::MAX));
         let prompt_tokens = counted.or_else(|| self.maker.length(&sample.prompt)).unwrap_or(0);
         let max_tokens = self.output_tokens(&sample)?;
-        if let Some(reason) = self.misfit(prompt_tokens, max_tokens) {
+        if let Some(reason) = misfit(&self.options, prompt_tokens, max_tokens) {
             return Ok(Incoming::Skipped(SkippedRequest {
                 index: self.index,
-                arrival_ns: self.recorded(sample.arrival_s),
+                arrival_ns: self.passed(sample.arrival_s),
                 source_id: sample.source_id,
                 category: sample.category,
                 prompt_tokens: Some(prompt_tokens),
@@ -199,31 +265,11 @@ impl Source {
 
     /// Tokens of an output, at least 1.
     fn output_tokens(&self, sample: &Sample) -> Result<u32, DatasetError> {
-        let most = self.options.max_new_tokens;
-        let wanted = match &sample.output {
-            OutputLength::Tokens(tokens) => self.maker.scaled(*tokens),
+        let counted = match &sample.output {
             OutputLength::AsText(text) => self.ask(sample, |tokenizer| tokenizer.count(text))?,
-            OutputLength::UntilStop(tokens) => tokens.or(most).unwrap_or(DEFAULT_NEW_TOKENS),
+            _ => 0,
         };
-        Ok(most.map_or(wanted, |most| wanted.min(most)).max(1))
-    }
-
-    /// Why a request of such lengths can't be run.
-    fn misfit(&self, prompt: u32, output: u32) -> Option<SkipReason> {
-        let total = u64::from(prompt) + u64::from(output);
-        if prompt == 0 {
-            Some(SkipReason::EmptyPrompt)
-        } else if self.options.max_prompt_tokens.is_some_and(|most| prompt > most) {
-            Some(SkipReason::PromptTooLong)
-        } else if total > u64::from(self.options.max_model_len) {
-            Some(SkipReason::LongerThanModel)
-        } else if total > self.options.pool_tokens {
-            Some(SkipReason::LargerThanPool)
-        } else if self.options.step_tokens.is_some_and(|most| prompt > most) {
-            Some(SkipReason::LargerThanStep)
-        } else {
-            None
-        }
+        Ok(output_tokens(&sample.output, counted, &self.maker, &self.options))
     }
 
     fn encode(&self, text: &str, sample: &Sample) -> Result<Vec<u32>, DatasetError> {
@@ -238,11 +284,16 @@ impl Source {
     ) -> Result<T, DatasetError> {
         let Some(tokenizer) = &self.tokenizer else { return Err(DatasetError::Options(NO_TOKENIZER.into())) };
         what(tokenizer.as_ref()).map_err(|e| {
-            let what = format!(
-                "request {} (line {}): the tokenizer can't encode its text: {e}",
-                self.index, sample.line
-            );
-            DatasetError::Options(what)
+            let what = format!("the tokenizer can't encode the text of request {}: {e}", self.index);
+            match self.path.clone() {
+                // Whether it is an array was not kept.
+                Some(path) => DatasetError::Line {
+                    path,
+                    line: sample.line,
+                    what: format!("{what} (of a JSON array, this is the element's number)"),
+                },
+                None => DatasetError::Options(format!("{what} (line {})", sample.line)),
+            }
         })
     }
 }
@@ -251,6 +302,51 @@ const NO_TIMES: &str = "the dataset has no arrival times to replay: give --reque
 
 const NO_TOKENIZER: &str =
     "the dataset is text: it takes a model with a tokenizer to make token ids of it (--model)";
+
+/// How many samples fit; `None` where one is text, of which only a tokenizer can tell.
+fn fitting(samples: Samples, options: &SourceOptions) -> Result<Option<u64>, DatasetError> {
+    let maker = PromptMaker::new(options.seed, options.vocabulary.clone(), options.length_scale)
+        .map_err(DatasetError::Options)?;
+    let mut fitting = 0;
+    for item in samples {
+        let Item::Sample(sample) = item? else { continue };
+        let text = matches!(sample.output, OutputLength::AsText(_));
+        let Some(prompt) = maker.length(&sample.prompt).filter(|_| !text) else { return Ok(None) };
+        let output = output_tokens(&sample.output, 0, &maker, options);
+        fitting += u64::from(misfit(options, prompt, output).is_none());
+    }
+    Ok(Some(fitting))
+}
+
+/// Tokens of an output, at least 1; `counted` is those of one that is as long as a text.
+fn output_tokens(output: &OutputLength, counted: u32, maker: &PromptMaker, options: &SourceOptions) -> u32 {
+    let most = options.max_new_tokens;
+    let wanted = match output {
+        OutputLength::Tokens(tokens) => maker.scaled(*tokens),
+        OutputLength::AsText(_) => counted,
+        OutputLength::UntilStop(tokens) => tokens.or(most).unwrap_or(DEFAULT_NEW_TOKENS),
+    };
+    most.map_or(wanted, |most| wanted.min(most)).max(1)
+}
+
+/// Why a request of such lengths can't be run.
+fn misfit(options: &SourceOptions, prompt: u32, output: u32) -> Option<SkipReason> {
+    let total = u64::from(prompt) + u64::from(output);
+    if prompt == 0 {
+        Some(SkipReason::EmptyPrompt)
+    } else if options.max_prompt_tokens.is_some_and(|most| prompt > most) {
+        Some(SkipReason::PromptTooLong)
+    } else if total > u64::from(options.max_model_len) {
+        Some(SkipReason::LongerThanModel)
+    } else if total > options.pool_tokens.saturating_add(1) {
+        // The last token is never computed, and needs no slot.
+        Some(SkipReason::LargerThanPool)
+    } else if options.step_tokens.is_some_and(|most| prompt > most) {
+        Some(SkipReason::LargerThanStep)
+    } else {
+        None
+    }
+}
 
 /// Whether a sample goes with the options.
 fn check(sample: &Sample, options: &SourceOptions, tokenizer: bool) -> Result<(), DatasetError> {

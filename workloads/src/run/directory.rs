@@ -1,3 +1,4 @@
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -20,12 +21,15 @@ pub struct RunDirectory {
     begin: Begin,
     next_step: u64,
     leftovers: Arc<Leftovers>,
+    /// Held while the run is written; the system takes it back from a process that was killed.
+    _lock: Option<File>,
 }
 
 /// What a stopped run left.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Resumed {
-    /// The requests that were done with, in the order in which they were written; a cut last line is dropped.
+    /// The requests that were done with, in the order in which they were written, without their `text` and `token_ids` (some hundred
+    /// bytes each); a cut last line is dropped.
     pub lines: Vec<RequestLine>,
     /// The step number that the trace goes on from.
     pub next_step: u64,
@@ -48,7 +52,8 @@ impl RunDirectory {
             return Err(Error::Run { path: path.join(there), what: what.to_owned() });
         }
         let leftovers = Arc::new(Leftovers::start(path, config.clone())?);
-        Self::open(path, Begin::New, 0, leftovers)
+        let lock = lock(path)?;
+        Self::open(path, Begin::New, 0, leftovers, lock)
     }
 
     /// Goes on with a run that was stopped: its lines are kept, and new ones added behind them.
@@ -58,21 +63,24 @@ impl RunDirectory {
     /// It holds no run, or one that is finished; a line of it can't be read; its `config.json` differs from `config`: in
     /// which fields (`date`, `out`, `resume` and `revision` may).
     pub fn resume(path: &Path, config: &Value) -> Result<(Self, Resumed), Error> {
+        let lock = lock(path)?;
         check_stopped(path, config)?;
         let requests = path.join(REQUESTS_FILE);
         let mut lines = Vec::new();
         if requests.exists() {
             let mut reader = LineReader::open(&requests, LineFormat::Jsonl)?;
             while let Some(line) = reader.next_line()? {
-                let parsed = serde_json::from_slice(line);
-                lines.push(parsed.map_err(|error| Error::Run {
+                let mut parsed: RequestLine = serde_json::from_slice(line).map_err(|error| Error::Run {
                     path: requests.clone(),
                     what: format!("line {}: {error}", reader.number()),
-                })?);
+                })?;
+                // They stay in the file, and nobody goes on with them: of a million requests they would be gigabytes.
+                (parsed.token_ids, parsed.text) = (None, None);
+                lines.push(parsed);
             }
         }
         let next_step = last_step(path)?.map_or(0, |last| last.saturating_add(1));
-        let run = Self::open(path, Begin::Append, next_step, Arc::new(Leftovers::none(path)))?;
+        let run = Self::open(path, Begin::Append, next_step, Arc::new(Leftovers::none(path)), lock)?;
         Ok((run, Resumed { lines, next_step }))
     }
 
@@ -83,11 +91,18 @@ impl RunDirectory {
     ///
     /// As [`resume`](Self::resume).
     pub fn repeat(path: &Path, config: &Value) -> Result<Self, Error> {
+        let lock = lock(path)?;
         check_stopped(path, config)?;
-        Self::open(path, Begin::Repeat, 0, Arc::new(Leftovers::none(path)))
+        Self::open(path, Begin::Repeat, 0, Arc::new(Leftovers::none(path)), lock)
     }
 
-    fn open(path: &Path, begin: Begin, next_step: u64, leftovers: Arc<Leftovers>) -> Result<Self, Error> {
+    fn open(
+        path: &Path,
+        begin: Begin,
+        next_step: u64,
+        leftovers: Arc<Leftovers>,
+        lock: Option<File>,
+    ) -> Result<Self, Error> {
         let requests = path.join(REQUESTS_FILE);
         let requests = LineWriter::open(requests, LineFormat::Jsonl, begin, Arc::clone(&leftovers))?;
         if begin != Begin::New {
@@ -99,7 +114,7 @@ impl RunDirectory {
                 _ => {}
             }
         }
-        Ok(Self { path: path.to_owned(), requests, begin, next_step, leftovers })
+        Ok(Self { path: path.to_owned(), requests, begin, next_step, leftovers, _lock: lock })
     }
 
     /// Where it is.
@@ -142,6 +157,20 @@ impl RunDirectory {
             .map_err(|source| Error::Encode { what: "the summary", source })?;
         let path = self.path.join(SUMMARY_FILE);
         replace_file(&path, &summary).map_err(|source| Error::Write { path, source })
+    }
+}
+
+/// Takes the directory for this process; `None` where the system can't (no such directory yet, no locks on directories): what
+/// follows says what is wrong.
+fn lock(path: &Path) -> Result<Option<File>, Error> {
+    let Ok(directory) = File::open(path) else { return Ok(None) };
+    match directory.try_lock() {
+        Ok(()) => Ok(Some(directory)),
+        Err(TryLockError::WouldBlock) => Err(Error::Run {
+            path: path.to_owned(),
+            what: "another process is writing this run: wait until it has ended, or stop it".to_owned(),
+        }),
+        Err(TryLockError::Error(_)) => Ok(None),
     }
 }
 

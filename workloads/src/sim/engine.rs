@@ -17,7 +17,6 @@ use super::step_trace::{Made, StepTrace};
 use super::{CostModel, Observer, SimOptions, StepCost, StepShape};
 use crate::Error;
 use crate::replay::{RowReport, StepReport, Ticket};
-use crate::trace::PoolCounts;
 
 /// An engine in virtual time. [`begin`](Self::begin) plans a step and draws its outcome, [`finish`](Self::finish) applies it
 /// when its time has come; requests may be submitted in between, which is what a live engine does at the next step's
@@ -198,6 +197,7 @@ impl Engine {
         report.preempted = self.plan.preempted.len() as u32;
         report.running = stats.running as u32;
         report.waiting = stats.waiting as u32;
+        report.pool_during = stats.pool.into();
         report.replayed = self.graph.is_some();
         self.ends = Some(end);
         Ok(())
@@ -302,13 +302,7 @@ impl Engine {
         self.ends = None;
         let Self { scheduler, requests, plan, outcome, applied, price, report, .. } = self;
         scheduler.apply(outcome, applied).map_err(|e| Error::Engine(e.to_string()))?;
-        let pool = scheduler.stats().pool;
-        report.pool = PoolCounts {
-            num_blocks: u64::from(pool.num_blocks),
-            used: u64::from(pool.used),
-            free: u64::from(pool.free),
-            cached: u64::from(pool.cached),
-        };
+        report.pool = scheduler.stats().pool.into();
         report.rows.clear();
         report.ended.clear();
         log.step(report, applied.len());

@@ -52,6 +52,17 @@ pub struct PoolCounts {
     pub cached: u64,
 }
 
+impl From<pagedraft_block_manager::PoolStats> for PoolCounts {
+    fn from(pool: pagedraft_block_manager::PoolStats) -> Self {
+        Self {
+            num_blocks: u64::from(pool.num_blocks),
+            used: u64::from(pool.used),
+            free: u64::from(pool.free),
+            cached: u64::from(pool.cached),
+        }
+    }
+}
+
 /// What a trace says about requests that plans do not know: their names, and why they ended.
 pub trait StepNames {
     /// The name its owner gave it. Must be known for every request a plan or outcome mentions, ended ones too.

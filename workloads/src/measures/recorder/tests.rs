@@ -206,15 +206,25 @@ fn assert_timeline(all: &Schedule, summary: &Summary) {
     }
     let (mut running, mut kv) = (0.0, 0.0);
     let mut last = BTreeMap::<u32, (u64, f64, f64)>::new();
-    for step in &all.steps {
+    let (mut peak, mut peak_share) = (0, 0.0f64);
+    for (i, step) in all.steps.iter().enumerate() {
         prompt[bin(step.end_ns)] += u64::from(step.prefill_tokens);
         let (since, was, used) = last.get(&step.replica).copied().unwrap_or_default();
         let (between, spent) = ((step.start_ns - since) as f64, (step.end_ns - step.start_ns) as f64);
         running += was * between + f64::from(step.running) * spent;
-        kv += used * between + step.pool.used as f64 * spent;
+        kv += used * between + step.pool_during.used as f64 * spent;
         let left = f64::from(step.running) - step.ended.len() as f64;
         last.insert(step.replica, (step.end_ns, left, step.pool.used as f64));
+        let others = (0..3).filter(|r| *r != step.replica).filter_map(|r| {
+            let last = all.steps[..i].iter().rev().find(|s| s.replica == r)?;
+            Some(if last.end_ns > step.start_ns { last.pool_during.used } else { last.pool.used })
+        });
+        peak = peak.max(step.pool_during.used + others.sum::<u64>());
+        peak_share = peak_share.max(step.pool_during.used as f64 / 100.0);
     }
+    assert_eq!((summary.kv.peak_used, summary.kv.peak_share), (peak, peak_share));
+    assert_eq!(timeline.kv_max_share.iter().copied().fold(0.0, f64::max), peak_share);
+    assert_eq!(timeline.observed_from_s, 0.0);
     assert_eq!((&timeline.arrivals, &timeline.finished), (&arrivals, &finished));
     assert_eq!((&timeline.output_tokens, &timeline.prompt_tokens_computed), (&tokens, &prompt));
     assert_eq!((&timeline.drafts, &timeline.cached_tokens), (&drafts, &cached));

@@ -40,7 +40,7 @@ fn source(
     tokenizer: Option<Arc<dyn TextTokens>>,
 ) -> Result<Source, DatasetError> {
     let found = survey(asked, tokenizer.clone())?;
-    Source::new(open(asked, tokenizer.clone())?, &found, options, tokenizer)
+    Source::open(asked, &found, options, tokenizer)
 }
 
 fn all(asked: &DatasetOptions, options: SourceOptions) -> Result<Vec<Incoming>, DatasetError> {
@@ -89,9 +89,9 @@ fn what_does_not_fit_is_skipped_with_its_reason_and_never_cut() {
         (1.0, 0, 5),
         (2.0, 101, 5),
         (3.0, 90, 31),
-        (4.0, 90, 21),
+        (4.0, 90, 22),
         (5.0, 71, 1),
-        (6.0, 70, 30),
+        (6.0, 70, 41),
         (7.0, 9, 0),
     ]);
     let limits = SourceOptions {
@@ -108,7 +108,7 @@ fn what_does_not_fit_is_skipped_with_its_reason_and_never_cut() {
         (3, Some(1500), Some(90), Err(LongerThanModel)),
         (4, Some(2000), Some(90), Err(LargerThanPool)),
         (5, Some(2500), Some(71), Err(LargerThanStep)),
-        (6, Some(3000), Some(70), Ok(30)),
+        (6, Some(3000), Some(70), Ok(41)),
         (7, Some(3500), Some(9), Err(FailedInTrace)),
     ];
     assert_eq!(rows(&all(&asked, limits.clone()).unwrap()), expected);
@@ -209,7 +209,10 @@ fn an_error_comes_once_and_ends_the_workload() {
     let mut source = source(&asked, options(Arrivals::AtOnce), words()).unwrap();
     assert!(matches!(source.next(), Some(Ok(Incoming::Request(_)))));
     let error = source.next().unwrap().unwrap_err().to_string();
-    assert!(error.contains("request 1 (line 2)") && error.contains("no such word"), "{error}");
+    assert!(
+        error.contains(":2: ") && error.contains("request 1") && error.contains("no such word"),
+        "{error}"
+    );
     assert!(source.next().is_none());
 }
 
@@ -248,4 +251,49 @@ fn generated_ruler_samples_are_those_its_lines_say() {
     assert!(
         source(&generated, options(Arrivals::AtOnce), None).unwrap_err().to_string().contains("tokenizer")
     );
+}
+
+#[test]
+fn the_rate_asked_is_that_of_the_half_that_fits_where_lengths_are_known() {
+    let rows_of: Vec<(f64, u32, u32)> =
+        (0..400).map(|i| (f64::from(i), if i % 2 == 0 { 10 } else { 500 }, 5)).collect();
+    let (_file, asked) = trace(&rows_of);
+    for arrivals in [
+        Arrivals::Constant { rate: 10.0 },
+        Arrivals::Gamma { rate: 10.0, burstiness: 0.5 },
+        Arrivals::Ramp { from: 10.0, to: 10.0, exponential: false },
+    ] {
+        let limits = SourceOptions { max_prompt_tokens: Some(100), ..options(arrivals) };
+        let found = rows(&all(&asked, limits).unwrap());
+        let sent: Vec<u64> = found.iter().filter(|row| row.3.is_ok()).filter_map(|row| row.1).collect();
+        assert_eq!(sent.len(), 200);
+        // 200 requests at 10 a second; of constant gaps there is none before the first.
+        let last = sent[199] as f64 / 1e3;
+        assert!((last - 20.0).abs() < 0.11, "{arrivals:?}: {last}");
+    }
+}
+
+#[test]
+fn text_that_does_not_fit_takes_its_arrival_with_it() {
+    let lines: String = (0..100)
+        .map(|i| {
+            let text = if i % 2 == 0 { "a" } else { "a b c d e f" };
+            format!("{{\"question_id\": {i}, \"category\": \"c\", \"turns\": [\"{text}\"]}}\n")
+        })
+        .collect();
+    let (_file, asked) = file_of(Workload::SpecBench, &lines);
+    let drawn = options(Arrivals::Gamma { rate: 10.0, burstiness: 1.0 });
+    let whole = rows(&all(&asked, drawn.clone()).unwrap());
+    let half = rows(&all(&asked, SourceOptions { max_prompt_tokens: Some(3), ..drawn }).unwrap());
+    assert_eq!(half.iter().filter(|row| row.3.is_ok()).count(), 50);
+    let times = |rows: &[Row]| rows.iter().map(|row| row.1).collect::<Vec<_>>();
+    assert_eq!(times(&half), times(&whole));
+    assert_eq!(half[99].1, Some(10_000));
+}
+
+#[test]
+fn a_request_may_fill_the_pool_and_one_token_more() {
+    let (_file, asked) = trace(&[(0.0, 90, 11), (1.0, 90, 12)]);
+    let found = rows(&all(&asked, SourceOptions { pool_tokens: 100, ..options(RECORDED) }).unwrap());
+    assert_eq!((found[0].3, found[1].3), (Ok(11), Err(SkipReason::LargerThanPool)));
 }

@@ -213,3 +213,16 @@ fn another_run_is_not_gone_on_with() {
     let error = RunDirectory::resume(&root.0, &config()).unwrap_err().to_string();
     assert!(error.contains("requests.jsonl: line 1: ") && error.contains("done"), "{error}");
 }
+
+#[test]
+fn a_run_that_is_being_written_is_not_gone_on_with_by_another() {
+    let fresh = fresh("lock");
+    let mut first = RunDirectory::create(&fresh.0, &config()).unwrap();
+    first.write(&request(0)).unwrap();
+    let error = RunDirectory::resume(&fresh.0, &config()).unwrap_err().to_string();
+    assert!(error.contains("another process is writing this run"), "{error}");
+    assert!(RunDirectory::repeat(&fresh.0, &config()).is_err());
+    drop(first);
+    let (_second, resumed) = RunDirectory::resume(&fresh.0, &config()).unwrap();
+    assert_eq!(resumed.lines.len(), 1);
+}

@@ -1,8 +1,9 @@
 //! Runs whose figures can be worked out by hand.
 
 use crate::arrivals::Arrivals;
-use crate::measures::{Recorder, RecorderOptions, RunFacts, Summary};
+use crate::measures::{Recorder, RecorderOptions, RunFacts, Slo, Summary};
 use crate::replay::{EndedRequest, PlannedRequest, RequestLine, RowReport, StepReport, Ticket};
+use crate::trace::PoolCounts;
 use pagedraft_scheduler::FinishReason;
 
 fn options(items: u64) -> RecorderOptions {
@@ -210,4 +211,65 @@ fn the_middle_eight_tenths_are_told_apart() {
     assert_eq!((summary.steady.from_s, summary.steady.to_s), (Some(1.0), Some(16.001)));
     let rate = summary.steady.request_throughput.unwrap();
     assert!((rate - 8.0 / 15.001).abs() < 1e-12, "{rate}");
+}
+
+/// A step of a request that ends with it, and gives its blocks back.
+fn whole(ticket: Ticket, start_ns: u64, end_ns: u64, blocks: u64) -> StepReport {
+    let pool = |used| PoolCounts { num_blocks: 10, used, free: 10 - used, cached: 0 };
+    StepReport {
+        pool_during: pool(blocks),
+        pool: pool(0),
+        ..step(start_ns, end_ns, vec![row(ticket, 1, 4)], &[ticket])
+    }
+}
+
+#[test]
+fn requests_of_one_step_show_in_the_use_of_the_pool() {
+    let mut recorder = Recorder::new(options(2));
+    let mut lines = Vec::new();
+    for i in 0..2u64 {
+        let now = i * 2_000_000_000;
+        let ticket = recorder.send(&request(i), now, now);
+        recorder.step(&whole(ticket, now, now + 1_000_000_000, 4 + i), &mut lines);
+    }
+    let summary = recorder.summary();
+    assert_eq!((summary.kv.peak_used, summary.kv.peak_share, summary.kv.num_blocks), (5, 0.5, 10));
+    // 4 blocks for a second, none for one, 5 for one.
+    assert!((summary.kv.mean_share - 0.3).abs() < 1e-12, "{}", summary.kv.mean_share);
+    assert_eq!((summary.timeline.kv_used[0], summary.timeline.kv_used[10]), (4.0, 0.0));
+}
+
+#[test]
+fn time_before_a_run_was_resumed_is_not_idle_time() {
+    let mut first = Recorder::new(options(2));
+    let mut lines = Vec::new();
+    let ticket = first.send(&request(0), 0, 0);
+    first.step(&whole(ticket, 0, 10_000_000_000, 4), &mut lines);
+    let mut recorder = Recorder::new(options(2));
+    recorder.restore(&lines[0]);
+    let ticket = recorder.send(&request(1), 10_000_000_000, 10_000_000_000);
+    recorder.step(&whole(ticket, 10_050_000_000, 12_000_000_000, 6), &mut lines);
+    let summary = recorder.summary();
+    assert!((summary.kv.mean_share - 0.6).abs() < 1e-12, "{}", summary.kv.mean_share);
+    let timeline = &summary.timeline;
+    assert_eq!(timeline.observed_from_s, 10.05);
+    // The bin from 10.0 s to 10.1 s was seen from its middle on.
+    assert_eq!((timeline.kv_used[99], timeline.kv_used[100], timeline.kv_used[101]), (0.0, 6.0, 6.0));
+    assert_eq!((timeline.running[100], summary.restored, summary.completed), (1.0, 1, 2));
+}
+
+#[test]
+fn who_kept_no_token_met_no_goal_for_its_first_or_its_end() {
+    let slo = Slo { ttft_ms: Some(1e9), tpot_ms: Some(1e9), e2el_ms: Some(1e9) };
+    let mut recorder = Recorder::new(RecorderOptions { slo, ..options(2) });
+    let mut lines = Vec::new();
+    for (i, tokens) in [(0, 0), (1, 1)] {
+        let ticket = recorder.send(&request(i), 0, 0);
+        recorder.step(&step(0, 1_000_000, vec![row(ticket, tokens, 3)], &[ticket]), &mut lines);
+    }
+    let summary = recorder.summary();
+    let goodput = summary.goodput.unwrap();
+    assert_eq!((summary.completed, lines[0].ttft_ms), (2, None));
+    assert_eq!((goodput.met_ttft, goodput.met_tpot, goodput.met_e2el), (Some(1), Some(2), Some(1)));
+    assert_eq!((goodput.met_all, goodput.share), (1, 0.5));
 }

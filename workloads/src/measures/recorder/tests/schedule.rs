@@ -141,7 +141,7 @@ pub fn run(seed: u64, items: u64, speculate: bool) -> Schedule {
         let spent = if random.random_bool(0.02) { 2_000_000_000 } else { random.random_range(1..60_000_000) };
         let end_ns = start_ns + spent;
         clocks[replica] = end_ns;
-        let used = random.random_range(0..100);
+        let (used, during) = (random.random_range(0..100), random.random_range(0..100));
         let mut report = StepReport {
             replica: replica as u32,
             step: all.steps.len() as u64,
@@ -150,6 +150,7 @@ pub fn run(seed: u64, items: u64, speculate: bool) -> Schedule {
             running: live[replica].len() as u32,
             waiting: random.random_range(0..5),
             preempted: u32::from(random.random_bool(0.1)),
+            pool_during: PoolCounts { num_blocks: 100, used: during, free: 100 - during, cached: 0 },
             pool: PoolCounts { num_blocks: 100, used, free: 100 - used, cached: 0 },
             replayed: random.random_bool(0.5),
             ..StepReport::default()
