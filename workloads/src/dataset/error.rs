@@ -17,7 +17,7 @@ pub enum DatasetError {
     Line {
         /// The file.
         path: PathBuf,
-        /// The line (of a JSON array: the element), from 1.
+        /// The line, from 1; of a JSON array's element, the one that it begins in.
         line: u64,
         /// What is wrong, and what was expected.
         what: String,

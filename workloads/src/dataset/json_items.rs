@@ -29,10 +29,10 @@ pub(super) struct JsonItem {
     map: Map<String, Value>,
     path: PathBuf,
     workload: &'static str,
-    /// The line, or the array's element, from 1.
+    /// The line of the file that it begins in, from 1.
     pub(super) line: u64,
-    /// The line that an array's element begins in.
-    begins: Option<u64>,
+    /// Its number in an array, from 1.
+    element: Option<u64>,
 }
 
 impl JsonItems {
@@ -67,7 +67,7 @@ impl JsonItems {
                 let Some((line, text)) = self.file.next_full_line()? else { return Ok(None) };
                 let map =
                     object(text).map_err(|what| DatasetError::Line { path: path.clone(), line, what })?;
-                return Ok(Some(JsonItem { map, path, workload, line, begins: None }));
+                return Ok(Some(JsonItem { map, path, workload, line, element: None }));
             }
             Shape::Array(read) => read + 1,
         };
@@ -75,7 +75,7 @@ impl JsonItems {
         let map = std::str::from_utf8(&self.buffer).map_err(|e| not_utf8(&self.buffer, e)).and_then(object);
         let map = map.map_err(|what| self.element_error(number, begins, &what))?;
         self.shape = Shape::Array(number);
-        Ok(Some(JsonItem { map, path, workload, line: number, begins: Some(begins) }))
+        Ok(Some(JsonItem { map, path, workload, line: begins, element: Some(number) }))
     }
 
     /// Takes the array's element `number` into the buffer; gives the line it begins in.
@@ -152,14 +152,14 @@ impl JsonItems {
     }
 
     fn element_error(&self, number: u64, begins: u64, what: &str) -> DatasetError {
-        self.file.error(number, in_element(begins, what))
+        self.file.error(begins, in_element(number, what))
     }
 }
 
 impl JsonItem {
     /// Says what is wrong with it.
     pub(super) fn error(&self, what: &str) -> DatasetError {
-        let what = self.begins.map_or_else(|| what.to_owned(), |begins| in_element(begins, what));
+        let what = self.element.map_or_else(|| what.to_owned(), |number| in_element(number, what));
         DatasetError::Line { path: self.path.clone(), line: self.line, what }
     }
 
@@ -256,8 +256,8 @@ impl JsonItem {
     }
 }
 
-fn in_element(begins: u64, what: &str) -> String {
-    format!("(this element of the array begins in line {begins}) {what}")
+fn in_element(number: u64, what: &str) -> String {
+    format!("element {number}: {what}")
 }
 
 fn object(text: &str) -> Result<Map<String, Value>, String> {

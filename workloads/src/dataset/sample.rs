@@ -14,7 +14,7 @@ pub enum Item {
 pub struct Sample {
     /// The dataset's own name for it, where it has one.
     pub source_id: Option<String>,
-    /// The line (of a JSON array: the element) it stands in, from 1; 0 when it was generated.
+    /// The line of the file that it begins in, from 1; 0 when it was generated.
     pub line: u64,
     /// Seconds since the window's start, where the dataset has times.
     pub arrival_s: Option<f64>,
@@ -91,7 +91,7 @@ pub enum Expectation {
 pub struct Skipped {
     /// The dataset's own name for it, where it has one.
     pub source_id: Option<String>,
-    /// The line (of a JSON array: the element) it stands in, from 1.
+    /// The line of the file that it begins in, from 1.
     pub line: u64,
     /// Seconds since the window's start, where the dataset has times.
     pub arrival_s: Option<f64>,

@@ -286,12 +286,7 @@ impl Source {
         what(tokenizer.as_ref()).map_err(|e| {
             let what = format!("the tokenizer can't encode the text of request {}: {e}", self.index);
             match self.path.clone() {
-                // Whether it is an array was not kept.
-                Some(path) => DatasetError::Line {
-                    path,
-                    line: sample.line,
-                    what: format!("{what} (of a JSON array, this is the element's number)"),
-                },
+                Some(path) => DatasetError::Line { path, line: sample.line, what },
                 None => DatasetError::Options(format!("{what} (line {})", sample.line)),
             }
         })
