@@ -261,7 +261,16 @@ fn in_element(number: u64, what: &str) -> String {
 }
 
 fn object(text: &str) -> Result<Map<String, Value>, String> {
-    serde_json::from_str(text).map_err(|e| {
+    let parsed = serde_json::from_str(text);
+    // Only what would be refused is looked at again, so that other lines cost nothing.
+    let parsed = match parsed {
+        Err(e) => match without_lone_surrogates(text) {
+            Some(mended) => serde_json::from_str(&mended),
+            None => Err(e),
+        },
+        read => read,
+    };
+    parsed.map_err(|e| {
         let whole = e.to_string();
         // serde counts lines from where it began; in a file of one object a line that would be read as the file's line.
         let what = whole.split(" at line ").next().unwrap_or_default();
@@ -269,6 +278,37 @@ fn object(text: &str) -> Result<Map<String, Value>, String> {
         let cut = if e.is_eof() { ": is the line cut?" } else { "" };
         format!("is not a JSON object: {what} at {line}column {}{cut}", e.column())
     })
+}
+
+/// The text with U+FFFD for escapes of surrogates that are no pair (Python writes them where a text was cut in an emoji), of the same
+/// length, so that places in it stay; `None` where there are none. In JSON a backslash stands in strings only.
+fn without_lone_surrogates(text: &str) -> Option<String> {
+    let bytes = text.as_bytes();
+    let surrogate = |at: usize| {
+        let digits = bytes.get(at..at + 6)?.strip_prefix(b"\\u")?;
+        let code = u16::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
+        (0xD800..0xE000).contains(&code).then_some(code)
+    };
+    let (mut mended, mut at, mut found) = (String::with_capacity(text.len()), 0, false);
+    while let Some(next) = text.get(at..).and_then(|rest| rest.find('\\')) {
+        mended.push_str(&text[at..at + next]);
+        at += next;
+        let taken = match (surrogate(at), surrogate(at + 6)) {
+            (Some(0xD800..0xDC00), Some(0xDC00..)) => 12,
+            (Some(_), _) => {
+                found = true;
+                mended.push_str("\\ufffd");
+                at += 6;
+                continue;
+            }
+            // The escaped character may have several bytes where it is no JSON.
+            (None, _) => 1 + text[at + 1..].chars().next().map_or(0, char::len_utf8),
+        };
+        mended.push_str(&text[at..at + taken]);
+        at += taken;
+    }
+    mended.push_str(&text[at..]);
+    found.then_some(mended)
 }
 
 /// Steps over what JSON takes as space.
@@ -290,4 +330,28 @@ fn csv_instead(line: &str) -> String {
     let names: Vec<&str> = line.split(',').map(str::trim).collect();
     let hint = workload_with(&names).map(|kind| format!(": is it --workload {kind}?")).unwrap_or_default();
     format!("is not JSON: it begins with {}{hint}", shown(line))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lone_surrogates_become_replacement_characters_and_pairs_stay() {
+        for (text, mended) in [
+            (r#"{"a": "cut \ud83d"}"#, "cut \u{fffd}"),
+            (
+                r#"{"a": "\ud83d\ude00 \uDE00\ud83D\u0041\ud83d\ud83d\ude00"}"#,
+                "😀 \u{fffd}\u{fffd}A\u{fffd}😀",
+            ),
+            (r#"{"a": "\\ud83d \\\ud83d \\\\ud83d"}"#, "\\ud83d \\\u{fffd} \\\\ud83d"),
+            (r#"{"a": "\ud83d\n é"}"#, "\u{fffd}\n é"),
+        ] {
+            assert_eq!(object(text).unwrap()["a"], mended, "{text}");
+        }
+        assert_eq!(without_lone_surrogates(r#"{"a": "\ud83d\ude00 \\ud83d"}"#), None);
+        for broken in [r#"{"a": "\ud83d"#, r#"{"a": "\ud83"#, "{\"a\": \"\\ud83d\\é", "\\"] {
+            assert!(object(broken).unwrap_err().starts_with("is not a JSON object"), "{broken}");
+        }
+    }
 }
