@@ -53,7 +53,8 @@ impl Arrivals {
     ///
     /// # Errors
     ///
-    /// A rate, a speed or a burstiness that is not a positive number, a burstiness below 0.001: what is wrong, by the flag's name.
+    /// A rate, a speed or a burstiness that is not a positive number, a burstiness below 0.001, a rate at which the last request
+    /// would come after more than 100 years: what is wrong, by the flag's name.
     pub fn times(&self, items: u64, seed: u64) -> Result<ArrivalTimes, String> {
         match *self {
             Self::Recorded { speed } => positive("--speed", speed)?,
@@ -74,6 +75,9 @@ impl Arrivals {
                 positive("--ramp-up-end-rps", to)?;
             }
         }
+        let last = self.rate_asked().map_or(0.0, |rate| items as f64 / rate);
+        let flag = if matches!(self, Self::Ramp { .. }) { "--ramp-up-start-rps" } else { "--request-rate" };
+        within_a_century(flag, last)?;
         ArrivalTimes::new(*self, items, seed)
     }
 
@@ -100,6 +104,18 @@ impl Arrivals {
 
 /// Of a smaller shape most draws underflow to 0, and the few others are not what the law says any more.
 const LEAST_BURSTINESS: f64 = 1e-3;
+
+/// Later arrivals are refused: beyond some 580 years nanoseconds overflow, and nobody means them.
+const MOST_SECONDS: f64 = 100.0 * 365.25 * 86_400.0;
+
+/// Refuses a workload whose last arrival, `last` seconds after its first, is too far away.
+pub(crate) fn within_a_century(flag: &str, last: f64) -> Result<(), String> {
+    if last <= MOST_SECONDS {
+        Ok(())
+    } else {
+        Err(format!("{flag} is too small: the last request would come more than 100 years after the first"))
+    }
+}
 
 fn positive(flag: &str, value: f64) -> Result<(), String> {
     if value.is_finite() && value > 0.0 {

@@ -220,6 +220,20 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_rate_of_less_than_a_request_in_a_century_is_refused() {
+        let slow = 1e-12;
+        for (arrivals, flag) in [
+            (Arrivals::Constant { rate: slow }, "--request-rate"),
+            (Arrivals::Gamma { rate: slow, burstiness: 1.0 }, "--request-rate"),
+            (Arrivals::Ramp { from: slow, to: 2.0 * slow, exponential: false }, "--ramp-up-start-rps"),
+        ] {
+            let error = arrivals.times(10, 0).unwrap_err();
+            assert!(error.starts_with(flag) && error.contains("100 years"), "{error}");
+        }
+        assert!(Arrivals::Constant { rate: 1e-8 }.times(10, 0).is_ok());
+    }
+
     proptest! {
         #[test]
         fn times_never_go_back_whatever_the_parameters(rate in 1e-300f64..1e300, shape in 1e-300f64..1e9, seed: u64) {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::arrivals::{ArrivalTimes, Arrivals};
+use crate::arrivals::{ArrivalTimes, Arrivals, within_a_century};
 use crate::dataset::{
     self, DatasetError, DatasetOptions, Expectation, Item, OutputLength, Prompt, Sample, Samples, SkipReason,
     Survey,
@@ -167,6 +167,9 @@ impl Source {
             .map_err(DatasetError::Options)?;
         if matches!(options.arrivals, Arrivals::Recorded { .. }) && !survey.timed {
             return Err(DatasetError::Options(NO_TIMES.into()));
+        }
+        if let Arrivals::Recorded { speed } = options.arrivals {
+            within_a_century("--speed", survey.span_s / speed).map_err(DatasetError::Options)?;
         }
         let requests = fitting.unwrap_or_else(|| survey.items.saturating_sub(survey.skipped));
         let times = options.arrivals.times(requests, options.seed).map_err(DatasetError::Options)?;

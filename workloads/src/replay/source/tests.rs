@@ -297,3 +297,12 @@ fn a_request_may_fill_the_pool_and_one_token_more() {
     let found = rows(&all(&asked, SourceOptions { pool_tokens: 100, ..options(RECORDED) }).unwrap());
     assert_eq!((found[0].3, found[1].3), (Ok(11), Err(SkipReason::LargerThanPool)));
 }
+
+#[test]
+fn a_speed_that_stretches_a_trace_over_a_century_is_refused() {
+    let (_file, asked) = trace(&[(0.0, 5, 2), (3600.0, 5, 2)]);
+    let at = |speed| source(&asked, options(Arrivals::Recorded { speed }), None).map(|_| ());
+    let error = at(1e-12).unwrap_err().to_string();
+    assert!(error.starts_with("--speed") && error.contains("100 years"), "{error}");
+    assert!(at(1e-5).is_ok());
+}
