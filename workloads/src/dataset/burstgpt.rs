@@ -13,7 +13,7 @@ pub(super) fn read(path: &Path, keep_failed: bool) -> Result<Records, DatasetErr
     let time = header.column("Timestamp")?;
     let input = header.column("Request tokens")?;
     let output = header.column("Response tokens")?;
-    let kind = header.find("Log Type");
+    let kind = header.find("Log Type")?;
     let mut rows = header.rows();
     Ok(records(move || {
         let Some(row) = rows.next_row()? else { return Ok(None) };

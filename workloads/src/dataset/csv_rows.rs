@@ -71,14 +71,21 @@ pub(super) struct Header {
 
 impl Header {
     /// A column that may be missing.
-    pub(super) fn find(&self, name: &'static str) -> Option<Column> {
-        let place = (0..self.rows.columns).find(|&i| self.rows.fields.get(i) == name)?;
-        Some(Column { name, place })
+    pub(super) fn find(&self, name: &'static str) -> Result<Option<Column>, DatasetError> {
+        let mut places = (0..self.rows.columns).filter(|&i| self.rows.fields.get(i) == name);
+        let Some(place) = places.next() else { return Ok(None) };
+        match places.next() {
+            None => Ok(Some(Column { name, place })),
+            Some(_) => {
+                let what = format!("has two columns `{name}`: which one is meant? Rename or remove one");
+                Err(self.rows.file.file_error(what))
+            }
+        }
     }
 
     /// A column.
     pub(super) fn column(&self, name: &'static str) -> Result<Column, DatasetError> {
-        self.find(name).ok_or_else(|| {
+        self.find(name)?.ok_or_else(|| {
             let found: Vec<&str> = (0..self.rows.columns).map(|i| self.rows.fields.get(i)).collect();
             self.rows.file.file_error(missing("column", name, &found, self.workload))
         })

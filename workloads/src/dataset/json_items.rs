@@ -181,9 +181,17 @@ impl JsonItem {
         })
     }
 
+    /// A field that should be `expected`: one that is `null` is told from one that is missing.
+    fn value(&self, field: &str, expected: &str) -> Result<&Value, DatasetError> {
+        match self.map.get(field) {
+            Some(null @ Value::Null) => Err(self.wrong(field, null, expected)),
+            _ => self.field(field),
+        }
+    }
+
     /// A text.
     pub(super) fn text(&self, field: &str) -> Result<&str, DatasetError> {
-        let value = self.field(field)?;
+        let value = self.value(field, "a text")?;
         value.as_str().ok_or_else(|| self.wrong(field, value, "a text"))
     }
 
@@ -203,7 +211,7 @@ impl JsonItem {
 
     /// A list.
     pub(super) fn list(&self, field: &str) -> Result<&[Value], DatasetError> {
-        let value = self.field(field)?;
+        let value = self.value(field, "a list")?;
         value.as_array().map(Vec::as_slice).ok_or_else(|| self.wrong(field, value, "a list"))
     }
 
@@ -225,7 +233,7 @@ impl JsonItem {
 
     /// Tokens.
     pub(super) fn tokens(&self, field: &str) -> Result<u32, DatasetError> {
-        let value = self.field(field)?;
+        let value = self.value(field, "a number of tokens")?;
         let number = value.as_f64().ok_or_else(|| self.wrong(field, value, "a number of tokens"))?;
         quantity::bounded(number, &value.to_string())
             .map_err(|what| self.error(&format!("field `{field}` {what}")))
@@ -233,7 +241,7 @@ impl JsonItem {
 
     /// A time in units of `unit` nanoseconds, as nanoseconds.
     pub(super) fn time(&self, field: &str, unit: i64) -> Result<i64, DatasetError> {
-        let value = self.field(field)?;
+        let value = self.value(field, "a time")?;
         let exact = value.as_i64().and_then(|n| n.checked_mul(unit)).filter(|n| (0..1 << 62).contains(n));
         if let Some(time) = exact {
             return Ok(time);

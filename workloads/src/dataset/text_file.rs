@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
-use flate2::bufread::MultiGzDecoder;
+use flate2::bufread::GzDecoder;
 
 use super::DatasetError;
 
@@ -21,6 +21,31 @@ const NOT_TEXT: [(&[u8], &str); 7] = [
     (b"\xff\xfe", "is UTF-16; convert it to UTF-8"),
     (b"\xfe\xff", "is UTF-16; convert it to UTF-8"),
 ];
+
+/// Gzip data of one or more members, and nothing else.
+struct GzipMembers(Option<GzDecoder<BufReader<File>>>);
+
+/// What is said of a file that goes on behind its gzip data.
+#[derive(Debug, thiserror::Error)]
+#[error("something that is not gzip follows the gzip data; cut it off, or fetch the file again")]
+struct NotGzip;
+
+impl Read for GzipMembers {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while let Some(member) = &mut self.0 {
+            let read = member.read(buffer)?;
+            if read > 0 || buffer.is_empty() {
+                return Ok(read);
+            }
+            match member.get_mut().fill_buf()?.first() {
+                None => break,
+                Some(0x1f) => self.0 = self.0.take().map(|over| GzDecoder::new(over.into_inner())),
+                Some(_) => return Err(io::Error::other(NotGzip)),
+            }
+        }
+        Ok(0)
+    }
+}
 
 /// A file, read forward once.
 pub(super) struct TextFile {
@@ -41,7 +66,7 @@ impl TextFile {
             return Err(DatasetError::File { path: path.to_path_buf(), what: (*what).into() });
         }
         let reader: Box<dyn BufRead + Send> = if start.starts_with(b"\x1f\x8b") {
-            Box::new(BufReader::with_capacity(1 << 16, MultiGzDecoder::new(plain)))
+            Box::new(BufReader::with_capacity(1 << 16, GzipMembers(Some(GzDecoder::new(plain)))))
         } else {
             Box::new(plain)
         };
@@ -159,6 +184,9 @@ impl TextFile {
             }
             ErrorKind::InvalidData | ErrorKind::InvalidInput => {
                 self.error(self.line, format!("the gzip data is damaged ({e}); fetch the file again"))
+            }
+            _ if e.get_ref().is_some_and(|inner| inner.is::<NotGzip>()) => {
+                self.error(self.line, NotGzip.to_string())
             }
             _ => DatasetError::Read { path: self.path.clone(), source: e },
         }

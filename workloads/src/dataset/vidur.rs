@@ -12,7 +12,7 @@ pub(super) fn read(path: &Path, keep_failed: bool) -> Result<Records, DatasetErr
     let header = CsvRows::open(path, "vidur")?;
     let input = header.column("num_prefill_tokens")?;
     let output = header.column("num_decode_tokens")?;
-    let time = header.find("arrived_at");
+    let time = header.find("arrived_at")?;
     let mut rows = header.rows();
     Ok(records(move || {
         let Some(row) = rows.next_row()? else { return Ok(None) };

@@ -72,6 +72,9 @@ fn what_is_wrong_is_told_with_file_and_line() {
         (Workload::Sharegpt, TALK.replace("from\": \"gpt", "role\": \"gpt"), 1, &["turn 2 of `conversations` has no text `from`"]),
         (Workload::Sharegpt, r#"{"input_toks": 3, "output_toks": 1, "input_tok_ids": [1]}"#.into(), 1, &["`input_toks` is 3", "1 `input_tok_ids`"]),
         (Workload::Sharegpt, r#"{"input_toks": 1, "output_toks": 1, "input_tok_ids": [4294967296]}"#.into(), 1, &["4294967296"]),
+        (Workload::Ruler, r#"{"input": null, "outputs": ["a"]}"#.into(), 1, &["field `input`: expected a text, found null"]),
+        (Workload::Vidur, "num_prefill_tokens,num_decode_tokens,num_prefill_tokens\n1,2,3".into(), 0, &["two columns `num_prefill_tokens`"]),
+        (Workload::Vidur, "arrived_at,arrived_at,num_prefill_tokens,num_decode_tokens\n1,2,3,4".into(), 0, &["two columns `arrived_at`"]),
         (Workload::Ruler, r#"{"input": "a", "outputs": []}"#.into(), 1, &["`outputs` is an empty list"]),
         (Workload::Ruler, r#"{"input": "a", "outputs": "a"}"#.into(), 1, &["`outputs`", "expected a list"]),
         (Workload::SpecBench, r#"{"question_id": 1, "category": "c", "turns": []}"#.into(), 1, &["`turns` is an empty list"]),
@@ -127,9 +130,14 @@ fn damaged_gzip_is_told_with_the_line_it_came_to() {
     turned[at] ^= 1;
     let error = items_of(Workload::Burstgpt, &turned).unwrap_err().to_string();
     assert!(error.contains(":5002: the gzip data is damaged"), "{error}");
-    let mut longer = packed;
-    longer.extend_from_slice(b"what is this?");
-    assert!(items_of(Workload::Burstgpt, &longer).unwrap_err().to_string().contains("damaged"));
+    for behind in [b"what is this?".as_slice(), b"x", b"\0\0\0"] {
+        let longer = [packed.as_slice(), behind].concat();
+        let error = items_of(Workload::Burstgpt, &longer).unwrap_err().to_string();
+        assert!(error.contains(":5002: something that is not gzip follows"), "{error}");
+    }
+    let two =
+        [scratch::gzip(b"Timestamp,Request tokens,Response tokens\n1,2,"), scratch::gzip(b"3\n")].concat();
+    assert_eq!(items_of(Workload::Burstgpt, &two).unwrap().len(), 1, "two members are one file");
 }
 
 #[test]
