@@ -63,6 +63,10 @@ impl Scale {
                 .collect()
         };
         let [rich, plain] = [of(&[1.0, 2.0, 5.0]), of(&[1.0])];
+        if rich.len() < 2 {
+            // Values so close together have no two of these between them.
+            return self.linear_ticks(most);
+        }
         if rich.len() <= most {
             return rich;
         }
@@ -127,6 +131,16 @@ mod tests {
                 assert!(ticks.len() <= 7, "{from} {to}: {ticks:?}");
                 assert!(ticks.iter().all(|tick| (0.0..=100.0).contains(&scale.at(*tick))));
             }
+        }
+    }
+
+    #[test]
+    fn values_close_together_have_ticks_too() {
+        for (from, to) in [(52.0, 58.0), (2100.0, 4900.0), (510.0, 990.0), (0.061, 0.069)] {
+            let scale = Scale::log(from, to, 0.0, 100.0);
+            let ticks = scale.ticks(7);
+            assert!((2..=8).contains(&ticks.len()), "{from} {to}: {ticks:?}");
+            assert!(ticks.iter().all(|tick| (from..=to).contains(tick)), "{from} {to}: {ticks:?}");
         }
     }
 
