@@ -101,6 +101,10 @@ impl ArrivalFlags {
         };
         let drawn = || match self.request_rate {
             Some(rate) if rate.is_finite() => Ok(rate),
+            Some(_) => Err(usage_hint(
+                anyhow!("--request-rate inf: this --arrival-process needs a finite rate"),
+                "say how many requests a second, or use --arrival-process at-once",
+            )),
             _ => Err(usage_hint(
                 anyhow!("--arrival-process: its rate is not given"),
                 "say how many requests a second with --request-rate",
@@ -165,6 +169,13 @@ mod tests {
             of(false, "--ramp-up-strategy linear --ramp-up-start-rps 1 --ramp-up-end-rps 9"),
             Arrivals::Ramp { from: 1.0, to: 9.0, exponential: false }
         );
+    }
+
+    #[test]
+    fn a_rate_that_is_infinite_is_told_from_one_that_is_missing() {
+        let told = |line: &str| arrivals(true, line).unwrap_err().to_string();
+        assert!(told("--arrival-process constant --request-rate inf").contains("needs a finite rate"));
+        assert!(told("--arrival-process constant").contains("not given"));
     }
 
     #[test]

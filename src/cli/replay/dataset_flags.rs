@@ -124,7 +124,11 @@ impl DatasetFlags {
             }
             (_, Some(path), _) => {
                 if !path.is_file() {
-                    let what = if path.is_dir() { "it is a directory" } else { "there is no such file" };
+                    let what = match path.exists() {
+                        _ if path.is_dir() => "it is a directory",
+                        true => "it is not a regular file, and it is read twice",
+                        false => "there is no such file",
+                    };
                     return Err(usage_hint(
                         anyhow!("--path {}: {what}", path.display()),
                         "name the dataset's file",
@@ -182,6 +186,13 @@ impl DatasetFlags {
             (self.length_scale.is_some() && self.has_text(), "--length-scale", "traces without text"),
         ];
         match of.into_iter().find(|(wrong, ..)| *wrong) {
+            Some((_, "--num-requests", _)) if self.workload == Workload::Ruler && self.path.is_none() => {
+                Err(refuse(
+                    "--workload ruler",
+                    "--path or --task is missing",
+                    "name a file with --path, or a task to generate with --task",
+                ))
+            }
             Some((_, "--num-requests", _)) => Err(refuse(
                 "--num-requests",
                 &format!("`{}` is read from a file", self.name()),

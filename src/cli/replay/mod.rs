@@ -28,10 +28,10 @@ use std::time::SystemTime;
 use anyhow::anyhow;
 use clap::Args;
 use pagedraft::exit::{usage, usage_hint};
-use pagedraft::session::{EngineOptions, tokenizer};
+use pagedraft::session::{DraftRef, EngineOptions, ModelRef, tokenizer};
 use pagedraft_workloads::measures::{Recorder, RecorderOptions, RunFacts};
 use pagedraft_workloads::prompt::TextTokens;
-use pagedraft_workloads::run::{REQUESTS_FILE, Resumed, RunDirectory};
+use pagedraft_workloads::run::{LineFormat, REQUESTS_FILE, Resumed, RunDirectory};
 use pagedraft_workloads::sim::CostModel;
 use pagedraft_workloads::trace::{CONFIG_FILE, TraceWriter};
 use serde_json::{Value, json};
@@ -85,6 +85,19 @@ impl Replay {
     fn check(&self) -> anyhow::Result<()> {
         self.run.check()?;
         self.dataset.options(self.engine.seed)?;
+        if self.run.simulates() {
+            self.check_models()?;
+        }
+        if self.engine.trace_format != LineFormat::default() && !self.run.traces() {
+            return Err(usage_hint(
+                anyhow!("--trace-format: this run writes no trace"),
+                if self.run.simulates() {
+                    "add --trace-steps, or leave it out"
+                } else {
+                    "leave out --no-trace, or this"
+                },
+            ));
+        }
         if self.engine.trace_out.is_some() {
             return Err(usage_hint(
                 anyhow!("--trace-out: the trace of a replay lies in its run directory"),
@@ -92,6 +105,28 @@ impl Replay {
             ));
         }
         self.check_directory()
+    }
+
+    /// Refuses models that are not there: a simulation reads nothing of them, so that a name misspelt would mean something.
+    fn check_models(&self) -> anyhow::Result<()> {
+        let options = self.engine_options()?;
+        let draft = match &options.speculation.draft {
+            Some(DraftRef::Model(model)) => Some(("--draft", model)),
+            _ => None,
+        };
+        for (flag, model) in [("--model", &options.model)].into_iter().chain(draft) {
+            match model {
+                ModelRef::Directory(path) if !path.is_dir() => {
+                    return Err(usage_hint(
+                        anyhow!("{flag} {model}: there is no such directory"),
+                        "name a model's directory or builtin:NAME (drafts: also ngram or synthetic:RATE)",
+                    ));
+                }
+                ModelRef::Directory(_) => {}
+                ModelRef::Builtin(_) => drop(tokenizer(model)?),
+            }
+        }
+        Ok(())
     }
 
     /// Refuses a directory that holds a run, or to go on with one that holds none, before a model is loaded for nothing.
