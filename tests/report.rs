@@ -266,3 +266,15 @@ fn what_is_no_run_is_bad_input() {
     assert_eq!(done.code, Some(2));
     assert!(done.stderr.contains("A..B"), "{}", done.stderr);
 }
+
+#[test]
+fn steps_beyond_the_run_and_a_torn_summary_are_told() {
+    let scratch = Scratch::new("report-told");
+    run(&scratch, "run", &[]);
+    scratch.write("run/summary.json", b"{\"completed\": 3, ");
+    let done = pagedraft(&["report", &scratch.path("run"), "--steps", "900000..900010"]);
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    assert!(done.stderr.contains("--steps 900000..900010: the run has none of these"), "{}", done.stderr);
+    let page = scratch.read("run/report.html");
+    assert!(page.contains("the run has none of these") && page.contains("The summary is left out"));
+}

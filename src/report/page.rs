@@ -148,7 +148,7 @@ fn counted(what: &str, reasons: &BTreeMap<String, u64>) -> String {
 fn warnings(run: &Run) -> Vec<String> {
     let mut warnings = Vec::new();
     if let Some(requests) = &run.requests {
-        if run.summary.is_none() {
+        if run.summary.is_none() && run.summary_left_out.is_none() {
             warnings.push(
                 "This run has no summary.json: it was stopped. Figures are those of the requests that finished; \
                  the rate sent, goodput and gaps between tokens are not known."
@@ -181,6 +181,7 @@ fn warnings(run: &Run) -> Vec<String> {
         warnings
             .push("The run was stopped before its end: figures are of what there was until then.".to_owned());
     }
+    warnings.extend(run.summary_left_out.clone());
     warnings.extend(run.trace_left_out.clone());
     if let Some(trace) = &run.trace {
         warnings.extend(trace.warnings.iter().cloned());

@@ -20,6 +20,8 @@ pub(super) struct Run {
     pub(super) name: String,
     pub(super) config: Value,
     pub(super) summary: Option<Value>,
+    /// Why it is left out though there is a file, for people.
+    pub(super) summary_left_out: Option<String>,
     pub(super) requests: Option<Requests>,
     pub(super) trace: Option<TraceWindow>,
     /// Why there is none though there is a file, for people.
@@ -42,10 +44,16 @@ impl Run {
         let whole = directory.canonicalize().unwrap_or_else(|_| directory.to_owned());
         let name = whole.file_name().map_or_else(|| "/".into(), |name| name.to_string_lossy().into_owned());
         let unread = steps_file(directory).is_some() && TraceWindow::block_size(&config).is_none();
+        let (summary, summary_left_out) = match json(&directory.join(SUMMARY_FILE)) {
+            Ok(summary) => (summary, None),
+            // A page of the other files says more than an error.
+            Err(error) => (None, Some(format!("The summary is left out: {error:#}."))),
+        };
         Ok(Self {
             name,
+            summary_left_out,
             trace_left_out: unread.then(|| TRACE_LEFT_OUT.to_owned()),
-            summary: json(&directory.join(SUMMARY_FILE))?,
+            summary,
             requests: Requests::read(directory)?,
             trace: TraceWindow::read(directory, &config, steps)
                 .with_context(|| format!("can't read the trace in {}", directory.display()))?,

@@ -1,5 +1,6 @@
 //! A trace as the page needs it: the changes of the steps it shows, and a point a step for its pictures.
 
+use std::io::Write;
 use std::path::Path;
 
 use pagedraft_workloads::trace::{RowKind, StepRecord, read_steps, steps_file};
@@ -128,6 +129,13 @@ impl TraceWindow {
         }
         if lines.is_cut() {
             window.warnings.push(format!("The last line of {file} is cut; it is left out."));
+        }
+        if let (Some(asked), Some(last), true) = (steps, window.points.last(), window.steps.is_empty()) {
+            let (from, to, last) = (asked.from, asked.to, last.step);
+            let what = format!("--steps {from}..{to}: the run has none of these; its last step is {last}.");
+            // A closed standard error is nobody's loss.
+            let _ = writeln!(std::io::stderr(), "warning: {what}");
+            window.warnings.push(what);
         }
         window.names = deltas.names().to_vec();
         Ok((!window.points.is_empty()).then_some(window))
