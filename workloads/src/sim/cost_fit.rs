@@ -19,7 +19,7 @@ const STEPS_OF_A_KNOT: usize = 5;
 const STEPS_OF_A_MEAN: usize = 20;
 const AFTER_IDLE: usize = 10;
 /// A pass that took so many times what is told was another program's.
-const NEIGHBOUR: f64 = 3.0;
+const NEIGHBOUR: f64 = 2.5;
 /// One run of steps of so many is held out.
 const HELD_OUT: u64 = 4;
 
@@ -171,13 +171,15 @@ fn fit_target(all: &[&MeasuredStep], model: &mut CostModel) {
     model.us_per_token = other.us_per_token;
     correct_means(&steps, model);
     model.us_after_idle =
-        mean(idle.iter().filter_map(|step| left(step, model)), AFTER_IDLE).unwrap_or(0.0).max(0.0);
+        mean(idle.iter().filter_map(|step| told(step, model)).map(|(told, took)| took - told), AFTER_IDLE)
+            .unwrap_or(0.0)
+            .max(0.0);
 }
 
-/// What a step's pass took beyond what the model says; `None` where that is a neighbour of the machine.
-fn left(step: &MeasuredStep, model: &CostModel) -> Option<f64> {
+/// What a step's pass is told to take, and what it took; `None` where that is a neighbour of the machine.
+fn told(step: &MeasuredStep, model: &CostModel) -> Option<(f64, f64)> {
     let told = model.step(&step.shape, None).execute;
-    (step.took.execute <= NEIGHBOUR * told).then_some(step.took.execute - told)
+    (told > 0.0 && step.took.execute <= NEIGHBOUR * told).then_some((told, step.took.execute))
 }
 
 fn mean(values: impl Iterator<Item = f64>, least: usize) -> Option<f64> {
@@ -185,7 +187,7 @@ fn mean(values: impl Iterator<Item = f64>, least: usize) -> Option<f64> {
     (count >= least).then(|| sum / count as f64)
 }
 
-/// Raises or lowers each point of the target's curve by what the steps about it took more than told, on average. The fit goes
+/// Raises or lowers each point of the target's curve by the share that the steps about it took more than told, on average. The fit goes
 /// through the middle of them; a simulation adds their times up, and their slow tail is part of the sum.
 fn correct_means(steps: &[&MeasuredStep], model: &mut CostModel) {
     let points = model.target.points.clone();
@@ -200,12 +202,13 @@ fn correct_means(steps: &[&MeasuredStep], model: &mut CostModel) {
     let corrections: Vec<f64> = (0..points.len())
         .map(|knot| {
             let about = steps.iter().filter(|step| nearest(step.shape.token_rows) == knot);
-            mean(about.filter_map(|step| left(step, model)), STEPS_OF_A_MEAN).unwrap_or(0.0)
+            mean(about.filter_map(|step| told(step, model)).map(|(told, took)| took / told), STEPS_OF_A_MEAN)
+                .unwrap_or(1.0)
         })
         .collect();
     let mut least = 0.0f64;
     for ((_, us), correction) in model.target.points.iter_mut().zip(corrections) {
-        *us = (*us + correction).max(least);
+        *us = (*us * correction).max(least);
         least = *us;
     }
 }
