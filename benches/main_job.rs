@@ -26,7 +26,7 @@ fn engine(threads: usize, trace: Option<PathBuf>) -> Session {
     Session::open(&EngineOptions {
         enable_prefix_caching: false,
         threads,
-        trace: trace.map(|dir| TraceOptions { dir, tables: TraceTables::Full }),
+        trace: trace.map(|dir| TraceOptions { dir, tables: TraceTables::Full, format: Default::default() }),
         ..EngineOptions::new(ModelRef::Builtin("target".into()))
     })
     .expect("an engine")

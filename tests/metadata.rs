@@ -27,7 +27,7 @@ fn eight_sequences(name: &str, tables: TraceTables) -> (PathBuf, Vec<Value>) {
         load_format: LoadFormat::Dummy,
         num_blocks: Some(256),
         max_num_seqs: 8,
-        trace: Some(TraceOptions { dir: run.clone(), tables }),
+        trace: Some(TraceOptions { dir: run.clone(), tables, format: Default::default() }),
         ..EngineOptions::new(ModelRef::Directory(dir))
     })
     .unwrap();

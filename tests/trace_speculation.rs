@@ -72,7 +72,7 @@ fn traced(
 ) -> (Vec<RequestOutput>, u64, u64) {
     let dir = scratch.path(name);
     let tables = if name.len().is_multiple_of(2) { TraceTables::Full } else { TraceTables::Delta };
-    let trace = Some(TraceOptions { dir: dir.clone().into(), tables });
+    let trace = Some(TraceOptions { dir: dir.clone().into(), tables, format: Default::default() });
     let outputs = run(&EngineOptions { trace, ..options.clone() }, requests, abort);
     let report = check_dir(Path::new(&dir)).unwrap();
     assert!(report.violation.is_none(), "{name}: {}", report.violation.unwrap());

@@ -1,6 +1,7 @@
 use std::fmt;
 
 use serde::{Serialize, Serializer};
+use sha2::block_api::compress256;
 use sha2::{Digest, Sha256};
 
 use crate::BlockSize;
@@ -68,7 +69,7 @@ impl BlockHash {
 
     /// The hash of a block of `tokens` that follows `parent`.
     ///
-    /// Costs two compressions of SHA-256 for 16 tokens (0.1 to 0.2 µs with SHA instructions), no heap.
+    /// Costs two compressions of SHA-256 for 16 tokens (0.1 µs with SHA instructions), no heap.
     #[must_use]
     pub fn of(parent: &Self, tokens: &[u32], salt: &Salt) -> Self {
         let mut sha = Cbor::default();
@@ -79,7 +80,7 @@ impl BlockHash {
             sha.head(0, token);
         }
         if salt.is_none() {
-            sha.put(&[0xf6]);
+            sha.put([0xf6], 1);
         } else {
             sha.head(4, 1);
             sha.bytes(&salt.0);
@@ -164,48 +165,81 @@ impl HashChain {
     }
 }
 
-/// Writes the few forms of CBOR that a block hash has, into a buffer on the stack.
+/// Blocks of SHA-256 that are compressed together: most messages are of two.
+const TOGETHER: usize = 2;
+
+/// The state that SHA-256 begins with (FIPS 180-4, 5.3.3).
+const FIRST: [u32; 8] =
+    [0x6a09_e667, 0xbb67_ae85, 0x3c6e_f372, 0xa54f_f53a, 0x510e_527f, 0x9b05_688c, 0x1f83_d9ab, 0x5be0_cd19];
+
+/// Writes the few forms of CBOR that a block hash has, on the stack, right into the blocks that SHA-256 compresses: the
+/// usual interface would copy each piece, and that costs as much as the compression.
 struct Cbor {
-    sha: Sha256,
-    buffer: [u8; 128],
+    state: [u32; 8],
+    /// The blocks to come, and one that a piece or the padding may run into.
+    blocks: [[u8; 64]; TOGETHER + 1],
     used: usize,
+    compressed: usize,
 }
 
 impl Default for Cbor {
     fn default() -> Self {
-        Self { sha: Sha256::new(), buffer: [0; 128], used: 0 }
+        Self { state: FIRST, blocks: [[0; 64]; TOGETHER + 1], used: 0, compressed: 0 }
     }
 }
 
 impl Cbor {
-    fn put(&mut self, bytes: &[u8]) {
-        if self.used + bytes.len() > self.buffer.len() {
-            self.sha.update(&self.buffer[..self.used]);
-            self.used = 0;
+    /// The first `len` of `bytes`: as many are copied whatever `len` is.
+    #[inline]
+    fn put<const N: usize>(&mut self, bytes: [u8; N], len: usize) {
+        const { assert!(N <= 64, "a piece is a block at most") }
+        self.blocks.as_flattened_mut()[self.used..self.used + N].copy_from_slice(&bytes);
+        self.used += len;
+        if self.used >= TOGETHER * 64 {
+            self.compress(TOGETHER);
+            self.blocks[0] = self.blocks[TOGETHER];
+            self.used -= TOGETHER * 64;
         }
-        self.buffer[self.used..self.used + bytes.len()].copy_from_slice(bytes);
-        self.used += bytes.len();
     }
 
+    fn compress(&mut self, blocks: usize) {
+        compress256(&mut self.state, &self.blocks[..blocks]);
+        self.compressed += blocks * 64;
+    }
+
+    #[inline]
     fn head(&mut self, major: u8, value: u32) {
         let major = major << 5;
         let v = value.to_be_bytes();
-        match value {
-            0..=23 => self.put(&[major | v[3]]),
-            24..=0xff => self.put(&[major | 24, v[3]]),
-            0x100..=0xffff => self.put(&[major | 25, v[2], v[3]]),
-            _ => self.put(&[major | 26, v[0], v[1], v[2], v[3]]),
-        }
+        let (bytes, len) = match value {
+            0..=23 => ([major | v[3], 0, 0, 0, 0], 1),
+            24..=0xff => ([major | 24, v[3], 0, 0, 0], 2),
+            0x100..=0xffff => ([major | 25, v[2], v[3], 0, 0], 3),
+            _ => ([major | 26, v[0], v[1], v[2], v[3]], 5),
+        };
+        self.put(bytes, len);
     }
 
     fn bytes(&mut self, bytes: &[u8; 32]) {
         self.head(2, 32);
-        self.put(bytes);
+        self.put(*bytes, 32);
     }
 
     fn finish(mut self) -> BlockHash {
-        self.sha.update(&self.buffer[..self.used]);
-        BlockHash(self.sha.finalize().into())
+        let bits = (self.compressed + self.used) as u64 * 8;
+        // A one, zeroes, and the length in the last 8 bytes of a block.
+        let blocks = (self.used + 1 + 8).div_ceil(64);
+        let end = blocks * 64;
+        let flat = self.blocks.as_flattened_mut();
+        flat[self.used] = 0x80;
+        flat[self.used + 1..end - 8].fill(0);
+        flat[end - 8..end].copy_from_slice(&bits.to_be_bytes());
+        self.compress(blocks);
+        let mut hash = [0; 32];
+        for (bytes, word) in hash.chunks_exact_mut(4).zip(self.state) {
+            bytes.copy_from_slice(&word.to_be_bytes());
+        }
+        BlockHash(hash)
     }
 }
 
@@ -224,8 +258,8 @@ mod tests {
     #[test]
     fn the_root_is_the_hash_of_its_text() {
         let mut cbor = Cbor::default();
-        cbor.put(&[0x60 | 14]);
-        cbor.put(b"vllm-none-hash");
+        cbor.put([0x60 | 14], 1);
+        cbor.put(*b"vllm-none-hash", 14);
         assert_eq!(cbor.finish(), BlockHash::ROOT);
     }
 
@@ -239,24 +273,41 @@ mod tests {
     }
 
     #[test]
-    fn a_long_block_is_hashed_past_the_buffer() {
-        let tokens: Vec<u32> = (0..64).map(|i| i * 70_000).collect();
-        let mut sha = Sha256::new();
-        sha.update([0x83, 0x58, 0x20]);
-        sha.update(BlockHash::ROOT.0);
-        sha.update([0x98, 64]);
-        for &t in &tokens {
-            if t < 24 {
-                sha.update([t as u8]);
+    fn a_block_of_any_length_is_the_sha_of_its_cbor() {
+        // Lengths that end before, at and behind every edge of the buffer and of the padding.
+        for (count, salt) in (0..200u32).flat_map(|n| [(n, Salt::NONE), (n, Salt::of(&[("tenant", "b")]))]) {
+            let sizes = [1, 30, 300, 70_000, 3_000_000_000];
+            let tokens: Vec<u32> =
+                (0..count).map(|i| i % sizes[(i + count) as usize % sizes.len()]).collect();
+            let mut message = vec![0x83, 0x58, 0x20];
+            message.extend(BlockHash::ROOT.0);
+            let mut head = |major: u8, value: u32| match value {
+                0..=23 => message.push(major << 5 | value as u8),
+                24..=255 => message.extend([major << 5 | 24, value as u8]),
+                256..=65_535 => {
+                    message.push(major << 5 | 25);
+                    message.extend((value as u16).to_be_bytes());
+                }
+                _ => {
+                    message.push(major << 5 | 26);
+                    message.extend(value.to_be_bytes());
+                }
+            };
+            head(4, count);
+            tokens.iter().for_each(|&t| head(0, t));
+            if salt.is_none() {
+                message.push(0xf6);
             } else {
-                sha.update([0x1a]);
-                sha.update(t.to_be_bytes());
+                message.extend([0x81, 0x58, 0x20]);
+                message.extend(salt.0);
             }
+            let expected: [u8; 32] = Sha256::digest(&message).into();
+            assert_eq!(
+                BlockHash::of(&BlockHash::ROOT, &tokens, &salt).as_bytes(),
+                &expected,
+                "{count} tokens"
+            );
         }
-        sha.update([0xf6]);
-        let expected: [u8; 32] = sha.finalize().into();
-        let got = BlockHash::of(&BlockHash::ROOT, &tokens, &Salt::NONE);
-        assert_eq!(got.as_bytes(), &expected);
     }
 
     #[test]

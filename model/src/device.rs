@@ -201,6 +201,9 @@ pub trait Device {
     /// A fault of the device.
     fn capture(&mut self, ops: &[Op<Self::Buf>], key: GraphKey) -> Result<Self::Graph, ModelError>;
 
+    /// Has the KV cache backed by memory now, where the system would do so when each part is first written. Contents stay.
+    fn touch_kv(&mut self) {}
+
     /// Memory that a graph takes, in bytes.
     fn graph_bytes(&self, graph: &Self::Graph) -> usize;
 

@@ -68,6 +68,11 @@ impl<D: Device> Runner<D> {
         &self.device
     }
 
+    /// Has the KV cache backed by memory now ([`Device::touch_kv`]), so that no step waits for it.
+    pub fn touch_kv(&mut self) {
+        self.device.touch_kv();
+    }
+
     /// The greatest step it was built for.
     #[must_use]
     pub fn limits(&self) -> StepLimits {

@@ -147,6 +147,12 @@ impl<D: Device> ModelExecutor<D> {
         (self.runner.counts(), proposer.and_then(|proposer| proposer.counts()))
     }
 
+    /// Has the KV cache, and the proposers', backed by memory now, so that no step waits for it.
+    pub fn touch_kv(&mut self) {
+        self.runner.touch_kv();
+        self.proposers.iter_mut().for_each(|proposer| proposer.touch_kv());
+    }
+
     /// Counts steps from 0 again.
     pub fn reset_counts(&mut self) {
         self.runner.reset_counts();

@@ -3,6 +3,7 @@
 use clap::{Parser, Subcommand};
 
 use super::Ended;
+use super::calibrate::Calibrate;
 use super::compare::Compare;
 use super::latency::Latency;
 use super::scheduler_bench::SchedulerBench;
@@ -18,6 +19,13 @@ pub enum Bench {
     /// n-gram runs; --enforce-eager changes nothing. Exits 1 when a token, a hidden state or a logit of any run is not, bit
     /// by bit, that of the plain eager one.
     Compare(Box<Compare>),
+    /// A cost model for `replay --executor sim`, from measured steps of the real engine
+    ///
+    /// Runs requests of all sizes for some seconds, without drafts and with those of n-gram look-up, of synthetic drafts and
+    /// of the model that --draft names, by both scorers, eager and on graphs. Prefix caching is on unless it is turned off, and
+    /// with --trace-out the cost of a trace is part of what is measured: give the flags of the runs that are to be simulated.
+    /// Every fourth run of steps is held out, and tells how good the model is.
+    Calibrate(Box<Calibrate>),
     /// Scheduler, block manager and metadata without a model
     Scheduler(SchedulerBench),
 }
@@ -27,6 +35,7 @@ impl Bench {
         match self {
             Self::Latency(latency) => latency.run(),
             Self::Compare(compare) => compare.run(),
+            Self::Calibrate(calibrate) => calibrate.run(),
             Self::Scheduler(scheduler) => scheduler.run(),
         }
     }

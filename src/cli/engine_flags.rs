@@ -10,7 +10,8 @@ use pagedraft::session::{EngineOptions, LoadFormat, ModelRef, TraceOptions};
 use pagedraft_attention::isa::Isa;
 use pagedraft_model::Dtype;
 use pagedraft_scheduler::Policy;
-use pagedraft_workloads::trace::{CONFIG_FILE, STEPS_FILE, SUMMARY_FILE, TraceTables};
+use pagedraft_workloads::run::LineFormat;
+use pagedraft_workloads::trace::{TraceTables, TraceWriter};
 
 use super::speculation_flags::SpeculationFlags;
 
@@ -95,6 +96,9 @@ pub struct EngineFlags {
     /// `delta`: a block table only where it changed
     #[arg(long, value_enum, default_value = "full")]
     trace_tables: Tables,
+    /// jsonl, jsonl.zst, or parquet (made when the run ends)
+    #[arg(long, value_name = "FORMAT", default_value_t)]
+    pub trace_format: LineFormat,
     #[command(flatten)]
     pub speculation: SpeculationFlags,
 }
@@ -228,17 +232,19 @@ impl EngineFlags {
         if dir.exists() && !dir.is_dir() {
             return Err(usage(anyhow!("trace directory {} is not a directory", dir.display())));
         }
-        for file in [STEPS_FILE, CONFIG_FILE, SUMMARY_FILE] {
-            if dir.join(file).exists() {
-                let error = anyhow!("trace directory {} holds a {file} already", dir.display());
-                return Err(usage_hint(error, "name another directory, or an empty one"));
-            }
+        if let Some(file) = TraceWriter::occupied(dir) {
+            let error = anyhow!("trace directory {} holds a {file} already", dir.display());
+            return Err(usage_hint(error, "name another directory, or an empty one"));
         }
-        let tables = match self.trace_tables {
+        Ok(Some(TraceOptions { dir: dir.clone(), tables: self.tables(), format: self.trace_format }))
+    }
+
+    /// How a trace has block tables.
+    pub fn tables(&self) -> TraceTables {
+        match self.trace_tables {
             Tables::Full => TraceTables::Full,
             Tables::Delta => TraceTables::Delta,
-        };
-        Ok(Some(TraceOptions { dir: dir.clone(), tables }))
+        }
     }
 }
 

@@ -2,10 +2,15 @@
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::time::Duration;
 
 use anyhow::Context;
 use pagedraft::exit;
 use pagedraft::session::{RequestId, Session};
+
+/// How often a wait looks for Ctrl-C.
+const LOOK: Duration = Duration::from_millis(20);
 
 static PRESSED: AtomicBool = AtomicBool::new(false);
 static SET: OnceLock<Result<(), String>> = OnceLock::new();
@@ -24,6 +29,27 @@ pub fn listen() -> anyhow::Result<()> {
 /// Whether it was pressed.
 pub fn pressed() -> bool {
     PRESSED.load(Ordering::Relaxed)
+}
+
+/// Does what has no steps to look for Ctrl-C between, such as reading a large file: on a thread of its own, which a Ctrl-C leaves to
+/// end with the process; `None` then.
+pub fn or_done<T: Send + 'static>(
+    work: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
+) -> anyhow::Result<Option<T>> {
+    let (send, done) = sync_channel(1);
+    // Where nobody waits for it any more it is dropped.
+    let thread = std::thread::spawn(move || drop(send.send(work())));
+    loop {
+        match done.recv_timeout(LOOK) {
+            Ok(result) => return result.map(Some),
+            Err(_) if pressed() => return Ok(None),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => match thread.join() {
+                Err(panic) => std::panic::resume_unwind(panic),
+                Ok(()) => anyhow::bail!("a thread ended without its result"),
+            },
+        }
+    }
 }
 
 /// Ends the requests of a batch that was stopped; what they generated is dropped.

@@ -2,6 +2,7 @@
 
 mod batch_header;
 mod bench;
+mod calibrate;
 mod compare;
 mod engine_flags;
 mod generate;
@@ -13,8 +14,11 @@ mod machine;
 mod output_file;
 mod prompts;
 mod recording;
+mod replay;
+mod report;
 mod scheduler_bench;
 mod speculation_flags;
+mod stamp;
 mod stdout;
 mod step_figures;
 mod trace;
@@ -43,9 +47,13 @@ enum Command {
     Bench(bench::Bench),
     /// Go on from one prompt, or from many at once
     Generate(Box<generate::Generate>),
+    /// A dataset or a trace through the engine, in real or in virtual time
+    Replay(Box<replay::Replay>),
     /// Read what a run wrote
     #[command(subcommand)]
     Trace(trace::Trace),
+    /// Draw what one run wrote, or several: one page with pictures, and the KV blocks step by step
+    Report(report::Report),
     /// Train the embedded models (builds with `--features train`)
     Train(Box<train::Train>),
 }
@@ -73,7 +81,9 @@ pub fn run() -> ExitCode {
         None => bench::main_job(),
         Some(Command::Bench(bench)) => bench.run(),
         Some(Command::Generate(generate)) => generate.run(),
+        Some(Command::Replay(replay)) => replay.run(),
         Some(Command::Trace(trace)) => trace.run(),
+        Some(Command::Report(report)) => report.run(),
         Some(Command::Train(train)) => train.run(),
     };
     match ended {

@@ -3,9 +3,13 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
-use pagedraft::exit::usage;
-use pagedraft_workloads::trace::{CheckReport, STEPS_FILE, check_dir};
+use anyhow::anyhow;
+use clap::{Args, Subcommand, ValueEnum};
+use pagedraft::exit::{usage, usage_hint};
+use pagedraft_workloads::run::{LineFormat, convert_lines};
+use pagedraft_workloads::trace::{
+    CheckReport, STEPS_FILE, STEPS_STEM, SchemaOf, check_dir, read_steps, schema, steps_file,
+};
 
 use super::{Ended, stdout};
 
@@ -13,19 +17,57 @@ use super::{Ended, stdout};
 pub enum Trace {
     /// Re-derive every slot of a trace, and name the first record that breaks a rule
     Check(Check),
+    /// Write the steps of a trace in another format
+    Export(Export),
+    /// Print the JSON Schema of a file of a run
+    Schema(Schema),
 }
 
 #[derive(Debug, Args)]
 pub struct Check {
-    /// What --trace-out wrote
+    /// What --trace-out wrote, or the directory of a run
     #[arg(value_name = "DIR")]
     directory: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct Export {
+    /// What --trace-out wrote, or the directory of a run
+    #[arg(value_name = "DIR")]
+    directory: PathBuf,
+    /// jsonl, jsonl.zst or parquet
+    #[arg(long, value_name = "FORMAT")]
+    format: LineFormat,
+    /// Where to; by default a file beside the steps
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct Schema {
+    /// Which file
+    #[arg(long, value_enum, default_value = "steps")]
+    of: Files,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Files {
+    /// A line of `trace_steps.jsonl`
+    Steps,
+    /// A line of `requests.jsonl`
+    Requests,
+    /// `summary.json`
+    Summary,
+    /// `config.json`
+    Config,
 }
 
 impl Trace {
     pub fn run(&self) -> anyhow::Result<Ended> {
         match self {
             Self::Check(check) => check.run(),
+            Self::Export(export) => export.run(),
+            Self::Schema(schema) => schema.run(),
         }
     }
 }
@@ -34,7 +76,7 @@ impl Check {
     fn run(&self) -> anyhow::Result<Ended> {
         let report = check_dir(&self.directory).map_err(|e| usage(e.into()))?;
         if let Some(violation) = &report.violation {
-            let file = self.directory.join(STEPS_FILE);
+            let file = steps_file(&self.directory).map_or(self.directory.join(STEPS_FILE), |(path, _)| path);
             // The exit code says it where standard error is closed.
             let _ = writeln!(
                 std::io::stderr(),
@@ -63,6 +105,9 @@ fn sound(report: &CheckReport) -> String {
         report.preemptions,
         report.blocks_held,
     );
+    if report.resumed > 0 {
+        text.push_str(&format!("          stopped and resumed {} times\n", report.resumed));
+    }
     if report.other_events > 0 {
         text.push_str(&format!("          {} lines of other events, not checked\n", report.other_events));
     }
@@ -70,4 +115,39 @@ fn sound(report: &CheckReport) -> String {
         text.push_str("          last line incomplete, ignored (the process was stopped while it wrote)\n");
     }
     text
+}
+
+impl Export {
+    fn run(&self) -> anyhow::Result<Ended> {
+        let out = self.out.clone().unwrap_or_else(|| self.format.file(&self.directory, STEPS_STEM));
+        let mut lines = read_steps(&self.directory).map_err(|e| usage(e.into()))?;
+        if out.exists() {
+            let error = anyhow!("{} is there already", out.display());
+            return Err(usage_hint(error, "name another file (--out FILE)"));
+        }
+        let written = convert_lines(&mut lines, &out, self.format).map_err(|e| usage(e.into()))?;
+        let mut text = format!("{written} lines of {} in {}\n", lines.path().display(), out.display());
+        if lines.is_cut() {
+            text.push_str(
+                "the last line is incomplete and was left out (the process was stopped while it wrote)\n",
+            );
+        }
+        stdout::print(&text)?;
+        Ok(Ended::Done)
+    }
+}
+
+impl Schema {
+    fn run(&self) -> anyhow::Result<Ended> {
+        let of = match self.of {
+            Files::Steps => SchemaOf::Steps,
+            Files::Requests => SchemaOf::Requests,
+            Files::Summary => SchemaOf::Summary,
+            Files::Config => SchemaOf::Config,
+        };
+        let mut text = serde_json::to_string_pretty(&schema(of))?;
+        text.push('\n');
+        stdout::print(&text)?;
+        Ok(Ended::Done)
+    }
 }

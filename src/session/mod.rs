@@ -7,9 +7,11 @@ mod draft;
 mod load;
 mod options;
 mod request;
+mod row;
 mod sequence;
 mod speculation;
 mod text;
+mod tokenizer;
 mod trace;
 
 use std::collections::HashMap;
@@ -18,6 +20,7 @@ use std::time::Instant;
 
 use anyhow::{bail, ensure};
 
+use pagedraft_block_manager::Slab;
 use pagedraft_model::RunCounts;
 use pagedraft_model::cpu::CpuDevice;
 use pagedraft_model::tokenizer::Tokenizer;
@@ -28,13 +31,16 @@ use pagedraft_scheduler::{
 use pagedraft_spec_decode::canary::CanaryReport;
 use pagedraft_spec_decode::metrics::SpeculationMetrics;
 use pagedraft_spec_decode::{ModelExecutor, Registered, StepRecord};
+use pagedraft_workloads::trace::{TraceTables, TraceWriter};
 
 pub use load::SessionInfo;
 pub use options::{
     DraftLength, DraftRef, EngineOptions, LoadFormat, ModelRef, SpeculationOptions, TraceOptions,
 };
 pub use request::{Emitted, Request, RequestId, RequestOutput, StepReport};
+pub use row::StepRow;
 pub use speculation::SetupId;
+pub use tokenizer::tokenizer;
 
 use crate::exit::usage;
 use sequence::Sequence;
@@ -44,6 +50,7 @@ use trace::Trace;
 /// A running engine.
 pub struct Session {
     info: SessionInfo,
+    config: serde_json::Value,
     tokenizer: Option<Arc<Tokenizer>>,
     scheduler: Scheduler,
     executor: ModelExecutor<CpuDevice>,
@@ -52,8 +59,11 @@ pub struct Session {
     plan: StepPlan,
     outcome: StepOutcome<StepRecord>,
     applied: Vec<Applied>,
-    sequences: Vec<Option<Sequence>>,
-    by_key: HashMap<RequestKey, usize>,
+    /// Such as have not been taken yet; their places are used again.
+    sequences: Slab<Sequence>,
+    by_key: HashMap<RequestKey, RequestId>,
+    /// The last step's.
+    rows: Vec<StepRow>,
     trace: Option<Trace>,
 }
 
@@ -65,11 +75,13 @@ impl Session {
     /// A model that does not load, options that do not go together, a trace directory that cannot be written.
     pub fn open(options: &EngineOptions) -> anyhow::Result<Self> {
         let mut loaded = load::load(options)?;
-        let trace = options.trace.as_ref().map(|to| Trace::create(to, options, &loaded.info)).transpose()?;
+        let config = trace::engine_config(options, &loaded.info);
+        let trace = options.trace.as_ref().map(|to| Trace::create(to, &config)).transpose()?;
         loaded.executor.keep_group_steps(trace.is_some());
         Ok(Self {
             tokenizer: loaded.tokenizer,
             info: loaded.info,
+            config,
             scheduler: loaded.scheduler,
             executor: loaded.executor,
             setups: loaded.setups,
@@ -77,8 +89,9 @@ impl Session {
             plan: StepPlan::default(),
             outcome: StepOutcome::default(),
             applied: Vec::new(),
-            sequences: Vec::new(),
+            sequences: Slab::default(),
             by_key: HashMap::new(),
+            rows: Vec::new(),
             trace,
         })
     }
@@ -86,6 +99,26 @@ impl Session {
     /// What the engine was built as.
     pub fn info(&self) -> &SessionInfo {
         &self.info
+    }
+
+    /// What the engine was opened as, for the `config.json` of a run: an object with the names of the flags. A trace that is
+    /// attached needs a `trace_tables` beside it, or in it.
+    pub fn config(&self) -> &serde_json::Value {
+        &self.config
+    }
+
+    /// Traces every step from here on, in a directory that has its `config.json` already; `tables` as it says there.
+    /// [`close`](Self::close) ends the trace.
+    ///
+    /// # Errors
+    ///
+    /// There is a trace already, or requests were submitted, whose names it would not know.
+    pub fn attach_trace(&mut self, writer: TraceWriter, tables: TraceTables) -> anyhow::Result<()> {
+        ensure!(self.trace.is_none(), "the session has a trace already");
+        ensure!(!self.has_unfinished(), "a trace can't begin while requests run");
+        self.trace = Some(Trace::new(writer, tables));
+        self.executor.keep_group_steps(true);
+        Ok(())
     }
 
     /// The model's name.
@@ -96,6 +129,12 @@ impl Session {
     /// The model's tokenizer, where it has one.
     pub fn tokenizer(&self) -> Option<&Tokenizer> {
         self.tokenizer.as_deref()
+    }
+
+    /// Has the KV cache backed by memory now: else the system does so when each block is first written, within a step. Takes
+    /// some tenths of a second a GiB.
+    pub fn touch_kv(&mut self) {
+        self.executor.touch_kv();
     }
 
     /// Whether any request is waiting or running.
@@ -211,9 +250,9 @@ impl Session {
                 let name = &request.request_id;
                 trace.name(key, if request.n > 1 { format!("{name}/{sample}") } else { name.clone() });
             }
-            self.by_key.insert(key, self.sequences.len());
-            ids.push(RequestId(self.sequences.len()));
-            self.sequences.push(Some(sequence.with_key(key)));
+            let id = RequestId(self.sequences.insert(sequence.with_key(key)));
+            self.by_key.insert(key, id);
+            ids.push(id);
         }
         Ok(ids)
     }
@@ -280,7 +319,7 @@ impl Session {
     ///
     /// What there is of its text cannot be decoded.
     pub fn abort(&mut self, id: RequestId) -> anyhow::Result<()> {
-        if let Some(sequence) = self.sequences.get_mut(id.0).and_then(Option::as_mut) {
+        if let Some(sequence) = self.sequences.get_mut(id.0) {
             let info = self.scheduler.request(sequence.key());
             if self.scheduler.abort(sequence.key()) {
                 self.by_key.remove(&sequence.key());
@@ -311,9 +350,20 @@ impl Session {
         let schedule = start.elapsed();
         self.executor.execute(&self.plan, &self.scheduler, &mut self.outcome)?;
         self.scan_stops()?;
+        // Who ends with the step has no table and no seat any more once it is applied.
+        self.note_rows();
+        let stats = self.scheduler.stats();
+        let mut report = StepReport {
+            step: self.plan.id.0,
+            rows: self.plan.rows.len(),
+            preempted: self.plan.preempted.len(),
+            running: stats.running,
+            waiting: stats.waiting,
+            pool_during: stats.pool,
+            ..StepReport::default()
+        };
         self.scheduler.apply(&self.outcome, &mut self.applied)?;
-        let mut report =
-            StepReport { step: self.plan.id.0, rows: self.plan.rows.len(), ..StepReport::default() };
+        report.pool = self.scheduler.stats().pool;
         self.collect(&mut report)?;
         if let Some(trace) = &mut self.trace {
             let (draft, pool) = (self.executor.group_step(), self.scheduler.stats().pool);
@@ -345,6 +395,23 @@ impl Session {
         Ok(())
     }
 
+    /// Takes down who runs in the step, and the blocks that each holds.
+    fn note_rows(&mut self) {
+        self.rows.clear();
+        for row in &self.plan.rows {
+            let Some(&id) = self.by_key.get(&row.request) else { continue };
+            let Some(sequence) = self.sequences.get_mut(id.0) else { continue };
+            let cached = self.scheduler.request(row.request).map_or(0, |info| info.num_cached_tokens);
+            sequence.hold(row::table(&self.scheduler, row), cached / self.info.block_size.max(1));
+            self.rows.push(StepRow::planned(id, row, cached));
+        }
+    }
+
+    /// What the last step was to each of its requests, in the plan's order.
+    pub fn step_rows(&self) -> &[StepRow] {
+        &self.rows
+    }
+
     /// Hands what the step gave to its sequences.
     fn collect(&mut self, report: &mut StepReport) -> anyhow::Result<()> {
         for row in &self.plan.rows {
@@ -355,9 +422,14 @@ impl Session {
         }
         report.replayed = self.outcome.record.is_replayed();
         report.stages = self.outcome.record.time_us;
+        let mut rows = self.rows.iter_mut();
         for applied in &self.applied {
-            if let Some(sequence) = sequence(&mut self.sequences, &self.by_key, applied.request) {
+            let Some(&id) = self.by_key.get(&applied.request) else { continue };
+            if let Some(sequence) = self.sequences.get_mut(id.0) {
                 sequence.begin(applied);
+            }
+            if let Some(row) = rows.find(|row| row.id == id) {
+                row.apply(applied);
             }
         }
         for (request, logprobs) in &self.outcome.record.logprobs {
@@ -381,42 +453,36 @@ impl Session {
             }
         }
         for applied in &self.applied {
-            let Some(&at) = self.by_key.get(&applied.request) else { continue };
-            let Some(sequence) = self.sequences[at].as_mut() else { continue };
+            let Some(&id) = self.by_key.get(&applied.request) else { continue };
+            let Some(sequence) = self.sequences.get_mut(id.0) else { continue };
             let tokens = &self.outcome.tokens[applied.tokens.start as usize..applied.tokens.end as usize];
             let text = sequence.extend(tokens, applied.finish)?;
             if applied.finish.is_some() {
                 sequence.note(self.scheduler.request(applied.request));
             }
-            report.emitted.push(Emitted {
-                id: RequestId(at),
-                tokens: tokens.to_vec(),
-                text,
-                finish: applied.finish,
-            });
+            report.emitted.push(Emitted { id, tokens: tokens.to_vec(), text, finish: applied.finish });
         }
         Ok(())
     }
 
     /// What came of a sample so far; its memory is given up once it has ended.
     pub fn take_output(&mut self, id: RequestId) -> Option<RequestOutput> {
-        let slot = self.sequences.get_mut(id.0)?;
-        let output = slot.as_ref()?.output().clone();
-        if output.finish_reason.is_some() {
-            *slot = None;
+        let output = self.sequences.get(id.0)?.output();
+        if output.finish_reason.is_none() {
+            return Some(output.clone());
         }
-        Some(output)
+        self.sequences.remove(id.0).map(Sequence::into_output)
     }
 
     /// The logits each token of a sample was chosen from, where they are kept.
     pub fn take_logits(&mut self, id: RequestId) -> Vec<Vec<f32>> {
-        let sequence = self.sequences.get_mut(id.0).and_then(Option::as_mut);
+        let sequence = self.sequences.get_mut(id.0);
         sequence.map(Sequence::take_logits).unwrap_or_default()
     }
 
     /// The hidden states, behind the final norm, that those logits were made of, where they are kept.
     pub fn take_hidden(&mut self, id: RequestId) -> Vec<Vec<f32>> {
-        let sequence = self.sequences.get_mut(id.0).and_then(Option::as_mut);
+        let sequence = self.sequences.get_mut(id.0);
         sequence.map(Sequence::take_hidden).unwrap_or_default()
     }
 
@@ -434,9 +500,9 @@ impl Session {
 }
 
 fn sequence<'a>(
-    sequences: &'a mut [Option<Sequence>],
-    by_key: &HashMap<RequestKey, usize>,
+    sequences: &'a mut Slab<Sequence>,
+    by_key: &HashMap<RequestKey, RequestId>,
     key: RequestKey,
 ) -> Option<&'a mut Sequence> {
-    sequences.get_mut(*by_key.get(&key)?)?.as_mut()
+    sequences.get_mut(by_key.get(&key)?.0)
 }

@@ -9,6 +9,7 @@ use pagedraft_model::Dtype;
 use pagedraft_scheduler::Policy;
 use pagedraft_spec_decode::Scorer;
 use pagedraft_spec_decode::acceptance::Acceptance;
+use pagedraft_workloads::run::LineFormat;
 use pagedraft_workloads::trace::TraceTables;
 
 /// Where a model comes from.
@@ -194,6 +195,8 @@ pub struct TraceOptions {
     pub dir: PathBuf,
     /// How block tables are written.
     pub tables: TraceTables,
+    /// How its lines are stored.
+    pub format: LineFormat,
 }
 
 /// What an engine is built from: the engine flags of the command line.

@@ -1,5 +1,6 @@
 //! What goes into a session, and what comes out.
 
+use pagedraft_block_manager::{BlockId, Handle, PoolStats};
 use pagedraft_scheduler::FinishReason;
 use pagedraft_spec_decode::StageTimes;
 use pagedraft_spec_decode::sampling::{SamplingParams, TokenLogprob};
@@ -9,7 +10,7 @@ use std::time::Duration;
 
 /// One sample of one request, from submission to the end of the session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct RequestId(pub(super) usize);
+pub struct RequestId(pub(super) Handle);
 
 /// A prompt and how to go on from it.
 #[derive(Clone, Debug)]
@@ -93,6 +94,12 @@ pub struct RequestOutput {
     pub drafted_by_position: Vec<u32>,
     /// The same, accepted.
     pub accepted_by_position: Vec<u32>,
+    /// KV blocks that it held in the last step that ran it.
+    #[serde(skip)]
+    pub num_blocks: u32,
+    /// Of its blocks, those that were found in the prefix cache when it was first admitted.
+    #[serde(skip)]
+    pub prefix_blocks: Vec<BlockId>,
 }
 
 /// News of one sample in a step.
@@ -121,6 +128,16 @@ pub struct StepReport {
     pub prefill_tokens: usize,
     /// Rows that decoded, drafts or none.
     pub decode_rows: usize,
+    /// Requests whose blocks were taken back.
+    pub preempted: usize,
+    /// Admitted requests, as the step ran.
+    pub running: usize,
+    /// Requests that waited, as the step ran.
+    pub waiting: usize,
+    /// The KV pool as the step ran: what it planned is taken, what ends with it is not yet given back.
+    pub pool_during: PoolStats,
+    /// The KV pool, after the step.
+    pub pool: PoolStats,
     /// Whether it was replayed from a graph.
     pub replayed: bool,
     /// Where its time went, in microseconds; scheduling and what is done behind the executor are in `elapsed` alone.

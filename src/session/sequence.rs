@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use pagedraft_block_manager::BlockId;
 use pagedraft_model::tokenizer::Tokenizer;
 use pagedraft_scheduler::{Applied, FinishReason, RequestInfo, RequestKey};
 use pagedraft_spec_decode::PromptLogprobs;
@@ -18,6 +19,8 @@ pub(super) struct Sequence {
     output: RequestOutput,
     logits: Vec<Vec<f32>>,
     hidden: Vec<Vec<f32>>,
+    /// Whether a step has run it.
+    ran: bool,
     /// Tokens that the sample will have when the step at hand is taken in: what was computed for those behind, cut off by
     /// a stop, leaves no trace.
     length: usize,
@@ -55,7 +58,10 @@ impl Sequence {
                 num_accepted: 0,
                 drafted_by_position: Vec::new(),
                 accepted_by_position: Vec::new(),
+                num_blocks: 0,
+                prefix_blocks: Vec::new(),
             },
+            ran: false,
             logits: Vec::new(),
             hidden: Vec::new(),
             length: 0,
@@ -74,6 +80,20 @@ impl Sequence {
 
     pub fn output(&self) -> &RequestOutput {
         &self.output
+    }
+
+    /// What came of it, once it has ended.
+    pub fn into_output(self) -> RequestOutput {
+        self.output
+    }
+
+    /// Takes down the blocks that it holds in a step; in its first the first `cached` were found in the prefix cache.
+    pub fn hold(&mut self, table: &[BlockId], cached: u32) {
+        self.output.num_blocks = table.len() as u32;
+        if !self.ran {
+            self.output.prefix_blocks.extend(table.iter().take(cached as usize));
+        }
+        self.ran = true;
     }
 
     /// Takes down what the scheduler knows at its end.

@@ -26,51 +26,61 @@ pub(super) struct Trace {
     published: PublishedBlocks,
 }
 
+/// What an engine was built as, for the `config.json` of its trace.
+pub(super) fn engine_config(options: &EngineOptions, info: &SessionInfo) -> serde_json::Value {
+    json!({
+        "model_id": info.model_id,
+        "dummy_weights": info.dummy_weights,
+        "parameters": info.parameters,
+        "vocab_size": info.vocab_size,
+        "dtype": info.dtype.to_string(),
+        "instruction_set": info.isa.to_string(),
+        "threads": info.threads,
+        "block_size": info.block_size,
+        "num_blocks": info.num_blocks,
+        "block_bytes": info.block_bytes,
+        "max_model_len": info.max_model_len,
+        "max_num_seqs": options.max_num_seqs,
+        "max_num_batched_tokens": options.max_num_batched_tokens,
+        "prefill_chunk": options.prefill_chunk,
+        "enable_prefix_caching": options.enable_prefix_caching,
+        "enable_chunked_prefill": options.enable_chunked_prefill,
+        "policy": options.policy,
+        // Of the engine as it was opened: where it changes later, a line of event `setup` says to what.
+        "draft": options.speculation.draft.as_ref().map(ToString::to_string),
+        "num_speculative_tokens": options.speculation.length.to_string(),
+        "scorer": options.speculation.scorer,
+        "acceptance": options.speculation.acceptance,
+        "enforce_eager": options.enforce_eager,
+        "graph_sizes": info.graph_sizes,
+        "shadow_rate": options.shadow_rate,
+        "seed": options.seed,
+        "revision": crate::REVISION,
+    })
+}
+
 impl Trace {
     /// Makes the directory and writes what the engine was built as.
     ///
     /// # Errors
     ///
     /// A directory that cannot be written, or that holds a trace.
-    pub fn create(to: &TraceOptions, options: &EngineOptions, info: &SessionInfo) -> anyhow::Result<Self> {
-        let config = json!({
-            "model_id": info.model_id,
-            "dummy_weights": info.dummy_weights,
-            "parameters": info.parameters,
-            "vocab_size": info.vocab_size,
-            "dtype": info.dtype.to_string(),
-            "instruction_set": info.isa.to_string(),
-            "threads": info.threads,
-            "block_size": info.block_size,
-            "num_blocks": info.num_blocks,
-            "block_bytes": info.block_bytes,
-            "max_model_len": info.max_model_len,
-            "max_num_seqs": options.max_num_seqs,
-            "max_num_batched_tokens": options.max_num_batched_tokens,
-            "prefill_chunk": options.prefill_chunk,
-            "enable_prefix_caching": options.enable_prefix_caching,
-            "enable_chunked_prefill": options.enable_chunked_prefill,
-            "policy": options.policy,
-            // Of the engine as it was opened: where it changes later, a line of event `setup` says to what.
-            "draft": options.speculation.draft.as_ref().map(ToString::to_string),
-            "num_speculative_tokens": options.speculation.length.to_string(),
-            "scorer": options.speculation.scorer,
-            "acceptance": options.speculation.acceptance,
-            "enforce_eager": options.enforce_eager,
-            "graph_sizes": info.graph_sizes,
-            "shadow_rate": options.shadow_rate,
-            "seed": options.seed,
-            "trace_tables": to.tables,
-            "revision": crate::REVISION,
-        });
-        let writer = TraceWriter::create(&to.dir, &config).map_err(|e| usage(e.into()))?;
-        Ok(Self {
+    pub fn create(to: &TraceOptions, engine: &serde_json::Value) -> anyhow::Result<Self> {
+        let mut config = engine.clone();
+        config["trace_tables"] = json!(to.tables);
+        let writer = TraceWriter::create(&to.dir, &config, to.format).map_err(|e| usage(e.into()))?;
+        Ok(Self::new(writer, to.tables))
+    }
+
+    /// A trace whose directory and configuration are there.
+    pub fn new(writer: TraceWriter, tables: TraceTables) -> Self {
+        Self {
             writer,
-            tables: to.tables,
+            tables,
             delta: TableDelta::default(),
             names: RequestNames::default(),
             published: PublishedBlocks::default(),
-        })
+        }
     }
 
     /// Writes that the engine speculates in another way from here on.
@@ -121,6 +131,7 @@ impl Trace {
         let wrote = |group: &&GroupStep| !group.plan_rows.is_empty() || !group.published.is_empty();
         let groups = draft.filter(wrote).map(|group| BTreeMap::from([("draft", group)]));
         self.writer.write(&StepEvent {
+            first_step: self.writer.first_step(),
             plan,
             outcome: &outcome.rows,
             tokens: &outcome.tokens,

@@ -10,6 +10,7 @@ use pagedraft_scheduler::{
     Applied, FinishReason, Kind, PlanRow, RequestKey, RequestSpec, RowOutcome, Scheduler, SchedulerConfig,
     StepId, StepPlan,
 };
+use pagedraft_workloads::run::LineFormat;
 use pagedraft_workloads::trace::{
     PoolCounts, PublishedBlocks, StepEvent, StepNames, TableDelta, TimesUs, TraceWriter,
 };
@@ -87,6 +88,7 @@ fn event<'a>(
     metadata: &'a AttentionMetadata,
 ) -> StepEvent<'a, AttentionMetadata, (), ()> {
     StepEvent {
+        first_step: 0,
         plan: &step.plan,
         outcome: &step.outcome,
         tokens: &step.tokens,
@@ -117,7 +119,7 @@ fn traced_step(c: &mut Criterion) {
     let mut group = c.benchmark_group("traced step of 8 sequences");
     let step = step(8, 384);
     let directory = std::env::temp_dir().join(format!("pagedraft-trace-bench-{}", std::process::id()));
-    let mut writer = TraceWriter::create(&directory, &serde_json::json!({})).unwrap();
+    let mut writer = TraceWriter::create(&directory, &serde_json::json!({}), LineFormat::Jsonl).unwrap();
     let rows: Vec<u32> = (0..8).collect();
     group.bench_function("full tables", |b| {
         b.iter(|| writer.write(&event(&step, &rows, &step.metadata)).unwrap());

@@ -24,12 +24,12 @@ pub enum Error {
     #[error("trace directory {path} holds a {file} already; name another directory, or an empty one")]
     HoldsTrace {
         /// The file.
-        file: &'static str,
+        file: String,
         /// What was given.
         path: PathBuf,
     },
-    /// Writing the trace failed midway (disk full, directory removed).
-    #[error("can't write trace file {path}: {source}")]
+    /// Writing a file failed midway (disk full, directory removed).
+    #[error("can't write {path}: {source}")]
     Write {
         /// The file.
         path: PathBuf,
@@ -61,6 +61,31 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
+        what: String,
+    },
+    /// A file that should be a cost model is none.
+    #[error("cost model {path}: {what}")]
+    CostModel {
+        /// The file.
+        path: PathBuf,
+        /// Which field, and what is wrong with it.
+        what: String,
+    },
+    /// A dataset can't be read.
+    #[error(transparent)]
+    Dataset(#[from] crate::dataset::DatasetError),
+    /// Options that do not go together: what, and what to do.
+    #[error("{0}")]
+    Options(String),
+    /// An engine failed.
+    #[error("{0}")]
+    Engine(String),
+    /// A run directory is not what a resumed run needs.
+    #[error("{path}: {what}")]
+    Run {
+        /// The file or directory.
+        path: PathBuf,
+        /// What is wrong, and what to do.
         what: String,
     },
 }

@@ -411,6 +411,10 @@ impl Device for CpuDevice {
         Ok(Tape { ops: ops.into(), key })
     }
 
+    fn touch_kv(&mut self) {
+        self.kv.touch();
+    }
+
     fn graph_bytes(&self, graph: &Tape) -> usize {
         size_of::<Tape>() + size_of_val(&*graph.ops)
     }

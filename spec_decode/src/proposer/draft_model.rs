@@ -234,6 +234,10 @@ impl<D: Device> Proposer for DraftModel<D> {
         self.runner.set_enforce_eager(yes);
     }
 
+    fn touch_kv(&mut self) {
+        self.runner.touch_kv();
+    }
+
     fn counts(&self) -> Option<&RunCounts> {
         Some(self.runner.counts())
     }

@@ -165,6 +165,9 @@ pub trait Proposer {
         let _ = yes;
     }
 
+    /// Has its KV cache, if it has one, backed by memory now, so that no step waits for it.
+    fn touch_kv(&mut self) {}
+
     /// How its own steps ran, if it has any.
     fn counts(&self) -> Option<&RunCounts> {
         None

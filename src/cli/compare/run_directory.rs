@@ -1,12 +1,13 @@
 //! The directory that a comparison leaves behind.
 
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use anyhow::{Context, anyhow};
 use pagedraft::exit::{usage, usage_hint};
 
 use crate::cli::output_file::OutputFile;
+use crate::cli::stamp::stamp;
 
 const FILES: [&str; 3] = ["config.json", "summary.json", "compare.svg"];
 
@@ -26,7 +27,8 @@ impl RunDirectory {
     ///
     /// It can't be written, or holds a run.
     pub fn reserve(path: Option<&Path>) -> anyhow::Result<Self> {
-        let path = path.map_or_else(|| Path::new("runs").join(stamp(SystemTime::now())), Path::to_owned);
+        let path =
+            path.map_or_else(|| Path::new("runs").join(stamp("compare", SystemTime::now())), Path::to_owned);
         for file in FILES {
             if path.join(file).exists() {
                 let error = anyhow!("run directory {} holds a {file} already", path.display());
@@ -70,37 +72,9 @@ impl Drop for RunDirectory {
     }
 }
 
-/// `compare-20261122-003721`, in UTC.
-fn stamp(now: SystemTime) -> String {
-    let seconds = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let (days, rest) = (seconds / 86_400, seconds % 86_400);
-    // Days since 0000-03-01, in eras of 400 years (Howard Hinnant, "chrono-compatible low-level date algorithms").
-    let days = days + 719_468;
-    let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
-    let (hour, minute, second) = (rest / 3600, rest / 60 % 60, rest % 60);
-    format!("compare-{year:04}{month:02}{day:02}-{hour:02}{minute:02}{second:02}")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
-
-    #[test]
-    fn runs_are_named_after_their_time() {
-        let at = |seconds| stamp(UNIX_EPOCH + Duration::from_secs(seconds));
-        assert_eq!(at(0), "compare-19700101-000000");
-        assert_eq!(at(951_782_399), "compare-20000228-235959");
-        assert_eq!(at(951_782_400), "compare-20000229-000000");
-        assert_eq!(at(1_709_251_199), "compare-20240229-235959");
-        assert_eq!(at(1_795_307_841), "compare-20261122-003721");
-    }
 
     #[test]
     fn a_directory_made_for_nothing_is_gone_and_one_that_was_there_stays() {

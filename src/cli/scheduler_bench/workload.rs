@@ -10,6 +10,7 @@ use pagedraft_scheduler::fake::{FakeExecutor, VOCABULARY};
 use pagedraft_scheduler::{
     Applied, Executor, KvView, Scheduler, SchedulerConfig, StepId, StepOutcome, StepPlan,
 };
+use pagedraft_workloads::run::LineFormat;
 use pagedraft_workloads::trace::{
     PoolCounts, PublishedBlocks, RequestNames, StepEvent, TimesUs, TraceWriter,
 };
@@ -51,8 +52,8 @@ impl WorkloadRun<'_> {
         let mut coming = stated::arrivals(self.workload, &drive.scheduler)?;
         let requests = coming.len();
         let flags = serde_json::to_value(&config).context("can't write the configuration")?;
-        let mut writer =
-            TraceWriter::create(self.directory, &with_origin(flags)).map_err(|e| usage(e.into()))?;
+        let mut writer = TraceWriter::create(self.directory, &with_origin(flags), LineFormat::Jsonl)
+            .map_err(|e| usage(e.into()))?;
         let mut next = 0;
         let (mut steps, mut preemptions, mut tokens) = (0u64, 0, 0);
         interrupt::listen()?;
@@ -150,6 +151,7 @@ impl Drive {
         self.published.note(&self.plan, &self.applied, &self.inputs.order, metadata);
         let pool = self.scheduler.stats().pool;
         writer.write(&StepEvent {
+            first_step: 0,
             plan: &self.plan,
             outcome: &self.outcome.rows,
             tokens: &self.outcome.tokens,

@@ -2,28 +2,34 @@
 
 use pagedraft_block_manager::BlockId;
 use pagedraft_scheduler::{Applied, FinishReason, Kind, PlanRow, RequestKey, RowOutcome, StepPlan};
+use schemars::JsonSchema;
 use serde::ser::{SerializeSeq, SerializeStruct};
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::PublishedBlocks;
 
 /// Where a step's time went, in microseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TimesUs {
     /// Making the plan.
     #[serde(serialize_with = "nanoseconds")]
+    #[schemars(with = "f64", range(min = 0.0))]
     pub schedule: f64,
     /// Building the metadata.
     #[serde(serialize_with = "nanoseconds")]
+    #[schemars(with = "f64", range(min = 0.0))]
     pub metadata: f64,
     /// Proposing drafts.
     #[serde(serialize_with = "nanoseconds")]
+    #[schemars(with = "f64", range(min = 0.0))]
     pub propose: f64,
     /// The forward pass.
     #[serde(serialize_with = "nanoseconds")]
+    #[schemars(with = "f64", range(min = 0.0))]
     pub execute: f64,
     /// Sampling, verification included.
     #[serde(serialize_with = "nanoseconds")]
+    #[schemars(with = "f64", range(min = 0.0))]
     pub sample: f64,
 }
 
@@ -34,7 +40,7 @@ fn nanoseconds<S: Serializer>(us: &f64, serializer: S) -> Result<S::Ok, S::Error
 }
 
 /// The block pool after a step was applied: what ended with the step holds nothing any more.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PoolCounts {
     /// All blocks.
     pub num_blocks: u64,
@@ -44,6 +50,17 @@ pub struct PoolCounts {
     pub free: u64,
     /// Of the free ones, those with contents that a prefix can still hit.
     pub cached: u64,
+}
+
+impl From<pagedraft_block_manager::PoolStats> for PoolCounts {
+    fn from(pool: pagedraft_block_manager::PoolStats) -> Self {
+        Self {
+            num_blocks: u64::from(pool.num_blocks),
+            used: u64::from(pool.used),
+            free: u64::from(pool.free),
+            cached: u64::from(pool.cached),
+        }
+    }
 }
 
 /// What a trace says about requests that plans do not know: their names, and why they ended.
@@ -57,6 +74,9 @@ pub trait StepNames {
 /// A step as it goes on record: `M` is the attention metadata, `G` the further KV groups, `K` the graph key, each the
 /// object that was executed from.
 pub struct StepEvent<'a, M, G, K> {
+    /// Added to the plan's number: more than 0 where the trace goes on from another engine's
+    /// ([`TraceWriter::first_step`](super::TraceWriter::first_step)).
+    pub first_step: u64,
     /// The plan.
     pub plan: &'a StepPlan,
     /// The outcome's rows, in the plan's order.
@@ -100,7 +120,7 @@ impl<M: Serialize, G: Serialize, K: Serialize> Serialize for StepEvent<'_, M, G,
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut line = serializer.serialize_struct("StepEvent", 16)?;
         line.serialize_field("event", "step")?;
-        line.serialize_field("step", &self.plan.id)?;
+        line.serialize_field("step", &self.first_step.saturating_add(self.plan.id.0))?;
         line.serialize_field("time_us", &self.time_us)?;
         line.serialize_field("mode", self.mode)?;
         line.serialize_field("graph_key", &self.graph_key)?;

@@ -1,6 +1,7 @@
 //! Traces: a directory with `config.json`, `trace_steps.jsonl` (one line a step) and `summary.json`.
 //!
-//! Writing: [`StepEvent`] and [`TraceWriter`]. Reading: [`StepRecord`]. Refuting: [`check_dir`].
+//! Writing: [`StepEvent`] and [`TraceWriter`]. Reading: [`read_steps`] and [`StepRecord`]. Refuting: [`check_dir`]. What lines
+//! look like: [`schema()`].
 
 mod check;
 mod event;
@@ -8,6 +9,8 @@ mod names;
 mod published;
 mod record;
 mod replace;
+mod schema;
+mod steps;
 mod tables;
 mod writer;
 
@@ -15,14 +18,23 @@ pub use check::{CheckReport, Rule, Violation, check_dir};
 pub use event::{PoolCounts, StepEvent, StepNames, TimesUs};
 pub use names::RequestNames;
 pub use published::PublishedBlocks;
-pub use record::{GroupRecord, MetadataRecord, OutcomeRecord, RowKind, RowRecord, StepRecord};
+pub use record::{
+    CopyRecord, GraphKeyRecord, GroupRecord, MetadataRecord, OutcomeRecord, ResumeRecord, RowKind, RowRecord,
+    SetupRecord, StepRecord,
+};
 pub use replace::replace_file;
+pub(crate) use replace::replace_file_with;
+pub use schema::{SchemaOf, schema};
+pub(crate) use steps::last_step;
+pub use steps::{read_steps, steps_file};
 pub use tables::{TableDelta, TraceTables};
 pub use writer::TraceWriter;
 
 /// Version of the trace's form, in `config.json` as `schema_version`.
 pub const SCHEMA_VERSION: u32 = 1;
-/// Name of the file with one line a step.
+/// What the names of all files with one line a step begin with.
+pub const STEPS_STEM: &str = "trace_steps";
+/// Name of the file with one line a step, where its lines are stored as they are.
 pub const STEPS_FILE: &str = "trace_steps.jsonl";
 /// Name of the file with what the run was started with.
 pub const CONFIG_FILE: &str = "config.json";

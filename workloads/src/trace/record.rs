@@ -1,20 +1,45 @@
 //! A step as read back from a trace. The writing side serialises the engine's own objects ([`super::StepEvent`]); these
 //! types are the reader's, and tolerate fields they don't know.
 
+use schemars::{JsonSchema, Schema};
 use serde::Deserialize;
 
+/// Fields that are always written, also where they are null or empty.
+fn require(schema: &mut Schema, names: &[&str]) {
+    let required = schema.ensure_object().entry("required").or_insert_with(|| serde_json::json!([]));
+    if let Some(required) = required.as_array_mut() {
+        required.extend(names.iter().map(|name| serde_json::json!(name)));
+    }
+}
+
+fn of_a_step(schema: &mut Schema) {
+    require(schema, &["graph_key", "groups", "preempted", "finished"]);
+}
+
+fn of_an_outcome(schema: &mut Schema) {
+    require(schema, &["finish_reason"]);
+}
+
+fn of_a_setup(schema: &mut Schema) {
+    require(schema, &["draft"]);
+}
+
 /// One line with `"event": "step"`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[schemars(transform = of_a_step)]
 pub struct StepRecord {
     /// Its number.
     pub step: u64,
     /// `eager` or `graph`.
+    #[schemars(extend("enum" = ["eager", "graph"]))]
     pub mode: String,
     /// Where the time went.
     #[serde(default)]
+    #[schemars(required)]
     pub time_us: Option<super::TimesUs>,
     /// The shape that was replayed, if any.
     #[serde(default)]
+    #[schemars(with = "Option<GraphKeyRecord>")]
     pub graph_key: Option<serde_json::Value>,
     /// The plan.
     pub rows: Vec<RowRecord>,
@@ -46,7 +71,7 @@ pub struct StepRecord {
 }
 
 /// A plan row.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 pub struct RowRecord {
     /// Whose.
     pub request_id: String,
@@ -62,10 +87,16 @@ pub struct RowRecord {
     /// Drafts that slots were reserved for, where there were more.
     #[serde(default)]
     pub drafts_max: Option<u32>,
+    /// Of a denoise row: the positions of its block, the first and the one behind the last.
+    #[serde(default)]
+    pub block: Option<(u32, u32)>,
+    /// Of a denoise row: whether all of the block is computed.
+    #[serde(default)]
+    pub full: Option<bool>,
 }
 
 /// Kind of a plan row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RowKind {
     /// Known tokens without KV.
@@ -79,7 +110,7 @@ pub enum RowKind {
 }
 
 /// The attention call of a step.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 pub struct MetadataRecord {
     /// Metadata rows of more than one query token.
     pub num_prefills: u64,
@@ -107,13 +138,27 @@ pub struct MetadataRecord {
     pub block_tables: Vec<Option<Vec<i64>>>,
     /// Whether a graph or a tape was replayed.
     pub use_cuda_graph: bool,
+    /// The mask of each row, `causal` or `bidirectional`; absent where all are causal.
+    #[serde(default)]
+    pub mask_kinds: Vec<String>,
+}
+
+/// The shape of a graph.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+pub struct GraphKeyRecord {
+    /// Token rows, padding included.
+    pub token_rows: u64,
+    /// Query tokens of the longest metadata row: exact.
+    pub max_query_len: u64,
+    /// Metadata rows, padding included.
+    pub sequences: u64,
 }
 
 /// The part of the metadata that a further KV group has of its own.
 ///
 /// Two forms: the rows are the metadata's, or, with `plan_rows`, the group's own, with tokens, positions, a prefix cache
 /// and a pool of their own (a draft model's).
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 pub struct GroupRecord {
     /// The plan row of each row of the group's own; absent where the rows are the metadata's, as are the next three.
     #[serde(default)]
@@ -150,7 +195,8 @@ pub struct GroupRecord {
 }
 
 /// What a plan row gave.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[schemars(transform = of_an_outcome)]
 pub struct OutcomeRecord {
     /// Whose.
     pub request_id: String,
@@ -162,8 +208,9 @@ pub struct OutcomeRecord {
     /// Drafts accepted.
     #[serde(default)]
     pub num_accepted: u32,
-    /// Set when the request ended with this step.
+    /// Set when the request ended with this step: `stop`, `length` or `abort`.
     #[serde(default)]
+    #[schemars(extend("enum" = ["stop", "length", "abort", null]))]
     pub finish_reason: Option<String>,
     /// Blocks of the first group that were published to the prefix cache when the outcome was applied.
     #[serde(default)]
@@ -171,12 +218,38 @@ pub struct OutcomeRecord {
 }
 
 /// A block copied for a fork.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 pub struct CopyRecord {
     /// The shared block.
-    #[serde(alias = "src", alias = "source")]
+    #[serde(rename = "src", alias = "from", alias = "source")]
     pub from: i64,
     /// The writable one.
-    #[serde(alias = "dst", alias = "target")]
+    #[serde(rename = "dst", alias = "to", alias = "target")]
     pub to: i64,
+}
+
+/// One line with `"event": "setup"`: from here on the engine speculates in this way.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[schemars(transform = of_a_setup)]
+pub struct SetupRecord {
+    /// Who proposes drafts, as `--draft` has it.
+    pub draft: Option<String>,
+    /// What a token of the synthetic proposer is made to take, as a share of a decode step.
+    pub draft_cost: f64,
+    /// Drafts a row at most, or `auto`.
+    pub num_speculative_tokens: String,
+    /// How verify rows become metadata: `mqa` or `batch-expansion`.
+    pub scorer: String,
+    /// Which drafts stand: `coupled`, `rejection` or `typical:THRESHOLD,ALPHA`.
+    pub acceptance: String,
+    /// Whether no graph is replayed.
+    pub enforce_eager: bool,
+}
+
+/// One line with `"event": "resume"`: a stopped run goes on with a new engine, which has nothing of the old one's: no
+/// blocks, no requests, no prefix cache.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+pub struct ResumeRecord {
+    /// The number of its first step: step numbers go on.
+    pub step: u64,
 }

@@ -1,5 +1,6 @@
 //! Files that are there whole or not at all.
 
+use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
@@ -9,12 +10,20 @@ use std::path::Path;
 ///
 /// The system's; the temporary file is then gone.
 pub fn replace_file(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    replace_file_with(path, |file| file.write_all(bytes))
+}
+
+/// The same, for what is written piece by piece.
+pub(crate) fn replace_file_with<E: From<std::io::Error>>(
+    path: &Path,
+    write: impl FnOnce(&mut File) -> Result<(), E>,
+) -> Result<(), E> {
     let mut name = std::ffi::OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
     name.push(format!(".{}.tmp", std::process::id()));
     let temporary = path.with_file_name(name);
-    let written = std::fs::File::create(&temporary).and_then(|mut file| file.write_all(bytes));
-    let done = written.and_then(|()| std::fs::rename(&temporary, path));
+    let written = File::create(&temporary).map_err(E::from).and_then(|mut file| write(&mut file));
+    let done = written.and_then(|()| std::fs::rename(&temporary, path).map_err(E::from));
     if done.is_err() {
         // The first error is the one to tell; a leftover can't be helped.
         let _ = std::fs::remove_file(&temporary);

@@ -1,64 +1,28 @@
 //! The writing end of a trace.
 
-use std::fs::File;
-use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
 
 use serde::Serialize;
+use serde_json::json;
 
-use super::{CONFIG_FILE, SCHEMA_VERSION, STEPS_FILE, SUMMARY_FILE, replace_file};
+use super::{CONFIG_FILE, STEPS_STEM, SUMMARY_FILE, replace_file, steps_file};
 use crate::Error;
+use crate::run::{Begin, Leftovers, LineFormat, LineReader, LineWriter, convert_lines};
 
-/// Lines wait at most so long for the disk ...
-const FLUSH_EVERY: Duration = Duration::from_millis(100);
-/// ... or until there are so many bytes of them.
-const FLUSH_BYTES: usize = 64 << 10;
-/// Beyond this the engine waits for the disk: memory stays bounded.
-const MOST_PENDING: usize = 8 << 20;
-
-/// Writes a trace directory. A step costs its caller one serialisation into a buffer that is used again, and
-/// one copy; a thread of the writer's own does the rest.
+/// Writes a trace directory, or the steps of a run directory ([`RunDirectory::trace`](crate::run::RunDirectory::trace)).
+/// A step costs its caller what a line costs with [`LineWriter`].
 ///
 /// Dropped without [`finish`](Self::finish), it still writes the lines it was given; a run that failed before its first
 /// line leaves nothing behind.
 #[derive(Debug)]
 pub struct TraceWriter {
     directory: PathBuf,
-    shared: Arc<Shared>,
-    thread: Option<std::thread::JoinHandle<()>>,
-    line: Vec<u8>,
-    /// What to take away again when no line was written.
-    unused: Option<Unused>,
-}
-
-/// What [`TraceWriter::create`] made.
-#[derive(Debug)]
-struct Unused {
-    made_directory: bool,
-}
-
-#[derive(Debug, Default)]
-struct Shared {
-    state: Mutex<State>,
-    to_thread: Condvar,
-    to_engine: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    pending: Vec<u8>,
-    closing: bool,
-    failed: Option<std::io::Error>,
-    dead: bool,
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing is left half-done under this lock, so a panic elsewhere doesn't spoil it.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+    lines: LineWriter,
+    format: LineFormat,
+    /// Whether the directory is a run's, whose summary is written by others.
+    in_run: bool,
+    first_step: u64,
 }
 
 impl TraceWriter {
@@ -66,78 +30,91 @@ impl TraceWriter {
     ///
     /// # Errors
     ///
-    /// Before anything is written: the path is no directory, can't be written, or holds a trace already.
-    pub fn create(directory: &Path, config: &impl Serialize) -> Result<Self, Error> {
-        let unwritable = |source| Error::Unwritable { path: directory.to_owned(), source };
-        let mut config = serde_json::to_value(config)
+    /// Before anything is written: the path is no directory, can't be written, or holds a trace already; a format that this
+    /// build does not have.
+    pub fn create(directory: &Path, config: &impl Serialize, format: LineFormat) -> Result<Self, Error> {
+        format.check()?;
+        let config = serde_json::to_value(config)
             .map_err(|source| Error::Encode { what: "the configuration", source })?;
-        let Some(fields) = config.as_object_mut() else { return Err(Error::ConfigNotAnObject) };
-        fields.insert("schema_version".to_owned(), SCHEMA_VERSION.into());
-        let config = serde_json::to_vec_pretty(&config)
-            .map_err(|source| Error::Encode { what: "the configuration", source })?;
+        if !config.is_object() {
+            return Err(Error::ConfigNotAnObject);
+        }
         if directory.exists() && !directory.is_dir() {
             return Err(Error::NotADirectory { path: directory.to_owned() });
         }
-        for file in [STEPS_FILE, CONFIG_FILE, SUMMARY_FILE] {
-            if directory.join(file).exists() {
-                return Err(Error::HoldsTrace { path: directory.to_owned(), file });
-            }
+        if let Some(file) = Self::occupied(directory) {
+            return Err(Error::HoldsTrace { path: directory.to_owned(), file });
         }
-        let made_directory = !directory.exists();
-        std::fs::create_dir_all(directory).map_err(unwritable)?;
-        let steps = directory.join(STEPS_FILE);
-        let file = File::create_new(&steps).map_err(|source| match source.kind() {
-            std::io::ErrorKind::AlreadyExists => {
-                Error::HoldsTrace { path: directory.to_owned(), file: STEPS_FILE }
-            }
-            _ => unwritable(source),
-        })?;
-        let shared = Arc::new(Shared::default());
-        let started = replace_file(&directory.join(CONFIG_FILE), &config).and_then(|()| {
-            let shared = Arc::clone(&shared);
-            std::thread::Builder::new().name("trace".to_owned()).spawn(move || write_lines(file, &shared))
-        });
-        match started {
-            Ok(thread) => Ok(Self {
-                directory: directory.to_owned(),
-                shared,
-                thread: Some(thread),
-                line: Vec::new(),
-                unused: Some(Unused { made_directory }),
-            }),
-            Err(source) => {
-                let _ = std::fs::remove_file(&steps);
-                Err(unwritable(source))
-            }
+        let leftovers = Arc::new(Leftovers::start(directory, config)?);
+        Self::open(directory, format, Begin::New, leftovers)
+    }
+
+    /// The name of a file in `directory` that a trace would write or be confused by, if one is there.
+    #[must_use]
+    pub fn occupied(directory: &Path) -> Option<String> {
+        let steps = LineFormat::ALL.into_iter().map(|format| format.file_name(STEPS_STEM));
+        let mut files = steps.chain([CONFIG_FILE, SUMMARY_FILE].map(str::to_owned));
+        files.find(|file| directory.join(file).exists())
+    }
+
+    pub(crate) fn in_run(
+        directory: &Path,
+        format: LineFormat,
+        begin: Begin,
+        first_step: u64,
+        leftovers: Arc<Leftovers>,
+    ) -> Result<Self, Error> {
+        format.check()?;
+        if begin != Begin::New
+            && let Some((path, there)) = steps_file(directory)
+            && there != format
+            && there != format.while_running()
+        {
+            let what = format!("the stopped run's steps are stored so; it can't go on with {format}");
+            return Err(Error::Run { path, what });
         }
+        let mut writer = Self::open(directory, format, begin, leftovers)?;
+        writer.in_run = true;
+        if begin == Begin::Append {
+            writer.first_step = first_step;
+            writer.write(&json!({"event": "resume", "step": first_step}))?;
+        }
+        Ok(writer)
+    }
+
+    fn open(
+        directory: &Path,
+        format: LineFormat,
+        begin: Begin,
+        leftovers: Arc<Leftovers>,
+    ) -> Result<Self, Error> {
+        let path = format.while_running().file(directory, STEPS_STEM);
+        if begin != Begin::New
+            && !path.exists()
+            && let Some((made, LineFormat::Parquet)) = steps_file(directory)
+        {
+            // The part before was ended in order; its lines are needed as such again.
+            convert_lines(&mut LineReader::open(&made, LineFormat::Parquet)?, &path, format.while_running())?;
+            std::fs::remove_file(&made).map_err(|source| Error::Unwritable { path: made, source })?;
+        }
+        let lines = LineWriter::open(path, format, begin, leftovers)?;
+        Ok(Self { directory: directory.to_owned(), lines, format, in_run: false, first_step: 0 })
+    }
+
+    /// The number of its first step: what an engine that goes on with another's trace adds to its own
+    /// ([`StepEvent::first_step`](super::StepEvent::first_step)).
+    #[must_use]
+    pub fn first_step(&self) -> u64 {
+        self.first_step
     }
 
     /// Adds one line, usually a [`super::StepEvent`].
     ///
     /// # Errors
     ///
-    /// A value that is no JSON, or a fault of the disk in an earlier line.
+    /// As [`LineWriter::write`]'s.
     pub fn write(&mut self, event: &impl Serialize) -> Result<(), Error> {
-        self.line.clear();
-        serde_json::to_writer(&mut self.line, event)
-            .map_err(|source| Error::Encode { what: "a trace line", source })?;
-        self.line.push(b'\n');
-        self.unused = None;
-        let mut state = self.shared.lock();
-        while state.pending.len() > MOST_PENDING && !state.dead {
-            state = self.shared.to_engine.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-        if state.dead {
-            return Err(self.fault(&mut state));
-        }
-        let before = state.pending.len();
-        state.pending.extend_from_slice(&self.line);
-        let full = before < FLUSH_BYTES && state.pending.len() >= FLUSH_BYTES;
-        drop(state);
-        if full {
-            self.shared.to_thread.notify_one();
-        }
-        Ok(())
+        self.lines.write(event)
     }
 
     /// Where the trace goes.
@@ -146,87 +123,28 @@ impl TraceWriter {
         &self.directory
     }
 
-    /// Waits until every line is with the system, and writes `summary` to `summary.json`.
+    /// Waits until every line is with the system, and writes `summary` to `summary.json`, unless that is a run's.
     ///
     /// # Errors
     ///
     /// A fault of the disk, in these lines or in the summary.
-    pub fn finish(mut self, summary: &impl Serialize) -> Result<(), Error> {
+    pub fn finish(self, summary: &impl Serialize) -> Result<(), Error> {
         let summary = serde_json::to_vec_pretty(summary)
             .map_err(|source| Error::Encode { what: "the summary", source })?;
-        self.unused = None;
-        self.close();
-        let mut state = self.shared.lock();
-        if state.dead {
-            return Err(self.fault(&mut state));
+        self.lines.keep();
+        let written = self.lines.path().to_owned();
+        self.lines.close()?;
+        if self.format != self.format.while_running() {
+            let made = self.format.file(&self.directory, STEPS_STEM);
+            let mut lines = LineReader::open(&written, self.format.while_running())?;
+            convert_lines(&mut lines, &made, self.format)?;
+            std::fs::remove_file(&written).map_err(|source| Error::Write { path: written, source })?;
         }
-        drop(state);
+        if self.in_run {
+            return Ok(());
+        }
         let path = self.directory.join(SUMMARY_FILE);
         replace_file(&path, &summary).map_err(|source| Error::Write { path, source })
-    }
-
-    fn fault(&self, state: &mut State) -> Error {
-        let source = state
-            .failed
-            .take()
-            .unwrap_or_else(|| std::io::Error::other("an earlier line could not be written"));
-        Error::Write { path: self.directory.join(STEPS_FILE), source }
-    }
-
-    fn close(&mut self) {
-        self.shared.lock().closing = true;
-        self.shared.to_thread.notify_one();
-        if let Some(thread) = self.thread.take() {
-            // A panic there has been printed by then, and leaves whole lines behind.
-            let _ = thread.join();
-        }
-    }
-}
-
-impl Drop for TraceWriter {
-    fn drop(&mut self) {
-        self.close();
-        if let Some(Unused { made_directory }) = self.unused.take() {
-            // On the way out of another failure: what can't be removed is not worth a second one.
-            for name in [STEPS_FILE, CONFIG_FILE] {
-                let _ = std::fs::remove_file(self.directory.join(name));
-            }
-            if made_directory {
-                let _ = std::fs::remove_dir(&self.directory);
-            }
-        }
-    }
-}
-
-/// Takes whole lines out of `shared` and writes them, until it is closed or the disk fails.
-fn write_lines(mut file: File, shared: &Shared) {
-    let mut lines = Vec::new();
-    let mut whole = 0u64;
-    loop {
-        let mut state = shared.lock();
-        if !state.closing && state.pending.len() < FLUSH_BYTES {
-            state =
-                shared.to_thread.wait_timeout(state, FLUSH_EVERY).unwrap_or_else(PoisonError::into_inner).0;
-        }
-        let closing = state.closing;
-        std::mem::swap(&mut state.pending, &mut lines);
-        drop(state);
-        shared.to_engine.notify_one();
-        if let Err(source) = file.write_all(&lines) {
-            // Back to whole lines; should that fail too, readers ignore a cut last line.
-            let _ = file.set_len(whole);
-            let mut state = shared.lock();
-            state.failed = Some(source);
-            state.dead = true;
-            drop(state);
-            shared.to_engine.notify_one();
-            return;
-        }
-        whole += lines.len() as u64;
-        lines.clear();
-        if closing && shared.lock().pending.is_empty() {
-            return;
-        }
     }
 }
 

@@ -27,7 +27,11 @@ pub(super) struct Lives {
     pub(super) own_groups: HashMap<String, OwnGroup>,
     /// Whether drafts are accepted when they are the target's own choice.
     pub(super) coupled: bool,
+    /// Token rows that graphs were captured at, where the configuration says so.
+    pub(super) graph_sizes: Option<Vec<u64>>,
     seen: u64,
+    /// Requests seen by an engine that was stopped.
+    before: HashSet<String>,
 }
 
 #[derive(Default)]
@@ -63,8 +67,28 @@ impl Lives {
             groups: false,
             own_groups: HashMap::new(),
             coupled: config.coupled,
+            graph_sizes: config.graph_sizes.clone(),
             seen: 0,
+            before: HashSet::new(),
         }
+    }
+
+    /// A new engine goes on with the run at step `first`: it has nothing of the old one's. What the old one did and nobody
+    /// took note of is run again, so that even a request that ended may come back.
+    pub(super) fn resume(&mut self, first: u64) -> Result<(), Fault> {
+        if let Some(last) = self.last_step
+            && first <= last
+        {
+            return Err(Fault::new(Rule::StepOrder, format!("resumed at step {first} after step {last}")));
+        }
+        self.last_step = first.checked_sub(1);
+        self.before.extend(self.live.drain().map(|(id, _)| id));
+        self.before.extend(self.ended.drain());
+        self.blocks = Blocks::new(self.block_size);
+        self.written.clear();
+        self.own_groups.clear();
+        self.groups = false;
+        Ok(())
     }
 
     pub(super) fn requests_seen(&self) -> u64 {
@@ -114,9 +138,9 @@ impl Lives {
     fn check_starts(&mut self, step: &StepRecord) -> Result<(), Fault> {
         for row in &step.rows {
             let id = row.request_id.as_str();
-            let seen = &mut self.seen;
+            let (seen, before) = (&mut self.seen, &self.before);
             let life = self.live.entry(id.to_owned()).or_insert_with(|| {
-                *seen += 1;
+                *seen += u64::from(!before.contains(id));
                 Life::default()
             });
             let start = u64::from(row.num_computed);

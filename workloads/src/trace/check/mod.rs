@@ -5,7 +5,6 @@ mod blocks;
 mod breaks;
 mod contents;
 mod ends;
-mod lines;
 mod lives;
 mod own_group;
 mod rows;
@@ -21,9 +20,8 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::Value;
 
-use self::lines::{Line, Lines};
 use self::lives::Lives;
-use super::{CONFIG_FILE, STEPS_FILE, StepRecord};
+use super::{CONFIG_FILE, ResumeRecord, StepRecord, read_steps};
 use crate::Error;
 
 /// What a trace must keep to; `Display` gives the name that `pagedraft trace check` prints.
@@ -31,7 +29,7 @@ use crate::Error;
 pub enum Rule {
     /// Every line but a cut last one is a JSON object, and a step has the fields of a step.
     Line,
-    /// Step numbers increase.
+    /// Step numbers increase, also where a stopped run goes on.
     StepOrder,
     /// A step has at most one plan row a request, with at least one token.
     PlanRows,
@@ -44,7 +42,8 @@ pub enum Rule {
     Lengths,
     /// Counts and maxima are those of the rows, and rows of several query tokens come first.
     Counts,
-    /// A step was replayed exactly when it has a graph's key, whose shape has room for it and its very query length.
+    /// A step was replayed exactly when it has a graph's key, whose shape has room for it and its very query length, and is
+    /// of a size that was captured.
     Graph,
     /// Positions follow the context.
     Positions,
@@ -175,6 +174,8 @@ pub struct CheckReport {
     pub preemptions: u64,
     /// Blocks that were used after the last step.
     pub blocks_held: u64,
+    /// How often a stopped run was gone on with, by a new engine.
+    pub resumed: u64,
     /// Lines of other events, which are not checked.
     pub other_events: u64,
     /// Whether the last line is cut, as a killed process leaves it; it was ignored.
@@ -210,27 +211,19 @@ impl Fault {
 /// [`CheckReport::violation`].
 pub fn check_dir(directory: &Path) -> Result<CheckReport, Error> {
     let config = TraceConfig::read(&directory.join(CONFIG_FILE))?;
-    let path = directory.join(STEPS_FILE);
-    let mut lines = Lines::open(&path).map_err(|source| Error::Read { path: path.clone(), source })?;
+    let mut lines = read_steps(directory)?;
     let mut report = CheckReport::default();
     let mut lives = Lives::new(&config);
-    loop {
-        let line = lines.next_line().map_err(|source| Error::Read { path: path.clone(), source })?;
+    while let Some(line) = lines.next_line()? {
         let mut step = None;
-        let outcome = match line {
-            Line::End => break,
-            Line::Cut => {
-                report.cut_last_line = true;
-                break;
-            }
-            Line::Whole(bytes) => check_line(bytes, &mut lives, &mut report, &mut step),
-        };
+        let outcome = check_line(line, &mut lives, &mut report, &mut step);
         if let Err(fault) = outcome {
             let Fault { rule, request, what } = fault;
             report.violation = Some(Violation { line: lines.number(), step, request, rule, what });
             break;
         }
     }
+    report.cut_last_line = lines.is_cut();
     report.requests = lives.requests_seen();
     Ok(report)
 }
@@ -251,6 +244,12 @@ fn check_line(
     let malformed = |e: serde_json::Error| Fault::new(Rule::Line, e.to_string());
     let event: Event<'_> = serde_json::from_slice(bytes).map_err(malformed)?;
     *number = event.step;
+    if event.event == "resume" {
+        let resume: ResumeRecord = serde_json::from_slice(bytes).map_err(malformed)?;
+        lives.resume(resume.step)?;
+        (report.resumed, report.blocks_held) = (report.resumed + 1, 0);
+        return Ok(());
+    }
     if event.event != "step" {
         report.other_events += 1;
         return Ok(());
@@ -263,7 +262,7 @@ fn check_line(
     }
     lives.check_number(step.step)?;
     rows::check(&step)?;
-    shape::check(&step)?;
+    shape::check(&step, lives.graph_sizes.as_deref())?;
     let owner = rows::owners(&step)?;
     slots::check_positions(&step, &slots::Call::of_metadata(&step.metadata), &step.input_positions, &owner)?;
     report.slots += lives.check_step(&step, &owner)?;
@@ -285,6 +284,8 @@ struct TraceConfig {
     delta: bool,
     /// Whether a draft is accepted exactly when it is the token that the target chooses.
     coupled: bool,
+    /// Token rows that graphs were captured at.
+    graph_sizes: Option<Vec<u64>>,
 }
 
 impl TraceConfig {
@@ -324,7 +325,13 @@ impl TraceConfig {
             },
         };
         let coupled = field("acceptance").is_none_or(|rule| rule == "coupled");
-        Ok(Self { block_size, num_blocks, delta, coupled })
+        let graph_sizes = match field("graph_sizes") {
+            None => None,
+            Some(sizes) => {
+                Some(Vec::deserialize(sizes).map_err(|e| bad(format!("graph_sizes {sizes}: {e}")))?)
+            }
+        };
+        Ok(Self { block_size, num_blocks, delta, coupled, graph_sizes })
     }
 }
 

@@ -3,8 +3,8 @@
 use super::{Fault, Rule};
 use crate::trace::StepRecord;
 
-/// Lengths, running sums, counts and maxima.
-pub(super) fn check(step: &StepRecord) -> Result<(), Fault> {
+/// Lengths, running sums, counts, maxima, and the graph's shape, whose token rows are one of `graph_sizes`.
+pub(super) fn check(step: &StepRecord, graph_sizes: Option<&[u64]>) -> Result<(), Fault> {
     let meta = &step.metadata;
     let tokens = step.input_tokens.len();
     let rows = meta.context_lens.len();
@@ -81,11 +81,11 @@ pub(super) fn check(step: &StepRecord) -> Result<(), Fault> {
         let what = format!("mode {}, use_cuda_graph {}, graph_key {key}", step.mode, meta.use_cuda_graph);
         return Err(Fault::new(Rule::Graph, what));
     }
-    step.graph_key.as_ref().map_or(Ok(()), |key| check_key(key, step))
+    step.graph_key.as_ref().map_or(Ok(()), |key| check_key(key, step, graph_sizes))
 }
 
 /// The shape that was replayed has room for the step, and the very query length.
-fn check_key(key: &serde_json::Value, step: &StepRecord) -> Result<(), Fault> {
+fn check_key(key: &serde_json::Value, step: &StepRecord, graph_sizes: Option<&[u64]>) -> Result<(), Fault> {
     let (rows, tokens) = (step.metadata.context_lens.len() as u64, step.input_tokens.len() as u64);
     let query = step.metadata.max_query_len;
     for (name, needed, exact) in
@@ -94,6 +94,12 @@ fn check_key(key: &serde_json::Value, step: &StepRecord) -> Result<(), Fault> {
         let has = key.get(name).and_then(serde_json::Value::as_u64);
         if has.is_none_or(|has| has < needed || (exact && has != needed)) {
             let what = format!("graph_key {key} for a step whose {name} is {needed}");
+            return Err(Fault::new(Rule::Graph, what));
+        }
+        if let (true, Some(has), Some(sizes)) = (name == "token_rows", has, graph_sizes)
+            && !sizes.contains(&has)
+        {
+            let what = format!("graph_key {key}, and graphs were captured at token rows {sizes:?}");
             return Err(Fault::new(Rule::Graph, what));
         }
     }

@@ -3,8 +3,9 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 
 use super::super::{CONFIG_FILE, STEPS_FILE, SUMMARY_FILE};
-use super::{FLUSH_EVERY, MOST_PENDING, TraceWriter};
+use super::TraceWriter;
 use crate::Error;
+use crate::run::{FLUSH_EVERY, LineFormat, LineWriter};
 
 /// A path that is free, and free again afterwards.
 struct Fresh(PathBuf);
@@ -43,7 +44,7 @@ fn lines(path: &std::path::Path) -> Vec<Value> {
 fn a_trace_has_its_config_its_lines_in_order_and_its_summary() {
     let root = fresh("whole");
     let path = root.join("made/on/the/way");
-    let mut writer = TraceWriter::create(&path, &json!({"block_size": 16})).unwrap();
+    let mut writer = TraceWriter::create(&path, &json!({"block_size": 16}), LineFormat::Jsonl).unwrap();
     for i in 0..20_000 {
         writer.write(&json!({"event": "step", "step": i, "pad": "x".repeat(i % 300)})).unwrap();
     }
@@ -58,7 +59,7 @@ fn a_trace_has_its_config_its_lines_in_order_and_its_summary() {
 #[test]
 fn lines_reach_the_file_while_the_run_goes_on_and_when_it_is_dropped() {
     let path = fresh("flush");
-    let mut writer = TraceWriter::create(&path, &json!({})).unwrap();
+    let mut writer = TraceWriter::create(&path, &json!({}), LineFormat::Jsonl).unwrap();
     writer.write(&json!({"step": 0})).unwrap();
     let mut waited = 0;
     while lines(&path).is_empty() {
@@ -75,18 +76,18 @@ fn lines_reach_the_file_while_the_run_goes_on_and_when_it_is_dropped() {
 #[test]
 fn a_run_that_fails_before_its_first_step_leaves_nothing_behind() {
     let path = fresh("nothing");
-    drop(TraceWriter::create(&path, &json!({})).unwrap());
+    drop(TraceWriter::create(&path, &json!({}), LineFormat::Jsonl).unwrap());
     assert!(!path.exists());
     std::fs::create_dir_all(&path).unwrap();
-    drop(TraceWriter::create(&path, &json!({})).unwrap());
+    drop(TraceWriter::create(&path, &json!({}), LineFormat::Jsonl).unwrap());
     assert_eq!(std::fs::read_dir(&path).unwrap().count(), 0);
 }
 
 #[test]
 fn a_directory_that_holds_a_trace_is_refused_and_left_as_it_is() {
     let path = fresh("again");
-    TraceWriter::create(&path, &json!({"run": 1})).unwrap().finish(&json!({})).unwrap();
-    let error = TraceWriter::create(&path, &json!({"run": 2})).unwrap_err();
+    TraceWriter::create(&path, &json!({"run": 1}), LineFormat::Jsonl).unwrap().finish(&json!({})).unwrap();
+    let error = TraceWriter::create(&path, &json!({"run": 2}), LineFormat::Jsonl).unwrap_err();
     assert!(matches!(&error, Error::HoldsTrace { path: p, .. } if **p == *path), "{error}");
     assert!(std::fs::read_to_string(path.join(CONFIG_FILE)).unwrap().contains("\"run\": 1"));
 }
@@ -95,40 +96,33 @@ fn a_directory_that_holds_a_trace_is_refused_and_left_as_it_is() {
 fn what_is_no_directory_or_cant_be_made_is_refused_before_anything_is_written() {
     let path = fresh("file");
     std::fs::write(&path, "a file").unwrap();
-    let error = TraceWriter::create(&path, &json!({})).unwrap_err();
+    let error = TraceWriter::create(&path, &json!({}), LineFormat::Jsonl).unwrap_err();
     assert!(
         matches!(error, Error::NotADirectory { .. }) && error.to_string().contains(path.to_str().unwrap())
     );
-    let error = TraceWriter::create(&path.join("below"), &json!({})).unwrap_err();
+    let error = TraceWriter::create(&path.join("below"), &json!({}), LineFormat::Jsonl).unwrap_err();
     assert!(matches!(error, Error::Unwritable { .. }) && error.to_string().contains("below"), "{error}");
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "a file");
     std::fs::remove_file(&path).unwrap();
-    assert!(matches!(TraceWriter::create(&path, &json!([1])), Err(Error::ConfigNotAnObject)));
+    assert!(matches!(
+        TraceWriter::create(&path, &json!([1]), LineFormat::Jsonl),
+        Err(Error::ConfigNotAnObject)
+    ));
     assert!(!path.exists());
 }
 
 #[cfg(target_os = "linux")]
 #[test]
-fn a_full_disk_is_an_error_that_names_the_file() {
+fn a_full_disk_is_an_error_that_names_the_file_and_there_is_no_summary() {
     let path = fresh("full");
     std::fs::create_dir_all(&path).unwrap();
-    let mut writer = TraceWriter::create(&path, &json!({})).unwrap();
-    // The same thread over a device that is always full.
-    writer.close();
-    let file = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
-    let shared = std::sync::Arc::clone(&writer.shared);
-    shared.lock().closing = false;
-    writer.thread = Some(std::thread::spawn(move || super::write_lines(file, &shared)));
-    let big = "x".repeat(1 << 20);
-    let mut failed = None;
-    for _ in 0..3 * (MOST_PENDING >> 20) {
-        if let Err(error) = writer.write(&big) {
-            failed = Some(error.to_string());
-            break;
-        }
-    }
-    let failed = failed.unwrap_or_else(|| panic!("a full disk went unnoticed"));
-    assert!(failed.contains("trace_steps.jsonl") && failed.contains("space"), "{failed}");
-    assert!(writer.finish(&json!({})).is_err());
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let lines = LineWriter::over(path.join(STEPS_FILE), full);
+    let directory = path.to_owned();
+    let mut writer =
+        TraceWriter { directory, lines, format: LineFormat::Jsonl, in_run: false, first_step: 0 };
+    writer.write(&json!({"step": 0})).unwrap();
+    let error = writer.finish(&json!({})).unwrap_err().to_string();
+    assert!(error.contains("trace_steps.jsonl") && error.contains("space"), "{error}");
     assert!(!path.join(SUMMARY_FILE).exists());
 }

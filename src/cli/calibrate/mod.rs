@@ -1,0 +1,143 @@
+//! `pagedraft bench calibrate`: a cost model from steps of the real engine.
+
+mod acceptance;
+mod draws;
+mod episode;
+mod measure;
+mod report;
+mod shapes;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use pagedraft::exit::usage;
+use pagedraft::session::{DraftLength, DraftRef, EngineOptions, Session};
+use pagedraft_workloads::sim::{Acceptance, fit};
+
+use self::episode::Bounds;
+use self::measure::{Measuring, SYNTHETIC_RATE, Way};
+use super::engine_flags::EngineFlags;
+use super::output_file::OutputFile;
+use super::{Ended, held_out, interrupt, stdout};
+
+/// Tokens of text that prompts are cut from.
+const TEXT: usize = 65_536;
+
+#[derive(Clone, Debug, Args)]
+pub struct Calibrate {
+    /// Write the cost model to this file; `replay --executor sim --cost-model` reads it
+    #[arg(long, visible_alias = "out", value_name = "FILE")]
+    output_json: Option<PathBuf>,
+    /// Seconds to measure for; some steps of each kind are measured however long they take
+    #[arg(long, value_name = "S", default_value_t = 20.0, value_parser = seconds)]
+    seconds: f64,
+    /// Also write every measured step to this file, a JSON object a line
+    #[arg(long, value_name = "FILE")]
+    steps_out: Option<PathBuf>,
+    #[command(flatten)]
+    engine: EngineFlags,
+}
+
+impl Calibrate {
+    pub fn run(&self) -> anyhow::Result<Ended> {
+        let options = self.options()?;
+        let output = self.output_json.as_deref().map(OutputFile::reserve).transpose()?;
+        let steps_out = self.steps_out.as_deref().map(OutputFile::reserve).transpose()?;
+        interrupt::listen()?;
+        let mut session = Session::open(&options)?;
+        session.touch_kv();
+        let info = session.info().clone();
+        stdout::print(&report::header(&info, &options))?;
+        let ways = Way::all(&mut session, &options.speculation, !options.enforce_eager)?;
+        let text = held_out::prompts(&session, 1, TEXT, options.seed)?.pop().unwrap_or_default();
+        let is_text = session.tokenizer().is_some() && !info.dummy_weights;
+        let step_tokens =
+            if options.enable_chunked_prefill { u32::MAX } else { options.max_num_batched_tokens };
+        let bounds = Bounds {
+            sequences: options.max_num_seqs,
+            tokens: info.max_model_len,
+            prompt: info.max_model_len.min(step_tokens),
+            pool: u64::from(info.num_blocks) * u64::from(info.block_size),
+        };
+        let budget = Duration::from_secs_f64(self.seconds);
+        let bar = progress();
+        let mut measuring =
+            Measuring::new(&mut session, bounds, options.max_num_batched_tokens, text, options.seed);
+        let done = measuring.run(&ways, budget, |share| bar.set_position((share * 1000.0) as u64))?;
+        bar.finish_and_clear();
+        let (steps, tallies) = (std::mem::take(&mut measuring.steps), std::mem::take(&mut measuring.tallies));
+        if !done {
+            return Ok(Ended::Interrupted);
+        }
+        if let Some(file) = steps_out {
+            file.write(&report::steps(&steps))?;
+        }
+        let keeps_kv: BTreeMap<String, bool> =
+            ways.iter().flatten().filter_map(|way| Some((way.proposer?.to_owned(), way.keeps_kv))).collect();
+        let mut found = fit(&steps, &keeps_kv);
+        found.model.name = report::name(&info, &options);
+        for (name, tally) in &tallies {
+            // Synthetic drafts are as good as they are asked to be; without text a model's drafts say nothing.
+            let acceptance = match &options.speculation.draft {
+                _ if *name == "synthetic" => {
+                    let rate = match options.speculation.draft {
+                        Some(DraftRef::Synthetic { rate }) => rate,
+                        _ => SYNTHETIC_RATE,
+                    };
+                    Some(Acceptance { by_position: vec![rate], given: 1.0 })
+                }
+                _ if is_text => tally.acceptance(),
+                _ => None,
+            };
+            if let Some(acceptance) = acceptance {
+                found.model.acceptance.insert((*name).to_owned(), acceptance);
+            }
+        }
+        found
+            .model
+            .check()
+            .map_err(|what| anyhow!("{what}"))
+            .context("too little was measured for a cost model: give it more --seconds")?;
+        let json = report::json(&found, &info, &options, self.seconds, steps.len())?;
+        session.close(&json)?;
+        stdout::print(&report::table(&found, &tallies))?;
+        match output {
+            Some(output) => output.write(&format!("{json:#}\n"))?,
+            None => stdout::print("not written: give --output-json FILE\n")?,
+        }
+        Ok(Ended::Done)
+    }
+
+    /// The engine to measure. Drafts are of stated lengths, so that nothing prices them; n-grams and synthetic ones can be asked
+    /// for whatever --draft says.
+    fn options(&self) -> anyhow::Result<EngineOptions> {
+        let mut options = self.engine.options(true)?;
+        let speculation = &mut options.speculation;
+        speculation.draft.get_or_insert(DraftRef::Synthetic { rate: SYNTHETIC_RATE });
+        if speculation.length == DraftLength::Fixed(0) {
+            return Err(usage(anyhow!(
+                "--num-speculative-tokens 0: leave it out, what drafts cost is measured too"
+            )));
+        }
+        speculation.length = DraftLength::Fixed(speculation.length.most().min(DraftLength::AUTO_MAX));
+        Ok(options)
+    }
+}
+
+fn progress() -> ProgressBar {
+    // Drawn on a terminal only.
+    let bar = ProgressBar::new(1000);
+    if let Ok(style) = ProgressStyle::with_template("measuring {wide_bar} {percent:>3} % {eta:>4}") {
+        bar.set_style(style);
+    }
+    bar
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    let seconds = text.parse().ok().filter(|s: &f64| (0.1..=86_400.0).contains(s));
+    seconds.ok_or_else(|| "seconds, from 0.1 to 86400".to_owned())
+}

@@ -1,0 +1,93 @@
+//! What a step of a session had to do, as a cost model sees it.
+
+use std::collections::HashMap;
+
+use pagedraft::session::Session;
+use pagedraft_scheduler::RequestKey;
+use pagedraft_workloads::sim::StepShape;
+
+use super::episode::add_pass;
+
+/// Follows a session step by step: what a proposer has to catch up with depends on the steps before.
+#[derive(Debug, Default)]
+pub struct Shapes {
+    /// Tokens whose KV the proposer has.
+    drafted: HashMap<RequestKey, u32>,
+    drafts: Vec<u32>,
+}
+
+/// What became of the drafts of a row that was given some, or might have been.
+#[derive(Clone, Copy, Debug)]
+pub struct Drafts {
+    pub given: u32,
+    pub accepted: u32,
+}
+
+impl Shapes {
+    /// The shape of the last step. `accepted` gives the drafts of a plan row that were accepted; `rows` is told the drafts of
+    /// each row that was asked about. `keeps_kv` and `catch_up` are the proposer's.
+    pub fn of_last(
+        &mut self,
+        session: &Session,
+        keeps_kv: bool,
+        catch_up: u32,
+        accepted: impl Fn(usize) -> u32,
+        mut told: impl FnMut(Drafts),
+    ) -> StepShape {
+        let (plan, record) = session.last_step();
+        let metadata = &record.inputs.metadata;
+        let mut shape = StepShape {
+            plan_rows: plan.rows.len() as u32,
+            metadata_rows: metadata.num_rows() as u32,
+            token_rows: record.inputs.tokens.len() as u32,
+            replayed: record.is_replayed(),
+            ..StepShape::default()
+        };
+        self.drafts.clear();
+        self.drafts.extend(plan.rows.iter().map(|row| 0u32.wrapping_sub(row.tokens.len() as u32)));
+        for (i, &row) in record.plan_rows.iter().enumerate() {
+            let queries = metadata.query_start_loc[i + 1] - metadata.query_start_loc[i];
+            let (context, n) = (u64::from(metadata.context_lens[i]), u64::from(queries));
+            shape.context_reads += context;
+            shape.context_pairs += n * context + n * n.saturating_sub(1) / 2;
+            let drafts = &mut self.drafts[row as usize];
+            *drafts = drafts.wrapping_add(queries);
+        }
+        for key in &plan.finished {
+            self.drafted.remove(key);
+        }
+        let mut left = catch_up;
+        for (i, row) in plan.rows.iter().enumerate() {
+            let given = self.drafts[i];
+            if row.samples {
+                shape.logit_rows += 1 + given;
+            }
+            if row.drafts_max == 0 {
+                continue;
+            }
+            let (len, accepted) = (row.tokens.end, accepted(i).min(given));
+            told(Drafts { given, accepted });
+            if !keeps_kv {
+                (0..given.max(1) as usize).for_each(|depth| add_pass(&mut shape, depth, 0, 1));
+                continue;
+            }
+            let drafted = self.drafted.entry(row.request).or_default();
+            let start = (*drafted).min(len.saturating_sub(1));
+            let lacks = len - 1 - start;
+            let mut fed = len;
+            if lacks > 1 {
+                let taken = lacks.min(left);
+                left -= taken;
+                if taken < lacks {
+                    fed = start + taken;
+                }
+            }
+            if fed > start {
+                add_pass(&mut shape, 0, start, fed - start);
+            }
+            (1..given).for_each(|depth| add_pass(&mut shape, depth as usize, fed + depth - 1, 1));
+            *drafted = (fed + given.saturating_sub(1)).min(len + accepted);
+        }
+        shape
+    }
+}

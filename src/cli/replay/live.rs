@@ -1,0 +1,238 @@
+//! A workload through the engine in real time: the engine's side.
+//!
+//! A seat that a step freed (`--max-concurrency`) is filled before the next step, as in the simulation: where the client has
+//! a request waiting for it, the engine waits for the hand-over, 200 µs at most. A client that takes longer (its
+//! thread gets no core, its next prompt is not ready) misses a step.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use pagedraft::session::{Request, RequestId, RequestOutput, Session};
+use pagedraft_workloads::measures::Recorder;
+use pagedraft_workloads::replay::{
+    EndedRequest, Output, PlannedRequest, RequestLine, RowReport, StepReport, Ticket,
+};
+
+use super::client::Sent;
+use super::clock::Clock;
+use super::seats::Seats;
+use crate::cli::interrupt;
+
+/// How long an engine without work sleeps before it looks for Ctrl-C.
+pub const IDLE: Duration = Duration::from_millis(20);
+
+/// Requests that are taken in between two steps, at most: a client that sends faster than they are taken in must not keep
+/// the engine from its steps.
+const AT_ONCE: usize = 1024;
+/// How long the engine waits for requests that take seats which the last step freed.
+const HAND_OVER: Duration = Duration::from_micros(200);
+
+/// Who wants to know how the run goes on.
+pub trait Observe {
+    /// A request is done with.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the disk ends the run.
+    fn line(&mut self, line: &RequestLine) -> anyhow::Result<()>;
+
+    /// A step was made.
+    fn step(&mut self, report: &StepReport, done: u64);
+}
+
+/// An engine under a stream of requests.
+pub struct Live<'a> {
+    pub session: &'a mut Session,
+    pub recorder: &'a mut Recorder,
+    pub observer: &'a mut dyn Observe,
+    pub clock: Clock,
+    pub seats: Option<&'a Seats>,
+    /// What the plain run generated, for synthetic drafts.
+    pub recorded: &'a HashMap<u64, Arc<[u32]>>,
+    in_flight: HashMap<RequestId, Ticket>,
+    /// Seats that the client is about to fill.
+    awaited: usize,
+    /// Names of those in flight that had been sent before the run was stopped.
+    resumed: HashSet<String>,
+    report: StepReport,
+    ended: Vec<RequestLine>,
+}
+
+impl<'a> Live<'a> {
+    pub fn new(
+        session: &'a mut Session,
+        recorder: &'a mut Recorder,
+        observer: &'a mut dyn Observe,
+        clock: Clock,
+        seats: Option<&'a Seats>,
+        recorded: &'a HashMap<u64, Arc<[u32]>>,
+    ) -> Self {
+        Self {
+            session,
+            recorder,
+            observer,
+            clock,
+            seats,
+            recorded,
+            in_flight: HashMap::new(),
+            // All of them are free, and the first requests should run together.
+            awaited: seats.map_or(0, Seats::free),
+            resumed: HashSet::new(),
+            report: StepReport::default(),
+            ended: Vec::new(),
+        }
+    }
+
+    /// Serves what comes until nothing more does; `false` when Ctrl-C ended it.
+    pub fn run(&mut self, arrivals: &Receiver<Sent>) -> anyhow::Result<bool> {
+        let mut open = true;
+        while !interrupt::pressed() {
+            // Between steps: what has come by now.
+            open = open && self.take_in(arrivals)?;
+            if self.session.has_unfinished() {
+                self.step()?;
+            } else if !open {
+                return Ok(true);
+            }
+        }
+        let running: Vec<RequestId> = self.in_flight.drain().map(|(id, _)| id).collect();
+        interrupt::forget(self.session, &running)?;
+        Ok(false)
+    }
+
+    /// Takes in what has come; waits a moment where there is nothing to run, or a free seat is about to be filled. `false`
+    /// when no more will come.
+    fn take_in(&mut self, arrivals: &Receiver<Sent>) -> anyhow::Result<bool> {
+        if !self.session.has_unfinished() {
+            match arrivals.recv_timeout(IDLE) {
+                Ok(sent) => self.take(sent)?,
+                Err(RecvTimeoutError::Timeout) => return Ok(true),
+                Err(RecvTimeoutError::Disconnected) => return Ok(false),
+            }
+        }
+        let begun = Instant::now();
+        for _ in 0..AT_ONCE {
+            if interrupt::pressed() {
+                break;
+            }
+            let patience =
+                if self.awaited > 0 { HAND_OVER.saturating_sub(begun.elapsed()) } else { Duration::ZERO };
+            let next = match patience.is_zero() {
+                true => arrivals.try_recv().map_err(|e| e == TryRecvError::Disconnected),
+                false => arrivals.recv_timeout(patience).map_err(|e| e == RecvTimeoutError::Disconnected),
+            };
+            match next {
+                Ok(sent) => self.take(sent)?,
+                Err(true) => return Ok(false),
+                Err(false) => break,
+            }
+        }
+        self.awaited = 0;
+        Ok(true)
+    }
+
+    /// Takes in one.
+    fn take(&mut self, sent: Sent) -> anyhow::Result<()> {
+        match sent {
+            Sent::Broken(error) => return Err(pagedraft::exit::usage(error.into())),
+            Sent::Skipped(skipped) => {
+                let line = self.recorder.skip(&skipped);
+                self.observer.line(&line)?;
+            }
+            Sent::Request { request, intended_ns, sent_ns, resumed } => {
+                self.awaited = self.awaited.saturating_sub(1);
+                let ticket = self.recorder.send(&request, intended_ns, sent_ns);
+                if resumed {
+                    self.resumed.insert(request.index.to_string());
+                }
+                self.submit(request, ticket)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Queues a request; one that the engine refuses is a line, and the run goes on.
+    fn submit(&mut self, planned: PlannedRequest, ticket: Ticket) -> anyhow::Result<()> {
+        let mut request = Request::new(planned.index.to_string(), planned.prompt, planned.max_tokens);
+        request.ignore_eos = !planned.until_stop;
+        request.recorded.extend(self.recorded.get(&planned.index).cloned());
+        match self.session.submit(request) {
+            Ok(ids) => self.in_flight.extend(ids.into_iter().map(|id| (id, ticket))),
+            Err(error) => {
+                let now_ns = self.clock.now_ns();
+                let line = self.recorder.fail(ticket, now_ns, format!("{error:#}"));
+                self.tell(line)?;
+                self.free_seat(now_ns);
+            }
+        }
+        Ok(())
+    }
+
+    fn step(&mut self) -> anyhow::Result<()> {
+        self.report.start_ns = self.clock.now_ns();
+        let step = self.session.step()?;
+        self.report.end_ns = self.clock.now_ns();
+        self.report.step = step.step;
+        self.report.prefill_tokens = step.prefill_tokens as u32;
+        self.report.decode_rows = step.decode_rows as u32;
+        self.report.preempted = step.preempted as u32;
+        self.report.running = step.running as u32;
+        self.report.waiting = step.waiting as u32;
+        self.report.replayed = step.replayed;
+        self.report.pool_during = step.pool_during.into();
+        self.report.pool = step.pool.into();
+        self.report.rows.clear();
+        self.report.ended.clear();
+        for row in self.session.step_rows() {
+            let ticket = *self.in_flight.get(&row.id).context("a step ran a request that was not sent")?;
+            self.report.rows.push(RowReport {
+                ticket,
+                new_tokens: row.new_tokens as u16,
+                num_drafts: row.num_drafts,
+                num_accepted: row.num_accepted,
+                context: row.context,
+                cached_tokens: row.num_cached_tokens,
+            });
+        }
+        for news in step.emitted.iter().filter(|news| news.finish.is_some()) {
+            let ticket = self.in_flight.remove(&news.id).context("a request ended that was not sent")?;
+            let output = self.session.take_output(news.id).context("a request ended without output")?;
+            self.report.ended.extend(ended(ticket, output));
+            self.free_seat(self.report.end_ns);
+        }
+        self.recorder.step(&self.report, &mut self.ended);
+        for line in std::mem::take(&mut self.ended) {
+            self.tell(line)?;
+        }
+        self.observer.step(&self.report, self.recorder.done());
+        Ok(())
+    }
+
+    fn free_seat(&mut self, now_ns: u64) {
+        let Some(seats) = self.seats else { return };
+        seats.give_back(now_ns);
+        // A client whose next request is not due yet fills none.
+        self.awaited += usize::from(seats.is_waited_for());
+    }
+
+    fn tell(&mut self, mut line: RequestLine) -> anyhow::Result<()> {
+        line.resumed = self.resumed.remove(&line.request_id);
+        self.observer.line(&line)
+    }
+}
+
+/// What the recorder is told of an end.
+fn ended(ticket: Ticket, output: RequestOutput) -> Option<EndedRequest> {
+    Some(EndedRequest {
+        ticket,
+        reason: output.finish_reason?,
+        cached_tokens: output.num_cached_tokens,
+        preemptions: output.num_preemptions,
+        blocks_held: output.num_blocks,
+        prefix_blocks: output.prefix_blocks.iter().map(|block| block.0).collect(),
+        output: Some(Output { token_ids: output.token_ids, text: output.text }),
+    })
+}

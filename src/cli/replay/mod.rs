@@ -1,0 +1,259 @@
+//! `pagedraft replay`: a dataset or a trace through the engine, in real or in virtual time.
+//!
+//! A first pass reads the workload to its end, so that a run begins only with one that can be read. Then a client sends each
+//! request when its time has come, whatever the engine does, and the engine serves them; latencies count from the intended
+//! arrivals. What came of it is the run's directory.
+
+mod arrival_flags;
+mod client;
+mod clock;
+mod dataset_flags;
+mod live;
+mod numbers;
+mod outcome;
+mod progress;
+mod real;
+mod recorded;
+mod run_flags;
+mod seats;
+mod simulated;
+mod slo_flag;
+mod table;
+mod workload;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use anyhow::anyhow;
+use clap::Args;
+use pagedraft::exit::{usage, usage_hint};
+use pagedraft::session::{DraftRef, EngineOptions, ModelRef, tokenizer};
+use pagedraft_workloads::measures::{Recorder, RecorderOptions, RunFacts};
+use pagedraft_workloads::prompt::TextTokens;
+use pagedraft_workloads::run::{LineFormat, REQUESTS_FILE, Resumed, RunDirectory};
+use pagedraft_workloads::sim::CostModel;
+use pagedraft_workloads::trace::{CONFIG_FILE, TraceWriter};
+use serde_json::{Value, json};
+
+use super::engine_flags::EngineFlags;
+use super::output_file::OutputFile;
+use super::{Ended, interrupt};
+use arrival_flags::ArrivalFlags;
+use dataset_flags::DatasetFlags;
+use numbers::name_of;
+use run_flags::RunFlags;
+use workload::{Encoder, Limits, Workload};
+
+#[derive(Clone, Debug, Args)]
+pub struct Replay {
+    #[command(flatten)]
+    dataset: DatasetFlags,
+    #[command(flatten)]
+    arrivals: ArrivalFlags,
+    #[command(flatten)]
+    run: RunFlags,
+    #[command(flatten)]
+    engine: EngineFlags,
+    /// Named once, so that all files of a run agree.
+    #[arg(skip)]
+    out: PathBuf,
+}
+
+impl Replay {
+    pub fn run(mut self) -> anyhow::Result<Ended> {
+        self.out = self.run.directory(&self.dataset.name());
+        self.check()?;
+        let output = self.run.output_json.as_deref().map(OutputFile::reserve).transpose()?;
+        if !self.run.simulates() {
+            self.engine.tell_what_is_idle();
+        }
+        interrupt::listen()?;
+        let workload = Workload::survey(&self.dataset, &self.arrivals, self.engine.seed, self.tokenizer()?)?;
+        let Some(workload) = workload else { return Ok(Ended::Interrupted) };
+        let outcome = match self.run.simulates() {
+            false => real::run(&self, &workload)?,
+            true => simulated::run(&self, &workload)?,
+        };
+        match outcome {
+            Some(outcome) => outcome.write(output.as_ref()),
+            None => Ok(Ended::Interrupted),
+        }
+    }
+
+    /// Refuses what can be seen to be wrong before anything is read.
+    fn check(&self) -> anyhow::Result<()> {
+        self.run.check()?;
+        self.dataset.options(self.engine.seed)?;
+        if self.run.simulates() {
+            self.check_models()?;
+        }
+        if self.engine.trace_format != LineFormat::default() && !self.run.traces() {
+            return Err(usage_hint(
+                anyhow!("--trace-format: this run writes no trace"),
+                if self.run.simulates() {
+                    "add --trace-steps, or leave it out"
+                } else {
+                    "leave out --no-trace, or this"
+                },
+            ));
+        }
+        if self.engine.trace_out.is_some() {
+            return Err(usage_hint(
+                anyhow!("--trace-out: the trace of a replay lies in its run directory"),
+                "name that with --out",
+            ));
+        }
+        self.check_directory()
+    }
+
+    /// Refuses models that are not there: a simulation reads nothing of them, so that a name misspelt would mean something.
+    fn check_models(&self) -> anyhow::Result<()> {
+        let options = self.engine_options()?;
+        let draft = match &options.speculation.draft {
+            Some(DraftRef::Model(model)) => Some(("--draft", model)),
+            _ => None,
+        };
+        for (flag, model) in [("--model", &options.model)].into_iter().chain(draft) {
+            match model {
+                ModelRef::Directory(path) if !path.is_dir() => {
+                    return Err(usage_hint(
+                        anyhow!("{flag} {model}: there is no such directory"),
+                        "name a model's directory or builtin:NAME (drafts: also ngram or synthetic:RATE)",
+                    ));
+                }
+                ModelRef::Directory(_) => {}
+                ModelRef::Builtin(_) => drop(tokenizer(model)?),
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses a directory that holds a run, or to go on with one that holds none, before a model is loaded for nothing.
+    fn check_directory(&self) -> anyhow::Result<()> {
+        let out = &self.out;
+        if out.exists() && !out.is_dir() {
+            return Err(usage(anyhow!("--out {}: it is not a directory", out.display())));
+        }
+        if self.run.resume {
+            if !out.join(CONFIG_FILE).exists() {
+                return Err(usage_hint(
+                    anyhow!("--resume: {} holds no run", out.display()),
+                    "start one without --resume",
+                ));
+            }
+            return Ok(());
+        }
+        let requests = out.join(REQUESTS_FILE).exists().then(|| REQUESTS_FILE.to_owned());
+        if let Some(file) = TraceWriter::occupied(out).or(requests) {
+            return Err(usage_hint(
+                anyhow!("run directory {} holds a {file} already", out.display()),
+                "name another directory with --out, or go on with a run that was stopped: --resume",
+            ));
+        }
+        Ok(())
+    }
+
+    fn engine_options(&self) -> anyhow::Result<EngineOptions> {
+        self.engine.options(true)
+    }
+
+    /// The tokenizer of the model, where the workload has text.
+    fn tokenizer(&self) -> anyhow::Result<Option<Arc<dyn TextTokens>>> {
+        if !self.dataset.has_text() {
+            return Ok(None);
+        }
+        let found = tokenizer(&self.engine.model)?;
+        Ok(found.map(|tokenizer| Arc::new(Encoder(tokenizer)) as Arc<dyn TextTokens>))
+    }
+
+    /// Tokens that a prompt may have, where it must fit a step.
+    fn step_tokens(&self) -> Option<u32> {
+        let chunks = self.engine_options().map_or(true, |options| options.enable_chunked_prefill);
+        (!chunks).then_some(self.engine.max_num_batched_tokens)
+    }
+
+    fn recorder(&self, workload: &Workload) -> Recorder {
+        Recorder::new(RecorderOptions {
+            slo: self.run.goals(),
+            items: workload.survey.items,
+            block_size: self.engine.block_size,
+            rate_asked: workload.arrivals.rate_asked(),
+            save_outputs: self.run.save_outputs,
+        })
+    }
+
+    /// What the recorder can't know of a run that begins now.
+    fn facts(&self, workload: &Workload) -> RunFacts {
+        let simulates = self.run.simulates();
+        RunFacts {
+            // A run in virtual time is the same every time.
+            date: (!simulates).then(|| super::stamp::compact(SystemTime::now())),
+            label: self.out.file_name().map(|name| name.to_string_lossy().into_owned()),
+            model_id: (!simulates).then(|| self.engine.model.to_string()),
+            tokenizer_id: self.dataset.has_text().then(|| self.engine.model.to_string()),
+            max_concurrency: self.arrivals.max_concurrency,
+            workload: Some(self.dataset.name()),
+            executor: Some(self.run.executor_name().to_owned()),
+            seed: Some(self.engine.seed),
+            revision: Some(pagedraft::REVISION.to_owned()),
+            replicas: Some(self.run.replicas.unwrap_or(1)),
+            router: simulates.then(|| name_of(&self.run.router.unwrap_or_default())),
+            arrivals: Some(workload.arrivals),
+            max_num_seqs: Some(self.engine.max_num_seqs),
+            max_new_tokens: self.dataset.max_new_tokens,
+            ..RunFacts::default()
+        }
+    }
+
+    /// `config.json`: the engine's, and how the workload is replayed.
+    fn config(
+        &self,
+        engine: Value,
+        workload: &Workload,
+        limits: &Limits,
+        cost: Option<&CostModel>,
+    ) -> anyhow::Result<Value> {
+        let mut config = engine;
+        let mut replay = workload.config(limits)?;
+        let more = json!({
+            "workload": self.dataset.name(),
+            "executor": self.run.executor_name(),
+            "cost_model": cost,
+            "replicas": self.run.replicas.unwrap_or(1),
+            "router": self.run.router.unwrap_or_default(),
+            "slo": self.run.goals(),
+            "save_outputs": self.run.save_outputs,
+            "trace": self.run.traces(),
+            "seed": self.engine.seed,
+            "date": super::stamp::date(SystemTime::now()),
+            "out": self.out,
+            "revision": pagedraft::REVISION,
+        });
+        if let (Some(replay), Value::Object(more)) = (replay.as_object_mut(), more) {
+            replay.extend(more);
+        }
+        if let Some(fields) = config.as_object_mut() {
+            fields.insert("trace_tables".to_owned(), json!(self.engine.tables()));
+            fields.insert("replay".to_owned(), replay);
+        }
+        Ok(config)
+    }
+
+    /// The trace of the run's steps, where it has one.
+    fn trace_in(&self, directory: &RunDirectory) -> anyhow::Result<Option<TraceWriter>> {
+        let writer = self.run.traces().then(|| directory.trace(self.engine.trace_format)).transpose();
+        writer.map_err(|e| usage(e.into()))
+    }
+
+    /// The run's directory, new or as a stopped run left it.
+    fn directory_for(&self, config: &Value) -> anyhow::Result<(RunDirectory, Resumed)> {
+        let made = match (self.run.resume, self.run.simulates()) {
+            (false, _) => RunDirectory::create(&self.out, config).map(|made| (made, Resumed::default())),
+            (true, false) => RunDirectory::resume(&self.out, config),
+            // The simulation is made again: it gives the same lines.
+            (true, true) => RunDirectory::repeat(&self.out, config).map(|made| (made, Resumed::default())),
+        };
+        made.map_err(|e| usage(e.into()))
+    }
+}

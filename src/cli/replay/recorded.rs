@@ -1,0 +1,82 @@
+//! What the plain engine generates, for synthetic drafts: all of a workload that is not done yet, before it is replayed.
+
+use std::collections::{HashMap, HashSet};
+use std::io::Write;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Context;
+use pagedraft::session::{Request, RequestId, Session};
+use pagedraft_workloads::dataset::DatasetError;
+use pagedraft_workloads::replay::Incoming;
+
+use super::progress::Progress;
+use super::workload::bad;
+use crate::cli::interrupt;
+
+/// Requests in flight: enough to fill the steps, whatever the workload's length.
+const IN_FLIGHT: usize = 512;
+
+/// Runs every request of `items` that is not `done` without drafts, as fast as it goes; the outputs by index. What the engine
+/// refuses has none; `None` when Ctrl-C ended it.
+pub fn record(
+    session: &mut Session,
+    mut source: impl Iterator<Item = Result<Incoming, DatasetError>>,
+    items: u64,
+    done: &HashSet<u64>,
+) -> anyhow::Result<Option<HashMap<u64, Arc<[u32]>>>> {
+    let left = items.saturating_sub(done.len() as u64);
+    // A closed standard error is nobody's loss.
+    let _ = writeln!(
+        std::io::stderr(),
+        "note: --draft synthetic proposes what the plain engine generates: its {left} requests are run once without drafts first"
+    );
+    let begun = Instant::now();
+    let mut progress = Progress::new("recording: ", left, 0);
+    let mut running: HashMap<RequestId, u64> = HashMap::new();
+    let mut outputs = HashMap::new();
+    // Of those that are to be recorded: recorded, skipped, or refused.
+    let mut passed = 0;
+    let mut open = true;
+    loop {
+        while open && running.len() < IN_FLIGHT && !interrupt::pressed() {
+            let planned = match source.next().transpose().map_err(bad)? {
+                None => {
+                    open = false;
+                    break;
+                }
+                Some(Incoming::Skipped(skipped)) => {
+                    passed += u64::from(!done.contains(&skipped.index));
+                    continue;
+                }
+                Some(Incoming::Request(planned)) if done.contains(&planned.index) => continue,
+                Some(Incoming::Request(planned)) => planned,
+            };
+            let mut request = Request::new(planned.index.to_string(), planned.prompt, planned.max_tokens);
+            request.ignore_eos = !planned.until_stop;
+            // The replay itself tells of what is refused.
+            let ids = session.submit(request).unwrap_or_default();
+            passed += u64::from(ids.is_empty());
+            running.extend(ids.into_iter().map(|id| (id, planned.index)));
+        }
+        if interrupt::pressed() {
+            progress.end();
+            return Ok(None);
+        }
+        if !session.has_unfinished() {
+            break;
+        }
+        let step = session.step()?;
+        for news in step.emitted.iter().filter(|news| news.finish.is_some()) {
+            let index = running.remove(&news.id).context("a request ended that was not sent")?;
+            let output = session.take_output(news.id).context("a request gave nothing to record")?;
+            outputs.insert(index, Arc::from(output.token_ids));
+            passed += 1;
+        }
+        let tokens = session.step_rows().iter().map(|row| row.new_tokens as u64).sum();
+        let queues = [step.running as u32, step.waiting as u32];
+        progress.stepped(tokens, queues, begun.elapsed().as_secs_f64(), passed);
+    }
+    progress.end();
+    Ok(Some(outputs))
+}

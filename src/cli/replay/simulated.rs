@@ -1,0 +1,198 @@
+//! A workload through simulated engines, in virtual time.
+//!
+//! With a limit of concurrency a seat that a step freed is filled before the next step; so does a live run, where its client
+//! is quick enough.
+
+use anyhow::anyhow;
+use pagedraft::exit::{usage, usage_hint};
+use pagedraft::session::{DraftLength, DraftRef, EngineOptions};
+use pagedraft_scheduler::SchedulerConfig;
+use pagedraft_spec_decode::Scorer;
+use pagedraft_workloads::Error;
+use pagedraft_workloads::measures::RunFacts;
+use pagedraft_workloads::replay::{RequestLine, StepReport};
+use pagedraft_workloads::run::RunDirectory;
+use pagedraft_workloads::sim::{
+    CostModel, Observer, SimEvent, SimOptions, SimReport, SimSpeculation, simulate,
+};
+use pagedraft_workloads::trace::{TableDelta, TraceTables, TraceWriter};
+use serde_json::{Value, json};
+
+use super::Replay;
+use super::outcome::Outcome;
+use super::progress::Progress;
+use super::workload::{Limits, Workload};
+use crate::cli::interrupt;
+
+/// KV blocks of a simulated pool where nothing is said.
+pub const NUM_BLOCKS: u32 = 65_536;
+/// Greatest length of a simulated sequence where nothing is said.
+pub const MAX_MODEL_LEN: u32 = 1 << 20;
+/// Token ids of prompts that no tokenizer makes are below this.
+const VOCABULARY: u32 = 32_000;
+
+/// Writes lines, and steps where they are asked for.
+struct Watch {
+    directory: RunDirectory,
+    progress: Progress,
+    done: u64,
+    trace: Option<TraceWriter>,
+    delta: Option<TableDelta>,
+}
+
+impl Observer for Watch {
+    fn line(&mut self, line: &RequestLine) -> Result<(), Error> {
+        self.done += 1;
+        self.directory.write(line)
+    }
+
+    fn step(&mut self, report: &StepReport) -> Result<(), Error> {
+        self.progress.step(report, self.done);
+        Ok(())
+    }
+
+    fn wants_trace(&self) -> bool {
+        self.trace.is_some()
+    }
+
+    fn trace(&mut self, _replica: u32, event: SimEvent<'_>) -> Result<(), Error> {
+        let Some(writer) = &mut self.trace else { return Ok(()) };
+        match &mut self.delta {
+            None => writer.write(&event),
+            Some(delta) => {
+                let metadata = delta.reduce(event.plan, event.plan_rows, event.metadata);
+                writer.write(&SimEvent { metadata, ..event })
+            }
+        }
+    }
+
+    fn stop(&mut self) -> bool {
+        interrupt::pressed()
+    }
+}
+
+/// Runs it to its end, or to Ctrl-C.
+pub fn run(replay: &Replay, workload: &Workload) -> anyhow::Result<Option<Outcome>> {
+    let engine = replay.engine_options()?;
+    let cost = cost_model(replay)?;
+    let options = options(replay, &engine, cost)?;
+    let limits = Limits {
+        max_model_len: options.scheduler.max_model_len,
+        pool_tokens: u64::from(options.scheduler.num_blocks) * u64::from(options.scheduler.block_size),
+        step_tokens: replay.step_tokens(),
+        vocabulary: 0..VOCABULARY,
+    };
+    let mut source = workload.source(&limits)?;
+    let config = replay.config(config(&engine, &options), workload, &limits, Some(&options.cost))?;
+    let (directory, _) = replay.directory_for(&config)?;
+    let trace = replay.trace_in(&directory)?;
+    let delta = (replay.engine.tables() == TraceTables::Delta).then(TableDelta::default);
+    let mut recorder = replay.recorder(workload);
+    let progress = Progress::new("", workload.survey.items, 0);
+    let mut watch = Watch { directory, progress, done: 0, trace, delta };
+    let simulated = simulate(&mut source, &options, &mut recorder, &mut watch);
+    watch.progress.end();
+    let SimReport { event_log_sha256, stopped, .. } = simulated.map_err(|error| match error {
+        Error::Dataset(_) | Error::Options(_) => usage(error.into()),
+        other => other.into(),
+    })?;
+    match watch.trace.take() {
+        // The trace of a run that is gone on with is not at its end.
+        Some(trace) if stopped => drop(trace),
+        Some(trace) => trace.finish(&Value::Null)?,
+        None => {}
+    }
+    let mut summary = recorder.summary();
+    summary.describe(RunFacts {
+        cost_model: Some(options.cost.name.clone()),
+        event_log_sha256: Some(event_log_sha256),
+        stopped,
+        ..replay.facts(workload)
+    });
+    Ok(Some(Outcome { directory: watch.directory, summary, report: replay.run.reports() }))
+}
+
+fn cost_model(replay: &Replay) -> anyhow::Result<CostModel> {
+    match &replay.run.cost_model {
+        Some(path) => CostModel::read(path).map_err(|e| usage(e.into())),
+        None => Ok(CostModel::builtin()),
+    }
+}
+
+/// What the flags ask for.
+fn options(replay: &Replay, engine: &EngineOptions, cost: CostModel) -> anyhow::Result<SimOptions> {
+    if engine.kv_cache_memory.is_some() {
+        return Err(usage_hint(
+            anyhow!("--kv-cache-memory: a simulated engine has no bytes in its KV blocks"),
+            "say how many blocks it has with --num-blocks",
+        ));
+    }
+    if engine.shadow_rate > 0.0 || engine.inject_decode_graph_for_verify {
+        return Err(usage_hint(
+            anyhow!(
+                "--shadow-rate and --inject-fault: a simulated engine computes nothing that could differ"
+            ),
+            "leave them out, or use --executor real",
+        ));
+    }
+    let speculation = &engine.speculation;
+    let most = speculation.length.most();
+    let proposer = speculation.draft.as_ref().filter(|_| most > 0);
+    Ok(SimOptions {
+        scheduler: SchedulerConfig {
+            block_size: engine.block_size,
+            num_blocks: engine.num_blocks.unwrap_or(NUM_BLOCKS),
+            max_num_seqs: engine.max_num_seqs,
+            max_num_batched_tokens: engine.max_num_batched_tokens,
+            max_model_len: engine.max_model_len.unwrap_or(MAX_MODEL_LEN),
+            enable_chunked_prefill: engine.enable_chunked_prefill,
+            enable_prefix_caching: engine.enable_prefix_caching,
+            prefill_chunk: engine.prefill_chunk,
+            policy: engine.policy,
+            ..SchedulerConfig::default()
+        },
+        cost,
+        speculation: proposer.map(|draft| SimSpeculation {
+            proposer: draft.name().to_owned(),
+            acceptance: match draft {
+                DraftRef::Synthetic { rate } => Some(*rate),
+                _ => None,
+            },
+            most,
+            auto: speculation.length == DraftLength::Auto,
+            batch_expansion: speculation.scorer == Scorer::BatchExpansion,
+        }),
+        enforce_eager: engine.enforce_eager,
+        replicas: replay.run.replicas.unwrap_or(1),
+        router: replay.run.router.unwrap_or_default(),
+        max_concurrency: replay.arrivals.max_concurrency,
+        seed: engine.seed,
+    })
+}
+
+/// The engine's part of `config.json`, by the names that a real one's has.
+fn config(engine: &EngineOptions, options: &SimOptions) -> Value {
+    let scheduler = &options.scheduler;
+    json!({
+        "model_id": Value::Null,
+        "vocab_size": VOCABULARY,
+        "block_size": scheduler.block_size,
+        "num_blocks": scheduler.num_blocks,
+        "max_model_len": scheduler.max_model_len,
+        "max_num_seqs": scheduler.max_num_seqs,
+        "max_num_batched_tokens": scheduler.max_num_batched_tokens,
+        "prefill_chunk": scheduler.prefill_chunk,
+        "enable_prefix_caching": scheduler.enable_prefix_caching,
+        "enable_chunked_prefill": scheduler.enable_chunked_prefill,
+        "policy": scheduler.policy,
+        "draft": engine.speculation.draft.as_ref().map(ToString::to_string),
+        "num_speculative_tokens": engine.speculation.length.to_string(),
+        "scorer": engine.speculation.scorer,
+        "acceptance": engine.speculation.acceptance,
+        "enforce_eager": options.enforce_eager,
+        "replicas": options.replicas,
+        "router": options.router,
+        "seed": options.seed,
+        "revision": pagedraft::REVISION,
+    })
+}

@@ -1,0 +1,399 @@
+//! The pictures of a run, and of several over each other.
+
+use super::chart::{Axis, Chart, SERIES};
+use super::requests::Finished;
+use super::run::Run;
+use super::scale::number;
+use super::series::{Bins, in_flight};
+use super::trace_window::StepPoint;
+
+/// Bins of pictures over time: no more than leave some requests for each.
+fn bins(requests: &[Finished]) -> usize {
+    (requests.len() / 4).clamp(8, 120)
+}
+
+/// Points of a cumulative distribution: one at each thousandth, and at the tails.
+const QUANTILES: usize = 400;
+/// Requests in the scatter picture; of more, every n-th is drawn.
+const MOST_DOTS: usize = 3000;
+/// Columns of pictures by step; more steps are averaged.
+const MOST_COLUMNS: usize = 400;
+
+type Value = fn(&Finished) -> Option<f64>;
+
+/// Latencies that requests have, with their names for people and in `summary.json`.
+const LATENCIES: [(&str, &str, Value); 4] = [
+    ("Time to first token (TTFT)", "ttft", |r| Some(r.ttft_ms)),
+    ("Time per output token (TPOT)", "tpot", |r| r.tpot_ms),
+    ("End to end (E2EL)", "e2el", |r| Some(r.e2el_ms)),
+    ("Queue", "queue", |r| Some(r.queue_ms)),
+];
+
+/// Shares of values that are marked.
+const MARKS: [(f64, &str, &str); 3] = [(0.5, "median", "p50"), (0.9, "p90", "p90"), (0.99, "p99", "p99")];
+
+/// The least value that so great a share of sorted values are not above (nearest rank): what percentiles in `summary.json` are, there
+/// at most 0.1 % too high.
+pub(super) fn quantile(sorted: &[f64], share: f64) -> Option<f64> {
+    let rank = (share * sorted.len() as f64).ceil().max(1.0) as usize;
+    sorted.get(rank - 1).copied()
+}
+
+/// One run's pictures, or the runs over each other where that can be read.
+pub(super) fn all(runs: &[Run]) -> Vec<String> {
+    let mut figures = Vec::new();
+    for (name, stem, value) in LATENCIES {
+        figures.extend(distribution(runs, name, stem, value));
+    }
+    figures.extend(gaps(runs));
+    figures.extend(acceptance(runs));
+    for run in runs {
+        let suffix = if runs.len() > 1 { format!(" · {}", run.name) } else { String::new() };
+        figures.extend(throughput(run, &suffix));
+        figures.extend(tokens(run, &suffix));
+        figures.extend(queue(run, &suffix));
+        figures.extend(scatter(run, &suffix));
+        figures.extend(prefix(run, &suffix));
+        figures.extend(kv_over_time(run, &suffix));
+        figures.extend(work_over_time(run, &suffix));
+        figures.extend(composition(run, &suffix));
+        figures.extend(kv(run, &suffix));
+        figures.extend(states(run, &suffix));
+    }
+    figures
+}
+
+fn distribution(runs: &[Run], name: &str, stem: &str, value: Value) -> Option<String> {
+    let values: Vec<Vec<f64>> =
+        runs.iter().map(|run| run.requests.as_ref().map_or_else(Vec::new, |r| r.values(value))).collect();
+    let most = values.iter().filter_map(|v| v.last().copied()).reduce(f64::max)?;
+    let positive = values.iter().flatten().copied().filter(|v| *v > 0.0).reduce(f64::min);
+    // Queues are often empty: what is shorter than a microsecond lies on the axis.
+    let least = positive.unwrap_or(1e-3).max(1e-3).max(most * 1e-7);
+    let axis = Axis::Log(least * 0.95, most * 1.1);
+    let mut chart =
+        Chart::new(name, ("ms, logarithmic", axis), ("share of requests", Axis::Linear(0.0, 1.0)));
+    for (i, values) in values.iter().enumerate() {
+        if values.is_empty() {
+            continue;
+        }
+        let class = SERIES[i % SERIES.len()];
+        let shares = (0..=QUANTILES).map(|q| q as f64 / QUANTILES as f64);
+        let points: Vec<_> = shares.filter_map(|share| Some((quantile(values, share)?, share))).collect();
+        chart.line(&points, class);
+        if runs.len() > 1 {
+            chart.legend(&runs[i].name, class);
+        }
+        for (share, key, name) in MARKS {
+            // The summary's own figure, where there is one: a page has one number for a percentile.
+            if let Some(at) = runs[i].figure(&format!("{key}_{stem}_ms")).or_else(|| quantile(values, share))
+            {
+                let text = if runs.len() > 1 { String::new() } else { format!("{name} {}", number(at)) };
+                chart.mark(at, share, class, &text);
+            }
+        }
+    }
+    let fewest = values.iter().map(Vec::len).filter(|n| *n > 0).min().unwrap_or(0);
+    chart.note(match (runs.len(), fewest) {
+        (1, n) if n < 100 => format!("{n} requests: too few for a p99, which is nearly the greatest."),
+        (1, n) => format!("{} requests", number(n as f64)),
+        _ => "Marks: p50, p90, p99.".to_owned(),
+    });
+    Some(chart.finish())
+}
+
+fn acceptance(runs: &[Run]) -> Option<String> {
+    let rates = |run: &Run| {
+        let places = run.requests.as_ref().map_or(&[][..], |r| &r.acceptance);
+        places.iter().map(|(drafted, accepted)| (*drafted, *accepted)).collect::<Vec<_>>()
+    };
+    let all: Vec<_> = runs.iter().map(rates).collect();
+    let places = all.iter().map(Vec::len).max().filter(|places| *places > 0)?;
+    let mut chart = Chart::new(
+        "Acceptance by position",
+        ("place in a row of drafts", Axis::Linear(0.4, places as f64 + 0.6)),
+        ("accepted / drafted", Axis::Linear(0.0, 1.05)),
+    );
+    let width = 0.8 / runs.len() as f64;
+    for (i, rates) in all.iter().enumerate() {
+        let class = SERIES[i % SERIES.len()];
+        if runs.len() > 1 {
+            chart.legend(&runs[i].name, class);
+        }
+        for (place, (drafted, accepted)) in (1u32..).zip(rates) {
+            let rate = if *drafted == 0 { 0.0 } else { *accepted as f64 / *drafted as f64 };
+            let left = f64::from(place) - 0.4 + width * i as f64;
+            chart.bar(
+                left,
+                left + width,
+                rate,
+                class,
+                &format!("place {place}: {accepted} of {drafted} accepted"),
+            );
+            if runs.len() == 1 && places <= 12 {
+                chart.text(f64::from(place), rate, &format!("{rate:.2}"));
+            }
+        }
+    }
+    chart.note("Drafts behind a rejected one count as drafted and not accepted.");
+    Some(chart.finish())
+}
+
+/// A line: its name, its class, its points.
+type Line = (&'static str, &'static str, Vec<(f64, f64)>);
+
+/// A picture over time.
+fn over_time(title: &str, unit: &str, lines: &[Line]) -> Option<String> {
+    let points = || lines.iter().flat_map(|(_, _, points)| points);
+    let (from, to) = (points().map(|p| p.0).reduce(f64::min)?, points().map(|p| p.0).reduce(f64::max)?);
+    let most = points().map(|p| p.1).fold(0.0, f64::max);
+    let mut chart = Chart::new(
+        title,
+        ("seconds since the run began", Axis::Linear(from, to)),
+        (unit, Axis::Linear(0.0, most * 1.08)),
+    );
+    for (name, class, points) in lines {
+        chart.steps(points, class);
+        chart.legend(name, class);
+    }
+    Some(chart.finish())
+}
+
+fn throughput(run: &Run, suffix: &str) -> Option<String> {
+    let requests = run.requests.as_ref()?;
+    let span = requests.span()?;
+    let bins = bins(&requests.finished);
+    let (mut came, mut ended) = (Bins::new(span, bins), Bins::new(span, bins));
+    for request in &requests.finished {
+        came.add(request.intended_s, 1.0);
+        ended.add(request.finish_s, 1.0);
+    }
+    over_time(
+        &format!("Arrivals and completions{suffix}"),
+        "requests / s",
+        &[("arrived (as intended)", "s1", came.rates()), ("finished", "s0", ended.rates())],
+    )
+}
+
+fn tokens(run: &Run, suffix: &str) -> Option<String> {
+    let title = format!("Tokens{suffix}");
+    if let (Some(output), Some(prompt)) =
+        (run.timeline_rate("output_tokens"), run.timeline_rate("prompt_tokens_computed"))
+    {
+        let lines = [("prompt tokens computed", "s1", prompt), ("generated", "s0", output)];
+        return over_time(&title, "tokens / s", &lines);
+    }
+    let requests = run.requests.as_ref()?;
+    let mut output = Bins::new(requests.span()?, bins(&requests.finished));
+    for request in &requests.finished {
+        output.spread(request.first_s, request.finish_s, f64::from(request.output_tokens));
+    }
+    over_time(&title, "tokens / s", &[("generated, evenly from first to last", "s0", output.rates())])
+}
+
+fn queue(run: &Run, suffix: &str) -> Option<String> {
+    let title = format!("Running and waiting{suffix}");
+    if let (Some(waiting), Some(running)) = (run.timeline("waiting"), run.timeline("running")) {
+        return over_time(&title, "requests", &[("waiting", "s1", waiting), ("running", "s0", running)]);
+    }
+    let requests = run.requests.as_ref()?;
+    let (waiting, running) = in_flight(&requests.finished, requests.span()?, 120);
+    let lines = [("waiting", "s1", waiting.points(|c| c)), ("running", "s0", running.points(|c| c))];
+    over_time(&title, "requests", &lines)
+}
+
+/// KV use of the run's time, from the summary.
+fn kv_over_time(run: &Run, suffix: &str) -> Option<String> {
+    let used = run.timeline("kv_used")?;
+    over_time(&format!("KV use over time{suffix}"), "blocks held, mean of a bin", &[("held", "s0", used)])
+}
+
+/// What was fed, by time, for runs without a trace.
+fn work_over_time(run: &Run, suffix: &str) -> Option<String> {
+    if run.trace.is_some() {
+        return None;
+    }
+    let lines = [
+        ("prompt tokens computed", "s1", run.timeline_rate("prompt_tokens_computed")?),
+        ("tokens generated", "s0", run.timeline_rate("output_tokens")?),
+        ("drafts scored", "s3", run.timeline_rate("drafts")?),
+        ("drafts accepted", "s2", run.timeline_rate("accepted")?),
+    ];
+    over_time(&format!("Batch composition over time{suffix}"), "tokens / s", &lines)
+}
+
+/// Gaps between tokens: the summary's histogram, for requests do not have them.
+fn gaps(runs: &[Run]) -> Option<String> {
+    let all: Vec<_> = runs.iter().map(|run| run.histogram("itl")).collect();
+    let bounds = || all.iter().flatten().flatten().map(|point| point.0).filter(|bound| *bound > 0.0);
+    let axis = Axis::Log(bounds().reduce(f64::min)? * 0.8, bounds().reduce(f64::max)? * 1.1);
+    let mut chart = Chart::new(
+        "Between two steps of a request (ITL)",
+        ("ms, logarithmic", axis),
+        ("share of gaps", Axis::Linear(0.0, 1.0)),
+    );
+    for (i, (run, points)) in runs.iter().zip(&all).enumerate() {
+        let class = SERIES[i % SERIES.len()];
+        let Some(points) = points else { continue };
+        chart.steps(points, class);
+        if runs.len() > 1 {
+            chart.legend(&run.name, class);
+        }
+        for (share, key, name) in MARKS {
+            if let Some(at) = run.figure(&format!("{key}_itl_ms")) {
+                let text = if runs.len() > 1 { String::new() } else { format!("{name} {}", number(at)) };
+                chart.mark(at, share, class, &text);
+            }
+        }
+    }
+    Some(chart.finish())
+}
+
+fn scatter(run: &Run, suffix: &str) -> Option<String> {
+    let requests = run.requests.as_ref()?;
+    let (from, to) = requests.span()?;
+    let every = requests.finished.len().div_ceil(MOST_DOTS).max(1);
+    let drawn: Vec<(f64, f64)> =
+        requests.finished.iter().step_by(every).map(|r| (r.intended_s, r.ttft_ms.max(1e-3))).collect();
+    let most = drawn.iter().map(|p| p.1).reduce(f64::max)?;
+    let least = drawn.iter().map(|p| p.1).reduce(f64::min)?;
+    let mut chart = Chart::new(
+        &format!("Time to first token by arrival{suffix}"),
+        ("intended arrival, s", Axis::Linear(from, to)),
+        ("TTFT, ms, logarithmic", Axis::Log(least * 0.8, most * 1.25)),
+    );
+    chart.dots(&drawn, "s0");
+    if every > 1 {
+        chart.note(format!("One request in {every} is drawn."));
+    }
+    Some(chart.finish())
+}
+
+fn prefix(run: &Run, suffix: &str) -> Option<String> {
+    let requests = run.requests.as_ref()?;
+    let span = requests.span()?;
+    let bins = bins(&requests.finished);
+    let (mut prompt, mut cached) = (Bins::new(span, bins), Bins::new(span, bins));
+    for request in &requests.finished {
+        prompt.add(request.intended_s, f64::from(request.prompt_tokens));
+        cached.add(request.intended_s, f64::from(request.cached_tokens));
+    }
+    let (all, hit): (f64, f64) = (prompt.counts.iter().sum(), cached.counts.iter().sum());
+    if all <= 0.0 || hit <= 0.0 {
+        return None;
+    }
+    let points = |bins: &Bins| bins.points(|tokens| tokens);
+    let mut chart = Chart::new(
+        &format!("Prefix hits{suffix}"),
+        ("intended arrival, s", Axis::Linear(span.0, span.1)),
+        ("prompt tokens", Axis::Linear(0.0, prompt.counts.iter().copied().fold(0.0, f64::max) * 1.08)),
+    );
+    let area: Vec<_> = points(&cached).into_iter().map(|(x, y)| (x, 0.0, y)).collect();
+    chart.area(&area, "s2");
+    chart.steps(&points(&prompt), "s0");
+    chart.legend("prompt tokens", "s0");
+    chart.legend("of them found in the cache", "s2");
+    chart.note(format!("{} of {} prompt tokens, {:.1} %", number(hit), number(all), 100.0 * hit / all));
+    Some(chart.finish())
+}
+
+/// A point of a picture by step: the step, and its layers' heights.
+type Column<const N: usize> = (f64, [f64; N]);
+
+/// A trace's points, averaged where there are more than columns.
+fn columns<const N: usize>(points: &[StepPoint], of: [fn(&StepPoint) -> u64; N]) -> Vec<Column<N>> {
+    let every = points.len().div_ceil(MOST_COLUMNS).max(1);
+    let mean = |steps: &[StepPoint], of: fn(&StepPoint) -> u64| {
+        steps.iter().map(|point| of(point) as f64).sum::<f64>() / steps.len() as f64
+    };
+    points.chunks(every).map(|steps| (steps[0].step as f64, of.map(|of| mean(steps, of)))).collect()
+}
+
+/// Layers piled up over steps, each held until the next column: a name and a class for each.
+fn piled<const N: usize>(
+    title: &str,
+    unit: &str,
+    mut columns: Vec<Column<N>>,
+    end: u64,
+    layers: [(&str, &'static str); N],
+) -> Option<Chart> {
+    columns.push((end as f64 + 1.0, columns.last()?.1));
+    let (from, to) = (columns.first()?.0, columns.last()?.0);
+    let most = columns.iter().map(|(_, heights)| heights.iter().sum::<f64>()).fold(0.0, f64::max);
+    let mut chart =
+        Chart::new(title, ("step", Axis::Linear(from, to)), (unit, Axis::Linear(0.0, most * 1.05)));
+    let mut floor = vec![0.0; columns.len()];
+    for (i, (name, class)) in layers.into_iter().enumerate() {
+        let area: Vec<_> = columns.iter().zip(&floor).map(|((x, h), low)| (*x, *low, low + h[i])).collect();
+        floor = area.iter().map(|(_, _, high)| *high).collect();
+        chart.area(&area, class);
+        chart.legend(name, class);
+    }
+    Some(chart)
+}
+
+fn means(points: &[StepPoint]) -> Option<String> {
+    let every = points.len().div_ceil(MOST_COLUMNS);
+    (every > 1).then(|| format!("Means over {every} steps."))
+}
+
+fn composition(run: &Run, suffix: &str) -> Option<String> {
+    let points = &run.trace.as_ref()?.points;
+    let columns = columns(points, [|p| p.prefill_tokens, |p| p.decode_rows, |p| p.draft_tokens]);
+    let layers = [("prefill tokens", "s1"), ("decode rows", "s0"), ("draft tokens", "s3")];
+    let title = format!("Batch composition by step{suffix}");
+    let mut chart = piled(&title, "tokens fed", columns, points.last()?.step, layers)?;
+    if let Some(note) = means(points) {
+        chart.note(note);
+    }
+    Some(chart.finish())
+}
+
+fn kv(run: &Run, suffix: &str) -> Option<String> {
+    let points = &run.trace.as_ref()?.points;
+    let columns = columns(points, [|p| p.used, |p| p.cached]);
+    let layers = [("used", "s0"), ("free, and cached", "s2")];
+    let last = points.last()?;
+    let mut chart = piled(&format!("KV use by step{suffix}"), "blocks", columns, last.step, layers)?;
+    let peak = points.iter().map(|point| point.used).max()?;
+    let share = 100.0 * peak as f64 / last.num_blocks.max(1) as f64;
+    chart.note(format!(
+        "Peak {peak} of {} blocks, {share:.1} %. {}",
+        last.num_blocks,
+        means(points).unwrap_or_default()
+    ));
+    Some(chart.finish())
+}
+
+fn states(run: &Run, suffix: &str) -> Option<String> {
+    let trace = run.trace.as_ref()?;
+    let samples = trace.states(MOST_COLUMNS);
+    let columns = samples.into_iter().map(|(step, counts)| (step as f64, counts.map(|n| n as f64))).collect();
+    let layers = [("writable", "writable"), ("sealed", "sealed"), ("shared", "shared"), ("cached", "cached")];
+    let end = trace.steps.last()?.step;
+    Some(piled(&format!("Block states by step{suffix}"), "blocks", columns, end, layers)?.finish())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_are_nearest_ranks() {
+        let values = [1.0, 2.0, 4.0, 8.0];
+        assert_eq!(
+            [0.0, 0.5, 0.51, 0.75, 1.0].map(|q| quantile(&values, q).unwrap()),
+            [1.0, 2.0, 4.0, 4.0, 8.0]
+        );
+        assert_eq!(quantile(&[], 0.5), None);
+    }
+
+    #[test]
+    fn columns_are_means_of_their_steps() {
+        let point = |step| StepPoint { step, used: step, ..StepPoint::default() };
+        let points: Vec<_> = (0..800).map(point).collect();
+        let columns = columns(&points, [|p| p.step, |p| p.used]);
+        assert_eq!(columns.len(), 400);
+        assert_eq!(columns[1], (2.0, [2.5, 2.5]));
+    }
+}

@@ -1,0 +1,340 @@
+//! What a step changed in the block pool, found out from its line of a trace.
+//!
+//! A trace has whole tables; a page that scrubs through ten thousand steps needs what changed. Two things are not in a line
+//! and are inferred, by the scheduler's own rules: a block is handed out (its old contents are lost) when it enters a table
+//! that nobody else holds it in, at a place that is not wholly computed; and a sequence keeps the blocks that a row
+//! reserved for drafts until it ends or is preempted. The line that first names such a block comes later: it is told in the
+//! step that reserved it ([`StepDelta::reserved`]), as far as the trace ever names it.
+
+use std::collections::{HashMap, HashSet};
+
+use pagedraft_workloads::trace::{PoolCounts, RowKind, RowRecord, StepRecord};
+
+/// A step's changes. Requests are numbered in the order in which the trace speaks of them ([`Deltas::names`]).
+#[derive(Clone, Debug, Default)]
+pub(super) struct StepDelta {
+    pub(super) step: u64,
+    pub(super) replayed: bool,
+    /// Whether the engine was started anew before it (a run that was resumed): nothing is held or published.
+    pub(super) anew: bool,
+    /// Microseconds: schedule, metadata, propose, execute, sample.
+    pub(super) time_us: [f64; 5],
+    /// Who lost their blocks while the plan was made, and was preempted by it.
+    pub(super) preempted: Vec<u32>,
+    /// Who was aborted since the line before.
+    pub(super) aborted: Vec<u32>,
+    /// Blocks copied before anything was written: from, to.
+    pub(super) copies: Vec<(u32, u32)>,
+    /// Entries of tables that became another block (a copy): request, place, block.
+    pub(super) replaced: Vec<(u32, u32, u32)>,
+    /// Blocks that tables grew by.
+    pub(super) appended: Vec<(u32, Vec<u32>)>,
+    /// Blocks handed out to be written, whose contents can no more be hit.
+    pub(super) handed_out: Vec<u32>,
+    pub(super) rows: Vec<RowDelta>,
+    /// Blocks that tables hold from this step on and that a later line names.
+    pub(super) reserved: Vec<(u32, u32)>,
+    pub(super) published: Vec<u32>,
+    /// Who ended with the step, and why.
+    pub(super) ended: Vec<(u32, Option<String>)>,
+    /// The slots that were written, where they are not those that tables and positions give.
+    pub(super) slots: Option<Vec<i64>>,
+    pub(super) pool: PoolCounts,
+}
+
+/// A plan row and its outcome.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct RowDelta {
+    pub(super) request: u32,
+    pub(super) kind: RowKind,
+    pub(super) num_computed: u32,
+    /// Tokens that were fed: the row's own, then drafts.
+    pub(super) queries: u32,
+    /// Drafts among them.
+    pub(super) drafts: u32,
+    pub(super) accepted: u32,
+    pub(super) emitted: u32,
+}
+
+impl RowDelta {
+    /// Tokens with KV after the step; slots of rejected drafts hold nothing.
+    pub(super) fn next(&self) -> u64 {
+        (u64::from(self.num_computed) + u64::from(self.queries) + u64::from(self.accepted))
+            .saturating_sub(u64::from(self.drafts))
+    }
+}
+
+/// Turns lines into changes, one after the other.
+#[derive(Debug)]
+pub(super) struct Deltas {
+    block_size: u32,
+    numbers: HashMap<String, u32>,
+    names: Vec<String>,
+    live: HashMap<u32, Sequence>,
+    /// In how many tables a block is.
+    holders: HashMap<u32, u32>,
+    anew: bool,
+}
+
+#[derive(Debug, Default)]
+struct Sequence {
+    table: Vec<u32>,
+    /// The table last written, for traces of changes.
+    written: Vec<i64>,
+    /// For each block that it holds beyond `table`: the step that reserved it.
+    unnamed: std::collections::VecDeque<u64>,
+}
+
+/// A reserve is a few blocks; a trace that claims more is not followed.
+const MOST_RESERVED: u64 = 1 << 12;
+
+/// A block that a step reserved, named by a later one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct NamedLater {
+    pub(super) step: u64,
+    pub(super) request: u32,
+    pub(super) block: u32,
+    /// Whether it was handed out, so that its contents are gone.
+    pub(super) handed_out: bool,
+}
+
+impl Deltas {
+    /// Nothing seen yet. `block_size` must not be 0.
+    pub(super) fn new(block_size: u32) -> Self {
+        Self {
+            block_size: block_size.max(1),
+            numbers: HashMap::new(),
+            names: Vec::new(),
+            live: HashMap::new(),
+            holders: HashMap::new(),
+            anew: false,
+        }
+    }
+
+    /// The run was stopped here and resumed: with the next step an engine begins anew.
+    pub(super) fn resume(&mut self) {
+        self.live.clear();
+        self.holders.clear();
+        self.anew = true;
+    }
+
+    /// The requests' names, by their numbers.
+    pub(super) fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    fn number(&mut self, name: &str) -> u32 {
+        if let Some(&number) = self.numbers.get(name) {
+            return number;
+        }
+        let number = u32::try_from(self.names.len()).unwrap_or(u32::MAX);
+        self.numbers.insert(name.to_owned(), number);
+        self.names.push(name.to_owned());
+        number
+    }
+
+    fn drop_sequence(&mut self, request: u32) {
+        let Some(sequence) = self.live.remove(&request) else { return };
+        for block in sequence.table {
+            release(&mut self.holders, block);
+        }
+    }
+
+    /// The changes of the next line, and the blocks that it names for earlier steps.
+    ///
+    /// # Errors
+    ///
+    /// A line that fits no pool: what is wrong with it.
+    pub(super) fn next(&mut self, record: &StepRecord) -> Result<(StepDelta, Vec<NamedLater>), String> {
+        let mut delta = StepDelta {
+            step: record.step,
+            replayed: record.mode == "graph",
+            anew: std::mem::take(&mut self.anew),
+            time_us: record
+                .time_us
+                .map_or([0.0; 5], |t| [t.schedule, t.metadata, t.propose, t.execute, t.sample]),
+            pool: record.pool,
+            ..StepDelta::default()
+        };
+        let mut later = Vec::new();
+        for name in &record.preempted {
+            let request = self.number(name);
+            self.drop_sequence(request);
+            delta.preempted.push(request);
+        }
+        let rows: HashSet<&str> = record.rows.iter().map(|row| row.request_id.as_str()).collect();
+        for name in record.finished.iter().filter(|name| !rows.contains(name.as_str())) {
+            let request = self.number(name);
+            self.drop_sequence(request);
+            delta.aborted.push(request);
+        }
+        for copy in &record.copies {
+            delta.copies.push((block_id(copy.from)?, block_id(copy.to)?));
+        }
+        let tables = self.tables(record)?;
+        for (row, table) in record.rows.iter().zip(tables) {
+            self.grow(row, table, &mut delta, &mut later);
+        }
+        self.outcome(record, &mut delta)?;
+        delta.slots = self.unusual_slots(record, &delta);
+        for (request, _) in &delta.ended {
+            self.drop_sequence(*request);
+        }
+        Ok((delta, later))
+    }
+
+    /// The longest table of each plan row, as far as its tokens reach.
+    fn tables(&mut self, record: &StepRecord) -> Result<Vec<Vec<u32>>, String> {
+        let mut tables: Vec<Vec<u32>> = vec![Vec::new(); record.rows.len()];
+        for (m, owner) in owners(record)?.into_iter().enumerate() {
+            let number = self.number(&record.rows[owner].request_id);
+            let written = &mut self.live.entry(number).or_default().written;
+            if let Some(Some(now)) = record.metadata.block_tables.get(m)
+                && !now.is_empty()
+            {
+                written.clone_from(now);
+            }
+            let length = record.metadata.seq_lens.get(m).copied().unwrap_or(0);
+            let blocks = usize::try_from(length.div_ceil(u64::from(self.block_size))).unwrap_or(usize::MAX);
+            let used = written.get(..blocks).ok_or_else(|| {
+                format!(
+                    "{length} tokens of request {:?} need {blocks} blocks, its table has {}",
+                    record.rows[owner].request_id,
+                    written.len()
+                )
+            })?;
+            if used.len() > tables[owner].len() {
+                tables[owner] = used.iter().map(|&block| block_id(block)).collect::<Result<_, _>>()?;
+            }
+        }
+        Ok(tables)
+    }
+
+    /// Takes note of a row's table.
+    fn grow(&mut self, row: &RowRecord, table: Vec<u32>, delta: &mut StepDelta, later: &mut Vec<NamedLater>) {
+        let request = self.number(&row.request_id);
+        let size = u64::from(self.block_size);
+        let sequence = self.live.entry(request).or_default();
+        let mut appended = Vec::new();
+        for (i, block) in table.into_iter().enumerate() {
+            let whole = (i as u64 + 1).saturating_mul(size) <= u64::from(row.num_computed);
+            let fresh = !whole && !self.holders.contains_key(&block);
+            match sequence.table.get(i).copied() {
+                Some(known) if known == block => continue,
+                Some(known) => {
+                    release(&mut self.holders, known);
+                    sequence.table[i] = block;
+                    delta.replaced.push((request, u32::try_from(i).unwrap_or(u32::MAX), block));
+                    if fresh {
+                        delta.handed_out.push(block);
+                    }
+                }
+                None => {
+                    sequence.table.push(block);
+                    if let Some(step) = sequence.unnamed.pop_front() {
+                        later.push(NamedLater { step, request, block, handed_out: fresh });
+                    } else {
+                        appended.push(block);
+                        if fresh {
+                            delta.handed_out.push(block);
+                        }
+                    }
+                }
+            }
+            *self.holders.entry(block).or_default() += 1;
+        }
+        if !appended.is_empty() {
+            delta.appended.push((request, appended));
+        }
+        let more = row.drafts_max.unwrap_or(0).saturating_sub(row.num_drafts);
+        let reserved =
+            (u64::from(row.num_computed) + u64::from(row.num_new) + u64::from(more)).div_ceil(size);
+        let held = (sequence.table.len() + sequence.unnamed.len()) as u64;
+        for _ in 0..reserved.saturating_sub(held).min(MOST_RESERVED) {
+            sequence.unnamed.push_back(delta.step);
+        }
+    }
+
+    fn outcome(&mut self, record: &StepRecord, delta: &mut StepDelta) -> Result<(), String> {
+        if record.rows.len() != record.outcome.len() {
+            return Err(format!("{} plan rows, {} outcome rows", record.rows.len(), record.outcome.len()));
+        }
+        for (row, outcome) in record.rows.iter().zip(&record.outcome) {
+            let request = self.number(&row.request_id);
+            let drafts = outcome.num_drafts.min(row.num_new);
+            delta.rows.push(RowDelta {
+                request,
+                kind: row.kind,
+                num_computed: row.num_computed,
+                queries: row.num_new.saturating_sub(row.num_drafts).saturating_add(drafts),
+                drafts,
+                accepted: outcome.num_accepted.min(drafts),
+                emitted: u32::try_from(outcome.token_ids.len()).unwrap_or(u32::MAX),
+            });
+            delta.published.extend_from_slice(&outcome.published);
+            if record.finished.contains(&row.request_id) || outcome.finish_reason.is_some() {
+                delta.ended.push((request, outcome.finish_reason.clone()));
+            }
+        }
+        Ok(())
+    }
+
+    /// The slots as the trace has them, unless they are what tables and positions give.
+    fn unusual_slots(&self, record: &StepRecord, delta: &StepDelta) -> Option<Vec<i64>> {
+        let mut usual = Vec::with_capacity(record.metadata.slot_mapping.len());
+        for row in &delta.rows {
+            let table = self.live.get(&row.request).map_or(&[][..], |sequence| &sequence.table);
+            usual.extend(slots_of(row, table, self.block_size));
+        }
+        let mut logged = record.metadata.slot_mapping.clone();
+        let slots = logged.clone();
+        usual.sort_unstable();
+        logged.sort_unstable();
+        (usual != logged).then_some(slots)
+    }
+}
+
+/// The slots that a row writes, by position.
+pub(super) fn slots_of(row: &RowDelta, table: &[u32], block_size: u32) -> impl Iterator<Item = i64> {
+    let size = u64::from(block_size);
+    let from = u64::from(row.num_computed);
+    (from..from + u64::from(row.queries)).map_while(move |position| {
+        let block = table.get(usize::try_from(position / size).ok()?)?;
+        i64::try_from(u64::from(*block) * size + position % size).ok()
+    })
+}
+
+fn release(holders: &mut HashMap<u32, u32>, block: u32) {
+    if let Some(count) = holders.get_mut(&block) {
+        *count -= 1;
+        if *count == 0 {
+            holders.remove(&block);
+        }
+    }
+}
+
+fn block_id(block: i64) -> Result<u32, String> {
+    u32::try_from(block).map_err(|_| format!("block {block} is no block of a pool"))
+}
+
+/// The plan row of each metadata row: what the line says, or the first one that goes on where the row starts.
+fn owners(record: &StepRecord) -> Result<Vec<usize>, String> {
+    let metadata = &record.metadata;
+    if let Some(stated) = &record.plan_rows {
+        let row = |&row: &u64| usize::try_from(row).ok().filter(|&row| row < record.rows.len());
+        return stated
+            .iter()
+            .map(|r| row(r).ok_or_else(|| format!("plan_rows names row {r}, there is none")))
+            .collect();
+    }
+    let mut at: Vec<u64> = record.rows.iter().map(|row| u64::from(row.num_computed)).collect();
+    let mut owners = Vec::with_capacity(metadata.context_lens.len());
+    for (context, length) in metadata.context_lens.iter().zip(&metadata.seq_lens) {
+        let last = owners.last().copied().unwrap_or(0);
+        let found = (0..at.len()).map(|i| (last + i) % at.len()).find(|&row| at[row] == *context);
+        let owner = found.ok_or_else(|| format!("a metadata row of context {context} is no plan row's"))?;
+        at[owner] = *length;
+        owners.push(owner);
+    }
+    Ok(owners)
+}

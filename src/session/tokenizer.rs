@@ -1,0 +1,32 @@
+//! A model's tokenizer, without the model.
+
+use pagedraft_model::ModelError;
+use pagedraft_model::tokenizer::Tokenizer;
+
+use super::builtin;
+use super::options::ModelRef;
+use crate::exit::usage;
+
+/// The tokenizer of a model, where it has one; its weights are not read.
+///
+/// # Errors
+///
+/// There is no such model, or its tokenizer can't be read.
+pub fn tokenizer(model: &ModelRef) -> anyhow::Result<Option<Tokenizer>> {
+    let found = match model {
+        ModelRef::Builtin(name) => builtin::checkpoint(name).map_err(usage)?.tokenizer(),
+        ModelRef::Directory(dir) if !dir.is_dir() => {
+            return Err(usage(anyhow::anyhow!(
+                "the model {} does not load: there is no such directory",
+                dir.display()
+            )));
+        }
+        ModelRef::Directory(dir) if !dir.join("tokenizer.json").exists() => return Ok(None),
+        ModelRef::Directory(dir) => Tokenizer::open(dir),
+    };
+    match found {
+        Ok(tokenizer) => Ok(Some(tokenizer)),
+        Err(ModelError::NoTokenizer { .. }) => Ok(None),
+        Err(error) => Err(usage(error.into())),
+    }
+}

@@ -1,0 +1,39 @@
+//! [Mooncake](https://github.com/kvcache-ai/Mooncake)'s traces: JSON lines of `timestamp` (milliseconds), `input_length`,
+//! `output_length`, and `hash_ids`, a name for each block of 512 tokens of the prompt, the last one cut or not. A name stands for the
+//! block and all before it, so that equal names are equal prefixes.
+
+use std::path::Path;
+
+use super::json_items::JsonItems;
+use super::records::{Records, records};
+use super::trace_request::TraceRequest;
+use super::{DatasetError, Prompt};
+
+/// Tokens of a block.
+const BLOCK: u32 = 512;
+
+pub(super) fn read(path: &Path, keep_failed: bool) -> Result<Records, DatasetError> {
+    let mut items = JsonItems::open(path, "mooncake")?;
+    Ok(records(move || {
+        let Some(item) = items.next_item()? else { return Ok(None) };
+        let ids = item.numbers("hash_ids")?;
+        let length = item.tokens("input_length")?;
+        let blocks = length.div_ceil(BLOCK);
+        if ids.len() as u64 != u64::from(blocks) {
+            let what = format!(
+                "`hash_ids` names {} blocks, but `input_length` {length} is {blocks} blocks of {BLOCK} tokens",
+                ids.len()
+            );
+            return Err(item.error(&what));
+        }
+        let request = TraceRequest {
+            line: item.line,
+            time_ns: Some(item.time("timestamp", 1_000_000)?),
+            category: None,
+            prompt: Prompt::Blocks { length, block_size: BLOCK, ids },
+            prompt_tokens: length,
+            output_tokens: item.tokens("output_length")?,
+        };
+        Ok(Some(request.into_record(keep_failed)))
+    }))
+}

@@ -1,0 +1,267 @@
+use serde::{Deserialize, Serialize};
+
+/// Figures of a count over decode rows (or touched blocks).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct Tally {
+    /// How many values.
+    pub count: u64,
+    /// The least.
+    pub min: f64,
+    /// Half of the values are not above it.
+    pub p50: f64,
+    /// 95 % of the values are not above it.
+    pub p95: f64,
+    /// The greatest.
+    pub max: f64,
+    /// Their mean.
+    pub mean: f64,
+}
+
+/// A block that many decode rows read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct HotBlock {
+    /// Its id in the pool.
+    pub block_id: u32,
+    /// Decode steps of requests that held it as a part of their cached prefix.
+    pub touch_count: u64,
+    /// The engine whose pool it is in.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub replica: u32,
+}
+
+fn is_zero(value: &u32) -> bool {
+    *value == 0
+}
+
+/// Values from 0 to `STEPS`, counted one by one; greater ones in steps of a power of two.
+const STEPS: usize = 4096;
+
+/// Counts of small whole numbers; of greater ones, to one part in 2,048.
+#[derive(Clone, Debug)]
+pub(super) struct Counts {
+    counts: Vec<u64>,
+    /// Values are counted in steps of `1 << shift`.
+    shift: u32,
+    sum: u128,
+    min: u64,
+    max: u64,
+}
+
+impl Counts {
+    pub(super) fn new() -> Self {
+        Self { counts: vec![0; STEPS + 1], shift: 0, sum: 0, min: u64::MAX, max: 0 }
+    }
+
+    #[inline]
+    pub(super) fn add(&mut self, value: u64, count: u64) {
+        while value >> self.shift > STEPS as u64 {
+            // The steps double: pairs of counts are merged.
+            for i in 0..=STEPS / 2 {
+                let second = if i == STEPS / 2 { 0 } else { self.counts[2 * i + 1] };
+                self.counts[i] = self.counts[2 * i] + second;
+            }
+            self.counts[STEPS / 2 + 1..].fill(0);
+            self.shift += 1;
+        }
+        self.counts[(value >> self.shift) as usize] += count;
+        self.sum += u128::from(value) * u128::from(count);
+        self.min = self.min.min(value);
+        self.max = self.max.max(value);
+    }
+
+    /// With every value multiplied by `unit`.
+    pub(super) fn tally(&self, unit: f64) -> Tally {
+        let count: u64 = self.counts.iter().sum();
+        if count == 0 {
+            return Tally::default();
+        }
+        let at = |quantile: f64| {
+            let rank = ((quantile * count as f64).ceil() as u64).max(1);
+            let mut seen = 0;
+            let step = self.counts.iter().position(|n| {
+                seen += n;
+                seen >= rank
+            });
+            // The greatest value of the step.
+            let value = ((step.unwrap_or(STEPS) as u64 + 1) << self.shift) - 1;
+            value.clamp(self.min, self.max) as f64 * unit
+        };
+        Tally {
+            count,
+            min: self.min as f64 * unit,
+            p50: at(0.5),
+            p95: at(0.95),
+            max: self.max as f64 * unit,
+            mean: self.sum as f64 / count as f64 * unit,
+        }
+    }
+}
+
+/// Parts that a share of 1 is counted in.
+const SHARE: u64 = 4096;
+
+/// Which blocks the decode rows of dense attention read: all of their context.
+#[derive(Clone, Debug)]
+pub(super) struct Touches {
+    block_size: u32,
+    blocks: Counts,
+    /// Blocks that were read as far as they were written: all but a row's last are full.
+    full: u64,
+    /// A row's last blocks, by tokens in them (of blocks of more than 4,096 tokens, in as many parts).
+    last: Vec<u64>,
+    prefix: Counts,
+    /// By engine and block id.
+    hot: std::collections::BTreeMap<u32, Vec<u64>>,
+}
+
+/// The decode rows of one request since their context grew into another block.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Reading {
+    /// Tokens that fit the blocks it reads.
+    capacity: u32,
+    /// Rows with so many blocks.
+    rows: u32,
+}
+
+impl Touches {
+    pub(super) fn new(block_size: u32) -> Self {
+        Self {
+            block_size: block_size.max(1),
+            blocks: Counts::new(),
+            full: 0,
+            last: vec![0; (block_size.max(1) as usize).min(STEPS) + 1],
+            prefix: Counts::new(),
+            hot: std::collections::BTreeMap::new(),
+        }
+    }
+
+    /// A decode row over `context` tokens, of which the first `prefix_blocks` blocks were cached.
+    #[inline]
+    pub(super) fn row(&mut self, reading: &mut Reading, context: u32, prefix_blocks: u32) {
+        if context == 0 {
+            return;
+        }
+        // A context never shrinks by a block, but for a row after one whose drafts were missed.
+        if context > reading.capacity || reading.capacity - context >= self.block_size {
+            self.end(reading, prefix_blocks);
+            let capacity = u64::from(context.div_ceil(self.block_size)) * u64::from(self.block_size);
+            reading.capacity = capacity.min(u64::from(u32::MAX)) as u32;
+        }
+        reading.rows += 1;
+        let in_last = self.block_size - (reading.capacity - context).min(self.block_size);
+        let part = if self.block_size as usize <= STEPS {
+            in_last as usize
+        } else {
+            (u64::from(in_last) * STEPS as u64 / u64::from(self.block_size)) as usize
+        };
+        self.last[part] += 1;
+    }
+
+    /// Counts what was put off.
+    pub(super) fn end(&mut self, reading: &mut Reading, prefix_blocks: u32) {
+        let blocks = u64::from(reading.capacity.div_ceil(self.block_size));
+        let rows = u64::from(std::mem::take(&mut reading.rows));
+        if rows > 0 && blocks > 0 {
+            self.blocks.add(blocks, rows);
+            self.full += (blocks - 1) * rows;
+            self.prefix.add((u64::from(prefix_blocks).min(blocks) * SHARE + blocks / 2) / blocks, rows);
+        }
+    }
+
+    /// A request that held these cached blocks ended after `decode_steps`. `pool` blocks there are.
+    pub(super) fn held(&mut self, replica: u32, prefix_blocks: &[u32], decode_steps: u64, pool: u64) {
+        if prefix_blocks.is_empty() || decode_steps == 0 {
+            return;
+        }
+        let hot = self.hot.entry(replica).or_default();
+        for &block in prefix_blocks.iter().filter(|&&b| u64::from(b) < pool) {
+            let block = block as usize;
+            if block >= hot.len() {
+                hot.resize(block + 1, 0);
+            }
+            hot[block] = hot[block].saturating_add(decode_steps);
+        }
+    }
+
+    /// Blocks read by a decode row.
+    pub(super) fn unique_blocks(&self) -> Tally {
+        self.blocks.tally(1.0)
+    }
+
+    /// Tokens of each block that a decode row read.
+    pub(super) fn tokens_per_touched_block(&self) -> Tally {
+        let most = self.last.len() as u64 - 1;
+        let mut all = Counts::new();
+        for (parts, &rows) in self.last.iter().enumerate().filter(|(_, rows)| **rows > 0) {
+            all.add(parts as u64 * u64::from(self.block_size) / most, rows);
+        }
+        if self.full > 0 {
+            all.add(u64::from(self.block_size), self.full);
+        }
+        all.tally(1.0)
+    }
+
+    /// The share of a decode row's blocks that were its cached prefix.
+    pub(super) fn prefix_share(&self) -> Tally {
+        self.prefix.tally(1.0 / SHARE as f64)
+    }
+
+    /// The 16 that were read most, most first.
+    pub(super) fn hottest(&self) -> Vec<HotBlock> {
+        let mut all: Vec<HotBlock> = Vec::new();
+        for (&replica, counts) in &self.hot {
+            let touched = counts.iter().enumerate().filter(|(_, n)| **n > 0);
+            all.extend(touched.map(|(id, &touch_count)| HotBlock {
+                block_id: id as u32,
+                touch_count,
+                replica,
+            }));
+        }
+        all.sort_by_key(|b| (std::cmp::Reverse(b.touch_count), b.replica, b.block_id));
+        all.truncate(16);
+        all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn great_counts_are_told_to_one_part_in_2048(
+            values in prop::collection::vec((prop_oneof![0u64..5000, 0u64..1 << 40], 1u64..4), 1..50),
+        ) {
+            let mut counts = Counts::new();
+            values.iter().for_each(|&(v, n)| counts.add(v, n));
+            let mut all: Vec<u64> = values.iter().flat_map(|&(v, n)| (0..n).map(move |_| v)).collect();
+            all.sort_unstable();
+            let tally = counts.tally(1.0);
+            let step = if all[all.len() - 1] <= 4096 { 0.0 } else { all[all.len() - 1] as f64 / 2048.0 };
+            for (q, got) in [(0.5, tally.p50), (0.95, tally.p95)] {
+                let want = all[(q * all.len() as f64).ceil() as usize - 1] as f64;
+                prop_assert!(got >= want && got <= want + step, "{q}: {got} for {want}");
+            }
+            prop_assert_eq!((tally.min, tally.max), (all[0] as f64, all[all.len() - 1] as f64));
+            prop_assert_eq!(tally.count, all.len() as u64);
+            let mean = all.iter().map(|&v| v as f64).sum::<f64>() / all.len() as f64;
+            prop_assert!((tally.mean - mean).abs() <= 1e-9 * mean);
+        }
+    }
+
+    #[test]
+    fn a_hostile_block_size_takes_no_memory_and_stays_in_bounds() {
+        let mut touches = Touches::new(u32::MAX);
+        let mut reading = Reading::default();
+        for context in [1, u32::MAX, 0, u32::MAX / 2] {
+            touches.row(&mut reading, context, 7);
+        }
+        touches.end(&mut reading, 7);
+        assert_eq!((touches.unique_blocks().max, touches.last.len()), (1.0, 4097));
+        let tokens = touches.tokens_per_touched_block();
+        assert_eq!((tokens.count, tokens.min, tokens.max), (3, 0.0, f64::from(u32::MAX)));
+        touches.held(0, &[3, 100], 5, 100);
+        assert_eq!(touches.hottest(), [HotBlock { block_id: 3, touch_count: 5, replica: 0 }]);
+    }
+}

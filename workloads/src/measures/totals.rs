@@ -1,0 +1,118 @@
+use std::collections::BTreeMap;
+
+use super::latencies::RequestTimes;
+use super::slo::Slo;
+use super::summary::{Goodput, Score};
+use crate::dataset::SkipReason;
+use crate::replay::{RequestLine, Status};
+
+/// Categories that scores are told apart by; those of further ones are counted together.
+const MOST_CATEGORIES: usize = 256;
+
+/// Counts over requests that are done with, made from their lines.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Totals {
+    pub completed: u64,
+    pub failed: u64,
+    pub skipped: BTreeMap<SkipReason, u64>,
+    pub input_tokens: u64,
+    pub output_tokens: u64,
+    pub cached_tokens: u64,
+    pub cached_blocks: u64,
+    /// Requests that met their goals: for the first token, a token, the end, all.
+    met: [u64; 4],
+    scores: BTreeMap<String, (u64, f64)>,
+}
+
+impl Totals {
+    pub(super) fn add(&mut self, line: &RequestLine, times: &RequestTimes, slo: &Slo, block_size: u32) {
+        match line.status {
+            Status::Finished => {}
+            Status::Failed => {
+                self.failed += 1;
+                return;
+            }
+            Status::Skipped => {
+                if let Some(reason) = line.skip_reason {
+                    *self.skipped.entry(reason).or_default() += 1;
+                }
+                return;
+            }
+        }
+        self.completed += 1;
+        self.input_tokens += u64::from(line.prompt_tokens.unwrap_or(0));
+        self.output_tokens += u64::from(line.output_tokens);
+        self.cached_tokens += u64::from(line.cached_tokens);
+        self.cached_blocks += u64::from(line.cached_tokens / block_size.max(1));
+        // A request with one token has no time a token: it meets every goal for it, as in vLLM. One that kept no token at all has
+        // no first one either, and gave nobody anything in time.
+        let within = |value: Option<u64>, goal: Option<f64>, without| match (value, goal) {
+            (_, None) => true,
+            (Some(ns), Some(goal)) => ns as f64 / 1e6 <= goal,
+            (None, Some(_)) => without,
+        };
+        let met = [
+            within(times.ttft, slo.ttft_ms, false),
+            within(times.tpot, slo.tpot_ms, true),
+            within(times.e2el, slo.e2el_ms, false),
+        ];
+        self.met.iter_mut().zip(met).for_each(|(n, met)| *n += u64::from(met));
+        self.met[3] += u64::from(met == [true; 3]);
+        if let Some(score) = line.score {
+            self.score(line.category.as_deref().unwrap_or("all"), score);
+        }
+    }
+
+    fn score(&mut self, category: &str, score: f64) {
+        let known = self.scores.contains_key(category) || self.scores.len() < MOST_CATEGORIES;
+        let (count, sum) = self.scores.entry(if known { category } else { "others" }.to_owned()).or_default();
+        *count += 1;
+        *sum += score;
+    }
+
+    /// Requests done with.
+    pub(super) fn done(&self) -> u64 {
+        self.completed + self.failed + self.skipped.values().sum::<u64>()
+    }
+
+    /// Takes in all of `other`.
+    pub(super) fn merge(&mut self, other: &Self) {
+        self.completed += other.completed;
+        self.failed += other.failed;
+        for (reason, count) in &other.skipped {
+            *self.skipped.entry(*reason).or_default() += count;
+        }
+        self.input_tokens += other.input_tokens;
+        self.output_tokens += other.output_tokens;
+        self.cached_tokens += other.cached_tokens;
+        self.cached_blocks += other.cached_blocks;
+        self.met.iter_mut().zip(other.met).for_each(|(n, more)| *n += more);
+        for (category, (count, sum)) in &other.scores {
+            let score = self.scores.entry(category.clone()).or_default();
+            score.0 += count;
+            score.1 += sum;
+        }
+    }
+
+    /// `None` without goals. `throughput`: completed requests a second.
+    pub(super) fn goodput(&self, slo: &Slo, throughput: f64) -> Option<Goodput> {
+        let [ttft, tpot, e2el, all] = self.met;
+        let share = super::timeline::ratio(all, self.completed);
+        (!slo.is_empty()).then(|| Goodput {
+            slo: *slo,
+            met_ttft: slo.ttft_ms.map(|_| ttft),
+            met_tpot: slo.tpot_ms.map(|_| tpot),
+            met_e2el: slo.e2el_ms.map(|_| e2el),
+            met_all: all,
+            share,
+            request_goodput: share * throughput,
+        })
+    }
+
+    pub(super) fn scores(&self) -> BTreeMap<String, Score> {
+        let mean = |(category, (count, sum)): (&String, &(u64, f64))| {
+            (category.clone(), Score { count: *count, mean: sum / *count as f64 })
+        };
+        self.scores.iter().map(mean).collect()
+    }
+}

@@ -1,0 +1,9 @@
+//! A workload through an engine: requests on time, and what became of each.
+
+mod engine;
+mod request_line;
+mod source;
+
+pub use engine::{EndedRequest, Output, RowReport, StepReport, Ticket};
+pub use request_line::{RequestLine, Status};
+pub use source::{DEFAULT_NEW_TOKENS, Incoming, PlannedRequest, SkippedRequest, Source, SourceOptions};

@@ -1,0 +1,27 @@
+//! The directory of a run: `config.json`, `requests.jsonl`, `trace_steps.jsonl`, `summary.json`, `report.html`.
+//!
+//! Whoever stops a run, in whatever way, leaves files of whole lines; [`RunDirectory::resume`] goes on behind them.
+
+/// Name of the file with one line a request.
+pub const REQUESTS_FILE: &str = "requests.jsonl";
+/// Name of the page.
+pub const REPORT_FILE: &str = "report.html";
+
+mod config;
+mod convert;
+mod directory;
+mod frames;
+mod leftovers;
+mod lines;
+#[cfg(feature = "parquet")]
+mod parquet;
+mod reader;
+mod sink;
+
+pub use convert::convert_lines;
+pub use directory::{Resumed, RunDirectory};
+pub(crate) use leftovers::Leftovers;
+#[cfg(test)]
+pub(crate) use lines::FLUSH_EVERY;
+pub use lines::{Begin, LineFormat, LineWriter};
+pub use reader::LineReader;

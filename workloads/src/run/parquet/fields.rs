@@ -1,0 +1,98 @@
+//! Which parts of a line have columns.
+
+/// A part of a line; each may be missing, or of another type, and is null then.
+pub(super) enum Field {
+    Text,
+    Integer,
+    Real,
+    Group(&'static [(&'static str, Field)]),
+    List(&'static Field),
+}
+
+use Field::{Group, Integer, List, Real, Text};
+
+const ROW: Field = Group(&[
+    ("request_id", Text),
+    ("kind", Text),
+    ("num_computed", Integer),
+    ("num_new", Integer),
+    ("num_drafts", Integer),
+    ("drafts_max", Integer),
+]);
+
+const OUTCOME: Field = Group(&[
+    ("request_id", Text),
+    ("token_ids", List(&Integer)),
+    ("num_drafts", Integer),
+    ("num_accepted", Integer),
+    ("finish_reason", Text),
+]);
+
+const METADATA: Field = Group(&[
+    ("num_prefills", Integer),
+    ("num_prefill_tokens", Integer),
+    ("num_decode_tokens", Integer),
+    ("slot_mapping", List(&Integer)),
+    ("seq_lens", List(&Integer)),
+    ("context_lens", List(&Integer)),
+    ("query_start_loc", List(&Integer)),
+    ("seq_start_loc", List(&Integer)),
+    ("max_query_len", Integer),
+    ("max_prefill_seq_len", Integer),
+    ("max_decode_seq_len", Integer),
+    ("block_tables", List(&List(&Integer))),
+]);
+
+/// A line of `trace_steps`: columns have the names of its fields.
+pub(super) static STEP: Field = Group(&[
+    ("event", Text),
+    ("step", Integer),
+    ("mode", Text),
+    (
+        "time_us",
+        Group(&[
+            ("schedule", Real),
+            ("metadata", Real),
+            ("propose", Real),
+            ("execute", Real),
+            ("sample", Real),
+        ]),
+    ),
+    ("rows", List(&ROW)),
+    ("input_tokens", List(&Integer)),
+    ("input_positions", List(&Integer)),
+    ("plan_rows", List(&Integer)),
+    ("metadata", METADATA),
+    ("outcome", List(&OUTCOME)),
+    ("preempted", List(&Text)),
+    ("finished", List(&Text)),
+    ("pool", Group(&[("num_blocks", Integer), ("used", Integer), ("free", Integer), ("cached", Integer)])),
+]);
+
+/// The schema: the fields' columns in their order, then one with the whole text.
+pub(super) fn message_type(text: &str) -> String {
+    let mut message = "message line {\n".to_owned();
+    if let Group(fields) = &STEP {
+        fields.iter().for_each(|(name, field)| declare(name, field, &mut message));
+    }
+    message.push_str(&format!("required binary {text} (STRING);\n}}"));
+    message
+}
+
+fn declare(name: &str, field: &Field, message: &mut String) {
+    match field {
+        Text => message.push_str(&format!("optional binary {name} (STRING);\n")),
+        Integer => message.push_str(&format!("optional int64 {name};\n")),
+        Real => message.push_str(&format!("optional double {name};\n")),
+        Group(fields) => {
+            message.push_str(&format!("optional group {name} {{\n"));
+            fields.iter().for_each(|(name, field)| declare(name, field, message));
+            message.push_str("}\n");
+        }
+        List(element) => {
+            message.push_str(&format!("optional group {name} (LIST) {{\nrepeated group list {{\n"));
+            declare("element", element, message);
+            message.push_str("}\n}\n");
+        }
+    }
+}

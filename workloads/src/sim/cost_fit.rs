@@ -1,0 +1,313 @@
+//! From measured steps to a cost model.
+
+use std::collections::BTreeMap;
+
+use pagedraft_scheduler::CostCurve;
+use serde::Serialize;
+
+use super::least_squares::Measurements;
+use super::{CostModel, DraftCost, Overhead, StepCost, StepShape};
+
+/// Token rows that may become points of a curve.
+const KNOTS: [u32; 24] = [
+    1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144,
+    8192,
+];
+/// Steps between a knot and the one before that make it one.
+const STEPS_OF_A_KNOT: usize = 5;
+/// Steps about a knot that its mean is corrected by, at least; and steps after idleness that are enough to say what it costs.
+const STEPS_OF_A_MEAN: usize = 20;
+const AFTER_IDLE: usize = 10;
+/// A pass that took so many times what is told was another program's.
+const NEIGHBOUR: f64 = 2.5;
+/// One run of steps of so many is held out.
+const HELD_OUT: u64 = 4;
+
+/// A step, and what its stages took.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct MeasuredStep {
+    /// What it had to do.
+    pub shape: StepShape,
+    /// What that took.
+    pub took: StepCost,
+    /// Who proposed drafts, if anybody was asked.
+    pub proposer: Option<String>,
+    /// The run of steps that it belongs to: neighbours are alike, so whole runs are held out.
+    pub run: u64,
+}
+
+/// How well a model tells the times of steps that it was not fitted to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct FitQuality {
+    /// Steps it was fitted to.
+    pub fitted_steps: usize,
+    /// Steps it was not fitted to.
+    pub held_out_steps: usize,
+    /// Of the latter, the median of |told - measured| / measured.
+    pub median_error: f64,
+    /// Its 90th percentile.
+    pub p90_error: f64,
+    /// The sum of their times as told, over the sum as measured.
+    pub sum_told_to_measured: f64,
+}
+
+/// A model, and how good it is.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct CostFit {
+    /// It, without a name or acceptances.
+    pub model: CostModel,
+    /// Over all held-out steps.
+    pub all: FitQuality,
+    /// Steps with prefill, steps without, and those with drafts of each proposer.
+    pub parts: BTreeMap<String, FitQuality>,
+}
+
+/// Fits a model to measured steps, each stage to its own times. `keeps_kv` says of each proposer whether it has a model and
+/// KV of its own; its passes are then priced, else its rows alone.
+///
+/// Residuals count as shares of what a step took, so that short steps matter as much as long ones. What lies far from
+/// the others' line is forgotten: a neighbour of the machine, not the engine. A curve's points never fall.
+#[must_use]
+pub fn fit(steps: &[MeasuredStep], keeps_kv: &BTreeMap<String, bool>) -> CostFit {
+    // By a hash: who measures goes round, and every fourth would be of one kind.
+    let is_held_out = |step: &&MeasuredStep| {
+        let hash = step.run.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (hash >> 32).is_multiple_of(HELD_OUT)
+    };
+    let fitted: Vec<&MeasuredStep> = steps.iter().filter(|step| !is_held_out(step)).collect();
+    let held_out: Vec<&MeasuredStep> = steps.iter().filter(is_held_out).collect();
+    let mut model = CostModel::default();
+    fit_target(&fitted, &mut model);
+    for (name, &keeps_kv) in keeps_kv {
+        let of_it = fitted.iter().copied().filter(|step| step.proposer.as_deref() == Some(name));
+        let of_it: Vec<&MeasuredStep> = of_it.filter(|step| !step.shape.draft_passes.is_empty()).collect();
+        if !of_it.is_empty() {
+            model.proposers.insert(name.clone(), fit_proposer(&of_it, keeps_kv));
+        }
+    }
+    let of = |part: &dyn Fn(&MeasuredStep) -> bool| {
+        quality(
+            &model,
+            fitted.iter().filter(|s| part(s)).count(),
+            held_out.iter().copied().filter(|s| part(s)),
+        )
+    };
+    let mut parts = BTreeMap::new();
+    parts.insert("prefill".to_owned(), of(&prefills));
+    parts.insert("decode".to_owned(), of(&|step| !prefills(step) && step.proposer.is_none()));
+    for name in model.proposers.keys() {
+        parts.insert(name.clone(), of(&|step| !prefills(step) && step.proposer.as_ref() == Some(name)));
+    }
+    let all = of(&|_| true);
+    CostFit { all, parts, model }
+}
+
+/// Whether more is computed than is sampled from.
+fn prefills(step: &MeasuredStep) -> bool {
+    step.shape.token_rows > step.shape.logit_rows
+}
+
+fn quality<'a>(
+    model: &CostModel,
+    fitted_steps: usize,
+    held_out: impl Iterator<Item = &'a MeasuredStep>,
+) -> FitQuality {
+    let (mut told, mut measured, mut errors) = (0.0, 0.0, Vec::new());
+    for step in held_out {
+        let proposer = step.proposer.as_ref().and_then(|name| model.proposers.get(name));
+        let (says, took) = (model.step(&step.shape, proposer).total_us(), step.took.total_us());
+        if took > 0.0 {
+            told += says;
+            measured += took;
+            errors.push((says - took).abs() / took);
+        }
+    }
+    errors.sort_by(f64::total_cmp);
+    let percentile = |p| crate::latency::percentile(&errors, p).unwrap_or(0.0);
+    FitQuality {
+        fitted_steps,
+        held_out_steps: errors.len(),
+        median_error: percentile(50.0),
+        p90_error: percentile(90.0),
+        sum_told_to_measured: if measured > 0.0 { told / measured } else { 1.0 },
+    }
+}
+
+fn fit_target(all: &[&MeasuredStep], model: &mut CostModel) {
+    let (idle, steps): (Vec<&MeasuredStep>, Vec<&MeasuredStep>) =
+        all.iter().partition(|step| step.shape.after_idle);
+    let knots = Knots::new(steps.iter().map(|step| step.shape.token_rows));
+    let mut execute = Measurements::new(knots.len() + 5);
+    let [mut metadata, mut sample, mut other] = [3, 2, 3].map(Measurements::new);
+    for step in &steps {
+        let (shape, took) = (&step.shape, &step.took);
+        let total = took.total_us();
+        let (rows, tokens) = (f64::from(shape.plan_rows), f64::from(shape.token_rows));
+        let logit_rows = f64::from(shape.logit_rows);
+        let more = [
+            shape.context_reads as f64,
+            shape.context_pairs as f64,
+            f64::from(shape.metadata_rows),
+            logit_rows,
+            f64::from(u8::from(!shape.replayed)),
+        ];
+        execute.push(knots.ramps([shape.token_rows]).into_iter().chain(more), took.execute, total);
+        metadata.push([1.0, rows, tokens], took.metadata, total);
+        sample.push([1.0, logit_rows], took.sample, total);
+        other.push([1.0, rows, tokens], took.other + took.schedule, total);
+    }
+    let found = execute.fit();
+    let (ramps, more) = found.split_at(knots.len());
+    let at = |i: usize| more.get(i).copied().unwrap_or(0.0);
+    model.target = CostCurve { points: knots.points(ramps), us_per_read: at(0), us_per_context: at(1) };
+    model.us_per_metadata_row = at(2);
+    model.us_per_logit_row = at(3);
+    model.us_per_eager_step = at(4);
+    model.metadata = overhead(&metadata.fit());
+    let (sample, other) = (sample.fit(), overhead(&other.fit()));
+    model.us_per_sampled_row = sample.get(1).copied().unwrap_or(0.0);
+    model.us_per_step = other.us_per_step + sample.first().copied().unwrap_or(0.0);
+    model.us_per_row = other.us_per_row;
+    model.us_per_token = other.us_per_token;
+    correct_means(&steps, model);
+    model.us_after_idle =
+        mean(idle.iter().filter_map(|step| told(step, model)).map(|(told, took)| took - told), AFTER_IDLE)
+            .unwrap_or(0.0)
+            .max(0.0);
+}
+
+/// What a step's pass is told to take, and what it took; `None` where that is a neighbour of the machine.
+fn told(step: &MeasuredStep, model: &CostModel) -> Option<(f64, f64)> {
+    let told = model.step(&step.shape, None).execute;
+    (told > 0.0 && step.took.execute <= NEIGHBOUR * told).then_some((told, step.took.execute))
+}
+
+fn mean(values: impl Iterator<Item = f64>, least: usize) -> Option<f64> {
+    let (count, sum) = values.fold((0, 0.0), |(count, sum), value| (count + 1, sum + value));
+    (count >= least).then(|| sum / count as f64)
+}
+
+/// Raises or lowers each point of the target's curve by the share that the steps about it took more than told, on average. The fit goes
+/// through the middle of them; a simulation adds their times up, and their slow tail is part of the sum.
+fn correct_means(steps: &[&MeasuredStep], model: &mut CostModel) {
+    let points = model.target.points.clone();
+    let nearest = |rows: u32| {
+        let above = points.partition_point(|&(knot, _)| knot < rows);
+        match (above.checked_sub(1).and_then(|i| points.get(i)), points.get(above)) {
+            (Some(&(below, _)), Some(&(knot, _))) if rows - below < knot - rows => above - 1,
+            (Some(_), None) => above - 1,
+            _ => above,
+        }
+    };
+    let corrections: Vec<f64> = (0..points.len())
+        .map(|knot| {
+            let about = steps.iter().filter(|step| nearest(step.shape.token_rows) == knot);
+            mean(about.filter_map(|step| told(step, model)).map(|(told, took)| took / told), STEPS_OF_A_MEAN)
+                .unwrap_or(1.0)
+        })
+        .collect();
+    let mut least = 0.0f64;
+    for ((_, us), correction) in model.target.points.iter_mut().zip(corrections) {
+        *us = (*us * correction).max(least);
+        least = *us;
+    }
+}
+
+fn overhead(found: &[f64]) -> Overhead {
+    let at = |i: usize| found.get(i).copied().unwrap_or(0.0);
+    Overhead { us_per_step: at(0), us_per_row: at(1), us_per_token: at(2) }
+}
+
+fn fit_proposer(steps: &[&MeasuredStep], keeps_kv: bool) -> DraftCost {
+    let knots = if keeps_kv {
+        Knots::new(steps.iter().flat_map(|step| passes(&step.shape)))
+    } else {
+        Knots::default()
+    };
+    let mut propose = Measurements::new(knots.len() + 4);
+    for step in steps {
+        let shape = &step.shape;
+        let drafted = shape.draft_passes.first().copied().unwrap_or(0);
+        let (reads, pairs) = if keeps_kv { (shape.draft_reads, shape.draft_pairs) } else { (0, 0) };
+        let more = [1.0, f64::from(drafted), reads as f64, pairs as f64];
+        propose.push(
+            knots.ramps(passes(shape)).into_iter().chain(more),
+            step.took.propose,
+            step.took.total_us(),
+        );
+    }
+    let found = propose.fit();
+    let (ramps, more) = found.split_at(knots.len());
+    let at = |i: usize| more.get(i).copied().unwrap_or(0.0);
+    DraftCost {
+        pass: CostCurve { points: knots.points(ramps), us_per_read: at(2), us_per_context: at(3) },
+        us_per_step: at(0),
+        us_per_row: at(1),
+        keeps_kv,
+    }
+}
+
+/// The token rows of the proposer's passes in a step.
+fn passes(shape: &StepShape) -> impl Iterator<Item = u32> {
+    let first = shape.draft_passes.first().map(|&drafted| shape.draft_catch_up.max(drafted));
+    first.into_iter().chain(shape.draft_passes.iter().skip(1).copied())
+}
+
+/// The points of a curve, with what it costs there written as rises: from one to the next there is none that is negative.
+#[derive(Clone, Debug, Default)]
+struct Knots(Vec<u32>);
+
+impl Knots {
+    /// Points that these steps can tell apart: the fewest rows, and knots with steps enough since the one before.
+    fn new(rows: impl Iterator<Item = u32>) -> Self {
+        let mut rows: Vec<u32> = rows.collect();
+        rows.sort_unstable();
+        let (Some(&least), Some(&most)) = (rows.first(), rows.last()) else { return Self::default() };
+        let mut knots = vec![least];
+        let upto = |knot: u32| rows.partition_point(|&r| r <= knot);
+        let mut before = upto(least);
+        for knot in KNOTS.into_iter().filter(|knot| (least + 1..=most).contains(knot)) {
+            if upto(knot) - before >= STEPS_OF_A_KNOT {
+                knots.push(knot);
+                before = upto(knot);
+            }
+        }
+        // Beyond the last its slope goes on; steps there are part of it.
+        if knots.len() == 1 && most > least {
+            knots.push(most);
+        }
+        Self(knots)
+    }
+
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// How much of each rise passes of so many rows pay, all together: the first is what any pass pays.
+    fn ramps(&self, passes: impl IntoIterator<Item = u32>) -> Vec<f64> {
+        let mut ramps = vec![0.0; self.0.len()];
+        for rows in passes {
+            let mut ramps = ramps.iter_mut();
+            ramps.next().into_iter().for_each(|first| *first += 1.0);
+            let last = self.0.len().saturating_sub(2);
+            for (i, (pair, ramp)) in self.0.windows(2).zip(ramps).enumerate() {
+                let [from, to] = pair else { continue };
+                let share = (f64::from(rows) - f64::from(*from)) / (f64::from(*to) - f64::from(*from));
+                *ramp += if i == last { share.max(0.0) } else { share.clamp(0.0, 1.0) };
+            }
+        }
+        ramps
+    }
+
+    fn points(&self, rises: &[f64]) -> Vec<(u32, f64)> {
+        let mut us = 0.0;
+        let mut point = |(&rows, &rise): (&u32, &f64)| {
+            us += rise;
+            (rows, us)
+        };
+        self.0.iter().zip(rises).map(&mut point).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;

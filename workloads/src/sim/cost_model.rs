@@ -1,0 +1,287 @@
+//! What a step costs: measured by `pagedraft bench calibrate`, or given by hand.
+
+use std::collections::BTreeMap;
+
+use pagedraft_scheduler::{CostCurve, StepCosts};
+use serde::{Deserialize, Serialize};
+
+/// What a step has to do, as far as its cost depends on it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StepShape {
+    /// Requests in the step.
+    pub plan_rows: u32,
+    /// Rows of the attention call.
+    pub metadata_rows: u32,
+    /// Query tokens, drafts included.
+    pub token_rows: u32,
+    /// Token rows whose logits are computed.
+    pub logit_rows: u32,
+    /// Tokens of KV read, each row of the attention call once: the sum of its contexts.
+    pub context_reads: u64,
+    /// Pairs of a query token and a token before it: the sum over query tokens of their contexts.
+    pub context_pairs: u64,
+    /// Whether a graph is replayed.
+    pub replayed: bool,
+    /// Whether the engine had nothing to do before it.
+    pub after_idle: bool,
+    /// Requests that are drafted for, pass by pass; empty without a proposer.
+    pub draft_passes: Vec<u32>,
+    /// Token rows of the first of these passes, lagging tokens included.
+    pub draft_catch_up: u32,
+    /// Tokens of the proposer's KV read, over all passes: the sum of the contexts of their rows.
+    pub draft_reads: u64,
+    /// Pairs of a query token of these passes and a token before it.
+    pub draft_pairs: u64,
+}
+
+/// Microseconds of a step, by stage.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StepCost {
+    /// Making the plan.
+    pub schedule: f64,
+    /// Building the metadata.
+    pub metadata: f64,
+    /// Proposing drafts.
+    pub propose: f64,
+    /// The forward pass.
+    pub execute: f64,
+    /// Sampling, and acceptance.
+    pub sample: f64,
+    /// The rest: bookkeeping, streaming, tracing.
+    pub other: f64,
+}
+
+impl StepCost {
+    /// All of it.
+    #[must_use]
+    pub fn total_us(&self) -> f64 {
+        self.schedule + self.metadata + self.propose + self.execute + self.sample + self.other
+    }
+}
+
+/// What a proposer costs.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct DraftCost {
+    /// A pass, by its token rows; without points for a proposer that has no model.
+    #[serde(default)]
+    pub pass: CostCurve,
+    /// Microseconds of proposing at all, once a step that has drafts.
+    #[serde(default)]
+    pub us_per_step: f64,
+    /// Microseconds a drafted request.
+    #[serde(default)]
+    pub us_per_row: f64,
+    /// Whether it keeps KV of its own, so that a request it did not draft for has to be caught up with.
+    #[serde(default)]
+    pub keeps_kv: bool,
+}
+
+/// How drafts fare.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Acceptance {
+    /// The probability that the draft at a place is accepted, if those before it were; the last goes on for ever.
+    pub by_position: Vec<f64>,
+    /// The share of decode rows that are given drafts at all.
+    pub given: f64,
+}
+
+/// The engine does nothing for a while: a garbage collection, a neighbour, a suspended process.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Freeze {
+    /// Seconds since the run began: the step that would begin then, or runs then, waits.
+    pub at_s: f64,
+    /// For so long.
+    pub for_s: f64,
+}
+
+/// What a request or a step costs besides the model's work.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Overhead {
+    /// Microseconds a step, whatever is in it.
+    #[serde(default)]
+    pub us_per_step: f64,
+    /// Microseconds a request in the step.
+    #[serde(default)]
+    pub us_per_row: f64,
+    /// Microseconds a query token.
+    #[serde(default)]
+    pub us_per_token: f64,
+}
+
+impl Overhead {
+    /// Microseconds of a step of so many requests and query tokens.
+    #[must_use]
+    pub fn us(&self, rows: u32, tokens: u32) -> f64 {
+        self.us_per_step + self.us_per_row * f64::from(rows) + self.us_per_token * f64::from(tokens)
+    }
+}
+
+/// What steps cost on some hardware.
+///
+/// # A step
+///
+/// | stage | microseconds |
+/// |---|---|
+/// | execute | `target` at its token rows + `target.us_per_read` a token of context read + `target.us_per_context` a pair of a query token and a token before it + `us_per_metadata_row` a row of the attention call + `us_per_logit_row` a row of logits + `us_per_eager_step` if no graph is replayed + `us_after_idle` if nothing ran before |
+/// | sample | `us_per_sampled_row` a row of logits |
+/// | propose | the proposer's `us_per_step`, `us_per_row` a drafted request, and its `pass` for each pass |
+/// | schedule, metadata | those [`Overhead`]s |
+/// | other | `us_per_step`, `us_per_row` a request, `us_per_token` a query token |
+///
+/// Between the points of a curve the cost is a straight line; below the first it is the first's, beyond the last it goes
+/// on with the last slope ([`CostCurve::us`]). What is left out costs nothing.
+///
+/// # One by hand
+///
+/// Only `name` and `target.points` are needed. A target of 8B parameters in bf16 on an H100 reads 16 GB a pass at some
+/// 3 TB/s (5.3 ms), computes 16 GFLOP a token at some 500 TFLOP/s (32 us a token once that is more), and reads 128 KiB of
+/// KV a token of context (0.044 us). These are figures of a data sheet and none of a measurement:
+///
+/// ```
+/// let model = pagedraft_workloads::sim::CostModel::from_json(
+///     r#"{
+///   "name": "8B, bf16, one H100, from its data sheet",
+///   "target": {
+///     "points": [[1, 5400], [64, 5600], [128, 6000], [256, 8300], [512, 16500], [2048, 66000]],
+///     "us_per_read": 0.044,
+///     "us_per_context": 0.0012
+///   },
+///   "us_per_step": 300,
+///   "us_per_row": 2,
+///   "us_per_logit_row": 1,
+///   "us_per_eager_step": 4000,
+///   "proposers": {
+///     "ngram": {"us_per_step": 20, "us_per_row": 5},
+///     "draft": {"pass": {"points": [[1, 700], [128, 800], [512, 2000]], "us_per_read": 0.003}, "keeps_kv": true}
+///   },
+///   "acceptance": {"draft": {"by_position": [0.75, 0.7, 0.68], "given": 1.0}}
+/// }"#,
+/// )?;
+/// assert_eq!(model.target.us(64), 5600.0);
+/// # Ok::<(), String>(())
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CostModel {
+    /// What it is of: model, hardware, who measured it when.
+    pub name: String,
+    /// The forward pass, by token rows, and its attention.
+    pub target: CostCurve,
+    /// Microseconds a step, whatever is in it: bookkeeping, streaming, tracing.
+    #[serde(default)]
+    pub us_per_step: f64,
+    /// Microseconds a request in the step, for the same.
+    #[serde(default)]
+    pub us_per_row: f64,
+    /// Microseconds a query token, for the same: prefixes that are published.
+    #[serde(default)]
+    pub us_per_token: f64,
+    /// Microseconds a row of the attention call, whatever its context.
+    #[serde(default)]
+    pub us_per_metadata_row: f64,
+    /// Microseconds a token row whose logits are computed.
+    #[serde(default)]
+    pub us_per_logit_row: f64,
+    /// Microseconds of choosing a token from a row of logits, and of judging a draft.
+    #[serde(default)]
+    pub us_per_sampled_row: f64,
+    /// Microseconds that a step takes longer when no graph is replayed.
+    #[serde(default)]
+    pub us_per_eager_step: f64,
+    /// Microseconds that a step takes longer when the engine had nothing to do before it: threads and cores wake up.
+    #[serde(default)]
+    pub us_after_idle: f64,
+    /// Making the plan.
+    #[serde(default)]
+    pub schedule: Overhead,
+    /// Building the metadata and binding the inputs.
+    #[serde(default)]
+    pub metadata: Overhead,
+    /// Proposers, by name: `draft`, `ngram`, `synthetic`.
+    #[serde(default)]
+    pub proposers: BTreeMap<String, DraftCost>,
+    /// How their drafts fared when it was measured, by the same names.
+    #[serde(default)]
+    pub acceptance: BTreeMap<String, Acceptance>,
+    /// When the engine does nothing.
+    #[serde(default)]
+    pub freezes: Vec<Freeze>,
+}
+
+impl CostModel {
+    /// What the embedded model costs on the machine this was developed on; its name has both.
+    #[must_use]
+    pub fn builtin() -> Self {
+        // A test reads it. An empty model, if it were none, is refused by `check`.
+        Self::from_json(include_str!("builtin_cost.json")).unwrap_or_default()
+    }
+
+    /// What a step of this shape takes. Of a model that [`check`](Self::check)s every part is finite and none negative.
+    #[must_use]
+    pub fn step(&self, shape: &StepShape, proposer: Option<&DraftCost>) -> StepCost {
+        let eager = if shape.replayed { 0.0 } else { self.us_per_eager_step };
+        let idle = if shape.after_idle { self.us_after_idle } else { 0.0 };
+        let logit_rows = f64::from(shape.logit_rows);
+        StepCost {
+            schedule: self.schedule.us(shape.plan_rows, shape.token_rows),
+            metadata: self.metadata.us(shape.plan_rows, shape.token_rows),
+            propose: proposer.map_or(0.0, |proposer| proposer.us(shape)),
+            execute: with_context(&self.target, shape.token_rows, shape.context_reads, shape.context_pairs)
+                + f64::from(shape.metadata_rows) * self.us_per_metadata_row
+                + logit_rows * self.us_per_logit_row
+                + eager
+                + idle,
+            sample: logit_rows * self.us_per_sampled_row,
+            other: self.us_per_step
+                + self.us_per_row * f64::from(shape.plan_rows)
+                + self.us_per_token * f64::from(shape.token_rows),
+        }
+    }
+
+    /// What a control of draft lengths starts from: decode rows, whose logits are all computed. A proposer without a name
+    /// here costs nothing.
+    #[must_use]
+    pub fn step_costs(&self, proposer: Option<&str>) -> StepCosts {
+        let row_us = self.us_per_logit_row + self.us_per_sampled_row;
+        let mut target = self.target.clone();
+        for (rows, us) in &mut target.points {
+            *us += row_us * f64::from(*rows);
+        }
+        let proposer = proposer.and_then(|name| self.proposers.get(name));
+        StepCosts {
+            target,
+            draft: proposer.map_or_else(CostCurve::default, DraftCost::by_row),
+            draft_per_step_us: proposer.map_or(0.0, |proposer| proposer.us_per_step),
+            overhead_us: self.us_per_step + self.schedule.us_per_step + self.metadata.us_per_step,
+            proposer_keeps_kv: proposer.is_some_and(|proposer| proposer.keeps_kv),
+        }
+    }
+}
+
+impl DraftCost {
+    /// Microseconds of proposing in a step of this shape.
+    #[must_use]
+    pub fn us(&self, shape: &StepShape) -> f64 {
+        let Some((&drafted, later)) = shape.draft_passes.split_first() else { return 0.0 };
+        // Rows that only catch up take part in the first pass, whether drafted for or not.
+        let first =
+            with_context(&self.pass, shape.draft_catch_up.max(drafted), shape.draft_reads, shape.draft_pairs);
+        let later: f64 = later.iter().map(|&rows| self.pass.us(rows)).sum();
+        self.us_per_step + self.us_per_row * f64::from(drafted) + first + later
+    }
+
+    /// A pass by its rows, what each row costs besides included.
+    fn by_row(&self) -> CostCurve {
+        let mut pass = self.pass.clone();
+        for (rows, us) in &mut pass.points {
+            *us += self.us_per_row * f64::from(*rows);
+        }
+        pass
+    }
+}
+
+fn with_context(curve: &CostCurve, rows: u32, reads: u64, pairs: u64) -> f64 {
+    curve.us(rows) + curve.us_per_read * reads as f64 + curve.us_per_context * pairs as f64
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,68 @@
+use super::*;
+
+#[test]
+fn the_builtin_model_is_one() {
+    let model = CostModel::builtin();
+    assert_eq!(model.check(), Ok(()));
+    for name in ["draft", "ngram", "synthetic"] {
+        assert!(model.proposers.contains_key(name) && model.acceptance.contains_key(name), "{name}");
+    }
+}
+
+#[test]
+fn a_step_costs_what_the_table_says() {
+    let overhead = |step, row, token| Overhead { us_per_step: step, us_per_row: row, us_per_token: token };
+    let curve = |points: &[(u32, f64)], context, read| CostCurve {
+        points: points.to_vec(),
+        us_per_context: context,
+        us_per_read: read,
+    };
+    let model = CostModel {
+        name: "by hand".into(),
+        target: curve(&[(1, 100.0), (11, 200.0)], 0.5, 0.25),
+        us_per_step: 7.0,
+        us_per_row: 3.0,
+        us_per_token: 0.5,
+        us_per_metadata_row: 11.0,
+        us_per_logit_row: 2.0,
+        us_per_sampled_row: 1.0,
+        us_per_eager_step: 1000.0,
+        schedule: overhead(1.0, 2.0, 0.0),
+        metadata: overhead(10.0, 20.0, 30.0),
+        ..CostModel::default()
+    };
+    let draft = DraftCost {
+        pass: curve(&[(1, 10.0), (3, 30.0)], 0.01, 0.1),
+        us_per_step: 5.0,
+        us_per_row: 4.0,
+        keeps_kv: true,
+    };
+    let shape = StepShape {
+        after_idle: false,
+        plan_rows: 2,
+        metadata_rows: 2,
+        token_rows: 6,
+        logit_rows: 4,
+        context_reads: 40,
+        context_pairs: 60,
+        replayed: false,
+        draft_passes: vec![2, 1],
+        draft_catch_up: 3,
+        draft_reads: 50,
+        draft_pairs: 100,
+    };
+    let cost = model.step(&shape, Some(&draft));
+    let want = StepCost {
+        schedule: 1.0 + 2.0 * 2.0,
+        metadata: 10.0 + 20.0 * 2.0 + 30.0 * 6.0,
+        propose: 5.0 + 4.0 * 2.0 + (30.0 + 5.0 + 1.0) + 10.0,
+        execute: 150.0 + 10.0 + 30.0 + 22.0 + 8.0 + 1000.0,
+        sample: 4.0,
+        other: 7.0 + 6.0 + 3.0,
+    };
+    assert_eq!(cost, want);
+    let replayed = model.step(&StepShape { replayed: true, ..shape.clone() }, None);
+    assert_eq!(replayed, StepCost { execute: want.execute - 1000.0, propose: 0.0, ..want });
+    let without_drafts = StepShape { draft_passes: Vec::new(), ..shape };
+    assert_eq!(model.step(&without_drafts, Some(&draft)).propose, 0.0);
+}

@@ -1,0 +1,342 @@
+//! One simulated engine: a scheduler, and an executor that draws what steps give and prices what they do.
+
+use pagedraft_block_manager::GroupId;
+use pagedraft_scheduler::{
+    Applied, DraftControl, KvView, RequestKey, RequestSpec, RowOutcome, Scheduler, SchedulerConfig,
+    StepOutcome, StepPlan, StepTimes, SubmitError,
+};
+
+use super::drafting::Drafting;
+use super::draws::Draws;
+use super::event_log::EventLog;
+use super::freezes::Freezes;
+use super::graphs::{GraphShape, Graphs};
+use super::in_flight::InFlight;
+use super::row_sums::RowSums;
+use super::step_trace::{Made, StepTrace};
+use super::{CostModel, Observer, SimOptions, StepCost, StepShape};
+use crate::Error;
+use crate::replay::{RowReport, StepReport, Ticket};
+
+/// An engine in virtual time. [`begin`](Self::begin) plans a step and draws its outcome, [`finish`](Self::finish) applies it
+/// when its time has come; requests may be submitted in between, which is what a live engine does at the next step's
+/// beginning.
+pub(super) struct Engine {
+    scheduler: Scheduler,
+    cost: CostModel,
+    freezes: Freezes,
+    graphs: Graphs,
+    drafting: Option<Drafting>,
+    seed: u64,
+    /// By the place of their key.
+    requests: Vec<InFlight>,
+    plan: StepPlan,
+    outcome: StepOutcome<()>,
+    applied: Vec<Applied>,
+    shape: StepShape,
+    price: StepCost,
+    graph: Option<GraphShape>,
+    report: StepReport,
+    trace: Option<StepTrace>,
+    /// When the step that runs ends.
+    ends: Option<u64>,
+    /// Whether `load` is kept.
+    weighed: bool,
+    load: u64,
+    taken: u64,
+}
+
+impl Engine {
+    /// # Errors
+    ///
+    /// Options that can't be.
+    pub(super) fn new(
+        replica: u32,
+        options: &SimOptions,
+        weighed: bool,
+        traced: bool,
+    ) -> Result<Self, Error> {
+        let speculation = options.speculation.as_ref();
+        let config = SchedulerConfig {
+            num_speculative_tokens: speculation.map_or(0, |s| s.most),
+            ..options.scheduler.clone()
+        };
+        let mut scheduler = Scheduler::new(config).map_err(|e| Error::Options(e.to_string()))?;
+        let drafting = speculation.map(|s| Drafting::new(options, s)).transpose().map_err(Error::Options)?;
+        if let Some(auto) = speculation.filter(|s| s.auto) {
+            let costs = options.cost.step_costs(Some(&auto.proposer));
+            scheduler.set_draft_control(Some(DraftControl::new(auto.most, &costs)));
+        }
+        let trace = traced.then(|| StepTrace::new(options.scheduler.block_size)).transpose();
+        Ok(Self {
+            scheduler,
+            freezes: Freezes::new(&options.cost.freezes).map_err(Error::Options)?,
+            cost: options.cost.clone(),
+            graphs: Graphs::new(options),
+            drafting,
+            seed: options.seed,
+            requests: Vec::new(),
+            plan: StepPlan::default(),
+            outcome: StepOutcome::default(),
+            applied: Vec::new(),
+            shape: StepShape::default(),
+            price: StepCost::default(),
+            graph: None,
+            report: StepReport { replica, ..StepReport::default() },
+            trace: trace.map_err(|e| Error::Options(e.to_string()))?,
+            ends: None,
+            weighed,
+            load: 0,
+            taken: 0,
+        })
+    }
+
+    pub(super) fn scheduler(&self) -> &Scheduler {
+        &self.scheduler
+    }
+
+    /// When the step that runs ends, if one does.
+    pub(super) fn ends(&self) -> Option<u64> {
+        self.ends
+    }
+
+    /// Whether it stands still with something to do.
+    pub(super) fn may_begin(&self) -> bool {
+        self.ends.is_none() && self.scheduler.has_unfinished()
+    }
+
+    /// Tokens that its requests have still to compute or to generate.
+    pub(super) fn load(&self) -> u64 {
+        self.load
+    }
+
+    /// Requests it was given.
+    pub(super) fn taken(&self) -> u64 {
+        self.taken
+    }
+
+    /// The step that was finished last.
+    pub(super) fn report(&self) -> &StepReport {
+        &self.report
+    }
+
+    /// Takes a request.
+    ///
+    /// # Errors
+    ///
+    /// Why a live engine would not.
+    pub(super) fn submit(
+        &mut self,
+        ticket: Ticket,
+        index: u64,
+        prompt: Vec<u32>,
+        max_tokens: u32,
+    ) -> Result<(), String> {
+        let config = self.scheduler.config();
+        let capacity = self.scheduler.blocks().capacity();
+        let prompt_len = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
+        let max_len = prompt_len.saturating_add(max_tokens).min(config.max_model_len);
+        let spec = RequestSpec::new(prompt, max_tokens);
+        self.scheduler.check(&spec).map_err(|e: SubmitError| e.to_string())?;
+        // The last token is never computed, and needs no slot.
+        if max_len > capacity.saturating_add(1) {
+            return Err(format!(
+                "it may grow to {max_len} tokens ({prompt_len} of prompt), and the pool of {} KV blocks holds {capacity}: ask \
+                 for fewer tokens, or for more blocks",
+                config.num_blocks
+            ));
+        }
+        let key = self.scheduler.submit(spec).map_err(|e| e.to_string())?;
+        if self.requests.len() <= key.index() {
+            self.requests.resize_with(key.index() + 1, InFlight::default);
+        }
+        if let Some(trace) = &mut self.trace {
+            trace.name(key, index);
+        }
+        let mut request = InFlight {
+            ticket,
+            index,
+            draws: Draws::new(self.seed, index),
+            prompt_len,
+            len: prompt_len,
+            max_len,
+            ..InFlight::default()
+        };
+        request.owes = request.left(0);
+        self.load += u64::from(request.owes);
+        self.taken += 1;
+        self.requests[key.index()] = request;
+        Ok(())
+    }
+
+    /// Plans a step at `now`, draws what it gives, and says when it ends.
+    ///
+    /// # Errors
+    ///
+    /// A scheduler that has requests but no plan for them.
+    pub(super) fn begin(&mut self, now: u64) -> Result<(), Error> {
+        self.scheduler.step(&mut self.plan);
+        if self.plan.rows.is_empty() {
+            return Err(Error::Engine(
+                "the scheduler has requests, and planned a step without rows".to_owned(),
+            ));
+        }
+        self.preempt();
+        self.execute();
+        self.shape.after_idle = now > self.report.end_ns || self.plan.id.0 == 0;
+        self.gather()?;
+        let proposer = self.drafting.as_ref().map(|drafting| &drafting.cost);
+        self.price = self.cost.step(&self.shape, proposer);
+        // A float becomes the nearest integer it can: what is no number, 0.
+        let length = (self.price.total_us() * 1e3).round() as u64;
+        let end = self.freezes.end(now, length);
+        let stats = self.scheduler.stats();
+        let report = &mut self.report;
+        report.step = self.plan.id.0;
+        (report.start_ns, report.end_ns) = (now, end);
+        report.preempted = self.plan.preempted.len() as u32;
+        report.running = stats.running as u32;
+        report.waiting = stats.waiting as u32;
+        report.pool_during = stats.pool.into();
+        report.replayed = self.graph.is_some();
+        self.ends = Some(end);
+        Ok(())
+    }
+
+    fn preempt(&mut self) {
+        let config = self.scheduler.config();
+        for key in &self.plan.preempted {
+            let Some(request) = self.requests.get_mut(key.index()) else { continue };
+            request.preemptions += 1;
+            request.drafted.preempted(config.block_size, config.enable_prefix_caching);
+            let owes = request.left(0);
+            self.load = self.load - u64::from(request.owes) + u64::from(owes);
+            request.owes = owes;
+        }
+    }
+
+    /// Draws the outcome of the plan, and adds up what it costs.
+    fn execute(&mut self) {
+        let Self { scheduler, requests, plan, outcome, shape, drafting, report, .. } = self;
+        outcome.id = plan.id;
+        outcome.rows.clear();
+        outcome.tokens.clear();
+        shape.draft_passes.clear();
+        (shape.draft_catch_up, shape.draft_reads, shape.draft_pairs) = (0, 0, 0);
+        let mut sums = RowSums::default();
+        if let Some(drafting) = drafting {
+            drafting.begin();
+        }
+        let expands = drafting.as_ref().is_some_and(|drafting| drafting.batch_expansion);
+        for row in &plan.rows {
+            let Some(request) = requests.get_mut(row.request.index()) else { continue };
+            if !request.begun {
+                request.begin(row, scheduler);
+            }
+            let len = row.tokens.end;
+            let (num_drafts, num_accepted) = match drafting {
+                Some(drafting) => {
+                    drafting.row(request.draws, &mut request.drafted, len, row.drafts_max, shape)
+                }
+                None => (0, 0),
+            };
+            let first = outcome.tokens.len() as u32;
+            if row.samples {
+                let upto = len + u32::from(num_accepted);
+                outcome.tokens.extend((len..=upto).map(|position| request.draws.token(position)));
+                if upto + 1 >= request.max_len {
+                    request.blocks_held = scheduler.block_table(row.request, GroupId(0)).len() as u32;
+                }
+            }
+            outcome.rows.push(RowOutcome {
+                request: row.request,
+                tokens: first..outcome.tokens.len() as u32,
+                num_drafts,
+                num_accepted,
+                stop: false,
+            });
+            sums.add(row, num_drafts, expands);
+        }
+        shape.plan_rows = plan.rows.len() as u32;
+        shape.metadata_rows = sums.metadata_rows;
+        shape.token_rows = sums.token_rows;
+        shape.logit_rows = sums.logit_rows;
+        shape.context_reads = sums.context_reads;
+        shape.context_pairs = sums.context_pairs;
+        report.prefill_tokens = sums.prefill_tokens;
+        report.decode_rows = sums.decode_rows;
+        self.graph = self.graphs.replayed(shape, sums.max_query_len);
+        shape.replayed = self.graph.is_some();
+    }
+
+    /// Makes what a trace has of the step, where one is written.
+    fn gather(&mut self) -> Result<(), Error> {
+        let Self { trace: Some(trace), plan, outcome, scheduler, requests, drafting, .. } = self else {
+            return Ok(());
+        };
+        let expands = drafting.as_ref().is_some_and(|drafting| drafting.batch_expansion);
+        let draws = |key: RequestKey| requests.get(key.index()).map(|r| r.draws).unwrap_or_default();
+        let gathered = trace.gather(plan, outcome, scheduler, expands, draws);
+        gathered.map_err(|e| Error::Engine(format!("the metadata of step {}: {e}", plan.id.0)))
+    }
+
+    /// Hands the step that was finished last to an observer that writes traces.
+    ///
+    /// # Errors
+    ///
+    /// The observer's.
+    pub(super) fn tell(&mut self, observer: &mut dyn Observer) -> Result<(), Error> {
+        let Self { trace: Some(trace), plan, outcome, applied, price, graph, report, .. } = self else {
+            return Ok(());
+        };
+        let made = Made { plan, outcome, applied, cost: *price, graph: graph.as_ref(), pool: report.pool };
+        observer.trace(report.replica, trace.event(&made))
+    }
+
+    /// Ends the step that runs: [`report`](Self::report) has what it gave.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the scheduler.
+    pub(super) fn finish(&mut self, log: &mut EventLog) -> Result<(), Error> {
+        self.ends = None;
+        let Self { scheduler, requests, plan, outcome, applied, price, report, .. } = self;
+        scheduler.apply(outcome, applied).map_err(|e| Error::Engine(e.to_string()))?;
+        report.pool = scheduler.stats().pool.into();
+        report.rows.clear();
+        report.ended.clear();
+        log.step(report, applied.len());
+        for (one, row) in applied.iter().zip(&plan.rows) {
+            let Some(request) = requests.get_mut(one.request.index()) else { continue };
+            let new_tokens = one.tokens.end - one.tokens.start;
+            let told = RowReport {
+                ticket: request.ticket,
+                new_tokens: new_tokens as u16,
+                num_drafts: one.num_drafts,
+                num_accepted: one.num_accepted,
+                context: row.tokens.end + u32::from(one.num_drafts),
+                cached_tokens: request.cached,
+            };
+            log.row(request.index, &told, one.finish);
+            report.rows.push(told);
+            request.len += new_tokens;
+            if self.weighed {
+                let owes = match one.finish {
+                    None => request.left(row.tokens.end + u32::from(one.num_accepted)),
+                    Some(_) => 0,
+                };
+                self.load = self.load - u64::from(request.owes) + u64::from(owes);
+                request.owes = owes;
+            }
+            if let Some(reason) = one.finish {
+                report.ended.push(request.end(reason));
+            }
+        }
+        scheduler.observe(&StepTimes {
+            propose_us: price.propose,
+            execute_us: price.execute + price.sample,
+            total_us: (report.end_ns - report.start_ns) as f64 * 1e-3,
+        });
+        Ok(())
+    }
+}

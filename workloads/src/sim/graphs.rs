@@ -1,0 +1,90 @@
+//! Which steps an engine replays from a graph: the rule of `pagedraft_model::CaptureSizes`, whose crate this one does not
+//! depend on.
+
+use serde::Serialize;
+
+use super::{SimOptions, StepShape};
+
+/// Token rows whose logits an engine computes at a time, and so the largest graph that it captures.
+const MOST_ROWS: u32 = 512;
+
+/// The shape of a graph, as traces have it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct GraphShape {
+    /// Token rows, padding included.
+    pub token_rows: u32,
+    /// Query tokens of the longest metadata row.
+    pub max_query_len: u32,
+    /// Metadata rows, padding included.
+    pub sequences: u32,
+}
+
+/// The shapes that an engine has graphs for; none where every step is eager.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Graphs {
+    most_rows: u32,
+    longest_query: u32,
+}
+
+impl Graphs {
+    pub(super) fn new(options: &SimOptions) -> Self {
+        if options.enforce_eager {
+            return Self::default();
+        }
+        let drafts = options.speculation.as_ref().map_or(0, |s| u32::from(s.most));
+        let longest_query = 1 + drafts;
+        let config = &options.scheduler;
+        let most_rows = config
+            .max_num_seqs
+            .saturating_mul(longest_query)
+            .min(config.max_num_batched_tokens)
+            .min(MOST_ROWS);
+        Self { most_rows, longest_query }
+    }
+
+    /// The graph that a step replays, if it does.
+    pub(super) fn replayed(&self, shape: &StepShape, max_query_len: u32) -> Option<GraphShape> {
+        let fits = max_query_len <= self.longest_query && shape.token_rows <= self.most_rows;
+        fits.then(|| GraphShape {
+            token_rows: self.padded(shape.token_rows),
+            max_query_len,
+            sequences: shape.metadata_rows.next_power_of_two().min(self.most_rows),
+        })
+    }
+
+    /// Every number to 8, then steps of a quarter of an octave.
+    fn padded(&self, rows: u32) -> u32 {
+        if rows <= 8 {
+            return rows;
+        }
+        let octave = rows.next_power_of_two() / 2;
+        rows.next_multiple_of(octave / 4).min(self.most_rows)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_padded_to_the_sizes_that_are_captured() {
+        let graphs = Graphs { most_rows: 100, longest_query: 1 };
+        let mut sizes: Vec<u32> = (1..=100).map(|rows| graphs.padded(rows)).collect();
+        assert!(sizes.iter().zip(1..).all(|(&padded, rows)| padded >= rows));
+        sizes.dedup();
+        let octaves = [10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 100];
+        assert_eq!(sizes, (1..=8).chain(octaves).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn what_is_longer_or_larger_than_the_graphs_is_eager() {
+        let graphs = Graphs { most_rows: 64, longest_query: 3 };
+        let shape =
+            |token_rows, metadata_rows| StepShape { token_rows, metadata_rows, ..StepShape::default() };
+        let key = graphs.replayed(&shape(9, 5), 2);
+        assert_eq!(key, Some(GraphShape { token_rows: 10, max_query_len: 2, sequences: 8 }));
+        assert_eq!(graphs.replayed(&shape(9, 5), 4), None);
+        assert_eq!(graphs.replayed(&shape(65, 65), 1), None);
+        assert_eq!(Graphs::default().replayed(&shape(1, 1), 1), None);
+    }
+}

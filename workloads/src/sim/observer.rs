@@ -1,0 +1,50 @@
+use pagedraft_attention::metadata::AttentionMetadata;
+
+use super::GraphShape;
+use crate::Error;
+use crate::replay::{RequestLine, StepReport};
+use crate::trace::StepEvent;
+
+/// A step of a simulated engine, as it goes on record: no KV groups but the target's.
+pub type SimEvent<'a> = StepEvent<'a, AttentionMetadata, (), GraphShape>;
+
+/// Who looks on.
+pub trait Observer {
+    /// A request is done with.
+    ///
+    /// # Errors
+    ///
+    /// It ends the simulation.
+    fn line(&mut self, line: &RequestLine) -> Result<(), Error>;
+
+    /// A step was made.
+    ///
+    /// # Errors
+    ///
+    /// It ends the simulation.
+    fn step(&mut self, _report: &StepReport) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// Whether [`trace`](Self::trace) is to be called; asked once, before the first step. Tracing costs a simulation most of its
+    /// speed.
+    fn wants_trace(&self) -> bool {
+        false
+    }
+
+    /// A step was made by engine `replica`: what a live engine's trace has of it, with metadata built from the block
+    /// tables that the step began with. Its tables are whole ([`TableDelta`](crate::trace::TableDelta) reduces them), and its
+    /// steps count from 0: who goes on with a trace sets `first_step`.
+    ///
+    /// # Errors
+    ///
+    /// It ends the simulation.
+    fn trace(&mut self, _replica: u32, _event: SimEvent<'_>) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// Whether to stop here; asked before every step.
+    fn stop(&mut self) -> bool {
+        false
+    }
+}

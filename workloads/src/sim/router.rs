@@ -1,0 +1,101 @@
+use pagedraft_block_manager::{BlockHash, GroupId, Salt};
+use pagedraft_scheduler::{Scheduler, SchedulerConfig};
+use serde::{Deserialize, Serialize};
+
+use super::engine::Engine;
+
+/// Who gets a request, of several engines. It is chosen when the request is sent, by what is known of the engines then:
+/// what the steps that ended have computed, not those that run.
+///
+/// An engine's *load* is what its requests, waiting ones too, have still to do in tokens: prompt tokens that are not
+/// computed (after a preemption they count again), and output tokens that are not generated (up to `max_tokens`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Router {
+    /// Each in turn.
+    #[default]
+    RoundRobin,
+    /// Who has the least load; of several, who was given the fewest requests so far, then the first.
+    LeastLoaded,
+    /// Who has most of its prompt in the prefix cache, unless others have much less to do.
+    ///
+    /// An engine is out of the question while its load is more than twice the least load and a step's budget
+    /// (`max_num_batched_tokens`). Of the others, the one with the longest hit gets the request: whole blocks, from the
+    /// first on, that are published now, up to the last token but one. Of several with equal hits it is who has the
+    /// least load, then as under `LeastLoaded`.
+    PrefixAware,
+}
+
+/// A router at work.
+#[derive(Debug)]
+pub(super) struct Routing {
+    router: Router,
+    budget: u64,
+    block_size: usize,
+    caching: bool,
+    next: usize,
+    hashes: Vec<BlockHash>,
+}
+
+impl Routing {
+    pub(super) fn new(router: Router, config: &SchedulerConfig) -> Self {
+        Self {
+            router,
+            budget: u64::from(config.max_num_batched_tokens),
+            block_size: config.block_size.max(1) as usize,
+            caching: config.enable_prefix_caching,
+            next: 0,
+            hashes: Vec::new(),
+        }
+    }
+
+    /// Whether it looks at loads.
+    pub(super) fn weighs(&self) -> bool {
+        self.router != Router::RoundRobin
+    }
+
+    /// The engine that a request is sent to.
+    pub(super) fn choose(&mut self, prompt: &[u32], engines: &[Engine]) -> usize {
+        if engines.len() < 2 {
+            return 0;
+        }
+        let light = |at: &usize| (engines[*at].load(), engines[*at].taken(), *at);
+        let all = 0..engines.len();
+        match self.router {
+            Router::RoundRobin => {
+                let at = self.next % engines.len();
+                self.next = at + 1;
+                at
+            }
+            Router::LeastLoaded => all.min_by_key(light).unwrap_or(0),
+            Router::PrefixAware => {
+                self.hash(prompt);
+                let least = all.clone().map(|at| engines[at].load()).min().unwrap_or(0);
+                let most = least.saturating_mul(2).saturating_add(self.budget);
+                let hit = |at: &usize| self.hit(engines[*at].scheduler());
+                let fit = all.filter(|&at| engines[at].load() <= most);
+                fit.min_by_key(|at| (std::cmp::Reverse(hit(at)), light(at))).unwrap_or(0)
+            }
+        }
+    }
+
+    /// Hashes the blocks of a prompt that could be hit.
+    fn hash(&mut self, prompt: &[u32]) {
+        self.hashes.clear();
+        if !self.caching {
+            return;
+        }
+        let mut parent = BlockHash::ROOT;
+        // The last token is always computed.
+        for block in prompt[..prompt.len().saturating_sub(1)].chunks_exact(self.block_size) {
+            parent = BlockHash::of(&parent, block, &Salt::NONE);
+            self.hashes.push(parent);
+        }
+    }
+
+    /// Blocks of the prompt that an engine has.
+    fn hit(&self, scheduler: &Scheduler) -> usize {
+        let pool = scheduler.blocks().pool();
+        self.hashes.iter().take_while(|hash| pool.lookup(hash, GroupId(0)).is_some()).count()
+    }
+}

@@ -1,0 +1,134 @@
+//! `cwe`: the ten words of a list that come more often than the others, after a short example of the same.
+
+use super::draws::{Draws, Part};
+use super::fit::Composition;
+use super::words::{CoinedWords, adjectives, nouns, verbs};
+use rand::seq::SliceRandom;
+use std::fmt::Write;
+
+/// Words that are asked for.
+const COMMON: usize = 10;
+/// From this length on lists have more repetitions.
+const LONG: u32 = 4096;
+
+/// How often words come.
+#[derive(Clone, Copy, Debug)]
+struct Repeats {
+    common: usize,
+    others: usize,
+}
+
+/// Where the words are from.
+enum Vocabulary {
+    /// The lists of English words, shuffled.
+    English(Vec<&'static str>),
+    /// Syllables.
+    Coined(CoinedWords),
+}
+
+impl Vocabulary {
+    fn count(&self) -> u64 {
+        match self {
+            Self::English(words) => words.len() as u64,
+            Self::Coined(_) => CoinedWords::COUNT,
+        }
+    }
+
+    fn word(&self, place: u64) -> String {
+        match self {
+            Self::English(words) => words[place as usize % words.len()].to_owned(),
+            Self::Coined(words) => words.at(place),
+        }
+    }
+}
+
+/// A sample.
+pub(super) struct CommonWords {
+    draws: Draws,
+    vocabulary: Vocabulary,
+    /// Words of the example, which the list has not.
+    example_words: u64,
+    example: Repeats,
+    list: Repeats,
+}
+
+impl CommonWords {
+    /// With the words of the English lists, of which there is an end.
+    pub(super) fn english(draws: Draws, length: u32) -> Self {
+        let mut words = [adjectives(), nouns(), verbs()].concat();
+        words.shuffle(&mut draws.of(Part::Words));
+        Self::new(draws, length, Vocabulary::English(words))
+    }
+
+    /// With words made of syllables.
+    pub(super) fn coined(draws: Draws, length: u32) -> Self {
+        Self::new(draws, length, Vocabulary::Coined(CoinedWords::new(&mut draws.of(Part::Words))))
+    }
+
+    fn new(draws: Draws, length: u32, vocabulary: Vocabulary) -> Self {
+        let (example_words, example, list) = if length < LONG {
+            (20, Repeats { common: 3, others: 1 }, Repeats { common: 6, others: 1 })
+        } else {
+            (40, Repeats { common: 10, others: 3 }, Repeats { common: 30, others: 3 })
+        };
+        Self { draws, vocabulary, example_words, example, list }
+    }
+
+    /// Template and list of words; the first ten are common.
+    fn text(&self, words: &[String], repeats: Repeats, part: Part) -> String {
+        let common = words.len().min(COMMON);
+        let mut entries: Vec<&str> =
+            Vec::with_capacity(common * repeats.common + words.len() * repeats.others);
+        for (i, word) in words.iter().enumerate() {
+            let times = if i < common { repeats.common } else { repeats.others };
+            entries.extend(std::iter::repeat_n(word.as_str(), times));
+        }
+        entries.shuffle(&mut self.draws.of(part));
+        format!(
+            "Below is a numbered list of words. In these words, some appear more often than others. \
+             Memorize the ones that appear most often.\n{}\n\
+             Question: What are the 10 most common words in the above list? \
+             Answer: The top 10 words that appear most often in the list are:",
+            numbered(&entries)
+        )
+    }
+
+    fn words(&self, from: u64, count: u64) -> Vec<String> {
+        (from..from.saturating_add(count)).map(|place| self.vocabulary.word(place)).collect()
+    }
+}
+
+impl Composition for CommonWords {
+    fn least(&self) -> u64 {
+        COMMON as u64
+    }
+
+    fn most(&self) -> u64 {
+        self.vocabulary.count().saturating_sub(self.example_words)
+    }
+
+    fn prompt(&self, units: u64) -> String {
+        let example = self.words(0, self.example_words);
+        let words = self.words(self.example_words, units);
+        let answered: Vec<&str> = example.iter().take(COMMON).map(String::as_str).collect();
+        format!(
+            "{} {}\n{}",
+            self.text(&example, self.example, Part::Example),
+            numbered(&answered),
+            self.text(&words, self.list, Part::Places)
+        )
+    }
+
+    fn answers(&self) -> Vec<String> {
+        self.words(self.example_words, COMMON as u64)
+    }
+}
+
+fn numbered(words: &[&str]) -> String {
+    let mut text = String::with_capacity(words.len() * 12);
+    for (i, word) in words.iter().enumerate() {
+        // Writing to a string can't fail.
+        let _ = write!(text, "{}{}. {word}", if i == 0 { "" } else { " " }, i + 1);
+    }
+    text
+}

@@ -1,0 +1,201 @@
+use super::common_words::CommonWords;
+use super::draws::Draws;
+use super::essay::{Essay, FileText};
+use super::fit::{Composition, Fit, Misfit, fit};
+use super::frequent_words::FrequentWords;
+use super::needles::Needles;
+use super::options::RulerOptions;
+use super::questions::Questions;
+use super::squad::Squad;
+use super::task::{Haystack, Kind, Task};
+use super::variables::{Chain, Variables};
+use crate::dataset::{DatasetError, Expectation, OutputLength, Prompt, Sample};
+use crate::prompt::TextTokens;
+use std::sync::Arc;
+
+/// The greatest length, in tokens: a prompt is held in memory whole, several times.
+const MAX_LENGTH: u32 = 1 << 22;
+/// Tokens of the example before `vt`, at most.
+const EXAMPLE_TOKENS: u32 = 500;
+
+/// Makes any sample of a RULER task.
+pub struct RulerGenerator {
+    task: Task,
+    length: u32,
+    seed: u64,
+    tokenizer: Arc<dyn TextTokens>,
+    haystack: Option<Arc<FileText>>,
+    squad: Option<Arc<Squad>>,
+}
+
+impl std::fmt::Debug for RulerGenerator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RulerGenerator")
+            .field("task", &self.task.name())
+            .field("length", &self.length)
+            .field("seed", &self.seed)
+            .finish_non_exhaustive()
+    }
+}
+
+impl RulerGenerator {
+    /// Reads the files that the options name; makes no sample.
+    ///
+    /// # Errors
+    ///
+    /// An unknown task, a length that no task can have, a file that the task has no use for, can't be read or is not
+    /// what it should be, more samples than a SQuAD file has questions.
+    pub fn new(
+        options: &RulerOptions,
+        seed: u64,
+        tokenizer: Arc<dyn TextTokens>,
+    ) -> Result<Self, DatasetError> {
+        let task = Task::named(&options.task)?;
+        let error = |what: String| Err(DatasetError::Options(what));
+        if options.length > MAX_LENGTH {
+            return error(format!("a length of {} is more than {MAX_LENGTH} tokens", options.length));
+        }
+        let has_essay = matches!(task.kind, Kind::Needles(needles) if needles.haystack == Haystack::Essay);
+        let haystack = match &options.haystack {
+            Some(path) if has_essay => Some(Arc::new(FileText::read(path)?)),
+            Some(_) => {
+                return error(format!("{} hides nothing in prose: it takes no haystack file", task.name()));
+            }
+            None => None,
+        };
+        let squad = match &options.squad {
+            Some(path) if task.kind == (Kind::Questions { two_hops: false }) => {
+                Some(Arc::new(Squad::read(path)?))
+            }
+            Some(_) => return error(format!("{} takes no SQuAD file; qa_1 does", task.name())),
+            None => None,
+        };
+        if let Some(squad) = &squad {
+            let questions = squad.questions.len();
+            if options.samples > questions as u64 {
+                let samples = options.samples;
+                return error(format!(
+                    "the SQuAD file has {questions} questions: {samples} samples can't be made"
+                ));
+            }
+        }
+        Ok(Self { task, length: options.length, seed, tokenizer, haystack, squad })
+    }
+
+    /// The sample at an index, which depends on task, length, seed and index only (and on the files and the tokenizer).
+    ///
+    /// # Errors
+    ///
+    /// A length that is too small for it (the error says which would do), and what the tokenizer says.
+    pub fn sample(&self, index: u64) -> Result<Sample, DatasetError> {
+        let composition = self.composition(index)?;
+        let fitted = self.fitted(index, composition.as_ref())?;
+        Ok(Sample {
+            source_id: Some(index.to_string()),
+            line: 0,
+            arrival_s: None,
+            prompt: Prompt::Text(fitted.prompt),
+            output: OutputLength::UntilStop(Some(self.task.tokens_to_generate())),
+            expect: Some(Expectation::Contains { answers: composition.answers(), any: self.task.any() }),
+            category: Some(self.task.name().to_owned()),
+        })
+    }
+
+    /// Tokens a prompt may have.
+    fn budget(&self) -> u32 {
+        self.length.saturating_sub(self.task.tokens_to_generate())
+    }
+
+    pub(super) fn fitted(&self, index: u64, composition: &dyn Composition) -> Result<Fit, DatasetError> {
+        fit(composition, u64::from(self.budget()), self.tokenizer.as_ref()).map_err(|misfit| match misfit {
+            Misfit::TooLong(tokens) => {
+                let least = tokens + u64::from(self.task.tokens_to_generate());
+                DatasetError::Options(format!(
+                    "a length of {} is too small for sample {index} of {}: its own text and answer take {least} tokens; \
+                     give a length of {least} or more",
+                    self.length,
+                    self.task.name(),
+                ))
+            }
+            Misfit::Tokenizer(what) => self.tokenizer_error(&what),
+        })
+    }
+
+    fn tokenizer_error(&self, what: &str) -> DatasetError {
+        DatasetError::Options(format!("the tokenizer can't encode a prompt of {}: {what}", self.task.name()))
+    }
+
+    /// Tokens of a prompt.
+    #[cfg(test)]
+    pub(super) fn tokens(&self, prompt: &str) -> u64 {
+        self.tokenizer.encode(prompt).map_or(u64::MAX, |tokens| tokens.len() as u64)
+    }
+
+    /// The sample at an index, with a haystack of any size.
+    pub(super) fn composition(&self, index: u64) -> Result<Box<dyn Composition>, DatasetError> {
+        let draws = Draws { task: self.task.number as u64, seed: self.seed, index };
+        Ok(match self.task.kind {
+            Kind::Needles(task) => {
+                let essay = match &self.haystack {
+                    Some(file) => Essay::File(file.clone()),
+                    None => Essay::Written(draws),
+                };
+                Box::new(Needles::new(task, draws, essay))
+            }
+            Kind::Variables => self.variables(draws)?,
+            Kind::CommonWords => self.common_words(draws)?,
+            Kind::FrequentWords => Box::new(FrequentWords::new(draws, self.budget())),
+            Kind::Questions { two_hops } => match &self.squad {
+                Some(squad) => Box::new(Questions::of_squad(draws, squad).ok_or_else(|| {
+                    let questions = squad.questions.len();
+                    DatasetError::Options(format!(
+                        "the SQuAD file has {questions} questions, and none is sample {index}"
+                    ))
+                })?),
+                None => Box::new(Questions::made(draws, two_hops)),
+            },
+        })
+    }
+
+    fn variables(&self, draws: Draws) -> Result<Box<dyn Composition>, DatasetError> {
+        let example = Chain::example(draws);
+        let budget = u64::from(EXAMPLE_TOKENS.min(self.length / 3));
+        let prompt = match fit(&example, budget, self.tokenizer.as_ref()) {
+            Ok(fitted) => fitted.prompt,
+            // The length is small: the least example may do.
+            Err(Misfit::TooLong(_)) => example.prompt(example.least()),
+            Err(Misfit::Tokenizer(what)) => return Err(self.tokenizer_error(&what)),
+        };
+        Ok(Box::new(Variables { example: example.answered(&prompt), chain: Chain::asked(draws) }))
+    }
+
+    /// English words where they are enough.
+    fn common_words(&self, draws: Draws) -> Result<Box<dyn Composition>, DatasetError> {
+        let english = CommonWords::english(draws, self.length);
+        let all = english.prompt(english.most());
+        let tokens = self.tokenizer.encode(&all).map_err(|what| self.tokenizer_error(&what))?.len();
+        Ok(Box::new(if tokens as u64 > u64::from(self.budget()) {
+            english
+        } else {
+            CommonWords::coined(draws, self.length)
+        }))
+    }
+}
+
+/// Samples of a RULER task: the first `options.samples` ones. The first is made at once, so that a length that is too
+/// small is told at once.
+///
+/// # Errors
+///
+/// Those of [`RulerGenerator::new`] and of the first [`RulerGenerator::sample`]; those of the others are items.
+pub fn ruler_samples(
+    options: &RulerOptions,
+    seed: u64,
+    tokenizer: Arc<dyn TextTokens>,
+) -> Result<Box<dyn Iterator<Item = Result<Sample, DatasetError>> + Send>, DatasetError> {
+    let generator = RulerGenerator::new(options, seed, tokenizer)?;
+    let first = generator.sample(0)?;
+    let samples =
+        std::iter::once(Ok(first)).chain((1..options.samples).map(move |index| generator.sample(index)));
+    Ok(Box::new(samples.take(usize::try_from(options.samples).unwrap_or(usize::MAX))))
+}

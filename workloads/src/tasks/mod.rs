@@ -1,0 +1,50 @@
+//! Tasks with right answers: RULER's thirteen, generated at any length, and how answers are scored.
+//!
+//! RULER (arXiv:2404.06654, NVIDIA/RULER) hides what a prompt asks for in a text of any length. Its templates, the sizes
+//! of its tasks and its scores are kept to the letter, with the answer's first words at the prompt's end (as in the
+//! published JSON lines). A prompt is as long as fits: one more word, line or document and prompt and answer together
+//! would be longer than asked.
+//!
+//! # What differs from the original, and why
+//!
+//! Figures of models on these samples compare with each other, not with published RULER scores.
+//!
+//! | Original | Here | Why |
+//! |---|---|---|
+//! | essays of Paul Graham | sentences of a small grammar, or the text file given as `haystack` | they can't be shipped |
+//! | SQuAD (`qa_1`) | documents of made-up facts, or the SQuAD file given as `squad` | likewise |
+//! | HotpotQA (`qa_2`) | pairs of documents of made-up facts, a question over both | likewise |
+//! | words of `wonderwords` and a list of English words | own lists of about 1,080 words; where `cwe` needs more, words made of syllables | likewise |
+//! | Python's random numbers | ChaCha8, a stream a sample | sample *i* can be made alone, on any machine |
+//! | one haystack size for a task, lowered where a sample is too long | the greatest size of each sample | lengths are tight |
+//! | at least 10 words or documents, 500 words of an essay, 5 or 25 lines | as few as the task's own text needs (`vt`: 5 lines) | short lengths work |
+//! | keys, values and words that may come twice | a needle's key and values are nowhere else | a right answer is one |
+//! | the example of `vt` has up to 500 tokens | likewise, but at most a third of the length | short lengths work |
+//! | `fwe` with any number of words | 74 words or more, 5 coded words or more | the third and fourth most frequent words never tie |
+//! | NLTK's sentences | a sentence ends with a word that ends in `.`, `!` or `?` | no model of English is needed |
+//! | `qa` repeats all documents when they run out | it repeats distractors | the right document is there once |
+
+mod common_words;
+mod draws;
+mod essay;
+mod facts;
+mod fit;
+mod frequent_words;
+mod generator;
+mod json_line;
+mod needles;
+mod options;
+mod questions;
+mod score;
+mod squad;
+mod task;
+#[cfg(test)]
+mod tests;
+mod variables;
+mod words;
+
+pub use generator::{RulerGenerator, ruler_samples};
+pub use json_line::ruler_json_line;
+pub use options::RulerOptions;
+pub use score::{choice, score};
+pub use task::RULER_TASKS;

@@ -1,0 +1,108 @@
+//! `vt`: a chain of variable assignments in noise, after a short example of the same.
+
+use super::draws::{Draws, Part, distinct};
+use super::fit::Composition;
+use super::needles::NOISE;
+use rand::Rng;
+
+/// Assignments after the first.
+const HOPS: usize = 4;
+
+/// A chain in noise.
+pub(super) struct Chain {
+    draws: Draws,
+    places: Part,
+    variables: Vec<String>,
+    value: String,
+}
+
+impl Chain {
+    /// The chain that is asked for, of variables of five letters.
+    pub(super) fn asked(draws: Draws) -> Self {
+        Self::new(draws, Part::Needles, Part::Places, 5)
+    }
+
+    /// The example's, of variables of three letters.
+    pub(super) fn example(draws: Draws) -> Self {
+        Self::new(draws, Part::Example, Part::ExamplePlaces, 3)
+    }
+
+    fn new(draws: Draws, part: Part, places: Part, letters: usize) -> Self {
+        let mut rng = draws.of(part);
+        let mut variables: Vec<String> = Vec::new();
+        while variables.len() <= HOPS {
+            let variable: String = (0..letters).map(|_| char::from(rng.random_range(b'A'..=b'Z'))).collect();
+            // Three letters can make the keyword.
+            if variable != "VAR" && !variables.contains(&variable) {
+                variables.push(variable);
+            }
+        }
+        Self { draws, places, variables, value: rng.random_range(10_000..99_999u32).to_string() }
+    }
+
+    /// The example's text for one of its prompts: with its answer.
+    pub(super) fn answered(&self, prompt: &str) -> String {
+        format!("{prompt} {}\n", self.variables.join(" "))
+    }
+}
+
+impl Composition for Chain {
+    fn least(&self) -> u64 {
+        self.variables.len() as u64
+    }
+
+    fn most(&self) -> u64 {
+        u64::MAX
+    }
+
+    fn prompt(&self, units: u64) -> String {
+        let mut lines: Vec<String> = (0..units).map(|_| NOISE.to_owned()).collect();
+        let places = distinct(&mut self.draws.of(self.places), lines.len(), self.variables.len());
+        for (i, place) in places.into_iter().enumerate().rev() {
+            let variable = &self.variables[i];
+            lines.insert(
+                place,
+                match i.checked_sub(1) {
+                    None => format!("VAR {variable} = {}", self.value),
+                    // RULER's lines have the blank at their end.
+                    Some(before) => format!("VAR {variable} = VAR {} ", self.variables[before]),
+                },
+            );
+        }
+        let (context, value, count) = (lines.join("\n"), &self.value, self.variables.len());
+        format!(
+            "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n{context}\n\
+             Question: Find all variables that are assigned the value {value} in the text above. \
+             Answer: According to the chain(s) of variable assignment in the text above, \
+             {count} variables are assigned the value {value}, they are: "
+        )
+    }
+
+    fn answers(&self) -> Vec<String> {
+        self.variables.clone()
+    }
+}
+
+/// A chain with an example before it.
+pub(super) struct Variables {
+    pub(super) example: String,
+    pub(super) chain: Chain,
+}
+
+impl Composition for Variables {
+    fn least(&self) -> u64 {
+        self.chain.least()
+    }
+
+    fn most(&self) -> u64 {
+        self.chain.most()
+    }
+
+    fn prompt(&self, units: u64) -> String {
+        format!("{}\n{}", self.example, self.chain.prompt(units))
+    }
+
+    fn answers(&self) -> Vec<String> {
+        self.chain.answers()
+    }
+}

@@ -1,0 +1,60 @@
+//! The steps of a trace, whatever they are stored as.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::{STEPS_FILE, STEPS_STEM};
+use crate::Error;
+use crate::run::{LineFormat, LineReader};
+
+/// The file with the steps of a trace: the first that is there, of those that are written while a run goes on and then of
+/// those that are made of them.
+#[must_use]
+pub fn steps_file(directory: &Path) -> Option<(PathBuf, LineFormat)> {
+    let mut files = LineFormat::ALL.into_iter().map(|format| (format.file(directory, STEPS_STEM), format));
+    files.find(|(path, _)| path.exists())
+}
+
+/// Reads the steps of a trace, line by line, in memory bounded by a line; a cut last line or frame is left out
+/// ([`LineReader::is_cut`]).
+///
+/// # Errors
+///
+/// There are none, or the file can't be read.
+pub fn read_steps(directory: &Path) -> Result<LineReader, Error> {
+    match steps_file(directory) {
+        Some((path, format)) => LineReader::open(&path, format),
+        None => LineReader::open(&directory.join(STEPS_FILE), LineFormat::Jsonl),
+    }
+}
+
+/// The number of the last step of a trace, as far as its file is whole; `None` where it has none.
+pub(crate) fn last_step(directory: &Path) -> Result<Option<u64>, Error> {
+    #[derive(Deserialize)]
+    struct Step {
+        step: u64,
+    }
+    if steps_file(directory).is_none() {
+        return Ok(None);
+    }
+    let mut lines = read_steps(directory)?;
+    let mut last = Vec::new();
+    let mut number = 0;
+    while let Some(line) = lines.next_line()? {
+        // Only the last is parsed: it would take longer than reading them all. A writer begins its lines so.
+        if line.starts_with(br#"{"event":"step","#) {
+            last.clear();
+            last.extend_from_slice(line);
+            number = lines.number();
+        }
+    }
+    if last.is_empty() {
+        return Ok(None);
+    }
+    let step: Step = serde_json::from_slice(&last).map_err(|error| Error::Run {
+        path: lines.path().to_owned(),
+        what: format!("line {number}: {error}"),
+    })?;
+    Ok(Some(step.step))
+}
