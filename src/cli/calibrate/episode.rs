@@ -1,7 +1,5 @@
 //! What is run to be measured: some requests that decode, and one that comes in between.
 
-use pagedraft_workloads::sim::StepShape;
-
 /// Steps that a request decodes before the next one comes, at least.
 pub const DECODES: u32 = 16;
 /// Prompts of the requests of an episode have so many tokens together, at most.
@@ -77,20 +75,6 @@ impl Episode {
     pub fn tokens(&self) -> u64 {
         u64::from(self.requests) * u64::from(self.prompt + self.output) + u64::from(self.late)
     }
-}
-
-/// One more row of a pass of a proposer, with `tokens` token rows behind `context`.
-pub fn add_pass(shape: &mut StepShape, depth: usize, context: u32, tokens: u32) {
-    if shape.draft_passes.len() <= depth {
-        shape.draft_passes.resize(depth + 1, 0);
-    }
-    shape.draft_passes[depth] += 1;
-    if depth == 0 {
-        shape.draft_catch_up += tokens;
-    }
-    let (context, tokens) = (u64::from(context), u64::from(tokens));
-    shape.draft_reads += context;
-    shape.draft_pairs += tokens * context + tokens * tokens.saturating_sub(1) / 2;
 }
 
 #[cfg(test)]

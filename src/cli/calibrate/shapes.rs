@@ -6,8 +6,6 @@ use pagedraft::session::Session;
 use pagedraft_scheduler::RequestKey;
 use pagedraft_workloads::sim::StepShape;
 
-use super::episode::add_pass;
-
 /// Follows a session step by step: what a proposer has to catch up with depends on the steps before.
 #[derive(Debug, Default)]
 pub struct Shapes {
@@ -68,7 +66,7 @@ impl Shapes {
             let (len, accepted) = (row.tokens.end, accepted(i).min(given));
             told(Drafts { given, accepted });
             if !keeps_kv {
-                (0..given.max(1) as usize).for_each(|depth| add_pass(&mut shape, depth, 0, 1));
+                (0..given.max(1) as usize).for_each(|depth| shape.add_draft_row(depth, 0, 1));
                 continue;
             }
             let drafted = self.drafted.entry(row.request).or_default();
@@ -83,9 +81,9 @@ impl Shapes {
                 }
             }
             if fed > start {
-                add_pass(&mut shape, 0, start, fed - start);
+                shape.add_draft_row(0, start, fed - start);
             }
-            (1..given).for_each(|depth| add_pass(&mut shape, depth as usize, fed + depth - 1, 1));
+            (1..given).for_each(|depth| shape.add_draft_row(depth as usize, fed + depth - 1, 1));
             *drafted = (fed + given.saturating_sub(1)).min(len + accepted);
         }
         shape

@@ -34,6 +34,22 @@ pub struct StepShape {
     pub draft_pairs: u64,
 }
 
+impl StepShape {
+    /// One more request in the proposer's pass number `depth`, from 0, with `tokens` token rows behind `context` tokens.
+    pub fn add_draft_row(&mut self, depth: usize, context: u32, tokens: u32) {
+        if self.draft_passes.len() <= depth {
+            self.draft_passes.resize(depth + 1, 0);
+        }
+        self.draft_passes[depth] += 1;
+        if depth == 0 {
+            self.draft_catch_up += tokens;
+        }
+        let (context, tokens) = (u64::from(context), u64::from(tokens));
+        self.draft_reads += context;
+        self.draft_pairs += tokens * context + tokens * tokens.saturating_sub(1) / 2;
+    }
+}
+
 /// Microseconds of a step, by stage.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StepCost {

@@ -93,7 +93,7 @@ impl Drafting {
             let given = draws.uniform(Purpose::Give, len) < self.given;
             let drafts = if given { most } else { 0 };
             // It has no KV to read.
-            (0..usize::from(drafts.max(1))).for_each(|depth| pass(shape, depth, 0, 1));
+            (0..usize::from(drafts.max(1))).for_each(|depth| shape.add_draft_row(depth, 0, 1));
             return (drafts, self.accepted(draws, len, drafts));
         }
         let start = drafted.tokens.min(len.saturating_sub(1));
@@ -107,9 +107,9 @@ impl Drafting {
             }
         }
         if fed > start {
-            pass(shape, 0, start, fed - start);
+            shape.add_draft_row(0, start, fed - start);
         }
-        (1..drafts).for_each(|depth| pass(shape, usize::from(depth), fed + u32::from(depth) - 1, 1));
+        (1..drafts).for_each(|depth| shape.add_draft_row(usize::from(depth), fed + u32::from(depth) - 1, 1));
         let accepted = self.accepted(draws, len, drafts);
         let written = fed + u32::from(drafts).saturating_sub(1);
         drafted.tokens = written.min(len + u32::from(accepted));
@@ -134,20 +134,6 @@ impl Drafted {
     pub(super) fn preempted(&mut self, block_size: u32, caching: bool) {
         self.tokens = if caching { self.tokens - self.tokens % block_size.max(1) } else { 0 };
     }
-}
-
-/// One more request in a pass, with `tokens` token rows behind a context.
-fn pass(shape: &mut StepShape, depth: usize, context: u32, tokens: u32) {
-    if shape.draft_passes.len() <= depth {
-        shape.draft_passes.resize(depth + 1, 0);
-    }
-    shape.draft_passes[depth] += 1;
-    if depth == 0 {
-        shape.draft_catch_up += tokens;
-    }
-    let (context, tokens) = (u64::from(context), u64::from(tokens));
-    shape.draft_reads += context;
-    shape.draft_pairs += tokens * context + tokens * tokens.saturating_sub(1) / 2;
 }
 
 #[cfg(test)]
