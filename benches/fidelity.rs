@@ -2,7 +2,7 @@
 //!
 //! `cargo bench --bench fidelity [-- --quick] [--seconds S] [--calibration S] [--only NAME] [--keep DIR]`
 //!
-//! Calibrates each engine (`pagedraft bench calibrate`), replays each workload through the real engine, then all of them a
+//! Replays each workload through the real engine, calibrates each engine (`pagedraft bench calibrate`), replays all of them a
 //! second time, and simulates each with the calibrated costs: three `summary.json` a configuration, written by the program a
 //! user runs. A measure passes when the simulation is within the goal of the mean of both real runs, or within 1.5 times
 //! their difference, where the machine is noisier than the goal.
@@ -270,6 +270,13 @@ fn main() {
     std::fs::create_dir_all(&dir).expect("a directory for the runs");
     let chosen: Vec<&Configuration> =
         CONFIGURATIONS.iter().filter(|c| (!quick || c.quick) && c.name.contains(&only)).collect();
+    let replays = |round: u32| {
+        for (i, configuration) in chosen.iter().enumerate() {
+            run(configuration.replay("real", seconds, &dir.join(format!("{i}-real-{round}"))));
+        }
+    };
+    // Between them, so that a machine which gets slower or faster does so for both.
+    replays(0);
     for engine in [&TARGET, &DRAFTED, &SMALL] {
         if chosen.iter().all(|c| c.engine.name != engine.name) {
             continue;
@@ -277,15 +284,12 @@ fn main() {
         let mut command = Command::new(PROGRAM);
         command.args(["bench", "calibrate", "--seconds", &calibration.to_string(), "--output-json"]);
         command.arg(dir.join(format!("{}.json", engine.name))).args(engine.flags).args(BOTH);
+        command.arg("--steps-out").arg(dir.join(format!("{}.steps.jsonl", engine.name)));
         run(command);
         let fit = &read(&dir.join(format!("{}.json", engine.name)))["calibration"];
         println!("{}: {} steps, {}", engine.name, fit["steps"], fit["fit"]);
     }
-    for round in 0..2 {
-        for (i, configuration) in chosen.iter().enumerate() {
-            run(configuration.replay("real", seconds, &dir.join(format!("{i}-real-{round}"))));
-        }
-    }
+    replays(1);
     println!(
         "{:<22} {:<10} {:>10} {:>10} {:>10} {:>8} {:>8} {:>8}",
         "", "", "real 1", "real 2", "simulated", "error", "goal", ""

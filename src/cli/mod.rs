@@ -10,6 +10,7 @@ mod held_out;
 mod interrupt;
 mod latency;
 mod latency_report;
+mod live;
 mod machine;
 mod output_file;
 mod prompts;

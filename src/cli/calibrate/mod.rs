@@ -2,10 +2,12 @@
 
 mod acceptance;
 mod draws;
-mod episode;
 mod measure;
+mod meter;
+mod phase;
 mod report;
 mod shapes;
+mod way;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -18,8 +20,10 @@ use pagedraft::exit::usage;
 use pagedraft::session::{DraftLength, DraftRef, EngineOptions, Session};
 use pagedraft_workloads::sim::{Acceptance, fit};
 
-use self::episode::Bounds;
-use self::measure::{Measuring, SYNTHETIC_RATE, Way};
+use self::measure::Measuring;
+use self::meter::Meter;
+use self::phase::Bounds;
+use self::way::{SYNTHETIC_RATE, Way};
 use super::engine_flags::EngineFlags;
 use super::output_file::OutputFile;
 use super::{Ended, held_out, interrupt, stdout};
@@ -65,14 +69,11 @@ impl Calibrate {
         };
         let budget = Duration::from_secs_f64(self.seconds);
         let bar = progress();
-        let mut measuring =
-            Measuring::new(&mut session, bounds, options.max_num_batched_tokens, text, options.seed);
-        let done = measuring.run(&ways, budget, |share| bar.set_position((share * 1000.0) as u64))?;
+        let mut measuring = Measuring::new(&mut session, bounds, text, options.seed);
+        let told = |share| bar.set_position((share * 1000.0) as u64);
+        let done = measuring.run(&ways, options.max_num_batched_tokens, budget, told)?;
         bar.finish_and_clear();
-        let (steps, tallies) = (std::mem::take(&mut measuring.steps), std::mem::take(&mut measuring.tallies));
-        if !done {
-            return Ok(Ended::Interrupted);
-        }
+        let Some(Meter { steps, tallies, .. }) = done else { return Ok(Ended::Interrupted) };
         if let Some(file) = steps_out {
             file.write(&report::steps(&steps))?;
         }

@@ -64,8 +64,9 @@ pub fn steps(steps: &[MeasuredStep]) -> String {
     for MeasuredStep { shape, took, proposer, run } in steps {
         let line = json!({
             "run": run, "proposer": proposer, "plan_rows": shape.plan_rows, "metadata_rows": shape.metadata_rows,
-            "token_rows": shape.token_rows, "logit_rows": shape.logit_rows, "context_reads": shape.context_reads,
-            "context_pairs": shape.context_pairs, "replayed": shape.replayed, "draft_passes": shape.draft_passes,
+            "token_rows": shape.token_rows, "pad_rows": shape.pad_rows, "logit_rows": shape.logit_rows, "context_reads": shape.context_reads,
+            "context_pairs": shape.context_pairs, "replayed": shape.replayed, "after_idle": shape.after_idle,
+            "begun": shape.begun, "ended": shape.ended, "draft_passes": shape.draft_passes,
             "draft_catch_up": shape.draft_catch_up, "draft_reads": shape.draft_reads, "draft_pairs": shape.draft_pairs,
             "took": took,
         });
@@ -87,6 +88,8 @@ pub fn table(found: &CostFit, tallies: &BTreeMap<&'static str, Tally>) -> String
         ("a row of the attention call", model.us_per_metadata_row),
         ("a row of logits", model.us_per_logit_row),
         ("a row that is sampled from", model.us_per_sampled_row),
+        ("a request that comes", model.us_per_begun),
+        ("a request that ends", model.us_per_ended),
         ("a step, eager", model.us_per_eager_step),
         ("a step after idleness", model.us_after_idle),
         ("a step, besides", model.us_per_step + model.metadata.us_per_step),

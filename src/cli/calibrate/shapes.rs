@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use pagedraft::session::Session;
+use pagedraft_model::Ran;
 use pagedraft_scheduler::RequestKey;
 use pagedraft_workloads::sim::StepShape;
 
@@ -39,6 +40,10 @@ impl Shapes {
             metadata_rows: metadata.num_rows() as u32,
             token_rows: record.inputs.tokens.len() as u32,
             replayed: record.is_replayed(),
+            pad_rows: match &record.ran {
+                Ran::Graph(key) => (key.token_rows as u32).saturating_sub(record.inputs.tokens.len() as u32),
+                Ran::Eager(_) => 0,
+            },
             ..StepShape::default()
         };
         self.drafts.clear();

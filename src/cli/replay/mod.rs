@@ -5,17 +5,13 @@
 //! arrivals. What came of it is the run's directory.
 
 mod arrival_flags;
-mod client;
-mod clock;
 mod dataset_flags;
-mod live;
 mod numbers;
 mod outcome;
 mod progress;
 mod real;
 mod recorded;
 mod run_flags;
-mod seats;
 mod simulated;
 mod slo_flag;
 mod table;

@@ -3,27 +3,20 @@
 use std::collections::{HashMap, HashSet};
 use std::io::{BufRead, BufReader, ErrorKind};
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 
 use anyhow::{Context, anyhow};
 use pagedraft::exit::usage_hint;
 use pagedraft::session::{Session, tokenizer};
-use pagedraft_workloads::dataset::DatasetError;
 use pagedraft_workloads::measures::{Recorder, RunFacts};
-use pagedraft_workloads::replay::{Incoming, RequestLine, StepReport};
+use pagedraft_workloads::replay::RequestLine;
 use pagedraft_workloads::run::{REQUESTS_FILE, Resumed, RunDirectory};
 use serde_json::Value;
 
-use super::client::{AHEAD, Before, Client, UNDER_WAY, prepare};
-use super::clock::Clock;
-use super::live::{IDLE, Live, Observe};
 use super::outcome::Outcome;
 use super::progress::Progress;
-use super::seats::Seats;
 use super::workload::{Limits, Workload, ordinary_ids};
 use super::{Replay, recorded};
+use crate::cli::live::{Before, LiveStep, Observe, Stream};
 use crate::cli::{interrupt, recording};
 
 /// Writes lines, and tells how it goes on.
@@ -37,8 +30,8 @@ impl Observe for Watch {
         Ok(self.directory.write(line)?)
     }
 
-    fn step(&mut self, report: &StepReport, done: u64) {
-        self.progress.step(report, done);
+    fn step(&mut self, step: &LiveStep<'_>) {
+        self.progress.step(step.report, step.done);
     }
 }
 
@@ -72,7 +65,9 @@ pub fn run(replay: &Replay, workload: &Workload) -> anyhow::Result<Option<Outcom
     let facts = replay.facts(workload);
     let progress = Progress::new("", workload.survey.items, recorder.done());
     let mut watch = Watch { directory, progress };
-    let whole = serve(&mut session, &mut recorder, &mut watch, source, &before, &spoken, replay);
+    let max_concurrency = replay.arrivals.max_concurrency;
+    let stream = Stream { source, before: &before, recorded: &spoken, max_concurrency };
+    let whole = stream.serve(&mut session, &mut recorder, &mut watch);
     watch.progress.end();
     let stopped = !whole.with_context(|| format!("the run in {} did not end", replay.out.display()))?;
     match stopped {
@@ -143,75 +138,4 @@ fn before(resumed: &Resumed, recorder: &mut Recorder, out: &Path, items: u64) ->
         before.end_ns = before.end_ns.max((end_s * 1e9).ceil() as u64);
     }
     Ok(before)
-}
-
-/// Client and engine, each on its thread; `false` when Ctrl-C ended it.
-fn serve(
-    session: &mut Session,
-    recorder: &mut Recorder,
-    watch: &mut Watch,
-    source: impl Iterator<Item = Result<Incoming, DatasetError>> + Send,
-    before: &Before,
-    spoken: &HashMap<u64, Arc<[u32]>>,
-    replay: &Replay,
-) -> anyhow::Result<bool> {
-    let max_concurrency = replay.arrivals.max_concurrency;
-    let seats = max_concurrency.map(|count| Seats::new(count, before.end_ns));
-    let (seats, stop) = (seats.as_ref(), &AtomicBool::new(false));
-    std::thread::scope(|scope| {
-        let _ends = Ends { stop, seats };
-        let (ahead, prepared) = sync_channel(AHEAD);
-        scope.spawn(move || prepare(source, &ahead, stop));
-        // The run begins when there is something to send.
-        let first = loop {
-            match prepared.recv_timeout(IDLE) {
-                Ok(first) => break Some(first),
-                Err(RecvTimeoutError::Disconnected) => break None,
-                Err(RecvTimeoutError::Timeout) if interrupt::pressed() => return Ok(false),
-                Err(RecvTimeoutError::Timeout) => {}
-            }
-        };
-        let clock = Clock::start(before.end_ns);
-        let (send, arrivals) = sync_channel(UNDER_WAY);
-        let client = Client { clock, seats, max_concurrency, before, stop };
-        // Made before a seat is taken.
-        let mut live = Live::new(session, recorder, watch, clock, seats, spoken);
-        scope.spawn(move || client.run(first.into_iter().chain(prepared), &send));
-        live.run(&arrivals)
-    })
-}
-
-/// Tells the other threads that the engine is done, also where it ended by a panic: the scope waits for them.
-struct Ends<'a> {
-    stop: &'a AtomicBool,
-    seats: Option<&'a Seats>,
-}
-
-impl Drop for Ends<'_> {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(seats) = self.seats {
-            seats.wake();
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::panic::{AssertUnwindSafe, catch_unwind};
-
-    use super::*;
-
-    #[test]
-    fn an_engine_that_panics_ends_the_client_that_waits_for_a_seat() {
-        let (stop, seats) = (AtomicBool::new(false), Seats::new(0, 0));
-        let ended = catch_unwind(AssertUnwindSafe(|| {
-            std::thread::scope(|scope| {
-                let _ends = Ends { stop: &stop, seats: Some(&seats) };
-                scope.spawn(|| assert_eq!(seats.take(&stop), None));
-                panic!("the engine's fault");
-            })
-        }));
-        assert!(ended.is_err());
-    }
 }

@@ -48,6 +48,8 @@ impl CostModel {
             us_per_metadata_row: of.us("us_per_metadata_row")?,
             us_per_logit_row: of.us("us_per_logit_row")?,
             us_per_sampled_row: of.us("us_per_sampled_row")?,
+            us_per_begun: of.us("us_per_begun")?,
+            us_per_ended: of.us("us_per_ended")?,
             us_per_eager_step: of.us("us_per_eager_step")?,
             us_after_idle: of.us("us_after_idle")?,
             schedule: of.given("schedule", overhead)?,
@@ -81,6 +83,8 @@ impl CostModel {
             ("us_per_metadata_row", self.us_per_metadata_row),
             ("us_per_logit_row", self.us_per_logit_row),
             ("us_per_sampled_row", self.us_per_sampled_row),
+            ("us_per_begun", self.us_per_begun),
+            ("us_per_ended", self.us_per_ended),
             ("us_per_eager_step", self.us_per_eager_step),
             ("us_after_idle", self.us_after_idle),
         ];

@@ -15,11 +15,12 @@ const KNOTS: [u32; 24] = [
 ];
 /// Steps between a knot and the one before that make it one.
 const STEPS_OF_A_KNOT: usize = 5;
-/// Steps about a knot that its mean is corrected by, at least; and steps after idleness that are enough to say what it costs.
+/// Steps that a mean is taken of, at least; and steps after idleness that are enough to say what it costs.
 const STEPS_OF_A_MEAN: usize = 20;
 const AFTER_IDLE: usize = 10;
-/// A pass that took so many times what is told was another program's.
+/// A step that took so many times what is told, and so many microseconds more, was another program's.
 const NEIGHBOUR: f64 = 2.5;
+const NEIGHBOUR_US: f64 = 20_000.0;
 /// One run of steps of so many is held out.
 const HELD_OUT: u64 = 4;
 
@@ -136,7 +137,7 @@ fn quality<'a>(
 fn fit_target(all: &[&MeasuredStep], model: &mut CostModel) {
     let (idle, steps): (Vec<&MeasuredStep>, Vec<&MeasuredStep>) =
         all.iter().partition(|step| step.shape.after_idle);
-    let knots = Knots::new(steps.iter().map(|step| step.shape.token_rows));
+    let knots = Knots::new(steps.iter().map(|step| step.shape.rows_run()));
     let mut execute = Measurements::new(knots.len() + 5);
     let [mut metadata, mut sample, mut other] = [3, 2, 3].map(Measurements::new);
     for step in &steps {
@@ -151,10 +152,12 @@ fn fit_target(all: &[&MeasuredStep], model: &mut CostModel) {
             logit_rows,
             f64::from(u8::from(!shape.replayed)),
         ];
-        execute.push(knots.ramps([shape.token_rows]).into_iter().chain(more), took.execute, total);
+        execute.push(knots.ramps([shape.rows_run()]).into_iter().chain(more), took.execute, total);
         metadata.push([1.0, rows, tokens], took.metadata, total);
         sample.push([1.0, logit_rows], took.sample, total);
-        other.push([1.0, rows, tokens], took.other + took.schedule, total);
+        if !comes_or_goes(step) {
+            other.push([1.0, rows, tokens], took.other + took.schedule, total);
+        }
     }
     let found = execute.fit();
     let (ramps, more) = found.split_at(knots.len());
@@ -170,16 +173,25 @@ fn fit_target(all: &[&MeasuredStep], model: &mut CostModel) {
     model.us_per_row = other.us_per_row;
     model.us_per_token = other.us_per_token;
     correct_means(&steps, model);
-    model.us_after_idle =
-        mean(idle.iter().filter_map(|step| told(step, model)).map(|(told, took)| took - told), AFTER_IDLE)
-            .unwrap_or(0.0)
-            .max(0.0);
+    fit_comings_and_goings(&steps, model);
+    let late = idle.iter().map(|step| step.took.total_us() - told(step, model).total_us());
+    model.us_after_idle = mean(late.filter(|us| *us < NEIGHBOUR_US), AFTER_IDLE).unwrap_or(0.0).max(0.0);
 }
 
-/// What a step's pass is told to take, and what it took; `None` where that is a neighbour of the machine.
-fn told(step: &MeasuredStep, model: &CostModel) -> Option<(f64, f64)> {
-    let told = model.step(&step.shape, None).execute;
-    (told > 0.0 && step.took.execute <= NEIGHBOUR * told).then_some((told, step.took.execute))
+/// Whether requests were given to the engine before a step, or end with it.
+fn comes_or_goes(step: &MeasuredStep) -> bool {
+    step.shape.begun + step.shape.ended > 0
+}
+
+/// What a step is told to take without drafts, which are told apart.
+fn told(step: &MeasuredStep, model: &CostModel) -> StepCost {
+    StepCost { propose: step.took.propose, ..model.step(&step.shape, None) }
+}
+
+/// Whether a step took so much more than it is told to that another program had the core.
+fn is_neighbours(step: &MeasuredStep, model: &CostModel) -> bool {
+    let (told, took) = (told(step, model).total_us(), step.took.total_us());
+    took > NEIGHBOUR * told && took > told + NEIGHBOUR_US
 }
 
 fn mean(values: impl Iterator<Item = f64>, least: usize) -> Option<f64> {
@@ -187,8 +199,16 @@ fn mean(values: impl Iterator<Item = f64>, least: usize) -> Option<f64> {
     (count >= least).then(|| sum / count as f64)
 }
 
-/// Raises or lowers each point of the target's curve by the share that the steps about it took more than told, on average. The fit goes
-/// through the middle of them; a simulation adds their times up, and their slow tail is part of the sum.
+/// What was measured over what was told, in sums; 1 where there is too little to say.
+fn ratio(pairs: impl Iterator<Item = (f64, f64)>) -> f64 {
+    let (count, took, told) =
+        pairs.fold((0, 0.0, 0.0), |(count, a, b), (took, told)| (count + 1, a + took, b + told));
+    if count >= STEPS_OF_A_MEAN && told > 0.0 { took / told } else { 1.0 }
+}
+
+/// Raises or lowers what each stage is told by the share that it took more than told, in sums: of the forward pass each
+/// point of the target's curve by the steps about it. The fits go through the middle of the measurements; a simulation
+/// adds their times up, and their slow tail is part of the sum.
 fn correct_means(steps: &[&MeasuredStep], model: &mut CostModel) {
     let points = model.target.points.clone();
     let nearest = |rows: u32| {
@@ -199,18 +219,54 @@ fn correct_means(steps: &[&MeasuredStep], model: &mut CostModel) {
             _ => above,
         }
     };
-    let corrections: Vec<f64> = (0..points.len())
-        .map(|knot| {
-            let about = steps.iter().filter(|step| nearest(step.shape.token_rows) == knot);
-            mean(about.filter_map(|step| told(step, model)).map(|(told, took)| took / told), STEPS_OF_A_MEAN)
-                .unwrap_or(1.0)
-        })
+    let own: Vec<(&MeasuredStep, StepCost, usize)> = steps
+        .iter()
+        .filter(|step| !is_neighbours(step, model))
+        .map(|step| (*step, told(step, model), nearest(step.shape.rows_run())))
         .collect();
+    let metadata = ratio(own.iter().map(|(step, told, _)| (step.took.metadata, told.metadata)));
+    model.metadata.scale(metadata);
+    // What sampling costs a step is told with the rest of it.
+    let quiet = own.iter().filter(|(step, ..)| !comes_or_goes(step));
+    let rest = ratio(quiet.map(|(step, told, _)| {
+        let took = &step.took;
+        (took.sample + took.schedule + took.other, told.sample + told.schedule + told.other)
+    }));
+    for us in [
+        &mut model.us_per_sampled_row,
+        &mut model.us_per_step,
+        &mut model.us_per_row,
+        &mut model.us_per_token,
+    ] {
+        *us *= rest;
+    }
     let mut least = 0.0f64;
-    for ((_, us), correction) in model.target.points.iter_mut().zip(corrections) {
-        *us = (*us * correction).max(least);
+    for (knot, (_, us)) in model.target.points.iter_mut().enumerate() {
+        let about = own.iter().filter(|(.., nearest)| *nearest == knot);
+        // Attention and logits have lines of their own: what is off is the curve's.
+        let (extra, share) = about.clone().fold((0.0, 0.0), |(extra, count), (step, told, _)| {
+            (extra + step.took.execute - told.execute, count + 1.0)
+        });
+        if share >= STEPS_OF_A_MEAN as f64 {
+            *us += extra / share;
+        }
+        *us = us.max(least);
         least = *us;
     }
+}
+
+/// What it costs that requests come and end, by what the steps took in which they did: on average, as it is anything from
+/// the hash of a prompt to a line on the disk.
+fn fit_comings_and_goings(steps: &[&MeasuredStep], model: &mut CostModel) {
+    let mut found = Measurements::new(2);
+    for step in steps.iter().filter(|step| comes_or_goes(step) && !is_neighbours(step, model)) {
+        let told = told(step, model);
+        let rest = step.took.schedule + step.took.other + step.took.sample - told.other - told.sample;
+        found.push([f64::from(step.shape.begun), f64::from(step.shape.ended)], rest, 1.0);
+    }
+    let found = found.mean();
+    model.us_per_begun = found.first().copied().unwrap_or(0.0);
+    model.us_per_ended = found.get(1).copied().unwrap_or(0.0);
 }
 
 fn overhead(found: &[f64]) -> Overhead {
@@ -239,12 +295,16 @@ fn fit_proposer(steps: &[&MeasuredStep], keeps_kv: bool) -> DraftCost {
     let found = propose.fit();
     let (ramps, more) = found.split_at(knots.len());
     let at = |i: usize| more.get(i).copied().unwrap_or(0.0);
-    DraftCost {
+    let mut cost = DraftCost {
         pass: CostCurve { points: knots.points(ramps), us_per_read: at(2), us_per_context: at(3) },
         us_per_step: at(0),
         us_per_row: at(1),
         keeps_kv,
-    }
+    };
+    let pairs = steps.iter().map(|step| (step.took.propose, cost.us(&step.shape)));
+    let own = pairs.filter(|(took, told)| *took <= NEIGHBOUR * told || *took <= told + NEIGHBOUR_US);
+    cost.scale(ratio(own));
+    cost
 }
 
 /// The token rows of the proposer's passes in a step.

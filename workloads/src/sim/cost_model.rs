@@ -14,12 +14,18 @@ pub struct StepShape {
     pub metadata_rows: u32,
     /// Query tokens, drafts included.
     pub token_rows: u32,
+    /// Rows that a graph adds to them.
+    pub pad_rows: u32,
     /// Token rows whose logits are computed.
     pub logit_rows: u32,
     /// Tokens of KV read, each row of the attention call once: the sum of its contexts.
     pub context_reads: u64,
     /// Pairs of a query token and a token before it: the sum over query tokens of their contexts.
     pub context_pairs: u64,
+    /// Requests that the engine was given before it.
+    pub begun: u32,
+    /// Requests that end with it.
+    pub ended: u32,
     /// Whether a graph is replayed.
     pub replayed: bool,
     /// Whether the engine had nothing to do before it.
@@ -35,6 +41,12 @@ pub struct StepShape {
 }
 
 impl StepShape {
+    /// Token rows that the forward pass computes, those that a graph adds included.
+    #[must_use]
+    pub fn rows_run(&self) -> u32 {
+        self.token_rows + self.pad_rows
+    }
+
     /// One more request in the proposer's pass number `depth`, from 0, with `tokens` token rows behind `context` tokens.
     pub fn add_draft_row(&mut self, depth: usize, context: u32, tokens: u32) {
         if self.draft_passes.len() <= depth {
@@ -138,11 +150,11 @@ impl Overhead {
 ///
 /// | stage | microseconds |
 /// |---|---|
-/// | execute | `target` at its token rows + `target.us_per_read` a token of context read + `target.us_per_context` a pair of a query token and a token before it + `us_per_metadata_row` a row of the attention call + `us_per_logit_row` a row of logits + `us_per_eager_step` if no graph is replayed + `us_after_idle` if nothing ran before |
+/// | execute | `target` at its token rows, those that a graph adds included, + `target.us_per_read` a token of context read + `target.us_per_context` a pair of a query token and a token before it + `us_per_metadata_row` a row of the attention call + `us_per_logit_row` a row of logits + `us_per_eager_step` if no graph is replayed + `us_after_idle` if nothing ran before |
 /// | sample | `us_per_sampled_row` a row of logits |
 /// | propose | the proposer's `us_per_step`, `us_per_row` a drafted request, and its `pass` for each pass |
 /// | schedule, metadata | those [`Overhead`]s |
-/// | other | `us_per_step`, `us_per_row` a request, `us_per_token` a query token |
+/// | other | `us_per_step`, `us_per_row` a request, `us_per_token` a query token, `us_per_begun` a request that was given to the engine before, `us_per_ended` one that ends |
 ///
 /// Between the points of a curve the cost is a straight line; below the first it is the first's, beyond the last it goes
 /// on with the last slope ([`CostCurve::us`]). What is left out costs nothing.
@@ -191,6 +203,12 @@ pub struct CostModel {
     /// Microseconds a query token, for the same: prefixes that are published.
     #[serde(default)]
     pub us_per_token: f64,
+    /// Microseconds a request that the engine is given, for the same.
+    #[serde(default)]
+    pub us_per_begun: f64,
+    /// Microseconds a request that ends, for the same: its output, its line.
+    #[serde(default)]
+    pub us_per_ended: f64,
     /// Microseconds a row of the attention call, whatever its context.
     #[serde(default)]
     pub us_per_metadata_row: f64,
@@ -223,6 +241,14 @@ pub struct CostModel {
     pub freezes: Vec<Freeze>,
 }
 
+impl Overhead {
+    pub(super) fn scale(&mut self, by: f64) {
+        for us in [&mut self.us_per_step, &mut self.us_per_row, &mut self.us_per_token] {
+            *us *= by;
+        }
+    }
+}
+
 impl CostModel {
     /// What the embedded model costs on the machine this was developed on; its name has both.
     #[must_use]
@@ -241,7 +267,7 @@ impl CostModel {
             schedule: self.schedule.us(shape.plan_rows, shape.token_rows),
             metadata: self.metadata.us(shape.plan_rows, shape.token_rows),
             propose: proposer.map_or(0.0, |proposer| proposer.us(shape)),
-            execute: with_context(&self.target, shape.token_rows, shape.context_reads, shape.context_pairs)
+            execute: with_context(&self.target, shape.rows_run(), shape.context_reads, shape.context_pairs)
                 + f64::from(shape.metadata_rows) * self.us_per_metadata_row
                 + logit_rows * self.us_per_logit_row
                 + eager
@@ -249,7 +275,9 @@ impl CostModel {
             sample: logit_rows * self.us_per_sampled_row,
             other: self.us_per_step
                 + self.us_per_row * f64::from(shape.plan_rows)
-                + self.us_per_token * f64::from(shape.token_rows),
+                + self.us_per_token * f64::from(shape.token_rows)
+                + self.us_per_begun * f64::from(shape.begun)
+                + self.us_per_ended * f64::from(shape.ended),
         }
     }
 
@@ -283,6 +311,13 @@ impl DraftCost {
             with_context(&self.pass, shape.draft_catch_up.max(drafted), shape.draft_reads, shape.draft_pairs);
         let later: f64 = later.iter().map(|&rows| self.pass.us(rows)).sum();
         self.us_per_step + self.us_per_row * f64::from(drafted) + first + later
+    }
+
+    pub(super) fn scale(&mut self, by: f64) {
+        let more = [&mut self.us_per_step, &mut self.us_per_row];
+        let curve = [&mut self.pass.us_per_read, &mut self.pass.us_per_context];
+        more.into_iter().chain(curve).for_each(|us| *us *= by);
+        self.pass.points.iter_mut().for_each(|(_, us)| *us *= by);
     }
 
     /// A pass by its rows, what each row costs besides included.

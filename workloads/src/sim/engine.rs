@@ -44,6 +44,8 @@ pub(super) struct Engine {
     weighed: bool,
     load: u64,
     taken: u64,
+    /// Requests it was given since the last step.
+    begun: u32,
 }
 
 impl Engine {
@@ -88,6 +90,7 @@ impl Engine {
             weighed,
             load: 0,
             taken: 0,
+            begun: 0,
         })
     }
 
@@ -165,6 +168,7 @@ impl Engine {
         request.owes = request.left(0);
         self.load += u64::from(request.owes);
         self.taken += 1;
+        self.begun += 1;
         self.requests[key.index()] = request;
         Ok(())
     }
@@ -183,6 +187,7 @@ impl Engine {
         }
         self.preempt();
         self.execute();
+        self.shape.begun = std::mem::take(&mut self.begun);
         self.shape.after_idle = now > self.report.end_ns || self.plan.id.0 == 0;
         self.gather()?;
         let proposer = self.drafting.as_ref().map(|drafting| &drafting.cost);
@@ -222,7 +227,7 @@ impl Engine {
         outcome.rows.clear();
         outcome.tokens.clear();
         shape.draft_passes.clear();
-        (shape.draft_catch_up, shape.draft_reads, shape.draft_pairs) = (0, 0, 0);
+        (shape.draft_catch_up, shape.draft_reads, shape.draft_pairs, shape.ended) = (0, 0, 0, 0);
         let mut sums = RowSums::default();
         if let Some(drafting) = drafting {
             drafting.begin();
@@ -245,6 +250,7 @@ impl Engine {
                 let upto = len + u32::from(num_accepted);
                 outcome.tokens.extend((len..=upto).map(|position| request.draws.token(position)));
                 if upto + 1 >= request.max_len {
+                    shape.ended += 1;
                     request.blocks_held = scheduler.block_table(row.request, GroupId(0)).len() as u32;
                 }
             }
@@ -267,6 +273,7 @@ impl Engine {
         report.decode_rows = sums.decode_rows;
         self.graph = self.graphs.replayed(shape, sums.max_query_len);
         shape.replayed = self.graph.is_some();
+        shape.pad_rows = self.graph.map_or(0, |graph| graph.token_rows - shape.token_rows);
     }
 
     /// Makes what a trace has of the step, where one is written.

@@ -73,6 +73,11 @@ impl Measurements {
         coefficients
     }
 
+    /// The coefficients without any forgetting: the mean of what was measured.
+    pub(super) fn mean(&self) -> Vec<f64> {
+        self.least_squares(&vec![1.0; self.len()])
+    }
+
     /// With these weights, by normal equations and Lawson and Hanson's active sets ("Solving Least Squares Problems",
     /// 1974, chapter 23).
     fn least_squares(&self, shares: &[f64]) -> Vec<f64> {

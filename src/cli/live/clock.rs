@@ -19,6 +19,11 @@ impl Clock {
         Self { started: Instant::now(), offset_ns }
     }
 
+    /// What it showed first.
+    pub fn began_ns(&self) -> u64 {
+        self.offset_ns
+    }
+
     /// What it shows.
     pub fn now_ns(&self) -> u64 {
         let since = u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX);

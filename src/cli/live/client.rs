@@ -3,6 +3,9 @@
 //! A run that is resumed keeps every intended arrival: its clock goes on where the last request ended, so that a request
 //! that was lost with the engine has waited since it should have been sent. Only in a closed loop, where a request
 //! should go when a seat is free, is that moment after the resume.
+//!
+//! Seats are the engine's: it takes a request out of the channel when it has one for it, so that one that is free after a step
+//! is filled before the next.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +15,6 @@ use pagedraft_workloads::dataset::DatasetError;
 use pagedraft_workloads::replay::{Incoming, PlannedRequest, SkippedRequest};
 
 use super::clock::Clock;
-use super::seats::Seats;
 
 /// Requests that are prepared before their time.
 pub const AHEAD: usize = 256;
@@ -27,8 +29,6 @@ pub enum Sent {
     /// A request, and when.
     Request {
         request: PlannedRequest,
-        /// When it should have been sent.
-        intended_ns: u64,
         /// When it was.
         sent_ns: u64,
         /// Whether it had been sent before the run was stopped.
@@ -66,8 +66,7 @@ pub fn prepare(
 /// Who sends.
 pub struct Client<'a> {
     pub clock: Clock,
-    /// With a limit of concurrency.
-    pub seats: Option<&'a Seats>,
+    /// Requests that may be in flight.
     pub max_concurrency: Option<u32>,
     pub before: &'a Before,
     pub stop: &'a AtomicBool,
@@ -102,7 +101,7 @@ impl Client<'_> {
         self.before.done.contains(&index)
     }
 
-    /// Waits for a request's time, then for its seat; `None` when told to stop.
+    /// Waits for a request's time; `None` when told to stop.
     fn wait_for(&self, request: PlannedRequest) -> Option<Sent> {
         let resumed = self.was_sent(&request);
         if let Some(arrival_ns) = request.arrival_ns
@@ -110,13 +109,7 @@ impl Client<'_> {
         {
             return None;
         }
-        let free_ns = match self.seats {
-            Some(seats) => Some(seats.take(self.stop)?),
-            None => None,
-        };
-        // Without a time of its own it should have gone when there was room for it.
-        let intended_ns = request.arrival_ns.or(free_ns).unwrap_or(self.before.end_ns);
-        Some(Sent::Request { request, intended_ns, sent_ns: self.clock.now_ns(), resumed })
+        Some(Sent::Request { request, sent_ns: self.clock.now_ns(), resumed })
     }
 
     /// Whether a request that is not done had probably been sent when the run was stopped: its time had come, and those
@@ -149,22 +142,19 @@ mod tests {
         }))
     }
 
-    /// Index, intended arrival, and whether it is one that is sent again, of what a client sends after a stop at 1 s with
+    /// Index, arrival, and whether it is one that is sent again, of what a client sends after a stop at 1 s with
     /// requests 0 and 2 done.
-    fn sent(seats: Option<u32>, arrivals: &[Option<u64>]) -> Vec<(u64, u64, bool)> {
+    fn sent(seats: Option<u32>, arrivals: &[Option<u64>]) -> Vec<(u64, Option<u64>, bool)> {
         let before = Before { done: HashSet::from([0, 2]), end_ns: 1_000_000_000 };
         let (stop, (send, arrived)) = (AtomicBool::new(false), sync_channel(UNDER_WAY));
-        // More of them than the limit says, as nothing ends here.
-        let room = seats.map(|_| Seats::new(16, before.end_ns));
         let clock = Clock::start(before.end_ns);
-        let client =
-            Client { clock, seats: room.as_ref(), max_concurrency: seats, before: &before, stop: &stop };
+        let client = Client { clock, max_concurrency: seats, before: &before, stop: &stop };
         client.run((0..).zip(arrivals).map(|(index, &at)| planned(index, at)), &send);
         drop(send);
         let each = arrived.iter().map(|sent| match sent {
-            Sent::Request { request, intended_ns, sent_ns, resumed } => {
-                assert!(sent_ns >= intended_ns.max(before.end_ns));
-                (request.index, intended_ns, resumed)
+            Sent::Request { request, sent_ns, resumed } => {
+                assert!(sent_ns >= request.arrival_ns.unwrap_or(0).max(before.end_ns));
+                (request.index, request.arrival_ns, resumed)
             }
             other => panic!("{other:?}"),
         });
@@ -176,16 +166,16 @@ mod tests {
         let ms = |ms: u64| Some(ms * 1_000_000);
         let arrivals = [ms(0), ms(300), ms(400), ms(900), ms(1001), ms(1002)];
         let open = sent(None, &arrivals);
-        let expected = [(1, 300_000_000, true), (3, 900_000_000, true)];
+        let expected = [(1, ms(300), true), (3, ms(900), true)];
         assert_eq!(open[..2], expected);
-        assert_eq!(open[2..], [(4, 1_001_000_000, false), (5, 1_002_000_000, false)]);
+        assert_eq!(open[2..], [(4, ms(1001), false), (5, ms(1002), false)]);
         // With one seat there had been room for none but request 1.
-        assert_eq!(sent(Some(1), &arrivals)[..2], [(1, 300_000_000, true), (3, 900_000_000, false)]);
+        assert_eq!(sent(Some(1), &arrivals)[..2], [(1, ms(300), true), (3, ms(900), false)]);
     }
 
     #[test]
-    fn a_resumed_closed_loop_begins_where_seats_are_free_again() {
-        let at = 1_000_000_000;
-        assert_eq!(sent(Some(2), &[None; 6]), [(1, at, true), (3, at, true), (4, at, false), (5, at, false)]);
+    fn a_resumed_closed_loop_had_as_many_under_way_as_it_has_seats() {
+        let each = [(1, None, true), (3, None, true), (4, None, false), (5, None, false)];
+        assert_eq!(sent(Some(2), &[None; 6]), each);
     }
 }

@@ -1,8 +1,12 @@
-//! A workload through the engine in real time: the engine's side.
+//! Requests through the engine in real time: a client that sends each when its time has come, and the engine's loop.
 //!
-//! A seat that a step freed (`--max-concurrency`) is filled before the next step, as in the simulation: where the client has
-//! a request waiting for it, the engine waits for the hand-over, 200 µs at most. A client that takes longer (its
-//! thread gets no core, its next prompt is not ready) misses a step.
+//! `replay` runs workloads in it, and `bench calibrate` measures steps in it: what a simulation is told that a step costs
+//! is what the same loop took for one.
+
+mod client;
+mod clock;
+mod seats;
+mod serve;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -11,23 +15,25 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use pagedraft::session::{Request, RequestId, RequestOutput, Session};
+use pagedraft_spec_decode::StageTimes;
 use pagedraft_workloads::measures::Recorder;
 use pagedraft_workloads::replay::{
     EndedRequest, Output, PlannedRequest, RequestLine, RowReport, StepReport, Ticket,
 };
 
-use super::client::Sent;
-use super::clock::Clock;
-use super::seats::Seats;
-use crate::cli::interrupt;
+pub use self::client::Before;
+use self::client::Sent;
+use self::clock::Clock;
+use self::seats::Seats;
+pub use self::serve::Stream;
+use super::interrupt;
 
 /// How long an engine without work sleeps before it looks for Ctrl-C.
-pub const IDLE: Duration = Duration::from_millis(20);
-
+const IDLE: Duration = Duration::from_millis(20);
 /// Requests that are taken in between two steps, at most: a client that sends faster than they are taken in must not keep
 /// the engine from its steps.
 const AT_ONCE: usize = 1024;
-/// How long the engine waits for requests that take seats which the last step freed.
+/// How long a free seat waits for a request that has no time of its own: its prompt may not be ready.
 const HAND_OVER: Duration = Duration::from_micros(200);
 
 /// Who wants to know how the run goes on.
@@ -40,54 +46,81 @@ pub trait Observe {
     fn line(&mut self, line: &RequestLine) -> anyhow::Result<()>;
 
     /// A step was made.
-    fn step(&mut self, report: &StepReport, done: u64);
+    fn step(&mut self, step: &LiveStep<'_>);
+}
+
+/// A step that was made, and what it took the loop.
+pub struct LiveStep<'a> {
+    pub session: &'a Session,
+    pub report: &'a StepReport,
+    pub stages: StageTimes,
+    /// Wall time, from the end of the step before (or, after idleness, from when the request that ended it should have
+    /// been sent) until all was done that this one gave to do.
+    pub took_ns: u64,
+    /// Whether the engine had nothing to do before it.
+    pub after_idle: bool,
+    /// Requests that were taken in before it.
+    pub taken: u32,
+    /// Requests that are done with.
+    pub done: u64,
 }
 
 /// An engine under a stream of requests.
-pub struct Live<'a> {
-    pub session: &'a mut Session,
-    pub recorder: &'a mut Recorder,
-    pub observer: &'a mut dyn Observe,
-    pub clock: Clock,
-    pub seats: Option<&'a Seats>,
-    /// What the plain run generated, for synthetic drafts.
-    pub recorded: &'a HashMap<u64, Arc<[u32]>>,
+struct Live<'a> {
+    session: &'a mut Session,
+    recorder: &'a mut Recorder,
+    observer: &'a mut dyn Observe,
+    clock: Clock,
+    /// What a plain run generated, for synthetic drafts.
+    recorded: &'a HashMap<u64, Arc<[u32]>>,
+    /// Where so many may be in flight.
+    seats: Option<Seats>,
+    /// Whether the next request goes as soon as there is a seat.
+    closed: bool,
+    /// When the run began.
+    begin_ns: u64,
     in_flight: HashMap<RequestId, Ticket>,
-    /// Seats that the client is about to fill.
-    awaited: usize,
     /// Names of those in flight that had been sent before the run was stopped.
     resumed: HashSet<String>,
+    /// Since when the time of the next step counts.
+    since_ns: u64,
+    after_idle: bool,
+    taken: u32,
     report: StepReport,
     ended: Vec<RequestLine>,
 }
 
 impl<'a> Live<'a> {
-    pub fn new(
+    fn new(
         session: &'a mut Session,
         recorder: &'a mut Recorder,
         observer: &'a mut dyn Observe,
         clock: Clock,
-        seats: Option<&'a Seats>,
+        seats: Option<Seats>,
         recorded: &'a HashMap<u64, Arc<[u32]>>,
     ) -> Self {
+        let begin_ns = clock.began_ns();
         Self {
             session,
             recorder,
             observer,
             clock,
-            seats,
             recorded,
+            closed: seats.is_some(),
+            seats,
+            begin_ns,
             in_flight: HashMap::new(),
-            // All of them are free, and the first requests should run together.
-            awaited: seats.map_or(0, Seats::free),
             resumed: HashSet::new(),
+            since_ns: begin_ns,
+            after_idle: true,
+            taken: 0,
             report: StepReport::default(),
             ended: Vec::new(),
         }
     }
 
     /// Serves what comes until nothing more does; `false` when Ctrl-C ended it.
-    pub fn run(&mut self, arrivals: &Receiver<Sent>) -> anyhow::Result<bool> {
+    fn run(&mut self, arrivals: &Receiver<Sent>) -> anyhow::Result<bool> {
         let mut open = true;
         while !interrupt::pressed() {
             // Between steps: what has come by now.
@@ -103,8 +136,7 @@ impl<'a> Live<'a> {
         Ok(false)
     }
 
-    /// Takes in what has come; waits a moment where there is nothing to run, or a free seat is about to be filled. `false`
-    /// when no more will come.
+    /// Takes in what has come and has a seat; waits a moment where there is nothing to run. `false` when no more will come.
     fn take_in(&mut self, arrivals: &Receiver<Sent>) -> anyhow::Result<bool> {
         if !self.session.has_unfinished() {
             match arrivals.recv_timeout(IDLE) {
@@ -115,11 +147,10 @@ impl<'a> Live<'a> {
         }
         let begun = Instant::now();
         for _ in 0..AT_ONCE {
-            if interrupt::pressed() {
+            if self.seats.as_ref().is_some_and(Seats::are_taken) || interrupt::pressed() {
                 break;
             }
-            let patience =
-                if self.awaited > 0 { HAND_OVER.saturating_sub(begun.elapsed()) } else { Duration::ZERO };
+            let patience = if self.closed { HAND_OVER.saturating_sub(begun.elapsed()) } else { Duration::ZERO };
             let next = match patience.is_zero() {
                 true => arrivals.try_recv().map_err(|e| e == TryRecvError::Disconnected),
                 false => arrivals.recv_timeout(patience).map_err(|e| e == RecvTimeoutError::Disconnected),
@@ -130,7 +161,6 @@ impl<'a> Live<'a> {
                 Err(false) => break,
             }
         }
-        self.awaited = 0;
         Ok(true)
     }
 
@@ -142,8 +172,18 @@ impl<'a> Live<'a> {
                 let line = self.recorder.skip(&skipped);
                 self.observer.line(&line)?;
             }
-            Sent::Request { request, intended_ns, sent_ns, resumed } => {
-                self.awaited = self.awaited.saturating_sub(1);
+            Sent::Request { request, sent_ns, resumed } => {
+                self.closed = self.seats.is_some() && request.arrival_ns.is_none();
+                // With seats it is sent when it has one; without a time of its own it should have gone then.
+                let (free_ns, sent_ns) = match &mut self.seats {
+                    Some(seats) => (seats.take().unwrap_or(self.begin_ns), self.clock.now_ns()),
+                    None => (self.begin_ns, sent_ns),
+                };
+                let intended_ns = request.arrival_ns.unwrap_or(free_ns);
+                if intended_ns > self.since_ns && !self.session.has_unfinished() {
+                    (self.since_ns, self.after_idle) = (intended_ns, true);
+                }
+                self.taken += 1;
                 let ticket = self.recorder.send(&request, intended_ns, sent_ns);
                 if resumed {
                     self.resumed.insert(request.index.to_string());
@@ -207,15 +247,25 @@ impl<'a> Live<'a> {
         for line in std::mem::take(&mut self.ended) {
             self.tell(line)?;
         }
-        self.observer.step(&self.report, self.recorder.done());
+        drop(step.emitted);
+        let told = LiveStep {
+            session: self.session,
+            report: &self.report,
+            stages: step.stages,
+            took_ns: self.clock.now_ns().saturating_sub(self.since_ns),
+            after_idle: self.after_idle,
+            taken: std::mem::take(&mut self.taken),
+            done: self.recorder.done(),
+        };
+        self.observer.step(&told);
+        (self.since_ns, self.after_idle) = (self.clock.now_ns(), false);
         Ok(())
     }
 
     fn free_seat(&mut self, now_ns: u64) {
-        let Some(seats) = self.seats else { return };
-        seats.give_back(now_ns);
-        // A client whose next request is not due yet fills none.
-        self.awaited += usize::from(seats.is_waited_for());
+        if let Some(seats) = &mut self.seats {
+            seats.give_back(now_ns);
+        }
     }
 
     fn tell(&mut self, mut line: RequestLine) -> anyhow::Result<()> {
