@@ -9,6 +9,8 @@
 //! Work is balanced by [`Chunks`], a counter that all shares of a job draw from; a share that finds
 //! it empty returns at once.
 
+mod cores;
+
 use std::any::Any;
 use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -16,6 +18,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
+
+use self::cores::Cores;
 
 /// How long an idle member spins before it sleeps: longer than the gaps between the operations of a
 /// step, and some twice of what waking it costs the caller (15 to 20 us on a virtual machine).
@@ -39,6 +43,7 @@ struct Shared {
     done: AtomicUsize,
     stop: AtomicBool,
     sleeping: Vec<AtomicBool>,
+    cores: Cores,
     caller: Mutex<Option<Thread>>,
     caller_sleeps: AtomicBool,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
@@ -67,6 +72,7 @@ impl Team {
             done: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
             sleeping: (1..members).map(|_| AtomicBool::new(false)).collect(),
+            cores: Cores::new(members - 1),
             caller: Mutex::new(None),
             caller_sleeps: AtomicBool::new(false),
             panic: Mutex::new(None),
@@ -110,8 +116,12 @@ impl Team {
         let number = (shared.claims.load(Ordering::Relaxed) >> 32).wrapping_add(1) << 32;
         // Share 0 is ours from the start.
         shared.claims.store(number | 1, Ordering::SeqCst);
+        let mut way_made = false;
         for (sleeping, thread) in shared.sleeping.iter().zip(&self.threads) {
             if sleeping.load(Ordering::SeqCst) {
+                if !std::mem::replace(&mut way_made, true) {
+                    shared.cores.make_way();
+                }
                 thread.thread().unpark();
             }
         }
@@ -177,6 +187,7 @@ impl Shared {
     /// The life of a thread of the team.
     fn member(&self, index: usize) {
         let sleeping = &self.sleeping[index];
+        self.cores.enter(index);
         let work = || {
             self.claims.load(Ordering::SeqCst) & CLAIM < self.members as u64
                 || self.stop.load(Ordering::SeqCst)

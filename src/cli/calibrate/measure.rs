@@ -53,7 +53,8 @@ impl<'a> Measuring<'a> {
         let plain = ways.first().and_then(|plain| plain.first()).context("there is no way to run")?.clone();
         let mut meter = Meter::new(plain.clone(), catch_up);
         // Memory that was never touched, code that was never run.
-        let warm = corners.first().context("the engine is too small to be measured: give it a larger pool")?;
+        let warm =
+            corners.first().context("the engine is too small to be measured: give it a larger pool")?;
         meter.begin(&plain, false);
         if !self.phase(&mut meter, *warm, LASTING)? {
             return Ok(None);

@@ -44,7 +44,8 @@ impl Phase {
     /// The corners of what will be seen: one request and as many as there can be, short prompts and long ones.
     pub fn corners(bounds: &Bounds) -> Vec<Self> {
         let of = |seats, prompt| Self { load: Load::Closed(seats), prompt, output: DECODES, shared: 0.0 };
-        let corners = [of(1, 32), of(8, 128), of(1, 1024), of(3, 512), of(32, 64), of(u32::MAX, 16), of(1, 4096)];
+        let corners =
+            [of(1, 32), of(8, 128), of(1, 1024), of(3, 512), of(32, 64), of(u32::MAX, 16), of(1, 4096)];
         corners.into_iter().filter_map(|corner| corner.within(bounds)).collect()
     }
 

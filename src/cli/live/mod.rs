@@ -150,7 +150,8 @@ impl<'a> Live<'a> {
             if self.seats.as_ref().is_some_and(Seats::are_taken) || interrupt::pressed() {
                 break;
             }
-            let patience = if self.closed { HAND_OVER.saturating_sub(begun.elapsed()) } else { Duration::ZERO };
+            let patience =
+                if self.closed { HAND_OVER.saturating_sub(begun.elapsed()) } else { Duration::ZERO };
             let next = match patience.is_zero() {
                 true => arrivals.try_recv().map_err(|e| e == TryRecvError::Disconnected),
                 false => arrivals.recv_timeout(patience).map_err(|e| e == RecvTimeoutError::Disconnected),
