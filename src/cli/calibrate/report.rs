@@ -92,6 +92,7 @@ pub fn table(found: &CostFit, tallies: &BTreeMap<&'static str, Tally>) -> String
         ("a request that ends", model.us_per_ended),
         ("a step, eager", model.us_per_eager_step),
         ("a step after idleness", model.us_after_idle),
+        ("a token row of it, to 1024", model.us_per_row_after_idle),
         ("a step, besides", model.us_per_step + model.metadata.us_per_step),
         ("a request in a step, besides", model.us_per_row + model.metadata.us_per_row),
         ("a query token, besides", model.us_per_token + model.metadata.us_per_token),

@@ -1,28 +1,32 @@
-//! Requests through the engine in real time: a client that sends each when its time has come, and the engine's loop.
+//! Requests through the engine in real time.
+//!
+//! The engine itself takes each when its time has come, between two steps: a client on a thread of its own would need a core
+//! for it, and all of them are the engine's. Requests are prepared ahead of their time; latencies count from when they
+//! should have come, however late a step lets the engine look.
 //!
 //! `replay` runs workloads in it, and `bench calibrate` measures steps in it: what a simulation is told that a step costs
 //! is what the same loop took for one.
 
-mod client;
+mod before;
 mod clock;
 mod seats;
 mod serve;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use pagedraft::session::{Request, RequestId, RequestOutput, Session};
 use pagedraft_spec_decode::StageTimes;
+use pagedraft_workloads::dataset::DatasetError;
 use pagedraft_workloads::measures::Recorder;
 use pagedraft_workloads::replay::{
-    EndedRequest, Output, PlannedRequest, RequestLine, RowReport, StepReport, Ticket,
+    EndedRequest, Incoming, Output, PlannedRequest, RequestLine, RowReport, StepReport, Ticket,
 };
 
-pub use self::client::Before;
-use self::client::Sent;
+pub use self::before::Before;
 use self::clock::Clock;
 use self::seats::Seats;
 pub use self::serve::Stream;
@@ -30,8 +34,8 @@ use super::interrupt;
 
 /// How long an engine without work sleeps before it looks for Ctrl-C.
 const IDLE: Duration = Duration::from_millis(20);
-/// Requests that are taken in between two steps, at most: a client that sends faster than they are taken in must not keep
-/// the engine from its steps.
+/// Requests that are taken in between two steps, at most: those that come all at once must not keep the engine from its
+/// steps.
 const AT_ONCE: usize = 1024;
 /// How long a free seat waits for a request that has no time of its own: its prompt may not be ready.
 const HAND_OVER: Duration = Duration::from_micros(200);
@@ -70,15 +74,18 @@ struct Live<'a> {
     session: &'a mut Session,
     recorder: &'a mut Recorder,
     observer: &'a mut dyn Observe,
-    clock: Clock,
+    prepared: Receiver<Result<Incoming, DatasetError>>,
+    before: &'a Before,
     /// What a plain run generated, for synthetic drafts.
     recorded: &'a HashMap<u64, Arc<[u32]>>,
+    clock: Clock,
+    max_concurrency: Option<u32>,
     /// Where so many may be in flight.
     seats: Option<Seats>,
+    /// The next one, whose time has not come or which has no seat.
+    next: Option<Incoming>,
     /// Whether the next request goes as soon as there is a seat.
     closed: bool,
-    /// When the run began.
-    begin_ns: u64,
     in_flight: HashMap<RequestId, Ticket>,
     /// Names of those in flight that had been sent before the run was stopped.
     resumed: HashSet<String>,
@@ -95,23 +102,27 @@ impl<'a> Live<'a> {
         session: &'a mut Session,
         recorder: &'a mut Recorder,
         observer: &'a mut dyn Observe,
-        clock: Clock,
-        seats: Option<Seats>,
+        prepared: Receiver<Result<Incoming, DatasetError>>,
+        before: &'a Before,
         recorded: &'a HashMap<u64, Arc<[u32]>>,
+        max_concurrency: Option<u32>,
     ) -> Self {
-        let begin_ns = clock.began_ns();
+        let seats = max_concurrency.map(|count| Seats::new(count, before.end_ns));
         Self {
             session,
             recorder,
             observer,
-            clock,
+            prepared,
+            before,
             recorded,
+            clock: Clock::start(before.end_ns),
+            max_concurrency,
             closed: seats.is_some(),
             seats,
-            begin_ns,
+            next: None,
             in_flight: HashMap::new(),
             resumed: HashSet::new(),
-            since_ns: begin_ns,
+            since_ns: before.end_ns,
             after_idle: true,
             taken: 0,
             report: StepReport::default(),
@@ -120,11 +131,14 @@ impl<'a> Live<'a> {
     }
 
     /// Serves what comes until nothing more does; `false` when Ctrl-C ended it.
-    fn run(&mut self, arrivals: &Receiver<Sent>) -> anyhow::Result<bool> {
+    fn run(mut self) -> anyhow::Result<bool> {
+        // The run begins when there is something to send.
+        while self.next.is_none() && !interrupt::pressed() && self.fetch(IDLE)? {}
+        self.clock = Clock::start(self.before.end_ns);
         let mut open = true;
         while !interrupt::pressed() {
             // Between steps: what has come by now.
-            open = open && self.take_in(arrivals)?;
+            open = open && self.take_in()?;
             if self.session.has_unfinished() {
                 self.step()?;
             } else if !open {
@@ -136,63 +150,77 @@ impl<'a> Live<'a> {
         Ok(false)
     }
 
-    /// Takes in what has come and has a seat; waits a moment where there is nothing to run. `false` when no more will come.
-    fn take_in(&mut self, arrivals: &Receiver<Sent>) -> anyhow::Result<bool> {
-        if !self.session.has_unfinished() {
-            match arrivals.recv_timeout(IDLE) {
-                Ok(sent) => self.take(sent)?,
-                Err(RecvTimeoutError::Timeout) => return Ok(true),
-                Err(RecvTimeoutError::Disconnected) => return Ok(false),
-            }
-        }
+    /// Takes in what has come and has a seat; sleeps a moment where there is nothing to run. `false` when no more will come.
+    fn take_in(&mut self) -> anyhow::Result<bool> {
         let begun = Instant::now();
         for _ in 0..AT_ONCE {
-            if self.seats.as_ref().is_some_and(Seats::are_taken) || interrupt::pressed() {
+            if interrupt::pressed() || self.seats.as_ref().is_some_and(Seats::are_taken) {
                 break;
             }
-            let patience =
-                if self.closed { HAND_OVER.saturating_sub(begun.elapsed()) } else { Duration::ZERO };
-            let next = match patience.is_zero() {
-                true => arrivals.try_recv().map_err(|e| e == TryRecvError::Disconnected),
-                false => arrivals.recv_timeout(patience).map_err(|e| e == RecvTimeoutError::Disconnected),
-            };
-            match next {
-                Ok(sent) => self.take(sent)?,
-                Err(true) => return Ok(false),
-                Err(false) => break,
+            if self.next.is_none() {
+                let patience = match (self.session.has_unfinished(), self.closed) {
+                    (false, _) => IDLE,
+                    (true, true) => HAND_OVER.saturating_sub(begun.elapsed()),
+                    (true, false) => Duration::ZERO,
+                };
+                if !self.fetch(patience)? {
+                    return Ok(false);
+                }
+            }
+            match self.next.take() {
+                Some(Incoming::Skipped(skipped)) => {
+                    let line = self.recorder.skip(&skipped);
+                    self.observer.line(&line)?;
+                }
+                Some(Incoming::Request(request)) if self.may_go(&request) => self.take(request)?,
+                not_yet => {
+                    self.next = not_yet;
+                    break;
+                }
             }
         }
         Ok(true)
     }
 
-    /// Takes in one.
-    fn take(&mut self, sent: Sent) -> anyhow::Result<()> {
-        match sent {
-            Sent::Broken(error) => return Err(pagedraft::exit::usage(error.into())),
-            Sent::Skipped(skipped) => {
-                let line = self.recorder.skip(&skipped);
-                self.observer.line(&line)?;
+    /// Has the next record that is not done with, where it is ready in time. `false` when there is none.
+    fn fetch(&mut self, patience: Duration) -> anyhow::Result<bool> {
+        loop {
+            match self.prepared.recv_timeout(patience) {
+                Ok(Ok(incoming)) if self.before.has(&incoming) => continue,
+                Ok(Ok(incoming)) => self.next = Some(incoming),
+                Ok(Err(error)) => return Err(pagedraft::exit::usage(error.into())),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Ok(false),
             }
-            Sent::Request { request, sent_ns, resumed } => {
-                self.closed = self.seats.is_some() && request.arrival_ns.is_none();
-                // With seats it is sent when it has one; without a time of its own it should have gone then.
-                let (free_ns, sent_ns) = match &mut self.seats {
-                    Some(seats) => (seats.take().unwrap_or(self.begin_ns), self.clock.now_ns()),
-                    None => (self.begin_ns, sent_ns),
-                };
-                let intended_ns = request.arrival_ns.unwrap_or(free_ns);
-                if intended_ns > self.since_ns && !self.session.has_unfinished() {
-                    (self.since_ns, self.after_idle) = (intended_ns, true);
-                }
-                self.taken += 1;
-                let ticket = self.recorder.send(&request, intended_ns, sent_ns);
-                if resumed {
-                    self.resumed.insert(request.index.to_string());
-                }
-                self.submit(request, ticket)?;
-            }
+            return Ok(true);
         }
-        Ok(())
+    }
+
+    /// Whether a request's time has come. An engine without work sleeps until then, or for a moment.
+    fn may_go(&self, request: &PlannedRequest) -> bool {
+        let Some(at) = request.arrival_ns else { return true };
+        let left = Duration::from_nanos(at.saturating_sub(self.clock.now_ns()));
+        if !left.is_zero() && !self.session.has_unfinished() {
+            std::thread::sleep(left.min(IDLE));
+        }
+        left.is_zero() || self.clock.now_ns() >= at
+    }
+
+    /// Takes in one.
+    fn take(&mut self, request: PlannedRequest) -> anyhow::Result<()> {
+        self.closed = self.seats.is_some() && request.arrival_ns.is_none();
+        // Without a time of its own it should have gone when there was room for it.
+        let free_ns = self.seats.as_mut().and_then(Seats::take).unwrap_or(self.before.end_ns);
+        let intended_ns = request.arrival_ns.unwrap_or(free_ns);
+        if intended_ns > self.since_ns && !self.session.has_unfinished() {
+            (self.since_ns, self.after_idle) = (intended_ns, true);
+        }
+        self.taken += 1;
+        if self.before.sent(&request, self.max_concurrency) {
+            self.resumed.insert(request.index.to_string());
+        }
+        let ticket = self.recorder.send(&request, intended_ns, self.clock.now_ns());
+        self.submit(request, ticket)
     }
 
     /// Queues a request; one that the engine refuses is a line, and the run goes on.

@@ -3,18 +3,17 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::sync::mpsc::{SyncSender, sync_channel};
 
 use pagedraft::session::Session;
 use pagedraft_workloads::dataset::DatasetError;
 use pagedraft_workloads::measures::Recorder;
 use pagedraft_workloads::replay::Incoming;
 
-use super::client::{AHEAD, Before, Client, UNDER_WAY, prepare};
-use super::clock::Clock;
-use super::seats::Seats;
-use super::{IDLE, Live, Observe};
-use crate::cli::interrupt;
+use super::{Before, Live, Observe};
+
+/// Requests that are prepared before their time.
+const AHEAD: usize = 256;
 
 /// Requests to serve.
 pub struct Stream<'a, I> {
@@ -28,7 +27,7 @@ pub struct Stream<'a, I> {
 }
 
 impl<I: Iterator<Item = Result<Incoming, DatasetError>> + Send> Stream<'_, I> {
-    /// Serves them to their end, client and engine each on a thread of its own; `false` when Ctrl-C ended it.
+    /// Serves them to their end; `false` when Ctrl-C ended it. They are read and tokenised on a thread of their own.
     pub fn serve(
         self,
         session: &mut Session,
@@ -41,27 +40,26 @@ impl<I: Iterator<Item = Result<Incoming, DatasetError>> + Send> Stream<'_, I> {
             let _ends = Ends { stop };
             let (ahead, prepared) = sync_channel(AHEAD);
             scope.spawn(move || prepare(source, &ahead, stop));
-            // The run begins when there is something to send.
-            let first = loop {
-                match prepared.recv_timeout(IDLE) {
-                    Ok(first) => break Some(first),
-                    Err(RecvTimeoutError::Disconnected) => break None,
-                    Err(RecvTimeoutError::Timeout) if interrupt::pressed() => return Ok(false),
-                    Err(RecvTimeoutError::Timeout) => {}
-                }
-            };
-            let clock = Clock::start(before.end_ns);
-            let seats = max_concurrency.map(|count| Seats::new(count, before.end_ns));
-            // Who waits for a seat need not be under way.
-            let (send, arrivals) = sync_channel(if seats.is_some() { AHEAD } else { UNDER_WAY });
-            let client = Client { clock, max_concurrency, before, stop };
-            scope.spawn(move || client.run(first.into_iter().chain(prepared), &send));
-            Live::new(session, recorder, observer, clock, seats, recorded).run(&arrivals)
+            Live::new(session, recorder, observer, prepared, before, recorded, max_concurrency).run()
         })
     }
 }
 
-/// Tells the other threads that the engine is done, also where it ended by a panic: the scope waits for them.
+/// Reads and tokenises, as far ahead as `prepared` takes.
+fn prepare(
+    source: impl Iterator<Item = Result<Incoming, DatasetError>>,
+    prepared: &SyncSender<Result<Incoming, DatasetError>>,
+    stop: &AtomicBool,
+) {
+    for incoming in source {
+        // Nobody listens any more: the run was stopped.
+        if stop.load(Ordering::Relaxed) || prepared.send(incoming).is_err() {
+            return;
+        }
+    }
+}
+
+/// Tells the other thread that the engine is done, also where it ended by a panic: the scope waits for it.
 struct Ends<'a> {
     stop: &'a AtomicBool,
 }
@@ -79,12 +77,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_engine_that_panics_ends_the_client_that_waits_for_a_time() {
-        let (stop, clock) = (AtomicBool::new(false), Clock::start(0));
+    fn an_engine_that_panics_ends_the_thread_that_prepares() {
+        let stop = AtomicBool::new(false);
+        let skipped = || {
+            Ok(Incoming::Skipped(pagedraft_workloads::replay::SkippedRequest {
+                index: 0,
+                source_id: None,
+                category: None,
+                arrival_ns: None,
+                prompt_tokens: None,
+                reason: pagedraft_workloads::dataset::SkipReason::TooLong,
+            }))
+        };
         let ended = catch_unwind(AssertUnwindSafe(|| {
             std::thread::scope(|scope| {
                 let _ends = Ends { stop: &stop };
-                scope.spawn(|| assert!(!clock.sleep_until(u64::MAX, &stop)));
+                let (ahead, prepared) = sync_channel(1);
+                scope.spawn(|| prepare(std::iter::repeat_with(skipped), &{ ahead }, &stop));
+                assert!(prepared.recv().is_ok());
                 panic!("the engine's fault");
             })
         }));

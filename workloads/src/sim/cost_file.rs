@@ -52,6 +52,7 @@ impl CostModel {
             us_per_ended: of.us("us_per_ended")?,
             us_per_eager_step: of.us("us_per_eager_step")?,
             us_after_idle: of.us("us_after_idle")?,
+            us_per_row_after_idle: of.us("us_per_row_after_idle")?,
             schedule: of.given("schedule", overhead)?,
             metadata: of.given("metadata", overhead)?,
             proposers: of.given("proposers", |path, value| map(path, value, draft_cost))?,
@@ -87,6 +88,7 @@ impl CostModel {
             ("us_per_ended", self.us_per_ended),
             ("us_per_eager_step", self.us_per_eager_step),
             ("us_after_idle", self.us_after_idle),
+            ("us_per_row_after_idle", self.us_per_row_after_idle),
         ];
         us.into_iter().try_for_each(|(name, us)| check_us(name, us))?;
         check_overhead("schedule", &self.schedule)?;

@@ -174,8 +174,23 @@ fn fit_target(all: &[&MeasuredStep], model: &mut CostModel) {
     model.us_per_token = other.us_per_token;
     correct_means(&steps, model);
     fit_comings_and_goings(&steps, model);
-    let late = idle.iter().map(|step| step.took.total_us() - told(step, model).total_us());
-    model.us_after_idle = mean(late.filter(|us| *us < NEIGHBOUR_US), AFTER_IDLE).unwrap_or(0.0).max(0.0);
+    fit_idleness(&idle, model);
+}
+
+/// What steps after idleness take more, by their rows: cores and caches wake up.
+fn fit_idleness(idle: &[&MeasuredStep], model: &mut CostModel) {
+    if idle.len() < AFTER_IDLE {
+        return;
+    }
+    let mut late = Measurements::new(2);
+    for step in idle {
+        let told = told(step, model).total_us();
+        let rows = step.shape.rows_run().min(CostModel::ROWS_AFTER_IDLE);
+        late.push([1.0, f64::from(rows)], step.took.total_us() - told, told);
+    }
+    let found = late.fit();
+    model.us_after_idle = found.first().copied().unwrap_or(0.0);
+    model.us_per_row_after_idle = found.get(1).copied().unwrap_or(0.0);
 }
 
 /// Whether requests were given to the engine before a step, or end with it.
@@ -192,11 +207,6 @@ fn told(step: &MeasuredStep, model: &CostModel) -> StepCost {
 fn is_neighbours(step: &MeasuredStep, model: &CostModel) -> bool {
     let (told, took) = (told(step, model).total_us(), step.took.total_us());
     took > NEIGHBOUR * told && took > told + NEIGHBOUR_US
-}
-
-fn mean(values: impl Iterator<Item = f64>, least: usize) -> Option<f64> {
-    let (count, sum) = values.fold((0, 0.0), |(count, sum), value| (count + 1, sum + value));
-    (count >= least).then(|| sum / count as f64)
 }
 
 /// What was measured over what was told, in sums; 1 where there is too little to say.

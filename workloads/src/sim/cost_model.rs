@@ -142,6 +142,12 @@ impl Overhead {
     pub fn us(&self, rows: u32, tokens: u32) -> f64 {
         self.us_per_step + self.us_per_row * f64::from(rows) + self.us_per_token * f64::from(tokens)
     }
+
+    pub(super) fn scale(&mut self, by: f64) {
+        for us in [&mut self.us_per_step, &mut self.us_per_row, &mut self.us_per_token] {
+            *us *= by;
+        }
+    }
 }
 
 /// What steps cost on some hardware.
@@ -150,7 +156,7 @@ impl Overhead {
 ///
 /// | stage | microseconds |
 /// |---|---|
-/// | execute | `target` at its token rows, those that a graph adds included, + `target.us_per_read` a token of context read + `target.us_per_context` a pair of a query token and a token before it + `us_per_metadata_row` a row of the attention call + `us_per_logit_row` a row of logits + `us_per_eager_step` if no graph is replayed + `us_after_idle` if nothing ran before |
+/// | execute | `target` at its token rows, those that a graph adds included, + `target.us_per_read` a token of context read + `target.us_per_context` a pair of a query token and a token before it + `us_per_metadata_row` a row of the attention call + `us_per_logit_row` a row of logits + `us_per_eager_step` if no graph is replayed + `us_after_idle` and `us_per_row_after_idle` if nothing ran before |
 /// | sample | `us_per_sampled_row` a row of logits |
 /// | propose | the proposer's `us_per_step`, `us_per_row` a drafted request, and its `pass` for each pass |
 /// | schedule, metadata | those [`Overhead`]s |
@@ -224,6 +230,9 @@ pub struct CostModel {
     /// Microseconds that a step takes longer when the engine had nothing to do before it: threads and cores wake up.
     #[serde(default)]
     pub us_after_idle: f64,
+    /// And for each of its first [`ROWS_AFTER_IDLE`](Self::ROWS_AFTER_IDLE) token rows: caches are cold.
+    #[serde(default)]
+    pub us_per_row_after_idle: f64,
     /// Making the plan.
     #[serde(default)]
     pub schedule: Overhead,
@@ -241,15 +250,10 @@ pub struct CostModel {
     pub freezes: Vec<Freeze>,
 }
 
-impl Overhead {
-    pub(super) fn scale(&mut self, by: f64) {
-        for us in [&mut self.us_per_step, &mut self.us_per_row, &mut self.us_per_token] {
-            *us *= by;
-        }
-    }
-}
-
 impl CostModel {
+    /// Token rows in which an engine that had nothing to do gets warm.
+    pub const ROWS_AFTER_IDLE: u32 = 1024;
+
     /// What the embedded model costs on the machine this was developed on; its name has both.
     #[must_use]
     pub fn builtin() -> Self {
@@ -261,7 +265,11 @@ impl CostModel {
     #[must_use]
     pub fn step(&self, shape: &StepShape, proposer: Option<&DraftCost>) -> StepCost {
         let eager = if shape.replayed { 0.0 } else { self.us_per_eager_step };
-        let idle = if shape.after_idle { self.us_after_idle } else { 0.0 };
+        let rows_after_idle = f64::from(shape.rows_run().min(Self::ROWS_AFTER_IDLE));
+        let idle = match shape.after_idle {
+            true => self.us_after_idle + self.us_per_row_after_idle * rows_after_idle,
+            false => 0.0,
+        };
         let logit_rows = f64::from(shape.logit_rows);
         StepCost {
             schedule: self.schedule.us(shape.plan_rows, shape.token_rows),
