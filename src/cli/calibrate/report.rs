@@ -61,14 +61,14 @@ pub fn json(
 /// Each step as a line.
 pub fn steps(steps: &[MeasuredStep]) -> String {
     let mut text = String::new();
-    for MeasuredStep { shape, took, proposer, run } in steps {
+    for MeasuredStep { shape, took, woke_us, proposer, run } in steps {
         let line = json!({
             "run": run, "proposer": proposer, "plan_rows": shape.plan_rows, "metadata_rows": shape.metadata_rows,
             "token_rows": shape.token_rows, "pad_rows": shape.pad_rows, "logit_rows": shape.logit_rows, "context_reads": shape.context_reads,
             "context_pairs": shape.context_pairs, "replayed": shape.replayed, "after_idle": shape.after_idle,
             "begun": shape.begun, "ended": shape.ended, "draft_passes": shape.draft_passes,
             "draft_catch_up": shape.draft_catch_up, "draft_reads": shape.draft_reads, "draft_pairs": shape.draft_pairs,
-            "took": took,
+            "woke_us": woke_us, "took": took,
         });
         let _ = writeln!(text, "{line}");
     }
@@ -91,6 +91,7 @@ pub fn table(found: &CostFit, tallies: &BTreeMap<&'static str, Tally>) -> String
         ("a request that comes", model.us_per_begun),
         ("a request that ends", model.us_per_ended),
         ("a step, eager", model.us_per_eager_step),
+        ("from idleness to the first request", model.us_to_wake),
         ("a step after idleness", model.us_after_idle),
         ("a token row of it, to 1024", model.us_per_row_after_idle),
         ("a step, besides", model.us_per_step + model.metadata.us_per_step),

@@ -58,11 +58,13 @@ pub struct LiveStep<'a> {
     pub session: &'a Session,
     pub report: &'a StepReport,
     pub stages: StageTimes,
-    /// Wall time, from the end of the step before (or, after idleness, from when the request that ended it should have
-    /// been sent) until all was done that this one gave to do.
+    /// Wall time, from the end of the step before (or, after idleness, from the first request's being taken in) until all
+    /// was done that this one gave to do.
     pub took_ns: u64,
     /// Whether the engine had nothing to do before it.
     pub after_idle: bool,
+    /// How late it took in the request that ended that.
+    pub woke_ns: u64,
     /// Requests that were taken in before it.
     pub taken: u32,
     /// Requests that are done with.
@@ -92,6 +94,7 @@ struct Live<'a> {
     /// Since when the time of the next step counts.
     since_ns: u64,
     after_idle: bool,
+    woke_ns: u64,
     taken: u32,
     report: StepReport,
     ended: Vec<RequestLine>,
@@ -124,6 +127,7 @@ impl<'a> Live<'a> {
             resumed: HashSet::new(),
             since_ns: before.end_ns,
             after_idle: true,
+            woke_ns: 0,
             taken: 0,
             report: StepReport::default(),
             ended: Vec::new(),
@@ -212,14 +216,16 @@ impl<'a> Live<'a> {
         // Without a time of its own it should have gone when there was room for it.
         let free_ns = self.seats.as_mut().and_then(Seats::take).unwrap_or(self.before.end_ns);
         let intended_ns = request.arrival_ns.unwrap_or(free_ns);
+        let now_ns = self.clock.now_ns();
         if intended_ns > self.since_ns && !self.session.has_unfinished() {
-            (self.since_ns, self.after_idle) = (intended_ns, true);
+            (self.since_ns, self.after_idle) = (now_ns, true);
+            self.woke_ns = now_ns.saturating_sub(intended_ns);
         }
         self.taken += 1;
         if self.before.sent(&request, self.max_concurrency) {
             self.resumed.insert(request.index.to_string());
         }
-        let ticket = self.recorder.send(&request, intended_ns, self.clock.now_ns());
+        let ticket = self.recorder.send(&request, intended_ns, now_ns);
         self.submit(request, ticket)
     }
 
@@ -283,6 +289,7 @@ impl<'a> Live<'a> {
             stages: step.stages,
             took_ns: self.clock.now_ns().saturating_sub(self.since_ns),
             after_idle: self.after_idle,
+            woke_ns: self.woke_ns,
             taken: std::mem::take(&mut self.taken),
             done: self.recorder.done(),
         };

@@ -86,7 +86,7 @@ mod tests {
                 category: None,
                 arrival_ns: None,
                 prompt_tokens: None,
-                reason: pagedraft_workloads::dataset::SkipReason::TooLong,
+                reason: pagedraft_workloads::dataset::SkipReason::EmptyPrompt,
             }))
         };
         let ended = catch_unwind(AssertUnwindSafe(|| {

@@ -51,6 +51,7 @@ impl CostModel {
             us_per_begun: of.us("us_per_begun")?,
             us_per_ended: of.us("us_per_ended")?,
             us_per_eager_step: of.us("us_per_eager_step")?,
+            us_to_wake: of.us("us_to_wake")?,
             us_after_idle: of.us("us_after_idle")?,
             us_per_row_after_idle: of.us("us_per_row_after_idle")?,
             schedule: of.given("schedule", overhead)?,
@@ -87,6 +88,7 @@ impl CostModel {
             ("us_per_begun", self.us_per_begun),
             ("us_per_ended", self.us_per_ended),
             ("us_per_eager_step", self.us_per_eager_step),
+            ("us_to_wake", self.us_to_wake),
             ("us_after_idle", self.us_after_idle),
             ("us_per_row_after_idle", self.us_per_row_after_idle),
         ];

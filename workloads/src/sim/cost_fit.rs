@@ -31,6 +31,8 @@ pub struct MeasuredStep {
     pub shape: StepShape,
     /// What that took.
     pub took: StepCost,
+    /// Microseconds from the arrival of its first request until the engine, which had nothing to do, took it in.
+    pub woke_us: f64,
     /// Who proposed drafts, if anybody was asked.
     pub proposer: Option<String>,
     /// The run of steps that it belongs to: neighbours are alike, so whole runs are held out.
@@ -182,6 +184,10 @@ fn fit_idleness(idle: &[&MeasuredStep], model: &mut CostModel) {
     if idle.len() < AFTER_IDLE {
         return;
     }
+    let mut wake: Vec<f64> = idle.iter().map(|step| step.woke_us).collect();
+    wake.sort_by(f64::total_cmp);
+    // The middle: now and then another program has the core.
+    model.us_to_wake = crate::latency::percentile(&wake, 50.0).unwrap_or(0.0);
     let mut late = Measurements::new(2);
     for step in idle {
         let told = told(step, model).total_us();

@@ -227,6 +227,10 @@ pub struct CostModel {
     /// Microseconds that a step takes longer when no graph is replayed.
     #[serde(default)]
     pub us_per_eager_step: f64,
+    /// Microseconds from a request's arrival until an engine that had nothing to do looks at it: those that come until then
+    /// share its first step.
+    #[serde(default)]
+    pub us_to_wake: f64,
     /// Microseconds that a step takes longer when the engine had nothing to do before it: threads and cores wake up.
     #[serde(default)]
     pub us_after_idle: f64,

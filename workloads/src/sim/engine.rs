@@ -40,6 +40,8 @@ pub(super) struct Engine {
     trace: Option<StepTrace>,
     /// When the step that runs ends.
     ends: Option<u64>,
+    /// When an engine that had nothing to do sees the request that it was given.
+    wakes: Option<u64>,
     /// Whether `load` is kept.
     weighed: bool,
     load: u64,
@@ -87,6 +89,7 @@ impl Engine {
             report: StepReport { replica, ..StepReport::default() },
             trace: trace.map_err(|e| Error::Options(e.to_string()))?,
             ends: None,
+            wakes: None,
             weighed,
             load: 0,
             taken: 0,
@@ -103,9 +106,14 @@ impl Engine {
         self.ends
     }
 
+    /// When it looks for something to do, if it will: at the end of the step that runs, or when it has woken.
+    pub(super) fn looks(&self) -> Option<u64> {
+        self.ends.or(self.wakes)
+    }
+
     /// Whether it stands still with something to do.
-    pub(super) fn may_begin(&self) -> bool {
-        self.ends.is_none() && self.scheduler.has_unfinished()
+    pub(super) fn may_begin(&self, now: u64) -> bool {
+        self.ends.is_none() && self.wakes.is_none_or(|wakes| wakes <= now) && self.scheduler.has_unfinished()
     }
 
     /// Tokens that its requests have still to compute or to generate.
@@ -123,13 +131,14 @@ impl Engine {
         &self.report
     }
 
-    /// Takes a request.
+    /// Takes a request at `now`.
     ///
     /// # Errors
     ///
     /// Why a live engine would not.
     pub(super) fn submit(
         &mut self,
+        now: u64,
         ticket: Ticket,
         index: u64,
         prompt: Vec<u32>,
@@ -149,7 +158,12 @@ impl Engine {
                 config.num_blocks
             ));
         }
+        let idle = self.ends.is_none() && !self.scheduler.has_unfinished() && now > self.report.end_ns;
         let key = self.scheduler.submit(spec).map_err(|e| e.to_string())?;
+        if idle {
+            // A float becomes the nearest integer it can.
+            self.wakes = Some(now.saturating_add((self.cost.us_to_wake * 1e3).round() as u64));
+        }
         if self.requests.len() <= key.index() {
             self.requests.resize_with(key.index() + 1, InFlight::default);
         }
@@ -179,6 +193,7 @@ impl Engine {
     ///
     /// A scheduler that has requests but no plan for them.
     pub(super) fn begin(&mut self, now: u64) -> Result<(), Error> {
+        self.wakes = None;
         self.scheduler.step(&mut self.plan);
         if self.plan.rows.is_empty() {
             return Err(Error::Engine(

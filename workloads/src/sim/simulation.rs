@@ -101,7 +101,7 @@ impl<'a> Run<'a> {
             while self.client.due(now) == Some(now) {
                 self.send()?;
             }
-            for engine in self.engines.iter_mut().filter(|engine| engine.may_begin()) {
+            for engine in self.engines.iter_mut().filter(|engine| engine.may_begin(now)) {
                 engine.begin(now)?;
             }
         }
@@ -109,11 +109,11 @@ impl<'a> Run<'a> {
     }
 
     fn next_moment(&self) -> Option<u64> {
-        let ends = self.engines.iter().filter_map(Engine::ends).min();
+        let looks = self.engines.iter().filter_map(Engine::looks).min();
         let due = self.client.due(self.now);
-        match (ends, due) {
-            (Some(ends), Some(due)) => Some(ends.min(due)),
-            (ends, due) => ends.or(due),
+        match (looks, due) {
+            (Some(looks), Some(due)) => Some(looks.min(due)),
+            (looks, due) => looks.or(due),
         }
     }
 
@@ -138,7 +138,7 @@ impl<'a> Run<'a> {
         let ticket = self.recorder.send(&request, intended, now);
         let at = self.routing.choose(&request.prompt, &self.engines);
         self.log.sent(index, intended, now, at as u32);
-        if let Err(why) = self.engines[at].submit(ticket, index, request.prompt, request.max_tokens) {
+        if let Err(why) = self.engines[at].submit(now, ticket, index, request.prompt, request.max_tokens) {
             self.log.refused(index, now);
             self.client.freed(1);
             self.observer.line(&self.recorder.fail(ticket, now, why))?;

@@ -26,7 +26,12 @@ fn truth() -> CostModel {
         us_per_row: 0.3,
         us_per_logit_row: 4.0,
         us_per_sampled_row: 1.0,
+        us_per_begun: 30.0,
+        us_per_ended: 12.0,
         us_per_eager_step: 50.0,
+        us_to_wake: 150.0,
+        us_after_idle: 700.0,
+        us_per_row_after_idle: 2.5,
         proposers: [("draft".to_owned(), draft)].into(),
         ..CostModel::default()
     }
@@ -46,7 +51,10 @@ fn steps(truth: &CostModel, seed: u64, noise: f64, outliers: f64) -> Vec<Measure
         let (decoding, chunk) = (u64::from(decodes), u64::from(prefill));
         let catch_up = if drafts > 0 { decodes + log(500.0, &mut draw) - 1 } else { 0 };
         let shape = StepShape {
-            after_idle: false,
+            after_idle: i % 40 == 22,
+            begun: u32::from(i % 7 == 3),
+            ended: u32::from(i % 11 == 5),
+            pad_rows: 0,
             plan_rows: decodes + u32::from(prefill > 0),
             metadata_rows: decodes + u32::from(prefill > 0),
             token_rows: verify + prefill,
@@ -67,9 +75,11 @@ fn steps(truth: &CostModel, seed: u64, noise: f64, outliers: f64) -> Vec<Measure
             *us *= 1.0 + noise * (draw.random::<f64>() - 0.5);
         }
         if draw.random::<f64>() < outliers {
-            took.execute *= 1.0 + 9.0 * draw.random::<f64>();
+            // Another program has the core for a while.
+            took.execute = took.execute * 2.5 + 25_000.0 * (1.0 + draw.random::<f64>());
         }
-        steps.push(MeasuredStep { shape, took, proposer, run: i / 4 });
+        let woke_us = truth.us_to_wake * (0.9 + 0.2 * draw.random::<f64>());
+        steps.push(MeasuredStep { shape, took, woke_us, proposer, run: i / 4 });
     }
     steps
 }
@@ -99,6 +109,8 @@ proptest! {
         prop_assert!(near(target.us_per_read + target.us_per_context, 0.023), "{:?}", target);
         prop_assert!(near(target.us_per_context, 0.003), "{:?}", target);
         prop_assert!(near(found.model.us_per_eager_step, 50.0), "{}", found.model.us_per_eager_step);
+        prop_assert!(near(found.model.us_to_wake, 150.0), "{}", found.model.us_to_wake);
+        prop_assert!((found.model.us_per_row_after_idle - 2.5).abs() < 1.0, "{}", found.model.us_per_row_after_idle);
     }
 
     #[test]

@@ -26,7 +26,11 @@ fn a_step_costs_what_the_table_says() {
         us_per_metadata_row: 11.0,
         us_per_logit_row: 2.0,
         us_per_sampled_row: 1.0,
+        us_per_begun: 9.0,
+        us_per_ended: 13.0,
         us_per_eager_step: 1000.0,
+        us_after_idle: 70.0,
+        us_per_row_after_idle: 2.0,
         schedule: overhead(1.0, 2.0, 0.0),
         metadata: overhead(10.0, 20.0, 30.0),
         ..CostModel::default()
@@ -42,6 +46,9 @@ fn a_step_costs_what_the_table_says() {
         plan_rows: 2,
         metadata_rows: 2,
         token_rows: 6,
+        pad_rows: 0,
+        begun: 1,
+        ended: 2,
         logit_rows: 4,
         context_reads: 40,
         context_pairs: 60,
@@ -58,11 +65,14 @@ fn a_step_costs_what_the_table_says() {
         propose: 5.0 + 4.0 * 2.0 + (30.0 + 5.0 + 1.0) + 10.0,
         execute: 150.0 + 10.0 + 30.0 + 22.0 + 8.0 + 1000.0,
         sample: 4.0,
-        other: 7.0 + 6.0 + 3.0,
+        other: 7.0 + 6.0 + 3.0 + 9.0 + 26.0,
     };
     assert_eq!(cost, want);
     let replayed = model.step(&StepShape { replayed: true, ..shape.clone() }, None);
     assert_eq!(replayed, StepCost { execute: want.execute - 1000.0, propose: 0.0, ..want });
+    // The curve at 8 rows is 20 above that at 6.
+    let padded = model.step(&StepShape { pad_rows: 2, after_idle: true, ..shape.clone() }, None);
+    assert_eq!(padded.execute, want.execute + 20.0 + 70.0 + 16.0);
     let without_drafts = StepShape { draft_passes: Vec::new(), ..shape };
     assert_eq!(model.step(&without_drafts, Some(&draft)).propose, 0.0);
 }
