@@ -84,7 +84,7 @@ pub fn run(replay: &Replay, workload: &Workload) -> anyhow::Result<Option<Outcom
     };
     let mut source = workload.source(&limits)?;
     let config = replay.config(config(&engine, &options), workload, &limits, Some(&options.cost))?;
-    let (directory, _) = replay.directory_for(&config)?;
+    let directory = replay.directory_for(&config, |_| Ok(()))?;
     let trace = replay.trace_in(&directory)?;
     let delta = (replay.engine.tables() == TraceTables::Delta).then(TableDelta::default);
     let mut recorder = replay.recorder(workload);
