@@ -98,7 +98,7 @@ fn note(run: &Run) -> String {
     let (Some(first), Some(last)) = (trace.steps.first(), trace.steps.last()) else { return String::new() };
     let mut text = format!("{}: {} steps, {} to {}", run.name, trace.steps.len(), first.step, last.step);
     if trace.is_part {
-        let _ = write!(text, ", of {} in the trace", trace.points.len());
+        let _ = write!(text, ", of {} in the trace", trace.points.steps);
         if trace.steps.len() == MOST_STEPS {
             text.push_str(" (--steps A..B shows others)");
         }
