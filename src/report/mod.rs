@@ -17,6 +17,7 @@ mod requests;
 mod run;
 mod scale;
 mod series;
+mod steady;
 mod step_delta;
 mod step_points;
 mod trace_window;
