@@ -196,7 +196,6 @@ fn flags_that_do_not_go_together_are_told_and_leave_nothing() {
         (&["--workload", "random", "--path", &file], "--path"),
         (&["--workload", "random", "--executor", "sim", "--kv-cache-memory", "1G"], "--num-blocks"),
         (&["--workload", "random", "--executor", "sim", "--cost-model", "/nowhere.json"], "/nowhere.json"),
-        (&["--workload", "random", "--executor", "sim", "--replicas", "2", "--trace-steps"], "--replicas"),
         (&["--workload", "ruler", "--num-requests", "3"], "--path or --task is missing"),
         (&["--workload", "azure", "--path", "/dev/null"], "not a regular file"),
         (&["--workload", "random", "--executor", "sim", "--draft", "nothing"], "--draft nothing"),

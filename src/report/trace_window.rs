@@ -65,12 +65,17 @@ impl TraceWindow {
         let mut deltas = Deltas::new(block_size);
         let mut lines = read_steps(directory)?;
         let file = lines.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let mut others = 0u64;
         loop {
             let parsed = match lines.next_line()? {
                 None => break,
                 Some(line) => parse(line),
             };
             let taken = match parsed {
+                Ok(Event::Step(record)) if record.replica.is_some_and(|replica| replica > 0) => {
+                    others += 1;
+                    Ok(())
+                }
                 Ok(Event::Step(record)) => window.take(&record, &mut deltas, steps),
                 Ok(Event::Resume) => {
                     deltas.resume();
@@ -86,6 +91,12 @@ impl TraceWindow {
                 ));
                 break;
             }
+        }
+        if others > 0 {
+            window.warnings.push(format!(
+                "The trace is of several engines: pictures by step and blocks are those of engine 0, {others} steps of the \
+                 others are left out."
+            ));
         }
         if lines.is_cut() {
             window.warnings.push(format!("The last line of {file} is cut; it is left out."));
