@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use pagedraft_workloads::trace::StepRecord;
 use program::{Scratch, pagedraft};
+use serde_json::Value;
 
 /// A name that would be markup, if it were not escaped.
 const NASTY: &str = "</script><img src=x onerror=\"document.title='owned'\">&#39;";
@@ -277,4 +278,120 @@ fn steps_beyond_the_run_and_a_torn_summary_are_told() {
     assert!(done.stderr.contains("--steps 900000..900010: the run has none of these"), "{}", done.stderr);
     let page = scratch.read("run/report.html");
     assert!(page.contains("the run has none of these") && page.contains("The summary is left out"));
+}
+
+/// A simulated run, and its summary.
+fn simulated(scratch: &Scratch, name: &str, flags: &[&str]) -> Value {
+    let dir = scratch.path(name);
+    let mut arguments = vec!["replay", "--workload", "random", "--executor", "sim", "--out", &dir];
+    arguments.extend([
+        "--num-requests",
+        "100",
+        "--input-len",
+        "80",
+        "--output-len",
+        "12",
+        "--slo",
+        "ttft=40",
+    ]);
+    arguments.extend(["--random-range-ratio", "0.5", "--prefix-share", "0.3", "--request-rate", "400"]);
+    arguments.extend(flags);
+    let done = pagedraft(&arguments);
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    scratch.json(&format!("{name}/summary.json"))
+}
+
+/// A number as the page writes it.
+fn written(cell: &str) -> f64 {
+    let text = cell.split_once(" <small>").map_or(cell, |(value, _)| value).replace(',', "");
+    text.parse().unwrap_or_else(|_| panic!("{cell:?} is no number"))
+}
+
+/// The tables of the steady window: rows by their names, tiles as rows of one cell.
+fn steady_rows(page: &str) -> BTreeMap<String, Vec<String>> {
+    let section = page.split_once("<section id=\"steady\">").expect("a steady window").1;
+    let section = section.split_once("</section>").unwrap().0;
+    let between = |text: &str, tag: &str| text.split_once(&format!("</{tag}>")).unwrap().0.to_owned();
+    let rows = section.split("<tr><th>").skip(1).map(|row| {
+        (between(row, "th"), row.split("<td>").skip(1).map(|cell| between(cell, "td")).collect::<Vec<_>>())
+    });
+    let tiles = section
+        .split("<div class=\"tile\"><b>")
+        .skip(1)
+        .map(|tile| (between(tile.split_once("<span>").unwrap().1, "span"), vec![between(tile, "b")]));
+    rows.chain(tiles).collect()
+}
+
+fn assert_written(cell: &str, value: &Value, what: &str) {
+    let (shown, value) = (written(cell), value.as_f64().unwrap_or_else(|| panic!("{what}: {value}")));
+    assert!((shown - value).abs() <= 5.1e-4_f64.max(value.abs() * 5e-3), "{what}: {shown}, and not {value}");
+}
+
+#[test]
+fn the_steady_window_of_a_run_and_of_several_is_what_the_summaries_say() {
+    let scratch = Scratch::new("report-steady");
+    let few: &[&str] = &["--max-num-seqs", "4", "--draft", "ngram", "--num-speculative-tokens", "3"];
+    let summaries = [simulated(&scratch, "many", &[]), simulated(&scratch, "few", few)];
+    let latencies = ["TTFT", "TPOT", "ITL", "E2EL", "Queue"].map(|name| (name, name.to_lowercase()));
+    let columns = ["mean", "median", "p90", "p95", "p99", "p99.9", "max"];
+    let figures = [
+        ("Requests finished", "", "/completed", 1.0),
+        ("Requests", ", /s", "/request_throughput", 1.0),
+        ("Output tokens", ", /s", "/output_throughput", 1.0),
+        ("Tokens, prompts too", ", /s", "/total_token_throughput", 1.0),
+        ("Goodput", ", requests/s", "/goodput/request_goodput", 1.0),
+        ("Prompt tokens out of the cache", ", %", "/prefix_cache/hit_rate", 100.0),
+    ];
+    let by = |value: &Value, factor: f64| Value::from(value.as_f64().unwrap() * factor);
+
+    for (name, summary) in ["many", "few"].into_iter().zip(&summaries) {
+        let steady = &summary["steady"];
+        assert_eq!((&steady["from_request"], &steady["to_request"]), (&10.into(), &90.into()));
+        assert_ne!(steady["mean_ttft_ms"], summary["mean_ttft_ms"], "the ramp makes a difference");
+        let page = scratch.read(&format!("{name}/report.html"));
+        assert!(page.contains("requests 10 to 89 of the workload; throughput from "), "{name}");
+        let rows = steady_rows(&page);
+        for (latency, stem) in &latencies {
+            assert_eq!(rows[*latency].len(), columns.len());
+            for (cell, column) in rows[*latency].iter().zip(columns) {
+                assert_written(
+                    cell,
+                    &steady[format!("{column}_{stem}_ms")],
+                    &format!("{name}: {latency} {column}"),
+                );
+            }
+        }
+        for (figure, _, place, factor) in figures {
+            assert_written(&rows[figure][0], &by(steady.pointer(place).unwrap(), factor), figure);
+        }
+        assert_eq!(rows.contains_key("Drafts accepted"), name == "few");
+    }
+
+    let both = scratch.path("both.html");
+    let done = pagedraft(&["report", &scratch.path("many"), &scratch.path("few"), "--out", &both]);
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    let page = scratch.read("both.html");
+    assert!(page.contains("many: requests 10 to 89") && page.contains("few: requests 10 to 89"));
+    let rows = steady_rows(&page);
+    for (run, summary) in summaries.iter().enumerate() {
+        for (latency, stem) in &latencies {
+            for column in columns {
+                let name = format!("{latency} {column}, ms");
+                assert_written(&rows[&name][run], &summary["steady"][format!("{column}_{stem}_ms")], &name);
+            }
+        }
+        for (figure, unit, place, factor) in figures {
+            let value = by(summary["steady"].pointer(place).unwrap(), factor);
+            assert_written(&rows[&format!("{figure}{unit}")][run], &value, figure);
+        }
+    }
+    let ratio = written(&rows["TTFT mean, ms"][1]) / written(&rows["TTFT mean, ms"][0]);
+    let said = rows["TTFT mean, ms"][1].split_once('×').unwrap().1.split_once('<').unwrap().0.to_owned();
+    assert!((said.parse::<f64>().unwrap() / ratio - 1.0).abs() < 0.01, "{said}, and not {ratio}");
+
+    // A run that was stopped has no summary, and its requests alone no window.
+    std::fs::remove_file(scratch.path("many/summary.json")).unwrap();
+    let done = pagedraft(&["report", &scratch.path("many")]);
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    assert!(!scratch.read("many/report.html").contains("id=\"steady\""));
 }

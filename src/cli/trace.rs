@@ -105,6 +105,9 @@ fn sound(report: &CheckReport) -> String {
         report.preemptions,
         report.blocks_held,
     );
+    if report.engines > 1 {
+        text.push_str(&format!("          of {} engines\n", report.engines));
+    }
     if report.resumed > 0 {
         text.push_str(&format!("          stopped and resumed {} times\n", report.resumed));
     }

@@ -85,9 +85,9 @@ fn sum(requests: &Requests, of: fn(&Finished) -> u32) -> f64 {
 }
 
 /// A latency: its name, its stem in `summary.json`, and a request's.
-type Latency = (&'static str, &'static str, fn(&Finished) -> Option<f64>);
+pub(super) type Latency = (&'static str, &'static str, fn(&Finished) -> Option<f64>);
 
-const LATENCIES: [Latency; 5] = [
+pub(super) const LATENCIES: [Latency; 5] = [
     ("TTFT", "ttft", |r| Some(r.ttft_ms)),
     ("TPOT", "tpot", |r| r.tpot_ms),
     ("ITL", "itl", |_| None),
@@ -96,7 +96,7 @@ const LATENCIES: [Latency; 5] = [
 ];
 
 /// Columns of the table of latencies, as the summary's keys begin, with the share where it is one.
-const COLUMNS: [(&str, &str, Option<f64>); 7] = [
+pub(super) const COLUMNS: [(&str, &str, Option<f64>); 7] = [
     ("mean", "mean", None),
     ("median", "median", Some(0.5)),
     ("p90", "p90", Some(0.9)),
@@ -159,59 +159,88 @@ pub(super) fn tables(runs: &[Run]) -> String {
 }
 
 fn one(run: &Run) -> String {
+    let named: Vec<_> = FIGURES.iter().map(|figure| (figure.name, figure.unit, value(run, figure))).collect();
+    tiles(&named) + &latency_rows(LATENCIES.map(|row| (row.0, latency(run, &row))))
+}
+
+/// Figures that are known: a name, a unit, a value.
+pub(super) fn tiles(figures: &[(&str, &str, Option<f64>)]) -> String {
     let mut html = String::from(r#"<div class="tiles">"#);
-    for figure in &FIGURES {
-        if let Some(value) = value(run, figure) {
+    for (name, unit, value) in figures {
+        if let Some(value) = value {
             html.push_str(&format!(
-                r#"<div class="tile"><b>{} <small>{}</small></b><span>{}</span></div>"#,
-                number(value),
-                figure.unit,
-                figure.name
+                r#"<div class="tile"><b>{} <small>{unit}</small></b><span>{name}</span></div>"#,
+                number(*value)
             ));
         }
     }
-    html.push_str("</div><table class=\"figures\"><tr><th>Latency, ms</th>");
+    html.push_str("</div>");
+    html
+}
+
+/// A table of latencies that are known.
+pub(super) fn latency_rows(rows: [(&str, [Option<f64>; 7]); 5]) -> String {
+    let mut html = String::from("<table class=\"figures\"><tr><th>Latency, ms</th>");
     for (name, _, _) in COLUMNS {
         html.push_str(&format!("<th>{name}</th>"));
     }
     html.push_str("</tr>");
-    for row in &LATENCIES {
-        let values = latency(run, row);
+    for (name, values) in rows {
         if values.iter().any(Option::is_some) {
             let cells: String = values.into_iter().map(cell).collect();
-            html.push_str(&format!("<tr><th>{}</th>{cells}</tr>", row.0));
+            html.push_str(&format!("<tr><th>{name}</th>{cells}</tr>"));
         }
     }
     html.push_str("</table>");
     html
 }
 
-fn several(runs: &[Run]) -> String {
+/// A figure of several runs.
+pub(super) struct Row {
+    name: String,
+    values: Vec<Option<f64>>,
+}
+
+impl Row {
+    pub(super) fn of(name: &str, unit: &str, values: Vec<Option<f64>>) -> Self {
+        let unit = if unit.is_empty() { String::new() } else { format!(", {unit}") };
+        Self { name: format!("{name}{unit}"), values }
+    }
+
+    /// A row for each column of the table of one run.
+    pub(super) fn of_latency(name: &str, runs: &[[Option<f64>; 7]]) -> impl Iterator<Item = Self> {
+        COLUMNS.iter().enumerate().map(move |(i, (column, _, _))| {
+            Self::of(&format!("{name} {column}"), "ms", runs.iter().map(|values| values[i]).collect())
+        })
+    }
+}
+
+/// A table of the rows of which something is known, with the ratios to the first run.
+pub(super) fn compared_rows(runs: &[Run], rows: &[Row]) -> String {
     let mut html = String::from(r#"<table class="figures"><tr><th></th>"#);
     for run in runs {
         html.push_str(&format!("<th>{}</th>", escape(&run.name)));
     }
     html.push_str("</tr>");
-    let mut row = |name: &str, values: &[Option<f64>]| {
-        if values.iter().any(Option::is_some) {
-            let first = values.first().copied().flatten();
-            let cells =
-                values.iter().enumerate().map(|(i, v)| if i == 0 { cell(*v) } else { compared(*v, first) });
-            html.push_str(&format!("<tr><th>{name}</th>{}</tr>", cells.collect::<String>()));
-        }
-    };
-    for figure in &FIGURES {
-        let values: Vec<_> = runs.iter().map(|run| value(run, figure)).collect();
-        let unit = if figure.unit.is_empty() { String::new() } else { format!(", {}", figure.unit) };
-        row(&format!("{}{unit}", figure.name), &values);
-    }
-    for one in &LATENCIES {
-        let values: Vec<[Option<f64>; 7]> = runs.iter().map(|run| latency(run, one)).collect();
-        for (i, (column, _, _)) in COLUMNS.iter().enumerate() {
-            let column_values: Vec<_> = values.iter().map(|v| v[i]).collect();
-            row(&format!("{} {column}, ms", one.0), &column_values);
-        }
+    for Row { name, values } in rows.iter().filter(|row| row.values.iter().any(Option::is_some)) {
+        let first = values.first().copied().flatten();
+        let cells =
+            values.iter().enumerate().map(|(i, v)| if i == 0 { cell(*v) } else { compared(*v, first) });
+        html.push_str(&format!("<tr><th>{name}</th>{}</tr>", cells.collect::<String>()));
     }
     html.push_str("</table><p class=\"note\">× is the ratio to the first run.</p>");
     html
+}
+
+fn several(runs: &[Run]) -> String {
+    let mut rows = Vec::new();
+    for figure in &FIGURES {
+        let values = runs.iter().map(|run| value(run, figure)).collect();
+        rows.push(Row::of(figure.name, figure.unit, values));
+    }
+    for one in &LATENCIES {
+        let values: Vec<[Option<f64>; 7]> = runs.iter().map(|run| latency(run, one)).collect();
+        rows.extend(Row::of_latency(one.0, &values));
+    }
+    compared_rows(runs, &rows)
 }

@@ -4,8 +4,8 @@
 //! run that was stopped has no summary, and its figures are then those of its requests; what `--trace-out` writes has no
 //! requests, and its page has the pictures by step and the blocks. The page needs no network and no server.
 //!
-//! Reading costs memory of some 100 bytes a request, 72 bytes for every step of a trace (for the pictures by step: a million steps are
-//! 72 MB), and for each step of the block view as much as the step changed: not the tables it had.
+//! Reading costs memory of some 100 bytes a request, and for each step of the block view as much as the step changed: not the
+//! tables it had. Steps beyond the block view cost none, however many they are: the pictures by step are means.
 
 mod blocks;
 mod chart;
@@ -17,7 +17,9 @@ mod requests;
 mod run;
 mod scale;
 mod series;
+mod steady;
 mod step_delta;
+mod step_points;
 mod trace_window;
 
 use std::path::{Path, PathBuf};

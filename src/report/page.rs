@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use super::run::Run;
 use super::trace_window::MOST_STEPS;
-use super::{figures, pictures};
+use super::{figures, pictures, steady};
 
 /// Text as it stands in HTML, in elements and in quoted attributes: nothing in it is markup.
 pub(super) fn escape(text: &str) -> String {
@@ -60,6 +60,7 @@ pub(super) fn html(runs: &[Run]) -> anyhow::Result<String> {
         page.push_str(&head(run, runs.len() > 1));
     }
     page.push_str(&figures::tables(runs));
+    page.push_str(&steady::tables(runs));
     let pictures = pictures::all(runs);
     if !pictures.is_empty() {
         let _ = write!(
@@ -98,7 +99,7 @@ fn note(run: &Run) -> String {
     let (Some(first), Some(last)) = (trace.steps.first(), trace.steps.last()) else { return String::new() };
     let mut text = format!("{}: {} steps, {} to {}", run.name, trace.steps.len(), first.step, last.step);
     if trace.is_part {
-        let _ = write!(text, ", of {} in the trace", trace.points.len());
+        let _ = write!(text, ", of {} in the trace", trace.points.steps);
         if trace.steps.len() == MOST_STEPS {
             text.push_str(" (--steps A..B shows others)");
         }

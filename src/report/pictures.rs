@@ -5,7 +5,7 @@ use super::requests::Finished;
 use super::run::Run;
 use super::scale::number;
 use super::series::{Bins, in_flight};
-use super::trace_window::StepPoint;
+use super::step_points::{StepPoint, StepPoints};
 
 /// Bins of pictures over time: no more than leave some requests for each.
 fn bins(requests: &[Finished]) -> usize {
@@ -301,12 +301,9 @@ fn prefix(run: &Run, suffix: &str) -> Option<String> {
 type Column<const N: usize> = (f64, [f64; N]);
 
 /// A trace's points, averaged where there are more than columns.
-fn columns<const N: usize>(points: &[StepPoint], of: [fn(&StepPoint) -> u64; N]) -> Vec<Column<N>> {
-    let every = points.len().div_ceil(MOST_COLUMNS).max(1);
-    let mean = |steps: &[StepPoint], of: fn(&StepPoint) -> u64| {
-        steps.iter().map(|point| of(point) as f64).sum::<f64>() / steps.len() as f64
-    };
-    points.chunks(every).map(|steps| (steps[0].step as f64, of.map(|of| mean(steps, of)))).collect()
+fn columns<const N: usize>(points: &StepPoints, of: [fn(&StepPoint) -> u64; N]) -> Vec<Column<N>> {
+    let (_, groups) = points.groups(MOST_COLUMNS);
+    groups.map(|group| (group.step as f64, of.map(|of| of(&group) as f64 / group.steps as f64))).collect()
 }
 
 /// Layers piled up over steps, each held until the next column: a name and a class for each.
@@ -332,9 +329,9 @@ fn piled<const N: usize>(
     Some(chart)
 }
 
-fn means(points: &[StepPoint]) -> Option<String> {
-    let every = points.len().div_ceil(MOST_COLUMNS);
-    (every > 1).then(|| format!("Means over {every} steps."))
+fn means(points: &StepPoints) -> Option<String> {
+    let (steps, _) = points.groups(MOST_COLUMNS);
+    (steps > 1).then(|| format!("Means over {steps} steps."))
 }
 
 fn composition(run: &Run, suffix: &str) -> Option<String> {
@@ -342,7 +339,7 @@ fn composition(run: &Run, suffix: &str) -> Option<String> {
     let columns = columns(points, [|p| p.prefill_tokens, |p| p.decode_rows, |p| p.draft_tokens]);
     let layers = [("prefill tokens", "s1"), ("decode rows", "s0"), ("draft tokens", "s3")];
     let title = format!("Batch composition by step{suffix}");
-    let mut chart = piled(&title, "tokens fed", columns, points.last()?.step, layers)?;
+    let mut chart = piled(&title, "tokens fed", columns, points.last_step?, layers)?;
     if let Some(note) = means(points) {
         chart.note(note);
     }
@@ -353,15 +350,11 @@ fn kv(run: &Run, suffix: &str) -> Option<String> {
     let points = &run.trace.as_ref()?.points;
     let columns = columns(points, [|p| p.used, |p| p.cached]);
     let layers = [("used", "s0"), ("free, and cached", "s2")];
-    let last = points.last()?;
-    let mut chart = piled(&format!("KV use by step{suffix}"), "blocks", columns, last.step, layers)?;
-    let peak = points.iter().map(|point| point.used).max()?;
-    let share = 100.0 * peak as f64 / last.num_blocks.max(1) as f64;
-    chart.note(format!(
-        "Peak {peak} of {} blocks, {share:.1} %. {}",
-        last.num_blocks,
-        means(points).unwrap_or_default()
-    ));
+    let title = format!("KV use by step{suffix}");
+    let mut chart = piled(&title, "blocks", columns, points.last_step?, layers)?;
+    let (peak, all) = (points.peak_used, points.num_blocks);
+    let share = 100.0 * peak as f64 / all.max(1) as f64;
+    chart.note(format!("Peak {peak} of {all} blocks, {share:.1} %. {}", means(points).unwrap_or_default()));
     Some(chart.finish())
 }
 
@@ -386,14 +379,5 @@ mod tests {
             [1.0, 2.0, 4.0, 4.0, 8.0]
         );
         assert_eq!(quantile(&[], 0.5), None);
-    }
-
-    #[test]
-    fn columns_are_means_of_their_steps() {
-        let point = |step| StepPoint { step, used: step, ..StepPoint::default() };
-        let points: Vec<_> = (0..800).map(point).collect();
-        let columns = columns(&points, [|p| p.step, |p| p.used]);
-        assert_eq!(columns.len(), 400);
-        assert_eq!(columns[1], (2.0, [2.5, 2.5]));
     }
 }

@@ -1,15 +1,16 @@
-//! A trace as the page needs it: the changes of the steps it shows, and a point a step for its pictures.
+//! A trace as the page needs it: the changes of the steps it shows, and points for its pictures.
 
 use std::io::Write;
 use std::path::Path;
 
-use pagedraft_workloads::trace::{RowKind, StepRecord, read_steps, steps_file};
+use pagedraft_workloads::trace::{StepRecord, read_steps, steps_file};
 use serde_json::Value;
 
 use super::Steps;
 use super::blocks::{BlockState, Pool};
 use super::embed::Window;
 use super::step_delta::{Deltas, StepDelta};
+use super::step_points::StepPoints;
 
 /// Steps in the block view where nobody asks for others.
 pub(super) const MOST_STEPS: usize = 10_000;
@@ -21,53 +22,12 @@ pub(super) struct TraceWindow {
     names: Vec<String>,
     start: Pool,
     pub(super) steps: Vec<StepDelta>,
-    /// A point for every step that was read, of the block view or not.
-    pub(super) points: Vec<StepPoint>,
+    /// Every step that was read, of the block view or not.
+    pub(super) points: StepPoints,
     /// Whether there are steps beyond the block view's.
     pub(super) is_part: bool,
     /// What is odd about it, for people.
     pub(super) warnings: Vec<String>,
-}
-
-/// What the pictures show of a step.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct StepPoint {
-    pub(super) step: u64,
-    pub(super) prefill_tokens: u64,
-    pub(super) decode_rows: u64,
-    pub(super) draft_tokens: u64,
-    pub(super) accepted: u64,
-    pub(super) used: u64,
-    pub(super) cached: u64,
-    pub(super) num_blocks: u64,
-    pub(super) time_us: u64,
-}
-
-impl StepPoint {
-    fn of(record: &StepRecord) -> Self {
-        let mut point = Self {
-            step: record.step,
-            used: record.pool.used,
-            cached: record.pool.cached,
-            num_blocks: record.pool.num_blocks,
-            ..Self::default()
-        };
-        for row in &record.rows {
-            let own = u64::from(row.num_new.saturating_sub(row.num_drafts));
-            match row.kind {
-                RowKind::Prefill => point.prefill_tokens += own,
-                _ => point.decode_rows += 1,
-            }
-        }
-        for outcome in &record.outcome {
-            point.draft_tokens += u64::from(outcome.num_drafts);
-            point.accepted += u64::from(outcome.num_accepted);
-        }
-        if let Some(t) = record.time_us {
-            point.time_us = (t.schedule + t.metadata + t.propose + t.execute + t.sample).max(0.0) as u64;
-        }
-        point
-    }
 }
 
 impl TraceWindow {
@@ -98,19 +58,24 @@ impl TraceWindow {
             names: Vec::new(),
             start: Pool::new(block_size),
             steps: Vec::new(),
-            points: Vec::new(),
+            points: StepPoints::new(),
             is_part: false,
             warnings: Vec::new(),
         };
         let mut deltas = Deltas::new(block_size);
         let mut lines = read_steps(directory)?;
         let file = lines.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let mut others = 0u64;
         loop {
             let parsed = match lines.next_line()? {
                 None => break,
                 Some(line) => parse(line),
             };
             let taken = match parsed {
+                Ok(Event::Step(record)) if record.replica.is_some_and(|replica| replica > 0) => {
+                    others += 1;
+                    Ok(())
+                }
                 Ok(Event::Step(record)) => window.take(&record, &mut deltas, steps),
                 Ok(Event::Resume) => {
                     deltas.resume();
@@ -127,25 +92,31 @@ impl TraceWindow {
                 break;
             }
         }
+        if others > 0 {
+            window.warnings.push(format!(
+                "The trace is of several engines: pictures by step and blocks are those of engine 0, {others} steps of the \
+                 others are left out."
+            ));
+        }
         if lines.is_cut() {
             window.warnings.push(format!("The last line of {file} is cut; it is left out."));
         }
-        if let (Some(asked), Some(last), true) = (steps, window.points.last(), window.steps.is_empty()) {
-            let (from, to, last) = (asked.from, asked.to, last.step);
+        if let (Some(asked), Some(last), true) = (steps, window.points.last_step, window.steps.is_empty()) {
+            let (from, to) = (asked.from, asked.to);
             let what = format!("--steps {from}..{to}: the run has none of these; its last step is {last}.");
             // A closed standard error is nobody's loss.
             let _ = writeln!(std::io::stderr(), "warning: {what}");
             window.warnings.push(what);
         }
         window.names = deltas.names().to_vec();
-        Ok((!window.points.is_empty()).then_some(window))
+        Ok(window.points.last_step.is_some().then_some(window))
     }
 
     fn take(&mut self, record: &StepRecord, deltas: &mut Deltas, steps: Option<Steps>) -> Result<(), String> {
-        if let Some(last) = self.points.last().filter(|last| last.step >= record.step) {
-            return Err(format!("step {} after step {}", record.step, last.step));
+        if let Some(last) = self.points.last_step.filter(|last| *last >= record.step) {
+            return Err(format!("step {} after step {last}", record.step));
         }
-        self.points.push(StepPoint::of(record));
+        self.points.push(record);
         if self.is_past(record.step, steps) {
             self.is_part = true;
             return Ok(());

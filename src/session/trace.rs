@@ -132,6 +132,7 @@ impl Trace {
         let groups = draft.filter(wrote).map(|group| BTreeMap::from([("draft", group)]));
         self.writer.write(&StepEvent {
             first_step: self.writer.first_step(),
+            replica: None,
             plan,
             outcome: &outcome.rows,
             tokens: &outcome.tokens,

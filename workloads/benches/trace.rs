@@ -89,6 +89,7 @@ fn event<'a>(
 ) -> StepEvent<'a, AttentionMetadata, (), ()> {
     StepEvent {
         first_step: 0,
+        replica: None,
         plan: &step.plan,
         outcome: &step.outcome,
         tokens: &step.tokens,

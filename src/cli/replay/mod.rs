@@ -25,9 +25,11 @@ use anyhow::anyhow;
 use clap::Args;
 use pagedraft::exit::{usage, usage_hint};
 use pagedraft::session::{DraftRef, EngineOptions, ModelRef, tokenizer};
+use pagedraft_workloads::Error;
 use pagedraft_workloads::measures::{Recorder, RecorderOptions, RunFacts};
 use pagedraft_workloads::prompt::TextTokens;
-use pagedraft_workloads::run::{LineFormat, REQUESTS_FILE, Resumed, RunDirectory};
+use pagedraft_workloads::replay::RequestLine;
+use pagedraft_workloads::run::{LineFormat, REQUESTS_FILE, RunDirectory};
 use pagedraft_workloads::sim::CostModel;
 use pagedraft_workloads::trace::{CONFIG_FILE, TraceWriter};
 use serde_json::{Value, json};
@@ -242,13 +244,22 @@ impl Replay {
         writer.map_err(|e| usage(e.into()))
     }
 
-    /// The run's directory, new or as a stopped run left it.
-    fn directory_for(&self, config: &Value) -> anyhow::Result<(RunDirectory, Resumed)> {
+    /// The run's directory, new or as a stopped run left it; the lines that a run in real time goes on behind are told to `before`.
+    fn directory_for(
+        &self,
+        config: &Value,
+        before: impl FnMut(&RequestLine) -> anyhow::Result<()>,
+    ) -> anyhow::Result<RunDirectory> {
         let made = match (self.run.resume, self.run.simulates()) {
-            (false, _) => RunDirectory::create(&self.out, config).map(|made| (made, Resumed::default())),
-            (true, false) => RunDirectory::resume(&self.out, config),
+            (false, _) => RunDirectory::create(&self.out, config),
+            (true, false) => {
+                return RunDirectory::resume(&self.out, config, before).map_err(|error: anyhow::Error| {
+                    // What `before` says is marked by it.
+                    error.downcast::<Error>().map_or_else(|other| other, |error| usage(error.into()))
+                });
+            }
             // The simulation is made again: it gives the same lines.
-            (true, true) => RunDirectory::repeat(&self.out, config).map(|made| (made, Resumed::default())),
+            (true, true) => RunDirectory::repeat(&self.out, config),
         };
         made.map_err(|e| usage(e.into()))
     }

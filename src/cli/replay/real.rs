@@ -9,7 +9,7 @@ use pagedraft::exit::usage_hint;
 use pagedraft::session::{Session, tokenizer};
 use pagedraft_workloads::measures::{Recorder, RunFacts};
 use pagedraft_workloads::replay::RequestLine;
-use pagedraft_workloads::run::{REQUESTS_FILE, Resumed, RunDirectory};
+use pagedraft_workloads::run::{REQUESTS_FILE, RunDirectory};
 use serde_json::Value;
 
 use super::outcome::Outcome;
@@ -56,9 +56,10 @@ pub fn run(replay: &Replay, workload: &Workload) -> anyhow::Result<Option<Outcom
     if interrupt::pressed() {
         return Ok(None);
     }
-    let (directory, resumed) = replay.directory_for(&config)?;
-    let mut recorder = replay.recorder(workload);
-    let before = before(&resumed, &mut recorder, &replay.out, workload.survey.items)?;
+    let (mut recorder, mut before) = (replay.recorder(workload), Before::default());
+    let directory = replay.directory_for(&config, |line| {
+        done_before(line, &mut before, &mut recorder, &replay.out, workload.survey.items)
+    })?;
     if let Some(writer) = replay.trace_in(&directory)? {
         session.attach_trace(writer, replay.engine.tables())?;
     }
@@ -112,30 +113,31 @@ fn done_already(out: &Path) -> anyhow::Result<HashSet<u64>> {
     Ok(lines.map_while(Result::ok).filter_map(index).collect())
 }
 
-/// What a stopped run had done, told to the recorder.
-fn before(resumed: &Resumed, recorder: &mut Recorder, out: &Path, items: u64) -> anyhow::Result<Before> {
-    let mut before = Before::default();
-    for (line, number) in resumed.lines.iter().zip(1..) {
-        let id = &line.request_id;
-        let wrong = match id.parse::<u64>() {
-            Ok(index) if index >= items => {
-                Some(format!("none of this workload, whose last is {}", items - 1))
-            }
-            Ok(index) if !before.done.insert(index) => Some("there twice".to_owned()),
-            Ok(_) => None,
-            Err(_) => Some("none of this workload, whose requests are numbers".to_owned()),
-        };
-        if let Some(wrong) = wrong {
-            let file = out.join(REQUESTS_FILE);
-            return Err(usage_hint(
-                anyhow!("{}:{number}: request {id:?} is {wrong}", file.display()),
-                "was the file changed? take the line out to run that request again",
-            ));
-        }
-        recorder.restore(line);
-        let end_s = line.finish_s.or(line.sent_s).unwrap_or(0.0);
-        // Casts of what is too large saturate.
-        before.end_ns = before.end_ns.max((end_s * 1e9).ceil() as u64);
+/// A request that a stopped run had done, told to the recorder.
+fn done_before(
+    line: &RequestLine,
+    before: &mut Before,
+    recorder: &mut Recorder,
+    out: &Path,
+    items: u64,
+) -> anyhow::Result<()> {
+    let (id, number) = (&line.request_id, before.done.len() + 1);
+    let wrong = match id.parse::<u64>() {
+        Ok(index) if index >= items => Some(format!("none of this workload, whose last is {}", items - 1)),
+        Ok(index) if !before.done.insert(index) => Some("there twice".to_owned()),
+        Ok(_) => None,
+        Err(_) => Some("none of this workload, whose requests are numbers".to_owned()),
+    };
+    if let Some(wrong) = wrong {
+        let file = out.join(REQUESTS_FILE);
+        return Err(usage_hint(
+            anyhow!("{}:{number}: request {id:?} is {wrong}", file.display()),
+            "was the file changed? take the line out to run that request again",
+        ));
     }
-    Ok(before)
+    recorder.restore(line);
+    let end_s = line.finish_s.or(line.sent_s).unwrap_or(0.0);
+    // Casts of what is too large saturate.
+    before.end_ns = before.end_ns.max((end_s * 1e9).ceil() as u64);
+    Ok(())
 }

@@ -102,12 +102,6 @@ impl RunFlags {
     /// Refuses what is the simulation's in a real run, and what a simulation has not.
     pub fn check(&self) -> anyhow::Result<()> {
         if self.simulates() {
-            if self.trace_steps && self.replicas.is_some_and(|replicas| replicas > 1) {
-                return Err(usage_hint(
-                    anyhow!("--trace-steps: a trace is of one engine, and --replicas asks for several"),
-                    "leave one of them out",
-                ));
-            }
             if self.save_outputs {
                 return Err(usage_hint(
                     anyhow!("--save-outputs: a simulated engine generates nothing that could be kept"),

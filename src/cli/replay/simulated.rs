@@ -37,7 +37,8 @@ struct Watch {
     progress: Progress,
     done: u64,
     trace: Option<TraceWriter>,
-    delta: Option<TableDelta>,
+    /// One an engine, where tables are written as they change.
+    deltas: Vec<TableDelta>,
 }
 
 impl Observer for Watch {
@@ -55,9 +56,9 @@ impl Observer for Watch {
         self.trace.is_some()
     }
 
-    fn trace(&mut self, _replica: u32, event: SimEvent<'_>) -> Result<(), Error> {
+    fn trace(&mut self, replica: u32, event: SimEvent<'_>) -> Result<(), Error> {
         let Some(writer) = &mut self.trace else { return Ok(()) };
-        match &mut self.delta {
+        match self.deltas.get_mut(replica as usize) {
             None => writer.write(&event),
             Some(delta) => {
                 let metadata = delta.reduce(event.plan, event.plan_rows, event.metadata);
@@ -84,12 +85,15 @@ pub fn run(replay: &Replay, workload: &Workload) -> anyhow::Result<Option<Outcom
     };
     let mut source = workload.source(&limits)?;
     let config = replay.config(config(&engine, &options), workload, &limits, Some(&options.cost))?;
-    let (directory, _) = replay.directory_for(&config)?;
+    let directory = replay.directory_for(&config, |_| Ok(()))?;
     let trace = replay.trace_in(&directory)?;
-    let delta = (replay.engine.tables() == TraceTables::Delta).then(TableDelta::default);
+    let deltas = match replay.engine.tables() {
+        TraceTables::Full => Vec::new(),
+        TraceTables::Delta => (0..options.replicas).map(|_| TableDelta::default()).collect(),
+    };
     let mut recorder = replay.recorder(workload);
     let progress = Progress::new("", workload.survey.items, 0);
-    let mut watch = Watch { directory, progress, done: 0, trace, delta };
+    let mut watch = Watch { directory, progress, done: 0, trace, deltas };
     let simulated = simulate(&mut source, &options, &mut recorder, &mut watch);
     watch.progress.end();
     let SimReport { event_log_sha256, stopped, .. } = simulated.map_err(|error| match error {

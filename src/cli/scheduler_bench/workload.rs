@@ -152,6 +152,7 @@ impl Drive {
         let pool = self.scheduler.stats().pool;
         writer.write(&StepEvent {
             first_step: 0,
+            replica: None,
             plan: &self.plan,
             outcome: &self.outcome.rows,
             tokens: &self.outcome.tokens,

@@ -25,16 +25,6 @@ pub struct RunDirectory {
     _lock: Option<File>,
 }
 
-/// What a stopped run left.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Resumed {
-    /// The requests that were done with, in the order in which they were written, without their `text` and `token_ids` (some hundred
-    /// bytes each); a cut last line is dropped.
-    pub lines: Vec<RequestLine>,
-    /// The step number that the trace goes on from.
-    pub next_step: u64,
-}
-
 impl RunDirectory {
     /// Makes the directory, and those above it, and writes `config` to its `config.json`, with a `schema_version`.
     ///
@@ -56,32 +46,34 @@ impl RunDirectory {
         Self::open(path, Begin::New, 0, leftovers, lock)
     }
 
-    /// Goes on with a run that was stopped: its lines are kept, and new ones added behind them.
+    /// Goes on with a run that was stopped: its lines are kept, and new ones added behind them. Those that are there are told
+    /// to `before`, one at a time, in the order in which they were written; a cut last line is dropped. Nothing in the
+    /// directory is changed before all of them were.
     ///
     /// # Errors
     ///
     /// It holds no run, or one that is finished; a line of it can't be read; its `config.json` differs from `config`: in
-    /// which fields (`date`, `out`, `resume` and `revision` may).
-    pub fn resume(path: &Path, config: &Value) -> Result<(Self, Resumed), Error> {
+    /// which fields (`date`, `out`, `resume` and `revision` may). What `before` says, as it says it.
+    pub fn resume<E: From<Error>>(
+        path: &Path,
+        config: &Value,
+        mut before: impl FnMut(&RequestLine) -> Result<(), E>,
+    ) -> Result<Self, E> {
         let lock = lock(path)?;
         check_stopped(path, config)?;
         let requests = path.join(REQUESTS_FILE);
-        let mut lines = Vec::new();
         if requests.exists() {
             let mut reader = LineReader::open(&requests, LineFormat::Jsonl)?;
             while let Some(line) = reader.next_line()? {
-                let mut parsed: RequestLine = serde_json::from_slice(line).map_err(|error| Error::Run {
+                let parsed = serde_json::from_slice(line).map_err(|error| Error::Run {
                     path: requests.clone(),
                     what: format!("line {}: {error}", reader.number()),
                 })?;
-                // They stay in the file, and nobody goes on with them: of a million requests they would be gigabytes.
-                (parsed.token_ids, parsed.text) = (None, None);
-                lines.push(parsed);
+                before(&parsed)?;
             }
         }
         let next_step = last_step(path)?.map_or(0, |last| last.saturating_add(1));
-        let run = Self::open(path, Begin::Append, next_step, Arc::new(Leftovers::none(path)), lock)?;
-        Ok((run, Resumed { lines, next_step }))
+        Ok(Self::open(path, Begin::Append, next_step, Arc::new(Leftovers::none(path)), lock)?)
     }
 
     /// Goes on with a run that was stopped and is made again from its beginning, to the same bytes: lines that are there are
@@ -121,6 +113,12 @@ impl RunDirectory {
     #[must_use]
     pub fn path(&self) -> &PathBuf {
         &self.path
+    }
+
+    /// The step number that its trace goes on from; 0 unless it was resumed.
+    #[must_use]
+    pub fn next_step(&self) -> u64 {
+        self.next_step
     }
 
     /// The trace of its steps, in the same way: new, going on behind what is there (with a line of event `resume`), or

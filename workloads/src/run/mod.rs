@@ -19,7 +19,7 @@ mod reader;
 mod sink;
 
 pub use convert::convert_lines;
-pub use directory::{Resumed, RunDirectory};
+pub use directory::RunDirectory;
 pub(crate) use leftovers::Leftovers;
 #[cfg(test)]
 pub(crate) use lines::FLUSH_EVERY;

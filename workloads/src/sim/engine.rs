@@ -71,7 +71,8 @@ impl Engine {
             let costs = options.cost.step_costs(Some(&auto.proposer));
             scheduler.set_draft_control(Some(DraftControl::new(auto.most, &costs)));
         }
-        let trace = traced.then(|| StepTrace::new(options.scheduler.block_size)).transpose();
+        let told = (options.replicas > 1).then_some(replica);
+        let trace = traced.then(|| StepTrace::new(options.scheduler.block_size, told)).transpose();
         Ok(Self {
             scheduler,
             freezes: Freezes::new(&options.cost.freezes).map_err(Error::Options)?,

@@ -20,7 +20,8 @@
 //!   model's shares, each independently of all others.
 //! - **No request stops by itself**: all give `max_tokens` tokens, those that would run until a stop token too.
 //! - A conversation's later turns hit what its dataset says of the earlier ones, not what was generated here.
-//! - A draft model's own pool always has room, and its prefix cache has what the target's had at a request's admission.
+//! - A draft model's own pool always has room, and its prefix cache has what the target's had at a request's admission: it
+//!   has no blocks, and a trace no `draft` group.
 //!
 //! # What it costs
 //!

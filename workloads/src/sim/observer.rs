@@ -5,7 +5,9 @@ use crate::Error;
 use crate::replay::{RequestLine, StepReport};
 use crate::trace::StepEvent;
 
-/// A step of a simulated engine, as it goes on record: no KV groups but the target's.
+/// A step of a simulated engine, as it goes on record: no KV groups but the target's. A live engine whose draft model keeps KV
+/// writes a group `draft` with that model's own rows, slots and block tables. A simulation counts such a model's tokens and
+/// passes, but has no blocks of it: a group would be made up.
 pub type SimEvent<'a> = StepEvent<'a, AttentionMetadata, (), GraphShape>;
 
 /// Who looks on.
@@ -32,7 +34,7 @@ pub trait Observer {
         false
     }
 
-    /// A step was made by engine `replica`: what a live engine's trace has of it, with metadata built from the block
+    /// A step was made by engine `replica` (which the event has as well, where there are several): what a live engine's trace has of it, with metadata built from the block
     /// tables that the step began with. Its tables are whole ([`TableDelta`](crate::trace::TableDelta) reduces them), and its
     /// steps count from 0: who goes on with a trace sets `first_step`.
     ///

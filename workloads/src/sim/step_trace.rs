@@ -14,6 +14,8 @@ use crate::trace::{PoolCounts, PublishedBlocks, RequestNames, StepEvent, TimesUs
 /// live from step to step.
 #[derive(Debug)]
 pub(super) struct StepTrace {
+    /// Which engine's, where there are several.
+    replica: Option<u32>,
     builder: MetadataBuilder,
     metadata: AttentionMetadata,
     order: Vec<u32>,
@@ -35,8 +37,9 @@ pub(super) struct Made<'a> {
 }
 
 impl StepTrace {
-    pub(super) fn new(block_size: u32) -> Result<Self, AttentionError> {
+    pub(super) fn new(block_size: u32, replica: Option<u32>) -> Result<Self, AttentionError> {
         Ok(Self {
+            replica,
             builder: MetadataBuilder::new(block_size)?,
             metadata: AttentionMetadata::default(),
             order: Vec::new(),
@@ -108,6 +111,7 @@ impl StepTrace {
         StepEvent {
             plan,
             first_step: 0,
+            replica: self.replica,
             outcome: &outcome.rows,
             tokens: &outcome.tokens,
             applied,

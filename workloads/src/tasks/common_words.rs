@@ -8,6 +8,8 @@ use std::fmt::Write;
 
 /// Words that are asked for.
 const COMMON: usize = 10;
+/// The same in short texts, from the greatest to the least.
+const SHORT: [usize; 3] = [COMMON, 5, 3];
 /// From this length on lists have more repetitions.
 const LONG: u32 = 4096;
 
@@ -42,14 +44,22 @@ impl Vocabulary {
     }
 }
 
+/// In the examples of lists that are not long.
+const FEW: Repeats = Repeats { common: 3, others: 1 };
+
 /// A sample.
 pub(super) struct CommonWords {
     draws: Draws,
     vocabulary: Vocabulary,
     /// Words of the example, which the list has not.
     example_words: u64,
-    example: Repeats,
+    /// `None`: it is left out.
+    example: Option<Repeats>,
     list: Repeats,
+    /// Words that are asked for.
+    common: usize,
+    /// Words of the list, at least.
+    least: usize,
 }
 
 impl CommonWords {
@@ -67,16 +77,24 @@ impl CommonWords {
 
     fn new(draws: Draws, length: u32, vocabulary: Vocabulary) -> Self {
         let (example_words, example, list) = if length < LONG {
-            (20, Repeats { common: 3, others: 1 }, Repeats { common: 6, others: 1 })
+            (20, FEW, Repeats { common: 6, others: 1 })
         } else {
             (40, Repeats { common: 10, others: 3 }, Repeats { common: 30, others: 3 })
         };
-        Self { draws, vocabulary, example_words, example, list }
+        Self { draws, vocabulary, example_words, example: Some(example), list, common: COMMON, least: COMMON }
+    }
+
+    /// For a short text: no example, common words as often as in an example, and at least half as many others; the less of
+    /// them, the greater `shorter`. `None` where it can't be shorter.
+    pub(super) fn short(draws: Draws, shorter: usize) -> Option<Self> {
+        let common = *SHORT.get(shorter)?;
+        let least = common + common.div_ceil(2);
+        Some(Self { example: None, list: FEW, common, least, ..Self::english(draws, 0) })
     }
 
     /// Template and list of words; the first ten are common.
     fn text(&self, words: &[String], repeats: Repeats, part: Part) -> String {
-        let common = words.len().min(COMMON);
+        let (asked, common) = (self.common, words.len().min(self.common));
         let mut entries: Vec<&str> =
             Vec::with_capacity(common * repeats.common + words.len() * repeats.others);
         for (i, word) in words.iter().enumerate() {
@@ -87,8 +105,8 @@ impl CommonWords {
         format!(
             "Below is a numbered list of words. In these words, some appear more often than others. \
              Memorize the ones that appear most often.\n{}\n\
-             Question: What are the 10 most common words in the above list? \
-             Answer: The top 10 words that appear most often in the list are:",
+             Question: What are the {asked} most common words in the above list? \
+             Answer: The top {asked} words that appear most often in the list are:",
             numbered(&entries)
         )
     }
@@ -100,7 +118,7 @@ impl CommonWords {
 
 impl Composition for CommonWords {
     fn least(&self) -> u64 {
-        COMMON as u64
+        self.least as u64
     }
 
     fn most(&self) -> u64 {
@@ -108,19 +126,16 @@ impl Composition for CommonWords {
     }
 
     fn prompt(&self, units: u64) -> String {
-        let example = self.words(0, self.example_words);
         let words = self.words(self.example_words, units);
-        let answered: Vec<&str> = example.iter().take(COMMON).map(String::as_str).collect();
-        format!(
-            "{} {}\n{}",
-            self.text(&example, self.example, Part::Example),
-            numbered(&answered),
-            self.text(&words, self.list, Part::Places)
-        )
+        let asked = self.text(&words, self.list, Part::Places);
+        let Some(repeats) = self.example else { return asked };
+        let example = self.words(0, self.example_words);
+        let answered: Vec<&str> = example.iter().take(self.common).map(String::as_str).collect();
+        format!("{} {}\n{asked}", self.text(&example, repeats, Part::Example), numbered(&answered))
     }
 
     fn answers(&self) -> Vec<String> {
-        self.words(self.example_words, COMMON as u64)
+        self.words(self.example_words, self.common as u64)
     }
 }
 

@@ -15,6 +15,10 @@ const ZETA_OF_2: f64 = std::f64::consts::PI * std::f64::consts::PI / 6.0;
 /// Words from which on the shares of the third and fourth coded word, `n (1/16 - 1/25) / zeta(2)`, differ by more than
 /// one: their counts, rounded down, never tie.
 const LEAST: u64 = 74;
+/// Words of a short text, at least: those from which on the third coded word comes at all.
+const LEAST_SHORT: u64 = 27;
+/// Below [`LEAST`], the texts whose third and fourth coded word come once each.
+const TIED: std::ops::Range<u64> = 42..53;
 /// The dots, three words that are asked for, and one that is not.
 const LEAST_VOCABULARY: usize = 5;
 
@@ -23,6 +27,8 @@ pub(super) struct FrequentWords {
     draws: Draws,
     /// The most frequent first, which is noise.
     vocabulary: Vec<String>,
+    /// Whether the text may have fewer than [`LEAST`] words.
+    short: bool,
 }
 
 impl FrequentWords {
@@ -38,24 +44,35 @@ impl FrequentWords {
                 vocabulary.push(word);
             }
         }
-        Self { draws, vocabulary }
+        Self { draws, vocabulary, short: false }
+    }
+
+    /// The same for a short text: fewer than 74 words.
+    pub(super) fn short(draws: Draws, tokens: u32) -> Self {
+        Self { short: true, ..Self::new(draws, tokens) }
+    }
+
+    /// Words of a text, before their shares are rounded down: short texts are counted without those that tie.
+    fn words(&self, units: u64) -> u64 {
+        if self.short && units >= TIED.start { units + (TIED.end - TIED.start) } else { units }
     }
 }
 
 impl Composition for FrequentWords {
     fn least(&self) -> u64 {
-        LEAST
+        if self.short { LEAST_SHORT } else { LEAST }
     }
 
     fn most(&self) -> u64 {
-        u64::MAX
+        if self.short { LEAST - 1 - (TIED.end - TIED.start) } else { u64::MAX }
     }
 
     fn prompt(&self, units: u64) -> String {
+        let count = self.words(units);
         let mut words: Vec<&str> = Vec::new();
         for (k, word) in self.vocabulary.iter().enumerate() {
             let rank = (k + 1) as f64;
-            let times = (units as f64 / (rank * rank) / ZETA_OF_2) as usize;
+            let times = (count as f64 / (rank * rank) / ZETA_OF_2) as usize;
             if times == 0 {
                 break;
             }

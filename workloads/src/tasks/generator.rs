@@ -18,6 +18,14 @@ const MAX_LENGTH: u32 = 1 << 22;
 /// Tokens of the example before `vt`, at most.
 const EXAMPLE_TOKENS: u32 = 500;
 
+/// A sample in the shape that fits.
+pub(super) struct Fitted {
+    pub(super) composition: Box<dyn Composition>,
+    pub(super) fit: Fit,
+    /// Tokens that the answer may have.
+    pub(super) answer_tokens: u32,
+}
+
 /// Makes any sample of a RULER task.
 pub struct RulerGenerator {
     task: Task,
@@ -88,37 +96,75 @@ impl RulerGenerator {
     ///
     /// A length that is too small for it (the error says which would do), and what the tokenizer says.
     pub fn sample(&self, index: u64) -> Result<Sample, DatasetError> {
-        let composition = self.composition(index)?;
-        let fitted = self.fitted(index, composition.as_ref())?;
+        let Fitted { composition, fit, answer_tokens } = self.fitted(index)?;
         Ok(Sample {
             source_id: Some(index.to_string()),
             line: 0,
             arrival_s: None,
-            prompt: Prompt::Text(fitted.prompt),
-            output: OutputLength::UntilStop(Some(self.task.tokens_to_generate())),
+            prompt: Prompt::Text(fit.prompt),
+            output: OutputLength::UntilStop(Some(answer_tokens)),
             expect: Some(Expectation::Contains { answers: composition.answers(), any: self.task.any() }),
             category: Some(self.task.name().to_owned()),
         })
     }
 
-    /// Tokens a prompt may have.
+    /// Tokens a prompt may have, where the answer has all that are meant for it.
     fn budget(&self) -> u32 {
         self.length.saturating_sub(self.task.tokens_to_generate())
     }
 
-    pub(super) fn fitted(&self, index: u64, composition: &dyn Composition) -> Result<Fit, DatasetError> {
-        fit(composition, u64::from(self.budget()), self.tokenizer.as_ref()).map_err(|misfit| match misfit {
-            Misfit::TooLong(tokens) => {
-                let least = tokens + u64::from(self.task.tokens_to_generate());
-                DatasetError::Options(format!(
-                    "a length of {} is too small for sample {index} of {}: its own text and answer take {least} tokens; \
-                     give a length of {least} or more",
-                    self.length,
-                    self.task.name(),
-                ))
+    /// The first of the sample's shapes that fits, if need be with less room for the answer.
+    pub(super) fn fitted(&self, index: u64) -> Result<Fitted, DatasetError> {
+        let draws = Draws { task: self.task.number as u64, seed: self.seed, index };
+        let whole_answer = self.task.tokens_to_generate();
+        let refused = |what: String| self.tokenizer_error(&what);
+        let within = |composition: &dyn Composition, budget| match fit(
+            composition,
+            u64::from(budget),
+            self.tokenizer.as_ref(),
+        ) {
+            Ok(fit) => Ok(Ok(fit)),
+            Err(Misfit::TooLong(tokens)) => Ok(Err(tokens)),
+            Err(Misfit::Tokenizer(what)) => Err(refused(what)),
+        };
+        let mut least = u64::MAX;
+        let mut shape = Some(self.composition(draws)?);
+        for shorter in 0.. {
+            let Some(composition) = shape.take() else { break };
+            let tokens = match within(composition.as_ref(), self.budget())? {
+                Ok(fit) => return Ok(Fitted { composition, fit, answer_tokens: whole_answer }),
+                Err(tokens) => tokens,
+            };
+            let answer = self.least_answer(&composition.answers())?;
+            least = least.min(tokens + u64::from(answer));
+            if tokens + u64::from(answer) <= u64::from(self.length) {
+                // Fewer than the length: the cast loses nothing.
+                let tokens = tokens as u32;
+                if let Ok(fit) = within(composition.as_ref(), tokens)? {
+                    return Ok(Fitted { composition, fit, answer_tokens: self.length - tokens });
+                }
             }
-            Misfit::Tokenizer(what) => self.tokenizer_error(&what),
-        })
+            shape = self.short(draws, shorter);
+        }
+        Err(DatasetError::Options(format!(
+            "a length of {} is too small for sample {index} of {}: its own text and answer take {least} tokens; \
+             give a length of {least} or more",
+            self.length,
+            self.task.name(),
+        )))
+    }
+
+    /// Room that an answer needs at least: twice the tokens of a perfect one.
+    fn least_answer(&self, answers: &[String]) -> Result<u32, DatasetError> {
+        let tokens = |text: &str| match self.tokenizer.encode(text) {
+            Ok(tokens) => Ok(u32::try_from(tokens.len()).unwrap_or(u32::MAX)),
+            Err(what) => Err(self.tokenizer_error(&what)),
+        };
+        let told = match self.task.any() {
+            true => answers.iter().try_fold(0, |most: u32, answer| Ok(most.max(tokens(answer)?)))?,
+            false => tokens(&answers.join(", "))?,
+        };
+        Ok(told.saturating_mul(2).min(self.task.tokens_to_generate()))
     }
 
     fn tokenizer_error(&self, what: &str) -> DatasetError {
@@ -131,9 +177,9 @@ impl RulerGenerator {
         self.tokenizer.encode(prompt).map_or(u64::MAX, |tokens| tokens.len() as u64)
     }
 
-    /// The sample at an index, with a haystack of any size.
-    pub(super) fn composition(&self, index: u64) -> Result<Box<dyn Composition>, DatasetError> {
-        let draws = Draws { task: self.task.number as u64, seed: self.seed, index };
+    /// The whole sample, with a haystack of any size.
+    fn composition(&self, draws: Draws) -> Result<Box<dyn Composition>, DatasetError> {
+        let index = draws.index;
         Ok(match self.task.kind {
             Kind::Needles(task) => {
                 let essay = match &self.haystack {
@@ -155,6 +201,17 @@ impl RulerGenerator {
                 None => Box::new(Questions::made(draws, two_hops)),
             },
         })
+    }
+
+    /// The sample for lengths that have no room for the whole one, the less of it, the greater `shorter`; `None` where it can't be
+    /// shorter.
+    fn short(&self, draws: Draws, shorter: usize) -> Option<Box<dyn Composition>> {
+        match self.task.kind {
+            Kind::Variables => Chain::short(draws, shorter).map(|chain| Box::new(chain) as _),
+            Kind::CommonWords => CommonWords::short(draws, shorter).map(|words| Box::new(words) as _),
+            Kind::FrequentWords if shorter == 0 => Some(Box::new(FrequentWords::short(draws, self.budget()))),
+            Kind::FrequentWords | Kind::Needles(_) | Kind::Questions { .. } => None,
+        }
     }
 
     fn variables(&self, draws: Draws) -> Result<Box<dyn Composition>, DatasetError> {

@@ -5,6 +5,19 @@
 //! published JSON lines). A prompt is as long as fits: one more word, line or document and prompt and answer together
 //! would be longer than asked.
 //!
+//! # Short lengths
+//!
+//! Where the whole task does not fit, the first of these is done that is enough; a length that is too small for all of
+//! them is an error that names the least.
+//!
+//! 1. The answer has less room than the original gives it, but twice what a perfect one takes.
+//! 2. `vt` and `cwe` leave their example out; `fwe` has a text of 27 words or more.
+//! 3. `vt` needs one line of noise only, and asks for 5, 4, 3 or 2 variables: the beginning of its chain. `cwe` repeats
+//!    common words 3 times and asks for 10, 5 or 3 of them: the first of the ten.
+//!
+//! By a tokenizer of four bytes a token every task fits into 256 tokens, and the examples are there from some 470 on; by that of
+//! the built-in models, whose tokens are shorter, tasks need 145 (`niah_single_2`) to some 400 tokens (`niah_multikey_3`).
+//!
 //! # What differs from the original, and why
 //!
 //! Figures of models on these samples compare with each other, not with published RULER scores.
@@ -17,10 +30,10 @@
 //! | words of `wonderwords` and a list of English words | own lists of about 1,080 words; where `cwe` needs more, words made of syllables | likewise |
 //! | Python's random numbers | ChaCha8, a stream a sample | sample *i* can be made alone, on any machine |
 //! | one haystack size for a task, lowered where a sample is too long | the greatest size of each sample | lengths are tight |
-//! | at least 10 words or documents, 500 words of an essay, 5 or 25 lines | as few as the task's own text needs (`vt`: 5 lines) | short lengths work |
+//! | at least 10 words or documents, 500 words of an essay, 5 or 25 lines | as few as the task's own text needs | short lengths work |
 //! | keys, values and words that may come twice | a needle's key and values are nowhere else | a right answer is one |
 //! | the example of `vt` has up to 500 tokens | likewise, but at most a third of the length | short lengths work |
-//! | `fwe` with any number of words | 74 words or more, 5 coded words or more | the third and fourth most frequent words never tie |
+//! | `fwe` with any number of words | 74 words or more, or some that are fewer; 5 coded words or more | the third and fourth most frequent words never tie |
 //! | NLTK's sentences | a sentence ends with a word that ends in `.`, `!` or `?` | no model of English is needed |
 //! | `qa` repeats all documents when they run out | it repeats distractors | the right document is there once |
 

@@ -86,7 +86,7 @@ impl Task {
         RULER_TASKS[self.number]
     }
 
-    /// Tokens an answer may have (`tokens_to_generate`).
+    /// Tokens an answer may have (`tokens_to_generate`), where the length has room for them.
     pub(super) fn tokens_to_generate(self) -> u32 {
         match self.kind {
             Kind::Needles(_) => 128,

@@ -2,10 +2,12 @@
 
 mod files;
 mod fitting;
+mod lengths;
 mod published;
 mod texts;
 mod word_lists;
 
+use super::generator::Fitted;
 use super::{RULER_TASKS, RulerGenerator, RulerOptions, ruler_samples, score};
 use crate::dataset::{DatasetError, Expectation, OutputLength, Prompt, Sample};
 use crate::prompt::TextTokens;
@@ -82,16 +84,16 @@ fn least_length(error: &DatasetError) -> u32 {
 fn every_sample(mut see: impl FnMut(&str, u32, &RulerGenerator, u64, &Sample)) {
     for task in RULER_TASKS {
         for (name, tokenizer) in tokenizers() {
-            for length in [512, 1024, 4096, 32_768] {
+            for length in [128, 256, 400, 512, 1024, 4096, 32_768] {
                 for index in 0..2 {
                     let seed = 7 + index;
                     let whole = generator(task, length, seed, tokenizer.clone());
                     match whole.sample(index) {
                         Ok(sample) => see(task, length, &whole, index, &sample),
                         Err(error) => {
-                            assert_eq!(length, 512, "{task} {name}: {error}");
+                            assert_eq!(length, 128, "{task} {name}: {error}");
                             let least = least_length(&error);
-                            assert!((512..1024).contains(&least), "{task} {name}: {error}");
+                            assert!((128..256).contains(&least), "{task} {name}: {error}");
                             let small = generator(task, least, seed, tokenizer.clone());
                             see(task, least, &small, index, &small.sample(index).unwrap());
                         }
@@ -130,7 +132,10 @@ fn a_perfect_answer_scores_1_a_wrong_one_0_and_half_of_several_a_half() {
                 "niah_multivalue" | "niah_multiquery" => 4,
                 _ => 1,
             };
-            assert_eq!(answers.len(), count, "{task}");
+            if length >= 1024 || !matches!(task, "vt" | "cwe") {
+                assert_eq!(answers.len(), count, "{task}");
+            }
+            let count = answers.len();
             let half = &answers[..count / 2];
             assert_eq!(score(expect, &half.join(" ")), half.len() as f64 / count as f64, "{task}");
         }
@@ -148,12 +153,11 @@ fn prompt_and_answer_fit_and_one_unit_more_would_not() {
         let tokens = |prompt: &str| generator.tokens(prompt) + budgeted(sample);
         let whole = tokens(text(sample));
         assert!(whole <= u64::from(length), "{task} {length} {index}: {whole}");
-        let composition = generator.composition(index).unwrap();
-        let fitted = generator.fitted(index, composition.as_ref()).unwrap();
-        assert_eq!(fitted.prompt, text(sample), "{task} {length} {index}");
-        assert!(fitted.units < composition.most());
-        let more = tokens(&composition.prompt(fitted.units + 1));
-        assert!(more > u64::from(length), "{task} {length} {index}: {} units, {more}", fitted.units);
+        let Fitted { composition, fit, .. } = generator.fitted(index).unwrap();
+        assert_eq!(fit.prompt, text(sample), "{task} {length} {index}");
+        assert!(fit.units < composition.most());
+        let more = tokens(&composition.prompt(fit.units + 1));
+        assert!(more > u64::from(length), "{task} {length} {index}: {} units, {more}", fit.units);
     });
 }
 

@@ -14,12 +14,23 @@ pub(super) struct Chain {
     places: Part,
     variables: Vec<String>,
     value: String,
+    /// Lines of noise, at least.
+    least: u64,
 }
 
 impl Chain {
     /// The chain that is asked for, of variables of five letters.
     pub(super) fn asked(draws: Draws) -> Self {
         Self::new(draws, Part::Needles, Part::Places, 5)
+    }
+
+    /// The beginning of that chain, for a short text: `shorter` hops are left out, and one line of noise is enough.
+    /// `None` where no hop would be left.
+    pub(super) fn short(draws: Draws, shorter: usize) -> Option<Self> {
+        let hops = HOPS.checked_sub(shorter).filter(|&hops| hops > 0)?;
+        let mut chain = Self { least: 1, ..Self::asked(draws) };
+        chain.variables.truncate(hops + 1);
+        Some(chain)
     }
 
     /// The example's, of variables of three letters.
@@ -37,7 +48,8 @@ impl Chain {
                 variables.push(variable);
             }
         }
-        Self { draws, places, variables, value: rng.random_range(10_000..99_999u32).to_string() }
+        let least = variables.len() as u64;
+        Self { draws, places, variables, value: rng.random_range(10_000..99_999u32).to_string(), least }
     }
 
     /// The example's text for one of its prompts: with its answer.
@@ -48,7 +60,7 @@ impl Chain {
 
 impl Composition for Chain {
     fn least(&self) -> u64 {
-        self.variables.len() as u64
+        self.least
     }
 
     fn most(&self) -> u64 {
@@ -57,7 +69,16 @@ impl Composition for Chain {
 
     fn prompt(&self, units: u64) -> String {
         let mut lines: Vec<String> = (0..units).map(|_| NOISE.to_owned()).collect();
-        let places = distinct(&mut self.draws.of(self.places), lines.len(), self.variables.len());
+        let mut rng = self.draws.of(self.places);
+        let places = if lines.len() < self.variables.len() {
+            // Some assignments stand together, or at the end.
+            let mut places: Vec<usize> =
+                self.variables.iter().map(|_| rng.random_range(0..=lines.len())).collect();
+            places.sort_unstable();
+            places
+        } else {
+            distinct(&mut rng, lines.len(), self.variables.len())
+        };
         for (i, place) in places.into_iter().enumerate().rev() {
             let variable = &self.variables[i];
             lines.insert(

@@ -77,6 +77,8 @@ pub struct StepEvent<'a, M, G, K> {
     /// Added to the plan's number: more than 0 where the trace goes on from another engine's
     /// ([`TraceWriter::first_step`](super::TraceWriter::first_step)).
     pub first_step: u64,
+    /// Which engine's, from 0, in a trace of several; `None`, and not written, in that of one.
+    pub replica: Option<u32>,
     /// The plan.
     pub plan: &'a StepPlan,
     /// The outcome's rows, in the plan's order.
@@ -118,9 +120,13 @@ pub struct StepEvent<'a, M, G, K> {
 
 impl<M: Serialize, G: Serialize, K: Serialize> Serialize for StepEvent<'_, M, G, K> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut line = serializer.serialize_struct("StepEvent", 16)?;
+        let mut line = serializer.serialize_struct("StepEvent", 17)?;
         line.serialize_field("event", "step")?;
         line.serialize_field("step", &self.first_step.saturating_add(self.plan.id.0))?;
+        match self.replica {
+            Some(replica) => line.serialize_field("replica", &replica)?,
+            None => line.skip_field("replica")?,
+        }
         line.serialize_field("time_us", &self.time_us)?;
         line.serialize_field("mode", self.mode)?;
         line.serialize_field("graph_key", &self.graph_key)?;

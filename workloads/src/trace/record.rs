@@ -28,8 +28,11 @@ fn of_a_setup(schema: &mut Schema) {
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[schemars(transform = of_a_step)]
 pub struct StepRecord {
-    /// Its number.
+    /// Its number; each engine counts its own.
     pub step: u64,
+    /// Which engine's, from 0, in a trace of several (`--replicas`); absent in that of one.
+    #[serde(default)]
+    pub replica: Option<u32>,
     /// `eager` or `graph`.
     #[schemars(extend("enum" = ["eager", "graph"]))]
     pub mode: String,

@@ -53,6 +53,8 @@ struct EngineConfig {
     graph_sizes: Option<Vec<u64>>,
     /// The model's name.
     model_id: Option<String>,
+    /// Engines that the trace is of, each with `num_blocks` of its own; 1 where it is not said.
+    replicas: Option<u32>,
     /// Seed of anything drawn.
     seed: Option<u64>,
 }

@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 
 use pagedraft_workloads::run::LineFormat;
-use pagedraft_workloads::sim::SimOptions;
+use pagedraft_workloads::sim::{Router, SimOptions};
 use pagedraft_workloads::trace::{STEPS_FILE, TraceWriter, check_dir};
 use serde_json::{Value, json};
 
@@ -34,6 +34,7 @@ fn traced(name: &str, options: &SimOptions) -> (Vec<Value>, String) {
         "enable_prefix_caching": options.scheduler.enable_prefix_caching,
         "acceptance": "coupled",
         "trace_tables": "full",
+        "replicas": options.replicas,
     });
     let seen = Seen {
         trace: Some(TraceWriter::create(&scratch.0, &config, LineFormat::Jsonl).unwrap()),
@@ -46,6 +47,7 @@ fn traced(name: &str, options: &SimOptions) -> (Vec<Value>, String) {
     let text = std::fs::read_to_string(scratch.0.join(STEPS_FILE)).unwrap();
     let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(lines.len(), outcome.seen.steps.len());
+    assert_eq!(report.engines, u64::from(options.replicas));
     (lines, outcome.report.event_log_sha256)
 }
 
@@ -79,6 +81,27 @@ fn the_trace_of_a_simulation_passes_the_check() {
         let plain = try_run(random_stream(5, 60, 2_000_000, 120, 40), &options, Seen::default()).unwrap();
         assert_eq!(plain.report.event_log_sha256, hash, "{name}: tracing changes nothing");
     }
+}
+
+#[test]
+fn a_trace_of_several_engines_says_whose_each_step_is_and_passes_the_check() {
+    for router in [Router::RoundRobin, Router::PrefixAware] {
+        let mut several = speculating(options(), true, 3, 0.6);
+        (several.replicas, several.router) = (3, router);
+        let (lines, _) = traced("replicas", &several);
+        let of = |line: &Value| line["replica"].as_u64().unwrap();
+        for replica in 0..3 {
+            let steps: Vec<u64> = lines
+                .iter()
+                .filter(|line| of(line) == replica)
+                .map(|line| line["step"].as_u64().unwrap())
+                .collect();
+            assert!(steps.len() > 5 && steps[0] == 0 && steps.is_sorted(), "{router:?} {replica}: {steps:?}");
+        }
+        assert!(lines.iter().all(|line| of(line) < 3 && line["groups"].is_null()));
+    }
+    let (lines, _) = traced("one", &options());
+    assert!(lines.iter().all(|line| line.get("replica").is_none()), "one engine needs no number");
 }
 
 #[test]

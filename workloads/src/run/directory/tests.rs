@@ -31,6 +31,16 @@ fn request(i: u32) -> RequestLine {
     serde_json::from_value(line).unwrap()
 }
 
+/// Goes on with a run, and gives the lines that it was told.
+fn resume(path: &Path, config: &Value) -> Result<(RunDirectory, Vec<RequestLine>), Error> {
+    let mut lines = Vec::new();
+    let run = RunDirectory::resume(path, config, |line| {
+        lines.push(line.clone());
+        Ok::<(), Error>(())
+    })?;
+    Ok((run, lines))
+}
+
 fn step(i: u64) -> Value {
     json!({"event": "step", "step": i})
 }
@@ -71,7 +81,7 @@ fn a_run_has_its_config_its_lines_and_its_summary() {
     assert_eq!(serde_json::from_str::<RequestLine>(text.strip_suffix('\n').unwrap()).unwrap(), request(0));
     let error = RunDirectory::create(&path, &config()).unwrap_err().to_string();
     assert!(error.contains("config.json") && error.contains("--resume"), "{error}");
-    let error = RunDirectory::resume(&path, &config()).unwrap_err().to_string();
+    let error = resume(&path, &config()).unwrap_err().to_string();
     assert!(error.contains("finished"), "{error}");
     let error = RunDirectory::repeat(&path, &config()).unwrap_err().to_string();
     assert!(error.contains("finished"), "{error}");
@@ -112,8 +122,8 @@ fn a_stopped_run_goes_on_behind_its_last_whole_lines() {
         let mut now = config();
         now["date"] = json!("now");
         now["engine"]["revision"] = json!("b");
-        let (mut run, resumed) = RunDirectory::resume(&root.0, &now).unwrap();
-        assert_eq!(resumed, Resumed { lines: vec![request(0), request(1)], next_step: 6 });
+        let (mut run, lines) = resume(&root.0, &now).unwrap();
+        assert_eq!((lines, run.next_step()), (vec![request(0), request(1)], 6));
         let mut trace = run.trace(format).unwrap();
         assert_eq!(trace.first_step(), 6);
         trace.write(&step(6)).unwrap();
@@ -135,8 +145,8 @@ fn steps_in_parquet_are_made_when_a_run_ends_and_gone_on_with_when_it_was_stoppe
     stopped_run(&root.0, 1, LineFormat::Parquet);
     assert!(root.0.join(STEPS_FILE).exists() && !parquet.exists(), "a killed run can be read");
     for next in [2, 3] {
-        let (run, resumed) = RunDirectory::resume(&root.0, &config()).unwrap();
-        assert_eq!(resumed.next_step, next);
+        let (run, _) = resume(&root.0, &config()).unwrap();
+        assert_eq!(run.next_step(), next);
         let mut trace = run.trace(LineFormat::Parquet).unwrap();
         trace.write(&step(next)).unwrap();
         trace.finish(&json!({})).unwrap();
@@ -155,8 +165,8 @@ fn a_run_stopped_in_order_has_a_summary_and_goes_on() {
     let facts = RunFacts { stopped: true, ..RunFacts::default() };
     run.finish(&Summary { facts, ..Summary::default() }).unwrap();
     assert_eq!(read_object(&root.0.join(SUMMARY_FILE)).unwrap()["stopped"], json!(true));
-    let (run, resumed) = RunDirectory::resume(&root.0, &config()).unwrap();
-    assert_eq!(resumed, Resumed { lines: vec![request(0)], next_step: 0 });
+    let (run, lines) = resume(&root.0, &config()).unwrap();
+    assert_eq!((lines, run.next_step()), (vec![request(0)], 0));
     assert!(!root.0.join(SUMMARY_FILE).exists(), "it spoke of the part before");
     drop(run);
     assert!(root.0.join(REQUESTS_FILE).exists());
@@ -191,13 +201,13 @@ fn a_repeated_run_is_compared_with_what_is_there() {
 #[test]
 fn another_run_is_not_gone_on_with() {
     let root = fresh("another");
-    let error = RunDirectory::resume(&root.0, &config()).unwrap_err().to_string();
+    let error = resume(&root.0, &config()).unwrap_err().to_string();
     assert!(error.contains("holds no run"), "{error}");
     stopped_run(&root.0, 2, LineFormat::Jsonl);
     let mut other = config();
     other["engine"]["threads"] = json!(2);
     for error in [
-        RunDirectory::resume(&root.0, &other).map(drop).unwrap_err(),
+        resume(&root.0, &other).map(drop).unwrap_err(),
         RunDirectory::repeat(&root.0, &other).map(drop).unwrap_err(),
     ] {
         let error = error.to_string();
@@ -210,7 +220,7 @@ fn another_run_is_not_gone_on_with() {
     let requests = root.0.join(REQUESTS_FILE);
     let text = std::fs::read_to_string(&requests).unwrap();
     std::fs::write(&requests, text.replacen("\"finished\"", "\"done\"", 1)).unwrap();
-    let error = RunDirectory::resume(&root.0, &config()).unwrap_err().to_string();
+    let error = resume(&root.0, &config()).unwrap_err().to_string();
     assert!(error.contains("requests.jsonl: line 1: ") && error.contains("done"), "{error}");
 }
 
@@ -219,10 +229,35 @@ fn a_run_that_is_being_written_is_not_gone_on_with_by_another() {
     let fresh = fresh("lock");
     let mut first = RunDirectory::create(&fresh.0, &config()).unwrap();
     first.write(&request(0)).unwrap();
-    let error = RunDirectory::resume(&fresh.0, &config()).unwrap_err().to_string();
+    let error = resume(&fresh.0, &config()).unwrap_err().to_string();
     assert!(error.contains("another process is writing this run"), "{error}");
     assert!(RunDirectory::repeat(&fresh.0, &config()).is_err());
     drop(first);
-    let (_second, resumed) = RunDirectory::resume(&fresh.0, &config()).unwrap();
-    assert_eq!(resumed.lines.len(), 1);
+    let (_second, lines) = resume(&fresh.0, &config()).unwrap();
+    assert_eq!(lines.len(), 1);
+}
+
+#[test]
+fn a_caller_that_refuses_a_line_is_told_so_and_the_run_stays_as_it_was() {
+    let root = fresh("refused");
+    let mut run = RunDirectory::create(&root.0, &config()).unwrap();
+    (0..3).for_each(|i| run.write(&request(i)).unwrap());
+    let facts = RunFacts { stopped: true, ..RunFacts::default() };
+    run.finish(&Summary { facts, ..Summary::default() }).unwrap();
+    let requests = root.0.join(REQUESTS_FILE);
+    let text = std::fs::read_to_string(&requests).unwrap();
+    // It is not read to its end either.
+    let torn = format!("{text}no line\n");
+    std::fs::write(&requests, &torn).unwrap();
+    let mut told = 0;
+    let refused = RunDirectory::resume(&root.0, &config(), |line| {
+        told += 1;
+        if line.request_id == "1" { Err(Error::Options("not that one".to_owned())) } else { Ok(()) }
+    });
+    assert!(refused.unwrap_err().to_string().contains("not that one"));
+    assert_eq!(told, 2);
+    assert_eq!(std::fs::read_to_string(&requests).unwrap(), torn);
+    assert!(root.0.join(SUMMARY_FILE).exists());
+    std::fs::write(&requests, text).unwrap();
+    assert_eq!(resume(&root.0, &config()).unwrap().1, [request(0), request(1), request(2)]);
 }

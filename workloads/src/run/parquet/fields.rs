@@ -47,6 +47,7 @@ const METADATA: Field = Group(&[
 pub(super) static STEP: Field = Group(&[
     ("event", Text),
     ("step", Integer),
+    ("replica", Integer),
     ("mode", Text),
     (
         "time_us",

@@ -161,9 +161,13 @@ fn chains_of_variables_resolve_by_running_them() {
             return;
         }
         let parts: Vec<&str> = text(sample).split(ask).collect();
-        assert_eq!(parts.len(), 3, "an example and a task");
+        // A short text has no example, and may have fewer hops.
+        let whole = parts.len() == 3;
+        assert!(whole || (length < 1024 && parts.len() == 2), "{length}: an example and a task");
         assert_eq!(parts[0], "");
-        for (part, told) in parts[1..].iter().zip([true, false]) {
+        let count = answers(sample).len();
+        assert!(if whole { count == 5 } else { (2..=5).contains(&count) }, "{length}: {count} variables");
+        for (part, told) in parts[1..].iter().rev().zip([false, true]) {
             let (context, question) = part
                 .split_once("\nQuestion: Find all variables that are assigned the value ")
                 .unwrap_or_else(|| panic!("{part}"));
@@ -171,13 +175,13 @@ fn chains_of_variables_resolve_by_running_them() {
             assert!((10_000..99_999).contains(&value.parse::<u32>().unwrap()));
             let lead = format!(
                 "{value} in the text above. Answer: According to the chain(s) of variable assignment in the text above, \
-                 5 variables are assigned the value {value}, they are: "
+                 {count} variables are assigned the value {value}, they are: "
             );
             let answer = question.strip_prefix(lead.as_str()).unwrap_or_else(|| panic!("{question}"));
             let by_hops = interpret(context, value);
             let chain: Vec<(usize, usize)> =
                 by_hops.iter().map(|(&hops, found)| (hops, found.len())).collect();
-            assert_eq!(chain, [(0, 1), (1, 1), (2, 1), (3, 1), (4, 1)], "one chain of four hops");
+            assert_eq!(chain, (0..count).map(|hops| (hops, 1)).collect::<Vec<_>>(), "one chain");
             let solved: Vec<String> = by_hops.into_values().flatten().collect();
             if told {
                 assert_eq!(solved, answer.split_whitespace().collect::<Vec<_>>(), "{length}");
@@ -189,7 +193,8 @@ fn chains_of_variables_resolve_by_running_them() {
             let noise =
                 "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again.";
             let lines = context.lines().filter(|&line| line != noise).count();
-            assert_eq!(lines, 5, "nothing but noise and assignments");
+            assert_eq!(lines, count, "nothing but noise and assignments");
+            assert!(context.lines().any(|line| line == noise), "{length}: no noise");
         }
     });
 }
@@ -212,29 +217,40 @@ fn common_words_are_those_a_count_finds() {
             return;
         }
         let text = text(sample);
-        let (example, asked) = text.rsplit_once("\nBelow is a numbered list of words. ").unwrap();
-        let (of_example, others, times) =
-            if length < 4096 { ((20, 3, 1), 1, 6) } else { ((40, 10, 3), 3, 30) };
-        let lead =
-            "In these words, some appear more often than others. Memorize the ones that appear most often.\n";
-        let tail = "\nQuestion: What are the 10 most common words in the above list? \
-                    Answer: The top 10 words that appear most often in the list are:";
-        let list =
-            asked.strip_prefix(lead).and_then(|a| a.strip_suffix(tail)).unwrap_or_else(|| panic!("{asked}"));
+        let count = answers(sample).len();
+        let lead = "Below is a numbered list of words. In these words, some appear more often than others. \
+                    Memorize the ones that appear most often.\n";
+        let tail = format!(
+            "\nQuestion: What are the {count} most common words in the above list? \
+             Answer: The top {count} words that appear most often in the list are:"
+        );
+        let (example, asked) = text.split_at(text.rfind(lead).unwrap());
+        let (of_example, others, times) = match (example, length < 4096) {
+            ("", true) => ((0, 0, 0), 1, 3),
+            (_, true) => ((20, 3, 1), 1, 6),
+            (_, false) => ((40, 10, 3), 3, 30),
+        };
+        let list = asked
+            .strip_prefix(lead)
+            .and_then(|a| a.strip_suffix(tail.as_str()))
+            .unwrap_or_else(|| panic!("{asked}"));
         let counts = tally(list);
         let common: BTreeSet<&str> = counts.iter().filter(|(_, n)| **n == times).map(|(w, _)| *w).collect();
         assert_eq!(common, set(answers(sample)), "{length}");
         assert!(counts.values().all(|&n| n == times || n == others), "{length}");
-
-        let example =
-            example.strip_prefix("Below is a numbered list of words. ").and_then(|e| e.strip_prefix(lead));
-        let (list, told) = example.unwrap().split_once(tail).unwrap();
+        if example.is_empty() {
+            assert!(length < 1024 && [3, 5, 10].contains(&count), "{length}: {count} words and no example");
+            assert!(counts.len() > count, "{length}: nothing but common words");
+            return;
+        }
+        assert_eq!(count, 10, "{length}");
+        let (list, told) = example.strip_prefix(lead).unwrap().split_once(tail.as_str()).unwrap();
         let counts = tally(list);
         assert_eq!(counts.len(), of_example.0);
         let common: BTreeSet<&str> =
             counts.iter().filter(|(_, n)| **n == of_example.1).map(|(w, _)| *w).collect();
         assert_eq!(counts.values().filter(|&&n| n == of_example.2).count(), of_example.0 - 10);
-        assert_eq!(common, tally(told.trim_start()).into_keys().collect());
+        assert_eq!(common, tally(told.trim()).into_keys().collect());
     });
 }
 
@@ -279,8 +295,7 @@ fn frequent_words_are_those_a_count_finds_and_none_ties() {
 
 #[test]
 fn third_and_fourth_frequent_words_tie_below_the_least_text_and_never_from_there_on() {
-    let ties = |units: u64| {
-        let words = FrequentWords::new(Draws { task: 0, seed: 1, index: units }, 4096);
+    let ties = |words: &FrequentWords, units: u64| {
         let (prompt, asked) = (words.prompt(units), words.answers());
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
         for word in between(&prompt, "coded words. ", "\n").split(' ') {
@@ -295,9 +310,18 @@ fn third_and_fourth_frequent_words_tie_below_the_least_text_and_never_from_there
         );
         tied
     };
-    let least = FrequentWords::new(Draws { task: 0, seed: 1, index: 0 }, 4096).least();
-    assert!((1..least).any(ties));
-    assert!(!(least..2_000).any(ties));
+    let draws = Draws { task: 0, seed: 1, index: 0 };
+    let words = FrequentWords::new(draws, 4096);
+    assert!((1..words.least()).any(|units| ties(&words, units)));
+    assert!(!(words.least()..2_000).any(|units| ties(&words, units)));
+    // Short texts leave those out.
+    let short = FrequentWords::short(draws, 4096);
+    let longest = short.prompt(short.most());
+    assert!(longest.len() <= words.prompt(words.least()).len(), "{longest}");
+    for units in short.least()..=short.most() {
+        assert!(!ties(&short, units), "{units}");
+        assert_eq!(set(&short.answers()).iter().filter(|w| short.prompt(units).contains(**w)).count(), 3);
+    }
 }
 
 #[test]

@@ -91,6 +91,11 @@ impl Lives {
         Ok(())
     }
 
+    /// Whether a request had a row, since the run was last gone on with.
+    pub(super) fn has_seen(&self, id: &str) -> bool {
+        self.live.contains_key(id) || self.ended.contains(id)
+    }
+
     pub(super) fn requests_seen(&self) -> u64 {
         self.seen
     }

@@ -5,6 +5,7 @@ mod blocks;
 mod breaks;
 mod contents;
 mod ends;
+mod engines;
 mod lives;
 mod own_group;
 mod rows;
@@ -20,7 +21,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::Value;
 
-use self::lives::Lives;
+use self::engines::Engines;
 use super::{CONFIG_FILE, ResumeRecord, StepRecord, read_steps};
 use crate::Error;
 
@@ -29,8 +30,10 @@ use crate::Error;
 pub enum Rule {
     /// Every line but a cut last one is a JSON object, and a step has the fields of a step.
     Line,
-    /// Step numbers increase, also where a stopped run goes on.
+    /// Of each engine step numbers increase, also where a stopped run goes on.
     StepOrder,
+    /// A step of several engines says whose it is, one of the configuration's, and a request is of one engine.
+    Replica,
     /// A step has at most one plan row a request, with at least one token.
     PlanRows,
     /// The outcome has one row for each plan row, in order, and accepts no more drafts than it scored.
@@ -96,6 +99,7 @@ impl fmt::Display for Rule {
         f.write_str(match self {
             Self::Line => "line",
             Self::StepOrder => "step-order",
+            Self::Replica => "replica",
             Self::PlanRows => "plan-rows",
             Self::Outcome => "outcome",
             Self::MetadataRows => "metadata-rows",
@@ -172,8 +176,10 @@ pub struct CheckReport {
     pub finished: u64,
     /// Preemptions.
     pub preemptions: u64,
-    /// Blocks that were used after the last step.
+    /// Blocks that were used after the last step, of each engine.
     pub blocks_held: u64,
+    /// Engines that steps are of.
+    pub engines: u64,
     /// How often a stopped run was gone on with, by a new engine.
     pub resumed: u64,
     /// Lines of other events, which are not checked.
@@ -213,10 +219,10 @@ pub fn check_dir(directory: &Path) -> Result<CheckReport, Error> {
     let config = TraceConfig::read(&directory.join(CONFIG_FILE))?;
     let mut lines = read_steps(directory)?;
     let mut report = CheckReport::default();
-    let mut lives = Lives::new(&config);
+    let mut engines = Engines::new(&config);
     while let Some(line) = lines.next_line()? {
         let mut step = None;
-        let outcome = check_line(line, &mut lives, &mut report, &mut step);
+        let outcome = check_line(line, &mut engines, &mut report, &mut step);
         if let Err(fault) = outcome {
             let Fault { rule, request, what } = fault;
             report.violation = Some(Violation { line: lines.number(), step, request, rule, what });
@@ -224,7 +230,8 @@ pub fn check_dir(directory: &Path) -> Result<CheckReport, Error> {
         }
     }
     report.cut_last_line = lines.is_cut();
-    report.requests = lives.requests_seen();
+    (report.engines, report.requests) = (engines.count(), engines.requests_seen());
+    report.blocks_held = engines.blocks_held();
     Ok(report)
 }
 
@@ -237,7 +244,7 @@ struct Event<'a> {
 
 fn check_line(
     bytes: &[u8],
-    lives: &mut Lives,
+    engines: &mut Engines<'_>,
     report: &mut CheckReport,
     number: &mut Option<u64>,
 ) -> Result<(), Fault> {
@@ -246,8 +253,8 @@ fn check_line(
     *number = event.step;
     if event.event == "resume" {
         let resume: ResumeRecord = serde_json::from_slice(bytes).map_err(malformed)?;
-        lives.resume(resume.step)?;
-        (report.resumed, report.blocks_held) = (report.resumed + 1, 0);
+        engines.resume(resume.step)?;
+        report.resumed += 1;
         return Ok(());
     }
     if event.event != "step" {
@@ -260,6 +267,8 @@ fn check_line(
     {
         return Err(Fault::new(Rule::Line, format!("time_us goes backwards: {t:?}")));
     }
+    let engine = engines.of(&step)?;
+    let lives = &mut engine.lives;
     lives.check_number(step.step)?;
     rows::check(&step)?;
     shape::check(&step, lives.graph_sizes.as_deref())?;
@@ -272,7 +281,7 @@ fn check_line(
     report.emitted_tokens += step.outcome.iter().map(|o| o.token_ids.len() as u64).sum::<u64>();
     report.finished += step.outcome.iter().filter(|o| o.finish_reason.is_some()).count() as u64;
     report.preemptions += step.preempted.len() as u64;
-    report.blocks_held = step.pool.used;
+    engine.blocks_held = step.pool.used;
     Ok(())
 }
 
@@ -280,6 +289,8 @@ fn check_line(
 struct TraceConfig {
     block_size: u32,
     num_blocks: Option<u64>,
+    /// Engines, each with so many blocks.
+    replicas: u32,
     /// Whether tables that did not change are left out.
     delta: bool,
     /// Whether a draft is accepted exactly when it is the token that the target chooses.
@@ -316,6 +327,14 @@ impl TraceConfig {
                 Some(blocks.as_u64().ok_or_else(|| bad(format!("num_blocks is {blocks}, not a number")))?)
             }
         };
+        let replicas = match field("replicas") {
+            None => 1,
+            Some(count) => {
+                let known = count.as_u64().and_then(|count| u32::try_from(count).ok());
+                let known = known.filter(|&count| count > 0);
+                known.ok_or_else(|| bad(format!("replicas is {count}, not a number from 1 on")))?
+            }
+        };
         let delta = match field("trace_tables") {
             None => false,
             Some(tables) => match tables.as_str() {
@@ -331,7 +350,7 @@ impl TraceConfig {
                 Some(Vec::deserialize(sizes).map_err(|e| bad(format!("graph_sizes {sizes}: {e}")))?)
             }
         };
-        Ok(Self { block_size, num_blocks, delta, coupled, graph_sizes })
+        Ok(Self { block_size, num_blocks, replicas, delta, coupled, graph_sizes })
     }
 }
 

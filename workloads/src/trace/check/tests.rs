@@ -1,5 +1,6 @@
 mod contexts;
 mod own_groups;
+mod replicas;
 mod resumed;
 
 use std::path::PathBuf;
