@@ -2,8 +2,8 @@
 //!
 //! `cargo bench --bench fidelity [-- --quick] [--seconds S] [--calibration S] [--only NAME] [--keep DIR]`
 //!
-//! Replays each workload through the real engine, calibrates each engine (`pagedraft bench calibrate`), replays all of them a
-//! second time, and simulates each with the calibrated costs: three `summary.json` a configuration, written by the program a
+//! Replays each workload through the real engine, then all of them a second time, calibrates each engine
+//! (`pagedraft bench calibrate`) piece by piece between them, and simulates each with the calibrated costs: three `summary.json` a configuration, written by the program a
 //! user runs. A measure passes when the simulation is within the goal of the mean of both real runs, or within 1.5 times
 //! their difference, where the machine is noisier than the goal.
 //!
@@ -14,6 +14,7 @@
 #[path = "support/flag.rs"]
 mod flag;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -260,7 +261,7 @@ fn with_acceptance(cost: &Path, real: &Value, to: &Path) {
 }
 
 fn main() {
-    let (seconds, calibration) = (flag("--seconds", 25.0f64), flag("--calibration", 20.0f64));
+    let (seconds, calibration) = (flag("--seconds", 25.0f64), flag("--calibration", 60.0f64));
     let (only, keep) = (flag("--only", String::new()), flag("--keep", String::new()));
     let quick = std::env::args().any(|argument| argument == "--quick");
     let dir = match keep.as_str() {
@@ -270,26 +271,38 @@ fn main() {
     std::fs::create_dir_all(&dir).expect("a directory for the runs");
     let chosen: Vec<&Configuration> =
         CONFIGURATIONS.iter().filter(|c| (!quick || c.quick) && c.name.contains(&only)).collect();
-    let replays = |round: u32| {
+    // A machine is faster or slower for minutes: a piece of each engine's calibration goes before every replay.
+    let mut pieces = BTreeMap::new();
+    for configuration in &chosen {
+        *pieces.entry(configuration.engine.name).or_insert(0.0) += 2.0;
+    }
+    let mut measured: Vec<&str> = Vec::new();
+    for round in 0..2 {
         for (i, configuration) in chosen.iter().enumerate() {
+            let engine = configuration.engine;
+            let (cost, steps) =
+                (dir.join(format!("{}.json", engine.name)), format!("{}.steps.jsonl", engine.name));
+            let steps = dir.join(steps);
+            let mut command = Command::new(PROGRAM);
+            let piece = (calibration / pieces[engine.name]).max(3.0);
+            command
+                .args(["bench", "calibrate", "--seconds", &piece.to_string()])
+                .args(engine.flags)
+                .args(BOTH);
+            command.args(["--seed", &measured.len().to_string()]).arg("--output-json").arg(&cost);
+            command.arg("--steps-out").arg(&steps);
+            if measured.contains(&engine.name) {
+                command.arg("--steps-in").arg(&steps);
+            }
+            measured.push(engine.name);
+            run(command);
             run(configuration.replay("real", seconds, &dir.join(format!("{i}-real-{round}"))));
         }
-    };
-    // Between them, so that a machine which gets slower or faster does so for both.
-    replays(0);
-    for engine in [&TARGET, &DRAFTED, &SMALL] {
-        if chosen.iter().all(|c| c.engine.name != engine.name) {
-            continue;
-        }
-        let mut command = Command::new(PROGRAM);
-        command.args(["bench", "calibrate", "--seconds", &calibration.to_string(), "--output-json"]);
-        command.arg(dir.join(format!("{}.json", engine.name))).args(engine.flags).args(BOTH);
-        command.arg("--steps-out").arg(dir.join(format!("{}.steps.jsonl", engine.name)));
-        run(command);
-        let fit = &read(&dir.join(format!("{}.json", engine.name)))["calibration"];
-        println!("{}: {} steps, {}", engine.name, fit["steps"], fit["fit"]);
     }
-    replays(1);
+    for name in pieces.keys() {
+        let fit = &read(&dir.join(format!("{name}.json")))["calibration"];
+        println!("{name}: {} steps, {}", fit["steps"], fit["fit"]);
+    }
     println!(
         "{:<22} {:<10} {:>10} {:>10} {:>10} {:>8} {:>8} {:>8}",
         "", "", "real 1", "real 2", "simulated", "error", "goal", ""

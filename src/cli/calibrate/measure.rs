@@ -85,7 +85,11 @@ impl<'a> Measuring<'a> {
             // As many without drafts as with those of all proposers.
             let kind =
                 if self.draw.uniform() < 0.5 { 0 } else { self.draw.below(ways.len() as u64) as usize };
-            let way = ways.get(kind).and_then(|ways| ways.get(self.draw.below(ways.len() as u64) as usize));
+            let way = match (kind, ways.get(kind)) {
+                // Graphs, where there are any, as replays have them.
+                (0, Some(plain)) if self.draw.uniform() < 0.8 => plain.first(),
+                (_, of_one) => of_one.and_then(|ways| ways.get(self.draw.below(ways.len() as u64) as usize)),
+            };
             let Some(phase) = Phase::draw(&self.bounds, || self.draw.uniform()) else { break };
             if interrupt::pressed() || !ran(self, way.unwrap_or(&plain), phase)? {
                 return Ok(None);

@@ -7,6 +7,7 @@ mod meter;
 mod phase;
 mod report;
 mod shapes;
+mod steps_file;
 mod way;
 
 use std::collections::BTreeMap;
@@ -42,6 +43,10 @@ pub struct Calibrate {
     /// Also write every measured step to this file, a JSON object a line
     #[arg(long, value_name = "FILE")]
     steps_out: Option<PathBuf>,
+    /// Fit steps that were measured before together with those of now: a file that --steps-out wrote for the same engine.
+    /// A machine's speed changes in minutes, and what is measured at several times is nearer to its mean
+    #[arg(long, value_name = "FILE")]
+    steps_in: Option<PathBuf>,
     #[command(flatten)]
     engine: EngineFlags,
 }
@@ -51,6 +56,7 @@ impl Calibrate {
         let options = self.options()?;
         let output = self.output_json.as_deref().map(OutputFile::reserve).transpose()?;
         let steps_out = self.steps_out.as_deref().map(OutputFile::reserve).transpose()?;
+        let earlier = self.steps_in.as_deref().map(steps_file::read).transpose()?.unwrap_or_default();
         interrupt::listen()?;
         let mut session = Session::open(&options)?;
         session.touch_kv();
@@ -73,9 +79,12 @@ impl Calibrate {
         let told = |share| bar.set_position((share * 1000.0) as u64);
         let done = measuring.run(&ways, options.max_num_batched_tokens, budget, told)?;
         bar.finish_and_clear();
-        let Some(Meter { steps, tallies, .. }) = done else { return Ok(Ended::Interrupted) };
+        let Some(Meter { mut steps, tallies, .. }) = done else { return Ok(Ended::Interrupted) };
+        let runs = earlier.iter().map(|step| step.run + 1).max().unwrap_or(0);
+        steps.iter_mut().for_each(|step| step.run += runs);
+        steps.splice(..0, earlier);
         if let Some(file) = steps_out {
-            file.write(&report::steps(&steps))?;
+            file.write(&steps_file::write(&steps)?)?;
         }
         let keeps_kv: BTreeMap<String, bool> =
             ways.iter().flatten().filter_map(|way| Some((way.proposer?.to_owned(), way.keeps_kv))).collect();

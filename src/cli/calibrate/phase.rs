@@ -1,7 +1,7 @@
 //! What is run to be measured: streams of requests, as replays have them.
 
-/// Tokens that each request decodes, at least.
-pub const DECODES: u32 = 16;
+/// Tokens that each request of a corner decodes.
+const DECODES: u32 = 16;
 /// Prompts in flight have so many tokens together, at most.
 const MOST_TOKENS: f64 = 12_288.0;
 /// The longest prompt, on average.
@@ -57,11 +57,10 @@ impl Phase {
             // Few requests are more likely, as an engine that keeps up has few.
             let seats = f64::from(bounds.sequences.min(256)).powf(uniform() * uniform().max(0.3)).round();
             let longest = (MOST_TOKENS / seats).clamp(16.0, LONGEST);
-            let prompt = log(8.0, longest, uniform());
-            let output = DECODES + (uniform() * 48.0) as u32;
-            Self { load: Load::Closed(seats as u32), prompt: prompt as u32, output, shared }
+            let (prompt, output) = (log(8.0, longest, uniform()), log(2.0, 64.0, uniform()));
+            Self { load: Load::Closed(seats as u32), prompt: prompt as u32, output: output as u32, shared }
         } else {
-            let (prompt, output) = (log(32.0, 2048.0, uniform()), log(24.0, 256.0, uniform()));
+            let (prompt, output) = (log(32.0, 2048.0, uniform()), log(8.0, 256.0, uniform()));
             let load = Load::Open(0.15 + 0.65 * uniform());
             Self { load, prompt: prompt as u32, output: output as u32, shared }
         };

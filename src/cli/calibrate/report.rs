@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use pagedraft::session::{EngineOptions, SessionInfo};
-use pagedraft_workloads::sim::{CostFit, FitQuality, MeasuredStep};
+use pagedraft_workloads::sim::{CostFit, FitQuality};
 use serde_json::{Value, json};
 
 use super::acceptance::Tally;
@@ -56,23 +56,6 @@ pub fn json(
         fields.insert("calibration".to_owned(), calibration);
     }
     Ok(json)
-}
-
-/// Each step as a line.
-pub fn steps(steps: &[MeasuredStep]) -> String {
-    let mut text = String::new();
-    for MeasuredStep { shape, took, woke_us, proposer, run } in steps {
-        let line = json!({
-            "run": run, "proposer": proposer, "plan_rows": shape.plan_rows, "metadata_rows": shape.metadata_rows,
-            "token_rows": shape.token_rows, "pad_rows": shape.pad_rows, "logit_rows": shape.logit_rows, "context_reads": shape.context_reads,
-            "context_pairs": shape.context_pairs, "replayed": shape.replayed, "after_idle": shape.after_idle,
-            "begun": shape.begun, "ended": shape.ended, "draft_passes": shape.draft_passes,
-            "draft_catch_up": shape.draft_catch_up, "draft_reads": shape.draft_reads, "draft_pairs": shape.draft_pairs,
-            "woke_us": woke_us, "took": took,
-        });
-        let _ = writeln!(text, "{line}");
-    }
-    text
 }
 
 pub fn table(found: &CostFit, tallies: &BTreeMap<&'static str, Tally>) -> String {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use pagedraft_scheduler::CostCurve;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::least_squares::Measurements;
 use super::{CostModel, DraftCost, Overhead, StepCost, StepShape};
@@ -25,9 +25,10 @@ const NEIGHBOUR_US: f64 = 20_000.0;
 const HELD_OUT: u64 = 4;
 
 /// A step, and what its stages took.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct MeasuredStep {
     /// What it had to do.
+    #[serde(flatten)]
     pub shape: StepShape,
     /// What that took.
     pub took: StepCost,

@@ -6,7 +6,7 @@ use pagedraft_scheduler::{CostCurve, StepCosts};
 use serde::{Deserialize, Serialize};
 
 /// What a step has to do, as far as its cost depends on it.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StepShape {
     /// Requests in the step.
     pub plan_rows: u32,
