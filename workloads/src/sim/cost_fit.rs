@@ -15,8 +15,7 @@ const KNOTS: [u32; 24] = [
 ];
 /// Steps between a knot and the one before that make it one.
 const STEPS_OF_A_KNOT: usize = 5;
-/// Steps that a mean is taken of, at least; and steps after idleness that are enough to say what it costs.
-const STEPS_OF_A_MEAN: usize = 20;
+/// Steps after idleness that are enough to say what it costs.
 const AFTER_IDLE: usize = 10;
 /// A step that took so many times what is told, and so many microseconds more, was another program's.
 const NEIGHBOUR: f64 = 2.5;
@@ -69,8 +68,9 @@ pub struct CostFit {
 /// Fits a model to measured steps, each stage to its own times. `keeps_kv` says of each proposer whether it has a model and
 /// KV of its own; its passes are then priced, else its rows alone.
 ///
-/// Residuals count as shares of what a step took, so that short steps matter as much as long ones. What lies far from
-/// the others' line is forgotten: a neighbour of the machine, not the engine. A curve's points never fall.
+/// Residuals count as shares of a step's time, so that short steps matter as much as long ones. A first fit finds what is
+/// typical, whatever lies far from it; a second one the means, without the steps that took so long that another program
+/// of the machine must have had its core. A curve's points never fall.
 #[must_use]
 pub fn fit(steps: &[MeasuredStep], keeps_kv: &BTreeMap<String, bool>) -> CostFit {
     // By a hash: who measures goes round, and every fourth would be of one kind.
@@ -86,7 +86,7 @@ pub fn fit(steps: &[MeasuredStep], keeps_kv: &BTreeMap<String, bool>) -> CostFit
         let of_it = fitted.iter().copied().filter(|step| step.proposer.as_deref() == Some(name));
         let of_it: Vec<&MeasuredStep> = of_it.filter(|step| !step.shape.draft_passes.is_empty()).collect();
         if !of_it.is_empty() {
-            model.proposers.insert(name.clone(), fit_proposer(&of_it, keeps_kv));
+            model.proposers.insert(name.clone(), fit_proposer(&of_it, keeps_kv, &model));
         }
     }
     let of = |part: &dyn Fn(&MeasuredStep) -> bool| {
@@ -141,11 +141,32 @@ fn fit_target(all: &[&MeasuredStep], model: &mut CostModel) {
     let (idle, steps): (Vec<&MeasuredStep>, Vec<&MeasuredStep>) =
         all.iter().partition(|step| step.shape.after_idle);
     let knots = Knots::new(steps.iter().map(|step| step.shape.rows_run()));
+    let typical: Vec<f64> = steps.iter().map(|step| step.took.total_us()).collect();
+    fit_stages(&steps, &typical, &knots, Measurements::fit, model);
+    // What is typical is not the mean, and a simulation adds times up: their slow tail is part of the sum. By what they are
+    // told to take, as those that took long would count for little by what they took.
+    let (own, scales): (Vec<&MeasuredStep>, Vec<f64>) = steps
+        .iter()
+        .filter(|step| !is_neighbours(step, model))
+        .map(|step| (*step, told(step, model).total_us()))
+        .unzip();
+    fit_stages(&own, &scales, &knots, Measurements::mean, model);
+    fit_comings_and_goings(&steps, model);
+    fit_idleness(&idle, model);
+}
+
+/// Each stage to its own times; residuals count as shares of `scales`.
+fn fit_stages(
+    steps: &[&MeasuredStep],
+    scales: &[f64],
+    knots: &Knots,
+    solve: fn(&Measurements) -> Vec<f64>,
+    model: &mut CostModel,
+) {
     let mut execute = Measurements::new(knots.len() + 5);
     let [mut metadata, mut sample, mut other] = [3, 2, 3].map(Measurements::new);
-    for step in &steps {
+    for (step, &scale) in steps.iter().zip(scales) {
         let (shape, took) = (&step.shape, &step.took);
-        let total = took.total_us();
         let (rows, tokens) = (f64::from(shape.plan_rows), f64::from(shape.token_rows));
         let logit_rows = f64::from(shape.logit_rows);
         let more = [
@@ -155,29 +176,26 @@ fn fit_target(all: &[&MeasuredStep], model: &mut CostModel) {
             logit_rows,
             f64::from(u8::from(!shape.replayed)),
         ];
-        execute.push(knots.ramps([shape.rows_run()]).into_iter().chain(more), took.execute, total);
-        metadata.push([1.0, rows, tokens], took.metadata, total);
-        sample.push([1.0, logit_rows], took.sample, total);
+        execute.push(knots.ramps([shape.rows_run()]).into_iter().chain(more), took.execute, scale);
+        metadata.push([1.0, rows, tokens], took.metadata, scale);
+        sample.push([1.0, logit_rows], took.sample, scale);
         if !comes_or_goes(step) {
-            other.push([1.0, rows, tokens], took.other + took.schedule, total);
+            other.push([1.0, rows, tokens], took.other + took.schedule, scale);
         }
     }
-    let found = execute.fit();
+    let found = solve(&execute);
     let (ramps, more) = found.split_at(knots.len());
     let at = |i: usize| more.get(i).copied().unwrap_or(0.0);
     model.target = CostCurve { points: knots.points(ramps), us_per_read: at(0), us_per_context: at(1) };
     model.us_per_metadata_row = at(2);
     model.us_per_logit_row = at(3);
     model.us_per_eager_step = at(4);
-    model.metadata = overhead(&metadata.fit());
-    let (sample, other) = (sample.fit(), overhead(&other.fit()));
+    model.metadata = overhead(&solve(&metadata));
+    let (sample, other) = (solve(&sample), overhead(&solve(&other)));
     model.us_per_sampled_row = sample.get(1).copied().unwrap_or(0.0);
     model.us_per_step = other.us_per_step + sample.first().copied().unwrap_or(0.0);
     model.us_per_row = other.us_per_row;
     model.us_per_token = other.us_per_token;
-    correct_means(&steps, model);
-    fit_comings_and_goings(&steps, model);
-    fit_idleness(&idle, model);
 }
 
 /// What steps after idleness take more, by their rows: cores and caches wake up.
@@ -190,12 +208,12 @@ fn fit_idleness(idle: &[&MeasuredStep], model: &mut CostModel) {
     // The middle: now and then another program has the core.
     model.us_to_wake = crate::latency::percentile(&wake, 50.0).unwrap_or(0.0);
     let mut late = Measurements::new(2);
-    for step in idle {
+    for step in idle.iter().filter(|step| !is_neighbours(step, model)) {
         let told = told(step, model).total_us();
         let rows = step.shape.rows_run().min(CostModel::ROWS_AFTER_IDLE);
         late.push([1.0, f64::from(rows)], step.took.total_us() - told, told);
     }
-    let found = late.fit();
+    let found = late.mean();
     model.us_after_idle = found.first().copied().unwrap_or(0.0);
     model.us_per_row_after_idle = found.get(1).copied().unwrap_or(0.0);
 }
@@ -214,62 +232,6 @@ fn told(step: &MeasuredStep, model: &CostModel) -> StepCost {
 fn is_neighbours(step: &MeasuredStep, model: &CostModel) -> bool {
     let (told, took) = (told(step, model).total_us(), step.took.total_us());
     took > NEIGHBOUR * told && took > told + NEIGHBOUR_US
-}
-
-/// What was measured over what was told, in sums; 1 where there is too little to say.
-fn ratio(pairs: impl Iterator<Item = (f64, f64)>) -> f64 {
-    let (count, took, told) =
-        pairs.fold((0, 0.0, 0.0), |(count, a, b), (took, told)| (count + 1, a + took, b + told));
-    if count >= STEPS_OF_A_MEAN && told > 0.0 { took / told } else { 1.0 }
-}
-
-/// Raises or lowers what each stage is told by the share that it took more than told, in sums: of the forward pass each
-/// point of the target's curve by the steps about it. The fits go through the middle of the measurements; a simulation
-/// adds their times up, and their slow tail is part of the sum.
-fn correct_means(steps: &[&MeasuredStep], model: &mut CostModel) {
-    let points = model.target.points.clone();
-    let nearest = |rows: u32| {
-        let above = points.partition_point(|&(knot, _)| knot < rows);
-        match (above.checked_sub(1).and_then(|i| points.get(i)), points.get(above)) {
-            (Some(&(below, _)), Some(&(knot, _))) if rows - below < knot - rows => above - 1,
-            (Some(_), None) => above - 1,
-            _ => above,
-        }
-    };
-    let own: Vec<(&MeasuredStep, StepCost, usize)> = steps
-        .iter()
-        .filter(|step| !is_neighbours(step, model))
-        .map(|step| (*step, told(step, model), nearest(step.shape.rows_run())))
-        .collect();
-    let metadata = ratio(own.iter().map(|(step, told, _)| (step.took.metadata, told.metadata)));
-    model.metadata.scale(metadata);
-    // What sampling costs a step is told with the rest of it.
-    let quiet = own.iter().filter(|(step, ..)| !comes_or_goes(step));
-    let rest = ratio(quiet.map(|(step, told, _)| {
-        let took = &step.took;
-        (took.sample + took.schedule + took.other, told.sample + told.schedule + told.other)
-    }));
-    for us in [
-        &mut model.us_per_sampled_row,
-        &mut model.us_per_step,
-        &mut model.us_per_row,
-        &mut model.us_per_token,
-    ] {
-        *us *= rest;
-    }
-    let mut least = 0.0f64;
-    for (knot, (_, us)) in model.target.points.iter_mut().enumerate() {
-        let about = own.iter().filter(|(.., nearest)| *nearest == knot);
-        // Attention and logits have lines of their own: what is off is the curve's.
-        let (extra, share) = about.clone().fold((0.0, 0.0), |(extra, count), (step, told, _)| {
-            (extra + step.took.execute - told.execute, count + 1.0)
-        });
-        if share >= STEPS_OF_A_MEAN as f64 {
-            *us += extra / share;
-        }
-        *us = us.max(least);
-        least = *us;
-    }
 }
 
 /// What it costs that requests come and end, by what the steps took in which they did: on average, as it is anything from
@@ -291,37 +253,41 @@ fn overhead(found: &[f64]) -> Overhead {
     Overhead { us_per_step: at(0), us_per_row: at(1), us_per_token: at(2) }
 }
 
-fn fit_proposer(steps: &[&MeasuredStep], keeps_kv: bool) -> DraftCost {
+fn fit_proposer(steps: &[&MeasuredStep], keeps_kv: bool, model: &CostModel) -> DraftCost {
     let knots = if keeps_kv {
         Knots::new(steps.iter().flat_map(|step| passes(&step.shape)))
     } else {
         Knots::default()
     };
-    let mut propose = Measurements::new(knots.len() + 4);
-    for step in steps {
-        let shape = &step.shape;
-        let drafted = shape.draft_passes.first().copied().unwrap_or(0);
-        let (reads, pairs) = if keeps_kv { (shape.draft_reads, shape.draft_pairs) } else { (0, 0) };
-        let more = [1.0, f64::from(drafted), reads as f64, pairs as f64];
-        propose.push(
-            knots.ramps(passes(shape)).into_iter().chain(more),
-            step.took.propose,
-            step.took.total_us(),
-        );
-    }
-    let found = propose.fit();
-    let (ramps, more) = found.split_at(knots.len());
-    let at = |i: usize| more.get(i).copied().unwrap_or(0.0);
-    let mut cost = DraftCost {
-        pass: CostCurve { points: knots.points(ramps), us_per_read: at(2), us_per_context: at(3) },
-        us_per_step: at(0),
-        us_per_row: at(1),
-        keeps_kv,
+    let fitted = |steps: &[(&MeasuredStep, f64)], solve: fn(&Measurements) -> Vec<f64>| {
+        let mut propose = Measurements::new(knots.len() + 4);
+        for (step, scale) in steps {
+            let shape = &step.shape;
+            let drafted = shape.draft_passes.first().copied().unwrap_or(0);
+            let (reads, pairs) = if keeps_kv { (shape.draft_reads, shape.draft_pairs) } else { (0, 0) };
+            let more = [1.0, f64::from(drafted), reads as f64, pairs as f64];
+            propose.push(knots.ramps(passes(shape)).into_iter().chain(more), step.took.propose, *scale);
+        }
+        let found = solve(&propose);
+        let (ramps, more) = found.split_at(knots.len());
+        let at = |i: usize| more.get(i).copied().unwrap_or(0.0);
+        DraftCost {
+            pass: CostCurve { points: knots.points(ramps), us_per_read: at(2), us_per_context: at(3) },
+            us_per_step: at(0),
+            us_per_row: at(1),
+            keeps_kv,
+        }
     };
-    let pairs = steps.iter().map(|step| (step.took.propose, cost.us(&step.shape)));
-    let own = pairs.filter(|(took, told)| *took <= NEIGHBOUR * told || *took <= told + NEIGHBOUR_US);
-    cost.scale(ratio(own));
-    cost
+    let typical: Vec<_> = steps.iter().map(|step| (*step, step.took.total_us())).collect();
+    let typical = fitted(&typical, Measurements::fit);
+    let own = steps.iter().filter(|step| {
+        let (told, took) = (typical.us(&step.shape), step.took.propose);
+        took <= NEIGHBOUR * told || took <= told + NEIGHBOUR_US
+    });
+    // By what they are told to take, as in `fit_target`.
+    let total = |step: &MeasuredStep| model.step(&step.shape, Some(&typical)).total_us();
+    let own: Vec<_> = own.map(|step| (*step, total(step))).collect();
+    fitted(&own, Measurements::mean)
 }
 
 /// The token rows of the proposer's passes in a step.

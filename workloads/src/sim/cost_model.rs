@@ -142,12 +142,6 @@ impl Overhead {
     pub fn us(&self, rows: u32, tokens: u32) -> f64 {
         self.us_per_step + self.us_per_row * f64::from(rows) + self.us_per_token * f64::from(tokens)
     }
-
-    pub(super) fn scale(&mut self, by: f64) {
-        for us in [&mut self.us_per_step, &mut self.us_per_row, &mut self.us_per_token] {
-            *us *= by;
-        }
-    }
 }
 
 /// What steps cost on some hardware.
@@ -323,13 +317,6 @@ impl DraftCost {
             with_context(&self.pass, shape.draft_catch_up.max(drafted), shape.draft_reads, shape.draft_pairs);
         let later: f64 = later.iter().map(|&rows| self.pass.us(rows)).sum();
         self.us_per_step + self.us_per_row * f64::from(drafted) + first + later
-    }
-
-    pub(super) fn scale(&mut self, by: f64) {
-        let more = [&mut self.us_per_step, &mut self.us_per_row];
-        let curve = [&mut self.pass.us_per_read, &mut self.pass.us_per_context];
-        more.into_iter().chain(curve).for_each(|us| *us *= by);
-        self.pass.points.iter_mut().for_each(|(_, us)| *us *= by);
     }
 
     /// A pass by its rows, what each row costs besides included.

