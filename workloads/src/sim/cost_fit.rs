@@ -203,10 +203,9 @@ fn fit_idleness(idle: &[&MeasuredStep], model: &mut CostModel) {
     if idle.len() < AFTER_IDLE {
         return;
     }
-    let mut wake: Vec<f64> = idle.iter().map(|step| step.woke_us).collect();
-    wake.sort_by(f64::total_cmp);
-    // The middle: now and then another program has the core.
-    model.us_to_wake = crate::latency::percentile(&wake, 50.0).unwrap_or(0.0);
+    // Beyond that another program had the core.
+    let woke: Vec<f64> = idle.iter().map(|step| step.woke_us).filter(|us| *us < NEIGHBOUR_US).collect();
+    model.us_to_wake = woke.iter().sum::<f64>() / woke.len().max(1) as f64;
     let mut late = Measurements::new(2);
     for step in idle.iter().filter(|step| !is_neighbours(step, model)) {
         let told = told(step, model).total_us();
