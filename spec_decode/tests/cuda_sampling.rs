@@ -143,6 +143,21 @@ fn every_draw_is_the_cpus() {
 }
 
 #[test]
+fn a_share_that_is_reached_exactly_keeps_no_token_more() {
+    if !emulator::available() {
+        return;
+    }
+    let mut random = Random(4);
+    // Half of four equal tokens: the first two.
+    let params = |seed| SamplingParams { top_p: 0.5, seed, ..SamplingParams::default() };
+    let rows: Vec<_> = (0..40).map(|seed| (params(seed), 9)).collect();
+    let found = sample(&mut random, &[1.5; 4 * 40], 4, &rows);
+    let want: Vec<u32> = rows.iter().map(|(params, position)| cpu(&[1.5; 4], params, *position)).collect();
+    assert_eq!(found, want);
+    assert!(found.contains(&0) && found.contains(&1) && found.iter().all(|&token| token < 2));
+}
+
+#[test]
 fn verdicts_are_the_verifiers() {
     if !emulator::available() {
         return;
