@@ -21,6 +21,20 @@ pub enum AttentionError {
         /// Values a head.
         head_dim: usize,
     },
+    /// A shape of attention that no CUDA kernel is written for.
+    #[error(
+        "no CUDA kernel has {group} query heads a key head, {head_dim} values a head, {act} queries and {kv} keys: there are up to 16 query heads a key head, head dimensions in multiples of 16 up to 128, bf16 and f16, and keys of the same type or fp8; run with --device cpu"
+    )]
+    NoCudaKernel {
+        /// Values a head.
+        head_dim: usize,
+        /// Query heads a key head.
+        group: usize,
+        /// Type of queries.
+        act: &'static str,
+        /// Type of keys and values.
+        kv: &'static str,
+    },
     /// A metadata row without query tokens.
     #[error("metadata row {row} has no query token")]
     EmptyRow {

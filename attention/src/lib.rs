@@ -1,4 +1,4 @@
-//! Step metadata, the layout of the paged KV cache, and the attention kernels of the CPU.
+//! Step metadata, the layout of the paged KV cache, and the attention kernels of the CPU; those of CUDA are in [`cuda`].
 //!
 //! # What it promises
 //!
@@ -71,6 +71,7 @@
 
 pub mod block_tables;
 pub mod builder;
+pub mod cuda;
 pub mod error;
 pub mod isa;
 pub mod kernel;

@@ -35,6 +35,7 @@
 
 pub mod checkpoint;
 pub mod cpu;
+pub mod cuda;
 pub mod dense;
 mod device;
 mod error;

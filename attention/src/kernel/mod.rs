@@ -16,7 +16,7 @@ mod registers;
 mod rows;
 mod scratch;
 mod tile;
-mod work;
+pub(crate) mod work;
 
 pub use scratch::AttentionScratch;
 pub use work::WorkList;

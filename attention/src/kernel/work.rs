@@ -85,7 +85,9 @@ impl WorkList {
         }
         let per_item = (ROWS_PER_ITEM / (heads / kv_heads)).clamp(1, MAX_QUERIES_PER_ITEM) as u32;
         for row in 0..metadata.num_rows() {
-            let Some(queries) = checked_row(metadata, row, layer).inspect_err(|_| self.items.clear())? else {
+            let Some(queries) = checked_row(metadata, row, layout.block_size(), layer.num_blocks())
+                .inspect_err(|_| self.items.clear())?
+            else {
                 continue;
             };
             let chunks = queries.len.div_ceil(per_item);
@@ -111,17 +113,19 @@ impl WorkList {
 }
 
 /// The queries of a row.
-struct Queries {
-    token: u32,
-    len: u32,
-    first_visible: u32,
-    visible_step: u32,
+pub(crate) struct Queries {
+    pub token: u32,
+    pub len: u32,
+    pub first_visible: u32,
+    pub visible_step: u32,
 }
 
-fn checked_row(
+/// What a row has, once its lengths agree and its table reaches their end in blocks that exist; `None` of a pad row.
+pub(crate) fn checked_row(
     metadata: &AttentionMetadata,
     row: usize,
-    layer: &KvLayer,
+    block_size: u32,
+    num_blocks: u32,
 ) -> Result<Option<Queries>, AttentionError> {
     let wrong = |field, found: u32, expected: u32| AttentionError::Inconsistent {
         field,
@@ -149,11 +153,10 @@ fn checked_row(
         return Err(wrong("seq_lens", seq_len, context_len.saturating_add(len)));
     }
     let table = metadata.block_tables.get(row).unwrap_or(&[]);
-    let needed = seq_len.div_ceil(layer.layout().block_size()) as usize;
+    let needed = seq_len.div_ceil(block_size) as usize;
     let Some(used) = table.get(..needed) else {
         return Err(AttentionError::ShortTable { row, blocks: table.len(), needed });
     };
-    let num_blocks = layer.num_blocks();
     if let Some(block) = used.iter().find(|block| block.0 >= num_blocks) {
         return Err(AttentionError::NoSuchBlock { row, block: block.0, num_blocks });
     }

@@ -1,0 +1,15 @@
+// Copies whole KV blocks, all layers at once: the first write to a forked sequence's shared block.
+//
+// cache: the arena; pairs: [copies][2] source and target block; block_stride: bytes, a multiple of 16.
+// Grid (copies, ceil(block_stride / 4096)), block 256: a thread moves 16 bytes.
+#include <types.cuh>
+
+extern "C" __global__ void __launch_bounds__(256) copy_blocks(u8 *cache, const u32 *pairs, u64 block_stride) {
+    wait_for_previous();
+    let_next_start();
+    u64 source = pairs[2 * blockIdx.x], target = pairs[2 * blockIdx.x + 1];
+    u64 at = (u64(blockIdx.y) * 256 + threadIdx.x) * 16;
+    if (at < block_stride) {
+        *(Chunk *)(cache + target * block_stride + at) = *(const Chunk *)(cache + source * block_stride + at);
+    }
+}

@@ -1,0 +1,301 @@
+// Runs kernels on the CPU, for tests: the sources as they are, compiled by g++ with this file before them.
+//
+// A block's threads are fibers of one system thread. Blocks run one after the other, in an order drawn from a seed; so do the warps of a
+// block between two barriers. A warp's collective operations wait for all 32 lanes, a barrier for all threads: a kernel in which some don't come
+// is stopped with a message. Shared memory starts as 0xff (NaN), its end is the end of a page behind which nothing may be touched. Asynchronous
+// copies happen at once, or only when they are waited for, as the seed says: both are what a GPU may do.
+#pragma once
+#include <csetjmp>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <sys/mman.h>
+#include <ucontext.h>
+#include <utility>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __forceinline__ inline
+#define __shared__ static thread_local
+#define __launch_bounds__(...)
+#define __align__(n) alignas(n)
+
+namespace emulate {
+
+struct Three {
+    unsigned x, y, z;
+};
+
+// A copy that was started: 16 bytes.
+struct Copy {
+    void *to;
+    const void *from;
+    bool valid;
+};
+
+struct Fiber;
+using Operation = void (*)(Fiber *lanes);
+
+enum class Wait { None, Barrier, Warp, Done };
+
+struct Fiber {
+    Three thread;
+    Wait wait;
+    jmp_buf context;
+    ucontext_t start;
+    bool started;
+    // Of the collective operation waited for: which, and this lane's part of it.
+    Operation operation;
+    const void *in;
+    void *out;
+    // Groups of copies, the open one last.
+    std::vector<std::vector<Copy>> copies;
+};
+
+struct Launch {
+    Three grid, block, at;
+    std::vector<Fiber> fibers;
+    Fiber *current;
+    jmp_buf scheduler;
+    unsigned char *shared;
+    bool late_copies;
+    unsigned long long random;
+    void (*body)(void **);
+    void **arguments;
+};
+
+inline thread_local Launch launch;
+
+[[noreturn]] inline void fail(const char *what) {
+    Launch &l = launch;
+    unsigned thread = l.current ? l.current->thread.x : 0;
+    fprintf(stderr, "emulator: %s, in block (%u, %u, %u), thread %u\n", what, l.at.x, l.at.y, l.at.z, thread);
+    abort();
+}
+
+inline unsigned long long draw() {
+    unsigned long long z = launch.random += 0x9e3779b97f4a7c15ull;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+    return z ^ (z >> 31);
+}
+
+template <class T> void shuffle(std::vector<T> &items) {
+    for (size_t i = items.size(); i > 1; i--) {
+        std::swap(items[i - 1], items[draw() % i]);
+    }
+}
+
+// Gives the turn back; returns when what is waited for has happened.
+__attribute__((noinline)) inline void pause(Wait wait) {
+    Launch &l = launch;
+    l.current->wait = wait;
+    if (_setjmp(l.current->context) == 0) {
+        _longjmp(l.scheduler, 1);
+    }
+}
+
+__attribute__((noinline)) inline void run_fiber() {
+    launch.body(launch.arguments);
+    launch.current->wait = Wait::Done;
+    _longjmp(launch.scheduler, 1);
+}
+
+__attribute__((noinline)) inline void resume(Fiber &fiber) {
+    Launch &l = launch;
+    l.current = &fiber;
+    if (_setjmp(l.scheduler) == 0) {
+        if (fiber.started) {
+            _longjmp(fiber.context, 1);
+        }
+        fiber.started = true;
+        setcontext(&fiber.start);
+    }
+}
+
+// An operation of a whole warp: it is done once all lanes have come to it.
+template <class In, class Out> void collective(Operation operation, const In &in, Out &out) {
+    Fiber &own = *launch.current;
+    own.operation = operation;
+    own.in = &in;
+    own.out = &out;
+    pause(Wait::Warp);
+}
+
+// Lets a warp run to its next operation, and does that once all 32 lanes have come to it. False where it stands: at a barrier, or
+// at its end.
+inline bool step_warp(Fiber *lanes, std::vector<size_t> &order) {
+    shuffle(order);
+    for (size_t lane : order) {
+        if (lanes[lane].wait == Wait::None) {
+            resume(lanes[lane]);
+        }
+    }
+    int waiting = 0;
+    for (int lane = 0; lane < 32; lane++) {
+        waiting += lanes[lane].wait == Wait::Warp;
+    }
+    if (waiting == 0) {
+        return false;
+    }
+    for (int lane = 0; lane < 32; lane++) {
+        launch.current = lanes + lane;
+        if (lanes[lane].wait != Wait::Warp) {
+            fail("some lanes of a warp don't come to an operation of the warp");
+        }
+        if (lanes[lane].operation != lanes[0].operation) {
+            fail("lanes of a warp are at different operations");
+        }
+    }
+    lanes[0].operation(lanes);
+    for (int lane = 0; lane < 32; lane++) {
+        lanes[lane].wait = Wait::None;
+    }
+    return true;
+}
+
+// Between two barriers warps run in an order drawn anew, each mostly to the barrier before the next one starts: what a missing barrier
+// should have ordered is then out of order.
+inline void run_block() {
+    Launch &l = launch;
+    std::vector<size_t> lanes(32), warps, standing;
+    for (size_t i = 0; i < 32; i++) {
+        lanes[i] = i;
+    }
+    for (;;) {
+        warps.clear();
+        for (size_t warp = 0; warp < l.fibers.size(); warp += 32) {
+            warps.push_back(warp);
+        }
+        while (!warps.empty()) {
+            size_t at = draw() % warps.size();
+            bool runs = true;
+            do {
+                runs = step_warp(&l.fibers[warps[at]], lanes);
+            } while (runs && draw() % 64 != 0);
+            if (!runs) {
+                warps.erase(warps.begin() + at);
+            }
+        }
+        size_t barrier = 0;
+        for (const Fiber &fiber : l.fibers) {
+            barrier += fiber.wait == Wait::Barrier;
+        }
+        if (barrier == 0) {
+            return;
+        }
+        if (barrier != l.fibers.size()) {
+            fail("some threads don't come to a barrier");
+        }
+        for (Fiber &fiber : l.fibers) {
+            fiber.wait = Wait::None;
+        }
+    }
+}
+
+constexpr size_t PAGE = 4096, STACK = 256 * 1024;
+
+inline unsigned char *map(size_t bytes) {
+    void *at = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (at == MAP_FAILED) {
+        fail("there is no memory");
+    }
+    return static_cast<unsigned char *>(at);
+}
+
+inline int run(void (*body)(void **), const unsigned *grid, const unsigned *block, unsigned shared_bytes,
+               unsigned long long seed, void **arguments) {
+    Launch &l = launch;
+    l.grid = Three{grid[0], grid[1], grid[2]};
+    l.block = Three{block[0], block[1], block[2]};
+    l.current = nullptr;
+    l.at = Three{0, 0, 0};
+    size_t threads = block[0];
+    if (threads == 0 || threads % 32 != 0 || threads > 1024 || block[1] != 1 || block[2] != 1 || shared_bytes % 16 != 0) {
+        fail("a block has 32 to 1,024 threads in x, whole warps, and whole 16 bytes of shared memory");
+    }
+    l.random = seed;
+    l.body = body;
+    l.arguments = arguments;
+    size_t pages = (shared_bytes + PAGE - 1) / PAGE * PAGE;
+    unsigned char *memory = map(pages + PAGE), *stacks = map(threads * STACK);
+    mprotect(memory + pages, PAGE, PROT_NONE);
+    // Aligned as the kernel asks: what is lost at the end is less than 128 bytes.
+    l.shared = memory + pages - (shared_bytes + 127) / 128 * 128;
+    l.fibers = std::vector<Fiber>(threads);
+
+    std::vector<Three> blocks;
+    for (unsigned z = 0; z < grid[2]; z++) {
+        for (unsigned y = 0; y < grid[1]; y++) {
+            for (unsigned x = 0; x < grid[0]; x++) {
+                blocks.push_back(Three{x, y, z});
+            }
+        }
+    }
+    shuffle(blocks);
+    for (Three at : blocks) {
+        l.at = at;
+        l.late_copies = draw() % 2 == 0;
+        memset(memory, 0xff, pages);
+        for (size_t i = 0; i < threads; i++) {
+            Fiber &fiber = l.fibers[i];
+            fiber.thread = Three{unsigned(i), 0, 0};
+            fiber.wait = Wait::None;
+            fiber.started = false;
+            fiber.copies.assign(1, {});
+            getcontext(&fiber.start);
+            fiber.start.uc_stack.ss_sp = stacks + i * STACK;
+            fiber.start.uc_stack.ss_size = STACK;
+            fiber.start.uc_link = nullptr;
+            makecontext(&fiber.start, run_fiber, 0);
+        }
+        run_block();
+    }
+    munmap(memory, pages + PAGE);
+    munmap(stacks, threads * STACK);
+    return 0;
+}
+
+// Unpacks the arguments of a kernel out of pointers to them.
+template <auto KERNEL> struct Call;
+template <class... Arguments, void (*KERNEL)(Arguments...)> struct Call<KERNEL> {
+    template <size_t... I> static void with(void **arguments, std::index_sequence<I...>) {
+        KERNEL(*static_cast<std::remove_const_t<Arguments> *>(arguments[I])...);
+    }
+    static void body(void **arguments) { with(arguments, std::index_sequence_for<Arguments...>()); }
+    static constexpr unsigned COUNT = sizeof...(Arguments);
+};
+
+} // namespace emulate
+
+#define threadIdx (emulate::launch.current->thread)
+#define blockIdx (emulate::launch.at)
+#define blockDim (emulate::launch.block)
+#define gridDim (emulate::launch.grid)
+
+inline void __syncthreads() { emulate::pause(emulate::Wait::Barrier); }
+inline void __threadfence() {}
+
+// Blocks and threads take turns, so that these need no care.
+template <class T> T atomicAdd(T *at, T x) {
+    T before = *at;
+    *at += x;
+    return before;
+}
+template <class T> T atomicMax(T *at, T x) {
+    T before = *at;
+    *at = x > before ? x : before;
+    return before;
+}
+template <class T> T atomicExch(T *at, T x) { return std::exchange(*at, x); }
+
+// emulate_NAME(grid, block, shared bytes, seed, pointers to the arguments, how many they are): 0, or 1 for another number.
+#define EMULATED(NAME)                                                                                                         \
+    extern "C" int emulate_##NAME(const unsigned *grid, const unsigned *block, unsigned shared, unsigned long long seed,       \
+                                  void **arguments, unsigned count) {                                                          \
+        using Kernel = emulate::Call<&NAME>;                                                                                   \
+        return count == Kernel::COUNT ? emulate::run(Kernel::body, grid, block, shared, seed, arguments) : 1;                  \
+    }

@@ -1,0 +1,176 @@
+//! What the attention kernels are compiled for, and the memory that follows from it.
+
+use crate::error::AttentionError;
+
+/// A 16-bit or 8-bit number type of the kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Element {
+    /// The upper half of an f32.
+    Bf16,
+    /// 16-bit IEEE.
+    F16,
+    /// 8 bits, e4m3, with an f32 scale a token and head: of the KV cache only.
+    Fp8,
+}
+
+impl Element {
+    /// Bytes.
+    #[must_use]
+    pub const fn size(self) -> usize {
+        match self {
+            Self::Bf16 | Self::F16 => 2,
+            Self::Fp8 => 1,
+        }
+    }
+
+    /// Its name in the sources.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+            Self::Fp8 => "fp8",
+        }
+    }
+}
+
+/// Heads, block size and number types: a module is compiled for each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct AttentionShape {
+    heads: u32,
+    kv_heads: u32,
+    head_dim: u32,
+    block_size: u32,
+    act: Element,
+    kv: Element,
+}
+
+impl AttentionShape {
+    /// Keys of a tile.
+    pub const TILE: u32 = 64;
+    /// Keys of a span: contexts are cut at its multiples.
+    pub const SPAN: u32 = 256;
+    /// Rows (queries times heads of a key head) that an item may have, one kernel each.
+    pub const ROWS: [u32; 3] = [16, 32, 64];
+    /// Words of an item.
+    pub const ITEM_WORDS: usize = 12;
+
+    /// A shape that there are kernels for: head dimensions are multiples of 16 up to 128, key heads have up to 16 query heads,
+    /// `kv` is `act` or fp8.
+    ///
+    /// # Errors
+    ///
+    /// [`AttentionError::BlockSize`], [`AttentionError::Shape`], [`AttentionError::NoCudaKernel`].
+    pub fn new(
+        heads: usize,
+        kv_heads: usize,
+        head_dim: usize,
+        block_size: u32,
+        act: Element,
+        kv: Element,
+    ) -> Result<Self, AttentionError> {
+        if !matches!(block_size, 16 | 32 | 64) {
+            return Err(AttentionError::BlockSize { block_size });
+        }
+        if heads == 0 || kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
+            return Err(AttentionError::Shape { heads, kv_heads, head_dim });
+        }
+        let group = heads / kv_heads;
+        let fits =
+            head_dim.is_multiple_of(16) && (16..=128).contains(&head_dim) && group <= 16 && heads <= 65_535;
+        if !fits || act == Element::Fp8 || (kv != act && kv != Element::Fp8) {
+            let (act, kv) = (act.name(), kv.name());
+            return Err(AttentionError::NoCudaKernel { head_dim, group, act, kv });
+        }
+        Ok(Self {
+            heads: heads as u32,
+            kv_heads: kv_heads as u32,
+            head_dim: head_dim as u32,
+            block_size,
+            act,
+            kv,
+        })
+    }
+
+    /// Query heads of a key head.
+    #[must_use]
+    pub const fn group(&self) -> u32 {
+        self.heads / self.kv_heads
+    }
+    /// Query heads.
+    #[must_use]
+    pub const fn heads(&self) -> u32 {
+        self.heads
+    }
+    /// Key heads.
+    #[must_use]
+    pub const fn kv_heads(&self) -> u32 {
+        self.kv_heads
+    }
+    /// Values a head.
+    #[must_use]
+    pub const fn head_dim(&self) -> u32 {
+        self.head_dim
+    }
+    /// Tokens a block.
+    #[must_use]
+    pub const fn block_size(&self) -> u32 {
+        self.block_size
+    }
+
+    /// The macros that a module of this shape is compiled with.
+    #[must_use]
+    pub fn defines(&self) -> Vec<String> {
+        vec![
+            format!("-DACT={}", self.act.name()),
+            format!("-DKV={}", self.kv.name()),
+            format!("-DHEADS={}", self.heads),
+            format!("-DKV_HEADS={}", self.kv_heads),
+            format!("-DHEAD_DIM={}", self.head_dim),
+            format!("-DBLOCK_SIZE={}", self.block_size),
+        ]
+    }
+
+    /// Bytes of one layer's part of a block.
+    #[must_use]
+    pub const fn part_bytes(&self) -> usize {
+        let scales = if matches!(self.kv, Element::Fp8) { 8 } else { 0 };
+        let token = 2 * self.head_dim as usize * self.kv.size() + scales;
+        self.kv_heads as usize * self.block_size as usize * token
+    }
+
+    /// The least of [`ROWS`](Self::ROWS) that holds `queries` query tokens; the greatest where none does.
+    #[must_use]
+    pub fn rows_for(&self, queries: u32) -> u32 {
+        let wanted = queries.saturating_mul(self.group());
+        Self::ROWS.into_iter().find(|&rows| rows >= wanted).unwrap_or(64)
+    }
+
+    /// Dynamic shared memory of `attention_{rows}`, in bytes.
+    #[must_use]
+    pub const fn shared_bytes(&self, rows: u32) -> u32 {
+        let chunks = self.head_dim / 8;
+        let row = if chunks.is_power_of_two() { chunks } else { chunks | 1 } * 16;
+        let tile = Self::TILE * row;
+        let kv = match self.kv {
+            Element::Fp8 => 2 * tile + 4 * Self::TILE * self.head_dim + 4 * Self::TILE * 4,
+            _ => 4 * tile,
+        };
+        // Queries, keys and values, weights, greatest scores and sums of 4 warps, the blocks of two tiles.
+        rows * row + kv + rows * Self::TILE * 2 + 2 * 4 * rows * 4 + 32
+    }
+
+    /// Blocks of `attention_{rows}` that one multiprocessor runs at once: what its registers, and 227 KiB of shared memory, hold.
+    #[must_use]
+    pub const fn blocks_at_once(&self, rows: u32) -> u32 {
+        let by_memory = 227 * 1024 / (self.shared_bytes(rows) + 1024 + 128);
+        let by_registers = if rows == 16 { 3 } else { 2 };
+        if by_memory < by_registers { if by_memory == 0 { 1 } else { by_memory } } else { by_registers }
+    }
+
+    /// f32 values of the workspace `partial` a slot.
+    #[must_use]
+    pub const fn slot_values(&self, rows: u32) -> usize {
+        self.kv_heads as usize * rows as usize * (self.head_dim as usize + 2)
+    }
+}
