@@ -103,7 +103,9 @@ fn products_agree_with_f64_in_every_tile_and_mode() {
     }
     let mut random = Random(1);
     for (case, &(rows, n, k)) in
-        [(1, 64, 64), (3, 60, 200), (9, 132, 776), (17, 128, 1024), (70, 200, 328), (130, 136, 512)].iter().enumerate()
+        [(1, 64, 64), (3, 60, 200), (9, 132, 776), (17, 128, 1024), (70, 200, 328), (130, 136, 512)]
+            .iter()
+            .enumerate()
     {
         for act in Half::BOTH {
             let product = Product::random(&mut random, act, rows, n, k, case % 2 == 0);
@@ -124,7 +126,10 @@ fn products_agree_with_f64_in_every_tile_and_mode() {
                         want += f64::from(product.before[i]);
                     }
                     let what = format!("{act:?} {} {mode:?} {rows} x {n} x {k}", tile.kernel);
-                    assert!((f64::from(got) - want).abs() <= error, "{what}: element {i} is {got}, not {want}");
+                    assert!(
+                        (f64::from(got) - want).abs() <= error,
+                        "{what}: element {i} is {got}, not {want}"
+                    );
                 }
             }
         }
@@ -180,7 +185,8 @@ fn splits_are_part_of_the_result_and_the_order_of_their_sum_is_fixed() {
         for (split, start) in (0..k).step_by(each).enumerate() {
             let mut sum = 0.0f32;
             for at in start..(start + each).min(k) {
-                sum += Half::Bf16.widen(product.x[row * k + at]) * Half::Bf16.widen(product.w[column * k + at]);
+                sum +=
+                    Half::Bf16.widen(product.x[row * k + at]) * Half::Bf16.widen(product.w[column * k + at]);
             }
             total = if split == 0 { sum } else { total + sum };
         }

@@ -50,7 +50,14 @@ impl Arg {
     }
 }
 
-type Entry = unsafe extern "C" fn(*const c_uint, *const c_uint, c_uint, c_ulonglong, *mut *mut c_void, c_uint) -> c_int;
+type Entry = unsafe extern "C" fn(
+    *const c_uint,
+    *const c_uint,
+    c_uint,
+    c_ulonglong,
+    *mut *mut c_void,
+    c_uint,
+) -> c_int;
 
 /// The kernels of one source, compiled for some macros.
 #[derive(Clone, Copy, Debug)]
@@ -132,7 +139,16 @@ fn compile(name: &str, kernels: &[&str], defines: &[String], key: u64) -> PathBu
     std::fs::write(&source, format!("#include <{name}>\n{entries}")).unwrap();
     let beside = source.with_extension("so");
     let mut command = Command::new("g++");
-    command.args(["-std=c++20", "-O2", "-g1", "-ffp-contract=off", "-fno-strict-aliasing", "-w", "-shared", "-fPIC"]);
+    command.args([
+        "-std=c++20",
+        "-O2",
+        "-g1",
+        "-ffp-contract=off",
+        "-fno-strict-aliasing",
+        "-w",
+        "-shared",
+        "-fPIC",
+    ]);
     command.args(["-fcf-protection=none", "-U_FORTIFY_SOURCE", "-include", "emulate.h"]);
     command.args(directories().map(|dir| format!("-I{}", dir.display()))).args(defines);
     let output = command.arg(&source).arg("-o").arg(&beside).output().unwrap();
