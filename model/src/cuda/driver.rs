@@ -28,18 +28,19 @@ pub struct Gpu {
 ///
 /// Why not.
 pub fn probe() -> Result<(), CudaError> {
-    // Its presence first: what it lacks is of no interest where there is no GPU.
-    DRIVER.present()?;
-    // SAFETY: the library is there and stays.
-    let version = match result::init().and_then(|()| unsafe { driver_version() }) {
-        Ok(version) => version,
+    // What else it lacks is of no interest where there is no GPU.
+    DRIVER.require_some(&["cuInit"])?;
+    match result::init() {
+        Ok(()) => {}
         Err(DriverError(CUresult::CUDA_ERROR_NO_DEVICE)) => return Err(no_gpu()),
         Err(DriverError(code)) => return Err(CudaError::Driver { doing: "starting CUDA", code }),
-    };
+    }
+    DRIVER.require()?;
     if result::device::get_count().doing("counting GPUs")? == 0 {
         return Err(no_gpu());
     }
-    DRIVER.require()?;
+    // SAFETY: the library is there, with this function in it.
+    let version = unsafe { driver_version() }.doing("asking for the driver's version")?;
     NVRTC.require()?;
     let (major, minor) = nvrtc_version()?;
     if version / 1000 < major {

@@ -120,8 +120,17 @@ impl SharedLibrary {
     ///
     /// [`CudaError::NoLibrary`], [`CudaError::OldLibrary`].
     pub fn require(&self) -> Result<(), CudaError> {
+        self.require_some(self.symbols)
+    }
+
+    /// Finds it, and some functions of it.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`require`](Self::require).
+    pub fn require_some(&self, symbols: &[&'static str]) -> Result<(), CudaError> {
         let library = self.open()?;
-        for &symbol in self.symbols {
+        for &symbol in symbols {
             // SAFETY: only its address is asked for.
             if unsafe { library.get::<*const ()>(symbol.as_bytes()) }.is_err() {
                 return Err(CudaError::OldLibrary { name: self.name, symbol, hint: self.hint });
@@ -132,13 +141,10 @@ impl SharedLibrary {
         Ok(())
     }
 
-    /// Whether the loader, or a directory of [`directories`], has it.
-    ///
-    /// # Errors
-    ///
-    /// [`CudaError::NoLibrary`].
-    pub fn present(&self) -> Result<(), CudaError> {
-        self.open().map(std::mem::forget)
+    /// The functions that are called.
+    #[must_use]
+    pub fn symbols(&self) -> &'static [&'static str] {
+        self.symbols
     }
 
     fn open(&self) -> Result<Library, CudaError> {
