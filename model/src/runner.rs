@@ -211,6 +211,15 @@ impl<D: Device> Runner<D> {
         self.run_ops()
     }
 
+    /// The operations of a step of `rows` token rows, logits of all of them included: to be timed one by one.
+    #[must_use]
+    pub fn operations(&self, rows: usize) -> Vec<Op<D::Buf>> {
+        let mut ops = Vec::new();
+        self.model.trunk(rows, &mut ops);
+        self.model.head(rows.min(self.limits.logit_rows), &mut ops);
+        ops
+    }
+
     fn run_ops(&mut self) -> Result<(), ModelError> {
         let start = Instant::now();
         self.device.run(&self.ops)?;

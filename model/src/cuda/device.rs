@@ -4,6 +4,7 @@
 //! copy; operations are [lowered](super::lowering) to launches over fixed addresses, and put on one stream. Nothing waits
 //! before something is read.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use pagedraft_block_manager::BlockCopy;
@@ -60,6 +61,8 @@ pub struct CudaDevice<B: Backend = GpuBackend> {
     launches: Vec<Launch>,
     commands: Vec<Command>,
     chosen: Vec<u32>,
+    /// Kernels that have run, so that their code is loaded.
+    warm: HashSet<&'static str>,
 }
 
 impl CudaDevice {
@@ -139,12 +142,23 @@ impl<B: Backend> CudaDevice<B> {
             launches: Vec::new(),
             commands: Vec::new(),
             chosen: Vec::new(),
+            warm: HashSet::new(),
         })
     }
 
     /// What it stands on.
     pub fn backend(&mut self) -> &mut B {
         &mut self.backend
+    }
+
+    /// Waits until everything that was issued is done.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the device, or of anything that ran before.
+    pub fn wait(&mut self) -> Result<(), ModelError> {
+        self.backend.fetch(self.inputs, 1)?;
+        Ok(())
     }
 
     /// Address of the KV cache.
@@ -365,12 +379,23 @@ impl<B: Backend> Device for CudaDevice<B> {
         Ok(())
     }
 
-    /// Runs the operations once on padding before they are captured, which loads their code.
+    /// Where a kernel has not run yet, the operations are run on padding first, which loads its code: a capture must not.
     fn capture(&mut self, ops: &[Op<BufferId>], key: GraphKey) -> Result<Captured<B::Graph>, ModelError> {
         self.bind(&StepInputs::default(), Some(key))?;
         self.select(&(0..key.token_rows).collect::<Vec<_>>())?;
-        self.run(ops)?;
-        self.backend.fetch(self.selection, 1)?;
+        self.lower(ops)?;
+        let cold = |command: &Command| match command {
+            Command::Launch(launch) => !self.warm.contains(launch.kernel),
+            Command::Product { .. } => true,
+        };
+        if self.commands.iter().any(cold) {
+            self.backend.run(&self.commands)?;
+            self.backend.fetch(self.selection, 1)?;
+            self.warm.extend(self.commands.iter().filter_map(|command| match command {
+                Command::Launch(launch) => Some(launch.kernel),
+                Command::Product { .. } => None,
+            }));
+        }
         let graph = self.backend.capture(&self.commands, key)?;
         Ok(Captured { graph, key })
     }

@@ -17,8 +17,10 @@ pub struct SharedLibrary {
     name: &'static str,
     /// The stem that cudarc looks for.
     stem: &'static str,
-    /// Files to open by path where the loader does not know it, those it needs first.
-    files: &'static [&'static str],
+    /// The file to open by path where the loader does not know it.
+    file: Option<&'static str>,
+    /// How the files begin that it needs beside it.
+    needs: Option<&'static str>,
     symbols: &'static [&'static str],
     hint: &'static str,
 }
@@ -27,7 +29,8 @@ pub struct SharedLibrary {
 pub const DRIVER: SharedLibrary = SharedLibrary {
     name: "libcuda",
     stem: "cuda",
-    files: &[],
+    file: None,
+    needs: None,
     symbols: &[
         "cuInit",
         "cuDriverGetVersion",
@@ -77,7 +80,8 @@ pub const DRIVER: SharedLibrary = SharedLibrary {
 pub const NVRTC: SharedLibrary = SharedLibrary {
     name: "libnvrtc",
     stem: "nvrtc",
-    files: &["libnvrtc-builtins.so.13.0", "libnvrtc.so.13"],
+    file: Some("libnvrtc.so.13"),
+    needs: Some("libnvrtc-builtins.so.13"),
     symbols: &[
         "nvrtcVersion",
         "nvrtcCreateProgram",
@@ -95,7 +99,8 @@ pub const NVRTC: SharedLibrary = SharedLibrary {
 pub const CUBLASLT: SharedLibrary = SharedLibrary {
     name: "libcublasLt",
     stem: "cublasLt",
-    files: &["libcublasLt.so.13"],
+    file: Some("libcublasLt.so.13"),
+    needs: None,
     symbols: &[
         "cublasLtCreate",
         "cublasLtDestroy",
@@ -151,7 +156,7 @@ impl SharedLibrary {
         if let Some(library) = self.known_to_loader() {
             return Ok(library);
         }
-        let directories = if self.files.is_empty() { Vec::new() } else { directories() };
+        let directories = if self.file.is_none() { Vec::new() } else { directories() };
         if directories.iter().any(|dir| self.keep_from(dir))
             && let Some(library) = self.known_to_loader()
         {
@@ -172,18 +177,23 @@ impl SharedLibrary {
         names.iter().find_map(|name| unsafe { Library::new(name) }.ok())
     }
 
-    /// Opens all files of a directory for everyone, for ever.
+    /// Opens it out of a directory, and what it needs before it, for everyone and for ever.
     fn keep_from(&self, dir: &Path) -> bool {
-        self.files.iter().all(|file| open_for_all(&dir.join(file)))
+        let Some(path) = self.file.map(|file| dir.join(file)).filter(|path| path.exists()) else {
+            return false;
+        };
+        let names = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.file_name());
+        let needed =
+            |name: &OsStr| self.needs.is_some_and(|begins| name.to_string_lossy().starts_with(begins));
+        // Where one of them does not open, the library says so itself.
+        names.filter(|name| needed(name)).for_each(|name| drop(open_for_all(&dir.join(name))));
+        open_for_all(&path)
     }
 }
 
 #[cfg(unix)]
 fn open_for_all(path: &Path) -> bool {
     use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
-    if !path.exists() {
-        return false;
-    }
     // SAFETY: as in `known_to_loader`.
     let opened = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) };
     opened.map(std::mem::forget).is_ok()
@@ -264,7 +274,8 @@ mod tests {
         let nowhere = SharedLibrary {
             name: "libnowhere",
             stem: "pagedraft-nowhere",
-            files: &["libpagedraft-nowhere.so.13"],
+            file: Some("libpagedraft-nowhere.so.13"),
+            needs: None,
             symbols: &[],
             hint: "make one",
         };

@@ -19,7 +19,8 @@ impl DeviceMemory {
     pub fn zeroed(gpu: &Gpu, bytes: usize) -> Result<Self, CudaError> {
         gpu.bind()?;
         // SAFETY: a fresh allocation, written before it is read.
-        let at = unsafe { result::malloc_sync(bytes.max(1)) }.doing("allocating memory on the GPU")?;
+        let bytes = bytes.max(1);
+        let at = unsafe { result::malloc_sync(bytes) }.doing("allocating memory on the GPU")?;
         let memory = Self { at, context: Arc::clone(gpu.context()) };
         // SAFETY: all of a live allocation, in the order of the stream.
         unsafe { result::memset_d8_async(at, 0, bytes, gpu.raw_stream()) }

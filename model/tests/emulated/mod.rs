@@ -56,12 +56,6 @@ impl Emulated {
         self.ran.push(kernel);
         Ok(())
     }
-
-    /// The memory that begins at an address.
-    pub fn memory(&mut self, at: u64) -> &mut [u8] {
-        let found = self.memory.iter_mut().find(|buffer| buffer.all().as_ptr().addr() as u64 == at);
-        found.unwrap().all_mut()
-    }
 }
 
 impl Backend for Emulated {
