@@ -143,7 +143,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             total += rank(token) != 0 ? mass(token) : 0;
         }
         f64 target = f64(s.top_p) * f64(block_sum_exact(total, &sum));
-        least = select(bins, vocab, rank, mass, [&](u64 sum) { return f64(sum) >= target; });
+        u64 reached = select(bins, vocab, rank, mass, [&](u64 sum) { return f64(sum) >= target; });
+        // It is rounded down where no candidate is left out by that.
+        least = reached > least ? reached : least;
     }
 
     Runner leader{max / s.temperature + noise(s, best), best};

@@ -1,7 +1,7 @@
 // Runs kernels on the CPU, for tests: the sources as they are, compiled by g++ with this file before them.
 //
-// A block's threads are fibers of one system thread. Blocks run one after the other, in an order drawn from a seed; so do threads between
-// two barriers. A warp's collective operations wait for all 32 lanes, a barrier for all threads: a kernel in which some don't come
+// A block's threads are fibers of one system thread. Blocks run one after the other, in an order drawn from a seed; so do the warps of a
+// block between two barriers. A warp's collective operations wait for all 32 lanes, a barrier for all threads: a kernel in which some don't come
 // is stopped with a message. Shared memory starts as 0xff (NaN), its end is the end of a page behind which nothing may be touched. Asynchronous
 // copies happen at once, or only when they are waited for, as the seed says: both are what a GPU may do.
 #pragma once
@@ -125,11 +125,28 @@ template <class In, class Out> void collective(Operation operation, const In &in
     pause(Wait::Warp);
 }
 
-// Does what the 32 lanes of a warp wait for.
-inline void run_warp(Fiber *lanes) {
-    for (int lane = 1; lane < 32; lane++) {
+// Lets a warp run to its next operation, and does that once all 32 lanes have come to it. False where it stands: at a barrier, or
+// at its end.
+inline bool step_warp(Fiber *lanes, std::vector<size_t> &order) {
+    shuffle(order);
+    for (size_t lane : order) {
+        if (lanes[lane].wait == Wait::None) {
+            resume(lanes[lane]);
+        }
+    }
+    int waiting = 0;
+    for (int lane = 0; lane < 32; lane++) {
+        waiting += lanes[lane].wait == Wait::Warp;
+    }
+    if (waiting == 0) {
+        return false;
+    }
+    for (int lane = 0; lane < 32; lane++) {
+        launch.current = lanes + lane;
+        if (lanes[lane].wait != Wait::Warp) {
+            fail("some lanes of a warp don't come to an operation of the warp");
+        }
         if (lanes[lane].operation != lanes[0].operation) {
-            launch.current = lanes + lane;
             fail("lanes of a warp are at different operations");
         }
     }
@@ -137,45 +154,44 @@ inline void run_warp(Fiber *lanes) {
     for (int lane = 0; lane < 32; lane++) {
         lanes[lane].wait = Wait::None;
     }
+    return true;
 }
 
+// Between two barriers warps run in an order drawn anew, each mostly to the barrier before the next one starts: what a missing barrier
+// should have ordered is then out of order.
 inline void run_block() {
     Launch &l = launch;
-    std::vector<size_t> order(l.fibers.size());
-    for (size_t i = 0; i < order.size(); i++) {
-        order[i] = i;
+    std::vector<size_t> lanes(32), warps, standing;
+    for (size_t i = 0; i < 32; i++) {
+        lanes[i] = i;
     }
     for (;;) {
-        shuffle(order);
-        for (size_t i : order) {
-            if (l.fibers[i].wait == Wait::None) {
-                resume(l.fibers[i]);
+        warps.clear();
+        for (size_t warp = 0; warp < l.fibers.size(); warp += 32) {
+            warps.push_back(warp);
+        }
+        while (!warps.empty()) {
+            size_t at = draw() % warps.size();
+            bool runs = true;
+            do {
+                runs = step_warp(&l.fibers[warps[at]], lanes);
+            } while (runs && draw() % 64 != 0);
+            if (!runs) {
+                warps.erase(warps.begin() + at);
             }
         }
-        size_t barrier = 0, done = 0, progress = 0;
-        for (size_t warp = 0; warp < order.size(); warp += 32) {
-            size_t waiting = 0;
-            for (size_t i = warp; i < warp + 32; i++) {
-                waiting += l.fibers[i].wait == Wait::Warp;
-                barrier += l.fibers[i].wait == Wait::Barrier;
-                done += l.fibers[i].wait == Wait::Done;
-            }
-            if (waiting == 32) {
-                run_warp(&l.fibers[warp]);
-                progress++;
-            } else if (waiting > 0) {
-                fail("some lanes of a warp don't come to an operation of the warp");
-            }
+        size_t barrier = 0;
+        for (const Fiber &fiber : l.fibers) {
+            barrier += fiber.wait == Wait::Barrier;
         }
-        if (done == order.size()) {
+        if (barrier == 0) {
             return;
         }
-        if (barrier == order.size()) {
-            for (Fiber &fiber : l.fibers) {
-                fiber.wait = Wait::None;
-            }
-        } else if (progress == 0) {
+        if (barrier != l.fibers.size()) {
             fail("some threads don't come to a barrier");
+        }
+        for (Fiber &fiber : l.fibers) {
+            fiber.wait = Wait::None;
         }
     }
 }

@@ -113,10 +113,26 @@ impl Module {
     }
 }
 
-/// What a library is a function of: all sources, its name and macros.
+/// Nothing is fused or reordered; kernels are found in their own library before any other (`accept` is in libc too).
+const FLAGS: [&str; 12] = [
+    "-std=c++20",
+    "-O2",
+    "-ffp-contract=off",
+    "-fno-strict-aliasing",
+    "-w",
+    "-shared",
+    "-fPIC",
+    "-fcf-protection=none",
+    "-U_FORTIFY_SOURCE",
+    "-Wl,-Bsymbolic",
+    "-include",
+    "emulate.h",
+];
+
+/// What a library is a function of: all sources, its name, flags and macros.
 fn hash(name: &str, defines: &[String]) -> u64 {
     let mut hasher = DefaultHasher::new();
-    (name, defines).hash(&mut hasher);
+    (name, FLAGS, defines).hash(&mut hasher);
     for dir in directories() {
         let mut files: Vec<_> = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
         files.sort();
@@ -149,7 +165,7 @@ fn compile(name: &str, kernels: &[&str], defines: &[String], key: u64) -> PathBu
         "-shared",
         "-fPIC",
     ]);
-    command.args(["-fcf-protection=none", "-U_FORTIFY_SOURCE", "-include", "emulate.h"]);
+    command.args(["-fcf-protection=none", "-Wl,-Bsymbolic", "-U_FORTIFY_SOURCE", "-include", "emulate.h"]);
     command.args(directories().map(|dir| format!("-I{}", dir.display()))).args(defines);
     let output = command.arg(&source).arg("-o").arg(&beside).output().unwrap();
     assert!(output.status.success(), "{name} {defines:?}: {}", String::from_utf8_lossy(&output.stderr));

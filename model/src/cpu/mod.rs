@@ -6,7 +6,7 @@ pub mod matmul;
 pub mod memory;
 pub mod panel;
 pub mod rows;
-mod rowwise;
+pub mod rowwise;
 pub mod team;
 
 pub use device::{CpuDevice, CpuOptions, Tape};
