@@ -9,7 +9,7 @@ use pagedraft_model::cuda::{Backend, CudaDevice};
 use pagedraft_model::{Choice, Device, Op, Precision, Runner, StepInputs};
 use pagedraft_workloads::latency::Spread;
 
-use crate::shapes::{LLAMA_8B, ONE_LAYER, QWEN3_0_6B, Room, Shape};
+use crate::shapes::{LLAMA_8B, ONE_LAYER, QWEN3_0_6B, Room, Shape, scaled, small};
 
 /// Steps that are timed, after some that are not.
 const STEPS: usize = 40;
@@ -134,19 +134,19 @@ fn time(runner: &mut Runner<CudaDevice>, inputs: &StepInputs) -> Time {
 
 /// Bytes a second that a plain copy on the GPU reads and writes.
 fn copy_bandwidth(runner: &mut Runner<CudaDevice>) -> f64 {
-    const BYTES: usize = 1 << 30;
+    let bytes = if small() { 1 << 16 } else { 1 << 30 };
     const COPIES: usize = 20;
     let backend = runner.device_mut().backend();
-    let (from, to) = (backend.allocate(BYTES).expect("memory"), backend.allocate(BYTES).expect("memory"));
+    let (from, to) = (backend.allocate(bytes).expect("memory"), backend.allocate(bytes).expect("memory"));
     let mut best = f64::INFINITY;
     for _ in 0..5 {
         backend.fetch(to, 1).expect("a read");
         let start = Instant::now();
-        (0..COPIES).for_each(|_| backend.copy(from, to, BYTES).expect("a copy"));
+        (0..COPIES).for_each(|_| backend.copy(from, to, bytes).expect("a copy"));
         backend.fetch(to, 1).expect("a read");
         best = best.min(start.elapsed().as_secs_f64() / COPIES as f64);
     }
-    2.0 * BYTES as f64 / best
+    2.0 * bytes as f64 / best
 }
 
 /// Bytes that a step must read: every weight once (of the embedding its rows alone, unless it is the head too), and the KV of
@@ -171,24 +171,25 @@ fn decode_case(sequences: u32, context: u32) -> Case {
 
 /// Decode at batch 1, 8 and 64: graph and eager, against the floors.
 pub fn decode(table: &mut Table, shape: &Shape) {
-    const LENGTH: u32 = 2048;
+    let length = scaled(2048);
     let name = shape.name;
-    let room = Room { sequences: 64, length: LENGTH, token_rows: 512, deterministic: true, overlap: false };
+    let room =
+        Room { sequences: scaled(64), length, token_rows: scaled(512), deterministic: true, overlap: false };
     for overlap in [false, true] {
-        let mut runner = shape.open(Room { overlap, ..room }, &[1, 8, 64], 1);
+        let mut runner = shape.open(Room { overlap, ..room }, &[1, scaled(8), scaled(64)], 1);
         let how = if overlap { ", overlapped" } else { "" };
         let bandwidth = copy_bandwidth(&mut runner);
         if !overlap {
             table.figure(&format!("{name}: plain copy, GB/s"), format!("{:.0}", bandwidth / 1e9), "");
         }
         for (sequences, goal) in [(1, 0.85), (8, 0.75), (64, 0.75)] {
-            let case = decode_case(sequences, 1024);
-            let inputs = case.inputs(LENGTH);
+            let case = decode_case(scaled(sequences), scaled(1024));
+            let inputs = case.inputs(length);
             let graph = time(&mut runner, &inputs);
             runner.set_enforce_eager(true);
             let eager = time(&mut runner, &inputs);
             runner.set_enforce_eager(false);
-            let floor = (bytes(shape, case) / bandwidth).max(flops(shape, f64::from(sequences)) / FLOPS);
+            let floor = (bytes(shape, case) / bandwidth).max(flops(shape, f64::from(case.sequences)) / FLOPS);
             let label = format!("{name}: decode, batch {sequences}, context 1024{how}");
             table.figure(
                 &format!("{label}, ms (wall, eager GPU, eager wall)"),
@@ -197,7 +198,7 @@ pub fn decode(table: &mut Table, shape: &Shape) {
             );
             table.figure(
                 &format!("{label}, tokens/s"),
-                format!("{:.0}", f64::from(sequences) / graph.wall),
+                format!("{:.0}", f64::from(case.sequences) / graph.wall),
                 "",
             );
             table.at_least(&format!("{label}, floor / step"), floor / graph.gpu, goal);
@@ -245,20 +246,20 @@ fn kernels_alone(runner: &mut Runner<CudaDevice>, inputs: &StepInputs) -> f64 {
 
 /// Decode attention of 64 sequences of 8K against the copy, and verify rows against it.
 pub fn attention(table: &mut Table) {
-    const LENGTH: u32 = 8448;
-    let room = Room { sequences: 64, length: LENGTH, token_rows: 512, deterministic: true, overlap: false };
+    let (sequences, context, length) = (scaled(64), scaled(8192), scaled(8448));
+    let room = Room { sequences, length, token_rows: scaled(512), deterministic: true, overlap: false };
     let mut runner = ONE_LAYER.open(room, &[], 1);
     let bandwidth = copy_bandwidth(&mut runner);
     let config = ONE_LAYER.config();
     let device = runner.device_mut();
     let width = config.num_heads * config.head_dim;
-    let q = device.activations(512, width, Precision::Working).expect("memory");
-    let out = device.activations(512, width, Precision::Working).expect("memory");
+    let q = device.activations(scaled(512) as usize, width, Precision::Working).expect("memory");
+    let out = device.activations(scaled(512) as usize, width, Precision::Working).expect("memory");
     let mut alone = |queries: u32, expanded: bool| {
         const TIMES: usize = 20;
-        let case = Case { sequences: 64, context: 8192, queries, expanded };
-        device.bind(&case.inputs(LENGTH), None).expect("inputs");
-        let rows = (64 * queries) as usize;
+        let case = Case { sequences, context, queries, expanded };
+        device.bind(&case.inputs(length), None).expect("inputs");
+        let rows = (sequences * queries) as usize;
         let ops = vec![Op::Attention { q, out, layer: 0, rows }; TIMES];
         let times: Vec<f64> = (0..9)
             .map(|_| {
@@ -270,7 +271,7 @@ pub fn attention(table: &mut Table) {
         median(&times)
     };
     let (decode, verify, expanded) = (alone(1, false), alone(5, false), alone(5, true));
-    let bytes = 64.0 * 8192.0 * (2 * 2 * config.num_kv_heads * config.head_dim) as f64;
+    let bytes = f64::from(sequences * context) * (2 * 2 * config.num_kv_heads * config.head_dim) as f64;
     table.figure("attention: decode, 64 x 8192, us", format!("{:.1}", decode * 1e6), "");
     table.at_least("attention: decode / copy bandwidth", bytes / decode / bandwidth, 0.8);
     table.at_most("attention: verify rows (k = 4) / decode rows", verify / decode, 1.15);
@@ -279,13 +280,13 @@ pub fn attention(table: &mut Table) {
 
 /// MQA against batch expansion in scoring.
 pub fn scoring(table: &mut Table) {
-    const LENGTH: u32 = 1040;
-    let room = Room { sequences: 64, length: LENGTH, token_rows: 512, deterministic: true, overlap: false };
-    let mut runner = LLAMA_8B.open(room, &[64, 384], 6);
+    let (sequences, length) = (scaled(64), scaled(1040) + 6);
+    let room = Room { sequences, length, token_rows: scaled(512), deterministic: true, overlap: false };
+    let mut runner = LLAMA_8B.open(room, &[sequences, 6 * sequences], 6);
     for context in [256, 1024] {
         let mut score = |expanded| {
-            let case = Case { sequences: 64, context, queries: 6, expanded };
-            time(&mut runner, &case.inputs(LENGTH)).gpu
+            let case = Case { sequences, context: scaled(context), queries: 6, expanded };
+            time(&mut runner, &case.inputs(length)).gpu
         };
         let (mqa, expansion) = (score(false), score(true));
         table.figure(
@@ -304,14 +305,15 @@ pub fn scoring(table: &mut Table) {
 /// Prefills of 2K tokens.
 pub fn prefill(table: &mut Table) {
     for shape in [&QWEN3_0_6B, &LLAMA_8B] {
-        let room = Room { sequences: 1, length: 2064, token_rows: 2048, deterministic: true, overlap: false };
+        let (tokens, length) = (scaled(2048), scaled(2064));
+        let room = Room { sequences: 1, length, token_rows: tokens, deterministic: true, overlap: false };
         let mut runner = shape.open(room, &[], 1);
-        let case = Case { sequences: 1, context: 0, queries: 2048, expanded: false };
-        let found = time(&mut runner, &case.inputs(2064));
+        let case = Case { sequences: 1, context: 0, queries: tokens, expanded: false };
+        let found = time(&mut runner, &case.inputs(length));
         let name = format!("{}: prefill of 2048 tokens", shape.name);
         table.figure(&format!("{name}, ms"), format!("{:.2}", found.gpu * 1e3), "");
-        table.figure(&format!("{name}, tokens/s"), format!("{:.0}", 2048.0 / found.wall), "");
-        let share = flops(shape, 2048.0) / FLOPS / found.gpu;
+        table.figure(&format!("{name}, tokens/s"), format!("{:.0}", f64::from(tokens) / found.wall), "");
+        let share = flops(shape, f64::from(tokens)) / FLOPS / found.gpu;
         table.figure(&format!("{name}, share of 989 TFLOP/s"), format!("{share:.3}"), "");
     }
 }
@@ -319,10 +321,17 @@ pub fn prefill(table: &mut Table) {
 /// What the same bits for every batch cost, against cuBLASLt's free choice.
 pub fn promise(table: &mut Table) {
     for shape in [&QWEN3_0_6B, &LLAMA_8B] {
-        let room = Room { sequences: 64, length: 1040, token_rows: 512, deterministic: true, overlap: false };
-        let mut times = |deterministic| -> Vec<f64> {
-            let mut runner = shape.open(Room { deterministic, ..room }, &[1, 8, 64], 1);
-            [1, 8, 64].map(|s| time(&mut runner, &decode_case(s, 1008).inputs(1040)).gpu).to_vec()
+        let (length, batches) = (scaled(1040), [1, 8, 64].map(scaled));
+        let room = Room {
+            sequences: batches[2],
+            length,
+            token_rows: scaled(512),
+            deterministic: true,
+            overlap: false,
+        };
+        let times = |deterministic| -> Vec<f64> {
+            let mut runner = shape.open(Room { deterministic, ..room }, &batches, 1);
+            batches.map(|s| time(&mut runner, &decode_case(s, scaled(1008)).inputs(length)).gpu).to_vec()
         };
         let (ours, free) = (times(true), times(false));
         for (i, batch) in [1, 8, 64].into_iter().enumerate() {

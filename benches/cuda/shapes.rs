@@ -1,13 +1,31 @@
 //! The models that are timed, with weights drawn from a seed.
 
+use std::sync::OnceLock;
+
 use pagedraft_model::checkpoint::{Checkpoint, ModelConfig};
 use pagedraft_model::cuda::{CudaDevice, CudaOptions, KvStorage};
 use pagedraft_model::{CaptureSizes, Dtype, Runner, StepLimits};
 
+/// With `--small`, the sections run on a tiny model and few tokens: to try the bench itself, emulated.
+pub fn small() -> bool {
+    static SMALL: OnceLock<bool> = OnceLock::new();
+    *SMALL.get_or_init(|| std::env::args().any(|word| word == "--small"))
+}
+
+/// A number of tokens or sequences; fewer of them with `--small`.
+pub fn scaled(n: u32) -> u32 {
+    if small() { n.div_ceil(16) } else { n }
+}
+
+const TINY: &str = r#"{"architectures": ["LlamaForCausalLM"], "vocab_size": 160, "hidden_size": 64,
+    "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "max_position_embeddings": 16384, "rms_norm_eps": 1e-5, "rope_theta": 500000.0,
+    "tie_word_embeddings": true, "torch_dtype": "bfloat16"}"#;
+
 /// A model's name and its `config.json`.
 pub struct Shape {
     pub name: &'static str,
-    pub config: &'static str,
+    config: &'static str,
 }
 
 pub const QWEN3_0_6B: Shape = Shape {
@@ -46,8 +64,13 @@ pub struct Room {
 }
 
 impl Shape {
+    /// The text of its `config.json`.
+    pub fn text(&self) -> &'static str {
+        if small() { TINY } else { self.config }
+    }
+
     pub fn config(&self) -> ModelConfig {
-        ModelConfig::parse("config.json".as_ref(), self.config.as_bytes()).expect("a configuration")
+        ModelConfig::parse("config.json".as_ref(), self.text().as_bytes()).expect("a configuration")
     }
 
     pub fn options(&self, room: Room) -> CudaOptions {

@@ -11,9 +11,9 @@ use pagedraft::session::{
 use pagedraft_model::Dtype;
 
 use crate::measure::Table;
-use crate::shapes::QWEN3_0_6B;
+use crate::shapes::{QWEN3_0_6B, scaled};
 
-const REQUESTS: usize = 64;
+const REQUESTS: u32 = 64;
 const TOKENS: u32 = 1600;
 
 pub fn with_and_without_speculation(table: &mut Table) {
@@ -22,9 +22,10 @@ pub fn with_and_without_speculation(table: &mut Table) {
     options.load_format = LoadFormat::Dummy;
     options.device = DeviceRef::Cuda;
     options.dtype = Some(Dtype::Bf16);
-    options.num_blocks = Some(REQUESTS as u32 * 112);
+    options.num_blocks = Some(scaled(REQUESTS) * 112);
     options.max_model_len = Some(1792);
-    options.max_num_seqs = REQUESTS as u32;
+    options.max_num_seqs = scaled(REQUESTS);
+    options.max_num_batched_tokens = scaled(2048);
     let (plain, seconds) = generate(&options, &[]);
     let recorded: Vec<Arc<[u32]>> = plain.iter().map(|tokens| tokens.as_slice().into()).collect();
     options.speculation = SpeculationOptions {
@@ -49,13 +50,13 @@ pub fn with_and_without_speculation(table: &mut Table) {
 fn generate(options: &EngineOptions, recorded: &[Arc<[u32]>]) -> (Vec<Vec<u32>>, f64) {
     let mut session = Session::open(options).expect("an engine");
     let mut ids = Vec::new();
-    for i in 0..REQUESTS {
-        let prompt = (0..32 + i as u32).map(|t| (t * 101 + i as u32 * 977) % 150_000).collect();
-        let mut request = Request::new(i.to_string(), prompt, TOKENS);
+    for i in 0..scaled(REQUESTS) {
+        let prompt = (0..32 + i).map(|t| (t * 101 + i * 977) % session.info().vocab_size as u32).collect();
+        let mut request = Request::new(i.to_string(), prompt, scaled(TOKENS));
         request.ignore_eos = true;
-        request.sampling.temperature = [0.0, 0.0, 0.8, 1.0][i % 4];
-        request.sampling.seed = i as u64;
-        request.recorded.extend(recorded.get(i).cloned());
+        request.sampling.temperature = [0.0, 0.0, 0.8, 1.0][i as usize % 4];
+        request.sampling.seed = u64::from(i);
+        request.recorded.extend(recorded.get(i as usize).cloned());
         ids.extend(session.submit(request).expect("a request"));
     }
     let start = Instant::now();
@@ -74,7 +75,7 @@ impl Directory {
     fn new() -> Self {
         let path = std::env::temp_dir().join(format!("pagedraft-cuda-bench-{}", std::process::id()));
         std::fs::create_dir_all(&path).expect("a directory");
-        std::fs::write(path.join("config.json"), QWEN3_0_6B.config).expect("a file");
+        std::fs::write(path.join("config.json"), QWEN3_0_6B.text()).expect("a file");
         Self(path)
     }
 }

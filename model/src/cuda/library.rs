@@ -185,8 +185,10 @@ impl SharedLibrary {
         let names = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.file_name());
         let needed =
             |name: &OsStr| self.needs.is_some_and(|begins| name.to_string_lossy().starts_with(begins));
-        // Where one of them does not open, the library says so itself.
-        names.filter(|name| needed(name)).for_each(|name| drop(open_for_all(&dir.join(name))));
+        for name in names.filter(|name| needed(name)) {
+            // Where it does not open, the library says so itself.
+            let _ = open_for_all(&dir.join(name));
+        }
         open_for_all(&path)
     }
 }

@@ -18,8 +18,8 @@ pub(super) struct DeviceMemory {
 impl DeviceMemory {
     pub fn zeroed(gpu: &Gpu, bytes: usize) -> Result<Self, CudaError> {
         gpu.bind()?;
-        // SAFETY: a fresh allocation, written before it is read.
         let bytes = bytes.max(1);
+        // SAFETY: a fresh allocation, written before it is read.
         let at = unsafe { result::malloc_sync(bytes) }.doing("allocating memory on the GPU")?;
         let memory = Self { at, context: Arc::clone(gpu.context()) };
         // SAFETY: all of a live allocation, in the order of the stream.
