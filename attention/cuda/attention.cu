@@ -187,7 +187,7 @@ template <u32 R> __device__ __forceinline__ void score(f32 (&s)[R / 16][2][4], c
             }
         }
     }
-#pragma unroll
+#pragma unroll(R == 64 ? 1 : STEPS)
     for (u32 step = 0; step < STEPS; step++) {
         // Keys 0 to 7 and 8 to 15, each with 2 chunks.
         u32 b[4];
@@ -206,7 +206,7 @@ template <u32 R> __device__ __forceinline__ void score(f32 (&s)[R / 16][2][4], c
 // Adds a tile's weighted values.
 template <u32 R> __device__ __forceinline__ void add_values(Sixteen (&rows)[R / 16], const u8 *p, const u8 *v) {
     u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-#pragma unroll
+#pragma unroll(R == 64 ? 1 : 4)
     for (u32 step = 0; step < TILE / 16; step++) {
         u32 a[R / 16][4];
 #pragma unroll
@@ -466,7 +466,7 @@ __device__ __forceinline__ void attend(const ACT *q, ACT *out, const u8 *cache, 
             for (u32 h = 0; h < 2; h++) {
                 Part part{rows[t].greatest[h], four_sum<R>(sums, t * 16 + h * 8 + lane / 4)};
                 // A span of which the row sees no key leaves it as it is.
-                if (joined && part.greatest != MINUS_INFINITY) {
+                if (part.greatest != MINUS_INFINITY) {
                     Factors factors = join(rows[t].total[h], part);
 #pragma unroll
                     for (u32 i = 0; i < OWN; i++) {
@@ -474,15 +474,6 @@ __device__ __forceinline__ void attend(const ACT *q, ACT *out, const u8 *cache, 
                         for (u32 e = 0; e < 2; e++) {
                             f32 &total = rows[t].total_values[i][h * 2 + e];
                             total = join(total, rows[t].values[i][h * 2 + e], factors);
-                        }
-                    }
-                } else if (!joined) {
-                    rows[t].total[h] = part;
-#pragma unroll
-                    for (u32 i = 0; i < OWN; i++) {
-#pragma unroll
-                        for (u32 e = 0; e < 2; e++) {
-                            rows[t].total_values[i][h * 2 + e] = rows[t].values[i][h * 2 + e];
                         }
                     }
                 }
@@ -518,6 +509,11 @@ __device__ __forceinline__ void attend(const ACT *q, ACT *out, const u8 *cache, 
                         if (warp == 0 && lane % 4 == 0) {
                             *(Pair *)(to + HEAD_DIM) = Pair{rows[t].total[h].greatest, rows[t].total[h].weights};
                         }
+                    }
+                    rows[t].total[h] = nothing();
+#pragma unroll
+                    for (u32 i = 0; i < OWN; i++) {
+                        rows[t].total_values[i][h * 2] = rows[t].total_values[i][h * 2 + 1] = 0.0f;
                     }
                 }
             }

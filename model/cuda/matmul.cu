@@ -158,29 +158,29 @@ template <class S> __device__ __forceinline__ void run(const Product p) {
         }
     }
 
-    for (u32 step = 0; step < steps; step++) {
-        copy_wait<S::STAGES - 2>();
-        // The stage is there, and all are done with the one that is loaded over.
-        __syncthreads();
-        if (step + S::STAGES - 1 < steps) {
-            load_w(step + S::STAGES - 1);
-            load_x(step + S::STAGES - 1);
+    // Of a serial kernel every split, else the one that this block has.
+    for (u32 split = 0; split < steps; split += per_split) {
+        u32 stop = split + per_split < steps ? split + per_split : steps;
+        for (u32 step = split; step < stop; step++) {
+            copy_wait<S::STAGES - 2>();
+            // The stage is there, and all are done with the one that is loaded over.
+            __syncthreads();
+            if (step + S::STAGES - 1 < steps) {
+                load_w(step + S::STAGES - 1);
+                load_x(step + S::STAGES - 1);
+            }
+            copy_commit();
+            multiply_stage<S>(acc, shared + step % S::STAGES * S::STAGE);
         }
-        copy_commit();
-        multiply_stage<S>(acc, shared + step % S::STAGES * S::STAGE);
-
         if constexpr (S::SERIAL) {
-            if ((step + 1) % per_split == 0 || step + 1 == steps) {
-                bool first = step < per_split;
 #pragma unroll
-                for (u32 i = 0; i < S::NN; i++) {
+            for (u32 i = 0; i < S::NN; i++) {
 #pragma unroll
-                    for (u32 j = 0; j < S::NT; j++) {
+                for (u32 j = 0; j < S::NT; j++) {
 #pragma unroll
-                        for (u32 e = 0; e < 4; e++) {
-                            total[i][j][e] = first ? acc[i][j][e] : total[i][j][e] + acc[i][j][e];
-                            acc[i][j][e] = 0.0f;
-                        }
+                    for (u32 e = 0; e < 4; e++) {
+                        total[i][j][e] = split == 0 ? acc[i][j][e] : total[i][j][e] + acc[i][j][e];
+                        acc[i][j][e] = 0.0f;
                     }
                 }
             }
