@@ -45,7 +45,6 @@ fn values_out_of_range_are_refused_by_name() {
 
 #[test]
 fn what_this_build_does_not_have_is_refused_and_not_ignored() {
-    refused(&generate(&["--device", "cuda"]), &["--device cuda", "CUDA", "hint"]);
     refused(&generate(&["--scorer", "tree"]), &["--scorer", "tree"]);
     refused(&pagedraft(&["frobnicate"]), &["frobnicate"]);
     if !cfg!(feature = "train") {

@@ -5,7 +5,7 @@
 //! k a head before they are rotated. Rotation pairs dimension i with i + head_dim / 2.
 
 use crate::checkpoint::{Checkpoint, ModelConfig, Part};
-use crate::device::{Device, Into, Op};
+use crate::device::{Device, Into, Op, Precision};
 use crate::error::ModelError;
 
 /// The greatest step a model is built for: its activation buffers have these many rows.
@@ -114,16 +114,16 @@ impl<B: Copy> DenseDecoder<B> {
             head: device.matrix(&[checkpoint.lm_head()?])?,
             norm: device.vector(checkpoint.final_norm()?.to_vec_f32()?)?,
             rope: device.vector(rotations(&c, limits.max_model_len))?,
-            x: device.activations(rows, hidden)?,
-            normed: device.activations(rows, hidden)?,
-            qkv: device.activations(rows, q_width + 2 * kv_width)?,
-            q: device.activations(rows, q_width)?,
-            attended: device.activations(rows, q_width)?,
-            gate_up: device.activations(rows, 2 * inner)?,
-            activated: device.activations(rows, inner)?,
-            selected: device.activations(logit_rows, hidden)?,
-            selected_normed: device.activations(logit_rows, hidden)?,
-            logits: device.activations(logit_rows, c.vocab_size)?,
+            x: device.activations(rows, hidden, Precision::Full)?,
+            normed: device.activations(rows, hidden, Precision::Working)?,
+            qkv: device.activations(rows, q_width + 2 * kv_width, Precision::Working)?,
+            q: device.activations(rows, q_width, Precision::Working)?,
+            attended: device.activations(rows, q_width, Precision::Working)?,
+            gate_up: device.activations(rows, 2 * inner, Precision::Working)?,
+            activated: device.activations(rows, inner, Precision::Working)?,
+            selected: device.activations(logit_rows, hidden, Precision::Full)?,
+            selected_normed: device.activations(logit_rows, hidden, Precision::Working)?,
+            logits: device.activations(logit_rows, c.vocab_size, Precision::Full)?,
             taps: Vec::new(),
             layers,
             config: c,
@@ -148,7 +148,7 @@ impl<B: Copy> DenseDecoder<B> {
         token_rows: usize,
     ) -> Result<(), ModelError> {
         self.taps = (0..=self.layers.len())
-            .map(|_| device.activations(token_rows, self.config.hidden_size))
+            .map(|_| device.activations(token_rows, self.config.hidden_size, Precision::Full))
             .collect::<Result<_, _>>()?;
         Ok(())
     }

@@ -6,6 +6,8 @@
 //! lengths) is not in the operations but in the device's persistent [`StepInputs`], so that a
 //! captured list stays valid.
 
+use std::time::Duration;
+
 use pagedraft_attention::metadata::AttentionMetadata;
 use pagedraft_block_manager::BlockCopy;
 
@@ -27,6 +29,57 @@ pub struct StepInputs {
     /// The attention call.
     pub metadata: AttentionMetadata,
 }
+
+/// Handle of a buffer of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BufferId(u32);
+
+impl BufferId {
+    /// The `index`-th buffer that a device made.
+    #[must_use]
+    pub fn new(index: usize) -> Self {
+        Self(index as u32)
+    }
+
+    /// Which of the device's it is, from 0.
+    #[must_use]
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// How exact activations are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// In f32 on every device: the residual stream, logits.
+    Full,
+    /// What goes into matrix products or comes out of them between two layers: a device may keep it in the dtype of the
+    /// weights, to which the inputs of a product are rounded anyway.
+    Working,
+}
+
+/// How the token of a row is chosen from its logits, by a device that [can](Device::chooses): the argmax at temperature 0,
+/// else the argmax of filtered logits over temperature plus the noise of (seed, sample, position).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Choice {
+    /// What logits are divided by.
+    pub temperature: f32,
+    /// Tokens kept at most; 0 is off.
+    pub top_k: u32,
+    /// Share of the probability that is kept; 1 is off.
+    pub top_p: f32,
+    /// Least share of the greatest probability that is kept; 0 is off.
+    pub min_p: f32,
+    /// Key of the noise.
+    pub seed: u64,
+    /// Which of the request's samples.
+    pub sample: u32,
+    /// Position of the token that is chosen.
+    pub position: u32,
+}
+
+/// What [`Device::choose`] gives for a row that nothing can be chosen from: a NaN, plus infinity, or nothing finite.
+pub const NO_CHOICE: u32 = u32::MAX;
 
 /// Where the result of a matrix product goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,12 +196,17 @@ pub trait Device {
     /// A captured list of operations.
     type Graph;
 
-    /// A buffer of `rows x width` f32, zeroed.
+    /// A buffer of `rows x width` values, zeroed.
     ///
     /// # Errors
     ///
     /// Not enough memory.
-    fn activations(&mut self, rows: usize, width: usize) -> Result<Self::Buf, ModelError>;
+    fn activations(
+        &mut self,
+        rows: usize,
+        width: usize,
+        precision: Precision,
+    ) -> Result<Self::Buf, ModelError>;
 
     /// A vector or a small table of f32 (norm weights, biases, rotations).
     ///
@@ -220,6 +278,28 @@ pub trait Device {
     ///
     /// A fault of the device.
     fn read(&mut self, buffer: Self::Buf, rows: usize) -> Result<&[f32], ModelError>;
+
+    /// Whether the device chooses tokens itself, so that no logits have to leave it.
+    fn chooses(&self) -> bool {
+        false
+    }
+
+    /// The token of each choice, from row `rows[i]` of `logits`; [`NO_CHOICE`] where there is none. Empty where the device
+    /// [does not](Self::chooses).
+    ///
+    /// # Errors
+    ///
+    /// More choices than the device was built for, or a fault of the device.
+    fn choose(&mut self, logits: Self::Buf, rows: &[u32], choices: &[Choice]) -> Result<&[u32], ModelError> {
+        let _ = (logits, rows, choices);
+        Ok(&[])
+    }
+
+    /// What the operations took since this was last asked, by the device's own clock, as far as they were waited for;
+    /// `None` where it runs them while it is called.
+    fn busy(&mut self) -> Option<Duration> {
+        None
+    }
 
     /// Copies whole KV blocks, in every layer, before anything of the step is written.
     ///

@@ -200,6 +200,9 @@ pub enum ModelError {
         /// Why, and what to do.
         what: String,
     },
+    /// A GPU, its driver or a library of it.
+    #[error(transparent)]
+    Cuda(#[from] crate::cuda::CudaError),
     /// The attention call.
     #[error(transparent)]
     Attention(#[from] pagedraft_attention::AttentionError),

@@ -1,8 +1,8 @@
 //! Checkpoints, architectures, devices, execution.
 //!
 //! An architecture ([`dense`]) writes its step as a list of operations ([`Op`]) over the buffers of a [`Device`];
-//! a [`Runner`] loads a [`checkpoint`](checkpoint::Checkpoint) onto a device and runs steps. The CPU ([`cpu`]) is the
-//! device there is; others implement the same trait.
+//! a [`Runner`] loads a [`checkpoint`](checkpoint::Checkpoint) onto a device and runs steps. There are the CPU ([`cpu`]) and
+//! NVIDIA GPUs ([`cuda`]); [`AnyDevice`] is whichever was chosen.
 //!
 //! # What this crate promises
 //!
@@ -33,6 +33,7 @@
 //! ```
 #![deny(missing_docs)]
 
+mod any_device;
 pub mod checkpoint;
 pub mod cpu;
 pub mod cuda;
@@ -43,9 +44,10 @@ mod graph;
 mod runner;
 pub mod tokenizer;
 
+pub use any_device::{AnyDevice, AnyGraph};
 pub use checkpoint::Dtype;
 pub use dense::StepLimits;
-pub use device::{Device, Into, Op, StepInputs};
+pub use device::{BufferId, Choice, Device, Into, NO_CHOICE, Op, Precision, StepInputs};
 pub use error::ModelError;
 pub use graph::{CaptureReport, CaptureSizes, Fallback, GraphKey, Ran, RunCounts};
 pub use runner::{Runner, Selected};

@@ -10,7 +10,7 @@ use pagedraft_block_manager::BlockCopy;
 
 use crate::checkpoint::{Checkpoint, ModelConfig};
 use crate::dense::{DenseDecoder, StepLimits};
-use crate::device::{Device, Op, StepInputs};
+use crate::device::{Choice, Device, Op, StepInputs};
 use crate::error::ModelError;
 use crate::graph::{CaptureReport, CaptureSizes, Fallback, GraphKey, Ran, RunCounts};
 
@@ -26,7 +26,7 @@ pub struct Runner<D: Device> {
     enforce_eager: bool,
     /// How the last step ran.
     ran: Ran,
-    /// 0, 1, 2, ..: a replayed step computes the logits of every token row.
+    /// 0, 1, 2, .. up to the greatest number of logit rows: a replayed step computes the logits of every token row.
     every_row: Vec<u32>,
     fault: Option<MetadataBuilder>,
     counts: RunCounts,
@@ -50,7 +50,7 @@ impl<D: Device> Runner<D> {
             graphs: HashMap::new(),
             enforce_eager: false,
             ran: Ran::Eager(None),
-            every_row: Vec::new(),
+            every_row: (0..limits.logit_rows as u32).collect(),
             fault: None,
             counts: RunCounts::default(),
         })
@@ -66,6 +66,11 @@ impl<D: Device> Runner<D> {
     #[must_use]
     pub fn device(&self) -> &D {
         &self.device
+    }
+
+    /// The device, to look into.
+    pub fn device_mut(&mut self) -> &mut D {
+        &mut self.device
     }
 
     /// Has the KV cache backed by memory now ([`Device::touch_kv`]), so that no step waits for it.
@@ -101,7 +106,6 @@ impl<D: Device> Runner<D> {
         let rows: Vec<u32> =
             sizes.token_rows().iter().copied().filter(|&rows| rows as usize <= most).collect();
         let sizes = CaptureSizes::new(rows, sizes.max_query_len());
-        self.every_row = (0..sizes.token_rows().last().copied().unwrap_or(0)).collect();
         self.graphs.clear();
         let mut bytes = 0;
         for key in sizes.keys() {
@@ -189,6 +193,7 @@ impl<D: Device> Runner<D> {
 
     /// Counts from 0 again.
     pub fn reset_counts(&mut self) {
+        self.device.busy();
         self.counts = RunCounts::default();
     }
 
@@ -206,11 +211,25 @@ impl<D: Device> Runner<D> {
         self.run_ops()
     }
 
+    /// The operations of a step of `rows` token rows, logits of all of them included: to be timed one by one.
+    #[must_use]
+    pub fn operations(&self, rows: usize) -> Vec<Op<D::Buf>> {
+        let mut ops = Vec::new();
+        self.model.trunk(rows, &mut ops);
+        self.model.head(rows.min(self.limits.logit_rows), &mut ops);
+        ops
+    }
+
     fn run_ops(&mut self) -> Result<(), ModelError> {
         let start = Instant::now();
         self.device.run(&self.ops)?;
-        self.counts.in_kernels += start.elapsed();
+        self.clock(start);
         Ok(())
+    }
+
+    /// Counts what operations issued since `start` took: by the device's own clock where it has one.
+    fn clock(&mut self, start: Instant) {
+        self.counts.in_kernels += self.device.busy().unwrap_or_else(|| start.elapsed());
     }
 
     fn check(&mut self, inputs: &StepInputs) -> Result<(), ModelError> {
@@ -259,16 +278,12 @@ impl<D: Device> Runner<D> {
         self.device.select(&self.every_row[..key.token_rows as usize])?;
         let start = Instant::now();
         self.device.replay(graph)?;
-        self.counts.in_kernels += start.elapsed();
+        self.clock(start);
         Ok(())
     }
 
-    /// The logits of token rows of the last [`forward`](Self::forward).
-    ///
-    /// # Errors
-    ///
-    /// More rows than `limits().logit_rows`, a row that the step did not have, or a fault of the device.
-    pub fn logits<'a>(&'a mut self, rows: &'a [u32]) -> Result<Selected<'a>, ModelError> {
+    /// Computes the logits of token rows of the last forward pass, where it did not.
+    fn head(&mut self, rows: &[u32]) -> Result<(), ModelError> {
         if rows.len() > self.limits.logit_rows {
             return Err(ModelError::StepTooLarge { rows: rows.len(), limit: self.limits.logit_rows });
         }
@@ -281,6 +296,38 @@ impl<D: Device> Runner<D> {
             self.model.head(rows.len(), &mut self.ops);
             self.run_ops()?;
         }
+        Ok(())
+    }
+
+    /// Whether [`choose`](Self::choose) gives tokens.
+    #[must_use]
+    pub fn chooses(&self) -> bool {
+        self.device.chooses()
+    }
+
+    /// The tokens that `choices` take from the logits of token rows of the last [`forward`](Self::forward), chosen on the device;
+    /// [`NO_CHOICE`](crate::NO_CHOICE) where a row has none. Their logits can still be [had](Self::logits).
+    ///
+    /// # Errors
+    ///
+    /// Those of [`logits`](Self::logits).
+    pub fn choose(&mut self, rows: &[u32], choices: &[Choice]) -> Result<&[u32], ModelError> {
+        self.head(rows)?;
+        let rows = match self.ran {
+            // All rows are there, the step's own first.
+            Ran::Graph(_) => rows,
+            Ran::Eager(_) => &self.every_row[..rows.len()],
+        };
+        self.device.choose(self.model.logits(), rows, choices)
+    }
+
+    /// The logits of token rows of the last [`forward`](Self::forward).
+    ///
+    /// # Errors
+    ///
+    /// More rows than `limits().logit_rows`, a row that the step did not have, or a fault of the device.
+    pub fn logits<'a>(&'a mut self, rows: &'a [u32]) -> Result<Selected<'a>, ModelError> {
+        self.head(rows)?;
         self.selected(self.model.logits(), rows, self.config().vocab_size)
     }
 

@@ -26,7 +26,7 @@ fn inputs(step: u32) -> StepInputs {
 /// The logits of every row of three steps, each run by `run`.
 fn three_steps(
     key: Option<GraphKey>,
-    run: impl Fn(&mut CpuDevice, &DenseDecoder<pagedraft_model::cpu::CpuBuf>),
+    run: impl Fn(&mut CpuDevice, &DenseDecoder<pagedraft_model::BufferId>),
 ) -> Vec<u32> {
     let checkpoint = Checkpoint::dummy(ModelConfig::parse("config.json".as_ref(), CONFIG).unwrap(), 9);
     let layout = CpuDevice::kv_layout(checkpoint.config(), Dtype::F32, 16).unwrap();

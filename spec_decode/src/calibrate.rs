@@ -107,6 +107,11 @@ impl Probe {
             let start = Instant::now();
             runner.rehearse(&inputs)?;
             for some in all.chunks(runner.limits().logit_rows) {
+                if runner.chooses() {
+                    let choices = vec![SamplingParams::greedy().choice(0); some.len()];
+                    runner.choose(some, &choices)?;
+                    continue;
+                }
                 let logits = runner.logits(some)?;
                 for i in 0..some.len() {
                     // What is chosen, or that nothing can be, is nobody's concern.

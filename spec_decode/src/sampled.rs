@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use pagedraft_model::{Device, Selected};
+use pagedraft_model::{Choice, Device, NO_CHOICE, Selected};
 use pagedraft_scheduler::{KvView, PlanRow, StepOutcome, StepPlan};
 
 use crate::acceptance::{Verdict, VerifyRow};
@@ -21,6 +21,9 @@ pub(crate) struct Sampled {
     starts: Vec<usize>,
     /// Token rows: of a plan row its last known token, and its drafts.
     selection: Vec<u32>,
+    /// What a device that chooses itself is asked, and what it chose, a token row each.
+    choices: Vec<Choice>,
+    chosen: Vec<u32>,
 }
 
 impl Sampled {
@@ -89,9 +92,10 @@ impl<D: Device> ModelExecutor<D> {
         while from < sampled.rows.len() {
             let to = sampled.chunk(from, limit);
             let first = sampled.starts[from];
-            let selection = &sampled.selection[first..sampled.starts[to]];
             let start = Instant::now();
-            let logits = self.runner.logits(selection)?;
+            let chosen = self.choose(plan, sampled, from..to)?;
+            let selection = &sampled.selection[first..sampled.starts[to]];
+            let logits = if chosen { None } else { Some(self.runner.logits(selection)?) };
             let done = Instant::now();
             head_us += (done - start).as_secs_f64() * 1e6;
             for r in from..to {
@@ -105,7 +109,10 @@ impl<D: Device> ModelExecutor<D> {
                     keep_logits: self.keep_logits,
                 };
                 let drafts = parts.drafts.len();
-                let verdict = parts.decide(&plan.rows[i], i, &logits, rows, outcome)?;
+                let verdict = match &logits {
+                    Some(logits) => parts.decide(&plan.rows[i], i, logits, rows, outcome)?,
+                    None => parts.settle(i, &sampled.chosen[rows], outcome),
+                };
                 if drafts > 0 {
                     self.verdicts.push((drafts, verdict));
                 }
@@ -124,6 +131,35 @@ impl<D: Device> ModelExecutor<D> {
             from = to;
         }
         Ok((head_us, sample_us))
+    }
+
+    /// Has the device choose the tokens of some rows, so that no logits leave it: not where it doesn't, where the logits are
+    /// wanted, where the rule wants more than the target's choices, or where a row has no choice (which its logits explain).
+    fn choose(
+        &mut self,
+        plan: &StepPlan,
+        sampled: &mut Sampled,
+        rows: std::ops::Range<usize>,
+    ) -> Result<bool, ExecuteError> {
+        if self.keep_logits || !self.runner.chooses() {
+            return Ok(false);
+        }
+        sampled.choices.clear();
+        for r in rows.clone() {
+            let i = sampled.rows[r] as usize;
+            let row = &plan.rows[i];
+            let params = &self.requests.get(row.request)?.sampling;
+            let tokens = (sampled.starts[r + 1] - sampled.starts[r]) as u32;
+            if params.logprobs.is_some() || !self.verifier.settles(params, tokens as usize - 1) {
+                return Ok(false);
+            }
+            sampled.choices.extend((0..tokens).map(|j| params.choice(row.tokens.end + j)));
+        }
+        let selection = &sampled.selection[sampled.starts[rows.start]..sampled.starts[rows.end]];
+        let chosen = self.runner.choose(selection, &sampled.choices)?;
+        sampled.chosen.clear();
+        sampled.chosen.extend_from_slice(chosen);
+        Ok(!sampled.chosen.contains(&NO_CHOICE))
     }
 
     /// Log probabilities of the prompt positions that the step computed, for requests that asked. Microseconds of the head.
@@ -196,11 +232,7 @@ impl Parts<'_> {
             logits: logits.block(rows.clone()),
         };
         let verdict = self.verifier.verify(verify, &mut outcome.tokens).map_err(bad)?;
-        let end = outcome.tokens.len();
-        let result = &mut outcome.rows[plan_row];
-        result.tokens = start as u32..end as u32;
-        result.num_drafts = self.drafts.len() as u16;
-        result.num_accepted = verdict.accepted;
+        note(outcome, plan_row, start, self.drafts.len(), verdict);
         for (at, &token) in rows.clone().zip(&outcome.tokens[start..]) {
             if let Some(n) = params.logprobs {
                 let row_logprobs = logprobs(logits.row(at), n, token).map_err(bad)?;
@@ -212,4 +244,31 @@ impl Parts<'_> {
         }
         Ok(verdict)
     }
+    /// The same from the tokens that the target chooses at each of the plan row's token rows.
+    pub(crate) fn settle(
+        self,
+        plan_row: usize,
+        chosen: &[u32],
+        outcome: &mut StepOutcome<StepRecord>,
+    ) -> Verdict {
+        let start = outcome.tokens.len();
+        let verdict = self.verifier.settle(self.drafts, chosen, &mut outcome.tokens);
+        note(outcome, plan_row, start, self.drafts.len(), verdict);
+        verdict
+    }
+}
+
+/// Notes what became of a plan row, whose tokens begin at `start`.
+fn note(
+    outcome: &mut StepOutcome<StepRecord>,
+    plan_row: usize,
+    start: usize,
+    drafts: usize,
+    verdict: Verdict,
+) {
+    let end = outcome.tokens.len();
+    let result = &mut outcome.rows[plan_row];
+    result.tokens = start as u32..end as u32;
+    result.num_drafts = drafts as u16;
+    result.num_accepted = verdict.accepted;
 }

@@ -1,6 +1,6 @@
 //! What a benchmark of batches says before it begins.
 
-use pagedraft::session::SessionInfo;
+use pagedraft::session::{InstructionSet, SessionInfo};
 
 use super::machine;
 
@@ -29,7 +29,7 @@ pub fn header(info: &SessionInfo, shape: BatchShape) -> String {
         info.dtype,
         machine::name(),
         info.isa,
-        plural(info.threads, "thread"),
+        processor(info),
         info.num_blocks,
         info.block_size,
         shape.batch_size,
@@ -40,6 +40,14 @@ pub fn header(info: &SessionInfo, shape: BatchShape) -> String {
         shape.seed,
         pagedraft::REVISION,
     )
+}
+
+fn processor(info: &SessionInfo) -> String {
+    match &info.isa {
+        InstructionSet::Cpu(_) => plural(info.threads, "thread"),
+        InstructionSet::Gpu { .. } if info.deterministic => "the same bits whatever the batch".to_owned(),
+        InstructionSet::Gpu { .. } => "cuBLASLt's products: bits depend on the batch".to_owned(),
+    }
 }
 
 fn count(n: u64) -> String {

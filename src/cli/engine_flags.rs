@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use anyhow::anyhow;
 use clap::{Args, ValueEnum};
 use pagedraft::exit::{usage, usage_hint};
-use pagedraft::session::{EngineOptions, LoadFormat, ModelRef, TraceOptions};
+use pagedraft::session::{DeviceRef, EngineOptions, LoadFormat, ModelRef, TraceOptions};
 use pagedraft_attention::isa::Isa;
 use pagedraft_model::Dtype;
+use pagedraft_model::cuda::{self, KvStorage};
 use pagedraft_scheduler::Policy;
 use pagedraft_workloads::run::LineFormat;
 use pagedraft_workloads::trace::{TraceTables, TraceWriter};
@@ -72,9 +73,15 @@ pub struct EngineFlags {
     /// Instruction set of the kernels (default: the machine's best)
     #[arg(long, value_enum, default_value = "auto")]
     isa: IsaName,
-    /// Where to run
-    #[arg(long, value_enum, default_value = "auto")]
-    device: Device,
+    /// Where to run (default: auto, a GPU where one can be used)
+    #[arg(long, value_enum)]
+    device: Option<Device>,
+    /// `fp8`: keys and values in 8 bits, with a scale a token and head (on a GPU)
+    #[arg(long, value_enum, value_name = "TYPE", default_value = "auto")]
+    kv_cache_dtype: KvDtypeName,
+    /// Let a GPU's libraries choose by the batch how they compute: results then depend on it
+    #[arg(long)]
+    no_deterministic: bool,
     /// Issue every operation, capture no graphs
     #[arg(long)]
     pub enforce_eager: bool,
@@ -128,6 +135,13 @@ enum DtypeName {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
+enum KvDtypeName {
+    /// That of the weights
+    Auto,
+    Fp8,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
 enum IsaName {
     Auto,
     Amx,
@@ -153,12 +167,6 @@ enum Tables {
 impl EngineFlags {
     /// The engine these flags ask for; `prefix_caching` where they don't say.
     pub fn options(&self, prefix_caching: bool) -> anyhow::Result<EngineOptions> {
-        if self.device == Device::Cuda {
-            return Err(usage_hint(
-                anyhow!("--device cuda: this build has no CUDA device yet"),
-                "leave the flag out, or --device cpu",
-            ));
-        }
         Ok(EngineOptions {
             model: self.model.clone(),
             load_format: self.load_format,
@@ -177,6 +185,12 @@ impl EngineFlags {
                 PolicyName::Fcfs => Policy::Fcfs,
                 PolicyName::Priority => Policy::Priority,
             },
+            device: self.device(),
+            kv: match self.kv_cache_dtype {
+                KvDtypeName::Auto => KvStorage::Model,
+                KvDtypeName::Fp8 => KvStorage::Fp8,
+            },
+            deterministic: !self.no_deterministic,
             dtype: match self.dtype {
                 DtypeName::Auto => None,
                 DtypeName::F32 => Some(Dtype::F32),
@@ -200,6 +214,22 @@ impl EngineFlags {
             inject_decode_graph_for_verify: self.inject_fault.is_some(),
             trace: self.trace_options()?,
         })
+    }
+
+    /// The device asked for. Whoever says `auto` is told where there is no GPU.
+    fn device(&self) -> DeviceRef {
+        match self.device {
+            Some(Device::Cpu) => DeviceRef::Cpu,
+            Some(Device::Cuda) => DeviceRef::Cuda,
+            None => DeviceRef::Auto,
+            Some(Device::Auto) => match cuda::probe() {
+                Ok(()) => DeviceRef::Auto,
+                Err(why) => {
+                    note(&format!("--device auto runs on the CPU: {why}"));
+                    DeviceRef::Cpu
+                }
+            },
+        }
     }
 
     /// Notes on standard error for the flags that will change nothing.
@@ -330,7 +360,6 @@ mod tests {
 
     #[test]
     fn what_this_build_has_not_is_refused() {
-        assert_eq!(pagedraft::exit::code(&options(&["--device", "cuda"]).unwrap_err()), 2);
         let unknown = [
             ["--draft", "synthetic:1.5"],
             ["--scorer", "tree"],

@@ -154,6 +154,7 @@ impl<'a> Report<'a> {
             "seed": flags.engine.seed,
             "threads": info.threads,
             "instruction_set": info.isa.to_string(),
+            "deterministic": info.deterministic,
             "revision": pagedraft::REVISION,
             "dtype": info.dtype.to_string(),
             "parameters": info.parameters,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::time::Duration;
 
 use pagedraft::session::{DraftLength, DraftRef, Session, SessionInfo};
 use pagedraft_model::RunCounts;
@@ -15,12 +16,15 @@ pub struct StepCounts {
     pub eager: u64,
     /// Of the eager ones, those for which a graph was looked for in vain, by reason.
     pub fallbacks: BTreeMap<String, u64>,
+    /// Time that the device spent in kernels: a GPU's by its own events.
+    pub device: Duration,
 }
 
 impl StepCounts {
     pub fn add(&mut self, other: &Self) {
         self.replays += other.replays;
         self.eager += other.eager;
+        self.device += other.device;
         for (why, count) in &other.fallbacks {
             *self.fallbacks.entry(why.clone()).or_default() += count;
         }
@@ -33,14 +37,19 @@ impl StepCounts {
     }
 
     fn json(&self) -> Value {
-        json!({"replays": self.replays, "eager": self.eager, "fallbacks": self.fallbacks})
+        json!({
+            "replays": self.replays,
+            "eager": self.eager,
+            "fallbacks": self.fallbacks,
+            "device_seconds": self.device.as_secs_f64(),
+        })
     }
 }
 
 impl From<&RunCounts> for StepCounts {
     fn from(counts: &RunCounts) -> Self {
         let fallbacks = counts.fallbacks.iter().map(|(why, &count)| (why.to_string(), count)).collect();
-        Self { replays: counts.replays, eager: counts.eager, fallbacks }
+        Self { replays: counts.replays, eager: counts.eager, fallbacks, device: counts.in_kernels }
     }
 }
 

@@ -1,22 +1,21 @@
 //! The draft model of an engine: whether it goes with the target, and its parts.
 
 use anyhow::{Context, ensure};
-use pagedraft_attention::KvLayout;
 use pagedraft_model::checkpoint::Checkpoint;
-use pagedraft_model::cpu::{CpuDevice, CpuOptions};
 use pagedraft_model::tokenizer::Tokenizer;
-use pagedraft_model::{CaptureReport, Dtype, ModelError, Runner};
+use pagedraft_model::{AnyDevice, CaptureReport, ModelError, Runner};
 use pagedraft_spec_decode::proposer::{DraftModel, DraftOptions};
 
 use super::load;
 use super::options::{DraftRef, EngineOptions, ModelRef};
+use super::placement::Placement;
 
 /// A draft model that was checked against its target, not loaded yet.
 pub(super) struct DraftParts {
     pub model: ModelRef,
     pub checkpoint: Checkpoint,
-    pub dtype: Dtype,
-    pub layout: KvLayout,
+    placement: Placement,
+    block_bytes: u128,
 }
 
 impl DraftParts {
@@ -24,6 +23,7 @@ impl DraftParts {
     pub fn open(
         options: &EngineOptions,
         target: &Checkpoint,
+        beside: &Placement,
         max_model_len: u32,
     ) -> anyhow::Result<Option<Self>> {
         let Some(DraftRef::Model(model)) = &options.speculation.draft else { return Ok(None) };
@@ -50,30 +50,22 @@ impl DraftParts {
             "the draft {model} goes up to {longest} tokens, the engine up to {max_model_len}: use --max-model-len {longest}, \
              or another draft"
         );
-        let dtype = options.dtype.unwrap_or(config.torch_dtype);
-        let layout = CpuDevice::kv_layout(config, dtype, options.block_size)?;
-        Ok(Some(Self { model: model.clone(), checkpoint, dtype, layout }))
+        let placement = beside.beside(options, config)?;
+        let block_bytes = placement.block_bytes(config)?;
+        Ok(Some(Self { model: model.clone(), checkpoint, placement, block_bytes }))
     }
 
     /// Loads the model beside its target, with a KV pool of `num_blocks` blocks of its own; and what capturing its graphs took.
     pub fn load(
         &self,
         options: &EngineOptions,
-        target: &Runner<CpuDevice>,
+        target: &Runner<AnyDevice>,
         num_blocks: u32,
         max_model_len: u32,
-    ) -> anyhow::Result<(DraftModel<CpuDevice>, Option<CaptureReport>)> {
+    ) -> anyhow::Result<(DraftModel<AnyDevice>, Option<CaptureReport>)> {
         let config = self.checkpoint.config();
         let limits = load::step_limits(options, config.vocab_size, max_model_len);
-        let device = CpuOptions {
-            isa: target.device().isa(),
-            threads: options.threads,
-            dtype: self.dtype,
-            layout: self.layout,
-            num_blocks,
-            token_rows: limits.token_rows,
-        };
-        let device = target.device().beside(&device, config)?;
+        let device = self.placement.open(config, num_blocks, limits, Some(target.device()))?;
         let mut runner = Runner::load(device, &self.checkpoint, limits)
             .with_context(|| format!("the draft model {} does not load", self.model))?;
         let mut capture = None;
@@ -86,7 +78,7 @@ impl DraftParts {
             DraftOptions {
                 block_size: options.block_size,
                 num_blocks,
-                bytes_per_token: self.layout.block_bytes() * config.num_layers / options.block_size as usize,
+                bytes_per_token: self.block_bytes as usize / options.block_size as usize,
                 prefix_caching: options.enable_prefix_caching,
                 catch_up_tokens: options.max_num_batched_tokens as usize,
                 target_vocab: target.config().vocab_size,
@@ -97,7 +89,7 @@ impl DraftParts {
 
     /// Bytes of a KV block of the draft, all layers together.
     pub fn block_bytes(&self) -> u128 {
-        self.layout.block_bytes() as u128 * self.checkpoint.config().num_layers as u128
+        self.block_bytes
     }
 }
 

@@ -3,19 +3,18 @@
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
-use pagedraft_attention::isa::Isa;
 use pagedraft_block_manager::KvGroup;
 use pagedraft_model::checkpoint::{Checkpoint, ModelConfig};
 use pagedraft_model::cpu::memory::physical_memory;
-use pagedraft_model::cpu::{CpuDevice, CpuOptions};
 use pagedraft_model::tokenizer::Tokenizer;
-use pagedraft_model::{CaptureReport, CaptureSizes, Dtype, ModelError, Runner, StepLimits};
+use pagedraft_model::{AnyDevice, CaptureReport, CaptureSizes, Dtype, ModelError, Runner, StepLimits};
 use pagedraft_scheduler::{Scheduler, SchedulerConfig};
 use pagedraft_spec_decode::ModelExecutor;
 
 use super::builtin;
 use super::draft::DraftParts;
 use super::options::{EngineOptions, LoadFormat, ModelRef};
+use super::placement::{InstructionSet, Placement, instruction_set};
 use super::speculation::Setups;
 use crate::exit::usage;
 
@@ -42,7 +41,9 @@ pub struct SessionInfo {
     /// Of weights and KV.
     pub dtype: Dtype,
     /// Of the kernels.
-    pub isa: Isa,
+    pub isa: InstructionSet,
+    /// Whether results depend on nothing but the request.
+    pub deterministic: bool,
     /// Threads of the device.
     pub threads: usize,
     /// Greatest length of a sequence.
@@ -67,7 +68,7 @@ pub struct SessionInfo {
 pub(super) struct Loaded {
     pub tokenizer: Option<Arc<Tokenizer>>,
     pub scheduler: Scheduler,
-    pub executor: ModelExecutor<CpuDevice>,
+    pub executor: ModelExecutor<AnyDevice>,
     pub setups: Setups,
     pub info: SessionInfo,
 }
@@ -105,7 +106,7 @@ fn check_memory(
     config: &ModelConfig,
     num_blocks: u32,
     block_bytes: u128,
-    max_model_len: u32,
+    (max_model_len, memory): (u32, Option<u64>),
 ) -> anyhow::Result<()> {
     let flag = match (options.num_blocks, options.kv_cache_memory) {
         (Some(n), _) => format!("--num-blocks {n}"),
@@ -121,7 +122,7 @@ fn check_memory(
         (format!("--max-num-batched-tokens {rows}"), 4 * rows * (2 * hidden + attention + 3 * inner)),
         (format!("--max-model-len {max_model_len}"), 4 * u128::from(max_model_len) * config.head_dim as u128),
     ];
-    let Some(memory) = physical_memory() else { return Ok(()) };
+    let Some(memory) = memory else { return Ok(()) };
     for (flag, bytes) in parts {
         ensure!(
             bytes <= u128::from(memory),
@@ -134,13 +135,11 @@ fn check_memory(
 pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
     let checkpoint = checkpoint(&options.model, options)?;
     let config = checkpoint.config().clone();
-    let isa = options.isa.unwrap_or_else(Isa::detect).require().map_err(|e| usage(e.into()))?;
-    let dtype = options.dtype.unwrap_or(config.torch_dtype);
+    let placement = Placement::new(options, &config)?;
     let max_model_len = max_model_len(options, &config)?;
 
-    let layout = CpuDevice::kv_layout(&config, dtype, options.block_size).map_err(|e| usage(e.into()))?;
-    let block_bytes = layout.block_bytes() as u128 * config.num_layers as u128;
-    let draft = DraftParts::open(options, &checkpoint, max_model_len)
+    let block_bytes = placement.block_bytes(&config)?;
+    let draft = DraftParts::open(options, &checkpoint, &placement, max_model_len)
         .map_err(|e| usage(e.context("the model that --draft names is refused")))?;
     let draft_bytes = draft.as_ref().map_or(0, DraftParts::block_bytes);
     let memory = options.kv_cache_memory.unwrap_or(DEFAULT_KV_CACHE_MEMORY);
@@ -149,7 +148,10 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
         // The draft model's pool has as many blocks as the target's.
         None => u32::try_from(u128::from(memory) / (block_bytes + draft_bytes).max(1)).unwrap_or(u32::MAX),
     };
-    check_memory(options, &config, num_blocks, block_bytes + draft_bytes, max_model_len).map_err(usage)?;
+    // A GPU's driver says itself what it cannot hold.
+    let memory = if placement.is_gpu() { None } else { physical_memory() };
+    check_memory(options, &config, num_blocks, block_bytes + draft_bytes, (max_model_len, memory))
+        .map_err(usage)?;
     let block_bytes = usize::try_from(block_bytes).unwrap_or(usize::MAX);
     // The scheduler refuses bad figures before anything large is allocated.
     let group = KvGroup::dense(config.num_layers as u16, block_bytes / options.block_size as usize);
@@ -169,11 +171,8 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
     .map_err(|e| usage(e.into()))?;
 
     let limits = step_limits(options, config.vocab_size, max_model_len);
-    let token_rows = limits.token_rows;
-    let device = CpuDevice::new(
-        &CpuOptions { isa, threads: options.threads, dtype, layout, num_blocks, token_rows },
-        &config,
-    )?;
+    let device = placement.open(&config, num_blocks, limits, None)?;
+    let isa = instruction_set(&device);
     let mut runner = Runner::load(device, &checkpoint, limits)
         .with_context(|| format!("the model {} does not load", options.model))?;
     let most_drafts = u32::from(options.speculation.length.most());
@@ -193,8 +192,9 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
         vocab_size: config.vocab_size,
         hidden_size: config.hidden_size,
         parameters: config.num_parameters(),
-        dtype,
+        dtype: placement.dtype(),
         isa,
+        deterministic: options.deterministic || !placement.is_gpu(),
         threads: options.threads,
         max_model_len,
         num_blocks,

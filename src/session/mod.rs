@@ -6,6 +6,7 @@ mod builtin;
 mod draft;
 mod load;
 mod options;
+mod placement;
 mod request;
 mod row;
 mod sequence;
@@ -21,9 +22,8 @@ use std::time::Instant;
 use anyhow::{bail, ensure};
 
 use pagedraft_block_manager::Slab;
-use pagedraft_model::RunCounts;
-use pagedraft_model::cpu::CpuDevice;
 use pagedraft_model::tokenizer::Tokenizer;
+use pagedraft_model::{AnyDevice, RunCounts};
 use pagedraft_scheduler::{
     Applied, DraftControl, DraftReport, Executor, Kind, RequestKey, RequestSpec, Scheduler, StepId,
     StepOutcome, StepPlan, StepTimes,
@@ -35,8 +35,9 @@ use pagedraft_workloads::trace::{TraceTables, TraceWriter};
 
 pub use load::SessionInfo;
 pub use options::{
-    DraftLength, DraftRef, EngineOptions, LoadFormat, ModelRef, SpeculationOptions, TraceOptions,
+    DeviceRef, DraftLength, DraftRef, EngineOptions, LoadFormat, ModelRef, SpeculationOptions, TraceOptions,
 };
+pub use placement::InstructionSet;
 pub use request::{Emitted, Request, RequestId, RequestOutput, StepReport};
 pub use row::StepRow;
 pub use speculation::SetupId;
@@ -53,7 +54,7 @@ pub struct Session {
     config: serde_json::Value,
     tokenizer: Option<Arc<Tokenizer>>,
     scheduler: Scheduler,
-    executor: ModelExecutor<CpuDevice>,
+    executor: ModelExecutor<AnyDevice>,
     setups: Setups,
     seed: u64,
     plan: StepPlan,

@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use pagedraft_attention::isa::Isa;
 use pagedraft_model::Dtype;
+use pagedraft_model::cuda::KvStorage;
 use pagedraft_scheduler::Policy;
 use pagedraft_spec_decode::Scorer;
 use pagedraft_spec_decode::acceptance::Acceptance;
@@ -39,6 +40,18 @@ impl fmt::Display for ModelRef {
             ModelRef::Builtin(name) => write!(f, "builtin:{name}"),
         }
     }
+}
+
+/// Where to run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceRef {
+    /// On a GPU where one can be used, else on the CPU.
+    Auto,
+    /// On the CPU.
+    #[default]
+    Cpu,
+    /// On a GPU.
+    Cuda,
 }
 
 /// Where the weights come from.
@@ -226,8 +239,14 @@ pub struct EngineOptions {
     pub enable_chunked_prefill: bool,
     /// Who is served first.
     pub policy: Policy,
+    /// Where it runs.
+    pub device: DeviceRef,
     /// Data type of weights and KV; by default the checkpoint's.
     pub dtype: Option<Dtype>,
+    /// How keys and values are stored.
+    pub kv: KvStorage,
+    /// Whether a GPU's results depend on nothing but the request, as the CPU's always do.
+    pub deterministic: bool,
     /// Threads of the CPU device.
     pub threads: usize,
     /// Instruction set; by default the machine's best.
@@ -250,7 +269,8 @@ pub struct EngineOptions {
 
 impl EngineOptions {
     /// What `model` runs with where nothing is said: blocks of 16 tokens, a step of 2,048 tokens and 256 sequences at most,
-    /// chunked prefill and the prefix cache on, first come first served, one thread, seed 0, no drafts, graphs, no trace.
+    /// chunked prefill and the prefix cache on, first come first served, the CPU, one thread, seed 0, no drafts, graphs, no
+    /// trace.
     pub fn new(model: ModelRef) -> Self {
         Self {
             model,
@@ -265,7 +285,10 @@ impl EngineOptions {
             enable_prefix_caching: true,
             enable_chunked_prefill: true,
             policy: Policy::default(),
+            device: DeviceRef::default(),
             dtype: None,
+            kv: KvStorage::default(),
+            deterministic: true,
             threads: 1,
             isa: None,
             seed: 0,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::ensure;
-use pagedraft_model::cpu::CpuDevice;
+use pagedraft_model::AnyDevice;
 use pagedraft_scheduler::{CostCurve, DraftControl, Scheduler, StepCosts};
 use pagedraft_spec_decode::acceptance::Acceptance;
 use pagedraft_spec_decode::calibrate::measure;
@@ -116,7 +116,7 @@ impl Setups {
         &mut self,
         options: &SpeculationOptions,
         enforce_eager: bool,
-        executor: &mut ModelExecutor<CpuDevice>,
+        executor: &mut ModelExecutor<AnyDevice>,
     ) -> anyhow::Result<SetupId> {
         let most = options.length.most();
         let proposer = match &options.draft {
@@ -146,7 +146,7 @@ impl Setups {
         &mut self,
         draft: &DraftRef,
         options: &SpeculationOptions,
-        executor: &mut ModelExecutor<CpuDevice>,
+        executor: &mut ModelExecutor<AnyDevice>,
     ) -> anyhow::Result<ProposerId> {
         let key = ProposerKey::new(draft, options);
         if let Some((_, id)) = self.proposers.iter().find(|(known, _)| *known == key) {
@@ -175,7 +175,7 @@ impl Setups {
     }
 
     /// What a forward pass of the target costs.
-    fn target(&mut self, executor: &mut ModelExecutor<CpuDevice>) -> anyhow::Result<CostCurve> {
+    fn target(&mut self, executor: &mut ModelExecutor<AnyDevice>) -> anyhow::Result<CostCurve> {
         if let Some(curve) = &self.target {
             return Ok(curve.clone());
         }
@@ -189,7 +189,7 @@ impl Setups {
     fn round(
         &mut self,
         options: &SpeculationOptions,
-        executor: &mut ModelExecutor<CpuDevice>,
+        executor: &mut ModelExecutor<AnyDevice>,
     ) -> anyhow::Result<CostCurve> {
         let target = self.target(executor)?;
         let points = target.points.iter().map(|&(rows, us)| (rows, us * options.draft_cost)).collect();
@@ -200,7 +200,7 @@ impl Setups {
         &mut self,
         id: ProposerId,
         options: &SpeculationOptions,
-        executor: &mut ModelExecutor<CpuDevice>,
+        executor: &mut ModelExecutor<AnyDevice>,
     ) -> anyhow::Result<StepCosts> {
         let target = self.target(executor)?;
         let keeps_kv = matches!(options.draft, Some(DraftRef::Model(_)));
@@ -228,7 +228,7 @@ impl Setups {
         &mut self,
         to: SetupId,
         scheduler: &mut Scheduler,
-        executor: &mut ModelExecutor<CpuDevice>,
+        executor: &mut ModelExecutor<AnyDevice>,
     ) -> anyhow::Result<()> {
         ensure!(!scheduler.has_unfinished(), "requests are running: speculation is changed between them");
         ensure!(to.0 < self.all.len(), "there is no such setup");

@@ -21,7 +21,7 @@ use crate::cpu::panel::PackedMatrix;
 use crate::cpu::rows::PackedRows;
 use crate::cpu::rowwise;
 use crate::cpu::team::Team;
-use crate::device::{Device, Into, Op, StepInputs};
+use crate::device::{BufferId, Device, Into, Op, Precision, StepInputs};
 use crate::error::ModelError;
 use crate::graph::GraphKey;
 
@@ -42,14 +42,10 @@ pub struct CpuOptions {
     pub token_rows: usize,
 }
 
-/// Handle of a buffer of a [`CpuDevice`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CpuBuf(u32);
-
 /// A captured list of operations: on the CPU, the list itself, over fixed buffers, and the shape it is for.
 #[derive(Debug)]
 pub struct Tape {
-    ops: Box<[Op<CpuBuf>]>,
+    ops: Box<[Op<BufferId>]>,
     key: GraphKey,
 }
 
@@ -156,16 +152,16 @@ impl CpuDevice {
         }
     }
 
-    fn push(&mut self, buffer: Buffer) -> CpuBuf {
+    fn push(&mut self, buffer: Buffer) -> BufferId {
         self.buffers.push(buffer);
-        CpuBuf(self.buffers.len() as u32 - 1)
+        BufferId::new(self.buffers.len() - 1)
     }
 
-    fn buffer(&self, buf: CpuBuf) -> &Buffer {
-        &self.buffers[buf.0 as usize]
+    fn buffer(&self, buf: BufferId) -> &Buffer {
+        &self.buffers[buf.index()]
     }
 
-    fn rows(&self, buf: CpuBuf) -> Rows<'_> {
+    fn rows(&self, buf: BufferId) -> Rows<'_> {
         self.buffer(buf).activations().rows()
     }
 
@@ -182,7 +178,7 @@ impl CpuDevice {
         });
     }
 
-    fn run_op(&mut self, op: &Op<CpuBuf>) -> Result<(), ModelError> {
+    fn run_op(&mut self, op: &Op<BufferId>) -> Result<(), ModelError> {
         match *op {
             Op::Embed { table, out, rows } => {
                 let (table, tokens) = (self.buffer(table).table(), &self.inputs.tokens);
@@ -200,8 +196,8 @@ impl CpuDevice {
                 });
             }
             Op::MatMul { x, matrix, bias, out, into, rows } => {
-                let w = self.buffers[matrix.0 as usize].matrix();
-                let x = self.buffers[x.0 as usize].activations().rows();
+                let w = self.buffers[matrix.index()].matrix();
+                let x = self.buffers[x.index()].activations().rows();
                 self.packed.pack(&self.team, self.isa, w.dtype(), x.data(), rows, w.k(), x.width())?;
                 let bias = bias.map(|b| self.buffer(b).vector());
                 let epilogue = match into {
@@ -250,16 +246,16 @@ impl CpuDevice {
         Ok(())
     }
 
-    fn rows_mut(&self, buf: CpuBuf) -> RowsMut {
+    fn rows_mut(&self, buf: BufferId) -> RowsMut {
         self.buffer(buf).activations().rows_mut()
     }
 
     fn rope_and_cache(
         &self,
-        qkv: CpuBuf,
-        qk_norm: Option<(CpuBuf, CpuBuf, f32)>,
-        rope: CpuBuf,
-        q: CpuBuf,
+        qkv: BufferId,
+        qk_norm: Option<(BufferId, BufferId, f32)>,
+        rope: BufferId,
+        q: BufferId,
         layer: u16,
         rows: usize,
     ) -> Result<(), ModelError> {
@@ -298,7 +294,7 @@ impl CpuDevice {
         Ok(())
     }
 
-    fn attend(&self, q: CpuBuf, out: CpuBuf, layer: u16) -> Result<(), ModelError> {
+    fn attend(&self, q: BufferId, out: BufferId, layer: u16) -> Result<(), ModelError> {
         let scale = 1.0 / (self.layout.head_dim() as f32).sqrt();
         let (q, out) = (self.rows(q), self.rows_mut(out));
         // SAFETY: the attention call is the only one that touches `out`.
@@ -325,18 +321,18 @@ impl CpuDevice {
 }
 
 impl Device for CpuDevice {
-    type Buf = CpuBuf;
+    type Buf = BufferId;
     type Graph = Tape;
 
-    fn activations(&mut self, rows: usize, width: usize) -> Result<CpuBuf, ModelError> {
+    fn activations(&mut self, rows: usize, width: usize, _: Precision) -> Result<BufferId, ModelError> {
         Ok(self.push(Buffer::Rows(Activations::zeroed(rows, width))))
     }
 
-    fn vector(&mut self, values: Vec<f32>) -> Result<CpuBuf, ModelError> {
+    fn vector(&mut self, values: Vec<f32>) -> Result<BufferId, ModelError> {
         Ok(self.push(Buffer::Vector(values)))
     }
 
-    fn matrix(&mut self, stacked: &[Tensor<'_>]) -> Result<CpuBuf, ModelError> {
+    fn matrix(&mut self, stacked: &[Tensor<'_>]) -> Result<BufferId, ModelError> {
         let k = stacked.first().map_or(0, Tensor::row_len);
         if let Some(other) = stacked.iter().find(|t| t.row_len() != k) {
             let what =
@@ -364,7 +360,7 @@ impl Device for CpuDevice {
         }
     }
 
-    fn table(&mut self, tensor: &Tensor<'_>) -> Result<CpuBuf, ModelError> {
+    fn table(&mut self, tensor: &Tensor<'_>) -> Result<BufferId, ModelError> {
         let table = Table::new(tensor, self.dtype)?;
         Ok(self.push(Buffer::Table(table)))
     }
@@ -403,11 +399,11 @@ impl Device for CpuDevice {
         Ok(())
     }
 
-    fn run(&mut self, ops: &[Op<CpuBuf>]) -> Result<(), ModelError> {
+    fn run(&mut self, ops: &[Op<BufferId>]) -> Result<(), ModelError> {
         ops.iter().try_for_each(|op| self.run_op(op))
     }
 
-    fn capture(&mut self, ops: &[Op<CpuBuf>], key: GraphKey) -> Result<Tape, ModelError> {
+    fn capture(&mut self, ops: &[Op<BufferId>], key: GraphKey) -> Result<Tape, ModelError> {
         Ok(Tape { ops: ops.into(), key })
     }
 
@@ -430,7 +426,7 @@ impl Device for CpuDevice {
         self.run(&graph.ops)
     }
 
-    fn read(&mut self, buffer: CpuBuf, rows: usize) -> Result<&[f32], ModelError> {
+    fn read(&mut self, buffer: BufferId, rows: usize) -> Result<&[f32], ModelError> {
         let all = self.rows(buffer);
         let limit = all.data().len() / all.width().max(1);
         all.data().get(..rows * all.width()).ok_or(ModelError::StepTooLarge { rows, limit })

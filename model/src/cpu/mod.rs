@@ -9,4 +9,4 @@ pub mod rows;
 pub mod rowwise;
 pub mod team;
 
-pub use device::{CpuBuf, CpuDevice, CpuOptions, Tape};
+pub use device::{CpuDevice, CpuOptions, Tape};

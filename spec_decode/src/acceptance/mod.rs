@@ -146,6 +146,25 @@ impl Verifier {
         verdict
     }
 
+    /// The same, from the target's own choices behind the last known token and behind each draft: `drafts + 1` of them. For the
+    /// coupled rule, and where a row is greedy or has no drafts, when a draft stands exactly if it is the choice at its place.
+    pub fn settle(&self, drafts: &[u32], choices: &[u32], emitted: &mut Vec<u32>) -> Verdict {
+        let same = |(draft, choice): &(&u32, &u32)| draft == choice;
+        let accepted = drafts.iter().zip(choices).take_while(same).count();
+        emitted.extend(choices.iter().take(accepted + 1));
+        let alone = match self.count_noncausal {
+            true => drafts.iter().zip(choices).filter(same).count(),
+            false => accepted,
+        };
+        Verdict { accepted: accepted as u16, accepted_noncausal: alone as u16 }
+    }
+
+    /// Whether [`settle`](Self::settle) says what [`verify`](Self::verify) does, for this many drafts of such a request.
+    #[must_use]
+    pub fn settles(&self, params: &SamplingParams, drafts: usize) -> bool {
+        drafts == 0 || params.is_greedy() || self.rule == Acceptance::Coupled
+    }
+
     fn emit(
         &mut self,
         row: VerifyRow<'_>,

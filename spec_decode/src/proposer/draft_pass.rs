@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use pagedraft_attention::MetadataBuilder;
 use pagedraft_attention::metadata::MaskKind;
-use pagedraft_model::{Device, Fallback, Ran, Runner, StepInputs};
+use pagedraft_model::{Choice, Device, Fallback, NO_CHOICE, Ran, Runner, StepInputs};
 use pagedraft_scheduler::RequestKey;
 use serde::Serialize;
 
@@ -59,6 +59,8 @@ pub(super) struct Passes {
     /// Pieces of the pass that a draft is drawn behind, and the token row of each.
     drawn: Vec<Piece>,
     selection: Vec<u32>,
+    /// What a device that chooses itself is asked.
+    choices: Vec<Choice>,
     sampler: Sampler,
     /// Whether a draft is drawn from a distribution of its own, which is kept for each row.
     pub own_draws: bool,
@@ -78,6 +80,7 @@ impl Passes {
             owners: Vec::new(),
             drawn: Vec::new(),
             selection: Vec::new(),
+            choices: Vec::new(),
             sampler: Sampler::default(),
             own_draws: false,
             distributions: Vec::new(),
@@ -162,6 +165,21 @@ impl Passes {
     ) -> Result<(), ExecuteError> {
         let most = runner.limits().logit_rows.max(1);
         for (pieces, selection) in self.drawn.chunks(most).zip(self.selection.chunks(most)) {
+            if runner.chooses() && !self.own_draws {
+                self.choices.clear();
+                for piece in pieces {
+                    self.choices.push(step.requests.get(piece.request)?.sampling.choice(piece.end));
+                }
+                let chosen = runner.choose(selection, &self.choices)?;
+                // The logits of a row without a choice say why.
+                if !chosen.contains(&NO_CHOICE) {
+                    for (piece, &token) in pieces.iter().zip(chosen) {
+                        kv.push(piece.request, &[token]);
+                    }
+                    self.counts.drafts += pieces.len() as u64;
+                    continue;
+                }
+            }
             let logits = runner.logits(selection)?;
             for (i, piece) in pieces.iter().enumerate() {
                 let request = piece.request;

@@ -1,5 +1,6 @@
 //! How a request wants its tokens drawn.
 
+use pagedraft_model::Choice;
 use serde::Serialize;
 
 use super::error::SamplingError;
@@ -55,6 +56,19 @@ impl SamplingParams {
     /// Whether no filter is on, so that every token may be chosen.
     pub fn keeps_all(&self) -> bool {
         self.top_k.is_none() && self.top_p >= 1.0 && self.min_p <= 0.0
+    }
+
+    /// The choice of the token at `position`, for a device that makes it.
+    pub fn choice(&self, position: u32) -> Choice {
+        Choice {
+            temperature: self.temperature,
+            top_k: self.top_k.unwrap_or(0),
+            top_p: self.top_p,
+            min_p: self.min_p,
+            seed: self.seed,
+            sample: self.sample,
+            position,
+        }
     }
 
     /// `top_k` as it is written on command lines and in JSON: -1 and 0 mean off, as in vLLM.

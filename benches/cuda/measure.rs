@@ -1,0 +1,343 @@
+//! The timings, and the floors and goals that they are held to.
+
+use std::time::Instant;
+
+use pagedraft_attention::MetadataBuilder;
+use pagedraft_attention::metadata::MaskKind;
+use pagedraft_block_manager::BlockId;
+use pagedraft_model::cuda::{Backend, CudaDevice};
+use pagedraft_model::{Choice, Device, Op, Precision, Runner, StepInputs};
+use pagedraft_workloads::latency::Spread;
+
+use crate::shapes::{LLAMA_8B, ONE_LAYER, QWEN3_0_6B, Room, Shape, scaled, small};
+
+/// Steps that are timed, after some that are not.
+const STEPS: usize = 40;
+const WARM_UP: usize = 5;
+/// bf16 with f32 sums, dense, of an H100 SXM (its data sheet): the other floor of a step.
+const FLOPS: f64 = 989e12;
+
+/// What was found, a line each.
+#[derive(Default)]
+pub struct Table {
+    lines: Vec<(String, String, String)>,
+    failed: bool,
+}
+
+impl Table {
+    /// A figure, and what it is to be compared with.
+    pub fn figure(&mut self, name: &str, value: String, goal: &str) {
+        println!("{name}: {value}  {goal}");
+        self.lines.push((name.to_owned(), value, goal.to_owned()));
+    }
+
+    /// A share, and the least it should be.
+    pub fn at_least(&mut self, name: &str, value: f64, goal: f64) {
+        let verdict = if value >= goal { "met" } else { "missed" };
+        self.figure(name, format!("{value:.3}"), &format!("goal {goal}: {verdict}"));
+    }
+
+    /// A ratio, and the most it should be.
+    pub fn at_most(&mut self, name: &str, value: f64, goal: f64) {
+        let verdict = if value <= goal { "met" } else { "missed" };
+        self.figure(name, format!("{value:.3}"), &format!("goal {goal}: {verdict}"));
+    }
+
+    /// A check that passed or didn't.
+    pub fn check(&mut self, name: &str, passed: bool) {
+        self.failed |= !passed;
+        self.figure(name, if passed { "passed" } else { "FAILED" }.to_owned(), "");
+    }
+
+    /// A section that did not come to its end.
+    pub fn failed(&mut self, name: &str) {
+        self.check(name, false);
+    }
+
+    pub fn any_failed(&self) -> bool {
+        self.failed
+    }
+
+    pub fn text(&self) -> String {
+        let line =
+            |(name, value, goal): &(String, String, String)| format!("{name:<62}{value:>14}  {goal}\n");
+        self.lines.iter().map(line).collect()
+    }
+}
+
+/// A step of equal rows: sequences, the context of each, its query tokens; with `expanded`, each token a row of its own.
+#[derive(Clone, Copy)]
+pub struct Case {
+    pub sequences: u32,
+    pub context: u32,
+    pub queries: u32,
+    pub expanded: bool,
+}
+
+impl Case {
+    pub fn inputs(self, length: u32) -> StepInputs {
+        let Self { sequences, context, queries, expanded } = self;
+        let per_sequence = length.div_ceil(16);
+        let mut builder = MetadataBuilder::new(16).expect("a block size");
+        let mut positions = Vec::new();
+        for s in 0..sequences {
+            // Scattered, as a pool in use has them.
+            let all = sequences * per_sequence;
+            let block = |b: u32| BlockId((u64::from(s * per_sequence + b) * 7919 % u64::from(all)) as u32);
+            let table: Vec<_> = (0..(context + queries).div_ceil(16)).map(block).collect();
+            if expanded {
+                for q in 0..queries {
+                    builder.push_row(context + q, 1, &table, MaskKind::Causal).expect("a row");
+                }
+            } else {
+                builder.push_row(context, queries, &table, MaskKind::Causal).expect("a row");
+            }
+            positions.extend(context..context + queries);
+        }
+        let tokens = (0..positions.len() as u32).map(|t| t * 37 % 150).collect();
+        StepInputs { tokens, positions, metadata: builder.finish().clone() }
+    }
+}
+
+/// Medians of a step, in seconds: by the GPU's clock, and by the host's.
+#[derive(Clone, Copy, Debug)]
+pub struct Time {
+    pub gpu: f64,
+    pub wall: f64,
+}
+
+fn median(values: &[f64]) -> f64 {
+    Spread::of(values).expect("some values").median()
+}
+
+/// Times steps that end with a token chosen for every row.
+fn time(runner: &mut Runner<CudaDevice>, inputs: &StepInputs) -> Time {
+    let rows: Vec<u32> = (0..inputs.tokens.len() as u32).collect();
+    let rows = if rows.len() > runner.limits().logit_rows { rows[rows.len() - 1..].to_vec() } else { rows };
+    let greedy =
+        Choice { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed: 0, sample: 0, position: 0 };
+    let choices = vec![greedy; rows.len()];
+    let (mut gpu, mut wall) = (Vec::new(), Vec::new());
+    let steps = if small() { 2 } else { STEPS };
+    for i in 0..WARM_UP + steps {
+        let start = Instant::now();
+        runner.forward(inputs).expect("a step");
+        runner.choose(&rows, &choices).expect("tokens");
+        let elapsed = start.elapsed().as_secs_f64();
+        let busy = runner.device_mut().busy().map_or(0.0, |busy| busy.as_secs_f64());
+        if i >= WARM_UP {
+            gpu.push(busy);
+            wall.push(elapsed);
+        }
+    }
+    Time { gpu: median(&gpu), wall: median(&wall) }
+}
+
+/// Bytes a second that a plain copy on the GPU reads and writes.
+fn copy_bandwidth(runner: &mut Runner<CudaDevice>) -> f64 {
+    let bytes = if small() { 1 << 16 } else { 1 << 30 };
+    const COPIES: usize = 20;
+    let backend = runner.device_mut().backend();
+    let (from, to) = (backend.allocate(bytes).expect("memory"), backend.allocate(bytes).expect("memory"));
+    let mut best = f64::INFINITY;
+    for _ in 0..5 {
+        backend.fetch(to, 1).expect("a read");
+        let start = Instant::now();
+        (0..COPIES).for_each(|_| backend.copy(from, to, bytes).expect("a copy"));
+        backend.fetch(to, 1).expect("a read");
+        best = best.min(start.elapsed().as_secs_f64() / COPIES as f64);
+    }
+    2.0 * bytes as f64 / best
+}
+
+/// Bytes that a step must read: every weight once (of the embedding its rows alone, unless it is the head too), and the KV of
+/// every sequence.
+fn bytes(shape: &Shape, case: Case) -> f64 {
+    let c = shape.config();
+    let embedding = if c.tie_word_embeddings { 0 } else { c.vocab_size * c.hidden_size };
+    let weights = 2.0 * (c.num_parameters() as f64 - embedding as f64);
+    let kv = 2 * 2 * c.num_kv_heads * c.head_dim * c.num_layers;
+    weights + f64::from(case.sequences) * f64::from(case.context) * kv as f64
+}
+
+fn flops(shape: &Shape, rows: f64) -> f64 {
+    let c = shape.config();
+    let embedding = if c.tie_word_embeddings { 0 } else { c.vocab_size * c.hidden_size };
+    2.0 * rows * (c.num_parameters() as f64 - embedding as f64)
+}
+
+fn decode_case(sequences: u32, context: u32) -> Case {
+    Case { sequences, context, queries: 1, expanded: false }
+}
+
+/// Decode at batch 1, 8 and 64: graph and eager, against the floors.
+pub fn decode(table: &mut Table, shape: &Shape) {
+    let length = scaled(2048);
+    let name = shape.name;
+    let room =
+        Room { sequences: scaled(64), length, token_rows: scaled(512), deterministic: true, overlap: false };
+    for overlap in [false, true] {
+        let mut runner = shape.open(Room { overlap, ..room }, &[1, scaled(8), scaled(64)], 1);
+        let how = if overlap { ", overlapped" } else { "" };
+        let bandwidth = copy_bandwidth(&mut runner);
+        if !overlap {
+            table.figure(&format!("{name}: plain copy, GB/s"), format!("{:.0}", bandwidth / 1e9), "");
+        }
+        for (sequences, goal) in [(1, 0.85), (8, 0.75), (64, 0.75)] {
+            let case = decode_case(scaled(sequences), scaled(1024));
+            let inputs = case.inputs(length);
+            let graph = time(&mut runner, &inputs);
+            runner.set_enforce_eager(true);
+            let eager = time(&mut runner, &inputs);
+            runner.set_enforce_eager(false);
+            let floor = (bytes(shape, case) / bandwidth).max(flops(shape, f64::from(case.sequences)) / FLOPS);
+            let label = format!("{name}: decode, batch {sequences}, context 1024{how}");
+            table.figure(
+                &format!("{label}, ms (wall, eager GPU, eager wall)"),
+                format!("{:.3}", graph.gpu * 1e3),
+                &format!("{:.3} {:.3} {:.3}", graph.wall * 1e3, eager.gpu * 1e3, eager.wall * 1e3),
+            );
+            table.figure(
+                &format!("{label}, tokens/s"),
+                format!("{:.0}", f64::from(case.sequences) / graph.wall),
+                "",
+            );
+            table.at_least(&format!("{label}, floor / step"), floor / graph.gpu, goal);
+            if sequences == 1 {
+                let alone = kernels_alone(&mut runner, &inputs);
+                table.at_most(&format!("{label}, replay / sum of kernels"), graph.gpu / alone, 1.15);
+            }
+        }
+    }
+}
+
+/// What the kernels of an eager step take one by one, less what timing nothing takes.
+fn kernels_alone(runner: &mut Runner<CudaDevice>, inputs: &StepInputs) -> f64 {
+    runner.forward_eager(inputs).expect("a step");
+    let rows = inputs.tokens.len();
+    let ops = runner.operations(rows);
+    let device = runner.device_mut();
+    let mut span = |ops: &[Op<_>]| {
+        let times: Vec<f64> = (0..7)
+            .map(|_| {
+                device.run(ops).expect("a kernel");
+                device.wait().expect("the GPU");
+                device.busy().map_or(0.0, |busy| busy.as_secs_f64())
+            })
+            .collect();
+        median(&times)
+    };
+    let nothing = span(&[]);
+    let each: Vec<(String, f64)> = ops
+        .iter()
+        .map(|op| {
+            let kind = format!("{op:?}").split([' ', '{']).next().unwrap_or_default().to_owned();
+            (kind, (span(std::slice::from_ref(op)) - nothing).max(0.0))
+        })
+        .collect();
+    let mut kinds: Vec<&str> = each.iter().map(|(kind, _)| kind.as_str()).collect();
+    kinds.sort_unstable();
+    kinds.dedup();
+    for kind in kinds {
+        let times: Vec<f64> = each.iter().filter(|(k, _)| k == kind).map(|&(_, time)| time).collect();
+        println!("  {kind:<14}{:>4} x {:>8.2} us", times.len(), median(&times) * 1e6);
+    }
+    each.iter().map(|(_, time)| time).sum()
+}
+
+/// Decode attention of 64 sequences of 8K against the copy, and verify rows against it.
+pub fn attention(table: &mut Table) {
+    let (sequences, context, length) = (scaled(64), scaled(8192), scaled(8448));
+    let room = Room { sequences, length, token_rows: scaled(512), deterministic: true, overlap: false };
+    let mut runner = ONE_LAYER.open(room, &[], 1);
+    let bandwidth = copy_bandwidth(&mut runner);
+    let config = ONE_LAYER.config();
+    let device = runner.device_mut();
+    let width = config.num_heads * config.head_dim;
+    let q = device.activations(scaled(512) as usize, width, Precision::Working).expect("memory");
+    let out = device.activations(scaled(512) as usize, width, Precision::Working).expect("memory");
+    let mut alone = |queries: u32, expanded: bool| {
+        const TIMES: usize = 20;
+        let case = Case { sequences, context, queries, expanded };
+        device.bind(&case.inputs(length), None).expect("inputs");
+        let rows = (sequences * queries) as usize;
+        let ops = vec![Op::Attention { q, out, layer: 0, rows }; TIMES];
+        let times: Vec<f64> = (0..9)
+            .map(|_| {
+                device.run(&ops).expect("attention");
+                device.wait().expect("the GPU");
+                device.busy().map_or(0.0, |busy| busy.as_secs_f64()) / TIMES as f64
+            })
+            .collect();
+        median(&times)
+    };
+    let (decode, verify, expanded) = (alone(1, false), alone(5, false), alone(5, true));
+    let bytes = f64::from(sequences * context) * (2 * 2 * config.num_kv_heads * config.head_dim) as f64;
+    table.figure("attention: decode, 64 x 8192, us", format!("{:.1}", decode * 1e6), "");
+    table.at_least("attention: decode / copy bandwidth", bytes / decode / bandwidth, 0.8);
+    table.at_most("attention: verify rows (k = 4) / decode rows", verify / decode, 1.15);
+    table.figure("attention: the same as single tokens / decode", format!("{:.2}", expanded / decode), "");
+}
+
+/// MQA against batch expansion in scoring.
+pub fn scoring(table: &mut Table) {
+    let (sequences, length) = (scaled(64), scaled(1040) + 6);
+    let room = Room { sequences, length, token_rows: scaled(512), deterministic: true, overlap: false };
+    let mut runner = LLAMA_8B.open(room, &[sequences, 6 * sequences], 6);
+    for context in [256, 1024] {
+        let mut score = |expanded| {
+            let case = Case { sequences, context: scaled(context), queries: 6, expanded };
+            time(&mut runner, &case.inputs(length)).gpu
+        };
+        let (mqa, expansion) = (score(false), score(true));
+        table.figure(
+            &format!("8B: scoring, batch 64, k 5, context {context}, ms (batch expansion)"),
+            format!("{:.2}", mqa * 1e3),
+            &format!("{:.2}", expansion * 1e3),
+        );
+        table.at_least(
+            &format!("8B: batch expansion / MQA, context {context}"),
+            expansion / mqa,
+            if context == 1024 { 1.5 } else { 1.0 },
+        );
+    }
+}
+
+/// Prefills of 2K tokens.
+pub fn prefill(table: &mut Table) {
+    for shape in [&QWEN3_0_6B, &LLAMA_8B] {
+        let (tokens, length) = (scaled(2048), scaled(2064));
+        let room = Room { sequences: 1, length, token_rows: tokens, deterministic: true, overlap: false };
+        let mut runner = shape.open(room, &[], 1);
+        let case = Case { sequences: 1, context: 0, queries: tokens, expanded: false };
+        let found = time(&mut runner, &case.inputs(length));
+        let name = format!("{}: prefill of 2048 tokens", shape.name);
+        table.figure(&format!("{name}, ms"), format!("{:.2}", found.gpu * 1e3), "");
+        table.figure(&format!("{name}, tokens/s"), format!("{:.0}", f64::from(tokens) / found.wall), "");
+        let share = flops(shape, f64::from(tokens)) / FLOPS / found.gpu;
+        table.figure(&format!("{name}, share of 989 TFLOP/s"), format!("{share:.3}"), "");
+    }
+}
+
+/// What the same bits for every batch cost, against cuBLASLt's free choice.
+pub fn promise(table: &mut Table) {
+    for shape in [&QWEN3_0_6B, &LLAMA_8B] {
+        let (length, batches) = (scaled(1040), [1, 8, 64].map(scaled));
+        let room = Room {
+            sequences: batches[2],
+            length,
+            token_rows: scaled(512),
+            deterministic: true,
+            overlap: false,
+        };
+        let times = |deterministic| -> Vec<f64> {
+            let mut runner = shape.open(Room { deterministic, ..room }, &batches, 1);
+            batches.map(|s| time(&mut runner, &decode_case(s, scaled(1008)).inputs(length)).gpu).to_vec()
+        };
+        let (ours, free) = (times(true), times(false));
+        for (i, batch) in [1, 8, 64].into_iter().enumerate() {
+            let name = format!("{}: decode, batch {batch}, deterministic / free choice", shape.name);
+            table.at_most(&name, ours[i] / free[i], 1.1);
+        }
+    }
+}

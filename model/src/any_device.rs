@@ -1,0 +1,128 @@
+//! A device that is chosen when the program runs.
+
+use std::time::Duration;
+
+use pagedraft_block_manager::BlockCopy;
+
+use crate::checkpoint::Tensor;
+use crate::cpu::{CpuDevice, Tape};
+use crate::cuda::{Captured, CudaDevice, CudaGraph};
+use crate::device::{BufferId, Choice, Device, Op, Precision, StepInputs};
+use crate::error::ModelError;
+use crate::graph::GraphKey;
+
+/// The CPU, or a GPU.
+pub enum AnyDevice {
+    /// The CPU.
+    Cpu(Box<CpuDevice>),
+    /// An NVIDIA GPU.
+    Cuda(Box<CudaDevice>),
+}
+
+/// What the devices capture.
+#[derive(Debug)]
+pub enum AnyGraph {
+    /// An operation tape.
+    Cpu(Tape),
+    /// A CUDA graph.
+    Cuda(Captured<CudaGraph>),
+}
+
+/// The same call on whichever device it is.
+macro_rules! on {
+    ($self:ident, $device:ident => $call:expr) => {
+        match $self {
+            AnyDevice::Cpu($device) => $call,
+            AnyDevice::Cuda($device) => $call,
+        }
+    };
+}
+
+fn foreign<T>() -> Result<T, ModelError> {
+    Err(ModelError::BadInputs { what: "the graph was captured on another device".to_owned() })
+}
+
+impl Device for AnyDevice {
+    type Buf = BufferId;
+    type Graph = AnyGraph;
+
+    fn activations(
+        &mut self,
+        rows: usize,
+        width: usize,
+        precision: Precision,
+    ) -> Result<BufferId, ModelError> {
+        on!(self, device => device.activations(rows, width, precision))
+    }
+
+    fn vector(&mut self, values: Vec<f32>) -> Result<BufferId, ModelError> {
+        on!(self, device => device.vector(values))
+    }
+
+    fn matrix(&mut self, stacked: &[Tensor<'_>]) -> Result<BufferId, ModelError> {
+        on!(self, device => device.matrix(stacked))
+    }
+
+    fn table(&mut self, tensor: &Tensor<'_>) -> Result<BufferId, ModelError> {
+        on!(self, device => device.table(tensor))
+    }
+
+    fn bind(&mut self, inputs: &StepInputs, key: Option<GraphKey>) -> Result<(), ModelError> {
+        on!(self, device => device.bind(inputs, key))
+    }
+
+    fn select(&mut self, rows: &[u32]) -> Result<(), ModelError> {
+        on!(self, device => device.select(rows))
+    }
+
+    fn run(&mut self, ops: &[Op<BufferId>]) -> Result<(), ModelError> {
+        on!(self, device => device.run(ops))
+    }
+
+    fn capture(&mut self, ops: &[Op<BufferId>], key: GraphKey) -> Result<AnyGraph, ModelError> {
+        Ok(match self {
+            Self::Cpu(device) => AnyGraph::Cpu(device.capture(ops, key)?),
+            Self::Cuda(device) => AnyGraph::Cuda(device.capture(ops, key)?),
+        })
+    }
+
+    fn touch_kv(&mut self) {
+        on!(self, device => device.touch_kv());
+    }
+
+    fn graph_bytes(&self, graph: &AnyGraph) -> usize {
+        match (self, graph) {
+            (Self::Cpu(device), AnyGraph::Cpu(graph)) => device.graph_bytes(graph),
+            (Self::Cuda(device), AnyGraph::Cuda(graph)) => device.graph_bytes(graph),
+            _ => 0,
+        }
+    }
+
+    fn replay(&mut self, graph: &AnyGraph) -> Result<(), ModelError> {
+        match (self, graph) {
+            (Self::Cpu(device), AnyGraph::Cpu(graph)) => device.replay(graph),
+            (Self::Cuda(device), AnyGraph::Cuda(graph)) => device.replay(graph),
+            _ => foreign(),
+        }
+    }
+
+    fn read(&mut self, buffer: BufferId, rows: usize) -> Result<&[f32], ModelError> {
+        on!(self, device => device.read(buffer, rows))
+    }
+
+    fn chooses(&self) -> bool {
+        on!(self, device => device.chooses())
+    }
+
+    fn choose(&mut self, logits: BufferId, rows: &[u32], choices: &[Choice]) -> Result<&[u32], ModelError> {
+        on!(self, device => device.choose(logits, rows, choices))
+    }
+
+    fn busy(&mut self) -> Option<Duration> {
+        on!(self, device => device.busy())
+    }
+
+    fn copy_blocks(&mut self, copies: &[BlockCopy]) -> Result<(), ModelError> {
+        on!(self, device => device.copy_blocks(copies))
+    }
+}

@@ -1,0 +1,104 @@
+//! The attention of a step: which kernel runs it, in how many blocks of threads, over which items.
+
+use pagedraft_attention::cuda::{AttentionPlan, AttentionShape, PlanBounds, PlanOptions};
+
+/// Items that are cut out of long contexts, for each that runs at once: the longest then wait for no other.
+const SLOTS_AT_ONCE: u32 = 4;
+
+/// How attention is launched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionLaunch {
+    /// Rows of queries and heads of an item: which of the kernels.
+    pub rows: u32,
+    /// Blocks of threads a key head, each of which takes items until there are none left.
+    pub grid: u32,
+}
+
+impl AttentionLaunch {
+    /// The kernel's name.
+    #[must_use]
+    pub fn kernel(self) -> &'static str {
+        match self.rows {
+            16 => "attention_16",
+            32 => "attention_32",
+            _ => "attention_64",
+        }
+    }
+}
+
+/// What plans of a device are made with.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionWork {
+    shape: AttentionShape,
+    multiprocessors: u32,
+    num_blocks: u32,
+    max_len: u32,
+}
+
+impl AttentionWork {
+    /// For sequences up to `max_len` on a GPU of so many multiprocessors, over `num_blocks` KV blocks.
+    #[must_use]
+    pub fn new(shape: AttentionShape, multiprocessors: u32, num_blocks: u32, max_len: u32) -> Self {
+        Self { shape, multiprocessors, num_blocks, max_len }
+    }
+
+    /// What the kernels are compiled for.
+    #[must_use]
+    pub fn shape(&self) -> &AttentionShape {
+        &self.shape
+    }
+
+    /// Items of a key head that the GPU runs at once.
+    fn at_once(&self, rows: u32) -> u32 {
+        let blocks = self.multiprocessors * self.shape.blocks_at_once(rows);
+        blocks.div_ceil(self.shape.kv_heads()).max(1)
+    }
+
+    /// How a step is planned whose longest row has `longest` query tokens.
+    #[must_use]
+    pub fn options(&self, longest: u32) -> PlanOptions {
+        let rows = self.shape.rows_for(longest.max(1));
+        let at_once = self.at_once(rows);
+        PlanOptions { rows, at_once, max_slots: SLOTS_AT_ONCE * at_once, num_blocks: self.num_blocks }
+    }
+
+    /// How a step of so many items is launched.
+    #[must_use]
+    pub fn launch(&self, longest: u32, items: u32) -> AttentionLaunch {
+        let PlanOptions { rows, at_once, .. } = self.options(longest);
+        AttentionLaunch { rows, grid: items.min(at_once) }
+    }
+
+    /// The most items of a step of `token_rows` rows of which the longest has `longest` query tokens.
+    #[must_use]
+    pub fn most_items(&self, token_rows: u32, longest: u32) -> u32 {
+        self.bounds(token_rows, longest).items
+    }
+
+    /// The same for any step of at most `token_rows` rows.
+    #[must_use]
+    pub fn items_of_any(&self, token_rows: u32) -> u32 {
+        self.kinds(token_rows).map(|longest| self.most_items(token_rows, longest)).max().unwrap_or(0)
+    }
+
+    /// Values of partial sums, and counters, that any step of at most `token_rows` rows needs.
+    #[must_use]
+    pub fn workspace(&self, token_rows: u32) -> (usize, usize) {
+        let kinds = self.kinds(token_rows).map(|longest| {
+            let (bounds, rows) = (self.bounds(token_rows, longest), self.options(longest).rows);
+            let counters = bounds.groups as usize * self.shape.kv_heads() as usize;
+            (bounds.slots as usize * self.shape.slot_values(rows), counters)
+        });
+        kinds.fold((0, 0), |most, one| (most.0.max(one.0), most.1.max(one.1)))
+    }
+
+    /// A query length of each kernel that a step of so many rows can be launched with.
+    fn kinds(&self, token_rows: u32) -> impl Iterator<Item = u32> {
+        let group = self.shape.group();
+        AttentionShape::ROWS.into_iter().map(move |rows| (rows / group).clamp(1, token_rows.max(1)))
+    }
+
+    fn bounds(&self, token_rows: u32, longest: u32) -> PlanBounds {
+        AttentionPlan::bounds(&self.shape, self.options(longest), token_rows, token_rows, self.max_len)
+    }
+}

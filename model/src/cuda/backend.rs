@@ -1,0 +1,135 @@
+//! What a device of this kind stands on: memory, copies and launches, in one order.
+//!
+//! [`Gpu`](super::driver::Gpu) is the real one. Tests put an emulator in its place, which runs the very kernels over host
+//! memory: everything above this line is then what runs on a GPU.
+
+use std::time::Duration;
+
+use super::error::CudaError;
+use crate::graph::GraphKey;
+
+/// A launch with every argument known.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ReadyLaunch {
+    /// The kernel's name.
+    pub kernel: &'static str,
+    /// Blocks of threads.
+    pub grid: [u32; 3],
+    /// Threads a block.
+    pub block: u32,
+    /// Dynamic shared memory of a block, in bytes.
+    pub shared: u32,
+    /// Arguments: each is read from the first bytes of its word, as many as its type has.
+    pub arguments: Vec<u64>,
+}
+
+/// The shape of `out[rows, n] (+)= x[rows, k] w[n, k]^T`, all row-major, x and w in the dtype of the weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ProductShape {
+    /// Token rows.
+    pub rows: usize,
+    /// Rows of the weight.
+    pub n: usize,
+    /// Values a row of both.
+    pub k: usize,
+    /// Whether the output is f32, or has the dtype of the weights.
+    pub out_f32: bool,
+    /// Whether the output is added to.
+    pub add: bool,
+}
+
+/// Something to be put on the stream.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Command {
+    /// A kernel.
+    Launch(ReadyLaunch),
+    /// A matrix product by the vendor's library.
+    Product {
+        /// Its shape.
+        shape: ProductShape,
+        /// Address of the activations.
+        x: u64,
+        /// Address of the weights.
+        weights: u64,
+        /// Address of the output.
+        out: u64,
+    },
+}
+
+/// Runs commands over memory of its own, in the order in which it is asked.
+pub trait Backend {
+    /// Commands that were captured.
+    type Graph;
+
+    /// Multiprocessors.
+    fn multiprocessors(&self) -> u32;
+
+    /// Zeroed memory at a multiple of 256 bytes, kept for as long as the backend is.
+    ///
+    /// # Errors
+    ///
+    /// Not enough memory.
+    fn allocate(&mut self, bytes: usize) -> Result<u64, CudaError>;
+
+    /// Copies `bytes` to an address; they may change when this returns.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the driver.
+    fn write(&mut self, at: u64, bytes: &[u8]) -> Result<(), CudaError>;
+
+    /// Copies on the device.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the driver.
+    fn copy(&mut self, from: u64, to: u64, bytes: usize) -> Result<(), CudaError>;
+
+    /// `words` words to write what is [sent](Self::send) next; may wait until an earlier copy has left them.
+    ///
+    /// # Errors
+    ///
+    /// Not enough memory, or a fault of the driver.
+    fn staging(&mut self, words: usize) -> Result<&mut [u32], CudaError>;
+
+    /// Copies the first `words` of what was [staged](Self::staging) last to an address, without waiting.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the driver.
+    fn send(&mut self, at: u64, words: usize) -> Result<(), CudaError>;
+
+    /// Waits for everything, then for `words` words from an address.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the driver, or of anything that ran before.
+    fn fetch(&mut self, at: u64, words: usize) -> Result<&[u32], CudaError>;
+
+    /// Puts commands on the stream.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the driver.
+    fn run(&mut self, commands: &[Command]) -> Result<(), CudaError>;
+
+    /// Captures commands that have run before, over the same addresses.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the driver.
+    fn capture(&mut self, commands: &[Command], key: GraphKey) -> Result<Self::Graph, CudaError>;
+
+    /// Memory that a graph takes, in bytes.
+    fn graph_bytes(&self, graph: &Self::Graph) -> usize;
+
+    /// Puts captured commands on the stream.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the driver.
+    fn replay(&mut self, graph: &Self::Graph) -> Result<(), CudaError>;
+
+    /// Time that commands took since this was last asked, as far as they were waited for.
+    fn busy(&mut self) -> Duration;
+}

@@ -1,0 +1,179 @@
+//! Matrix products by cuBLASLt, for `--no-deterministic`: it picks a kernel for each number of rows, so that a row's sums
+//! depend on how many rows there are.
+//!
+//! A product is planned once a shape (descriptors, layouts, the heuristic's choice), so that issuing it is one call.
+
+use std::collections::HashMap;
+use std::ffi::c_void;
+
+use cudarc::cublaslt::{result as lt, sys};
+
+use super::backend::ProductShape;
+use super::driver::Gpu;
+use super::error::{CudaError, Doing};
+use super::library::CUBLASLT;
+use super::memory::DeviceMemory;
+use crate::checkpoint::Dtype;
+
+/// What NVIDIA recommends for Hopper.
+const WORKSPACE: usize = 32 << 20;
+
+/// A handle of cuBLASLt and what was planned with it.
+pub(super) struct Blas {
+    handle: sys::cublasLtHandle_t,
+    dtype: sys::cudaDataType,
+    workspace: DeviceMemory,
+    plans: HashMap<ProductShape, Plan>,
+}
+
+// SAFETY: the handle belongs to the context, not to a thread; it is used through a mutable borrow.
+unsafe impl Send for Blas {}
+
+impl Blas {
+    pub fn new(gpu: &Gpu, dtype: Dtype) -> Result<Self, CudaError> {
+        CUBLASLT.require()?;
+        let dtype = match dtype {
+            Dtype::Bf16 => sys::cudaDataType::CUDA_R_16BF,
+            Dtype::F16 => sys::cudaDataType::CUDA_R_16F,
+            Dtype::F32 => sys::cudaDataType::CUDA_R_32F,
+        };
+        let workspace = DeviceMemory::zeroed(gpu, WORKSPACE)?;
+        let handle = lt::create_handle().doing("opening cuBLASLt")?;
+        Ok(Self { handle, dtype, workspace, plans: HashMap::new() })
+    }
+
+    /// Issues a product.
+    pub fn multiply(
+        &mut self,
+        gpu: &Gpu,
+        shape: ProductShape,
+        x: u64,
+        weights: u64,
+        out: u64,
+    ) -> Result<(), CudaError> {
+        if !self.plans.contains_key(&shape) {
+            self.plans.insert(shape, Plan::new(self.handle, self.dtype, shape)?);
+        }
+        let Some(plan) = self.plans.get(&shape) else { return Ok(()) };
+        let (alpha, beta) = (1.0f32, f32::from(u8::from(shape.add)));
+        let at = |address: u64| address as *const c_void;
+        // SAFETY: the plan's layouts are those of the operands, whose buffers live as long as the device; the scalars are
+        // read during the call.
+        unsafe {
+            lt::matmul(
+                self.handle,
+                plan.product,
+                (&raw const alpha).cast(),
+                (&raw const beta).cast(),
+                at(weights),
+                plan.weights,
+                at(x),
+                plan.x,
+                at(out),
+                plan.out,
+                out as *mut c_void,
+                plan.out,
+                &raw const plan.algorithm,
+                self.workspace.address() as *mut c_void,
+                plan.workspace,
+                gpu.raw_stream().cast(),
+            )
+        }
+        .doing("a matrix product")
+    }
+}
+
+impl Drop for Blas {
+    fn drop(&mut self) {
+        self.plans.clear();
+        // SAFETY: made in `new`, destroyed once. There is nobody to tell of an error.
+        let _ = unsafe { lt::destroy_handle(self.handle) };
+    }
+}
+
+/// A planned product: in cuBLASLt's columns, `out^T = (w^T)^T x^T`.
+struct Plan {
+    product: sys::cublasLtMatmulDesc_t,
+    weights: sys::cublasLtMatrixLayout_t,
+    x: sys::cublasLtMatrixLayout_t,
+    out: sys::cublasLtMatrixLayout_t,
+    algorithm: sys::cublasLtMatmulAlgo_t,
+    workspace: usize,
+}
+
+impl Plan {
+    fn new(
+        handle: sys::cublasLtHandle_t,
+        dtype: sys::cudaDataType,
+        shape: ProductShape,
+    ) -> Result<Self, CudaError> {
+        use sys::cublasLtMatmulDescAttributes_t::{CUBLASLT_MATMUL_DESC_TRANSA, CUBLASLT_MATMUL_DESC_TRANSB};
+        use sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
+        let ProductShape { rows, n, k, .. } = shape;
+        let float = sys::cudaDataType::CUDA_R_32F;
+        let out = if shape.out_f32 { float } else { dtype };
+        let what = "planning a matrix product";
+        let product =
+            lt::create_matmul_desc(sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, float).doing(what)?;
+        let mut plan = Self {
+            product,
+            weights: std::ptr::null_mut(),
+            x: std::ptr::null_mut(),
+            out: std::ptr::null_mut(),
+            algorithm: sys::cublasLtMatmulAlgo_t { data: [0; 8] },
+            workspace: 0,
+        };
+        // Transposed, and not.
+        for (attribute, value) in [(CUBLASLT_MATMUL_DESC_TRANSA, 1i32), (CUBLASLT_MATMUL_DESC_TRANSB, 0)] {
+            // SAFETY: a live descriptor, and a value of the attribute's size.
+            unsafe {
+                lt::set_matmul_desc_attribute(product, attribute, (&raw const value).cast(), size_of::<i32>())
+            }
+            .doing(what)?;
+        }
+        let layout = |dtype, height: usize, width: usize| {
+            lt::create_matrix_layout(dtype, height as u64, width as u64, height as i64).doing(what)
+        };
+        plan.weights = layout(dtype, k, n)?;
+        plan.x = layout(dtype, k, rows)?;
+        plan.out = layout(out, n, rows)?;
+        let preference = lt::create_matmul_pref().doing(what)?;
+        let (limit, size) = (WORKSPACE, size_of::<usize>());
+        // SAFETY: live descriptors, and a value of the attribute's size.
+        let found = unsafe {
+            let set = lt::set_matmul_pref_attribute(
+                preference,
+                CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                (&raw const limit).cast(),
+                size,
+            );
+            let found = set.and_then(|()| {
+                lt::get_matmul_algo_heuristic(
+                    handle,
+                    product,
+                    plan.weights,
+                    plan.x,
+                    plan.out,
+                    plan.out,
+                    preference,
+                )
+            });
+            let _ = lt::destroy_matmul_pref(preference);
+            found.doing(what)?
+        };
+        (plan.algorithm, plan.workspace) = (found.algo, found.workspaceSize);
+        Ok(plan)
+    }
+}
+
+impl Drop for Plan {
+    fn drop(&mut self) {
+        // SAFETY: made in `new`, destroyed once; layouts that were not made are null.
+        unsafe {
+            let _ = lt::destroy_matmul_desc(self.product);
+            for layout in [self.weights, self.x, self.out].into_iter().filter(|layout| !layout.is_null()) {
+                let _ = lt::destroy_matrix_layout(layout);
+            }
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! The GPU as a [`Backend`].
+
+use std::time::Duration;
+
+use cudarc::driver::{CudaEvent, result};
+
+use super::backend::{Backend, Command};
+use super::blas::Blas;
+use super::clock::Clock;
+use super::driver::Gpu;
+use super::error::{CudaError, Doing};
+use super::graph::CudaGraph;
+use super::loaded::Loaded;
+use super::memory::DeviceMemory;
+use super::pinned::Pinned;
+use crate::checkpoint::Dtype;
+use crate::graph::GraphKey;
+
+/// Memory, kernels and graphs of one device on a GPU. Several may share the GPU: its one stream orders what they do.
+pub struct GpuBackend {
+    gpu: Gpu,
+    kernels: Loaded,
+    /// Where products may depend on how many rows there are.
+    blas: Option<Blas>,
+    memory: Vec<DeviceMemory>,
+    /// Taken in turns, so that one is filled while the other is copied.
+    staged: [Staging; 2],
+    turn: usize,
+    fetched: Option<Pinned>,
+    clock: Clock,
+}
+
+/// Page-locked words, and the copy that last read them.
+#[derive(Debug, Default)]
+struct Staging {
+    words: Option<Pinned>,
+    copied: Option<CudaEvent>,
+}
+
+impl GpuBackend {
+    /// With kernels that were loaded, and without memory; `blas`: the dtype of products by cuBLASLt.
+    pub(super) fn new(gpu: Gpu, kernels: Loaded, blas: Option<Dtype>) -> Result<Self, CudaError> {
+        let blas = blas.map(|dtype| Blas::new(&gpu, dtype)).transpose()?;
+        Ok(Self {
+            gpu,
+            kernels,
+            blas,
+            memory: Vec::new(),
+            staged: Default::default(),
+            turn: 0,
+            fetched: None,
+            clock: Clock::default(),
+        })
+    }
+
+    /// The GPU.
+    #[must_use]
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    fn issue(&mut self, commands: &[Command]) -> Result<(), CudaError> {
+        for command in commands {
+            match (command, &mut self.blas) {
+                (Command::Launch(launch), _) => self.kernels.launch(&self.gpu, launch)?,
+                (&Command::Product { shape, x, weights, out }, Some(blas)) => {
+                    blas.multiply(&self.gpu, shape, x, weights, out)?;
+                }
+                (Command::Product { .. }, None) => {
+                    return Err(CudaError::Unsupported { what: "cuBLASLt was not opened".to_owned() });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Backend for GpuBackend {
+    type Graph = CudaGraph;
+
+    fn multiprocessors(&self) -> u32 {
+        self.gpu.multiprocessors()
+    }
+
+    fn allocate(&mut self, bytes: usize) -> Result<u64, CudaError> {
+        let memory = DeviceMemory::zeroed(&self.gpu, bytes)?;
+        let at = memory.address();
+        self.memory.push(memory);
+        Ok(at)
+    }
+
+    fn write(&mut self, at: u64, bytes: &[u8]) -> Result<(), CudaError> {
+        self.gpu.bind()?;
+        // SAFETY: addresses come out of `allocate`; pageable memory is staged before the call returns.
+        unsafe { result::memcpy_htod_async(at, bytes, self.gpu.raw_stream()) }.doing("copying to the GPU")
+    }
+
+    fn copy(&mut self, from: u64, to: u64, bytes: usize) -> Result<(), CudaError> {
+        self.gpu.bind()?;
+        // SAFETY: both lie in memory of `allocate`.
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.gpu.raw_stream()) }
+            .doing("copying on the GPU")
+    }
+
+    fn staging(&mut self, words: usize) -> Result<&mut [u32], CudaError> {
+        self.turn = 1 - self.turn;
+        let staging = &mut self.staged[self.turn];
+        if let Some(copied) = &staging.copied {
+            copied.synchronize().doing("waiting for a copy to the GPU")?;
+        }
+        let pinned = match staging.words.take() {
+            Some(pinned) if pinned.words().len() >= words => pinned,
+            _ => Pinned::new(&self.gpu, words)?,
+        };
+        Ok(staging.words.insert(pinned).words_mut())
+    }
+
+    fn send(&mut self, at: u64, words: usize) -> Result<(), CudaError> {
+        let Self { gpu, staged, turn, .. } = self;
+        let staging = &mut staged[*turn];
+        let Some(words) = staging.words.as_ref().and_then(|pinned| pinned.words().get(..words)) else {
+            return Err(CudaError::Unsupported { what: "more is sent than was staged".to_owned() });
+        };
+        gpu.bind()?;
+        // SAFETY: the address comes out of `allocate`; nobody changes the words before the event of the copy.
+        unsafe { result::memcpy_htod_async(at, words, gpu.raw_stream()) }.doing("copying to the GPU")?;
+        let copied = match staging.copied.take() {
+            Some(event) => event,
+            None => gpu.event(false)?,
+        };
+        copied.record(gpu.stream()).doing("marking a copy to the GPU")?;
+        staging.copied = Some(copied);
+        Ok(())
+    }
+
+    fn fetch(&mut self, at: u64, words: usize) -> Result<&[u32], CudaError> {
+        let pinned = match self.fetched.take() {
+            Some(pinned) if pinned.words().len() >= words => pinned,
+            _ => Pinned::new(&self.gpu, words)?,
+        };
+        let pinned = self.fetched.insert(pinned);
+        self.gpu.bind()?;
+        let to = &mut pinned.words_mut()[..words];
+        // SAFETY: the address comes out of `allocate`; the stream is waited for before anybody reads or frees the words.
+        unsafe { result::memcpy_dtoh_async(to, at, self.gpu.raw_stream()) }.doing("copying from the GPU")?;
+        self.gpu.wait()?;
+        self.clock.settle()?;
+        Ok(&pinned.words()[..words])
+    }
+
+    fn run(&mut self, commands: &[Command]) -> Result<(), CudaError> {
+        self.gpu.bind()?;
+        self.clock.start(&self.gpu)?;
+        self.issue(commands)?;
+        self.clock.stop(&self.gpu)
+    }
+
+    fn capture(&mut self, commands: &[Command], key: GraphKey) -> Result<CudaGraph, CudaError> {
+        self.gpu.wait()?;
+        let gpu = self.gpu.clone();
+        CudaGraph::capture(&gpu, key, || self.issue(commands))
+    }
+
+    fn graph_bytes(&self, graph: &CudaGraph) -> usize {
+        graph.bytes()
+    }
+
+    fn replay(&mut self, graph: &CudaGraph) -> Result<(), CudaError> {
+        self.gpu.bind()?;
+        self.clock.start(&self.gpu)?;
+        graph.launch()?;
+        self.clock.stop(&self.gpu)
+    }
+
+    fn busy(&mut self) -> Duration {
+        self.clock.take()
+    }
+}
+
+impl Drop for GpuBackend {
+    fn drop(&mut self) {
+        // Nothing that still runs may lose its memory; who would be told of an error is gone.
+        let _ = self.gpu.wait();
+    }
+}

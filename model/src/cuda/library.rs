@@ -1,0 +1,287 @@
+//! The shared libraries of CUDA: where they are found, and whether they have what is called.
+//!
+//! cudarc loads them when they are first called, and panics where one is missing; so each is asked for here before. A
+//! library outside the loader's path is opened by its absolute path and kept: the loader then gives that one to whoever
+//! asks for its name.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+
+use libloading::Library;
+
+use super::error::CudaError;
+
+/// A library that the CUDA device calls.
+pub struct SharedLibrary {
+    name: &'static str,
+    /// The stem that cudarc looks for.
+    stem: &'static str,
+    /// The file to open by path where the loader does not know it.
+    file: Option<&'static str>,
+    /// How the files begin that it needs beside it.
+    needs: Option<&'static str>,
+    symbols: &'static [&'static str],
+    hint: &'static str,
+}
+
+/// The driver's own.
+pub const DRIVER: SharedLibrary = SharedLibrary {
+    name: "libcuda",
+    stem: "cuda",
+    file: None,
+    needs: None,
+    symbols: &[
+        "cuInit",
+        "cuDriverGetVersion",
+        "cuDeviceGetCount",
+        "cuDeviceGet",
+        "cuDeviceGetName",
+        "cuDeviceGetAttribute",
+        "cuDevicePrimaryCtxRetain",
+        "cuDevicePrimaryCtxRelease_v2",
+        "cuCtxGetCurrent",
+        "cuCtxSetCurrent",
+        "cuStreamCreate",
+        "cuStreamDestroy_v2",
+        "cuStreamSynchronize",
+        "cuStreamBeginCapture_v2",
+        "cuStreamEndCapture",
+        "cuGraphInstantiateWithFlags",
+        "cuGraphUpload",
+        "cuGraphLaunch",
+        "cuGraphExecDestroy",
+        "cuGraphDestroy",
+        "cuMemGetInfo_v2",
+        "cuMemAlloc_v2",
+        "cuMemFree_v2",
+        "cuMemHostAlloc",
+        "cuMemFreeHost",
+        "cuMemcpyHtoDAsync_v2",
+        "cuMemcpyDtoHAsync_v2",
+        "cuMemcpyDtoDAsync_v2",
+        "cuMemsetD8Async",
+        "cuModuleLoadData",
+        "cuModuleGetFunction",
+        "cuModuleUnload",
+        "cuFuncSetAttribute",
+        "cuLaunchKernel",
+        "cuLaunchKernelEx",
+        "cuEventCreate",
+        "cuEventRecord",
+        "cuEventSynchronize",
+        "cuEventElapsedTime_v2",
+        "cuEventDestroy_v2",
+    ],
+    hint: "install the NVIDIA driver (580 or newer), or run with --device cpu",
+};
+
+/// The compiler of the kernels.
+pub const NVRTC: SharedLibrary = SharedLibrary {
+    name: "libnvrtc",
+    stem: "nvrtc",
+    file: Some("libnvrtc.so.13"),
+    needs: Some("libnvrtc-builtins.so.13"),
+    symbols: &[
+        "nvrtcVersion",
+        "nvrtcCreateProgram",
+        "nvrtcCompileProgram",
+        "nvrtcGetCUBINSize",
+        "nvrtcGetCUBIN",
+        "nvrtcGetProgramLogSize",
+        "nvrtcGetProgramLog",
+        "nvrtcDestroyProgram",
+    ],
+    hint: "install the CUDA 13.0 toolkit, or `pip install nvidia-cuda-nvrtc==13.0.88`; CUDA_HOME or VIRTUAL_ENV says where",
+};
+
+/// Matrix products whose sums depend on the rows of a step.
+pub const CUBLASLT: SharedLibrary = SharedLibrary {
+    name: "libcublasLt",
+    stem: "cublasLt",
+    file: Some("libcublasLt.so.13"),
+    needs: None,
+    symbols: &[
+        "cublasLtCreate",
+        "cublasLtDestroy",
+        "cublasLtMatmul",
+        "cublasLtMatmulAlgoGetHeuristic",
+        "cublasLtMatmulDescCreate",
+        "cublasLtMatmulDescSetAttribute",
+        "cublasLtMatmulDescDestroy",
+        "cublasLtMatrixLayoutCreate",
+        "cublasLtMatrixLayoutDestroy",
+        "cublasLtMatmulPreferenceCreate",
+        "cublasLtMatmulPreferenceSetAttribute",
+        "cublasLtMatmulPreferenceDestroy",
+    ],
+    hint: "install the CUDA 13.0 toolkit, or `pip install nvidia-cublas==13.0.*`; or leave --no-deterministic out",
+};
+
+impl SharedLibrary {
+    /// Finds it and everything of it that is called, so that no later call can fail to.
+    ///
+    /// # Errors
+    ///
+    /// [`CudaError::NoLibrary`], [`CudaError::OldLibrary`].
+    pub fn require(&self) -> Result<(), CudaError> {
+        self.require_some(self.symbols)
+    }
+
+    /// Finds it, and some functions of it.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`require`](Self::require).
+    pub fn require_some(&self, symbols: &[&'static str]) -> Result<(), CudaError> {
+        let library = self.open()?;
+        for &symbol in symbols {
+            // SAFETY: only its address is asked for.
+            if unsafe { library.get::<*const ()>(symbol.as_bytes()) }.is_err() {
+                return Err(CudaError::OldLibrary { name: self.name, symbol, hint: self.hint });
+            }
+        }
+        // Kept for ever: cudarc's own handle is then this very library.
+        std::mem::forget(library);
+        Ok(())
+    }
+
+    /// The functions that are called.
+    #[must_use]
+    pub fn symbols(&self) -> &'static [&'static str] {
+        self.symbols
+    }
+
+    fn open(&self) -> Result<Library, CudaError> {
+        if let Some(library) = self.known_to_loader() {
+            return Ok(library);
+        }
+        let directories = if self.file.is_none() { Vec::new() } else { directories() };
+        if directories.iter().any(|dir| self.keep_from(dir))
+            && let Some(library) = self.known_to_loader()
+        {
+            return Ok(library);
+        }
+        let names: Vec<_> = directories.iter().map(|dir| dir.display().to_string()).collect();
+        let looked = match names.len() {
+            0 => String::new(),
+            _ => format!(" (nor in {})", names.join(", ")),
+        };
+        Err(CudaError::NoLibrary { name: self.name, looked, hint: self.hint })
+    }
+
+    /// The names that cudarc tries, in its order.
+    fn known_to_loader(&self) -> Option<Library> {
+        let names = cudarc::get_lib_name_candidates(self.stem);
+        // SAFETY: opening one of CUDA's libraries runs nothing but its own initialisers.
+        names.iter().find_map(|name| unsafe { Library::new(name) }.ok())
+    }
+
+    /// Opens it out of a directory, and what it needs before it, for everyone and for ever.
+    fn keep_from(&self, dir: &Path) -> bool {
+        let Some(path) = self.file.map(|file| dir.join(file)).filter(|path| path.exists()) else {
+            return false;
+        };
+        let names = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.file_name());
+        let needed =
+            |name: &OsStr| self.needs.is_some_and(|begins| name.to_string_lossy().starts_with(begins));
+        for name in names.filter(|name| needed(name)) {
+            // Where it does not open, the library says so itself.
+            let _ = open_for_all(&dir.join(name));
+        }
+        open_for_all(&path)
+    }
+}
+
+#[cfg(unix)]
+fn open_for_all(path: &Path) -> bool {
+    use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+    // SAFETY: as in `known_to_loader`.
+    let opened = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) };
+    opened.map(std::mem::forget).is_ok()
+}
+
+#[cfg(not(unix))]
+fn open_for_all(_: &Path) -> bool {
+    false
+}
+
+/// The directories that libraries are looked for in, beside the loader's own path: those of `CUDA_HOME` and `CUDA_PATH`,
+/// of the usual toolkit, and what pip puts beside the Pythons of this environment.
+#[must_use]
+pub fn directories() -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for root in toolkits() {
+        found.extend(["lib64", "lib", "targets/x86_64-linux/lib"].map(|lib| root.join(lib)));
+    }
+    found.extend(wheels().into_iter().map(|wheel| wheel.join("lib")));
+    found.retain(|dir| dir.is_dir());
+    found
+}
+
+/// The directories of CUDA's headers, found likewise.
+#[must_use]
+pub fn include_directories() -> Vec<PathBuf> {
+    let roots = toolkits().into_iter().chain(wheels());
+    roots
+        .flat_map(|root| ["include", "include/cccl"].map(|dir| root.join(dir)))
+        .filter(|d| d.is_dir())
+        .collect()
+}
+
+fn toolkits() -> Vec<PathBuf> {
+    let named = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(std::env::var_os).map(PathBuf::from);
+    named.chain([PathBuf::from("/usr/local/cuda")]).collect()
+}
+
+/// `nvidia/cu13` of every site-packages near by.
+fn wheels() -> BTreeSet<PathBuf> {
+    let environments =
+        ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(std::env::var_os).map(PathBuf::from);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let pythons = std::env::split_paths(&path).filter(|dir| dir.join("python3").exists());
+    let prefixes = environments.chain(pythons.filter_map(|bin| bin.parent().map(Path::to_owned)));
+    let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local"));
+    prefixes.chain(home).flat_map(|prefix| site_packages(&prefix)).collect()
+}
+
+fn site_packages(prefix: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(prefix.join("lib")).into_iter().flatten().flatten();
+    let pythons = entries.filter(|entry| is_python(&entry.file_name())).map(|entry| entry.path());
+    let packages = pythons.flat_map(|python| ["site-packages", "dist-packages"].map(|dir| python.join(dir)));
+    packages.map(|dir| dir.join("nvidia/cu13")).filter(|dir| dir.is_dir()).collect()
+}
+
+fn is_python(name: &OsStr) -> bool {
+    name.to_string_lossy().starts_with("python3")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wheels_are_found_beside_an_environments_python() {
+        let root = std::env::temp_dir().join(format!("pagedraft-wheels-{}", std::process::id()));
+        let wheel = root.join("lib/python3.11/site-packages/nvidia/cu13");
+        std::fs::create_dir_all(&wheel).unwrap();
+        std::fs::create_dir_all(root.join("lib/perl5/site-packages/nvidia/cu13")).unwrap();
+        let found = site_packages(&root);
+        std::fs::remove_dir_all(&root).unwrap();
+        assert_eq!(found, [wheel]);
+    }
+
+    #[test]
+    fn a_library_that_is_nowhere_is_an_error_that_says_what_brings_it() {
+        let nowhere = SharedLibrary {
+            name: "libnowhere",
+            stem: "pagedraft-nowhere",
+            file: Some("libpagedraft-nowhere.so.13"),
+            needs: None,
+            symbols: &[],
+            hint: "make one",
+        };
+        let said = nowhere.require().unwrap_err().to_string();
+        assert!(said.starts_with("libnowhere is not found") && said.ends_with(": make one"), "{said}");
+    }
+}

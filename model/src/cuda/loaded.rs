@@ -1,0 +1,123 @@
+//! Compiled kernels on a GPU, by name.
+
+use std::collections::HashMap;
+use std::ffi::c_void;
+
+use cudarc::driver::{CudaFunction, result, sys};
+use cudarc::nvrtc::Ptx;
+
+use super::backend::ReadyLaunch;
+use super::driver::Gpu;
+use super::error::{CudaError, Doing};
+
+/// Dynamic shared memory that a kernel may have without being allowed more.
+const PLAIN_SHARED: u32 = 48 << 10;
+
+/// Kernels that were loaded.
+pub(super) struct Loaded {
+    by_name: HashMap<&'static str, Kernel>,
+    /// Whether each kernel is set up while the one before it still runs: they wait for each other themselves.
+    overlap: bool,
+}
+
+struct Kernel {
+    function: CudaFunction,
+    /// Dynamic shared memory it may have.
+    allowed: u32,
+}
+
+impl Loaded {
+    /// None yet.
+    pub fn new(gpu: &Gpu, overlap: bool) -> Self {
+        Self { by_name: HashMap::new(), overlap: overlap && gpu.capability() >= (9, 0) }
+    }
+
+    /// Loads a compiled module, and the kernels of it that are named.
+    pub fn load(&mut self, gpu: &Gpu, cubin: Vec<u8>, names: &[&'static str]) -> Result<(), CudaError> {
+        let module = gpu.context().load_module(Ptx::from_binary(cubin)).doing("loading kernels")?;
+        for &name in names {
+            let function = module.load_function(name).doing("looking a kernel up")?;
+            self.by_name.insert(name, Kernel { function, allowed: PLAIN_SHARED });
+        }
+        Ok(())
+    }
+
+    pub fn launch(&mut self, gpu: &Gpu, launch: &ReadyLaunch) -> Result<(), CudaError> {
+        let Some(kernel) = self.by_name.get_mut(launch.kernel) else {
+            return Err(CudaError::NoKernel { kernel: launch.kernel.to_owned() });
+        };
+        if launch.shared > kernel.allowed {
+            let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            let set = kernel.function.set_attribute(attribute, launch.shared as i32);
+            set.doing("giving a kernel its shared memory")?;
+            kernel.allowed = launch.shared;
+        }
+        let mut arguments = Arguments::of(launch);
+        let function = kernel.function.cu_function();
+        // SAFETY: the arguments are those of the kernel's documented list, over memory that lives as long as the backend; they
+        // are copied during the call.
+        let launched = unsafe {
+            if self.overlap {
+                launch_overlapped(gpu, function, launch, &mut arguments)
+            } else {
+                let [x, y, z] = launch.grid;
+                let (block, stream) = ((launch.block, 1, 1), gpu.raw_stream());
+                result::launch_kernel(function, (x, y, z), block, launch.shared, stream, arguments.pointers())
+            }
+        };
+        launched.doing("launching a kernel")
+    }
+}
+
+/// Most arguments of a kernel.
+const MOST_ARGUMENTS: usize = 16;
+
+/// Pointers to a launch's arguments.
+struct Arguments {
+    pointers: [*mut c_void; MOST_ARGUMENTS],
+    count: usize,
+}
+
+impl Arguments {
+    fn of(launch: &ReadyLaunch) -> Self {
+        let mut pointers = [std::ptr::null_mut(); MOST_ARGUMENTS];
+        for (pointer, argument) in pointers.iter_mut().zip(&launch.arguments) {
+            *pointer = std::ptr::from_ref(argument).cast_mut().cast();
+        }
+        Self { pointers, count: launch.arguments.len().min(MOST_ARGUMENTS) }
+    }
+
+    fn pointers(&mut self) -> &mut [*mut c_void] {
+        &mut self.pointers[..self.count]
+    }
+}
+
+/// # Safety
+///
+/// That of a launch.
+unsafe fn launch_overlapped(
+    gpu: &Gpu,
+    function: sys::CUfunction,
+    launch: &ReadyLaunch,
+    arguments: &mut Arguments,
+) -> Result<(), cudarc::driver::DriverError> {
+    let id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+    let value = sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 };
+    let mut attribute = sys::CUlaunchAttribute { id, pad: [0; 4], value };
+    let [x, y, z] = launch.grid;
+    let config = sys::CUlaunchConfig {
+        gridDimX: x,
+        gridDimY: y,
+        gridDimZ: z,
+        blockDimX: launch.block,
+        blockDimY: 1,
+        blockDimZ: 1,
+        sharedMemBytes: launch.shared,
+        hStream: gpu.raw_stream(),
+        attrs: &raw mut attribute,
+        numAttrs: 1,
+    };
+    let pointers = arguments.pointers().as_mut_ptr();
+    // SAFETY: as the caller promises; the attribute lives through the call.
+    unsafe { sys::cuLaunchKernelEx(&raw const config, function, pointers, std::ptr::null_mut()) }.result()
+}

@@ -1,0 +1,42 @@
+//! Memory of the GPU.
+
+use std::sync::Arc;
+
+use cudarc::driver::{CudaContext, result, sys};
+
+use super::driver::Gpu;
+use super::error::{CudaError, Doing};
+
+/// A piece of the GPU's memory, zeroed when it was made, at a multiple of 256 bytes; its address stays, so that graphs may
+/// hold it.
+#[derive(Debug)]
+pub(super) struct DeviceMemory {
+    at: sys::CUdeviceptr,
+    context: Arc<CudaContext>,
+}
+
+impl DeviceMemory {
+    pub fn zeroed(gpu: &Gpu, bytes: usize) -> Result<Self, CudaError> {
+        gpu.bind()?;
+        let bytes = bytes.max(1);
+        // SAFETY: a fresh allocation, written before it is read.
+        let at = unsafe { result::malloc_sync(bytes) }.doing("allocating memory on the GPU")?;
+        let memory = Self { at, context: Arc::clone(gpu.context()) };
+        // SAFETY: all of a live allocation, in the order of the stream.
+        unsafe { result::memset_d8_async(at, 0, bytes, gpu.raw_stream()) }
+            .doing("zeroing memory of the GPU")?;
+        Ok(memory)
+    }
+
+    pub fn address(&self) -> u64 {
+        self.at
+    }
+}
+
+impl Drop for DeviceMemory {
+    fn drop(&mut self) {
+        self.context.record_err(self.context.bind_to_thread());
+        // SAFETY: allocated in `zeroed`, freed once; freeing waits for what still runs.
+        self.context.record_err(unsafe { result::free_sync(self.at) });
+    }
+}

@@ -1,0 +1,90 @@
+//! What a device on a GPU is built from.
+
+use super::error::CudaError;
+use crate::checkpoint::{Dtype, ModelConfig};
+
+/// The type that keys and values are stored in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KvStorage {
+    /// That of the weights.
+    #[default]
+    Model,
+    /// 8 bits (e4m3) with an f32 scale a token and head.
+    Fp8,
+}
+
+/// What a device on a GPU is built from.
+#[derive(Clone, Copy, Debug)]
+pub struct CudaOptions {
+    /// Of weights and of what goes into matrix products: bfloat16 or float16.
+    pub dtype: Dtype,
+    /// Of keys and values.
+    pub kv: KvStorage,
+    /// Tokens a KV block.
+    pub block_size: u32,
+    /// KV blocks.
+    pub num_blocks: u32,
+    /// Greatest number of token rows in a step.
+    pub token_rows: usize,
+    /// Greatest number of rows whose logits are computed at a time.
+    pub logit_rows: usize,
+    /// Positions a sequence may have.
+    pub max_model_len: usize,
+    /// Whether a row's bits are a function of the row alone; else products are cuBLASLt's.
+    pub deterministic: bool,
+    /// Whether a kernel is set up while the one before it still runs (sm_90 and newer).
+    pub overlap: bool,
+}
+
+/// Bytes of one layer's part of a KV block: keys and values of each head, then the scales of either.
+#[must_use]
+pub fn part_bytes(config: &ModelConfig, dtype: Dtype, kv: KvStorage, block_size: u32) -> usize {
+    let (element, scales) = match kv {
+        KvStorage::Model => (dtype.size(), 0),
+        KvStorage::Fp8 => (1, 2 * size_of::<f32>()),
+    };
+    config.num_kv_heads * block_size as usize * (2 * config.head_dim * element + scales)
+}
+
+/// Refuses what there are no kernels for.
+///
+/// # Errors
+///
+/// What, and what there are kernels for.
+pub fn check(config: &ModelConfig, dtype: Dtype, block_size: u32) -> Result<(), CudaError> {
+    let refuse = |what: String| Err(CudaError::Unsupported { what });
+    if dtype == Dtype::F32 {
+        return refuse(
+            "--device cuda computes in bfloat16 or float16, not in float32: use --dtype".to_owned(),
+        );
+    }
+    if !matches!(block_size, 16 | 32 | 64) {
+        return refuse(format!("KV blocks of {block_size} tokens: there are kernels for 16, 32 and 64"));
+    }
+    let (heads, kv_heads, d) = (config.num_heads, config.num_kv_heads, config.head_dim);
+    if !d.is_multiple_of(16) || d > 128 {
+        return refuse(format!(
+            "the model has heads of {d} values; the CUDA kernels are made for multiples of 16 up to 128: use --device cpu"
+        ));
+    }
+    if !heads.is_multiple_of(kv_heads) || heads / kv_heads > 16 {
+        return refuse(format!(
+            "the model has {heads} query heads for {kv_heads} key heads; the CUDA kernels are made for up to 16 to one: use \
+             --device cpu"
+        ));
+    }
+    for (name, width) in [
+        ("hidden_size", config.hidden_size),
+        ("intermediate_size", config.intermediate_size),
+        ("vocab_size", config.vocab_size),
+    ] {
+        // The head's output is f32, of which four are written at once; other widths are copied in eights.
+        let multiple = if name == "vocab_size" { 4 } else { 8 };
+        if !width.is_multiple_of(multiple) {
+            return refuse(format!(
+                "the model's {name} is {width}; the CUDA kernels need a multiple of {multiple}: use --device cpu"
+            ));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,154 @@
+//! Whole steps on the CUDA device, its kernels emulated: they agree with the CPU's, and have the same bits however a sequence
+//! is computed.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails says where")]
+
+#[path = "emulated/mod.rs"]
+mod emulated;
+#[path = "../../attention/tests/emulator/mod.rs"]
+mod emulator;
+#[path = "steps/mod.rs"]
+mod steps;
+
+use emulated::Emulated;
+use pagedraft_block_manager::{BlockCopy, BlockId};
+use pagedraft_model::cuda::{Backend, CudaDevice, CudaOptions, KvStorage};
+use pagedraft_model::{CaptureSizes, Choice, Dtype, NO_CHOICE, Runner};
+use steps::{NUM_BLOCKS, bits, checkpoint, cpu, limits, logits, options, step, steps, table};
+
+type Gpu = steps::Gpu<Emulated>;
+
+fn gpu(config: usize, dtype: Dtype, multiprocessors: u32, seed: u64) -> Gpu {
+    gpu_of(config, options(dtype), multiprocessors, seed)
+}
+
+fn gpu_of(config: usize, options: CudaOptions, multiprocessors: u32, seed: u64) -> Gpu {
+    let checkpoint = checkpoint(config);
+    let backend = Emulated::new(checkpoint.config(), &options, multiprocessors, seed);
+    let device = CudaDevice::on(backend, &options, checkpoint.config()).unwrap();
+    Runner::load(device, &checkpoint, limits()).unwrap()
+}
+
+#[test]
+fn every_kind_of_step_agrees_with_the_cpu() {
+    if !emulator::available() {
+        return;
+    }
+    for (config, dtype, tolerance) in [(0, Dtype::Bf16, 0.02), (1, Dtype::F16, 0.004), (2, Dtype::Bf16, 0.02)]
+    {
+        steps::agrees_with_the_cpu(config, dtype, tolerance, gpu(config, dtype, 3, 1));
+    }
+}
+
+#[test]
+fn a_sequence_has_the_same_bits_in_chunks_in_verify_rows_among_others_and_on_any_gpu() {
+    if !emulator::available() {
+        return;
+    }
+    for (config, dtype, multiprocessors) in [(0, Dtype::Bf16, 1), (0, Dtype::Bf16, 7), (2, Dtype::F16, 4)] {
+        let (alone, cut) = (gpu(config, dtype, 132, 1), gpu(config, dtype, multiprocessors, 2));
+        steps::has_the_same_bits_however_it_is_cut(config, alone, cut);
+    }
+}
+
+#[test]
+fn replays_give_the_bits_of_eager_steps_and_touch_no_block_that_is_not_theirs() {
+    if !emulator::available() {
+        return;
+    }
+    for (config, dtype) in [(0, Dtype::F16), (1, Dtype::Bf16)] {
+        steps::replays_as_eager_and_touches_nothing_else(
+            config,
+            gpu(config, dtype, 3, 1),
+            gpu(config, dtype, 3, 2),
+        );
+    }
+}
+
+#[test]
+fn the_injected_fault_shows_in_the_logits() {
+    if !emulator::available() {
+        return;
+    }
+    let (mut sound, mut faulty) = (gpu(0, Dtype::Bf16, 3, 1), gpu(0, Dtype::Bf16, 3, 1));
+    faulty.capture(&CaptureSizes::new(vec![2, 16], 5)).unwrap();
+    faulty.inject_decode_graph_for_verify(16).unwrap();
+    let mut differ = false;
+    for rows in &steps()[..5] {
+        let ((_, want), (_, got)) = (logits(&mut sound, rows), logits(&mut faulty, rows));
+        differ = bits(&want) != bits(&got);
+    }
+    assert!(differ, "verify rows on a graph of single tokens gave the right logits");
+}
+
+#[test]
+fn tokens_are_chosen_from_the_logits_that_stay_on_the_device() {
+    if !emulator::available() {
+        return;
+    }
+    let greedy = |temperature: f32| Choice {
+        temperature,
+        top_k: if temperature > 0.0 { 1 } else { 0 },
+        top_p: 1.0,
+        min_p: 0.0,
+        seed: 1,
+        sample: 0,
+        position: 3,
+    };
+    let best = |logits: &[f32]| {
+        (0..logits.len()).rev().max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap() as u32
+    };
+    for graphs in [false, true] {
+        let mut gpu = gpu(0, Dtype::Bf16, 3, 1);
+        if graphs {
+            gpu.capture(&CaptureSizes::new(vec![4, 16], 5)).unwrap();
+        }
+        for rows in &steps()[1..6] {
+            let inputs = step(rows);
+            gpu.forward(&inputs).unwrap();
+            // Some of the rows, not in their order.
+            let picked: Vec<u32> = (0..inputs.tokens.len() as u32).rev().step_by(2).collect();
+            let want: Vec<u32> = {
+                let logits = gpu.logits(&picked).unwrap();
+                (0..picked.len()).map(|i| best(logits.row(i))).collect()
+            };
+            // Of one candidate the noise picks that: the sampler's way to the argmax.
+            for temperature in [0.0, 0.7] {
+                let choices = vec![greedy(temperature); picked.len()];
+                assert_eq!(gpu.choose(&picked, &choices).unwrap(), want, "{rows:?} at {temperature}");
+            }
+        }
+        assert!(gpu.choose(&[0], &[greedy(0.0)]).unwrap()[0] != NO_CHOICE);
+    }
+}
+
+#[test]
+fn copied_blocks_hold_what_their_sources_held() {
+    if !emulator::available() {
+        return;
+    }
+    let mut gpu = gpu(0, Dtype::Bf16, 3, 1);
+    logits(&mut gpu, &[(1, 0, 37)]);
+    let (cache, stride) = (gpu.device().cache(), gpu.device().geometry().block_stride());
+    let source = table(1)[1];
+    let target = BlockId((0..NUM_BLOCKS).find(|&b| !table(1).contains(&BlockId(b))).unwrap());
+    gpu.copy_blocks(&[BlockCopy { src: source, dst: target }]).unwrap();
+    let memory = gpu.device_mut().backend().fetch(cache, NUM_BLOCKS as usize * stride / 4).unwrap();
+    let block = |id: BlockId| &memory[id.0 as usize * stride / 4..][..stride / 4];
+    assert!(block(source) == block(target) && block(source).iter().any(|&word| word != 0));
+    assert!(gpu.copy_blocks(&[BlockCopy { src: source, dst: BlockId(NUM_BLOCKS) }]).is_err());
+}
+
+#[test]
+fn eight_bit_keys_and_values_stay_near_sixteen() {
+    if !emulator::available() {
+        return;
+    }
+    let (mut cpu, mut gpu) =
+        (cpu(0, Dtype::Bf16), gpu_of(0, CudaOptions { kv: KvStorage::Fp8, ..options(Dtype::Bf16) }, 3, 1));
+    for rows in &steps()[..7] {
+        let ((_, want), (_, got)) = (logits(&mut cpu, rows), logits(&mut gpu, rows));
+        let greatest = want.iter().fold(0.0f32, |most, value| most.max(value.abs()));
+        let worst = got.iter().zip(&want).fold(0.0f32, |most, (a, b)| most.max((a - b).abs()));
+        assert!(worst <= 0.1 * greatest, "{worst} of {greatest}: {rows:?}");
+    }
+}

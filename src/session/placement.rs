@@ -1,0 +1,183 @@
+//! Where an engine's models run: the CPU, or a GPU.
+
+use std::fmt;
+
+use pagedraft_attention::isa::Isa;
+use pagedraft_model::checkpoint::ModelConfig;
+use pagedraft_model::cpu::{CpuDevice, CpuOptions};
+use pagedraft_model::cuda::{self, CudaDevice, CudaOptions, KvStorage};
+use pagedraft_model::{AnyDevice, Dtype, StepLimits};
+
+use super::options::{DeviceRef, EngineOptions};
+use crate::exit::{usage, usage_hint};
+
+/// What the kernels of an engine are made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum InstructionSet {
+    /// The CPU's.
+    Cpu(Isa),
+    /// A GPU's: its compiler's name for it, and the GPU's own.
+    Gpu {
+        /// Such as `sm_90a`.
+        arch: String,
+        /// Such as `NVIDIA H100 80GB HBM3`.
+        name: String,
+    },
+}
+
+impl fmt::Display for InstructionSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu(isa) => isa.fmt(f),
+            Self::Gpu { arch, name } => write!(f, "{arch} ({name})"),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Target {
+    Cpu(Isa),
+    Cuda,
+}
+
+/// Where a model runs, and in which types.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Placement {
+    target: Target,
+    dtype: Dtype,
+    kv: KvStorage,
+    block_size: u32,
+    threads: usize,
+    deterministic: bool,
+}
+
+impl Placement {
+    /// As the options ask; `auto` takes a GPU that is there and has kernels for the model.
+    pub fn new(options: &EngineOptions, config: &ModelConfig) -> anyhow::Result<Self> {
+        let isa = options.isa.unwrap_or_else(Isa::detect).require().map_err(|e| usage(e.into()))?;
+        let on = |target| Self::on(target, options, config);
+        match options.device {
+            DeviceRef::Cpu => Ok(on(Target::Cpu(isa))),
+            DeviceRef::Cuda => {
+                cuda::probe().map_err(|e| {
+                    let error = anyhow::Error::from(e).context("--device cuda: there is no GPU to run on");
+                    usage_hint(error, "--device cpu, or auto to take a GPU where there is one")
+                })?;
+                let placement = on(Target::Cuda);
+                placement.check(config)?;
+                Ok(placement)
+            }
+            DeviceRef::Auto => {
+                let placement = on(Target::Cuda);
+                let possible = cuda::probe().is_ok() && placement.check(config).is_ok();
+                Ok(if possible { placement } else { on(Target::Cpu(isa)) })
+            }
+        }
+    }
+
+    /// The same for another model.
+    pub fn beside(&self, options: &EngineOptions, config: &ModelConfig) -> anyhow::Result<Self> {
+        let placement = Self::on(self.target, options, config);
+        placement.check(config)?;
+        Ok(placement)
+    }
+
+    fn on(target: Target, options: &EngineOptions, config: &ModelConfig) -> Self {
+        let own = match target {
+            Target::Cpu(_) => config.torch_dtype,
+            Target::Cuda => cuda::default_dtype(config),
+        };
+        Self {
+            target,
+            dtype: options.dtype.unwrap_or(own),
+            kv: options.kv,
+            block_size: options.block_size,
+            threads: options.threads,
+            deterministic: options.deterministic,
+        }
+    }
+
+    fn check(&self, config: &ModelConfig) -> anyhow::Result<()> {
+        match self.target {
+            Target::Cpu(_) => Ok(()),
+            Target::Cuda => cuda::check(config, self.dtype, self.block_size).map_err(|e| usage(e.into())),
+        }
+    }
+
+    /// Of weights, and of KV where nothing else is said.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// Whether it is a GPU.
+    pub fn is_gpu(&self) -> bool {
+        matches!(self.target, Target::Cuda)
+    }
+
+    /// Bytes of a KV block, all layers together.
+    pub fn block_bytes(&self, config: &ModelConfig) -> anyhow::Result<u128> {
+        let part = match self.target {
+            Target::Cpu(_) => {
+                if self.kv == KvStorage::Fp8 {
+                    let error =
+                        anyhow::anyhow!("--kv-cache-dtype fp8: the CPU's kernels have no 8-bit KV cache");
+                    return Err(usage_hint(error, "leave the flag out, or run on a GPU"));
+                }
+                CpuDevice::kv_layout(config, self.dtype, self.block_size)
+                    .map_err(|e| usage(e.into()))?
+                    .block_bytes()
+            }
+            Target::Cuda => cuda::part_bytes(config, self.dtype, self.kv, self.block_size),
+        };
+        Ok(part as u128 * config.num_layers as u128)
+    }
+
+    /// The device, with a KV cache of `num_blocks` blocks; on the hardware of `beside` where there is one.
+    pub fn open(
+        &self,
+        config: &ModelConfig,
+        num_blocks: u32,
+        limits: StepLimits,
+        beside: Option<&AnyDevice>,
+    ) -> anyhow::Result<AnyDevice> {
+        let (dtype, token_rows) = (self.dtype, limits.token_rows);
+        match self.target {
+            Target::Cpu(isa) => {
+                let layout = CpuDevice::kv_layout(config, dtype, self.block_size)?;
+                let options =
+                    CpuOptions { isa, threads: self.threads, dtype, layout, num_blocks, token_rows };
+                Ok(AnyDevice::Cpu(Box::new(match beside {
+                    Some(AnyDevice::Cpu(other)) => other.beside(&options, config)?,
+                    _ => CpuDevice::new(&options, config)?,
+                })))
+            }
+            Target::Cuda => {
+                let options = CudaOptions {
+                    dtype,
+                    kv: self.kv,
+                    block_size: self.block_size,
+                    num_blocks,
+                    token_rows,
+                    logit_rows: limits.logit_rows,
+                    max_model_len: limits.max_model_len,
+                    deterministic: self.deterministic,
+                    overlap: false,
+                };
+                Ok(AnyDevice::Cuda(Box::new(match beside {
+                    Some(AnyDevice::Cuda(other)) => other.beside(&options, config)?,
+                    _ => CudaDevice::open(&options, config)?,
+                })))
+            }
+        }
+    }
+}
+
+/// What a device's kernels are made of.
+pub(super) fn instruction_set(device: &AnyDevice) -> InstructionSet {
+    match device {
+        AnyDevice::Cpu(cpu) => InstructionSet::Cpu(cpu.isa()),
+        AnyDevice::Cuda(cuda) => {
+            InstructionSet::Gpu { arch: cuda.gpu().arch(), name: cuda.gpu().name().to_owned() }
+        }
+    }
+}

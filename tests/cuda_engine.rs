@@ -1,0 +1,184 @@
+//! The whole engine on a GPU that is not there: a driver and a compiler made for the test run the kernels emulated, so that every call of the
+//! real ones is made, in order, and held to their rules (`tests/fake_cuda`).
+#![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
+mod program;
+
+use std::path::Path;
+use std::process::Command;
+
+use pagedraft_model::cuda::sources;
+use program::{Run, Scratch, command};
+
+const QWEN3: &str = r#"{"architectures": ["Qwen3ForCausalLM"], "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48,
+    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 256, "rope_theta": 10000.0, "tie_word_embeddings": true, "torch_dtype": "bfloat16"}"#;
+const LLAMA: &str = r#"{"architectures": ["LlamaForCausalLM"], "vocab_size": 96, "hidden_size": 16, "intermediate_size": 32,
+    "num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1, "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 256, "rope_theta": 10000.0, "tie_word_embeddings": false, "torch_dtype": "bfloat16"}"#;
+
+/// A machine with an emulated GPU.
+struct Machine {
+    scratch: Scratch,
+    target: String,
+    draft: String,
+}
+
+impl Machine {
+    /// Nothing where there is no g++.
+    fn new(name: &str) -> Option<Self> {
+        if Command::new("g++").arg("--version").output().is_err() {
+            println!("skipped: no g++");
+            return None;
+        }
+        let scratch = Scratch::new(name);
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        for library in ["libcuda", "libnvrtc", "libcublasLt"] {
+            let source = root.join("tests/fake_cuda").join(format!("{library}.cpp"));
+            let made = Command::new("g++")
+                .args([
+                    "-std=c++17",
+                    "-O1",
+                    "-shared",
+                    "-fPIC",
+                    "-o",
+                    &scratch.path(&format!("{library}.so")),
+                ])
+                .arg(source)
+                .args(["-ldl"])
+                .status();
+            assert!(made.unwrap().success());
+        }
+        let lines =
+            sources().iter().map(|s| format!("{} {}\n", s.name, s.kernels.join(" "))).collect::<String>();
+        scratch.write("sources.txt", lines.as_bytes());
+        scratch.write("target/config.json", QWEN3.as_bytes());
+        scratch.write("draft/config.json", LLAMA.as_bytes());
+        let (target, draft) = (scratch.path("target"), scratch.path("draft"));
+        Some(Self { scratch, target, draft })
+    }
+
+    fn run(&self, arguments: &[&str]) -> Run {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let include = ["attention/cuda/emulate", "attention/cuda", "model/cuda"];
+        let include = include.map(|dir| format!("-I{}", root.join(dir).display())).join(" ");
+        let output = command(arguments)
+            .env("LD_LIBRARY_PATH", self.scratch.path(""))
+            .env("XDG_CACHE_HOME", self.scratch.path("cache"))
+            .env("FAKE_CUDA_SOURCES", self.scratch.path("sources.txt"))
+            .env("FAKE_CUDA_INCLUDE", include)
+            .env("FAKE_CUDA_OUT", self.scratch.path(""))
+            .output()
+            .unwrap();
+        Run {
+            code: output.status.code(),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
+    /// Generates for three requests: greedy, drawn, drawn with filters and log probabilities.
+    fn generate(&self, more: &[&str]) -> Vec<serde_json::Value> {
+        let prompts = concat!(
+            r#"{"prompt_token_ids": [1,2,3,1,2,3,1,2,3,4], "max_tokens": 12, "temperature": 0}"#,
+            "\n",
+            r#"{"prompt_token_ids": [7,8,9,10,11,7,8,9], "max_tokens": 12, "temperature": 1.0, "seed": 5}"#,
+            "\n",
+            r#"{"prompt_token_ids": [5], "max_tokens": 9, "temperature": 0.7, "top_k": 9, "top_p": 0.9, "seed": 6, "logprobs": 2}"#,
+            "\n"
+        );
+        let prompts = self.scratch.write("prompts.jsonl", prompts.as_bytes());
+        let out = self.scratch.path("out.jsonl");
+        let _ = std::fs::remove_file(&out);
+        let mut arguments =
+            vec!["generate", "--model", &self.target, "--load-format", "dummy", "--ignore-eos"];
+        arguments.extend(["--prompts", &prompts, "--output-json", &out, "--num-blocks", "40"]);
+        arguments.extend(["--max-num-batched-tokens", "32", "--max-num-seqs", "4"]);
+        arguments.extend(more);
+        let run = self.run(&arguments);
+        assert_eq!(run.code, Some(0), "{run:?}");
+        self.scratch.json_lines("out.jsonl")
+    }
+}
+
+fn tokens(outputs: &[serde_json::Value]) -> Vec<serde_json::Value> {
+    outputs.iter().map(|output| output["token_ids"].clone()).collect()
+}
+
+#[test]
+fn the_engine_generates_on_a_gpu_the_same_tokens_in_every_way() {
+    let Some(machine) = Machine::new("cuda-generate") else { return };
+    let draft = machine.draft.clone();
+    let plain = machine.generate(&["--device", "cuda", "--enforce-eager"]);
+    let wanted = tokens(&plain);
+    assert!(wanted.iter().all(|tokens| tokens.as_array().is_some_and(|t| t.len() >= 9)), "{wanted:?}");
+    assert!(plain[2]["logprobs"][8][1]["logprob"].as_f64().unwrap() < 0.0);
+    let ngram = ["--draft", "ngram", "--num-speculative-tokens", "3"];
+    let drafted = ["--draft", draft.as_str(), "--num-speculative-tokens", "2", "--scorer", "batch-expansion"];
+    let ways: [&[&str]; 5] = [
+        &["--device", "auto"],
+        &["--device", "cuda", "--prefill-chunk", "3"],
+        &["--device", "cuda", "--shadow-rate", "1"],
+        &[&["--device", "cuda", "--shadow-rate", "1"][..], &ngram].concat(),
+        &[&["--device", "cuda"][..], &drafted].concat(),
+    ];
+    for way in ways {
+        assert_eq!(tokens(&machine.generate(way)), wanted, "{way:?}");
+    }
+    // cuBLASLt's products, where they are asked for, are the same but for the order of their sums.
+    let free = tokens(&machine.generate(&["--device", "cuda", "--no-deterministic"]));
+    assert_eq!(free[0], wanted[0]);
+    // Bf16 on either side, summed in other orders: the greedy request and most draws come out alike.
+    let cpu = tokens(&machine.generate(&["--device", "cpu"]));
+    assert!(cpu.iter().zip(&wanted).any(|(cpu, gpu)| cpu == gpu), "{cpu:?} {wanted:?}");
+}
+
+#[test]
+fn comparisons_find_no_difference_on_a_gpu_and_the_injected_fault() {
+    let Some(machine) = Machine::new("cuda-compare") else { return };
+    let json = machine.scratch.path("compare.json");
+    let mut arguments =
+        vec!["bench", "compare", "--model", &machine.target, "--load-format", "dummy", "--device", "cuda"];
+    arguments.extend([
+        "--draft",
+        &machine.draft,
+        "--num-speculative-tokens",
+        "2",
+        "--input-len",
+        "17",
+        "--output-len",
+        "6",
+    ]);
+    arguments.extend([
+        "--batch-size",
+        "2",
+        "--num-iters",
+        "1",
+        "--num-iters-warmup",
+        "0",
+        "--num-blocks",
+        "40",
+    ]);
+    arguments.extend(["--max-num-batched-tokens", "40", "--max-num-seqs", "2", "--graph-sizes", "2,6"]);
+    let out = machine.scratch.path("run");
+    arguments.extend(["--out", &out, "--output-json", &json]);
+    let run = machine.run(&arguments);
+    assert_eq!(run.code, Some(0), "{run:?}");
+    assert!(run.stdout.contains("sm_90a (an emulated GPU)"), "{run:?}");
+    let found = machine.scratch.json("compare.json");
+    let runs = found["runs"].as_array().unwrap();
+    assert_eq!(runs.len(), 8);
+    for run in runs {
+        assert_eq!(run["parity"]["max_abs_logit_diff"], 0.0, "{run:#}");
+        assert!(run["device_seconds"].as_f64().unwrap() > 0.0, "{run:#}");
+        let replays = run["graph_replays"].as_u64().unwrap();
+        assert_eq!(replays > 0, run["mode"] == "graph", "{run:#}");
+    }
+    let other = machine.scratch.path("faulty");
+    let at = arguments.iter().position(|a| *a == out).unwrap();
+    arguments[at] = &other;
+    arguments.extend(["--inject-fault", "decode-graph-for-verify", "--shadow-rate", "1"]);
+    let faulty = machine.run(&arguments);
+    assert_eq!(faulty.code, Some(1), "{faulty:?}");
+}

@@ -1,0 +1,254 @@
+// A CUDA driver of one GPU that runs emulated kernels: what the engine asks of the real one, as strictly.
+//
+// Everything put on the stream waits until somebody waits for it, so that a copy from page-locked memory reads what is there then; pageable memory
+// is read at once, as the real driver does. What a capture forbids is refused: copies, waiting, allocating, recording events, and kernels whose
+// code was never loaded by a launch. A module's image is the path of a library with emulated kernels.
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <dlfcn.h>
+#include <functional>
+#include <map>
+#include <set>
+#include <string>
+#include <vector>
+
+enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_CONTEXT = 201, NOT_FOUND = 500, INVALID_HANDLE = 400, LAUNCH_FAILED = 719, CAPTURE = 900 };
+typedef unsigned long long Address;
+typedef int (*Entry)(const unsigned *grid, const unsigned *block, unsigned shared, unsigned long long seed, void **arguments, unsigned count);
+
+struct Function {
+    Entry entry;
+    unsigned allowed = 48 << 10;
+    bool loaded = false;
+};
+struct Event {
+    bool timed, recorded = false, done = false;
+};
+struct Graph {
+    std::vector<std::function<int()>> work;
+};
+
+static std::vector<std::function<int()>> queue;
+static std::map<const char *, size_t> pinned;
+static Graph *capturing;
+static thread_local void *current;
+static int fault;
+static unsigned long long seed = 1;
+
+static int drain() {
+    if (capturing) {
+        return CAPTURE;
+    }
+    std::vector<std::function<int()>> now;
+    now.swap(queue);
+    for (auto &work : now) {
+        int code = fault ? fault : work();
+        fault = code;
+    }
+    return fault;
+}
+
+static bool is_pinned(const void *at) {
+    auto found = pinned.upper_bound((const char *)at);
+    return found != pinned.begin() && (const char *)at < (--found)->first + found->second;
+}
+
+static int put(std::function<int()> work) {
+    if (!current) {
+        return INVALID_CONTEXT;
+    }
+    if (capturing) {
+        return CAPTURE;
+    }
+    queue.push_back(std::move(work));
+    return OK;
+}
+
+static int launch(Function *f, const unsigned *grid, const unsigned *block, unsigned shared, void **params) {
+    if (!current) {
+        return INVALID_CONTEXT;
+    }
+    for (int i = 0; i < 3; i++) {
+        if (grid[i] == 0 || block[i] == 0 || (i > 0 && grid[i] > 65535)) {
+            return INVALID_VALUE;
+        }
+    }
+    if (shared > f->allowed || shared > (227 << 10) || block[0] * block[1] * block[2] > 1024) {
+        return INVALID_VALUE;
+    }
+    std::vector<unsigned long long> words;
+    // The engine's list ends with a null pointer.
+    for (int i = 0; i < 16 && params[i]; i++) {
+        words.push_back(*(unsigned long long *)params[i]);
+    }
+    if (capturing && !f->loaded) {
+        fprintf(stderr, "fake CUDA: a capture would load code\n");
+        return CAPTURE;
+    }
+    f->loaded = true;
+    std::vector<unsigned> at(grid, grid + 3), of(block, block + 3);
+    auto work = [=]() mutable {
+        std::vector<void *> pointers;
+        for (auto &word : words) {
+            pointers.push_back(&word);
+        }
+        int wrong = f->entry(at.data(), of.data(), shared, seed++, pointers.data(), pointers.size());
+        if (wrong) {
+            fprintf(stderr, "fake CUDA: a kernel has another number of arguments than %zu\n", pointers.size());
+        }
+        return wrong ? LAUNCH_FAILED : OK;
+    };
+    if (capturing) {
+        capturing->work.push_back(work);
+    } else {
+        queue.push_back(work);
+    }
+    return OK;
+}
+
+struct Config {
+    unsigned grid[3], block[3], shared;
+    void *stream;
+    void *attributes;
+    unsigned count;
+};
+
+extern "C" {
+// Puts the work of another library on the stream, with a copy of its arguments.
+int fake_enqueue(void (*run)(void *), const void *arguments, size_t bytes) {
+    std::string copy((const char *)arguments, bytes);
+    auto work = [=]() mutable { return run(&copy[0]), (int)OK; };
+    if (capturing) {
+        capturing->work.push_back(work);
+        return OK;
+    }
+    return put(work);
+}
+int cuInit(unsigned) { return OK; }
+int cuDriverGetVersion(int *version) { return *version = 13000, OK; }
+int cuDeviceGetCount(int *count) { return *count = 1, OK; }
+int cuDeviceGet(int *device, int) { return *device = 0, OK; }
+int cuDeviceGetName(char *name, int length, int) { return snprintf(name, length, "an emulated GPU"), OK; }
+int cuDeviceGetAttribute(int *value, int attribute, int) {
+    *value = attribute == 16 ? 3 : attribute == 75 ? 9 : attribute == 115 ? 1 : 0;
+    return OK;
+}
+int cuDevicePrimaryCtxRetain(void **context, int) { return *context = (void *)64, OK; }
+int cuDevicePrimaryCtxRelease_v2(int) { return OK; }
+int cuCtxGetCurrent(void **context) { return *context = current, OK; }
+int cuCtxSetCurrent(void *context) { return current = context, OK; }
+int cuStreamCreate(void **stream, unsigned) { return *stream = (void *)128, OK; }
+int cuStreamDestroy_v2(void *) { return OK; }
+int cuStreamSynchronize(void *) { return drain(); }
+int cuStreamBeginCapture_v2(void *stream, int) {
+    if (capturing || stream != (void *)128) {
+        return CAPTURE;
+    }
+    capturing = new Graph;
+    return OK;
+}
+int cuStreamEndCapture(void *, void **graph) { return *graph = capturing, capturing = nullptr, OK; }
+int cuGraphInstantiateWithFlags(void **exec, Graph *graph, unsigned long long) { return *exec = new Graph(*graph), OK; }
+int cuGraphUpload(void *, void *) { return OK; }
+int cuGraphLaunch(Graph *graph, void *) {
+    Graph copy = *graph;
+    return put([copy]() {
+        for (auto &work : copy.work) {
+            if (int code = work()) {
+                return code;
+            }
+        }
+        return (int)OK;
+    });
+}
+int cuGraphExecDestroy(Graph *graph) { return delete graph, OK; }
+int cuGraphDestroy(Graph *graph) { return delete graph, OK; }
+int cuMemGetInfo_v2(size_t *free, size_t *total) { return *free = *total = size_t(80) << 30, OK; }
+int cuMemAlloc_v2(Address *at, size_t bytes) {
+    if (capturing || !bytes) {
+        return capturing ? CAPTURE : INVALID_VALUE;
+    }
+    void *memory = nullptr;
+    if (posix_memalign(&memory, 256, bytes)) {
+        return OUT_OF_MEMORY;
+    }
+    memset(memory, 0xff, bytes);
+    return *at = (Address)memory, OK;
+}
+int cuMemFree_v2(Address at) {
+    int code = drain();
+    return free((void *)at), code;
+}
+int cuMemHostAlloc(void **at, size_t bytes, unsigned) {
+    if (capturing) {
+        return CAPTURE;
+    }
+    *at = malloc(bytes);
+    memset(*at, 0xff, bytes);
+    pinned[(const char *)*at] = bytes;
+    return OK;
+}
+int cuMemFreeHost(void *at) {
+    // The real one does not wait for copies: neither may its caller rely on it.
+    pinned.erase((const char *)at);
+    return free(at), OK;
+}
+int cuMemcpyHtoDAsync_v2(Address to, const void *from, size_t bytes, void *) {
+    if (is_pinned(from)) {
+        return put([=]() { return memcpy((void *)to, from, bytes), (int)OK; });
+    }
+    std::string copy((const char *)from, bytes);
+    return put([=]() { return memcpy((void *)to, copy.data(), bytes), (int)OK; });
+}
+int cuMemcpyDtoHAsync_v2(void *to, Address from, size_t bytes, void *) {
+    return put([=]() { return memcpy(to, (const void *)from, bytes), (int)OK; });
+}
+int cuMemcpyDtoDAsync_v2(Address to, Address from, size_t bytes, void *) {
+    return put([=]() { return memmove((void *)to, (const void *)from, bytes), (int)OK; });
+}
+int cuMemsetD8Async(Address at, unsigned char byte, size_t bytes, void *) {
+    return put([=]() { return memset((void *)at, byte, bytes), (int)OK; });
+}
+int cuModuleLoadData(void **module, const void *image) {
+    *module = dlopen((const char *)image, RTLD_NOW | RTLD_LOCAL);
+    return *module ? OK : 200;
+}
+int cuModuleUnload(void *) { return OK; }
+int cuModuleGetFunction(Function **function, void *module, const char *name) {
+    void *entry = dlsym(module, (std::string("emulate_") + name).c_str());
+    if (!entry) {
+        return NOT_FOUND;
+    }
+    *function = new Function{(Entry)entry};
+    return OK;
+}
+int cuFuncSetAttribute(Function *function, int attribute, int value) {
+    if (attribute != 8 || value < 0 || value > (227 << 10)) {
+        return INVALID_VALUE;
+    }
+    return function->allowed = value, OK;
+}
+int cuLaunchKernel(Function *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, void *, void **params,
+                   void **) {
+    unsigned grid[] = {gx, gy, gz}, block[] = {bx, by, bz};
+    return launch(f, grid, block, shared, params);
+}
+int cuLaunchKernelEx(const Config *config, Function *f, void **params, void **) {
+    return launch(f, config->grid, config->block, config->shared, params);
+}
+int cuEventCreate(Event **event, unsigned flags) { return *event = new Event{!(flags & 2)}, OK; }
+int cuEventRecord(Event *event, void *) {
+    event->recorded = true, event->done = false;
+    return put([=]() { return event->done = true, (int)OK; });
+}
+int cuEventSynchronize(Event *event) { return event->recorded && !event->done ? drain() : OK; }
+int cuEventElapsedTime_v2(float *milliseconds, Event *from, Event *to) {
+    *milliseconds = 0.01f;
+    return from->timed && to->timed && from->done && to->done ? OK : INVALID_HANDLE;
+}
+int cuEventDestroy_v2(Event *event) {
+    int code = drain();
+    return delete event, code;
+}
+}
