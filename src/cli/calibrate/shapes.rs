@@ -41,7 +41,7 @@ impl Shapes {
             token_rows: record.inputs.tokens.len() as u32,
             replayed: record.is_replayed(),
             pad_rows: match &record.ran {
-                Ran::Graph(key) => (key.token_rows as u32).saturating_sub(record.inputs.tokens.len() as u32),
+                Ran::Graph(key) => key.token_rows.saturating_sub(record.inputs.tokens.len() as u32),
                 Ran::Eager(_) => 0,
             },
             ..StepShape::default()

@@ -32,7 +32,7 @@ pub struct ArrivalFlags {
     /// Requests a second at the end
     #[arg(long, value_name = "R", value_parser = positive, requires = "ramp_up_strategy", allow_negative_numbers = true)]
     ramp_up_end_rps: Option<f64>,
-    /// Requests in flight at most: later ones wait at the client, from their intended arrival on
+    /// Requests in flight at most: later ones wait, from their intended arrival on
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_concurrency: Option<u32>,
 }

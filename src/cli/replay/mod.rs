@@ -1,8 +1,8 @@
 //! `pagedraft replay`: a dataset or a trace through the engine, in real or in virtual time.
 //!
-//! A first pass reads the workload to its end, so that a run begins only with one that can be read. Then a client sends each
-//! request when its time has come, whatever the engine does, and the engine serves them; latencies count from the intended
-//! arrivals. What came of it is the run's directory.
+//! A first pass reads the workload to its end, so that a run begins only with one that can be read. Then the
+//! engine is given each request when its time has come, and latencies count from then, however late a step lets the engine
+//! take it. What came of it is the run's directory.
 
 mod arrival_flags;
 mod dataset_flags;

@@ -1,7 +1,7 @@
 //! A workload through simulated engines, in virtual time.
 //!
-//! With a limit of concurrency a seat that a step freed is filled before the next step; so does a live run, where its client
-//! is quick enough.
+//! With a limit of concurrency a seat that a step freed is filled before the next step, as in a live run whose next
+//! prompt is ready.
 
 use anyhow::anyhow;
 use pagedraft::exit::{usage, usage_hint};

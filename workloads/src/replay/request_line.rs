@@ -37,7 +37,7 @@ pub struct RequestLine {
     pub error: Option<String>,
     /// When it should have been sent.
     pub intended_arrival_s: Option<f64>,
-    /// When it was.
+    /// When the engine was given it; a live one takes requests between two steps.
     pub sent_s: Option<f64>,
     /// When its first token was there.
     pub first_token_s: Option<f64>,

@@ -8,8 +8,8 @@
 //!
 //! - **The decisions**: plans, blocks, prefix hits, preemptions and automatic draft lengths are made by the very
 //!   `Scheduler`, told the times of the cost model. A request that comes while a step runs is planned for behind it; an idle
-//!   engine begins as one comes; the tokens of a step are there at its end.
-//! - **The client**: an open loop that sends on time. With a limit of concurrency a request waits for a seat from its
+//!   engine begins as one comes, or when it has woken (`us_to_wake`); the tokens of a step are there at its end.
+//! - **The client**: an open loop that sends on time (a live engine takes requests in between two steps, and calls that sent). With a limit of concurrency a request waits for a seat from its
 //!   intended arrival on; one without an arrival of its own is meant to be sent as a seat frees.
 //! - **Proposing**: passes, lagging rows and the catch-up budget of a draft model.
 //! - **Traces**: lines of the same form, from the same plans and block tables, which `pagedraft trace check` takes.
@@ -25,9 +25,9 @@
 //!
 //! # What it costs
 //!
-//! 40 to 45 us of a core a request of 568 prompt and 275 output tokens with 256 running (some 150 ns a request and step, of which a
-//! third are block hashes and their cache): 1.3 to 1.5 million a minute on a core of its own, without a step trace
-//! (`cargo bench -p pagedraft-workloads --bench simulate`, on a shared machine of two cores). Memory is that of the pools
+//! 36 to 37 us of a core a request of 568 prompt and 275 output tokens with 256 running (some 130 ns a request and step, of which a
+//! third are block hashes and their cache): 1.63 to 1.67 million a minute on a core of its own, without a step trace
+//! (`cargo bench -p pagedraft-workloads --bench simulate`). Memory is that of the pools
 //! and of what is in flight.
 //!
 //! # Example
