@@ -48,6 +48,11 @@ fn what_calibration_writes_is_what_a_simulation_reads() {
     let is = |test: &dyn Fn(&Value) -> bool| steps.iter().any(test);
     let number = |step: &Value, key: &str| step[key].as_u64().unwrap();
     assert!(is(&|s| s["replayed"] == true) && is(&|s| s["replayed"] == false));
+    assert!(
+        is(&|s| s["after_idle"] == true)
+            && is(&|s| number(s, "begun") > 0)
+            && is(&|s| number(s, "ended") > 0)
+    );
     assert!(is(&|s| number(s, "token_rows") > number(s, "logit_rows")), "no prefill");
     assert!(is(&|s| number(s, "metadata_rows") > number(s, "plan_rows")), "no batch expansion");
     for proposer in ["draft", "ngram", "synthetic"] {
@@ -107,5 +112,32 @@ fn an_engine_that_can_not_be_measured_is_told_so() {
     for wrong in [["--seconds", "0"], ["--seconds", "nan"], ["--num-speculative-tokens", "0"]] {
         let run = pagedraft(&with(&["bench", "calibrate", "--model", "builtin:draft"], &wrong));
         assert_eq!(run.code, Some(2), "{run:?}");
+    }
+}
+
+#[test]
+fn steps_that_were_measured_before_are_fitted_with_those_of_now() {
+    let scratch = Scratch::new("calibrate-again");
+    let (first, both) = (scratch.path("first.jsonl"), scratch.path("both.jsonl"));
+    let measure = |more: &[&str]| {
+        let run =
+            pagedraft(&with(&["bench", "calibrate", "--model", "builtin:draft", "--seconds", "0.5"], more));
+        (run.code, run.stderr)
+    };
+    assert_eq!(measure(&["--steps-out", &first]).0, Some(0));
+    assert_eq!(measure(&["--steps-in", &first, "--steps-out", &both]).0, Some(0));
+    let read = |path: &str| std::fs::read_to_string(path).unwrap();
+    let (first, both) = (read(&first), read(&both));
+    // As they were, and in front.
+    assert!(both.starts_with(&first) && both.len() > first.len());
+    let run = |line: &str| serde_json::from_str::<Value>(line).unwrap()["run"].as_u64().unwrap();
+    let (last, next) =
+        (first.lines().map(run).max().unwrap(), both.lines().skip(first.lines().count()).map(run).min());
+    assert!(next.unwrap() > last, "runs are held out by their number, and no two have one");
+
+    let broken = scratch.write("broken.jsonl", b"{\"plan_rows\": 1}\n");
+    for wrong in [broken.as_str(), "/nowhere/steps.jsonl"] {
+        let (code, stderr) = measure(&["--steps-in", wrong]);
+        assert!(code == Some(2) && stderr.contains(wrong), "{code:?} {stderr}");
     }
 }
