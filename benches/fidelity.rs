@@ -271,7 +271,8 @@ fn main() {
     std::fs::create_dir_all(&dir).expect("a directory for the runs");
     let chosen: Vec<&Configuration> =
         CONFIGURATIONS.iter().filter(|c| (!quick || c.quick) && c.name.contains(&only)).collect();
-    // A machine is faster or slower for minutes: a piece of each engine's calibration goes before every replay.
+    // A machine is faster or slower for minutes: a piece of its engine's calibration goes before every replay,
+    // of `--calibration` seconds in all, and of 3 at least.
     let mut pieces = BTreeMap::new();
     for configuration in &chosen {
         *pieces.entry(configuration.engine.name).or_insert(0.0) += 2.0;

@@ -278,7 +278,7 @@ impl EngineFlags {
     }
 }
 
-fn note(text: &str) {
+pub fn note(text: &str) {
     // A closed standard error is nobody's loss.
     let _ = writeln!(std::io::stderr(), "note: {text}");
 }

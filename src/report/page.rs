@@ -173,7 +173,7 @@ fn warnings(run: &Run) -> Vec<String> {
         && (sent / asked - 1.0).abs() > 0.01
     {
         warnings.push(format!(
-            "The rate sent, {sent:.3} requests/s, is {:+.1} % off the rate asked, {asked:.3}.",
+            "The rate sent, {sent:.3} requests/s, is {:+.1} % off the rate asked, {asked:.3} (a live engine takes requests between two steps).",
             100.0 * (sent / asked - 1.0)
         ));
     }

@@ -40,7 +40,7 @@ impl<'a> Measuring<'a> {
         Self { session, bounds, text, draw: Draws::new(seed), recorder, before: Before::default(), sent: 0 }
     }
 
-    /// Runs streams until `budget` is spent, the corners of what there is at least; `None` when Ctrl-C ended it. `progress` is
+    /// Runs streams until `budget` is spent, the corners of what there is first, where it suffices; `None` when Ctrl-C ended it. `progress` is
     /// told the share that is done.
     pub fn run(
         &mut self,
@@ -90,7 +90,8 @@ impl<'a> Measuring<'a> {
                 (0, Some(plain)) if self.draw.uniform() < 0.8 => plain.first(),
                 (_, of_one) => of_one.and_then(|ways| ways.get(self.draw.below(ways.len() as u64) as usize)),
             };
-            let Some(phase) = Phase::draw(&self.bounds, || self.draw.uniform()) else { break };
+            let mut drawn = (0..100).map(|_| Phase::draw(&self.bounds, || self.draw.uniform()));
+            let Some(phase) = drawn.find_map(|phase| phase) else { break };
             if interrupt::pressed() || !ran(self, way.unwrap_or(&plain), phase)? {
                 return Ok(None);
             }
@@ -155,7 +156,10 @@ impl<'a> Measuring<'a> {
         let length = self.about(phase.prompt) as usize;
         let vocab = self.session.info().vocab_size as u64;
         let from = shared.unwrap_or_else(|| self.draw.below(self.text.len() as u64) as usize);
-        let mut prompt: Vec<u32> = self.text.iter().copied().cycle().skip(from).take(length).collect();
+        let mut prompt: Vec<u32> = {
+            let rest = self.text.get(from..).unwrap_or_default();
+            rest.iter().chain(self.text.iter().cycle()).copied().take(length).collect()
+        };
         let mut name = |at: usize, number: u64| {
             let digits = [number % vocab, number / vocab % vocab];
             prompt.iter_mut().skip(at).zip(digits).for_each(|(token, digit)| *token = digit as u32);

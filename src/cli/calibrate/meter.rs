@@ -106,7 +106,7 @@ impl Observe for Meter {
                 sample: stages.sample,
                 other: (us - known).max(0.0),
             };
-            let woke_us = step.woke_ns as f64 * 1e-3;
+            let woke_us = step.woke_ns.map(|ns| ns as f64 * 1e-3);
             let proposer = way.proposer.map(str::to_owned);
             self.steps.push(MeasuredStep { shape, took, woke_us, proposer, run: self.run });
         }

@@ -24,6 +24,7 @@ use pagedraft_workloads::sim::{Acceptance, fit};
 use self::measure::Measuring;
 use self::meter::Meter;
 use self::phase::Bounds;
+use self::steps_file::Measured;
 use self::way::{SYNTHETIC_RATE, Way};
 use super::engine_flags::EngineFlags;
 use super::output_file::OutputFile;
@@ -37,14 +38,15 @@ pub struct Calibrate {
     /// Write the cost model to this file; `replay --executor sim --cost-model` reads it
     #[arg(long, visible_alias = "out", value_name = "FILE")]
     output_json: Option<PathBuf>,
-    /// Seconds to measure for; some steps of each kind are measured however long they take
+    /// Seconds to measure for, and to fit: what takes too long for them is left out
     #[arg(long, value_name = "S", default_value_t = 20.0, value_parser = seconds)]
     seconds: f64,
     /// Also write every measured step to this file, a JSON object a line
     #[arg(long, value_name = "FILE")]
     steps_out: Option<PathBuf>,
-    /// Fit steps that were measured before together with those of now: a file that --steps-out wrote for the same engine.
-    /// A machine's speed changes in minutes, and what is measured at several times is nearer to its mean
+    /// Fit steps that were measured before together with those of now: a file that --steps-out wrote for the same
+    /// engine. A machine's speed changes in minutes, and what is measured at several times is nearer
+    /// to its mean. How drafts were accepted is told of this run alone
     #[arg(long, value_name = "FILE")]
     steps_in: Option<PathBuf>,
     #[command(flatten)]
@@ -56,11 +58,13 @@ impl Calibrate {
         let options = self.options()?;
         let output = self.output_json.as_deref().map(OutputFile::reserve).transpose()?;
         let steps_out = self.steps_out.as_deref().map(OutputFile::reserve).transpose()?;
-        let earlier = self.steps_in.as_deref().map(steps_file::read).transpose()?.unwrap_or_default();
         interrupt::listen()?;
         let mut session = Session::open(&options)?;
         session.touch_kv();
         let info = session.info().clone();
+        let of = Measured { engine: report::name(&info, &options), block_size: info.block_size };
+        let earlier = self.steps_in.as_deref().map(|path| steps_file::read(path, &of)).transpose()?;
+        let earlier = earlier.unwrap_or_default();
         stdout::print(&report::header(&info, &options))?;
         let ways = Way::all(&mut session, &options.speculation, !options.enforce_eager)?;
         let text = held_out::prompts(&session, 1, TEXT, options.seed)?.pop().unwrap_or_default();
@@ -80,11 +84,12 @@ impl Calibrate {
         let done = measuring.run(&ways, options.max_num_batched_tokens, budget, told)?;
         bar.finish_and_clear();
         let Some(Meter { mut steps, tallies, .. }) = done else { return Ok(Ended::Interrupted) };
-        let runs = earlier.iter().map(|step| step.run + 1).max().unwrap_or(0);
-        steps.iter_mut().for_each(|step| step.run += runs);
+        let (runs, before) =
+            (earlier.iter().map(|step| step.run.saturating_add(1)).max().unwrap_or(0), earlier.len());
+        steps.iter_mut().for_each(|step| step.run = step.run.saturating_add(runs));
         steps.splice(..0, earlier);
         if let Some(file) = steps_out {
-            file.write(&steps_file::write(&steps)?)?;
+            file.write(&steps_file::write(&of, &steps)?)?;
         }
         let keeps_kv: BTreeMap<String, bool> =
             ways.iter().flatten().filter_map(|way| Some((way.proposer?.to_owned(), way.keeps_kv))).collect();
@@ -112,7 +117,7 @@ impl Calibrate {
             .check()
             .map_err(|what| anyhow!("{what}"))
             .context("too little was measured for a cost model: give it more --seconds")?;
-        let json = report::json(&found, &info, &options, self.seconds, steps.len())?;
+        let json = report::json(&found, &info, &options, self.seconds, [before, steps.len()])?;
         session.close(&json)?;
         stdout::print(&report::table(&found, &tallies))?;
         match output {

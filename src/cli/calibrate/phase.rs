@@ -70,7 +70,11 @@ impl Phase {
     /// The same, as far as the engine can hold it.
     fn within(self, bounds: &Bounds) -> Option<Self> {
         let load = match self.load {
-            Load::Closed(seats) => Load::Closed(seats.min(bounds.sequences).max(1)),
+            // Some 40 tokens each, at least.
+            Load::Closed(seats) => {
+                let room = (bounds.pool / 40).min(u64::from(u32::MAX)) as u32;
+                Load::Closed(seats.min(bounds.sequences).min(room).max(1))
+            }
             open @ Load::Open(_) => open,
         };
         let seats = match load {

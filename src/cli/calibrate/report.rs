@@ -29,7 +29,7 @@ pub fn json(
     info: &SessionInfo,
     options: &EngineOptions,
     seconds: f64,
-    steps: usize,
+    [steps_before, steps]: [usize; 2],
 ) -> anyhow::Result<Value> {
     let mut json = serde_json::to_value(&found.model).context("the cost model can't be written")?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
@@ -49,6 +49,7 @@ pub fn json(
         "unix_time_s": now,
         "seconds": seconds,
         "steps": steps,
+        "steps_before": steps_before,
         "fit": found.all,
         "fit_by_kind": found.parts,
     });
@@ -121,12 +122,19 @@ pub fn table(found: &CostFit, tallies: &BTreeMap<&'static str, Tally>) -> String
 }
 
 fn row(name: &str, quality: &FitQuality) -> String {
+    let percent = |share: Option<f64>| share.unwrap_or(f64::NAN) * 100.0;
+    if quality.held_out_steps == 0 {
+        return format!(
+            "{name:<10} {:>8} {:>9} {:>8} {:>8} {:>14}\n",
+            quality.fitted_steps, 0, "-", "-", "-"
+        );
+    }
     format!(
         "{name:<10} {:>8} {:>9} {:>6.1} % {:>6.1} % {:>14.3}\n",
         quality.fitted_steps,
         quality.held_out_steps,
-        quality.median_error * 100.0,
-        quality.p90_error * 100.0,
-        quality.sum_told_to_measured
+        percent(quality.median_error),
+        percent(quality.p90_error),
+        quality.sum_told_to_measured.unwrap_or(f64::NAN)
     )
 }

@@ -14,7 +14,7 @@ mod serve;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -63,12 +63,22 @@ pub struct LiveStep<'a> {
     pub took_ns: u64,
     /// Whether the engine had nothing to do before it.
     pub after_idle: bool,
-    /// How late it took in the request that ended that.
-    pub woke_ns: u64,
+    /// How late it took in the request that ended that, where it had a time of its own.
+    pub woke_ns: Option<u64>,
     /// Requests that were taken in before it.
     pub taken: u32,
     /// Requests that are done with.
     pub done: u64,
+}
+
+/// What came of asking for the next record.
+enum Fetched {
+    /// There it is.
+    Next,
+    /// One that was done with before the run was stopped.
+    Done,
+    NotReady,
+    NoMore,
 }
 
 /// An engine under a stream of requests.
@@ -88,13 +98,17 @@ struct Live<'a> {
     next: Option<Incoming>,
     /// Whether the next request goes as soon as there is a seat.
     closed: bool,
+    /// Whether the next one is likely to be ready soon: nothing was waited for in vain since a seat was last freed.
+    hopes: bool,
+    /// Whether the engine has stood still, with nothing to do.
+    waited: bool,
     in_flight: HashMap<RequestId, Ticket>,
     /// Names of those in flight that had been sent before the run was stopped.
     resumed: HashSet<String>,
     /// Since when the time of the next step counts.
     since_ns: u64,
     after_idle: bool,
-    woke_ns: u64,
+    woke_ns: Option<u64>,
     taken: u32,
     report: StepReport,
     ended: Vec<RequestLine>,
@@ -121,13 +135,15 @@ impl<'a> Live<'a> {
             clock: Clock::start(before.end_ns),
             max_concurrency,
             closed: seats.is_some(),
+            hopes: true,
+            waited: false,
             seats,
             next: None,
             in_flight: HashMap::new(),
             resumed: HashSet::new(),
             since_ns: before.end_ns,
-            after_idle: true,
-            woke_ns: 0,
+            after_idle: false,
+            woke_ns: None,
             taken: 0,
             report: StepReport::default(),
             ended: Vec::new(),
@@ -137,9 +153,11 @@ impl<'a> Live<'a> {
     /// Serves what comes until nothing more does; `false` when Ctrl-C ended it.
     fn run(mut self) -> anyhow::Result<bool> {
         // The run begins when there is something to send.
-        while self.next.is_none() && !interrupt::pressed() && self.fetch(IDLE)? {}
-        self.clock = Clock::start(self.before.end_ns);
         let mut open = true;
+        while open && self.next.is_none() && !interrupt::pressed() {
+            open = !matches!(self.fetch(IDLE)?, Fetched::NoMore);
+        }
+        self.clock = Clock::start(self.before.end_ns);
         while !interrupt::pressed() {
             // Between steps: what has come by now.
             open = open && self.take_in()?;
@@ -156,19 +174,27 @@ impl<'a> Live<'a> {
 
     /// Takes in what has come and has a seat; sleeps a moment where there is nothing to run. `false` when no more will come.
     fn take_in(&mut self) -> anyhow::Result<bool> {
-        let begun = Instant::now();
+        let mut hoping = None;
         for _ in 0..AT_ONCE {
             if interrupt::pressed() || self.seats.as_ref().is_some_and(Seats::are_taken) {
                 break;
             }
             if self.next.is_none() {
-                let patience = match (self.session.has_unfinished(), self.closed) {
-                    (false, _) => IDLE,
-                    (true, true) => HAND_OVER.saturating_sub(begun.elapsed()),
-                    (true, false) => Duration::ZERO,
+                let patience = match self.session.has_unfinished() {
+                    false => IDLE,
+                    true if self.closed && self.hopes => {
+                        HAND_OVER.saturating_sub(hoping.get_or_insert_with(Instant::now).elapsed())
+                    }
+                    true => Duration::ZERO,
                 };
-                if !self.fetch(patience)? {
-                    return Ok(false);
+                match self.fetch(patience)? {
+                    Fetched::Next => {}
+                    Fetched::Done => continue,
+                    Fetched::NotReady => {
+                        self.hopes = false;
+                        break;
+                    }
+                    Fetched::NoMore => return Ok(false),
                 }
             }
             match self.next.take() {
@@ -186,25 +212,36 @@ impl<'a> Live<'a> {
         Ok(true)
     }
 
-    /// Has the next record that is not done with, where it is ready in time. `false` when there is none.
-    fn fetch(&mut self, patience: Duration) -> anyhow::Result<bool> {
-        loop {
-            match self.prepared.recv_timeout(patience) {
-                Ok(Ok(incoming)) if self.before.has(&incoming) => continue,
-                Ok(Ok(incoming)) => self.next = Some(incoming),
-                Ok(Err(error)) => return Err(pagedraft::exit::usage(error.into())),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return Ok(false),
-            }
-            return Ok(true);
+    /// Has the next record, where it is ready in time.
+    fn fetch(&mut self, patience: Duration) -> anyhow::Result<Fetched> {
+        let idle = !self.session.has_unfinished();
+        match self.prepared.try_recv() {
+            Ok(incoming) => return self.fetched(incoming),
+            Err(TryRecvError::Disconnected) => return Ok(Fetched::NoMore),
+            Err(TryRecvError::Empty) => self.waited |= idle,
+        }
+        match self.prepared.recv_timeout(patience) {
+            Ok(incoming) => self.fetched(incoming),
+            Err(RecvTimeoutError::Timeout) => Ok(Fetched::NotReady),
+            Err(RecvTimeoutError::Disconnected) => Ok(Fetched::NoMore),
         }
     }
 
+    fn fetched(&mut self, incoming: Result<Incoming, DatasetError>) -> anyhow::Result<Fetched> {
+        let incoming = incoming.map_err(|error| pagedraft::exit::usage(error.into()))?;
+        if self.before.has(&incoming) {
+            return Ok(Fetched::Done);
+        }
+        self.next = Some(incoming);
+        Ok(Fetched::Next)
+    }
+
     /// Whether a request's time has come. An engine without work sleeps until then, or for a moment.
-    fn may_go(&self, request: &PlannedRequest) -> bool {
+    fn may_go(&mut self, request: &PlannedRequest) -> bool {
         let Some(at) = request.arrival_ns else { return true };
         let left = Duration::from_nanos(at.saturating_sub(self.clock.now_ns()));
         if !left.is_zero() && !self.session.has_unfinished() {
+            self.waited = true;
             std::thread::sleep(left.min(IDLE));
         }
         left.is_zero() || self.clock.now_ns() >= at
@@ -217,11 +254,10 @@ impl<'a> Live<'a> {
         let free_ns = self.seats.as_mut().and_then(Seats::take).unwrap_or(self.before.end_ns);
         let intended_ns = request.arrival_ns.unwrap_or(free_ns);
         let now_ns = self.clock.now_ns();
-        if intended_ns > self.since_ns && !self.session.has_unfinished() {
+        if std::mem::take(&mut self.waited) && !self.session.has_unfinished() {
             (self.since_ns, self.after_idle) = (now_ns, true);
-            self.woke_ns = now_ns.saturating_sub(intended_ns);
+            self.woke_ns = request.arrival_ns.map(|at| now_ns.saturating_sub(at));
         }
-        self.taken += 1;
         if self.before.sent(&request, self.max_concurrency) {
             self.resumed.insert(request.index.to_string());
         }
@@ -235,7 +271,10 @@ impl<'a> Live<'a> {
         request.ignore_eos = !planned.until_stop;
         request.recorded.extend(self.recorded.get(&planned.index).cloned());
         match self.session.submit(request) {
-            Ok(ids) => self.in_flight.extend(ids.into_iter().map(|id| (id, ticket))),
+            Ok(ids) => {
+                self.taken += 1;
+                self.in_flight.extend(ids.into_iter().map(|id| (id, ticket)));
+            }
             Err(error) => {
                 let now_ns = self.clock.now_ns();
                 let line = self.recorder.fail(ticket, now_ns, format!("{error:#}"));
@@ -289,7 +328,7 @@ impl<'a> Live<'a> {
             stages: step.stages,
             took_ns: self.clock.now_ns().saturating_sub(self.since_ns),
             after_idle: self.after_idle,
-            woke_ns: self.woke_ns,
+            woke_ns: self.woke_ns.take(),
             taken: std::mem::take(&mut self.taken),
             done: self.recorder.done(),
         };
@@ -301,6 +340,7 @@ impl<'a> Live<'a> {
     fn free_seat(&mut self, now_ns: u64) {
         if let Some(seats) = &mut self.seats {
             seats.give_back(now_ns);
+            self.hopes = true;
         }
     }
 

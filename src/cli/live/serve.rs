@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 
 use pagedraft::session::Session;
@@ -35,38 +34,23 @@ impl<I: Iterator<Item = Result<Incoming, DatasetError>> + Send> Stream<'_, I> {
         observer: &mut dyn Observe,
     ) -> anyhow::Result<bool> {
         let Self { source, before, recorded, max_concurrency } = self;
-        let stop = &AtomicBool::new(false);
         std::thread::scope(|scope| {
-            let _ends = Ends { stop };
             let (ahead, prepared) = sync_channel(AHEAD);
-            scope.spawn(move || prepare(source, &ahead, stop));
+            scope.spawn(move || prepare(source, &ahead));
             Live::new(session, recorder, observer, prepared, before, recorded, max_concurrency).run()
         })
     }
 }
 
-/// Reads and tokenises, as far ahead as `prepared` takes.
+/// Reads and tokenises, as far ahead as `prepared` takes, until nobody listens any more.
 fn prepare(
     source: impl Iterator<Item = Result<Incoming, DatasetError>>,
     prepared: &SyncSender<Result<Incoming, DatasetError>>,
-    stop: &AtomicBool,
 ) {
     for incoming in source {
-        // Nobody listens any more: the run was stopped.
-        if stop.load(Ordering::Relaxed) || prepared.send(incoming).is_err() {
+        if prepared.send(incoming).is_err() {
             return;
         }
-    }
-}
-
-/// Tells the other thread that the engine is done, also where it ended by a panic: the scope waits for it.
-struct Ends<'a> {
-    stop: &'a AtomicBool,
-}
-
-impl Drop for Ends<'_> {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
     }
 }
 
@@ -74,26 +58,27 @@ impl Drop for Ends<'_> {
 mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
+    use pagedraft_workloads::dataset::SkipReason;
+    use pagedraft_workloads::replay::SkippedRequest;
+
     use super::*;
 
     #[test]
     fn an_engine_that_panics_ends_the_thread_that_prepares() {
-        let stop = AtomicBool::new(false);
         let skipped = || {
-            Ok(Incoming::Skipped(pagedraft_workloads::replay::SkippedRequest {
+            Ok(Incoming::Skipped(SkippedRequest {
                 index: 0,
                 source_id: None,
                 category: None,
                 arrival_ns: None,
                 prompt_tokens: None,
-                reason: pagedraft_workloads::dataset::SkipReason::EmptyPrompt,
+                reason: SkipReason::EmptyPrompt,
             }))
         };
         let ended = catch_unwind(AssertUnwindSafe(|| {
             std::thread::scope(|scope| {
-                let _ends = Ends { stop: &stop };
                 let (ahead, prepared) = sync_channel(1);
-                scope.spawn(|| prepare(std::iter::repeat_with(skipped), &{ ahead }, &stop));
+                scope.spawn(move || prepare(std::iter::repeat_with(skipped), &ahead));
                 assert!(prepared.recv().is_ok());
                 panic!("the engine's fault");
             })

@@ -34,7 +34,7 @@ use pagedraft_workloads::sim::CostModel;
 use pagedraft_workloads::trace::{CONFIG_FILE, TraceWriter};
 use serde_json::{Value, json};
 
-use super::engine_flags::EngineFlags;
+use super::engine_flags::{EngineFlags, note};
 use super::output_file::OutputFile;
 use super::{Ended, interrupt};
 use arrival_flags::ArrivalFlags;
@@ -259,7 +259,10 @@ impl Replay {
                 });
             }
             // The simulation is made again: it gives the same lines.
-            (true, true) => RunDirectory::repeat(&self.out, config),
+            (true, true) => {
+                note("--resume: a simulation is made again from its beginning, which gives the same lines");
+                RunDirectory::repeat(&self.out, config)
+            }
         };
         made.map_err(|e| usage(e.into()))
     }

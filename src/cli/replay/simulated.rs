@@ -5,7 +5,8 @@
 
 use anyhow::anyhow;
 use pagedraft::exit::{usage, usage_hint};
-use pagedraft::session::{DraftLength, DraftRef, EngineOptions};
+use pagedraft::session::{DeviceRef, DraftLength, DraftRef, EngineOptions};
+use pagedraft_model::cuda::KvStorage;
 use pagedraft_scheduler::SchedulerConfig;
 use pagedraft_spec_decode::Scorer;
 use pagedraft_workloads::Error;
@@ -125,6 +126,17 @@ fn cost_model(replay: &Replay) -> anyhow::Result<CostModel> {
 
 /// What the flags ask for.
 fn options(replay: &Replay, engine: &EngineOptions, cost: CostModel) -> anyhow::Result<SimOptions> {
+    let of_a_device = [
+        (engine.device == DeviceRef::Cuda, "--device cuda"),
+        (engine.kv == KvStorage::Fp8, "--kv-cache-dtype fp8"),
+        (!engine.deterministic, "--no-deterministic"),
+    ];
+    if let Some((_, flag)) = of_a_device.into_iter().find(|(given, _)| *given) {
+        return Err(usage_hint(
+            anyhow!("{flag}: a simulated engine runs on no device; its cost model says what steps take"),
+            "leave it out, or use --executor real",
+        ));
+    }
     if engine.kv_cache_memory.is_some() {
         return Err(usage_hint(
             anyhow!("--kv-cache-memory: a simulated engine has no bytes in its KV blocks"),

@@ -25,7 +25,7 @@ pub fn text(summary: &Summary) -> String {
             (Some(mean), Some(max)) => format!("; late by {mean:.3} ms, {max:.3} ms at most"),
             _ => String::new(),
         };
-        line("rate", format!("{asked}{sent:.3} sent{late}"));
+        line("rate", format!("{asked}{sent:.3} taken in{late}"));
     }
     if let Some(goodput) = &summary.goodput {
         let (share, rate) = (goodput.share * 100.0, goodput.request_goodput);

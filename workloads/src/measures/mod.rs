@@ -1,6 +1,6 @@
 //! What a replay is measured by.
 //!
-//! Latencies count from the intended arrival, so that an engine that stalls, or a client that could not send, shows
+//! Latencies count from the intended arrival, so that an engine that stalls, or takes requests late, shows
 //! (coordinated omission). A token's time is the end of the step that gave it.
 //!
 //! Of a step that gives a request several tokens (speculation) there are three readings of the inter-token latency, and all are

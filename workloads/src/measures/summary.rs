@@ -57,11 +57,12 @@ pub struct Summary {
     pub speculation: Option<Speculation>,
     /// Requests a second that were asked for, where they were.
     pub rate_asked: Option<f64>,
-    /// Requests a second that were sent: one less than were sent, by the seconds between the first and the last. Drawn arrivals
+    /// Requests a second that were sent, by when the engine took them: one less than were sent, by the seconds between the first and the last. Drawn arrivals
     /// have as many gaps before them as there are requests, so that of few requests it may differ from `rate_asked` by about one
     /// part in as many. With fewer than two, or all at one moment, `null`.
     pub rate_sent: Option<f64>,
-    /// How late requests were sent, in milliseconds behind their intended arrival: by the sender, or because of `--max-concurrency`.
+    /// How late the engine was given requests, in milliseconds behind their intended arrival: a live one takes them between two steps, a
+    /// simulated one at once; or because of `--max-concurrency`.
     pub send_lateness_ms: Figures,
     /// The three readings of inter-token latency, in milliseconds. Unlike the other latencies, gaps are counted as they come: those of
     /// requests that failed or were stopped later are among them, up to that moment.

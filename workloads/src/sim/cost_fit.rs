@@ -19,7 +19,9 @@ const STEPS_OF_A_KNOT: usize = 5;
 const AFTER_IDLE: usize = 10;
 /// A step that took so many times what is told, and so many microseconds more, was another program's.
 const NEIGHBOUR: f64 = 2.5;
-const NEIGHBOUR_US: f64 = 20_000.0;
+const NEIGHBOUR_US: f64 = 5_000.0;
+/// An engine that woke so late waited for another program to leave the core.
+const WOKE_US: f64 = 2_000.0;
 /// One run of steps of so many is held out.
 const HELD_OUT: u64 = 4;
 
@@ -32,7 +34,7 @@ pub struct MeasuredStep {
     /// What that took.
     pub took: StepCost,
     /// Microseconds from the arrival of its first request until the engine, which had nothing to do, took it in.
-    pub woke_us: f64,
+    pub woke_us: Option<f64>,
     /// Who proposed drafts, if anybody was asked.
     pub proposer: Option<String>,
     /// The run of steps that it belongs to: neighbours are alike, so whole runs are held out.
@@ -46,12 +48,12 @@ pub struct FitQuality {
     pub fitted_steps: usize,
     /// Steps it was not fitted to.
     pub held_out_steps: usize,
-    /// Of the latter, the median of |told - measured| / measured.
-    pub median_error: f64,
+    /// Of the latter, the median of |told - measured| / measured; `null` where there are none.
+    pub median_error: Option<f64>,
     /// Its 90th percentile.
-    pub p90_error: f64,
+    pub p90_error: Option<f64>,
     /// The sum of their times as told, over the sum as measured.
-    pub sum_told_to_measured: f64,
+    pub sum_told_to_measured: Option<f64>,
 }
 
 /// A model, and how good it is.
@@ -127,13 +129,13 @@ fn quality<'a>(
         }
     }
     errors.sort_by(f64::total_cmp);
-    let percentile = |p| crate::latency::percentile(&errors, p).unwrap_or(0.0);
+    let percentile = |p| crate::latency::percentile(&errors, p);
     FitQuality {
         fitted_steps,
         held_out_steps: errors.len(),
         median_error: percentile(50.0),
         p90_error: percentile(90.0),
-        sum_told_to_measured: if measured > 0.0 { told / measured } else { 1.0 },
+        sum_told_to_measured: (measured > 0.0).then(|| told / measured),
     }
 }
 
@@ -203,8 +205,7 @@ fn fit_idleness(idle: &[&MeasuredStep], model: &mut CostModel) {
     if idle.len() < AFTER_IDLE {
         return;
     }
-    // Beyond that another program had the core.
-    let woke: Vec<f64> = idle.iter().map(|step| step.woke_us).filter(|us| *us < NEIGHBOUR_US).collect();
+    let woke: Vec<f64> = idle.iter().filter_map(|step| step.woke_us).filter(|us| *us < WOKE_US).collect();
     model.us_to_wake = woke.iter().sum::<f64>() / woke.len().max(1) as f64;
     let mut late = Measurements::new(2);
     for step in idle.iter().filter(|step| !is_neighbours(step, model)) {
@@ -219,7 +220,7 @@ fn fit_idleness(idle: &[&MeasuredStep], model: &mut CostModel) {
 
 /// Whether requests were given to the engine before a step, or end with it.
 fn comes_or_goes(step: &MeasuredStep) -> bool {
-    step.shape.begun + step.shape.ended > 0
+    step.shape.begun > 0 || step.shape.ended > 0
 }
 
 /// What a step is told to take without drafts, which are told apart.

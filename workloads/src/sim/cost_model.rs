@@ -44,7 +44,7 @@ impl StepShape {
     /// Token rows that the forward pass computes, those that a graph adds included.
     #[must_use]
     pub fn rows_run(&self) -> u32 {
-        self.token_rows + self.pad_rows
+        self.token_rows.saturating_add(self.pad_rows)
     }
 
     /// One more request in the proposer's pass number `depth`, from 0, with `tokens` token rows behind `context` tokens.

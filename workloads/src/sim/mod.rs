@@ -9,7 +9,7 @@
 //! - **The decisions**: plans, blocks, prefix hits, preemptions and automatic draft lengths are made by the very
 //!   `Scheduler`, told the times of the cost model. A request that comes while a step runs is planned for behind it; an idle
 //!   engine begins as one comes, or when it has woken (`us_to_wake`); the tokens of a step are there at its end.
-//! - **The client**: an open loop that sends on time (a live engine takes requests in between two steps, and calls that sent). With a limit of concurrency a request waits for a seat from its
+//! - **The client**: an open loop that sends on time. With a limit of concurrency a request waits for a seat from its
 //!   intended arrival on; one without an arrival of its own is meant to be sent as a seat frees.
 //! - **Proposing**: passes, lagging rows and the catch-up budget of a draft model.
 //! - **Traces**: lines of the same form, from the same plans and block tables, which `pagedraft trace check` takes.
@@ -18,6 +18,7 @@
 //!
 //! - **Tokens say nothing.** They are drawn by (seed, request, position). So are the drafts that are accepted: by the cost
 //!   model's shares, each independently of all others.
+//! - A request is sent as it comes; a live engine takes it in between two steps, and calls that sent.
 //! - **No request stops by itself**: all give `max_tokens` tokens, those that would run until a stop token too.
 //! - A conversation's later turns hit what its dataset says of the earlier ones, not what was generated here.
 //! - A draft model's own pool always has room, and its prefix cache has what the target's had at a request's admission: it

@@ -148,7 +148,7 @@ impl RulerGenerator {
         }
         Err(DatasetError::Options(format!(
             "a length of {} is too small for sample {index} of {}: its own text and answer take {least} tokens; \
-             give a length of {least} or more",
+             give a length of {least} or more (other samples may take some tokens more)",
             self.length,
             self.task.name(),
         )))

@@ -21,7 +21,7 @@ mod linux {
     /// The cores that the members of a team may use.
     #[derive(Debug)]
     pub struct Cores {
-        /// Those that the process may use, where they are several.
+        /// Those that the process may use, where there is one for each.
         allowed: Option<CpuSet>,
         members: Vec<OnceLock<Pid>>,
         /// The one that the members were forbidden last.
@@ -31,7 +31,9 @@ mod linux {
     impl Cores {
         /// Those that the calling thread may use, for so many members beside it.
         pub fn new(members: usize) -> Self {
-            let allowed = sched_getaffinity(None).ok().filter(|cores| cores.count() > 1);
+            // As many members as are left cores without the caller's, or fewer: more are the kernel's to spread.
+            let fits = |cores: &CpuSet| members > 0 && cores.count() as usize > members;
+            let allowed = sched_getaffinity(None).ok().filter(fits);
             let members = (0..members).map(|_| OnceLock::new()).collect();
             Self { allowed, members, forbidden: AtomicUsize::new(NOWHERE) }
         }
@@ -81,7 +83,9 @@ mod linux {
                 entered.wait();
                 cores.make_way();
                 let forbidden = cores.forbidden.load(Ordering::Relaxed);
-                let now = sched_getaffinity(cores.members[0].get().copied()).unwrap();
+                let now = sched_getaffinity(cores.members[0].get().copied());
+                left.wait();
+                let now = now.unwrap();
                 match &cores.allowed {
                     Some(allowed) => {
                         assert!(allowed.is_set(forbidden) && !now.is_set(forbidden));
@@ -89,7 +93,6 @@ mod linux {
                     }
                     None => assert_eq!(forbidden, NOWHERE),
                 }
-                left.wait();
             });
         }
     }

@@ -44,8 +44,8 @@ fn step(start_ns: u64, end_ns: u64, rows: Vec<RowReport>, ended: &[Ticket]) -> S
     StepReport { start_ns, end_ns, running: rows.len() as u32, rows, ended, ..StepReport::default() }
 }
 
-/// 60 s at 100 requests a second, each one step of a millisecond; the step that begins at 20 s takes 10 s. The client is blocked
-/// too: it can't send while the engine makes a step.
+/// 60 s at 100 requests a second, each one step of a millisecond; the step that begins at 20 s takes 10 s. Nothing is
+/// taken in while the engine makes a step.
 fn frozen() -> (Summary, Vec<RequestLine>) {
     let mut recorder = Recorder::new(options(6000));
     let mut times = Arrivals::Constant { rate: 100.0 }.times(6000, 0).unwrap();
