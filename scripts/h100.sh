@@ -63,7 +63,7 @@ fi
 # Ratios of tokens/s, where both have a line of the same name.
 awk -F '\t' '
     { name = $1; sub(/ +$/, "", name); value = $2; gsub(/ /, "", value) }
-    FNR == NR { if (NF > 1) peer[name] = value; next }
+    FILENAME == ARGV[1] { if (NF > 1) peer[name] = value; next }
     /^== table$/ { table = 1; next }
     table {
         print
