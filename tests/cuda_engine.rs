@@ -1,5 +1,5 @@
 //! The whole engine on a GPU that is not there: a driver and a compiler made for the test run the kernels emulated, so that every call of the
-//! real ones is made, in order, and held to their rules (`tests/fake_cuda`).
+//! real ones is made, in order, and held to the rules that `tests/fake_cuda/libcuda.cpp` lists.
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 

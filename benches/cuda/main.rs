@@ -1,48 +1,74 @@
-//! Everything that is asked of the CUDA device, checked and timed on one GPU in under ten minutes; a table last.
+//! Everything that is asked of the CUDA device, checked and timed on one GPU; a table last.
 //!
-//! `cargo bench --bench cuda [-- --only WORDS]`, or `scripts/h100.sh`, which adds PyTorch's figures where it can be imported.
+//! `cargo bench --bench cuda [-- --only WORD,WORD]`, or `scripts/h100.sh`, which adds PyTorch's figures where it can be imported.
+//! A word picks the sections whose names have it. Several sections run in a process each: a kernel's fault loses the whole
+//! process's GPU.
 //!
 //! Weights are drawn from a seed. Times are the GPU's own, by events, medians of some tens of steps; `wall` is the host's clock
-//! around a whole step, the chosen tokens read back. Without a GPU it says so and ends well.
+//! around a whole step, the chosen tokens read back. Without a driver's library or a GPU it says so and ends well; anything else
+//! that is missing is an error.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a bench that fails says where")]
 
+mod data;
 #[path = "../support/flag.rs"]
 mod flag;
 mod measure;
+mod sections;
 mod shapes;
 #[path = "../../model/tests/steps/mod.rs"]
 mod steps;
+mod table;
 mod tokens;
 
 use std::panic::AssertUnwindSafe;
 use std::time::Instant;
 
 use flag::flag;
-use measure::Table;
-use pagedraft_model::cuda::{self, CudaDevice, CudaOptions, KvStorage};
+use pagedraft_model::cuda::{self, CudaDevice, CudaError, CudaOptions, KvStorage};
 use pagedraft_model::{Dtype, Runner};
+use table::Table;
 
 fn main() {
-    if let Err(why) = cuda::probe() {
-        println!("skipped: {why}");
-        return;
-    }
     let only = flag("--only", String::new());
+    let picked = sections::picked(&only, SECTIONS.map(|(name, _)| name)).unwrap_or_else(|why| {
+        eprintln!("error: {why}");
+        std::process::exit(2)
+    });
+    match cuda::probe() {
+        Ok(()) => {}
+        Err(why) if no_gpu(&why) => {
+            println!("skipped: {why}");
+            return;
+        }
+        Err(why) => {
+            eprintln!("error: {why}");
+            std::process::exit(1)
+        }
+    }
     let start = Instant::now();
     let mut table = Table::default();
-    for (name, section) in SECTIONS {
-        if !name.contains(only.as_str()) {
-            continue;
-        }
+    let alone = picked.len() == 1;
+    for (name, section) in SECTIONS.into_iter().filter(|(name, _)| picked.contains(name)) {
         println!("\n== {name} ({:.0} s)", start.elapsed().as_secs_f64());
-        let done = std::panic::catch_unwind(AssertUnwindSafe(|| section(&mut table)));
-        if done.is_err() {
+        if !alone {
+            sections::run_apart(name, &mut table);
+        } else if std::panic::catch_unwind(AssertUnwindSafe(|| section(&mut table))).is_err() {
             table.failed(name);
         }
     }
-    println!("\n{:.0} s\n{}", start.elapsed().as_secs_f64(), table.text());
+    println!("\n{:.0} s", start.elapsed().as_secs_f64());
+    print!("{}\n{}", table::HEADING, table.text());
     if table.any_failed() {
         std::process::exit(1);
+    }
+}
+
+/// Whether nobody could have run anything here. On a machine with a GPU, whatever else is missing must not pass for a success.
+fn no_gpu(why: &CudaError) -> bool {
+    match why {
+        CudaError::NoLibrary { name, .. } => *name == "libcuda",
+        CudaError::NoGpu { what } => what.contains("sees no GPU"),
+        _ => false,
     }
 }
 

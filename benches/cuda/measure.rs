@@ -9,61 +9,15 @@ use pagedraft_model::cuda::{Backend, CudaDevice};
 use pagedraft_model::{Choice, Device, Op, Precision, Runner, StepInputs};
 use pagedraft_workloads::latency::Spread;
 
+use crate::data::fill;
 use crate::shapes::{LLAMA_8B, ONE_LAYER, QWEN3_0_6B, Room, Shape, scaled, small};
+use crate::table::Table;
 
 /// Steps that are timed, after some that are not.
 const STEPS: usize = 40;
 const WARM_UP: usize = 5;
 /// bf16 with f32 sums, dense, of an H100 SXM (its data sheet): the other floor of a step.
 const FLOPS: f64 = 989e12;
-
-/// What was found, a line each.
-#[derive(Default)]
-pub struct Table {
-    lines: Vec<(String, String, String)>,
-    failed: bool,
-}
-
-impl Table {
-    /// A figure, and what it is to be compared with.
-    pub fn figure(&mut self, name: &str, value: String, goal: &str) {
-        println!("{name}: {value}  {goal}");
-        self.lines.push((name.to_owned(), value, goal.to_owned()));
-    }
-
-    /// A share, and the least it should be.
-    pub fn at_least(&mut self, name: &str, value: f64, goal: f64) {
-        let verdict = if value >= goal { "met" } else { "missed" };
-        self.figure(name, format!("{value:.3}"), &format!("goal {goal}: {verdict}"));
-    }
-
-    /// A ratio, and the most it should be.
-    pub fn at_most(&mut self, name: &str, value: f64, goal: f64) {
-        let verdict = if value <= goal { "met" } else { "missed" };
-        self.figure(name, format!("{value:.3}"), &format!("goal {goal}: {verdict}"));
-    }
-
-    /// A check that passed or didn't.
-    pub fn check(&mut self, name: &str, passed: bool) {
-        self.failed |= !passed;
-        self.figure(name, if passed { "passed" } else { "FAILED" }.to_owned(), "");
-    }
-
-    /// A section that did not come to its end.
-    pub fn failed(&mut self, name: &str) {
-        self.check(name, false);
-    }
-
-    pub fn any_failed(&self) -> bool {
-        self.failed
-    }
-
-    pub fn text(&self) -> String {
-        let line =
-            |(name, value, goal): &(String, String, String)| format!("{name:<62}{value:>14}  {goal}\n");
-        self.lines.iter().map(line).collect()
-    }
-}
 
 /// A step of equal rows: sequences, the context of each, its query tokens; with `expanded`, each token a row of its own.
 #[derive(Clone, Copy)]
@@ -110,13 +64,20 @@ fn median(values: &[f64]) -> f64 {
     Spread::of(values).expect("some values").median()
 }
 
-/// Times steps that end with a token chosen for every row.
+const GREEDY: Choice =
+    Choice { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed: 0, sample: 0, position: 0 };
+
+/// The rows that a step chooses a token for: all, or the last where that is more than has logits.
+fn chosen_rows(runner: &Runner<CudaDevice>, inputs: &StepInputs) -> Vec<u32> {
+    let rows = inputs.tokens.len() as u32;
+    let first = if rows as usize > runner.limits().logit_rows { rows - 1 } else { 0 };
+    (first..rows).collect()
+}
+
+/// Times steps that end with tokens chosen.
 fn time(runner: &mut Runner<CudaDevice>, inputs: &StepInputs) -> Time {
-    let rows: Vec<u32> = (0..inputs.tokens.len() as u32).collect();
-    let rows = if rows.len() > runner.limits().logit_rows { rows[rows.len() - 1..].to_vec() } else { rows };
-    let greedy =
-        Choice { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed: 0, sample: 0, position: 0 };
-    let choices = vec![greedy; rows.len()];
+    let rows = chosen_rows(runner, inputs);
+    let choices = vec![GREEDY; rows.len()];
     let (mut gpu, mut wall) = (Vec::new(), Vec::new());
     let steps = if small() { 2 } else { STEPS };
     for i in 0..WARM_UP + steps {
@@ -124,7 +85,7 @@ fn time(runner: &mut Runner<CudaDevice>, inputs: &StepInputs) -> Time {
         runner.forward(inputs).expect("a step");
         runner.choose(&rows, &choices).expect("tokens");
         let elapsed = start.elapsed().as_secs_f64();
-        let busy = runner.device_mut().busy().map_or(0.0, |busy| busy.as_secs_f64());
+        let busy = busy(runner.device_mut());
         if i >= WARM_UP {
             gpu.push(busy);
             wall.push(elapsed);
@@ -133,21 +94,64 @@ fn time(runner: &mut Runner<CudaDevice>, inputs: &StepInputs) -> Time {
     Time { gpu: median(&gpu), wall: median(&wall) }
 }
 
-/// Bytes a second that a plain copy on the GPU reads and writes.
-fn copy_bandwidth(runner: &mut Runner<CudaDevice>) -> f64 {
-    let bytes = if small() { 1 << 16 } else { 1 << 30 };
-    const COPIES: usize = 20;
-    let backend = runner.device_mut().backend();
-    let (from, to) = (backend.allocate(bytes).expect("memory"), backend.allocate(bytes).expect("memory"));
-    let mut best = f64::INFINITY;
-    for _ in 0..5 {
-        backend.fetch(to, 1).expect("a read");
-        let start = Instant::now();
-        (0..COPIES).for_each(|_| backend.copy(from, to, bytes).expect("a copy"));
-        backend.fetch(to, 1).expect("a read");
-        best = best.min(start.elapsed().as_secs_f64() / COPIES as f64);
+/// Seconds that the GPU was at work since this was last asked.
+fn busy(device: &mut CudaDevice) -> f64 {
+    device.busy().map_or(0.0, |busy| busy.as_secs_f64())
+}
+
+/// Two pieces of the GPU's memory, for plain copies from one to the other.
+struct Copies {
+    from: u64,
+    to: u64,
+    bytes: usize,
+}
+
+impl Copies {
+    fn new(runner: &mut Runner<CudaDevice>) -> Self {
+        let bytes = if small() { 1 << 16 } else { 1 << 30 };
+        let backend = runner.device_mut().backend();
+        let (from, to) = (backend.allocate(bytes).expect("memory"), backend.allocate(bytes).expect("memory"));
+        fill(backend, from, bytes);
+        Self { from, to, bytes }
     }
-    2.0 * bytes as f64 / best
+
+    fn copy(&self, backend: &mut impl Backend, bytes: usize) {
+        backend.copy(self.from, self.to, bytes.min(self.bytes)).expect("a copy");
+    }
+
+    /// Bytes a second that a copy reads and writes.
+    fn bandwidth(&self, runner: &mut Runner<CudaDevice>) -> f64 {
+        const TIMES: usize = 20;
+        let backend = runner.device_mut().backend();
+        let mut best = f64::INFINITY;
+        for _ in 0..5 {
+            backend.fetch(self.to, 1).expect("a read");
+            let start = Instant::now();
+            (0..TIMES).for_each(|_| self.copy(backend, self.bytes));
+            backend.fetch(self.to, 1).expect("a read");
+            best = best.min(start.elapsed().as_secs_f64() / TIMES as f64);
+        }
+        2.0 * self.bytes as f64 / best
+    }
+
+    /// The median of the GPU's time for `work` behind a copy that leaves nothing of use in its cache, and that takes it longer
+    /// than the host takes to issue the work.
+    fn time_behind(
+        &self,
+        runner: &mut Runner<CudaDevice>,
+        mut work: impl FnMut(&mut Runner<CudaDevice>),
+    ) -> f64 {
+        let times: Vec<f64> = (0..7)
+            .map(|_| {
+                busy(runner.device_mut());
+                self.copy(runner.device_mut().backend(), 256 << 20);
+                work(runner);
+                runner.device_mut().wait().expect("the GPU");
+                busy(runner.device_mut())
+            })
+            .collect();
+        median(&times)
+    }
 }
 
 /// Bytes that a step must read: every weight once (of the embedding its rows alone, unless it is the head too), and the KV of
@@ -160,10 +164,17 @@ fn bytes(shape: &Shape, case: Case) -> f64 {
     weights + f64::from(case.sequences) * f64::from(case.context) * kv as f64
 }
 
-fn flops(shape: &Shape, rows: f64) -> f64 {
+/// What a step multiplies and adds: every row by the layers' weights, rows whose token is chosen by the head's, and every
+/// query by the keys and values that it sees.
+fn flops(shape: &Shape, case: Case, chosen: usize) -> f64 {
     let c = shape.config();
-    let embedding = if c.tie_word_embeddings { 0 } else { c.vocab_size * c.hidden_size };
-    2.0 * rows * (c.num_parameters() as f64 - embedding as f64)
+    let head = (c.vocab_size * c.hidden_size) as f64;
+    let matrices = if c.tie_word_embeddings { 1.0 } else { 2.0 };
+    let layers = c.num_parameters() as f64 - matrices * head;
+    let [sequences, context, queries] = [case.sequences, case.context, case.queries].map(f64::from);
+    let seen = sequences * (queries * context + queries * (queries + 1.0) / 2.0);
+    let attention = 4.0 * seen * (c.num_heads * c.head_dim * c.num_layers) as f64;
+    2.0 * (sequences * queries * layers + chosen as f64 * head) + attention
 }
 
 fn decode_case(sequences: u32, context: u32) -> Case {
@@ -179,7 +190,8 @@ pub fn decode(table: &mut Table, shape: &Shape) {
     for overlap in [false, true] {
         let mut runner = shape.open(Room { overlap, ..room }, &[1, scaled(8), scaled(64)], 1);
         let how = if overlap { ", overlapped" } else { "" };
-        let bandwidth = copy_bandwidth(&mut runner);
+        let copies = Copies::new(&mut runner);
+        let bandwidth = copies.bandwidth(&mut runner);
         if !overlap {
             table.figure(&format!("{name}: plain copy, GB/s"), format!("{:.0}", bandwidth / 1e9), "");
         }
@@ -190,7 +202,8 @@ pub fn decode(table: &mut Table, shape: &Shape) {
             runner.set_enforce_eager(true);
             let eager = time(&mut runner, &inputs);
             runner.set_enforce_eager(false);
-            let floor = (bytes(shape, case) / bandwidth).max(flops(shape, f64::from(case.sequences)) / FLOPS);
+            let computing = flops(shape, case, case.sequences as usize) / FLOPS;
+            let floor = (bytes(shape, case) / bandwidth).max(computing);
             let label = format!("{name}: decode, batch {sequences}, context 1024{how}");
             table.figure(
                 &format!("{label}, ms (wall, eager GPU, eager wall)"),
@@ -204,37 +217,37 @@ pub fn decode(table: &mut Table, shape: &Shape) {
             );
             table.at_least(&format!("{label}, floor / step"), floor / graph.gpu, goal);
             if sequences == 1 {
-                let alone = kernels_alone(&mut runner, &inputs);
-                table.at_most(&format!("{label}, replay / sum of kernels"), graph.gpu / alone, 1.15);
+                let (replay, kernels) = replay_and_kernels(&mut runner, &inputs, &copies);
+                table.at_most(&format!("{label}, replay / sum of kernels"), replay / kernels, 1.15);
             }
         }
     }
 }
 
-/// What the kernels of an eager step take one by one, less what timing nothing takes.
-fn kernels_alone(runner: &mut Runner<CudaDevice>, inputs: &StepInputs) -> f64 {
-    runner.forward_eager(inputs).expect("a step");
-    let rows = inputs.tokens.len();
-    let ops = runner.operations(rows);
-    let device = runner.device_mut();
-    let mut span = |ops: &[Op<_>]| {
-        let times: Vec<f64> = (0..7)
-            .map(|_| {
-                device.run(ops).expect("a kernel");
-                device.wait().expect("the GPU");
-                device.busy().map_or(0.0, |busy| busy.as_secs_f64())
-            })
-            .collect();
-        median(&times)
+/// What a replayed step takes and what its kernels take one by one, the choice of the token among both: each behind a copy, and
+/// less what timing nothing takes.
+fn replay_and_kernels(runner: &mut Runner<CudaDevice>, inputs: &StepInputs, copies: &Copies) -> (f64, f64) {
+    let rows = chosen_rows(runner, inputs);
+    let choices = vec![GREEDY; rows.len()];
+    let choose = |runner: &mut Runner<CudaDevice>| {
+        runner.choose(&rows, &choices).expect("tokens");
     };
-    let nothing = span(&[]);
-    let each: Vec<(String, f64)> = ops
-        .iter()
-        .map(|op| {
-            let kind = format!("{op:?}").split([' ', '{']).next().unwrap_or_default().to_owned();
-            (kind, (span(std::slice::from_ref(op)) - nothing).max(0.0))
-        })
-        .collect();
+    let nothing = copies.time_behind(runner, |runner| runner.device_mut().run(&[]).expect("nothing"));
+    let replay = copies.time_behind(runner, |runner| {
+        runner.forward(inputs).expect("a step");
+        choose(runner);
+    });
+    // The logits of a replayed step are there: it is the choice alone.
+    let choice = copies.time_behind(runner, choose);
+    runner.forward_eager(inputs).expect("a step");
+    let mut each = vec![("choice".to_owned(), (choice - nothing).max(0.0))];
+    for op in runner.operations(inputs.tokens.len()) {
+        let kind = format!("{op:?}").split([' ', '{']).next().unwrap_or_default().to_owned();
+        let time = copies.time_behind(runner, |runner| {
+            runner.device_mut().run(std::slice::from_ref(&op)).expect("a kernel")
+        });
+        each.push((kind, (time - nothing).max(0.0)));
+    }
     let mut kinds: Vec<&str> = each.iter().map(|(kind, _)| kind.as_str()).collect();
     kinds.sort_unstable();
     kinds.dedup();
@@ -242,7 +255,8 @@ fn kernels_alone(runner: &mut Runner<CudaDevice>, inputs: &StepInputs) -> f64 {
         let times: Vec<f64> = each.iter().filter(|(k, _)| k == kind).map(|&(_, time)| time).collect();
         println!("  {kind:<14}{:>4} x {:>8.2} us", times.len(), median(&times) * 1e6);
     }
-    each.iter().map(|(_, time)| time).sum()
+    // A replayed step is two spans: the graph, and the choice.
+    (replay - 2.0 * nothing, each.iter().map(|(_, time)| time).sum())
 }
 
 /// Decode attention of 64 sequences of 8K against the copy, and verify rows against it.
@@ -250,7 +264,7 @@ pub fn attention(table: &mut Table) {
     let (sequences, context, length) = (scaled(64), scaled(8192), scaled(8448));
     let room = Room { sequences, length, token_rows: scaled(512), deterministic: true, overlap: false };
     let mut runner = ONE_LAYER.open(room, &[], 1);
-    let bandwidth = copy_bandwidth(&mut runner);
+    let bandwidth = Copies::new(&mut runner).bandwidth(&mut runner);
     let config = ONE_LAYER.config();
     let device = runner.device_mut();
     let width = config.num_heads * config.head_dim;
@@ -266,7 +280,7 @@ pub fn attention(table: &mut Table) {
             .map(|_| {
                 device.run(&ops).expect("attention");
                 device.wait().expect("the GPU");
-                device.busy().map_or(0.0, |busy| busy.as_secs_f64()) / TIMES as f64
+                busy(device) / TIMES as f64
             })
             .collect();
         median(&times)
@@ -310,11 +324,13 @@ pub fn prefill(table: &mut Table) {
         let room = Room { sequences: 1, length, token_rows: tokens, deterministic: true, overlap: false };
         let mut runner = shape.open(room, &[], 1);
         let case = Case { sequences: 1, context: 0, queries: tokens, expanded: false };
-        let found = time(&mut runner, &case.inputs(length));
+        let inputs = case.inputs(length);
+        let chosen = chosen_rows(&runner, &inputs).len();
+        let found = time(&mut runner, &inputs);
         let name = format!("{}: prefill of 2048 tokens", shape.name);
         table.figure(&format!("{name}, ms"), format!("{:.2}", found.gpu * 1e3), "");
         table.figure(&format!("{name}, tokens/s"), format!("{:.0}", f64::from(tokens) / found.wall), "");
-        let share = flops(shape, f64::from(tokens)) / FLOPS / found.gpu;
+        let share = flops(shape, case, chosen) / FLOPS / found.gpu;
         table.figure(&format!("{name}, share of 989 TFLOP/s"), format!("{share:.3}"), "");
     }
 }

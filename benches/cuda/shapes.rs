@@ -6,6 +6,8 @@ use pagedraft_model::checkpoint::{Checkpoint, ModelConfig};
 use pagedraft_model::cuda::{CudaDevice, CudaOptions, KvStorage};
 use pagedraft_model::{CaptureSizes, Dtype, Runner, StepLimits};
 
+use crate::data::fill;
+
 /// With `--small`, the sections run on a tiny model and few tokens: to try the bench itself, emulated.
 pub fn small() -> bool {
     static SMALL: OnceLock<bool> = OnceLock::new();
@@ -87,7 +89,7 @@ impl Shape {
         }
     }
 
-    /// The model on the GPU, with a graph for each of these token rows and query lengths up to `longest`.
+    /// The model on the GPU, its KV cache filled, with a graph for each of these token rows and query lengths up to `longest`.
     pub fn open(&self, room: Room, graphs: &[u32], longest: u32) -> Runner<CudaDevice> {
         let (config, options) = (self.config(), self.options(room));
         let device = CudaDevice::open(&options, &config).expect("a device");
@@ -97,6 +99,10 @@ impl Shape {
             max_model_len: options.max_model_len,
         };
         let mut runner = Runner::load(device, &Checkpoint::dummy(config, 0), limits).expect("a model");
+        let device = runner.device_mut();
+        let (cache, blocks) = (device.cache(), options.num_blocks as usize);
+        let bytes = device.geometry().block_stride() * blocks;
+        fill(device.backend(), cache, bytes);
         if !graphs.is_empty() {
             let report = runner.capture(&CaptureSizes::new(graphs.to_vec(), longest)).expect("graphs");
             println!(

@@ -10,47 +10,74 @@ use pagedraft::session::{
 };
 use pagedraft_model::Dtype;
 
-use crate::measure::Table;
 use crate::shapes::{QWEN3_0_6B, scaled};
+use crate::table::Table;
 
-const REQUESTS: u32 = 64;
+/// Requests of a batch. With four drafts each, 64 have more verify rows than logits are kept of, so that those steps are eager;
+/// 40 have fewer, and theirs are replayed.
+const BATCHES: [u32; 2] = [64, 40];
 const TOKENS: u32 = 1600;
 
 pub fn with_and_without_speculation(table: &mut Table) {
+    for requests in BATCHES {
+        compare(table, requests);
+    }
+}
+
+fn compare(table: &mut Table, requests: u32) {
+    let name = format!("0.6B: batch {requests}");
+    let replayed = requests == 40;
+    let requests = scaled(requests);
     let dir = Directory::new();
     let mut options = EngineOptions::new(ModelRef::Directory(dir.0.clone()));
     options.load_format = LoadFormat::Dummy;
     options.device = DeviceRef::Cuda;
     options.dtype = Some(Dtype::Bf16);
-    options.num_blocks = Some(scaled(REQUESTS) * 112);
+    options.num_blocks = Some(requests * 112);
     options.max_model_len = Some(1792);
-    options.max_num_seqs = scaled(REQUESTS);
+    options.max_num_seqs = requests;
     options.max_num_batched_tokens = scaled(2048);
-    let (plain, seconds) = generate(&options, &[]);
-    let recorded: Vec<Arc<[u32]>> = plain.iter().map(|tokens| tokens.as_slice().into()).collect();
+    let plain = generate(&options, requests, &[]);
+    let recorded: Vec<Arc<[u32]>> = plain.tokens.iter().map(|tokens| tokens.as_slice().into()).collect();
     options.speculation = SpeculationOptions {
         draft: Some(DraftRef::Synthetic { rate: 0.7 }),
         length: DraftLength::Fixed(4),
         ..SpeculationOptions::default()
     };
-    let (drafted, with) = generate(&options, &recorded);
-    let pairs = plain.iter().flatten().zip(drafted.iter().flatten());
+    let drafted = generate(&options, requests, &recorded);
+    let pairs = plain.tokens.iter().flatten().zip(drafted.tokens.iter().flatten());
     let differing = pairs.filter(|(a, b)| a != b).count();
-    let all: usize = plain.iter().map(Vec::len).sum();
-    let same_lengths = plain.iter().map(Vec::len).eq(drafted.iter().map(Vec::len));
+    let all: usize = plain.tokens.iter().map(Vec::len).sum();
+    let same_lengths = plain.tokens.iter().map(Vec::len).eq(drafted.tokens.iter().map(Vec::len));
     table.check(
-        &format!("0.6B: 0 of {all} tokens differ with drafts (found {differing})"),
+        &format!("{name}, 0 of {all} tokens differ with drafts (found {differing})"),
         differing == 0 && same_lengths,
     );
-    let rate = |seconds: f64| format!("{:.0}", all as f64 / seconds);
-    table.figure("0.6B: batch 64, tokens/s without and with drafts (0.7 right)", rate(seconds), &rate(with));
+    if replayed {
+        table.check(&format!("{name}, most steps with drafts are replayed"), drafted.replays > drafted.eager);
+    }
+    for (how, run) in [("without drafts", plain), ("with drafts (0.7 right)", drafted)] {
+        table.figure(
+            &format!("{name}, tokens/s {how}"),
+            format!("{:.0}", all as f64 / run.seconds),
+            &format!("{} steps replayed, {} eager", run.replays, run.eager),
+        );
+    }
 }
 
-/// The tokens of every request, greedy ones and drawn ones, and the seconds all took.
-fn generate(options: &EngineOptions, recorded: &[Arc<[u32]>]) -> (Vec<Vec<u32>>, f64) {
+/// The tokens of every request, the seconds that all took, and how the steps ran.
+struct Generated {
+    tokens: Vec<Vec<u32>>,
+    seconds: f64,
+    replays: u64,
+    eager: u64,
+}
+
+/// Runs greedy requests and drawn ones.
+fn generate(options: &EngineOptions, requests: u32, recorded: &[Arc<[u32]>]) -> Generated {
     let mut session = Session::open(options).expect("an engine");
     let mut ids = Vec::new();
-    for i in 0..scaled(REQUESTS) {
+    for i in 0..requests {
         let prompt = (0..32 + i).map(|t| (t * 101 + i * 977) % session.info().vocab_size as u32).collect();
         let mut request = Request::new(i.to_string(), prompt, scaled(TOKENS));
         request.ignore_eos = true;
@@ -65,7 +92,8 @@ fn generate(options: &EngineOptions, recorded: &[Arc<[u32]>]) -> (Vec<Vec<u32>>,
     }
     let seconds = start.elapsed().as_secs_f64();
     let tokens = ids.into_iter().map(|id| session.take_output(id).expect("an output").token_ids).collect();
-    (tokens, seconds)
+    let counts = session.run_counts().0;
+    Generated { tokens, seconds, replays: counts.replays, eager: counts.eager }
 }
 
 /// A directory with the model's configuration, gone afterwards.

@@ -1,4 +1,4 @@
-// A CUDA driver of one GPU that runs emulated kernels: what the engine asks of the real one, as strictly.
+// A CUDA driver of one GPU that runs emulated kernels: what the engine asks of the real one, with these of its rules.
 //
 // Everything put on the stream waits until somebody waits for it, so that a copy from page-locked memory reads what is there then; pageable memory
 // is read at once, as the real driver does. What a capture forbids is refused: copies, waiting, allocating, recording events, and kernels whose

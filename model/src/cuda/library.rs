@@ -240,9 +240,17 @@ fn wheels() -> BTreeSet<PathBuf> {
         ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(std::env::var_os).map(PathBuf::from);
     let path = std::env::var_os("PATH").unwrap_or_default();
     let pythons = std::env::split_paths(&path).filter(|dir| dir.join("python3").exists());
-    let prefixes = environments.chain(pythons.filter_map(|bin| bin.parent().map(Path::to_owned)));
+    let prefixes = environments.chain(pythons.flat_map(|bin| prefixes(&bin.join("python3"))));
     let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local"));
     prefixes.chain(home).flat_map(|prefix| site_packages(&prefix)).collect()
+}
+
+/// The prefixes of a program at every step of its links, and where they end.
+fn prefixes(program: &Path) -> Vec<PathBuf> {
+    let target = |link: &PathBuf| Some(link.parent()?.join(std::fs::read_link(link).ok()?));
+    let steps = std::iter::successors(Some(program.to_owned()), target).take(16);
+    let programs = steps.chain(program.canonicalize().ok());
+    programs.filter_map(|program| Some(program.parent()?.parent()?.to_owned())).collect()
 }
 
 fn site_packages(prefix: &Path) -> Vec<PathBuf> {
@@ -269,6 +277,25 @@ mod tests {
         let found = site_packages(&root);
         std::fs::remove_dir_all(&root).unwrap();
         assert_eq!(found, [wheel]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_linked_python_has_the_prefix_of_every_step() {
+        let root = std::env::temp_dir().join(format!("pagedraft-prefixes-{}", std::process::id()));
+        for prefix in ["usr", "conda", "env"] {
+            std::fs::create_dir_all(root.join(prefix).join("bin")).unwrap();
+        }
+        std::fs::write(root.join("conda/bin/python3.11"), b"").unwrap();
+        std::os::unix::fs::symlink("../../conda/bin/python3.11", root.join("env/bin/python3")).unwrap();
+        std::os::unix::fs::symlink(root.join("env/bin/python3"), root.join("usr/bin/python3")).unwrap();
+        let found: Vec<_> = prefixes(&root.join("usr/bin/python3"))
+            .iter()
+            .map(|prefix| prefix.canonicalize().unwrap())
+            .collect();
+        let wanted = ["usr", "env", "conda", "conda"].map(|prefix| root.join(prefix).canonicalize().unwrap());
+        std::fs::remove_dir_all(&root).unwrap();
+        assert_eq!(found, wanted);
     }
 
     #[test]
