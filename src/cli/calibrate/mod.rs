@@ -59,6 +59,7 @@ impl Calibrate {
         let earlier = self.steps_in.as_deref().map(steps_file::read).transpose()?.unwrap_or_default();
         interrupt::listen()?;
         let mut session = Session::open(&options)?;
+        self.engine.tell_why_no_gpu(session.info());
         session.touch_kv();
         let info = session.info().clone();
         stdout::print(&report::header(&info, &options))?;
