@@ -67,7 +67,7 @@ fn run(session: &mut Session, setup: SetupId, requests: &[Request]) -> Batch {
     session.take_metrics();
     let ids: Vec<_> = requests.iter().map(|r| session.submit(r.clone()).expect("a request")[0]).collect();
     let mut batch = Batch::default();
-    let in_kernels = |session: &Session| {
+    let in_kernels = |session: &mut Session| {
         let (target, draft) = session.run_counts();
         target.in_kernels + draft.map_or(Duration::ZERO, |draft| draft.in_kernels)
     };

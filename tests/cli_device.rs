@@ -93,12 +93,57 @@ fn a_driver_that_does_not_start_or_lacks_a_function_is_named() {
     refused(&run(&scratch, "cuda"), &["libcuda has no cuInit"]);
 }
 
-const COUNT: &str = "int cuDeviceGetCount(int *n) { *n = 1; return 0; }";
+/// One GPU, of a compute capability of so many and 0.
+fn one_gpu(major: u32) -> String {
+    format!(
+        "int cuDeviceGetCount(int *n) {{ *n = 1; return 0; }}
+        int cuDeviceGet(int *device, int number) {{ *device = number; return 0; }}
+        int cuDeviceGetName(char *name, int size, int device) {{ name[0] = 'G'; name[1] = 0; return 0; }}
+        int cuDeviceGetAttribute(int *of, int a, int device) {{ *of = a == 75 ? {major} : 0; return 0; }}"
+    )
+}
+
+#[test]
+fn a_gpu_older_than_the_kernels_is_refused_and_auto_falls_back() {
+    let scratch = Scratch::new("old-gpu");
+    if library(&scratch, "libcuda", &functions(&DRIVER, &one_gpu(7))).is_none() {
+        return;
+    }
+    refused(&run(&scratch, "cuda"), &["G has compute capability 7.0", "need 8.0 (Ampere) or newer"]);
+    let auto = run(&scratch, "auto");
+    assert!(
+        auto.code == Some(0) && auto.stderr.contains("note: --device auto runs on the CPU: G has"),
+        "{auto:?}"
+    );
+}
+
+#[test]
+fn auto_says_why_a_model_does_not_run_on_the_gpu() {
+    let scratch = Scratch::new("no-kernels");
+    let driver = format!("{}\nint cuDriverGetVersion(int *v) {{ *v = 13000; return 0; }}", one_gpu(9));
+    if library(&scratch, "libcuda", &functions(&DRIVER, &driver)).is_none() {
+        return;
+    }
+    let compiler = "int nvrtcVersion(int *major, int *minor) { *major = 13; *minor = 0; return 0; }";
+    library(&scratch, "libnvrtc", &functions(&NVRTC, compiler));
+    let path = scratch.path("");
+    let float = |device: &[&str]| {
+        let mut command = command(&GENERATE[..5]);
+        let output =
+            command.args(["--dtype", "f32"]).args(device).env("LD_LIBRARY_PATH", &path).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (code, said) = float(&["--device", "auto"]);
+    assert!(code == Some(0) && said.contains("note: --device auto runs on the CPU: "), "{said}");
+    assert!(said.contains("not in float32"), "{said}");
+    let (code, said) = float(&[]);
+    assert!(code == Some(0) && !said.contains("note"), "{said}");
+}
 
 #[test]
 fn a_driver_older_than_the_compiler_is_refused() {
     let scratch = Scratch::new("old-driver");
-    let driver = format!("{COUNT}\nint cuDriverGetVersion(int *v) {{ *v = 12040; return 0; }}");
+    let driver = format!("{}\nint cuDriverGetVersion(int *v) {{ *v = 12040; return 0; }}", one_gpu(9));
     if library(&scratch, "libcuda", &functions(&DRIVER, &driver)).is_none() {
         return;
     }
@@ -114,7 +159,7 @@ fn a_missing_compiler_is_named_with_the_package_that_brings_it() {
         println!("skipped: this machine has libnvrtc");
         return;
     }
-    let driver = format!("{COUNT}\nint cuDriverGetVersion(int *v) {{ *v = 13000; return 0; }}");
+    let driver = format!("{}\nint cuDriverGetVersion(int *v) {{ *v = 13000; return 0; }}", one_gpu(9));
     if library(&scratch, "libcuda", &functions(&DRIVER, &driver)).is_none() {
         return;
     }

@@ -66,7 +66,8 @@ pub struct RunCounts {
     pub eager: u64,
     /// Of those, the ones for which a graph was looked for in vain, by reason.
     pub fallbacks: BTreeMap<Fallback, u64>,
-    /// Time that the device spent running operations, logits included.
+    /// Time that the device spent running operations, logits included. A GPU's is by its own events around all that was
+    /// issued at once: of an eager step, with the time that it waited for the next launch.
     pub in_kernels: Duration,
 }
 

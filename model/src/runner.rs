@@ -16,13 +16,14 @@ use crate::graph::{CaptureReport, CaptureSizes, Fallback, GraphKey, Ran, RunCoun
 
 /// Runs forward passes of one model on one device.
 pub struct Runner<D: Device> {
+    /// Before the device, as they go first.
+    graphs: HashMap<GraphKey, D::Graph>,
     device: D,
     model: DenseDecoder<D::Buf>,
     limits: StepLimits,
     ops: Vec<Op<D::Buf>>,
     rows: usize,
     sizes: Option<CaptureSizes>,
-    graphs: HashMap<GraphKey, D::Graph>,
     enforce_eager: bool,
     /// How the last step ran.
     ran: Ran,
@@ -41,13 +42,13 @@ impl<D: Device> Runner<D> {
     pub fn load(mut device: D, checkpoint: &Checkpoint, limits: StepLimits) -> Result<Self, ModelError> {
         let model = DenseDecoder::load(&mut device, checkpoint, limits)?;
         Ok(Self {
+            graphs: HashMap::new(),
             device,
             model,
             limits,
             ops: Vec::new(),
             rows: 0,
             sizes: None,
-            graphs: HashMap::new(),
             enforce_eager: false,
             ran: Ran::Eager(None),
             every_row: (0..limits.logit_rows as u32).collect(),
@@ -187,7 +188,9 @@ impl<D: Device> Runner<D> {
 
     /// How the steps ran since [`reset_counts`](Self::reset_counts).
     #[must_use]
-    pub fn counts(&self) -> &RunCounts {
+    pub fn counts(&mut self) -> &RunCounts {
+        // The last step was waited for after it was issued.
+        self.counts.in_kernels += self.device.busy().unwrap_or_default();
         &self.counts
     }
 

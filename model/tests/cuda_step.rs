@@ -11,8 +11,9 @@ mod steps;
 
 use emulated::Emulated;
 use pagedraft_block_manager::{BlockCopy, BlockId};
-use pagedraft_model::cuda::{Backend, CudaDevice, CudaOptions, KvStorage};
-use pagedraft_model::{CaptureSizes, Choice, Dtype, NO_CHOICE, Runner};
+use pagedraft_model::checkpoint::ModelConfig;
+use pagedraft_model::cuda::{Backend, CudaDevice, CudaOptions, KvStorage, check};
+use pagedraft_model::{CaptureSizes, Choice, Device, Dtype, GraphKey, NO_CHOICE, Runner, StepInputs};
 use steps::{NUM_BLOCKS, bits, checkpoint, cpu, limits, logits, options, step, steps, table};
 
 type Gpu = steps::Gpu<Emulated>;
@@ -119,6 +120,36 @@ fn tokens_are_chosen_from_the_logits_that_stay_on_the_device() {
         }
         assert!(gpu.choose(&[0], &[greedy(0.0)]).unwrap()[0] != NO_CHOICE);
     }
+}
+
+#[test]
+fn a_graph_of_another_device_is_refused() {
+    if !emulator::available() {
+        return;
+    }
+    let (mut one, mut other) = (gpu(0, Dtype::Bf16, 3, 1), gpu(0, Dtype::Bf16, 3, 1));
+    let key = GraphKey { token_rows: 2, max_query_len: 1, sequences: 2 };
+    let graph = one.device_mut().capture(&[], key).unwrap();
+    for (runner, own) in [(&mut one, true), (&mut other, false)] {
+        runner.device_mut().bind(&StepInputs::default(), Some(key)).unwrap();
+        let replayed = runner.device_mut().replay(&graph);
+        assert_eq!(replayed.is_ok(), own, "{replayed:?}");
+        assert!(own || replayed.unwrap_err().to_string().contains("captured on another device"));
+    }
+}
+
+#[test]
+fn a_vocabulary_beyond_what_can_be_drawn_from_is_refused() {
+    let of = |vocab: u32| {
+        let text = format!(
+            r#"{{"architectures": ["LlamaForCausalLM"], "vocab_size": {vocab}, "hidden_size": 64, "intermediate_size": 64,
+            "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "rms_norm_eps": 1e-5,
+            "max_position_embeddings": 64, "rope_theta": 10000.0, "tie_word_embeddings": false}}"#
+        );
+        check(&ModelConfig::parse("config.json".as_ref(), text.as_bytes()).unwrap(), Dtype::Bf16, 16)
+    };
+    assert!(of(1 << 18).is_ok());
+    assert!(of((1 << 18) + 4).unwrap_err().to_string().contains("vocab_size is 262148"));
 }
 
 #[test]

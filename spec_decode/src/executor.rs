@@ -142,8 +142,8 @@ impl<D: Device> ModelExecutor<D> {
     }
 
     /// How the target's steps ran, and the proposer's own if it has any, since [`reset_counts`](Self::reset_counts).
-    pub fn counts(&self) -> (&RunCounts, Option<&RunCounts>) {
-        let proposer = self.active.and_then(|id| self.proposers.get(id.0));
+    pub fn counts(&mut self) -> (&RunCounts, Option<&RunCounts>) {
+        let proposer = self.active.and_then(|id| self.proposers.get_mut(id.0));
         (self.runner.counts(), proposer.and_then(|proposer| proposer.counts()))
     }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::anyhow;
 use clap::{Args, ValueEnum};
 use pagedraft::exit::{usage, usage_hint};
-use pagedraft::session::{DeviceRef, EngineOptions, LoadFormat, ModelRef, TraceOptions};
+use pagedraft::session::{DeviceRef, EngineOptions, LoadFormat, ModelRef, SessionInfo, TraceOptions};
 use pagedraft_attention::isa::Isa;
 use pagedraft_model::Dtype;
 use pagedraft_model::cuda::{self, KvStorage};
@@ -229,6 +229,13 @@ impl EngineFlags {
                     DeviceRef::Cpu
                 }
             },
+        }
+    }
+
+    /// A note on standard error where `auto` was said and the GPU that is there was not taken.
+    pub fn tell_why_no_gpu(&self, info: &SessionInfo) {
+        if let (Some(Device::Auto), Some(why)) = (self.device, &info.no_gpu) {
+            note(&format!("--device auto runs on the CPU: {why}"));
         }
     }
 

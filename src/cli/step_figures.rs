@@ -16,7 +16,7 @@ pub struct StepCounts {
     pub eager: u64,
     /// Of the eager ones, those for which a graph was looked for in vain, by reason.
     pub fallbacks: BTreeMap<String, u64>,
-    /// Time that the device spent in kernels: a GPU's by its own events.
+    /// Time that the device spent on operations: a GPU's by its own events, of eager steps with the gaps between launches.
     pub device: Duration,
 }
 

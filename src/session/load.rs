@@ -42,6 +42,8 @@ pub struct SessionInfo {
     pub dtype: Dtype,
     /// Of the kernels.
     pub isa: InstructionSet,
+    /// Why it is not on a GPU, where `auto` was asked for.
+    pub no_gpu: Option<String>,
     /// Whether results depend on nothing but the request.
     pub deterministic: bool,
     /// Threads of the device.
@@ -135,7 +137,7 @@ fn check_memory(
 pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
     let checkpoint = checkpoint(&options.model, options)?;
     let config = checkpoint.config().clone();
-    let placement = Placement::new(options, &config)?;
+    let (placement, no_gpu) = Placement::new(options, &config)?;
     let max_model_len = max_model_len(options, &config)?;
 
     let block_bytes = placement.block_bytes(&config)?;
@@ -194,6 +196,7 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
         parameters: config.num_parameters(),
         dtype: placement.dtype(),
         isa,
+        no_gpu,
         deterministic: options.deterministic || !placement.is_gpu(),
         threads: options.threads,
         max_model_len,

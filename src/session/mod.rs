@@ -179,7 +179,7 @@ impl Session {
     }
 
     /// How the target's steps ran, and the draft model's own.
-    pub fn run_counts(&self) -> (&RunCounts, Option<&RunCounts>) {
+    pub fn run_counts(&mut self) -> (&RunCounts, Option<&RunCounts>) {
         self.executor.counts()
     }
 

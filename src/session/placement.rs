@@ -52,12 +52,13 @@ pub(super) struct Placement {
 }
 
 impl Placement {
-    /// As the options ask; `auto` takes a GPU that is there and has kernels for the model.
-    pub fn new(options: &EngineOptions, config: &ModelConfig) -> anyhow::Result<Self> {
+    /// As the options ask; `auto` takes a GPU that is there and has kernels for the model, and else the reason why not is
+    /// returned too.
+    pub fn new(options: &EngineOptions, config: &ModelConfig) -> anyhow::Result<(Self, Option<String>)> {
         let isa = options.isa.unwrap_or_else(Isa::detect).require().map_err(|e| usage(e.into()))?;
         let on = |target| Self::on(target, options, config);
         match options.device {
-            DeviceRef::Cpu => Ok(on(Target::Cpu(isa))),
+            DeviceRef::Cpu => Ok((on(Target::Cpu(isa)), None)),
             DeviceRef::Cuda => {
                 cuda::probe().map_err(|e| {
                     let error = anyhow::Error::from(e).context("--device cuda: there is no GPU to run on");
@@ -65,12 +66,16 @@ impl Placement {
                 })?;
                 let placement = on(Target::Cuda);
                 placement.check(config)?;
-                Ok(placement)
+                Ok((placement, None))
             }
             DeviceRef::Auto => {
                 let placement = on(Target::Cuda);
-                let possible = cuda::probe().is_ok() && placement.check(config).is_ok();
-                Ok(if possible { placement } else { on(Target::Cpu(isa)) })
+                let possible =
+                    cuda::probe().and_then(|()| cuda::check(config, placement.dtype, placement.block_size));
+                Ok(match possible {
+                    Ok(()) => (placement, None),
+                    Err(why) => (on(Target::Cpu(isa)), Some(why.to_string())),
+                })
             }
         }
     }

@@ -75,14 +75,14 @@ pub trait Backend {
     ///
     /// # Errors
     ///
-    /// A fault of the driver.
+    /// A range outside what was allocated; a fault of the driver.
     fn write(&mut self, at: u64, bytes: &[u8]) -> Result<(), CudaError>;
 
     /// Copies on the device.
     ///
     /// # Errors
     ///
-    /// A fault of the driver.
+    /// A range outside what was allocated; a fault of the driver.
     fn copy(&mut self, from: u64, to: u64, bytes: usize) -> Result<(), CudaError>;
 
     /// `words` words to write what is [sent](Self::send) next; may wait until an earlier copy has left them.
@@ -96,39 +96,52 @@ pub trait Backend {
     ///
     /// # Errors
     ///
-    /// A fault of the driver.
+    /// A range outside what was allocated; a fault of the driver.
     fn send(&mut self, at: u64, words: usize) -> Result<(), CudaError>;
 
     /// Waits for everything, then for `words` words from an address.
     ///
     /// # Errors
     ///
-    /// A fault of the driver, or of anything that ran before.
+    /// A range outside what was allocated; a fault of the driver, or of anything that ran before.
     fn fetch(&mut self, at: u64, words: usize) -> Result<&[u32], CudaError>;
 
     /// Puts commands on the stream.
     ///
+    /// # Safety
+    ///
+    /// A launch has the arguments of its kernel's list, and what a command reads and writes from its addresses on lies in
+    /// memory that this backend allocated.
+    ///
     /// # Errors
     ///
     /// A fault of the driver.
-    fn run(&mut self, commands: &[Command]) -> Result<(), CudaError>;
+    unsafe fn run(&mut self, commands: &[Command]) -> Result<(), CudaError>;
 
     /// Captures commands that have run before, over the same addresses.
     ///
+    /// # Safety
+    ///
+    /// That of [`run`](Self::run).
+    ///
     /// # Errors
     ///
     /// A fault of the driver.
-    fn capture(&mut self, commands: &[Command], key: GraphKey) -> Result<Self::Graph, CudaError>;
+    unsafe fn capture(&mut self, commands: &[Command], key: GraphKey) -> Result<Self::Graph, CudaError>;
 
     /// Memory that a graph takes, in bytes.
     fn graph_bytes(&self, graph: &Self::Graph) -> usize;
 
     /// Puts captured commands on the stream.
     ///
+    /// # Safety
+    ///
+    /// This very backend captured them.
+    ///
     /// # Errors
     ///
     /// A fault of the driver.
-    fn replay(&mut self, graph: &Self::Graph) -> Result<(), CudaError>;
+    unsafe fn replay(&mut self, graph: &Self::Graph) -> Result<(), CudaError>;
 
     /// Time that commands took since this was last asked, as far as they were waited for.
     fn busy(&mut self) -> Duration;

@@ -43,7 +43,11 @@ impl Blas {
     }
 
     /// Issues a product.
-    pub fn multiply(
+    ///
+    /// # Safety
+    ///
+    /// The addresses are those of matrices of this shape, in memory that stays until the product is done.
+    pub unsafe fn multiply(
         &mut self,
         gpu: &Gpu,
         shape: ProductShape,
@@ -57,8 +61,8 @@ impl Blas {
         let Some(plan) = self.plans.get(&shape) else { return Ok(()) };
         let (alpha, beta) = (1.0f32, f32::from(u8::from(shape.add)));
         let at = |address: u64| address as *const c_void;
-        // SAFETY: the plan's layouts are those of the operands, whose buffers live as long as the device; the scalars are
-        // read during the call.
+        // SAFETY: the plan's layouts are those of the shape, and the operands are as the caller promises; the scalars are read
+        // during the call.
         unsafe {
             lt::matmul(
                 self.handle,

@@ -36,10 +36,17 @@ impl Clock {
 
     /// It ends.
     pub fn stop(&mut self, gpu: &Gpu) -> Result<(), CudaError> {
-        match self.open.last() {
-            Some((_, end)) => end.record(gpu.stream()).doing("taking the time"),
-            None => Ok(()),
+        let Some((_, end)) = self.open.last() else { return Ok(()) };
+        let ended = end.record(gpu.stream()).doing("taking the time");
+        if ended.is_err() {
+            self.give_up();
         }
+        ended
+    }
+
+    /// It has no end: what it was to take failed.
+    pub fn give_up(&mut self) {
+        self.spare.extend(self.open.pop());
     }
 
     /// Adds up what has been run; waits for it.

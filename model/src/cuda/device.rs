@@ -5,6 +5,7 @@
 //! before something is read.
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use pagedraft_block_manager::BlockCopy;
@@ -28,16 +29,22 @@ use crate::device::{BufferId, Choice, Device, Into, NO_CHOICE, Op, Precision, St
 use crate::error::ModelError;
 use crate::graph::GraphKey;
 
-/// Operations that were captured, and the shape they are for.
+/// Devices made so far: their numbers.
+static DEVICES: AtomicU64 = AtomicU64::new(0);
+
+/// Operations that were captured, and the device and the shape they are for.
 #[derive(Debug)]
 pub struct Captured<G> {
     graph: G,
+    device: u64,
     key: GraphKey,
 }
 
 /// An NVIDIA GPU; with another `B`, the same over something that runs the kernels elsewhere.
 pub struct CudaDevice<B: Backend = GpuBackend> {
     backend: B,
+    /// No other device's.
+    number: u64,
     options: CudaOptions,
     geometry: Geometry,
     work: AttentionWork,
@@ -124,6 +131,7 @@ impl<B: Backend> CudaDevice<B> {
         let choices = choices.at(backend.allocate(choices.words() * word)?);
         Ok(Self {
             backend,
+            number: DEVICES.fetch_add(1, Ordering::Relaxed),
             options: *options,
             attention: work.launch(1, 0),
             work,
@@ -285,10 +293,11 @@ impl<B: Backend> CudaDevice<B> {
 
     fn issue(&mut self, launches: &[Launch]) -> Result<(), CudaError> {
         let commands: Vec<_> = launches.iter().map(|launch| Command::Launch(self.ready(launch))).collect();
-        self.backend.run(&commands)
+        // SAFETY: the launches are over this device's memory.
+        unsafe { self.backend.run(&commands) }
     }
 
-    /// The address of `rows x width` f32 to widen into.
+    /// The address of so many f32 to widen into: of all rows of a buffer, as what was too small is not given back.
     fn take_widened(&mut self, values: usize) -> Result<u64, CudaError> {
         match self.widened {
             Some((at, has)) if has >= values => Ok(at),
@@ -375,7 +384,8 @@ impl<B: Backend> Device for CudaDevice<B> {
 
     fn run(&mut self, ops: &[Op<BufferId>]) -> Result<(), ModelError> {
         self.lower(ops)?;
-        self.backend.run(&self.commands)?;
+        // SAFETY: `lower` gives kernels their lists, over buffers of this device; the rows are those the model built them for.
+        unsafe { self.backend.run(&self.commands) }?;
         Ok(())
     }
 
@@ -389,15 +399,17 @@ impl<B: Backend> Device for CudaDevice<B> {
             Command::Product { .. } => true,
         };
         if self.commands.iter().any(cold) {
-            self.backend.run(&self.commands)?;
+            // SAFETY: `lower` gives kernels their lists, over buffers of this device; the rows are those the model built them for.
+            unsafe { self.backend.run(&self.commands) }?;
             self.backend.fetch(self.selection, 1)?;
             self.warm.extend(self.commands.iter().filter_map(|command| match command {
                 Command::Launch(launch) => Some(launch.kernel),
                 Command::Product { .. } => None,
             }));
         }
-        let graph = self.backend.capture(&self.commands, key)?;
-        Ok(Captured { graph, key })
+        // SAFETY: likewise.
+        let graph = unsafe { self.backend.capture(&self.commands, key) }?;
+        Ok(Captured { graph, device: self.number, key })
     }
 
     fn graph_bytes(&self, graph: &Captured<B::Graph>) -> usize {
@@ -405,12 +417,18 @@ impl<B: Backend> Device for CudaDevice<B> {
     }
 
     fn replay(&mut self, graph: &Captured<B::Graph>) -> Result<(), ModelError> {
+        if self.number != graph.device {
+            return Err(ModelError::BadInputs {
+                what: "the graph was captured on another device".to_owned(),
+            });
+        }
         if self.bound != Some(graph.key) {
             let (bound, key) = (self.bound, graph.key);
             let what = format!("the inputs were bound for {bound:?}, the graph was captured for {key:?}");
             return Err(ModelError::BadInputs { what });
         }
-        self.backend.replay(&graph.graph)?;
+        // SAFETY: this device captured it, on this backend.
+        unsafe { self.backend.replay(&graph.graph) }?;
         Ok(())
     }
 
@@ -425,11 +443,12 @@ impl<B: Backend> Device for CudaDevice<B> {
         }
         let mut from = self.addresses[buffer.index()];
         if widen && rows > 0 {
-            let to = self.take_widened(rows * width)?;
+            let to = self.take_widened(limit * width)?;
             let arguments = vec![from, to, width as u64];
             let grid = [rows as u32, 1, 1];
             let launch = ReadyLaunch { kernel: "widen_rows", grid, block: 256, shared: 0, arguments };
-            self.backend.run(&[Command::Launch(launch)])?;
+            // SAFETY: the kernel's list; `rows` rows are within the buffer and within what they are widened into.
+            unsafe { self.backend.run(&[Command::Launch(launch)]) }?;
             from = to;
         }
         Ok(as_floats(self.backend.fetch(from, rows * width)?))

@@ -22,7 +22,7 @@ pub struct Gpu {
     nvrtc: (i32, i32),
 }
 
-/// Whether a GPU could be [opened](Gpu::open), found out without taking memory on it.
+/// Whether a GPU could be [opened](Gpu::open), found out without taking memory on it; one older than sm_80 could not.
 ///
 /// # Errors
 ///
@@ -39,6 +39,7 @@ pub fn probe() -> Result<(), CudaError> {
     if result::device::get_count().doing("counting GPUs")? == 0 {
         return Err(no_gpu());
     }
+    capability()?;
     // SAFETY: the library is there, with this function in it.
     let version = unsafe { driver_version() }.doing("asking for the driver's version")?;
     NVRTC.require()?;
@@ -58,6 +59,26 @@ fn no_gpu() -> CudaError {
     let what =
         "the NVIDIA driver sees no GPU: check nvidia-smi and CUDA_VISIBLE_DEVICES, or run with --device cpu";
     CudaError::NoGpu { what: what.to_owned() }
+}
+
+/// Major and minor compute capability of the first GPU, where the kernels run on it.
+fn capability() -> Result<(u32, u32), CudaError> {
+    use sys::CUdevice_attribute::{
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR,
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
+    };
+    let device = result::device::get(0).doing("looking at the GPU")?;
+    // SAFETY: the driver gave this device.
+    let part = |of| unsafe { result::device::get_attribute(device, of) }.doing("looking at the GPU");
+    let (major, minor) = (part(MAJOR)?.unsigned_abs(), part(MINOR)?.unsigned_abs());
+    if (major, minor) < (8, 0) {
+        let name = result::device::get_name(device).unwrap_or_else(|_| "the GPU".to_owned());
+        let what = format!(
+            "{name} has compute capability {major}.{minor}; the kernels need 8.0 (Ampere) or newer: run with --device cpu"
+        );
+        return Err(CudaError::NoGpu { what });
+    }
+    Ok((major, minor))
 }
 
 /// # Safety
@@ -85,7 +106,7 @@ impl Gpu {
     ///
     /// # Errors
     ///
-    /// Those of [`probe`]; a GPU older than sm_80; a fault of the driver.
+    /// Those of [`probe`]; a fault of the driver.
     pub fn open() -> Result<Self, CudaError> {
         probe()?;
         let context = CudaContext::new(0).doing("opening the GPU")?;
@@ -93,14 +114,7 @@ impl Gpu {
         // SAFETY: there is one stream, which orders everything.
         unsafe { context.disable_event_tracking() };
         let name = context.name().doing("naming the GPU")?;
-        let (major, minor) = context.compute_capability().doing("looking at the GPU")?;
-        let capability = (major.unsigned_abs(), minor.unsigned_abs());
-        if capability < (8, 0) {
-            let what = format!(
-                "{name} has compute capability {major}.{minor}; the kernels need 8.0 (Ampere) or newer: run with --device cpu"
-            );
-            return Err(CudaError::NoGpu { what });
-        }
+        let capability = capability()?;
         let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
         let multiprocessors = context.attribute(attribute).doing("looking at the GPU")?.unsigned_abs();
         // The legacy default stream cannot be captured.

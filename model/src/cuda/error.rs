@@ -67,6 +67,14 @@ pub enum CudaError {
         /// Its name.
         kernel: String,
     },
+    /// A copy beyond the memory that was allocated: a fault of this program.
+    #[error("{bytes} bytes from {at:#x} are copied, and do not lie in one piece of this device's memory")]
+    Outside {
+        /// Where the range begins.
+        at: u64,
+        /// Its length.
+        bytes: usize,
+    },
     /// A shape that no kernel is made for.
     #[error("{what}")]
     Unsupported {

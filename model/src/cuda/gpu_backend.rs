@@ -1,5 +1,6 @@
 //! The GPU as a [`Backend`].
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use cudarc::driver::{CudaEvent, result};
@@ -22,7 +23,8 @@ pub struct GpuBackend {
     kernels: Loaded,
     /// Where products may depend on how many rows there are.
     blas: Option<Blas>,
-    memory: Vec<DeviceMemory>,
+    /// By address.
+    memory: BTreeMap<u64, DeviceMemory>,
     /// Taken in turns, so that one is filled while the other is copied.
     staged: [Staging; 2],
     turn: usize,
@@ -45,7 +47,7 @@ impl GpuBackend {
             gpu,
             kernels,
             blas,
-            memory: Vec::new(),
+            memory: BTreeMap::new(),
             staged: Default::default(),
             turn: 0,
             fetched: None,
@@ -59,12 +61,25 @@ impl GpuBackend {
         &self.gpu
     }
 
-    fn issue(&mut self, commands: &[Command]) -> Result<(), CudaError> {
+    /// Refuses a range that is not all in one piece of memory.
+    fn own(&self, at: u64, bytes: usize) -> Result<(), CudaError> {
+        match self.memory.range(..=at).next_back() {
+            Some((_, memory)) if memory.holds(at, bytes) => Ok(()),
+            _ => Err(CudaError::Outside { at, bytes }),
+        }
+    }
+
+    /// # Safety
+    ///
+    /// That of [`run`](Backend::run).
+    unsafe fn issue(&mut self, commands: &[Command]) -> Result<(), CudaError> {
         for command in commands {
             match (command, &mut self.blas) {
-                (Command::Launch(launch), _) => self.kernels.launch(&self.gpu, launch)?,
+                // SAFETY: as the caller promises; memory stays until the backend is dropped, which waits.
+                (Command::Launch(launch), _) => unsafe { self.kernels.launch(&self.gpu, launch) }?,
                 (&Command::Product { shape, x, weights, out }, Some(blas)) => {
-                    blas.multiply(&self.gpu, shape, x, weights, out)?;
+                    // SAFETY: likewise.
+                    unsafe { blas.multiply(&self.gpu, shape, x, weights, out) }?;
                 }
                 (Command::Product { .. }, None) => {
                     return Err(CudaError::Unsupported { what: "cuBLASLt was not opened".to_owned() });
@@ -72,6 +87,17 @@ impl GpuBackend {
             }
         }
         Ok(())
+    }
+
+    /// Ends the span of something that was put on the stream, or not.
+    fn took(&mut self, issued: Result<(), CudaError>) -> Result<(), CudaError> {
+        match issued {
+            Ok(()) => self.clock.stop(&self.gpu),
+            Err(error) => {
+                self.clock.give_up();
+                Err(error)
+            }
+        }
     }
 }
 
@@ -85,19 +111,23 @@ impl Backend for GpuBackend {
     fn allocate(&mut self, bytes: usize) -> Result<u64, CudaError> {
         let memory = DeviceMemory::zeroed(&self.gpu, bytes)?;
         let at = memory.address();
-        self.memory.push(memory);
+        self.memory.insert(at, memory);
         Ok(at)
     }
 
     fn write(&mut self, at: u64, bytes: &[u8]) -> Result<(), CudaError> {
+        self.own(at, bytes.len())?;
         self.gpu.bind()?;
-        // SAFETY: addresses come out of `allocate`; pageable memory is staged before the call returns.
-        unsafe { result::memcpy_htod_async(at, bytes, self.gpu.raw_stream()) }.doing("copying to the GPU")
+        // SAFETY: the range is ours, and the copy is waited for while the bytes are borrowed.
+        unsafe { result::memcpy_htod_async(at, bytes, self.gpu.raw_stream()) }.doing("copying to the GPU")?;
+        self.gpu.wait()
     }
 
     fn copy(&mut self, from: u64, to: u64, bytes: usize) -> Result<(), CudaError> {
+        self.own(from, bytes)?;
+        self.own(to, bytes)?;
         self.gpu.bind()?;
-        // SAFETY: both lie in memory of `allocate`.
+        // SAFETY: both ranges are ours.
         unsafe { result::memcpy_dtod_async(to, from, bytes, self.gpu.raw_stream()) }
             .doing("copying on the GPU")
     }
@@ -116,24 +146,29 @@ impl Backend for GpuBackend {
     }
 
     fn send(&mut self, at: u64, words: usize) -> Result<(), CudaError> {
+        self.own(at, words * size_of::<u32>())?;
         let Self { gpu, staged, turn, .. } = self;
         let staging = &mut staged[*turn];
         let Some(words) = staging.words.as_ref().and_then(|pinned| pinned.words().get(..words)) else {
             return Err(CudaError::Unsupported { what: "more is sent than was staged".to_owned() });
         };
         gpu.bind()?;
-        // SAFETY: the address comes out of `allocate`; nobody changes the words before the event of the copy.
-        unsafe { result::memcpy_htod_async(at, words, gpu.raw_stream()) }.doing("copying to the GPU")?;
         let copied = match staging.copied.take() {
             Some(event) => event,
             None => gpu.event(false)?,
         };
-        copied.record(gpu.stream()).doing("marking a copy to the GPU")?;
-        staging.copied = Some(copied);
-        Ok(())
+        let copied = staging.copied.insert(copied);
+        // SAFETY: the range is ours; the words are changed or freed once the copy's event, or else the stream, was waited for.
+        unsafe { result::memcpy_htod_async(at, words, gpu.raw_stream()) }.doing("copying to the GPU")?;
+        let marked = copied.record(gpu.stream()).doing("marking a copy to the GPU");
+        if marked.is_err() {
+            gpu.wait()?;
+        }
+        marked
     }
 
     fn fetch(&mut self, at: u64, words: usize) -> Result<&[u32], CudaError> {
+        self.own(at, words * size_of::<u32>())?;
         let pinned = match self.fetched.take() {
             Some(pinned) if pinned.words().len() >= words => pinned,
             _ => Pinned::new(&self.gpu, words)?,
@@ -141,35 +176,37 @@ impl Backend for GpuBackend {
         let pinned = self.fetched.insert(pinned);
         self.gpu.bind()?;
         let to = &mut pinned.words_mut()[..words];
-        // SAFETY: the address comes out of `allocate`; the stream is waited for before anybody reads or frees the words.
+        // SAFETY: the range is ours; the stream is waited for before anybody reads or frees the words.
         unsafe { result::memcpy_dtoh_async(to, at, self.gpu.raw_stream()) }.doing("copying from the GPU")?;
         self.gpu.wait()?;
         self.clock.settle()?;
         Ok(&pinned.words()[..words])
     }
 
-    fn run(&mut self, commands: &[Command]) -> Result<(), CudaError> {
+    unsafe fn run(&mut self, commands: &[Command]) -> Result<(), CudaError> {
         self.gpu.bind()?;
         self.clock.start(&self.gpu)?;
-        self.issue(commands)?;
-        self.clock.stop(&self.gpu)
+        // SAFETY: as the caller promises.
+        let issued = unsafe { self.issue(commands) };
+        self.took(issued)
     }
 
-    fn capture(&mut self, commands: &[Command], key: GraphKey) -> Result<CudaGraph, CudaError> {
+    unsafe fn capture(&mut self, commands: &[Command], key: GraphKey) -> Result<CudaGraph, CudaError> {
         self.gpu.wait()?;
         let gpu = self.gpu.clone();
-        CudaGraph::capture(&gpu, key, || self.issue(commands))
+        // SAFETY: as the caller promises.
+        CudaGraph::capture(&gpu, key, || unsafe { self.issue(commands) })
     }
 
     fn graph_bytes(&self, graph: &CudaGraph) -> usize {
         graph.bytes()
     }
 
-    fn replay(&mut self, graph: &CudaGraph) -> Result<(), CudaError> {
+    unsafe fn replay(&mut self, graph: &CudaGraph) -> Result<(), CudaError> {
         self.gpu.bind()?;
         self.clock.start(&self.gpu)?;
-        graph.launch()?;
-        self.clock.stop(&self.gpu)
+        let launched = graph.launch();
+        self.took(launched)
     }
 
     fn busy(&mut self) -> Duration {

@@ -9,13 +9,14 @@ use crate::graph::GraphKey;
 
 /// A list of operations as a CUDA graph, for one key.
 pub struct CudaGraph {
+    gpu: Gpu,
     graph: Graph,
     key: GraphKey,
     bytes: usize,
 }
 
-// SAFETY: CUDA asks that a graph be used by one thread at a time, and every use is through the device that it belongs to, which
-// is borrowed mutably.
+// SAFETY: CUDA asks that a graph be used by one thread at a time, whichever it is: a graph is neither shared (it is not `Sync`) nor
+// copied, and every call on it, the last one in `drop` too, binds the context to its thread first.
 unsafe impl Send for CudaGraph {}
 
 impl CudaGraph {
@@ -40,7 +41,7 @@ impl CudaGraph {
         };
         graph.upload().doing("uploading a graph")?;
         let bytes = free.saturating_sub(gpu.memory()?.0);
-        Ok(Self { graph, key, bytes })
+        Ok(Self { gpu: gpu.clone(), graph, key, bytes })
     }
 
     /// Memory of the GPU that capturing took: the driver hands it out in large pieces, so that many graphs take none.
@@ -50,6 +51,13 @@ impl CudaGraph {
 
     pub(super) fn launch(&self) -> Result<(), CudaError> {
         self.graph.launch().doing("replaying a graph")
+    }
+}
+
+impl Drop for CudaGraph {
+    fn drop(&mut self) {
+        // The graph itself goes next, and does not see to it.
+        self.gpu.context().record_err(self.gpu.context().bind_to_thread());
     }
 }
 

@@ -10,8 +10,9 @@ use super::backend::ReadyLaunch;
 use super::driver::Gpu;
 use super::error::{CudaError, Doing};
 
-/// Dynamic shared memory that a kernel may have without being allowed more.
-const PLAIN_SHARED: u32 = 48 << 10;
+/// Dynamic shared memory that a kernel may have without being allowed more: 48 KiB less its static shared memory, which is
+/// under 1 KiB wherever there is any dynamic.
+const PLAIN_SHARED: u32 = 47 << 10;
 
 /// Kernels that were loaded.
 pub(super) struct Loaded {
@@ -42,7 +43,11 @@ impl Loaded {
         Ok(())
     }
 
-    pub fn launch(&mut self, gpu: &Gpu, launch: &ReadyLaunch) -> Result<(), CudaError> {
+    /// # Safety
+    ///
+    /// The arguments are those of the kernel's list, and what it reads and writes through them is memory that stays until
+    /// it is done.
+    pub unsafe fn launch(&mut self, gpu: &Gpu, launch: &ReadyLaunch) -> Result<(), CudaError> {
         let Some(kernel) = self.by_name.get_mut(launch.kernel) else {
             return Err(CudaError::NoKernel { kernel: launch.kernel.to_owned() });
         };
@@ -52,10 +57,9 @@ impl Loaded {
             set.doing("giving a kernel its shared memory")?;
             kernel.allowed = launch.shared;
         }
-        let mut arguments = Arguments::of(launch);
+        let mut arguments = Arguments::of(launch)?;
         let function = kernel.function.cu_function();
-        // SAFETY: the arguments are those of the kernel's documented list, over memory that lives as long as the backend; they
-        // are copied during the call.
+        // SAFETY: as the caller promises; the driver copies the arguments during the call.
         let launched = unsafe {
             if self.overlap {
                 launch_overlapped(gpu, function, launch, &mut arguments)
@@ -79,12 +83,20 @@ struct Arguments {
 }
 
 impl Arguments {
-    fn of(launch: &ReadyLaunch) -> Self {
+    fn of(launch: &ReadyLaunch) -> Result<Self, CudaError> {
+        let count = launch.arguments.len();
+        if count > MOST_ARGUMENTS {
+            let what = format!(
+                "kernel {} is given {count} arguments, and at most {MOST_ARGUMENTS} go",
+                launch.kernel
+            );
+            return Err(CudaError::Unsupported { what });
+        }
         let mut pointers = [std::ptr::null_mut(); MOST_ARGUMENTS];
         for (pointer, argument) in pointers.iter_mut().zip(&launch.arguments) {
             *pointer = std::ptr::from_ref(argument).cast_mut().cast();
         }
-        Self { pointers, count: launch.arguments.len().min(MOST_ARGUMENTS) }
+        Ok(Self { pointers, count })
     }
 
     fn pointers(&mut self) -> &mut [*mut c_void] {

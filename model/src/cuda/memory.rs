@@ -12,6 +12,7 @@ use super::error::{CudaError, Doing};
 #[derive(Debug)]
 pub(super) struct DeviceMemory {
     at: sys::CUdeviceptr,
+    bytes: usize,
     context: Arc<CudaContext>,
 }
 
@@ -21,7 +22,7 @@ impl DeviceMemory {
         let bytes = bytes.max(1);
         // SAFETY: a fresh allocation, written before it is read.
         let at = unsafe { result::malloc_sync(bytes) }.doing("allocating memory on the GPU")?;
-        let memory = Self { at, context: Arc::clone(gpu.context()) };
+        let memory = Self { at, bytes, context: Arc::clone(gpu.context()) };
         // SAFETY: all of a live allocation, in the order of the stream.
         unsafe { result::memset_d8_async(at, 0, bytes, gpu.raw_stream()) }
             .doing("zeroing memory of the GPU")?;
@@ -30,6 +31,11 @@ impl DeviceMemory {
 
     pub fn address(&self) -> u64 {
         self.at
+    }
+
+    /// Whether `bytes` bytes from an address all lie in it.
+    pub fn holds(&self, at: u64, bytes: usize) -> bool {
+        at.checked_sub(self.at).is_some_and(|from| from.saturating_add(bytes as u64) <= self.bytes as u64)
     }
 }
 

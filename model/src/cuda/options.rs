@@ -46,6 +46,9 @@ pub fn part_bytes(config: &ModelConfig, dtype: Dtype, kv: KvStorage, block_size:
     config.num_kv_heads * block_size as usize * (2 * config.head_dim * element + scales)
 }
 
+/// Tokens that a vocabulary has at most: top-p adds up its weights in 64 bits.
+const MOST_TOKENS: usize = 1 << 18;
+
 /// Refuses what there are no kernels for.
 ///
 /// # Errors
@@ -71,6 +74,12 @@ pub fn check(config: &ModelConfig, dtype: Dtype, block_size: u32) -> Result<(), 
         return refuse(format!(
             "the model has {heads} query heads for {kv_heads} key heads; the CUDA kernels are made for up to 16 to one: use \
              --device cpu"
+        ));
+    }
+    if config.vocab_size > MOST_TOKENS {
+        return refuse(format!(
+            "the model's vocab_size is {}; the CUDA kernels are made for up to {MOST_TOKENS}: use --device cpu",
+            config.vocab_size
         ));
     }
     for (name, width) in [

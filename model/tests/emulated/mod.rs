@@ -104,14 +104,14 @@ impl Backend for Emulated {
         Ok(&self.fetched)
     }
 
-    fn run(&mut self, commands: &[Command]) -> Result<(), CudaError> {
+    unsafe fn run(&mut self, commands: &[Command]) -> Result<(), CudaError> {
         commands.iter().try_for_each(|command| match command {
             Command::Launch(launch) => self.launch(launch),
             Command::Product { .. } => panic!("the deterministic device asks for no library's product"),
         })
     }
 
-    fn capture(&mut self, commands: &[Command], _: GraphKey) -> Result<Vec<Command>, CudaError> {
+    unsafe fn capture(&mut self, commands: &[Command], _: GraphKey) -> Result<Vec<Command>, CudaError> {
         Ok(commands.to_vec())
     }
 
@@ -119,8 +119,9 @@ impl Backend for Emulated {
         size_of_val(graph.as_slice())
     }
 
-    fn replay(&mut self, graph: &Vec<Command>) -> Result<(), CudaError> {
-        self.run(graph)
+    unsafe fn replay(&mut self, graph: &Vec<Command>) -> Result<(), CudaError> {
+        // SAFETY: the commands were run before.
+        unsafe { self.run(graph) }
     }
 
     fn busy(&mut self) -> Duration {

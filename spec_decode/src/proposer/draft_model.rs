@@ -238,7 +238,7 @@ impl<D: Device> Proposer for DraftModel<D> {
         self.runner.touch_kv();
     }
 
-    fn counts(&self) -> Option<&RunCounts> {
+    fn counts(&mut self) -> Option<&RunCounts> {
         Some(self.runner.counts())
     }
 

@@ -169,7 +169,7 @@ pub trait Proposer {
     fn touch_kv(&mut self) {}
 
     /// How its own steps ran, if it has any.
-    fn counts(&self) -> Option<&RunCounts> {
+    fn counts(&mut self) -> Option<&RunCounts> {
         None
     }
 

@@ -49,6 +49,7 @@ pub fn run(replay: &Replay, workload: &Workload) -> anyhow::Result<Option<Outcom
         }
     }
     let mut session = Session::open(&options)?;
+    replay.engine.tell_why_no_gpu(session.info());
     session.touch_kv();
     let limits = limits(&session, replay)?;
     let source = workload.source(&limits)?;
