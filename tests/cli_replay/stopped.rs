@@ -121,6 +121,49 @@ fn a_real_run_that_was_stopped_goes_on_to_the_same_answers() {
 }
 
 #[test]
+fn a_closed_loop_that_was_killed_goes_on_where_its_seats_are_free_again() {
+    let scratch = Scratch::new("replay-resume-closed");
+    let closed = [
+        "--workload",
+        "random",
+        "--num-requests",
+        "60",
+        "--input-len",
+        "16",
+        "--output-len",
+        "400",
+        "--random-range-ratio",
+        "0.5",
+        "--max-concurrency",
+        "3",
+        "--threads",
+        "1",
+        "--num-blocks",
+        "512",
+    ];
+    let mut child = start(&scratch.path("run"), &closed);
+    wait_for(&scratch, "run/requests.jsonl", 4);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let resume: Vec<&str> = closed.iter().copied().chain(["--resume"]).collect();
+    done(&replay(&scratch.path("run"), &resume));
+    let lines = scratch.json_lines("run/requests.jsonl");
+    let mut names: Vec<String> = lines.iter().map(|line| line["request_id"].to_string()).collect();
+    (names.sort(), names.dedup());
+    assert_eq!((lines.len(), names.len()), (60, 60));
+    // Those that held the seats are sent again, when the last one before had ended.
+    let resumed: Vec<usize> = (0..lines.len()).filter(|&i| lines[i]["resumed"] == true).collect();
+    let first = *resumed.first().expect("requests were in flight when it was killed");
+    assert!((4..60).contains(&first) && resumed.len() <= 3, "{resumed:?}");
+    let seconds = |line: &Value, key: &str| line[key].as_f64().unwrap();
+    let ended = lines[..first].iter().map(|line| seconds(line, "finish_s")).fold(0.0, f64::max);
+    for &i in &resumed {
+        // Nanoseconds, rounded up.
+        assert!((seconds(&lines[i], "intended_arrival_s") - ended).abs() < 1e-6, "{}", lines[i]);
+    }
+}
+
+#[test]
 fn what_is_stopped_before_the_run_begins_leaves_nothing() {
     let scratch = Scratch::new("replay-early");
     let endless = ["--workload", "random", "--num-requests", "100000000000"];
