@@ -127,7 +127,7 @@ fn a_closed_loop_that_was_killed_goes_on_where_its_seats_are_free_again() {
         "--workload",
         "random",
         "--num-requests",
-        "60",
+        "24",
         "--input-len",
         "16",
         "--output-len",
@@ -150,11 +150,11 @@ fn a_closed_loop_that_was_killed_goes_on_where_its_seats_are_free_again() {
     let lines = scratch.json_lines("run/requests.jsonl");
     let mut names: Vec<String> = lines.iter().map(|line| line["request_id"].to_string()).collect();
     (names.sort(), names.dedup());
-    assert_eq!((lines.len(), names.len()), (60, 60));
+    assert_eq!((lines.len(), names.len()), (24, 24));
     // Those that held the seats are sent again, when the last one before had ended.
     let resumed: Vec<usize> = (0..lines.len()).filter(|&i| lines[i]["resumed"] == true).collect();
     let first = *resumed.first().expect("requests were in flight when it was killed");
-    assert!((4..60).contains(&first) && resumed.len() <= 3, "{resumed:?}");
+    assert!((4..24).contains(&first) && resumed.len() <= 3, "{resumed:?}");
     let seconds = |line: &Value, key: &str| line[key].as_f64().unwrap();
     let ended = lines[..first].iter().map(|line| seconds(line, "finish_s")).fold(0.0, f64::max);
     for &i in &resumed {
