@@ -149,7 +149,8 @@ fn a_closed_loop_that_was_killed_goes_on_where_its_seats_are_free_again() {
     done(&replay(&scratch.path("run"), &resume));
     let lines = scratch.json_lines("run/requests.jsonl");
     let mut names: Vec<String> = lines.iter().map(|line| line["request_id"].to_string()).collect();
-    (names.sort(), names.dedup());
+    names.sort();
+    names.dedup();
     assert_eq!((lines.len(), names.len()), (24, 24));
     // Those that held the seats are sent again, when the last one before had ended.
     let resumed: Vec<usize> = (0..lines.len()).filter(|&i| lines[i]["resumed"] == true).collect();
