@@ -86,8 +86,8 @@ impl Device for AnyDevice {
         })
     }
 
-    fn touch_kv(&mut self) {
-        on!(self, device => device.touch_kv());
+    fn touch(&mut self) -> Result<(), ModelError> {
+        on!(self, device => device.touch())
     }
 
     fn graph_bytes(&self, graph: &AnyGraph) -> usize {

@@ -259,8 +259,15 @@ pub trait Device {
     /// A fault of the device.
     fn capture(&mut self, ops: &[Op<Self::Buf>], key: GraphKey) -> Result<Self::Graph, ModelError>;
 
-    /// Has the KV cache backed by memory now, where the system would do so when each part is first written. Contents stay.
-    fn touch_kv(&mut self) {}
+    /// Has the KV cache and the buffers of the largest step backed by memory now, where the system would do so when each part
+    /// is first written. Contents of the KV cache stay.
+    ///
+    /// # Errors
+    ///
+    /// Not enough memory.
+    fn touch(&mut self) -> Result<(), ModelError> {
+        Ok(())
+    }
 
     /// Memory that a graph takes, in bytes.
     fn graph_bytes(&self, graph: &Self::Graph) -> usize;

@@ -74,9 +74,14 @@ impl<D: Device> Runner<D> {
         &mut self.device
     }
 
-    /// Has the KV cache backed by memory now ([`Device::touch_kv`]), so that no step waits for it.
-    pub fn touch_kv(&mut self) {
-        self.device.touch_kv();
+    /// Has the KV cache and the buffers of the largest step backed by memory now ([`Device::touch`]), so that no step waits
+    /// for it.
+    ///
+    /// # Errors
+    ///
+    /// Not enough memory.
+    pub fn touch(&mut self) -> Result<(), ModelError> {
+        self.device.touch()
     }
 
     /// The greatest step it was built for.

@@ -147,10 +147,15 @@ impl<D: Device> ModelExecutor<D> {
         (self.runner.counts(), proposer.and_then(|proposer| proposer.counts()))
     }
 
-    /// Has the KV cache, and the proposers', backed by memory now, so that no step waits for it.
-    pub fn touch_kv(&mut self) {
-        self.runner.touch_kv();
-        self.proposers.iter_mut().for_each(|proposer| proposer.touch_kv());
+    /// Has the KV cache and the buffers of the largest step, and the proposers', backed by memory now, so that no step waits
+    /// for it.
+    ///
+    /// # Errors
+    ///
+    /// Not enough memory.
+    pub fn touch(&mut self) -> Result<(), ModelError> {
+        self.runner.touch()?;
+        self.proposers.iter_mut().try_for_each(|proposer| proposer.touch())
     }
 
     /// Counts steps from 0 again.

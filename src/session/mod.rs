@@ -132,10 +132,14 @@ impl Session {
         self.tokenizer.as_deref()
     }
 
-    /// Has the KV cache backed by memory now: else the system does so when each block is first written, within a step. Takes
-    /// some tenths of a second a GiB.
-    pub fn touch_kv(&mut self) {
-        self.executor.touch_kv();
+    /// Has the KV cache and the buffers of the largest step backed by memory now: else the system does so when each part is
+    /// first written, within a step. Takes some tenths of a second a GiB.
+    ///
+    /// # Errors
+    ///
+    /// Not enough memory.
+    pub fn touch(&mut self) -> anyhow::Result<()> {
+        Ok(self.executor.touch()?)
     }
 
     /// Whether any request is waiting or running.

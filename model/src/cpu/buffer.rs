@@ -3,6 +3,7 @@
 use half::{bf16, f16};
 
 use crate::checkpoint::{Dtype, Tensor};
+use crate::cpu::memory::{Memory, OutOfMemory};
 use crate::cpu::panel::PackedMatrix;
 use crate::error::ModelError;
 
@@ -12,7 +13,7 @@ pub(super) enum Buffer {
     /// Activations.
     Rows(Activations),
     /// Norm weights, biases, rotations.
-    Vector(Vec<f32>),
+    Vector(Memory<f32>),
     /// Weights of a product.
     Matrix(PackedMatrix),
     /// An embedding.
@@ -23,38 +24,36 @@ pub(super) enum Buffer {
 /// [`RowsMut`], hence the raw pointer.
 #[derive(Debug)]
 pub(super) struct Activations {
-    data: *mut f32,
-    len: usize,
+    data: Memory<f32>,
     width: usize,
 }
 
-// SAFETY: it owns plain numbers; shared access goes through `Rows` and `RowsMut`, whose users keep writers apart.
-unsafe impl Send for Activations {}
-// SAFETY: as above.
-unsafe impl Sync for Activations {}
-
 impl Activations {
-    pub fn zeroed(rows: usize, width: usize) -> Self {
-        let data: Box<[f32]> = vec![0.0; rows * width].into_boxed_slice();
-        let len = data.len();
-        Self { data: Box::into_raw(data).cast(), len, width }
+    pub fn zeroed(rows: usize, width: usize) -> Result<Self, OutOfMemory> {
+        let values = rows.checked_mul(width).ok_or(OutOfMemory { bytes: usize::MAX })?;
+        Ok(Self { data: Memory::zeroed(values)?, width })
+    }
+
+    /// Rows that there is room for.
+    pub fn room(&self) -> usize {
+        self.data.len() / self.width.max(1)
+    }
+
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    pub fn touch(&mut self) {
+        self.data.touch();
     }
 
     pub fn rows(&self) -> Rows<'_> {
-        // SAFETY: the memory is ours and initialised. Operations run one after the other, and none reads a buffer
-        // that it writes.
-        Rows { data: unsafe { std::slice::from_raw_parts(self.data, self.len) }, width: self.width }
+        // Operations run one after the other, and none reads a buffer that it writes.
+        Rows { data: &self.data, width: self.width }
     }
 
     pub fn rows_mut(&self) -> RowsMut {
-        RowsMut { data: self.data, len: self.len, width: self.width }
-    }
-}
-
-impl Drop for Activations {
-    fn drop(&mut self) {
-        // SAFETY: the box of `zeroed`, given up there.
-        drop(unsafe { Box::from_raw(std::ptr::slice_from_raw_parts_mut(self.data, self.len)) });
+        RowsMut { data: self.data.as_ptr(), len: self.data.len(), width: self.width }
     }
 }
 
@@ -129,26 +128,32 @@ pub(super) struct Table {
 
 #[derive(Debug)]
 enum Values {
-    F32(Vec<f32>),
-    F16(Vec<f16>),
-    Bf16(Vec<bf16>),
+    F32(Memory<f32>),
+    F16(Memory<u16>),
+    Bf16(Memory<u16>),
 }
 
 impl Table {
     pub fn new(tensor: &Tensor<'_>, dtype: Dtype) -> Result<Self, ModelError> {
         let width = tensor.row_len();
+        let len = tensor.rows().checked_mul(width).ok_or(OutOfMemory { bytes: usize::MAX })?;
         let mut row = vec![0.0; width];
         let mut values = match dtype {
-            Dtype::F32 => Values::F32(Vec::with_capacity(tensor.rows() * width)),
-            Dtype::F16 => Values::F16(Vec::with_capacity(tensor.rows() * width)),
-            Dtype::Bf16 => Values::Bf16(Vec::with_capacity(tensor.rows() * width)),
+            Dtype::F32 => Values::F32(Memory::zeroed(len)?),
+            Dtype::F16 => Values::F16(Memory::zeroed(len)?),
+            Dtype::Bf16 => Values::Bf16(Memory::zeroed(len)?),
         };
         for r in 0..tensor.rows() {
             tensor.read_row(r, &mut row)?;
+            let at = r * width..(r + 1) * width;
             match &mut values {
-                Values::F32(v) => v.extend_from_slice(&row),
-                Values::F16(v) => v.extend(row.iter().map(|&x| f16::from_f32(x))),
-                Values::Bf16(v) => v.extend(row.iter().map(|&x| bf16::from_f32(x))),
+                Values::F32(v) => v[at].copy_from_slice(&row),
+                Values::F16(v) => {
+                    v[at].iter_mut().zip(&row).for_each(|(to, &x)| *to = f16::from_f32(x).to_bits());
+                }
+                Values::Bf16(v) => {
+                    v[at].iter_mut().zip(&row).for_each(|(to, &x)| *to = bf16::from_f32(x).to_bits());
+                }
             }
         }
         Ok(Self { width, values })
@@ -158,8 +163,12 @@ impl Table {
         let range = row * self.width..(row + 1) * self.width;
         match &self.values {
             Values::F32(v) => out.copy_from_slice(&v[range]),
-            Values::F16(v) => out.iter_mut().zip(&v[range]).for_each(|(o, x)| *o = x.to_f32()),
-            Values::Bf16(v) => out.iter_mut().zip(&v[range]).for_each(|(o, x)| *o = x.to_f32()),
+            Values::F16(v) => {
+                out.iter_mut().zip(&v[range]).for_each(|(o, &x)| *o = f16::from_bits(x).to_f32())
+            }
+            Values::Bf16(v) => {
+                out.iter_mut().zip(&v[range]).for_each(|(o, &x)| *o = bf16::from_bits(x).to_f32());
+            }
         }
     }
 }

@@ -325,11 +325,13 @@ impl Device for CpuDevice {
     type Graph = Tape;
 
     fn activations(&mut self, rows: usize, width: usize, _: Precision) -> Result<BufferId, ModelError> {
-        Ok(self.push(Buffer::Rows(Activations::zeroed(rows, width))))
+        Ok(self.push(Buffer::Rows(Activations::zeroed(rows, width)?)))
     }
 
     fn vector(&mut self, values: Vec<f32>) -> Result<BufferId, ModelError> {
-        Ok(self.push(Buffer::Vector(values)))
+        let mut kept = Memory::zeroed(values.len())?;
+        kept.copy_from_slice(&values);
+        Ok(self.push(Buffer::Vector(kept)))
     }
 
     fn matrix(&mut self, stacked: &[Tensor<'_>]) -> Result<BufferId, ModelError> {
@@ -407,8 +409,21 @@ impl Device for CpuDevice {
         Ok(Tape { ops: ops.into(), key })
     }
 
-    fn touch_kv(&mut self) {
+    fn touch(&mut self) -> Result<(), ModelError> {
         self.kv.touch();
+        let (mut rows, mut width) = (0, 0);
+        for buffer in &mut self.buffers {
+            if let Buffer::Rows(activations) = buffer {
+                activations.touch();
+                (rows, width) = (rows.max(activations.room()), width.max(activations.width()));
+            }
+        }
+        let widest = self.buffers.iter().filter_map(|buffer| match buffer {
+            Buffer::Matrix(matrix) => Some(matrix.k()),
+            _ => None,
+        });
+        self.packed.reserve(self.isa, self.dtype, rows, widest.max().unwrap_or(0).min(width))?;
+        Ok(())
     }
 
     fn graph_bytes(&self, graph: &Tape) -> usize {

@@ -72,6 +72,34 @@ impl PackedRows {
         Ok(rows)
     }
 
+    /// Makes room for `m` rows of `k` values, packed for products with weights of `dtype` on `isa`, and has the system back it
+    /// now. What was packed is gone.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfMemory`].
+    pub fn reserve(&mut self, isa: Isa, dtype: Dtype, m: usize, k: usize) -> Result<(), OutOfMemory> {
+        (self.m, self.k) = (0, 0);
+        self.grow(Form::of(isa, dtype, m), m, k)?;
+        self.tiles.touch();
+        self.values.touch();
+        Ok(())
+    }
+
+    fn grow(&mut self, form: Form, m: usize, k: usize) -> Result<(), OutOfMemory> {
+        let padded = k.next_multiple_of(TILE);
+        match form {
+            Form::Tiles if self.tiles.len() < m.next_multiple_of(TILE_ROWS) * padded => {
+                self.tiles = Memory::zeroed(m.next_multiple_of(TILE_ROWS) * padded)?;
+            }
+            Form::Blocks { .. } if self.values.len() < m * padded => {
+                self.values = Memory::zeroed(m * padded)?;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
     /// Packs `m` rows of `k` values, of which row `r` begins at `x[r * stride]`, for products with
     /// weights of `dtype` on `isa`. Grows where it must.
     ///
@@ -124,16 +152,7 @@ impl PackedRows {
     ) -> Result<Packing<'a>, OutOfMemory> {
         assert!(m == 0 || (stride >= k && x.len() >= (m - 1) * stride + k), "rows out of bounds");
         let form = Form::of(isa, dtype, m);
-        let padded = k.next_multiple_of(TILE);
-        match form {
-            Form::Tiles if self.tiles.len() < m.next_multiple_of(TILE_ROWS) * padded => {
-                self.tiles = Memory::zeroed(m.next_multiple_of(TILE_ROWS) * padded)?;
-            }
-            Form::Blocks { .. } if self.values.len() < m * padded => {
-                self.values = Memory::zeroed(m * padded)?;
-            }
-            _ => {}
-        }
+        self.grow(form, m, k)?;
         (self.m, self.k, self.dtype, self.form) = (m, k, dtype, form);
         let chunks = Chunks::new(m.div_ceil(self.block_rows()), 8, 1);
         Ok(Packing { rows: self, isa, x, stride, chunks })

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use pagedraft_attention::MetadataBuilder;
 use pagedraft_block_manager::{BlockId, BlockManager, BlockSize, GroupId, KvGroup, Salt};
-use pagedraft_model::{Device, RunCounts, Runner};
+use pagedraft_model::{Device, ModelError, RunCounts, Runner};
 use pagedraft_scheduler::{CostCurve, RequestKey};
 
 use super::draft_kv::DraftKv;
@@ -234,8 +234,8 @@ impl<D: Device> Proposer for DraftModel<D> {
         self.runner.set_enforce_eager(yes);
     }
 
-    fn touch_kv(&mut self) {
-        self.runner.touch_kv();
+    fn touch(&mut self) -> Result<(), ModelError> {
+        self.runner.touch()
     }
 
     fn counts(&mut self) -> Option<&RunCounts> {

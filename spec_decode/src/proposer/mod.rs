@@ -26,7 +26,7 @@ pub use synthetic::SyntheticProposer;
 use std::time::Duration;
 
 use pagedraft_block_manager::BlockId;
-use pagedraft_model::RunCounts;
+use pagedraft_model::{ModelError, RunCounts};
 use pagedraft_scheduler::{CostCurve, KvView, RequestKey, StepPlan};
 use serde::Serialize;
 
@@ -165,8 +165,14 @@ pub trait Proposer {
         let _ = yes;
     }
 
-    /// Has its KV cache, if it has one, backed by memory now, so that no step waits for it.
-    fn touch_kv(&mut self) {}
+    /// Has its KV cache and buffers, if it has any, backed by memory now, so that no step waits for it.
+    ///
+    /// # Errors
+    ///
+    /// Not enough memory.
+    fn touch(&mut self) -> Result<(), ModelError> {
+        Ok(())
+    }
 
     /// How its own steps ran, if it has any.
     fn counts(&mut self) -> Option<&RunCounts> {

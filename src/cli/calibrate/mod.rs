@@ -61,7 +61,7 @@ impl Calibrate {
         interrupt::listen()?;
         let mut session = Session::open(&options)?;
         self.engine.tell_why_no_gpu(session.info());
-        session.touch_kv();
+        session.touch()?;
         let info = session.info().clone();
         let of = Measured { engine: report::name(&info, &options), block_size: info.block_size };
         let earlier = self.steps_in.as_deref().map(|path| steps_file::read(path, &of)).transpose()?;

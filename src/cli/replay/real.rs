@@ -50,7 +50,7 @@ pub fn run(replay: &Replay, workload: &Workload) -> anyhow::Result<Option<Outcom
     }
     let mut session = Session::open(&options)?;
     replay.engine.tell_why_no_gpu(session.info());
-    session.touch_kv();
+    session.touch()?;
     let limits = limits(&session, replay)?;
     let source = workload.source(&limits)?;
     let config = replay.config(session.config().clone(), workload, &limits, None)?;
