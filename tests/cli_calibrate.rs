@@ -50,7 +50,8 @@ fn what_calibration_writes_is_what_a_simulation_reads() {
     let number = |step: &Value, key: &str| step[key].as_u64().unwrap();
     assert!(is(&|s| s["replayed"] == true) && is(&|s| s["replayed"] == false));
     assert!(
-        is(&|s| s["after_idle"] == true)
+        is(&|s| s["idle_us"].as_f64().unwrap() > 0.0)
+            && is(&|s| number(s, "rows_before") > 0)
             && is(&|s| number(s, "begun") > 0)
             && is(&|s| number(s, "ended") > 0)
     );

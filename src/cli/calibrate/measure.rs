@@ -20,6 +20,9 @@ use crate::cli::live::{Before, Stream};
 const SHARE: f64 = 1.0 / 48.0;
 /// Seconds that an open stream lasts, at least.
 const LASTING: f64 = 0.25;
+/// Seconds that an open stream pauses, twice, at least; and how many times as long at most.
+const PAUSE: f64 = 0.01;
+const MORE: f64 = 50.0;
 
 /// Measures steps.
 pub struct Measuring<'a> {
@@ -108,7 +111,7 @@ impl<'a> Measuring<'a> {
         let shared = (phase.shared > 0.0).then(|| self.draw.below(self.text.len() as u64) as usize);
         let first = self.sent;
         let mut at = 0.0;
-        for _ in 0..count {
+        for i in 0..count {
             let output = self.about(phase.output);
             let vocab = self.session.info().vocab_size as u64;
             // For synthetic drafts, which then are there and never right: each step has as many as asked for.
@@ -117,6 +120,9 @@ impl<'a> Measuring<'a> {
             let mut arrival_ns = None;
             if let Load::Open(load) = phase.load {
                 at -= (1.0 - self.draw.uniform()).ln() * service / load;
+                if i == 0 || i == count / 2 {
+                    at += PAUSE * MORE.powf(self.draw.uniform());
+                }
                 arrival_ns = Some(self.before.end_ns + (at * 1e9) as u64);
             }
             let prompt = self.prompt(phase, first, shared);

@@ -20,6 +20,8 @@ pub struct Meter {
     run: u64,
     shapes: Shapes,
     accepted: Vec<u32>,
+    /// Token rows of the step before.
+    rows_before: u32,
     pub steps: Vec<MeasuredStep>,
     pub tallies: BTreeMap<&'static str, Tally>,
     /// Microseconds of steps with prefill, and their token rows; of those without, and their number.
@@ -36,6 +38,7 @@ impl Meter {
             run: 0,
             shapes: Shapes::default(),
             accepted: Vec::new(),
+            rows_before: 0,
             steps: Vec::new(),
             tallies: BTreeMap::new(),
             prefill: (0.0, 0.0),
@@ -84,11 +87,13 @@ impl Observe for Meter {
                 }
             },
         );
-        shape.after_idle = step.after_idle;
+        shape.idle_us = step.idle_ns as f64 * 1e-3;
+        shape.rows_before = if step.idle_ns == 0 { self.rows_before } else { 0 };
+        self.rows_before = shape.token_rows;
         shape.begun = step.taken;
         shape.ended = step.report.ended.len() as u32;
         let us = step.took_ns as f64 * 1e-3;
-        if !step.after_idle {
+        if step.idle_ns == 0 {
             let (sum, of) = match step.report.prefill_tokens {
                 0 => (&mut self.decode, 1.0),
                 _ => (&mut self.prefill, f64::from(shape.token_rows)),

@@ -57,7 +57,7 @@ impl Phase {
             // Few requests are more likely, as an engine that keeps up has few.
             let seats = f64::from(bounds.sequences.min(256)).powf(uniform() * uniform().max(0.3)).round();
             let longest = (MOST_TOKENS / seats).clamp(16.0, LONGEST);
-            let (prompt, output) = (log(8.0, longest, uniform()), log(2.0, 64.0, uniform()));
+            let (prompt, output) = (log(8.0, longest, uniform()), log(4.0, 128.0, uniform()));
             Self { load: Load::Closed(seats as u32), prompt: prompt as u32, output: output as u32, shared }
         } else {
             let (prompt, output) = (log(32.0, 2048.0, uniform()), log(8.0, 256.0, uniform()));

@@ -61,8 +61,8 @@ pub struct LiveStep<'a> {
     /// Wall time, from the end of the step before (or, after idleness, from the first request's being taken in) until all
     /// was done that this one gave to do.
     pub took_ns: u64,
-    /// Whether the engine had nothing to do before it.
-    pub after_idle: bool,
+    /// How long the engine had had nothing to do before it; 0 right behind another step.
+    pub idle_ns: u64,
     /// How late it took in the request that ended that, where it had a time of its own.
     pub woke_ns: Option<u64>,
     /// Requests that were taken in before it.
@@ -107,7 +107,7 @@ struct Live<'a> {
     resumed: HashSet<String>,
     /// Since when the time of the next step counts.
     since_ns: u64,
-    after_idle: bool,
+    idle_ns: u64,
     woke_ns: Option<u64>,
     taken: u32,
     report: StepReport,
@@ -142,7 +142,7 @@ impl<'a> Live<'a> {
             in_flight: HashMap::new(),
             resumed: HashSet::new(),
             since_ns: before.end_ns,
-            after_idle: false,
+            idle_ns: 0,
             woke_ns: None,
             taken: 0,
             report: StepReport::default(),
@@ -255,7 +255,8 @@ impl<'a> Live<'a> {
         let intended_ns = request.arrival_ns.unwrap_or(free_ns);
         let now_ns = self.clock.now_ns();
         if std::mem::take(&mut self.waited) && !self.session.has_unfinished() {
-            (self.since_ns, self.after_idle) = (now_ns, true);
+            self.idle_ns = now_ns.saturating_sub(self.since_ns).max(1);
+            self.since_ns = now_ns;
             self.woke_ns = request.arrival_ns.map(|at| now_ns.saturating_sub(at));
         }
         if self.before.sent(&request, self.max_concurrency) {
@@ -327,13 +328,13 @@ impl<'a> Live<'a> {
             report: &self.report,
             stages: step.stages,
             took_ns: self.clock.now_ns().saturating_sub(self.since_ns),
-            after_idle: self.after_idle,
+            idle_ns: std::mem::take(&mut self.idle_ns),
             woke_ns: self.woke_ns.take(),
             taken: std::mem::take(&mut self.taken),
             done: self.recorder.done(),
         };
         self.observer.step(&told);
-        (self.since_ns, self.after_idle) = (self.clock.now_ns(), false);
+        self.since_ns = self.clock.now_ns();
         Ok(())
     }
 

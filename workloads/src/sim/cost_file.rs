@@ -52,8 +52,11 @@ impl CostModel {
             us_per_ended: of.us("us_per_ended")?,
             us_per_eager_step: of.us("us_per_eager_step")?,
             us_to_wake: of.us("us_to_wake")?,
+            us_per_row_before: of.us("us_per_row_before")?,
             us_after_idle: of.us("us_after_idle")?,
             us_per_row_after_idle: of.us("us_per_row_after_idle")?,
+            us_per_idle_s: of.us("us_per_idle_s")?,
+            us_per_row_and_idle_s: of.us("us_per_row_and_idle_s")?,
             schedule: of.given("schedule", overhead)?,
             metadata: of.given("metadata", overhead)?,
             proposers: of.given("proposers", |path, value| map(path, value, draft_cost))?,
@@ -89,8 +92,11 @@ impl CostModel {
             ("us_per_ended", self.us_per_ended),
             ("us_per_eager_step", self.us_per_eager_step),
             ("us_to_wake", self.us_to_wake),
+            ("us_per_row_before", self.us_per_row_before),
             ("us_after_idle", self.us_after_idle),
             ("us_per_row_after_idle", self.us_per_row_after_idle),
+            ("us_per_idle_s", self.us_per_idle_s),
+            ("us_per_row_and_idle_s", self.us_per_row_and_idle_s),
         ];
         us.into_iter().try_for_each(|(name, us)| check_us(name, us))?;
         check_overhead("schedule", &self.schedule)?;

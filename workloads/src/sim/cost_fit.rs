@@ -141,7 +141,7 @@ fn quality<'a>(
 
 fn fit_target(all: &[&MeasuredStep], model: &mut CostModel) {
     let (idle, steps): (Vec<&MeasuredStep>, Vec<&MeasuredStep>) =
-        all.iter().partition(|step| step.shape.after_idle);
+        all.iter().partition(|step| step.shape.after_idle());
     let knots = Knots::new(steps.iter().map(|step| step.shape.rows_run()));
     let typical: Vec<f64> = steps.iter().map(|step| step.took.total_us()).collect();
     fit_stages(&steps, &typical, &knots, Measurements::fit, model);
@@ -165,7 +165,7 @@ fn fit_stages(
     solve: fn(&Measurements) -> Vec<f64>,
     model: &mut CostModel,
 ) {
-    let mut execute = Measurements::new(knots.len() + 5);
+    let mut execute = Measurements::new(knots.len() + 6);
     let [mut metadata, mut sample, mut other] = [3, 2, 3].map(Measurements::new);
     for (step, &scale) in steps.iter().zip(scales) {
         let (shape, took) = (&step.shape, &step.took);
@@ -177,6 +177,7 @@ fn fit_stages(
             f64::from(shape.metadata_rows),
             logit_rows,
             f64::from(u8::from(!shape.replayed)),
+            f64::from(shape.rows_displacing()),
         ];
         execute.push(knots.ramps([shape.rows_run()]).into_iter().chain(more), took.execute, scale);
         metadata.push([1.0, rows, tokens], took.metadata, scale);
@@ -192,6 +193,7 @@ fn fit_stages(
     model.us_per_metadata_row = at(2);
     model.us_per_logit_row = at(3);
     model.us_per_eager_step = at(4);
+    model.us_per_row_before = at(5);
     model.metadata = overhead(&solve(&metadata));
     let (sample, other) = (solve(&sample), overhead(&solve(&other)));
     model.us_per_sampled_row = sample.get(1).copied().unwrap_or(0.0);
@@ -200,22 +202,24 @@ fn fit_stages(
     model.us_per_token = other.us_per_token;
 }
 
-/// What steps after idleness take more, by their rows: cores and caches wake up.
+/// What steps after idleness take more, by their rows and by how long it was: cores and caches wake up.
 fn fit_idleness(idle: &[&MeasuredStep], model: &mut CostModel) {
     if idle.len() < AFTER_IDLE {
         return;
     }
     let woke: Vec<f64> = idle.iter().filter_map(|step| step.woke_us).filter(|us| *us < WOKE_US).collect();
     model.us_to_wake = woke.iter().sum::<f64>() / woke.len().max(1) as f64;
-    let mut late = Measurements::new(2);
+    let mut late = Measurements::new(4);
     for step in idle.iter().filter(|step| !is_neighbours(step, model)) {
         let told = told(step, model).total_us();
-        let rows = step.shape.rows_run().min(CostModel::ROWS_AFTER_IDLE);
-        late.push([1.0, f64::from(rows)], step.took.total_us() - told, told);
+        late.push(step.shape.coldness(), step.took.total_us() - told, told);
     }
     let found = late.mean();
-    model.us_after_idle = found.first().copied().unwrap_or(0.0);
-    model.us_per_row_after_idle = found.get(1).copied().unwrap_or(0.0);
+    let at = |i: usize| found.get(i).copied().unwrap_or(0.0);
+    model.us_after_idle = at(0);
+    model.us_per_row_after_idle = at(1);
+    model.us_per_idle_s = at(2);
+    model.us_per_row_and_idle_s = at(3);
 }
 
 /// Whether requests were given to the engine before a step, or end with it.

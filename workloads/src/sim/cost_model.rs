@@ -28,8 +28,10 @@ pub struct StepShape {
     pub ended: u32,
     /// Whether a graph is replayed.
     pub replayed: bool,
-    /// Whether the engine had nothing to do before it.
-    pub after_idle: bool,
+    /// Microseconds that the engine had had nothing to do before it; 0 right behind another step.
+    pub idle_us: f64,
+    /// Token rows that the step right before it had computed; 0 after idleness.
+    pub rows_before: u32,
     /// Requests that are drafted for, pass by pass; empty without a proposer.
     pub draft_passes: Vec<u32>,
     /// Token rows of the first of these passes, lagging tokens included.
@@ -45,6 +47,26 @@ impl StepShape {
     #[must_use]
     pub fn rows_run(&self) -> u32 {
         self.token_rows.saturating_add(self.pad_rows)
+    }
+
+    /// Whether the engine had nothing to do before it.
+    #[must_use]
+    pub fn after_idle(&self) -> bool {
+        self.idle_us > 0.0
+    }
+
+    /// Token rows of a greater step before it, whose activations took the caches that this one needs; none of those behind
+    /// [`ROWS_THAT_COUNT`](CostModel::ROWS_THAT_COUNT).
+    #[must_use]
+    pub(super) fn rows_displacing(&self) -> u32 {
+        self.rows_before.min(CostModel::ROWS_THAT_COUNT).saturating_sub(self.rows_run())
+    }
+
+    /// What idleness costs by: 1, its token rows that count, its seconds that count, and those rows times those seconds.
+    pub(super) fn coldness(&self) -> [f64; 4] {
+        let rows = f64::from(self.rows_run().min(CostModel::ROWS_THAT_COUNT));
+        let seconds = (self.idle_us * 1e-6).min(CostModel::SECONDS_THAT_COUNT);
+        [1.0, rows, seconds, rows * seconds]
     }
 
     /// One more request in the proposer's pass number `depth`, from 0, with `tokens` token rows behind `context` tokens.
@@ -150,7 +172,7 @@ impl Overhead {
 ///
 /// | stage | microseconds |
 /// |---|---|
-/// | execute | `target` at its token rows, those that a graph adds included, + `target.us_per_read` a token of context read + `target.us_per_context` a pair of a query token and a token before it + `us_per_metadata_row` a row of the attention call + `us_per_logit_row` a row of logits + `us_per_eager_step` if no graph is replayed + `us_after_idle` and `us_per_row_after_idle` if nothing ran before |
+/// | execute | `target` at its token rows, those that a graph adds included, + `target.us_per_read` a token of context read + `target.us_per_context` a pair of a query token and a token before it + `us_per_metadata_row` a row of the attention call + `us_per_logit_row` a row of logits + `us_per_eager_step` if no graph is replayed + `us_per_row_before` for each of the first 1024 token rows by which the step before was greater + after idleness `us_after_idle`, `us_per_row_after_idle` for each of its first 1024 token rows, `us_per_idle_s` for each of the first 2 seconds of idleness, and `us_per_row_and_idle_s` for each of both |
 /// | sample | `us_per_sampled_row` a row of logits |
 /// | propose | the proposer's `us_per_step`, `us_per_row` a drafted request, and its `pass` for each pass |
 /// | schedule, metadata | those [`Overhead`]s |
@@ -225,12 +247,22 @@ pub struct CostModel {
     /// share its first step.
     #[serde(default)]
     pub us_to_wake: f64,
+    /// Microseconds that a step takes longer for each token row by which the step before it was greater, of its first
+    /// [`ROWS_THAT_COUNT`](Self::ROWS_THAT_COUNT): its activations took the caches.
+    #[serde(default)]
+    pub us_per_row_before: f64,
     /// Microseconds that a step takes longer when the engine had nothing to do before it: threads and cores wake up.
     #[serde(default)]
     pub us_after_idle: f64,
-    /// And for each of its first [`ROWS_AFTER_IDLE`](Self::ROWS_AFTER_IDLE) token rows: caches are cold.
+    /// And for each of its first [`ROWS_THAT_COUNT`](Self::ROWS_THAT_COUNT) token rows: caches are cold.
     #[serde(default)]
     pub us_per_row_after_idle: f64,
+    /// And for each second of idleness, of the first [`SECONDS_THAT_COUNT`](Self::SECONDS_THAT_COUNT): the colder.
+    #[serde(default)]
+    pub us_per_idle_s: f64,
+    /// And for each of those rows times each of those seconds.
+    #[serde(default)]
+    pub us_per_row_and_idle_s: f64,
     /// Making the plan.
     #[serde(default)]
     pub schedule: Overhead,
@@ -249,8 +281,10 @@ pub struct CostModel {
 }
 
 impl CostModel {
-    /// Token rows in which an engine that had nothing to do gets warm.
-    pub const ROWS_AFTER_IDLE: u32 = 1024;
+    /// Token rows in which an engine that had nothing to do gets warm, and in which one that is warm fills the caches.
+    pub const ROWS_THAT_COUNT: u32 = 1024;
+    /// Seconds of idleness behind which an engine gets no colder.
+    pub const SECONDS_THAT_COUNT: f64 = 2.0;
 
     /// What the embedded model costs on the machine this was developed on; its name has both.
     #[must_use]
@@ -263,10 +297,15 @@ impl CostModel {
     #[must_use]
     pub fn step(&self, shape: &StepShape, proposer: Option<&DraftCost>) -> StepCost {
         let eager = if shape.replayed { 0.0 } else { self.us_per_eager_step };
-        let rows_after_idle = f64::from(shape.rows_run().min(Self::ROWS_AFTER_IDLE));
-        let idle = match shape.after_idle {
-            true => self.us_after_idle + self.us_per_row_after_idle * rows_after_idle,
-            false => 0.0,
+        let idle = match shape.after_idle() {
+            true => {
+                let [one, rows, seconds, both] = shape.coldness();
+                self.us_after_idle * one
+                    + self.us_per_row_after_idle * rows
+                    + self.us_per_idle_s * seconds
+                    + self.us_per_row_and_idle_s * both
+            }
+            false => self.us_per_row_before * f64::from(shape.rows_displacing()),
         };
         let logit_rows = f64::from(shape.logit_rows);
         StepCost {

@@ -202,9 +202,13 @@ impl Engine {
             ));
         }
         self.preempt();
+        let before = self.shape.token_rows;
         self.execute();
         self.shape.begun = std::mem::take(&mut self.begun);
-        self.shape.after_idle = now > self.report.end_ns || self.plan.id.0 == 0;
+        // Before its first step it had nothing to do, even if that comes at once.
+        let idle_ns = now.saturating_sub(self.report.end_ns).max(u64::from(self.plan.id.0 == 0));
+        self.shape.idle_us = idle_ns as f64 * 1e-3;
+        self.shape.rows_before = if self.shape.after_idle() { 0 } else { before };
         self.gather()?;
         let proposer = self.drafting.as_ref().map(|drafting| &drafting.cost);
         self.price = self.cost.step(&self.shape, proposer);

@@ -30,8 +30,11 @@ fn truth() -> CostModel {
         us_per_ended: 12.0,
         us_per_eager_step: 50.0,
         us_to_wake: 150.0,
+        us_per_row_before: 0.4,
         us_after_idle: 700.0,
         us_per_row_after_idle: 2.5,
+        us_per_idle_s: 900.0,
+        us_per_row_and_idle_s: 6.0,
         proposers: [("draft".to_owned(), draft)].into(),
         ..CostModel::default()
     }
@@ -41,7 +44,7 @@ fn truth() -> CostModel {
 fn steps(truth: &CostModel, seed: u64, noise: f64, outliers: f64) -> Vec<MeasuredStep> {
     let mut draw = ChaCha8Rng::seed_from_u64(seed);
     let log = |most: f64, draw: &mut ChaCha8Rng| most.powf(draw.random::<f64>()).round() as u32;
-    let mut steps = Vec::new();
+    let (mut steps, mut before) = (Vec::new(), 0);
     for i in 0..3000u64 {
         let decodes = if i % 5 == 4 { 0 } else { log(256.0, &mut draw) };
         let prefill = if i % 5 < 2 { 0 } else { log(2048.0, &mut draw) };
@@ -51,7 +54,8 @@ fn steps(truth: &CostModel, seed: u64, noise: f64, outliers: f64) -> Vec<Measure
         let (decoding, chunk) = (u64::from(decodes), u64::from(prefill));
         let catch_up = if drafts > 0 { decodes + log(500.0, &mut draw) - 1 } else { 0 };
         let shape = StepShape {
-            after_idle: i % 40 == 22,
+            idle_us: if i % 20 == 2 { 1e4 * 100f64.powf(draw.random::<f64>()) } else { 0.0 },
+            rows_before: if i % 20 == 2 { 0 } else { before },
             begun: u32::from(i % 7 == 3),
             ended: u32::from(i % 11 == 5),
             pad_rows: if prefill == 0 && i % 2 == 0 { verify / 9 } else { 0 },
@@ -67,6 +71,7 @@ fn steps(truth: &CostModel, seed: u64, noise: f64, outliers: f64) -> Vec<Measure
             draft_reads: decoding * context * u64::from(drafts),
             draft_pairs: decoding * context * u64::from(drafts),
         };
+        before = shape.token_rows;
         let proposer = (drafts > 0).then(|| "draft".to_owned());
         let mut took = truth.step(&shape, truth.proposers.get("draft").filter(|_| drafts > 0));
         for us in
@@ -112,7 +117,10 @@ proptest! {
         prop_assert!((found.model.us_per_begun - 30.0).abs() < 6.0, "{}", found.model.us_per_begun);
         prop_assert!((found.model.us_per_ended - 12.0).abs() < 6.0, "{}", found.model.us_per_ended);
         prop_assert!(near(found.model.us_to_wake, 150.0), "{}", found.model.us_to_wake);
-        prop_assert!((found.model.us_per_row_after_idle - 2.5).abs() < 1.0, "{}", found.model.us_per_row_after_idle);
+        // A step of 200 rows after 0.2 seconds.
+        let idle = |m: &CostModel| m.us_after_idle + 200.0 * m.us_per_row_after_idle + 0.2 * (m.us_per_idle_s + 200.0 * m.us_per_row_and_idle_s);
+        prop_assert!(near(idle(&found.model), idle(&truth)), "{:?}", found.model);
+        prop_assert!((found.model.us_per_row_before - 0.4).abs() < 0.2, "{}", found.model.us_per_row_before);
     }
 
     #[test]

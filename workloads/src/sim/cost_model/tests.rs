@@ -29,7 +29,10 @@ fn a_step_costs_what_the_table_says() {
         us_per_begun: 9.0,
         us_per_ended: 13.0,
         us_per_eager_step: 1000.0,
+        us_per_row_before: 0.5,
         us_after_idle: 70.0,
+        us_per_idle_s: 1000.0,
+        us_per_row_and_idle_s: 10.0,
         us_per_row_after_idle: 2.0,
         schedule: overhead(1.0, 2.0, 0.0),
         metadata: overhead(10.0, 20.0, 30.0),
@@ -42,7 +45,8 @@ fn a_step_costs_what_the_table_says() {
         keeps_kv: true,
     };
     let shape = StepShape {
-        after_idle: false,
+        idle_us: 0.0,
+        rows_before: 6,
         plan_rows: 2,
         metadata_rows: 2,
         token_rows: 6,
@@ -71,8 +75,14 @@ fn a_step_costs_what_the_table_says() {
     let replayed = model.step(&StepShape { replayed: true, ..shape.clone() }, None);
     assert_eq!(replayed, StepCost { execute: want.execute - 1000.0, propose: 0.0, ..want });
     // The curve at 8 rows is 20 above that at 6.
-    let padded = model.step(&StepShape { pad_rows: 2, after_idle: true, ..shape.clone() }, None);
-    assert_eq!(padded.execute, want.execute + 20.0 + 70.0 + 16.0);
+    let padded = StepShape { pad_rows: 2, idle_us: 250_000.0, rows_before: 0, ..shape.clone() };
+    assert_eq!(model.step(&padded, None).execute, want.execute + 20.0 + 70.0 + 16.0 + 250.0 + 20.0);
+    let long = StepShape { idle_us: 1e9, ..padded.clone() };
+    assert_eq!(model.step(&long, None).execute, want.execute + 20.0 + 70.0 + 16.0 + 2000.0 + 160.0);
+    let displaced = StepShape { rows_before: 16, ..shape.clone() };
+    assert_eq!(model.step(&displaced, None).execute, want.execute + 5.0);
+    let displaced = StepShape { rows_before: 9000, ..shape.clone() };
+    assert_eq!(model.step(&displaced, None).execute, want.execute + 509.0);
     let without_drafts = StepShape { draft_passes: Vec::new(), ..shape };
     assert_eq!(model.step(&without_drafts, Some(&draft)).propose, 0.0);
 }
