@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use pagedraft::session::Session;
 use pagedraft_model::Ran;
-use pagedraft_scheduler::RequestKey;
+use pagedraft_scheduler::{Kind, RequestKey};
 use pagedraft_workloads::sim::StepShape;
 
 /// Follows a session step by step: what a proposer has to catch up with depends on the steps before.
@@ -39,6 +39,7 @@ impl Shapes {
             plan_rows: plan.rows.len() as u32,
             metadata_rows: metadata.num_rows() as u32,
             token_rows: record.inputs.tokens.len() as u32,
+            prefills: plan.rows.iter().filter(|row| row.kind == Kind::Prefill).count() as u32,
             replayed: record.is_replayed(),
             pad_rows: match &record.ran {
                 Ran::Graph(key) => key.token_rows.saturating_sub(record.inputs.tokens.len() as u32),
@@ -51,8 +52,14 @@ impl Shapes {
         for (i, &row) in record.plan_rows.iter().enumerate() {
             let queries = metadata.query_start_loc[i + 1] - metadata.query_start_loc[i];
             let (context, n) = (u64::from(metadata.context_lens[i]), u64::from(queries));
+            let pairs = n * context + n * n.saturating_sub(1) / 2;
             shape.context_reads += context;
-            shape.context_pairs += n * context + n * n.saturating_sub(1) / 2;
+            shape.single_reads += if queries == 1 { context } else { 0 };
+            shape.context_pairs += pairs;
+            shape.prefill_pairs += match plan.rows[row as usize].kind {
+                Kind::Prefill => pairs,
+                _ => 0,
+            };
             let drafts = &mut self.drafts[row as usize];
             *drafts = drafts.wrapping_add(queries);
         }

@@ -153,7 +153,6 @@ fn fit_target(all: &[&MeasuredStep], model: &mut CostModel) {
         .map(|step| (*step, told(step, model).total_us()))
         .unzip();
     fit_stages(&own, &scales, &knots, Measurements::mean, model);
-    fit_comings_and_goings(&steps, model);
     fit_idleness(&idle, model);
 }
 
@@ -165,8 +164,8 @@ fn fit_stages(
     solve: fn(&Measurements) -> Vec<f64>,
     model: &mut CostModel,
 ) {
-    let mut execute = Measurements::new(knots.len() + 6);
-    let [mut metadata, mut sample, mut other] = [3, 2, 3].map(Measurements::new);
+    let mut execute = Measurements::new(knots.len() + 8);
+    let [mut metadata, mut sample, mut other] = [3, 2, 6].map(Measurements::new);
     for (step, &scale) in steps.iter().zip(scales) {
         let (shape, took) = (&step.shape, &step.took);
         let (rows, tokens) = (f64::from(shape.plan_rows), f64::from(shape.token_rows));
@@ -178,13 +177,14 @@ fn fit_stages(
             logit_rows,
             f64::from(u8::from(!shape.replayed)),
             f64::from(shape.rows_displacing()),
+            shape.single_reads as f64,
+            shape.prefill_pairs as f64,
         ];
         execute.push(knots.ramps([shape.rows_run()]).into_iter().chain(more), took.execute, scale);
         metadata.push([1.0, rows, tokens], took.metadata, scale);
         sample.push([1.0, logit_rows], took.sample, scale);
-        if !comes_or_goes(step) {
-            other.push([1.0, rows, tokens], took.other + took.schedule, scale);
-        }
+        let happens = [shape.prefills, shape.begun, shape.ended].map(f64::from);
+        other.push([1.0, rows, tokens].into_iter().chain(happens), took.other + took.schedule, scale);
     }
     let found = solve(&execute);
     let (ramps, more) = found.split_at(knots.len());
@@ -194,8 +194,13 @@ fn fit_stages(
     model.us_per_logit_row = at(3);
     model.us_per_eager_step = at(4);
     model.us_per_row_before = at(5);
+    model.us_per_single_read = at(6);
+    model.us_per_prefill_pair = at(7);
     model.metadata = overhead(&solve(&metadata));
-    let (sample, other) = (solve(&sample), overhead(&solve(&other)));
+    let (sample, other) = (solve(&sample), solve(&other));
+    let happens = |i: usize| other.get(3 + i).copied().unwrap_or(0.0);
+    (model.us_per_prefill, model.us_per_begun, model.us_per_ended) = (happens(0), happens(1), happens(2));
+    let other = overhead(&other);
     model.us_per_sampled_row = sample.get(1).copied().unwrap_or(0.0);
     model.us_per_step = other.us_per_step + sample.first().copied().unwrap_or(0.0);
     model.us_per_row = other.us_per_row;
@@ -222,11 +227,6 @@ fn fit_idleness(idle: &[&MeasuredStep], model: &mut CostModel) {
     model.us_per_row_and_idle_s = at(3);
 }
 
-/// Whether requests were given to the engine before a step, or end with it.
-fn comes_or_goes(step: &MeasuredStep) -> bool {
-    step.shape.begun > 0 || step.shape.ended > 0
-}
-
 /// What a step is told to take without drafts, which are told apart.
 fn told(step: &MeasuredStep, model: &CostModel) -> StepCost {
     StepCost { propose: step.took.propose, ..model.step(&step.shape, None) }
@@ -236,20 +236,6 @@ fn told(step: &MeasuredStep, model: &CostModel) -> StepCost {
 fn is_neighbours(step: &MeasuredStep, model: &CostModel) -> bool {
     let (told, took) = (told(step, model).total_us(), step.took.total_us());
     took > NEIGHBOUR * told && took > told + NEIGHBOUR_US
-}
-
-/// What it costs that requests come and end, by what the steps took in which they did: on average, as it is anything from
-/// the hash of a prompt to a line on the disk.
-fn fit_comings_and_goings(steps: &[&MeasuredStep], model: &mut CostModel) {
-    let mut found = Measurements::new(2);
-    for step in steps.iter().filter(|step| comes_or_goes(step) && !is_neighbours(step, model)) {
-        let told = told(step, model);
-        let rest = step.took.schedule + step.took.other + step.took.sample - told.other - told.sample;
-        found.push([f64::from(step.shape.begun), f64::from(step.shape.ended)], rest, 1.0);
-    }
-    let found = found.mean();
-    model.us_per_begun = found.first().copied().unwrap_or(0.0);
-    model.us_per_ended = found.get(1).copied().unwrap_or(0.0);
 }
 
 fn overhead(found: &[f64]) -> Overhead {

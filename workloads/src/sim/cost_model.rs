@@ -20,8 +20,14 @@ pub struct StepShape {
     pub logit_rows: u32,
     /// Tokens of KV read, each row of the attention call once: the sum of its contexts.
     pub context_reads: u64,
+    /// Of those, by rows of one query token.
+    pub single_reads: u64,
     /// Pairs of a query token and a token before it: the sum over query tokens of their contexts.
     pub context_pairs: u64,
+    /// Of those, in rows that compute prompts.
+    pub prefill_pairs: u64,
+    /// Requests whose prompts are computed.
+    pub prefills: u32,
     /// Requests that the engine was given before it.
     pub begun: u32,
     /// Requests that end with it.
@@ -172,11 +178,11 @@ impl Overhead {
 ///
 /// | stage | microseconds |
 /// |---|---|
-/// | execute | `target` at its token rows, those that a graph adds included, + `target.us_per_read` a token of context read + `target.us_per_context` a pair of a query token and a token before it + `us_per_metadata_row` a row of the attention call + `us_per_logit_row` a row of logits + `us_per_eager_step` if no graph is replayed + `us_per_row_before` for each of the first 1024 token rows by which the step before was greater + after idleness `us_after_idle`, `us_per_row_after_idle` for each of its first 1024 token rows, `us_per_idle_s` for each of the first 2 seconds of idleness, and `us_per_row_and_idle_s` for each of both |
+/// | execute | `target` at its token rows, those that a graph adds included, + `target.us_per_read` a token of context read + `target.us_per_context` a pair of a query token and a token before it + `us_per_single_read` a token read by a row of one query token + `us_per_prefill_pair` a pair in a row that computes a prompt + `us_per_metadata_row` a row of the attention call + `us_per_logit_row` a row of logits + `us_per_eager_step` if no graph is replayed + `us_per_row_before` for each of the first 1024 token rows by which the step before was greater + after idleness `us_after_idle`, `us_per_row_after_idle` for each of its first 1024 token rows, `us_per_idle_s` for each of the first 2 seconds of idleness, and `us_per_row_and_idle_s` for each of both |
 /// | sample | `us_per_sampled_row` a row of logits |
 /// | propose | the proposer's `us_per_step`, `us_per_row` a drafted request, and its `pass` for each pass |
 /// | schedule, metadata | those [`Overhead`]s |
-/// | other | `us_per_step`, `us_per_row` a request, `us_per_token` a query token, `us_per_begun` a request that was given to the engine before, `us_per_ended` one that ends |
+/// | other | `us_per_step`, `us_per_row` a request, `us_per_token` a query token, `us_per_prefill` a request whose prompt is computed, `us_per_begun` a request that was given to the engine before, `us_per_ended` one that ends |
 ///
 /// Between the points of a curve the cost is a straight line; below the first it is the first's, beyond the last it goes
 /// on with the last slope ([`CostCurve::us`]). What is left out costs nothing.
@@ -225,12 +231,22 @@ pub struct CostModel {
     /// Microseconds a query token, for the same: prefixes that are published.
     #[serde(default)]
     pub us_per_token: f64,
+    /// Microseconds a request whose prompt is computed, for the same: its admission, its first blocks.
+    #[serde(default)]
+    pub us_per_prefill: f64,
     /// Microseconds a request that the engine is given, for the same.
     #[serde(default)]
     pub us_per_begun: f64,
     /// Microseconds a request that ends, for the same: its output, its line.
     #[serde(default)]
     pub us_per_ended: f64,
+    /// Microseconds a token of context read by a row of one query token, besides `us_per_read`: a longer row reads for several.
+    #[serde(default)]
+    pub us_per_single_read: f64,
+    /// Microseconds a pair of a query token and a token before it in a row that computes a prompt, besides `us_per_context`:
+    /// long rows read their context again and again.
+    #[serde(default)]
+    pub us_per_prefill_pair: f64,
     /// Microseconds a row of the attention call, whatever its context.
     #[serde(default)]
     pub us_per_metadata_row: f64,
@@ -313,6 +329,8 @@ impl CostModel {
             metadata: self.metadata.us(shape.plan_rows, shape.token_rows),
             propose: proposer.map_or(0.0, |proposer| proposer.us(shape)),
             execute: with_context(&self.target, shape.rows_run(), shape.context_reads, shape.context_pairs)
+                + shape.single_reads as f64 * self.us_per_single_read
+                + shape.prefill_pairs as f64 * self.us_per_prefill_pair
                 + f64::from(shape.metadata_rows) * self.us_per_metadata_row
                 + logit_rows * self.us_per_logit_row
                 + eager
@@ -321,6 +339,7 @@ impl CostModel {
             other: self.us_per_step
                 + self.us_per_row * f64::from(shape.plan_rows)
                 + self.us_per_token * f64::from(shape.token_rows)
+                + self.us_per_prefill * f64::from(shape.prefills)
                 + self.us_per_begun * f64::from(shape.begun)
                 + self.us_per_ended * f64::from(shape.ended),
         }

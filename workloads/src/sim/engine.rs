@@ -288,7 +288,10 @@ impl Engine {
         shape.token_rows = sums.token_rows;
         shape.logit_rows = sums.logit_rows;
         shape.context_reads = sums.context_reads;
+        shape.single_reads = sums.single_reads;
         shape.context_pairs = sums.context_pairs;
+        shape.prefill_pairs = sums.prefill_pairs;
+        shape.prefills = sums.prefills;
         report.prefill_tokens = sums.prefill_tokens;
         report.decode_rows = sums.decode_rows;
         self.graph = self.graphs.replayed(shape, sums.max_query_len);

@@ -7,7 +7,10 @@ pub(super) struct RowSums {
     pub(super) token_rows: u32,
     pub(super) logit_rows: u32,
     pub(super) context_reads: u64,
+    pub(super) single_reads: u64,
     pub(super) context_pairs: u64,
+    pub(super) prefill_pairs: u64,
+    pub(super) prefills: u32,
     pub(super) max_query_len: u32,
     pub(super) prefill_tokens: u32,
     pub(super) decode_rows: u32,
@@ -26,17 +29,23 @@ impl RowSums {
         if expands && drafts > 0 {
             self.metadata_rows += queries;
             self.context_reads += pairs;
+            self.single_reads += pairs;
             self.max_query_len = self.max_query_len.max(1);
         } else {
             self.metadata_rows += 1;
             self.context_reads += start;
+            self.single_reads += if queries == 1 { start } else { 0 };
             self.max_query_len = self.max_query_len.max(queries);
         }
         if row.samples {
             self.logit_rows += 1 + drafts;
         }
         match row.kind {
-            Kind::Prefill => self.prefill_tokens += new,
+            Kind::Prefill => {
+                self.prefill_tokens += new;
+                self.prefill_pairs += pairs;
+                self.prefills += 1;
+            }
             _ => self.decode_rows += 1,
         }
     }

@@ -23,6 +23,9 @@ fn a_step_costs_what_the_table_says() {
         us_per_step: 7.0,
         us_per_row: 3.0,
         us_per_token: 0.5,
+        us_per_single_read: 0.125,
+        us_per_prefill_pair: 1.0,
+        us_per_prefill: 17.0,
         us_per_metadata_row: 11.0,
         us_per_logit_row: 2.0,
         us_per_sampled_row: 1.0,
@@ -55,7 +58,10 @@ fn a_step_costs_what_the_table_says() {
         ended: 2,
         logit_rows: 4,
         context_reads: 40,
+        single_reads: 16,
         context_pairs: 60,
+        prefill_pairs: 5,
+        prefills: 1,
         replayed: false,
         draft_passes: vec![2, 1],
         draft_catch_up: 3,
@@ -67,9 +73,9 @@ fn a_step_costs_what_the_table_says() {
         schedule: 1.0 + 2.0 * 2.0,
         metadata: 10.0 + 20.0 * 2.0 + 30.0 * 6.0,
         propose: 5.0 + 4.0 * 2.0 + (30.0 + 5.0 + 1.0) + 10.0,
-        execute: 150.0 + 10.0 + 30.0 + 22.0 + 8.0 + 1000.0,
+        execute: 150.0 + 10.0 + 30.0 + 2.0 + 5.0 + 22.0 + 8.0 + 1000.0,
         sample: 4.0,
-        other: 7.0 + 6.0 + 3.0 + 9.0 + 26.0,
+        other: 7.0 + 6.0 + 3.0 + 17.0 + 9.0 + 26.0,
     };
     assert_eq!(cost, want);
     let replayed = model.step(&StepShape { replayed: true, ..shape.clone() }, None);
