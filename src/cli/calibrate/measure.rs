@@ -43,13 +43,14 @@ impl<'a> Measuring<'a> {
         Self { session, bounds, text, draw: Draws::new(seed), recorder, before: Before::default(), sent: 0 }
     }
 
-    /// Runs streams until `budget` is spent, the corners of what there is first, where it suffices; `None` when Ctrl-C ended it. `progress` is
-    /// told the share that is done.
+    /// Runs streams until `budget` is spent, the corners of what there is first, where it suffices and they are asked for; `None` when
+    /// Ctrl-C ended it. `progress` is told the share that is done.
     pub fn run(
         &mut self,
         ways: &[Vec<Way>],
         catch_up: u32,
         budget: Duration,
+        with_corners: bool,
         mut progress: impl FnMut(f64),
     ) -> anyhow::Result<Option<Meter>> {
         let corners = Phase::corners(&self.bounds);
@@ -76,7 +77,7 @@ impl<'a> Measuring<'a> {
             meter.begin(way, true);
             measuring.phase(&mut meter, phase, lasting)
         };
-        for corner in corners {
+        for corner in corners.into_iter().filter(|_| with_corners) {
             for of_one in ways {
                 let at = self.draw.below(of_one.len() as u64) as usize;
                 if !ran(self, of_one.get(at).unwrap_or(&plain), corner)? {

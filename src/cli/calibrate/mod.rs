@@ -82,7 +82,8 @@ impl Calibrate {
         let bar = progress();
         let mut measuring = Measuring::new(&mut session, bounds, text, options.seed);
         let told = |share| bar.set_position((share * 1000.0) as u64);
-        let done = measuring.run(&ways, options.max_num_batched_tokens, budget, told)?;
+        // Steps that were measured before have them.
+        let done = measuring.run(&ways, options.max_num_batched_tokens, budget, earlier.is_empty(), told)?;
         bar.finish_and_clear();
         let Some(Meter { mut steps, tallies, .. }) = done else { return Ok(Ended::Interrupted) };
         let (runs, before) =
