@@ -51,24 +51,33 @@ impl FromStr for Steps {
     }
 }
 
+/// What of a trace is shown step by step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Shown {
+    /// Steps that the block view has; the first 10,000 unless they are named.
+    pub steps: Option<Steps>,
+    /// Which engine, where a trace is of several: 0 unless it is named.
+    pub replica: Option<u32>,
+}
+
 /// Writes the page of the runs in `directories` to `out`, as a whole or not at all. Later runs are compared with the first.
 ///
-/// The block view has the first 10,000 steps of each trace.
+/// The block view has the first 10,000 steps of each trace, those of engine 0 where it is of several.
 ///
 /// # Errors
 ///
 /// A directory that holds no run, a file of it that can't be read (which line of it, and why), a page that can't be written.
 pub fn write(directories: &[PathBuf], out: &Path) -> anyhow::Result<()> {
-    write_steps(directories, out, None)
+    write_shown(directories, out, Shown::default())
 }
 
-/// [`write()`], with the steps that the block view has.
+/// [`write()`], with what is shown step by step.
 ///
 /// # Errors
 ///
-/// Those of [`write()`].
-pub fn write_steps(directories: &[PathBuf], out: &Path, steps: Option<Steps>) -> anyhow::Result<()> {
-    let runs = directories.iter().map(|dir| Run::read(dir, steps)).collect::<anyhow::Result<Vec<_>>>()?;
+/// Those of [`write()`]; an engine that a trace of several has not.
+pub fn write_shown(directories: &[PathBuf], out: &Path, shown: Shown) -> anyhow::Result<()> {
+    let runs = directories.iter().map(|dir| Run::read(dir, shown)).collect::<anyhow::Result<Vec<_>>>()?;
     let page = page::html(&runs)?;
     replace_file(out, page.as_bytes()).with_context(|| format!("can't write {}", out.display()))
 }

@@ -6,7 +6,7 @@ use anyhow::{Context, anyhow};
 use pagedraft_workloads::trace::{CONFIG_FILE, SUMMARY_FILE, steps_file};
 use serde_json::Value;
 
-use super::Steps;
+use super::Shown;
 use super::requests::Requests;
 use super::trace_window::TraceWindow;
 
@@ -34,7 +34,7 @@ impl Run {
     /// # Errors
     ///
     /// It holds no run, or a file of it can't be read: which, and what is wrong.
-    pub(super) fn read(directory: &Path, steps: Option<Steps>) -> anyhow::Result<Self> {
+    pub(super) fn read(directory: &Path, shown: Shown) -> anyhow::Result<Self> {
         let config = json(&directory.join(CONFIG_FILE))?.ok_or_else(|| {
             anyhow!(
                 "{} is no run directory: it has no {CONFIG_FILE} (`pagedraft replay --out DIR` and `--trace-out DIR` make one)",
@@ -55,7 +55,7 @@ impl Run {
             trace_left_out: unread.then(|| TRACE_LEFT_OUT.to_owned()),
             summary,
             requests: Requests::read(directory)?,
-            trace: TraceWindow::read(directory, &config, steps)
+            trace: TraceWindow::read(directory, &config, shown)
                 .with_context(|| format!("can't read the trace in {}", directory.display()))?,
             config,
         })

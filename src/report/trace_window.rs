@@ -6,11 +6,11 @@ use std::path::Path;
 use pagedraft_workloads::trace::{StepRecord, read_steps, steps_file};
 use serde_json::Value;
 
-use super::Steps;
 use super::blocks::{BlockState, Pool};
 use super::embed::Window;
 use super::step_delta::{Deltas, StepDelta};
 use super::step_points::StepPoints;
+use super::{Shown, Steps};
 
 /// Steps in the block view where nobody asks for others.
 pub(super) const MOST_STEPS: usize = 10_000;
@@ -44,11 +44,8 @@ impl TraceWindow {
     /// # Errors
     ///
     /// The file can't be read.
-    pub(super) fn read(
-        directory: &Path,
-        config: &Value,
-        steps: Option<Steps>,
-    ) -> anyhow::Result<Option<Self>> {
+    pub(super) fn read(directory: &Path, config: &Value, shown: Shown) -> anyhow::Result<Option<Self>> {
+        let Shown { steps, replica } = shown;
         if steps_file(directory).is_none() {
             return Ok(None);
         }
@@ -65,15 +62,16 @@ impl TraceWindow {
         let mut deltas = Deltas::new(block_size);
         let mut lines = read_steps(directory)?;
         let file = lines.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let mut others = 0u64;
+        let (mut others, mut engines) = (0u64, 1);
         loop {
             let parsed = match lines.next_line()? {
                 None => break,
                 Some(line) => parse(line),
             };
             let taken = match parsed {
-                Ok(Event::Step(record)) if record.replica.is_some_and(|replica| replica > 0) => {
+                Ok(Event::Step(record)) if record.replica.unwrap_or(0) != replica.unwrap_or(0) => {
                     others += 1;
+                    engines = engines.max(record.replica.unwrap_or(0) + 1);
                     Ok(())
                 }
                 Ok(Event::Step(record)) => window.take(&record, &mut deltas, steps),
@@ -92,10 +90,20 @@ impl TraceWindow {
                 break;
             }
         }
+        if let (Some(asked), None) = (replica, window.points.last_step)
+            && others > 0
+        {
+            return Err(anyhow::anyhow!(
+                "--replica {asked}: {} has steps of engines 0 to {}",
+                lines.path().display(),
+                engines - 1
+            ));
+        }
         if others > 0 {
             window.warnings.push(format!(
-                "The trace is of several engines: pictures by step and blocks are those of engine 0, {others} steps of the \
-                 others are left out."
+                "The trace is of several engines: pictures by step and blocks are those of engine {}, {others} steps of the \
+                 others are left out. `pagedraft report --replica N` shows another.",
+                replica.unwrap_or(0)
             ));
         }
         if lines.is_cut() {
@@ -253,7 +261,7 @@ mod tests {
         }
         session.close(&json!({})).unwrap();
         let config: Value = serde_json::from_slice(&std::fs::read(dir.join("config.json")).unwrap()).unwrap();
-        let window = TraceWindow::read(&dir, &config, None).unwrap().unwrap();
+        let window = TraceWindow::read(&dir, &config, Shown::default()).unwrap().unwrap();
         let mut counted = Vec::new();
         let mut seen = [0; 3];
         let mut lines = read_steps(&dir).unwrap();

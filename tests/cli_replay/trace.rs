@@ -44,6 +44,16 @@ fn a_trace_of_several_engines_tells_them_apart() {
         let (page, others) = (scratch.read(&format!("{tables}/report.html")), steps[1] + steps[2]);
         assert!(page.contains(&format!("those of engine 0, {others} steps of the others")), "{tables}");
         assert!(page.contains(&format!("{} steps, 0 to ", steps[0])), "{tables}: {steps:?}");
+        let page = scratch.path("second.html");
+        let run = pagedraft(&["report", &out, "--replica", "2", "--out", &page]);
+        assert_eq!(run.code, Some(0), "{tables}: {}", run.stderr);
+        let others = steps[0] + steps[1];
+        assert!(
+            scratch.read("second.html").contains(&format!("those of engine 2, {others} steps of the others"))
+        );
+        let run = pagedraft(&["report", &out, "--replica", "3", "--out", &page]);
+        assert_eq!(run.code, Some(2), "{tables}: {run:?}");
+        assert!(run.stderr.contains("--replica 3") && run.stderr.contains("engines 0 to 2"), "{run:?}");
         // Another engine's step is found out.
         let text = scratch.read(&format!("{tables}/trace_steps.jsonl"));
         scratch.write(

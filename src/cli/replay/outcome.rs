@@ -47,7 +47,7 @@ fn text(summary: &Summary, path: &Path) -> String {
         text.push_str(&format!("event log        sha256 {hash}\n"));
     }
     if summary.facts.stopped {
-        text.push_str("stopped          by Ctrl-C; go on with --resume\n");
+        text.push_str("stopped          before its end; go on with --resume\n");
     }
     text.push_str(&format!("run directory    {}\n", path.display()));
     text

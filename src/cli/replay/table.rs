@@ -66,16 +66,19 @@ pub fn text(summary: &Summary) -> String {
         ),
     );
     let kv = &summary.kv;
-    line(
-        "KV pool",
-        format!(
-            "{} of {} blocks at most ({:.1} %), {:.1} % on average",
-            kv.peak_used,
-            kv.num_blocks,
-            kv.peak_share * 100.0,
-            kv.mean_share * 100.0
-        ),
-    );
+    // Nothing ran where there is no pool.
+    if kv.num_blocks > 0 {
+        line(
+            "KV pool",
+            format!(
+                "{} of {} blocks at most ({:.1} %), {:.1} % on average",
+                kv.peak_used,
+                kv.num_blocks,
+                kv.peak_share * 100.0,
+                kv.mean_share * 100.0
+            ),
+        );
+    }
     line("preemptions", summary.preemptions.to_string());
     line("steps", format!("{}, {} replayed", summary.steps, summary.graph_replays));
     for (category, score) in &summary.score {
