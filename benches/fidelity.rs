@@ -1,11 +1,14 @@
 //! The simulated engine beside the real one: is what virtual time says what happens?
 //!
-//! `cargo bench --bench fidelity [-- --quick] [--seconds S] [--calibration S] [--only NAME] [--keep DIR]`
+//! `cargo bench --bench fidelity [-- --quick] [--seconds S] [--calibration S] [--rounds N] [--only NAME] [--keep DIR]`
 //!
 //! Replays each workload through the real engine, then all of them a second time, calibrates each engine
 //! (`pagedraft bench calibrate`) piece by piece between them, and simulates each with the calibrated costs: three `summary.json` a configuration, written by the program a
 //! user runs. A measure passes when the simulation is within the goal of the mean of both real runs, or within 1.5 times
 //! their difference, where the machine is noisier than the goal.
+//!
+//! With more than two rounds the mean of the further real runs is judged in the same way: what a forecast without any error of
+//! its own passes on this machine, about.
 //!
 //! Which drafts are accepted is a property of the texts, not of the engine's time: for a draft model the simulation is given
 //! the real run's acceptance by position. Synthetic drafts have the rate they are asked for.
@@ -263,6 +266,7 @@ fn with_acceptance(cost: &Path, real: &Value, to: &Path) {
 fn main() {
     let (seconds, calibration) = (flag("--seconds", 25.0f64), flag("--calibration", 60.0f64));
     let (only, keep) = (flag("--only", String::new()), flag("--keep", String::new()));
+    let rounds = flag("--rounds", 2usize).max(2);
     let quick = std::env::args().any(|argument| argument == "--quick");
     let dir = match keep.as_str() {
         "" => std::env::temp_dir().join(format!("pagedraft-fidelity-{}", std::process::id())),
@@ -275,10 +279,10 @@ fn main() {
     // of `--calibration` seconds in all, and of 3 at least.
     let mut pieces = BTreeMap::new();
     for configuration in &chosen {
-        *pieces.entry(configuration.engine.name).or_insert(0.0) += 2.0;
+        *pieces.entry(configuration.engine.name).or_insert(0.0) += rounds as f64;
     }
     let mut measured: Vec<&str> = Vec::new();
-    for round in 0..2 {
+    for round in 0..rounds {
         for (i, configuration) in chosen.iter().enumerate() {
             let engine = configuration.engine;
             let (cost, steps) =
@@ -308,9 +312,10 @@ fn main() {
         "{:<22} {:<10} {:>10} {:>10} {:>10} {:>8} {:>8} {:>8}",
         "", "", "real 1", "real 2", "simulated", "error", "goal", ""
     );
-    let (mut passed, mut all) = (0, 0);
+    let (mut passed, mut all, mut further_passed) = (0, 0, 0);
     for (i, configuration) in chosen.iter().enumerate() {
-        let real = [0, 1].map(|round| read(&dir.join(format!("{i}-real-{round}/summary.json"))));
+        let real: Vec<Value> =
+            (0..rounds).map(|round| read(&dir.join(format!("{i}-real-{round}/summary.json")))).collect();
         let cost = dir.join(format!("{i}-cost.json"));
         with_acceptance(&dir.join(format!("{}.json", configuration.engine.name)), &real[0], &cost);
         let out = dir.join(format!("{i}-sim"));
@@ -328,6 +333,9 @@ fn main() {
             let error = (told - mean) / mean;
             let allowed = goal.max(1.5 * (a - b).abs() / mean);
             let good = error.abs() <= allowed;
+            let further = &real[2..];
+            let forecast = further.iter().map(figure).sum::<f64>() / further.len().max(1) as f64;
+            further_passed += u32::from(((forecast - mean) / mean).abs() <= allowed);
             (passed, all) = (passed + u32::from(good), all + 1);
             println!(
                 "{name:<22} {measure:<10} {a:>10.3} {b:>10.3} {told:>10.3} {:>6.1} % {:>6.1} % {:>8}",
@@ -339,6 +347,9 @@ fn main() {
         }
     }
     println!("{passed} of {all} measures pass");
+    if rounds > 2 {
+        println!("the mean of {} further real runs as a forecast: {further_passed} of {all}", rounds - 2);
+    }
     if keep.is_empty() {
         // What is left in a temporary directory is nobody's loss.
         let _ = std::fs::remove_dir_all(&dir);

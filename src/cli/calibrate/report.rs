@@ -69,7 +69,7 @@ pub fn table(found: &CostFit, tallies: &BTreeMap<&'static str, Tally>) -> String
     let figures = [
         ("a token of context read", model.target.us_per_read),
         ("a pair of query token and context token", model.target.us_per_context),
-        ("a token read by a row of one query token, besides", model.us_per_single_read),
+        ("a token read by a request of one query token, besides", model.us_per_single_read),
         ("a pair in a row that computes a prompt, besides", model.us_per_prefill_pair),
         ("a row of the attention call", model.us_per_metadata_row),
         ("a row of logits", model.us_per_logit_row),

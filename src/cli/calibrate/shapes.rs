@@ -54,7 +54,6 @@ impl Shapes {
             let (context, n) = (u64::from(metadata.context_lens[i]), u64::from(queries));
             let pairs = n * context + n * n.saturating_sub(1) / 2;
             shape.context_reads += context;
-            shape.single_reads += if queries == 1 { context } else { 0 };
             shape.context_pairs += pairs;
             shape.prefill_pairs += match plan.rows[row as usize].kind {
                 Kind::Prefill => pairs,
@@ -63,6 +62,9 @@ impl Shapes {
             let drafts = &mut self.drafts[row as usize];
             *drafts = drafts.wrapping_add(queries);
         }
+        let single =
+            plan.rows.iter().zip(&self.drafts).filter(|(row, drafts)| row.tokens.len() == 1 && **drafts == 0);
+        shape.single_reads = single.map(|(row, _)| u64::from(row.tokens.start)).sum();
         for key in &plan.finished {
             self.drafted.remove(key);
         }

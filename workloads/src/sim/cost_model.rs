@@ -20,7 +20,7 @@ pub struct StepShape {
     pub logit_rows: u32,
     /// Tokens of KV read, each row of the attention call once: the sum of its contexts.
     pub context_reads: u64,
-    /// Of those, by rows of one query token.
+    /// Of those, by requests of one query token, without drafts.
     pub single_reads: u64,
     /// Pairs of a query token and a token before it: the sum over query tokens of their contexts.
     pub context_pairs: u64,
@@ -178,7 +178,7 @@ impl Overhead {
 ///
 /// | stage | microseconds |
 /// |---|---|
-/// | execute | `target` at its token rows, those that a graph adds included, + `target.us_per_read` a token of context read + `target.us_per_context` a pair of a query token and a token before it + `us_per_single_read` a token read by a row of one query token + `us_per_prefill_pair` a pair in a row that computes a prompt + `us_per_metadata_row` a row of the attention call + `us_per_logit_row` a row of logits + `us_per_eager_step` if no graph is replayed + `us_per_row_before` for each of the first 1024 token rows by which the step before was greater + after idleness `us_after_idle`, `us_per_row_after_idle` for each of its first 1024 token rows, `us_per_idle_s` for each of the first 2 seconds of idleness, and `us_per_row_and_idle_s` for each of both |
+/// | execute | `target` at its token rows, those that a graph adds included, + `target.us_per_read` a token of context read + `target.us_per_context` a pair of a query token and a token before it + `us_per_single_read` a token read by a request of one query token + `us_per_prefill_pair` a pair in a row that computes a prompt + `us_per_metadata_row` a row of the attention call + `us_per_logit_row` a row of logits + `us_per_eager_step` if no graph is replayed + `us_per_row_before` for each of the first 1024 token rows by which the step before was greater + after idleness `us_after_idle`, `us_per_row_after_idle` for each of its first 1024 token rows, `us_per_idle_s` for each of the first 2 seconds of idleness, and `us_per_row_and_idle_s` for each of both |
 /// | sample | `us_per_sampled_row` a row of logits |
 /// | propose | the proposer's `us_per_step`, `us_per_row` a drafted request, and its `pass` for each pass |
 /// | schedule, metadata | those [`Overhead`]s |
@@ -240,7 +240,8 @@ pub struct CostModel {
     /// Microseconds a request that ends, for the same: its output, its line.
     #[serde(default)]
     pub us_per_ended: f64,
-    /// Microseconds a token of context read by a row of one query token, besides `us_per_read`: a longer row reads for several.
+    /// Microseconds a token of context read by a request of one query token, besides `us_per_read`: others read it for several
+    /// tokens, or, in rows of batch expansion, again from the caches.
     #[serde(default)]
     pub us_per_single_read: f64,
     /// Microseconds a pair of a query token and a token before it in a row that computes a prompt, besides `us_per_context`:

@@ -29,7 +29,6 @@ impl RowSums {
         if expands && drafts > 0 {
             self.metadata_rows += queries;
             self.context_reads += pairs;
-            self.single_reads += pairs;
             self.max_query_len = self.max_query_len.max(1);
         } else {
             self.metadata_rows += 1;
