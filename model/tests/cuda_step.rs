@@ -13,8 +13,10 @@ use emulated::Emulated;
 use pagedraft_block_manager::{BlockCopy, BlockId};
 use pagedraft_model::checkpoint::ModelConfig;
 use pagedraft_model::cuda::{Backend, CudaDevice, CudaOptions, KvStorage, check};
-use pagedraft_model::{CaptureSizes, Choice, Device, Dtype, GraphKey, NO_CHOICE, Runner, StepInputs};
-use steps::{NUM_BLOCKS, bits, checkpoint, cpu, limits, logits, options, step, steps, table};
+use pagedraft_model::{
+    CaptureSizes, Choice, Device, Dtype, GraphKey, ModelError, NO_CHOICE, Runner, StepInputs,
+};
+use steps::{NUM_BLOCKS, ROWS, bits, checkpoint, cpu, limits, logits, options, step, steps, table};
 
 type Gpu = steps::Gpu<Emulated>;
 
@@ -135,6 +137,28 @@ fn a_graph_of_another_device_is_refused() {
         let replayed = runner.device_mut().replay(&graph);
         assert_eq!(replayed.is_ok(), own, "{replayed:?}");
         assert!(own || replayed.unwrap_err().to_string().contains("captured on another device"));
+    }
+}
+
+#[test]
+fn a_step_of_more_rows_than_the_buffers_have_is_refused_before_anything_runs() {
+    if !emulator::available() {
+        return;
+    }
+    for deterministic in [true, false] {
+        let mut gpu = gpu_of(0, CudaOptions { deterministic, ..options(Dtype::Bf16) }, 3, 1);
+        let (head, mut refused) = (gpu.operations(0).len(), 0);
+        let ops = gpu.operations(ROWS + 1);
+        for op in &ops[..head - 3] {
+            match gpu.device_mut().run(std::slice::from_ref(op)) {
+                Err(ModelError::StepTooLarge { rows, limit }) => assert_eq!((rows, limit), (ROWS + 1, ROWS)),
+                other => panic!("{op:?}: {other:?}"),
+            }
+            refused += 1;
+        }
+        assert!(refused > 10 && gpu.device_mut().backend().ran.is_empty());
+        let beyond = gpu.device_mut().select(&[ROWS as u32]).unwrap_err().to_string();
+        assert!(beyond.contains(&format!("row {ROWS} of a step of {ROWS} rows")), "{beyond}");
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 use pagedraft_block_manager::BlockCopy;
 
 use super::attention_work::{AttentionLaunch, AttentionWork};
-use super::backend::{Backend, Command, ProductShape, ReadyLaunch};
+use super::backend::{Backend, Command, ReadyLaunch};
 use super::choice_table::ChoiceTable;
 use super::cubin_cache::CubinCache;
 use super::driver::Gpu;
@@ -25,7 +25,7 @@ use super::modules;
 use super::options::{self, CudaOptions};
 use super::weights::send_rows;
 use crate::checkpoint::{Dtype, ModelConfig, Tensor};
-use crate::device::{BufferId, Choice, Device, Into, NO_CHOICE, Op, Precision, StepInputs};
+use crate::device::{BufferId, Choice, Device, NO_CHOICE, Op, Precision, StepInputs};
 use crate::error::ModelError;
 use crate::graph::GraphKey;
 
@@ -62,6 +62,7 @@ pub struct CudaDevice<B: Backend = GpuBackend> {
     packer: Packer,
     /// What was bound, and what attention is launched for.
     bound: Option<GraphKey>,
+    bound_rows: usize,
     attention: AttentionLaunch,
     /// What the device's selection holds.
     selected: Vec<u32>,
@@ -127,7 +128,7 @@ impl<B: Backend> CudaDevice<B> {
         let word = size_of::<u32>();
         let cache = backend.allocate(geometry.block_stride() * options.num_blocks as usize)?;
         let packed = backend.allocate(inputs.words() * word)?;
-        let selection = backend.allocate(rows.max(options.logit_rows) * word)?;
+        let selection = backend.allocate(options.most_rows() * word)?;
         let choices = choices.at(backend.allocate(choices.words() * word)?);
         Ok(Self {
             backend,
@@ -146,6 +147,7 @@ impl<B: Backend> CudaDevice<B> {
             widened: None,
             packer: Packer::new(inputs),
             bound: None,
+            bound_rows: 0,
             selected: Vec::new(),
             launches: Vec::new(),
             commands: Vec::new(),
@@ -189,6 +191,10 @@ impl<B: Backend> CudaDevice<B> {
             Shape::Matrix { n, k } => n * k * self.options.dtype.size(),
         };
         let at = self.backend.allocate(bytes)?;
+        if matches!(shape, Shape::Matrix { .. }) {
+            // It may need more.
+            self.workspace = None;
+        }
         self.shapes.push(shape);
         self.addresses.push(at);
         Ok(BufferId::new(self.shapes.len() - 1))
@@ -214,8 +220,8 @@ impl<B: Backend> CudaDevice<B> {
         if self.workspace.is_some() {
             return Ok(());
         }
-        let rows = self.options.token_rows as u32;
-        let (mut values, mut counters) = self.work.workspace(rows);
+        let rows = self.options.most_rows() as u32;
+        let (mut values, mut counters) = self.work.workspace(self.options.token_rows as u32);
         for shape in &self.shapes {
             let &Shape::Matrix { n, k } = shape else { continue };
             let (n, k) = (n as u32, k as u32);
@@ -235,7 +241,7 @@ impl<B: Backend> CudaDevice<B> {
     }
 
     /// Lowers operations into `self.commands`.
-    fn lower(&mut self, ops: &[Op<BufferId>]) -> Result<(), CudaError> {
+    fn lower(&mut self, ops: &[Op<BufferId>]) -> Result<(), ModelError> {
         self.take_workspace()?;
         let (mut launches, mut commands) =
             (std::mem::take(&mut self.launches), std::mem::take(&mut self.commands));
@@ -250,10 +256,16 @@ impl<B: Backend> CudaDevice<B> {
         ops: &[Op<BufferId>],
         launches: &mut Vec<Launch>,
         commands: &mut Vec<Command>,
-    ) -> Result<(), CudaError> {
-        let lowering = Lowering { geometry: &self.geometry, shapes: &self.shapes, attention: self.attention };
+    ) -> Result<(), ModelError> {
+        let lowering = Lowering {
+            geometry: &self.geometry,
+            shapes: &self.shapes,
+            attention: self.attention,
+            bound: self.bound_rows,
+            most_rows: self.options.most_rows(),
+        };
         for op in ops {
-            if let Some(product) = self.product(op) {
+            if let Some(product) = self.product(op, &lowering)? {
                 commands.push(product);
                 continue;
             }
@@ -265,14 +277,14 @@ impl<B: Backend> CudaDevice<B> {
     }
 
     /// The operation as a product of the vendor's library, where those are allowed and it is one.
-    fn product(&self, op: &Op<BufferId>) -> Option<Command> {
-        let Op::MatMul { x, matrix, bias: None, out, into, rows } = *op else { return None };
-        let &Shape::Matrix { n, k } = self.shapes.get(matrix.index())? else { return None };
-        let out_f32 = matches!(self.shapes.get(out.index())?, Shape::Full { .. });
-        let shape = ProductShape { rows, n, k, out_f32, add: into == Into::Add };
+    fn product(&self, op: &Op<BufferId>, lowering: &Lowering<'_>) -> Result<Option<Command>, ModelError> {
+        let Op::MatMul { x, matrix, bias: None, out, into, rows } = *op else { return Ok(None) };
+        if self.options.deterministic || rows == 0 {
+            return Ok(None);
+        }
+        let shape = lowering.product(x, matrix, out, into, rows)?;
         let at = |buffer| self.address(Place::Buffer(buffer));
-        let (x, weights, out) = (at(x), at(matrix), at(out));
-        (!self.options.deterministic && rows > 0).then_some(Command::Product { shape, x, weights, out })
+        Ok(Some(Command::Product { shape, x: at(x), weights: at(matrix), out: at(out) }))
     }
 
     fn ready(&self, launch: &Launch) -> ReadyLaunch {
@@ -362,6 +374,7 @@ impl<B: Backend> Device for CudaDevice<B> {
         };
         self.attention = self.work.launch(longest, items);
         self.bound = key;
+        self.bound_rows = key.map_or(inputs.tokens.len(), |key| key.token_rows as usize);
         self.backend.send(self.inputs, packed.words)?;
         Ok(())
     }
@@ -371,9 +384,13 @@ impl<B: Backend> Device for CudaDevice<B> {
         if self.selected.get(..rows.len()) == Some(rows) {
             return Ok(());
         }
-        let limit = self.options.token_rows.max(self.options.logit_rows);
+        let limit = self.options.most_rows();
         if rows.len() > limit {
             return Err(ModelError::StepTooLarge { rows: rows.len(), limit });
+        }
+        let token_rows = self.options.token_rows;
+        if let Some(&row) = rows.iter().find(|&&row| row as usize >= token_rows) {
+            return Err(ModelError::NoSuchTokenRow { row: row as usize, rows: token_rows });
         }
         self.backend.staging(rows.len())?[..rows.len()].copy_from_slice(rows);
         self.selected.clear();
@@ -384,7 +401,7 @@ impl<B: Backend> Device for CudaDevice<B> {
 
     fn run(&mut self, ops: &[Op<BufferId>]) -> Result<(), ModelError> {
         self.lower(ops)?;
-        // SAFETY: `lower` gives kernels their lists, over buffers of this device; the rows are those the model built them for.
+        // SAFETY: `lower` gives kernels their lists, over buffers of this device that have the rows.
         unsafe { self.backend.run(&self.commands) }?;
         Ok(())
     }
@@ -399,7 +416,7 @@ impl<B: Backend> Device for CudaDevice<B> {
             Command::Product { .. } => true,
         };
         if self.commands.iter().any(cold) {
-            // SAFETY: `lower` gives kernels their lists, over buffers of this device; the rows are those the model built them for.
+            // SAFETY: `lower` gives kernels their lists, over buffers of this device that have the rows.
             unsafe { self.backend.run(&self.commands) }?;
             self.backend.fetch(self.selection, 1)?;
             self.warm.extend(self.commands.iter().filter_map(|command| match command {
@@ -459,14 +476,18 @@ impl<B: Backend> Device for CudaDevice<B> {
     }
 
     fn choose(&mut self, logits: BufferId, rows: &[u32], choices: &[Choice]) -> Result<&[u32], ModelError> {
-        let vocab = match self.shapes.get(logits.index()) {
-            Some(&Shape::Full { width, .. }) => width,
+        let (has, vocab) = match self.shapes.get(logits.index()) {
+            Some(&Shape::Full { rows, width }) => (rows, width),
             other => return Err(ModelError::BadInputs { what: format!("{other:?} is chosen from") }),
         };
         let last = rows.iter().map(|&row| row as usize + 1).max().unwrap_or(0);
-        let limit = self.options.logit_rows;
-        if last > limit || rows.len() != choices.len() {
+        let limit = self.options.logit_rows.min(has);
+        if last > limit {
             return Err(ModelError::StepTooLarge { rows: last, limit });
+        }
+        if rows.len() != choices.len() {
+            let what = format!("{} rows to choose from, and {} choices", rows.len(), choices.len());
+            return Err(ModelError::BadInputs { what });
         }
         self.take_workspace()?;
         let greedy = choices.iter().all(|choice| choice.temperature == 0.0);

@@ -44,6 +44,12 @@ impl InputLayout {
         Self { rows, blocks_a_row, items }
     }
 
+    /// Token rows of a step, at most.
+    #[must_use]
+    pub fn rows(self) -> usize {
+        self.rows
+    }
+
     fn part(self, number: usize) -> usize {
         number * self.rows.next_multiple_of(LINE)
     }
