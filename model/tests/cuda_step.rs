@@ -11,7 +11,7 @@ mod steps;
 
 use emulated::Emulated;
 use pagedraft_block_manager::{BlockCopy, BlockId};
-use pagedraft_model::checkpoint::ModelConfig;
+use pagedraft_model::checkpoint::{Checkpoint, ModelConfig};
 use pagedraft_model::cuda::{Backend, CudaDevice, CudaOptions, KvStorage, check};
 use pagedraft_model::{
     CaptureSizes, Choice, Device, Dtype, GraphKey, ModelError, NO_CHOICE, Runner, StepInputs,
@@ -160,6 +160,24 @@ fn a_step_of_more_rows_than_the_buffers_have_is_refused_before_anything_runs() {
         let beyond = gpu.device_mut().select(&[ROWS as u32]).unwrap_err().to_string();
         assert!(beyond.contains(&format!("row {ROWS} of a step of {ROWS} rows")), "{beyond}");
     }
+}
+
+#[test]
+fn an_embedding_that_is_the_heads_weight_too_is_on_the_device_once() {
+    if !emulator::available() {
+        return;
+    }
+    let bytes = |tied: bool| {
+        let text = steps::CONFIGS[0]
+            .replace("\"tie_word_embeddings\": true", &format!("\"tie_word_embeddings\": {tied}"));
+        let config = ModelConfig::parse("config.json".as_ref(), text.as_bytes()).unwrap();
+        assert_eq!(config.tie_word_embeddings, tied);
+        let options = options(Dtype::Bf16);
+        let device = CudaDevice::on(Emulated::new(&config, &options, 3, 1), &options, &config).unwrap();
+        let mut runner = Runner::load(device, &Checkpoint::dummy(config, 9), limits()).unwrap();
+        runner.device_mut().backend().allocated
+    };
+    assert_eq!(bytes(false) - bytes(true), steps::VOCAB as usize * 64 * 2);
 }
 
 #[test]

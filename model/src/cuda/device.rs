@@ -362,6 +362,11 @@ impl<B: Backend> Device for CudaDevice<B> {
         self.matrix(std::slice::from_ref(tensor))
     }
 
+    fn table_and_matrix(&mut self, tensor: &Tensor<'_>) -> Result<(BufferId, BufferId), ModelError> {
+        let both = self.table(tensor)?;
+        Ok((both, both))
+    }
+
     fn bind(&mut self, inputs: &StepInputs, key: Option<GraphKey>) -> Result<(), ModelError> {
         let longest = key.map_or(inputs.metadata.max_query_len, |key| key.max_query_len);
         let words = self.backend.staging(self.geometry.inputs.words())?;

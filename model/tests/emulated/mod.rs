@@ -20,6 +20,8 @@ pub struct Emulated {
     fetched: Vec<u32>,
     random: Random,
     pub multiprocessors: u32,
+    /// Bytes that were allocated.
+    pub allocated: usize,
     /// Names of the kernels that ran, in order.
     pub ran: Vec<&'static str>,
 }
@@ -40,6 +42,7 @@ impl Emulated {
             fetched: Vec::new(),
             random: Random(seed),
             multiprocessors,
+            allocated: 0,
             ran: Vec::new(),
         }
     }
@@ -69,6 +72,7 @@ impl Backend for Emulated {
         let buffer = Buffer::filled(0u8, bytes.max(1).next_multiple_of(16));
         let at = buffer.all().as_ptr().addr() as u64;
         self.memory.push(buffer);
+        self.allocated += bytes;
         Ok(at)
     }
 
