@@ -259,7 +259,7 @@ pub trait Device {
     ///
     /// # Errors
     ///
-    /// A fault of the device; what the buffers then hold is unspecified.
+    /// More rows than a buffer has; a fault of the device; what the buffers then hold is unspecified.
     fn run(&mut self, ops: &[Op<Self::Buf>]) -> Result<(), ModelError>;
 
     /// Records the operations for later [`replay`](Device::replay)s over the same buffers, with inputs bound for `key`.
