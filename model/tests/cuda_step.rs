@@ -12,7 +12,7 @@ mod steps;
 use emulated::Emulated;
 use pagedraft_block_manager::{BlockCopy, BlockId};
 use pagedraft_model::checkpoint::{Checkpoint, ModelConfig};
-use pagedraft_model::cuda::{Backend, CudaDevice, CudaOptions, KvStorage, check};
+use pagedraft_model::cuda::{Backend, CudaDevice, CudaOptions, KvStorage, MemoryNeed, check};
 use pagedraft_model::{
     CaptureSizes, Choice, Device, Dtype, GraphKey, ModelError, NO_CHOICE, Runner, StepInputs,
 };
@@ -178,6 +178,23 @@ fn an_embedding_that_is_the_heads_weight_too_is_on_the_device_once() {
         runner.device_mut().backend().allocated
     };
     assert_eq!(bytes(false) - bytes(true), steps::VOCAB as usize * 64 * 2);
+}
+
+#[test]
+fn what_a_model_takes_of_the_memory_is_known_before() {
+    if !emulator::available() {
+        return;
+    }
+    for (config, kv) in [(0, KvStorage::Model), (1, KvStorage::Fp8), (2, KvStorage::Model)] {
+        let options = CudaOptions { kv, ..options(Dtype::Bf16) };
+        let mut gpu = gpu_of(config, options, 3, 1);
+        // The first step takes what its kernels share.
+        logits(&mut gpu, &[(1, 0, 3)]);
+        let need = MemoryNeed::of(checkpoint(config).config(), &options, 3).unwrap();
+        assert_eq!(need.total(), gpu.device_mut().backend().allocated as u64, "model {config}: {need:?}");
+        let stride = gpu.device().geometry().block_stride() as u64;
+        assert_eq!(need.kv_cache, u64::from(NUM_BLOCKS) * stride);
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, ensure};
 use pagedraft_model::checkpoint::Checkpoint;
+use pagedraft_model::cuda::{Gpu, MemoryNeed};
 use pagedraft_model::tokenizer::Tokenizer;
 use pagedraft_model::{AnyDevice, CaptureReport, ModelError, Runner};
 use pagedraft_spec_decode::proposer::{DraftModel, DraftOptions};
@@ -59,15 +60,16 @@ impl DraftParts {
     pub fn load(
         &self,
         options: &EngineOptions,
-        target: &Runner<AnyDevice>,
+        (target, gpu): (&Runner<AnyDevice>, Option<&Gpu>),
         num_blocks: u32,
         max_model_len: u32,
     ) -> anyhow::Result<(DraftModel<AnyDevice>, Option<CaptureReport>)> {
         let config = self.checkpoint.config();
         let limits = load::step_limits(options, config.vocab_size, max_model_len);
-        let device = self.placement.open(config, num_blocks, limits, Some(target.device()))?;
-        let mut runner = Runner::load(device, &self.checkpoint, limits)
-            .with_context(|| format!("the draft model {} does not load", self.model))?;
+        let failed = || format!("the draft model {} does not load", self.model);
+        let device = self.placement.open(config, num_blocks, limits, (gpu, Some(target.device())));
+        let device = device.with_context(failed)?;
+        let mut runner = Runner::load(device, &self.checkpoint, limits).with_context(failed)?;
         let mut capture = None;
         if !options.enforce_eager {
             // A sequence feeds one token, or two after all its drafts were accepted.
@@ -85,6 +87,19 @@ impl DraftParts {
             },
         )?;
         Ok((draft, capture))
+    }
+
+    /// What the model takes of a GPU's memory.
+    pub fn need(
+        &self,
+        options: &EngineOptions,
+        num_blocks: u32,
+        max_model_len: u32,
+        gpu: &Gpu,
+    ) -> anyhow::Result<MemoryNeed> {
+        let config = self.checkpoint.config();
+        let limits = load::step_limits(options, config.vocab_size, max_model_len);
+        self.placement.need(config, num_blocks, limits, gpu)
     }
 
     /// Bytes of a KV block of the draft, all layers together.

@@ -13,6 +13,7 @@ use pagedraft_spec_decode::ModelExecutor;
 
 use super::builtin;
 use super::draft::DraftParts;
+use super::gpu_memory::EngineNeed;
 use super::options::{EngineOptions, LoadFormat, ModelRef};
 use super::placement::{InstructionSet, Placement, instruction_set};
 use super::speculation::Setups;
@@ -150,7 +151,7 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
         // The draft model's pool has as many blocks as the target's.
         None => u32::try_from(u128::from(memory) / (block_bytes + draft_bytes).max(1)).unwrap_or(u32::MAX),
     };
-    // A GPU's driver says itself what it cannot hold.
+    // A GPU's memory is looked at once its size is known.
     let memory = if placement.is_gpu() { None } else { physical_memory() };
     check_memory(options, &config, num_blocks, block_bytes + draft_bytes, (max_model_len, memory))
         .map_err(usage)?;
@@ -173,10 +174,21 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
     .map_err(|e| usage(e.into()))?;
 
     let limits = step_limits(options, config.vocab_size, max_model_len);
-    let device = placement.open(&config, num_blocks, limits, None)?;
+    let gpu = placement.gpu()?;
+    if let Some(gpu) = &gpu {
+        let need = EngineNeed {
+            target: placement.need(&config, num_blocks, limits, gpu)?,
+            draft: (draft.as_ref())
+                .map(|draft| draft.need(options, num_blocks, max_model_len, gpu))
+                .transpose()?,
+            num_blocks,
+        };
+        need.check(gpu.memory()?.0 as u64)?;
+    }
+    let failed = || format!("the model {} does not load", options.model);
+    let device = placement.open(&config, num_blocks, limits, (gpu.as_ref(), None)).with_context(failed)?;
     let isa = instruction_set(&device);
-    let mut runner = Runner::load(device, &checkpoint, limits)
-        .with_context(|| format!("the model {} does not load", options.model))?;
+    let mut runner = Runner::load(device, &checkpoint, limits).with_context(failed)?;
     let most_drafts = u32::from(options.speculation.length.most());
     let mut capture = None;
     let mut graph_sizes = Vec::new();
@@ -216,7 +228,8 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
     let mut executor = ModelExecutor::new(runner, options.block_size)?;
     let mut setups = Setups::new(options.max_num_seqs, num_blocks, options.block_size);
     if let (Some(draft), Some(named)) = (draft, &options.speculation.draft) {
-        let (model, captured) = draft.load(options, executor.runner(), num_blocks, max_model_len)?;
+        let on = (&*executor.runner(), gpu.as_ref());
+        let (model, captured) = draft.load(options, on, num_blocks, max_model_len)?;
         setups.know(&options.speculation, named, executor.add_proposer(Box::new(model)));
         if let (Some(all), Some(own)) = (&mut info.capture, captured) {
             all.graphs += own.graphs;

@@ -4,6 +4,7 @@
 
 mod builtin;
 mod draft;
+mod gpu_memory;
 mod load;
 mod options;
 mod placement;

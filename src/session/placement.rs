@@ -5,7 +5,7 @@ use std::fmt;
 use pagedraft_attention::isa::Isa;
 use pagedraft_model::checkpoint::ModelConfig;
 use pagedraft_model::cpu::{CpuDevice, CpuOptions};
-use pagedraft_model::cuda::{self, CudaDevice, CudaOptions, KvStorage};
+use pagedraft_model::cuda::{self, CudaDevice, CudaOptions, Gpu, KvStorage, MemoryNeed};
 use pagedraft_model::{AnyDevice, Dtype, StepLimits};
 
 use super::options::{DeviceRef, EngineOptions};
@@ -137,13 +137,43 @@ impl Placement {
         Ok(part as u128 * config.num_layers as u128)
     }
 
-    /// The device, with a KV cache of `num_blocks` blocks; on the hardware of `beside` where there is one.
+    /// The GPU, where it is one.
+    pub fn gpu(&self) -> anyhow::Result<Option<Gpu>> {
+        Ok(if self.is_gpu() { Some(Gpu::open()?) } else { None })
+    }
+
+    /// What a model takes of a GPU's memory.
+    pub fn need(
+        &self,
+        config: &ModelConfig,
+        num_blocks: u32,
+        limits: StepLimits,
+        gpu: &Gpu,
+    ) -> anyhow::Result<MemoryNeed> {
+        Ok(MemoryNeed::of(config, &self.cuda_options(num_blocks, limits), gpu.multiprocessors())?)
+    }
+
+    fn cuda_options(&self, num_blocks: u32, limits: StepLimits) -> CudaOptions {
+        CudaOptions {
+            dtype: self.dtype,
+            kv: self.kv,
+            block_size: self.block_size,
+            num_blocks,
+            token_rows: limits.token_rows,
+            logit_rows: limits.logit_rows,
+            max_model_len: limits.max_model_len,
+            deterministic: self.deterministic,
+            overlap: false,
+        }
+    }
+
+    /// The device, with a KV cache of `num_blocks` blocks; on this GPU, or on the threads of `beside`, where there are any.
     pub fn open(
         &self,
         config: &ModelConfig,
         num_blocks: u32,
         limits: StepLimits,
-        beside: Option<&AnyDevice>,
+        (gpu, beside): (Option<&Gpu>, Option<&AnyDevice>),
     ) -> anyhow::Result<AnyDevice> {
         let (dtype, token_rows) = (self.dtype, limits.token_rows);
         match self.target {
@@ -157,20 +187,10 @@ impl Placement {
                 })))
             }
             Target::Cuda => {
-                let options = CudaOptions {
-                    dtype,
-                    kv: self.kv,
-                    block_size: self.block_size,
-                    num_blocks,
-                    token_rows,
-                    logit_rows: limits.logit_rows,
-                    max_model_len: limits.max_model_len,
-                    deterministic: self.deterministic,
-                    overlap: false,
-                };
-                Ok(AnyDevice::Cuda(Box::new(match beside {
-                    Some(AnyDevice::Cuda(other)) => other.beside(&options, config)?,
-                    _ => CudaDevice::open(&options, config)?,
+                let options = self.cuda_options(num_blocks, limits);
+                Ok(AnyDevice::Cuda(Box::new(match gpu {
+                    Some(gpu) => CudaDevice::open_on(gpu, &options, config)?,
+                    None => CudaDevice::open(&options, config)?,
                 })))
             }
         }

@@ -13,10 +13,11 @@ use super::driver::Gpu;
 use super::error::{CudaError, Doing};
 use super::library::CUBLASLT;
 use super::memory::DeviceMemory;
+use super::memory_need::Purpose;
 use crate::checkpoint::Dtype;
 
 /// What NVIDIA recommends for Hopper.
-const WORKSPACE: usize = 32 << 20;
+pub(super) const WORKSPACE: usize = 32 << 20;
 
 /// A handle of cuBLASLt and what was planned with it.
 pub(super) struct Blas {
@@ -37,7 +38,7 @@ impl Blas {
             Dtype::F16 => sys::cudaDataType::CUDA_R_16F,
             Dtype::F32 => sys::cudaDataType::CUDA_R_32F,
         };
-        let workspace = DeviceMemory::zeroed(gpu, WORKSPACE)?;
+        let workspace = DeviceMemory::zeroed(gpu, WORKSPACE, Purpose::Step)?;
         let handle = lt::create_handle().doing("opening cuBLASLt")?;
         Ok(Self { handle, dtype, workspace, plans: HashMap::new() })
     }

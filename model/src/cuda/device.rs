@@ -18,12 +18,13 @@ use super::driver::Gpu;
 use super::error::CudaError;
 use super::gpu_backend::GpuBackend;
 use super::inputs::{InputLayout, Packer};
-use super::kernels::MatmulTile;
 use super::launch::{Argument, Launch, Place};
 use super::lowering::{Geometry, Lowering, Shape};
+use super::memory_need::Purpose;
 use super::modules;
 use super::options::{self, CudaOptions};
 use super::weights::send_rows;
+use super::workspace::Workspace;
 use crate::checkpoint::{Dtype, ModelConfig, Tensor};
 use crate::device::{BufferId, Choice, Device, NO_CHOICE, Op, Precision, StepInputs};
 use crate::error::ModelError;
@@ -82,29 +83,25 @@ impl CudaDevice {
     /// No usable GPU, a model or dtype without kernels, not enough memory.
     pub fn open(options: &CudaOptions, config: &ModelConfig) -> Result<Self, ModelError> {
         options::check(config, options.dtype, options.block_size)?;
-        Self::on_gpu(Gpu::open()?, options, config)
+        Self::open_on(&Gpu::open()?, options, config)
     }
 
-    /// A device for another model on this one's GPU. The two run in turns.
+    /// The same on a GPU that is open; several devices on it run in turns.
     ///
     /// # Errors
     ///
     /// Those of [`open`](Self::open).
-    pub fn beside(&self, options: &CudaOptions, config: &ModelConfig) -> Result<Self, ModelError> {
+    pub fn open_on(gpu: &Gpu, options: &CudaOptions, config: &ModelConfig) -> Result<Self, ModelError> {
         options::check(config, options.dtype, options.block_size)?;
-        Self::on_gpu(self.backend.gpu().clone(), options, config)
+        let kernels = modules::load(gpu, &CubinCache::of_user(), options, config)?;
+        let blas = (!options.deterministic).then_some(options.dtype);
+        Self::on(GpuBackend::new(gpu.clone(), kernels, blas)?, options, config)
     }
 
     /// The GPU.
     #[must_use]
     pub fn gpu(&self) -> &Gpu {
         self.backend.gpu()
-    }
-
-    fn on_gpu(gpu: Gpu, options: &CudaOptions, config: &ModelConfig) -> Result<Self, ModelError> {
-        let kernels = modules::load(&gpu, &CubinCache::of_user(), options, config)?;
-        let blas = (!options.deterministic).then_some(options.dtype);
-        Self::on(GpuBackend::new(gpu, kernels, blas)?, options, config)
     }
 }
 
@@ -116,20 +113,18 @@ impl<B: Backend> CudaDevice<B> {
     /// A model or dtype without kernels; not enough memory.
     pub fn on(mut backend: B, options: &CudaOptions, config: &ModelConfig) -> Result<Self, ModelError> {
         options::check(config, options.dtype, options.block_size)?;
-        let rows = options.token_rows;
         let multiprocessors = backend.multiprocessors();
-        let shape = modules::attention_shape(config, options)?;
-        let max_len = options.max_model_len as u32;
-        let work = AttentionWork::new(shape, multiprocessors, options.num_blocks, max_len);
-        let blocks_a_row = options.max_model_len.div_ceil(options.block_size as usize);
-        let inputs = InputLayout::new(rows, blocks_a_row, work.items_of_any(rows as u32) as usize);
-        let geometry = Geometry { attention: shape, layers: config.num_layers, multiprocessors, inputs };
+        let work = AttentionWork::of(config, options, multiprocessors)?;
+        let inputs = InputLayout::of(options, &work);
+        let geometry =
+            Geometry { attention: *work.shape(), layers: config.num_layers, multiprocessors, inputs };
         let choices = ChoiceTable::new(options.logit_rows);
-        let word = size_of::<u32>();
-        let cache = backend.allocate(geometry.block_stride() * options.num_blocks as usize)?;
-        let packed = backend.allocate(inputs.words() * word)?;
-        let selection = backend.allocate(options.most_rows() * word)?;
-        let choices = choices.at(backend.allocate(choices.words() * word)?);
+        let blocks = geometry.block_stride() * options.num_blocks as usize;
+        let cache = backend.allocate(blocks, Purpose::KvCache)?;
+        let mut words = |words: usize| backend.allocate(words * size_of::<u32>(), Purpose::Step);
+        let packed = words(inputs.words())?;
+        let selection = words(options.most_rows())?;
+        let choices = choices.at(words(choices.words())?);
         Ok(Self {
             backend,
             number: DEVICES.fetch_add(1, Ordering::Relaxed),
@@ -184,13 +179,13 @@ impl<B: Backend> CudaDevice<B> {
     }
 
     fn push(&mut self, shape: Shape) -> Result<BufferId, ModelError> {
-        let bytes = match shape {
-            Shape::Full { rows, width } => rows * width * size_of::<f32>(),
-            Shape::Working { rows, width } => rows * width * self.options.dtype.size(),
-            Shape::Vector { len } => len * size_of::<f32>(),
-            Shape::Matrix { n, k } => n * k * self.options.dtype.size(),
+        let (values, size, purpose) = match shape {
+            Shape::Full { rows, width } => (rows * width, size_of::<f32>(), Purpose::Step),
+            Shape::Working { rows, width } => (rows * width, self.options.dtype.size(), Purpose::Step),
+            Shape::Vector { len } => (len, size_of::<f32>(), Purpose::Weights),
+            Shape::Matrix { n, k } => (n * k, self.options.dtype.size(), Purpose::Weights),
         };
-        let at = self.backend.allocate(bytes)?;
+        let at = self.backend.allocate(values * size, purpose)?;
         if matches!(shape, Shape::Matrix { .. }) {
             // It may need more.
             self.workspace = None;
@@ -215,28 +210,18 @@ impl<B: Backend> CudaDevice<B> {
         }
     }
 
-    /// Takes the memory that split kernels share, the greatest that any of them needs: they run one after the other.
+    /// Takes the memory that split kernels share.
     fn take_workspace(&mut self) -> Result<(), CudaError> {
         if self.workspace.is_some() {
             return Ok(());
         }
-        let rows = self.options.most_rows() as u32;
-        let (mut values, mut counters) = self.work.workspace(self.options.token_rows as u32);
-        for shape in &self.shapes {
-            let &Shape::Matrix { n, k } = shape else { continue };
-            let (n, k) = (n as u32, k as u32);
-            // A tile's need grows with the rows until the next one takes over.
-            let steps = [8, 16, 32, 64].into_iter().chain((128..=rows.next_multiple_of(128)).step_by(128));
-            for most in steps {
-                let tile = MatmulTile::choose(most, n, k, self.geometry.multiprocessors);
-                values = values.max(tile.partial_values(most, n, k));
-                counters = counters.max(tile.counters(most, n));
-            }
-        }
-        counters = counters.max(self.options.logit_rows);
-        let word = size_of::<u32>();
-        self.workspace =
-            Some((self.backend.allocate(values * word)?, self.backend.allocate(counters * word)?));
+        let weights = self.shapes.iter().filter_map(|shape| match *shape {
+            Shape::Matrix { n, k } => Some((n, k)),
+            _ => None,
+        });
+        let shared = Workspace::of(&self.work, &self.options, self.geometry.multiprocessors, weights);
+        let mut words = |words: usize| self.backend.allocate(words * size_of::<u32>(), Purpose::Step);
+        self.workspace = Some((words(shared.values)?, words(shared.counters)?));
         Ok(())
     }
 
@@ -314,7 +299,7 @@ impl<B: Backend> CudaDevice<B> {
         match self.widened {
             Some((at, has)) if has >= values => Ok(at),
             _ => {
-                let at = self.backend.allocate(values * size_of::<f32>())?;
+                let at = self.backend.allocate(values * size_of::<f32>(), Purpose::Step)?;
                 self.widened = Some((at, values));
                 Ok(at)
             }

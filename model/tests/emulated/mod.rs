@@ -7,7 +7,7 @@ use std::time::Duration;
 use pagedraft_model::GraphKey;
 use pagedraft_model::checkpoint::ModelConfig;
 use pagedraft_model::cuda::{
-    Backend, Command, CudaError, CudaOptions, ReadyLaunch, attention_shape, sources,
+    Backend, Command, CudaError, CudaOptions, Purpose, ReadyLaunch, attention_shape, sources,
 };
 
 use crate::emulator::{Arg, Buffer, Launch, Module, Random};
@@ -68,7 +68,7 @@ impl Backend for Emulated {
         self.multiprocessors
     }
 
-    fn allocate(&mut self, bytes: usize) -> Result<u64, CudaError> {
+    fn allocate(&mut self, bytes: usize, _: Purpose) -> Result<u64, CudaError> {
         let buffer = Buffer::filled(0u8, bytes.max(1).next_multiple_of(16));
         let at = buffer.all().as_ptr().addr() as u64;
         self.memory.push(buffer);
