@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use anyhow::anyhow;
 use clap::{Args, ValueEnum};
 use pagedraft::exit::{usage, usage_hint};
-use pagedraft::session::{DeviceRef, EngineOptions, LoadFormat, ModelRef, SessionInfo, TraceOptions};
+use pagedraft::session::{
+    DeviceRef, EngineOptions, InstructionSet, LoadFormat, ModelRef, SessionInfo, TraceOptions,
+};
 use pagedraft_attention::isa::Isa;
 use pagedraft_model::Dtype;
 use pagedraft_model::cuda::{self, KvStorage};
@@ -232,10 +234,14 @@ impl EngineFlags {
         }
     }
 
-    /// A note on standard error where `auto` was said and the GPU that is there was not taken.
-    pub fn tell_why_no_gpu(&self, info: &SessionInfo) {
+    /// Notes on standard error where `auto` was said and the GPU that is there was not taken, and where a CPU has no use
+    /// for a flag.
+    pub fn tell_of_the_device(&self, info: &SessionInfo) {
         if let (Some(Device::Auto), Some(why)) = (self.device, &info.no_gpu) {
             note(&format!("--device auto runs on the CPU: {why}"));
+        }
+        if self.no_deterministic && matches!(info.isa, InstructionSet::Cpu(_)) {
+            note("--no-deterministic changes nothing: the CPU's kernels are deterministic always");
         }
     }
 

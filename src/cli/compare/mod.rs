@@ -147,7 +147,7 @@ impl Compare {
     /// The session, its setups and its batch, found possible.
     fn prepare(&self, options: &EngineOptions) -> anyhow::Result<Comparison> {
         let mut session = Session::open(options)?;
-        self.engine.tell_why_no_gpu(session.info());
+        self.engine.tell_of_the_device(session.info());
         let info = session.info();
         let longest = info.max_model_len;
         if self.input_len.saturating_add(self.output_len) > longest {
