@@ -5,6 +5,7 @@
 
 mod program;
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::process::Command;
 
@@ -177,6 +178,28 @@ fn memory_that_is_not_there_is_told_by_what_it_is_for_and_what_fits_does_run() {
     assert_eq!(failed.code, Some(1), "{failed:?}");
     let said = "the KV cache of the model: the GPU has no piece of 262144 bytes";
     assert!(failed.stderr.contains(said) && failed.stderr.contains("lower --num-blocks"), "{failed:?}");
+}
+
+#[test]
+fn the_vendors_library_is_asked_for_a_kernel_once_a_shape_and_never_while_a_graph_is_captured() {
+    let Some(mut machine) = Machine::new("cuda-asked") else { return };
+    let asked = machine.scratch.path("asked.txt");
+    machine.settings = vec![("FAKE_CUDA_ASKED", asked.clone())];
+    for way in [&["--prefill-chunk", "3"][..], &["--enforce-eager"]] {
+        let draft = ["--draft", machine.draft.as_str(), "--num-speculative-tokens", "2"];
+        machine.generate(&[&["--device", "cuda", "--no-deterministic"][..], &draft, way].concat());
+        let text = std::fs::read_to_string(&asked).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        let questions: HashSet<&str> = lines.iter().copied().collect();
+        assert!(lines.len() > 20 && lines.len() == questions.len(), "{way:?}: {text}");
+        assert!(lines.iter().all(|line| line.ends_with(" 0")), "{way:?}: {text}");
+        // The target's and the draft's, by a handle each.
+        assert!(
+            ["1 ", "2 "].iter().all(|handle| lines.iter().any(|line| line.starts_with(handle))),
+            "{text}"
+        );
+        std::fs::remove_file(&asked).unwrap();
+    }
 }
 
 #[test]

@@ -136,6 +136,7 @@ int fake_enqueue(void (*run)(void *), const void *arguments, size_t bytes) {
     }
     return put(work);
 }
+int fake_capturing() { return capturing != nullptr; }
 int cuInit(unsigned) { return OK; }
 int cuDriverGetVersion(int *version) { return *version = 13000, OK; }
 int cuDeviceGetCount(int *count) { return *count = 1, OK; }
