@@ -203,6 +203,32 @@ fn the_vendors_library_is_asked_for_a_kernel_once_a_shape_and_never_while_a_grap
 }
 
 #[test]
+fn a_draft_model_without_kernels_takes_both_models_to_the_cpu_where_auto_is_said() {
+    let Some(machine) = Machine::new("cuda-draft") else { return };
+    // Heads of 24 values.
+    let odd = LLAMA.replace("\"hidden_size\": 16", "\"hidden_size\": 24");
+    machine.scratch.write("odd/config.json", odd.as_bytes());
+    let odd = machine.scratch.path("odd");
+    let run = |device: &str| {
+        let mut arguments = vec!["generate", "--model", &machine.target, "--load-format", "dummy"];
+        arguments.extend(["--token-ids", "1,2,3", "--max-tokens", "2", "--num-blocks", "8"]);
+        arguments.extend(["--max-num-batched-tokens", "8", "--draft", &odd, "--device", device]);
+        machine.run(&arguments)
+    };
+    let auto = run("auto");
+    assert_eq!(auto.code, Some(0), "{auto:?}");
+    let why =
+        format!("note: --device auto runs on the CPU: the draft {odd}: the model has heads of 24 values");
+    assert!(auto.stderr.contains(&why), "{auto:?}");
+    let cuda = run("cuda");
+    assert_eq!(cuda.code, Some(2), "{cuda:?}");
+    assert!(
+        cuda.stderr.contains("--draft names is refused") && cuda.stderr.contains("heads of 24"),
+        "{cuda:?}"
+    );
+}
+
+#[test]
 fn comparisons_find_no_difference_on_a_gpu_and_the_injected_fault() {
     let Some(machine) = Machine::new("cuda-compare") else { return };
     let json = machine.scratch.path("compare.json");

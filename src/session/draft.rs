@@ -15,6 +15,12 @@ use super::placement::Placement;
 pub(super) struct DraftParts {
     pub model: ModelRef,
     pub checkpoint: Checkpoint,
+}
+
+/// The same, with where it runs.
+pub(super) struct PlacedDraft {
+    model: ModelRef,
+    checkpoint: Checkpoint,
     placement: Placement,
     block_bytes: u128,
 }
@@ -24,7 +30,6 @@ impl DraftParts {
     pub fn open(
         options: &EngineOptions,
         target: &Checkpoint,
-        beside: &Placement,
         max_model_len: u32,
     ) -> anyhow::Result<Option<Self>> {
         let Some(DraftRef::Model(model)) = &options.speculation.draft else { return Ok(None) };
@@ -51,11 +56,19 @@ impl DraftParts {
             "the draft {model} goes up to {longest} tokens, the engine up to {max_model_len}: use --max-model-len {longest}, \
              or another draft"
         );
-        let placement = beside.beside(options, config)?;
-        let block_bytes = placement.block_bytes(config)?;
-        Ok(Some(Self { model: model.clone(), checkpoint, placement, block_bytes }))
+        Ok(Some(Self { model: model.clone(), checkpoint }))
     }
 
+    /// Beside its target.
+    pub fn place(self, options: &EngineOptions, beside: &Placement) -> anyhow::Result<PlacedDraft> {
+        let Self { model, checkpoint } = self;
+        let placement = beside.beside(options, checkpoint.config())?;
+        let block_bytes = placement.block_bytes(checkpoint.config())?;
+        Ok(PlacedDraft { model, checkpoint, placement, block_bytes })
+    }
+}
+
+impl PlacedDraft {
     /// Loads the model beside its target, with a KV pool of `num_blocks` blocks of its own; and what capturing its graphs took.
     pub fn load(
         &self,

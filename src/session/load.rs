@@ -12,7 +12,7 @@ use pagedraft_scheduler::{Scheduler, SchedulerConfig};
 use pagedraft_spec_decode::ModelExecutor;
 
 use super::builtin;
-use super::draft::DraftParts;
+use super::draft::{DraftParts, PlacedDraft};
 use super::gpu_memory::EngineNeed;
 use super::options::{EngineOptions, LoadFormat, ModelRef};
 use super::placement::{InstructionSet, Placement, instruction_set};
@@ -138,13 +138,15 @@ fn check_memory(
 pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
     let checkpoint = checkpoint(&options.model, options)?;
     let config = checkpoint.config().clone();
-    let (placement, no_gpu) = Placement::new(options, &config)?;
     let max_model_len = max_model_len(options, &config)?;
+    let refused = |e: anyhow::Error| usage(e.context("the model that --draft names is refused"));
+    let draft = DraftParts::open(options, &checkpoint, max_model_len).map_err(refused)?;
+    let beside = draft.as_ref().map(|draft| (&draft.model, draft.checkpoint.config()));
+    let (placement, no_gpu) = Placement::new(options, &config, beside)?;
+    let draft = draft.map(|draft| draft.place(options, &placement)).transpose().map_err(refused)?;
 
     let block_bytes = placement.block_bytes(&config)?;
-    let draft = DraftParts::open(options, &checkpoint, &placement, max_model_len)
-        .map_err(|e| usage(e.context("the model that --draft names is refused")))?;
-    let draft_bytes = draft.as_ref().map_or(0, DraftParts::block_bytes);
+    let draft_bytes = draft.as_ref().map_or(0, PlacedDraft::block_bytes);
     let memory = options.kv_cache_memory.unwrap_or(DEFAULT_KV_CACHE_MEMORY);
     let num_blocks = match options.num_blocks {
         Some(n) => n,

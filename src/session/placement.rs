@@ -8,7 +8,7 @@ use pagedraft_model::cpu::{CpuDevice, CpuOptions};
 use pagedraft_model::cuda::{self, CudaDevice, CudaOptions, Gpu, KvStorage, MemoryNeed};
 use pagedraft_model::{AnyDevice, Dtype, StepLimits};
 
-use super::options::{DeviceRef, EngineOptions};
+use super::options::{DeviceRef, EngineOptions, ModelRef};
 use crate::exit::{usage, usage_hint};
 
 /// What the kernels of an engine are made of.
@@ -52,9 +52,13 @@ pub(super) struct Placement {
 }
 
 impl Placement {
-    /// As the options ask; `auto` takes a GPU that is there and has kernels for the model, and else the reason why not is
-    /// returned too.
-    pub fn new(options: &EngineOptions, config: &ModelConfig) -> anyhow::Result<(Self, Option<String>)> {
+    /// As the options ask; `auto` takes a GPU that is there and has kernels for the model and for its draft model, and else
+    /// the reason why not is returned too.
+    pub fn new(
+        options: &EngineOptions,
+        config: &ModelConfig,
+        draft: Option<(&ModelRef, &ModelConfig)>,
+    ) -> anyhow::Result<(Self, Option<String>)> {
         let isa = options.isa.unwrap_or_else(Isa::detect).require().map_err(|e| usage(e.into()))?;
         let on = |target| Self::on(target, options, config);
         match options.device {
@@ -70,11 +74,19 @@ impl Placement {
             }
             DeviceRef::Auto => {
                 let placement = on(Target::Cuda);
-                let possible =
-                    cuda::probe().and_then(|()| cuda::check(config, placement.dtype, placement.block_size));
+                let has_kernels = |placement: Self, config: &ModelConfig| {
+                    cuda::check(config, placement.dtype, placement.block_size).map_err(|why| why.to_string())
+                };
+                let possible = (cuda::probe().map_err(|why| why.to_string()))
+                    .and_then(|()| has_kernels(placement, config))
+                    .and_then(|()| {
+                        let Some((model, config)) = draft else { return Ok(()) };
+                        has_kernels(Self::on(Target::Cuda, options, config), config)
+                            .map_err(|why| format!("the draft {model}: {why}"))
+                    });
                 Ok(match possible {
                     Ok(()) => (placement, None),
-                    Err(why) => (on(Target::Cpu(isa)), Some(why.to_string())),
+                    Err(why) => (on(Target::Cpu(isa)), Some(why)),
                 })
             }
         }
