@@ -78,7 +78,7 @@ impl PlacedDraft {
         max_model_len: u32,
     ) -> anyhow::Result<(DraftModel<AnyDevice>, Option<CaptureReport>)> {
         let config = self.checkpoint.config();
-        let limits = load::step_limits(options, config.vocab_size, max_model_len);
+        let limits = load::step_limits(options, max_model_len);
         let failed = || format!("the draft model {} does not load", self.model);
         let device = self.placement.open(config, num_blocks, limits, (gpu, Some(target.device())));
         let device = device.with_context(failed)?;
@@ -111,7 +111,7 @@ impl PlacedDraft {
         gpu: &Gpu,
     ) -> anyhow::Result<MemoryNeed> {
         let config = self.checkpoint.config();
-        let limits = load::step_limits(options, config.vocab_size, max_model_len);
+        let limits = load::step_limits(options, max_model_len);
         self.placement.need(config, num_blocks, limits, gpu)
     }
 

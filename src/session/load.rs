@@ -21,12 +21,9 @@ use crate::exit::usage;
 
 /// Bytes of KV cache where nothing is said.
 const DEFAULT_KV_CACHE_MEMORY: u64 = 1 << 30;
-/// Rows whose logits are computed at a time, at most: the head's weights are then read once for a batch of verify rows.
-const LOGIT_ROWS: usize = 512;
-/// At least, where the vocabulary is large.
-const LEAST_LOGIT_ROWS: usize = 128;
-/// Memory that the logits of a step may take beyond that, in bytes.
-const LOGIT_MEMORY: usize = 128 << 20;
+/// Rows whose logits are computed at a time, at most, so that the head's weights are read once for a batch of verify rows; no
+/// graph has more. Their logits take 2 KiB a token of the vocabulary: 297 MiB of 151,936 tokens.
+pub const MOST_LOGIT_ROWS: u32 = 512;
 
 /// What an engine was built as.
 #[derive(Clone, Debug)]
@@ -175,7 +172,7 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
     })
     .map_err(|e| usage(e.into()))?;
 
-    let limits = step_limits(options, config.vocab_size, max_model_len);
+    let limits = step_limits(options, max_model_len);
     let gpu = placement.gpu()?;
     if let Some(gpu) = &gpu {
         let need = EngineNeed {
@@ -246,11 +243,11 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
     Ok(Loaded { tokenizer, scheduler, executor, setups, info })
 }
 
-/// The greatest step that a model of this vocabulary is built for.
-pub(super) fn step_limits(options: &EngineOptions, vocab: usize, max_model_len: u32) -> StepLimits {
+/// The greatest step that a model is built for.
+pub(super) fn step_limits(options: &EngineOptions, max_model_len: u32) -> StepLimits {
     let token_rows = options.max_num_batched_tokens as usize;
-    let logit_rows = (LOGIT_MEMORY / (4 * vocab.max(1))).clamp(LEAST_LOGIT_ROWS, LOGIT_ROWS);
-    StepLimits { token_rows, logit_rows: token_rows.min(logit_rows), max_model_len: max_model_len as usize }
+    let logit_rows = token_rows.min(MOST_LOGIT_ROWS as usize);
+    StepLimits { token_rows, logit_rows, max_model_len: max_model_len as usize }
 }
 
 /// The shapes that the target's graphs are captured for: query lengths up to `longest`.
@@ -260,4 +257,25 @@ pub(super) fn capture_sizes(options: &EngineOptions, limits: StepLimits, longest
     let mut rows = options.graph_sizes.clone().unwrap_or_else(|| CaptureSizes::default_token_rows(most));
     rows.retain(|&rows| rows <= captured);
     CaptureSizes::new(rows, longest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn graphs_are_captured_up_to_the_size_that_the_help_names() {
+        let mut options = EngineOptions::new(ModelRef::Builtin("target".to_owned()));
+        let greatest = |options: &EngineOptions, longest| {
+            let limits = step_limits(options, 1024);
+            capture_sizes(options, limits, longest).token_rows().last().copied()
+        };
+        assert_eq!(greatest(&options, 5), Some(512));
+        assert_eq!(greatest(&options, 1), Some(256));
+        options.graph_sizes = Some(vec![4, 512, 513]);
+        assert_eq!(greatest(&options, 5), Some(512));
+        options.max_num_batched_tokens = 100;
+        options.graph_sizes = None;
+        assert_eq!(greatest(&options, 5), Some(100));
+    }
 }

@@ -34,7 +34,7 @@ use pagedraft_spec_decode::metrics::SpeculationMetrics;
 use pagedraft_spec_decode::{ModelExecutor, Registered, StepRecord};
 use pagedraft_workloads::trace::{TraceTables, TraceWriter};
 
-pub use load::SessionInfo;
+pub use load::{MOST_LOGIT_ROWS, SessionInfo};
 pub use options::{
     DeviceRef, DraftLength, DraftRef, EngineOptions, LoadFormat, ModelRef, SpeculationOptions, TraceOptions,
 };

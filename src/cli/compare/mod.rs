@@ -25,7 +25,7 @@ use pagedraft::session::{DraftLength, DraftRef, EngineOptions, ModelRef, Session
 use pagedraft_model::cpu::memory::physical_memory;
 use serde_json::{Value, json};
 
-use super::batch_header::{BatchShape, header};
+use super::batch_header::{BatchShape, header, plural};
 use super::engine_flags::EngineFlags;
 use super::output_file::OutputFile;
 use super::{Ended, held_out, interrupt, stdout};
@@ -190,8 +190,9 @@ impl Compare {
             |capture| {
                 let seconds = capture.elapsed.as_secs_f64();
                 format!(
-                    "{} captured in {:.1} ms, {:.1} MB",
+                    "{} captured, for up to {}, in {:.1} ms, {:.1} MB",
                     capture.graphs,
+                    plural(info.graph_sizes.last().map_or(0, |&rows| rows as usize), "token row"),
                     seconds * 1e3,
                     capture.bytes as f64 / 1e6
                 )
