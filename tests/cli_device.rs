@@ -173,3 +173,19 @@ fn what_only_a_gpu_has_is_refused_on_the_cpu() {
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.code() == Some(2) && said.contains("8-bit KV cache"), "{said}");
 }
+
+#[test]
+fn a_cpu_says_once_that_it_is_deterministic_always() {
+    let run = |device: &str, more: &[&str]| {
+        let output = command(&GENERATE).arg(device).args(more).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    assert!(!run("cpu", &[]).contains("deterministic"));
+    let said = run("cpu", &["--no-deterministic"]);
+    assert_eq!(
+        said.matches("note: --no-deterministic changes nothing: the CPU's kernels").count(),
+        1,
+        "{said}"
+    );
+}

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use super::error::CudaError;
+use super::memory_need::Purpose;
 use crate::graph::GraphKey;
 
 /// A launch with every argument known.
@@ -68,8 +69,8 @@ pub trait Backend {
     ///
     /// # Errors
     ///
-    /// Not enough memory.
-    fn allocate(&mut self, bytes: usize) -> Result<u64, CudaError>;
+    /// Not enough memory, and for what.
+    fn allocate(&mut self, bytes: usize, purpose: Purpose) -> Result<u64, CudaError>;
 
     /// Copies `bytes` to an address; they may change when this returns.
     ///
