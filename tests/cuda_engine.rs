@@ -134,51 +134,87 @@ fn the_engine_generates_on_a_gpu_the_same_tokens_in_every_way() {
     assert!(cpu.iter().zip(&wanted).any(|(cpu, gpu)| cpu == gpu), "{cpu:?} {wanted:?}");
 }
 
+/// Compares on two requests of 17 tokens; what is written for programs.
+fn compare(machine: &Machine, out: &str, more: &[&str]) -> (Run, serde_json::Value) {
+    let (json, out) = (machine.scratch.path("compare.json"), machine.scratch.path(out));
+    let mut arguments = vec!["bench", "compare", "--load-format", "dummy", "--device", "cuda"];
+    for (flag, value) in [
+        ("--model", machine.target.as_str()),
+        ("--draft", machine.draft.as_str()),
+        ("--num-speculative-tokens", "2"),
+        ("--input-len", "17"),
+        ("--output-len", "6"),
+        ("--batch-size", "2"),
+        ("--num-iters-warmup", "0"),
+        ("--num-blocks", "40"),
+        ("--max-num-batched-tokens", "40"),
+        ("--max-num-seqs", "2"),
+        ("--graph-sizes", "2,6"),
+        ("--out", out.as_str()),
+        ("--output-json", json.as_str()),
+    ] {
+        arguments.extend([flag, value]);
+    }
+    arguments.extend(more);
+    let run = machine.run(&arguments);
+    let found = machine.scratch.json("compare.json");
+    (run, found)
+}
+
 #[test]
 fn comparisons_find_no_difference_on_a_gpu_and_the_injected_fault() {
     let Some(machine) = Machine::new("cuda-compare") else { return };
-    let json = machine.scratch.path("compare.json");
-    let mut arguments =
-        vec!["bench", "compare", "--model", &machine.target, "--load-format", "dummy", "--device", "cuda"];
-    arguments.extend([
-        "--draft",
-        &machine.draft,
-        "--num-speculative-tokens",
-        "2",
-        "--input-len",
-        "17",
-        "--output-len",
-        "6",
-    ]);
-    arguments.extend([
-        "--batch-size",
-        "2",
-        "--num-iters",
-        "1",
-        "--num-iters-warmup",
-        "0",
-        "--num-blocks",
-        "40",
-    ]);
-    arguments.extend(["--max-num-batched-tokens", "40", "--max-num-seqs", "2", "--graph-sizes", "2,6"]);
-    let out = machine.scratch.path("run");
-    arguments.extend(["--out", &out, "--output-json", &json]);
-    let run = machine.run(&arguments);
+    let (run, found) = compare(&machine, "run", &["--num-iters", "1"]);
     assert_eq!(run.code, Some(0), "{run:?}");
     assert!(run.stdout.contains("sm_90a (an emulated GPU)"), "{run:?}");
-    let found = machine.scratch.json("compare.json");
     let runs = found["runs"].as_array().unwrap();
     assert_eq!(runs.len(), 8);
     for run in runs {
         assert_eq!(run["parity"]["max_abs_logit_diff"], 0.0, "{run:#}");
-        assert!(run["device_seconds"].as_f64().unwrap() > 0.0, "{run:#}");
         let replays = run["graph_replays"].as_u64().unwrap();
         assert_eq!(replays > 0, run["mode"] == "graph", "{run:#}");
     }
-    let other = machine.scratch.path("faulty");
-    let at = arguments.iter().position(|a| *a == out).unwrap();
-    arguments[at] = &other;
-    arguments.extend(["--inject-fault", "decode-graph-for-verify", "--shadow-rate", "1"]);
-    let faulty = machine.run(&arguments);
+    let fault = ["--num-iters", "1", "--inject-fault", "decode-graph-for-verify", "--shadow-rate", "1"];
+    let (faulty, _) = compare(&machine, "faulty", &fault);
     assert_eq!(faulty.code, Some(1), "{faulty:?}");
+}
+
+/// Milliseconds that the made driver takes for a kernel, a copy to the device, and one from it.
+const KERNEL: f64 = 1.0;
+const TO_DEVICE: f64 = 1.0 / 64.0;
+const TO_HOST: f64 = 1.0 / 32.0;
+
+#[test]
+fn a_comparison_tells_by_stage_what_the_gpu_did_between_its_events_replayed_or_eager() {
+    let Some(machine) = Machine::new("cuda-stages") else { return };
+    let (run, found) = compare(&machine, "run", &["--num-iters", "2"]);
+    assert_eq!(run.code, Some(0), "{run:?}");
+    for word in ["a step, ms: wall | device busy", "| inputs", "forward", "choice", "draft"] {
+        assert!(run.stdout.contains(word), "{word}: {run:?}");
+    }
+    let runs = found["runs"].as_array().unwrap();
+    for run in runs {
+        let steps = (run["graph_replays"].as_f64().unwrap() + run["eager_steps"].as_f64().unwrap()).round();
+        let of = |stage: &str| run["device_ms_per_step"][stage].as_f64().unwrap() * steps;
+        let whole = |ms: f64| (ms - ms.round()).abs() < 1e-6;
+        // One copy of the plan a step, and one of the rows that logits are wanted of where they are not those of the step before.
+        let copies = of("inputs") / TO_DEVICE;
+        assert!(
+            whole(copies) && (steps..=2.0 * steps).contains(&copies.round()),
+            "{copies} in {steps}: {run:#}"
+        );
+        // Kernels and nothing else: of two layers and the head.
+        let kernels = of("forward") / KERNEL;
+        assert!(whole(kernels) && kernels >= 15.0 * steps, "{kernels} in {steps}: {run:#}");
+        assert!((run["device_seconds"].as_f64().unwrap() * 1e3 - kernels * KERNEL).abs() < 1e-6, "{run:#}");
+        // The argmax, and the tokens' way back.
+        assert!((of("choice") - steps * (KERNEL + TO_HOST)).abs() < 1e-6, "{run:#}");
+        assert_eq!(of("draft") > 0.0, run["proposer"] == "draft", "{run:#}");
+        assert!(run["wall_ms_per_step"]["execute"].as_f64().unwrap() > 0.0, "{run:#}");
+    }
+    // A replay is told with all the kernels in it: without drafts, the very ones of the eager steps.
+    assert_eq!(
+        runs[0]["device_ms_per_step"]["forward"], runs[1]["device_ms_per_step"]["forward"],
+        "{runs:#?}"
+    );
 }
