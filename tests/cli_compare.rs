@@ -63,6 +63,7 @@ fn eight_runs_are_compared_and_every_bit_is_equal() {
     assert_eq!(run.code, Some(0), "{run:?}");
     let json = scratch.json("out.json");
     assert_eq!(json, scratch.json("run/summary.json"));
+    assert!(!run.stdout.contains("device busy"), "{run:?}");
     let runs = json["runs"].as_array().unwrap();
     let keys: Vec<_> = runs.iter().map(key).collect();
     let wanted = [

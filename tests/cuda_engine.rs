@@ -218,3 +218,56 @@ fn a_comparison_tells_by_stage_what_the_gpu_did_between_its_events_replayed_or_e
         "{runs:#?}"
     );
 }
+
+#[test]
+fn latency_tells_what_determinism_costs_by_batches_of_either_way_on_one_copy_of_the_weights() {
+    let Some(machine) = Machine::new("cuda-cost") else { return };
+    let json = machine.scratch.path("latency.json");
+    let mut arguments =
+        vec!["bench", "latency", "--device", "cuda", "--load-format", "dummy", "--deterministic-cost"];
+    for (flag, value) in [
+        ("--model", machine.target.as_str()),
+        ("--draft", machine.draft.as_str()),
+        ("--num-speculative-tokens", "2"),
+        // So many steps give no token that nobody reads anything before their times are asked for.
+        ("--input-len", "80"),
+        ("--prefill-chunk", "2"),
+        ("--output-len", "4"),
+        ("--batch-size", "2"),
+        ("--num-iters-warmup", "1"),
+        ("--num-iters", "3"),
+        ("--num-blocks", "40"),
+        ("--max-num-batched-tokens", "8"),
+        ("--max-num-seqs", "2"),
+        ("--graph-sizes", "2,6"),
+        ("--output-json", json.as_str()),
+    ] {
+        arguments.extend([flag, value]);
+    }
+    let run = machine.run(&arguments);
+    assert_eq!(run.code, Some(0), "{run:?}");
+    let found = machine.scratch.json("latency.json");
+    let cost = &found["deterministic_cost"];
+    let of = |key: &str| cost[key].as_f64().unwrap();
+    assert_eq!((of("deterministic_batches"), of("free_batches")), (3.0, 3.0), "{cost:#}");
+    assert_eq!(found["latencies"].as_array().unwrap().len(), 3);
+    let median = found["percentiles"]["50"].as_f64().unwrap() * 1e3;
+    assert!((of("deterministic_median_ms") - median).abs() < 1e-9, "{cost:#} {median}");
+    assert!((of("ratio") - of("deterministic_median_ms") / of("free_median_ms")).abs() < 1e-9, "{cost:#}");
+    let line = run.stdout.lines().find(|line| line.starts_with("determinism costs ")).unwrap();
+    assert!(line.contains(&format!("{:.3} times", of("ratio"))), "{line}");
+    // The made driver takes twice as long for a product of the library as for a kernel: in one way every product of every step is one.
+    let products = of("free_device_ms") - of("deterministic_device_ms");
+    assert!(products >= 8.0 * 40.0, "{cost:#}");
+    // In the other none is, however often the way was changed: the GPU did what it does where nobody asks.
+    let plain: Vec<_> = arguments.iter().copied().filter(|a| *a != "--deterministic-cost").collect();
+    assert_eq!(machine.run(&plain).code, Some(0));
+    let alone = machine.scratch.json("latency.json");
+    assert_eq!(alone["deterministic_cost"], serde_json::Value::Null);
+    assert_eq!(alone["graph"]["device_seconds"], found["graph"]["device_seconds"]);
+    assert_eq!(alone["graph"]["draft"]["device_seconds"], found["graph"]["draft"]["device_seconds"]);
+    assert!(alone["graph"]["replays"].as_u64() > Some(0), "{alone:#}");
+    assert_eq!(alone["graph"]["replays"], found["graph"]["replays"]);
+    let both = machine.run(&[&arguments[..], &["--no-deterministic"]].concat());
+    assert!(both.code == Some(2) && both.stderr.contains("--no-deterministic"), "{both:?}");
+}
