@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <dlfcn.h>
 #include <functional>
 #include <map>
@@ -36,7 +37,7 @@ struct Graph {
     std::vector<std::function<int()>> work;
 };
 
-static std::vector<std::function<int()>> queue;
+static std::deque<std::function<int()>> queue;
 static std::map<const char *, size_t> pinned;
 static Graph *capturing;
 static thread_local void *current;
@@ -45,13 +46,14 @@ static double now;
 static void *const STREAM = (void *)128;
 static unsigned long long seed = 1;
 
-static int drain() {
+// Runs what was put on the stream, no more of it than up to an event where one is waited for.
+static int drain(const Event *until = nullptr) {
     if (capturing) {
         return CAPTURE;
     }
-    std::vector<std::function<int()>> now;
-    now.swap(queue);
-    for (auto &work : now) {
+    while (!queue.empty() && !(until && until->done)) {
+        auto work = std::move(queue.front());
+        queue.pop_front();
         int code = fault ? fault : work();
         fault = code;
     }
@@ -267,7 +269,7 @@ int cuEventSynchronize(Event *event) {
         fprintf(stderr, "fake CUDA: somebody waits for an event that takes the time\n");
         return INVALID_HANDLE;
     }
-    return drain();
+    return drain(event);
 }
 int cuEventQuery(Event *event) { return event->recorded && !event->done ? NOT_READY : OK; }
 int cuEventElapsedTime_v2(float *milliseconds, Event *from, Event *to) {
