@@ -184,3 +184,19 @@ fn what_determinism_costs_is_asked_of_the_cpu_in_vain() {
     }
     assert!(asked.stdout.is_empty());
 }
+
+#[test]
+fn a_cpu_says_once_that_it_is_deterministic_always() {
+    let run = |device: &str, more: &[&str]| {
+        let output = command(&GENERATE).arg(device).args(more).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    assert!(!run("cpu", &[]).contains("deterministic"));
+    let said = run("cpu", &["--no-deterministic"]);
+    assert_eq!(
+        said.matches("note: --no-deterministic changes nothing: the CPU's kernels").count(),
+        1,
+        "{said}"
+    );
+}

@@ -5,6 +5,7 @@
 
 mod program;
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::process::Command;
 
@@ -23,6 +24,8 @@ struct Machine {
     scratch: Scratch,
     target: String,
     draft: String,
+    /// Of the environment, as `tests/fake_cuda` reads it.
+    settings: Vec<(&'static str, String)>,
 }
 
 impl Machine {
@@ -56,7 +59,7 @@ impl Machine {
         scratch.write("target/config.json", QWEN3.as_bytes());
         scratch.write("draft/config.json", LLAMA.as_bytes());
         let (target, draft) = (scratch.path("target"), scratch.path("draft"));
-        Some(Self { scratch, target, draft })
+        Some(Self { scratch, target, draft, settings: Vec::new() })
     }
 
     fn run(&self, arguments: &[&str]) -> Run {
@@ -69,6 +72,7 @@ impl Machine {
             .env("FAKE_CUDA_SOURCES", self.scratch.path("sources.txt"))
             .env("FAKE_CUDA_INCLUDE", include)
             .env("FAKE_CUDA_OUT", self.scratch.path(""))
+            .envs(self.settings.clone())
             .output()
             .unwrap();
         Run {
@@ -159,6 +163,96 @@ fn compare(machine: &Machine, out: &str, more: &[&str]) -> (Run, serde_json::Val
     let run = machine.run(&arguments);
     let found = machine.scratch.json("compare.json");
     (run, found)
+}
+
+#[test]
+fn memory_that_is_not_there_is_told_by_what_it_is_for_and_what_fits_does_run() {
+    let Some(mut machine) = Machine::new("cuda-memory") else { return };
+    let run = |machine: &Machine, blocks: &str, more: &[&str]| {
+        let mut arguments = vec!["generate", "--model", &machine.target, "--load-format", "dummy"];
+        arguments.extend(["--token-ids", "1,2,3", "--max-tokens", "4", "--draft", &machine.draft]);
+        arguments.extend(["--max-num-batched-tokens", "32", "--max-num-seqs", "2", "--graph-sizes", "2"]);
+        arguments.extend(["--device", "cuda", "--num-blocks", blocks]);
+        arguments.extend(more);
+        machine.run(&arguments)
+    };
+    // cuBLASLt has 32 MiB to work in, for each model.
+    for (memory, more) in [(24, &[][..]), (88, &["--no-deterministic"])] {
+        machine.settings = vec![("FAKE_CUDA_MEMORY", (memory << 20).to_string())];
+        let refused = run(&machine, "100000", more);
+        assert_eq!(refused.code, Some(2), "{refused:?}");
+        for part in [
+            format!("the GPU has {memory}.00 MiB of memory free, and").as_str(),
+            "for the weights, ",
+            "for the KV cache of 100000 blocks, ",
+            "for the buffers of the steps; ",
+            "for the draft model's KV cache of 100000 blocks, ",
+            "hint: --num-blocks ",
+        ] {
+            assert!(refused.stderr.contains(part), "{part}: {refused:?}");
+        }
+        let fits = refused.stderr.split("--num-blocks ").nth(1).and_then(|rest| rest.split(' ').next());
+        let fits: u32 = fits.unwrap().parse().unwrap();
+        // What was summed up is what is taken: not a block more goes.
+        let done = run(&machine, &fits.to_string(), more);
+        assert_eq!(done.code, Some(0), "{fits} blocks: {done:?}");
+        assert_eq!(run(&machine, &(fits + 1).to_string(), more).code, Some(2));
+    }
+
+    // Memory in pieces, of which each is too small: 64 blocks of the target take 256 KiB.
+    machine.settings = vec![("FAKE_CUDA_LARGEST", 200_000.to_string())];
+    let failed = run(&machine, "64", &[]);
+    assert_eq!(failed.code, Some(1), "{failed:?}");
+    let said = "the KV cache of the model: the GPU has no piece of 262144 bytes";
+    assert!(failed.stderr.contains(said) && failed.stderr.contains("lower --num-blocks"), "{failed:?}");
+}
+
+#[test]
+fn the_vendors_library_is_asked_for_a_kernel_once_a_shape_and_never_while_a_graph_is_captured() {
+    let Some(mut machine) = Machine::new("cuda-asked") else { return };
+    let asked = machine.scratch.path("asked.txt");
+    machine.settings = vec![("FAKE_CUDA_ASKED", asked.clone())];
+    for way in [&["--prefill-chunk", "3"][..], &["--enforce-eager"]] {
+        let draft = ["--draft", machine.draft.as_str(), "--num-speculative-tokens", "2"];
+        machine.generate(&[&["--device", "cuda", "--no-deterministic"][..], &draft, way].concat());
+        let text = std::fs::read_to_string(&asked).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        let questions: HashSet<&str> = lines.iter().copied().collect();
+        assert!(lines.len() > 20 && lines.len() == questions.len(), "{way:?}: {text}");
+        assert!(lines.iter().all(|line| line.ends_with(" 0")), "{way:?}: {text}");
+        // The target's and the draft's, by a handle each.
+        assert!(
+            ["1 ", "2 "].iter().all(|handle| lines.iter().any(|line| line.starts_with(handle))),
+            "{text}"
+        );
+        std::fs::remove_file(&asked).unwrap();
+    }
+}
+
+#[test]
+fn a_draft_model_without_kernels_takes_both_models_to_the_cpu_where_auto_is_said() {
+    let Some(machine) = Machine::new("cuda-draft") else { return };
+    // Heads of 24 values.
+    let odd = LLAMA.replace("\"hidden_size\": 16", "\"hidden_size\": 24");
+    machine.scratch.write("odd/config.json", odd.as_bytes());
+    let odd = machine.scratch.path("odd");
+    let run = |device: &str| {
+        let mut arguments = vec!["generate", "--model", &machine.target, "--load-format", "dummy"];
+        arguments.extend(["--token-ids", "1,2,3", "--max-tokens", "2", "--num-blocks", "8"]);
+        arguments.extend(["--max-num-batched-tokens", "8", "--draft", &odd, "--device", device]);
+        machine.run(&arguments)
+    };
+    let auto = run("auto");
+    assert_eq!(auto.code, Some(0), "{auto:?}");
+    let why =
+        format!("note: --device auto runs on the CPU: the draft {odd}: the model has heads of 24 values");
+    assert!(auto.stderr.contains(&why), "{auto:?}");
+    let cuda = run("cuda");
+    assert_eq!(cuda.code, Some(2), "{cuda:?}");
+    assert!(
+        cuda.stderr.contains("--draft names is refused") && cuda.stderr.contains("heads of 24"),
+        "{cuda:?}"
+    );
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::time::Instant;
 use pagedraft_attention::MetadataBuilder;
 use pagedraft_attention::metadata::MaskKind;
 use pagedraft_block_manager::BlockId;
-use pagedraft_model::cuda::{Backend, CudaDevice};
+use pagedraft_model::cuda::{Backend, CudaDevice, Purpose};
 use pagedraft_model::{Choice, Device, Op, Precision, Runner, StepInputs};
 use pagedraft_workloads::latency::Spread;
 
@@ -110,7 +110,10 @@ impl Copies {
     fn new(runner: &mut Runner<CudaDevice>) -> Self {
         let bytes = if small() { 1 << 16 } else { 1 << 30 };
         let backend = runner.device_mut().backend();
-        let (from, to) = (backend.allocate(bytes).expect("memory"), backend.allocate(bytes).expect("memory"));
+        let (from, to) = (
+            backend.allocate(bytes, Purpose::Step).expect("memory"),
+            backend.allocate(bytes, Purpose::Step).expect("memory"),
+        );
         fill(backend, from, bytes);
         Self { from, to, bytes }
     }

@@ -66,6 +66,10 @@ impl Device for AnyDevice {
         on!(self, device => device.table(tensor))
     }
 
+    fn table_and_matrix(&mut self, tensor: &Tensor<'_>) -> Result<(BufferId, BufferId), ModelError> {
+        on!(self, device => device.table_and_matrix(tensor))
+    }
+
     fn bind(&mut self, inputs: &StepInputs, key: Option<GraphKey>) -> Result<(), ModelError> {
         on!(self, device => device.bind(inputs, key))
     }

@@ -108,10 +108,15 @@ impl<B: Copy> DenseDecoder<B> {
                 down_bias: bias(&[Part::Down])?.map(|b| device.vector(b)).transpose()?,
             });
         }
+        let (embed, head) = if c.tie_word_embeddings {
+            device.table_and_matrix(&checkpoint.embedding()?)?
+        } else {
+            (device.table(&checkpoint.embedding()?)?, device.matrix(&[checkpoint.lm_head()?])?)
+        };
         let (rows, logit_rows) = (limits.token_rows, limits.logit_rows);
         Ok(Self {
-            embed: device.table(&checkpoint.embedding()?)?,
-            head: device.matrix(&[checkpoint.lm_head()?])?,
+            embed,
+            head,
             norm: device.vector(checkpoint.final_norm()?.to_vec_f32()?)?,
             rope: device.vector(rotations(&c, limits.max_model_len))?,
             x: device.activations(rows, hidden, Precision::Full)?,

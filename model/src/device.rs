@@ -229,6 +229,16 @@ pub trait Device {
     /// Not enough memory.
     fn table(&mut self, tensor: &Tensor<'_>) -> Result<Self::Buf, ModelError>;
 
+    /// A tensor as a [`table`](Self::table) and as a [`matrix`](Self::matrix) of its own: one buffer for both where they are
+    /// laid out alike.
+    ///
+    /// # Errors
+    ///
+    /// Not enough memory.
+    fn table_and_matrix(&mut self, tensor: &Tensor<'_>) -> Result<(Self::Buf, Self::Buf), ModelError> {
+        Ok((self.table(tensor)?, self.matrix(std::slice::from_ref(tensor))?))
+    }
+
     /// Puts the step's inputs where the operations read them; for the replay of a graph padded to its key: token 0 at
     /// position 0 in slot -1, sequences of length 0.
     ///
@@ -248,7 +258,7 @@ pub trait Device {
     ///
     /// # Errors
     ///
-    /// A fault of the device; what the buffers then hold is unspecified.
+    /// More rows than a buffer has; a fault of the device; what the buffers then hold is unspecified.
     fn run(&mut self, ops: &[Op<Self::Buf>]) -> Result<(), ModelError>;
 
     /// Records the operations for later [`replay`](Device::replay)s over the same buffers, with inputs bound for `key`.

@@ -11,10 +11,12 @@ mod steps;
 
 use emulated::Emulated;
 use pagedraft_block_manager::{BlockCopy, BlockId};
-use pagedraft_model::checkpoint::ModelConfig;
-use pagedraft_model::cuda::{Backend, CudaDevice, CudaOptions, KvStorage, check};
-use pagedraft_model::{CaptureSizes, Choice, Device, Dtype, GraphKey, NO_CHOICE, Runner, StepInputs};
-use steps::{NUM_BLOCKS, bits, checkpoint, cpu, limits, logits, options, step, steps, table};
+use pagedraft_model::checkpoint::{Checkpoint, ModelConfig};
+use pagedraft_model::cuda::{Backend, CudaDevice, CudaOptions, KvStorage, MemoryNeed, check};
+use pagedraft_model::{
+    CaptureSizes, Choice, Device, Dtype, GraphKey, ModelError, NO_CHOICE, Runner, StepInputs,
+};
+use steps::{NUM_BLOCKS, ROWS, bits, checkpoint, cpu, limits, logits, options, step, steps, table};
 
 type Gpu = steps::Gpu<Emulated>;
 
@@ -155,6 +157,63 @@ fn a_device_that_cannot_choose_by_the_batch_says_so_and_stays_as_it_is() {
     assert!(gpu.set_deterministic(false).unwrap_err().to_string().contains("no library"));
     assert!(gpu.device().is_deterministic() && gpu.replays(&step(rows)));
     assert_eq!(bits(&logits(&mut gpu, rows).1), bits(&before));
+}
+
+#[test]
+fn a_step_of_more_rows_than_the_buffers_have_is_refused_before_anything_runs() {
+    if !emulator::available() {
+        return;
+    }
+    for deterministic in [true, false] {
+        let mut gpu = gpu_of(0, CudaOptions { deterministic, ..options(Dtype::Bf16) }, 3, 1);
+        let (head, mut refused) = (gpu.operations(0).len(), 0);
+        let ops = gpu.operations(ROWS + 1);
+        for op in &ops[..head - 3] {
+            match gpu.device_mut().run(std::slice::from_ref(op)) {
+                Err(ModelError::StepTooLarge { rows, limit }) => assert_eq!((rows, limit), (ROWS + 1, ROWS)),
+                other => panic!("{op:?}: {other:?}"),
+            }
+            refused += 1;
+        }
+        assert!(refused > 10 && gpu.device_mut().backend().ran.is_empty());
+        let beyond = gpu.device_mut().select(&[ROWS as u32]).unwrap_err().to_string();
+        assert!(beyond.contains(&format!("row {ROWS} of a step of {ROWS} rows")), "{beyond}");
+    }
+}
+
+#[test]
+fn an_embedding_that_is_the_heads_weight_too_is_on_the_device_once() {
+    if !emulator::available() {
+        return;
+    }
+    let bytes = |tied: bool| {
+        let text = steps::CONFIGS[0]
+            .replace("\"tie_word_embeddings\": true", &format!("\"tie_word_embeddings\": {tied}"));
+        let config = ModelConfig::parse("config.json".as_ref(), text.as_bytes()).unwrap();
+        assert_eq!(config.tie_word_embeddings, tied);
+        let options = options(Dtype::Bf16);
+        let device = CudaDevice::on(Emulated::new(&config, &options, 3, 1), &options, &config).unwrap();
+        let mut runner = Runner::load(device, &Checkpoint::dummy(config, 9), limits()).unwrap();
+        runner.device_mut().backend().allocated
+    };
+    assert_eq!(bytes(false) - bytes(true), steps::VOCAB as usize * 64 * 2);
+}
+
+#[test]
+fn what_a_model_takes_of_the_memory_is_known_before() {
+    if !emulator::available() {
+        return;
+    }
+    for (config, kv) in [(0, KvStorage::Model), (1, KvStorage::Fp8), (2, KvStorage::Model)] {
+        let options = CudaOptions { kv, ..options(Dtype::Bf16) };
+        let mut gpu = gpu_of(config, options, 3, 1);
+        // The first step takes what its kernels share.
+        logits(&mut gpu, &[(1, 0, 3)]);
+        let need = MemoryNeed::of(checkpoint(config).config(), &options, 3).unwrap();
+        assert_eq!(need.total(), gpu.device_mut().backend().allocated as u64, "model {config}: {need:?}");
+        let stride = gpu.device().geometry().block_stride() as u64;
+        assert_eq!(need.kv_cache, u64::from(NUM_BLOCKS) * stride);
+    }
 }
 
 #[test]

@@ -6,7 +6,10 @@ use std::path::PathBuf;
 use anyhow::anyhow;
 use clap::{Args, ValueEnum};
 use pagedraft::exit::{usage, usage_hint};
-use pagedraft::session::{DeviceRef, EngineOptions, LoadFormat, ModelRef, SessionInfo, TraceOptions};
+use pagedraft::session::{
+    DeviceRef, EngineOptions, InstructionSet, LoadFormat, MOST_LOGIT_ROWS, ModelRef, SessionInfo,
+    TraceOptions,
+};
 use pagedraft_attention::isa::Isa;
 use pagedraft_model::Dtype;
 use pagedraft_model::cuda::{self, KvStorage};
@@ -15,9 +18,6 @@ use pagedraft_workloads::run::LineFormat;
 use pagedraft_workloads::trace::{TraceTables, TraceWriter};
 
 use super::speculation_flags::SpeculationFlags;
-
-/// Token rows whose logits a step can have at most: no graph is captured for more (for fewer where the vocabulary is large).
-const MOST_GRAPH_ROWS: u32 = 512;
 
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Engine")]
@@ -85,7 +85,8 @@ pub struct EngineFlags {
     /// Issue every operation, capture no graphs
     #[arg(long)]
     pub enforce_eager: bool,
-    /// Token rows that graphs are captured at (default: up to 512, in steps of a quarter at most)
+    /// Token rows that graphs are captured at, 512 and --max-num-batched-tokens at most (default: up to what --max-num-seqs rows
+    /// can have, in steps of a quarter at most)
     #[arg(long, value_name = "N,N,..", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..))]
     graph_sizes: Option<Vec<u32>>,
     /// Share of replayed steps that are run eagerly as well and compared; a difference is an error
@@ -232,10 +233,14 @@ impl EngineFlags {
         }
     }
 
-    /// A note on standard error where `auto` was said and the GPU that is there was not taken.
-    pub fn tell_why_no_gpu(&self, info: &SessionInfo) {
+    /// Notes on standard error where `auto` was said and the GPU that is there was not taken, and where a CPU has no use
+    /// for a flag.
+    pub fn tell_of_the_device(&self, info: &SessionInfo) {
         if let (Some(Device::Auto), Some(why)) = (self.device, &info.no_gpu) {
             note(&format!("--device auto runs on the CPU: {why}"));
+        }
+        if self.no_deterministic && matches!(info.isa, InstructionSet::Cpu(_)) {
+            note("--no-deterministic changes nothing: the CPU's kernels are deterministic always");
         }
     }
 
@@ -252,7 +257,7 @@ impl EngineFlags {
 
     /// A note on standard error for the sizes of `--graph-sizes` that are beyond every step.
     pub fn tell_what_is_not_captured(&self) {
-        let most = MOST_GRAPH_ROWS.min(self.max_num_batched_tokens);
+        let most = MOST_LOGIT_ROWS.min(self.max_num_batched_tokens);
         let beyond = self.graph_sizes.iter().flatten().filter(|&&size| size > most);
         let beyond: Vec<String> = beyond.map(ToString::to_string).collect();
         if !beyond.is_empty() {

@@ -51,7 +51,7 @@ impl Generate {
         let plain = recording::plain(&options);
         // Synthetic drafts are recorded before the engine that has them opens.
         let mut session = Session::open(plain.as_ref().unwrap_or(&options))?;
-        self.engine.tell_why_no_gpu(session.info());
+        self.engine.tell_of_the_device(session.info());
         let mut arrivals =
             prompts.into_iter().map(|p| p.arrival(&session)).collect::<anyhow::Result<Vec<_>>>()?;
         // Before anything runs: a bad line far down must not cost what came before it.

@@ -54,7 +54,7 @@ impl Latency {
         let plain = recording::plain(&options);
         // Prompts and refusals need a model, not drafts: synthetic ones are recorded before the engine that has them opens.
         let mut session = Session::open(plain.as_ref().unwrap_or(&options))?;
-        self.engine.tell_why_no_gpu(session.info());
+        self.engine.tell_of_the_device(session.info());
         let longest = session.info().max_model_len;
         if self.input_len.saturating_add(self.output_len) > longest {
             let what = "--input-len and --output-len are more together than a sequence can have";

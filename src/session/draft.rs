@@ -2,6 +2,7 @@
 
 use anyhow::{Context, ensure};
 use pagedraft_model::checkpoint::Checkpoint;
+use pagedraft_model::cuda::{Gpu, MemoryNeed};
 use pagedraft_model::tokenizer::Tokenizer;
 use pagedraft_model::{AnyDevice, CaptureReport, ModelError, Runner};
 use pagedraft_spec_decode::proposer::{DraftModel, DraftOptions};
@@ -14,6 +15,12 @@ use super::placement::Placement;
 pub(super) struct DraftParts {
     pub model: ModelRef,
     pub checkpoint: Checkpoint,
+}
+
+/// The same, with where it runs.
+pub(super) struct PlacedDraft {
+    model: ModelRef,
+    checkpoint: Checkpoint,
     placement: Placement,
     block_bytes: u128,
 }
@@ -23,7 +30,6 @@ impl DraftParts {
     pub fn open(
         options: &EngineOptions,
         target: &Checkpoint,
-        beside: &Placement,
         max_model_len: u32,
     ) -> anyhow::Result<Option<Self>> {
         let Some(DraftRef::Model(model)) = &options.speculation.draft else { return Ok(None) };
@@ -50,24 +56,33 @@ impl DraftParts {
             "the draft {model} goes up to {longest} tokens, the engine up to {max_model_len}: use --max-model-len {longest}, \
              or another draft"
         );
-        let placement = beside.beside(options, config)?;
-        let block_bytes = placement.block_bytes(config)?;
-        Ok(Some(Self { model: model.clone(), checkpoint, placement, block_bytes }))
+        Ok(Some(Self { model: model.clone(), checkpoint }))
     }
 
+    /// Beside its target.
+    pub fn place(self, options: &EngineOptions, beside: &Placement) -> anyhow::Result<PlacedDraft> {
+        let Self { model, checkpoint } = self;
+        let placement = beside.beside(options, checkpoint.config())?;
+        let block_bytes = placement.block_bytes(checkpoint.config())?;
+        Ok(PlacedDraft { model, checkpoint, placement, block_bytes })
+    }
+}
+
+impl PlacedDraft {
     /// Loads the model beside its target, with a KV pool of `num_blocks` blocks of its own; and what capturing its graphs took.
     pub fn load(
         &self,
         options: &EngineOptions,
-        target: &Runner<AnyDevice>,
+        (target, gpu): (&Runner<AnyDevice>, Option<&Gpu>),
         num_blocks: u32,
         max_model_len: u32,
     ) -> anyhow::Result<(DraftModel<AnyDevice>, Option<CaptureReport>)> {
         let config = self.checkpoint.config();
-        let limits = load::step_limits(options, config.vocab_size, max_model_len);
-        let device = self.placement.open(config, num_blocks, limits, Some(target.device()))?;
-        let mut runner = Runner::load(device, &self.checkpoint, limits)
-            .with_context(|| format!("the draft model {} does not load", self.model))?;
+        let limits = load::step_limits(options, max_model_len);
+        let failed = || format!("the draft model {} does not load", self.model);
+        let device = self.placement.open(config, num_blocks, limits, (gpu, Some(target.device())));
+        let device = device.with_context(failed)?;
+        let mut runner = Runner::load(device, &self.checkpoint, limits).with_context(failed)?;
         let mut capture = None;
         if !options.enforce_eager {
             // A sequence feeds one token, or two after all its drafts were accepted.
@@ -85,6 +100,19 @@ impl DraftParts {
             },
         )?;
         Ok((draft, capture))
+    }
+
+    /// What the model takes of a GPU's memory.
+    pub fn need(
+        &self,
+        options: &EngineOptions,
+        num_blocks: u32,
+        max_model_len: u32,
+        gpu: &Gpu,
+    ) -> anyhow::Result<MemoryNeed> {
+        let config = self.checkpoint.config();
+        let limits = load::step_limits(options, max_model_len);
+        self.placement.need(config, num_blocks, limits, gpu)
     }
 
     /// Bytes of a KV block of the draft, all layers together.

@@ -12,7 +12,8 @@ use pagedraft_scheduler::{Scheduler, SchedulerConfig};
 use pagedraft_spec_decode::ModelExecutor;
 
 use super::builtin;
-use super::draft::DraftParts;
+use super::draft::{DraftParts, PlacedDraft};
+use super::gpu_memory::EngineNeed;
 use super::options::{EngineOptions, LoadFormat, ModelRef};
 use super::placement::{InstructionSet, Placement, instruction_set};
 use super::speculation::Setups;
@@ -20,12 +21,9 @@ use crate::exit::usage;
 
 /// Bytes of KV cache where nothing is said.
 const DEFAULT_KV_CACHE_MEMORY: u64 = 1 << 30;
-/// Rows whose logits are computed at a time, at most: the head's weights are then read once for a batch of verify rows.
-const LOGIT_ROWS: usize = 512;
-/// At least, where the vocabulary is large.
-const LEAST_LOGIT_ROWS: usize = 128;
-/// Memory that the logits of a step may take beyond that, in bytes.
-const LOGIT_MEMORY: usize = 128 << 20;
+/// Rows whose logits are computed at a time, at most, so that the head's weights are read once for a batch of verify rows; no
+/// graph has more. Their logits take 2 KiB a token of the vocabulary: 297 MiB of 151,936 tokens.
+pub const MOST_LOGIT_ROWS: u32 = 512;
 
 /// What an engine was built as.
 #[derive(Clone, Debug)]
@@ -137,20 +135,22 @@ fn check_memory(
 pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
     let checkpoint = checkpoint(&options.model, options)?;
     let config = checkpoint.config().clone();
-    let (placement, no_gpu) = Placement::new(options, &config)?;
     let max_model_len = max_model_len(options, &config)?;
+    let refused = |e: anyhow::Error| usage(e.context("the model that --draft names is refused"));
+    let draft = DraftParts::open(options, &checkpoint, max_model_len).map_err(refused)?;
+    let beside = draft.as_ref().map(|draft| (&draft.model, draft.checkpoint.config()));
+    let (placement, no_gpu) = Placement::new(options, &config, beside)?;
+    let draft = draft.map(|draft| draft.place(options, &placement)).transpose().map_err(refused)?;
 
     let block_bytes = placement.block_bytes(&config)?;
-    let draft = DraftParts::open(options, &checkpoint, &placement, max_model_len)
-        .map_err(|e| usage(e.context("the model that --draft names is refused")))?;
-    let draft_bytes = draft.as_ref().map_or(0, DraftParts::block_bytes);
+    let draft_bytes = draft.as_ref().map_or(0, PlacedDraft::block_bytes);
     let memory = options.kv_cache_memory.unwrap_or(DEFAULT_KV_CACHE_MEMORY);
     let num_blocks = match options.num_blocks {
         Some(n) => n,
         // The draft model's pool has as many blocks as the target's.
         None => u32::try_from(u128::from(memory) / (block_bytes + draft_bytes).max(1)).unwrap_or(u32::MAX),
     };
-    // A GPU's driver says itself what it cannot hold.
+    // A GPU's memory is looked at once its size is known.
     let memory = if placement.is_gpu() { None } else { physical_memory() };
     check_memory(options, &config, num_blocks, block_bytes + draft_bytes, (max_model_len, memory))
         .map_err(usage)?;
@@ -172,11 +172,22 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
     })
     .map_err(|e| usage(e.into()))?;
 
-    let limits = step_limits(options, config.vocab_size, max_model_len);
-    let device = placement.open(&config, num_blocks, limits, None)?;
+    let limits = step_limits(options, max_model_len);
+    let gpu = placement.gpu()?;
+    if let Some(gpu) = &gpu {
+        let need = EngineNeed {
+            target: placement.need(&config, num_blocks, limits, gpu)?,
+            draft: (draft.as_ref())
+                .map(|draft| draft.need(options, num_blocks, max_model_len, gpu))
+                .transpose()?,
+            num_blocks,
+        };
+        need.check(gpu.memory()?.0 as u64)?;
+    }
+    let failed = || format!("the model {} does not load", options.model);
+    let device = placement.open(&config, num_blocks, limits, (gpu.as_ref(), None)).with_context(failed)?;
     let isa = instruction_set(&device);
-    let mut runner = Runner::load(device, &checkpoint, limits)
-        .with_context(|| format!("the model {} does not load", options.model))?;
+    let mut runner = Runner::load(device, &checkpoint, limits).with_context(failed)?;
     let most_drafts = u32::from(options.speculation.length.most());
     let mut capture = None;
     let mut graph_sizes = Vec::new();
@@ -216,7 +227,8 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
     let mut executor = ModelExecutor::new(runner, options.block_size)?;
     let mut setups = Setups::new(options.max_num_seqs, num_blocks, options.block_size);
     if let (Some(draft), Some(named)) = (draft, &options.speculation.draft) {
-        let (model, captured) = draft.load(options, executor.runner(), num_blocks, max_model_len)?;
+        let on = (&*executor.runner(), gpu.as_ref());
+        let (model, captured) = draft.load(options, on, num_blocks, max_model_len)?;
         setups.know(&options.speculation, named, executor.add_proposer(Box::new(model)));
         if let (Some(all), Some(own)) = (&mut info.capture, captured) {
             all.graphs += own.graphs;
@@ -231,11 +243,11 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
     Ok(Loaded { tokenizer, scheduler, executor, setups, info })
 }
 
-/// The greatest step that a model of this vocabulary is built for.
-pub(super) fn step_limits(options: &EngineOptions, vocab: usize, max_model_len: u32) -> StepLimits {
+/// The greatest step that a model is built for.
+pub(super) fn step_limits(options: &EngineOptions, max_model_len: u32) -> StepLimits {
     let token_rows = options.max_num_batched_tokens as usize;
-    let logit_rows = (LOGIT_MEMORY / (4 * vocab.max(1))).clamp(LEAST_LOGIT_ROWS, LOGIT_ROWS);
-    StepLimits { token_rows, logit_rows: token_rows.min(logit_rows), max_model_len: max_model_len as usize }
+    let logit_rows = token_rows.min(MOST_LOGIT_ROWS as usize);
+    StepLimits { token_rows, logit_rows, max_model_len: max_model_len as usize }
 }
 
 /// The shapes that the target's graphs are captured for: query lengths up to `longest`.
@@ -245,4 +257,25 @@ pub(super) fn capture_sizes(options: &EngineOptions, limits: StepLimits, longest
     let mut rows = options.graph_sizes.clone().unwrap_or_else(|| CaptureSizes::default_token_rows(most));
     rows.retain(|&rows| rows <= captured);
     CaptureSizes::new(rows, longest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn graphs_are_captured_up_to_the_size_that_the_help_names() {
+        let mut options = EngineOptions::new(ModelRef::Builtin("target".to_owned()));
+        let greatest = |options: &EngineOptions, longest| {
+            let limits = step_limits(options, 1024);
+            capture_sizes(options, limits, longest).token_rows().last().copied()
+        };
+        assert_eq!(greatest(&options, 5), Some(512));
+        assert_eq!(greatest(&options, 1), Some(256));
+        options.graph_sizes = Some(vec![4, 512, 513]);
+        assert_eq!(greatest(&options, 5), Some(512));
+        options.max_num_batched_tokens = 100;
+        options.graph_sizes = None;
+        assert_eq!(greatest(&options, 5), Some(100));
+    }
 }

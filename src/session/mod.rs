@@ -4,6 +4,7 @@
 
 mod builtin;
 mod draft;
+mod gpu_memory;
 mod load;
 mod options;
 mod placement;
@@ -33,7 +34,7 @@ use pagedraft_spec_decode::metrics::SpeculationMetrics;
 use pagedraft_spec_decode::{ModelExecutor, Registered, StepRecord};
 use pagedraft_workloads::trace::{TraceTables, TraceWriter};
 
-pub use load::SessionInfo;
+pub use load::{MOST_LOGIT_ROWS, SessionInfo};
 pub use options::{
     DeviceRef, DraftLength, DraftRef, EngineOptions, LoadFormat, ModelRef, SpeculationOptions, TraceOptions,
 };

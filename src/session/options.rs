@@ -257,7 +257,8 @@ pub struct EngineOptions {
     pub speculation: SpeculationOptions,
     /// Whether every step is issued operation by operation, and no graph captured.
     pub enforce_eager: bool,
-    /// Token rows that graphs are captured at; by default up to 512, in steps of a quarter at most.
+    /// Token rows that graphs are captured at, up to 512 or the token budget; by default up to what `max_num_seqs` rows can
+    /// have, in steps of a quarter at most.
     pub graph_sizes: Option<Vec<u32>>,
     /// The share of replayed steps that are run eagerly as well, and compared; a difference fails the step.
     pub shadow_rate: f64,

@@ -5,10 +5,10 @@ use std::fmt;
 use pagedraft_attention::isa::Isa;
 use pagedraft_model::checkpoint::ModelConfig;
 use pagedraft_model::cpu::{CpuDevice, CpuOptions};
-use pagedraft_model::cuda::{self, CudaDevice, CudaOptions, KvStorage};
+use pagedraft_model::cuda::{self, CudaDevice, CudaOptions, Gpu, KvStorage, MemoryNeed};
 use pagedraft_model::{AnyDevice, Dtype, StepLimits};
 
-use super::options::{DeviceRef, EngineOptions};
+use super::options::{DeviceRef, EngineOptions, ModelRef};
 use crate::exit::{usage, usage_hint};
 
 /// What the kernels of an engine are made of.
@@ -52,9 +52,13 @@ pub(super) struct Placement {
 }
 
 impl Placement {
-    /// As the options ask; `auto` takes a GPU that is there and has kernels for the model, and else the reason why not is
-    /// returned too.
-    pub fn new(options: &EngineOptions, config: &ModelConfig) -> anyhow::Result<(Self, Option<String>)> {
+    /// As the options ask; `auto` takes a GPU that is there and has kernels for the model and for its draft model, and else
+    /// the reason why not is returned too.
+    pub fn new(
+        options: &EngineOptions,
+        config: &ModelConfig,
+        draft: Option<(&ModelRef, &ModelConfig)>,
+    ) -> anyhow::Result<(Self, Option<String>)> {
         let isa = options.isa.unwrap_or_else(Isa::detect).require().map_err(|e| usage(e.into()))?;
         let on = |target| Self::on(target, options, config);
         match options.device {
@@ -70,11 +74,19 @@ impl Placement {
             }
             DeviceRef::Auto => {
                 let placement = on(Target::Cuda);
-                let possible =
-                    cuda::probe().and_then(|()| cuda::check(config, placement.dtype, placement.block_size));
+                let has_kernels = |placement: Self, config: &ModelConfig| {
+                    cuda::check(config, placement.dtype, placement.block_size).map_err(|why| why.to_string())
+                };
+                let possible = (cuda::probe().map_err(|why| why.to_string()))
+                    .and_then(|()| has_kernels(placement, config))
+                    .and_then(|()| {
+                        let Some((model, config)) = draft else { return Ok(()) };
+                        has_kernels(Self::on(Target::Cuda, options, config), config)
+                            .map_err(|why| format!("the draft {model}: {why}"))
+                    });
                 Ok(match possible {
                     Ok(()) => (placement, None),
-                    Err(why) => (on(Target::Cpu(isa)), Some(why.to_string())),
+                    Err(why) => (on(Target::Cpu(isa)), Some(why)),
                 })
             }
         }
@@ -137,13 +149,43 @@ impl Placement {
         Ok(part as u128 * config.num_layers as u128)
     }
 
-    /// The device, with a KV cache of `num_blocks` blocks; on the hardware of `beside` where there is one.
+    /// The GPU, where it is one.
+    pub fn gpu(&self) -> anyhow::Result<Option<Gpu>> {
+        Ok(if self.is_gpu() { Some(Gpu::open()?) } else { None })
+    }
+
+    /// What a model takes of a GPU's memory.
+    pub fn need(
+        &self,
+        config: &ModelConfig,
+        num_blocks: u32,
+        limits: StepLimits,
+        gpu: &Gpu,
+    ) -> anyhow::Result<MemoryNeed> {
+        Ok(MemoryNeed::of(config, &self.cuda_options(num_blocks, limits), gpu.multiprocessors())?)
+    }
+
+    fn cuda_options(&self, num_blocks: u32, limits: StepLimits) -> CudaOptions {
+        CudaOptions {
+            dtype: self.dtype,
+            kv: self.kv,
+            block_size: self.block_size,
+            num_blocks,
+            token_rows: limits.token_rows,
+            logit_rows: limits.logit_rows,
+            max_model_len: limits.max_model_len,
+            deterministic: self.deterministic,
+            overlap: false,
+        }
+    }
+
+    /// The device, with a KV cache of `num_blocks` blocks; on this GPU, or on the threads of `beside`, where there are any.
     pub fn open(
         &self,
         config: &ModelConfig,
         num_blocks: u32,
         limits: StepLimits,
-        beside: Option<&AnyDevice>,
+        (gpu, beside): (Option<&Gpu>, Option<&AnyDevice>),
     ) -> anyhow::Result<AnyDevice> {
         let (dtype, token_rows) = (self.dtype, limits.token_rows);
         match self.target {
@@ -157,20 +199,10 @@ impl Placement {
                 })))
             }
             Target::Cuda => {
-                let options = CudaOptions {
-                    dtype,
-                    kv: self.kv,
-                    block_size: self.block_size,
-                    num_blocks,
-                    token_rows,
-                    logit_rows: limits.logit_rows,
-                    max_model_len: limits.max_model_len,
-                    deterministic: self.deterministic,
-                    overlap: false,
-                };
-                Ok(AnyDevice::Cuda(Box::new(match beside {
-                    Some(AnyDevice::Cuda(other)) => other.beside(&options, config)?,
-                    _ => CudaDevice::open(&options, config)?,
+                let options = self.cuda_options(num_blocks, limits);
+                Ok(AnyDevice::Cuda(Box::new(match gpu {
+                    Some(gpu) => CudaDevice::open_on(gpu, &options, config)?,
+                    None => CudaDevice::open(&options, config)?,
                 })))
             }
         }

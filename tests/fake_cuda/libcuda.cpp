@@ -4,6 +4,8 @@
 // is read at once, as the real driver does. What a capture forbids is refused: copies, waiting, allocating, recording events, and kernels whose
 // code was never loaded by a launch. Nothing may be on another stream than the one that was made, and nobody may wait for an event that takes the
 // time. Time is not the machine's: it goes on by what is run, as `Milliseconds` says, and stands still else. A module's image is the path of a library with emulated kernels.
+//
+// FAKE_CUDA_MEMORY: bytes of memory it has, 80 GiB where nothing is said. FAKE_CUDA_LARGEST: the greatest piece of it that is to be had.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -41,6 +43,8 @@ static std::deque<std::function<int()>> queue;
 static std::map<const char *, size_t> pinned;
 static Graph *capturing;
 static thread_local void *current;
+static std::map<Address, size_t> memory;
+static size_t taken;
 static int fault;
 static double now;
 static void *const STREAM = (void *)128;
@@ -59,6 +63,13 @@ static int drain(const Event *until = nullptr) {
     }
     return fault;
 }
+
+static size_t setting(const char *name, size_t otherwise) {
+    const char *text = getenv(name);
+    return text ? strtoull(text, nullptr, 10) : otherwise;
+}
+
+static size_t total_memory() { return setting("FAKE_CUDA_MEMORY", size_t(80) << 30); }
 
 static bool is_pinned(const void *at) {
     auto found = pinned.upper_bound((const char *)at);
@@ -144,6 +155,7 @@ int fake_enqueue(void (*run)(void *), const void *arguments, size_t bytes) {
     }
     return put(STREAM, 0, work);
 }
+int fake_capturing() { return capturing != nullptr; }
 int cuInit(unsigned) { return OK; }
 int cuDriverGetVersion(int *version) { return *version = 13000, OK; }
 int cuDeviceGetCount(int *count) { return *count = 1, OK; }
@@ -183,20 +195,22 @@ int cuGraphLaunch(Graph *graph, void *stream) {
 }
 int cuGraphExecDestroy(Graph *graph) { return delete graph, OK; }
 int cuGraphDestroy(Graph *graph) { return delete graph, OK; }
-int cuMemGetInfo_v2(size_t *free, size_t *total) { return *free = *total = size_t(80) << 30, OK; }
+int cuMemGetInfo_v2(size_t *free, size_t *total) { return *total = total_memory(), *free = *total - taken, OK; }
 int cuMemAlloc_v2(Address *at, size_t bytes) {
     if (capturing || !bytes) {
         return capturing ? CAPTURE : INVALID_VALUE;
     }
-    void *memory = nullptr;
-    if (posix_memalign(&memory, 256, bytes)) {
+    void *piece = nullptr;
+    if (bytes > total_memory() - taken || bytes > setting("FAKE_CUDA_LARGEST", -1) || posix_memalign(&piece, 256, bytes)) {
         return OUT_OF_MEMORY;
     }
-    memset(memory, 0xff, bytes);
-    return *at = (Address)memory, OK;
+    memset(piece, 0xff, bytes);
+    *at = (Address)piece;
+    return memory[*at] = bytes, taken += bytes, OK;
 }
 int cuMemFree_v2(Address at) {
     int code = drain();
+    taken -= memory[at], memory.erase(at);
     return free((void *)at), code;
 }
 int cuMemHostAlloc(void **at, size_t bytes, unsigned) {

@@ -2,6 +2,11 @@
 
 use pagedraft_attention::cuda::{AttentionPlan, AttentionShape, PlanBounds, PlanOptions};
 
+use super::error::CudaError;
+use super::modules::attention_shape;
+use super::options::CudaOptions;
+use crate::checkpoint::ModelConfig;
+
 /// Items that are cut out of long contexts, for each that runs at once: the longest then wait for no other.
 const SLOTS_AT_ONCE: u32 = 4;
 
@@ -40,6 +45,16 @@ impl AttentionWork {
     #[must_use]
     pub fn new(shape: AttentionShape, multiprocessors: u32, num_blocks: u32, max_len: u32) -> Self {
         Self { shape, multiprocessors, num_blocks, max_len }
+    }
+
+    /// That of a model on a device of these options.
+    ///
+    /// # Errors
+    ///
+    /// A model or dtype without kernels.
+    pub fn of(config: &ModelConfig, options: &CudaOptions, multiprocessors: u32) -> Result<Self, CudaError> {
+        let shape = attention_shape(config, options)?;
+        Ok(Self::new(shape, multiprocessors, options.num_blocks, options.max_model_len as u32))
     }
 
     /// What the kernels are compiled for.

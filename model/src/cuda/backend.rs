@@ -4,6 +4,7 @@
 //! memory: everything above this line is then what runs on a GPU.
 
 use super::error::CudaError;
+use super::memory_need::Purpose;
 use crate::checkpoint::Dtype;
 use crate::device_times::{DeviceTimes, Stage};
 use crate::graph::GraphKey;
@@ -78,8 +79,8 @@ pub trait Backend {
     ///
     /// # Errors
     ///
-    /// Not enough memory.
-    fn allocate(&mut self, bytes: usize) -> Result<u64, CudaError>;
+    /// Not enough memory, and for what.
+    fn allocate(&mut self, bytes: usize, purpose: Purpose) -> Result<u64, CudaError>;
 
     /// Copies `bytes` to an address; they may change when this returns.
     ///

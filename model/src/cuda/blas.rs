@@ -1,9 +1,11 @@
 //! Matrix products by cuBLASLt, for `--no-deterministic`: it picks a kernel for each number of rows, so that a row's sums
 //! depend on how many rows there are.
 //!
-//! A product is planned once a shape (descriptors, layouts, the heuristic's choice), so that issuing it is one call.
+//! A product is planned once a shape (descriptors, layouts, the heuristic's choice), so that issuing it is one call: the shapes
+//! of graphs before they are captured, others when a step first has them.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::c_void;
 
 use cudarc::cublaslt::{result as lt, sys};
@@ -13,10 +15,11 @@ use super::driver::Gpu;
 use super::error::{CudaError, Doing};
 use super::library::CUBLASLT;
 use super::memory::DeviceMemory;
+use super::memory_need::Purpose;
 use crate::checkpoint::Dtype;
 
 /// What NVIDIA recommends for Hopper.
-const WORKSPACE: usize = 32 << 20;
+pub(super) const WORKSPACE: usize = 32 << 20;
 
 /// A handle of cuBLASLt and what was planned with it.
 pub(super) struct Blas {
@@ -37,7 +40,7 @@ impl Blas {
             Dtype::F16 => sys::cudaDataType::CUDA_R_16F,
             Dtype::F32 => sys::cudaDataType::CUDA_R_32F,
         };
-        let workspace = DeviceMemory::zeroed(gpu, WORKSPACE)?;
+        let workspace = DeviceMemory::zeroed(gpu, WORKSPACE, Purpose::Step)?;
         let handle = lt::create_handle().doing("opening cuBLASLt")?;
         Ok(Self { handle, dtype, workspace, plans: HashMap::new() })
     }
@@ -55,10 +58,10 @@ impl Blas {
         weights: u64,
         out: u64,
     ) -> Result<(), CudaError> {
-        if !self.plans.contains_key(&shape) {
-            self.plans.insert(shape, Plan::new(self.handle, self.dtype, shape)?);
-        }
-        let Some(plan) = self.plans.get(&shape) else { return Ok(()) };
+        let plan = match self.plans.entry(shape) {
+            Entry::Occupied(plan) => plan.into_mut(),
+            Entry::Vacant(place) => place.insert(Plan::new(self.handle, self.dtype, shape)?),
+        };
         let (alpha, beta) = (1.0f32, f32::from(u8::from(shape.add)));
         let at = |address: u64| address as *const c_void;
         // SAFETY: the plan's layouts are those of the shape, and the operands are as the caller promises; the scalars are read

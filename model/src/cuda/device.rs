@@ -10,21 +10,22 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use pagedraft_block_manager::BlockCopy;
 
 use super::attention_work::{AttentionLaunch, AttentionWork};
-use super::backend::{Backend, Command, ProductShape, ReadyLaunch};
+use super::backend::{Backend, Command, ReadyLaunch};
 use super::choice_table::ChoiceTable;
 use super::cubin_cache::CubinCache;
 use super::driver::Gpu;
 use super::error::CudaError;
 use super::gpu_backend::GpuBackend;
 use super::inputs::{InputLayout, Packer};
-use super::kernels::MatmulTile;
 use super::launch::{Argument, Launch, Place};
 use super::lowering::{Geometry, Lowering, Shape};
+use super::memory_need::Purpose;
 use super::modules;
 use super::options::{self, CudaOptions};
 use super::weights::send_rows;
+use super::workspace::Workspace;
 use crate::checkpoint::{Dtype, ModelConfig, Tensor};
-use crate::device::{BufferId, Choice, Device, Into, NO_CHOICE, Op, Precision, StepInputs};
+use crate::device::{BufferId, Choice, Device, NO_CHOICE, Op, Precision, StepInputs};
 use crate::device_times::{DeviceTimes, Stage};
 use crate::error::ModelError;
 use crate::graph::GraphKey;
@@ -62,6 +63,7 @@ pub struct CudaDevice<B: Backend = GpuBackend> {
     packer: Packer,
     /// What was bound, and what attention is launched for.
     bound: Option<GraphKey>,
+    bound_rows: usize,
     attention: AttentionLaunch,
     /// What the device's selection holds.
     selected: Vec<u32>,
@@ -81,29 +83,25 @@ impl CudaDevice {
     /// No usable GPU, a model or dtype without kernels, not enough memory.
     pub fn open(options: &CudaOptions, config: &ModelConfig) -> Result<Self, ModelError> {
         options::check(config, options.dtype, options.block_size)?;
-        Self::on_gpu(Gpu::open()?, options, config)
+        Self::open_on(&Gpu::open()?, options, config)
     }
 
-    /// A device for another model on this one's GPU. The two run in turns.
+    /// The same on a GPU that is open; several devices on it run in turns.
     ///
     /// # Errors
     ///
     /// Those of [`open`](Self::open).
-    pub fn beside(&self, options: &CudaOptions, config: &ModelConfig) -> Result<Self, ModelError> {
+    pub fn open_on(gpu: &Gpu, options: &CudaOptions, config: &ModelConfig) -> Result<Self, ModelError> {
         options::check(config, options.dtype, options.block_size)?;
-        Self::on_gpu(self.backend.gpu().clone(), options, config)
+        let kernels = modules::load(gpu, &CubinCache::of_user(), options, config)?;
+        let blas = (!options.deterministic).then_some(options.dtype);
+        Self::on(GpuBackend::new(gpu.clone(), kernels, blas)?, options, config)
     }
 
     /// The GPU.
     #[must_use]
     pub fn gpu(&self) -> &Gpu {
         self.backend.gpu()
-    }
-
-    fn on_gpu(gpu: Gpu, options: &CudaOptions, config: &ModelConfig) -> Result<Self, ModelError> {
-        let kernels = modules::load(&gpu, &CubinCache::of_user(), options, config)?;
-        let blas = (!options.deterministic).then_some(options.dtype);
-        Self::on(GpuBackend::new(gpu, kernels, blas)?, options, config)
     }
 }
 
@@ -115,20 +113,18 @@ impl<B: Backend> CudaDevice<B> {
     /// A model or dtype without kernels; not enough memory.
     pub fn on(mut backend: B, options: &CudaOptions, config: &ModelConfig) -> Result<Self, ModelError> {
         options::check(config, options.dtype, options.block_size)?;
-        let rows = options.token_rows;
         let multiprocessors = backend.multiprocessors();
-        let shape = modules::attention_shape(config, options)?;
-        let max_len = options.max_model_len as u32;
-        let work = AttentionWork::new(shape, multiprocessors, options.num_blocks, max_len);
-        let blocks_a_row = options.max_model_len.div_ceil(options.block_size as usize);
-        let inputs = InputLayout::new(rows, blocks_a_row, work.items_of_any(rows as u32) as usize);
-        let geometry = Geometry { attention: shape, layers: config.num_layers, multiprocessors, inputs };
+        let work = AttentionWork::of(config, options, multiprocessors)?;
+        let inputs = InputLayout::of(options, &work);
+        let geometry =
+            Geometry { attention: *work.shape(), layers: config.num_layers, multiprocessors, inputs };
         let choices = ChoiceTable::new(options.logit_rows);
-        let word = size_of::<u32>();
-        let cache = backend.allocate(geometry.block_stride() * options.num_blocks as usize)?;
-        let packed = backend.allocate(inputs.words() * word)?;
-        let selection = backend.allocate(rows.max(options.logit_rows) * word)?;
-        let choices = choices.at(backend.allocate(choices.words() * word)?);
+        let blocks = geometry.block_stride() * options.num_blocks as usize;
+        let cache = backend.allocate(blocks, Purpose::KvCache)?;
+        let mut words = |words: usize| backend.allocate(words * size_of::<u32>(), Purpose::Step);
+        let packed = words(inputs.words())?;
+        let selection = words(options.most_rows())?;
+        let choices = choices.at(words(choices.words())?);
         Ok(Self {
             backend,
             number: DEVICES.fetch_add(1, Ordering::Relaxed),
@@ -146,6 +142,7 @@ impl<B: Backend> CudaDevice<B> {
             widened: None,
             packer: Packer::new(inputs),
             bound: None,
+            bound_rows: 0,
             selected: Vec::new(),
             launches: Vec::new(),
             commands: Vec::new(),
@@ -182,13 +179,17 @@ impl<B: Backend> CudaDevice<B> {
     }
 
     fn push(&mut self, shape: Shape) -> Result<BufferId, ModelError> {
-        let bytes = match shape {
-            Shape::Full { rows, width } => rows * width * size_of::<f32>(),
-            Shape::Working { rows, width } => rows * width * self.options.dtype.size(),
-            Shape::Vector { len } => len * size_of::<f32>(),
-            Shape::Matrix { n, k } => n * k * self.options.dtype.size(),
+        let (values, size, purpose) = match shape {
+            Shape::Full { rows, width } => (rows * width, size_of::<f32>(), Purpose::Step),
+            Shape::Working { rows, width } => (rows * width, self.options.dtype.size(), Purpose::Step),
+            Shape::Vector { len } => (len, size_of::<f32>(), Purpose::Weights),
+            Shape::Matrix { n, k } => (n * k, self.options.dtype.size(), Purpose::Weights),
         };
-        let at = self.backend.allocate(bytes)?;
+        let at = self.backend.allocate(values * size, purpose)?;
+        if matches!(shape, Shape::Matrix { .. }) {
+            // It may need more.
+            self.workspace = None;
+        }
         self.shapes.push(shape);
         self.addresses.push(at);
         Ok(BufferId::new(self.shapes.len() - 1))
@@ -209,33 +210,23 @@ impl<B: Backend> CudaDevice<B> {
         }
     }
 
-    /// Takes the memory that split kernels share, the greatest that any of them needs: they run one after the other.
+    /// Takes the memory that split kernels share.
     fn take_workspace(&mut self) -> Result<(), CudaError> {
         if self.workspace.is_some() {
             return Ok(());
         }
-        let rows = self.options.token_rows as u32;
-        let (mut values, mut counters) = self.work.workspace(rows);
-        for shape in &self.shapes {
-            let &Shape::Matrix { n, k } = shape else { continue };
-            let (n, k) = (n as u32, k as u32);
-            // A tile's need grows with the rows until the next one takes over.
-            let steps = [8, 16, 32, 64].into_iter().chain((128..=rows.next_multiple_of(128)).step_by(128));
-            for most in steps {
-                let tile = MatmulTile::choose(most, n, k, self.geometry.multiprocessors);
-                values = values.max(tile.partial_values(most, n, k));
-                counters = counters.max(tile.counters(most, n));
-            }
-        }
-        counters = counters.max(self.options.logit_rows);
-        let word = size_of::<u32>();
-        self.workspace =
-            Some((self.backend.allocate(values * word)?, self.backend.allocate(counters * word)?));
+        let weights = self.shapes.iter().filter_map(|shape| match *shape {
+            Shape::Matrix { n, k } => Some((n, k)),
+            _ => None,
+        });
+        let shared = Workspace::of(&self.work, &self.options, self.geometry.multiprocessors, weights);
+        let mut words = |words: usize| self.backend.allocate(words * size_of::<u32>(), Purpose::Step);
+        self.workspace = Some((words(shared.values)?, words(shared.counters)?));
         Ok(())
     }
 
     /// Lowers operations into `self.commands`.
-    fn lower(&mut self, ops: &[Op<BufferId>]) -> Result<(), CudaError> {
+    fn lower(&mut self, ops: &[Op<BufferId>]) -> Result<(), ModelError> {
         self.take_workspace()?;
         let (mut launches, mut commands) =
             (std::mem::take(&mut self.launches), std::mem::take(&mut self.commands));
@@ -250,10 +241,16 @@ impl<B: Backend> CudaDevice<B> {
         ops: &[Op<BufferId>],
         launches: &mut Vec<Launch>,
         commands: &mut Vec<Command>,
-    ) -> Result<(), CudaError> {
-        let lowering = Lowering { geometry: &self.geometry, shapes: &self.shapes, attention: self.attention };
+    ) -> Result<(), ModelError> {
+        let lowering = Lowering {
+            geometry: &self.geometry,
+            shapes: &self.shapes,
+            attention: self.attention,
+            bound: self.bound_rows,
+            most_rows: self.options.most_rows(),
+        };
         for op in ops {
-            if let Some(product) = self.product(op) {
+            if let Some(product) = self.product(op, &lowering)? {
                 commands.push(product);
                 continue;
             }
@@ -265,14 +262,14 @@ impl<B: Backend> CudaDevice<B> {
     }
 
     /// The operation as a product of the vendor's library, where those are allowed and it is one.
-    fn product(&self, op: &Op<BufferId>) -> Option<Command> {
-        let Op::MatMul { x, matrix, bias: None, out, into, rows } = *op else { return None };
-        let &Shape::Matrix { n, k } = self.shapes.get(matrix.index())? else { return None };
-        let out_f32 = matches!(self.shapes.get(out.index())?, Shape::Full { .. });
-        let shape = ProductShape { rows, n, k, out_f32, add: into == Into::Add };
+    fn product(&self, op: &Op<BufferId>, lowering: &Lowering<'_>) -> Result<Option<Command>, ModelError> {
+        let Op::MatMul { x, matrix, bias: None, out, into, rows } = *op else { return Ok(None) };
+        if self.options.deterministic || rows == 0 {
+            return Ok(None);
+        }
+        let shape = lowering.product(x, matrix, out, into, rows)?;
         let at = |buffer| self.address(Place::Buffer(buffer));
-        let (x, weights, out) = (at(x), at(matrix), at(out));
-        (!self.options.deterministic && rows > 0).then_some(Command::Product { shape, x, weights, out })
+        Ok(Some(Command::Product { shape, x: at(x), weights: at(matrix), out: at(out) }))
     }
 
     fn ready(&self, launch: &Launch) -> ReadyLaunch {
@@ -302,7 +299,7 @@ impl<B: Backend> CudaDevice<B> {
         match self.widened {
             Some((at, has)) if has >= values => Ok(at),
             _ => {
-                let at = self.backend.allocate(values * size_of::<f32>())?;
+                let at = self.backend.allocate(values * size_of::<f32>(), Purpose::Step)?;
                 self.widened = Some((at, values));
                 Ok(at)
             }
@@ -350,6 +347,11 @@ impl<B: Backend> Device for CudaDevice<B> {
         self.matrix(std::slice::from_ref(tensor))
     }
 
+    fn table_and_matrix(&mut self, tensor: &Tensor<'_>) -> Result<(BufferId, BufferId), ModelError> {
+        let both = self.table(tensor)?;
+        Ok((both, both))
+    }
+
     fn bind(&mut self, inputs: &StepInputs, key: Option<GraphKey>) -> Result<(), ModelError> {
         let longest = key.map_or(inputs.metadata.max_query_len, |key| key.max_query_len);
         let words = self.backend.staging(self.geometry.inputs.words())?;
@@ -362,6 +364,7 @@ impl<B: Backend> Device for CudaDevice<B> {
         };
         self.attention = self.work.launch(longest, items);
         self.bound = key;
+        self.bound_rows = key.map_or(inputs.tokens.len(), |key| key.token_rows as usize);
         self.backend.enter(Stage::Inputs);
         self.backend.send(self.inputs, packed.words)?;
         Ok(())
@@ -372,9 +375,13 @@ impl<B: Backend> Device for CudaDevice<B> {
         if self.selected.get(..rows.len()) == Some(rows) {
             return Ok(());
         }
-        let limit = self.options.token_rows.max(self.options.logit_rows);
+        let limit = self.options.most_rows();
         if rows.len() > limit {
             return Err(ModelError::StepTooLarge { rows: rows.len(), limit });
+        }
+        let token_rows = self.options.token_rows;
+        if let Some(&row) = rows.iter().find(|&&row| row as usize >= token_rows) {
+            return Err(ModelError::NoSuchTokenRow { row: row as usize, rows: token_rows });
         }
         self.backend.staging(rows.len())?[..rows.len()].copy_from_slice(rows);
         self.selected.clear();
@@ -387,7 +394,7 @@ impl<B: Backend> Device for CudaDevice<B> {
     fn run(&mut self, ops: &[Op<BufferId>]) -> Result<(), ModelError> {
         self.lower(ops)?;
         self.backend.enter(Stage::Forward);
-        // SAFETY: `lower` gives kernels their lists, over buffers of this device; the rows are those the model built them for.
+        // SAFETY: `lower` gives kernels their lists, over buffers of this device that have the rows.
         unsafe { self.backend.run(&self.commands) }?;
         Ok(())
     }
@@ -403,7 +410,7 @@ impl<B: Backend> Device for CudaDevice<B> {
         };
         if self.commands.iter().any(cold) {
             self.backend.enter(Stage::Forward);
-            // SAFETY: `lower` gives kernels their lists, over buffers of this device; the rows are those the model built them for.
+            // SAFETY: `lower` gives kernels their lists, over buffers of this device that have the rows.
             unsafe { self.backend.run(&self.commands) }?;
             self.backend.fetch(self.selection, 1)?;
             self.warm.extend(self.commands.iter().filter_map(|command| match command {
@@ -465,14 +472,18 @@ impl<B: Backend> Device for CudaDevice<B> {
     }
 
     fn choose(&mut self, logits: BufferId, rows: &[u32], choices: &[Choice]) -> Result<&[u32], ModelError> {
-        let vocab = match self.shapes.get(logits.index()) {
-            Some(&Shape::Full { width, .. }) => width,
+        let (has, vocab) = match self.shapes.get(logits.index()) {
+            Some(&Shape::Full { rows, width }) => (rows, width),
             other => return Err(ModelError::BadInputs { what: format!("{other:?} is chosen from") }),
         };
         let last = rows.iter().map(|&row| row as usize + 1).max().unwrap_or(0);
-        let limit = self.options.logit_rows;
-        if last > limit || rows.len() != choices.len() {
+        let limit = self.options.logit_rows.min(has);
+        if last > limit {
             return Err(ModelError::StepTooLarge { rows: last, limit });
+        }
+        if rows.len() != choices.len() {
+            let what = format!("{} rows to choose from, and {} choices", rows.len(), choices.len());
+            return Err(ModelError::BadInputs { what });
         }
         self.take_workspace()?;
         self.backend.enter(Stage::Choice);

@@ -6,6 +6,8 @@ use cudarc::cublaslt::result::CublasError;
 use cudarc::driver::DriverError;
 use cudarc::driver::sys::CUresult;
 
+use super::memory_need::Purpose;
+
 /// A fault of a GPU, of its driver or of one of its libraries.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum CudaError {
@@ -42,6 +44,21 @@ pub enum CudaError {
         doing: &'static str,
         /// The driver's word.
         code: CUresult,
+    },
+    /// A piece of the GPU's memory that is not to be had.
+    #[error(
+        "{purpose} of the model: the GPU has no piece of {bytes} bytes (of its {total}, {free} are free); {}",
+        purpose.remedy()
+    )]
+    NoMemory {
+        /// What it is for.
+        purpose: Purpose,
+        /// Its length.
+        bytes: usize,
+        /// Memory that is free.
+        free: usize,
+        /// Memory that there is.
+        total: usize,
     },
     /// cuBLASLt refused.
     #[error("{doing}: cuBLASLt says {said}")]
@@ -94,7 +111,7 @@ pub enum CudaError {
 fn hint(code: CUresult) -> &'static str {
     match code {
         CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
-            "; ask for less with --kv-cache-memory, --max-num-batched-tokens or --max-model-len"
+            "; ask for less with --num-blocks, --kv-cache-memory, --max-num-batched-tokens or --max-model-len"
         }
         CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
         | CUresult::CUDA_ERROR_MISALIGNED_ADDRESS

@@ -12,6 +12,7 @@ use super::error::{CudaError, Doing};
 use super::graph::CudaGraph;
 use super::loaded::Loaded;
 use super::memory::DeviceMemory;
+use super::memory_need::Purpose;
 use super::pinned::Pinned;
 use crate::checkpoint::Dtype;
 use crate::device_times::{DeviceTimes, Stage};
@@ -122,8 +123,8 @@ impl Backend for GpuBackend {
         self.stage = stage;
     }
 
-    fn allocate(&mut self, bytes: usize) -> Result<u64, CudaError> {
-        let memory = DeviceMemory::zeroed(&self.gpu, bytes)?;
+    fn allocate(&mut self, bytes: usize, purpose: Purpose) -> Result<u64, CudaError> {
+        let memory = DeviceMemory::zeroed(&self.gpu, bytes, purpose)?;
         let at = memory.address();
         self.memory.insert(at, memory);
         Ok(at)

@@ -18,6 +18,7 @@ use pagedraft_attention::cuda::{AttentionPlan, AttentionShape};
 use pagedraft_attention::metadata::{AttentionMetadata, PAD_SLOT};
 
 use super::attention_work::AttentionWork;
+use super::options::CudaOptions;
 use crate::device::StepInputs;
 use crate::error::ModelError;
 use crate::graph::GraphKey;
@@ -42,6 +43,20 @@ impl InputLayout {
     #[must_use]
     pub fn new(rows: usize, blocks_a_row: usize, items: usize) -> Self {
         Self { rows, blocks_a_row, items }
+    }
+
+    /// For the steps of a device of these options.
+    #[must_use]
+    pub fn of(options: &CudaOptions, work: &AttentionWork) -> Self {
+        let rows = options.token_rows;
+        let blocks_a_row = options.max_model_len.div_ceil(options.block_size as usize);
+        Self::new(rows, blocks_a_row, work.items_of_any(rows as u32) as usize)
+    }
+
+    /// Token rows of a step, at most.
+    #[must_use]
+    pub fn rows(self) -> usize {
+        self.rows
     }
 
     fn part(self, number: usize) -> usize {

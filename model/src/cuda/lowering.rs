@@ -6,11 +6,13 @@
 use pagedraft_attention::cuda::AttentionShape;
 
 use super::attention_work::AttentionLaunch;
+use super::backend::ProductShape;
 use super::error::CudaError;
 use super::inputs::InputLayout;
 use super::kernels::{MatmulTile, splits};
 use super::launch::{Argument, Launch, Place};
 use crate::device::{BufferId, Into, Op};
+use crate::error::ModelError;
 
 use Argument::{At, F32, U32, U64};
 
@@ -75,6 +77,10 @@ pub struct Lowering<'a> {
     pub shapes: &'a [Shape],
     /// Of the step bound, or of the key.
     pub attention: AttentionLaunch,
+    /// Token rows of the step bound, or of the key: those that attention writes.
+    pub bound: usize,
+    /// Rows that can be selected, and that products have a workspace for.
+    pub most_rows: usize,
 }
 
 impl Lowering<'_> {
@@ -82,8 +88,8 @@ impl Lowering<'_> {
     ///
     /// # Errors
     ///
-    /// A buffer that the operation cannot have in that place.
-    pub fn lower(&self, op: &Op<BufferId>, launches: &mut Vec<Launch>) -> Result<(), CudaError> {
+    /// More rows than a buffer of it has; a buffer that the operation cannot have in that place.
+    pub fn lower(&self, op: &Op<BufferId>, launches: &mut Vec<Launch>) -> Result<(), ModelError> {
         let g = self.geometry;
         let mut push = |kernel, grid: [usize; 3], block, shared, arguments: &[Argument]| {
             if grid.iter().all(|&n| n > 0) {
@@ -96,21 +102,29 @@ impl Lowering<'_> {
         match *op {
             Op::Embed { table, out, rows } => {
                 let (_, width) = self.matrix(table)?;
+                within(rows, g.inputs.rows())?;
+                same(self.full(out, rows)?, width)?;
                 let arguments = [at(table), input(g.inputs.tokens()), at(out), U32(width as u32)];
-                self.full(out)?;
                 push("embed", [rows, 1, 1], 128, 0, &arguments);
             }
             Op::RmsNorm { x, weight, out, eps, rows } => {
-                let width = self.full(x)?;
-                self.working(out)?;
+                let width = self.full(x, rows)?;
+                same(self.working(out, rows)?, width)?;
+                same(self.vector(weight)?, width)?;
                 let arguments = [at(x), at(weight), at(out), U32(width as u32), F32(eps)];
                 push("rms_norm", [rows, 1, 1], 256, 0, &arguments);
             }
             Op::MatMul { x, matrix, bias, out, into, rows } => {
-                let (n, k) = self.matrix(matrix)?;
-                self.working(x)?;
-                let mode = self.mode(out, into)?;
-                let (r, n, k) = (rows as u32, n as u32, k as u32);
+                let shape = self.product(x, matrix, out, into, rows)?;
+                if let Some(bias) = bias {
+                    same(self.vector(bias)?, shape.n)?;
+                }
+                let mode = match (shape.out_f32, shape.add) {
+                    (true, false) => 0,
+                    (true, true) => 1,
+                    (false, _) => 2,
+                };
+                let (r, n, k) = (rows as u32, shape.n as u32, shape.k as u32);
                 let tile = MatmulTile::choose(r, n, k, g.multiprocessors);
                 let bias = At(bias.map_or(Place::Null, Place::Buffer));
                 let (partial, arrived) = (At(Place::Partial), At(Place::Arrived));
@@ -131,10 +145,19 @@ impl Lowering<'_> {
                 push(tile.kernel, grid, tile.threads, tile.shared_bytes(), &arguments);
             }
             Op::RopeAndCache { qkv, qk_norm, rope, q, layer, rows } => {
-                self.working(qkv)?;
-                self.working(q)?;
+                let cache = self.cache(layer)?;
+                let (heads, d) = (g.attention.heads() as usize, g.attention.head_dim() as usize);
+                let all = heads + 2 * g.attention.kv_heads() as usize;
+                within(rows, g.inputs.rows())?;
+                same(self.working(qkv, rows)?, all * d)?;
+                same(self.working(q, rows)?, heads * d)?;
+                self.vector(rope)?;
                 let (q_weight, k_weight, eps) = match qk_norm {
-                    Some((q, k, eps)) => (at(q), at(k), eps),
+                    Some((q, k, eps)) => {
+                        same(self.vector(q)?, d)?;
+                        same(self.vector(k)?, d)?;
+                        (at(q), at(k), eps)
+                    }
                     None => (At(Place::Null), At(Place::Null), 0.0),
                 };
                 let arguments = [
@@ -145,21 +168,24 @@ impl Lowering<'_> {
                     input(g.inputs.positions()),
                     input(g.inputs.slots()),
                     at(q),
-                    At(Place::Cache(usize::from(layer) * g.attention.part_bytes())),
+                    cache,
                     U64(g.block_stride() as u64),
                     F32(eps),
                 ];
-                let heads = (g.attention.heads() + 2 * g.attention.kv_heads()) as usize;
-                push("rope_cache", [rows, heads.div_ceil(4), 1], 128, 0, &arguments);
+                push("rope_cache", [rows, all.div_ceil(4), 1], 128, 0, &arguments);
             }
             Op::Attention { q, out, layer, rows } => {
-                self.working(q)?;
-                self.working(out)?;
+                let cache = self.cache(layer)?;
+                let width = (g.attention.heads() * g.attention.head_dim()) as usize;
+                // Its items are those of the step bound, however many rows are asked for.
+                let most = rows.max(self.bound);
+                same(self.working(q, most)?, width)?;
+                same(self.working(out, most)?, width)?;
                 let arguments = [
                     at(q),
                     at(out),
-                    At(Place::Cache(usize::from(layer) * g.attention.part_bytes())),
-                    // Items say where their tables begin, counted from the start of the inputs.
+                    cache,
+                    // An item counts its blocks from the start of the inputs.
                     input(0),
                     input(g.inputs.items()),
                     input(g.inputs.num_items()),
@@ -174,34 +200,52 @@ impl Lowering<'_> {
                 push(launch.kernel(), grid, 128, g.attention.shared_bytes(launch.rows), &arguments);
             }
             Op::SwiGlu { x, out, rows } => {
-                self.working(x)?;
-                let width = self.working(out)?;
+                let width = self.working(out, rows)?;
+                same(self.working(x, rows)?, 2 * width)?;
                 let arguments = [at(x), at(out), U32(width as u32)];
                 push("swiglu", [rows, width.div_ceil(1024), 1], 128, 0, &arguments);
             }
             Op::Gather { x, out, rows } => {
-                self.full(x)?;
-                let width = self.full(out)?;
+                let width = self.full(out, rows)?;
+                within(rows, self.most_rows)?;
+                // Any token row may be selected.
+                same(self.full(x, g.inputs.rows())?, width)?;
                 let arguments = [at(x), At(Place::Selection), at(out), U32(width as u32)];
                 push("gather_rows", [rows, 1, 1], 256, 0, &arguments);
             }
             Op::Copy { x, out, rows } => {
-                self.full(x)?;
-                let width = self.full(out)?;
+                let width = self.full(out, rows)?;
+                same(self.full(x, rows)?, width)?;
                 push("copy_rows", [rows, 1, 1], 256, 0, &[at(x), at(out), U32(width as u32)]);
             }
         }
         Ok(())
     }
 
-    /// What a product does with its output: 0 stores f32, 1 adds to f32, 2 stores in the dtype of the weights.
-    fn mode(&self, out: BufferId, into: Into) -> Result<u32, CudaError> {
-        match (self.shape(out)?, into) {
-            (Shape::Full { .. }, Into::Store) => Ok(0),
-            (Shape::Full { .. }, Into::Add) => Ok(1),
-            (Shape::Working { .. }, Into::Store) => Ok(2),
-            (shape, _) => misplaced("the output of a product", shape),
-        }
+    /// The shape of a product, its operands found to have it.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`lower`](Self::lower).
+    pub fn product(
+        &self,
+        x: BufferId,
+        matrix: BufferId,
+        out: BufferId,
+        into: Into,
+        rows: usize,
+    ) -> Result<ProductShape, ModelError> {
+        let (n, k) = self.matrix(matrix)?;
+        within(rows, self.most_rows)?;
+        same(self.working(x, rows)?, k)?;
+        let add = into == Into::Add;
+        let out_f32 = match (self.shape(out)?, add) {
+            (Shape::Full { .. }, _) => true,
+            (Shape::Working { .. }, false) => false,
+            (shape, _) => return misplaced("the output of a product", shape),
+        };
+        same(if out_f32 { self.full(out, rows)? } else { self.working(out, rows)? }, n)?;
+        Ok(ProductShape { rows, n, k, out_f32, add })
     }
 
     fn shape(&self, buffer: BufferId) -> Result<Shape, CudaError> {
@@ -209,23 +253,40 @@ impl Lowering<'_> {
         self.shapes.get(buffer.index()).copied().ok_or_else(none)
     }
 
-    /// Width of f32 activations.
-    fn full(&self, buffer: BufferId) -> Result<usize, CudaError> {
+    /// The KV cache of a layer.
+    fn cache(&self, layer: u16) -> Result<Argument, ModelError> {
+        let (layer, layers) = (usize::from(layer), self.geometry.layers);
+        if layer >= layers {
+            let what = format!("layer {layer}, and the KV cache has {layers}");
+            return Err(ModelError::BadInputs { what });
+        }
+        Ok(At(Place::Cache(layer * self.geometry.attention.part_bytes())))
+    }
+
+    /// Width of f32 activations that have `rows` rows.
+    fn full(&self, buffer: BufferId, rows: usize) -> Result<usize, ModelError> {
         match self.shape(buffer)? {
-            Shape::Full { width, .. } => Ok(width),
+            Shape::Full { rows: limit, width } => within(rows, limit).map(|()| width),
             other => misplaced("f32 activations", other),
         }
     }
 
-    /// Width of activations in the dtype of the weights.
-    fn working(&self, buffer: BufferId) -> Result<usize, CudaError> {
+    /// Width of activations in the dtype of the weights that have `rows` rows.
+    fn working(&self, buffer: BufferId, rows: usize) -> Result<usize, ModelError> {
         match self.shape(buffer)? {
-            Shape::Working { width, .. } => Ok(width),
+            Shape::Working { rows: limit, width } => within(rows, limit).map(|()| width),
             other => misplaced("activations in the weights' dtype", other),
         }
     }
 
-    fn matrix(&self, buffer: BufferId) -> Result<(usize, usize), CudaError> {
+    fn vector(&self, buffer: BufferId) -> Result<usize, ModelError> {
+        match self.shape(buffer)? {
+            Shape::Vector { len } => Ok(len),
+            other => misplaced("a vector of f32", other),
+        }
+    }
+
+    fn matrix(&self, buffer: BufferId) -> Result<(usize, usize), ModelError> {
         match self.shape(buffer)? {
             Shape::Matrix { n, k } => Ok((n, k)),
             other => misplaced("a weight", other),
@@ -233,6 +294,136 @@ impl Lowering<'_> {
     }
 }
 
-fn misplaced<T>(wanted: &str, found: Shape) -> Result<T, CudaError> {
-    Err(CudaError::Unsupported { what: format!("an operation of the model takes {found:?} for {wanted}") })
+fn within(rows: usize, limit: usize) -> Result<(), ModelError> {
+    if rows <= limit { Ok(()) } else { Err(ModelError::StepTooLarge { rows, limit }) }
+}
+
+/// Refuses a buffer whose rows have another length than the operation gives them.
+fn same(found: usize, wanted: usize) -> Result<(), ModelError> {
+    if found == wanted {
+        return Ok(());
+    }
+    let what = format!("an operation of the model takes a buffer of {found} values a row where {wanted} go");
+    Err(CudaError::Unsupported { what }.into())
+}
+
+fn misplaced<T>(wanted: &str, found: Shape) -> Result<T, ModelError> {
+    Err(CudaError::Unsupported { what: format!("an operation of the model takes {found:?} for {wanted}") }
+        .into())
+}
+
+#[cfg(test)]
+mod tests {
+    use pagedraft_attention::cuda::Element;
+
+    use super::*;
+
+    const ROWS: usize = 8;
+    const LOGIT_ROWS: usize = 3;
+    /// Heads, key heads and values of a head.
+    const HEADS: (usize, usize, usize) = (4, 2, 16);
+    const HIDDEN: usize = 24;
+
+    fn buffer(number: usize) -> BufferId {
+        BufferId::new(number)
+    }
+
+    /// Buffers 0 to 8: the residual stream, its norm, qkv, q, the attended, a product's f32 output and a short one, gates, their product;
+    /// 9 to 13: a weight, an embedding, a norm's weight, rotations, gate and up's weight.
+    fn shapes() -> Vec<Shape> {
+        let (heads, kv_heads, d) = HEADS;
+        let (q, qkv) = (heads * d, (heads + 2 * kv_heads) * d);
+        vec![
+            Shape::Full { rows: ROWS, width: HIDDEN },
+            Shape::Working { rows: ROWS, width: HIDDEN },
+            Shape::Working { rows: ROWS, width: qkv },
+            Shape::Working { rows: ROWS, width: q },
+            Shape::Working { rows: ROWS, width: q },
+            Shape::Full { rows: ROWS, width: 40 },
+            Shape::Full { rows: LOGIT_ROWS, width: HIDDEN },
+            Shape::Working { rows: ROWS, width: 80 },
+            Shape::Working { rows: ROWS, width: 40 },
+            Shape::Matrix { n: 40, k: HIDDEN },
+            Shape::Matrix { n: 99, k: HIDDEN },
+            Shape::Vector { len: HIDDEN },
+            Shape::Vector { len: 64 * d },
+            Shape::Matrix { n: 80, k: HIDDEN },
+        ]
+    }
+
+    /// One of every operation, of so many rows; and the most rows that it can have.
+    fn operations(rows: usize) -> Vec<(Op<BufferId>, usize)> {
+        let b = buffer;
+        let product = |matrix, out, into| Op::MatMul { x: b(1), matrix, bias: None, out, into, rows };
+        vec![
+            (Op::Embed { table: b(10), out: b(0), rows }, ROWS),
+            (Op::RmsNorm { x: b(0), weight: b(11), out: b(1), eps: 1e-5, rows }, ROWS),
+            (product(b(9), b(5), Into::Add), ROWS),
+            (product(b(13), b(7), Into::Store), ROWS),
+            (Op::RopeAndCache { qkv: b(2), qk_norm: None, rope: b(12), q: b(3), layer: 1, rows }, ROWS),
+            (Op::Attention { q: b(3), out: b(4), layer: 1, rows }, ROWS),
+            (Op::SwiGlu { x: b(7), out: b(8), rows }, ROWS),
+            (Op::Gather { x: b(0), out: b(6), rows }, LOGIT_ROWS),
+            (Op::Copy { x: b(0), out: b(6), rows }, LOGIT_ROWS),
+        ]
+    }
+
+    fn lowered(op: &Op<BufferId>, shapes: &[Shape], bound: usize) -> Result<Vec<Launch>, ModelError> {
+        let (heads, kv_heads, d) = HEADS;
+        let attention = AttentionShape::new(heads, kv_heads, d, 16, Element::Bf16, Element::Bf16).unwrap();
+        let inputs = InputLayout::new(ROWS, 4, 16);
+        let geometry = Geometry { attention, layers: 2, multiprocessors: 3, inputs };
+        let attention = AttentionLaunch { rows: 16, grid: 2 };
+        let lowering = Lowering { geometry: &geometry, shapes, attention, bound, most_rows: ROWS };
+        let mut launches = Vec::new();
+        lowering.lower(op, &mut launches).map(|()| launches)
+    }
+
+    #[test]
+    fn a_step_of_more_rows_than_a_buffer_has_is_refused_with_both_numbers() {
+        let most = operations(1).into_iter().map(|(_, most)| most);
+        for (i, most) in most.enumerate() {
+            let of = |rows: usize| lowered(&operations(rows)[i].0, &shapes(), rows.min(ROWS));
+            assert_eq!(of(most).unwrap().len(), 1, "operation {i} at {most} rows");
+            assert!(of(0).unwrap().is_empty());
+            for rows in [most + 1, most + 1000] {
+                match of(rows) {
+                    Err(ModelError::StepTooLarge { rows: asked, limit }) => {
+                        assert_eq!((asked, limit), (rows, most), "operation {i}");
+                    }
+                    other => panic!("operation {i} at {rows} rows: {other:?}"),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn attention_over_fewer_rows_than_were_bound_is_refused() {
+        let op = &operations(2)[5].0;
+        assert!(lowered(op, &shapes(), ROWS).is_ok());
+        let mut short = shapes();
+        short[4] = Shape::Working { rows: ROWS - 1, width: 64 };
+        let refused = lowered(op, &short, ROWS);
+        assert!(matches!(refused, Err(ModelError::StepTooLarge { rows: ROWS, limit: 7 })), "{refused:?}");
+    }
+
+    #[test]
+    fn buffers_that_do_not_go_together_are_refused() {
+        for (i, (op, _)) in operations(2).into_iter().enumerate() {
+            for narrow in 0..9 {
+                let mut shapes = shapes();
+                let (Shape::Full { width, .. } | Shape::Working { width, .. }) = &mut shapes[narrow] else {
+                    unreachable!()
+                };
+                *width += 8;
+                let used = format!("{op:?}").contains(&format!("BufferId({narrow})"));
+                assert_eq!(lowered(&op, &shapes, 2).is_err(), used, "operation {i}, buffer {narrow}");
+            }
+        }
+        let (q, out) = (buffer(3), buffer(4));
+        let beyond = lowered(&Op::Attention { q, out, layer: 2, rows: 1 }, &shapes(), 1).unwrap_err();
+        assert!(beyond.to_string().contains("layer 2, and the KV cache has 2"), "{beyond}");
+        let foreign = lowered(&Op::Copy { x: buffer(14), out, rows: 1 }, &shapes(), 1);
+        assert!(foreign.is_err());
+    }
 }

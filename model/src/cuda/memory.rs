@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::{CudaContext, result, sys};
+use cudarc::driver::sys::CUresult;
+use cudarc::driver::{CudaContext, DriverError, result, sys};
 
 use super::driver::Gpu;
 use super::error::{CudaError, Doing};
+use super::memory_need::Purpose;
 
 /// A piece of the GPU's memory, zeroed when it was made, at a multiple of 256 bytes; its address stays, so that graphs may
 /// hold it.
@@ -17,11 +19,17 @@ pub(super) struct DeviceMemory {
 }
 
 impl DeviceMemory {
-    pub fn zeroed(gpu: &Gpu, bytes: usize) -> Result<Self, CudaError> {
+    pub fn zeroed(gpu: &Gpu, bytes: usize, purpose: Purpose) -> Result<Self, CudaError> {
         gpu.bind()?;
         let bytes = bytes.max(1);
         // SAFETY: a fresh allocation, written before it is read.
-        let at = unsafe { result::malloc_sync(bytes) }.doing("allocating memory on the GPU")?;
+        let at = match unsafe { result::malloc_sync(bytes) } {
+            Err(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
+                let (free, total) = gpu.memory()?;
+                return Err(CudaError::NoMemory { purpose, bytes, free, total });
+            }
+            allocated => allocated.doing("allocating memory on the GPU")?,
+        };
         let memory = Self { at, bytes, context: Arc::clone(gpu.context()) };
         // SAFETY: all of a live allocation, in the order of the stream.
         unsafe { result::memset_d8_async(at, 0, bytes, gpu.raw_stream()) }

@@ -10,6 +10,8 @@
 //!   graph. With `deterministic` off, products are cuBLASLt's, which picks kernels by the number of rows.
 //! - **What a step needs goes over in one copy** ([`InputLayout`]), and what is chosen comes back as token ids; logits stay
 //!   where they are unless somebody reads them.
+//! - **What is greater than a buffer is refused.** Rows and widths of every operation are held against its buffers before it is
+//!   launched; that token ids and positions are the model's is what [`Runner`](crate::Runner) sees to.
 //! - **Padding touches nothing.** A pad row of a graph has slot -1 and no item of attention.
 //! - **Nothing panics for want of a library**, and every error of the driver becomes a [`CudaError`]. A kernel's fault is told
 //!   by the next read, and is final: the context is lost.
@@ -39,10 +41,12 @@ mod library;
 mod loaded;
 mod lowering;
 mod memory;
+mod memory_need;
 mod modules;
 mod options;
 mod pinned;
 mod weights;
+mod workspace;
 
 pub use attention_work::{AttentionLaunch, AttentionWork};
 pub use backend::{Backend, Command, ProductShape, ReadyLaunch};
@@ -56,5 +60,6 @@ pub use inputs::{InputLayout, Packed, Packer};
 pub use launch::{Argument, Launch, Place};
 pub use library::{CUBLASLT, DRIVER, NVRTC, SharedLibrary, directories, include_directories};
 pub use lowering::{Geometry, Lowering, Shape};
+pub use memory_need::{MemoryNeed, Purpose};
 pub use modules::{attention_shape, sources};
 pub use options::{CudaOptions, KvStorage, check, part_bytes};

@@ -36,6 +36,14 @@ pub struct CudaOptions {
     pub overlap: bool,
 }
 
+impl CudaOptions {
+    /// Rows that can be selected, and that products have a workspace for.
+    #[must_use]
+    pub fn most_rows(&self) -> usize {
+        self.token_rows.max(self.logit_rows)
+    }
+}
+
 /// Bytes of one layer's part of a KV block: keys and values of each head, then the scales of either.
 #[must_use]
 pub fn part_bytes(config: &ModelConfig, dtype: Dtype, kv: KvStorage, block_size: u32) -> usize {

@@ -1,4 +1,7 @@
 //! Weights on their way to the GPU: rounded to its dtype by all the CPU's cores, a piece at a time.
+//!
+//! They lie there as the checkpoint has them, row-major, for products and look-ups alike: an embedding that is the head's
+//! weight too is there once.
 
 use half::{bf16, f16};
 

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use pagedraft_model::checkpoint::ModelConfig;
 use pagedraft_model::cuda::{
-    Backend, Command, CudaError, CudaOptions, ReadyLaunch, attention_shape, sources,
+    Backend, Command, CudaError, CudaOptions, Purpose, ReadyLaunch, attention_shape, sources,
 };
 use pagedraft_model::{DeviceTimes, Dtype, GraphKey, Stage};
 
@@ -19,6 +19,8 @@ pub struct Emulated {
     fetched: Vec<u32>,
     random: Random,
     pub multiprocessors: u32,
+    /// Bytes that were allocated.
+    pub allocated: usize,
     /// Names of the kernels that ran, in order.
     pub ran: Vec<&'static str>,
 }
@@ -39,6 +41,7 @@ impl Emulated {
             fetched: Vec::new(),
             random: Random(seed),
             multiprocessors,
+            allocated: 0,
             ran: Vec::new(),
         }
     }
@@ -70,10 +73,11 @@ impl Backend for Emulated {
 
     fn enter(&mut self, _: Stage) {}
 
-    fn allocate(&mut self, bytes: usize) -> Result<u64, CudaError> {
+    fn allocate(&mut self, bytes: usize, _: Purpose) -> Result<u64, CudaError> {
         let buffer = Buffer::filled(0u8, bytes.max(1).next_multiple_of(16));
         let at = buffer.all().as_ptr().addr() as u64;
         self.memory.push(buffer);
+        self.allocated += bytes;
         Ok(at)
     }
 

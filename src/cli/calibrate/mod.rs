@@ -60,7 +60,7 @@ impl Calibrate {
         let steps_out = self.steps_out.as_deref().map(OutputFile::reserve).transpose()?;
         interrupt::listen()?;
         let mut session = Session::open(&options)?;
-        self.engine.tell_why_no_gpu(session.info());
+        self.engine.tell_of_the_device(session.info());
         session.touch()?;
         let info = session.info().clone();
         let of = Measured { engine: report::name(&info, &options), block_size: info.block_size };

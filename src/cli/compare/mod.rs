@@ -25,7 +25,7 @@ use pagedraft::session::{DraftLength, DraftRef, EngineOptions, ModelRef, Session
 use pagedraft_model::cpu::memory::physical_memory;
 use serde_json::{Value, json};
 
-use super::batch_header::{BatchShape, header};
+use super::batch_header::{BatchShape, header, plural};
 use super::engine_flags::EngineFlags;
 use super::output_file::OutputFile;
 use super::{Ended, held_out, interrupt, stdout};
@@ -147,7 +147,7 @@ impl Compare {
     /// The session, its setups and its batch, found possible.
     fn prepare(&self, options: &EngineOptions) -> anyhow::Result<Comparison> {
         let mut session = Session::open(options)?;
-        self.engine.tell_why_no_gpu(session.info());
+        self.engine.tell_of_the_device(session.info());
         let info = session.info();
         let longest = info.max_model_len;
         if self.input_len.saturating_add(self.output_len) > longest {
@@ -190,8 +190,9 @@ impl Compare {
             |capture| {
                 let seconds = capture.elapsed.as_secs_f64();
                 format!(
-                    "{} captured in {:.1} ms, {:.1} MB",
+                    "{} captured, for up to {}, in {:.1} ms, {:.1} MB",
                     capture.graphs,
+                    plural(info.graph_sizes.last().map_or(0, |&rows| rows as usize), "token row"),
                     seconds * 1e3,
                     capture.bytes as f64 / 1e6
                 )

@@ -49,7 +49,7 @@ pub fn run(replay: &Replay, workload: &Workload) -> anyhow::Result<Option<Outcom
         }
     }
     let mut session = Session::open(&options)?;
-    replay.engine.tell_why_no_gpu(session.info());
+    replay.engine.tell_of_the_device(session.info());
     session.touch()?;
     let limits = limits(&session, replay)?;
     let source = workload.source(&limits)?;

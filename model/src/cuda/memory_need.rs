@@ -1,0 +1,111 @@
+//! How much of a GPU's memory a model takes, known before any of it is taken.
+
+use std::fmt;
+
+use super::attention_work::AttentionWork;
+use super::blas;
+use super::choice_table::ChoiceTable;
+use super::error::CudaError;
+use super::inputs::InputLayout;
+use super::options::{CudaOptions, part_bytes};
+use super::workspace::Workspace;
+use crate::checkpoint::ModelConfig;
+
+/// What a piece of the GPU's memory is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Weights, norms and rotations.
+    Weights,
+    /// Keys and values of all blocks.
+    KvCache,
+    /// Inputs, activations, logits and partial sums of the greatest step.
+    Step,
+}
+
+impl Purpose {
+    /// What to do where there is too little memory for it.
+    #[must_use]
+    pub fn remedy(self) -> &'static str {
+        match self {
+            Self::Weights => "use a smaller model, or free memory of the GPU",
+            Self::KvCache => "lower --num-blocks or --kv-cache-memory",
+            Self::Step => "lower --max-num-batched-tokens or --max-model-len",
+        }
+    }
+}
+
+impl fmt::Display for Purpose {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Weights => "the weights",
+            Self::KvCache => "the KV cache",
+            Self::Step => "the buffers of a step",
+        })
+    }
+}
+
+/// Bytes that a model takes on a device, but for its graphs, the code of its kernels, and what the driver rounds each piece
+/// up to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryNeed {
+    /// Of its weights.
+    pub weights: u64,
+    /// Of its KV cache.
+    pub kv_cache: u64,
+    /// Of the buffers of a step.
+    pub step: u64,
+}
+
+impl MemoryNeed {
+    /// What a device of these options takes for a model on a GPU of so many multiprocessors.
+    ///
+    /// # Errors
+    ///
+    /// A model or dtype without kernels.
+    pub fn of(config: &ModelConfig, options: &CudaOptions, multiprocessors: u32) -> Result<Self, CudaError> {
+        let c = config;
+        let (full, working) = (size_of::<f32>() as u64, options.dtype.size() as u64);
+        let of_tensor = |shape: &[usize]| {
+            let values: u64 = shape.iter().map(|&n| n as u64).product();
+            values * if shape.len() == 1 { full } else { working }
+        };
+        // A tied embedding is there once.
+        let tensors: u64 = c.tensors().iter().map(|(_, shape)| of_tensor(shape)).sum();
+        let rotations = options.max_model_len as u64 * c.head_dim as u64 * full;
+
+        let part = part_bytes(c, options.dtype, options.kv, options.block_size) as u64;
+        let kv_cache = part * c.num_layers as u64 * u64::from(options.num_blocks);
+
+        let (hidden, inner) = (c.hidden_size as u64, c.intermediate_size as u64);
+        let (q, qkv) = (c.q_size() as u64, c.q_size() as u64 + 2 * c.kv_size() as u64);
+        let row = hidden * full + (hidden + qkv + 2 * q + 3 * inner) * working;
+        let logit_row = hidden * (full + working) + c.vocab_size as u64 * full;
+        let work = AttentionWork::of(c, options, multiprocessors)?;
+        let (hidden, inner) = (c.hidden_size, c.intermediate_size);
+        let weights = [
+            (c.q_size() + 2 * c.kv_size(), hidden),
+            (hidden, c.q_size()),
+            (2 * inner, hidden),
+            (hidden, inner),
+            (c.vocab_size, hidden),
+        ];
+        let shared = Workspace::of(&work, options, multiprocessors, weights.into_iter());
+        let words = InputLayout::of(options, &work).words()
+            + options.most_rows()
+            + ChoiceTable::new(options.logit_rows).words()
+            + shared.values
+            + shared.counters;
+        let library = if options.deterministic { 0 } else { blas::WORKSPACE as u64 };
+        let step = options.token_rows as u64 * row
+            + options.logit_rows as u64 * logit_row
+            + (words * size_of::<u32>()) as u64
+            + library;
+        Ok(Self { weights: tensors + rotations, kv_cache, step })
+    }
+
+    /// All of it.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.weights + self.kv_cache + self.step
+    }
+}

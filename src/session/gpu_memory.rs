@@ -1,0 +1,128 @@
+//! Whether what an engine takes of a GPU's memory is there, asked before any of it is taken.
+
+use anyhow::anyhow;
+use pagedraft_model::cuda::MemoryNeed;
+
+use crate::exit::usage_hint;
+
+/// What an engine takes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct EngineNeed {
+    /// For the model.
+    pub target: MemoryNeed,
+    /// For its draft model, where it has one.
+    pub draft: Option<MemoryNeed>,
+    /// KV blocks of either.
+    pub num_blocks: u32,
+}
+
+impl EngineNeed {
+    fn sum(&self, part: impl Fn(&MemoryNeed) -> u64) -> u64 {
+        part(&self.target) + self.draft.as_ref().map_or(0, part)
+    }
+
+    /// Refuses more than what is free; says what each part takes, and by which flag it takes less.
+    ///
+    /// # Errors
+    ///
+    /// So many bytes are not free.
+    pub fn check(&self, free: u64) -> anyhow::Result<()> {
+        let all = self.sum(MemoryNeed::total);
+        if all <= free {
+            return Ok(());
+        }
+        let blocks = self.num_blocks;
+        let parts = |need: &MemoryNeed, of: &str| {
+            format!(
+                "{} for {of}weights, {} for {of}KV cache of {blocks} blocks, {} for the buffers of {of}steps",
+                size(need.weights),
+                size(need.kv_cache),
+                size(need.step)
+            )
+        };
+        let mut text = format!(
+            "the GPU has {} of memory free, and {} are needed: {}",
+            size(free),
+            size(all),
+            parts(&self.target, "the ")
+        );
+        if let Some(draft) = &self.draft {
+            text.push_str(&format!("; {}", parts(draft, "the draft model's ")));
+        }
+        Err(usage_hint(anyhow!(text), self.hint(free)))
+    }
+
+    fn hint(&self, free: u64) -> String {
+        let (cache, weights) = (self.sum(|need| need.kv_cache), self.sum(|need| need.weights));
+        let block = cache.div_ceil(u64::from(self.num_blocks.max(1))).max(1);
+        let rest = self.sum(MemoryNeed::total) - cache;
+        let fit = free.saturating_sub(rest) / block;
+        let without_draft = if self.draft.is_some() { ", or do without --draft" } else { "" };
+        if fit > 0 {
+            format!(
+                "--num-blocks {fit} fits, or --kv-cache-memory {}; --max-num-batched-tokens and --max-model-len are what the \
+                 buffers go by",
+                fit * block
+            )
+        } else if weights + block <= free {
+            format!("lower --max-num-batched-tokens or --max-model-len{without_draft}")
+        } else {
+            format!(
+                "use a smaller model, or free memory of the GPU (nvidia-smi shows who has it){without_draft}"
+            )
+        }
+    }
+}
+
+/// A number of bytes, in the greatest unit of which there is one.
+fn size(bytes: u64) -> String {
+    let unit = |shift: u32, name: &str| format!("{:.2} {name}", bytes as f64 / (1u64 << shift) as f64);
+    match bytes {
+        0..0x400 => format!("{bytes} bytes"),
+        0x400..0x10_0000 => unit(10, "KiB"),
+        0x10_0000..0x4000_0000 => unit(20, "MiB"),
+        _ => unit(30, "GiB"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::{code, report};
+
+    const NEED: EngineNeed = EngineNeed {
+        target: MemoryNeed { weights: 6 << 30, kv_cache: 4 << 30, step: 512 << 20 },
+        draft: Some(MemoryNeed { weights: 1 << 30, kv_cache: 1 << 30, step: 256 << 20 }),
+        num_blocks: 1024,
+    };
+
+    #[test]
+    fn what_does_not_fit_is_told_by_its_parts() {
+        let all = (12 << 30) + (768 << 20);
+        assert!(NEED.check(all).is_ok());
+        let error = NEED.check(all - 1).unwrap_err();
+        assert_eq!(code(&error), 2);
+        let said = report(&error);
+        for part in [
+            "12.75 GiB of memory free, and 12.75 GiB are needed: 6.00 GiB for the weights",
+            "4.00 GiB for the KV cache of 1024 blocks, 512.00 MiB for the buffers of the steps",
+            "1.00 GiB for the draft model's weights, 1.00 GiB for the draft model's KV cache of 1024 blocks",
+            "256.00 MiB for the buffers of the draft model's steps",
+            "hint: --num-blocks 1023 fits, or --kv-cache-memory",
+        ] {
+            assert!(said.contains(part), "{part}: {said}");
+        }
+    }
+
+    #[test]
+    fn the_flag_named_is_one_that_helps() {
+        let hint = |free: u64| report(&NEED.check(free).unwrap_err());
+        // The blocks that fit: 5 MiB each beside 7.75 GiB.
+        assert!(hint(8 << 30).contains("--num-blocks 51 fits"), "{}", hint(8 << 30));
+        let buffers = hint((7 << 30) + (100 << 20));
+        assert!(buffers.contains("lower --max-num-batched-tokens") && !buffers.contains("--num-blocks"));
+        assert!(hint(3 << 30).contains("use a smaller model") && hint(3 << 30).contains("without --draft"));
+        let alone = EngineNeed { draft: None, ..NEED }.check(3 << 30).unwrap_err();
+        assert!(!report(&alone).contains("draft"));
+    }
+}
