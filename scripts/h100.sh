@@ -6,7 +6,8 @@
 #   scripts/h100.sh [words of the sections to run; without any, the checks of the whole program too]
 #
 # PAGEDRAFT_CUDA_BENCH: the bench, built elsewhere (`cargo bench --bench cuda --no-run` says where it is); without, it is built.
-# PAGEDRAFT: the program; with it, `pagedraft bench compare` runs on the GPU, and once more with a fault that it has to find.
+# PAGEDRAFT: the program; with it, `pagedraft bench compare` runs on the GPU, and once more with a fault that it has to find; then
+# `bench latency --deterministic-cost`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 mkdir -p target
@@ -41,11 +42,14 @@ if [ -z "$words" ] && [ -n "${PAGEDRAFT:-}" ]; then
     compare=("$PAGEDRAFT" bench compare --device cuda --num-iters 4 --num-iters-warmup 1)
     code=0
     timeout 180 "${compare[@]}" --out "$runs/sound" 2>&1 | tee target/check.txt || code=$?
-    check "compare: every way of speculating gives the same" 0 "$code" .
+    check "compare: every way of speculating gives the same" 0 "$code" 'device busy'
     code=0
     timeout 180 "${compare[@]}" --out "$runs/fault" --draft synthetic:1 --inject-fault decode-graph-for-verify \
         > target/check.txt 2>&1 || code=$?
     check "compare: a decode graph replayed for verify rows is found" 1 "$code" DIFFERENT
+    code=0
+    timeout 180 "$PAGEDRAFT" bench latency --device cuda --deterministic-cost 2>&1 | tee target/check.txt || code=$?
+    check "latency: what determinism costs is told" 0 "$code" 'determinism costs'
 fi
 if [ -z "$words" ] && command -v compute-sanitizer > /dev/null; then
     code=0

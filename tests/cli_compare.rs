@@ -63,6 +63,7 @@ fn eight_runs_are_compared_and_every_bit_is_equal() {
     assert_eq!(run.code, Some(0), "{run:?}");
     let json = scratch.json("out.json");
     assert_eq!(json, scratch.json("run/summary.json"));
+    assert!(!run.stdout.contains("device busy"), "{run:?}");
     let runs = json["runs"].as_array().unwrap();
     let keys: Vec<_> = runs.iter().map(key).collect();
     let wanted = [
@@ -98,6 +99,9 @@ fn eight_runs_are_compared_and_every_bit_is_equal() {
         let plain = runs[usize::from(run["mode"] == "graph")]["avg_latency"].as_f64().unwrap();
         assert!((run["speedup_vs_no_spec"].as_f64().unwrap() - plain / latency).abs() < 1e-9, "{name}");
         assert!((0.0..1.0).contains(&run["share_outside_model"].as_f64().unwrap()), "{name}");
+        assert!(run["wall_ms_per_step"]["execute"].as_f64() > Some(0.0), "{name}");
+        // The CPU has no clock but the host's.
+        assert!(run.get("device_ms_per_step").is_some_and(Value::is_null), "{name}");
         let graph = run["mode"] == "graph";
         assert_eq!(run["graph_replays"].as_u64() > Some(0), graph, "{name}");
         assert_eq!(run["graph_vs_eager"].is_number(), graph, "{name}");

@@ -175,6 +175,17 @@ fn what_only_a_gpu_has_is_refused_on_the_cpu() {
 }
 
 #[test]
+fn what_determinism_costs_is_asked_of_the_cpu_in_vain() {
+    let asked = command(&["bench", "latency", "--device", "cpu", "--deterministic-cost"]).output().unwrap();
+    let said = String::from_utf8(asked.stderr).unwrap();
+    assert_eq!(asked.status.code(), Some(2), "{said}");
+    for part in ["--deterministic-cost", "the CPU", "one way only", "hint: ", "--device cuda"] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    assert!(asked.stdout.is_empty());
+}
+
+#[test]
 fn a_cpu_says_once_that_it_is_deterministic_always() {
     let run = |device: &str, more: &[&str]| {
         let output = command(&GENERATE).arg(device).args(more).output().unwrap();

@@ -138,6 +138,33 @@ fn the_engine_generates_on_a_gpu_the_same_tokens_in_every_way() {
     assert!(cpu.iter().zip(&wanted).any(|(cpu, gpu)| cpu == gpu), "{cpu:?} {wanted:?}");
 }
 
+/// Compares on two requests of 17 tokens; what is written for programs.
+fn compare(machine: &Machine, out: &str, more: &[&str]) -> (Run, serde_json::Value) {
+    let (json, out) = (machine.scratch.path("compare.json"), machine.scratch.path(out));
+    let mut arguments = vec!["bench", "compare", "--load-format", "dummy", "--device", "cuda"];
+    for (flag, value) in [
+        ("--model", machine.target.as_str()),
+        ("--draft", machine.draft.as_str()),
+        ("--num-speculative-tokens", "2"),
+        ("--input-len", "17"),
+        ("--output-len", "6"),
+        ("--batch-size", "2"),
+        ("--num-iters-warmup", "0"),
+        ("--num-blocks", "40"),
+        ("--max-num-batched-tokens", "40"),
+        ("--max-num-seqs", "2"),
+        ("--graph-sizes", "2,6"),
+        ("--out", out.as_str()),
+        ("--output-json", json.as_str()),
+    ] {
+        arguments.extend([flag, value]);
+    }
+    arguments.extend(more);
+    let run = machine.run(&arguments);
+    let found = machine.scratch.json("compare.json");
+    (run, found)
+}
+
 #[test]
 fn memory_that_is_not_there_is_told_by_what_it_is_for_and_what_fits_does_run() {
     let Some(mut machine) = Machine::new("cuda-memory") else { return };
@@ -231,48 +258,116 @@ fn a_draft_model_without_kernels_takes_both_models_to_the_cpu_where_auto_is_said
 #[test]
 fn comparisons_find_no_difference_on_a_gpu_and_the_injected_fault() {
     let Some(machine) = Machine::new("cuda-compare") else { return };
-    let json = machine.scratch.path("compare.json");
-    let mut arguments =
-        vec!["bench", "compare", "--model", &machine.target, "--load-format", "dummy", "--device", "cuda"];
-    arguments.extend([
-        "--draft",
-        &machine.draft,
-        "--num-speculative-tokens",
-        "2",
-        "--input-len",
-        "17",
-        "--output-len",
-        "6",
-    ]);
-    arguments.extend([
-        "--batch-size",
-        "2",
-        "--num-iters",
-        "1",
-        "--num-iters-warmup",
-        "0",
-        "--num-blocks",
-        "40",
-    ]);
-    arguments.extend(["--max-num-batched-tokens", "40", "--max-num-seqs", "2", "--graph-sizes", "2,6"]);
-    let out = machine.scratch.path("run");
-    arguments.extend(["--out", &out, "--output-json", &json]);
-    let run = machine.run(&arguments);
+    let (run, found) = compare(&machine, "run", &["--num-iters", "1"]);
     assert_eq!(run.code, Some(0), "{run:?}");
     assert!(run.stdout.contains("sm_90a (an emulated GPU)"), "{run:?}");
-    let found = machine.scratch.json("compare.json");
     let runs = found["runs"].as_array().unwrap();
     assert_eq!(runs.len(), 8);
     for run in runs {
         assert_eq!(run["parity"]["max_abs_logit_diff"], 0.0, "{run:#}");
-        assert!(run["device_seconds"].as_f64().unwrap() > 0.0, "{run:#}");
         let replays = run["graph_replays"].as_u64().unwrap();
         assert_eq!(replays > 0, run["mode"] == "graph", "{run:#}");
     }
-    let other = machine.scratch.path("faulty");
-    let at = arguments.iter().position(|a| *a == out).unwrap();
-    arguments[at] = &other;
-    arguments.extend(["--inject-fault", "decode-graph-for-verify", "--shadow-rate", "1"]);
-    let faulty = machine.run(&arguments);
+    let fault = ["--num-iters", "1", "--inject-fault", "decode-graph-for-verify", "--shadow-rate", "1"];
+    let (faulty, _) = compare(&machine, "faulty", &fault);
     assert_eq!(faulty.code, Some(1), "{faulty:?}");
+}
+
+/// Milliseconds that the made driver takes for a kernel, a copy to the device, and one from it.
+const KERNEL: f64 = 1.0;
+const TO_DEVICE: f64 = 1.0 / 64.0;
+const TO_HOST: f64 = 1.0 / 32.0;
+
+#[test]
+fn a_comparison_tells_by_stage_what_the_gpu_did_between_its_events_replayed_or_eager() {
+    let Some(machine) = Machine::new("cuda-stages") else { return };
+    let (run, found) = compare(&machine, "run", &["--num-iters", "2"]);
+    assert_eq!(run.code, Some(0), "{run:?}");
+    for word in ["a step, ms: wall | device busy", "| inputs", "forward", "choice", "draft"] {
+        assert!(run.stdout.contains(word), "{word}: {run:?}");
+    }
+    let runs = found["runs"].as_array().unwrap();
+    for run in runs {
+        let steps = (run["graph_replays"].as_f64().unwrap() + run["eager_steps"].as_f64().unwrap()).round();
+        let of = |stage: &str| run["device_ms_per_step"][stage].as_f64().unwrap() * steps;
+        let whole = |ms: f64| (ms - ms.round()).abs() < 1e-6;
+        // One copy of the plan a step, and one of the rows that logits are wanted of where they are not those of the step before.
+        let copies = of("inputs") / TO_DEVICE;
+        assert!(
+            whole(copies) && (steps..=2.0 * steps).contains(&copies.round()),
+            "{copies} in {steps}: {run:#}"
+        );
+        // Kernels and nothing else: of two layers and the head.
+        let kernels = of("forward") / KERNEL;
+        assert!(whole(kernels) && kernels >= 15.0 * steps, "{kernels} in {steps}: {run:#}");
+        assert!((run["device_seconds"].as_f64().unwrap() * 1e3 - kernels * KERNEL).abs() < 1e-6, "{run:#}");
+        // The argmax, and the tokens' way back.
+        assert!((of("choice") - steps * (KERNEL + TO_HOST)).abs() < 1e-6, "{run:#}");
+        assert_eq!(of("draft") > 0.0, run["proposer"] == "draft", "{run:#}");
+        assert!(run["wall_ms_per_step"]["execute"].as_f64().unwrap() > 0.0, "{run:#}");
+    }
+    // A replay is told with all the kernels in it: without drafts, the very ones of the eager steps.
+    assert_eq!(
+        runs[0]["device_ms_per_step"]["forward"], runs[1]["device_ms_per_step"]["forward"],
+        "{runs:#?}"
+    );
+}
+
+#[test]
+fn latency_tells_what_determinism_costs_by_batches_of_either_way_on_one_copy_of_the_weights() {
+    let Some(machine) = Machine::new("cuda-cost") else { return };
+    let json = machine.scratch.path("latency.json");
+    let mut arguments =
+        vec!["bench", "latency", "--device", "cuda", "--load-format", "dummy", "--deterministic-cost"];
+    for (flag, value) in [
+        ("--model", machine.target.as_str()),
+        ("--draft", machine.draft.as_str()),
+        ("--num-speculative-tokens", "2"),
+        // So many steps give no token that nobody reads anything before their times are asked for.
+        ("--input-len", "80"),
+        ("--prefill-chunk", "2"),
+        ("--output-len", "4"),
+        ("--batch-size", "2"),
+        ("--num-iters-warmup", "1"),
+        ("--num-iters", "3"),
+        ("--num-blocks", "40"),
+        ("--max-num-batched-tokens", "8"),
+        ("--max-num-seqs", "2"),
+        ("--graph-sizes", "2,6"),
+        ("--output-json", json.as_str()),
+    ] {
+        arguments.extend([flag, value]);
+    }
+    let run = machine.run(&arguments);
+    assert_eq!(run.code, Some(0), "{run:?}");
+    let found = machine.scratch.json("latency.json");
+    let cost = &found["deterministic_cost"];
+    let of = |key: &str| cost[key].as_f64().unwrap();
+    assert_eq!((of("deterministic_batches"), of("free_batches")), (3.0, 3.0), "{cost:#}");
+    assert_eq!(found["latencies"].as_array().unwrap().len(), 3);
+    let median = found["percentiles"]["50"].as_f64().unwrap() * 1e3;
+    assert!((of("deterministic_median_ms") - median).abs() < 1e-9, "{cost:#} {median}");
+    assert!((of("ratio") - of("deterministic_median_ms") / of("free_median_ms")).abs() < 1e-9, "{cost:#}");
+    let line = run.stdout.lines().find(|line| line.starts_with("determinism costs ")).unwrap();
+    assert!(line.contains(&format!("{:.3} times", of("ratio"))), "{line}");
+    let plain: Vec<_> = arguments.iter().copied().filter(|a| *a != "--deterministic-cost").collect();
+    assert_eq!(machine.run(&plain).code, Some(0));
+    let alone = machine.scratch.json("latency.json");
+    assert_eq!(alone["deterministic_cost"], serde_json::Value::Null);
+    assert_eq!(machine.run(&[&plain[..], &["--no-deterministic"]].concat()).code, Some(0));
+    let free = machine.scratch.json("latency.json");
+    // However often the way was changed, the GPU did in one way what it does where nobody asks.
+    let graph = |found: &serde_json::Value, key: &str| {
+        found["graph"][key].as_f64().unwrap() + found["graph"]["draft"][key].as_f64().unwrap()
+    };
+    for key in ["device_seconds", "replays", "eager"] {
+        assert_eq!(graph(&alone, key), graph(&found, key), "{key}");
+    }
+    assert!(graph(&alone, "replays") > 0.0, "{alone:#}");
+    // In the other it did what it does without the promise, where a product is the library's and takes twice as long as a kernel.
+    let products = (graph(&free, "device_seconds") - graph(&alone, "device_seconds")) * 1e3 / 3.0;
+    let told = of("free_device_ms") - of("deterministic_device_ms");
+    assert!(products >= 8.0 && (told - products).abs() < 1e-6, "{told} {products}: {cost:#}");
+    let both = machine.run(&[&arguments[..], &["--no-deterministic"]].concat());
+    assert!(both.code == Some(2) && both.stderr.contains("--no-deterministic"), "{both:?}");
 }

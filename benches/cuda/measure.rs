@@ -94,9 +94,9 @@ fn time(runner: &mut Runner<CudaDevice>, inputs: &StepInputs) -> Time {
     Time { gpu: median(&gpu), wall: median(&wall) }
 }
 
-/// Seconds that the GPU was at work since this was last asked.
+/// Seconds that the GPU was at work since this was last asked, copies of inputs aside.
 fn busy(device: &mut CudaDevice) -> f64 {
-    device.busy().map_or(0.0, |busy| busy.as_secs_f64())
+    device.busy().map_or(0.0, |busy| (busy.forward + busy.choice).as_secs_f64())
 }
 
 /// Two pieces of the GPU's memory, for plain copies from one to the other.

@@ -1,13 +1,12 @@
 //! A device that is chosen when the program runs.
 
-use std::time::Duration;
-
 use pagedraft_block_manager::BlockCopy;
 
 use crate::checkpoint::Tensor;
 use crate::cpu::{CpuDevice, Tape};
 use crate::cuda::{Captured, CudaDevice, CudaGraph};
 use crate::device::{BufferId, Choice, Device, Op, Precision, StepInputs};
+use crate::device_times::DeviceTimes;
 use crate::error::ModelError;
 use crate::graph::GraphKey;
 
@@ -122,8 +121,20 @@ impl Device for AnyDevice {
         on!(self, device => device.choose(logits, rows, choices))
     }
 
-    fn busy(&mut self) -> Option<Duration> {
+    fn has_clock(&self) -> bool {
+        on!(self, device => device.has_clock())
+    }
+
+    fn busy(&mut self) -> Option<DeviceTimes> {
         on!(self, device => device.busy())
+    }
+
+    fn is_deterministic(&self) -> bool {
+        on!(self, device => device.is_deterministic())
+    }
+
+    fn set_deterministic(&mut self, yes: bool) -> Result<(), ModelError> {
+        on!(self, device => device.set_deterministic(yes))
     }
 
     fn copy_blocks(&mut self, copies: &[BlockCopy]) -> Result<(), ModelError> {

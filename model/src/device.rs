@@ -6,14 +6,13 @@
 //! lengths) is not in the operations but in the device's persistent [`StepInputs`], so that a
 //! captured list stays valid.
 
-use std::time::Duration;
-
 use pagedraft_attention::metadata::AttentionMetadata;
 use pagedraft_block_manager::BlockCopy;
 
 use serde::Serialize;
 
 use crate::checkpoint::Tensor;
+use crate::device_times::DeviceTimes;
 use crate::error::ModelError;
 use crate::graph::GraphKey;
 
@@ -312,10 +311,34 @@ pub trait Device {
         Ok(&[])
     }
 
-    /// What the operations took since this was last asked, by the device's own clock, as far as they were waited for;
-    /// `None` where it runs them while it is called.
-    fn busy(&mut self) -> Option<Duration> {
+    /// Whether it has a clock of its own, as one has that runs operations after it was called.
+    fn has_clock(&self) -> bool {
+        false
+    }
+
+    /// What each stage of the steps took since this was last asked, by the device's [own clock](Self::has_clock); `None` where it
+    /// has none. Waits for what was issued: to be asked between steps, not in them. A fault that it meets is told by the next
+    /// [`read`](Self::read).
+    fn busy(&mut self) -> Option<DeviceTimes> {
         None
+    }
+
+    /// Whether a row's bits are a function of the row, as [operations](Op) promise.
+    fn is_deterministic(&self) -> bool {
+        true
+    }
+
+    /// From now on keeps that promise, or lets the device's libraries choose by the batch how they compute. Graphs compute as
+    /// they were captured.
+    ///
+    /// # Errors
+    ///
+    /// A device with one way to compute; a library that is not there.
+    fn set_deterministic(&mut self, yes: bool) -> Result<(), ModelError> {
+        if yes == self.is_deterministic() {
+            return Ok(());
+        }
+        Err(ModelError::BadInputs { what: "this device computes in one way only".to_owned() })
     }
 
     /// Copies whole KV blocks, in every layer, before anything of the step is written.

@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::device_times::DeviceTimes;
+
 /// The shape a graph is captured for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct GraphKey {
@@ -66,9 +68,10 @@ pub struct RunCounts {
     pub eager: u64,
     /// Of those, the ones for which a graph was looked for in vain, by reason.
     pub fallbacks: BTreeMap<Fallback, u64>,
-    /// Time that the device spent running operations, logits included. A GPU's is by its own events around all that was
-    /// issued at once: of an eager step, with the time that it waited for the next launch.
+    /// Time that the device spent running operations, logits included: by its own clock where it has one.
     pub in_kernels: Duration,
+    /// What each stage took by the device's own clock; `None` where it has none.
+    pub device: Option<DeviceTimes>,
 }
 
 impl RunCounts {

@@ -18,6 +18,8 @@ use crate::graph::{CaptureReport, CaptureSizes, Fallback, GraphKey, Ran, RunCoun
 pub struct Runner<D: Device> {
     /// Before the device, as they go first.
     graphs: HashMap<GraphKey, D::Graph>,
+    /// Those of the device's other way to compute, where it was changed.
+    other_way: HashMap<GraphKey, D::Graph>,
     device: D,
     model: DenseDecoder<D::Buf>,
     limits: StepLimits,
@@ -43,6 +45,7 @@ impl<D: Device> Runner<D> {
         let model = DenseDecoder::load(&mut device, checkpoint, limits)?;
         Ok(Self {
             graphs: HashMap::new(),
+            other_way: HashMap::new(),
             device,
             model,
             limits,
@@ -107,6 +110,11 @@ impl<D: Device> Runner<D> {
     ///
     /// A fault of the device.
     pub fn capture(&mut self, sizes: &CaptureSizes) -> Result<CaptureReport, ModelError> {
+        self.other_way.clear();
+        self.capture_this_way(sizes)
+    }
+
+    fn capture_this_way(&mut self, sizes: &CaptureSizes) -> Result<CaptureReport, ModelError> {
         let start = Instant::now();
         let most = self.limits.token_rows.min(self.limits.logit_rows);
         let rows: Vec<u32> =
@@ -125,6 +133,25 @@ impl<D: Device> Runner<D> {
         }
         self.sizes = Some(sizes);
         Ok(CaptureReport { graphs: self.graphs.len(), elapsed: start.elapsed(), bytes })
+    }
+
+    /// Whether the device's results are a function of the row; see [`Device::set_deterministic`]. A change captures the graphs
+    /// of that way, where the other has some, and keeps the other's: the next change back is swift. The KV of earlier steps stays,
+    /// computed as it was.
+    ///
+    /// # Errors
+    ///
+    /// A device with one way to compute; a library that is not there; a fault of the device.
+    pub fn set_deterministic(&mut self, yes: bool) -> Result<(), ModelError> {
+        if yes == self.device.is_deterministic() {
+            return Ok(());
+        }
+        self.device.set_deterministic(yes)?;
+        std::mem::swap(&mut self.graphs, &mut self.other_way);
+        match self.sizes.clone() {
+            Some(sizes) if self.graphs.is_empty() => self.capture_this_way(&sizes).map(drop),
+            _ => Ok(()),
+        }
     }
 
     /// Whether every later step is eager, graphs or not.
@@ -191,11 +218,14 @@ impl<D: Device> Runner<D> {
         self.key(inputs).is_ok()
     }
 
-    /// How the steps ran since [`reset_counts`](Self::reset_counts).
+    /// How the steps ran since [`reset_counts`](Self::reset_counts). A device with a clock of its own is waited for: to be
+    /// asked between steps.
     #[must_use]
     pub fn counts(&mut self) -> &RunCounts {
-        // The last step was waited for after it was issued.
-        self.counts.in_kernels += self.device.busy().unwrap_or_default();
+        if let Some(busy) = self.device.busy() {
+            self.counts.in_kernels += busy.forward;
+            self.counts.device.get_or_insert_default().merge(&busy);
+        }
         &self.counts
     }
 
@@ -235,9 +265,11 @@ impl<D: Device> Runner<D> {
         Ok(())
     }
 
-    /// Counts what operations issued since `start` took: by the device's own clock where it has one.
+    /// Counts what operations run since `start` took, where the device has no clock to be asked later.
     fn clock(&mut self, start: Instant) {
-        self.counts.in_kernels += self.device.busy().unwrap_or_else(|| start.elapsed());
+        if !self.device.has_clock() {
+            self.counts.in_kernels += start.elapsed();
+        }
     }
 
     fn check(&mut self, inputs: &StepInputs) -> Result<(), ModelError> {

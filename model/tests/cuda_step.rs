@@ -141,6 +141,25 @@ fn a_graph_of_another_device_is_refused() {
 }
 
 #[test]
+fn a_device_that_cannot_choose_by_the_batch_says_so_and_stays_as_it_is() {
+    let mut cpu = cpu(0, Dtype::Bf16);
+    let rows = &steps()[1];
+    let (_, before) = logits(&mut cpu, rows);
+    assert!(cpu.set_deterministic(true).is_ok());
+    assert!(cpu.set_deterministic(false).unwrap_err().to_string().contains("one way only"));
+    assert_eq!(bits(&logits(&mut cpu, rows).1), bits(&before));
+    if !emulator::available() {
+        return;
+    }
+    let mut gpu = gpu(0, Dtype::Bf16, 3, 1);
+    gpu.capture(&CaptureSizes::new(vec![4, 16], 5)).unwrap();
+    let (_, before) = logits(&mut gpu, rows);
+    assert!(gpu.set_deterministic(false).unwrap_err().to_string().contains("no library"));
+    assert!(gpu.device().is_deterministic() && gpu.replays(&step(rows)));
+    assert_eq!(bits(&logits(&mut gpu, rows).1), bits(&before));
+}
+
+#[test]
 fn a_step_of_more_rows_than_the_buffers_have_is_refused_before_anything_runs() {
     if !emulator::available() {
         return;

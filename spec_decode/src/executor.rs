@@ -141,6 +141,17 @@ impl<D: Device> ModelExecutor<D> {
         }
     }
 
+    /// Whether the devices' results are a function of the request, the proposers' too; see [`Runner::set_deterministic`]. No
+    /// request should be running.
+    ///
+    /// # Errors
+    ///
+    /// A device with one way to compute; a library that is not there; a fault of the device.
+    pub fn set_deterministic(&mut self, yes: bool) -> Result<(), ModelError> {
+        self.runner.set_deterministic(yes)?;
+        self.proposers.iter_mut().try_for_each(|proposer| proposer.set_deterministic(yes))
+    }
+
     /// How the target's steps ran, and the proposer's own if it has any, since [`reset_counts`](Self::reset_counts).
     pub fn counts(&mut self) -> (&RunCounts, Option<&RunCounts>) {
         let proposer = self.active.and_then(|id| self.proposers.get_mut(id.0));

@@ -19,6 +19,16 @@ pub struct StageTimes {
     pub sample: f64,
 }
 
+impl StageTimes {
+    /// Adds those of another step.
+    pub fn add(&mut self, other: &Self) {
+        self.metadata += other.metadata;
+        self.propose += other.propose;
+        self.execute += other.execute;
+        self.sample += other.sample;
+    }
+}
+
 /// Log probabilities of one position of a prompt.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PromptLogprobs {

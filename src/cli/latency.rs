@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use pagedraft::exit::usage;
 use pagedraft::session::{Request, Session};
 
+use super::deterministic_cost::{DeterministicCost, Way};
 use super::engine_flags::EngineFlags;
 use super::latency_report::{Iteration, Report};
 use super::output_file::OutputFile;
@@ -31,6 +32,12 @@ pub struct Latency {
     /// Timed batches
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     pub num_iters: u32,
+    /// Run every batch without the promise of determinism as well, and tell what it costs (on a GPU)
+    ///
+    /// Each iteration then is two batches, one with the deterministic kernels and one with those that cuBLASLt chooses, first one and
+    /// then the other first, in one engine on one copy of the weights. Every other figure is of the deterministic batches alone.
+    #[arg(long, conflicts_with_all = ["no_deterministic", "trace_out", "shadow_rate"])]
+    deterministic_cost: bool,
     /// Write the figures to this file
     #[arg(long, value_name = "FILE")]
     output_json: Option<PathBuf>,
@@ -65,21 +72,37 @@ impl Latency {
             session = Session::open(&options)?;
         }
         session.count_noncausal(true);
+        let prepare = |session: &mut Session| DeterministicCost::prepare(session, &options);
+        let mut cost = self.deterministic_cost.then(|| prepare(&mut session)).transpose()?;
         let mut report = Report::new(self, session.info());
         stdout::print(&report.header())?;
         let bar = self.progress();
-        for i in 0..self.num_iters_warmup.saturating_add(self.num_iters) {
+        let mut batches = 0;
+        'iterations: for i in 0..self.num_iters_warmup.saturating_add(self.num_iters) {
             let timed = i >= self.num_iters_warmup;
             bar.set_message(if timed { "timed" } else { "warm-up" });
-            let Some(iteration) = self.iteration(i, &mut session, &requests, &bar)? else { break };
-            if timed {
-                report.add(iteration, &mut session);
-            } else {
-                session.take_metrics();
+            let both = DeterministicCost::order(i);
+            let ways = if cost.is_some() { &both[..] } else { &[Way::Deterministic] };
+            for &way in ways {
+                if let Some(cost) = &cost {
+                    cost.enter(&mut session, way)?;
+                }
+                let ran = self.iteration(batches, &mut session, &requests, &bar)?;
+                let Some(iteration) = ran else { break 'iterations };
+                batches += 1;
+                if let Some(cost) = cost.as_mut().filter(|_| timed) {
+                    cost.add(&mut session, way, iteration.latency);
+                }
+                if timed && way == Way::Deterministic {
+                    report.add(iteration, &mut session);
+                } else {
+                    session.take_metrics();
+                }
+                bar.set_position(u64::from(batches) * u64::from(self.output_len));
             }
-            bar.set_position(u64::from(i + 1) * u64::from(self.output_len));
         }
         bar.finish_and_clear();
+        report.set_cost(cost);
         let interrupted = report.len() < self.num_iters as usize;
         session.close(&report.json())?;
         stdout::print(&report.table())?;
@@ -90,8 +113,9 @@ impl Latency {
     }
 
     fn progress(&self) -> ProgressBar {
-        let steps =
-            (u64::from(self.num_iters_warmup) + u64::from(self.num_iters)) * u64::from(self.output_len);
+        let ways = if self.deterministic_cost { 2 } else { 1 };
+        let iterations = u64::from(self.num_iters_warmup) + u64::from(self.num_iters);
+        let steps = iterations * ways * u64::from(self.output_len);
         // Drawn on a terminal only.
         let bar = ProgressBar::new(steps);
         if let Ok(style) = ProgressStyle::with_template("{msg:8} {wide_bar} {percent:>3} % {eta:>4}") {

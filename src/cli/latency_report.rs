@@ -7,6 +7,7 @@ use pagedraft_workloads::latency::{PERCENTILES, Spread};
 use serde_json::{Value, json};
 
 use super::batch_header::{BatchShape, header};
+use super::deterministic_cost::DeterministicCost;
 use super::latency::Latency;
 use super::machine;
 use super::step_figures::StepFigures;
@@ -28,19 +29,25 @@ pub struct Report<'a> {
     info: SessionInfo,
     iterations: Vec<Iteration>,
     steps: StepFigures,
+    cost: Option<DeterministicCost>,
 }
 
 impl<'a> Report<'a> {
     pub fn new(flags: &'a Latency, info: &SessionInfo) -> Self {
         let speculation = &flags.engine.speculation;
         let steps = StepFigures::new(speculation.num_speculative_tokens, speculation.draft.clone());
-        Self { flags, info: info.clone(), iterations: Vec::new(), steps }
+        Self { flags, info: info.clone(), iterations: Vec::new(), steps, cost: None }
     }
 
     /// Takes in a timed batch, and what the session counted in it.
     pub fn add(&mut self, iteration: Iteration, session: &mut Session) {
         self.iterations.push(iteration);
         self.steps.take(session);
+    }
+
+    /// Takes in what determinism costs, where that was measured.
+    pub fn set_cost(&mut self, cost: Option<DeterministicCost>) {
+        self.cost = cost;
     }
 
     pub fn len(&self) -> usize {
@@ -131,6 +138,7 @@ impl<'a> Report<'a> {
         if let Some(steps) = self.speculating() {
             text.push_str(&steps.text());
         }
+        text.push_str(&self.cost.as_ref().map(DeterministicCost::text).unwrap_or_default());
         text
     }
 
@@ -155,6 +163,7 @@ impl<'a> Report<'a> {
             "threads": info.threads,
             "instruction_set": info.isa.to_string(),
             "deterministic": info.deterministic,
+            "deterministic_cost": self.cost.as_ref().map(DeterministicCost::json),
             "revision": pagedraft::REVISION,
             "dtype": info.dtype.to_string(),
             "parameters": info.parameters,

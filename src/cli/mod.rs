@@ -4,6 +4,7 @@ mod batch_header;
 mod bench;
 mod calibrate;
 mod compare;
+mod deterministic_cost;
 mod engine_flags;
 mod generate;
 mod held_out;

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use pagedraft::session::{DraftLength, DraftRef, Session, SessionInfo};
-use pagedraft_model::RunCounts;
+use pagedraft_model::{DeviceTimes, RunCounts};
 use pagedraft_spec_decode::metrics::SpeculationMetrics;
 use serde_json::{Value, json};
 
@@ -18,6 +18,8 @@ pub struct StepCounts {
     pub fallbacks: BTreeMap<String, u64>,
     /// Time that the device spent on operations: a GPU's by its own events, of eager steps with the gaps between launches.
     pub device: Duration,
+    /// What each stage took by the device's own events; `None` where it has none.
+    pub stages: Option<DeviceTimes>,
 }
 
 impl StepCounts {
@@ -25,6 +27,9 @@ impl StepCounts {
         self.replays += other.replays;
         self.eager += other.eager;
         self.device += other.device;
+        if let Some(stages) = &other.stages {
+            self.stages.get_or_insert_default().merge(stages);
+        }
         for (why, count) in &other.fallbacks {
             *self.fallbacks.entry(why.clone()).or_default() += count;
         }
@@ -49,7 +54,8 @@ impl StepCounts {
 impl From<&RunCounts> for StepCounts {
     fn from(counts: &RunCounts) -> Self {
         let fallbacks = counts.fallbacks.iter().map(|(why, &count)| (why.to_string(), count)).collect();
-        Self { replays: counts.replays, eager: counts.eager, fallbacks, device: counts.in_kernels }
+        let (device, stages) = (counts.in_kernels, counts.device);
+        Self { replays: counts.replays, eager: counts.eager, fallbacks, device, stages }
     }
 }
 

@@ -172,6 +172,26 @@ impl Session {
         Ok(())
     }
 
+    /// Has a GPU's results depend on nothing but the request from here on, or lets its libraries choose by the batch. Weights and KV
+    /// are those there are; the first change captures the other way's graphs. The prefix cache is emptied, so that no request reads
+    /// what was computed in the other way.
+    ///
+    /// # Errors
+    ///
+    /// Requests are running; a device with one way to compute, as the CPU; cuBLASLt is not there; a fault of the device.
+    pub fn set_deterministic(&mut self, yes: bool) -> anyhow::Result<()> {
+        ensure!(
+            !self.has_unfinished(),
+            "requests are running: how the device computes is changed between them"
+        );
+        if yes != self.info.deterministic {
+            self.executor.set_deterministic(yes)?;
+            self.scheduler.clear_prefix_cache();
+            self.info.deterministic = yes;
+        }
+        Ok(())
+    }
+
     /// What speculation came to since the last change of setup, or since [`take_metrics`](Self::take_metrics).
     pub fn metrics(&self) -> &SpeculationMetrics {
         self.executor.metrics()

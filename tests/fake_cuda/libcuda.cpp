@@ -2,12 +2,14 @@
 //
 // Everything put on the stream waits until somebody waits for it, so that a copy from page-locked memory reads what is there then; pageable memory
 // is read at once, as the real driver does. What a capture forbids is refused: copies, waiting, allocating, recording events, and kernels whose
-// code was never loaded by a launch. A module's image is the path of a library with emulated kernels.
+// code was never loaded by a launch. Nothing may be on another stream than the one that was made, and nobody may wait for an event that takes the
+// time. Time is not the machine's: it goes on by what is run, as `Milliseconds` says, and stands still else. A module's image is the path of a library with emulated kernels.
 //
 // FAKE_CUDA_MEMORY: bytes of memory it has, 80 GiB where nothing is said. FAKE_CUDA_LARGEST: the greatest piece of it that is to be had.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <dlfcn.h>
 #include <functional>
 #include <map>
@@ -15,9 +17,14 @@
 #include <string>
 #include <vector>
 
-enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_CONTEXT = 201, NOT_FOUND = 500, INVALID_HANDLE = 400, LAUNCH_FAILED = 719, CAPTURE = 900 };
+enum { OK = 0, NOT_READY = 600, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_CONTEXT = 201, NOT_FOUND = 500, INVALID_HANDLE = 400, LAUNCH_FAILED = 719, CAPTURE = 900 };
 typedef unsigned long long Address;
 typedef int (*Entry)(const unsigned *grid, const unsigned *block, unsigned shared, unsigned long long seed, void **arguments, unsigned count);
+
+// What is run takes so long, whatever its size: tests tell by a sum what was in it.
+namespace Milliseconds {
+const double KERNEL = 1, PRODUCT = 2, TO_DEVICE = 1.0 / 64, TO_HOST = 1.0 / 32, ON_DEVICE = 1.0 / 16;
+}
 
 struct Function {
     Entry entry;
@@ -26,27 +33,31 @@ struct Function {
 };
 struct Event {
     bool timed, recorded = false, done = false;
+    double at = 0;
 };
 struct Graph {
     std::vector<std::function<int()>> work;
 };
 
-static std::vector<std::function<int()>> queue;
+static std::deque<std::function<int()>> queue;
 static std::map<const char *, size_t> pinned;
 static Graph *capturing;
 static thread_local void *current;
 static std::map<Address, size_t> memory;
 static size_t taken;
 static int fault;
+static double now;
+static void *const STREAM = (void *)128;
 static unsigned long long seed = 1;
 
-static int drain() {
+// Runs what was put on the stream, no more of it than up to an event where one is waited for.
+static int drain(const Event *until = nullptr) {
     if (capturing) {
         return CAPTURE;
     }
-    std::vector<std::function<int()>> now;
-    now.swap(queue);
-    for (auto &work : now) {
+    while (!queue.empty() && !(until && until->done)) {
+        auto work = std::move(queue.front());
+        queue.pop_front();
         int code = fault ? fault : work();
         fault = code;
     }
@@ -65,18 +76,25 @@ static bool is_pinned(const void *at) {
     return found != pinned.begin() && (const char *)at < (--found)->first + found->second;
 }
 
-static int put(std::function<int()> work) {
+// Puts work that takes so long on the stream.
+static int put(void *stream, double takes, std::function<int()> work) {
+    if (stream != STREAM) {
+        return INVALID_HANDLE;
+    }
     if (!current) {
         return INVALID_CONTEXT;
     }
     if (capturing) {
         return CAPTURE;
     }
-    queue.push_back(std::move(work));
+    queue.push_back([=]() { return now += takes, work(); });
     return OK;
 }
 
-static int launch(Function *f, const unsigned *grid, const unsigned *block, unsigned shared, void **params) {
+static int launch(Function *f, const unsigned *grid, const unsigned *block, unsigned shared, void *stream, void **params) {
+    if (stream != STREAM) {
+        return INVALID_HANDLE;
+    }
     if (!current) {
         return INVALID_CONTEXT;
     }
@@ -104,6 +122,7 @@ static int launch(Function *f, const unsigned *grid, const unsigned *block, unsi
         for (auto &word : words) {
             pointers.push_back(&word);
         }
+        now += Milliseconds::KERNEL;
         int wrong = f->entry(at.data(), of.data(), shared, seed++, pointers.data(), pointers.size());
         if (wrong) {
             fprintf(stderr, "fake CUDA: a kernel has another number of arguments than %zu\n", pointers.size());
@@ -129,12 +148,12 @@ extern "C" {
 // Puts the work of another library on the stream, with a copy of its arguments.
 int fake_enqueue(void (*run)(void *), const void *arguments, size_t bytes) {
     std::string copy((const char *)arguments, bytes);
-    auto work = [=]() mutable { return run(&copy[0]), (int)OK; };
+    auto work = [=]() mutable { return run(&copy[0]), now += Milliseconds::PRODUCT, (int)OK; };
     if (capturing) {
         capturing->work.push_back(work);
         return OK;
     }
-    return put(work);
+    return put(STREAM, 0, work);
 }
 int fake_capturing() { return capturing != nullptr; }
 int cuInit(unsigned) { return OK; }
@@ -150,11 +169,11 @@ int cuDevicePrimaryCtxRetain(void **context, int) { return *context = (void *)64
 int cuDevicePrimaryCtxRelease_v2(int) { return OK; }
 int cuCtxGetCurrent(void **context) { return *context = current, OK; }
 int cuCtxSetCurrent(void *context) { return current = context, OK; }
-int cuStreamCreate(void **stream, unsigned) { return *stream = (void *)128, OK; }
+int cuStreamCreate(void **stream, unsigned) { return *stream = STREAM, OK; }
 int cuStreamDestroy_v2(void *) { return OK; }
 int cuStreamSynchronize(void *) { return drain(); }
 int cuStreamBeginCapture_v2(void *stream, int) {
-    if (capturing || stream != (void *)128) {
+    if (capturing || stream != STREAM) {
         return CAPTURE;
     }
     capturing = new Graph;
@@ -163,9 +182,9 @@ int cuStreamBeginCapture_v2(void *stream, int) {
 int cuStreamEndCapture(void *, void **graph) { return *graph = capturing, capturing = nullptr, OK; }
 int cuGraphInstantiateWithFlags(void **exec, Graph *graph, unsigned long long) { return *exec = new Graph(*graph), OK; }
 int cuGraphUpload(void *, void *) { return OK; }
-int cuGraphLaunch(Graph *graph, void *) {
+int cuGraphLaunch(Graph *graph, void *stream) {
     Graph copy = *graph;
-    return put([copy]() {
+    return put(stream, 0, [copy]() {
         for (auto &work : copy.work) {
             if (int code = work()) {
                 return code;
@@ -208,21 +227,21 @@ int cuMemFreeHost(void *at) {
     pinned.erase((const char *)at);
     return free(at), OK;
 }
-int cuMemcpyHtoDAsync_v2(Address to, const void *from, size_t bytes, void *) {
+int cuMemcpyHtoDAsync_v2(Address to, const void *from, size_t bytes, void *stream) {
     if (is_pinned(from)) {
-        return put([=]() { return memcpy((void *)to, from, bytes), (int)OK; });
+        return put(stream, Milliseconds::TO_DEVICE, [=]() { return memcpy((void *)to, from, bytes), (int)OK; });
     }
     std::string copy((const char *)from, bytes);
-    return put([=]() { return memcpy((void *)to, copy.data(), bytes), (int)OK; });
+    return put(stream, Milliseconds::TO_DEVICE, [=]() { return memcpy((void *)to, copy.data(), bytes), (int)OK; });
 }
-int cuMemcpyDtoHAsync_v2(void *to, Address from, size_t bytes, void *) {
-    return put([=]() { return memcpy(to, (const void *)from, bytes), (int)OK; });
+int cuMemcpyDtoHAsync_v2(void *to, Address from, size_t bytes, void *stream) {
+    return put(stream, Milliseconds::TO_HOST, [=]() { return memcpy(to, (const void *)from, bytes), (int)OK; });
 }
-int cuMemcpyDtoDAsync_v2(Address to, Address from, size_t bytes, void *) {
-    return put([=]() { return memmove((void *)to, (const void *)from, bytes), (int)OK; });
+int cuMemcpyDtoDAsync_v2(Address to, Address from, size_t bytes, void *stream) {
+    return put(stream, Milliseconds::ON_DEVICE, [=]() { return memmove((void *)to, (const void *)from, bytes), (int)OK; });
 }
-int cuMemsetD8Async(Address at, unsigned char byte, size_t bytes, void *) {
-    return put([=]() { return memset((void *)at, byte, bytes), (int)OK; });
+int cuMemsetD8Async(Address at, unsigned char byte, size_t bytes, void *stream) {
+    return put(stream, 0, [=]() { return memset((void *)at, byte, bytes), (int)OK; });
 }
 int cuModuleLoadData(void **module, const void *image) {
     *module = dlopen((const char *)image, RTLD_NOW | RTLD_LOCAL);
@@ -243,22 +262,32 @@ int cuFuncSetAttribute(Function *function, int attribute, int value) {
     }
     return function->allowed = value, OK;
 }
-int cuLaunchKernel(Function *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, void *, void **params,
-                   void **) {
+int cuLaunchKernel(Function *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, void *stream,
+                   void **params, void **) {
     unsigned grid[] = {gx, gy, gz}, block[] = {bx, by, bz};
-    return launch(f, grid, block, shared, params);
+    return launch(f, grid, block, shared, stream, params);
 }
 int cuLaunchKernelEx(const Config *config, Function *f, void **params, void **) {
-    return launch(f, config->grid, config->block, config->shared, params);
+    return launch(f, config->grid, config->block, config->shared, config->stream, params);
 }
 int cuEventCreate(Event **event, unsigned flags) { return *event = new Event{!(flags & 2)}, OK; }
-int cuEventRecord(Event *event, void *) {
+int cuEventRecord(Event *event, void *stream) {
     event->recorded = true, event->done = false;
-    return put([=]() { return event->done = true, (int)OK; });
+    return put(stream, 0, [=]() { return event->at = now, event->done = true, (int)OK; });
 }
-int cuEventSynchronize(Event *event) { return event->recorded && !event->done ? drain() : OK; }
+int cuEventSynchronize(Event *event) {
+    if (!event->recorded || event->done) {
+        return OK;
+    }
+    if (event->timed) {
+        fprintf(stderr, "fake CUDA: somebody waits for an event that takes the time\n");
+        return INVALID_HANDLE;
+    }
+    return drain(event);
+}
+int cuEventQuery(Event *event) { return event->recorded && !event->done ? NOT_READY : OK; }
 int cuEventElapsedTime_v2(float *milliseconds, Event *from, Event *to) {
-    *milliseconds = 0.01f;
+    *milliseconds = (float)(to->at - from->at);
     return from->timed && to->timed && from->done && to->done ? OK : INVALID_HANDLE;
 }
 int cuEventDestroy_v2(Event *event) {

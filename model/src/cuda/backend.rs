@@ -3,10 +3,10 @@
 //! [`Gpu`](super::driver::Gpu) is the real one. Tests put an emulator in its place, which runs the very kernels over host
 //! memory: everything above this line is then what runs on a GPU.
 
-use std::time::Duration;
-
 use super::error::CudaError;
 use super::memory_need::Purpose;
+use crate::checkpoint::Dtype;
+use crate::device_times::{DeviceTimes, Stage};
 use crate::graph::GraphKey;
 
 /// A launch with every argument known.
@@ -64,6 +64,16 @@ pub trait Backend {
 
     /// Multiprocessors.
     fn multiprocessors(&self) -> u32;
+
+    /// Makes ready for [products](Command::Product) of matrices of this type, where that was not done.
+    ///
+    /// # Errors
+    ///
+    /// The vendor's library is not there, or does not start.
+    fn open_products(&mut self, dtype: Dtype) -> Result<(), CudaError>;
+
+    /// What is asked from here on is for this stage of a step: its time is counted there.
+    fn enter(&mut self, stage: Stage);
 
     /// Zeroed memory at a multiple of 256 bytes, kept for as long as the backend is.
     ///
@@ -144,6 +154,7 @@ pub trait Backend {
     /// A fault of the driver.
     unsafe fn replay(&mut self, graph: &Self::Graph) -> Result<(), CudaError>;
 
-    /// Time that commands took since this was last asked, as far as they were waited for.
-    fn busy(&mut self) -> Duration;
+    /// Time that each stage's copies and commands took since this was last asked. Waits for them; what is [written](Self::write)
+    /// is of no stage.
+    fn busy(&mut self) -> DeviceTimes;
 }

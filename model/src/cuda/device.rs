@@ -6,7 +6,6 @@
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use pagedraft_block_manager::BlockCopy;
 
@@ -27,6 +26,7 @@ use super::weights::send_rows;
 use super::workspace::Workspace;
 use crate::checkpoint::{Dtype, ModelConfig, Tensor};
 use crate::device::{BufferId, Choice, Device, NO_CHOICE, Op, Precision, StepInputs};
+use crate::device_times::{DeviceTimes, Stage};
 use crate::error::ModelError;
 use crate::graph::GraphKey;
 
@@ -365,6 +365,7 @@ impl<B: Backend> Device for CudaDevice<B> {
         self.attention = self.work.launch(longest, items);
         self.bound = key;
         self.bound_rows = key.map_or(inputs.tokens.len(), |key| key.token_rows as usize);
+        self.backend.enter(Stage::Inputs);
         self.backend.send(self.inputs, packed.words)?;
         Ok(())
     }
@@ -384,6 +385,7 @@ impl<B: Backend> Device for CudaDevice<B> {
         }
         self.backend.staging(rows.len())?[..rows.len()].copy_from_slice(rows);
         self.selected.clear();
+        self.backend.enter(Stage::Inputs);
         self.backend.send(self.selection, rows.len())?;
         self.selected.extend_from_slice(rows);
         Ok(())
@@ -391,6 +393,7 @@ impl<B: Backend> Device for CudaDevice<B> {
 
     fn run(&mut self, ops: &[Op<BufferId>]) -> Result<(), ModelError> {
         self.lower(ops)?;
+        self.backend.enter(Stage::Forward);
         // SAFETY: `lower` gives kernels their lists, over buffers of this device that have the rows.
         unsafe { self.backend.run(&self.commands) }?;
         Ok(())
@@ -406,6 +409,7 @@ impl<B: Backend> Device for CudaDevice<B> {
             Command::Product { .. } => true,
         };
         if self.commands.iter().any(cold) {
+            self.backend.enter(Stage::Forward);
             // SAFETY: `lower` gives kernels their lists, over buffers of this device that have the rows.
             unsafe { self.backend.run(&self.commands) }?;
             self.backend.fetch(self.selection, 1)?;
@@ -434,6 +438,7 @@ impl<B: Backend> Device for CudaDevice<B> {
             let what = format!("the inputs were bound for {bound:?}, the graph was captured for {key:?}");
             return Err(ModelError::BadInputs { what });
         }
+        self.backend.enter(Stage::Forward);
         // SAFETY: this device captured it, on this backend.
         unsafe { self.backend.replay(&graph.graph) }?;
         Ok(())
@@ -448,6 +453,7 @@ impl<B: Backend> Device for CudaDevice<B> {
         if rows > limit {
             return Err(ModelError::StepTooLarge { rows, limit });
         }
+        self.backend.enter(Stage::Choice);
         let mut from = self.addresses[buffer.index()];
         if widen && rows > 0 {
             let to = self.take_widened(limit * width)?;
@@ -480,6 +486,7 @@ impl<B: Backend> Device for CudaDevice<B> {
             return Err(ModelError::BadInputs { what });
         }
         self.take_workspace()?;
+        self.backend.enter(Stage::Choice);
         let greedy = choices.iter().all(|choice| choice.temperature == 0.0);
         if !greedy {
             let words = self.choices.parameter_words();
@@ -496,13 +503,30 @@ impl<B: Backend> Device for CudaDevice<B> {
         Ok(&self.chosen)
     }
 
-    fn busy(&mut self) -> Option<Duration> {
+    fn has_clock(&self) -> bool {
+        true
+    }
+
+    fn busy(&mut self) -> Option<DeviceTimes> {
         Some(self.backend.busy())
+    }
+
+    fn is_deterministic(&self) -> bool {
+        self.options.deterministic
+    }
+
+    fn set_deterministic(&mut self, yes: bool) -> Result<(), ModelError> {
+        if !yes {
+            self.backend.open_products(self.options.dtype)?;
+        }
+        self.options.deterministic = yes;
+        Ok(())
     }
 
     fn copy_blocks(&mut self, copies: &[BlockCopy]) -> Result<(), ModelError> {
         let num_blocks = self.options.num_blocks;
         let stride = self.geometry.block_stride();
+        self.backend.enter(Stage::Forward);
         for copy in copies {
             if let Some(block) = [copy.src.0, copy.dst.0].into_iter().find(|&block| block >= num_blocks) {
                 let what = format!("block {block} is copied, and there are {num_blocks}");

@@ -1,7 +1,6 @@
 //! The GPU as a [`Backend`].
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use cudarc::driver::{CudaEvent, result};
 
@@ -16,6 +15,7 @@ use super::memory::DeviceMemory;
 use super::memory_need::Purpose;
 use super::pinned::Pinned;
 use crate::checkpoint::Dtype;
+use crate::device_times::{DeviceTimes, Stage};
 use crate::graph::GraphKey;
 
 /// Memory, kernels and graphs of one device on a GPU. Several may share the GPU: its one stream orders what they do.
@@ -31,6 +31,8 @@ pub struct GpuBackend {
     turn: usize,
     fetched: Option<Pinned>,
     clock: Clock,
+    /// What the clock counts for.
+    stage: Stage,
 }
 
 /// Page-locked words, and the copy that last read them.
@@ -53,6 +55,7 @@ impl GpuBackend {
             turn: 0,
             fetched: None,
             clock: Clock::default(),
+            stage: Stage::default(),
         })
     }
 
@@ -109,6 +112,17 @@ impl Backend for GpuBackend {
         self.gpu.multiprocessors()
     }
 
+    fn open_products(&mut self, dtype: Dtype) -> Result<(), CudaError> {
+        if self.blas.is_none() {
+            self.blas = Some(Blas::new(&self.gpu, dtype)?);
+        }
+        Ok(())
+    }
+
+    fn enter(&mut self, stage: Stage) {
+        self.stage = stage;
+    }
+
     fn allocate(&mut self, bytes: usize, purpose: Purpose) -> Result<u64, CudaError> {
         let memory = DeviceMemory::zeroed(&self.gpu, bytes, purpose)?;
         let at = memory.address();
@@ -128,9 +142,10 @@ impl Backend for GpuBackend {
         self.own(from, bytes)?;
         self.own(to, bytes)?;
         self.gpu.bind()?;
+        self.clock.start(&self.gpu, self.stage)?;
         // SAFETY: both ranges are ours.
-        unsafe { result::memcpy_dtod_async(to, from, bytes, self.gpu.raw_stream()) }
-            .doing("copying on the GPU")
+        let copied = unsafe { result::memcpy_dtod_async(to, from, bytes, self.gpu.raw_stream()) };
+        self.took(copied.doing("copying on the GPU"))
     }
 
     fn staging(&mut self, words: usize) -> Result<&mut [u32], CudaError> {
@@ -148,7 +163,7 @@ impl Backend for GpuBackend {
 
     fn send(&mut self, at: u64, words: usize) -> Result<(), CudaError> {
         self.own(at, words * size_of::<u32>())?;
-        let Self { gpu, staged, turn, .. } = self;
+        let Self { gpu, staged, turn, clock, stage, .. } = self;
         let staging = &mut staged[*turn];
         let Some(words) = staging.words.as_ref().and_then(|pinned| pinned.words().get(..words)) else {
             return Err(CudaError::Unsupported { what: "more is sent than was staged".to_owned() });
@@ -159,13 +174,17 @@ impl Backend for GpuBackend {
             None => gpu.event(false)?,
         };
         let copied = staging.copied.insert(copied);
+        clock.start(gpu, *stage)?;
         // SAFETY: the range is ours; the words are changed or freed once the copy's event, or else the stream, was waited for.
-        unsafe { result::memcpy_htod_async(at, words, gpu.raw_stream()) }.doing("copying to the GPU")?;
-        let marked = copied.record(gpu.stream()).doing("marking a copy to the GPU");
-        if marked.is_err() {
-            gpu.wait()?;
-        }
-        marked
+        let sent = unsafe { result::memcpy_htod_async(at, words, gpu.raw_stream()) };
+        let sent = sent.doing("copying to the GPU").and_then(|()| {
+            let marked = copied.record(gpu.stream()).doing("marking a copy to the GPU");
+            if marked.is_err() {
+                gpu.wait()?;
+            }
+            marked
+        });
+        self.took(sent)
     }
 
     fn fetch(&mut self, at: u64, words: usize) -> Result<&[u32], CudaError> {
@@ -176,17 +195,20 @@ impl Backend for GpuBackend {
         };
         let pinned = self.fetched.insert(pinned);
         self.gpu.bind()?;
+        self.clock.start(&self.gpu, self.stage)?;
         let to = &mut pinned.words_mut()[..words];
         // SAFETY: the range is ours; the stream is waited for before anybody reads or frees the words.
-        unsafe { result::memcpy_dtoh_async(to, at, self.gpu.raw_stream()) }.doing("copying from the GPU")?;
+        let copied = unsafe { result::memcpy_dtoh_async(to, at, self.gpu.raw_stream()) };
+        let timed = self.took(copied.doing("copying from the GPU"));
         self.gpu.wait()?;
+        timed?;
         self.clock.settle()?;
-        Ok(&pinned.words()[..words])
+        Ok(self.fetched.as_ref().and_then(|pinned| pinned.words().get(..words)).unwrap_or_default())
     }
 
     unsafe fn run(&mut self, commands: &[Command]) -> Result<(), CudaError> {
         self.gpu.bind()?;
-        self.clock.start(&self.gpu)?;
+        self.clock.start(&self.gpu, self.stage)?;
         // SAFETY: as the caller promises.
         let issued = unsafe { self.issue(commands) };
         self.took(issued)
@@ -205,12 +227,14 @@ impl Backend for GpuBackend {
 
     unsafe fn replay(&mut self, graph: &CudaGraph) -> Result<(), CudaError> {
         self.gpu.bind()?;
-        self.clock.start(&self.gpu)?;
+        self.clock.start(&self.gpu, self.stage)?;
         let launched = graph.launch();
         self.took(launched)
     }
 
-    fn busy(&mut self) -> Duration {
+    fn busy(&mut self) -> DeviceTimes {
+        // Sticks to the context, for the next fetch to tell.
+        let _ = self.gpu.wait().and_then(|()| self.clock.settle());
         self.clock.take()
     }
 }

@@ -70,6 +70,7 @@ pub const DRIVER: SharedLibrary = SharedLibrary {
         "cuEventCreate",
         "cuEventRecord",
         "cuEventSynchronize",
+        "cuEventQuery",
         "cuEventElapsedTime_v2",
         "cuEventDestroy_v2",
     ],
@@ -115,7 +116,7 @@ pub const CUBLASLT: SharedLibrary = SharedLibrary {
         "cublasLtMatmulPreferenceSetAttribute",
         "cublasLtMatmulPreferenceDestroy",
     ],
-    hint: "install the CUDA 13.0 toolkit, or `pip install nvidia-cublas==13.0.*`; or leave --no-deterministic out",
+    hint: "install the CUDA 13.0 toolkit, or `pip install nvidia-cublas==13.0.*`; or leave --no-deterministic and --deterministic-cost out",
 };
 
 impl SharedLibrary {

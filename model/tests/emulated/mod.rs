@@ -2,13 +2,12 @@
 #![allow(dead_code, reason = "each test file takes what it needs")]
 
 use std::collections::HashMap;
-use std::time::Duration;
 
-use pagedraft_model::GraphKey;
 use pagedraft_model::checkpoint::ModelConfig;
 use pagedraft_model::cuda::{
     Backend, Command, CudaError, CudaOptions, Purpose, ReadyLaunch, attention_shape, sources,
 };
+use pagedraft_model::{DeviceTimes, Dtype, GraphKey, Stage};
 
 use crate::emulator::{Arg, Buffer, Launch, Module, Random};
 
@@ -67,6 +66,12 @@ impl Backend for Emulated {
     fn multiprocessors(&self) -> u32 {
         self.multiprocessors
     }
+
+    fn open_products(&mut self, _: Dtype) -> Result<(), CudaError> {
+        Err(CudaError::Unsupported { what: "the emulator has no library of products".to_owned() })
+    }
+
+    fn enter(&mut self, _: Stage) {}
 
     fn allocate(&mut self, bytes: usize, _: Purpose) -> Result<u64, CudaError> {
         let buffer = Buffer::filled(0u8, bytes.max(1).next_multiple_of(16));
@@ -128,7 +133,7 @@ impl Backend for Emulated {
         unsafe { self.run(graph) }
     }
 
-    fn busy(&mut self) -> Duration {
-        Duration::ZERO
+    fn busy(&mut self) -> DeviceTimes {
+        DeviceTimes::default()
     }
 }

@@ -234,6 +234,10 @@ impl<D: Device> Proposer for DraftModel<D> {
         self.runner.set_enforce_eager(yes);
     }
 
+    fn set_deterministic(&mut self, yes: bool) -> Result<(), ModelError> {
+        self.runner.set_deterministic(yes)
+    }
+
     fn touch(&mut self) -> Result<(), ModelError> {
         self.runner.touch()
     }

@@ -165,6 +165,16 @@ pub trait Proposer {
         let _ = yes;
     }
 
+    /// Whether its own steps, if it has any, give results that are a function of the request.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Runner::set_deterministic`](pagedraft_model::Runner::set_deterministic).
+    fn set_deterministic(&mut self, yes: bool) -> Result<(), ModelError> {
+        let _ = yes;
+        Ok(())
+    }
+
     /// Has its KV cache and buffers, if it has any, backed by memory now, so that no step waits for it.
     ///
     /// # Errors

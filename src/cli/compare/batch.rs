@@ -6,6 +6,7 @@ use std::time::Instant;
 use anyhow::{Context, ensure};
 use indicatif::ProgressBar;
 use pagedraft::session::{Emitted, Request, Session, SetupId};
+use pagedraft_spec_decode::StageTimes;
 use pagedraft_spec_decode::metrics::SpeculationMetrics;
 
 use crate::cli::interrupt;
@@ -29,8 +30,9 @@ pub struct Pass {
     pub latency: f64,
     /// The same, its steps alone.
     pub steps_seconds: f64,
-    /// Of those, in forward passes: the target's, the head's, and what proposes.
-    pub model_seconds: f64,
+    /// How many those were, and their time by stage, in microseconds.
+    pub steps: u64,
+    pub stages: StageTimes,
     /// What each request generated.
     pub tokens: Vec<Vec<u32>>,
     pub metrics: SpeculationMetrics,
@@ -105,7 +107,8 @@ impl Batch {
             }
             let step = session.step()?;
             pass.steps_seconds += step.elapsed.as_secs_f64();
-            pass.model_seconds += (step.stages.propose + step.stages.execute) * 1e-6;
+            pass.steps += 1;
+            pass.stages.add(&step.stages);
             for news in &step.emitted {
                 let row = ids.iter().position(|&id| id == news.id).context("a step gave unasked-for news")?;
                 observer.emitted(session, row, news)?;

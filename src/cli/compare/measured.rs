@@ -1,11 +1,38 @@
 //! What one of the compared runs came to.
 
+use std::time::Duration;
+
+use pagedraft_spec_decode::StageTimes;
 use pagedraft_spec_decode::metrics::SpeculationMetrics;
 use pagedraft_workloads::latency::Spread;
+
+use serde::Serialize;
 
 use super::batch::Pass;
 use super::parity::Parity;
 use crate::cli::step_figures::StepCounts;
+
+/// Milliseconds of a step in each of its stages, as the host's clock has them.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct StageMs {
+    pub metadata: f64,
+    pub propose: f64,
+    pub execute: f64,
+    pub sample: f64,
+}
+
+/// Milliseconds of a step that the device was at work on each of its stages, by its own clock.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct DeviceMs {
+    /// Copying the metadata and the other inputs of the target.
+    pub inputs: f64,
+    /// The target's forward pass, logits included.
+    pub forward: f64,
+    /// Choosing tokens, which drafts are accepted by.
+    pub choice: f64,
+    /// All that the draft model did.
+    pub draft: f64,
+}
 
 /// One run: its timed batches, and whether it gave what the reference gave.
 #[derive(Clone, Debug)]
@@ -13,7 +40,8 @@ pub struct Measured {
     /// Seconds of each timed batch, in order.
     pub latencies: Vec<f64>,
     steps_seconds: f64,
-    model_seconds: f64,
+    steps: u64,
+    stages: StageTimes,
     /// Of the timed batches.
     pub metrics: SpeculationMetrics,
     /// Times a request of the timed batches was preempted.
@@ -28,7 +56,8 @@ impl Measured {
         Self {
             latencies: Vec::new(),
             steps_seconds: 0.0,
-            model_seconds: 0.0,
+            steps: 0,
+            stages: StageTimes::default(),
             metrics: SpeculationMetrics::default(),
             preemptions: 0,
             target: StepCounts::default(),
@@ -41,7 +70,8 @@ impl Measured {
     pub fn add(&mut self, pass: &Pass) {
         self.latencies.push(pass.latency);
         self.steps_seconds += pass.steps_seconds;
-        self.model_seconds += pass.model_seconds;
+        self.steps += pass.steps;
+        self.stages.add(&pass.stages);
         self.metrics.merge(&pass.metrics);
         self.preemptions += pass.preemptions;
         self.target.add(&pass.target);
@@ -67,7 +97,32 @@ impl Measured {
     /// The share of the steps' time that is neither proposing nor the target's forward pass and head: scheduling,
     /// metadata, sampling and verification, book-keeping.
     pub fn share_outside_model(&self) -> Option<f64> {
-        (self.steps_seconds > 0.0).then(|| (1.0 - self.model_seconds / self.steps_seconds).max(0.0))
+        let model_seconds = (self.stages.propose + self.stages.execute) * 1e-6;
+        (self.steps_seconds > 0.0).then(|| (1.0 - model_seconds / self.steps_seconds).max(0.0))
+    }
+
+    /// Milliseconds of a step by stage, mean of all steps, as the host's clock has them.
+    pub fn stage_ms(&self) -> Option<StageMs> {
+        let of = |us: f64| us / self.steps as f64 * 1e-3;
+        let StageTimes { metadata, propose, execute, sample } = self.stages;
+        (self.steps > 0).then(|| StageMs {
+            metadata: of(metadata),
+            propose: of(propose),
+            execute: of(execute),
+            sample: of(sample),
+        })
+    }
+
+    /// Milliseconds of a step that the device was at work, mean of all steps, by its own clock; `None` where it has none.
+    pub fn device_ms(&self) -> Option<DeviceMs> {
+        let target = self.target.stages.filter(|_| self.steps > 0)?;
+        let of = |time: Duration| time.as_secs_f64() / self.steps as f64 * 1e3;
+        Some(DeviceMs {
+            inputs: of(target.inputs),
+            forward: of(target.forward),
+            choice: of(target.choice),
+            draft: of(self.draft.stages.unwrap_or_default().total()),
+        })
     }
 
     /// Drafts of a verify row, mean.

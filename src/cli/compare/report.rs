@@ -134,6 +134,8 @@ impl Report<'_> {
             "eager_steps": counts.eager,
             "graph_fallbacks": counts.fallbacks,
             "device_seconds": counts.device.as_secs_f64(),
+            "wall_ms_per_step": measured.stage_ms(),
+            "device_ms_per_step": measured.device_ms(),
             "draft_graph_replays": measured.draft.replays,
             "draft_eager_steps": measured.draft.eager,
             "draft_graph_fallbacks": measured.draft.fallbacks,

@@ -1,9 +1,10 @@
-//! The comparison for people: three tables of one row a run, the log lines, and what differs.
+//! The comparison for people: three tables of one row a run, a fourth where the device has a clock, the log lines, and what differs.
 
 use std::fmt::Write;
 
 use pagedraft_workloads::latency::Spread;
 
+use super::measured::{DeviceMs, Measured, StageMs};
 use super::report::Report;
 use super::runs::{RUNS, Run};
 use crate::cli::step_figures::{no_drafts, number};
@@ -51,8 +52,13 @@ pub fn text(report: &Report<'_>) -> String {
         text.push_str(&latencies(report));
         text.push_str(&speculation(report));
     }
+    let stages = stages(report);
+    text.push_str(stages.as_deref().unwrap_or_default());
     text.push_str(&steps(report));
     text.push_str(LEGEND);
+    if stages.is_some() {
+        text.push_str(DEVICE_LEGEND);
+    }
     if done > 0 {
         text.push_str(&log_lines(report));
     }
@@ -106,6 +112,32 @@ fn speculation(report: &Report<'_>) -> String {
     })
 }
 
+/// Where the host and the device spent a step; nothing where the device has no clock of its own.
+fn stages(report: &Report<'_>) -> Option<String> {
+    report.runs.iter().find_map(Measured::device_ms)?;
+    let columns = [
+        ("metadata", 10),
+        ("propose", 9),
+        ("execute", 9),
+        ("sample", 9),
+        ("| inputs", 10),
+        ("forward", 9),
+        ("choice", 9),
+        ("draft", 9),
+    ];
+    Some(stacked(report, "a step, ms: wall | device busy", &columns, |i| {
+        let run = &report.runs[i];
+        let wall = run
+            .stage_ms()
+            .map(|StageMs { metadata, propose, execute, sample }| [metadata, propose, execute, sample]);
+        let device = run
+            .device_ms()
+            .map(|DeviceMs { inputs, forward, choice, draft }| [inputs, forward, choice, draft]);
+        let cells = |ms: Option<[f64; 4]>| ms.map_or([None; 4], |ms| ms.map(Some));
+        cells(wall).into_iter().chain(cells(device)).map(|ms| number(ms, 3)).collect()
+    }))
+}
+
 fn steps(report: &Report<'_>) -> String {
     let columns = [("outside", 10), ("replays", 9), ("eager", 8), ("fallbacks", 11), ("", 2), ("parity", 0)];
     stacked(report, "steps; parity with no spec. eager", &columns, |i| {
@@ -148,6 +180,13 @@ propose     a round of proposing, one token a row;  scoring, verify: the target'
             judging drafts behind a miss, for noncausal alone, is inside these times: about 1 us for a row of 2,048 logits
 outside     share of the steps' time neither proposing nor in the target's pass: scheduling, metadata, sampling, book-keeping
 replays     steps of the target replayed from a graph;  fallbacks: eager ones for which no graph was captured
+";
+
+const DEVICE_LEGEND: &str = "\
+a step      mean of all timed steps; wall: by the host's clock, as it issues and waits; device busy: by events on the GPU's stream
+            around each copy, each list of launches and each replay, of eager steps with the gaps between launches
+inputs      the copy of metadata and tokens;  forward: the target's pass, logits included;  choice: choosing the tokens that
+            drafts are accepted by;  draft: all that the draft model did
 ";
 
 /// The two lines of the notes for each run that had drafts, and why the others had none.
