@@ -1,5 +1,6 @@
 //! Zeroed, aligned memory for weights and activations.
 
+#[cfg(not(target_os = "linux"))]
 use std::alloc::Layout;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
@@ -60,13 +61,14 @@ unsafe impl Plain for f32 {}
 pub struct Memory<T: Plain> {
     at: NonNull<T>,
     len: usize,
+    #[cfg_attr(target_os = "linux", expect(dead_code, reason = "kept for as long as the memory"))]
     origin: Origin,
 }
 
 /// How the memory was got, hence how it is given back.
 enum Origin {
     Empty,
-    #[cfg_attr(target_os = "linux", expect(dead_code, reason = "other systems have no mappings here"))]
+    #[cfg(not(target_os = "linux"))]
     Heap(Layout),
     #[cfg(target_os = "linux")]
     Mapped {
@@ -223,16 +225,12 @@ impl<T: Plain> DerefMut for Memory<T> {
     }
 }
 
+#[cfg(not(target_os = "linux"))]
 impl<T: Plain> Drop for Memory<T> {
     fn drop(&mut self) {
-        match &self.origin {
-            Origin::Empty => {}
+        if let Origin::Heap(layout) = self.origin {
             // SAFETY: allocated with this layout in `of`.
-            Origin::Heap(layout) => unsafe {
-                std::alloc::dealloc(self.at.as_ptr().cast(), *layout);
-            },
-            #[cfg(target_os = "linux")]
-            Origin::Mapped { .. } => {}
+            unsafe { std::alloc::dealloc(self.at.as_ptr().cast(), layout) };
         }
     }
 }
