@@ -8,8 +8,10 @@ use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// From this size on a buffer is mapped by itself; smaller ones share mappings.
+#[cfg(target_os = "linux")]
 const ALONE_FROM: usize = 1 << 20;
 /// A huge page of x86-64 and AArch64 Linux.
+#[cfg(target_os = "linux")]
 const HUGE_PAGE: usize = 2 << 20;
 /// The smallest page of any system this runs on.
 const SMALL_PAGE: usize = 4 << 10;
