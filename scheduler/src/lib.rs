@@ -137,23 +137,13 @@
 //! # }
 //! ```
 
-mod acceptance;
 mod apply;
 mod config;
 mod costs;
-mod draft_control;
-mod draft_lengths;
-mod draft_report;
-mod draft_search;
-#[cfg(test)]
-mod draft_search_tests;
+mod drafting;
 mod error;
 pub mod fake;
-mod live_curve;
-#[cfg(test)]
-mod live_curve_tests;
 mod plan;
-mod probing;
 mod queues;
 mod request;
 mod scheduler;
@@ -162,8 +152,7 @@ mod step;
 pub use apply::Applied;
 pub use config::{Policy, SchedulerConfig};
 pub use costs::{CostCurve, StepCosts, StepTimes};
-pub use draft_control::DraftControl;
-pub use draft_report::DraftReport;
+pub use drafting::{DraftControl, DraftReport};
 pub use error::{ConfigError, Error, SubmitError};
 pub use plan::{Executor, FinishReason, Kind, KvView, PlanRow, RowOutcome, StepId, StepOutcome, StepPlan};
 pub use request::{Phase, RequestInfo, RequestKey, RequestSpec};

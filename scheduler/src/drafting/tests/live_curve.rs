@@ -1,5 +1,5 @@
 use crate::CostCurve;
-use crate::live_curve::LiveCurve;
+use crate::drafting::live_curve::LiveCurve;
 
 fn curve(points: &[(u32, f64)]) -> LiveCurve {
     LiveCurve::new(&CostCurve { points: points.to_vec(), us_per_context: 0.0, us_per_read: 0.0 })

@@ -1,7 +1,8 @@
-//! The search against trying every combination of lengths.
+//! The search is compared with trying every combination of lengths.
 use crate::CostCurve;
-use crate::draft_search::{Base, Proposing, Search};
-use crate::live_curve::LiveCurve;
+use crate::drafting::acceptance::Estimate;
+use crate::drafting::live_curve::LiveCurve;
+use crate::drafting::search::{Base, ProposalCosts, Search, Wake};
 
 const MAX: u16 = 3;
 
@@ -14,7 +15,7 @@ impl Dice {
     }
 }
 
-fn rate(lengths: &[u16], accepted: &[f64], base: &Base, costs: Proposing<'_>) -> f64 {
+fn rate(lengths: &[u16], accepted: &[f64], base: &Base, costs: ProposalCosts<'_>) -> f64 {
     let rows = f64::from(base.decode_rows);
     let prefill = f64::from(base.prefill_rows);
     let (mut tokens, mut all) = (rows, rows + prefill);
@@ -58,16 +59,19 @@ fn the_search_is_as_good_as_trying_every_combination() {
             overhead_us: 50.0,
             room: 100,
         };
-        let costs = Proposing { target: &target, draft: &draft, per_step_us: 20.0, further: 1.0 };
+        let costs = ProposalCosts { target: &target, draft: &draft, per_step_us: 20.0, further: 1.0 };
         let mut best: f64 = 0.0;
         for code in 0..4usize.pow(requests as u32) {
             let lengths: Vec<u16> = (0..requests).map(|i| (code >> (2 * i) & 3) as u16).collect();
             best = best.max(rate(&lengths, &accepted, &base, costs));
         }
         let mut search = Search::new(MAX, &target);
-        let groups: Vec<u16> = accepted.iter().map(|&a| search.add((a, 1.0), 100, (0.0, 0.0))).collect();
+        let cohorts: Vec<u16> = accepted
+            .iter()
+            .map(|&a| search.add(Estimate { accepted: a, given: 1.0 }, 100, Wake::default()))
+            .collect();
         let rates = search.choose(&base, costs, 0.0);
-        let lengths: Vec<u16> = groups.into_iter().map(|group| search.take(group)).collect();
+        let lengths: Vec<u16> = cohorts.into_iter().map(|cohort| search.take(cohort)).collect();
         let found = rate(&lengths, &accepted, &base, costs);
         assert!(found > 0.99 * best, "seed {seed}: {lengths:?} for {accepted:?}: {found} of {best}");
         assert!((found / rates.best - 1.0).abs() < 0.02, "seed {seed}: said {}, is {found}", rates.best);
@@ -80,8 +84,8 @@ fn no_more_drafts_are_chosen_than_there_is_room_for() {
         LiveCurve::new(&CostCurve { points: vec![(1, 1000.0)], us_per_context: 0.0, us_per_read: 0.0 });
     let free = LiveCurve::new(&CostCurve::default());
     let mut search = Search::new(MAX, &flat);
-    let groups = [0.9, 0.5].map(|a| search.add((a, 1.0), 10, (0.0, 0.0)));
+    let cohorts = [0.9, 0.5].map(|a| search.add(Estimate { accepted: a, given: 1.0 }, 10, Wake::default()));
     let base = Base { decode_rows: 2, room: 4, ..Base::default() };
-    search.choose(&base, Proposing { target: &flat, draft: &free, per_step_us: 0.0, further: 1.0 }, 0.0);
-    assert_eq!(groups.map(|group| search.take(group)), [3, 1]);
+    search.choose(&base, ProposalCosts { target: &flat, draft: &free, per_step_us: 0.0, further: 1.0 }, 0.0);
+    assert_eq!(cohorts.map(|cohort| search.take(cohort)), [3, 1]);
 }

@@ -1,10 +1,10 @@
 use crate::Scheduler;
 
-/// Waiting requests that are looked at to guess what this step will prefill.
+/// At most this many waiting requests are looked at to foresee how many tokens this step will prefill.
 const LOOK_AHEAD: usize = 16;
 
 impl Scheduler {
-    /// Lets the draft control choose the lengths of the step about to be planned.
+    /// Lets the draft control choose the draft lengths of the step about to be planned.
     pub(crate) fn decide_drafts(&mut self) {
         let Self { control: Some(control), config, running, waiting, requests, blocks, .. } = self else {
             return;
@@ -19,7 +19,7 @@ impl Scheduler {
         }
         let budget = config.max_num_batched_tokens;
         control.begin(running.len());
-        // What drafts may have: a prefill's piece is not cut for them.
+        // `left` ends as the tokens of the budget that drafts may use: a prefill is not cut shorter because of them.
         let mut left = budget;
         let chunk = config.prefill_chunk.unwrap_or(u32::MAX);
         for &key in running {

@@ -1,0 +1,2 @@
+mod live_curve;
+mod search;
