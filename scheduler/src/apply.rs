@@ -1,11 +1,13 @@
 use std::ops::Range;
 
-use pagedraft_block_manager::GroupId;
+use pagedraft_block_manager::{GroupId, MAX_GROUPS};
 use serde::Serialize;
 
+use crate::error::of;
 use crate::request::Request;
 use crate::scheduler::FlightRow;
-use crate::{Error, FinishReason, Phase, RequestKey, RowOutcome, Scheduler, StepOutcome};
+use crate::segments::Role;
+use crate::{Error, FinishReason, Phase, Progress, RequestKey, RowOutcome, Scheduler, StepOutcome};
 
 /// What a step changed for one request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -26,17 +28,28 @@ pub struct Applied {
     pub published: Range<u32>,
 }
 
+/// A row of the outcome with what belongs to it.
+struct Given<'a> {
+    row: usize,
+    result: &'a RowOutcome,
+    /// Tokens that it emitted.
+    emitted: &'a [u32],
+    /// Slots by group that hold accepted tokens; empty where the executor left it to the plan.
+    took: &'a [u32],
+}
+
 impl Scheduler {
     /// Takes the outcome of the step in flight: appends tokens, commits and publishes KV, ends requests. `applied`
     /// is overwritten, an entry a plan row whose request was not aborted, in the plan's order.
     ///
     /// A token of the stop list ends its request with [`FinishReason::Stop`], then the greatest length with
     /// [`FinishReason::Length`]; tokens behind are dropped. A row marked [`RowOutcome::stop`] ends with `Stop` after
-    /// its last token.
+    /// its last token, a row of [`Progress::Failed`] with [`FinishReason::Failed`].
     ///
     /// # Errors
     ///
-    /// An outcome that does not answer the plan in flight. Nothing has changed then.
+    /// An outcome that does not answer the plan in flight: nothing has changed then. A fault of the book-keeping of a
+    /// request's blocks, which names the request: all other rows were applied.
     pub fn apply<R>(&mut self, outcome: &StepOutcome<R>, applied: &mut Vec<Applied>) -> Result<(), Error> {
         applied.clear();
         self.check_outcome(outcome)?;
@@ -50,14 +63,17 @@ impl Scheduler {
         self.flight.step = None;
         let mut fault = Ok(());
         let mut any_ended = false;
-        for (row, result) in rows.drain(..).zip(&outcome.rows) {
-            match self.apply_row(row, result, &outcome.tokens) {
+        for (at, row) in rows.drain(..).enumerate() {
+            let result = &outcome.rows[at];
+            let emitted = &outcome.tokens[result.tokens.start as usize..result.tokens.end as usize];
+            let given = Given { row: at, result, emitted, took: outcome.took.row(at) };
+            match self.apply_row(row, &given, outcome) {
                 Ok(None) => {}
                 Ok(Some(one)) => {
                     any_ended |= one.finish.is_some();
                     applied.push(one);
                 }
-                Err(error) => fault = Err(error),
+                Err(error) => fault = fault.and(Err(error)),
             }
         }
         self.flight.rows = rows;
@@ -69,23 +85,26 @@ impl Scheduler {
         fault
     }
 
-    fn apply_row(
+    fn apply_row<R>(
         &mut self,
         row: FlightRow,
-        result: &RowOutcome,
-        tokens: &[u32],
+        given: &Given<'_>,
+        outcome: &StepOutcome<R>,
     ) -> Result<Option<Applied>, Error> {
-        let Some(request) = self.requests.get_mut(row.request.0) else {
+        let key = row.request;
+        let Some(request) = self.requests.get_mut(key.0) else {
             return Ok(None);
         };
         if matches!(request.phase, Phase::Ended(_)) {
-            self.blocks.free(request.sequence)?;
+            self.blocks.free(request.sequence).map_err(of(key))?;
             return Ok(None);
         }
-        let emitted = &tokens[result.tokens.start as usize..result.tokens.end as usize];
+        let result = given.result;
+        let thinning = request.is_thinning();
+        let known = request.len();
         let mut finish = None;
         let mut kept = 0;
-        for &token in emitted {
+        for &token in given.emitted {
             request.tokens.push(token);
             kept += 1;
             finish = ended_by(request, token);
@@ -96,33 +115,115 @@ impl Scheduler {
         if result.stop {
             finish = Some(FinishReason::Stop);
         }
-        // Accepted drafts have their KV; the token behind the last of them has not.
-        request.computed = (row.end + u32::from(result.num_accepted)).min(request.len());
         let mut published = 0..0;
-        for group in 0..self.blocks.groups().len() {
-            let sealed = self.blocks.commit(
-                request.sequence,
-                GroupId(group as u8),
-                &request.tokens,
-                request.computed,
-            )?;
-            if group == 0 && self.config.enable_prefix_caching {
-                published = sealed;
+        match result.progress {
+            Progress::Failed => finish = Some(FinishReason::Failed),
+            // The canvas is rewritten until it ends: no block of it is ever sealed or shared.
+            Progress::Canvas { refresh } => request.refresh = refresh || kept > 0,
+            Progress::Append if thinning => self.commit_thinned(&row, given, outcome, known)?,
+            Progress::Append => {
+                // Accepted drafts have their KV; the token behind the last of them has not.
+                request.computed = (row.end + u32::from(result.num_accepted)).min(request.len());
+                published = self.commit(key, given)?;
             }
         }
+        let Some(request) = self.requests.get_mut(key.0) else {
+            return Ok(None);
+        };
         if let Some(reason) = finish {
             request.phase = Phase::Ended(reason);
-            self.ended.push(row.request);
-            self.blocks.free(request.sequence)?;
+            self.ended.push(key);
+            self.blocks.free(request.sequence).map_err(of(key))?;
         }
         Ok(Some(Applied {
-            request: row.request,
+            request: key,
             tokens: result.tokens.start..result.tokens.start + kept,
             finish,
             num_drafts: result.num_drafts,
             num_accepted: result.num_accepted,
             published,
         }))
+    }
+
+    /// Commits in every group what the row computed and accepted; the blocks of the first group that this published.
+    fn commit(&mut self, key: RequestKey, given: &Given<'_>) -> Result<Range<u32>, Error> {
+        let Self { requests, blocks, segments, config, .. } = self;
+        let Some(request) = requests.get(key.0) else {
+            return Ok(0..0);
+        };
+        let mut published = 0..0;
+        for (group, role) in segments.roles().iter().enumerate() {
+            let id = GroupId(group as u8);
+            let upto = match role {
+                Role::Kv(_) => request.computed,
+                // A proposer's KV goes as far as the proposer says, and never behind an accepted token.
+                Role::Lagging => match given.took.get(group) {
+                    Some(&took) if took > 0 => took.min(request.len()),
+                    _ => continue,
+                },
+                Role::Hold(_) => continue,
+            };
+            let sealed = blocks.commit(request.sequence, id, &request.tokens, upto).map_err(of(key))?;
+            if group == 0 && config.enable_prefix_caching {
+                published = sealed;
+            }
+        }
+        Ok(published)
+    }
+
+    /// Commits a row of a prompt of which not all tokens go on, of `known` tokens, and notes where it waits.
+    fn commit_thinned<R>(
+        &mut self,
+        row: &FlightRow,
+        given: &Given<'_>,
+        outcome: &StepOutcome<R>,
+        known: u32,
+    ) -> Result<(), Error> {
+        let Self { requests, blocks, segments, .. } = self;
+        let Some(request) = requests.get_mut(row.request.0) else {
+            return Ok(());
+        };
+        let fault = of(row.request);
+        let (first, last) = row.segments;
+        let reach: [u32; crate::segments::MAX_SEGMENTS] = std::array::from_fn(|segment| {
+            let prompt = segment.checked_sub(1).and_then(|cut| request.kept.get(cut));
+            prompt.map_or(known, |prompt| prompt + (known - request.prompt_len))
+        });
+        // The segment that the row ends in, and how many of its tokens have passed it.
+        let passed = if last - first == 1 { row.end } else { reach[usize::from(last) - 1] };
+        let through = passed == reach[usize::from(last) - 1];
+        for (group, role) in segments.roles().iter().enumerate() {
+            let id = GroupId(group as u8);
+            match *role {
+                Role::Kv(0) if first == 0 => {
+                    let before = blocks.lengths(request.sequence, id).map_err(&fault)?.physical;
+                    let upto = if last == 1 { row.end } else { known };
+                    blocks.commit(request.sequence, id, &request.tokens, upto.max(before)).map_err(&fault)?;
+                }
+                Role::Kv(segment) if segment > 0 && (first..last).contains(&segment) => {
+                    let kept = outcome.kept.iter().find(|kept| kept.row as usize == given.row && kept.group == id);
+                    let positions = kept.and_then(|kept| {
+                        outcome.kept_positions.get(kept.positions.start as usize..kept.positions.end as usize)
+                    });
+                    // `check_outcome` has seen that the list is there.
+                    let positions = positions.unwrap_or_default();
+                    let whole = segment + 1 < last || through;
+                    let stands_for = if whole { known } else { positions.last().map_or(0, |p| p + 1) };
+                    blocks.commit_kept(request.sequence, id, positions, stands_for).map_err(&fault)?;
+                }
+                // All that waited behind the segment has run through the next one.
+                Role::Hold(segment) if segment + 1 < last || (segment + 1 == last - 1 && through) => {
+                    blocks.clear_group(request.sequence, id).map_err(&fault)?;
+                }
+                _ => {}
+            }
+        }
+        if through && last == segments.count() {
+            request.computed = known;
+        } else {
+            (request.segment, request.passed) = if through { (last, 0) } else { (last - 1, passed) };
+        }
+        Ok(())
     }
 
     fn check_outcome<R>(&self, outcome: &StepOutcome<R>) -> Result<(), Error> {
@@ -133,11 +234,60 @@ impl Scheduler {
             return Err(Error::RowCount { step, rows: self.flight.rows.len(), given: outcome.rows.len() });
         }
         for (index, (row, result)) in self.flight.rows.iter().zip(&outcome.rows).enumerate() {
-            if let Some(what) = wrong_with(row, result, outcome.tokens.len()) {
+            let wrong = wrong_with(row, result, outcome.tokens.len());
+            if let Some(what) = wrong.or_else(|| self.wrong_slots(index, row, result, outcome)) {
                 return Err(Error::Row { step, row: index, what });
             }
         }
         Ok(())
+    }
+
+    /// What is wrong with the slots that a row says it took.
+    fn wrong_slots<R>(
+        &self,
+        index: usize,
+        row: &FlightRow,
+        result: &RowOutcome,
+        outcome: &StepOutcome<R>,
+    ) -> Option<&'static str> {
+        let (need, took) = (self.flight.needs.row(index), outcome.took.row(index));
+        let request = self.requests.get(row.request.0)?;
+        if result.progress != Progress::Append || matches!(request.phase, Phase::Ended(_)) {
+            return None;
+        }
+        let rejected = u32::from(row.drafts_max - result.num_accepted);
+        let mut lists = [false; MAX_GROUPS];
+        if request.is_thinning() {
+            for kept in outcome.kept.iter().filter(|kept| kept.row as usize == index) {
+                let (from, to) = (kept.positions.start as usize, kept.positions.end as usize);
+                let positions = outcome.kept_positions.get(from..to);
+                let Some((positions, need)) = positions.zip(need.get(usize::from(kept.group.0))) else {
+                    return Some("keeps tokens in a group, or at positions, that are not there");
+                };
+                if positions.len() != *need as usize || !positions.is_sorted_by(|a, b| a < b) {
+                    return Some("keeps another number of tokens than was planned, or not in ascending order");
+                }
+                lists[usize::from(kept.group.0)] = true;
+            }
+        }
+        for (group, role) in self.segments.roles().iter().enumerate() {
+            let (need, took) = (need.get(group).copied().unwrap_or(0), took.get(group).copied());
+            match *role {
+                Role::Kv(segment) if request.is_thinning() => {
+                    if segment > 0 && need > 0 && !lists[group] {
+                        return Some("does not say which tokens it keeps in a group in which not all stay");
+                    }
+                }
+                Role::Kv(_) if took.is_some_and(|took| took + rejected != need) => {
+                    return Some("took another number of slots than it computed and accepted");
+                }
+                Role::Lagging if took.is_some_and(|took| took > need) => {
+                    return Some("took more slots for drafts than were planned");
+                }
+                _ => {}
+            }
+        }
+        None
     }
 }
 
@@ -159,6 +309,12 @@ fn wrong_with(row: &FlightRow, result: &RowOutcome, num_tokens: usize) -> Option
         Some("is of another request than its plan row")
     } else if emitted.is_none() || end as usize > num_tokens {
         Some("names tokens that are not there")
+    } else if result.progress == Progress::Failed {
+        (emitted != Some(0)).then_some("failed and emitted tokens")
+    } else if matches!(result.progress, Progress::Canvas { .. }) != row.canvas.is_some() {
+        Some("appends to a canvas, or rewrites a sequence that is appended to")
+    } else if let Some(block) = row.canvas {
+        (emitted != Some(0) && emitted != Some(block)).then_some("makes part of a block final")
     } else if result.num_drafts > row.drafts_max {
         Some("scored more drafts than were planned")
     } else if result.num_accepted > result.num_drafts {

@@ -1,4 +1,4 @@
-use pagedraft_block_manager::{BlockSize, KvGroup};
+use pagedraft_block_manager::{BlockSize, GroupId, KvGroup};
 use serde::{Deserialize, Serialize};
 
 use crate::ConfigError;
@@ -14,13 +14,23 @@ pub enum Policy {
     Priority,
 }
 
+/// A part of the model's forward pass: between two segments the host may look at what was computed and drop tokens.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct SegmentKv {
+    /// The KV groups that the segment's layers write.
+    pub groups: Vec<GroupId>,
+    /// The scratch group that holds the residual rows of requests that wait behind this segment.
+    pub hold: Option<GroupId>,
+}
+
 /// What a scheduler is made from. Field names are the flags' names.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SchedulerConfig {
     /// Tokens a KV block: 16, 32 or 64.
     pub block_size: u32,
-    /// KV blocks of all groups together.
+    /// Size of the KV arena: the bytes of so many blocks of all the target's layers, and of as many blocks of each
+    /// group that lags (a draft model's KV).
     pub num_blocks: u32,
     /// Requests running at once.
     pub max_num_seqs: u32,
@@ -41,6 +51,9 @@ pub struct SchedulerConfig {
     /// The model's KV groups.
     #[serde(skip_deserializing, default = "dense")]
     pub groups: Vec<KvGroup>,
+    /// The model's segments. Empty: one segment that writes every group which does not lag.
+    #[serde(skip_deserializing)]
+    pub segments: Vec<SegmentKv>,
 }
 
 impl Default for SchedulerConfig {
@@ -57,6 +70,7 @@ impl Default for SchedulerConfig {
             num_speculative_tokens: 0,
             policy: Policy::default(),
             groups: dense(),
+            segments: Vec::new(),
         }
     }
 }

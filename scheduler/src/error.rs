@@ -2,6 +2,11 @@ use pagedraft_block_manager::Error as BlockError;
 
 use crate::{RequestKey, StepId};
 
+/// Names the request in whose book-keeping a fault of the block manager was found.
+pub(crate) fn of(request: RequestKey) -> impl Fn(BlockError) -> Error {
+    move |source| Error::Blocks { request, source }
+}
+
 /// Why no scheduler can be made from a configuration.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -25,6 +30,14 @@ pub enum ConfigError {
     ChunkWithoutChunking {
         /// The greatest piece.
         chunk: u32,
+    },
+    /// Segments that do not fit the KV groups.
+    #[error("segment {segment} of the model {what}")]
+    Segments {
+        /// The segment's index.
+        segment: usize,
+        /// What is wrong with it.
+        what: &'static str,
     },
     /// The block size, the pool or the KV groups.
     #[error(transparent)]
@@ -76,6 +89,30 @@ pub enum SubmitError {
         /// The budget of a step.
         max_num_batched_tokens: u32,
     },
+    /// Counts of kept tokens that do not fit the prompt or the model.
+    #[error("the request keeps {kept:?} of {prompt_len} prompt tokens behind the cuts of a model that has {cuts}; {what}")]
+    Kept {
+        /// Tokens kept behind each cut.
+        kept: Vec<u32>,
+        /// Tokens of the prompt.
+        prompt_len: usize,
+        /// Cuts of the model.
+        cuts: usize,
+        /// The rule that is broken.
+        what: &'static str,
+    },
+    /// A canvas that cannot be denoised.
+    #[error("the canvas of {len} tokens in blocks of {block}, behind {prompt_len} prompt tokens, {what}")]
+    Canvas {
+        /// Tokens of the canvas.
+        len: u32,
+        /// Tokens a block.
+        block: u32,
+        /// Tokens of the prompt.
+        prompt_len: usize,
+        /// What is wrong with it.
+        what: &'static str,
+    },
     /// A fork of a request with another prompt or salt.
     #[error("the request forks {parent} but its prompt or salt is another; forks share both")]
     ForkDiffers {
@@ -84,7 +121,11 @@ pub enum SubmitError {
     },
 }
 
-/// Why an outcome cannot be applied. Nothing has changed then; the step is still in flight.
+/// Why a step cannot be planned, or its outcome not be applied.
+///
+/// When an outcome does not answer its plan ([`Error::WrongStep`], [`Error::RowCount`], [`Error::Row`]), nothing has
+/// changed and the step is still in flight. The others are faults of the book-keeping of one request, which they name;
+/// the scheduler goes on, and that request is best aborted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -116,7 +157,24 @@ pub enum Error {
         /// What is wrong with it.
         what: &'static str,
     },
-    /// A fault of the book-keeping of blocks.
-    #[error("block manager: {0}")]
-    Blocks(#[from] BlockError),
+    /// A fault of the book-keeping of a request's blocks.
+    #[error("request {request}: the KV blocks are not as the scheduler knows them: {source}")]
+    Blocks {
+        /// Whose blocks.
+        request: RequestKey,
+        /// The fault.
+        source: BlockError,
+    },
+    /// Room for a request's row was counted, and then was not there.
+    #[error("request {request}: the KV blocks that were counted for its row cannot be had")]
+    NoRoom {
+        /// Whose row.
+        request: RequestKey,
+    },
+    /// A queue names a request that does not exist.
+    #[error("request {request} is queued but does not exist")]
+    NoSuchRequest {
+        /// The request.
+        request: RequestKey,
+    },
 }

@@ -124,7 +124,7 @@
 //! let (mut plan, mut outcome, mut applied) = (StepPlan::default(), StepOutcome::default(), Vec::new());
 //! let mut tokens = 0;
 //! while scheduler.has_unfinished() {
-//!     scheduler.step(&mut plan);
+//!     scheduler.step(&mut plan)?;
 //!     executor.execute(&plan, &scheduler, &mut outcome)?;
 //!     scheduler.apply(&outcome, &mut applied)?;
 //!     for one in &applied {
@@ -137,23 +137,30 @@
 //! # }
 //! ```
 
+mod admission;
 mod apply;
 mod config;
 mod costs;
 mod drafting;
 mod error;
 pub mod fake;
+mod piece;
 mod plan;
 mod queues;
 mod request;
 mod scheduler;
+mod segments;
+mod slot_counts;
 mod step;
 
 pub use apply::Applied;
-pub use config::{Policy, SchedulerConfig};
+pub use config::{Policy, SchedulerConfig, SegmentKv};
 pub use costs::{CostCurve, StepCosts, StepTimes};
 pub use drafting::{DraftControl, DraftReport};
 pub use error::{ConfigError, Error, SubmitError};
-pub use plan::{Executor, FinishReason, Kind, KvView, PlanRow, RowOutcome, StepId, StepOutcome, StepPlan};
-pub use request::{Phase, RequestInfo, RequestKey, RequestSpec};
+pub use plan::{
+    Executor, FinishReason, Kept, Kind, KvView, PlanRow, Progress, RowOutcome, StepId, StepOutcome, StepPlan,
+};
+pub use request::{Canvas, Phase, RequestInfo, RequestKey, RequestSpec};
 pub use scheduler::{Scheduler, Stats};
+pub use slot_counts::SlotCounts;

@@ -36,72 +36,104 @@ impl Running {
     }
 }
 
-/// What the running requests that a step has yet to visit need without drafts.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Behind {
-    pub(crate) rows: u32,
-    /// Blocks that they lack for their next rows.
-    pub(crate) blocks: u32,
-}
-
-/// The running requests in the order in which a step visits them.
+/// The running requests in the order in which a step visits them, and what those need, without drafts, that are yet to
+/// come.
 #[derive(Debug, Default)]
 pub(crate) struct Visit {
-    /// Each with the blocks that it lacks.
-    order: Vec<(RequestKey, u32)>,
+    order: Vec<Place>,
     at: usize,
-    behind: Behind,
+    /// How many running requests are yet to come.
+    behind_rows: u32,
+    groups: usize,
+    /// Blocks that each request lacks for its next row, `[requests, groups]`; empty where nobody counted.
+    lacks: Vec<u32>,
+    /// Their sums over the requests that are yet to come, by group.
+    behind_blocks: Vec<u32>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    key: RequestKey,
+    /// It was preempted before its turn, and what it needs was subtracted then.
+    gone: bool,
 }
 
 impl Visit {
-    pub(crate) fn reserve(&mut self, len: usize) {
+    pub(crate) fn reserve(&mut self, len: usize, groups: usize) {
         self.order.reserve(len.saturating_sub(self.order.len()));
+        self.lacks.reserve((len * groups).saturating_sub(self.lacks.len()));
     }
 
-    pub(crate) fn begin(&mut self, running: &[RequestKey]) {
+    pub(crate) fn begin(&mut self, running: &[RequestKey], groups: usize) {
         self.order.clear();
-        self.order.extend(running.iter().map(|&key| (key, 0)));
+        self.order.extend(running.iter().map(|&key| Place { key, gone: false }));
         self.at = 0;
-        self.behind = Behind { rows: running.len() as u32, blocks: 0 };
+        self.behind_rows = running.len() as u32;
+        self.groups = groups;
+        self.lacks.clear();
+        self.behind_blocks.clear();
+        self.behind_blocks.resize(groups, 0);
     }
 
-    /// Counts the blocks that each of them lacks.
-    pub(crate) fn count(&mut self, lacks: impl Fn(RequestKey) -> u32) {
-        for (key, blocks) in &mut self.order {
-            *blocks = lacks(*key);
-            self.behind.blocks += *blocks;
+    /// Puts those first who are `to_be_first`; within both halves the order stays.
+    pub(crate) fn first(&mut self, to_be_first: impl Fn(RequestKey) -> bool) {
+        self.order.sort_by_key(|place| !to_be_first(place.key));
+    }
+
+    /// Counts the blocks by group that each of them lacks: `lacks` adds those of one request.
+    pub(crate) fn count<E>(
+        &mut self,
+        lacks: impl Fn(RequestKey, &mut [u32]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.lacks.resize(self.order.len() * self.groups, 0);
+        for (place, blocks) in self.order.iter().zip(self.lacks.chunks_exact_mut(self.groups)) {
+            lacks(place.key, blocks)?;
+            for (sum, &blocks) in self.behind_blocks.iter_mut().zip(&*blocks) {
+                *sum += blocks;
+            }
         }
+        Ok(())
     }
 
     /// The next one, which is no longer behind.
     pub(crate) fn next(&mut self) -> Option<RequestKey> {
-        let (key, blocks) = self.order.get_mut(self.at)?;
+        let at = self.at;
+        let place = *self.order.get(at)?;
         self.at += 1;
-        // Who left was subtracted then.
-        if *blocks != GONE {
-            self.behind.rows -= 1;
-            self.behind.blocks -= *blocks;
+        if !place.gone {
+            self.subtract(at);
         }
-        Some(*key)
+        Some(place.key)
     }
 
     /// One of them was preempted before its turn.
     pub(crate) fn leave(&mut self, key: RequestKey) {
-        if let Some((_, blocks)) = self.order[self.at..].iter_mut().find(|(other, _)| *other == key) {
-            self.behind.rows -= 1;
-            self.behind.blocks -= *blocks;
-            *blocks = GONE;
+        let behind = self.order[self.at..].iter().position(|place| place.key == key && !place.gone);
+        if let Some(behind) = behind {
+            let at = self.at + behind;
+            self.order[at].gone = true;
+            self.subtract(at);
         }
     }
 
-    /// What those need that are yet to come.
-    pub(crate) fn behind(&self) -> Behind {
-        self.behind
+    fn subtract(&mut self, at: usize) {
+        self.behind_rows -= 1;
+        let lacks = self.lacks.get(at * self.groups..(at + 1) * self.groups).unwrap_or_default();
+        for (sum, blocks) in self.behind_blocks.iter_mut().zip(lacks) {
+            *sum -= blocks;
+        }
+    }
+
+    /// How many running requests are yet to come.
+    pub(crate) fn behind_rows(&self) -> u32 {
+        self.behind_rows
+    }
+
+    /// The blocks by group that they lack.
+    pub(crate) fn behind_blocks(&self) -> &[u32] {
+        &self.behind_blocks
     }
 }
-
-/// Marks who is no longer running.
-const GONE: u32 = u32::MAX;
 
 /// Requests that wait, the next to be admitted first.
 #[derive(Debug, Default)]

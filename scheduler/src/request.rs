@@ -47,8 +47,23 @@ pub struct RequestSpec {
     pub salt: Salt,
     /// Whether prefix hits may be taken; without, every prompt token is computed.
     pub reads_cache: bool,
-    /// A request with the same prompt whose KV this one continues from: further samples of one prompt.
+    /// A request with the same prompt whose KV this one continues from: further samples of one prompt. It counts for
+    /// nothing where the request drops prompt tokens or has a canvas, since neither shares its KV.
     pub fork_of: Option<RequestKey>,
+    /// How many of the prompt's tokens go on behind each cut between two segments of the model. Which tokens they are
+    /// is the executor's decision ([`StepOutcome::kept`](crate::StepOutcome::kept)). Empty: all tokens go on.
+    pub kept: Vec<u32>,
+    /// The canvas of a diffusion model, in place of output that is appended. `max_tokens` is then its length.
+    pub canvas: Option<Canvas>,
+}
+
+/// The output of a diffusion model: so many positions behind the prompt, denoised block by block in place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Canvas {
+    /// Positions of it.
+    pub len: u32,
+    /// Positions a block; divides `len`.
+    pub block: u32,
 }
 
 impl RequestSpec {
@@ -63,6 +78,8 @@ impl RequestSpec {
             salt: Salt::NONE,
             reads_cache: true,
             fork_of: None,
+            kept: Vec::new(),
+            canvas: None,
         }
     }
 }
@@ -119,6 +136,17 @@ pub(crate) struct Request {
     pub(crate) admitted: Option<u64>,
     pub(crate) num_cached: u32,
     pub(crate) num_preemptions: u32,
+    /// Prompt tokens that go on behind each cut; empty: all.
+    pub(crate) kept: Vec<u32>,
+    /// The segment in which a request that drops tokens is prefilled just now.
+    pub(crate) segment: u16,
+    /// How many of the tokens that reach that segment have run through it.
+    pub(crate) passed: u32,
+    pub(crate) canvas: Option<Canvas>,
+    /// Whether the next pass over the canvas is a full one.
+    pub(crate) refresh: bool,
+    /// Whether it had no row in the step before for want of budget: it then comes first in the next one.
+    pub(crate) starved: bool,
 }
 
 impl Request {
@@ -133,7 +161,34 @@ impl Request {
 
     /// Whether only the KV of its last token is missing, and that one is an output token.
     pub(crate) fn is_decoding(&self) -> bool {
-        self.computed + 1 == self.len() && self.generated() > 0
+        self.computed + 1 == self.len() && self.generated() > 0 && self.canvas.is_none()
+    }
+
+    /// Whether its prompt is being computed with tokens dropped on the way.
+    pub(crate) fn is_thinning(&self) -> bool {
+        !self.kept.is_empty() && self.computed == 0
+    }
+
+    /// Known tokens that reach `segment`: of the prompt those that the cuts before it keep, and every output token.
+    pub(crate) fn reach(&self, segment: u16) -> u32 {
+        match usize::from(segment).checked_sub(1).and_then(|cut| self.kept.get(cut)) {
+            Some(&kept) => kept + self.generated(),
+            None => self.len(),
+        }
+    }
+
+    /// Positions of its canvas; 0 without one.
+    pub(crate) fn canvas_len(&self) -> u32 {
+        self.canvas.map_or(0, |canvas| canvas.len)
+    }
+
+    /// Forgets all that was computed.
+    pub(crate) fn restart(&mut self) {
+        self.computed = 0;
+        self.segment = 0;
+        self.passed = 0;
+        self.refresh = true;
+        self.starved = false;
     }
 
     /// Smaller is better: served first, preempted last.

@@ -1,11 +1,16 @@
-use pagedraft_block_manager::{BlockId, BlockManager, GroupId, PoolStats, Slab};
+use pagedraft_block_manager::{
+    BlockId, BlockManager, GroupId, KvIndex, KvJournal, Lengths, PoolStats, Slab,
+};
 use serde::Serialize;
 
+use crate::error::of;
+use crate::piece::ByGroup;
 use crate::queues::{Running, Visit, Waiting};
 use crate::request::Request;
+use crate::segments::Segments;
 use crate::{
-    ConfigError, DraftControl, FinishReason, KvView, Phase, Policy, RequestInfo, RequestKey, RequestSpec,
-    SchedulerConfig, StepId, StepTimes, SubmitError,
+    ConfigError, DraftControl, Error, FinishReason, KvView, Phase, Policy, RequestInfo, RequestKey, RequestSpec,
+    SchedulerConfig, SlotCounts, StepId, StepTimes, SubmitError,
 };
 
 /// How much there is to do, and where.
@@ -26,6 +31,7 @@ pub struct Stats {
 #[derive(Debug)]
 pub struct Scheduler {
     pub(crate) config: SchedulerConfig,
+    pub(crate) segments: Segments,
     pub(crate) blocks: BlockManager,
     pub(crate) requests: Slab<Request>,
     pub(crate) running: Running,
@@ -38,6 +44,12 @@ pub struct Scheduler {
     pub(crate) ended: Vec<RequestKey>,
     /// Ended, to be reported by the next plan that has rows.
     pub(crate) finished: Vec<RequestKey>,
+    /// Preempted by a call of `step` that failed, to be reported by the next plan.
+    pub(crate) preempted: Vec<RequestKey>,
+    /// Whether a running request had no row in the step before.
+    pub(crate) any_starved: bool,
+    /// Whether the proposer in use keeps KV in the group that lags.
+    pub(crate) drafts_have_kv: bool,
     pub(crate) next_step: u64,
     /// Chooses draft lengths; without, each is `num_speculative_tokens`.
     pub(crate) control: Option<DraftControl>,
@@ -49,6 +61,7 @@ pub struct Scheduler {
 pub(crate) struct Flight {
     pub(crate) step: Option<StepId>,
     pub(crate) rows: Vec<FlightRow>,
+    pub(crate) needs: SlotCounts,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -56,6 +69,9 @@ pub(crate) struct FlightRow {
     pub(crate) request: RequestKey,
     pub(crate) start: u32,
     pub(crate) end: u32,
+    pub(crate) segments: (u16, u16),
+    /// Positions of the block of a pass over a canvas.
+    pub(crate) canvas: Option<u32>,
     pub(crate) drafts_max: u16,
     pub(crate) samples: bool,
     pub(crate) decodes: bool,
@@ -70,6 +86,7 @@ impl Scheduler {
     /// cannot be.
     pub fn new(config: SchedulerConfig) -> Result<Self, ConfigError> {
         let block_size = config.check()?;
+        let segments = Segments::new(&config)?;
         let blocks = BlockManager::new(
             block_size,
             config.num_blocks,
@@ -78,6 +95,7 @@ impl Scheduler {
         )?;
         Ok(Self {
             config,
+            segments,
             blocks,
             requests: Slab::default(),
             running: Running::default(),
@@ -86,6 +104,9 @@ impl Scheduler {
             visit: Visit::default(),
             ended: Vec::new(),
             finished: Vec::new(),
+            preempted: Vec::new(),
+            any_starved: false,
+            drafts_have_kv: false,
             next_step: 0,
             control: None,
             arrivals: 0,
@@ -100,11 +121,11 @@ impl Scheduler {
     /// the model's length, the pool, or (chunked prefill off) a step's budget; a fork of another prompt.
     pub fn submit(&mut self, spec: RequestSpec) -> Result<RequestKey, SubmitError> {
         let prompt_len = self.check(&spec)?;
-        let max_len = prompt_len
-            .saturating_add(spec.max_tokens)
-            .min(self.config.max_model_len)
-            // The last token of a request is never computed and needs no slot.
-            .min(self.blocks.capacity().saturating_add(1));
+        let max_len = self.most_len(&spec, prompt_len);
+        let parent = spec.fork_of.and_then(|parent| self.requests.get(parent.0));
+        let shares = spec.kept.is_empty()
+            && spec.canvas.is_none()
+            && parent.is_some_and(|parent| parent.kept.is_empty() && parent.canvas.is_none());
         let key = RequestKey(self.requests.insert(Request {
             phase: Phase::Waiting,
             sequence: self.blocks.open(spec.salt),
@@ -117,10 +138,16 @@ impl Scheduler {
             arrival: self.arrivals,
             salt: spec.salt,
             reads_cache: spec.reads_cache,
-            fork_of: spec.fork_of,
+            fork_of: spec.fork_of.filter(|_| shares),
             admitted: None,
             num_cached: 0,
             num_preemptions: 0,
+            kept: spec.kept,
+            segment: 0,
+            passed: 0,
+            canvas: spec.canvas,
+            refresh: true,
+            starved: false,
         }));
         self.arrivals += 1;
         let (ended, requests) = (self.ended.len(), self.requests.len());
@@ -131,12 +158,16 @@ impl Scheduler {
 
     /// Ends a request at any moment, also between [`step`](Self::step) and [`apply`](Self::apply): its row's outcome
     /// is then dropped, and its blocks are given back by that `apply`. `false` when it had ended before.
-    pub fn abort(&mut self, key: RequestKey) -> bool {
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Blocks`], a fault of the book-keeping: the request has ended all the same.
+    pub fn abort(&mut self, key: RequestKey) -> Result<bool, Error> {
         let Some(request) = self.requests.get_mut(key.0) else {
-            return false;
+            return Ok(false);
         };
         match request.phase {
-            Phase::Ended(_) => return false,
+            Phase::Ended(_) => return Ok(false),
             Phase::Waiting => self.waiting.remove(key),
             Phase::Running => self.running.remove(key),
         }
@@ -144,10 +175,9 @@ impl Scheduler {
         self.ended.push(key);
         let in_flight = self.flight.rows.iter().any(|row| row.request == key);
         if !in_flight {
-            let freed = self.blocks.free(request.sequence);
-            debug_assert!(freed.is_ok(), "an aborted request freed twice: {freed:?}");
+            self.blocks.free(request.sequence).map_err(of(key))?;
         }
-        true
+        Ok(true)
     }
 
     /// Numbers the next plan `step`, where that is further on: the steps skipped are those in which nothing would have
@@ -175,6 +205,23 @@ impl Scheduler {
     /// Sets how many drafts may follow the last token of a decode row, from the next step on.
     pub fn set_num_speculative_tokens(&mut self, drafts: u16) {
         self.config.num_speculative_tokens = drafts;
+    }
+
+    /// Says whether the proposer in use keeps KV of its own, in the group that lags: rows with drafts then reserve slots
+    /// there. Without, nothing is reserved. To be changed while nothing runs.
+    pub fn set_drafts_have_kv(&mut self, yes: bool) {
+        self.drafts_have_kv = yes;
+    }
+
+    /// Whether the block manager notes what enters and leaves the prefix cache, for
+    /// [`drain_journal`](Self::drain_journal).
+    pub fn keep_journal(&mut self, yes: bool) {
+        self.blocks.keep_journal(yes);
+    }
+
+    /// Moves what entered and left the prefix cache since the last call into `journal`, whose former contents go.
+    pub fn drain_journal(&mut self, journal: &mut KvJournal) {
+        self.blocks.drain_journal(journal);
     }
 
     /// Says what the step that was applied last took, so that draft lengths are priced by it. Without a control, or
@@ -239,18 +286,50 @@ impl Scheduler {
     }
 
     /// Takes the blocks of a running request back and lets it wait.
-    pub(crate) fn preempt(&mut self, key: RequestKey) {
+    pub(crate) fn preempt(&mut self, key: RequestKey) -> Result<(), Error> {
         self.running.remove(key);
-        if let Some(request) = self.requests.get_mut(key.0) {
-            request.computed = 0;
-            request.num_preemptions += 1;
-            let cleared = self.blocks.clear(request.sequence);
-            debug_assert!(cleared.is_ok(), "a running request without sequence: {cleared:?}");
-        }
+        let Some(request) = self.requests.get_mut(key.0) else {
+            return Err(Error::NoSuchRequest { request: key });
+        };
+        request.restart();
+        request.num_preemptions += 1;
+        let cleared = self.blocks.clear(request.sequence);
         if let Some(control) = &mut self.control {
             control.preempted(key);
         }
         self.enqueue(key, true);
+        cleared.map_err(of(key))
+    }
+
+    /// The length at which a request ends at the latest: the least of what it asks for, what the model has positions
+    /// for, and what the pool can hold.
+    fn most_len(&self, spec: &RequestSpec, prompt_len: u32) -> u32 {
+        let asked = prompt_len.saturating_add(spec.max_tokens).min(self.config.max_model_len);
+        if spec.canvas.is_some() {
+            return asked;
+        }
+        if spec.kept.is_empty() {
+            // The last token of a request is never computed and needs no slot.
+            return asked.min(self.capacity().saturating_add(1));
+        }
+        // Behind each cut the output's tokens come on top of the prompt's that are kept.
+        let (mut fits, mut too_long) = (prompt_len, asked + 1);
+        while fits + 1 < too_long {
+            let middle = fits + (too_long - fits) / 2;
+            if self.arena_holds_thinned(&spec.kept, prompt_len, middle - 1) {
+                fits = middle;
+            } else {
+                too_long = middle;
+            }
+        }
+        fits
+    }
+
+    /// The longest that a request which keeps all its tokens can get when it has the pool for itself, in tokens whose
+    /// KV is kept.
+    #[must_use]
+    pub fn capacity(&self) -> u32 {
+        self.blocks.capacity(self.greatest_piece())
     }
 
     /// Whether [`submit`](Self::submit) would take a request; the length of its prompt.
@@ -261,6 +340,10 @@ impl Scheduler {
     pub fn check(&self, spec: &RequestSpec) -> Result<u32, SubmitError> {
         let prompt_len = spec.prompt.len();
         let SchedulerConfig { max_model_len, max_num_batched_tokens, num_blocks, .. } = self.config;
+        let kept_wrong = |what| {
+            let cuts = usize::from(self.segments.count()) - 1;
+            Err(SubmitError::Kept { kept: spec.kept.clone(), prompt_len, cuts, what })
+        };
         if spec.prompt.is_empty() {
             return Err(SubmitError::EmptyPrompt);
         }
@@ -270,9 +353,25 @@ impl Scheduler {
         if prompt_len >= max_model_len as usize {
             return Err(SubmitError::LongerThanModel { prompt_len, max_model_len });
         }
-        let capacity = self.blocks.capacity();
-        if prompt_len > capacity as usize {
-            return Err(SubmitError::LargerThanPool { prompt_len, num_blocks, capacity });
+        if let Some(canvas) = spec.canvas {
+            self.check_canvas(spec, canvas)?;
+        } else if spec.kept.is_empty() {
+            let capacity = self.capacity();
+            if prompt_len > capacity as usize {
+                return Err(SubmitError::LargerThanPool { prompt_len, num_blocks, capacity });
+            }
+        } else {
+            if spec.kept.len() + 1 != usize::from(self.segments.count()) {
+                return kept_wrong("give one count for each cut");
+            }
+            let counts = std::iter::once(prompt_len as u32).chain(spec.kept.iter().copied());
+            if counts.zip(&spec.kept).any(|(before, &kept)| kept > before || kept == 0) {
+                return kept_wrong("each count is at least 1, and no more than the one before it");
+            }
+            if !self.arena_holds_thinned(&spec.kept, prompt_len as u32, prompt_len as u32) {
+                let capacity = self.capacity();
+                return Err(SubmitError::LargerThanPool { prompt_len, num_blocks, capacity });
+            }
         }
         if !self.config.enable_chunked_prefill && prompt_len > max_num_batched_tokens as usize {
             return Err(SubmitError::LargerThanStep { prompt_len, max_num_batched_tokens });
@@ -287,6 +386,57 @@ impl Scheduler {
         }
         Ok(prompt_len as u32)
     }
+
+    /// Whether a canvas can be denoised at all: every pass over it is whole, and so is its place in the pool.
+    fn check_canvas(&self, spec: &RequestSpec, canvas: crate::Canvas) -> Result<(), SubmitError> {
+        let prompt_len = spec.prompt.len();
+        let wrong = |what| Err(SubmitError::Canvas { len: canvas.len, block: canvas.block, prompt_len, what });
+        if canvas.block == 0 || !canvas.len.is_multiple_of(canvas.block) {
+            return wrong("has to be whole blocks; choose a length that is a multiple of the block");
+        }
+        if canvas.len != spec.max_tokens {
+            return wrong("is not as long as max_tokens; they are the same number");
+        }
+        let all = prompt_len as u64 + u64::from(canvas.len);
+        if all > u64::from(self.config.max_model_len) {
+            return wrong("exceeds max_model_len; shorten one of them");
+        }
+        if all > u64::from(self.config.max_num_batched_tokens) {
+            return wrong("exceeds max_num_batched_tokens, and a full pass is computed in one step; raise it");
+        }
+        if !self.spec_fits(prompt_len as u32 + canvas.len) {
+            return wrong("exceeds the KV pool; raise num_blocks");
+        }
+        Ok(())
+    }
+
+    /// Whether an empty pool holds so many positions in every group that does not lag.
+    fn spec_fits(&self, positions: u32) -> bool {
+        let mut need = ByGroup::default();
+        for (need, role) in need.iter_mut().zip(self.segments.roles()) {
+            *need = if matches!(role, crate::segments::Role::Kv(_)) { positions } else { 0 };
+        }
+        self.arena_holds(&need[..self.segments.num_groups()])
+    }
+
+    /// Whether an empty pool holds a request that keeps `kept` of its prompt, once it has `len` tokens.
+    fn arena_holds_thinned(&self, kept: &[u32], prompt_len: u32, len: u32) -> bool {
+        let piece = self.greatest_piece();
+        let mut need = ByGroup::default();
+        for (need, role) in need.iter_mut().zip(self.segments.roles()) {
+            let reach = |segment: u16| {
+                let prompt = usize::from(segment).checked_sub(1).and_then(|cut| kept.get(cut));
+                prompt.map_or(len, |prompt| prompt + (len - prompt_len))
+            };
+            *need = match *role {
+                crate::segments::Role::Kv(segment) => reach(segment),
+                // A prompt longer than a step's budget waits behind its segment, a piece after the other.
+                crate::segments::Role::Hold(segment) if reach(segment) > piece => reach(segment),
+                _ => 0,
+            };
+        }
+        self.arena_holds(&need[..self.segments.num_groups()])
+    }
 }
 
 impl KvView for Scheduler {
@@ -296,6 +446,19 @@ impl KvView for Scheduler {
 
     fn block_table(&self, request: RequestKey, group: GroupId) -> &[BlockId] {
         self.requests.get(request.0).map_or(&[], |r| self.blocks.block_table(r.sequence, group))
+    }
+
+    fn lengths(&self, request: RequestKey, group: GroupId) -> Lengths {
+        let lengths = self.requests.get(request.0).and_then(|r| self.blocks.lengths(r.sequence, group).ok());
+        lengths.unwrap_or_default()
+    }
+
+    fn index(&self, request: RequestKey, group: GroupId) -> KvIndex<'_> {
+        self.requests.get(request.0).map_or(KvIndex::Position, |r| self.blocks.index(r.sequence, group))
+    }
+
+    fn num_groups(&self) -> usize {
+        self.segments.num_groups()
     }
 
     fn block_size(&self) -> u32 {

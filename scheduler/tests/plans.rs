@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use pagedraft_block_manager::{GroupId, Salt};
 use pagedraft_scheduler::fake::{FakeExecutor, Script};
 use pagedraft_scheduler::{
-    CostCurve, DraftControl, Executor, KvView, Policy, RequestKey, RequestSpec, Scheduler, SchedulerConfig,
+    Canvas, CostCurve, DraftControl, Executor, KvView, Policy, Progress, RequestKey, RequestSpec, Scheduler, SchedulerConfig,
     StepCosts, StepOutcome, StepPlan, StepTimes,
 };
 use proptest::prelude::*;
@@ -29,6 +29,7 @@ struct Arrival {
     reads_cache: bool,
     forks: Option<usize>,
     stops: bool,
+    canvas: Option<Canvas>,
     script: Script,
 }
 
@@ -87,9 +88,16 @@ fn arrivals() -> impl Strategy<Value = Arrival> {
             prop::option::weighted(0.3, 1u32..40),
             0u64..3,
         ),
+        (
+            prop::option::weighted(0.25, (1u32..5, 1u32..9)),
+            prop::collection::vec(1u32..5, 0..3),
+            0u32..3,
+        ),
     )
-        .prop_map(|((step, family, shared, own, max_tokens), (priority, salted, reads_cache), rest)| {
+        .prop_map(|((step, family, shared, own, max_tokens), (priority, salted, reads_cache), rest, canvas)| {
             let (forks, stops, accepted, output_len, seed) = rest;
+            let (canvas, passes, refresh_every) = canvas;
+            let canvas = canvas.map(|(blocks, block)| Canvas { len: blocks * block, block });
             Arrival {
                 step,
                 family,
@@ -101,7 +109,8 @@ fn arrivals() -> impl Strategy<Value = Arrival> {
                 reads_cache,
                 forks,
                 stops,
-                script: Script { output_len, accepted, seed },
+                canvas,
+                script: Script { output_len, accepted, seed, passes, refresh_every, ..Script::default() },
             }
         })
 }
@@ -134,7 +143,8 @@ struct Both {
 
 impl Both {
     fn submit(&mut self, number: usize, arrival: &Arrival) {
-        let parent = arrival.forks.filter(|&p| p < self.keys.len());
+        let shares = |p: &usize| *p < self.keys.len() && self.slow.requests[*p].canvas.is_none();
+        let parent = arrival.forks.filter(shares).filter(|_| arrival.canvas.is_none());
         let mut prompt: Vec<u32> = (0..arrival.shared as u32)
             .map(|i| 1_000_000 * (arrival.family + 1) + i)
             .chain((0..arrival.own as u32).map(|i| 10_000_000 * (number as u32 + 1) + i))
@@ -145,7 +155,8 @@ impl Both {
             prompt = parent.tokens[..parent.prompt_len].to_vec();
             salt = parent.salt;
         }
-        let stop_ids: Vec<u32> = if arrival.stops {
+        let max_tokens = arrival.canvas.map_or(arrival.max_tokens, |canvas| canvas.len);
+        let stop_ids: Vec<u32> = if arrival.stops && arrival.canvas.is_none() {
             // Half of all scripted tokens of this position or later: some request will stop early.
             (0..TOKENS_END).filter(|p| p % 7 == 3).map(|p| arrival.script.token(p + 40)).collect()
         } else {
@@ -157,7 +168,8 @@ impl Both {
             salt,
             reads_cache: arrival.reads_cache,
             fork_of: parent.map(|p| self.keys[p]),
-            ..RequestSpec::new(prompt.clone(), arrival.max_tokens)
+            canvas: arrival.canvas,
+            ..RequestSpec::new(prompt.clone(), max_tokens)
         };
         let Ok(key) = self.fast.submit(spec) else {
             return;
@@ -168,7 +180,7 @@ impl Both {
         self.slow.submit(Req {
             prompt_len: prompt.len(),
             tokens: prompt,
-            max_tokens: arrival.max_tokens as usize,
+            max_tokens: max_tokens as usize,
             stop_ids,
             priority: arrival.priority,
             salt,
@@ -180,12 +192,15 @@ impl Both {
             cached: None,
             admitted_in: None,
             ended: None,
+            canvas: arrival.canvas.map(|canvas| (canvas.len as usize, canvas.block as usize)),
+            refresh: true,
+            starved: false,
         });
     }
 
     fn abort(&mut self, request: usize) {
         if let Some(&key) = self.keys.get(request) {
-            assert_eq!(self.fast.abort(key), self.slow.abort(request));
+            assert_eq!(self.fast.abort(key).unwrap(), self.slow.abort(request));
         }
     }
 
@@ -268,7 +283,7 @@ fn play(workload: &Workload, costs: Option<&StepCosts>) {
             }
         };
         abort_now(&mut both, false);
-        both.fast.step(&mut plan);
+        both.fast.step(&mut plan).unwrap();
         if let Some(control) = both.fast.draft_control() {
             both.slow.wanted = both.keys.iter().map(|&key| control.wanted(key).into()).collect();
         }
@@ -291,7 +306,8 @@ fn play(workload: &Workload, costs: Option<&StepCosts>) {
                 .map(|row| {
                     let range = row.tokens.start as usize..row.tokens.end as usize;
                     let tokens = outcome.tokens[range].to_vec();
-                    (tokens, row.num_accepted as usize, row.stop)
+                    let refresh = row.progress == Progress::Canvas { refresh: true };
+                    (tokens, row.num_accepted as usize, row.stop, refresh)
                 })
                 .collect();
             both.slow.apply(&results);
@@ -304,7 +320,7 @@ fn play(workload: &Workload, costs: Option<&StepCosts>) {
         step += 1;
     }
     // One more step gives up what a failed last one left in flight; then nobody holds a block.
-    both.fast.step(&mut plan);
+    both.fast.step(&mut plan).unwrap();
     both.slow.step();
     both.compare_state();
     let stats = both.fast.stats().pool;

@@ -77,7 +77,7 @@ fn a_steady_step_allocates_nothing() {
         // Long enough that every request seals several blocks.
         for _ in 0..100 {
             let before = ALLOCATIONS.get();
-            rig.scheduler.step(&mut rig.plan);
+            rig.scheduler.step(&mut rig.plan).unwrap();
             let planned = ALLOCATIONS.get() - before;
             rig.execute();
             let before = ALLOCATIONS.get();

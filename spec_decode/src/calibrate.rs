@@ -95,9 +95,17 @@ impl Probe {
         }
         let mut metadata = self.builder.take(Default::default());
         metadata.slot_mapping.fill(PAD_SLOT);
+        // Every KV group is read as the first one: only the time counts.
+        let groups = runner.model().kv().iter();
+        let groups = groups.map(|group| {
+            let mut metadata = metadata.clone();
+            metadata.window = group.window;
+            metadata
+        });
+        let groups: Vec<_> = groups.collect();
         let rows = sequences * queries;
         let positions = (0..rows).map(|row| context + row % queries).collect();
-        let inputs = StepInputs { tokens: vec![0; rows as usize], positions, metadata };
+        let inputs = StepInputs { tokens: vec![0; rows as usize], positions, groups };
         let all: Vec<u32> = (0..rows).collect();
         let (begun, mut least) = (Instant::now(), f64::INFINITY);
         for pass in 0..=PASSES {
@@ -105,7 +113,9 @@ impl Probe {
                 break;
             }
             let start = Instant::now();
-            runner.rehearse(&inputs)?;
+            for segment in 0..runner.model().num_segments() {
+                runner.rehearse_segment(segment, &inputs)?;
+            }
             for some in all.chunks(runner.limits().logit_rows) {
                 if runner.chooses() {
                     let choices = vec![SamplingParams::greedy().choice(0); some.len()];

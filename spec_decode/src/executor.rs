@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use pagedraft_attention::MetadataBuilder;
 use pagedraft_block_manager::GroupId;
 use pagedraft_model::{Device, ModelError, RunCounts, Runner};
-use pagedraft_scheduler::{CostCurve, Executor, Kind, KvView, RequestKey, RowOutcome, StepOutcome, StepPlan};
+use pagedraft_scheduler::{CostCurve, Executor, Kind, KvView, Progress, RequestKey, SegmentKv, StepOutcome, StepPlan};
 
 use crate::acceptance::{Acceptance, Verdict, Verifier};
 use crate::canary::CanaryReport;
@@ -15,6 +15,8 @@ use crate::metrics::{SpeculationMetrics, SpeculationTimes};
 use crate::proposer::{GroupStep, Proposer, Proposing, Verified};
 use crate::record::StepRecord;
 use crate::requests::{Registered, Requests};
+use crate::segment_rows::{SegmentRows, one_segment};
+use crate::thinning::ThinnedPrompts;
 use crate::sampled::Sampled;
 use crate::scorer::Scorer;
 use crate::shadow::Shadow;
@@ -33,7 +35,18 @@ pub struct ProposerId(usize);
 /// each in the plan's order; those of a plan row are neighbours. The outcome is in the plan's order.
 pub struct ModelExecutor<D: Device> {
     pub(crate) runner: Runner<D>,
-    builder: MetadataBuilder,
+    /// The KV groups that each segment of the target writes.
+    pub(crate) segments: Vec<SegmentKv>,
+    /// Of each KV group of the target: what writes its metadata, and its window.
+    pub(crate) builders: Vec<MetadataBuilder>,
+    pub(crate) windows: Vec<Option<u32>>,
+    /// The rows of each segment.
+    pub(crate) rows: Vec<SegmentRows>,
+    pub(crate) thinned: ThinnedPrompts,
+    /// For each plan row why its request cannot go on, where it cannot.
+    pub(crate) faults: Vec<Option<String>>,
+    /// For each token row of a segment the token row of the segment before that it continues.
+    pub(crate) continued: Vec<u32>,
     pub(crate) requests: Requests,
     proposers: Vec<Box<dyn Proposer + Send>>,
     active: Option<ProposerId>,
@@ -53,22 +66,41 @@ pub struct ModelExecutor<D: Device> {
     pub(crate) verdicts: Vec<(usize, Verdict)>,
     /// For each plan row its index in `drafting`.
     pub(crate) draft_row: Vec<Option<u32>>,
-    /// Plan rows in the order they run, and the first token row of each.
-    order: Vec<u32>,
-    pub(crate) starts: Vec<u32>,
     pub(crate) sampled: Sampled,
 }
 
 impl<D: Device> ModelExecutor<D> {
-    /// An executor over a loaded model, without proposers.
+    /// An executor over a loaded model, without proposers. All of the model is one segment.
     ///
     /// # Errors
     ///
     /// A block size that is not 16, 32 or 64.
     pub fn new(runner: Runner<D>, block_size: u32) -> Result<Self, ExecuteError> {
+        let segments = one_segment(runner.model().kv().len());
+        Self::with_segments(runner, block_size, segments)
+    }
+
+    /// The same for a model of several segments; the scheduler was made with the same.
+    ///
+    /// # Errors
+    ///
+    /// A block size that is not 16, 32 or 64.
+    pub fn with_segments(
+        runner: Runner<D>,
+        block_size: u32,
+        segments: Vec<SegmentKv>,
+    ) -> Result<Self, ExecuteError> {
+        let groups = runner.model().kv();
+        let builders = groups.iter().map(|_| MetadataBuilder::new(block_size)).collect::<Result<_, _>>()?;
         Ok(Self {
+            windows: groups.iter().map(|group| group.window).collect(),
+            builders,
+            rows: segments.iter().map(|_| SegmentRows::default()).collect(),
+            segments,
+            thinned: ThinnedPrompts::default(),
+            faults: Vec::new(),
+            continued: Vec::new(),
             runner,
-            builder: MetadataBuilder::new(block_size)?,
             requests: Requests::default(),
             proposers: Vec::new(),
             active: None,
@@ -85,8 +117,6 @@ impl<D: Device> ModelExecutor<D> {
             accepted: Vec::new(),
             verdicts: Vec::new(),
             draft_row: Vec::new(),
-            order: Vec::new(),
-            starts: Vec::new(),
             sampled: Sampled::default(),
         })
     }
@@ -266,6 +296,9 @@ impl<D: Device> ModelExecutor<D> {
         for &request in &plan.finished {
             self.requests.remove(request);
         }
+        for &request in plan.preempted.iter().chain(&plan.finished) {
+            self.thinned.forget(request);
+        }
         let Some(proposer) = proposer else { return Ok(()) };
         let step = Proposing { plan, kv, requests: &self.requests, rows: &self.drafting };
         proposer.propose(&step, &mut self.drafts)?;
@@ -286,56 +319,6 @@ impl<D: Device> ModelExecutor<D> {
         self.draft_row[plan_row].map_or(&[], |d| self.drafts.row(d as usize))
     }
 
-    fn gather(
-        &mut self,
-        plan: &StepPlan,
-        kv: &dyn KvView,
-        record: &mut StepRecord,
-    ) -> Result<(), ExecuteError> {
-        let mut order = std::mem::take(&mut self.order);
-        order.clear();
-        let long = |&i: &u32| {
-            let drafts = self.drafts_of(i as usize).len() as u32;
-            self.scorer.is_one_long_row(plan.rows[i as usize].tokens.len() as u32 + drafts, drafts > 0)
-        };
-        let all = || 0..plan.rows.len() as u32;
-        order.extend(all().filter(|i| long(i)));
-        order.extend(all().filter(|i| !long(i)));
-        self.order = order;
-        self.starts.clear();
-        self.starts.resize(plan.rows.len(), 0);
-
-        let inputs = &mut record.inputs;
-        inputs.tokens.clear();
-        inputs.positions.clear();
-        record.plan_rows.clear();
-        self.builder.begin();
-        for &i in &self.order {
-            let row = &plan.rows[i as usize];
-            if matches!(row.kind, Kind::Denoise { .. }) {
-                let kind = format!("{:?}", row.kind);
-                return Err(ExecuteError::Unsupported { request: row.request, kind });
-            }
-            let Some(known) = kv.tokens(row.request).get(row.tokens.start as usize..row.tokens.end as usize)
-            else {
-                let what = "it has fewer tokens than the row asks for";
-                return Err(ExecuteError::Plan { request: row.request, what });
-            };
-            let drafts = self.draft_row[i as usize].map_or(&[][..], |d| self.drafts.row(d as usize));
-            let tokens = (known.len() + drafts.len()) as u32;
-            self.starts[i as usize] = inputs.tokens.len() as u32;
-            inputs.tokens.extend_from_slice(known);
-            inputs.tokens.extend_from_slice(drafts);
-            inputs.positions.extend(row.tokens.start..row.tokens.start + tokens);
-            let table = kv.block_table(row.request, TARGET_GROUP);
-            let drafted = !drafts.is_empty();
-            let rows = self.scorer.push(&mut self.builder, row.tokens.start, tokens, drafted, table)?;
-            record.plan_rows.extend((0..rows).map(|_| i));
-        }
-        inputs.metadata = self.builder.take(std::mem::take(&mut inputs.metadata));
-        Ok(())
-    }
-
     /// Counts a step that succeeded, if a proposer was asked.
     fn count(&mut self, times: SpeculationTimes) {
         for &(drafts, verdict) in &self.verdicts {
@@ -346,12 +329,23 @@ impl<D: Device> ModelExecutor<D> {
         }
     }
 
-    /// Tells the proposer what became of its drafts.
-    fn tell_proposer(&mut self, outcome: &StepOutcome<StepRecord>) {
+    /// Says for each row and KV group how many slots hold accepted tokens now, and tells the proposer what became of its
+    /// drafts, which says the same of its own KV.
+    fn account(&mut self, plan: &StepPlan, outcome: &mut StepOutcome<StepRecord>) {
+        outcome.took.begin(plan.needs.groups());
+        for (i, (row, result)) in plan.rows.iter().zip(&outcome.rows).enumerate() {
+            let rejected = u32::from(row.drafts_max - result.num_accepted);
+            let took = outcome.took.push();
+            // Groups behind the target's are the proposer's.
+            for (took, need) in took.iter_mut().zip(plan.needs.row(i)).take(self.builders.len()) {
+                *took = need.saturating_sub(rejected);
+            }
+        }
         self.accepted.clear();
         self.accepted.extend(self.drafting.iter().map(|&i| outcome.rows[i as usize].num_accepted));
         if let Some(proposer) = self.active.and_then(|id| self.proposers.get_mut(id.0)) {
-            proposer.verified(&Verified { accepted: &self.accepted });
+            let mut verified = Verified { accepted: &self.accepted, rows: &self.drafting, took: &mut outcome.took };
+            proposer.verified(&mut verified);
         }
     }
 }
@@ -366,42 +360,39 @@ impl<D: Device> Executor for ModelExecutor<D> {
         kv: &dyn KvView,
         outcome: &mut StepOutcome<StepRecord>,
     ) -> Result<(), ExecuteError> {
-        outcome.id = plan.id;
-        outcome.tokens.clear();
-        outcome.rows.clear();
-        outcome.rows.extend(plan.rows.iter().map(|row| RowOutcome {
-            request: row.request,
-            tokens: 0..0,
-            num_drafts: 0,
-            num_accepted: 0,
-            stop: false,
-        }));
+        outcome.begin(plan);
         outcome.record.clear();
+        self.faults.clear();
+        self.faults.resize(plan.rows.len(), None);
+        if let Some(row) = plan.rows.iter().find(|row| matches!(row.kind, Kind::Denoise { .. })) {
+            let kind = format!("{:?}", row.kind);
+            return Err(ExecuteError::Unsupported { request: row.request, kind });
+        }
 
         let start = Instant::now();
         self.propose(plan, kv)?;
         let proposed = Instant::now();
-        self.gather(plan, kv, &mut outcome.record)?;
-        let gathered = Instant::now();
         self.runner.copy_blocks(&plan.copies)?;
-        if !plan.rows.is_empty() {
-            let replays = self.runner.replays(&outcome.record.inputs);
-            outcome.record.inputs.metadata.use_cuda_graph = replays;
-            outcome.record.ran = self.runner.forward(&outcome.record.inputs)?;
-        }
+        let gather_us = self.run_segments(plan, kv, outcome)?;
         let forwarded = Instant::now();
         let (head_us, sample_us) = self.sample(plan, outcome)?;
         self.shadow(plan, outcome)?;
         let shadowed = Instant::now();
         let prompt_head_us = self.prompt_logprobs(plan, kv, &mut outcome.record)?;
         let prompt_done = Instant::now();
-        self.tell_proposer(outcome);
+        for ((fault, row), result) in self.faults.iter_mut().zip(&plan.rows).zip(&mut outcome.rows) {
+            if let Some(why) = fault.take() {
+                *result = pagedraft_scheduler::RowOutcome { progress: Progress::Failed, ..pagedraft_scheduler::RowOutcome::of(row.request) };
+                outcome.record.faults.push((row.request, why));
+            }
+        }
+        self.account(plan, outcome);
 
         let us = |from: Instant, to: Instant| (to - from).as_secs_f64() * 1e6;
         let times = &mut outcome.record.time_us;
-        times.metadata = us(proposed, gathered);
+        times.metadata = gather_us;
         times.propose = us(start, proposed) + prompt_done.elapsed().as_secs_f64() * 1e6;
-        let scoring = us(gathered, forwarded) + head_us;
+        let scoring = us(proposed, forwarded) - gather_us + head_us;
         times.execute = scoring + prompt_head_us;
         times.sample = sample_us + us(shadowed, prompt_done) - prompt_head_us;
         // Log probabilities of prompts are no part of speculation.

@@ -49,12 +49,12 @@
 //! let config = SchedulerConfig { num_blocks: 64, num_speculative_tokens: 4, ..SchedulerConfig::default() };
 //! let mut scheduler = Scheduler::new(config)?;
 //! let request = scheduler.submit(RequestSpec::new(vec![7, 8, 9, 7, 8, 9], 20))?;
-//! executor.register(request, Registered { sampling: SamplingParams::greedy(), prompt_len: 6, recorded: None });
+//! executor.register(request, Registered { sampling: SamplingParams::greedy(), prompt_len: 6, ..Registered::default() });
 //!
 //! let (mut plan, mut outcome, mut applied) = (StepPlan::default(), StepOutcome::default(), Vec::new());
 //! let mut generated = Vec::new();
 //! while scheduler.has_unfinished() {
-//!     scheduler.step(&mut plan);
+//!     scheduler.step(&mut plan)?;
 //!     executor.execute(&plan, &scheduler, &mut outcome)?;
 //!     scheduler.apply(&outcome, &mut applied)?;
 //!     for kept in applied.iter().map(|one| one.tokens.start as usize..one.tokens.end as usize) {
@@ -80,12 +80,16 @@ mod requests;
 mod sampled;
 pub mod sampling;
 mod scorer;
+mod segment_rows;
+mod segment_run;
 mod shadow;
+mod thinning;
 
 pub use drafts::Drafts;
 pub use error::ExecuteError;
 pub use executor::{ModelExecutor, ProposerId, TARGET_GROUP};
-pub use record::{PromptLogprobs, StageTimes, StepRecord};
+pub use record::{PromptLogprobs, SegmentRecord, StageTimes, StepRecord};
 pub use requests::{Registered, Requests};
 pub use scorer::Scorer;
 pub use shadow::Shadow;
+pub use thinning::{Thin, Thinning};

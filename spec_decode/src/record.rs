@@ -40,6 +40,18 @@ pub struct PromptLogprobs {
     pub logprobs: RowLogprobs,
 }
 
+/// What one further segment of a step ran with.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct SegmentRecord {
+    /// Token ids, positions and attention metadata of the rows that reached the segment.
+    pub inputs: StepInputs,
+    /// For each metadata row the plan row it belongs to.
+    pub plan_rows: Vec<u32>,
+    /// Eager (and why, where a graph was looked for), or the graph that was replayed.
+    #[serde(skip)]
+    pub ran: Ran,
+}
+
 /// The record of a step: the inputs and the metadata that it ran with.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct StepRecord {
@@ -52,6 +64,15 @@ pub struct StepRecord {
     pub inputs: StepInputs,
     /// For each metadata row the plan row it belongs to.
     pub plan_rows: Vec<u32>,
+    /// The same of the model's further segments, in order; only the first `more_segments` are of this step.
+    #[serde(skip)]
+    pub more: Vec<SegmentRecord>,
+    /// How many further segments the model has.
+    #[serde(skip)]
+    pub more_segments: usize,
+    /// Requests that failed in this step, each with the reason.
+    #[serde(skip)]
+    pub faults: Vec<(RequestKey, String)>,
     /// Logprobs asked for, of generated tokens, in the order of the outcome's rows.
     #[serde(skip)]
     pub logprobs: Vec<(RequestKey, RowLogprobs)>,
@@ -71,15 +92,17 @@ impl StepRecord {
     pub(crate) fn clear(&mut self) {
         self.ran = Ran::default();
         self.plan_rows.clear();
+        self.faults.clear();
         self.logprobs.clear();
         self.prompt_logprobs.clear();
         self.logits.clear();
         self.hidden.clear();
     }
 
-    /// Whether the step was replayed from a graph.
+    /// Whether the step was replayed from graphs, all segments of it.
     #[must_use]
     pub fn is_replayed(&self) -> bool {
-        matches!(self.ran, Ran::Graph(_))
+        let more = self.more.iter().take(self.more_segments);
+        matches!(self.ran, Ran::Graph(_)) && more.filter(|one| !one.inputs.tokens.is_empty()).all(|one| matches!(one.ran, Ran::Graph(_)))
     }
 }

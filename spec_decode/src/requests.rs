@@ -7,6 +7,7 @@ use pagedraft_scheduler::RequestKey;
 
 use crate::error::ExecuteError;
 use crate::sampling::SamplingParams;
+use crate::thinning::Thinning;
 
 /// A request as the executor knows it.
 #[derive(Clone, Debug, Default)]
@@ -17,6 +18,8 @@ pub struct Registered {
     pub prompt_len: u32,
     /// What the run without speculation generated, for the synthetic proposer.
     pub recorded: Option<Arc<[u32]>>,
+    /// How its prompt is thinned; `None`: all tokens go through all of the model.
+    pub thinning: Option<Thinning>,
 }
 
 /// The requests that may be in a plan.

@@ -10,6 +10,7 @@ use crate::error::ExecuteError;
 use crate::executor::ModelExecutor;
 use crate::record::{PromptLogprobs, StepRecord};
 use crate::requests::Registered;
+use crate::segment_rows::SegmentRows;
 use crate::sampling::logprobs;
 
 /// The token rows whose logits a step wants. Buffers are kept from step to step.
@@ -81,8 +82,9 @@ impl<D: Device> ModelExecutor<D> {
         sampled.begin();
         self.verdicts.clear();
         for (i, row) in plan.rows.iter().enumerate() {
-            if row.samples {
-                let first = self.starts[i] + row.tokens.len() as u32 - 1;
+            if row.samples && self.faults[i].is_none() {
+                let rows = self.last_rows();
+                let first = (rows.starts[i] + rows.known[i]).saturating_sub(1);
                 sampled.push(i as u32, first..first + 1 + self.drafts_of(i).len() as u32);
             }
         }
@@ -110,7 +112,15 @@ impl<D: Device> ModelExecutor<D> {
                 };
                 let drafts = parts.drafts.len();
                 let verdict = match &logits {
-                    Some(logits) => parts.decide(&plan.rows[i], i, logits, rows, outcome)?,
+                    Some(logits) => match parts.decide(&plan.rows[i], i, logits, rows, outcome) {
+                        // Nothing can be chosen for this request: it ends, and the others go on.
+                        Err(ExecuteError::Sampling { source, .. }) => {
+                            let position = plan.rows[i].tokens.end;
+                            self.faults[i] = Some(format!("the token at position {position} cannot be chosen: {source}"));
+                            continue;
+                        }
+                        verdict => verdict?,
+                    },
                     None => parts.settle(i, &sampled.chosen[rows], outcome),
                 };
                 if drafts > 0 {
@@ -162,6 +172,12 @@ impl<D: Device> ModelExecutor<D> {
         Ok(!sampled.chosen.contains(&NO_CHOICE))
     }
 
+    /// The rows of the last segment, whose logits are computed.
+    fn last_rows(&self) -> &SegmentRows {
+        // There is a segment at least.
+        &self.rows[self.rows.len() - 1]
+    }
+
     /// Log probabilities of the prompt positions that the step computed, for requests that asked. Microseconds of the head.
     pub(crate) fn prompt_logprobs(
         &mut self,
@@ -174,21 +190,28 @@ impl<D: Device> ModelExecutor<D> {
         for (i, row) in plan.rows.iter().enumerate() {
             let Registered { sampling, prompt_len, .. } = self.requests.get(row.request)?;
             let Some(n) = sampling.prompt_logprobs else { continue };
-            let bad = |source| ExecuteError::Sampling { request: row.request, source };
             // The logits at position p are the distribution of the token at p + 1.
             let prompt = &kv.tokens(row.request)[..*prompt_len as usize];
             let end = row.tokens.end.min(prompt_len.saturating_sub(1));
             let mut from = row.tokens.start;
             while from < end {
                 let to = end.min(from + step);
-                let token_row = |position: u32| self.starts[i] + (position - row.tokens.start);
+                let start = self.last_rows().starts[i];
+                let token_row = |position: u32| start + (position - row.tokens.start);
                 self.sampled.begin();
                 self.sampled.push(i as u32, token_row(from)..token_row(to));
                 let start = Instant::now();
                 let logits = self.runner.logits(&self.sampled.selection)?;
                 head_us += start.elapsed().as_secs_f64() * 1e6;
                 for (p, at) in (from..to).zip(0..) {
-                    let logprobs = logprobs(logits.row(at), n, prompt[p as usize + 1]).map_err(bad)?;
+                    let logprobs = match logprobs(logits.row(at), n, prompt[p as usize + 1]) {
+                        Ok(logprobs) => logprobs,
+                        Err(source) => {
+                            let what = "log probability of the prompt token at position";
+                            self.faults[i] = Some(format!("the {what} {} cannot be computed: {source}", p + 1));
+                            break;
+                        }
+                    };
                     record.prompt_logprobs.push(PromptLogprobs {
                         request: row.request,
                         position: p + 1,
@@ -231,7 +254,8 @@ impl Parts<'_> {
             probabilities: self.probabilities,
             logits: logits.block(rows.clone()),
         };
-        let verdict = self.verifier.verify(verify, &mut outcome.tokens).map_err(bad)?;
+        let verified = self.verifier.verify(verify, &mut outcome.tokens).map_err(bad);
+        let verdict = verified.inspect_err(|_| outcome.tokens.truncate(start))?;
         note(outcome, plan_row, start, self.drafts.len(), verdict);
         for (at, &token) in rows.clone().zip(&outcome.tokens[start..]) {
             if let Some(n) = params.logprobs {

@@ -110,6 +110,9 @@ impl<D: Device> ModelExecutor<D> {
                 probabilities: self.draft_row[plan_row].and_then(|d| self.drafts.probabilities(d as usize)),
                 keep_logits: false,
             };
+            if self.faults[plan_row].is_some() {
+                continue;
+            }
             let verdict = parts.decide(&plan.rows[plan_row], plan_row, &logits, rows.clone(), again)?;
             let (was, is) = (&outcome.rows[plan_row], &again.rows[plan_row]);
             let tokens = |outcome: &StepOutcome<StepRecord>, range: &std::ops::Range<u32>| {

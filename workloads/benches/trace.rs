@@ -52,15 +52,13 @@ fn step(sequences: u32, tokens: u32) -> Step {
         request,
         kind: Kind::Decode,
         tokens: tokens - 1..tokens,
+        segments: 0..1,
         drafts_max: 0,
         samples: true,
     };
     let outcome = |i: u32| RowOutcome {
-        request: keys[i as usize],
         tokens: i..i + 1,
-        num_drafts: 0,
-        num_accepted: 0,
-        stop: false,
+        ..RowOutcome::of(keys[i as usize])
     };
     let applied = |i: u32| Applied {
         request: keys[i as usize],

@@ -1,3 +1,5 @@
+use pagedraft_block_manager::{BlockManager, KvGroup};
+
 use crate::Scheduler;
 
 /// At most this many waiting requests are looked at to foresee how many tokens this step will prefill.
@@ -36,7 +38,7 @@ impl Scheduler {
                 control.add_prefill(piece);
             }
         }
-        let mut free = blocks.pool().num_free().saturating_mul(config.block_size);
+        let mut free = free_tokens(blocks);
         let seats = (config.max_num_seqs as usize).saturating_sub(running.len());
         for at in 0..seats.min(LOOK_AHEAD) {
             let Some(request) = waiting.get(at).and_then(|key| requests.get(key.0)) else {
@@ -52,4 +54,19 @@ impl Scheduler {
         }
         control.decide(left);
     }
+}
+
+/// Tokens that groups which do not lag still have room for, all of them together.
+fn free_tokens(blocks: &BlockManager) -> u32 {
+    let primary = || blocks.groups().iter().filter(|group| !group.lags && !group.is_scratch());
+    let bytes_per_token: usize = primary().map(KvGroup::bytes_per_token).sum();
+    let arena = blocks.arena();
+    let all = u64::from(arena.primary_pages()) * arena.page_bytes() as u64;
+    let used: u64 = primary()
+        .filter_map(|group| {
+            let stats = blocks.group_stats(group.id);
+            Some(u64::from(stats.used) * arena.group(group.id)?.stride as u64)
+        })
+        .sum();
+    u32::try_from(all.saturating_sub(used) / (bytes_per_token.max(1) as u64)).unwrap_or(u32::MAX)
 }

@@ -22,7 +22,16 @@ pub struct Req {
     pub cached: Option<usize>,
     pub admitted_in: Option<usize>,
     pub ended: Option<FinishReason>,
+    /// Positions of a canvas, and of a block of it.
+    pub canvas: Option<(usize, usize)>,
+    /// Whether the next pass over the canvas is a full one.
+    pub refresh: bool,
+    /// Whether it had no row in the step before for want of budget.
+    pub starved: bool,
 }
+
+/// What a row of a step gave: tokens, accepted drafts, whether a stop string was found, whether a canvas wants a full pass.
+pub type Given = (Vec<u32>, usize, bool, bool);
 
 /// A row of a plan, the request by its number.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -114,7 +123,8 @@ impl Reference {
         let given_up = plan.preempted.len();
         let mut budget = self.config.max_num_batched_tokens as usize;
 
-        let order = self.running.clone();
+        let mut order = self.running.clone();
+        order.sort_by_key(|&r| !self.requests[r].starved);
         for (at, &r) in order.iter().enumerate() {
             if !self.running.contains(&r) {
                 continue;
@@ -145,11 +155,10 @@ impl Reference {
         plan
     }
 
-    /// `results`: tokens, accepted drafts and whether a stop string was found, a row each.
-    pub fn apply(&mut self, results: &[(Vec<u32>, usize, bool)]) {
+    pub fn apply(&mut self, results: &[Given]) {
         let flight = std::mem::take(&mut self.flight);
         assert_eq!(flight.len(), results.len());
-        for (row, (tokens, accepted, stop)) in flight.iter().zip(results) {
+        for (row, (tokens, accepted, stop, refresh)) in flight.iter().zip(results) {
             let r = row.request;
             if self.requests[r].ended.is_some() {
                 self.give_back(r);
@@ -177,8 +186,13 @@ impl Reference {
                 reason = Some(FinishReason::Stop);
             }
             let len = self.requests[r].tokens.len();
-            self.requests[r].computed = (row.end + accepted).min(len);
-            self.publish(r);
+            if self.requests[r].canvas.is_some() {
+                // A new block begins with a full pass.
+                self.requests[r].refresh = *refresh || !tokens.is_empty();
+            } else {
+                self.requests[r].computed = (row.end + accepted).min(len);
+                self.publish(r);
+            }
             if reason.is_some() {
                 self.requests[r].ended = reason;
                 self.ended.push(r);
@@ -192,11 +206,18 @@ impl Reference {
         let size = self.config.block_size as usize;
         let mut new;
         loop {
-            let request = &self.requests[r];
             let others = behind.iter().filter(|b| self.running.contains(b)).count();
-            new = self.piece(request.tokens.len() - request.computed, *budget - others);
-            assert!(new > 0, "everyone who runs has a row");
-            let need = (request.computed + new).div_ceil(size);
+            let left = budget.saturating_sub(others);
+            new = self.rows(r, left);
+            if new == 0 && plan.rows.is_empty() {
+                new = self.rows(r, *budget);
+            }
+            self.requests[r].starved = new == 0;
+            if new == 0 {
+                return;
+            }
+            let request = &self.requests[r];
+            let need = self.positions(r, new).div_ceil(size);
             if need.saturating_sub(request.blocks.len()) <= self.free.len() {
                 break;
             }
@@ -218,17 +239,24 @@ impl Reference {
                 return;
             }
         }
+        self.take_blocks(r, self.positions(r, new));
+        *budget -= new;
+        if self.requests[r].canvas.is_some() {
+            plan.rows.push(self.denoise_row(r));
+            return;
+        }
         let request = &self.requests[r];
         let (start, len) = (request.computed, request.tokens.len());
         let decoding = start + 1 == len && len > request.prompt_len;
-        self.take_blocks(r, start + new);
-        *budget -= new;
         let mut drafts = 0;
         if decoding {
             let request = &self.requests[r];
             let generated = len - request.prompt_len;
             let behind = behind.iter().filter(|b| self.running.contains(b)).map(|&b| &self.requests[b]);
             let lacks = behind.clone().map(|b| {
+                if let Some((canvas, _)) = b.canvas {
+                    return (b.prompt_len + canvas).div_ceil(size).saturating_sub(b.blocks.len());
+                }
                 let new =
                     self.piece(b.tokens.len() - b.computed, self.config.max_num_batched_tokens as usize);
                 (b.computed + new).div_ceil(size).saturating_sub(b.blocks.len())
@@ -290,7 +318,7 @@ impl Reference {
             computed = request.prompt_len - 1;
             hits = self.requests[p].blocks[..computed / size].to_vec();
         } else {
-            if request.reads_cache && self.config.enable_prefix_caching {
+            if request.reads_cache && self.config.enable_prefix_caching && request.canvas.is_none() {
                 while let Some(block) = self.find(&request.tokens, (hits.len() + 1) * size, request.salt) {
                     if (hits.len() + 1) * size > len - 1 {
                         break;
@@ -305,7 +333,11 @@ impl Reference {
                 return None;
             }
             let from_free = hits.iter().filter(|b| self.free.contains(b)).count();
-            if len.div_ceil(size) - hits.len() + from_free > self.free.len() {
+            let whole = len.max(request.canvas.map_or(0, |(canvas, _)| request.prompt_len + canvas));
+            if whole.div_ceil(size) - hits.len() + from_free > self.free.len() {
+                return None;
+            }
+            if request.canvas.is_some() && self.rows(r, *budget) == 0 {
                 return None;
             }
         }
@@ -319,14 +351,19 @@ impl Reference {
             let dst = self.requests[r].blocks[computed / size];
             plan.copies.push((src, dst));
         }
-        let new = self.piece(len - computed, *budget);
-        self.take_blocks(r, computed + new);
-        *budget -= new;
         let steps = self.steps;
         let request = &mut self.requests[r];
         request.computed = computed;
         request.cached.get_or_insert(computed);
         request.admitted_in = Some(steps);
+        let new = self.rows(r, *budget);
+        self.take_blocks(r, self.positions(r, new));
+        *budget -= new;
+        if self.requests[r].canvas.is_some() {
+            plan.rows.push(self.denoise_row(r));
+            self.running.push(r);
+            return Some(true);
+        }
         let decoding = computed + 1 == len && len > request.prompt_len;
         plan.rows.push(Row {
             request: r,
@@ -338,6 +375,37 @@ impl Reference {
         });
         self.running.push(r);
         Some(true)
+    }
+
+    /// Token rows that the next row of a request has under so much of the budget: a pass over a canvas is whole.
+    fn rows(&self, r: usize, budget: usize) -> usize {
+        let request = &self.requests[r];
+        match request.canvas {
+            None => self.piece(request.tokens.len() - request.computed, budget),
+            Some((canvas, block)) => {
+                let rows = if request.refresh { request.prompt_len + canvas } else { block };
+                if rows <= budget { rows } else { 0 }
+            }
+        }
+    }
+
+    /// Positions that need a slot once a row of `new` tokens has run.
+    fn positions(&self, r: usize, new: usize) -> usize {
+        let request = &self.requests[r];
+        match request.canvas {
+            None => request.computed + new,
+            Some((canvas, _)) => request.prompt_len + canvas,
+        }
+    }
+
+    fn denoise_row(&self, r: usize) -> Row {
+        let request = &self.requests[r];
+        let (canvas, block) = request.canvas.unwrap();
+        let len = request.tokens.len();
+        let (start, end) =
+            if request.refresh { (0, request.prompt_len + canvas) } else { (len, len + block) };
+        let kind = Kind::Denoise { block: len as u32..(len + block) as u32, full: request.refresh };
+        Row { request: r, kind, start, end, drafts: 0, samples: true }
     }
 
     fn piece(&self, left: usize, budget: usize) -> usize {
@@ -397,6 +465,8 @@ impl Reference {
         self.leave_running(r);
         self.give_back(r);
         self.requests[r].computed = 0;
+        self.requests[r].refresh = true;
+        self.requests[r].starved = false;
         self.requests[r].preemptions += 1;
         self.line_up(r, true);
     }

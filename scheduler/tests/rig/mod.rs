@@ -50,7 +50,7 @@ impl Rig {
     }
 
     pub fn plan(&mut self) -> &StepPlan {
-        self.scheduler.step(&mut self.plan);
+        self.scheduler.step(&mut self.plan).unwrap();
         &self.plan
     }
 

@@ -185,7 +185,7 @@ impl Sim {
 
     /// One step; gives the tokens it gave.
     pub fn step(&mut self) -> u64 {
-        self.scheduler.step(&mut self.plan);
+        self.scheduler.step(&mut self.plan).unwrap();
         self.outcome.id = self.plan.id;
         self.outcome.rows.clear();
         self.outcome.tokens.clear();
@@ -214,11 +214,10 @@ impl Sim {
                 self.outcome.tokens.resize(self.outcome.tokens.len() + usize::from(num_accepted) + 1, 1);
             }
             self.outcome.rows.push(RowOutcome {
-                request: row.request,
                 tokens: start..self.outcome.tokens.len() as u32,
                 num_drafts,
                 num_accepted,
-                stop: false,
+                ..RowOutcome::of(row.request)
             });
         }
         let forward = |n: f64| self.world.draft * self.world.shape.us(n);

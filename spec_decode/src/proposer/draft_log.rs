@@ -42,7 +42,7 @@ impl PassLog {
 
     /// Takes note of a pass: `owners` has the step's row of each row of the pass.
     pub fn note(&mut self, inputs: &StepInputs, owners: &[usize]) {
-        let metadata = &inputs.metadata;
+        let metadata = inputs.metadata();
         for (m, &owner) in owners.iter().enumerate() {
             let Some(row) = self.rows.get_mut(owner) else { continue };
             let fed = metadata.query_start_loc[m] as usize..metadata.query_start_loc[m + 1] as usize;
@@ -58,7 +58,7 @@ impl PassLog {
         }
     }
 
-    /// Writes the step's record but for its pool: the step's rows in `rows` that were fed anything, in that order, the plan
+    /// Writes the step's record: the step's rows in `rows` that were fed anything, in that order, the plan
     /// rows of all in `plan_rows`.
     pub fn write(&self, rows: impl Iterator<Item = usize>, plan_rows: &[u32], record: &mut GroupStep) {
         record.plan_rows.clear();

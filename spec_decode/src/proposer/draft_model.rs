@@ -3,11 +3,10 @@
 use std::time::Duration;
 
 use pagedraft_attention::MetadataBuilder;
-use pagedraft_block_manager::{BlockId, BlockManager, BlockSize, GroupId, KvGroup, Salt};
+use pagedraft_block_manager::GroupId;
 use pagedraft_model::{Device, ModelError, RunCounts, Runner};
 use pagedraft_scheduler::{CostCurve, RequestKey};
 
-use super::draft_kv::DraftKv;
 use super::draft_log::PassLog;
 use super::draft_pass::{DraftCounts, Passes, Piece};
 use super::{GroupStep, Proposer, ProposerError, Proposing, Verified};
@@ -18,14 +17,12 @@ use crate::error::ExecuteError;
 /// How a draft model is held.
 #[derive(Clone, Copy, Debug)]
 pub struct DraftOptions {
+    /// The KV group in which its KV lies: the one of the block manager that lags.
+    pub group: GroupId,
     /// Tokens a block of its KV: 16, 32 or 64.
     pub block_size: u32,
-    /// Blocks of its own pool; its device must have as many.
+    /// Blocks that the group has.
     pub num_blocks: u32,
-    /// Bytes of its KV a token, all layers together.
-    pub bytes_per_token: usize,
-    /// Whether its KV has a prefix cache.
-    pub prefix_caching: bool,
     /// Known tokens that rows lagging by more than 2 may catch up with in one step, all together: the engine's
     /// `max_num_batched_tokens`.
     pub catch_up_tokens: usize,
@@ -33,7 +30,8 @@ pub struct DraftOptions {
     pub target_vocab: usize,
 }
 
-/// Proposes what a small model of the same vocabulary says, with a KV cache of its own.
+/// Proposes what a small model of the same vocabulary says. Its KV is a group of its own beside the target's, in the same
+/// arena, whose blocks the scheduler reserves for rows that may have drafts.
 ///
 /// # What it promises
 ///
@@ -41,9 +39,9 @@ pub struct DraftOptions {
 ///   mates, lag, prefix hits, chunks, block size, graphs: none of them changes one. With coupled acceptance it is the token
 ///   that [`Sampler::choose`](crate::sampling::Sampler::choose) takes with the request's own noise, so that a good draft model
 ///   makes the target's choice.
-/// - A block of its KV is published only when all its tokens were accepted ([`verified`](Proposer::verified)). A rejected draft
-///   leaves nothing behind, nor does a step that was never verified.
-/// - It takes blocks from nobody: a row for which its pool has no room has no drafts.
+/// - It says how many slots of its KV hold accepted tokens ([`verified`](Proposer::verified)), and no more are committed. A
+///   rejected draft leaves nothing behind, nor does a step that was never verified.
+/// - A row for which its group has no room has no drafts.
 ///
 /// # The first pass catches up
 ///
@@ -61,15 +59,16 @@ pub struct DraftOptions {
 /// outgrows its buffer, and distributions where they are kept.
 pub struct DraftModel<D: Device> {
     runner: Runner<D>,
-    kv: DraftKv,
+    group: GroupId,
+    num_blocks: u32,
     passes: Passes,
     catch_up_tokens: u32,
     rows: Vec<Row>,
     /// Whether the last step's passes are done and its rows not yet verified.
     unverified: bool,
     record: GroupStep,
-    /// Published since the step before.
-    published: Vec<BlockId>,
+    /// The last request of each place that it was asked about: a request's first row may find KV that others left.
+    seen: Vec<RequestKey>,
 }
 
 /// A row of the step that the model runs.
@@ -88,13 +87,6 @@ struct Row {
     max: u32,
 }
 
-impl Row {
-    /// Tokens whose KV is there after all passes: the last draft has none.
-    fn written(&self) -> u32 {
-        self.fed + self.max.saturating_sub(1)
-    }
-}
-
 impl<D: Device> DraftModel<D> {
     /// A draft model that is loaded; graphs, if any, are captured on it
     /// ([`Runner::capture`], query lengths 1 and 2 are what it asks for in a steady state).
@@ -110,37 +102,22 @@ impl<D: Device> DraftModel<D> {
         if options.catch_up_tokens == 0 {
             return Err(ProposerError::CatchUp);
         }
-        let group = KvGroup {
-            id: GroupId(0),
-            name: "draft".to_owned(),
-            layers: 0..u16::try_from(config.num_layers).unwrap_or(u16::MAX),
-            bytes_per_token: options.bytes_per_token,
-            salt: Salt::NONE,
-            // Within its own pool it is the one that others would lag behind.
-            lags: false,
-        };
-        let size = BlockSize::new(options.block_size)?;
         Ok(Self {
-            kv: DraftKv::new(size, options.num_blocks, group, options.prefix_caching)?,
-            passes: Passes::new(MetadataBuilder::new(options.block_size)?),
+            group: options.group,
+            num_blocks: options.num_blocks,
+            passes: Passes::new(MetadataBuilder::new(options.block_size)?, options.group),
             runner,
             catch_up_tokens: u32::try_from(options.catch_up_tokens).unwrap_or(u32::MAX),
             rows: Vec::new(),
             unverified: false,
             record: GroupStep::default(),
-            published: Vec::new(),
+            seen: Vec::new(),
         })
     }
 
     /// The model.
     pub fn runner(&mut self) -> &mut Runner<D> {
         &mut self.runner
-    }
-
-    /// The blocks of its KV, to look at.
-    #[must_use]
-    pub fn blocks(&self) -> &BlockManager {
-        self.kv.blocks()
     }
 
     /// What it did since it was made.
@@ -161,12 +138,21 @@ impl<D: Device> DraftModel<D> {
             if max == 0 || len == 0 {
                 continue;
             }
-            let held = self.kv.table(row.request).len();
-            let Some(start) = self.kv.open(row.request, row.tokens, len + max - 1)? else {
+            let plan_row = step.rows[i] as usize;
+            let room = step.plan.needs.row(plan_row).get(usize::from(self.group.0)).copied().unwrap_or(0);
+            let table = step.kv.block_table(row.request, self.group);
+            let held = (table.len() as u32).saturating_mul(step.kv.block_size());
+            if room.min(held) < len + max - 1 {
                 counts.rows_without_room += 1;
                 continue;
-            };
-            counts.hit_tokens += if held == 0 { u64::from(start) } else { 0 };
+            }
+            let start = step.kv.lengths(row.request, self.group).physical.min(len - 1);
+            if self.seen.len() <= row.request.index() {
+                self.seen.resize(row.request.index() + 1, RequestKey::default());
+            }
+            if std::mem::replace(&mut self.seen[row.request.index()], row.request) != row.request {
+                counts.hit_tokens += u64::from(start);
+            }
             self.rows.push(Row { row: i, request: row.request, len, start, fed: len, max });
         }
         let mut left = self.catch_up_tokens;
@@ -189,19 +175,20 @@ impl<D: Device> DraftModel<D> {
 
     /// The passes of the step.
     fn run(&mut self, step: &Proposing<'_>) -> Result<(), ExecuteError> {
-        let Self { runner, kv, passes, rows, .. } = self;
+        let Self { runner, passes, rows, .. } = self;
         passes.pieces.clear();
         for row in rows.iter() {
             let Row { request, start, fed, .. } = *row;
-            kv.push(request, &step.kv.tokens(request)[start as usize..fed as usize]);
             passes.pieces.push(Piece { row: row.row, request, start, end: fed, drafts: row.max > 0 });
         }
         let mut depth = 0;
         while !passes.pieces.is_empty() {
-            passes.run(runner, kv, step)?;
+            passes.run(runner, step)?;
             passes.pieces.clear();
             depth += 1;
-            for row in rows.iter().filter(|row| row.max > depth) {
+            // A row whose logits were no numbers has no draft of this depth, and gets no more.
+            let goes_on = |row: &&Row| row.max > depth && passes.drafts[row.row].len() as u32 == depth;
+            for row in rows.iter().filter(goes_on) {
                 let start = row.fed + depth - 1;
                 let piece = Piece { row: row.row, request: row.request, start, end: start + 1, drafts: true };
                 passes.pieces.push(piece);
@@ -213,10 +200,6 @@ impl<D: Device> DraftModel<D> {
     fn write_record(&mut self, step: &Proposing<'_>) {
         let Some(log) = &self.passes.log else { return };
         log.write(self.rows.iter().map(|row| row.row), step.rows, &mut self.record);
-        let stats = self.kv.blocks().stats();
-        (self.record.num_blocks, self.record.used) = (stats.num_blocks, stats.used);
-        self.record.published.clear();
-        self.record.published.append(&mut self.published);
     }
 }
 
@@ -252,9 +235,7 @@ impl<D: Device> Proposer for DraftModel<D> {
     }
 
     fn measure(&mut self, most: u32, budget: Duration) -> Result<CostCurve, ExecuteError> {
-        let blocks = self.kv.blocks();
-        let (size, num_blocks) = (blocks.block_size().get(), blocks.stats().num_blocks);
-        measure(&mut self.runner, size, num_blocks, most, budget)
+        measure(&mut self.runner, self.passes.block_size(), self.num_blocks, most, budget)
     }
 
     fn propose(&mut self, step: &Proposing<'_>, drafts: &mut Drafts) -> Result<(), ExecuteError> {
@@ -265,13 +246,11 @@ impl<D: Device> Proposer for DraftModel<D> {
             self.passes.distributions.resize_with(rows, Vec::new);
             self.passes.distributions.iter_mut().for_each(Vec::clear);
         }
-        if let Some(log) = &mut self.passes.log {
-            log.begin(step.len());
-        }
+        self.passes.begin(step.len());
         self.open(step)?;
         self.run(step)?;
         for row in self.rows.iter().filter(|row| row.max > 0) {
-            let tokens = &self.kv.tokens(row.request)[row.len as usize..];
+            let tokens = &self.passes.drafts[row.row][..];
             if self.passes.own_draws {
                 drafts.set_with_probabilities(row.row, tokens, &self.passes.distributions[row.row]);
             } else {
@@ -283,33 +262,20 @@ impl<D: Device> Proposer for DraftModel<D> {
         Ok(())
     }
 
-    fn verified(&mut self, verified: &Verified<'_>) {
+    fn verified(&mut self, verified: &mut Verified<'_>) {
         if !std::mem::take(&mut self.unverified) {
             return;
         }
-        for i in 0..self.rows.len() {
-            let row = self.rows[i];
+        for row in &self.rows {
             let accepted = verified.accepted.get(row.row).copied().unwrap_or(0);
-            let upto = row.written().min(row.len + u32::from(accepted));
-            match self.kv.commit(row.request, upto) {
-                Ok(sealed) if self.passes.log.is_some() => {
-                    let blocks = &self.kv.table(row.request)[sealed.start as usize..sealed.end as usize];
-                    let pool = self.kv.blocks().pool();
-                    self.published.extend(blocks.iter().filter(|&&id| pool.is_published(id)));
-                }
-                Ok(_) => {}
-                Err(error) => {
-                    // Its slots were reserved and it grew: without its KV it begins anew.
-                    debug_assert!(false, "{error}");
-                    self.forget(row.request);
-                }
+            // The KV of the last draft is never computed.
+            let drawn = self.passes.drafts[row.row].len() as u32;
+            let written = row.fed + drawn.saturating_sub(1);
+            let plan_row = verified.rows.get(row.row).map_or(usize::MAX, |&row| row as usize);
+            if let Some(took) = verified.took.row_mut(plan_row).get_mut(usize::from(self.group.0)) {
+                *took = written.min(row.len + u32::from(accepted));
             }
         }
-    }
-
-    fn forget(&mut self, request: RequestKey) {
-        let freed = self.kv.forget(request);
-        debug_assert!(freed.is_ok(), "{freed:?}");
     }
 
     fn record(&self) -> Option<&GroupStep> {
@@ -319,7 +285,6 @@ impl<D: Device> Proposer for DraftModel<D> {
     fn keep_record(&mut self, keep: bool) {
         if !keep {
             self.passes.log = None;
-            self.published.clear();
         } else if self.passes.log.is_none() {
             self.passes.log = Some(PassLog::default());
         }

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use pagedraft_attention::MetadataBuilder;
 use pagedraft_attention::metadata::MaskKind;
+use pagedraft_block_manager::GroupId;
 use pagedraft_model::{Choice, Device, Fallback, NO_CHOICE, Ran, Runner, StepInputs};
-use pagedraft_scheduler::RequestKey;
+use pagedraft_scheduler::{KvView, RequestKey};
 use serde::Serialize;
 
 use super::Proposing;
-use super::draft_kv::DraftKv;
 use super::draft_log::PassLog;
 use crate::error::ExecuteError;
 use crate::sampling::{Noise, Purpose, Sampler, SamplingParams, distribution};
@@ -33,6 +33,8 @@ pub struct DraftCounts {
     pub rows_behind: u64,
     /// Rows without drafts for want of KV blocks.
     pub rows_without_room: u64,
+    /// Rows whose drafts ended early because nothing can be drawn from the draft model's logits: they hold a NaN, say.
+    pub rows_without_numbers: u64,
 }
 
 /// Tokens `start..end` of a row of the step.
@@ -68,11 +70,17 @@ pub(super) struct Passes {
     pub counts: DraftCounts,
     /// What the passes were given, where it is wanted.
     pub log: Option<PassLog>,
+    /// The KV group that the passes write.
+    group: GroupId,
+    /// The drafts of each of the step's rows so far.
+    pub drafts: Vec<Vec<u32>>,
 }
 
 impl Passes {
-    pub fn new(builder: MetadataBuilder) -> Self {
+    pub fn new(builder: MetadataBuilder, group: GroupId) -> Self {
         Self {
+            group,
+            drafts: Vec::new(),
             builder,
             inputs: StepInputs::default(),
             pieces: Vec::new(),
@@ -89,11 +97,25 @@ impl Passes {
         }
     }
 
+    /// Tokens a block.
+    pub fn block_size(&self) -> u32 {
+        self.builder.block_size()
+    }
+
+    /// Begins a step of so many rows, without drafts.
+    pub fn begin(&mut self, rows: usize) {
+        let rows_kept = rows.max(self.drafts.len());
+        self.drafts.resize_with(rows_kept, Vec::new);
+        self.drafts.iter_mut().for_each(Vec::clear);
+        if let Some(log) = &mut self.log {
+            log.begin(rows);
+        }
+    }
+
     /// Runs all `pieces`, in as few passes as the runner's limits allow, and gives the rows that draft a token more.
     pub fn run<D: Device>(
         &mut self,
         runner: &mut Runner<D>,
-        kv: &mut DraftKv,
         step: &Proposing<'_>,
     ) -> Result<(), ExecuteError> {
         let mut at = 0;
@@ -108,9 +130,9 @@ impl Passes {
                 room -= taken;
                 at += usize::from(whole);
             }
-            self.gather(kv)?;
+            self.gather(step.kv)?;
             self.forward(runner)?;
-            self.draw(runner, kv, step)?;
+            self.draw(runner, step)?;
         }
         Ok(())
     }
@@ -130,7 +152,7 @@ impl Passes {
     }
 
     /// The inputs of the batch: rows of several tokens first.
-    fn gather(&mut self, kv: &DraftKv) -> Result<(), ExecuteError> {
+    fn gather(&mut self, kv: &dyn KvView) -> Result<(), ExecuteError> {
         let inputs = &mut self.inputs;
         inputs.tokens.clear();
         inputs.positions.clear();
@@ -141,11 +163,16 @@ impl Passes {
         for several in [true, false] {
             for piece in self.batch.iter().filter(|piece| (piece.end - piece.start > 1) == several) {
                 let Piece { request, start, end, .. } = *piece;
-                let tokens = kv.tokens(request).get(start as usize..end as usize);
-                let what = "its draft tokens are not where they were put";
-                inputs.tokens.extend_from_slice(tokens.ok_or(ExecuteError::Plan { request, what })?);
+                let (known, drafts) = (kv.tokens(request), &self.drafts[piece.row]);
+                for position in start as usize..end as usize {
+                    let draft = || drafts.get(position - known.len());
+                    let what = "its draft tokens are not where they were put";
+                    let token = known.get(position).or_else(draft);
+                    inputs.tokens.push(*token.ok_or(ExecuteError::Plan { request, what })?);
+                }
                 inputs.positions.extend(start..end);
-                self.builder.push_row(start, end - start, kv.table(request), MaskKind::Causal)?;
+                let table = kv.block_table(request, self.group);
+                self.builder.push_row(start, end - start, table, MaskKind::Causal)?;
                 self.owners.push(piece.row);
                 if piece.drafts {
                     self.drawn.push(*piece);
@@ -153,14 +180,14 @@ impl Passes {
                 }
             }
         }
-        inputs.metadata = self.builder.take(std::mem::take(&mut inputs.metadata));
+        let metadata = inputs.metadata_mut();
+        *metadata = self.builder.take(std::mem::take(metadata));
         Ok(())
     }
 
     fn draw<D: Device>(
         &mut self,
         runner: &mut Runner<D>,
-        kv: &mut DraftKv,
         step: &Proposing<'_>,
     ) -> Result<(), ExecuteError> {
         let most = runner.limits().logit_rows.max(1);
@@ -174,7 +201,7 @@ impl Passes {
                 // The logits of a row without a choice say why.
                 if !chosen.contains(&NO_CHOICE) {
                     for (piece, &token) in pieces.iter().zip(chosen) {
-                        kv.push(piece.request, &[token]);
+                        self.drafts[piece.row].push(token);
                     }
                     self.counts.drafts += pieces.len() as u64;
                     continue;
@@ -184,16 +211,23 @@ impl Passes {
             for (i, piece) in pieces.iter().enumerate() {
                 let request = piece.request;
                 let params = &step.requests.get(request)?.sampling;
-                let bad = |source| ExecuteError::Sampling { request, source };
+                // A row from whose logits nothing can be drawn (they are not numbers) has no further drafts. The request
+                // goes on: whatever a proposer says, it is the target that chooses.
                 let token = if self.own_draws {
-                    let q = distribution(logits.row(i), params).map_err(bad)?;
-                    self.distributions[piece.row].extend_from_slice(&q);
-                    draw_from(&q, params, piece.end)
+                    distribution(logits.row(i), params).map(|q| {
+                        self.distributions[piece.row].extend_from_slice(&q);
+                        draw_from(&q, params, piece.end)
+                    })
                 } else {
-                    self.sampler.choose(logits.row(i), params, piece.end).map_err(bad)?
+                    self.sampler.choose(logits.row(i), params, piece.end)
                 };
-                kv.push(request, &[token]);
-                self.counts.drafts += 1;
+                match token {
+                    Ok(token) => {
+                        self.drafts[piece.row].push(token);
+                        self.counts.drafts += 1;
+                    }
+                    Err(_) => self.counts.rows_without_numbers += 1,
+                }
             }
         }
         Ok(())

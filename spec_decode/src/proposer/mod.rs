@@ -9,7 +9,6 @@
 //! Heads on the target (MTP, EAGLE) need the target's hidden states: [`Verified`] is where the executor hands over what a
 //! verify step left behind. Trees need a parent for each draft in [`Drafts`] and a mask a row.
 
-mod draft_kv;
 mod draft_log;
 mod draft_model;
 mod draft_pass;
@@ -27,7 +26,7 @@ use std::time::Duration;
 
 use pagedraft_block_manager::BlockId;
 use pagedraft_model::{ModelError, RunCounts};
-use pagedraft_scheduler::{CostCurve, KvView, RequestKey, StepPlan};
+use pagedraft_scheduler::{CostCurve, KvView, RequestKey, SlotCounts, StepPlan};
 use serde::Serialize;
 
 use crate::drafts::Drafts;
@@ -94,6 +93,10 @@ impl<'a> Proposing<'a> {
 pub struct Verified<'a> {
     /// Accepted drafts of each row, in the order of [`Proposing::rows`].
     pub accepted: &'a [u16],
+    /// Plan rows that had drafts, in the same order.
+    pub rows: &'a [u32],
+    /// By plan row and KV group the slots that hold accepted tokens: a proposer with KV of its own says so in its group.
+    pub took: &'a mut SlotCounts,
 }
 
 /// What a step wrote into a KV group of the proposer's own, a row a sequence: the inputs that its forward passes were given,
@@ -118,12 +121,6 @@ pub struct GroupStep {
     pub block_tables: Vec<Vec<BlockId>>,
     /// Always absent: an index in the group is the position.
     pub kv_index: Option<Vec<i64>>,
-    /// The group's pool after the step's forward passes: blocks, and of those the ones in use.
-    pub num_blocks: u32,
-    /// Blocks that sequences hold.
-    pub used: u32,
-    /// Blocks of the group published to its prefix cache since the step before: every token in them was accepted.
-    pub published: Vec<BlockId>,
 }
 
 /// Proposes drafts.
@@ -140,7 +137,7 @@ pub trait Proposer {
     fn propose(&mut self, step: &Proposing<'_>, drafts: &mut Drafts) -> Result<(), ExecuteError>;
 
     /// Hears what became of the drafts it proposed last, before anything else is asked of it.
-    fn verified(&mut self, verified: &Verified<'_>) {
+    fn verified(&mut self, verified: &mut Verified<'_>) {
         let _ = verified;
     }
 

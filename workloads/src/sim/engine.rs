@@ -192,10 +192,10 @@ impl Engine {
     ///
     /// # Errors
     ///
-    /// A scheduler that has requests but no plan for them.
+    /// A fault of the scheduler, or one that has requests but no plan for them.
     pub(super) fn begin(&mut self, now: u64) -> Result<(), Error> {
         self.wakes = None;
-        self.scheduler.step(&mut self.plan);
+        self.scheduler.step(&mut self.plan).map_err(|e| Error::Engine(e.to_string()))?;
         if self.plan.rows.is_empty() {
             return Err(Error::Engine(
                 "the scheduler has requests, and planned a step without rows".to_owned(),
@@ -246,6 +246,7 @@ impl Engine {
         outcome.id = plan.id;
         outcome.rows.clear();
         outcome.tokens.clear();
+        outcome.took.begin(0);
         shape.draft_passes.clear();
         (shape.draft_catch_up, shape.draft_reads, shape.draft_pairs, shape.ended) = (0, 0, 0, 0);
         let mut sums = RowSums::default();
@@ -275,11 +276,10 @@ impl Engine {
                 }
             }
             outcome.rows.push(RowOutcome {
-                request: row.request,
                 tokens: first..outcome.tokens.len() as u32,
                 num_drafts,
                 num_accepted,
-                stop: false,
+                ..RowOutcome::of(row.request)
             });
             sums.add(row, num_drafts, expands);
         }

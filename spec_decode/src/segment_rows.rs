@@ -1,0 +1,276 @@
+//! The token rows of a step in one segment of the model.
+
+use pagedraft_attention::metadata::PAD_SLOT;
+use pagedraft_attention::{MetadataBuilder, MetadataRow};
+use pagedraft_block_manager::{GroupId, KvIndex, slot};
+use pagedraft_model::StepInputs;
+use pagedraft_scheduler::{Kind, KvView, PlanRow, SegmentKv, StepPlan};
+
+use crate::drafts::Drafts;
+use crate::error::ExecuteError;
+use crate::requests::Requests;
+use crate::scorer::Scorer;
+use crate::thinning::{Thinned, ThinnedPrompts};
+
+/// Where the plan rows of a step lie among the token rows of a segment. The buffers are kept from step to step.
+#[derive(Debug, Default)]
+pub(crate) struct SegmentRows {
+    /// Plan rows in the order in which they run: those with a metadata row of several query tokens first.
+    pub order: Vec<u32>,
+    /// First token row of each plan row; of a plan row that does not run here it means nothing.
+    pub starts: Vec<u32>,
+    /// Known tokens of each plan row, drafts not counted; 0 where it does not run here.
+    pub known: Vec<u32>,
+    /// For each metadata row the plan row that it belongs to.
+    pub plan_rows: Vec<u32>,
+}
+
+/// What the rows of a step are gathered from.
+#[derive(Clone, Copy)]
+pub(crate) struct Sources<'a> {
+    pub plan: &'a StepPlan,
+    pub kv: &'a dyn KvView,
+    pub drafts: &'a Drafts,
+    /// For each plan row its index in `drafts`.
+    pub draft_row: &'a [Option<u32>],
+    pub requests: &'a Requests,
+    pub thinned: &'a ThinnedPrompts,
+    pub segments: &'a [SegmentKv],
+    pub scorer: Scorer,
+    /// For each plan row why it cannot go on, where it cannot.
+    pub faults: &'a [Option<String>],
+}
+
+impl<'a> Sources<'a> {
+    pub fn drafts_of(&self, plan_row: usize) -> &'a [u32] {
+        let row = self.draft_row.get(plan_row).copied().flatten();
+        row.map_or(&[], |row| self.drafts.row(row as usize))
+    }
+
+    /// Whether the row is of a prompt of which not all tokens go on.
+    pub fn thins(&self, row: &PlanRow) -> bool {
+        row.kind == Kind::Prefill && self.requests.get(row.request).is_ok_and(|known| known.thinning.is_some())
+    }
+
+    /// The known tokens of a plan row in a segment: the index of the first among those that reach it, and how many.
+    fn span(&self, row: &PlanRow, segment: u16) -> (u32, u32) {
+        if segment == row.segments.start || !self.thins(row) {
+            return (row.tokens.start, row.tokens.end - row.tokens.start);
+        }
+        let known = self.kv.tokens(row.request).len() as u32;
+        let reach = self.thinned.get(row.request).and_then(|thinned| thinned.kept.get(usize::from(segment) - 1));
+        let prompt_len = self.requests.get(row.request).map_or(0, |registered| registered.prompt_len);
+        (0, reach.map_or(known, |kept| kept.len() as u32 + known - prompt_len))
+    }
+}
+
+impl SegmentRows {
+    /// Lays out the rows of a segment and writes its inputs: tokens, positions, and the metadata of every KV group that
+    /// the segment uses.
+    pub fn gather(
+        &mut self,
+        from: &Sources<'_>,
+        segment: u16,
+        builders: &mut [MetadataBuilder],
+        windows: &[Option<u32>],
+        inputs: &mut StepInputs,
+    ) -> Result<(), ExecuteError> {
+        self.lay_out(from, segment);
+        inputs.tokens.clear();
+        inputs.positions.clear();
+        inputs.groups.resize_with(builders.len(), Default::default);
+        self.plan_rows.clear();
+        for (builder, &window) in builders.iter_mut().zip(windows) {
+            builder.begin();
+            builder.set_window(window);
+        }
+        let kv = &from.segments[usize::from(segment)];
+        for at in 0..self.order.len() {
+            let i = self.order[at];
+            self.starts[i as usize] = inputs.tokens.len() as u32;
+            let rows = push_row(from, i as usize, segment, kv, builders, inputs)?;
+            self.plan_rows.extend((0..rows).map(|_| i));
+        }
+        for (builder, metadata) in builders.iter_mut().zip(&mut inputs.groups) {
+            *metadata = builder.take(std::mem::take(metadata));
+        }
+        self.push_held(from, segment, inputs)
+    }
+
+    fn lay_out(&mut self, from: &Sources<'_>, segment: u16) {
+        let rows = &from.plan.rows;
+        self.starts.clear();
+        self.starts.resize(rows.len(), 0);
+        self.known.clear();
+        self.known.extend(rows.iter().map(|row| {
+            let runs = row.segments.contains(&segment);
+            if runs { from.span(row, segment).1 } else { 0 }
+        }));
+        for (known, fault) in self.known.iter_mut().zip(from.faults) {
+            if fault.is_some() {
+                *known = 0;
+            }
+        }
+        let long = |&i: &u32| {
+            let drafts = from.drafts_of(i as usize).len() as u32;
+            from.scorer.is_one_long_row(self.known[i as usize] + drafts, drafts > 0)
+        };
+        let all = || (0..rows.len() as u32).filter(|&i| self.known[i as usize] > 0);
+        self.order.clear();
+        self.order.extend(all().filter(|i| long(i)));
+        self.order.extend(all().filter(|i| !long(i)));
+    }
+
+    /// Writes the slots of the scratch groups: of rows that wait behind this segment where they are put, and of rows that
+    /// waited behind the one before where they lie. All other rows have slot -1.
+    fn push_held(&self, from: &Sources<'_>, segment: u16, inputs: &mut StepInputs) -> Result<(), ExecuteError> {
+        let size = from.kv.block_size();
+        let last = from.segments.len() as u16;
+        let before = segment.checked_sub(1);
+        for (of, fetched) in [(Some(segment), false), (before, true)] {
+            let Some(hold) = of.and_then(|of| from.segments[usize::from(of)].hold) else { continue };
+            let slots = &mut inputs.groups[usize::from(hold.0)].slot_mapping;
+            slots.clear();
+            slots.resize(inputs.tokens.len(), PAD_SLOT);
+            for &i in &self.order {
+                let row = &from.plan.rows[i as usize];
+                let waits = row.segments.end == segment + 1 && row.segments.end < last;
+                if (!fetched && !waits) || !from.thins(row) {
+                    continue;
+                }
+                let (first, known) = from.span(row, segment);
+                let table = from.kv.block_table(row.request, hold);
+                let start = self.starts[i as usize];
+                for j in 0..known {
+                    let index = if fetched {
+                        let Some(index) = from.waited(row, segment, first + j)? else { continue };
+                        index
+                    } else {
+                        first + j
+                    };
+                    let what = "the rows that wait between two segments have no slot";
+                    let slot = slot(table, index, size);
+                    slots[(start + j) as usize] = slot.ok_or(ExecuteError::Plan { request: row.request, what })?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Sources<'_> {
+    /// Where token `index` of those that reach `segment` waited behind the segment before, if it did not run through
+    /// that in this very step.
+    pub fn waited(&self, row: &PlanRow, segment: u16, index: u32) -> Result<Option<u32>, ExecuteError> {
+        let (thinned, prompt_len) = self.thinned(row)?;
+        let index = thinned.before(segment - 1, index, prompt_len);
+        let ran_before = row.segments.start < segment;
+        let (first, _) = self.span(row, segment - 1);
+        Ok((!ran_before || index < first).then_some(index))
+    }
+
+    fn thinned(&self, row: &PlanRow) -> Result<(&Thinned, u32), ExecuteError> {
+        let what = "it goes on behind a cut that was not made";
+        let thinned = self.thinned.get(row.request).ok_or(ExecuteError::Plan { request: row.request, what })?;
+        Ok((thinned, self.requests.get(row.request)?.prompt_len))
+    }
+
+    /// Fills `source` with the token row of the segment before that each token row of `segment` continues. A row that
+    /// waited, and is fetched, has any.
+    pub fn continued(
+        &self,
+        segment: u16,
+        before: &SegmentRows,
+        here: &SegmentRows,
+        source: &mut Vec<u32>,
+    ) -> Result<(), ExecuteError> {
+        source.clear();
+        for &i in &here.order {
+            let (i, row) = (i as usize, &self.plan.rows[i as usize]);
+            let rows = here.known[i] + self.drafts_of(i).len() as u32;
+            if !self.thins(row) {
+                source.extend(before.starts[i]..before.starts[i] + rows);
+                continue;
+            }
+            let (thinned, prompt_len) = self.thinned(row)?;
+            let (first, known) = self.span(row, segment);
+            let from = if row.segments.start < segment { self.span(row, segment - 1).0 } else { u32::MAX };
+            for index in first..first + known {
+                let index = thinned.before(segment - 1, index, prompt_len);
+                source.push(index.checked_sub(from).map_or(0, |j| before.starts[i] + j));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Appends a plan row to the inputs of a segment; the metadata rows that it becomes.
+fn push_row(
+    from: &Sources<'_>,
+    i: usize,
+    segment: u16,
+    kv: &SegmentKv,
+    builders: &mut [MetadataBuilder],
+    inputs: &mut StepInputs,
+) -> Result<u32, ExecuteError> {
+    let row = &from.plan.rows[i];
+    let wrong = |what| ExecuteError::Plan { request: row.request, what };
+    let drafts = from.drafts_of(i);
+    let (first, known) = from.span(row, segment);
+    let tokens = from.kv.tokens(row.request);
+    if from.thins(row) && segment > 0 {
+        let (thinned, prompt_len) = from.thinned(row)?;
+        for index in first..first + known {
+            let position = thinned.position(segment, index, prompt_len);
+            let token = tokens.get(position as usize);
+            inputs.tokens.push(*token.ok_or(wrong("it has fewer tokens than the row asks for"))?);
+            inputs.positions.push(position);
+        }
+    } else {
+        let known = tokens.get(first as usize..(first + known) as usize);
+        inputs.tokens.extend_from_slice(known.ok_or(wrong("it has fewer tokens than the row asks for"))?);
+        inputs.tokens.extend_from_slice(drafts);
+        inputs.positions.extend(row.tokens.start..row.tokens.end + drafts.len() as u32);
+    }
+    let count = known + drafts.len() as u32;
+    let mut rows = 0;
+    for &group in &kv.groups {
+        let lengths = from.kv.lengths(row.request, group);
+        let explicit = matches!(from.kv.index(row.request, group), KvIndex::Explicit(_));
+        // While a prompt is thinned, a token's index in a group is its index among those that reach the segment. Once it
+        // is done, new tokens come behind those that were kept.
+        let context = if explicit && !from.thins(row) {
+            lengths.physical + first.saturating_sub(lengths.logical)
+        } else {
+            first
+        };
+        let stored = if explicit { 0 } else { lengths.physical };
+        let table = from.kv.block_table(row.request, group);
+        let builder = builders.get_mut(usize::from(group.0)).ok_or(wrong("it names a KV group that is not there"))?;
+        rows = push_metadata(from.scorer, builder, context, count, !drafts.is_empty(), stored, table)?;
+    }
+    Ok(rows)
+}
+
+fn push_metadata(
+    scorer: Scorer,
+    builder: &mut MetadataBuilder,
+    context: u32,
+    count: u32,
+    drafted: bool,
+    stored: u32,
+    table: &[pagedraft_block_manager::BlockId],
+) -> Result<u32, ExecuteError> {
+    if stored > context {
+        // The prefix cache has these tokens, but not in every group: they are computed again and stored where they lack.
+        let row = MetadataRow { stored, ..MetadataRow::causal(context, count, table) };
+        builder.push(row)?;
+        return Ok(1);
+    }
+    Ok(scorer.push(builder, context, count, drafted, table)?)
+}
+
+/// The KV groups of a model of one segment.
+pub(crate) fn one_segment(groups: usize) -> Vec<SegmentKv> {
+    vec![SegmentKv { groups: (0..groups).map(|group| GroupId(group as u8)).collect(), hold: None }]
+}

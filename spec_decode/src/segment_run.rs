@@ -1,0 +1,188 @@
+//! Runs the segments of a step, and decides between two of them which tokens go on.
+
+use std::time::Instant;
+
+use pagedraft_model::{Device, StepInputs};
+use pagedraft_scheduler::{Kept, KvView, StepOutcome, StepPlan};
+
+use crate::error::ExecuteError;
+use crate::executor::ModelExecutor;
+use crate::record::{SegmentRecord, StepRecord};
+use crate::segment_rows::Sources;
+
+impl<D: Device> ModelExecutor<D> {
+    /// Runs every segment of the step: microseconds spent on inputs and metadata.
+    pub(crate) fn run_segments(
+        &mut self,
+        plan: &StepPlan,
+        kv: &dyn KvView,
+        outcome: &mut StepOutcome<StepRecord>,
+    ) -> Result<f64, ExecuteError> {
+        let mut gather_us = 0.0;
+        let segments = self.segments.len();
+        let record = &mut outcome.record;
+        record.more_segments = segments - 1;
+        record.more.resize_with(segments - 1, SegmentRecord::default);
+        for segment in 0..segments {
+            let start = Instant::now();
+            let inputs = match segment.checked_sub(1) {
+                None => &mut record.inputs,
+                Some(more) => &mut record.more[more].inputs,
+            };
+            self.gather(segment, plan, kv, inputs)?;
+            gather_us += start.elapsed().as_secs_f64() * 1e6;
+            let rows = &self.rows[segment];
+            let (plan_rows, ran) = match segment.checked_sub(1) {
+                None => (&mut record.plan_rows, &mut record.ran),
+                Some(more) => (&mut record.more[more].plan_rows, &mut record.more[more].ran),
+            };
+            plan_rows.clone_from(&rows.plan_rows);
+            *ran = Default::default();
+            let inputs = match segment.checked_sub(1) {
+                None => &mut record.inputs,
+                Some(more) => &mut record.more[more].inputs,
+            };
+            if inputs.tokens.is_empty() {
+                continue;
+            }
+            let replays = self.runner.replays_segment(segment, inputs);
+            inputs.groups.iter_mut().for_each(|metadata| metadata.use_cuda_graph = replays);
+            let ran = self.runner.forward_segment(segment, inputs)?;
+            match segment.checked_sub(1) {
+                None => record.ran = ran,
+                Some(more) => record.more[more].ran = ran,
+            }
+            if segment + 1 < segments {
+                self.cut(segment, plan, kv)?;
+            }
+        }
+        if segments > 1 {
+            self.say_what_was_kept(plan, kv, outcome)?;
+        }
+        Ok(gather_us)
+    }
+
+    fn sources<'a>(&'a self, plan: &'a StepPlan, kv: &'a dyn KvView) -> Sources<'a> {
+        Sources {
+            plan,
+            kv,
+            drafts: &self.drafts,
+            draft_row: &self.draft_row,
+            requests: &self.requests,
+            thinned: &self.thinned,
+            segments: &self.segments,
+            scorer: self.scorer,
+            faults: &self.faults,
+        }
+    }
+
+    /// Writes the inputs of a segment; behind the first one the residual stream is put in the order of its rows.
+    fn gather(
+        &mut self,
+        segment: usize,
+        plan: &StepPlan,
+        kv: &dyn KvView,
+        inputs: &mut StepInputs,
+    ) -> Result<(), ExecuteError> {
+        let mut here = std::mem::take(&mut self.rows[segment]);
+        let mut builders = std::mem::take(&mut self.builders);
+        let gathered =
+            here.gather(&self.sources(plan, kv), segment as u16, &mut builders, &self.windows, inputs);
+        self.builders = builders;
+        self.rows[segment] = here;
+        gathered?;
+        let Some(before) = segment.checked_sub(1).map(|before| &self.rows[before]) else { return Ok(()) };
+        // Where nothing ran before, all rows waited, and are fetched.
+        if before.order.is_empty() || inputs.tokens.is_empty() {
+            return Ok(());
+        }
+        let mut continued = std::mem::take(&mut self.continued);
+        let found =
+            self.sources(plan, kv).continued(segment as u16, before, &self.rows[segment], &mut continued);
+        let compacted = found.and_then(|()| Ok(self.runner.compact(&continued)?));
+        self.continued = continued;
+        compacted
+    }
+
+    /// Scores the prompts that are thinned behind a segment; decides which tokens of those go on that have run through it
+    /// as a whole.
+    fn cut(&mut self, segment: usize, plan: &StepPlan, kv: &dyn KvView) -> Result<(), ExecuteError> {
+        let thins = |row: &&u32| self.sources(plan, kv).thins(&plan.rows[**row as usize]);
+        let rows: Vec<u32> = self.rows[segment].order.iter().filter(thins).copied().collect();
+        for i in rows {
+            let row = &plan.rows[i as usize];
+            let registered = self.requests.get(row.request)?;
+            let Some(thinning) = &registered.thinning else { continue };
+            let (prompt_len, rule) = (registered.prompt_len, thinning.rule.clone());
+            let count = thinning.kept.get(segment).copied().unwrap_or(prompt_len);
+            let (start, known) = (self.rows[segment].starts[i as usize], self.rows[segment].known[i as usize]);
+            let first = if row.segments.start == segment as u16 { row.tokens.start } else { 0 };
+            let prompt = self.thinned.get(row.request).map_or(prompt_len, |thinned| {
+                let kept = segment.checked_sub(1).and_then(|cut| thinned.kept.get(cut));
+                kept.map_or(prompt_len, |kept| kept.len() as u32)
+            });
+            let hidden = self.runner.config().hidden_size;
+            let residual = self.runner.residual((start + known) as usize)?;
+            let thinned = self.thinned.get_or_begin(row.request);
+            thinned.scores.truncate(first as usize);
+            for j in 0..known.min(prompt.saturating_sub(first)) {
+                let at = (start + j) as usize * hidden;
+                thinned.scores.push(rule.score(segment as u16, &residual[at..at + hidden]));
+            }
+            let whole = first + known == prompt + (kv.tokens(row.request).len() as u32 - prompt_len);
+            if !whole {
+                continue;
+            }
+            let chosen = rule.keep(segment as u16, &thinned.scores, count as usize).and_then(|chosen| {
+                let sound = chosen.len() == count as usize
+                    && chosen.is_sorted_by(|a, b| a < b)
+                    && chosen.last().is_none_or(|&last| last < prompt);
+                if sound { Ok(chosen) } else { Err("its rule kept other tokens than there are".to_owned()) }
+            });
+            match chosen {
+                Ok(chosen) => {
+                    let positions =
+                        chosen.iter().map(|&index| thinned.position(segment as u16, index, prompt_len)).collect();
+                    thinned.kept.truncate(segment);
+                    thinned.kept.push(positions);
+                    thinned.scores.clear();
+                }
+                Err(why) => {
+                    self.faults[i as usize] = Some(format!("its prompt cannot be thinned behind segment {segment}: {why}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Lists the positions that thinned prompts hold now in the groups behind a cut.
+    fn say_what_was_kept(
+        &mut self,
+        plan: &StepPlan,
+        kv: &dyn KvView,
+        outcome: &mut StepOutcome<StepRecord>,
+    ) -> Result<(), ExecuteError> {
+        let last = self.segments.len() as u16;
+        for (i, row) in plan.rows.iter().enumerate() {
+            if !self.sources(plan, kv).thins(row) || self.faults[i].is_some() {
+                continue;
+            }
+            let prompt_len = self.requests.get(row.request)?.prompt_len;
+            let Some(thinned) = self.thinned.get(row.request) else { continue };
+            for segment in row.segments.clone().filter(|&segment| segment > 0) {
+                for &group in &self.segments[usize::from(segment)].groups {
+                    let held = plan.needs.row(i).get(usize::from(group.0)).copied().unwrap_or(0);
+                    let from = outcome.kept_positions.len() as u32;
+                    let positions = (0..held).map(|index| thinned.position(segment, index, prompt_len));
+                    outcome.kept_positions.extend(positions);
+                    let positions = from..outcome.kept_positions.len() as u32;
+                    outcome.kept.push(Kept { row: i as u32, group, positions });
+                }
+            }
+            if row.segments.end == last && row.samples {
+                self.thinned.forget(row.request);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,91 @@
+//! Requests that drop prompt tokens between two segments of the model.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+
+use pagedraft_scheduler::RequestKey;
+
+/// Decides which of a prompt's tokens go on into the model's next segment.
+///
+/// A token's score is a function of its own residual row, so that chunks of a prompt can be scored one by one; which
+/// tokens stay is decided once, over the whole prompt.
+pub trait Thin: Send + Sync + fmt::Debug {
+    /// The score of a token whose residual row is `row` (`[hidden]`) behind segment `segment`.
+    fn score(&self, segment: u16, row: &[f32]) -> f32;
+
+    /// Which `count` of the prompt's tokens that reached segment `segment` go on, as indices into `scores`, ascending.
+    ///
+    /// # Errors
+    ///
+    /// Why nothing can be chosen (a score is not a number, say). The request then fails alone.
+    fn keep(&self, segment: u16, scores: &[f32], count: usize) -> Result<Vec<u32>, String>;
+}
+
+/// How a request's prompt is thinned.
+#[derive(Clone, Debug)]
+pub struct Thinning {
+    /// The rule.
+    pub rule: Arc<dyn Thin>,
+    /// How many prompt tokens go on behind each cut: those that the request was submitted with
+    /// ([`RequestSpec::kept`](pagedraft_scheduler::RequestSpec::kept)).
+    pub kept: Vec<u32>,
+}
+
+/// What is known of a prompt that is being thinned.
+#[derive(Debug, Default)]
+pub(crate) struct Thinned {
+    /// For each segment behind the first, the positions of the prompt's tokens that reach it.
+    pub kept: Vec<Vec<u32>>,
+    /// Scores of the prompt's tokens that have passed the segment being run.
+    pub scores: Vec<f32>,
+}
+
+impl Thinned {
+    /// The position of token `index` among those that reach `segment`, of a prompt of `prompt_len` tokens with output
+    /// behind it.
+    pub fn position(&self, segment: u16, index: u32, prompt_len: u32) -> u32 {
+        let kept = usize::from(segment).checked_sub(1).and_then(|cut| self.kept.get(cut));
+        match kept {
+            None => index,
+            Some(kept) => match kept.get(index as usize) {
+                Some(&position) => position,
+                None => prompt_len + (index - kept.len() as u32),
+            },
+        }
+    }
+
+    /// The index among the tokens that reach `segment` of token `index` of those that reach the next one.
+    pub fn before(&self, segment: u16, index: u32, prompt_len: u32) -> u32 {
+        let position = self.position(segment + 1, index, prompt_len);
+        let kept = usize::from(segment).checked_sub(1).and_then(|cut| self.kept.get(cut));
+        match kept {
+            None => position,
+            Some(kept) if position < prompt_len => {
+                kept.binary_search(&position).map_or(u32::MAX, |index| index as u32)
+            }
+            Some(kept) => kept.len() as u32 + (position - prompt_len),
+        }
+    }
+}
+
+/// The prompts that are being thinned.
+#[derive(Debug, Default)]
+pub(crate) struct ThinnedPrompts {
+    prompts: HashMap<RequestKey, Thinned>,
+}
+
+impl ThinnedPrompts {
+    pub fn get(&self, request: RequestKey) -> Option<&Thinned> {
+        self.prompts.get(&request)
+    }
+
+    pub fn get_or_begin(&mut self, request: RequestKey) -> &mut Thinned {
+        self.prompts.entry(request).or_default()
+    }
+
+    /// Forgets what was decided: the prompt is computed from its beginning, or is done.
+    pub fn forget(&mut self, request: RequestKey) {
+        self.prompts.remove(&request);
+    }
+}
