@@ -4,10 +4,22 @@ use serde::Serialize;
 ///
 /// A plan says with it how many slots each row may use at most, an outcome how many each row really took. The buffer
 /// is kept from step to step, so that writing a step allocates nothing.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Default, PartialEq, Eq, Serialize)]
 pub struct SlotCounts {
     groups: usize,
     counts: Vec<u32>,
+}
+
+impl Clone for SlotCounts {
+    fn clone(&self) -> Self {
+        Self { groups: self.groups, counts: self.counts.clone() }
+    }
+
+    /// Keeps the buffer of `self`.
+    fn clone_from(&mut self, from: &Self) {
+        self.groups = from.groups;
+        self.counts.clone_from(&from.counts);
+    }
 }
 
 impl SlotCounts {

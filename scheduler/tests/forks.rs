@@ -3,7 +3,7 @@
 
 mod rig;
 
-use pagedraft_block_manager::{BlockCopy, BlockId};
+use pagedraft_block_manager::{BlockCopy, BlockId, GroupId};
 use pagedraft_scheduler::fake::Script;
 use pagedraft_scheduler::{RequestKey, RequestSpec, SchedulerConfig};
 use rig::Rig;

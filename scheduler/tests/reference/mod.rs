@@ -364,6 +364,7 @@ impl Reference {
             self.running.push(r);
             return Some(true);
         }
+        let request = &self.requests[r];
         let decoding = computed + 1 == len && len > request.prompt_len;
         plan.rows.push(Row {
             request: r,
