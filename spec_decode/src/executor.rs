@@ -13,7 +13,7 @@ use crate::drafts::Drafts;
 use crate::error::ExecuteError;
 use crate::metrics::{SpeculationMetrics, SpeculationTimes};
 use crate::proposer::{GroupStep, Proposer, Proposing, Verified};
-use crate::record::StepRecord;
+use crate::record::ExecutionRecord;
 use crate::requests::{Registered, Requests};
 use crate::sampled::Sampled;
 use crate::scorer::Scorer;
@@ -290,7 +290,7 @@ impl<D: Device> ModelExecutor<D> {
         &mut self,
         plan: &StepPlan,
         kv: &dyn KvView,
-        record: &mut StepRecord,
+        record: &mut ExecutionRecord,
     ) -> Result<(), ExecuteError> {
         let mut order = std::mem::take(&mut self.order);
         order.clear();
@@ -347,7 +347,7 @@ impl<D: Device> ModelExecutor<D> {
     }
 
     /// Tells the proposer what became of its drafts.
-    fn tell_proposer(&mut self, outcome: &StepOutcome<StepRecord>) {
+    fn tell_proposer(&mut self, outcome: &StepOutcome<ExecutionRecord>) {
         self.accepted.clear();
         self.accepted.extend(self.drafting.iter().map(|&i| outcome.rows[i as usize].num_accepted));
         if let Some(proposer) = self.active.and_then(|id| self.proposers.get_mut(id.0)) {
@@ -357,14 +357,14 @@ impl<D: Device> ModelExecutor<D> {
 }
 
 impl<D: Device> Executor for ModelExecutor<D> {
-    type Record = StepRecord;
+    type Record = ExecutionRecord;
     type Error = ExecuteError;
 
     fn execute(
         &mut self,
         plan: &StepPlan,
         kv: &dyn KvView,
-        outcome: &mut StepOutcome<StepRecord>,
+        outcome: &mut StepOutcome<ExecutionRecord>,
     ) -> Result<(), ExecuteError> {
         outcome.id = plan.id;
         outcome.tokens.clear();

@@ -42,7 +42,7 @@ pub struct PromptLogprobs {
 
 /// The record of a step: the inputs and the metadata that it ran with.
 #[derive(Clone, Debug, Default, Serialize)]
-pub struct StepRecord {
+pub struct ExecutionRecord {
     /// Stage times in microseconds; the schedule stage is the driver's.
     pub time_us: StageTimes,
     /// Eager (and why, where a graph was looked for), or the graph that was replayed.
@@ -66,7 +66,7 @@ pub struct StepRecord {
     pub hidden: Vec<(RequestKey, Vec<f32>)>,
 }
 
-impl StepRecord {
+impl ExecutionRecord {
     /// Forgets what the step before left, buffers kept.
     pub(crate) fn clear(&mut self) {
         self.ran = Ran::default();

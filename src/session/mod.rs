@@ -31,7 +31,7 @@ use pagedraft_scheduler::{
 };
 use pagedraft_spec_decode::canary::CanaryReport;
 use pagedraft_spec_decode::metrics::SpeculationMetrics;
-use pagedraft_spec_decode::{ModelExecutor, Registered, StepRecord};
+use pagedraft_spec_decode::{ExecutionRecord, ModelExecutor, Registered};
 use pagedraft_workloads::trace::{TraceTables, TraceWriter};
 
 pub use load::{MOST_LOGIT_ROWS, SessionInfo};
@@ -39,7 +39,7 @@ pub use options::{
     DeviceRef, DraftLength, DraftRef, EngineOptions, LoadFormat, ModelRef, SpeculationOptions, TraceOptions,
 };
 pub use placement::InstructionSet;
-pub use request::{Emitted, Request, RequestId, RequestOutput, StepReport};
+pub use request::{Emitted, Request, RequestId, RequestOutput, SessionStep};
 pub use row::StepRow;
 pub use speculation::SetupId;
 pub use tokenizer::tokenizer;
@@ -59,7 +59,7 @@ pub struct Session {
     setups: Setups,
     seed: u64,
     plan: StepPlan,
-    outcome: StepOutcome<StepRecord>,
+    outcome: StepOutcome<ExecutionRecord>,
     applied: Vec<Applied>,
     /// Such as have not been taken yet; their places are used again.
     sequences: Slab<Sequence>,
@@ -225,7 +225,7 @@ impl Session {
     }
 
     /// What the last step was executed from.
-    pub fn last_step(&self) -> (&StepPlan, &StepRecord) {
+    pub fn last_step(&self) -> (&StepPlan, &ExecutionRecord) {
         (&self.plan, &self.outcome.record)
     }
 
@@ -367,9 +367,9 @@ impl Session {
     ///
     /// A fault of the engine, an alarm of the canary, or a fault of the trace. The requests of a step that failed are computed
     /// again if the session goes on.
-    pub fn step(&mut self) -> anyhow::Result<StepReport> {
+    pub fn step(&mut self) -> anyhow::Result<SessionStep> {
         if !self.scheduler.has_unfinished() {
-            return Ok(StepReport { idle: true, ..StepReport::default() });
+            return Ok(SessionStep { idle: true, ..SessionStep::default() });
         }
         let start = Instant::now();
         self.scheduler.step(&mut self.plan);
@@ -379,14 +379,14 @@ impl Session {
         // Who ends with the step has no table and no seat any more once it is applied.
         self.note_rows();
         let stats = self.scheduler.stats();
-        let mut report = StepReport {
+        let mut report = SessionStep {
             step: self.plan.id.0,
             rows: self.plan.rows.len(),
             preempted: self.plan.preempted.len(),
             running: stats.running,
             waiting: stats.waiting,
             pool_during: stats.pool,
-            ..StepReport::default()
+            ..SessionStep::default()
         };
         self.scheduler.apply(&self.outcome, &mut self.applied)?;
         report.pool = self.scheduler.stats().pool;
@@ -439,7 +439,7 @@ impl Session {
     }
 
     /// Hands what the step gave to its sequences.
-    fn collect(&mut self, report: &mut StepReport) -> anyhow::Result<()> {
+    fn collect(&mut self, report: &mut SessionStep) -> anyhow::Result<()> {
         for row in &self.plan.rows {
             match row.kind {
                 Kind::Prefill => report.prefill_tokens += row.tokens.len(),

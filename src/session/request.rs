@@ -115,9 +115,9 @@ pub struct Emitted {
     pub finish: Option<FinishReason>,
 }
 
-/// What a step did.
+/// What a step of a session did.
 #[derive(Clone, Debug, Default)]
-pub struct StepReport {
+pub struct SessionStep {
     /// Its number.
     pub step: u64,
     /// Nothing could run: no request is waiting or running.
