@@ -77,6 +77,7 @@ mod manager;
 mod pool;
 mod prefix_cache;
 mod sequence;
+mod side_table;
 mod slab;
 mod table;
 
@@ -88,4 +89,5 @@ pub use lease::{Lease, Sealed, Writable};
 pub use manager::BlockManager;
 pub use pool::{BlockPool, PoolStats};
 pub use sequence::{Lengths, PrefixHit, SequenceId};
+pub use side_table::{Claimed, SideTable};
 pub use slab::{Handle, Slab};

@@ -5,6 +5,8 @@
 
 use std::convert::Infallible;
 
+use pagedraft_block_manager::SideTable;
+
 use crate::{Executor, Kind, KvView, RequestKey, RowOutcome, StepOutcome, StepPlan};
 
 /// What a request gives.
@@ -35,7 +37,6 @@ pub const VOCABULARY: u32 = 32_000;
 
 #[derive(Debug, Default)]
 struct Playing {
-    request: RequestKey,
     script: Script,
     prompt_len: u32,
     verify_steps: usize,
@@ -44,8 +45,7 @@ struct Playing {
 /// Runs plans by [`Script`]s. A request without one has the default script.
 #[derive(Debug, Default)]
 pub struct FakeExecutor {
-    /// By place of the request.
-    playing: Vec<Playing>,
+    playing: SideTable<Playing>,
 }
 
 impl FakeExecutor {
@@ -57,14 +57,7 @@ impl FakeExecutor {
 
     /// Gives a request of `prompt_len` prompt tokens its script, before its first step.
     pub fn insert(&mut self, request: RequestKey, prompt_len: u32, script: Script) {
-        if self.playing.len() <= request.index() {
-            self.playing.resize_with(request.index() + 1, Playing::default);
-        }
-        self.playing[request.index()] = Playing { request, script, prompt_len, verify_steps: 0 };
-    }
-
-    fn row(&mut self, request: RequestKey) -> Option<&mut Playing> {
-        self.playing.get_mut(request.index()).filter(|playing| playing.request == request)
+        self.playing.insert(request, Playing { script, prompt_len, verify_steps: 0 });
     }
 }
 
@@ -84,7 +77,7 @@ impl Executor for FakeExecutor {
         let mut unscripted = Playing::default();
         for row in &plan.rows {
             let len = kv.tokens(row.request).len() as u32;
-            let playing = self.row(row.request).unwrap_or(&mut unscripted);
+            let playing = self.playing.get_mut(row.request).unwrap_or(&mut unscripted);
             let start = outcome.tokens.len() as u32;
             let (mut num_drafts, mut num_accepted, mut stop) = (0, 0, false);
             if row.samples {

@@ -16,13 +16,12 @@ mod text;
 mod tokenizer;
 mod trace;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{bail, ensure};
 
-use pagedraft_block_manager::Slab;
+use pagedraft_block_manager::{SideTable, Slab};
 use pagedraft_model::tokenizer::Tokenizer;
 use pagedraft_model::{AnyDevice, RunCounts};
 use pagedraft_scheduler::{
@@ -63,7 +62,7 @@ pub struct Session {
     applied: Vec<Applied>,
     /// Such as have not been taken yet; their places are used again.
     sequences: Slab<Sequence>,
-    by_key: HashMap<RequestKey, RequestId>,
+    by_key: SideTable<RequestId>,
     /// The last step's.
     rows: Vec<StepRow>,
     trace: Option<Trace>,
@@ -92,7 +91,7 @@ impl Session {
             outcome: StepOutcome::default(),
             applied: Vec::new(),
             sequences: Slab::default(),
-            by_key: HashMap::new(),
+            by_key: SideTable::default(),
             rows: Vec::new(),
             trace,
         })
@@ -348,7 +347,7 @@ impl Session {
         if let Some(sequence) = self.sequences.get_mut(id.0) {
             let info = self.scheduler.request(sequence.key());
             if self.scheduler.abort(sequence.key()) {
-                self.by_key.remove(&sequence.key());
+                self.by_key.remove(sequence.key());
                 sequence.note(info);
                 sequence.abort()?;
             }
@@ -396,7 +395,7 @@ impl Session {
             trace.step(schedule, &self.plan, &self.outcome, &self.applied, draft, pool)?;
         }
         for applied in self.applied.iter().filter(|a| a.finish.is_some()) {
-            self.by_key.remove(&applied.request);
+            self.by_key.remove(applied.request);
         }
         report.elapsed = start.elapsed();
         let stages = &report.stages;
@@ -425,7 +424,7 @@ impl Session {
     fn note_rows(&mut self) {
         self.rows.clear();
         for row in &self.plan.rows {
-            let Some(&id) = self.by_key.get(&row.request) else { continue };
+            let Some(&id) = self.by_key.get(row.request) else { continue };
             let Some(sequence) = self.sequences.get_mut(id.0) else { continue };
             let cached = self.scheduler.request(row.request).map_or(0, |info| info.num_cached_tokens);
             sequence.hold(row::table(&self.scheduler, row), cached / self.info.block_size.max(1));
@@ -450,7 +449,7 @@ impl Session {
         report.stages = self.outcome.record.time_us;
         let mut rows = self.rows.iter_mut();
         for applied in &self.applied {
-            let Some(&id) = self.by_key.get(&applied.request) else { continue };
+            let Some(&id) = self.by_key.get(applied.request) else { continue };
             if let Some(sequence) = self.sequences.get_mut(id.0) {
                 sequence.begin(applied);
             }
@@ -479,7 +478,7 @@ impl Session {
             }
         }
         for applied in &self.applied {
-            let Some(&id) = self.by_key.get(&applied.request) else { continue };
+            let Some(&id) = self.by_key.get(applied.request) else { continue };
             let Some(sequence) = self.sequences.get_mut(id.0) else { continue };
             let tokens = &self.outcome.tokens[applied.tokens.start as usize..applied.tokens.end as usize];
             let text = sequence.extend(tokens, applied.finish)?;
@@ -527,8 +526,8 @@ impl Session {
 
 fn sequence<'a>(
     sequences: &'a mut Slab<Sequence>,
-    by_key: &HashMap<RequestKey, RequestId>,
+    by_key: &SideTable<RequestId>,
     key: RequestKey,
 ) -> Option<&'a mut Sequence> {
-    sequences.get_mut(by_key.get(&key)?.0)
+    sequences.get_mut(by_key.get(key)?.0)
 }

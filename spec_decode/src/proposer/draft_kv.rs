@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use pagedraft_block_manager::{BlockId, BlockManager, BlockSize, Error, GroupId, KvGroup, Salt, SequenceId};
+use pagedraft_block_manager::{
+    BlockId, BlockManager, BlockSize, Error, GroupId, KvGroup, Salt, SequenceId, SideTable,
+};
 use pagedraft_scheduler::RequestKey;
 
 /// The one group of the draft's blocks.
@@ -12,13 +14,12 @@ const GROUP: GroupId = GroupId(0);
 /// as far as it likes.
 pub(super) struct DraftKv {
     blocks: BlockManager,
-    places: Vec<Place>,
+    places: SideTable<Place>,
 }
 
 /// What the requests of a place leave behind for the next: buffers.
 #[derive(Default)]
 struct Place {
-    request: RequestKey,
     sequence: Option<SequenceId>,
     /// Tokens by slot: the committed ones, then those of the step in flight.
     tokens: Vec<u32>,
@@ -29,7 +30,10 @@ struct Place {
 impl DraftKv {
     pub fn new(size: BlockSize, num_blocks: u32, group: KvGroup, caching: bool) -> Result<Self, Error> {
         let group = KvGroup { id: GROUP, ..group };
-        Ok(Self { blocks: BlockManager::new(size, num_blocks, vec![group], caching)?, places: Vec::new() })
+        Ok(Self {
+            blocks: BlockManager::new(size, num_blocks, vec![group], caching)?,
+            places: SideTable::default(),
+        })
     }
 
     pub fn blocks(&self) -> &BlockManager {
@@ -40,15 +44,12 @@ impl DraftKv {
     /// them have their KV, always fewer than all; `None` without room. Who finds none gives back what it holds: two that wait for
     /// each other's blocks would wait for ever, and what was published may still be there when it comes back.
     pub fn open(&mut self, request: RequestKey, tokens: &[u32], slots: u32) -> Result<Option<u32>, Error> {
-        if self.places.len() <= request.index() {
-            self.places.resize_with(request.index() + 1, Place::default);
-        }
         let Self { blocks, places } = self;
-        let place = &mut places[request.index()];
-        if place.request != request {
-            // The one before was not forgotten.
+        let claimed = places.claim(request);
+        let place = claimed.value;
+        if claimed.is_left_over {
+            // An earlier request with this index may have ended without `forget`.
             place.free(blocks)?;
-            place.request = request;
         }
         let sequence = match place.sequence {
             Some(sequence) => sequence,
@@ -83,7 +84,7 @@ impl DraftKv {
 
     /// Appends tokens whose KV the step writes, or one whose KV it might have.
     pub fn push(&mut self, request: RequestKey, tokens: &[u32]) {
-        if let Some(place) = self.places.get_mut(request.index()).filter(|place| place.request == request) {
+        if let Some(place) = self.places.get_mut(request) {
             place.tokens.extend_from_slice(tokens);
         }
     }
@@ -97,7 +98,7 @@ impl DraftKv {
     /// table.
     pub fn commit(&mut self, request: RequestKey, upto: u32) -> Result<Range<u32>, Error> {
         let Self { blocks, places } = self;
-        let place = places.get_mut(request.index()).filter(|place| place.request == request);
+        let place = places.get_mut(request);
         let Some((place, sequence)) = place.and_then(|place| place.sequence.map(|s| (place, s))) else {
             return Ok(0..0);
         };
@@ -109,14 +110,14 @@ impl DraftKv {
     /// Gives back every block of a request.
     pub fn forget(&mut self, request: RequestKey) -> Result<(), Error> {
         let Self { blocks, places } = self;
-        match places.get_mut(request.index()).filter(|place| place.request == request) {
+        match places.get_mut(request) {
             Some(place) => place.free(blocks),
             None => Ok(()),
         }
     }
 
     fn place(&self, request: RequestKey) -> Option<&Place> {
-        self.places.get(request.index()).filter(|place| place.request == request)
+        self.places.get(request)
     }
 }
 
