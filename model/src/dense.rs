@@ -5,7 +5,7 @@
 //! k a head before they are rotated. Rotation pairs dimension i with i + head_dim / 2.
 
 use crate::checkpoint::{Checkpoint, ModelConfig, Part};
-use crate::device::{Device, Into, Op, Precision};
+use crate::device::{Device, Op, Precision, WriteMode};
 use crate::error::ModelError;
 
 /// The greatest step a model is built for: its activation buffers have these many rows.
@@ -185,7 +185,7 @@ impl<B: Copy> DenseDecoder<B> {
         for (l, layer) in (0u16..).zip(&self.layers) {
             self.tap(usize::from(l), rows, ops);
             ops.push(Op::RmsNorm { x, weight: layer.input_norm, out: self.normed, eps, rows });
-            ops.push(matmul(self.normed, layer.qkv, layer.qkv_bias, self.qkv, Into::Store));
+            ops.push(matmul(self.normed, layer.qkv, layer.qkv_bias, self.qkv, WriteMode::Store));
             ops.push(Op::RopeAndCache {
                 qkv: self.qkv,
                 qk_norm: layer.qk_norm,
@@ -195,11 +195,11 @@ impl<B: Copy> DenseDecoder<B> {
                 rows,
             });
             ops.push(Op::Attention { q: self.q, out: self.attended, layer: l, rows });
-            ops.push(matmul(self.attended, layer.o, layer.o_bias, x, Into::Add));
+            ops.push(matmul(self.attended, layer.o, layer.o_bias, x, WriteMode::Add));
             ops.push(Op::RmsNorm { x, weight: layer.post_norm, out: self.normed, eps, rows });
-            ops.push(matmul(self.normed, layer.gate_up, layer.gate_up_bias, self.gate_up, Into::Store));
+            ops.push(matmul(self.normed, layer.gate_up, layer.gate_up_bias, self.gate_up, WriteMode::Store));
             ops.push(Op::SwiGlu { x: self.gate_up, out: self.activated, rows });
-            ops.push(matmul(self.activated, layer.down, layer.down_bias, x, Into::Add));
+            ops.push(matmul(self.activated, layer.down, layer.down_bias, x, WriteMode::Add));
         }
         self.tap(self.layers.len(), rows, ops);
     }
@@ -214,7 +214,7 @@ impl<B: Copy> DenseDecoder<B> {
             matrix: self.head,
             bias: None,
             out: self.logits,
-            into: Into::Store,
+            into: WriteMode::Store,
             rows,
         });
     }

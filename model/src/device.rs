@@ -80,12 +80,12 @@ pub struct Choice {
 /// What [`Device::choose`] gives for a row that nothing can be chosen from: a NaN, plus infinity, or nothing finite.
 pub const NO_CHOICE: u32 = u32::MAX;
 
-/// Where the result of a matrix product goes.
+/// What a matrix product does to the values that its output buffer holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Into {
-    /// It replaces what was there.
+pub enum WriteMode {
+    /// The result replaces them.
     Store,
-    /// It is added to what was there (a residual).
+    /// The result is added to them, as a residual connection needs.
     Add,
 }
 
@@ -128,7 +128,7 @@ pub enum Op<B> {
         /// `[rows, n]`.
         out: B,
         /// Store or add.
-        into: Into,
+        into: WriteMode,
         /// Token rows.
         rows: usize,
     },

@@ -48,7 +48,7 @@ pub mod tokenizer;
 pub use any_device::{AnyDevice, AnyGraph};
 pub use checkpoint::Dtype;
 pub use dense::StepLimits;
-pub use device::{BufferId, Choice, Device, Into, NO_CHOICE, Op, Precision, StepInputs};
+pub use device::{BufferId, Choice, Device, NO_CHOICE, Op, Precision, StepInputs, WriteMode};
 pub use device_times::{DeviceTimes, Stage};
 pub use error::ModelError;
 pub use graph::{CaptureReport, CaptureSizes, Fallback, GraphKey, Ran, RunCounts};

@@ -5,6 +5,8 @@
 
 use std::convert::Infallible;
 
+use pagedraft_block_manager::SideTable;
+
 use crate::{Executor, Kept, Kind, KvView, Progress, RequestKey, SegmentKv, StepOutcome, StepPlan};
 
 /// What a request gives.
@@ -59,7 +61,6 @@ pub const VOCABULARY: u32 = 32_000;
 
 #[derive(Debug, Default)]
 struct Playing {
-    request: RequestKey,
     script: Script,
     prompt_len: u32,
     verify_steps: usize,
@@ -70,8 +71,7 @@ struct Playing {
 /// Runs plans by [`Script`]s. A request without one has the default script.
 #[derive(Debug, Default)]
 pub struct FakeExecutor {
-    /// By place of the request.
-    playing: Vec<Playing>,
+    playing: SideTable<Playing>,
     /// The model's segments; empty where there is one.
     segments: Vec<SegmentKv>,
 }
@@ -86,19 +86,12 @@ impl FakeExecutor {
     /// An executor of a model with these segments.
     #[must_use]
     pub fn with_segments(segments: Vec<SegmentKv>) -> Self {
-        Self { playing: Vec::new(), segments }
+        Self { playing: SideTable::default(), segments }
     }
 
     /// Gives a request of `prompt_len` prompt tokens its script, before its first step.
     pub fn insert(&mut self, request: RequestKey, prompt_len: u32, script: Script) {
-        if self.playing.len() <= request.index() {
-            self.playing.resize_with(request.index() + 1, Playing::default);
-        }
-        self.playing[request.index()] = Playing { request, script, prompt_len, verify_steps: 0, passes: 0 };
-    }
-
-    fn row(&mut self, request: RequestKey) -> Option<&mut Playing> {
-        self.playing.get_mut(request.index()).filter(|playing| playing.request == request)
+        self.playing.insert(request, Playing { script, prompt_len, verify_steps: 0, passes: 0 });
     }
 }
 
@@ -114,7 +107,7 @@ impl Executor for FakeExecutor {
     ) -> Result<(), Infallible> {
         outcome.begin(plan);
         for &request in &plan.preempted {
-            if let Some(playing) = self.row(request) {
+            if let Some(playing) = self.playing.get_mut(request) {
                 playing.passes = 0;
             }
         }
@@ -122,7 +115,7 @@ impl Executor for FakeExecutor {
         let mut unscripted = Playing::default();
         for (at, (row, result)) in plan.rows.iter().zip(&mut outcome.rows).enumerate() {
             let len = kv.tokens(row.request).len() as u32;
-            let playing = self.row(row.request).unwrap_or(&mut unscripted);
+            let playing = self.playing.get_mut(row.request).unwrap_or(&mut unscripted);
             let start = outcome.tokens.len() as u32;
             let (mut num_drafts, mut num_accepted, mut stop) = (0, 0, false);
             if let Kind::Denoise { block, .. } = &row.kind {

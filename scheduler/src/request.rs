@@ -25,6 +25,12 @@ impl RequestKey {
     }
 }
 
+impl From<RequestKey> for Handle {
+    fn from(key: RequestKey) -> Self {
+        key.0
+    }
+}
+
 impl fmt::Display for RequestKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)

@@ -13,7 +13,7 @@ use crate::drafts::Drafts;
 use crate::error::ExecuteError;
 use crate::metrics::{SpeculationMetrics, SpeculationTimes};
 use crate::proposer::{GroupStep, Proposer, Proposing, Verified};
-use crate::record::StepRecord;
+use crate::record::ExecutionRecord;
 use crate::requests::{Registered, Requests};
 use crate::segment_rows::{SegmentRows, one_segment};
 use crate::thinning::ThinnedPrompts;
@@ -331,7 +331,7 @@ impl<D: Device> ModelExecutor<D> {
 
     /// Says for each row and KV group how many slots hold accepted tokens now, and tells the proposer what became of its
     /// drafts, which says the same of its own KV.
-    fn account(&mut self, plan: &StepPlan, outcome: &mut StepOutcome<StepRecord>) {
+    fn account(&mut self, plan: &StepPlan, outcome: &mut StepOutcome<ExecutionRecord>) {
         outcome.took.begin(plan.needs.groups());
         for (i, (row, result)) in plan.rows.iter().zip(&outcome.rows).enumerate() {
             let rejected = u32::from(row.drafts_max - result.num_accepted);
@@ -351,14 +351,14 @@ impl<D: Device> ModelExecutor<D> {
 }
 
 impl<D: Device> Executor for ModelExecutor<D> {
-    type Record = StepRecord;
+    type Record = ExecutionRecord;
     type Error = ExecuteError;
 
     fn execute(
         &mut self,
         plan: &StepPlan,
         kv: &dyn KvView,
-        outcome: &mut StepOutcome<StepRecord>,
+        outcome: &mut StepOutcome<ExecutionRecord>,
     ) -> Result<(), ExecuteError> {
         outcome.begin(plan);
         outcome.record.clear();

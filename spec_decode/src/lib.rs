@@ -6,7 +6,7 @@
 //!
 //! # What this crate promises
 //!
-//! - **The record is what ran.** [`StepRecord`] holds the [`StepInputs`](pagedraft_model::StepInputs) that the model was given,
+//! - **The record is what ran.** [`ExecutionRecord`] holds the [`StepInputs`](pagedraft_model::StepInputs) that the model was given,
 //!   not a copy made for the log; a draft model's [`GroupStep`](proposer::GroupStep) is put together from those of its passes.
 //! - **A draw is a function of seed, sample and position** ([`sampling`]): the order of requests, their batch mates and how
 //!   often a position was computed change nothing.
@@ -88,7 +88,7 @@ mod thinning;
 pub use drafts::Drafts;
 pub use error::ExecuteError;
 pub use executor::{ModelExecutor, ProposerId, TARGET_GROUP};
-pub use record::{PromptLogprobs, SegmentRecord, StageTimes, StepRecord};
+pub use record::{PromptLogprobs, SegmentRecord, StageTimes, ExecutionRecord};
 pub use requests::{Registered, Requests};
 pub use scorer::Scorer;
 pub use shadow::Shadow;

@@ -54,7 +54,7 @@ pub struct SegmentRecord {
 
 /// The record of a step: the inputs and the metadata that it ran with.
 #[derive(Clone, Debug, Default, Serialize)]
-pub struct StepRecord {
+pub struct ExecutionRecord {
     /// Stage times in microseconds; the schedule stage is the driver's.
     pub time_us: StageTimes,
     /// Eager (and why, where a graph was looked for), or the graph that was replayed.
@@ -87,7 +87,7 @@ pub struct StepRecord {
     pub hidden: Vec<(RequestKey, Vec<f32>)>,
 }
 
-impl StepRecord {
+impl ExecutionRecord {
     /// Forgets what the step before left, buffers kept.
     pub(crate) fn clear(&mut self) {
         self.ran = Ran::default();

@@ -1,22 +1,22 @@
 //! What the executor keeps for a request from its registration to its end.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
+use pagedraft_block_manager::SideTable;
 use pagedraft_scheduler::RequestKey;
 
 use crate::error::ExecuteError;
 use crate::sampling::SamplingParams;
 use crate::thinning::Thinning;
 
-/// A request as the executor knows it.
+/// What the executor must know of a request.
 #[derive(Clone, Debug, Default)]
 pub struct Registered {
     /// How its tokens are drawn.
     pub sampling: SamplingParams,
-    /// Tokens of its prompt.
+    /// The number of tokens in its prompt.
     pub prompt_len: u32,
-    /// What the run without speculation generated, for the synthetic proposer.
+    /// The tokens that a run without speculation generated for it. Only the synthetic proposer needs them.
     pub recorded: Option<Arc<[u32]>>,
     /// How its prompt is thinned; `None`: all tokens go through all of the model.
     pub thinning: Option<Thinning>,
@@ -25,31 +25,38 @@ pub struct Registered {
 /// The requests that may be in a plan.
 #[derive(Debug, Default)]
 pub struct Requests {
-    registered: HashMap<RequestKey, Registered>,
+    known: SideTable<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    request: RequestKey,
+    registered: Registered,
 }
 
 impl Requests {
-    /// Takes a request in, before a plan has it.
+    /// Registers a request. This must happen before the first plan that has a row of it.
     pub fn insert(&mut self, request: RequestKey, registered: Registered) {
-        self.registered.insert(request, registered);
+        self.known.insert(request, Known { request, registered });
     }
 
     /// Forgets a request that ended.
     pub fn remove(&mut self, request: RequestKey) {
-        self.registered.remove(&request);
+        self.known.remove(request);
     }
 
-    /// Every request there is.
+    /// The keys of all registered requests.
     pub fn keys(&self) -> impl Iterator<Item = RequestKey> {
-        self.registered.keys().copied()
+        self.known.values().map(|known| known.request)
     }
 
-    /// What is known of a request.
+    /// What was registered of a request.
     ///
     /// # Errors
     ///
-    /// [`ExecuteError::Unregistered`].
+    /// [`ExecuteError::Unregistered`] when the request was not registered, or was removed.
     pub fn get(&self, request: RequestKey) -> Result<&Registered, ExecuteError> {
-        self.registered.get(&request).ok_or(ExecuteError::Unregistered { request })
+        let known = self.known.get(request).ok_or(ExecuteError::Unregistered { request })?;
+        Ok(&known.registered)
     }
 }

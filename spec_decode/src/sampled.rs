@@ -8,7 +8,7 @@ use pagedraft_scheduler::{KvView, PlanRow, StepOutcome, StepPlan};
 use crate::acceptance::{Verdict, VerifyRow};
 use crate::error::ExecuteError;
 use crate::executor::ModelExecutor;
-use crate::record::{PromptLogprobs, StepRecord};
+use crate::record::{ExecutionRecord, PromptLogprobs};
 use crate::requests::Registered;
 use crate::segment_rows::SegmentRows;
 use crate::sampling::logprobs;
@@ -65,7 +65,7 @@ impl<D: Device> ModelExecutor<D> {
     pub(crate) fn sample(
         &mut self,
         plan: &StepPlan,
-        outcome: &mut StepOutcome<StepRecord>,
+        outcome: &mut StepOutcome<ExecutionRecord>,
     ) -> Result<(f64, f64), ExecuteError> {
         let mut sampled = std::mem::take(&mut self.sampled);
         let times = self.sample_all(plan, outcome, &mut sampled);
@@ -76,7 +76,7 @@ impl<D: Device> ModelExecutor<D> {
     fn sample_all(
         &mut self,
         plan: &StepPlan,
-        outcome: &mut StepOutcome<StepRecord>,
+        outcome: &mut StepOutcome<ExecutionRecord>,
         sampled: &mut Sampled,
     ) -> Result<(f64, f64), ExecuteError> {
         sampled.begin();
@@ -183,7 +183,7 @@ impl<D: Device> ModelExecutor<D> {
         &mut self,
         plan: &StepPlan,
         kv: &dyn KvView,
-        record: &mut StepRecord,
+        record: &mut ExecutionRecord,
     ) -> Result<f64, ExecuteError> {
         let mut head_us = 0.0;
         let step = self.runner.limits().logit_rows as u32;
@@ -242,7 +242,7 @@ impl Parts<'_> {
         plan_row: usize,
         logits: &Selected<'_>,
         rows: std::ops::Range<usize>,
-        outcome: &mut StepOutcome<StepRecord>,
+        outcome: &mut StepOutcome<ExecutionRecord>,
     ) -> Result<Verdict, ExecuteError> {
         let bad = |source| ExecuteError::Sampling { request: row.request, source };
         let params = &self.requests.get(row.request)?.sampling;
@@ -273,7 +273,7 @@ impl Parts<'_> {
         self,
         plan_row: usize,
         chosen: &[u32],
-        outcome: &mut StepOutcome<StepRecord>,
+        outcome: &mut StepOutcome<ExecutionRecord>,
     ) -> Verdict {
         let start = outcome.tokens.len();
         let verdict = self.verifier.settle(self.drafts, chosen, &mut outcome.tokens);
@@ -284,7 +284,7 @@ impl Parts<'_> {
 
 /// Notes what became of a plan row, whose tokens begin at `start`.
 fn note(
-    outcome: &mut StepOutcome<StepRecord>,
+    outcome: &mut StepOutcome<ExecutionRecord>,
     plan_row: usize,
     start: usize,
     drafts: usize,

@@ -7,7 +7,7 @@ use pagedraft_scheduler::{Kept, KvView, StepOutcome, StepPlan};
 
 use crate::error::ExecuteError;
 use crate::executor::ModelExecutor;
-use crate::record::{SegmentRecord, StepRecord};
+use crate::record::{SegmentRecord, ExecutionRecord};
 use crate::segment_rows::Sources;
 
 impl<D: Device> ModelExecutor<D> {
@@ -16,7 +16,7 @@ impl<D: Device> ModelExecutor<D> {
         &mut self,
         plan: &StepPlan,
         kv: &dyn KvView,
-        outcome: &mut StepOutcome<StepRecord>,
+        outcome: &mut StepOutcome<ExecutionRecord>,
     ) -> Result<f64, ExecuteError> {
         let mut gather_us = 0.0;
         let segments = self.segments.len();
@@ -160,7 +160,7 @@ impl<D: Device> ModelExecutor<D> {
         &mut self,
         plan: &StepPlan,
         kv: &dyn KvView,
-        outcome: &mut StepOutcome<StepRecord>,
+        outcome: &mut StepOutcome<ExecutionRecord>,
     ) -> Result<(), ExecuteError> {
         let last = self.segments.len() as u16;
         for (i, row) in plan.rows.iter().enumerate() {

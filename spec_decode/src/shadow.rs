@@ -6,7 +6,7 @@ use pagedraft_scheduler::{StepOutcome, StepPlan};
 use crate::canary::{Canary, CanaryReport, ShadowRow};
 use crate::error::ExecuteError;
 use crate::executor::ModelExecutor;
-use crate::record::StepRecord;
+use crate::record::ExecutionRecord;
 use crate::sampled::Parts;
 
 /// Runs replayed steps again as a canary wants, and shows it both. The canary numbers the replayed steps from 0.
@@ -18,7 +18,7 @@ pub struct Shadow {
     replayed: u64,
     logits: Vec<f32>,
     rows: Vec<ShadowRow>,
-    outcome: StepOutcome<StepRecord>,
+    outcome: StepOutcome<ExecutionRecord>,
 }
 
 impl Shadow {
@@ -49,7 +49,7 @@ impl<D: Device> ModelExecutor<D> {
     pub(crate) fn shadow(
         &mut self,
         plan: &StepPlan,
-        outcome: &StepOutcome<StepRecord>,
+        outcome: &StepOutcome<ExecutionRecord>,
     ) -> Result<(), ExecuteError> {
         let Some(mut shadow) = self.shadow.take() else { return Ok(()) };
         let step = shadow.replayed;
@@ -72,7 +72,7 @@ impl<D: Device> ModelExecutor<D> {
         shadow: &mut Shadow,
         step: u64,
         plan: &StepPlan,
-        outcome: &StepOutcome<StepRecord>,
+        outcome: &StepOutcome<ExecutionRecord>,
     ) -> Result<bool, ExecuteError> {
         let sampled = std::mem::take(&mut self.sampled);
         let compared = self.run_again(shadow, &sampled, plan, outcome);
@@ -86,7 +86,7 @@ impl<D: Device> ModelExecutor<D> {
         shadow: &mut Shadow,
         sampled: &crate::sampled::Sampled,
         plan: &StepPlan,
-        outcome: &StepOutcome<StepRecord>,
+        outcome: &StepOutcome<ExecutionRecord>,
     ) -> Result<(), ExecuteError> {
         // A replayed step has the logits of all its rows at hand.
         let replayed = self.runner.logits(sampled.selection())?;
@@ -115,7 +115,7 @@ impl<D: Device> ModelExecutor<D> {
             }
             let verdict = parts.decide(&plan.rows[plan_row], plan_row, &logits, rows.clone(), again)?;
             let (was, is) = (&outcome.rows[plan_row], &again.rows[plan_row]);
-            let tokens = |outcome: &StepOutcome<StepRecord>, range: &std::ops::Range<u32>| {
+            let tokens = |outcome: &StepOutcome<ExecutionRecord>, range: &std::ops::Range<u32>| {
                 outcome.tokens[range.start as usize..range.end as usize].to_vec()
             };
             let replayed = &shadow.logits[rows.start * vocab..rows.end * vocab];

@@ -15,13 +15,13 @@ use pagedraft_scheduler::{
 use pagedraft_spec_decode::metrics::SpeculationMetrics;
 use pagedraft_spec_decode::proposer::{NgramProposer, Proposer, Proposing};
 use pagedraft_spec_decode::sampling::SamplingParams;
-use pagedraft_spec_decode::{Drafts, ExecuteError, ModelExecutor, Registered, StepRecord};
+use pagedraft_spec_decode::{Drafts, ExecuteError, ExecutionRecord, ModelExecutor, Registered};
 
 struct Engine {
     executor: ModelExecutor<CpuDevice>,
     scheduler: Scheduler,
     plan: StepPlan,
-    outcome: StepOutcome<StepRecord>,
+    outcome: StepOutcome<ExecutionRecord>,
 }
 
 impl Engine {

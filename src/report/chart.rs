@@ -4,7 +4,7 @@
 
 use std::fmt::Write;
 
-use super::page::escape;
+use super::escape::escape;
 use super::scale::{Scale, label};
 
 const WIDTH: f64 = 560.0;

@@ -1,6 +1,6 @@
 //! The figures of a run: the summary's, or, where a run was stopped before it had one, those of its requests.
 
-use super::page::escape;
+use super::escape::escape;
 use super::pictures::quantile;
 use super::requests::{Finished, Requests};
 use super::run::Run;

@@ -10,6 +10,7 @@
 mod blocks;
 mod chart;
 mod embed;
+mod escape;
 mod figures;
 mod page;
 mod pictures;

@@ -3,25 +3,10 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
+use super::escape::escape;
 use super::run::Run;
 use super::trace_window::MOST_STEPS;
 use super::{figures, pictures, steady};
-
-/// Text as it stands in HTML, in elements and in quoted attributes: nothing in it is markup.
-pub(super) fn escape(text: &str) -> String {
-    let mut safe = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => safe.push_str("&amp;"),
-            '<' => safe.push_str("&lt;"),
-            '>' => safe.push_str("&gt;"),
-            '"' => safe.push_str("&quot;"),
-            '\'' => safe.push_str("&#39;"),
-            c => safe.push(c),
-        }
-    }
-    safe
-}
 
 /// Settings that the head of a page tells, under names for people.
 const SETTINGS: [(&str, &[&str]); 14] = [

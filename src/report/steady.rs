@@ -1,7 +1,7 @@
 //! The middle of a run apart from its ramp up and its tail: what `summary.json` has under `steady`.
 
+use super::escape::escape;
 use super::figures::{COLUMNS, LATENCIES, Row, compared_rows, latency_rows, tiles};
-use super::page::escape;
 use super::run::Run;
 use super::scale::number;
 

@@ -16,13 +16,12 @@ mod text;
 mod tokenizer;
 mod trace;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{bail, ensure};
 
-use pagedraft_block_manager::Slab;
+use pagedraft_block_manager::{SideTable, Slab};
 use pagedraft_model::tokenizer::Tokenizer;
 use pagedraft_model::{AnyDevice, RunCounts};
 use pagedraft_scheduler::{
@@ -31,7 +30,7 @@ use pagedraft_scheduler::{
 };
 use pagedraft_spec_decode::canary::CanaryReport;
 use pagedraft_spec_decode::metrics::SpeculationMetrics;
-use pagedraft_spec_decode::{ModelExecutor, Registered, StepRecord};
+use pagedraft_spec_decode::{ExecutionRecord, ModelExecutor, Registered};
 use pagedraft_workloads::trace::{TraceTables, TraceWriter};
 
 pub use load::{MOST_LOGIT_ROWS, SessionInfo};
@@ -39,7 +38,7 @@ pub use options::{
     DeviceRef, DraftLength, DraftRef, EngineOptions, LoadFormat, ModelRef, SpeculationOptions, TraceOptions,
 };
 pub use placement::InstructionSet;
-pub use request::{Emitted, Request, RequestId, RequestOutput, StepReport};
+pub use request::{Emitted, Request, RequestId, RequestOutput, SessionStep};
 pub use row::StepRow;
 pub use speculation::SetupId;
 pub use tokenizer::tokenizer;
@@ -59,11 +58,11 @@ pub struct Session {
     setups: Setups,
     seed: u64,
     plan: StepPlan,
-    outcome: StepOutcome<StepRecord>,
+    outcome: StepOutcome<ExecutionRecord>,
     applied: Vec<Applied>,
     /// Such as have not been taken yet; their places are used again.
     sequences: Slab<Sequence>,
-    by_key: HashMap<RequestKey, RequestId>,
+    by_key: SideTable<RequestId>,
     /// The last step's.
     rows: Vec<StepRow>,
     trace: Option<Trace>,
@@ -92,7 +91,7 @@ impl Session {
             outcome: StepOutcome::default(),
             applied: Vec::new(),
             sequences: Slab::default(),
-            by_key: HashMap::new(),
+            by_key: SideTable::default(),
             rows: Vec::new(),
             trace,
         })
@@ -225,7 +224,7 @@ impl Session {
     }
 
     /// What the last step was executed from.
-    pub fn last_step(&self) -> (&StepPlan, &StepRecord) {
+    pub fn last_step(&self) -> (&StepPlan, &ExecutionRecord) {
         (&self.plan, &self.outcome.record)
     }
 
@@ -348,7 +347,7 @@ impl Session {
         if let Some(sequence) = self.sequences.get_mut(id.0) {
             let info = self.scheduler.request(sequence.key());
             if self.scheduler.abort(sequence.key()) {
-                self.by_key.remove(&sequence.key());
+                self.by_key.remove(sequence.key());
                 sequence.note(info);
                 sequence.abort()?;
             }
@@ -367,9 +366,9 @@ impl Session {
     ///
     /// A fault of the engine, an alarm of the canary, or a fault of the trace. The requests of a step that failed are computed
     /// again if the session goes on.
-    pub fn step(&mut self) -> anyhow::Result<StepReport> {
+    pub fn step(&mut self) -> anyhow::Result<SessionStep> {
         if !self.scheduler.has_unfinished() {
-            return Ok(StepReport { idle: true, ..StepReport::default() });
+            return Ok(SessionStep { idle: true, ..SessionStep::default() });
         }
         let start = Instant::now();
         self.scheduler.step(&mut self.plan);
@@ -379,14 +378,14 @@ impl Session {
         // Who ends with the step has no table and no seat any more once it is applied.
         self.note_rows();
         let stats = self.scheduler.stats();
-        let mut report = StepReport {
+        let mut report = SessionStep {
             step: self.plan.id.0,
             rows: self.plan.rows.len(),
             preempted: self.plan.preempted.len(),
             running: stats.running,
             waiting: stats.waiting,
             pool_during: stats.pool,
-            ..StepReport::default()
+            ..SessionStep::default()
         };
         self.scheduler.apply(&self.outcome, &mut self.applied)?;
         report.pool = self.scheduler.stats().pool;
@@ -396,7 +395,7 @@ impl Session {
             trace.step(schedule, &self.plan, &self.outcome, &self.applied, draft, pool)?;
         }
         for applied in self.applied.iter().filter(|a| a.finish.is_some()) {
-            self.by_key.remove(&applied.request);
+            self.by_key.remove(applied.request);
         }
         report.elapsed = start.elapsed();
         let stages = &report.stages;
@@ -425,7 +424,7 @@ impl Session {
     fn note_rows(&mut self) {
         self.rows.clear();
         for row in &self.plan.rows {
-            let Some(&id) = self.by_key.get(&row.request) else { continue };
+            let Some(&id) = self.by_key.get(row.request) else { continue };
             let Some(sequence) = self.sequences.get_mut(id.0) else { continue };
             let cached = self.scheduler.request(row.request).map_or(0, |info| info.num_cached_tokens);
             sequence.hold(row::table(&self.scheduler, row), cached / self.info.block_size.max(1));
@@ -439,7 +438,7 @@ impl Session {
     }
 
     /// Hands what the step gave to its sequences.
-    fn collect(&mut self, report: &mut StepReport) -> anyhow::Result<()> {
+    fn collect(&mut self, report: &mut SessionStep) -> anyhow::Result<()> {
         for row in &self.plan.rows {
             match row.kind {
                 Kind::Prefill => report.prefill_tokens += row.tokens.len(),
@@ -450,7 +449,7 @@ impl Session {
         report.stages = self.outcome.record.time_us;
         let mut rows = self.rows.iter_mut();
         for applied in &self.applied {
-            let Some(&id) = self.by_key.get(&applied.request) else { continue };
+            let Some(&id) = self.by_key.get(applied.request) else { continue };
             if let Some(sequence) = self.sequences.get_mut(id.0) {
                 sequence.begin(applied);
             }
@@ -479,7 +478,7 @@ impl Session {
             }
         }
         for applied in &self.applied {
-            let Some(&id) = self.by_key.get(&applied.request) else { continue };
+            let Some(&id) = self.by_key.get(applied.request) else { continue };
             let Some(sequence) = self.sequences.get_mut(id.0) else { continue };
             let tokens = &self.outcome.tokens[applied.tokens.start as usize..applied.tokens.end as usize];
             let text = sequence.extend(tokens, applied.finish)?;
@@ -527,8 +526,8 @@ impl Session {
 
 fn sequence<'a>(
     sequences: &'a mut Slab<Sequence>,
-    by_key: &HashMap<RequestKey, RequestId>,
+    by_key: &SideTable<RequestId>,
     key: RequestKey,
 ) -> Option<&'a mut Sequence> {
-    sequences.get_mut(by_key.get(&key)?.0)
+    sequences.get_mut(by_key.get(key)?.0)
 }

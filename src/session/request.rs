@@ -8,8 +8,8 @@ use serde::Serialize;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// One sample of one request, from submission to the end of the session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+/// One sample of one request, from submission to the end of the session. The default names none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RequestId(pub(super) Handle);
 
 /// A prompt and how to go on from it.
@@ -115,9 +115,9 @@ pub struct Emitted {
     pub finish: Option<FinishReason>,
 }
 
-/// What a step did.
+/// What a step of a session did.
 #[derive(Clone, Debug, Default)]
-pub struct StepReport {
+pub struct SessionStep {
     /// Its number.
     pub step: u64,
     /// Nothing could run: no request is waiting or running.

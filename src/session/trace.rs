@@ -6,7 +6,7 @@ use std::time::Duration;
 use pagedraft_block_manager::PoolStats;
 use pagedraft_model::Ran;
 use pagedraft_scheduler::{Applied, RequestKey, StepOutcome, StepPlan};
-use pagedraft_spec_decode::StepRecord;
+use pagedraft_spec_decode::ExecutionRecord;
 use pagedraft_spec_decode::proposer::GroupStep;
 use pagedraft_workloads::trace::{
     PoolCounts, PublishedBlocks, RequestNames, StepEvent, TableDelta, TimesUs, TraceTables, TraceWriter,
@@ -115,7 +115,7 @@ impl Trace {
         &mut self,
         schedule: Duration,
         plan: &StepPlan,
-        outcome: &StepOutcome<StepRecord>,
+        outcome: &StepOutcome<ExecutionRecord>,
         applied: &[Applied],
         draft: Option<&GroupStep>,
         pool: PoolStats,

@@ -21,7 +21,7 @@ use crate::cpu::panel::PackedMatrix;
 use crate::cpu::rows::PackedRows;
 use crate::cpu::rowwise;
 use crate::cpu::team::Team;
-use crate::device::{BufferId, Device, Into, Op, Precision, StepInputs};
+use crate::device::{BufferId, Device, Op, Precision, StepInputs, WriteMode};
 use crate::error::ModelError;
 use crate::graph::GraphKey;
 
@@ -201,8 +201,8 @@ impl CpuDevice {
                 self.packed.pack(&self.team, self.isa, w.dtype(), x.data(), rows, w.k(), x.width())?;
                 let bias = bias.map(|b| self.buffer(b).vector());
                 let epilogue = match into {
-                    Into::Store => Epilogue::Store,
-                    Into::Add => Epilogue::Add,
+                    WriteMode::Store => Epilogue::Store,
+                    WriteMode::Add => Epilogue::Add,
                 };
                 let out = self.rows_mut(out);
                 // SAFETY: the product is the only one that touches `out`.

@@ -4,7 +4,7 @@
 //! memory: everything above this line is then what runs on a GPU.
 
 use super::error::CudaError;
-use super::memory_need::Purpose;
+use super::purpose::Purpose;
 use crate::checkpoint::Dtype;
 use crate::device_times::{DeviceTimes, Stage};
 use crate::graph::GraphKey;

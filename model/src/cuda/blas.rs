@@ -15,7 +15,7 @@ use super::driver::Gpu;
 use super::error::{CudaError, Doing};
 use super::library::CUBLASLT;
 use super::memory::DeviceMemory;
-use super::memory_need::Purpose;
+use super::purpose::Purpose;
 use crate::checkpoint::Dtype;
 
 /// What NVIDIA recommends for Hopper.

@@ -6,7 +6,7 @@ use cudarc::cublaslt::result::CublasError;
 use cudarc::driver::DriverError;
 use cudarc::driver::sys::CUresult;
 
-use super::memory_need::Purpose;
+use super::purpose::Purpose;
 
 /// A fault of a GPU, of its driver or of one of its libraries.
 #[derive(Clone, Debug, thiserror::Error)]

@@ -11,7 +11,7 @@ use super::error::CudaError;
 use super::inputs::InputLayout;
 use super::kernels::{MatmulTile, splits};
 use super::launch::{Argument, Launch, Place};
-use crate::device::{BufferId, Into, Op};
+use crate::device::{BufferId, Op, WriteMode};
 use crate::error::ModelError;
 
 use Argument::{At, F32, U32, U64};
@@ -232,13 +232,13 @@ impl Lowering<'_> {
         x: BufferId,
         matrix: BufferId,
         out: BufferId,
-        into: Into,
+        into: WriteMode,
         rows: usize,
     ) -> Result<ProductShape, ModelError> {
         let (n, k) = self.matrix(matrix)?;
         within(rows, self.most_rows)?;
         same(self.working(x, rows)?, k)?;
-        let add = into == Into::Add;
+        let add = into == WriteMode::Add;
         let out_f32 = match (self.shape(out)?, add) {
             (Shape::Full { .. }, _) => true,
             (Shape::Working { .. }, false) => false,
@@ -358,8 +358,8 @@ mod tests {
         vec![
             (Op::Embed { table: b(10), out: b(0), rows }, ROWS),
             (Op::RmsNorm { x: b(0), weight: b(11), out: b(1), eps: 1e-5, rows }, ROWS),
-            (product(b(9), b(5), Into::Add), ROWS),
-            (product(b(13), b(7), Into::Store), ROWS),
+            (product(b(9), b(5), WriteMode::Add), ROWS),
+            (product(b(13), b(7), WriteMode::Store), ROWS),
             (Op::RopeAndCache { qkv: b(2), qk_norm: None, rope: b(12), q: b(3), layer: 1, rows }, ROWS),
             (Op::Attention { q: b(3), out: b(4), layer: 1, rows }, ROWS),
             (Op::SwiGlu { x: b(7), out: b(8), rows }, ROWS),

@@ -7,7 +7,7 @@ use cudarc::driver::{CudaContext, DriverError, result, sys};
 
 use super::driver::Gpu;
 use super::error::{CudaError, Doing};
-use super::memory_need::Purpose;
+use super::purpose::Purpose;
 
 /// A piece of the GPU's memory, zeroed when it was made, at a multiple of 256 bytes; its address stays, so that graphs may
 /// hold it.

@@ -1,7 +1,5 @@
 //! How much of a GPU's memory a model takes, known before any of it is taken.
 
-use std::fmt;
-
 use super::attention_work::AttentionWork;
 use super::blas;
 use super::choice_table::ChoiceTable;
@@ -10,39 +8,6 @@ use super::inputs::InputLayout;
 use super::options::{CudaOptions, part_bytes};
 use super::workspace::Workspace;
 use crate::checkpoint::ModelConfig;
-
-/// What a piece of the GPU's memory is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Purpose {
-    /// Weights, norms and rotations.
-    Weights,
-    /// Keys and values of all blocks.
-    KvCache,
-    /// Inputs, activations, logits and partial sums of the greatest step.
-    Step,
-}
-
-impl Purpose {
-    /// What to do where there is too little memory for it.
-    #[must_use]
-    pub fn remedy(self) -> &'static str {
-        match self {
-            Self::Weights => "use a smaller model, or free memory of the GPU",
-            Self::KvCache => "lower --num-blocks or --kv-cache-memory",
-            Self::Step => "lower --max-num-batched-tokens or --max-model-len",
-        }
-    }
-}
-
-impl fmt::Display for Purpose {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Weights => "the weights",
-            Self::KvCache => "the KV cache",
-            Self::Step => "the buffers of a step",
-        })
-    }
-}
 
 /// Bytes that a model takes on a device, but for its graphs, the code of its kernels, and what the driver rounds each piece
 /// up to.

@@ -45,6 +45,7 @@ mod memory_need;
 mod modules;
 mod options;
 mod pinned;
+mod purpose;
 mod weights;
 mod workspace;
 
@@ -60,6 +61,7 @@ pub use inputs::{InputLayout, Packed, Packer};
 pub use launch::{Argument, Launch, Place};
 pub use library::{CUBLASLT, DRIVER, NVRTC, SharedLibrary, directories, include_directories};
 pub use lowering::{Geometry, Lowering, Shape};
-pub use memory_need::{MemoryNeed, Purpose};
+pub use memory_need::MemoryNeed;
 pub use modules::{attention_shape, sources};
 pub use options::{CudaOptions, KvStorage, check, part_bytes};
+pub use purpose::Purpose;

@@ -1,3 +1,5 @@
+use pagedraft_block_manager::SideTable;
+
 use super::acceptance::{Common, Learnt};
 use super::live_costs::{LiveCosts, StepWork};
 use super::probing::{Prices, ProbeStep, Probing};
@@ -30,8 +32,6 @@ const REST: u32 = 8;
 /// What the control knows of the drafts of one request.
 #[derive(Clone, Copy, Debug, Default)]
 struct History {
-    /// The generation of the request's key. A history of another generation belonged to an earlier request.
-    generation: u32,
     /// The number of tokens whose KV the proposer has.
     drafted: u32,
     /// Drafts chosen for the request in the step decided last.
@@ -42,8 +42,7 @@ struct History {
 /// A request that may draft in the step being planned.
 #[derive(Clone, Copy, Debug)]
 struct Member {
-    /// The index of the request's [`History`].
-    at: u32,
+    request: RequestKey,
     /// The cohort of the [`Search`] that it was counted in.
     cohort: u16,
     /// Whether the proposer must first catch up with it.
@@ -68,8 +67,8 @@ pub struct DraftControl {
     keeps_kv: bool,
     costs: LiveCosts,
     common: Common,
-    /// What is known of each request, by the index of its key.
-    histories: Vec<History>,
+    /// What is known of each request.
+    histories: SideTable<History>,
     members: Vec<Member>,
     search: Search,
     probing: Probing,
@@ -102,7 +101,7 @@ impl DraftControl {
             search: Search::new(max, &live.target),
             costs: live,
             common: Common::default(),
-            histories: Vec::new(),
+            histories: SideTable::default(),
             members: Vec::new(),
             probing: Probing::default(),
             base: Base::default(),
@@ -145,14 +144,14 @@ impl DraftControl {
 
     /// The request was preempted: it lost its KV blocks, and the proposer lost its KV of the request too.
     pub(crate) fn preempted(&mut self, key: RequestKey) {
-        if let Some(history) = self.histories.get_mut(key.index()) {
+        if let Some(history) = self.histories.get_mut(key) {
             history.drafted = 0;
         }
     }
 
     /// Chooses no drafts for any request in this step.
     pub(crate) fn stop(&mut self) {
-        for history in &mut self.histories {
+        for history in self.histories.values_mut() {
             history.wanted = 0;
         }
     }
@@ -190,13 +189,10 @@ impl DraftControl {
     pub(crate) fn add_decode(&mut self, key: RequestKey, len: u32, left: u32) {
         self.base.decode_rows += 1;
         self.base.context += f64::from(len);
-        let at = key.index();
-        if self.histories.len() <= at {
-            self.histories.resize(at + 1, History::default());
-        }
-        let history = &mut self.histories[at];
-        if history.generation != key.generation() {
-            *history = History { generation: key.generation(), ..History::default() };
+        let claimed = self.histories.claim(key);
+        let history = claimed.value;
+        if claimed.is_left_over {
+            *history = History::default();
         }
         history.wanted = 0;
         if left < 2 {
@@ -220,7 +216,7 @@ impl DraftControl {
         let horizon = (f64::from(left) * (1.0 - estimate.accepted)).clamp(1.0, HORIZON);
         let rows = if wakes { f64::from(lag - 1) / horizon } else { 0.0 };
         let cohort = self.search.add(estimate, len, Wake { rows, us: rows * tail_us });
-        self.members.push(Member { at: at as u32, cohort, wakes });
+        self.members.push(Member { request: key, cohort, wakes });
         self.probing.consider(key, lag, left);
     }
 
@@ -250,7 +246,9 @@ impl DraftControl {
                 }
                 let wanted = self.search.take(member.cohort);
                 wakes -= u32::from(member.wakes && wanted > 0);
-                self.histories[member.at as usize].wanted = wanted;
+                if let Some(history) = self.histories.get_mut(member.request) {
+                    history.wanted = wanted;
+                }
                 drafts += u64::from(wanted);
             }
         }
@@ -266,15 +264,13 @@ impl DraftControl {
                 self.common.doubt();
             }
             for key in self.probing.requests() {
-                let Some(history) = self.histories.get_mut(key.index()) else {
+                let Some(history) = self.histories.get_mut(key) else {
                     continue;
                 };
-                if history.generation == key.generation() {
-                    history.wanted = self.max.min(1);
-                    drafts += u64::from(history.wanted);
-                    if step == ProbeStep::Begins {
-                        history.learnt.doubt();
-                    }
+                history.wanted = self.max.min(1);
+                drafts += u64::from(history.wanted);
+                if step == ProbeStep::Begins {
+                    history.learnt.doubt();
                 }
             }
         }
@@ -300,7 +296,7 @@ impl DraftControl {
 
     fn record(&mut self, drafts: u64) {
         for member in &self.members {
-            let wanted = self.histories[member.at as usize].wanted;
+            let wanted = self.histories.get(member.request).map_or(0, |history| history.wanted);
             if let Some(count) = self.report.chosen.get_mut(usize::from(wanted)) {
                 *count += 1;
             }
@@ -313,8 +309,7 @@ impl DraftControl {
     /// budget or the request's length limit do not allow as many.
     #[must_use]
     pub fn wanted(&self, key: RequestKey) -> u16 {
-        let history = self.histories.get(key.index()).filter(|one| one.generation == key.generation());
-        history.map_or(0, |history| history.wanted)
+        self.histories.get(key).map_or(0, |history| history.wanted)
     }
 
     /// Begins to learn from the rows of an applied step.
@@ -343,8 +338,7 @@ impl DraftControl {
         }
         self.work.asked += 1;
         let key = row.request;
-        let history = self.histories.get_mut(key.index()).filter(|one| one.generation == key.generation());
-        let Some(history) = history else {
+        let Some(history) = self.histories.get_mut(key) else {
             return;
         };
         self.common.learn(&mut history.learnt, row.end, row.drafts_max, given, accepted);

@@ -8,7 +8,7 @@
 //! sum over x of 1 / (sum over y of max(p(y) / p(x), q(y) / q(x))), which is at least (1 - d) / (1 + d) at a total
 //! variation distance of d (Daliri, Musco, Suresh 2024); rejection would accept 1 - d.
 
-use super::judge::Draft;
+use super::draft::Draft;
 use crate::sampling::{Sampler, SamplingError};
 
 /// The target's token at the draft's place.

@@ -1,38 +1,10 @@
 //! One draft against its row of logits.
 
+use super::draft::Draft;
+use super::finding::Finding;
 use super::rule::Acceptance;
 use super::{coupled, rejection, typical};
-use crate::sampling::{Noise, Sampler, SamplingError, SamplingParams};
-
-/// A draft, and what it is judged by.
-#[derive(Clone, Copy)]
-pub(super) struct Draft<'a> {
-    /// The draft.
-    pub token: u32,
-    /// Its position.
-    pub position: u32,
-    /// How the request draws.
-    pub params: &'a SamplingParams,
-    /// The target's logits there, `[vocab]`.
-    pub logits: &'a [f32],
-    /// What the draft was drawn from, `[vocab]`; `None` where it counts as certain.
-    pub q: Option<&'a [f64]>,
-}
-
-/// What a rule finds.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Finding {
-    /// The draft stands.
-    Stands,
-    /// It does not.
-    Falls,
-}
-
-impl Finding {
-    pub fn stands_if(yes: bool) -> Self {
-        if yes { Self::Stands } else { Self::Falls }
-    }
-}
+use crate::sampling::{Noise, Sampler, SamplingError};
 
 /// Judges drafts by themselves; holds buffers, and what the last draft left for its correction.
 #[derive(Default)]

@@ -35,6 +35,8 @@
 //! ```
 
 mod coupled;
+mod draft;
+mod finding;
 mod judge;
 mod rejection;
 mod rule;
@@ -43,7 +45,9 @@ mod tests;
 mod typical;
 
 use crate::sampling::{SamplingError, SamplingParams};
-use judge::{Draft, Finding, Judge};
+use draft::Draft;
+use finding::Finding;
+use judge::Judge;
 pub use rule::Acceptance;
 
 /// A row to verify.

@@ -8,7 +8,7 @@
 //! u and the residual's draw are numbers of their own of (seed, sample, position), so that neither depends on what the
 //! proposer drew with, even if that was the target's own noise.
 
-use super::judge::Finding;
+use super::finding::Finding;
 use crate::sampling::{Noise, Purpose, SamplingError};
 
 /// Whether u < p(d) / q(d). A draft that its own proposer says is impossible falls.

@@ -4,7 +4,7 @@
 //! in nats and p the target's distribution after temperature and filters: the less certain the target is, the less a draft
 //! needs. In place of the first that falls comes the argmax of p. The output follows neither p nor the proposer.
 
-use super::judge::Finding;
+use super::finding::Finding;
 use crate::sampling::series::{exp, ln};
 
 /// Keeps the logarithm finite; vLLM's.

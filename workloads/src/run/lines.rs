@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::Leftovers;
-use super::sink::Sink;
+use super::sink::{Fault, Sink};
 use crate::Error;
 
 /// Lines wait at most so long for the disk ...
@@ -137,30 +137,6 @@ struct State {
     dead: bool,
     /// Whether all lines were given: none that are there may be left to repeat.
     complete: bool,
-}
-
-/// Why the thread gave up.
-#[derive(Debug)]
-pub(super) enum Fault {
-    /// The system's word.
-    Disk(std::io::Error),
-    /// A repeated line is not what is there.
-    Differs(String),
-}
-
-impl From<std::io::Error> for Fault {
-    fn from(source: std::io::Error) -> Self {
-        Self::Disk(source)
-    }
-}
-
-impl Fault {
-    fn into_error(self, path: PathBuf) -> Error {
-        match self {
-            Self::Disk(source) => Error::Write { path, source },
-            Self::Differs(what) => Error::Run { path, what },
-        }
-    }
 }
 
 impl Shared {

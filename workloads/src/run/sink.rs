@@ -2,12 +2,11 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 
-use super::lines::Fault;
 use super::reader::{LineReader, whole_bytes};
 use super::{Begin, LineFormat};
 use crate::Error;
@@ -18,6 +17,30 @@ const FRAME_EVERY: Duration = Duration::from_secs(1);
 pub(super) const FRAME_BYTES: usize = 256 << 10;
 /// So much of a line is shown where two differ.
 const SHOWN: usize = 160;
+
+/// Why a sink could not take lines.
+#[derive(Debug)]
+pub(super) enum Fault {
+    /// The operating system refused.
+    Disk(std::io::Error),
+    /// A repeated line differs from the line in the file.
+    Differs(String),
+}
+
+impl From<std::io::Error> for Fault {
+    fn from(source: std::io::Error) -> Self {
+        Self::Disk(source)
+    }
+}
+
+impl Fault {
+    pub(super) fn into_error(self, path: PathBuf) -> Error {
+        match self {
+            Self::Disk(source) => Error::Write { path, source },
+            Self::Differs(what) => Error::Run { path, what },
+        }
+    }
+}
 
 /// Takes whole lines.
 #[derive(Debug)]

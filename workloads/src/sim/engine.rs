@@ -1,6 +1,6 @@
 //! One simulated engine: a scheduler, and an executor that draws what steps give and prices what they do.
 
-use pagedraft_block_manager::GroupId;
+use pagedraft_block_manager::{GroupId, SideTable};
 use pagedraft_scheduler::{
     Applied, DraftControl, KvView, RequestKey, RequestSpec, RowOutcome, Scheduler, SchedulerConfig,
     StepOutcome, StepPlan, StepTimes, SubmitError,
@@ -28,8 +28,7 @@ pub(super) struct Engine {
     graphs: Graphs,
     drafting: Option<Drafting>,
     seed: u64,
-    /// By the place of their key.
-    requests: Vec<InFlight>,
+    requests: SideTable<InFlight>,
     plan: StepPlan,
     outcome: StepOutcome<()>,
     applied: Vec<Applied>,
@@ -80,7 +79,7 @@ impl Engine {
             graphs: Graphs::new(options),
             drafting,
             seed: options.seed,
-            requests: Vec::new(),
+            requests: SideTable::default(),
             plan: StepPlan::default(),
             outcome: StepOutcome::default(),
             applied: Vec::new(),
@@ -165,9 +164,6 @@ impl Engine {
             // A float becomes the nearest integer it can.
             self.wakes = Some(now.saturating_add((self.cost.us_to_wake * 1e3).round() as u64));
         }
-        if self.requests.len() <= key.index() {
-            self.requests.resize_with(key.index() + 1, InFlight::default);
-        }
         if let Some(trace) = &mut self.trace {
             trace.name(key, index);
         }
@@ -184,7 +180,7 @@ impl Engine {
         self.load += u64::from(request.owes);
         self.taken += 1;
         self.begun += 1;
-        self.requests[key.index()] = request;
+        self.requests.insert(key, request);
         Ok(())
     }
 
@@ -231,7 +227,7 @@ impl Engine {
     fn preempt(&mut self) {
         let config = self.scheduler.config();
         for key in &self.plan.preempted {
-            let Some(request) = self.requests.get_mut(key.index()) else { continue };
+            let Some(request) = self.requests.get_mut(*key) else { continue };
             request.preemptions += 1;
             request.drafted.preempted(config.block_size, config.enable_prefix_caching);
             let owes = request.left(0);
@@ -255,7 +251,7 @@ impl Engine {
         }
         let expands = drafting.as_ref().is_some_and(|drafting| drafting.batch_expansion);
         for row in &plan.rows {
-            let Some(request) = requests.get_mut(row.request.index()) else { continue };
+            let Some(request) = requests.get_mut(row.request) else { continue };
             if !request.begun {
                 request.begin(row, scheduler);
             }
@@ -305,7 +301,7 @@ impl Engine {
             return Ok(());
         };
         let expands = drafting.as_ref().is_some_and(|drafting| drafting.batch_expansion);
-        let draws = |key: RequestKey| requests.get(key.index()).map(|r| r.draws).unwrap_or_default();
+        let draws = |key: RequestKey| requests.get(key).map(|r| r.draws).unwrap_or_default();
         let gathered = trace.gather(plan, outcome, scheduler, expands, draws);
         gathered.map_err(|e| Error::Engine(format!("the metadata of step {}: {e}", plan.id.0)))
     }
@@ -337,7 +333,7 @@ impl Engine {
         report.ended.clear();
         log.step(report, applied.len());
         for (one, row) in applied.iter().zip(&plan.rows) {
-            let Some(request) = requests.get_mut(one.request.index()) else { continue };
+            let Some(request) = requests.get_mut(one.request) else { continue };
             let new_tokens = one.tokens.end - one.tokens.start;
             let told = RowReport {
                 ticket: request.ticket,
