@@ -42,6 +42,7 @@ mod device;
 mod device_times;
 mod error;
 mod graph;
+mod lfs_pointer;
 mod runner;
 pub mod tokenizer;
 

@@ -49,8 +49,29 @@ pub(super) struct Piece {
     pub drafts: bool,
 }
 
+/// The sizes of the draft's and the target's vocabulary: the same tokens, padded to different lengths.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Vocab {
+    pub own: usize,
+    pub target: usize,
+}
+
+impl Vocab {
+    /// Ids that both have: the only ones that are proposed.
+    fn shared(self) -> usize {
+        self.own.min(self.target)
+    }
+
+    /// What the draft is shown in place of a token. An id that only the target has is padding; it is shown as the last id that
+    /// the draft has, which costs nothing but the quality of the drafts behind it.
+    fn shown(self, token: u32) -> u32 {
+        token.min((self.own as u32).saturating_sub(1))
+    }
+}
+
 /// Buffers of the passes, and how a draft is drawn.
 pub(super) struct Passes {
+    vocab: Vocab,
     builder: MetadataBuilder,
     inputs: StepInputs,
     /// What the next passes run; a piece may be cut where a pass is full.
@@ -77,9 +98,10 @@ pub(super) struct Passes {
 }
 
 impl Passes {
-    pub fn new(builder: MetadataBuilder, group: GroupId) -> Self {
+    pub fn new(builder: MetadataBuilder, group: GroupId, vocab: Vocab) -> Self {
         Self {
             group,
+            vocab,
             drafts: Vec::new(),
             builder,
             inputs: StepInputs::default(),
@@ -168,7 +190,8 @@ impl Passes {
                     let draft = || drafts.get(position - known.len());
                     let what = "its draft tokens are not where they were put";
                     let token = known.get(position).or_else(draft);
-                    inputs.tokens.push(*token.ok_or(ExecuteError::Plan { request, what })?);
+                    let token = *token.ok_or(ExecuteError::Plan { request, what })?;
+                    inputs.tokens.push(self.vocab.shown(token));
                 }
                 inputs.positions.extend(start..end);
                 let table = kv.block_table(request, self.group);
@@ -191,8 +214,11 @@ impl Passes {
         step: &Proposing<'_>,
     ) -> Result<(), ExecuteError> {
         let most = runner.limits().logit_rows.max(1);
+        let shared = self.vocab.shared();
+        // A device looks at all logits of a row, and those beyond the target's vocabulary do not count.
+        let device_chooses = runner.chooses() && !self.own_draws && shared == self.vocab.own;
         for (pieces, selection) in self.drawn.chunks(most).zip(self.selection.chunks(most)) {
-            if runner.chooses() && !self.own_draws {
+            if device_chooses {
                 self.choices.clear();
                 for piece in pieces {
                     self.choices.push(step.requests.get(piece.request)?.sampling.choice(piece.end));
@@ -213,13 +239,18 @@ impl Passes {
                 let params = &step.requests.get(request)?.sampling;
                 // A row from whose logits nothing can be drawn (they are not numbers) has no further drafts. The request
                 // goes on: whatever a proposer says, it is the target that chooses.
+                let row = logits.row(i);
+                let row = row.get(..shared).unwrap_or(row);
                 let token = if self.own_draws {
-                    distribution(logits.row(i), params).map(|q| {
-                        self.distributions[piece.row].extend_from_slice(&q);
+                    distribution(row, params).map(|q| {
+                        let kept = &mut self.distributions[piece.row];
+                        kept.extend_from_slice(&q);
+                        // What the draft does not have, it never proposes.
+                        kept.resize(kept.len() + self.vocab.target - shared, 0.0);
                         draw_from(&q, params, piece.end)
                     })
                 } else {
-                    self.sampler.choose(logits.row(i), params, piece.end)
+                    self.sampler.choose(row, params, piece.end)
                 };
                 match token {
                     Ok(token) => {
@@ -270,7 +301,7 @@ mod tests {
             lags: false,
         };
         let mut kv = DraftKv::new(BlockSize::new(16).unwrap(), 4, group, false).unwrap();
-        let mut passes = Passes::new(MetadataBuilder::new(16).unwrap());
+        let mut passes = Passes::new(MetadataBuilder::new(16).unwrap(), Vocab { own: 120, target: 120 });
         let mut log = PassLog::default();
         let tokens: Vec<u32> = (100..120).collect();
         assert_eq!(kv.open(request, &tokens, 20).unwrap(), Some(0));
