@@ -1,7 +1,9 @@
 //! Writes the metadata of a step, row by row.
 
+use crate::block_tables::FREED;
 use crate::error::AttentionError;
 use crate::metadata::{AttentionMetadata, MaskKind, PAD_SLOT};
+use crate::metadata_row::MetadataRow;
 use pagedraft_block_manager::BlockId;
 
 /// Builds [`AttentionMetadata`] from metadata rows in their final order, in buffers that live from
@@ -54,17 +56,16 @@ impl MetadataBuilder {
         m.seq_start_loc.push(0);
         m.block_tables.clear();
         m.mask_kinds.clear();
+        m.window = None;
+        m.kv_index.clear();
     }
 
-    /// Adds a row: `query_len` tokens of indices `context_len ..` in the group whose blocks `table`
-    /// lists. Of the table, as many blocks are kept as `context_len + query_len` tokens fill. Rows of
-    /// several tokens come before those of one. Call it before any [`pad_slots`](Self::pad_slots).
+    /// Adds a row of `query_len` tokens that follow `context_len` stored ones: the short form of
+    /// [`push`](Self::push).
     ///
     /// # Errors
     ///
-    /// [`AttentionError::EmptyRow`], [`RowOrder`](AttentionError::RowOrder),
-    /// [`TooLong`](AttentionError::TooLong), [`ShortTable`](AttentionError::ShortTable); the metadata is
-    /// then as it was before the call.
+    /// As [`push`](Self::push).
     pub fn push_row(
         &mut self,
         context_len: u32,
@@ -72,11 +73,30 @@ impl MetadataBuilder {
         table: &[BlockId],
         mask: MaskKind,
     ) -> Result<(), AttentionError> {
+        self.push(MetadataRow { mask, ..MetadataRow::causal(context_len, query_len, table) })
+    }
+
+    /// Adds a row. Of its table, as many blocks are kept as its length fills: context, queries and, in a
+    /// bidirectional row, the keys behind them. Rows of several query tokens come before those of one.
+    /// Call it before any [`pad_slots`](Self::pad_slots).
+    ///
+    /// # Errors
+    ///
+    /// [`AttentionError::EmptyRow`], [`RowOrder`](AttentionError::RowOrder),
+    /// [`TooLong`](AttentionError::TooLong), [`ShortTable`](AttentionError::ShortTable),
+    /// [`NotBidirectional`](AttentionError::NotBidirectional), [`IndexLen`](AttentionError::IndexLen),
+    /// [`WrongIndex`](AttentionError::WrongIndex), [`FreedBlock`](AttentionError::FreedBlock) (a token would be
+    /// stored in such a block); the metadata is then as it was before the call.
+    pub fn push(&mut self, pushed: MetadataRow<'_>) -> Result<(), AttentionError> {
+        let MetadataRow { context_len, query_len, behind, table, mask, stored, .. } = pushed;
+        let index = pushed.scattered();
         let row = self.metadata.num_rows();
         let tokens_before = self.metadata.slot_mapping.len() as u32;
-        let sum =
-            |a: u32, b: u32| a.checked_add(b).ok_or(AttentionError::TooLong { row, context_len, query_len });
-        let seq_len = sum(context_len, query_len)?;
+        let too_long =
+            || AttentionError::TooLong { row, context_len, query_len: query_len.saturating_add(behind) };
+        let sum = |a: u32, b: u32| a.checked_add(b).ok_or_else(too_long);
+        let own_end = sum(context_len, query_len)?;
+        let seq_len = sum(own_end, behind)?;
         let seq_end = sum(self.metadata.seq_start_loc.last().copied().unwrap_or(0), seq_len)?;
         sum(tokens_before, query_len)?;
         self.check_order(query_len)?;
@@ -84,8 +104,40 @@ impl MetadataBuilder {
         let Some(table) = table.get(..needed) else {
             return Err(AttentionError::ShortTable { row, blocks: table.len(), needed });
         };
+        if mask == MaskKind::Causal && (behind > 0 || index.is_some()) {
+            let what = if behind > 0 { "keys behind its queries" } else { "explicit indices" };
+            return Err(AttentionError::NotBidirectional { row, what });
+        }
 
-        self.push_slots(context_len, seq_len, table);
+        match index {
+            None => {
+                let fresh = stored.clamp(context_len, own_end);
+                self.check_kept(row, fresh, own_end, table)?;
+                let slots = &mut self.metadata.slot_mapping;
+                slots.resize(slots.len() + (fresh - context_len) as usize, PAD_SLOT);
+                self.push_slots(fresh, own_end, table);
+                if !self.metadata.kv_index.is_empty() {
+                    self.metadata.kv_index.extend(i64::from(context_len)..i64::from(own_end));
+                }
+            }
+            Some(index) => {
+                self.check_index(row, query_len, seq_len, index)?;
+                let is_fresh = |index: u32| index >= stored && index != MetadataRow::NOWHERE;
+                for &index in index.iter().filter(|&&index| is_fresh(index)) {
+                    self.check_kept(row, index, index + 1, table)?;
+                }
+                self.write_indices();
+                for &index in index {
+                    if is_fresh(index) {
+                        self.push_slots(index, index + 1, table);
+                    } else {
+                        self.metadata.slot_mapping.push(PAD_SLOT);
+                    }
+                    let kept = index != MetadataRow::NOWHERE;
+                    self.metadata.kv_index.push(if kept { i64::from(index) } else { PAD_SLOT });
+                }
+            }
+        }
         let m = &mut self.metadata;
         if mask != MaskKind::Causal && m.mask_kinds.is_empty() {
             m.mask_kinds.resize(row, MaskKind::Causal);
@@ -107,6 +159,9 @@ impl MetadataBuilder {
         self.check_order(query_len)?;
         let m = &mut self.metadata;
         m.slot_mapping.resize(m.slot_mapping.len() + query_len as usize, PAD_SLOT);
+        if !m.kv_index.is_empty() {
+            m.kv_index.resize(m.slot_mapping.len(), PAD_SLOT);
+        }
         if !m.mask_kinds.is_empty() {
             m.mask_kinds.push(MaskKind::Causal);
         }
@@ -118,8 +173,16 @@ impl MetadataBuilder {
 
     /// Adds `count` pad tokens behind those of the last row, in no row.
     pub fn pad_slots(&mut self, count: usize) {
-        let slots = &mut self.metadata.slot_mapping;
-        slots.resize(slots.len() + count, PAD_SLOT);
+        let m = &mut self.metadata;
+        m.slot_mapping.resize(m.slot_mapping.len() + count, PAD_SLOT);
+        if !m.kv_index.is_empty() {
+            m.kv_index.resize(m.slot_mapping.len(), PAD_SLOT);
+        }
+    }
+
+    /// Sets the sliding window of the step's rows, in tokens, at least 1; every step starts with none.
+    pub fn set_window(&mut self, window: Option<u32>) {
+        self.metadata.window = window;
     }
 
     /// Says whether the step is replayed from a graph; every step starts with `false`.
@@ -148,6 +211,51 @@ impl MetadataBuilder {
             0 => Err(AttentionError::EmptyRow { row }),
             2.. if self.metadata.num_decode_tokens > 0 => Err(AttentionError::RowOrder { row, query_len }),
             _ => Ok(()),
+        }
+    }
+
+    /// Whether the blocks of the tokens of indices `from..to` are there to be written.
+    fn check_kept(&self, row: usize, from: u32, to: u32, table: &[BlockId]) -> Result<(), AttentionError> {
+        let entries = (from >> self.block_shift) as usize..to.div_ceil(self.block_size()) as usize;
+        match entries.into_iter().find(|&entry| table[entry] == FREED) {
+            Some(entry) if from < to => Err(AttentionError::FreedBlock { row, entry }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether there is an index for each query token, each above the one before and below the length.
+    fn check_index(
+        &self,
+        row: usize,
+        query_len: u32,
+        seq_len: u32,
+        index: &[u32],
+    ) -> Result<(), AttentionError> {
+        if index.len() != query_len as usize {
+            return Err(AttentionError::IndexLen { row, query_len, found: index.len() });
+        }
+        let mut least = 0;
+        for (token, &index) in index.iter().enumerate().filter(|kept| *kept.1 != MetadataRow::NOWHERE) {
+            if index < least || index >= seq_len {
+                return Err(AttentionError::WrongIndex { row, token, index, seq_len });
+            }
+            least = index + 1;
+        }
+        Ok(())
+    }
+
+    /// Writes the index of every token so far, where that was not needed yet.
+    fn write_indices(&mut self) {
+        let m = &mut self.metadata;
+        if !m.kv_index.is_empty() {
+            return;
+        }
+        for (row, ends) in m.query_start_loc.windows(2).enumerate() {
+            let (context, len) = (i64::from(m.context_lens[row]), i64::from(ends[1] - ends[0]));
+            match m.seq_lens[row] {
+                0 => m.kv_index.extend((0..len).map(|_| PAD_SLOT)),
+                _ => m.kv_index.extend(context..context + len),
+            }
         }
     }
 
