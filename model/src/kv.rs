@@ -1,6 +1,8 @@
 //! How operations and architectures name the KV cache.
 
-use pagedraft_block_manager::GroupId;
+use pagedraft_block_manager::{Arena, BlockCopy, GroupId};
+
+use crate::error::ModelError;
 
 /// One layer of one part of a KV group: the place in the cache that an operation reads or writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -39,4 +41,24 @@ pub enum PartShape {
         /// Values of a row.
         width: usize,
     },
+}
+
+/// The bytes of the arena that a copy reads from and writes to, and how many they are.
+///
+/// # Errors
+///
+/// A group or a block that does not exist.
+pub(crate) fn copied(plan: &Arena, copy: BlockCopy) -> Result<(usize, usize, usize), ModelError> {
+    let bad = |what| ModelError::BadInputs { what };
+    let id = copy.group;
+    let group = plan.group(id).ok_or_else(|| {
+        bad(format!("a block of KV group {} is copied, and the arena has no such group", id.0))
+    })?;
+    let at = |block: u32| {
+        if block < group.num_blocks {
+            return Ok(block as usize * group.stride);
+        }
+        Err(bad(format!("block {block} of KV group {} is copied, and there are {}", id.0, group.num_blocks)))
+    };
+    Ok((at(copy.src.0)?, at(copy.dst.0)?, group.block_bytes))
 }
