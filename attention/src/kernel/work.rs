@@ -202,7 +202,10 @@ pub(crate) fn checked_row(
     let Some(used) = table.get(..needed) else {
         return Err(AttentionError::ShortTable { row, blocks: table.len(), needed });
     };
-    let seen = (first_key(context_len, window) / block_size) as usize;
+    let seen = match window {
+        NO_WINDOW => 0,
+        _ => (first_key(context_len, window) / block_size) as usize,
+    };
     if let Some(at) = used[seen..].iter().position(|block| block.0 >= num_blocks) {
         let (entry, block) = (seen + at, used[seen + at]);
         return Err(match block {
