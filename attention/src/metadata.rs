@@ -1,7 +1,8 @@
 //! What one attention call works on: rows, lengths, slots and tables.
 
-use crate::block_tables::BlockTables;
+use crate::block_tables::{BlockTables, FREED};
 use crate::error::AttentionError;
+use crate::kernel::work::{NO_WINDOW, first_key};
 use crate::metadata_row::MetadataRow;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
@@ -160,7 +161,8 @@ impl AttentionMetadata {
     ///
     /// # Errors
     ///
-    /// [`AttentionError::Inconsistent`], [`AttentionError::ShortTable`], and what
+    /// [`AttentionError::Inconsistent`], [`AttentionError::ShortTable`], [`AttentionError::EmptyWindow`],
+    /// [`AttentionError::FreedBlock`] (a block that a query sees), and what
     /// [`MetadataBuilder`](crate::builder::MetadataBuilder) says about rows it cannot build.
     pub fn check(&self, block_size: u32) -> Result<(), AttentionError> {
         let rows = self.num_rows();
@@ -209,6 +211,11 @@ impl AttentionMetadata {
                     .find(|&(&slot, &index)| slot != PAD_SLOT && index != MetadataRow::NOWHERE);
                 let kept = index.iter().copied().filter(|&index| index != MetadataRow::NOWHERE);
                 let stored = fresh.map_or_else(|| kept.max().map_or(0, |last| last + 1), |fresh| *fresh.1);
+                let window = self.window.unwrap_or(NO_WINDOW);
+                let seen = (first_key(context_len, window) / block_size) as usize;
+                if let Some(at) = table.iter().skip(seen).position(|&block| block == FREED) {
+                    return Err(AttentionError::FreedBlock { row, entry: seen + at });
+                }
                 builder.push(MetadataRow {
                     behind,
                     mask,
