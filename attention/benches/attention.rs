@@ -31,7 +31,24 @@ struct Case {
     rows: Vec<(u32, u32)>,
     /// Each query is a metadata row of its own (batch expansion).
     expanded: bool,
+    /// The sliding window. Blocks behind the first query's are not in memory.
+    window: Option<u32>,
 }
+
+impl Case {
+    /// The first key that the query of this index sees.
+    fn first_key(&self, index: u32) -> u32 {
+        self.window.map_or(0, |window| (index + 1).saturating_sub(window))
+    }
+
+    /// Blocks of a row that are in memory.
+    fn blocks(&self, row: (u32, u32)) -> std::ops::Range<u32> {
+        self.first_key(row.0) / 16..(row.0 + row.1).div_ceil(16)
+    }
+}
+
+/// What a table has in place of a block that went.
+const FREED: BlockId = BlockId(u32::MAX);
 
 /// A case made ready: every layer's cache, metadata, buffers.
 struct Ready {
@@ -47,8 +64,7 @@ struct Ready {
 
 fn ready(case: &Case) -> Ready {
     let layout = KvLayout::new(case.dtype, 16, KV_HEADS, DIM).unwrap();
-    let blocks_of = |tokens: u32| tokens.div_ceil(16);
-    let num_blocks: u32 = case.rows.iter().map(|r| blocks_of(r.0 + r.1)).sum();
+    let num_blocks: u32 = case.rows.iter().map(|&row| case.blocks(row).len() as u32).sum();
     let stride = layout.block_bytes();
     // One arena on huge pages, the layers of a block behind one another, as in the engine.
     let mut memory = vec![0u64; stride * LAYERS * num_blocks as usize / 8];
@@ -71,8 +87,12 @@ fn ready(case: &Case) -> Ready {
     let mut builder = MetadataBuilder::new(16).unwrap();
     let (mut flops, mut kv_tokens) = (0.0, 0);
     for &(context, query) in &case.rows {
-        let table: Vec<_> = (0..blocks_of(context + query))
-            .map(|_| {
+        let kept = case.blocks((context, query));
+        let table: Vec<_> = (0..kept.end)
+            .map(|entry| {
+                if entry < kept.start {
+                    return FREED;
+                }
                 next += 1;
                 BlockId((u64::from(next) * u64::from(step) % u64::from(num_blocks)) as u32)
             })
@@ -81,10 +101,11 @@ fn ready(case: &Case) -> Ready {
         for row in 0..rows {
             builder.push_row(context + row, queries, &table, MaskKind::Causal).unwrap();
         }
-        let pairs: f64 = (0..query).map(|i| f64::from(context + i + 1)).sum();
-        flops += pairs * (HEADS * DIM * 4) as f64;
-        kv_tokens += (context + query) as usize;
+        let pairs = |i| f64::from(context + i + 1 - case.first_key(context + i));
+        flops += (0..query).map(pairs).sum::<f64>() * (HEADS * DIM * 4) as f64;
+        kv_tokens += (context + query - case.first_key(context)) as usize;
     }
+    builder.set_window(case.window);
     let metadata = builder.finish().clone();
     let values =
         |n: usize| -> Vec<f32> { (0..n).map(|i| ((i * 7919) % 1013) as f32 / 506.0 - 1.0).collect() };
@@ -218,7 +239,14 @@ fn spread(times: &mut [f64]) -> (f64, f64, f64) {
 }
 
 fn kernels(isa: Isa, threads: usize, rounds: usize) {
-    let bf16 = |name, rows: Vec<(u32, u32)>| Case { name, dtype: KvDtype::Bf16, rows, expanded: false };
+    let bf16 = |name, rows: Vec<(u32, u32)>| Case {
+        name,
+        dtype: KvDtype::Bf16,
+        rows,
+        expanded: false,
+        window: None,
+    };
+    let windowed = |name, rows| Case { window: Some(4096), ..bf16(name, rows) };
     let f32 = |name, rows| Case { dtype: KvDtype::F32, ..bf16(name, rows) };
     let cases = [
         bf16("decode, context 128", vec![(127, 1)]),
@@ -233,6 +261,10 @@ fn kernels(isa: Isa, threads: usize, rounds: usize) {
         bf16("prefill 512 after 1536", vec![(1536, 512)]),
         f32("decode, context 2048, f32", vec![(2047, 1)]),
         f32("prefill 512, f32", vec![(0, 512)]),
+        bf16("decode, context 4096", vec![(4095, 1)]),
+        windowed("decode, 4096 of 32768", vec![(32_767, 1)]),
+        bf16("prefill 512 after 3584", vec![(3584, 512)]),
+        windowed("prefill 512, 4096 of 32768", vec![(32_256, 512)]),
     ];
     let wanted = std::env::args().skip(1).find(|arg| !arg.starts_with('-')).unwrap_or_default();
     let cases: Vec<_> = cases.into_iter().filter(|case| case.name.contains(&wanted)).collect();

@@ -2,12 +2,15 @@
 
 use crate::error::AttentionError;
 use pagedraft_block_manager::BlockId;
-use serde::de::{Deserialize, Deserializer, SeqAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, Error as _, SeqAccess, Unexpected, Visitor};
 use serde::ser::{Serialize, SerializeSeq, Serializer};
 use std::fmt;
 
+/// Stands in a table for a block that was given back because it lies behind the window.
+pub(crate) const FREED: BlockId = BlockId(u32::MAX);
+
 /// One list of blocks for each metadata row, in one buffer that is reused from step to step. In JSON
-/// it is a list of lists of block numbers.
+/// it is a list of lists of block numbers, with -1 for a block that was freed behind the window.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct BlockTables {
     blocks: Vec<BlockId>,
@@ -101,7 +104,8 @@ struct Row<'a>(&'a [BlockId]);
 
 impl Serialize for Row<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(self.0.iter().map(|block| block.0))
+        let number = |&block: &BlockId| if block == FREED { -1 } else { i64::from(block.0) };
+        serializer.collect_seq(self.0.iter().map(number))
     }
 }
 
@@ -121,12 +125,24 @@ impl<'de> Deserialize<'de> for BlockTables {
         impl<'de> Visitor<'de> for Rows {
             type Value = BlockTables;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a list of lists of block numbers")
+                f.write_str("a list of lists of block numbers (-1: freed)")
             }
             fn visit_seq<A: SeqAccess<'de>>(self, mut rows: A) -> Result<BlockTables, A::Error> {
                 let mut tables = BlockTables::new();
-                while let Some(row) = rows.next_element::<Vec<u32>>()? {
-                    tables.blocks.extend(row.into_iter().map(BlockId));
+                while let Some(row) = rows.next_element::<Vec<i64>>()? {
+                    for number in row {
+                        tables.blocks.push(match u32::try_from(number) {
+                            Ok(id) => BlockId(id),
+                            Err(_) if number == -1 => FREED,
+                            Err(_) => {
+                                let found = Unexpected::Signed(number);
+                                return Err(A::Error::invalid_value(
+                                    found,
+                                    &"a block number, or -1 for freed",
+                                ));
+                            }
+                        });
+                    }
                     tables.ends.push(tables.blocks.len() as u32);
                 }
                 Ok(tables)

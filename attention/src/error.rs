@@ -58,7 +58,7 @@ pub enum AttentionError {
         row: usize,
         /// Tokens before the row's own.
         context_len: u32,
-        /// Its query tokens.
+        /// Its query tokens and the keys behind them.
         query_len: u32,
     },
     /// A block table that doesn't reach the end of its sequence.
@@ -70,6 +70,77 @@ pub enum AttentionError {
         blocks: usize,
         /// Blocks its length needs.
         needed: usize,
+    },
+    /// A row that has what only a bidirectional mask gives a meaning to.
+    #[error(
+        "metadata row {row} has {what} but a causal mask: only a row with a bidirectional mask can have them"
+    )]
+    NotBidirectional {
+        /// Its index.
+        row: usize,
+        /// What it has: keys behind its queries, or explicit indices.
+        what: &'static str,
+    },
+    /// Explicit indices that are not as many as the row's query tokens.
+    #[error("metadata row {row} has {query_len} query tokens but {found} indices: each token needs one")]
+    IndexLen {
+        /// Its index.
+        row: usize,
+        /// Its query tokens.
+        query_len: u32,
+        /// Indices given.
+        found: usize,
+    },
+    /// An explicit index that no token of the row can have.
+    #[error(
+        "metadata row {row}: query token {token} has index {index} in its group; indices ascend and are below the row's length, {seq_len}"
+    )]
+    WrongIndex {
+        /// Its index.
+        row: usize,
+        /// The query token, counted in the row.
+        token: usize,
+        /// The index given.
+        index: u32,
+        /// Keys of the row.
+        seq_len: u32,
+    },
+    /// A block that is needed although it was given back behind the window.
+    #[error(
+        "metadata row {row} needs entry {entry} of its block table, but that block was freed because it lay behind the window: either the window of this step is larger than the block manager's, or the row starts before what is kept"
+    )]
+    FreedBlock {
+        /// The metadata row.
+        row: usize,
+        /// Index in its block table.
+        entry: usize,
+    },
+    /// A window in which a query would not even see itself.
+    #[error("the window of a step is 0 tokens; the least is 1 (a query sees itself), and no window is None")]
+    EmptyWindow,
+    /// A window over a row whose queries are not contiguous.
+    #[error(
+        "metadata row {row} has {seq_len} keys, a window of {window} and explicit indices: rows with explicit indices are computed only where the window covers all keys"
+    )]
+    WindowedIndex {
+        /// The metadata row.
+        row: usize,
+        /// Keys of the row.
+        seq_len: u32,
+        /// The window, in tokens.
+        window: u32,
+    },
+    /// A window for CUDA kernels, which have none.
+    #[error(
+        "metadata row {row} has {seq_len} keys and a window of {window}: the CUDA kernels have no sliding window; run with --device cpu"
+    )]
+    NoCudaWindow {
+        /// The metadata row.
+        row: usize,
+        /// Keys of the row.
+        seq_len: u32,
+        /// The window, in tokens.
+        window: u32,
     },
     /// A table wider than the width it is to be padded to.
     #[error(

@@ -79,6 +79,7 @@ pub mod kv_layer;
 pub mod kv_layout;
 pub mod lanes;
 pub mod metadata;
+pub mod metadata_row;
 pub mod reference;
 pub mod token_rows;
 
@@ -89,4 +90,5 @@ pub use kernel::{AttentionCall, AttentionScratch, WorkList};
 pub use kv_layer::KvLayer;
 pub use kv_layout::{KvDtype, KvLayout};
 pub use metadata::{AttentionMetadata, MaskKind, PAD_SLOT};
+pub use metadata_row::MetadataRow;
 pub use token_rows::TokenRows;

@@ -1,8 +1,11 @@
 //! What one attention call works on: rows, lengths, slots and tables.
 
-use crate::block_tables::BlockTables;
+use crate::block_tables::{BlockTables, FREED};
 use crate::error::AttentionError;
+use crate::kernel::work::{NO_WINDOW, first_key};
+use crate::metadata_row::MetadataRow;
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 
 /// Slot of a token that is not stored.
 pub const PAD_SLOT: i64 = -1;
@@ -43,7 +46,8 @@ pub struct AttentionMetadata {
     /// Where K and V of each token go: `table[i / block_size] * block_size + i % block_size` for the
     /// token of index i in its group; -1: nowhere.
     pub slot_mapping: Vec<i64>,
-    /// Tokens of each row once the step's own are stored: context + query.
+    /// Keys of each row once the step's own are stored: context + query. One exception: a bidirectional row
+    /// may have keys behind its queries (a block in the middle of a canvas), and then it is more.
     pub seq_lens: Vec<u32>,
     /// Tokens of each row stored before this step.
     pub context_lens: Vec<u32>,
@@ -64,6 +68,13 @@ pub struct AttentionMetadata {
     /// The mask of each row; empty when every row is causal.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mask_kinds: Vec<MaskKind>,
+    /// The sliding window W: the query of index i sees no key j with j <= i - W. `None`: it sees all before it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<u32>,
+    /// Index of each token of `slot_mapping` in its group, -1 for one that the group does not keep and for
+    /// pads; empty when the tokens of every row are `context_len, context_len + 1, ..`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kv_index: Vec<i64>,
 }
 
 impl Clone for AttentionMetadata {
@@ -90,6 +101,8 @@ impl Clone for AttentionMetadata {
             block_tables,
             use_cuda_graph,
             mask_kinds,
+            window,
+            kv_index,
         } = self;
         *num_prefills = from.num_prefills;
         *num_prefill_tokens = from.num_prefill_tokens;
@@ -105,6 +118,8 @@ impl Clone for AttentionMetadata {
         block_tables.clone_from(&from.block_tables);
         *use_cuda_graph = from.use_cuda_graph;
         mask_kinds.clone_from(&from.mask_kinds);
+        *window = from.window;
+        kv_index.clone_from(&from.kv_index);
     }
 }
 
@@ -140,11 +155,14 @@ impl AttentionMetadata {
     }
 
     /// Re-derives every field from `context_lens`, `query_start_loc` and `block_tables` and names the
-    /// first that differs. Time linear in tokens and rows.
+    /// first that differs. Time linear in tokens and rows. A longer `seq_lens` is taken at its word where the
+    /// row's mask is bidirectional, as are the indices of `kv_index` and slots of -1 at the start of a row
+    /// (tokens that were stored before).
     ///
     /// # Errors
     ///
-    /// [`AttentionError::Inconsistent`], [`AttentionError::ShortTable`], and what
+    /// [`AttentionError::Inconsistent`], [`AttentionError::ShortTable`], [`AttentionError::EmptyWindow`],
+    /// [`AttentionError::FreedBlock`] (a block that a query sees), and what
     /// [`MetadataBuilder`](crate::builder::MetadataBuilder) says about rows it cannot build.
     pub fn check(&self, block_size: u32) -> Result<(), AttentionError> {
         let rows = self.num_rows();
@@ -155,8 +173,15 @@ impl AttentionMetadata {
         if !self.mask_kinds.is_empty() {
             expect("mask_kinds.len", 0, self.mask_kinds.len(), rows)?;
         }
+        if !self.kv_index.is_empty() {
+            expect("kv_index.len", 0, self.kv_index.len(), self.slot_mapping.len())?;
+        }
+        if self.window == Some(0) {
+            return Err(AttentionError::EmptyWindow);
+        }
 
         let mut builder = crate::builder::MetadataBuilder::new(block_size)?;
+        let mut index = Vec::new();
         for (row, table) in self.block_tables.iter().enumerate() {
             let (start, end) = (self.query_start_loc[row], self.query_start_loc[row + 1]);
             let limit = u32::try_from(self.slot_mapping.len()).unwrap_or(u32::MAX);
@@ -166,8 +191,39 @@ impl AttentionMetadata {
             if self.seq_lens[row] == 0 {
                 builder.push_pad_row(end - start)?;
             } else {
-                let mask = self.mask_kind(row);
-                builder.push_row(self.context_lens[row], end - start, table, mask)?;
+                let tokens = start as usize..end as usize;
+                self.indices_of(row, tokens.clone(), &mut index)?;
+                let (mask, context_len, query_len) =
+                    (self.mask_kind(row), self.context_lens[row], end - start);
+                let behind = match mask {
+                    MaskKind::Causal => 0,
+                    // A wrong length is found because two fields have it: the less is the one to believe.
+                    MaskKind::Bidirectional => {
+                        let starts = self.seq_start_loc.get(row).zip(self.seq_start_loc.get(row + 1));
+                        let by_starts = starts.map_or(0, |(start, end)| end.saturating_sub(*start));
+                        let own = context_len.saturating_add(query_len);
+                        self.seq_lens[row].min(by_starts).saturating_sub(own)
+                    }
+                };
+                let fresh = self.slot_mapping[tokens]
+                    .iter()
+                    .zip(&index)
+                    .find(|&(&slot, &index)| slot != PAD_SLOT && index != MetadataRow::NOWHERE);
+                let kept = index.iter().copied().filter(|&index| index != MetadataRow::NOWHERE);
+                let stored = fresh.map_or_else(|| kept.max().map_or(0, |last| last + 1), |fresh| *fresh.1);
+                let window = self.window.unwrap_or(NO_WINDOW);
+                let seen = (first_key(context_len, window) / block_size) as usize;
+                if let Some(at) = table.iter().skip(seen).position(|&block| block == FREED) {
+                    return Err(AttentionError::FreedBlock { row, entry: seen + at });
+                }
+                builder.push(MetadataRow {
+                    behind,
+                    mask,
+                    // Whether these are explicit, the builder sees by itself.
+                    index: Some(&index),
+                    stored,
+                    ..MetadataRow::causal(context_len, query_len, table)
+                })?;
             }
         }
         if let Some(pads) = self.slot_mapping.len().checked_sub(self.num_tokens()) {
@@ -185,8 +241,37 @@ impl AttentionMetadata {
         expect_all("seq_lens", &self.seq_lens, &right.seq_lens)?;
         expect_all("seq_start_loc", &self.seq_start_loc, &right.seq_start_loc)?;
         expect_all("slot_mapping", &self.slot_mapping, &right.slot_mapping)?;
+        if !(self.kv_index.is_empty() && right.kv_index.is_empty()) {
+            expect_all("kv_index", &self.kv_index, &right.kv_index)?;
+        }
         for (row, (found, right)) in self.block_tables.iter().zip(right.block_tables.iter()).enumerate() {
             expect("block_tables[row].len", row, found.len(), right.len())?;
+        }
+        Ok(())
+    }
+
+    /// Writes the index of each token of a row: those of `kv_index`, or those that follow its context.
+    fn indices_of(
+        &self,
+        row: usize,
+        tokens: Range<usize>,
+        index: &mut Vec<u32>,
+    ) -> Result<(), AttentionError> {
+        index.clear();
+        for (token, expected) in tokens.zip(i64::from(self.context_lens[row])..) {
+            let found = self.kv_index.get(token).copied().unwrap_or(expected);
+            index.push(match u32::try_from(found) {
+                Ok(index) if index != MetadataRow::NOWHERE => index,
+                Err(_) if found == PAD_SLOT => MetadataRow::NOWHERE,
+                _ => {
+                    return Err(AttentionError::Inconsistent {
+                        field: "kv_index",
+                        index: token,
+                        found,
+                        expected,
+                    });
+                }
+            });
         }
         Ok(())
     }

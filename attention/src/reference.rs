@@ -1,8 +1,9 @@
 //! What attention computes, written out slowly: the kernels give these very bits.
 //!
-//! For a query that sees keys `0 .. visible`:
+//! For a query that sees keys `first .. visible` (`first` is 0 without a sliding window):
 //!
-//! 1. Keys are taken in tiles of 64, counted from index 0 whatever the block size.
+//! 1. Keys are taken in tiles of 64, counted from index 0 whatever the block size and `first`. A tile of
+//!    which the query sees no key changes nothing.
 //! 2. The score of key j is `scale * (q_0 k_j0 + q_1 k_j1 + ..)`, the sum one chain of multiply-adds over
 //!    ascending d that starts at 0.
 //! 3. The running maximum becomes that of itself and the tile's scores; what was summed so far is
@@ -56,11 +57,12 @@ impl Arithmetic {
     }
 
     /// The output of one query in one head: `key(j, d)` and `value(j, d)` give what is stored, asked for
-    /// `j < visible` only. `visible` is at least 1.
+    /// `first <= j < visible` only. `first` is less than `visible`.
     #[must_use]
     pub fn attend(
         self,
         q: &[f32],
+        first: usize,
         visible: usize,
         scale: f32,
         key: impl Fn(usize, usize) -> f32,
@@ -69,8 +71,8 @@ impl Arithmetic {
         let mut out = vec![0.0f32; q.len()];
         let mut sums = [0.0f32; LANES];
         let mut maximum = f32::NEG_INFINITY;
-        for start in (0..visible).step_by(TILE) {
-            let end = visible.min(start + TILE);
+        for tile in (first / TILE * TILE..visible).step_by(TILE) {
+            let (start, end) = (first.max(tile), visible.min(tile + TILE));
             let mut scores = Vec::new();
             for j in start..end {
                 let mut dot = 0.0;
@@ -83,7 +85,7 @@ impl Arithmetic {
             maximum = scores.iter().copied().fold(maximum, f32::max);
             let factor = self.exp(before - maximum);
             let mut weights = [0.0f32; TILE];
-            for (weight, score) in weights.iter_mut().zip(scores) {
+            for (weight, score) in weights[start - tile..].iter_mut().zip(scores) {
                 *weight = self.exp(score - maximum);
             }
             for (lane, sum) in sums.iter_mut().enumerate() {
@@ -93,7 +95,7 @@ impl Arithmetic {
             for (d, out) in out.iter_mut().enumerate() {
                 *out *= factor;
                 for j in start..end {
-                    *out = self.mul_add(weights[j - start], value(j, d), *out);
+                    *out = self.mul_add(weights[j - tile], value(j, d), *out);
                 }
             }
         }

@@ -272,7 +272,7 @@ fn slowly(model: Model, row: &Row<'_>, query: usize, head: usize) -> (Vec<f32>, 
     let arithmetic = Arithmetic { fused: true };
     let attend = |value: &dyn Fn(usize, usize) -> f32| {
         let key = |j, d| row.sequence.value(model, false, j, kv, d);
-        arithmetic.attend(&q, visible, model.scale(), key, value)
+        arithmetic.attend(&q, 0, visible, model.scale(), key, value)
     };
     let value = |j, d| row.sequence.value(model, true, j, kv, d);
     (attend(&value), attend(&|j, d| value(j, d).abs()))

@@ -1,14 +1,19 @@
 //! A device that is chosen when the program runs.
 
-use pagedraft_block_manager::BlockCopy;
+use std::sync::Arc;
+
+use pagedraft_block_manager::{Arena, BlockCopy, KvGroup};
 
 use crate::checkpoint::Tensor;
-use crate::cpu::{CpuDevice, Tape};
-use crate::cuda::{Captured, CudaDevice, CudaGraph};
-use crate::device::{BufferId, Choice, Device, Op, Precision, StepInputs};
+use crate::choice::Choice;
+use crate::cpu::{CpuDevice, KvArena, Tape};
+use crate::cuda::{Captured, CudaArena, CudaDevice, CudaGraph, Gpu};
+use crate::device::{BufferId, Device, Op, Precision};
 use crate::device_times::DeviceTimes;
 use crate::error::ModelError;
 use crate::graph::GraphKey;
+use crate::kv::PartShape;
+use crate::step_inputs::StepInputs;
 
 /// The CPU, or a GPU.
 pub enum AnyDevice {
@@ -16,6 +21,37 @@ pub enum AnyDevice {
     Cpu(Box<CpuDevice>),
     /// An NVIDIA GPU.
     Cuda(Box<CudaDevice>),
+}
+
+/// The memory of the KV arena of an engine, which the devices of its models share.
+pub enum AnyArena {
+    /// The CPU's.
+    Cpu(Arc<KvArena>),
+    /// An NVIDIA GPU's.
+    Cuda(CudaArena),
+}
+
+impl AnyArena {
+    /// Zeroed memory for this plan: on the GPU if there is one, otherwise on the CPU.
+    ///
+    /// # Errors
+    ///
+    /// Not enough memory.
+    pub fn new(plan: &Arena, gpu: Option<&Gpu>) -> Result<Self, ModelError> {
+        Ok(match gpu {
+            Some(gpu) => Self::Cuda(CudaArena::open(gpu, plan)?),
+            None => Self::Cpu(KvArena::new(plan)?),
+        })
+    }
+
+    /// How it is cut into blocks.
+    #[must_use]
+    pub fn plan(&self) -> &Arena {
+        match self {
+            Self::Cpu(arena) => arena.plan(),
+            Self::Cuda(arena) => arena.plan(),
+        }
+    }
 }
 
 /// What the devices capture.
@@ -44,6 +80,14 @@ fn foreign<T>() -> Result<T, ModelError> {
 impl Device for AnyDevice {
     type Buf = BufferId;
     type Graph = AnyGraph;
+
+    fn token_bytes(&self, shape: PartShape) -> Result<usize, ModelError> {
+        on!(self, device => device.token_bytes(shape))
+    }
+
+    fn attach(&mut self, groups: &[KvGroup], shapes: &[Vec<PartShape>]) -> Result<(), ModelError> {
+        on!(self, device => device.attach(groups, shapes))
+    }
 
     fn activations(
         &mut self,

@@ -2,11 +2,21 @@
 //!
 //! A block is `x += o(attention(rope(qkv(norm(x)))))`, `x += down(silu(gate(norm(x))) * up(norm(x)))`; the
 //! residual stream `x` is f32 whatever the weights' dtype. Qwen2 adds biases to q, k and v; Qwen3 norms q and
-//! k a head before they are rotated. Rotation pairs dimension i with i + head_dim / 2.
+//! k a head before they are rotated. Rotation pairs dimension i with i + head_dim / 2. Layers of equal windows share a
+//! [KV group](kv_groups).
 
+use std::ops::Range;
+
+use pagedraft_block_manager::KvGroup;
+
+use crate::architecture::Architecture;
 use crate::checkpoint::{Checkpoint, ModelConfig, Part};
 use crate::device::{Device, Op, Precision, WriteMode};
 use crate::error::ModelError;
+use crate::kv::{KvRef, PartShape};
+use crate::layer_groups;
+
+pub use crate::layer_groups::{heads_shape, kv_groups, layer_windows};
 
 /// The greatest step a model is built for: its activation buffers have these many rows.
 #[derive(Clone, Copy, Debug)]
@@ -20,6 +30,7 @@ pub struct StepLimits {
 }
 
 struct Layer<B> {
+    kv: KvRef,
     input_norm: B,
     qkv: B,
     qkv_bias: Option<B>,
@@ -36,6 +47,9 @@ struct Layer<B> {
 /// A dense decoder on a device: its weights, its activation buffers, and its step as operations.
 pub struct DenseDecoder<B> {
     config: ModelConfig,
+    groups: Vec<KvGroup>,
+    shapes: Vec<Vec<PartShape>>,
+    scale: f32,
     embed: B,
     layers: Vec<Layer<B>>,
     norm: B,
@@ -55,26 +69,47 @@ pub struct DenseDecoder<B> {
 }
 
 impl<B: Copy> DenseDecoder<B> {
-    /// Loads every weight of `checkpoint` onto `device`, and makes the buffers of a step of `limits`.
+    /// Loads every weight of `checkpoint` onto `device`, and makes the buffers of a step of `limits`. The model keeps the
+    /// [KV groups](kv_groups) that its windows ask for.
     ///
     /// # Errors
     ///
-    /// A tensor that is missing, or has another shape than `config` says; not enough memory.
+    /// A tensor is missing or has another shape than `config` says, or there is not enough memory.
     pub fn load<D: Device<Buf = B>>(
         device: &mut D,
         checkpoint: &Checkpoint,
         limits: StepLimits,
     ) -> Result<Self, ModelError> {
+        let config = checkpoint.config();
+        let token_bytes = device.token_bytes(heads_shape(config))?;
+        let groups = kv_groups(&layer_windows(config), limits.max_model_len, token_bytes);
+        Self::load_grouped(device, checkpoint, limits, groups)
+    }
+
+    /// [`load`](Self::load) with other KV groups: each layer is in one part of keys and values. Groups may have parts for
+    /// residual rows besides, which only other architectures' operations name.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`load`](Self::load); a layer that is in no group; a part of a kind that the model has no use for.
+    pub fn load_grouped<D: Device<Buf = B>>(
+        device: &mut D,
+        checkpoint: &Checkpoint,
+        limits: StepLimits,
+        groups: Vec<KvGroup>,
+    ) -> Result<Self, ModelError> {
         let c = checkpoint.config().clone();
         let (hidden, inner) = (c.hidden_size, c.intermediate_size);
         let (q_width, kv_width) = (c.q_size(), c.kv_size());
+        let shapes = layer_groups::shapes(&c, &groups)?;
+        let places = layer_groups::places(&groups, c.num_layers)?;
         let mut layers = Vec::with_capacity(c.num_layers);
-        for l in 0..c.num_layers {
+        for (l, kv) in places.into_iter().enumerate() {
             let matrices = |parts: &[Part]| {
                 parts.iter().map(|&p| checkpoint.weight(l, p)).collect::<Result<Vec<_>, _>>()
             };
             let vector = |part| checkpoint.weight(l, part)?.to_vec_f32();
-            // The biases of stacked parts, stacked; a part without one (Qwen2's o) has none at all.
+            // The biases of stacked parts are stacked too. Either all of the parts have one or none has (Qwen2's o).
             let bias = |parts: &[Part]| -> Result<Option<Vec<f32>>, ModelError> {
                 let mut all = Vec::new();
                 for &part in parts {
@@ -95,6 +130,7 @@ impl<B: Copy> DenseDecoder<B> {
                 None
             };
             layers.push(Layer {
+                kv,
                 input_norm: device.vector(vector(Part::InputNorm)?)?,
                 qkv: device.matrix(&matrices(&qkv)?)?,
                 qkv_bias: bias(&qkv)?.map(|b| device.vector(b)).transpose()?,
@@ -130,60 +166,33 @@ impl<B: Copy> DenseDecoder<B> {
             selected_normed: device.activations(logit_rows, hidden, Precision::Working)?,
             logits: device.activations(logit_rows, c.vocab_size, Precision::Full)?,
             taps: Vec::new(),
+            scale: 1.0 / (c.head_dim as f32).sqrt(),
             layers,
+            groups,
+            shapes,
             config: c,
         })
     }
 
-    /// The model's configuration.
+    /// How many layers there are.
     #[must_use]
-    pub fn config(&self) -> &ModelConfig {
-        &self.config
+    pub fn num_layers(&self) -> usize {
+        self.layers.len()
     }
 
-    /// Makes buffers in which every later step keeps the residual stream as it enters each layer, and as it
-    /// leaves the last (`num_layers + 1` buffers of `token_rows x hidden`).
-    ///
-    /// # Errors
-    ///
-    /// Not enough memory.
-    pub fn tap_hidden<D: Device<Buf = B>>(
-        &mut self,
-        device: &mut D,
-        token_rows: usize,
-    ) -> Result<(), ModelError> {
-        self.taps = (0..=self.layers.len())
-            .map(|_| device.activations(token_rows, self.config.hidden_size, Precision::Full))
-            .collect::<Result<_, _>>()?;
-        Ok(())
+    /// Appends the look-up of the token ids of `rows` token rows: it begins the residual stream.
+    pub fn embed(&self, rows: usize, ops: &mut Vec<Op<B>>) {
+        ops.push(Op::Embed { table: self.embed, out: self.x, rows });
     }
 
-    /// The tapped buffers, empty unless [`tap_hidden`](Self::tap_hidden) was called.
-    #[must_use]
-    pub fn taps(&self) -> &[B] {
-        &self.taps
-    }
-
-    /// The logits of the rows selected, `[selected rows, vocab]`.
-    #[must_use]
-    pub fn logits(&self) -> B {
-        self.logits
-    }
-
-    /// The final norm's output for the rows selected, `[selected rows, hidden]`.
-    #[must_use]
-    pub fn final_hidden(&self) -> B {
-        self.selected_normed
-    }
-
-    /// The operations from token ids to the residual stream behind the last layer, for `rows` token rows.
-    pub fn trunk(&self, rows: usize, ops: &mut Vec<Op<B>>) {
+    /// Appends the operations of some layers, from residual stream to residual stream.
+    pub fn layers(&self, range: Range<usize>, rows: usize, ops: &mut Vec<Op<B>>) {
         let eps = self.config.rms_norm_eps;
-        let x = self.x;
+        let (x, scale) = (self.x, self.scale);
         let matmul = |x, matrix, bias, out, into| Op::MatMul { x, matrix, bias, out, into, rows };
-        ops.push(Op::Embed { table: self.embed, out: x, rows });
-        for (l, layer) in (0u16..).zip(&self.layers) {
-            self.tap(usize::from(l), rows, ops);
+        let layers = self.layers.iter().enumerate();
+        for (l, layer) in layers.take(range.end).skip(range.start) {
+            self.tap(l, rows, ops);
             ops.push(Op::RmsNorm { x, weight: layer.input_norm, out: self.normed, eps, rows });
             ops.push(matmul(self.normed, layer.qkv, layer.qkv_bias, self.qkv, WriteMode::Store));
             ops.push(Op::RopeAndCache {
@@ -191,21 +200,49 @@ impl<B: Copy> DenseDecoder<B> {
                 qk_norm: layer.qk_norm,
                 rope: self.rope,
                 q: self.q,
-                layer: l,
+                kv: layer.kv,
                 rows,
             });
-            ops.push(Op::Attention { q: self.q, out: self.attended, layer: l, rows });
+            ops.push(Op::Attention { q: self.q, out: self.attended, kv: layer.kv, scale, rows });
             ops.push(matmul(self.attended, layer.o, layer.o_bias, x, WriteMode::Add));
             ops.push(Op::RmsNorm { x, weight: layer.post_norm, out: self.normed, eps, rows });
             ops.push(matmul(self.normed, layer.gate_up, layer.gate_up_bias, self.gate_up, WriteMode::Store));
             ops.push(Op::SwiGlu { x: self.gate_up, out: self.activated, rows });
             ops.push(matmul(self.activated, layer.down, layer.down_bias, x, WriteMode::Add));
         }
-        self.tap(self.layers.len(), rows, ops);
+        if range.end == self.layers.len() {
+            self.tap(range.end, rows, ops);
+        }
     }
 
-    /// The operations from the residual stream to the logits of `rows` selected rows.
-    pub fn head(&self, rows: usize, ops: &mut Vec<Op<B>>) {
+    fn tap(&self, l: usize, rows: usize, ops: &mut Vec<Op<B>>) {
+        if let Some(&out) = self.taps.get(l) {
+            ops.push(Op::Copy { x: self.x, out, rows });
+        }
+    }
+}
+
+impl<B: Copy + Send> Architecture<B> for DenseDecoder<B> {
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    fn kv(&self) -> &[KvGroup] {
+        &self.groups
+    }
+
+    fn shapes(&self) -> &[Vec<PartShape>] {
+        &self.shapes
+    }
+
+    fn segment(&self, index: usize, rows: usize, ops: &mut Vec<Op<B>>) {
+        if index == 0 {
+            self.embed(rows, ops);
+            self.layers(0..self.layers.len(), rows, ops);
+        }
+    }
+
+    fn head(&self, rows: usize, ops: &mut Vec<Op<B>>) {
         let eps = self.config.rms_norm_eps;
         ops.push(Op::Gather { x: self.x, out: self.selected, rows });
         ops.push(Op::RmsNorm { x: self.selected, weight: self.norm, out: self.selected_normed, eps, rows });
@@ -219,15 +256,29 @@ impl<B: Copy> DenseDecoder<B> {
         });
     }
 
-    fn tap(&self, l: usize, rows: usize, ops: &mut Vec<Op<B>>) {
-        if let Some(&out) = self.taps.get(l) {
-            ops.push(Op::Copy { x: self.x, out, rows });
-        }
+    fn residual(&self) -> B {
+        self.x
+    }
+
+    fn logits(&self) -> B {
+        self.logits
+    }
+
+    fn final_hidden(&self) -> B {
+        self.selected_normed
+    }
+
+    fn taps(&self) -> &[B] {
+        &self.taps
+    }
+
+    fn set_taps(&mut self, taps: Vec<B>) {
+        self.taps = taps;
     }
 }
 
-/// `[positions, head_dim]`: the cosines of position p's `head_dim / 2` angles, then their sines. The angle is the f32
-/// product of position and inverse frequency, as the reference implementations have it.
+/// The rotations of `[positions, head_dim]`: for each position p the cosines of its `head_dim / 2` angles, then their sines. An
+/// angle is the f32 product of position and inverse frequency, as the reference implementations have it.
 fn rotations(config: &ModelConfig, positions: usize) -> Vec<f32> {
     let inv_freq = config.rope.inv_freq(config.head_dim);
     let mut table = Vec::with_capacity(positions * config.head_dim);

@@ -1,33 +1,19 @@
 //! A device runs operations that are data.
 //!
-//! An architecture writes its step as a list of [`Op`] over buffers of the device, once. *Eager*
-//! runs the list; *graph* captures it for a shape and replays it: a CUDA graph on CUDA, an operation
-//! tape on the CPU. What changes from step to step (token ids, positions, slots, block tables,
-//! lengths) is not in the operations but in the device's persistent [`StepInputs`], so that a
-//! captured list stays valid.
+//! An architecture writes each segment of its step as a list of [`Op`] over buffers of the device. An *eager* step runs the
+//! list. A *graph* captures the list for a shape and replays it later: it is a CUDA graph on CUDA, and a tape of operations
+//! on the CPU. What changes from step to step (token ids, positions, slots, block tables, lengths) is not in the operations
+//! but in the device's persistent [`StepInputs`], so that a captured list stays valid.
 
-use pagedraft_attention::metadata::AttentionMetadata;
-use pagedraft_block_manager::BlockCopy;
-
-use serde::Serialize;
+use pagedraft_block_manager::{BlockCopy, KvGroup};
 
 use crate::checkpoint::Tensor;
+use crate::choice::Choice;
 use crate::device_times::DeviceTimes;
 use crate::error::ModelError;
 use crate::graph::GraphKey;
-
-/// What one step feeds to the model.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct StepInputs {
-    /// Token ids, one a token row.
-    #[serde(rename = "input_tokens")]
-    pub tokens: Vec<u32>,
-    /// Position of each token in its sequence (rope), one a token row.
-    #[serde(rename = "input_positions")]
-    pub positions: Vec<u32>,
-    /// The attention call.
-    pub metadata: AttentionMetadata,
-}
+use crate::kv::{KvRef, PartShape};
+use crate::step_inputs::StepInputs;
 
 /// Handle of a buffer of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,35 +38,12 @@ impl BufferId {
 pub enum Precision {
     /// In f32 on every device: the residual stream, logits.
     Full,
-    /// What goes into matrix products or comes out of them between two layers: a device may keep it in the dtype of the
-    /// weights, to which the inputs of a product are rounded anyway.
+    /// An activation inside a layer. The device may store it in the weights' dtype, because the matrix product that reads it
+    /// rounds its inputs to that dtype anyway.
     Working,
 }
 
-/// How the token of a row is chosen from its logits, by a device that [can](Device::chooses): the argmax at temperature 0,
-/// else the argmax of filtered logits over temperature plus the noise of (seed, sample, position).
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Choice {
-    /// What logits are divided by.
-    pub temperature: f32,
-    /// Tokens kept at most; 0 is off.
-    pub top_k: u32,
-    /// Share of the probability that is kept; 1 is off.
-    pub top_p: f32,
-    /// Least share of the greatest probability that is kept; 0 is off.
-    pub min_p: f32,
-    /// Key of the noise.
-    pub seed: u64,
-    /// Which of the request's samples.
-    pub sample: u32,
-    /// Position of the token that is chosen.
-    pub position: u32,
-}
-
-/// What [`Device::choose`] gives for a row that nothing can be chosen from: a NaN, plus infinity, or nothing finite.
-pub const NO_CHOICE: u32 = u32::MAX;
-
-/// What a matrix product does to the values that its output buffer holds.
+/// Where the result of a matrix product goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WriteMode {
     /// The result replaces them.
@@ -133,7 +96,7 @@ pub enum Op<B> {
         rows: usize,
     },
     /// Splits `qkv`, normalises q and k a head (where weights are given), rotates both by the row's
-    /// position, writes q to `q` and k, v to the KV cache at the row's slot.
+    /// position, writes q to `q` and k, v to the KV cache at the row's slot in the group.
     RopeAndCache {
         /// `[rows, (heads + 2 kv_heads) head_dim]`: q, k, v.
         qkv: B,
@@ -143,19 +106,21 @@ pub enum Op<B> {
         rope: B,
         /// `[rows, heads head_dim]`.
         q: B,
-        /// Layer whose cache is written.
-        layer: u16,
+        /// The keys and values that are written.
+        kv: KvRef,
         /// Token rows.
         rows: usize,
     },
-    /// Attention of every row of `q` over the cache of its sequence, as the step's metadata says.
+    /// Attention of every row of `q` over the cache of its sequence, as the step's metadata of the group says.
     Attention {
         /// `[rows, heads head_dim]`.
         q: B,
         /// `[rows, heads head_dim]`.
         out: B,
-        /// Layer whose cache is read.
-        layer: u16,
+        /// The keys and values that are read.
+        kv: KvRef,
+        /// What products of queries and keys are multiplied by.
+        scale: f32,
         /// Token rows.
         rows: usize,
     },
@@ -186,14 +151,49 @@ pub enum Op<B> {
         /// Token rows.
         rows: usize,
     },
+    /// Copies rows of `x` into the slots of a part that holds [rows](PartShape::Rows), so that a later step can
+    /// [fetch](Op::Fetch) them. A row whose slot is -1 is not held.
+    Hold {
+        /// `[rows, width]`, in f32.
+        x: B,
+        /// The rows that are written.
+        kv: KvRef,
+        /// Token rows.
+        rows: usize,
+    },
+    /// Copies rows that an earlier step [held](Op::Hold) back into `x`. A row whose slot is -1 stays as it is.
+    Fetch {
+        /// `[rows, width]`, in f32.
+        x: B,
+        /// The rows that are read.
+        kv: KvRef,
+        /// Token rows.
+        rows: usize,
+    },
 }
 
 /// Something that holds buffers, weights and KV, and runs operations over them.
 pub trait Device {
     /// Handle of a buffer, weights included.
-    type Buf: Copy + std::fmt::Debug;
+    type Buf: Copy + std::fmt::Debug + Send + 'static;
     /// A captured list of operations.
     type Graph;
+
+    /// Bytes that one token takes in one layer of a part of this shape.
+    ///
+    /// # Errors
+    ///
+    /// A shape that the device has no place for.
+    fn token_bytes(&self, shape: PartShape) -> Result<usize, ModelError>;
+
+    /// Says which KV the operations of an architecture name: its groups, and what each part of each group holds. The device
+    /// was made with the place of each group in the arena; it finds that the sizes agree. To be called before anything is
+    /// bound, and once.
+    ///
+    /// # Errors
+    ///
+    /// Groups or shapes that the device cannot compute with, or that take other bytes than the arena gives them.
+    fn attach(&mut self, groups: &[KvGroup], shapes: &[Vec<PartShape>]) -> Result<(), ModelError>;
 
     /// A buffer of `rows x width` values, zeroed.
     ///
@@ -229,8 +229,8 @@ pub trait Device {
     /// Not enough memory.
     fn table(&mut self, tensor: &Tensor<'_>) -> Result<Self::Buf, ModelError>;
 
-    /// A tensor as a [`table`](Self::table) and as a [`matrix`](Self::matrix) of its own: one buffer for both where they are
-    /// laid out alike.
+    /// A tensor as a [`table`](Self::table) and as a [`matrix`](Self::matrix) of its own. It is one buffer for both on a
+    /// device that lays them out alike.
     ///
     /// # Errors
     ///
@@ -239,8 +239,8 @@ pub trait Device {
         Ok((self.table(tensor)?, self.matrix(std::slice::from_ref(tensor))?))
     }
 
-    /// Puts the step's inputs where the operations read them; for the replay of a graph padded to its key: token 0 at
-    /// position 0 in slot -1, sequences of length 0.
+    /// Puts the step's inputs where the operations read them. For the replay of a graph they are padded to its key: a pad row
+    /// has token 0 at position 0 and slot -1 in every group, a pad sequence has length 0.
     ///
     /// # Errors
     ///
@@ -268,8 +268,8 @@ pub trait Device {
     /// A fault of the device.
     fn capture(&mut self, ops: &[Op<Self::Buf>], key: GraphKey) -> Result<Self::Graph, ModelError>;
 
-    /// Has the KV cache and the buffers of the largest step backed by memory now, where the system would do so when each part
-    /// is first written. Contents of the KV cache stay.
+    /// Has the system back the KV cache and the buffers of the largest step with memory now. Otherwise it would do so when
+    /// each part is first written, in the middle of a step. Contents of the KV cache stay.
     ///
     /// # Errors
     ///
@@ -300,8 +300,8 @@ pub trait Device {
         false
     }
 
-    /// The token of each choice, from row `rows[i]` of `logits`; [`NO_CHOICE`] where there is none. Empty where the device
-    /// [does not](Self::chooses).
+    /// The token of each choice, from row `rows[i]` of `logits`; [`NO_CHOICE`](crate::NO_CHOICE) for a row that has none.
+    /// Empty if the device does not [choose](Self::chooses).
     ///
     /// # Errors
     ///
@@ -311,14 +311,14 @@ pub trait Device {
         Ok(&[])
     }
 
-    /// Whether it has a clock of its own, as one has that runs operations after it was called.
+    /// Whether it has a clock of its own. A device that runs operations after the call has returned needs one.
     fn has_clock(&self) -> bool {
         false
     }
 
-    /// What each stage of the steps took since this was last asked, by the device's [own clock](Self::has_clock); `None` where it
-    /// has none. Waits for what was issued: to be asked between steps, not in them. A fault that it meets is told by the next
-    /// [`read`](Self::read).
+    /// What each stage of the steps took since this was last asked, by the device's [own clock](Self::has_clock); `None` if it
+    /// has none. It waits for everything that was issued, so it is to be asked between steps. If it meets a fault, the next
+    /// [`read`](Self::read) returns it.
     fn busy(&mut self) -> Option<DeviceTimes> {
         None
     }
@@ -328,12 +328,12 @@ pub trait Device {
         true
     }
 
-    /// From now on keeps that promise, or lets the device's libraries choose by the batch how they compute. Graphs compute as
-    /// they were captured.
+    /// Says whether the device keeps that promise from now on, or lets its libraries choose by the batch how they compute.
+    /// Graphs compute as they were captured.
     ///
     /// # Errors
     ///
-    /// A device with one way to compute; a library that is not there.
+    /// The device has one way to compute only, or a library is not there.
     fn set_deterministic(&mut self, yes: bool) -> Result<(), ModelError> {
         if yes == self.is_deterministic() {
             return Ok(());
@@ -341,10 +341,11 @@ pub trait Device {
         Err(ModelError::BadInputs { what: "this device computes in one way only".to_owned() })
     }
 
-    /// Copies whole KV blocks, in every layer, before anything of the step is written.
+    /// Copies whole KV blocks, all parts and layers of them, before anything of the step is written. Copies name groups of the
+    /// arena. They may be groups of another model in the same arena.
     ///
     /// # Errors
     ///
-    /// A block outside the pool.
+    /// A group that the arena does not have, or a block outside its group.
     fn copy_blocks(&mut self, copies: &[BlockCopy]) -> Result<(), ModelError>;
 }

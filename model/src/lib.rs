@@ -1,8 +1,9 @@
 //! Checkpoints, architectures, devices, execution.
 //!
-//! An architecture ([`dense`]) writes its step as a list of operations ([`Op`]) over the buffers of a [`Device`];
-//! a [`Runner`] loads a [`checkpoint`](checkpoint::Checkpoint) onto a device and runs steps. There are the CPU ([`cpu`]) and
-//! NVIDIA GPUs ([`cuda`]); [`AnyDevice`] is whichever was chosen.
+//! An [`Architecture`] (such as [`dense`]) says which KV groups it keeps, and writes its step as segments of operations
+//! ([`Op`]) over the buffers of a [`Device`]. A [`Runner`] loads a [`checkpoint`](checkpoint::Checkpoint) onto a device and
+//! runs steps. The devices are the CPU ([`cpu`]) and NVIDIA GPUs ([`cuda`]); [`AnyDevice`] is whichever was chosen when the
+//! program started. The KV of all models of an engine lies in one arena of memory.
 //!
 //! # What this crate promises
 //!
@@ -34,7 +35,10 @@
 #![deny(missing_docs)]
 
 mod any_device;
+mod architecture;
+mod captured;
 pub mod checkpoint;
+mod choice;
 pub mod cpu;
 pub mod cuda;
 pub mod dense;
@@ -42,15 +46,25 @@ mod device;
 mod device_times;
 mod error;
 mod graph;
+mod kv;
+mod layer_groups;
 mod lfs_pointer;
 mod runner;
+mod selected;
+mod single_tokens;
+mod step_inputs;
 pub mod tokenizer;
 
-pub use any_device::{AnyDevice, AnyGraph};
+pub use any_device::{AnyArena, AnyDevice, AnyGraph};
+pub use architecture::Architecture;
 pub use checkpoint::Dtype;
+pub use choice::{Choice, NO_CHOICE};
 pub use dense::StepLimits;
-pub use device::{BufferId, Choice, Device, NO_CHOICE, Op, Precision, StepInputs, WriteMode};
+pub use device::{BufferId, Device, Op, Precision, WriteMode};
 pub use device_times::{DeviceTimes, Stage};
 pub use error::ModelError;
 pub use graph::{CaptureReport, CaptureSizes, Fallback, GraphKey, Ran, RunCounts};
-pub use runner::{Runner, Selected};
+pub use kv::{KvRef, PartShape};
+pub use runner::Runner;
+pub use selected::Selected;
+pub use step_inputs::StepInputs;

@@ -10,7 +10,7 @@ mod emulator;
 mod steps;
 
 use emulated::Emulated;
-use pagedraft_block_manager::{BlockCopy, BlockId};
+use pagedraft_block_manager::{BlockCopy, BlockId, GroupId};
 use pagedraft_model::checkpoint::{Checkpoint, ModelConfig};
 use pagedraft_model::cuda::{Backend, CudaDevice, CudaOptions, KvStorage, MemoryNeed, check};
 use pagedraft_model::{
@@ -26,8 +26,8 @@ fn gpu(config: usize, dtype: Dtype, multiprocessors: u32, seed: u64) -> Gpu {
 
 fn gpu_of(config: usize, options: CudaOptions, multiprocessors: u32, seed: u64) -> Gpu {
     let checkpoint = checkpoint(config);
-    let backend = Emulated::new(checkpoint.config(), &options, multiprocessors, seed);
-    let device = CudaDevice::on(backend, &options, checkpoint.config()).unwrap();
+    let plan = steps::plan(checkpoint.config(), &options);
+    let device = emulated::device(checkpoint.config(), &options, &plan, (multiprocessors, seed));
     Runner::load(device, &checkpoint, limits()).unwrap()
 }
 
@@ -73,7 +73,7 @@ fn the_injected_fault_shows_in_the_logits() {
         return;
     }
     let (mut sound, mut faulty) = (gpu(0, Dtype::Bf16, 3, 1), gpu(0, Dtype::Bf16, 3, 1));
-    faulty.capture(&CaptureSizes::new(vec![2, 16], 5)).unwrap();
+    faulty.capture(&CaptureSizes::new(vec![2, 16], (1..=5).collect())).unwrap();
     faulty.inject_decode_graph_for_verify(16).unwrap();
     let mut differ = false;
     for rows in &steps()[..5] {
@@ -103,7 +103,7 @@ fn tokens_are_chosen_from_the_logits_that_stay_on_the_device() {
     for graphs in [false, true] {
         let mut gpu = gpu(0, Dtype::Bf16, 3, 1);
         if graphs {
-            gpu.capture(&CaptureSizes::new(vec![4, 16], 5)).unwrap();
+            gpu.capture(&CaptureSizes::new(vec![4, 16], (1..=5).collect())).unwrap();
         }
         for rows in &steps()[1..6] {
             let inputs = step(rows);
@@ -130,7 +130,7 @@ fn a_graph_of_another_device_is_refused() {
         return;
     }
     let (mut one, mut other) = (gpu(0, Dtype::Bf16, 3, 1), gpu(0, Dtype::Bf16, 3, 1));
-    let key = GraphKey { token_rows: 2, max_query_len: 1, sequences: 2 };
+    let key = GraphKey { token_rows: 2, max_query_len: 1, sequences: 2, segment: 0 };
     let graph = one.device_mut().capture(&[], key).unwrap();
     for (runner, own) in [(&mut one, true), (&mut other, false)] {
         runner.device_mut().bind(&StepInputs::default(), Some(key)).unwrap();
@@ -152,7 +152,7 @@ fn a_device_that_cannot_choose_by_the_batch_says_so_and_stays_as_it_is() {
         return;
     }
     let mut gpu = gpu(0, Dtype::Bf16, 3, 1);
-    gpu.capture(&CaptureSizes::new(vec![4, 16], 5)).unwrap();
+    gpu.capture(&CaptureSizes::new(vec![4, 16], (1..=5).collect())).unwrap();
     let (_, before) = logits(&mut gpu, rows);
     assert!(gpu.set_deterministic(false).unwrap_err().to_string().contains("no library"));
     assert!(gpu.device().is_deterministic() && gpu.replays(&step(rows)));
@@ -192,7 +192,7 @@ fn an_embedding_that_is_the_heads_weight_too_is_on_the_device_once() {
         let config = ModelConfig::parse("config.json".as_ref(), text.as_bytes()).unwrap();
         assert_eq!(config.tie_word_embeddings, tied);
         let options = options(Dtype::Bf16);
-        let device = CudaDevice::on(Emulated::new(&config, &options, 3, 1), &options, &config).unwrap();
+        let device = emulated::device(&config, &options, &steps::plan(&config, &options), (3, 1));
         let mut runner = Runner::load(device, &Checkpoint::dummy(config, 9), limits()).unwrap();
         runner.device_mut().backend().allocated
     };
@@ -209,10 +209,13 @@ fn what_a_model_takes_of_the_memory_is_known_before() {
         let mut gpu = gpu_of(config, options, 3, 1);
         // The first step takes what its kernels share.
         logits(&mut gpu, &[(1, 0, 3)]);
-        let need = MemoryNeed::of(checkpoint(config).config(), &options, 3).unwrap();
+        let need = MemoryNeed::of(checkpoint(config).config(), &options, 0, 3).unwrap();
         assert_eq!(need.total(), gpu.device_mut().backend().allocated as u64, "model {config}: {need:?}");
-        let stride = gpu.device().geometry().block_stride() as u64;
-        assert_eq!(need.kv_cache, u64::from(NUM_BLOCKS) * stride);
+        // The arena is no model's own, and is counted for one of them.
+        let arena = steps::plan(checkpoint(config).config(), &options).bytes() as u64;
+        let with = MemoryNeed::of(checkpoint(config).config(), &options, arena, 3).unwrap();
+        assert_eq!((with.kv_cache, with.total()), (arena, need.total() + arena));
+        assert_eq!(arena, u64::from(NUM_BLOCKS) * gpu.device().geometry().block_stride() as u64);
     }
 }
 
@@ -224,7 +227,7 @@ fn a_vocabulary_beyond_what_can_be_drawn_from_is_refused() {
             "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "rms_norm_eps": 1e-5,
             "max_position_embeddings": 64, "rope_theta": 10000.0, "tie_word_embeddings": false}}"#
         );
-        check(&ModelConfig::parse("config.json".as_ref(), text.as_bytes()).unwrap(), Dtype::Bf16, 16)
+        check(&ModelConfig::parse("config.json".as_ref(), text.as_bytes()).unwrap(), Dtype::Bf16, 16, 64)
     };
     assert!(of(1 << 18).is_ok());
     assert!(of((1 << 18) + 4).unwrap_err().to_string().contains("vocab_size is 262148"));
@@ -240,11 +243,13 @@ fn copied_blocks_hold_what_their_sources_held() {
     let (cache, stride) = (gpu.device().cache(), gpu.device().geometry().block_stride());
     let source = table(1)[1];
     let target = BlockId((0..NUM_BLOCKS).find(|&b| !table(1).contains(&BlockId(b))).unwrap());
-    gpu.copy_blocks(&[BlockCopy { src: source, dst: target }]).unwrap();
+    gpu.copy_blocks(&[BlockCopy { group: GroupId(0), src: source, dst: target }]).unwrap();
     let memory = gpu.device_mut().backend().fetch(cache, NUM_BLOCKS as usize * stride / 4).unwrap();
     let block = |id: BlockId| &memory[id.0 as usize * stride / 4..][..stride / 4];
     assert!(block(source) == block(target) && block(source).iter().any(|&word| word != 0));
-    assert!(gpu.copy_blocks(&[BlockCopy { src: source, dst: BlockId(NUM_BLOCKS) }]).is_err());
+    assert!(
+        gpu.copy_blocks(&[BlockCopy { group: GroupId(0), src: source, dst: BlockId(NUM_BLOCKS) }]).is_err()
+    );
 }
 
 #[test]

@@ -3,6 +3,8 @@
 //! The files are not part of the repository; without them these tests say so and pass.
 #![allow(clippy::unwrap_used, reason = "a test or a bench that fails says where")]
 
+mod devices;
+
 use std::path::{Path, PathBuf};
 
 use pagedraft_attention::MetadataBuilder;
@@ -10,11 +12,12 @@ use pagedraft_attention::isa::Isa;
 use pagedraft_attention::metadata::MaskKind;
 use pagedraft_block_manager::BlockId;
 use pagedraft_model::checkpoint::Checkpoint;
-use pagedraft_model::cpu::{CpuDevice, CpuOptions};
+use pagedraft_model::cpu::CpuDevice;
 use pagedraft_model::{Dtype, Runner, StepInputs, StepLimits};
 use safetensors::SafeTensors;
 
-const BLOCK_SIZE: u32 = 16;
+use devices::BLOCK_SIZE;
+
 const NUM_BLOCKS: u32 = 64;
 /// What the fixtures' README asks of a float32 engine; better than a fifth of it is normal.
 const TOLERANCE: f64 = 1e-4;
@@ -62,10 +65,7 @@ struct Sequence {
 impl Sequence {
     fn open(dir: &Path, isa: Isa, threads: usize) -> Self {
         let checkpoint = Checkpoint::open(dir).unwrap();
-        let layout = CpuDevice::kv_layout(checkpoint.config(), Dtype::F32, BLOCK_SIZE).unwrap();
-        let options =
-            CpuOptions { isa, threads, dtype: Dtype::F32, layout, num_blocks: NUM_BLOCKS, token_rows: 512 };
-        let device = CpuDevice::new(&options, checkpoint.config()).unwrap();
+        let device = devices::cpu(checkpoint.config(), (isa, threads, Dtype::F32), NUM_BLOCKS, 1024);
         let limits = StepLimits { token_rows: 512, logit_rows: 512, max_model_len: 1024 };
         let mut runner = Runner::load(device, &checkpoint, limits).unwrap();
         runner.tap_hidden().unwrap();
@@ -78,11 +78,8 @@ impl Sequence {
         let n = tokens.len() as u32;
         self.builder.begin();
         self.builder.push_row(self.len, n, &self.table, MaskKind::Causal).unwrap();
-        let inputs = StepInputs {
-            tokens: tokens.to_vec(),
-            positions: (self.len..self.len + n).collect(),
-            metadata: self.builder.finish().clone(),
-        };
+        let positions = (self.len..self.len + n).collect();
+        let inputs = StepInputs::dense(tokens.to_vec(), positions, self.builder.finish().clone());
         self.runner.forward(&inputs).unwrap();
         self.len += n;
         self.runner.logits(&(0..n).collect::<Vec<_>>()).unwrap().block(0..n as usize).to_vec()

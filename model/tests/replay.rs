@@ -1,6 +1,8 @@
 //! Replayed steps: of padded and ragged shapes they give the bits of eager ones, and they allocate nothing.
 #![allow(clippy::unwrap_used, reason = "a test or a bench that fails says where")]
 
+mod devices;
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -8,7 +10,7 @@ use pagedraft_attention::isa::Isa;
 use pagedraft_attention::{MaskKind, MetadataBuilder};
 use pagedraft_block_manager::BlockId;
 use pagedraft_model::checkpoint::{Checkpoint, ModelConfig};
-use pagedraft_model::cpu::{CpuDevice, CpuOptions};
+use pagedraft_model::cpu::CpuDevice;
 use pagedraft_model::{CaptureSizes, Dtype, Fallback, GraphKey, Ran, Runner, StepInputs, StepLimits};
 
 struct Counting;
@@ -40,10 +42,8 @@ const SEQUENCES: u32 = 8;
 
 fn runner(dtype: Dtype, isa: Isa, threads: usize) -> Runner<CpuDevice> {
     let checkpoint = Checkpoint::dummy(ModelConfig::parse("config.json".as_ref(), CONFIG).unwrap(), 9);
-    let layout = CpuDevice::kv_layout(checkpoint.config(), dtype, 16).unwrap();
     let (num_blocks, token_rows) = (SEQUENCES * 4, ROWS as usize);
-    let options = CpuOptions { isa, threads, dtype, layout, num_blocks, token_rows };
-    let device = CpuDevice::new(&options, checkpoint.config()).unwrap();
+    let device = devices::cpu(checkpoint.config(), (isa, threads, dtype), num_blocks, 64);
     let limits = StepLimits { token_rows, logit_rows: token_rows, max_model_len: 64 };
     Runner::load(device, &checkpoint, limits).unwrap()
 }
@@ -58,7 +58,7 @@ fn step(rows: &[(u32, u32)]) -> StepInputs {
         positions.extend(context..context + queries);
     }
     let tokens = positions.iter().zip(0..).map(|(p, i)| (p * 7 + i * 3) % 50).collect();
-    StepInputs { tokens, positions, metadata: builder.finish().clone() }
+    StepInputs::dense(tokens, positions, builder.finish().clone())
 }
 
 /// Steps of all kinds: plain decodes, verify rows of equal and of ragged lengths, one sequence and many.
@@ -89,7 +89,7 @@ fn padded_and_ragged_replays_give_the_bits_of_eager_steps_and_allocate_nothing()
         for (dtype, threads) in [(Dtype::F32, 1), (Dtype::Bf16, 2), (Dtype::F16, 1)] {
             let (mut eager, mut graph) = (runner(dtype, isa, threads), runner(dtype, isa, threads));
             // Few sizes, so that nearly every step is padded in rows and in sequences.
-            graph.capture(&CaptureSizes::new(vec![4, 16, ROWS], 5)).unwrap();
+            graph.capture(&CaptureSizes::new(vec![4, 16, ROWS], (1..=5).collect())).unwrap();
             for inputs in &steps() {
                 let (_, expected) = run(&mut eager, inputs);
                 let (ran, found) = run(&mut graph, inputs);
@@ -122,11 +122,11 @@ fn padded_and_ragged_replays_give_the_bits_of_eager_steps_and_allocate_nothing()
 /// In the same test, as another thread's allocations would be counted.
 fn what_was_not_captured_runs_eagerly_and_says_why() {
     let mut runner = runner(Dtype::F32, Isa::detect(), 1);
-    runner.capture(&CaptureSizes::new(vec![1, 8], 2)).unwrap();
+    runner.capture(&CaptureSizes::new(vec![1, 8], vec![1, 2])).unwrap();
     assert_eq!(runner.forward(&step(&[(0, 3)])).unwrap(), Ran::Eager(Some(Fallback::QueryTooLong)));
     let many = step(&[(0, 2), (0, 2), (0, 2), (0, 2), (0, 1)]);
     assert_eq!(runner.forward(&many).unwrap(), Ran::Eager(Some(Fallback::TooManyTokenRows)));
-    let key = GraphKey { token_rows: 8, max_query_len: 2, sequences: 1 };
+    let key = GraphKey { token_rows: 8, max_query_len: 2, sequences: 1, segment: 0 };
     assert_eq!(runner.forward(&step(&[(0, 2)])).unwrap(), Ran::Graph(key));
     runner.set_enforce_eager(true);
     assert_eq!(runner.forward(&step(&[(0, 2)])).unwrap(), Ran::Eager(None));

@@ -1,13 +1,15 @@
 //! A captured list of operations, replayed over the same buffers, is the eager step: also on other inputs.
 #![allow(clippy::unwrap_used, reason = "a test or a bench that fails says where")]
 
+mod devices;
+
 use pagedraft_attention::isa::Isa;
 use pagedraft_attention::{MaskKind, MetadataBuilder};
 use pagedraft_block_manager::BlockId;
 use pagedraft_model::checkpoint::{Checkpoint, ModelConfig};
-use pagedraft_model::cpu::{CpuDevice, CpuOptions};
+use pagedraft_model::cpu::CpuDevice;
 use pagedraft_model::dense::DenseDecoder;
-use pagedraft_model::{Device, Dtype, GraphKey, StepInputs, StepLimits};
+use pagedraft_model::{Architecture, Device, Dtype, GraphKey, StepInputs, StepLimits};
 
 const CONFIG: &[u8] = br#"{"architectures": ["Qwen3ForCausalLM"], "vocab_size": 50, "hidden_size": 32,
     "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
@@ -20,7 +22,7 @@ fn inputs(step: u32) -> StepInputs {
     builder.push_row(step * ROWS as u32, ROWS as u32, &table, MaskKind::Causal).unwrap();
     let positions = step * ROWS as u32..(step + 1) * ROWS as u32;
     let tokens = positions.clone().map(|p| p * 7 % 50).collect();
-    StepInputs { tokens, positions: positions.collect(), metadata: builder.finish().clone() }
+    StepInputs::dense(tokens, positions.collect(), builder.finish().clone())
 }
 
 /// The logits of every row of three steps, each run by `run`.
@@ -29,18 +31,10 @@ fn three_steps(
     run: impl Fn(&mut CpuDevice, &DenseDecoder<pagedraft_model::BufferId>),
 ) -> Vec<u32> {
     let checkpoint = Checkpoint::dummy(ModelConfig::parse("config.json".as_ref(), CONFIG).unwrap(), 9);
-    let layout = CpuDevice::kv_layout(checkpoint.config(), Dtype::F32, 16).unwrap();
-    let options = CpuOptions {
-        isa: Isa::detect(),
-        threads: 2,
-        dtype: Dtype::F32,
-        layout,
-        num_blocks: 3,
-        token_rows: ROWS,
-    };
-    let mut device = CpuDevice::new(&options, checkpoint.config()).unwrap();
+    let mut device = devices::cpu(checkpoint.config(), (Isa::detect(), 2, Dtype::F32), 3, 64);
     let limits = StepLimits { token_rows: ROWS, logit_rows: ROWS, max_model_len: 64 };
     let model = DenseDecoder::load(&mut device, &checkpoint, limits).unwrap();
+    device.attach(model.kv(), model.shapes()).unwrap();
     let mut bits = Vec::new();
     for step in 0..3 {
         device.bind(&inputs(step), key).unwrap();
@@ -53,10 +47,10 @@ fn three_steps(
 
 #[test]
 fn a_tape_captured_once_replays_later_steps_bit_by_bit() {
-    let key = GraphKey { token_rows: ROWS as u32, max_query_len: ROWS as u32, sequences: 1 };
+    let key = GraphKey { token_rows: ROWS as u32, max_query_len: ROWS as u32, sequences: 1, segment: 0 };
     let eager = three_steps(None, |device, model| {
         let mut ops = Vec::new();
-        model.trunk(ROWS, &mut ops);
+        model.segment(0, ROWS, &mut ops);
         model.head(ROWS, &mut ops);
         device.run(&ops).unwrap();
     });
@@ -65,7 +59,7 @@ fn a_tape_captured_once_replays_later_steps_bit_by_bit() {
         let mut tape = tape.borrow_mut();
         let tape = tape.get_or_insert_with(|| {
             let mut ops = Vec::new();
-            model.trunk(ROWS, &mut ops);
+            model.segment(0, ROWS, &mut ops);
             model.head(ROWS, &mut ops);
             device.capture(&ops, key).unwrap()
         });

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use crate::cuda::shape::AttentionShape;
 use crate::error::AttentionError;
-use crate::kernel::work::checked_row;
+use crate::kernel::work::{NO_WINDOW, checked_row};
 use crate::metadata::AttentionMetadata;
 
 /// An item that has the whole context of its queries.
@@ -84,7 +84,8 @@ impl AttentionPlan {
     /// # Errors
     ///
     /// What is wrong with a row: [`AttentionError::Inconsistent`], [`AttentionError::ShortTable`],
-    /// [`AttentionError::NoSuchBlock`]; there are no items then.
+    /// [`AttentionError::NoSuchBlock`], and [`AttentionError::NoCudaWindow`] where a window is smaller than a
+    /// row; there are no items then.
     pub fn plan(
         &mut self,
         shape: &AttentionShape,
@@ -172,6 +173,10 @@ fn for_groups(
         let Some(queries) = checked_row(metadata, row, shape.block_size(), options.num_blocks)? else {
             continue;
         };
+        if queries.window != NO_WINDOW {
+            let (seq_len, window) = (metadata.seq_lens[row], queries.window);
+            return Err(AttentionError::NoCudaWindow { row, seq_len, window });
+        }
         let Some(&table) = table_starts.get(row) else {
             let (found, expected) = (table_starts.len() as i64, row as i64 + 1);
             return Err(AttentionError::Inconsistent {

@@ -5,10 +5,11 @@ use super::element::{Bf16, Element, F16, F32};
 use super::registers::Registers;
 use super::rows::{self, RowBlock};
 use super::scratch::AttentionScratch;
-use super::tile::{self, GROUPS, State, TILE, Tile};
+use super::tile::{self, GROUPS, Seen, State, TILE, Tile};
 use super::work::WorkItem;
 use crate::kv_layout::KvDtype;
 use crate::lanes::{LANES, Lanes};
+use std::ops::Range;
 
 /// One of the two things that are stored of a token.
 #[derive(Clone, Copy)]
@@ -48,9 +49,9 @@ impl RunItem<'_> {
         };
         let wide_k = scratch.wide_k.reserve(TILE * dim);
         let wide_v = scratch.wide_v.reserve(TILE * v_stride);
-        let end = item.last_visible() as usize;
+        let (from, end) = (item.first_key() as usize, item.last_visible() as usize);
         // SAFETY: `reserve` made room; q has the item's rows; the groups of a tile are those of blocks
-        // that the table names and that exist, read up to the last visible key's group.
+        // that the table names and that exist, read from the first visible key's group to the last one's.
         unsafe {
             call.gather_queries(item, group, &blocks, state.q.cast_mut());
             for r in 0..padded {
@@ -60,17 +61,20 @@ impl RunItem<'_> {
             for at in (0..padded * v_stride).step_by(LANES) {
                 L::splat(0.0).store(state.acc.add(at));
             }
-            let mut start = 0;
+            let mut start = from / TILE * TILE;
             while start < end {
-                // Rows see more and more keys: those that see none of the tile come first.
+                // What rows see moves on from row to row. Those that see only keys before the tile come
+                // first, and those whose window begins behind it come last.
                 let blind = blocks.iter().take_while(|block| block.last_visible as usize <= start).count();
-                let seeing = &blocks[blind..];
+                let ahead = |block: &&RowBlock| block.first_key(0) as usize >= start + TILE;
+                let waiting = blocks.iter().rev().take_while(ahead).count();
+                let seeing = &blocks[blind..blocks.len() - waiting];
                 // All scores come before the first value, so that K and then V stays in L1 for all rows.
-                let k = call.tile::<L>(item, Part::Keys, start, end, wide_k);
+                let k = call.tile::<L>(item, Part::Keys, start, from..end, wide_k);
                 for (at, block) in seeing.iter().enumerate() {
                     weigh_keys::<L>(&k.of_block(at, seeing.len()), start, block, state, call.scale);
                 }
-                let v = call.tile::<L>(item, Part::Values, start, end, wide_v);
+                let v = call.tile::<L>(item, Part::Values, start, from..end, wide_v);
                 for (at, block) in seeing.iter().enumerate() {
                     add_values::<L>(&v.of_block(at, seeing.len()), start, block, state);
                 }
@@ -123,7 +127,7 @@ impl AttentionCall<'_> {
         Some(block.wrapping_add(element * layout.dtype().size()))
     }
 
-    /// The groups of the tile from key `start` on that hold keys before `end`: where they lie, or
+    /// The groups of the tile from key `start` on that hold keys of `seen`: where they lie, or
     /// (16-bit elements) widened into `wide`, which has room for a tile of the part.
     #[inline(always)]
     unsafe fn tile<L: Lanes>(
@@ -131,15 +135,15 @@ impl AttentionCall<'_> {
         item: &WorkItem,
         part: Part,
         start: usize,
-        end: usize,
+        seen: Range<usize>,
         wide: *mut f32,
     ) -> Tile {
         // SAFETY: as the caller promises.
         unsafe {
             match self.layer.layout().dtype() {
-                KvDtype::F32 => self.tile_of::<L, F32>(item, part, start, end, wide),
-                KvDtype::F16 => self.tile_of::<L, F16>(item, part, start, end, wide),
-                KvDtype::Bf16 => self.tile_of::<L, Bf16>(item, part, start, end, wide),
+                KvDtype::F32 => self.tile_of::<L, F32>(item, part, start, seen, wide),
+                KvDtype::F16 => self.tile_of::<L, F16>(item, part, start, seen, wide),
+                KvDtype::Bf16 => self.tile_of::<L, Bf16>(item, part, start, seen, wide),
             }
         }
     }
@@ -151,12 +155,15 @@ impl AttentionCall<'_> {
         item: &WorkItem,
         part: Part,
         start: usize,
-        end: usize,
+        seen: Range<usize>,
         wide: *mut f32,
     ) -> Tile {
         let (dim, v_stride) = (self.layer.layout().head_dim(), self.layer.layout().v_stride());
         let mut tile = Tile::empty(dim, v_stride, size_of::<E::Raw>());
-        for g in 0..(end - start).div_ceil(LANES).min(GROUPS) {
+        let end = seen.end;
+        // The blocks of groups that lie wholly before the first key seen may be gone.
+        let skipped = seen.start.saturating_sub(start) / LANES;
+        for g in skipped..(end - start).div_ceil(LANES).min(GROUPS) {
             let index = start + g * LANES;
             let Some(stored) = self.group(item, part, index) else { break };
             let ahead = if index + TILE < end { self.group(item, part, index + TILE) } else { None };
@@ -240,13 +247,13 @@ unsafe fn weigh_keys<L: Registers>(k: &Tile, start: usize, block: &RowBlock, sta
     unsafe {
         let state = state.of_block(k, block);
         if const { L::ROWS >= 8 } && block.size == 8 {
-            tile::weigh_keys::<L, 8>(k, state, &seen(block, start), scale);
+            tile::weigh_keys::<L, 8>(k, state, &Seen::of(block, start), scale);
         } else if const { L::ROWS >= 4 } && block.size == 4 {
-            tile::weigh_keys::<L, 4>(k, state, &seen(block, start), scale);
+            tile::weigh_keys::<L, 4>(k, state, &Seen::of(block, start), scale);
         } else if const { L::ROWS >= 8 } && block.size == 2 {
-            tile::weigh_keys::<L, 2>(k, state, &seen(block, start), scale);
+            tile::weigh_keys::<L, 2>(k, state, &Seen::of(block, start), scale);
         } else {
-            tile::weigh_keys::<L, 1>(k, state, &seen(block, start), scale);
+            tile::weigh_keys::<L, 1>(k, state, &Seen::of(block, start), scale);
         }
     }
 }
@@ -258,19 +265,28 @@ unsafe fn add_values<L: Registers>(v: &Tile, start: usize, block: &RowBlock, sta
     unsafe {
         let state = state.of_block(v, block);
         if const { L::ROWS >= 8 } && block.size == 8 {
-            tile::add_values::<L, 8>(v, state, &seen(block, start));
+            tile::add_values::<L, 8>(v, state, &Seen::of(block, start));
         } else if const { L::ROWS >= 4 } && block.size == 4 {
-            tile::add_values::<L, 4>(v, state, &seen(block, start));
+            tile::add_values::<L, 4>(v, state, &Seen::of(block, start));
         } else if const { L::ROWS >= 8 } && block.size == 2 {
-            tile::add_values::<L, 2>(v, state, &seen(block, start));
+            tile::add_values::<L, 2>(v, state, &Seen::of(block, start));
         } else {
-            tile::add_values::<L, 1>(v, state, &seen(block, start));
+            tile::add_values::<L, 1>(v, state, &Seen::of(block, start));
         }
     }
 }
 
-/// How many keys of the tile each row of a block sees.
-#[inline(always)]
-fn seen<const R: usize>(block: &RowBlock, start: usize) -> [usize; R] {
-    std::array::from_fn(|r| (block.visible(r) as usize).saturating_sub(start).min(TILE))
+impl<const R: usize> Seen<R> {
+    /// Which keys of the tile from key `start` on each row of a block sees.
+    #[inline(always)]
+    fn of(block: &RowBlock, start: usize) -> Seen<R> {
+        let in_tile = |key: u32| (key as usize).saturating_sub(start).min(TILE);
+        Seen {
+            to: std::array::from_fn(|r| in_tile(block.visible(r))),
+            from: match block.windowed() {
+                false => [0; R],
+                true => std::array::from_fn(|r| in_tile(block.first_key(r))),
+            },
+        }
+    }
 }

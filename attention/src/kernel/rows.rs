@@ -1,6 +1,6 @@
 //! Query rows in register blocks.
 
-use crate::kernel::work::WorkItem;
+use crate::kernel::work::{NO_WINDOW, WorkItem, first_key};
 
 /// Up to 8 query rows that go through the inner loops together, sharing each load of K and V.
 #[derive(Clone, Copy, Debug)]
@@ -19,6 +19,9 @@ pub(crate) struct RowBlock {
     first_visible: u32,
     visible_step: u32,
     group: u32,
+    /// What [`first_key`](Self::first_key) computes from: the index of the item's first query, and the window.
+    index: u32,
+    window: u32,
 }
 
 impl RowBlock {
@@ -27,6 +30,19 @@ impl RowBlock {
     pub(crate) fn visible(&self, row: usize) -> u32 {
         let row = (self.first + row.min(self.count - 1)) as u32;
         self.first_visible + row / self.group * self.visible_step
+    }
+
+    /// Whether its rows may see no key before some index.
+    #[inline(always)]
+    pub(crate) fn windowed(&self) -> bool {
+        self.window != NO_WINDOW
+    }
+
+    /// First key that a row of the block sees; rows of the filling see what the last real one does.
+    #[inline(always)]
+    pub(crate) fn first_key(&self, row: usize) -> u32 {
+        let row = (self.first + row.min(self.count - 1)) as u32;
+        first_key(self.index + row / self.group, self.window)
     }
 }
 
@@ -53,6 +69,8 @@ pub(crate) fn cut(item: &WorkItem, group: usize, widest: usize, blocks: &mut Vec
             first_visible: item.first_visible,
             visible_step: item.visible_step,
             group: group as u32,
+            index: item.index,
+            window: item.window,
         };
         block.last_visible = block.visible(count - 1);
         blocks.push(block);

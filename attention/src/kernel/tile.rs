@@ -71,29 +71,36 @@ pub(crate) struct State {
     pub acc: *mut f32,
 }
 
+/// The keys of a tile that R rows see: row r those of `from[r] .. to[r]`, none where both are equal. Both
+/// ascend, and `from` is 0 in all tiles but those in which some row's window begins.
+pub(crate) struct Seen<const R: usize> {
+    pub from: [usize; R],
+    pub to: [usize; R],
+}
+
 /// Vectors that go with blocks of `rows` rows.
 const fn vectors<L: Registers>(rows: usize) -> usize {
     L::VECTORS[3 - rows.ilog2() as usize]
 }
 
-/// The weights of a tile's keys for R rows, of which row r sees the first `visible[r]` (ascending); moves
-/// maxima and sums of weights on, and leaves the factors for the sums of values.
+/// The weights of a tile's keys for R rows; moves maxima and sums of weights on, and leaves the factors for
+/// the sums of values.
 ///
 /// # Safety
 ///
-/// The features of `L` are enabled; `state` has the sizes of R rows; the groups of K that hold visible
-/// keys are valid.
+/// The features of `L` are enabled; `state` has the sizes of R rows; the groups of K that hold keys
+/// seen by a row are valid.
 #[inline(always)]
 pub(crate) unsafe fn weigh_keys<L: Registers, const R: usize>(
     k: &Tile,
     state: State,
-    visible: &[usize; R],
+    seen: &Seen<R>,
     scale: f32,
 ) {
-    let groups = visible[R - 1].div_ceil(LANES);
+    let groups = seen.to[R - 1].div_ceil(LANES);
     // SAFETY: as the caller promises.
     unsafe {
-        let mut g = 0;
+        let mut g = seen.from[0] / LANES;
         while g < groups {
             let s = state.weights.add(g * LANES);
             if const { vectors::<L>(R) == 4 } && groups - g >= 4 {
@@ -104,10 +111,12 @@ pub(crate) unsafe fn weigh_keys<L: Registers, const R: usize>(
                 g += scores::<L, R, 1>(k, g, state.q, s);
             }
         }
-        if visible[0] == TILE {
-            soften::<L, R, true>(state, visible, scale);
+        if seen.from[R - 1] > 0 {
+            soften::<L, R, WINDOW>(state, seen, scale);
+        } else if seen.to[0] == TILE {
+            soften::<L, R, FULL>(state, seen, scale);
         } else {
-            soften::<L, R, false>(state, visible, scale);
+            soften::<L, R, START>(state, seen, scale);
         }
     }
 }
@@ -116,18 +125,28 @@ pub(crate) unsafe fn weigh_keys<L: Registers, const R: usize>(
 ///
 /// # Safety
 ///
-/// As of [`weigh_keys`], and the groups of V that hold visible keys are valid.
+/// As of [`weigh_keys`], and the groups of V that hold keys seen by a row are valid.
 #[inline(always)]
-pub(crate) unsafe fn add_values<L: Registers, const R: usize>(v: &Tile, state: State, visible: &[usize; R]) {
-    let shared = visible[0];
+pub(crate) unsafe fn add_values<L: Registers, const R: usize>(v: &Tile, state: State, seen: &Seen<R>) {
     // SAFETY: as the caller promises.
     unsafe {
-        let factors = std::array::from_fn(|r| *state.factors.add(r));
-        add_keys::<L, R>(v, state.weights, state.acc, &factors, 0, shared);
-        if visible[R - 1] > shared {
-            for (r, &end) in visible.iter().enumerate() {
-                let weights = state.weights.add(r * TILE);
-                let acc = state.acc.add(r * v.v_stride);
+        let row = |r: usize| (state.weights.add(r * TILE), state.acc.add(r * v.v_stride));
+        let mut factors: [f32; R] = std::array::from_fn(|r| *state.factors.add(r));
+        // All rows share the keys from where the last one's window begins to where the first one's sight ends.
+        let begin = seen.from[R - 1];
+        let shared = seen.to[0].max(begin);
+        if R > 1 && begin > 0 {
+            for r in 0..R {
+                let (weights, acc) = row(r);
+                let end = begin.min(seen.to[r]);
+                add_keys::<L, 1>(v, weights, acc, &[factors[r]], seen.from[r], end);
+            }
+            factors = [1.0; R];
+        }
+        add_keys::<L, R>(v, state.weights, state.acc, &factors, begin, shared);
+        if seen.to[R - 1] > shared {
+            for (r, &end) in seen.to.iter().enumerate() {
+                let (weights, acc) = row(r);
                 add_keys::<L, 1>(v, weights, acc, &[1.0], shared, end);
             }
         }
@@ -169,43 +188,59 @@ unsafe fn scores<L: Registers, const R: usize, const N: usize>(
     N
 }
 
+/// All rows see all keys of the tile.
+const FULL: u8 = 0;
+/// Each row sees some keys from the start of the tile on; one that sees none has seen some before.
+const START: u8 = 1;
+/// Each row sees some keys anywhere in the tile, or none.
+const WINDOW: u8 = 2;
+
 /// Turns scores into weights exp(scale * s - maximum), masked ones into 0; moves maxima and sums on, and
 /// leaves what the rows' earlier sums of values are to be multiplied with.
 #[inline(always)]
-unsafe fn soften<L: Registers, const R: usize, const FULL: bool>(
-    state: State,
-    visible: &[usize; R],
-    scale: f32,
-) {
+unsafe fn soften<L: Registers, const R: usize, const MASK: u8>(state: State, seen: &Seen<R>, scale: f32) {
     // SAFETY: as the caller promises.
     unsafe {
         let mut fallen = [0.0f32; LANES];
         let mut added = [L::splat(0.0); R];
         for r in 0..R {
             let row = state.weights.add(r * TILE);
+            // Of a group: how many of its keys lie before the row's sight, and how many before its end.
+            let lanes = |g: usize| {
+                let before = |key: usize| key.saturating_sub(g * LANES);
+                (if MASK == WINDOW { before(seen.from[r]) } else { 0 }, before(seen.to[r]))
+            };
+            let sees = |g: usize| MASK == FULL || (lanes(g).1 > 0 && (MASK != WINDOW || lanes(g).0 < LANES));
             let mut s = [L::splat(f32::NEG_INFINITY); GROUPS];
             for (g, s) in s.iter_mut().enumerate() {
-                let left = visible[r].saturating_sub(g * LANES);
-                if FULL {
+                if sees(g) {
                     *s = L::load(row.add(g * LANES)).mul(L::splat(scale));
-                } else if left > 0 {
-                    let scaled = L::load(row.add(g * LANES)).mul(L::splat(scale));
-                    *s = scaled.keep_first(left, f32::NEG_INFINITY);
+                }
+                if MASK != FULL && sees(g) {
+                    *s = s.keep_first(lanes(g).1, f32::NEG_INFINITY);
+                }
+                if MASK == WINDOW && sees(g) {
+                    *s = s.drop_first(lanes(g).0, f32::NEG_INFINITY);
                 }
             }
             let before = *state.maxima.add(r);
             let here = s[0].max(s[1]).max(s[2].max(s[3])).max_lane();
             let maximum = if here > before { here } else { before };
             *state.maxima.add(r) = maximum;
-            fallen[r] = before - maximum;
+            // A row whose window begins behind the tile has no maximum yet: minus infinity less itself is NaN.
+            if MASK != WINDOW || seen.from[r] < seen.to[r] {
+                fallen[r] = before - maximum;
+            }
 
             let mut p = [L::splat(0.0); GROUPS];
             for g in 0..GROUPS {
-                let left = visible[r].saturating_sub(g * LANES);
-                if FULL || left > 0 {
+                if sees(g) {
                     p[g] = s[g].sub(L::splat(maximum)).exp();
-                    if !FULL {
-                        p[g] = p[g].keep_first(left, 0.0);
+                    if MASK != FULL {
+                        p[g] = p[g].keep_first(lanes(g).1, 0.0);
+                    }
+                    if MASK == WINDOW {
+                        p[g] = p[g].drop_first(lanes(g).0, 0.0);
                     }
                     p[g].store(row.add(g * LANES));
                 }

@@ -1,9 +1,12 @@
 //! The work of an attention call, cut into items that threads can take.
 
+use crate::block_tables::FREED;
 use crate::error::AttentionError;
 use crate::kv_layer::KvLayer;
 use crate::kv_layout::KvLayout;
 use crate::metadata::{AttentionMetadata, MaskKind};
+use pagedraft_block_manager::BlockId;
+use std::ops::Range;
 
 /// Rows of queries (query tokens times heads) that an item aims at: enough to read K and V once for
 /// many, few enough that its state stays in the second-level cache and threads balance.
@@ -23,9 +26,28 @@ pub(crate) struct WorkItem {
     pub first_visible: u32,
     /// How many more each following query sees: 1 (causal) or 0.
     pub visible_step: u32,
+    /// Index of the first query in its group; those of the others follow. It matters only with a window.
+    pub index: u32,
+    /// Keys that a query sees up to itself at most, itself included; [`NO_WINDOW`] where that is all.
+    pub window: u32,
+}
+
+/// The window of a step that has none: greater than any sequence is long.
+pub(crate) const NO_WINDOW: u32 = u32::MAX;
+
+/// First key that the query of this index sees.
+#[inline(always)]
+pub(crate) fn first_key(index: u32, window: u32) -> u32 {
+    // The query sees itself, so that the window's other keys are one fewer.
+    index.saturating_sub(window - 1)
 }
 
 impl WorkItem {
+    /// First key that the first query sees; the others see none before it.
+    pub(crate) fn first_key(&self) -> u32 {
+        first_key(self.index, self.window)
+    }
+
     /// Keys that the last query sees.
     pub(crate) fn last_visible(&self) -> u32 {
         self.first_visible + (self.queries - 1) * self.visible_step
@@ -70,7 +92,8 @@ impl WorkList {
     /// # Errors
     ///
     /// [`AttentionError::Shape`], [`AttentionError::Inconsistent`], [`AttentionError::ShortTable`],
-    /// [`AttentionError::NoSuchBlock`]; the list is empty then.
+    /// [`AttentionError::NoSuchBlock`], and with a window [`AttentionError::EmptyWindow`],
+    /// [`AttentionError::FreedBlock`], [`AttentionError::WindowedIndex`]; the list is empty then.
     pub fn plan(
         &mut self,
         metadata: &AttentionMetadata,
@@ -101,6 +124,8 @@ impl WorkList {
                         queries: per_item.min(queries.len - first),
                         first_visible: queries.first_visible + first * queries.visible_step,
                         visible_step: queries.visible_step,
+                        index: queries.index + first,
+                        window: queries.window,
                     });
                 }
             }
@@ -118,9 +143,14 @@ pub(crate) struct Queries {
     pub len: u32,
     pub first_visible: u32,
     pub visible_step: u32,
+    pub index: u32,
+    pub window: u32,
 }
 
 /// What a row has, once its lengths agree and its table reaches their end in blocks that exist; `None` of a pad row.
+///
+/// Lengths agree when `seq_lens` is context + query; only in a bidirectional row it may be more (a block in the
+/// middle of a canvas). Blocks wholly behind the window of the first query need not exist.
 pub(crate) fn checked_row(
     metadata: &AttentionMetadata,
     row: usize,
@@ -149,19 +179,58 @@ pub(crate) fn checked_row(
         return Err(wrong("context_lens.len", row as u32, row as u32 + 1));
     };
     let len = end - start;
-    if context_len.checked_add(len) != Some(seq_len) {
+    let mask = metadata.mask_kind(row);
+    let agrees = context_len.checked_add(len).is_some_and(|own| match mask {
+        MaskKind::Causal => own == seq_len,
+        MaskKind::Bidirectional => own <= seq_len,
+    });
+    if !agrees {
         return Err(wrong("seq_lens", seq_len, context_len.saturating_add(len)));
     }
+    let window = match metadata.window {
+        None => NO_WINDOW,
+        Some(0) => return Err(AttentionError::EmptyWindow),
+        Some(window) if window >= seq_len => NO_WINDOW,
+        Some(window) if mask == MaskKind::Bidirectional && !metadata.kv_index.is_empty() => {
+            check_contiguous(metadata, row, start..end, window)?;
+            window
+        }
+        Some(window) => window,
+    };
     let table = metadata.block_tables.get(row).unwrap_or(&[]);
     let needed = seq_len.div_ceil(block_size) as usize;
     let Some(used) = table.get(..needed) else {
         return Err(AttentionError::ShortTable { row, blocks: table.len(), needed });
     };
-    if let Some(block) = used.iter().find(|block| block.0 >= num_blocks) {
-        return Err(AttentionError::NoSuchBlock { row, block: block.0, num_blocks });
+    let seen = match window {
+        NO_WINDOW => 0,
+        _ => (first_key(context_len, window) / block_size) as usize,
+    };
+    if let Some(at) = used[seen..].iter().position(|block| block.0 >= num_blocks) {
+        let (entry, block) = (seen + at, used[seen + at]);
+        return Err(match block {
+            FREED => AttentionError::FreedBlock { row, entry },
+            BlockId(block) => AttentionError::NoSuchBlock { row, block, num_blocks },
+        });
     }
-    Ok(Some(match metadata.mask_kind(row) {
-        MaskKind::Causal => Queries { token: start, len, first_visible: context_len + 1, visible_step: 1 },
-        MaskKind::Bidirectional => Queries { token: start, len, first_visible: seq_len, visible_step: 0 },
-    }))
+    let (first_visible, visible_step) = match mask {
+        MaskKind::Causal => (context_len + 1, 1),
+        MaskKind::Bidirectional => (seq_len, 0),
+    };
+    Ok(Some(Queries { token: start, len, first_visible, visible_step, index: context_len, window }))
+}
+
+/// Whether the queries of a row follow its context, as a window smaller than the row demands.
+fn check_contiguous(
+    metadata: &AttentionMetadata,
+    row: usize,
+    tokens: Range<u32>,
+    window: u32,
+) -> Result<(), AttentionError> {
+    let index = metadata.kv_index.get(tokens.start as usize..tokens.end as usize).unwrap_or(&[]);
+    let contiguous = (i64::from(metadata.context_lens[row])..).zip(index).all(|(a, &b)| a == b);
+    match contiguous && index.len() == tokens.len() {
+        true => Ok(()),
+        false => Err(AttentionError::WindowedIndex { row, seq_len: metadata.seq_lens[row], window }),
+    }
 }

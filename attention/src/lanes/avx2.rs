@@ -166,6 +166,15 @@ impl Lanes for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn drop_first(self, n: usize, fill: f32) -> Self {
+        // SAFETY: see the impl.
+        unsafe {
+            let fill = _mm256_set1_ps(fill);
+            let low = _mm256_blendv_ps(self.0, fill, first(n, 0));
+            Avx2(low, _mm256_blendv_ps(self.1, fill, first(n, 8)))
+        }
+    }
+    #[inline(always)]
     unsafe fn round(self) -> Self {
         // SAFETY: see the impl.
         unsafe { Avx2(_mm256_round_ps::<NEAREST>(self.0), _mm256_round_ps::<NEAREST>(self.1)) }

@@ -93,6 +93,12 @@ impl Lanes for Avx512 {
         Avx512(unsafe { _mm512_mask_blend_ps(mask, _mm512_set1_ps(fill), self.0) })
     }
     #[inline(always)]
+    unsafe fn drop_first(self, n: usize, fill: f32) -> Self {
+        let mask = if n >= 16 { u16::MAX } else { (1 << n) - 1 };
+        // SAFETY: see the impl.
+        Avx512(unsafe { _mm512_mask_blend_ps(mask, self.0, _mm512_set1_ps(fill)) })
+    }
+    #[inline(always)]
     unsafe fn round(self) -> Self {
         // SAFETY: see the impl.
         Avx512(unsafe { _mm512_roundscale_ps::<NEAREST>(self.0) })

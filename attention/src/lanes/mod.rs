@@ -64,6 +64,8 @@ pub trait Lanes: Copy {
     unsafe fn min(self, other: Self) -> Self;
     /// Keeps the first `n` lanes and puts `fill` in the others (`n >= 16` keeps all).
     unsafe fn keep_first(self, n: usize, fill: f32) -> Self;
+    /// Puts `fill` in the first `n` lanes and keeps the others (`n >= 16` keeps none).
+    unsafe fn drop_first(self, n: usize, fill: f32) -> Self;
     /// The nearest integer, ties to even, as f32.
     unsafe fn round(self) -> Self;
     /// 2 to the power of an integral value in -126..=127.

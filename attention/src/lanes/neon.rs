@@ -185,6 +185,18 @@ impl Lanes for Neon {
         }
     }
     #[inline(always)]
+    unsafe fn drop_first(mut self, n: usize, fill: f32) -> Self {
+        // SAFETY: see the impl.
+        unsafe {
+            let index = vld1q_u32([0u32, 1, 2, 3].as_ptr());
+            for (i, v) in self.0.iter_mut().enumerate() {
+                let left = n.saturating_sub(4 * i).min(4) as u32;
+                *v = vbslq_f32(vcgtq_u32(vdupq_n_u32(left), index), vdupq_n_f32(fill), *v);
+            }
+            self
+        }
+    }
+    #[inline(always)]
     unsafe fn round(self) -> Self {
         let a = self.0;
         // SAFETY: see the impl.

@@ -82,6 +82,10 @@ impl Lanes for Portable {
         Portable(std::array::from_fn(|i| if i < n { self.0[i] } else { fill }))
     }
     #[inline(always)]
+    unsafe fn drop_first(self, n: usize, fill: f32) -> Self {
+        Portable(std::array::from_fn(|i| if i < n { fill } else { self.0[i] }))
+    }
+    #[inline(always)]
     unsafe fn round(self) -> Self {
         Portable(self.0.map(f32::round_ties_even))
     }

@@ -69,6 +69,11 @@ impl Kernel for Everything {
                     ("keep 11", a.keep_first(11, 2.0).to_array()),
                     ("keep 16", a.keep_first(16, 2.0).to_array()),
                     ("keep all", a.keep_first(usize::MAX, 2.0).to_array()),
+                    ("drop 0", a.drop_first(0, 2.0).to_array()),
+                    ("drop 5", a.drop_first(5, 2.0).to_array()),
+                    ("drop 11", a.drop_first(11, 2.0).to_array()),
+                    ("drop 16", a.drop_first(16, 2.0).to_array()),
+                    ("drop all", a.drop_first(usize::MAX, 2.0).to_array()),
                     ("round", a.round().to_array()),
                     ("exp2", integral.exp2_int().to_array()),
                     ("exp", b.exp().to_array()),
@@ -97,6 +102,7 @@ fn twin(input: &Everything, fused: bool) -> Results {
         (mul_add(p, r * r, r) + 1.0) * f32::from_bits(((n as i32 + 127) as u32) << 23)
     };
     let keep = |n: usize| each(&|i| if i < n { a[i] } else { 2.0 });
+    let drop = |n: usize| each(&|i| if i < n { 2.0 } else { a[i] });
     let mut tree = *b;
     for half in [8, 4, 2, 1] {
         for i in 0..half {
@@ -122,6 +128,11 @@ fn twin(input: &Everything, fused: bool) -> Results {
             ("keep 11", keep(11)),
             ("keep 16", keep(16)),
             ("keep all", keep(16)),
+            ("drop 0", drop(0)),
+            ("drop 5", drop(5)),
+            ("drop 11", drop(11)),
+            ("drop 16", drop(16)),
+            ("drop all", drop(16)),
             ("round", each(&|i| a[i].round_ties_even())),
             ("exp2", each(&|i| b[i].round_ties_even().clamp(-126.0, 127.0).exp2())),
             ("exp", each(&|i| exp(b[i]))),

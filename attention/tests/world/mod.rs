@@ -8,6 +8,7 @@ use pagedraft_attention::{
     MetadataBuilder, TokenRows, WorkList,
 };
 use pagedraft_block_manager::BlockId;
+use std::ops::Range;
 
 /// SplitMix64.
 pub struct Rng(pub u64);
@@ -158,21 +159,25 @@ pub fn step(rows: &[Row<'_>], heads: Heads, block_size: u32) -> (AttentionMetada
 /// Runs rows in one call, on `threads` threads, and gives the output of every token row.
 pub fn attend(isa: Isa, cache: &Cache, rows: &[Row<'_>], heads: Heads, threads: usize) -> Vec<f32> {
     let (metadata, q) = step(rows, heads, cache.block_size());
+    run(isa, cache, &metadata, &q, heads, threads)
+}
+
+/// Runs a step in one call, on `threads` threads, and gives the output of every token row.
+pub fn run(
+    isa: Isa,
+    cache: &Cache,
+    metadata: &AttentionMetadata,
+    q: &[f32],
+    heads: Heads,
+    threads: usize,
+) -> Vec<f32> {
     let mut work = WorkList::new();
-    work.plan(&metadata, heads.kv * heads.group, &cache.layer).unwrap();
+    work.plan(metadata, heads.kv * heads.group, &cache.layer).unwrap();
     let mut out = vec![f32::NAN; q.len()];
     let width = heads.q_width();
-    let call = AttentionCall::new(
-        isa,
-        &metadata,
-        &work,
-        cache.layer,
-        heads.scale(),
-        TokenRows::new(&q, width),
-        &mut out,
-        width,
-    )
-    .unwrap();
+    let q = TokenRows::new(q, width);
+    let call =
+        AttentionCall::new(isa, metadata, &work, cache.layer, heads.scale(), q, &mut out, width).unwrap();
     let call = &call;
     std::thread::scope(|scope| {
         for thread in 0..threads {
@@ -196,19 +201,38 @@ pub fn attend_slowly(isa: Isa, cache: &Cache, rows: &[Row<'_>], heads: Heads) ->
                 MaskKind::Causal => i + 1,
                 MaskKind::Bidirectional => row.context + row.query,
             };
-            for head in 0..heads.kv * heads.group {
-                let q = &row.sequence.q[i * heads.q_width() + head * heads.dim..][..heads.dim];
-                let slot = |j: usize| cache.slot(row.table, j) as u64;
-                let kv = head / heads.group;
-                out.extend(Arithmetic::of(isa).attend(
-                    q,
-                    visible,
-                    heads.scale(),
-                    |j, d| unsafe { cache.layer.key(slot(j), kv, d) },
-                    |j, d| unsafe { cache.layer.value(slot(j), kv, d) },
-                ));
-            }
+            out.extend(query_slowly(isa, cache, row.table, row.sequence, i, 0..visible, heads));
         }
+    }
+    out
+}
+
+/// The output of query `i` of a sequence in all heads, where it sees the keys `seen`, by the reference.
+pub fn query_slowly(
+    isa: Isa,
+    cache: &Cache,
+    table: &[BlockId],
+    sequence: &Sequence,
+    i: usize,
+    seen: Range<usize>,
+    heads: Heads,
+) -> Vec<f32> {
+    let mut out = Vec::new();
+    for head in 0..heads.kv * heads.group {
+        let q = &sequence.q[i * heads.q_width() + head * heads.dim..][..heads.dim];
+        let slot = |j: usize| {
+            assert!(seen.contains(&j), "key {j} is not in {seen:?}");
+            cache.slot(table, j) as u64
+        };
+        let kv = head / heads.group;
+        out.extend(Arithmetic::of(isa).attend(
+            q,
+            seen.start,
+            seen.end,
+            heads.scale(),
+            |j, d| unsafe { cache.layer.key(slot(j), kv, d) },
+            |j, d| unsafe { cache.layer.value(slot(j), kv, d) },
+        ));
     }
     out
 }

@@ -25,8 +25,7 @@ pub struct ModelConfig {
     pub num_kv_heads: usize,
     /// Width of a head; even. Need not be `hidden_size / num_heads`.
     pub head_dim: usize,
-    /// The greatest number of positions that the engine computes exactly: the file's
-    /// `max_position_embeddings`, or the smallest of `windows` where that is smaller.
+    /// The greatest number of positions.
     pub max_position_embeddings: usize,
     /// The epsilon of every RMS norm.
     pub rms_norm_eps: f32,
@@ -43,8 +42,7 @@ pub struct ModelConfig {
     /// q and k are normed head by head before the rotation (Qwen3).
     pub qk_norm: bool,
     /// The window of each layer: with `Some(w)`, query i sees keys j with i - w < j <= i; with `None`, all
-    /// of j <= i. There is no windowed attention here yet; instead `max_position_embeddings` is at most
-    /// the smallest w, and up to that length windowed and full attention are the same function.
+    /// of j <= i.
     pub windows: Vec<Option<u32>>,
     /// The type the checkpoint says it was saved in; float32 where it says nothing.
     pub torch_dtype: Dtype,

@@ -16,7 +16,7 @@ use super::dtype::Dtype;
 use super::fields::{Fields, parse_object};
 use super::quantisation;
 use super::rope_parameters::rope;
-use super::windows::{exact_length, windows};
+use super::windows::windows;
 use crate::error::ModelError;
 
 /// Bounds that keep every product of two sizes inside 64 bits.
@@ -76,7 +76,7 @@ impl ModelConfig {
             num_heads,
             num_kv_heads,
             head_dim,
-            max_position_embeddings: exact_length(positions, &windows),
+            max_position_embeddings: positions,
             rms_norm_eps: eps as f32,
             rope: rope(fields)?,
             tie_word_embeddings: fields.boolean("tie_word_embeddings", false)?,

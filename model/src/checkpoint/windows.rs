@@ -44,12 +44,6 @@ pub(super) fn windows(
     Ok(sliding.into_iter().map(|sliding| width.filter(|_| sliding)).collect())
 }
 
-/// The greatest length at which the engine computes these layers exactly. It has no windowed attention
-/// yet; up to the smallest window, windowed and full attention are the same function.
-pub(super) fn exact_length(positions: usize, windows: &[Option<u32>]) -> usize {
-    windows.iter().flatten().fold(positions, |least, &window| least.min(window as usize))
-}
-
 /// Which layers slide by `layer_types`, where there is such a list.
 fn layer_types(fields: Fields<'_>, layers: usize) -> Result<Option<Vec<bool>>, ModelError> {
     let types = match fields.get("layer_types") {

@@ -1,29 +1,28 @@
 //! The CPU as a [`Device`].
 //!
-//! Buffers are host memory, operations run on a team of threads, each operation on all of them. A row of any
-//! result is computed by one fixed sequence of operations, whichever thread has it and whatever rows stand
-//! beside it.
+//! Buffers are host memory. [Operations](super::operations) run on a team of threads, each operation on all of them.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use pagedraft_attention::KvLayout;
 use pagedraft_attention::isa::Isa;
-use pagedraft_attention::kernel::{AttentionCall, AttentionScratch, WorkList};
-use pagedraft_attention::metadata::PAD_SLOT;
-use pagedraft_attention::{KvDtype, KvLayer, KvLayout, TokenRows};
-use pagedraft_block_manager::BlockCopy;
+use pagedraft_attention::kernel::{AttentionScratch, WorkList};
+use pagedraft_attention::metadata::{AttentionMetadata, PAD_SLOT};
+use pagedraft_block_manager::{BlockCopy, GroupId, KvGroup};
 
 use crate::checkpoint::{Dtype, ModelConfig, Tensor};
-use crate::cpu::buffer::{Activations, Buffer, Rows, RowsMut, Table};
-use crate::cpu::matmul::{Epilogue, OutRows, Product};
+use crate::cpu::arena::KvArena;
+use crate::cpu::buffer::{Activations, Buffer, Table};
+use crate::cpu::kv::{self, CpuKv};
 use crate::cpu::memory::Memory;
 use crate::cpu::panel::PackedMatrix;
 use crate::cpu::rows::PackedRows;
-use crate::cpu::rowwise;
 use crate::cpu::team::Team;
-use crate::device::{BufferId, Device, Op, Precision, StepInputs, WriteMode};
+use crate::device::{BufferId, Device, Op, Precision};
 use crate::error::ModelError;
 use crate::graph::GraphKey;
+use crate::kv::PartShape;
+use crate::step_inputs::StepInputs;
 
 /// What a CPU device is built from.
 #[derive(Clone, Copy, Debug)]
@@ -32,17 +31,13 @@ pub struct CpuOptions {
     pub isa: Isa,
     /// Threads, the caller's included.
     pub threads: usize,
-    /// Of weights and KV; activations are f32.
+    /// Type of weights and KV; activations are f32.
     pub dtype: Dtype,
-    /// A layer's part of a KV block.
-    pub layout: KvLayout,
-    /// KV blocks.
-    pub num_blocks: u32,
-    /// Greatest number of token rows in a step.
-    pub token_rows: usize,
+    /// Tokens a KV block.
+    pub block_size: u32,
 }
 
-/// A captured list of operations: on the CPU, the list itself, over fixed buffers, and the shape it is for.
+/// A captured list of operations. On the CPU it is the list itself, over fixed buffers, with the shape that it is for.
 #[derive(Debug)]
 pub struct Tape {
     ops: Box<[Op<BufferId>]>,
@@ -51,58 +46,58 @@ pub struct Tape {
 
 /// The CPU.
 pub struct CpuDevice {
-    isa: Isa,
+    pub(super) isa: Isa,
     dtype: Dtype,
-    team: Arc<Team>,
-    heads: usize,
-    layout: KvLayout,
-    layers: usize,
-    num_blocks: u32,
-    kv: Memory<u8>,
-    buffers: Vec<Buffer>,
-    inputs: StepInputs,
+    block_size: u32,
+    pub(super) team: Arc<Team>,
+    pub(super) kv: CpuKv,
+    pub(super) buffers: Vec<Buffer>,
+    pub(super) inputs: StepInputs,
     /// What the inputs were padded to.
     bound: Option<GraphKey>,
-    work: WorkList,
-    selection: Vec<u32>,
-    packed: PackedRows,
-    scratch: Vec<Mutex<AttentionScratch>>,
+    /// The attention of the step bound, one list a KV group.
+    pub(super) work: Vec<WorkList>,
+    pub(super) selection: Vec<u32>,
+    pub(super) packed: PackedRows,
+    /// One for each thread.
+    pub(super) scratch: Vec<Mutex<AttentionScratch>>,
 }
 
 impl CpuDevice {
-    /// How a layer's part of a KV block is laid out for this model.
+    /// How one layer's keys and values lie in a KV block of this model.
     ///
     /// # Errors
     ///
     /// A block size that is not 16, 32 or 64.
     pub fn kv_layout(config: &ModelConfig, dtype: Dtype, block_size: u32) -> Result<KvLayout, ModelError> {
-        let dtype = match dtype {
-            Dtype::F32 => KvDtype::F32,
-            Dtype::F16 => KvDtype::F16,
-            Dtype::Bf16 => KvDtype::Bf16,
-        };
-        Ok(KvLayout::new(dtype, block_size, config.num_kv_heads, config.head_dim)?)
+        kv::layout(dtype, block_size, config.num_kv_heads, config.head_dim)
     }
 
-    /// A device with a KV cache of `num_blocks` blocks for this model, and no weights yet.
+    /// A device that keeps its KV in groups `groups` of `arena`, and has no weights yet. The model's KV groups 0, 1, .. are
+    /// these groups of the arena, in this order.
     ///
     /// # Errors
     ///
-    /// A KV cache larger than memory.
-    pub fn new(options: &CpuOptions, config: &ModelConfig) -> Result<Self, ModelError> {
+    /// The threads cannot be started.
+    pub fn new(options: &CpuOptions, arena: &Arc<KvArena>, groups: &[GroupId]) -> Result<Self, ModelError> {
         let team = Team::new(options.threads).map_err(|e| ModelError::NoDevice {
             what: format!("{} threads cannot be started: {e}; ask for fewer with --threads", options.threads),
         })?;
-        Self::on_team(options, config, Arc::new(team))
+        Self::on_team(options, arena, groups, Arc::new(team))
     }
 
-    /// A device for another model on this one's threads; `options.threads` counts for nothing. The two run in turns.
+    /// A device for another model on this one's threads, so that `options.threads` has no effect. The two run in turns.
     ///
     /// # Errors
     ///
-    /// A KV cache larger than memory.
-    pub fn beside(&self, options: &CpuOptions, config: &ModelConfig) -> Result<Self, ModelError> {
-        Self::on_team(options, config, Arc::clone(&self.team))
+    /// Not enough memory.
+    pub fn beside(
+        &self,
+        options: &CpuOptions,
+        arena: &Arc<KvArena>,
+        groups: &[GroupId],
+    ) -> Result<Self, ModelError> {
+        Self::on_team(options, arena, groups, Arc::clone(&self.team))
     }
 
     /// The instruction set it runs on.
@@ -111,218 +106,54 @@ impl CpuDevice {
         self.isa
     }
 
-    fn on_team(options: &CpuOptions, config: &ModelConfig, team: Arc<Team>) -> Result<Self, ModelError> {
-        let layout = options.layout;
-        let bytes = (options.num_blocks as usize)
-            .checked_mul(layout.block_bytes())
-            .and_then(|b| b.checked_mul(config.num_layers));
-        let kv = bytes.and_then(|bytes| Memory::zeroed(bytes).ok()).ok_or_else(|| ModelError::NoDevice {
-            what: format!(
-                "there is no memory for a KV cache of {} blocks; ask for fewer with --num-blocks",
-                options.num_blocks
-            ),
-        })?;
+    /// The memory that its KV lies in.
+    #[must_use]
+    pub fn arena(&self) -> &KvArena {
+        self.kv.arena()
+    }
+
+    fn on_team(
+        options: &CpuOptions,
+        arena: &Arc<KvArena>,
+        groups: &[GroupId],
+        team: Arc<Team>,
+    ) -> Result<Self, ModelError> {
         Ok(Self {
             scratch: (0..team.members()).map(|_| Mutex::default()).collect(),
             isa: options.isa,
             dtype: options.dtype,
+            block_size: options.block_size,
             team,
-            heads: config.num_heads,
-            layout,
-            layers: config.num_layers,
-            num_blocks: options.num_blocks,
-            kv,
+            kv: CpuKv::new(Arc::clone(arena), groups),
             buffers: Vec::new(),
             inputs: StepInputs::default(),
             bound: None,
-            work: WorkList::new(),
+            work: Vec::new(),
             selection: Vec::new(),
             packed: PackedRows::with_room_for(0, 0)?,
         })
-    }
-
-    /// A view of one layer's KV.
-    fn layer(&self, layer: usize) -> KvLayer {
-        // A block's layers lie behind one another, so that a block is one piece of memory.
-        let part = self.layout.block_bytes();
-        // SAFETY: the arena holds `num_blocks` times `layers` parts, is aligned and zeroed, and is accessed
-        // through such views alone.
-        unsafe {
-            KvLayer::new(self.kv.as_ptr().add(layer * part), part * self.layers, self.num_blocks, self.layout)
-        }
     }
 
     fn push(&mut self, buffer: Buffer) -> BufferId {
         self.buffers.push(buffer);
         BufferId::new(self.buffers.len() - 1)
     }
-
-    fn buffer(&self, buf: BufferId) -> &Buffer {
-        &self.buffers[buf.index()]
-    }
-
-    fn rows(&self, buf: BufferId) -> Rows<'_> {
-        self.buffer(buf).activations().rows()
-    }
-
-    /// Runs `each` for every row, the rows split among the threads; a step of few rows stays on this one.
-    fn for_rows(&self, rows: usize, cost: usize, each: impl Fn(usize) + Sync) {
-        // Waking the team costs about as much as some thousand elements.
-        if rows < 2 || rows * cost < 8 * 1024 {
-            (0..rows).for_each(each);
-            return;
-        }
-        self.team.run(&|worker, workers| {
-            let share = rows.div_ceil(workers);
-            (worker * share..rows.min((worker + 1) * share)).for_each(&each);
-        });
-    }
-
-    fn run_op(&mut self, op: &Op<BufferId>) -> Result<(), ModelError> {
-        match *op {
-            Op::Embed { table, out, rows } => {
-                let (table, tokens) = (self.buffer(table).table(), &self.inputs.tokens);
-                let out = self.rows_mut(out);
-                for (r, &token) in tokens.iter().enumerate().take(rows) {
-                    // SAFETY: rows are written by this thread alone.
-                    table.read(token as usize, unsafe { out.row(r) });
-                }
-            }
-            Op::RmsNorm { x, weight, out, eps, rows } => {
-                let (x, weight, out) = (self.rows(x), self.buffer(weight).vector(), self.rows_mut(out));
-                self.for_rows(rows, x.width(), |r| {
-                    // SAFETY: each row is written by one thread.
-                    rowwise::rms_norm(self.isa, x.row(r), weight, eps, unsafe { out.row(r) });
-                });
-            }
-            Op::MatMul { x, matrix, bias, out, into, rows } => {
-                let w = self.buffers[matrix.index()].matrix();
-                let x = self.buffers[x.index()].activations().rows();
-                self.packed.pack(&self.team, self.isa, w.dtype(), x.data(), rows, w.k(), x.width())?;
-                let bias = bias.map(|b| self.buffer(b).vector());
-                let epilogue = match into {
-                    WriteMode::Store => Epilogue::Store,
-                    WriteMode::Add => Epilogue::Add,
-                };
-                let out = self.rows_mut(out);
-                // SAFETY: the product is the only one that touches `out`.
-                let out = OutRows::new(unsafe { out.all() }, rows, w.n(), out.width());
-                let product =
-                    Product::new(self.team.members(), self.isa, &self.packed, w, bias, out, epilogue);
-                self.team.run(&|_, _| product.work());
-            }
-            Op::RopeAndCache { qkv, qk_norm, rope, q, layer, rows } => {
-                self.rope_and_cache(qkv, qk_norm, rope, q, layer, rows)?;
-            }
-            Op::Attention { q, out, layer, .. } => self.attend(q, out, layer)?,
-            Op::SwiGlu { x, out, rows } => {
-                let (x, out) = (self.rows(x), self.rows_mut(out));
-                // Half a row at a time would not balance better: decode steps have several rows.
-                self.for_rows(rows, x.width(), |r| {
-                    let (gate, up) = x.row(r).split_at(x.width() / 2);
-                    // SAFETY: each row is written by one thread.
-                    rowwise::swiglu(self.isa, gate, up, unsafe { out.row(r) });
-                });
-            }
-            Op::Gather { x, out, rows } => {
-                if self.selection.len() < rows {
-                    let what = format!("{} rows are selected, and {rows} are gathered", self.selection.len());
-                    return Err(ModelError::BadInputs { what });
-                }
-                let (x, out) = (self.rows(x), self.rows_mut(out));
-                for (r, &from) in self.selection.iter().enumerate().take(rows) {
-                    // SAFETY: rows are written by this thread alone.
-                    unsafe { out.row(r) }.copy_from_slice(x.row(from as usize));
-                }
-            }
-            Op::Copy { x, out, rows } => {
-                let (x, out) = (self.rows(x), self.rows_mut(out));
-                for r in 0..rows {
-                    // SAFETY: rows are written by this thread alone.
-                    unsafe { out.row(r) }.copy_from_slice(x.row(r));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn rows_mut(&self, buf: BufferId) -> RowsMut {
-        self.buffer(buf).activations().rows_mut()
-    }
-
-    fn rope_and_cache(
-        &self,
-        qkv: BufferId,
-        qk_norm: Option<(BufferId, BufferId, f32)>,
-        rope: BufferId,
-        q: BufferId,
-        layer: u16,
-        rows: usize,
-    ) -> Result<(), ModelError> {
-        let d = self.layout.head_dim();
-        let (q_width, kv_width) = (self.heads * d, self.layout.kv_heads() * d);
-        let (rows_mut, q_out) = (self.rows_mut(qkv), self.rows_mut(q));
-        let rope = self.buffer(rope).vector();
-        let norms = qk_norm.map(|(q, k, eps)| (self.buffer(q).vector(), self.buffer(k).vector(), eps));
-        self.for_rows(rows, q_width + kv_width, |r| {
-            let position = self.inputs.positions[r] as usize;
-            let (cos, sin) = rope[position * d..(position + 1) * d].split_at(d / 2);
-            // SAFETY: each row is read and written by one thread.
-            let (row, q_row) = unsafe { (rows_mut.row(r), q_out.row(r)) };
-            for (head, out) in row[..q_width].chunks_exact(d).zip(q_row.chunks_exact_mut(d)) {
-                match norms {
-                    Some((weight, _, eps)) => rowwise::rms_norm(self.isa, head, weight, eps, out),
-                    None => out.copy_from_slice(head),
-                }
-                rowwise::rotate(self.isa, out, cos, sin);
-            }
-            for head in row[q_width..q_width + kv_width].chunks_exact_mut(d) {
-                if let Some((_, weight, eps)) = norms {
-                    rowwise::rms_norm_head(self.isa, head, weight, eps);
-                }
-                rowwise::rotate(self.isa, head, cos, sin);
-            }
-        });
-        let stored = self.rows(qkv);
-        let slots = &self.inputs.metadata.slot_mapping[..rows];
-        let values = |from: usize| TokenRows::new(&stored.data()[from..], stored.width());
-        // SAFETY: no other operation runs, so nobody reads or writes the cache meanwhile.
-        unsafe {
-            let layer = self.layer(usize::from(layer));
-            layer.write(self.isa, slots, values(q_width), values(q_width + kv_width))?;
-        }
-        Ok(())
-    }
-
-    fn attend(&self, q: BufferId, out: BufferId, layer: u16) -> Result<(), ModelError> {
-        let scale = 1.0 / (self.layout.head_dim() as f32).sqrt();
-        let (q, out) = (self.rows(q), self.rows_mut(out));
-        // SAFETY: the attention call is the only one that touches `out`.
-        let (data, width) = (unsafe { out.all() }, out.width());
-        let q = TokenRows::new(q.data(), q.width());
-        let layer = self.layer(usize::from(layer));
-        let call =
-            AttentionCall::new(self.isa, &self.inputs.metadata, &self.work, layer, scale, q, data, width)?;
-        let items = AtomicUsize::new(0);
-        self.team.run(&|share, _| {
-            let mut scratch = self.scratch[share].lock().unwrap_or_else(PoisonError::into_inner);
-            loop {
-                let item = items.fetch_add(1, Ordering::Relaxed);
-                if item >= call.num_items() {
-                    return;
-                }
-                // SAFETY: the list was planned from this step's metadata, whose K and V are stored; each item is
-                // drawn once.
-                unsafe { call.run_item(item, &mut scratch) };
-            }
-        });
-        Ok(())
-    }
 }
 
 impl Device for CpuDevice {
     type Buf = BufferId;
     type Graph = Tape;
+
+    fn token_bytes(&self, shape: PartShape) -> Result<usize, ModelError> {
+        kv::token_bytes(shape, self.dtype, self.block_size)
+    }
+
+    fn attach(&mut self, groups: &[KvGroup], shapes: &[Vec<PartShape>]) -> Result<(), ModelError> {
+        self.kv.attach(groups, shapes, (self.dtype, self.block_size))?;
+        self.work.resize_with(groups.len(), WorkList::new);
+        self.inputs.groups.resize_with(groups.len(), AttentionMetadata::default);
+        Ok(())
+    }
 
     fn activations(&mut self, rows: usize, width: usize, _: Precision) -> Result<BufferId, ModelError> {
         Ok(self.push(Buffer::Rows(Activations::zeroed(rows, width)?)))
@@ -368,29 +199,45 @@ impl Device for CpuDevice {
     }
 
     fn bind(&mut self, inputs: &StepInputs, key: Option<GraphKey>) -> Result<(), ModelError> {
-        let rows = inputs.tokens.len();
-        let slots = inputs.metadata.slot_mapping.len();
-        if inputs.positions.len() != rows || slots != rows {
-            let positions = inputs.positions.len();
-            let what = format!("{rows} tokens, {positions} positions, {slots} slots");
-            return Err(ModelError::BadInputs { what });
+        let bad = |what| Err(ModelError::BadInputs { what });
+        let (rows, positions) = (inputs.tokens.len(), inputs.positions.len());
+        if positions != rows {
+            return bad(format!("{rows} tokens, {positions} positions"));
         }
-        let sequences = inputs.metadata.num_rows();
+        let (given, kept) = (inputs.groups.len(), self.kv.num_groups());
+        if given > kept {
+            return bad(format!("metadata of {given} KV groups, and the model keeps {kept}"));
+        }
+        for (group, metadata) in inputs.groups.iter().enumerate() {
+            let slots = metadata.slot_mapping.len();
+            // A group that the segment does not use may have been left empty.
+            if slots != rows && (slots > 0 || metadata.num_rows() > 0) {
+                return bad(format!("{rows} tokens, {slots} slots in KV group {group}"));
+            }
+        }
+        let sequences = inputs.num_sequences();
         if let Some(key) = key.filter(|k| rows > k.token_rows as usize || sequences > k.sequences as usize) {
-            let what = format!("{rows} token rows of {sequences} sequences do not fit {key:?}");
-            return Err(ModelError::BadInputs { what });
+            return bad(format!("{rows} token rows of {sequences} sequences do not fit {key:?}"));
         }
-        self.work.plan(&inputs.metadata, self.heads, &self.layer(0))?;
+        for (group, work) in self.work.iter_mut().enumerate() {
+            if let Some((heads, layer)) = self.kv.attended(group) {
+                work.plan(inputs.group(group), heads, &layer)?;
+            }
+        }
         self.inputs.tokens.clone_from(&inputs.tokens);
         self.inputs.positions.clone_from(&inputs.positions);
-        self.inputs.metadata.clone_from(&inputs.metadata);
+        for (group, metadata) in self.inputs.groups.iter_mut().enumerate() {
+            metadata.clone_from(inputs.group(group));
+        }
         self.bound = key;
         if let Some(key) = key {
-            // Sequences need no padding: the work list has those that there are.
+            // Sequences need no padding: the work lists have those that there are.
             let rows = key.token_rows as usize;
             self.inputs.tokens.resize(rows, 0);
             self.inputs.positions.resize(rows, 0);
-            self.inputs.metadata.slot_mapping.resize(rows, PAD_SLOT);
+            for metadata in &mut self.inputs.groups {
+                metadata.slot_mapping.resize(rows, PAD_SLOT);
+            }
         }
         Ok(())
     }
@@ -410,7 +257,8 @@ impl Device for CpuDevice {
     }
 
     fn touch(&mut self) -> Result<(), ModelError> {
-        self.kv.touch();
+        // SAFETY: no operation runs, of this device or of another one in the arena: they run in turns.
+        unsafe { self.kv.arena().touch() };
         let (mut rows, mut width) = (0, 0);
         for buffer in &mut self.buffers {
             if let Buffer::Rows(activations) = buffer {
@@ -448,11 +296,9 @@ impl Device for CpuDevice {
     }
 
     fn copy_blocks(&mut self, copies: &[BlockCopy]) -> Result<(), ModelError> {
-        for copy in copies {
-            for layer in 0..self.layers {
-                // SAFETY: no operation runs, so nobody accesses the cache meanwhile.
-                unsafe { self.layer(layer).copy_block(copy.src, copy.dst)? };
-            }
+        for &copy in copies {
+            // SAFETY: no operation runs, of this device or of another one in the arena: they run in turns.
+            unsafe { self.kv.arena().copy_block(copy)? };
         }
         Ok(())
     }

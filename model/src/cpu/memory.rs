@@ -181,13 +181,23 @@ impl<T: Plain> Memory<T> {
         Ok(Self { at, len, origin: Origin::Heap(layout) })
     }
 
-    /// Has the system back every page with memory now, not when it is first written: that takes some hundred microseconds a
-    /// huge page, in the middle of a step. Contents stay.
+    /// Has the system back every page with memory now. Otherwise it does so when the page is first written, which takes some
+    /// hundred microseconds a huge page in the middle of a step. Contents stay.
     pub fn touch(&mut self) {
+        // SAFETY: it is borrowed mutably, so nobody else uses it.
+        unsafe { self.touch_shared() };
+    }
+
+    /// [`touch`](Self::touch) of memory that several own.
+    ///
+    /// # Safety
+    ///
+    /// Nobody reads or writes the memory meanwhile.
+    pub unsafe fn touch_shared(&self) {
         let (bytes, at) = (self.len * size_of::<T>(), self.at.cast::<u8>().as_ptr());
         for offset in (0..bytes).step_by(SMALL_PAGE) {
-            // SAFETY: the byte lies within the elements, which are ours alone and initialised. Volatile, or nothing would
-            // be written where the value is the same.
+            // SAFETY: the byte lies within the elements, which are initialised, and nobody else uses them. The access is volatile,
+            // because the compiler would otherwise drop a write of the value that is there already.
             unsafe { at.add(offset).write_volatile(at.add(offset).read_volatile()) };
         }
     }

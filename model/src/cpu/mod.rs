@@ -1,12 +1,16 @@
 //! The CPU device: what it is made of.
 
+mod arena;
 mod buffer;
 mod device;
+mod kv;
 pub mod matmul;
 pub mod memory;
+mod operations;
 pub mod panel;
 pub mod rows;
 pub mod rowwise;
 pub mod team;
 
+pub use arena::KvArena;
 pub use device::{CpuDevice, CpuOptions, Tape};

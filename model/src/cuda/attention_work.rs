@@ -7,7 +7,7 @@ use super::modules::attention_shape;
 use super::options::CudaOptions;
 use crate::checkpoint::ModelConfig;
 
-/// Items that are cut out of long contexts, for each that runs at once: the longest then wait for no other.
+/// How many items are cut out of long contexts for each item that runs at once, so that the longest wait for no other.
 const SLOTS_AT_ONCE: u32 = 4;
 
 /// How attention is launched.
@@ -47,14 +47,19 @@ impl AttentionWork {
         Self { shape, multiprocessors, num_blocks, max_len }
     }
 
-    /// That of a model on a device of these options.
+    /// That of a model on a device of these options, over `num_blocks` KV blocks.
     ///
     /// # Errors
     ///
     /// A model or dtype without kernels.
-    pub fn of(config: &ModelConfig, options: &CudaOptions, multiprocessors: u32) -> Result<Self, CudaError> {
+    pub fn of(
+        config: &ModelConfig,
+        options: &CudaOptions,
+        num_blocks: u32,
+        multiprocessors: u32,
+    ) -> Result<Self, CudaError> {
         let shape = attention_shape(config, options)?;
-        Ok(Self::new(shape, multiprocessors, options.num_blocks, options.max_model_len as u32))
+        Ok(Self::new(shape, multiprocessors, num_blocks, options.max_model_len as u32))
     }
 
     /// What the kernels are compiled for.

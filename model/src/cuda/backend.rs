@@ -61,6 +61,11 @@ pub enum Command {
 pub trait Backend {
     /// Commands that were captured.
     type Graph;
+    /// Memory that several backends use: the KV arena.
+    type Shared: Clone;
+
+    /// Takes shared memory in, and keeps it for as long as the backend is; its address.
+    fn adopt(&mut self, shared: &Self::Shared) -> u64;
 
     /// Multiprocessors.
     fn multiprocessors(&self) -> u32;

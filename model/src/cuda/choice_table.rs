@@ -1,7 +1,8 @@
 //! How the rows of a selection are chosen, as the kernels read it.
 
 use super::launch::{Argument, Launch, Place};
-use crate::device::{BufferId, Choice};
+use crate::choice::Choice;
+use crate::device::BufferId;
 
 use Argument::{At, U32};
 

@@ -1,6 +1,7 @@
 //! The GPU as a [`Backend`].
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use cudarc::driver::{CudaEvent, result};
 
@@ -24,15 +25,30 @@ pub struct GpuBackend {
     kernels: Loaded,
     /// Where products may depend on how many rows there are.
     blas: Option<Blas>,
-    /// By address.
-    memory: BTreeMap<u64, DeviceMemory>,
-    /// Taken in turns, so that one is filled while the other is copied.
+    /// Every piece of memory by its address.
+    memory: BTreeMap<u64, Arc<DeviceMemory>>,
+    /// Two pieces of page-locked memory that are taken in turns, so that one is filled while the other is copied.
     staged: [Staging; 2],
     turn: usize,
     fetched: Option<Pinned>,
     clock: Clock,
     /// What the clock counts for.
     stage: Stage,
+}
+
+/// Memory of a GPU that several devices on it use.
+#[derive(Clone, Debug)]
+pub struct GpuMemory(Arc<DeviceMemory>);
+
+impl GpuMemory {
+    /// Zeroed memory.
+    ///
+    /// # Errors
+    ///
+    /// Not enough memory, and for what.
+    pub fn zeroed(gpu: &Gpu, bytes: usize, purpose: Purpose) -> Result<Self, CudaError> {
+        Ok(Self(Arc::new(DeviceMemory::zeroed(gpu, bytes, purpose)?)))
+    }
 }
 
 /// Page-locked words, and the copy that last read them.
@@ -107,6 +123,13 @@ impl GpuBackend {
 
 impl Backend for GpuBackend {
     type Graph = CudaGraph;
+    type Shared = GpuMemory;
+
+    fn adopt(&mut self, shared: &GpuMemory) -> u64 {
+        let at = shared.0.address();
+        self.memory.insert(at, Arc::clone(&shared.0));
+        at
+    }
 
     fn multiprocessors(&self) -> u32 {
         self.gpu.multiprocessors()
@@ -126,7 +149,7 @@ impl Backend for GpuBackend {
     fn allocate(&mut self, bytes: usize, purpose: Purpose) -> Result<u64, CudaError> {
         let memory = DeviceMemory::zeroed(&self.gpu, bytes, purpose)?;
         let at = memory.address();
-        self.memory.insert(at, memory);
+        self.memory.insert(at, Arc::new(memory));
         Ok(at)
     }
 

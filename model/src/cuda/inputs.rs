@@ -19,9 +19,9 @@ use pagedraft_attention::metadata::{AttentionMetadata, PAD_SLOT};
 
 use super::attention_work::AttentionWork;
 use super::options::CudaOptions;
-use crate::device::StepInputs;
 use crate::error::ModelError;
 use crate::graph::GraphKey;
+use crate::step_inputs::StepInputs;
 
 /// Every part starts at a multiple of this many words: 128 bytes.
 const LINE: usize = 32;
@@ -141,7 +141,7 @@ impl Packer {
         (work, longest): (&AttentionWork, u32),
         words: &mut [u32],
     ) -> Result<Packed, ModelError> {
-        let (layout, metadata) = (self.layout, &inputs.metadata);
+        let (layout, metadata) = (self.layout, inputs.metadata());
         let (tokens, sequences) = (inputs.tokens.len(), metadata.num_rows());
         let rows = key.map_or(tokens, |key| key.token_rows as usize);
         let most_sequences = key.map_or(layout.rows, |key| key.sequences as usize);
@@ -265,7 +265,7 @@ mod tests {
             positions.extend(context..context + queries);
         }
         let tokens = (0..positions.len() as u32).map(|t| t + 100).collect();
-        StepInputs { tokens, positions, metadata: builder.finish().clone() }
+        StepInputs::dense(tokens, positions, builder.finish().clone())
     }
 
     fn pack(
@@ -274,7 +274,7 @@ mod tests {
         key: Option<GraphKey>,
     ) -> Result<(Vec<u32>, Packed), ModelError> {
         let mut words = vec![0xdead_beef; layout.words()];
-        let longest = key.map_or(inputs.metadata.max_query_len, |key| key.max_query_len);
+        let longest = key.map_or(inputs.metadata().max_query_len, |key| key.max_query_len);
         let packed = Packer::new(layout).pack(inputs, key, POOL, (&work(), longest), &mut words)?;
         Ok((words, packed))
     }
@@ -306,7 +306,7 @@ mod tests {
         assert_eq!(&words[layout.tokens()..][..11], inputs.tokens);
         assert_eq!(&words[layout.positions()..][..11], inputs.positions);
         let slots: Vec<_> = (0..11).map(|row| slot(layout, &words, row)).collect();
-        assert_eq!(slots, inputs.metadata.slot_mapping);
+        assert_eq!(slots, inputs.metadata().slot_mapping);
         let expected = [
             (0, 5, 21, vec![3, 4]),
             (5, 4, 1, vec![20]),
@@ -321,7 +321,7 @@ mod tests {
     #[test]
     fn padding_stands_for_nobody() {
         let layout = layout(16, 8);
-        let key = GraphKey { token_rows: 8, max_query_len: 3, sequences: 4 };
+        let key = GraphKey { token_rows: 8, max_query_len: 3, sequences: 4, segment: 0 };
         let (words, packed) = pack(layout, &step(&[(20, 3, 3), (7, 1, 9)]), Some(key)).unwrap();
         assert_eq!(words[layout.tokens()..][4..8], [0; 4]);
         assert_eq!(words[layout.positions()..][4..8], [0; 4]);
@@ -366,13 +366,13 @@ mod tests {
         assert!(!fits(&step(&[(0, 5, 3)]), None), "more rows than there are");
         assert!(!fits(&step(&[(60, 1, 3)]), None), "more blocks than a row has");
         assert!(!fits(&step(&[(0, 1, 40)]), None), "a block outside the pool");
-        let key = GraphKey { token_rows: 1, max_query_len: 2, sequences: 1 };
+        let key = GraphKey { token_rows: 1, max_query_len: 2, sequences: 1, segment: 0 };
         assert!(!fits(&step(&[(0, 2, 3)]), Some(key)), "more rows than the key");
         let mut wrong = step(&[(0, 2, 3)]);
         wrong.positions.pop();
         assert!(!fits(&wrong, None), "a position is missing");
         let mut wrong = step(&[(0, 2, 3)]);
-        wrong.metadata.query_start_loc[1] = 3;
+        wrong.metadata_mut().query_start_loc[1] = 3;
         assert!(!fits(&wrong, None), "a query token is missing");
     }
 }

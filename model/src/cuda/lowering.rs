@@ -13,6 +13,7 @@ use super::kernels::{MatmulTile, splits};
 use super::launch::{Argument, Launch, Place};
 use crate::device::{BufferId, Op, WriteMode};
 use crate::error::ModelError;
+use crate::kv::KvRef;
 
 use Argument::{At, F32, U32, U64};
 
@@ -54,6 +55,8 @@ pub struct Geometry {
     pub attention: AttentionShape,
     /// Layers.
     pub layers: usize,
+    /// Bytes from one KV block to the next.
+    pub stride: usize,
     /// Multiprocessors of the GPU.
     pub multiprocessors: u32,
     /// Where the step's inputs lie.
@@ -64,7 +67,7 @@ impl Geometry {
     /// Bytes from one block to the next.
     #[must_use]
     pub fn block_stride(&self) -> usize {
-        self.attention.part_bytes() * self.layers
+        self.stride
     }
 }
 
@@ -144,8 +147,8 @@ impl Lowering<'_> {
                 let grid = tile.grid(r, n, k).map(|n| n as usize);
                 push(tile.kernel, grid, tile.threads, tile.shared_bytes(), &arguments);
             }
-            Op::RopeAndCache { qkv, qk_norm, rope, q, layer, rows } => {
-                let cache = self.cache(layer)?;
+            Op::RopeAndCache { qkv, qk_norm, rope, q, kv, rows } => {
+                let cache = self.cache(kv)?;
                 let (heads, d) = (g.attention.heads() as usize, g.attention.head_dim() as usize);
                 let all = heads + 2 * g.attention.kv_heads() as usize;
                 within(rows, g.inputs.rows())?;
@@ -174,8 +177,8 @@ impl Lowering<'_> {
                 ];
                 push("rope_cache", [rows, all.div_ceil(4), 1], 128, 0, &arguments);
             }
-            Op::Attention { q, out, layer, rows } => {
-                let cache = self.cache(layer)?;
+            Op::Attention { q, out, kv, scale, rows } => {
+                let cache = self.cache(kv)?;
                 let width = (g.attention.heads() * g.attention.head_dim()) as usize;
                 // Its items are those of the step bound, however many rows are asked for.
                 let most = rows.max(self.bound);
@@ -192,7 +195,7 @@ impl Lowering<'_> {
                     At(Place::Partial),
                     At(Place::Arrived),
                     U64(g.block_stride() as u64),
-                    F32(1.0 / (g.attention.head_dim() as f32).sqrt()),
+                    F32(scale),
                 ];
                 let launch = self.attention;
                 let heads = g.attention.kv_heads() as usize;
@@ -217,6 +220,11 @@ impl Lowering<'_> {
                 let width = self.full(out, rows)?;
                 same(self.full(x, rows)?, width)?;
                 push("copy_rows", [rows, 1, 1], 256, 0, &[at(x), at(out), U32(width as u32)]);
+            }
+            Op::Hold { .. } | Op::Fetch { .. } => {
+                let what = "the model holds rows of its residual stream between steps, for which there are no CUDA kernels: use \
+                            --device cpu";
+                return Err(CudaError::Unsupported { what: what.to_owned() }.into());
             }
         }
         Ok(())
@@ -253,11 +261,11 @@ impl Lowering<'_> {
         self.shapes.get(buffer.index()).copied().ok_or_else(none)
     }
 
-    /// The KV cache of a layer.
-    fn cache(&self, layer: u16) -> Result<Argument, ModelError> {
-        let (layer, layers) = (usize::from(layer), self.geometry.layers);
-        if layer >= layers {
-            let what = format!("layer {layer}, and the KV cache has {layers}");
+    /// Where the keys and values of a layer begin in block 0.
+    fn cache(&self, kv: KvRef) -> Result<Argument, ModelError> {
+        let (layer, layers) = (usize::from(kv.layer), self.geometry.layers);
+        if layer >= layers || kv != KvRef::dense(kv.layer) {
+            let what = format!("{kv:?}, and the KV cache has {layers} layers in part 0 of group 0");
             return Err(ModelError::BadInputs { what });
         }
         Ok(At(Place::Cache(layer * self.geometry.attention.part_bytes())))
@@ -315,6 +323,7 @@ fn misplaced<T>(wanted: &str, found: Shape) -> Result<T, ModelError> {
 #[cfg(test)]
 mod tests {
     use pagedraft_attention::cuda::Element;
+    use pagedraft_block_manager::GroupId;
 
     use super::*;
 
@@ -360,8 +369,18 @@ mod tests {
             (Op::RmsNorm { x: b(0), weight: b(11), out: b(1), eps: 1e-5, rows }, ROWS),
             (product(b(9), b(5), WriteMode::Add), ROWS),
             (product(b(13), b(7), WriteMode::Store), ROWS),
-            (Op::RopeAndCache { qkv: b(2), qk_norm: None, rope: b(12), q: b(3), layer: 1, rows }, ROWS),
-            (Op::Attention { q: b(3), out: b(4), layer: 1, rows }, ROWS),
+            (
+                Op::RopeAndCache {
+                    qkv: b(2),
+                    qk_norm: None,
+                    rope: b(12),
+                    q: b(3),
+                    kv: KvRef::dense(1),
+                    rows,
+                },
+                ROWS,
+            ),
+            (Op::Attention { q: b(3), out: b(4), kv: KvRef::dense(1), scale: 0.25, rows }, ROWS),
             (Op::SwiGlu { x: b(7), out: b(8), rows }, ROWS),
             (Op::Gather { x: b(0), out: b(6), rows }, LOGIT_ROWS),
             (Op::Copy { x: b(0), out: b(6), rows }, LOGIT_ROWS),
@@ -372,7 +391,8 @@ mod tests {
         let (heads, kv_heads, d) = HEADS;
         let attention = AttentionShape::new(heads, kv_heads, d, 16, Element::Bf16, Element::Bf16).unwrap();
         let inputs = InputLayout::new(ROWS, 4, 16);
-        let geometry = Geometry { attention, layers: 2, multiprocessors: 3, inputs };
+        let stride = 2 * attention.part_bytes();
+        let geometry = Geometry { attention, layers: 2, stride, multiprocessors: 3, inputs };
         let attention = AttentionLaunch { rows: 16, grid: 2 };
         let lowering = Lowering { geometry: &geometry, shapes, attention, bound, most_rows: ROWS };
         let mut launches = Vec::new();
@@ -421,8 +441,11 @@ mod tests {
             }
         }
         let (q, out) = (buffer(3), buffer(4));
-        let beyond = lowered(&Op::Attention { q, out, layer: 2, rows: 1 }, &shapes(), 1).unwrap_err();
-        assert!(beyond.to_string().contains("layer 2, and the KV cache has 2"), "{beyond}");
+        let attend = |kv| lowered(&Op::Attention { q, out, kv, scale: 0.25, rows: 1 }, &shapes(), 1);
+        let beyond = attend(KvRef::dense(2)).unwrap_err();
+        assert!(beyond.to_string().contains("layer: 2 }, and the KV cache has 2 layers"), "{beyond}");
+        assert!(attend(KvRef { group: GroupId(1), ..KvRef::dense(0) }).is_err());
+        assert!(attend(KvRef { part: 1, ..KvRef::dense(0) }).is_err());
         let foreign = lowered(&Op::Copy { x: buffer(14), out, rows: 1 }, &shapes(), 1);
         assert!(foreign.is_err());
     }

@@ -5,7 +5,7 @@ use super::blas;
 use super::choice_table::ChoiceTable;
 use super::error::CudaError;
 use super::inputs::InputLayout;
-use super::options::{CudaOptions, part_bytes};
+use super::options::CudaOptions;
 use super::workspace::Workspace;
 use crate::checkpoint::ModelConfig;
 
@@ -13,21 +13,27 @@ use crate::checkpoint::ModelConfig;
 /// up to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryNeed {
-    /// Of its weights.
+    /// Bytes of its weights.
     pub weights: u64,
-    /// Of its KV cache.
+    /// Bytes of its KV arena.
     pub kv_cache: u64,
-    /// Of the buffers of a step.
+    /// Bytes of the buffers of a step.
     pub step: u64,
 }
 
 impl MemoryNeed {
-    /// What a device of these options takes for a model on a GPU of so many multiprocessors.
+    /// What a device of these options takes for a model on a GPU of so many multiprocessors. `kv_cache` is what its KV arena
+    /// takes in bytes: 0 for a second model in the arena of the first.
     ///
     /// # Errors
     ///
     /// A model or dtype without kernels.
-    pub fn of(config: &ModelConfig, options: &CudaOptions, multiprocessors: u32) -> Result<Self, CudaError> {
+    pub fn of(
+        config: &ModelConfig,
+        options: &CudaOptions,
+        kv_cache: u64,
+        multiprocessors: u32,
+    ) -> Result<Self, CudaError> {
         let c = config;
         let (full, working) = (size_of::<f32>() as u64, options.dtype.size() as u64);
         let of_tensor = |shape: &[usize]| {
@@ -38,14 +44,12 @@ impl MemoryNeed {
         let tensors: u64 = c.tensors().iter().map(|(_, shape)| of_tensor(shape)).sum();
         let rotations = options.max_model_len as u64 * c.head_dim as u64 * full;
 
-        let part = part_bytes(c, options.dtype, options.kv, options.block_size) as u64;
-        let kv_cache = part * c.num_layers as u64 * u64::from(options.num_blocks);
-
         let (hidden, inner) = (c.hidden_size as u64, c.intermediate_size as u64);
         let (q, qkv) = (c.q_size() as u64, c.q_size() as u64 + 2 * c.kv_size() as u64);
         let row = hidden * full + (hidden + qkv + 2 * q + 3 * inner) * working;
         let logit_row = hidden * (full + working) + c.vocab_size as u64 * full;
-        let work = AttentionWork::of(c, options, multiprocessors)?;
+        // The number of blocks decides nothing about the memory of a step.
+        let work = AttentionWork::of(c, options, 0, multiprocessors)?;
         let (hidden, inner) = (c.hidden_size, c.intermediate_size);
         let weights = [
             (c.q_size() + 2 * c.kv_size(), hidden),

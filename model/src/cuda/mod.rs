@@ -23,6 +23,7 @@
 //!
 //! It is one thread's at a time: a device is moved between threads, never shared.
 
+mod arena;
 mod attention_work;
 mod backend;
 mod blas;
@@ -49,13 +50,14 @@ mod purpose;
 mod weights;
 mod workspace;
 
+pub use arena::CudaArena;
 pub use attention_work::{AttentionLaunch, AttentionWork};
 pub use backend::{Backend, Command, ProductShape, ReadyLaunch};
 pub use cubin_cache::{CubinCache, CubinKey};
 pub use device::{Captured, CudaDevice, default_dtype};
 pub use driver::{Gpu, probe};
 pub use error::CudaError;
-pub use gpu_backend::GpuBackend;
+pub use gpu_backend::{GpuBackend, GpuMemory};
 pub use graph::CudaGraph;
 pub use inputs::{InputLayout, Packed, Packer};
 pub use launch::{Argument, Launch, Place};

@@ -2,6 +2,7 @@
 
 use super::error::CudaError;
 use crate::checkpoint::{Dtype, ModelConfig};
+use crate::layer_groups::layer_windows;
 
 /// The type that keys and values are stored in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,8 +23,6 @@ pub struct CudaOptions {
     pub kv: KvStorage,
     /// Tokens a KV block.
     pub block_size: u32,
-    /// KV blocks.
-    pub num_blocks: u32,
     /// Greatest number of token rows in a step.
     pub token_rows: usize,
     /// Greatest number of rows whose logits are computed at a time.
@@ -57,13 +56,25 @@ pub fn part_bytes(config: &ModelConfig, dtype: Dtype, kv: KvStorage, block_size:
 /// Tokens that a vocabulary has at most: top-p adds up its weights in 64 bits.
 const MOST_TOKENS: usize = 1 << 18;
 
-/// Refuses what there are no kernels for.
+/// Refuses what there are no kernels for, in an engine for sequences of up to `max_model_len` positions.
 ///
 /// # Errors
 ///
-/// What, and what there are kernels for.
-pub fn check(config: &ModelConfig, dtype: Dtype, block_size: u32) -> Result<(), CudaError> {
+/// What was asked for, and what there are kernels for.
+pub fn check(
+    config: &ModelConfig,
+    dtype: Dtype,
+    block_size: u32,
+    max_model_len: usize,
+) -> Result<(), CudaError> {
     let refuse = |what: String| Err(CudaError::Unsupported { what });
+    let windows = layer_windows(config);
+    if let Some(window) = windows.into_iter().flatten().filter(|&w| (w as usize) < max_model_len).min() {
+        return refuse(format!(
+            "the model has layers with a sliding window of {window} tokens; the CUDA kernels have no windows: use --device cpu, \
+             or --max-model-len {window}"
+        ));
+    }
     if dtype == Dtype::F32 {
         return refuse(
             "--device cuda computes in bfloat16 or float16, not in float32: use --dtype".to_owned(),

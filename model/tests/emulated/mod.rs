@@ -2,10 +2,13 @@
 #![allow(dead_code, reason = "each test file takes what it needs")]
 
 use std::collections::HashMap;
+use std::rc::Rc;
 
+use pagedraft_block_manager::{Arena, GroupId};
 use pagedraft_model::checkpoint::ModelConfig;
 use pagedraft_model::cuda::{
-    Backend, Command, CudaError, CudaOptions, Purpose, ReadyLaunch, attention_shape, sources,
+    Backend, Command, CudaArena, CudaDevice, CudaError, CudaOptions, Purpose, ReadyLaunch, attention_shape,
+    sources,
 };
 use pagedraft_model::{DeviceTimes, Dtype, GraphKey, Stage};
 
@@ -14,7 +17,7 @@ use crate::emulator::{Arg, Buffer, Launch, Module, Random};
 /// Host memory, in which each allocation ends where nothing may be touched, and kernels compiled for the CPU.
 pub struct Emulated {
     modules: HashMap<&'static str, Module>,
-    memory: Vec<Buffer<u8>>,
+    memory: Vec<Rc<Buffer<u8>>>,
     staged: Vec<u32>,
     fetched: Vec<u32>,
     random: Random,
@@ -60,8 +63,35 @@ impl Emulated {
     }
 }
 
+/// Zeroed memory.
+fn memory(bytes: usize) -> Buffer<u8> {
+    Buffer::filled(0u8, bytes.max(1).next_multiple_of(16))
+}
+
+/// An arena for this plan.
+pub fn arena(plan: &Arena) -> CudaArena<Emulated> {
+    CudaArena::over(plan, Rc::new(memory(plan.bytes())))
+}
+
+/// A device over emulated kernels, with an arena of its own.
+pub fn device(
+    config: &ModelConfig,
+    options: &CudaOptions,
+    plan: &Arena,
+    (multiprocessors, seed): (u32, u64),
+) -> CudaDevice<Emulated> {
+    let backend = Emulated::new(config, options, multiprocessors, seed);
+    CudaDevice::on(backend, options, config, &arena(plan), GroupId(0)).unwrap()
+}
+
 impl Backend for Emulated {
     type Graph = Vec<Command>;
+    type Shared = Rc<Buffer<u8>>;
+
+    fn adopt(&mut self, shared: &Rc<Buffer<u8>>) -> u64 {
+        self.memory.push(Rc::clone(shared));
+        shared.all().as_ptr().addr() as u64
+    }
 
     fn multiprocessors(&self) -> u32 {
         self.multiprocessors
@@ -74,7 +104,7 @@ impl Backend for Emulated {
     fn enter(&mut self, _: Stage) {}
 
     fn allocate(&mut self, bytes: usize, _: Purpose) -> Result<u64, CudaError> {
-        let buffer = Buffer::filled(0u8, bytes.max(1).next_multiple_of(16));
+        let buffer = Rc::new(memory(bytes));
         let at = buffer.all().as_ptr().addr() as u64;
         self.memory.push(buffer);
         self.allocated += bytes;

@@ -1,12 +1,16 @@
 //! Models, steps of every kind, and what has to hold of them on a CUDA device: emulated in tests, real in the bench.
 #![allow(dead_code, reason = "each file takes what it needs")]
 
+#[path = "../devices/mod.rs"]
+mod devices;
+
 use pagedraft_attention::isa::Isa;
 use pagedraft_attention::{MaskKind, MetadataBuilder};
-use pagedraft_block_manager::BlockId;
+use pagedraft_block_manager::{Arena, BlockId};
 use pagedraft_model::checkpoint::{Checkpoint, ModelConfig};
-use pagedraft_model::cpu::{CpuDevice, CpuOptions};
-use pagedraft_model::cuda::{Backend, CudaDevice, CudaOptions, KvStorage};
+use pagedraft_model::cpu::CpuDevice;
+use pagedraft_model::cuda::{Backend, CudaDevice, CudaOptions, KvStorage, part_bytes};
+use pagedraft_model::dense::{kv_groups, layer_windows};
 use pagedraft_model::{CaptureSizes, Device, Dtype, Fallback, Ran, Runner, StepInputs, StepLimits};
 
 /// A model on a CUDA device.
@@ -44,7 +48,6 @@ pub fn options(dtype: Dtype) -> CudaOptions {
         dtype,
         kv: KvStorage::Model,
         block_size: 16,
-        num_blocks: NUM_BLOCKS,
         token_rows: ROWS,
         logit_rows: ROWS,
         max_model_len: LENGTH,
@@ -53,12 +56,17 @@ pub fn options(dtype: Dtype) -> CudaOptions {
     }
 }
 
+/// The KV arena of a model on a CUDA device of these options.
+pub fn plan(config: &ModelConfig, options: &CudaOptions) -> Arena {
+    let bytes = part_bytes(config, options.dtype, options.kv, options.block_size);
+    let groups = kv_groups(&layer_windows(config), LENGTH, bytes / options.block_size as usize);
+    devices::plan(&groups, NUM_BLOCKS)
+}
+
 pub fn cpu(config: usize, dtype: Dtype) -> Runner<CpuDevice> {
     let checkpoint = checkpoint(config);
-    let layout = CpuDevice::kv_layout(checkpoint.config(), dtype, 16).unwrap();
-    let isa = Isa::detect();
-    let options = CpuOptions { isa, threads: 2, dtype, layout, num_blocks: NUM_BLOCKS, token_rows: ROWS };
-    Runner::load(CpuDevice::new(&options, checkpoint.config()).unwrap(), &checkpoint, limits()).unwrap()
+    let device = devices::cpu(checkpoint.config(), (Isa::detect(), 2, dtype), NUM_BLOCKS, LENGTH);
+    Runner::load(device, &checkpoint, limits()).unwrap()
 }
 
 /// A row of a step: which sequence, its context, its query tokens.
@@ -85,7 +93,7 @@ pub fn step(rows: &[Row]) -> StepInputs {
         positions.extend(context..context + queries);
         tokens.extend((context..context + queries).map(|p| token(sequence, p)));
     }
-    StepInputs { tokens, positions, metadata: builder.finish().clone() }
+    StepInputs::dense(tokens, positions, builder.finish().clone())
 }
 
 /// Steps of all kinds: prefills whole, in chunks and beside decodes; decodes at batch 1 and more; verify rows of equal and of
@@ -162,7 +170,7 @@ pub fn replays_as_eager_and_touches_nothing_else<B: Backend>(
     mut graph: Gpu<B>,
 ) {
     // Few sizes, so that nearly every step is padded in rows and in sequences.
-    let report = graph.capture(&CaptureSizes::new(vec![2, 16], 5)).unwrap();
+    let report = graph.capture(&CaptureSizes::new(vec![2, 16], (1..=5).collect())).unwrap();
     assert!(report.graphs > 5, "{report:?}");
     let words = graph.device().geometry().block_stride() / 4;
     let cache = graph.device().cache();
@@ -172,7 +180,7 @@ pub fn replays_as_eager_and_touches_nothing_else<B: Backend>(
     let mut replays = 0;
     for rows in steps() {
         let (_, want) = logits(&mut eager, &rows);
-        for slot in &step(&rows).metadata.slot_mapping {
+        for slot in &step(&rows).metadata().slot_mapping {
             owned[*slot as usize / 16] = true;
         }
         let (ran, got) = logits(&mut graph, &rows);

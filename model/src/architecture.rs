@@ -1,0 +1,50 @@
+//! A model as programs of operations.
+
+use pagedraft_block_manager::KvGroup;
+
+use crate::checkpoint::ModelConfig;
+use crate::device::Op;
+use crate::kv::PartShape;
+
+/// A model whose weights and buffers lie on a device. `B` is the device's buffer handle.
+///
+/// It says which KV groups it keeps, and writes its step as *segments* of operations. Between two segments the host may look
+/// at the residual stream and decide which token rows go on. Each segment is run, and captured as a graph, on its own. The
+/// first segment begins with the embedding; behind the last one, the residual stream is what the final norm takes.
+pub trait Architecture<B>: Send {
+    /// The model's configuration.
+    fn config(&self) -> &ModelConfig;
+
+    /// The KV groups that the model keeps. Their ids count up from 0; operations name them by these ids.
+    fn kv(&self) -> &[KvGroup];
+
+    /// What each part of each group holds, in the order of [`kv`](Self::kv) and of the group's parts.
+    fn shapes(&self) -> &[Vec<PartShape>];
+
+    /// How many segments a step has; at least 1.
+    fn num_segments(&self) -> usize {
+        1
+    }
+
+    /// Appends the operations of segment `index` (from 0) for `rows` token rows.
+    fn segment(&self, index: usize, rows: usize, ops: &mut Vec<Op<B>>);
+
+    /// Appends the operations from the residual stream behind the last segment to the logits of `rows` selected rows.
+    fn head(&self, rows: usize, ops: &mut Vec<Op<B>>);
+
+    /// The residual stream, `[token rows, hidden]`: what segments hand on to each other.
+    fn residual(&self) -> B;
+
+    /// The logits of the rows selected, `[selected rows, vocab]`.
+    fn logits(&self) -> B;
+
+    /// The final norm's output for the rows selected, `[selected rows, hidden]`.
+    fn final_hidden(&self) -> B;
+
+    /// The buffers given to [`set_taps`](Self::set_taps); empty before.
+    fn taps(&self) -> &[B];
+
+    /// Takes buffers in which every later step keeps the residual stream as it enters each layer, and as it leaves the last:
+    /// `num_layers + 1` buffers of `[token rows, hidden]` in f32.
+    fn set_taps(&mut self, taps: Vec<B>);
+}

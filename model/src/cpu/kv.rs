@@ -1,0 +1,255 @@
+//! The KV groups of a model on the CPU: where their parts and layers lie in the arena.
+
+use std::sync::Arc;
+
+use pagedraft_attention::{KvDtype, KvLayer, KvLayout};
+use pagedraft_block_manager::{GroupId, KvGroup, LayerSet};
+
+use crate::checkpoint::Dtype;
+use crate::cpu::arena::KvArena;
+use crate::error::ModelError;
+use crate::kv::{KvRef, PartShape};
+
+/// Bytes at a multiple of which every block has to begin: those of an f32.
+const ALIGNMENT: usize = 4;
+
+/// The KV groups that one device works on.
+pub(super) struct CpuKv {
+    arena: Arc<KvArena>,
+    /// Which groups of the arena the model's groups 0, 1, .. are.
+    ids: Vec<GroupId>,
+    groups: Vec<Group>,
+}
+
+/// A group of the model: block b lies at byte `b * stride` of the arena.
+struct Group {
+    stride: usize,
+    num_blocks: u32,
+    block_size: u32,
+    parts: Vec<Part>,
+}
+
+/// A part of a group. Its layers lie behind each other in a block, from byte `offset` on.
+struct Part {
+    layers: LayerSet,
+    offset: usize,
+    layer_bytes: usize,
+    content: Content,
+}
+
+/// What a layer of a part holds in a block.
+#[derive(Clone, Copy)]
+enum Content {
+    /// Keys and values, which `heads` query heads read.
+    Heads { layout: KvLayout, heads: usize },
+    /// A row of `width` values of f32 a token.
+    Rows { width: usize },
+}
+
+impl Content {
+    fn new(shape: PartShape, dtype: Dtype, block_size: u32) -> Result<Self, ModelError> {
+        Ok(match shape {
+            PartShape::Heads { heads, kv_heads, head_dim } => {
+                Self::Heads { layout: layout(dtype, block_size, kv_heads, head_dim)?, heads }
+            }
+            PartShape::Rows { width } => Self::Rows { width },
+        })
+    }
+
+    /// Bytes of one token in one layer.
+    fn token_bytes(self) -> usize {
+        match self {
+            Self::Heads { layout, .. } => layout.token_bytes(),
+            Self::Rows { width } => width * size_of::<f32>(),
+        }
+    }
+}
+
+/// How one layer's keys and values lie in a block.
+pub(super) fn layout(
+    dtype: Dtype,
+    block_size: u32,
+    kv_heads: usize,
+    head_dim: usize,
+) -> Result<KvLayout, ModelError> {
+    let dtype = match dtype {
+        Dtype::F32 => KvDtype::F32,
+        Dtype::F16 => KvDtype::F16,
+        Dtype::Bf16 => KvDtype::Bf16,
+    };
+    Ok(KvLayout::new(dtype, block_size, kv_heads, head_dim)?)
+}
+
+/// Bytes that one token takes in one layer of a part of this shape.
+pub(super) fn token_bytes(shape: PartShape, dtype: Dtype, block_size: u32) -> Result<usize, ModelError> {
+    Ok(Content::new(shape, dtype, block_size)?.token_bytes())
+}
+
+impl CpuKv {
+    /// The groups `ids` of the arena, of which nothing is known yet.
+    pub fn new(arena: Arc<KvArena>, ids: &[GroupId]) -> Self {
+        Self { arena, ids: ids.to_vec(), groups: Vec::new() }
+    }
+
+    /// The arena.
+    pub fn arena(&self) -> &KvArena {
+        &self.arena
+    }
+
+    /// Takes in what the groups consist of.
+    ///
+    /// # Errors
+    ///
+    /// Other groups than the device was made with, or groups of other sizes than the arena has.
+    pub fn attach(
+        &mut self,
+        groups: &[KvGroup],
+        shapes: &[Vec<PartShape>],
+        (dtype, block_size): (Dtype, u32),
+    ) -> Result<(), ModelError> {
+        let (given, kept) = (self.ids.len(), groups.len());
+        if given != kept || shapes.len() != kept {
+            return refuse(format!("the model keeps {kept} KV groups, and the device was given {given}"));
+        }
+        let attached = self.ids.iter().zip(groups.iter().zip(shapes));
+        self.groups = attached
+            .map(|(&id, (group, shapes))| self.group(id, group, shapes, (dtype, block_size)))
+            .collect::<Result<_, _>>()?;
+        Ok(())
+    }
+
+    fn group(
+        &self,
+        id: GroupId,
+        group: &KvGroup,
+        shapes: &[PartShape],
+        (dtype, block_size): (Dtype, u32),
+    ) -> Result<Group, ModelError> {
+        let name = &group.name;
+        let Some(planned) = self.arena.plan().group(id) else {
+            return refuse(format!("the KV arena has no group {}, which {name:?} was to be", id.0));
+        };
+        if shapes.len() != group.parts.len() {
+            let (found, parts) = (shapes.len(), group.parts.len());
+            return refuse(format!("the KV group {name:?} has {parts} parts and {found} shapes"));
+        }
+        let mut offset = 0;
+        let mut parts = Vec::with_capacity(shapes.len());
+        for (part, &shape) in group.parts.iter().zip(shapes) {
+            let content = Content::new(shape, dtype, block_size)?;
+            let layer_bytes = content.token_bytes() * block_size as usize;
+            parts.push(Part { layers: part.layers.clone(), offset, layer_bytes, content });
+            offset += layer_bytes * part.layers.len();
+        }
+        if offset != planned.block_bytes || !planned.stride.is_multiple_of(ALIGNMENT) {
+            let (bytes, stride) = (planned.block_bytes, planned.stride);
+            return refuse(format!(
+                "a block of the KV group {name:?} takes {offset} bytes, and the arena gives it {bytes} at multiples of {stride}"
+            ));
+        }
+        Ok(Group { stride: planned.stride, num_blocks: planned.num_blocks, block_size, parts })
+    }
+
+    /// How many groups the model has.
+    pub fn num_groups(&self) -> usize {
+        self.groups.len()
+    }
+
+    /// What attention over a group is planned for: its query heads, and a view of some layer. `None` of a group without keys
+    /// and values.
+    pub fn attended(&self, group: usize) -> Option<(usize, KvLayer)> {
+        let group = self.groups.get(group)?;
+        let mut parts = group.parts.iter();
+        parts.find_map(|part| match part.content {
+            Content::Heads { layout, heads } => Some((heads, self.view(group, part, 0, layout))),
+            Content::Rows { .. } => None,
+        })
+    }
+
+    /// The keys and values of a layer, and the number of query heads that read them.
+    ///
+    /// # Errors
+    ///
+    /// A group, part or layer that the model does not have, or a part that holds something else.
+    pub fn heads(&self, kv: KvRef) -> Result<(KvLayer, usize), ModelError> {
+        let (group, part, place) = self.find(kv)?;
+        match part.content {
+            Content::Heads { layout, heads } => Ok((self.view(group, part, place, layout), heads)),
+            Content::Rows { .. } => refuse(format!("{kv:?} holds rows where keys and values are needed")),
+        }
+    }
+
+    /// The rows that are held of a layer.
+    ///
+    /// # Errors
+    ///
+    /// A group, part or layer that the model does not have, or a part that holds something else.
+    pub fn rows(&self, kv: KvRef) -> Result<HeldRows, ModelError> {
+        let (group, part, place) = self.find(kv)?;
+        let Content::Rows { width } = part.content else {
+            return refuse(format!("{kv:?} holds keys and values where rows are needed"));
+        };
+        // SAFETY: the layer lies in the first block, which is in the arena.
+        let base = unsafe { self.arena.base().add(part.offset + place * part.layer_bytes) };
+        let (stride, num_blocks, block_size) = (group.stride, group.num_blocks, group.block_size);
+        Ok(HeldRows { base, stride, num_blocks, block_size, width })
+    }
+
+    fn find(&self, kv: KvRef) -> Result<(&Group, &Part, usize), ModelError> {
+        let group = self.groups.get(usize::from(kv.group.0));
+        let part = group.and_then(|group| group.parts.get(usize::from(kv.part)));
+        let place = part.and_then(|part| part.layers.place(kv.layer));
+        match (group, part, place) {
+            (Some(group), Some(part), Some(place)) => Ok((group, part, place)),
+            _ => refuse(format!("an operation names {kv:?}, which the model's KV groups lack")),
+        }
+    }
+
+    fn view(&self, group: &Group, part: &Part, place: usize, layout: KvLayout) -> KvLayer {
+        // SAFETY: each block of the group holds the part's layers at this offset, as `group` has found. The arena is aligned and
+        // zeroed, stays for as long as this is, and is accessed through such views alone.
+        unsafe {
+            let base = self.arena.base().add(part.offset + place * part.layer_bytes);
+            KvLayer::new(base, group.stride, group.num_blocks, layout)
+        }
+    }
+}
+
+/// Rows of f32 in the slots of one layer of a part.
+pub(super) struct HeldRows {
+    base: *mut u8,
+    stride: usize,
+    num_blocks: u32,
+    block_size: u32,
+    width: usize,
+}
+
+impl HeldRows {
+    /// Values of a row.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// The row of a slot; `None` of slot -1.
+    ///
+    /// # Errors
+    ///
+    /// A slot that the group does not have.
+    pub fn row(&self, slot: i64) -> Result<Option<*mut f32>, ModelError> {
+        let most = i64::from(self.num_blocks) * i64::from(self.block_size);
+        match slot {
+            -1 => Ok(None),
+            slot if (0..most).contains(&slot) => {
+                let (block, token) =
+                    (slot as usize / self.block_size as usize, slot as usize % self.block_size as usize);
+                let byte = block * self.stride + token * self.width * size_of::<f32>();
+                Ok(Some(self.base.wrapping_add(byte).cast()))
+            }
+            slot => refuse(format!("slot {slot} of held rows, and their KV group has {most}")),
+        }
+    }
+}
+
+fn refuse<T>(what: String) -> Result<T, ModelError> {
+    Err(ModelError::BadInputs { what })
+}
