@@ -50,7 +50,7 @@ pub struct ModelExecutor<D: Device> {
     pub(crate) requests: Requests,
     proposers: Vec<Box<dyn Proposer + Send>>,
     active: Option<ProposerId>,
-    scorer: Scorer,
+    pub(crate) scorer: Scorer,
     pub(crate) verifier: Verifier,
     noncausal: bool,
     keep_groups: bool,

@@ -25,33 +25,21 @@ impl<D: Device> ModelExecutor<D> {
         record.more.resize_with(segments - 1, SegmentRecord::default);
         for segment in 0..segments {
             let start = Instant::now();
-            let inputs = match segment.checked_sub(1) {
-                None => &mut record.inputs,
-                Some(more) => &mut record.more[more].inputs,
+            let ExecutionRecord { inputs, plan_rows, ran, more, .. } = &mut outcome.record;
+            let (inputs, plan_rows, ran) = match segment.checked_sub(1).and_then(|more_at| more.get_mut(more_at)) {
+                None => (inputs, plan_rows, ran),
+                Some(more) => (&mut more.inputs, &mut more.plan_rows, &mut more.ran),
             };
             self.gather(segment, plan, kv, inputs)?;
             gather_us += start.elapsed().as_secs_f64() * 1e6;
-            let rows = &self.rows[segment];
-            let (plan_rows, ran) = match segment.checked_sub(1) {
-                None => (&mut record.plan_rows, &mut record.ran),
-                Some(more) => (&mut record.more[more].plan_rows, &mut record.more[more].ran),
-            };
-            plan_rows.clone_from(&rows.plan_rows);
+            plan_rows.clone_from(&self.rows[segment].plan_rows);
             *ran = Default::default();
-            let inputs = match segment.checked_sub(1) {
-                None => &mut record.inputs,
-                Some(more) => &mut record.more[more].inputs,
-            };
             if inputs.tokens.is_empty() {
                 continue;
             }
             let replays = self.runner.replays_segment(segment, inputs);
             inputs.groups.iter_mut().for_each(|metadata| metadata.use_cuda_graph = replays);
-            let ran = self.runner.forward_segment(segment, inputs)?;
-            match segment.checked_sub(1) {
-                None => record.ran = ran,
-                Some(more) => record.more[more].ran = ran,
-            }
+            *ran = self.runner.forward_segment(segment, inputs)?;
             if segment + 1 < segments {
                 self.cut(segment, plan, kv)?;
             }
