@@ -1,6 +1,7 @@
 //! The flags of speculation.
 
 use anyhow::anyhow;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use pagedraft::exit::{usage, usage_hint};
 use pagedraft::session::{DraftLength, DraftRef, SpeculationOptions};
@@ -12,7 +13,8 @@ use pagedraft_spec_decode::acceptance::Acceptance;
 pub struct SpeculationFlags {
     /// Who proposes drafts: a model of the same vocabulary, n-gram look-up, or the plain run's tokens, each right with
     /// probability RATE (default: nobody)
-    #[arg(long, value_name = "DIR|builtin:NAME|ngram|synthetic:RATE")]
+    #[arg(long, value_name = "DIR|builtin:NAME|ngram|synthetic:RATE",
+        value_parser = OsStringValueParser::new().try_map(DraftRef::named))]
     pub draft: Option<DraftRef>,
     /// What a token of a synthetic draft is made to take, as a share of a decode step
     #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = share, allow_negative_numbers = true)]
