@@ -11,6 +11,7 @@ mod placement;
 mod request;
 mod row;
 mod sequence;
+mod special_stops;
 mod speculation;
 mod text;
 mod tokenizer;
