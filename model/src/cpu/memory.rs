@@ -18,20 +18,6 @@ const SMALL_PAGE: usize = 4 << 10;
 /// A cache line.
 const LINE: usize = 64;
 
-/// Bytes of memory this machine has, where the system says.
-#[must_use]
-pub fn physical_memory() -> Option<u64> {
-    #[cfg(target_os = "linux")]
-    {
-        // SAFETY: `sysconf` reads system constants.
-        let (pages, size) =
-            unsafe { (libc::sysconf(libc::_SC_PHYS_PAGES), libc::sysconf(libc::_SC_PAGESIZE)) };
-        u64::try_from(pages).ok()?.checked_mul(u64::try_from(size).ok()?)
-    }
-    #[cfg(not(target_os = "linux"))]
-    None
-}
-
 /// The system did not grant memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the system grants no {bytes} bytes of memory")]
