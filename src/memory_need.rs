@@ -8,10 +8,20 @@ use crate::exit::usage;
 /// Bytes that the scheduler keeps for each KV block, besides keys and values: generously, with hash tables that have grown.
 const BOOKS_OF_A_BLOCK: u128 = 128;
 
+/// Bytes that are kept for a request, besides its tokens.
+const BYTES_OF_A_REQUEST: u128 = 1500;
+
 /// Bytes that `engines` schedulers keep for `num_blocks` KV blocks each, besides keys and values.
 #[must_use]
 pub fn books(num_blocks: u32, engines: u32) -> u128 {
     u128::from(num_blocks) * u128::from(engines) * BOOKS_OF_A_BLOCK
+}
+
+/// Bytes of a batch of requests: of each what the session and the scheduler keep, and its tokens, of which there are several copies.
+#[must_use]
+pub fn requests(count: u32, input_len: u32, output_len: u32) -> u128 {
+    let tokens = 16 * u128::from(input_len) + 8 * u128::from(output_len);
+    u128::from(count) * (BYTES_OF_A_REQUEST + tokens)
 }
 
 /// Refuses what takes more memory than this process may have. `what` is the subject of the message: a flag and its value.

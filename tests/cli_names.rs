@@ -38,7 +38,8 @@ const SIM: &str = "replay --executor sim --workload";
 fn runs_and_the_files_they_are_made_of_may_have_any_name() {
     let scratch = Scratch::new("odd-names");
     let of = |name: &str| odd(&scratch, name);
-    std::fs::write(of("trace"), "TIMESTAMP,ContextTokens,GeneratedTokens\n2024-05-10 00:00:05,10,5\n").unwrap();
+    std::fs::write(of("trace"), "TIMESTAMP,ContextTokens,GeneratedTokens\n2024-05-10 00:00:05,10,5\n")
+        .unwrap();
     std::fs::write(of("text"), "Once upon a time there was a house. ".repeat(200)).unwrap();
     let out = of("run");
     done(&format!("{SIM} random --num-requests 2 --trace-steps"), &[("--out", &out)]);
@@ -90,6 +91,9 @@ fn a_text_that_is_not_utf8_is_refused_by_its_flag() {
         let output = command.output().unwrap();
         let told = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(2), "{told}");
-        assert!(told.contains(flag) && told.contains(text.to_str().unwrap()) && told.contains("UTF-8"), "{told}");
+        assert!(
+            told.contains(flag) && told.contains(text.to_str().unwrap()) && told.contains("UTF-8"),
+            "{told}"
+        );
     }
 }

@@ -19,13 +19,22 @@ fn refused(arguments: &[&str], words: &[&str]) {
 fn a_prompt_of_the_wrong_kind_is_told_by_line_and_field() {
     let scratch = Scratch::new("prompts");
     for (line, what) in [
-        (r#"{"prompt":"c","request_id":-1}"#, "`request_id`: expected a text or a whole number from 0 on, found -1"),
-        (r#"{"prompt":"c","request_id":true}"#, "`request_id`: expected a text or a whole number from 0 on, found true"),
+        (
+            r#"{"prompt":"c","request_id":-1}"#,
+            "`request_id`: expected a text or a whole number from 0 on, found -1",
+        ),
+        (
+            r#"{"prompt":"c","request_id":true}"#,
+            "`request_id`: expected a text or a whole number from 0 on, found true",
+        ),
         (r#"{"prompt":"c","stop":5}"#, "`stop`: expected a text or a list of texts, found 5"),
         (r#"{"prompt":"c","stop":["a",1]}"#, "`stop[1]`: expected a text, found 1"),
         (r#"{"prompt":"c","temperature":"0.5"}"#, "`temperature`: expected a number, found the text \"0.5\""),
         (r#"{"prompt":["c"]}"#, "`prompt`: expected a text, found a list"),
-        (r#"{"prompt_token_ids":[1,-2]}"#, "`prompt_token_ids[1]`: expected a whole number from 0 to 4294967295, found -2"),
+        (
+            r#"{"prompt_token_ids":[1,-2]}"#,
+            "`prompt_token_ids[1]`: expected a whole number from 0 to 4294967295, found -2",
+        ),
         (r#"{"prompt":"c","arrival_step":1.5}"#, "`arrival_step`: expected a whole number"),
         (r#"{"prompt":"c","promt":1}"#, "`promt` is no field that is known here"),
         (r#"{"prompt":"c","prompt":"d"}"#, "`prompt` is given twice"),
@@ -40,7 +49,8 @@ fn a_prompt_of_the_wrong_kind_is_told_by_line_and_field() {
 #[test]
 fn a_workload_and_a_configuration_of_the_wrong_kind_are_told_by_line_and_field() {
     let scratch = Scratch::new("stated");
-    let good = scratch.write("good.json", b"{\"requests\": [{\"id\": 1, \"prompt_len\": 3, \"output_len\": 2}]}");
+    let good =
+        scratch.write("good.json", b"{\"requests\": [{\"id\": 1, \"prompt_len\": 3, \"output_len\": 2}]}");
     let config = scratch.write("config.json", b"{}");
     let out = scratch.path("out");
     let run = |workload: &str, config: &str, words: &[&str]| {
@@ -49,7 +59,11 @@ fn a_workload_and_a_configuration_of_the_wrong_kind_are_told_by_line_and_field()
     };
     for (from, to, what) in [
         ("3", "-3", ":3: `requests[0].prompt_len`: expected a whole number from 0 to 4294967295, found -3"),
-        ("2", "\"2\"", ":4: `requests[0].output_len`: expected a whole number from 0 to 4294967295, found the text \"2\""),
+        (
+            "2",
+            "\"2\"",
+            ":4: `requests[0].output_len`: expected a whole number from 0 to 4294967295, found the text \"2\"",
+        ),
         ("\"id\"", "\"name\"", ":2: `requests[0].id` is missing"),
     ] {
         let lines = "{\"requests\": [\n {\"id\": 1,\n  \"prompt_len\": 3,\n  \"output_len\": 2}]}";

@@ -37,7 +37,8 @@ fn model(scratch: &Scratch, id: u64) -> String {
 
 fn generated(scratch: &Scratch, model: &str, more: &[&str]) -> Vec<Value> {
     let out = scratch.path("out.jsonl");
-    let common = ["generate", "--threads", "1", "--max-tokens", "40", "--output-json", &out, "--model", model];
+    let common =
+        ["generate", "--threads", "1", "--max-tokens", "40", "--output-json", &out, "--model", model];
     let run = pagedraft(&[&common, more].concat());
     assert_eq!(run.code, Some(0), "{run:?}");
     scratch.json_lines("out.jsonl")
@@ -51,7 +52,8 @@ fn essence(output: &Value) -> [&Value; 3] {
 fn a_stop_string_that_is_a_special_token_ends_as_its_id_does() {
     let scratch = Scratch::new("special");
     let whole = generated(&scratch, "builtin:draft", &["--token-ids", PROMPT]).remove(0);
-    let ids: Vec<u64> = whole["token_ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap()).collect();
+    let ids: Vec<u64> =
+        whole["token_ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap()).collect();
     // A token that is generated, and not before.
     let at = (8..ids.len()).find(|&at| !ids[..at].contains(&ids[at])).unwrap();
     let (id, model) = (ids[at].to_string(), model(&scratch, ids[at]));
@@ -79,9 +81,14 @@ fn a_stop_string_that_is_a_special_token_ends_as_its_id_does() {
         let arguments = ["--token-ids", PROMPT, "--stop", &stop];
         let output = generated(&scratch, &model, &[&arguments, more].concat()).remove(0);
         assert_eq!(output["token_ids"], by_id["token_ids"], "{more:?}");
-        assert_eq!((output["text"].as_str(), output["finish_reason"].as_str()), (Some(cut), Some("stop")), "{more:?}");
+        assert_eq!(
+            (output["text"].as_str(), output["finish_reason"].as_str()),
+            (Some(cut), Some("stop")),
+            "{more:?}"
+        );
     }
-    let streamed = ["generate", "--threads", "1", "--model", &model, "--token-ids", PROMPT, "--max-tokens", "40"];
+    let streamed =
+        ["generate", "--threads", "1", "--model", &model, "--token-ids", PROMPT, "--max-tokens", "40"];
     let streamed = pagedraft(&[&streamed[..], &["--stop", &format!("{last}{SPECIAL}")]].concat());
     assert_eq!(streamed.stdout.trim_end_matches('\n'), cut.trim_end_matches('\n'));
 

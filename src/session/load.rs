@@ -126,12 +126,11 @@ fn check_memory(
     let (hidden, inner) = (config.hidden_size as u128, config.intermediate_size as u128);
     let attention = 2 * config.q_size() as u128 + (config.q_size() + 2 * config.kv_size()) as u128;
     let rows = u128::from(options.max_num_batched_tokens);
-    ensure_fits(&flag, books(num_blocks, 1))?;
     if on_gpu {
-        return Ok(());
+        return ensure_fits(&flag, books(num_blocks, 1));
     }
     let parts = [
-        (flag, u128::from(num_blocks) * block_bytes),
+        (flag, u128::from(num_blocks) * block_bytes.max(books(1, 1))),
         (format!("--max-num-batched-tokens {rows}"), 4 * rows * (2 * hidden + attention + 3 * inner)),
         (format!("--max-model-len {max_model_len}"), 4 * u128::from(max_model_len) * config.head_dim as u128),
     ];

@@ -518,8 +518,8 @@ impl Session {
     /// # Errors
     ///
     /// The trace cannot be written.
-    pub fn close(self, summary: &serde_json::Value) -> anyhow::Result<()> {
-        match self.trace {
+    pub fn close(&mut self, summary: &serde_json::Value) -> anyhow::Result<()> {
+        match self.trace.take() {
             Some(trace) => trace.finish(summary),
             None => Ok(()),
         }

@@ -146,7 +146,7 @@ impl Compare {
 
     /// The session, its setups and its batch, found possible.
     fn prepare(&self, options: &EngineOptions) -> anyhow::Result<Comparison> {
-        let mut session = Session::open(options)?;
+        let mut session = interrupt::preparing(|| Session::open(options))?;
         self.engine.tell_of_the_device(session.info());
         let info = session.info();
         let longest = info.max_model_len;

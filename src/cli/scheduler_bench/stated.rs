@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, anyhow, bail, ensure};
 use pagedraft::exit::usage;
+use pagedraft::memory_need::ensure_fits;
 use pagedraft_scheduler::fake::Script;
 use pagedraft_scheduler::{RequestSpec, Scheduler};
 use pagedraft_workloads::json_fault;
@@ -100,6 +101,13 @@ fn one(
     groups: &mut Vec<Value>,
     scheduler: &Scheduler,
 ) -> anyhow::Result<Coming> {
+    let longest = u64::from(stated.prompt_len.unwrap_or(0)) + u64::from(stated.output_len);
+    let longest =
+        longest.min(scheduler.config().max_model_len.into()).min(scheduler.blocks().capacity().into());
+    // What every machine has is not asked for.
+    if longest > 1 << 24 {
+        ensure_fits(&format!("its room for {longest} tokens"), 4 * u128::from(longest))?;
+    }
     let step = stated.arrival_step;
     ensure!(step <= LAST_ARRIVAL, "its arrival_step {step} is beyond {LAST_ARRIVAL}");
     ensure!(stated.output_len > 0, "it has an output_len of 0");
