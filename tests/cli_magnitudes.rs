@@ -121,7 +121,7 @@ fn a_limit_of_the_process_counts_as_the_machines_memory_does() {
 fn a_signal_is_answered_while_a_huge_batch_is_prepared_and_while_it_runs() {
     let scratch = Scratch::new("signals");
     let out = scratch.path("out.json");
-    for (signal, after_ms) in [("-INT", 300), ("-TERM", 1200), ("-INT", 2500)] {
+    for (signal, after_ms) in [("-INT", 700), ("-TERM", 1500), ("-INT", 2500)] {
         let arguments = LATENCY.split(' ').chain(["--batch-size", "300000", "--output-json", &out]);
         let arguments: Vec<&str> = arguments.collect();
         let mut child = command(&arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();

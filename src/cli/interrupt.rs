@@ -1,14 +1,15 @@
 //! Ctrl-C: once is a request to end in order, twice is an end.
 
 use std::path::PathBuf;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
-use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use pagedraft::exit;
 use pagedraft::session::{RequestId, Session};
+use parking_lot::Mutex;
 
 /// How often a wait looks for Ctrl-C.
 const LOOK: Duration = Duration::from_millis(20);
@@ -42,7 +43,7 @@ fn end_a_preparation() {
     std::thread::spawn(|| {
         std::thread::sleep(PATIENCE);
         if PREPARES.load(Ordering::Relaxed) {
-            for file in TEMPORARY.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            for file in TEMPORARY.lock().iter() {
                 let _ = std::fs::remove_file(file);
             }
             std::process::exit(i32::from(exit::INTERRUPTED));
@@ -69,7 +70,7 @@ pub fn preparing<T>(work: impl FnOnce() -> T) -> T {
 
 /// Has a file removed when Ctrl-C ends the process in the middle of a preparation. Others remove it by themselves.
 pub fn remove_with_the_process(file: PathBuf) {
-    TEMPORARY.lock().unwrap_or_else(PoisonError::into_inner).push(file);
+    TEMPORARY.lock().push(file);
 }
 
 /// Does what has no steps to look for Ctrl-C between, such as reading a large file: on a thread of its own, which a Ctrl-C leaves to

@@ -50,7 +50,7 @@ pub struct SamplingFlags {
     /// Samples of each prompt
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     n: u32,
-    /// End before this text (may be given several times)
+    /// End before this text (may be given several times); special tokens stand in it by their names, as `<|im_end|>`
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     stop: Vec<String>,
     /// End at this token

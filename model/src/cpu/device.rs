@@ -4,14 +4,15 @@
 //! result is computed by one fixed sequence of operations, whichever thread has it and whatever rows stand
 //! beside it.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use pagedraft_attention::isa::Isa;
 use pagedraft_attention::kernel::{AttentionCall, AttentionScratch, WorkList};
 use pagedraft_attention::metadata::PAD_SLOT;
 use pagedraft_attention::{KvDtype, KvLayer, KvLayout, TokenRows};
 use pagedraft_block_manager::BlockCopy;
+use parking_lot::Mutex;
 
 use crate::checkpoint::{Dtype, ModelConfig, Tensor};
 use crate::cpu::buffer::{Activations, Buffer, Rows, RowsMut, Table};
@@ -305,7 +306,7 @@ impl CpuDevice {
             AttentionCall::new(self.isa, &self.inputs.metadata, &self.work, layer, scale, q, data, width)?;
         let items = AtomicUsize::new(0);
         self.team.run(&|share, _| {
-            let mut scratch = self.scratch[share].lock().unwrap_or_else(PoisonError::into_inner);
+            let mut scratch = self.scratch[share].lock();
             loop {
                 let item = items.fetch_add(1, Ordering::Relaxed);
                 if item >= call.num_items() {
@@ -348,7 +349,7 @@ impl Device for CpuDevice {
             for tensor in stacked {
                 if row < tensor.rows() {
                     if let Err(e) = tensor.read_row(row, out) {
-                        *fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(e);
+                        *fault.lock() = Some(e);
                     }
                     return;
                 }
@@ -356,7 +357,7 @@ impl Device for CpuDevice {
             }
         };
         let matrix = PackedMatrix::pack(&self.team, self.dtype, n, k, &fill)?;
-        match fault.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        match fault.into_inner() {
             Some(e) => Err(e),
             None => Ok(self.push(Buffer::Matrix(matrix))),
         }
