@@ -13,6 +13,7 @@ pub use pagedraft_spec_decode as spec_decode;
 pub use pagedraft_workloads as workloads;
 
 pub mod exit;
+pub mod memory_need;
 pub mod report;
 pub mod session;
 #[cfg(feature = "train")]

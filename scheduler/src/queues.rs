@@ -168,7 +168,11 @@ impl Waiting {
         self.keys.remove(at);
     }
 
+    /// Whoever ends all that wait goes from the last one on, which takes as many steps as there are requests: the search begins at
+    /// the end.
     pub(crate) fn remove(&mut self, key: RequestKey) {
-        self.keys.retain(|&other| other != key);
+        if let Some(at) = self.keys.iter().rposition(|&other| other == key) {
+            self.keys.remove(at);
+        }
     }
 }

@@ -50,7 +50,7 @@ impl Generate {
         interrupt::listen()?;
         let plain = recording::plain(&options);
         // Synthetic drafts are recorded before the engine that has them opens.
-        let mut session = Session::open(plain.as_ref().unwrap_or(&options))?;
+        let mut session = interrupt::preparing(|| Session::open(plain.as_ref().unwrap_or(&options)))?;
         self.engine.tell_of_the_device(session.info());
         let mut arrivals =
             prompts.into_iter().map(|p| p.arrival(&session)).collect::<anyhow::Result<Vec<_>>>()?;
@@ -59,7 +59,7 @@ impl Generate {
         if plain.is_some() {
             recording::record(&mut session, arrivals.iter_mut().map(|arrival| &mut arrival.request))?;
             drop(session);
-            session = Session::open(&options)?;
+            session = interrupt::preparing(|| Session::open(&options))?;
         }
         let streams = !self.source.is_a_list() && arrivals[0].request.n == 1;
         let to_stdout = matches!(output, Some(OutputFile::Stdout));
@@ -124,6 +124,9 @@ fn serve(
             let Some((i, arrival)) = coming.pop_front() else { break };
             totals.prompt_tokens += arrival.request.prompt.len();
             ids[i] = session.submit(arrival.request)?;
+            if interrupt::pressed() {
+                break;
+            }
         }
         let step = session.step()?;
         next += 1;
@@ -134,7 +137,8 @@ fn serve(
         }
     }
     // After Ctrl-C: what has not come by now has nothing to say.
-    for &id in ids.iter().flatten() {
+    // The last first, since that is how the scheduler finds those that wait.
+    for &id in ids.iter().flatten().rev() {
         session.abort(id)?;
     }
     totals.elapsed = start.elapsed();

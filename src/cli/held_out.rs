@@ -3,10 +3,12 @@
 use anyhow::Context;
 use pagedraft::session::Session;
 
+use super::interrupt;
+
 const TEXT: &str = include_str!("../../assets/held_out.txt");
 
 /// `count` prompts of `length` tokens. A model without a tokenizer, or with weights that were never trained, gets ids
-/// drawn from `seed`.
+/// drawn from `seed`. Fewer where Ctrl-C was pressed.
 pub fn prompts(session: &Session, count: usize, length: usize, seed: u64) -> anyhow::Result<Vec<Vec<u32>>> {
     match session.tokenizer() {
         Some(tokenizer) if !session.info().dummy_weights => {
@@ -20,7 +22,12 @@ pub fn prompts(session: &Session, count: usize, length: usize, seed: u64) -> any
 /// Piece after piece, from the start again where the text ends.
 fn cut(tokens: &[u32], count: usize, length: usize) -> Vec<Vec<u32>> {
     let mut endless = tokens.iter().copied().cycle();
-    (0..count).map(|_| endless.by_ref().take(length).collect()).collect()
+    wanted(count).map(|_| endless.by_ref().take(length).collect()).collect()
+}
+
+/// One after the other, until Ctrl-C.
+fn wanted(count: usize) -> impl Iterator<Item = usize> {
+    (0..count).take_while(|_| !interrupt::pressed())
 }
 
 fn drawn(count: usize, length: usize, vocab: usize, seed: u64) -> Vec<Vec<u32>> {
@@ -32,7 +39,7 @@ fn drawn(count: usize, length: usize, vocab: usize, seed: u64) -> Vec<Vec<u32>> 
         let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         ((z ^ (z >> 31)) % vocab.max(1) as u64) as u32
     };
-    (0..count).map(|_| (0..length).map(|_| next()).collect()).collect()
+    wanted(count).map(|_| (0..length).map(|_| next()).collect()).collect()
 }
 
 #[cfg(test)]

@@ -1,18 +1,29 @@
 //! Ctrl-C: once is a request to end in order, twice is an end.
 
+use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use pagedraft::exit;
 use pagedraft::session::{RequestId, Session};
+use parking_lot::Mutex;
 
 /// How often a wait looks for Ctrl-C.
 const LOOK: Duration = Duration::from_millis(20);
 
+/// How long a preparation may go on after Ctrl-C before the process ends in the middle of it.
+const PATIENCE: Duration = Duration::from_millis(400);
+/// How long requests that nobody waits for are given back one by one; the system takes back what is left faster.
+const GIVING_BACK: Duration = Duration::from_millis(200);
+
 static PRESSED: AtomicBool = AtomicBool::new(false);
+/// Whether the process does something that it can't be called back from, and that has nothing to show for yet.
+static PREPARES: AtomicBool = AtomicBool::new(false);
+/// Files that go when the process ends in the middle of a preparation.
+static TEMPORARY: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 static SET: OnceLock<Result<(), String>> = OnceLock::new();
 
 /// From here on Ctrl-C is a flag to look at.
@@ -21,14 +32,45 @@ pub fn listen() -> anyhow::Result<()> {
         if PRESSED.swap(true, Ordering::Relaxed) {
             std::process::exit(i32::from(exit::INTERRUPTED));
         }
+        end_a_preparation();
     };
     let set = SET.get_or_init(|| ctrlc::set_handler(pressed).map_err(|e| e.to_string()));
     set.clone().map_err(anyhow::Error::msg).context("can't listen for Ctrl-C")
 }
 
+/// Ends the process in a moment, if it is in the middle of a preparation then.
+fn end_a_preparation() {
+    std::thread::spawn(|| {
+        std::thread::sleep(PATIENCE);
+        if PREPARES.load(Ordering::Relaxed) {
+            for file in TEMPORARY.lock().iter() {
+                let _ = std::fs::remove_file(file);
+            }
+            std::process::exit(i32::from(exit::INTERRUPTED));
+        }
+    });
+}
+
 /// Whether it was pressed.
 pub fn pressed() -> bool {
     PRESSED.load(Ordering::Relaxed)
+}
+
+/// Does what takes its time before anything can be shown, such as loading a model: Ctrl-C then ends the process soon, and removes its
+/// temporary files.
+pub fn preparing<T>(work: impl FnOnce() -> T) -> T {
+    PREPARES.store(true, Ordering::Relaxed);
+    if pressed() {
+        end_a_preparation();
+    }
+    let done = work();
+    PREPARES.store(false, Ordering::Relaxed);
+    done
+}
+
+/// Has a file removed when Ctrl-C ends the process in the middle of a preparation. Others remove it by themselves.
+pub fn remove_with_the_process(file: PathBuf) {
+    TEMPORARY.lock().push(file);
 }
 
 /// Does what has no steps to look for Ctrl-C between, such as reading a large file: on a thread of its own, which a Ctrl-C leaves to
@@ -52,9 +94,15 @@ pub fn or_done<T: Send + 'static>(
     }
 }
 
-/// Ends the requests of a batch that was stopped; what they generated is dropped.
+/// Ends the requests of a batch that was stopped; what they generated is dropped. Of a huge batch only some are: the process is about
+/// to end, and must not take long.
 pub fn forget(session: &mut Session, ids: &[RequestId]) -> anyhow::Result<()> {
-    for &id in ids {
+    let until = Instant::now() + GIVING_BACK;
+    // The last first: the scheduler finds those that wait from the end of its queue on.
+    for &id in ids.iter().rev() {
+        if Instant::now() > until {
+            break;
+        }
         session.abort(id)?;
         session.take_output(id);
     }

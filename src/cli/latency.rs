@@ -7,7 +7,8 @@ use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use pagedraft::exit::usage;
-use pagedraft::session::{Request, Session};
+use pagedraft::memory_need::{ensure_fits, requests};
+use pagedraft::session::{EngineOptions, Request, Session};
 
 use super::deterministic_cost::{DeterministicCost, Way};
 use super::engine_flags::EngineFlags;
@@ -53,7 +54,9 @@ impl Latency {
         interrupt::listen()?;
         let plain = recording::plain(&options);
         // Prompts and refusals need a model, not drafts: synthetic ones are recorded before the engine that has them opens.
-        let mut session = Session::open(plain.as_ref().unwrap_or(&options))?;
+        self.ensure_batch_fits()?;
+        let open = |options: &EngineOptions| interrupt::preparing(|| Session::open(options));
+        let mut session = open(plain.as_ref().unwrap_or(&options))?;
         self.engine.tell_of_the_device(session.info());
         let longest = session.info().max_model_len;
         if self.input_len.saturating_add(self.output_len) > longest {
@@ -65,11 +68,12 @@ impl Latency {
         }
         let prompts =
             held_out::prompts(&session, self.batch_size as usize, self.input_len as usize, self.engine.seed)?;
-        let mut requests: Vec<Request> = prompts.iter().map(|prompt| self.request(prompt)).collect();
+        let wanted = prompts.iter().take_while(|_| !interrupt::pressed());
+        let mut requests: Vec<Request> = wanted.map(|prompt| self.request(prompt)).collect();
         if plain.is_some() {
             recording::record(&mut session, requests.iter_mut())?;
             drop(session);
-            session = Session::open(&options)?;
+            session = open(&options)?;
         }
         session.count_noncausal(true);
         let prepare = |session: &mut Session| DeterministicCost::prepare(session, &options);
@@ -109,6 +113,10 @@ impl Latency {
         if let (Some(output), false) = (&output, report.is_empty()) {
             output.write(&format!("{:#}\n", report.json()))?;
         }
+        if interrupted {
+            // The system takes back a huge batch at once, and one by one it may take seconds.
+            std::mem::forget((session, requests, prompts));
+        }
         Ok(if interrupted { Ended::Interrupted } else { Ended::Done })
     }
 
@@ -134,13 +142,18 @@ impl Latency {
     ) -> anyhow::Result<Option<Iteration>> {
         let start = Instant::now();
         let mut ids = Vec::with_capacity(requests.len());
+        let mut cut = false;
         for (i, request) in requests.iter().enumerate() {
+            cut = interrupt::pressed();
+            if cut {
+                break;
+            }
             // A name is used once in a run, as traces want it.
             let name = number as usize * requests.len() + i;
             ids.extend(session.submit(Request { request_id: name.to_string(), ..request.clone() })?);
         }
         let mut iteration = Iteration::default();
-        while session.has_unfinished() {
+        while session.has_unfinished() || cut {
             if interrupt::pressed() {
                 interrupt::forget(session, &ids)?;
                 return Ok(None);
@@ -167,6 +180,15 @@ impl Latency {
             }
         }
         Ok(Some(iteration))
+    }
+
+    /// Refuses a batch whose requests alone take more memory than there is, before any of them is made.
+    fn ensure_batch_fits(&self) -> anyhow::Result<()> {
+        let what = format!(
+            "--batch-size {} with {} + {} tokens a request",
+            self.batch_size, self.input_len, self.output_len
+        );
+        ensure_fits(&what, requests(self.batch_size, self.input_len, self.output_len))
     }
 
     fn request(&self, prompt: &[u32]) -> Request {

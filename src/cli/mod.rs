@@ -13,6 +13,7 @@ mod latency;
 mod latency_report;
 mod live;
 mod machine;
+mod not_utf8;
 mod output_file;
 mod prompts;
 mod recording;
@@ -75,7 +76,10 @@ pub fn run() -> ExitCode {
         Ok(cli) => cli.command,
         Err(error) => {
             // Help on a closed pipe is no failure.
-            let _ = error.print();
+            let _ = match not_utf8::told(&error, std::env::args_os().collect()) {
+                Some(told) => std::io::stderr().write_all(told.as_bytes()),
+                None => error.print(),
+            };
             return if error.use_stderr() { ExitCode::from(exit::USAGE) } else { ExitCode::SUCCESS };
         }
     };

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow};
 use pagedraft::exit::usage;
 
-use super::stdout;
+use super::{interrupt, stdout};
 
 /// A place for output that was found writable. What is dropped unused leaves nothing behind.
 #[derive(Debug)]
@@ -49,7 +49,10 @@ impl OutputFile {
         hidden.push(format!(".{}.tmp", std::process::id()));
         let temporary = path.with_file_name(hidden);
         match File::create(&temporary) {
-            Ok(_) => Ok(Self::Regular { path: path.to_owned(), temporary }),
+            Ok(_) => {
+                interrupt::remove_with_the_process(temporary.clone());
+                Ok(Self::Regular { path: path.to_owned(), temporary })
+            }
             // The directory takes no new file, but the one that is there may be written.
             Err(_) if File::options().write(true).open(path).is_ok() => Ok(Self::InPlace(path.to_owned())),
             Err(e) => Err(usage(anyhow::Error::from(e).context(cant()))),

@@ -8,6 +8,7 @@ use clap::Args;
 use pagedraft::exit::{usage, usage_hint};
 use pagedraft::session::{Request, Session};
 use pagedraft_spec_decode::sampling::SamplingParams;
+use pagedraft_workloads::json_fault::{self, JsonName, JsonTexts};
 use serde::Deserialize;
 
 #[derive(Clone, Debug, Args)]
@@ -49,7 +50,7 @@ pub struct SamplingFlags {
     /// Samples of each prompt
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     n: u32,
-    /// End before this text (may be given several times)
+    /// End before this text (may be given several times); special tokens stand in it by their names, as `<|im_end|>`
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     stop: Vec<String>,
     /// End at this token
@@ -97,7 +98,7 @@ const MOST_SAMPLES: u32 = 16_384;
 struct Line {
     prompt: Option<String>,
     prompt_token_ids: Option<Vec<u32>>,
-    request_id: Option<Name>,
+    request_id: Option<JsonName>,
     #[serde(default)]
     arrival_step: u64,
     max_tokens: Option<u32>,
@@ -107,7 +108,7 @@ struct Line {
     min_p: Option<f32>,
     seed: Option<u64>,
     n: Option<u32>,
-    stop: Option<Texts>,
+    stop: Option<JsonTexts>,
     stop_token_ids: Option<Vec<u32>>,
     ignore_eos: Option<bool>,
     logprobs: Option<u32>,
@@ -117,20 +118,6 @@ struct Line {
 
 fn token_id(text: &str) -> Result<u32, String> {
     text.trim().parse().map_err(|_| format!("{text:?} is no token id: a number from 0 on"))
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum Name {
-    Text(String),
-    Number(u64),
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum Texts {
-    One(String),
-    Many(Vec<String>),
 }
 
 impl PromptSource {
@@ -144,7 +131,7 @@ impl PromptSource {
         if let Some(path) = &self.prompts {
             return read_list(path, flags, seed);
         }
-        let mut line = Line { request_id: Some(Name::Number(0)), ..Line::default() };
+        let mut line = Line { request_id: Some(JsonName("0".to_owned())), ..Line::default() };
         let place = match (&self.prompt, &self.prompt_file, &self.token_ids) {
             (Some(text), ..) => {
                 line.prompt = Some(text.clone());
@@ -192,10 +179,9 @@ fn read_list(path: &Path, flags: &SamplingFlags, seed: u64) -> anyhow::Result<Ve
             return Err(usage(anyhow!("{place}: not a prompt: a line is one JSON object")));
         }
         let mut line: Line =
-            serde_json::from_str(line).with_context(|| format!("{place}: not a prompt")).map_err(usage)?;
+            json_fault::parse(line.as_bytes()).map_err(|fault| usage(anyhow!("{place}: {fault}")))?;
         let name = match line.request_id.take() {
-            Some(Name::Text(name)) => name,
-            Some(Name::Number(number)) => number.to_string(),
+            Some(JsonName(name)) => name,
             None => unnamed(prompts.len(), &names),
         };
         if line.arrival_step > LAST_STEP {
@@ -242,8 +228,7 @@ impl Line {
         }
         let stop = match self.stop {
             None => flags.stop.clone(),
-            Some(Texts::One(text)) => vec![text],
-            Some(Texts::Many(texts)) => texts,
+            Some(JsonTexts(texts)) => texts,
         };
         if stop.iter().any(String::is_empty) {
             return Err(usage(anyhow!("{place}: a stop string is empty")));

@@ -26,15 +26,19 @@ pub fn record<'a>(
 ) -> anyhow::Result<()> {
     let mut waiting = Vec::new();
     for request in requests {
+        if interrupt::pressed() {
+            break;
+        }
         let ids = session.submit(request.clone())?;
         waiting.push((request, ids));
     }
     while session.has_unfinished() && !interrupt::pressed() {
         session.step()?;
     }
-    for (request, ids) in waiting {
+    // The last first, since that is how the scheduler finds those that still wait; samples of a request keep their order.
+    for (request, ids) in waiting.into_iter().rev() {
+        ids.iter().rev().try_for_each(|&id| session.abort(id))?;
         for id in ids {
-            session.abort(id)?;
             let output = session.take_output(id).context("a request gave nothing to record")?;
             request.recorded.push(Arc::from(output.token_ids));
         }

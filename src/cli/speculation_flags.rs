@@ -1,6 +1,7 @@
 //! The flags of speculation.
 
 use anyhow::anyhow;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use pagedraft::exit::{usage, usage_hint};
 use pagedraft::session::{DraftLength, DraftRef, SpeculationOptions};
@@ -12,10 +13,11 @@ use pagedraft_spec_decode::acceptance::Acceptance;
 pub struct SpeculationFlags {
     /// Who proposes drafts: a model of the same vocabulary, n-gram look-up, or the plain run's tokens, each right with
     /// probability RATE (default: nobody)
-    #[arg(long, value_name = "DIR|builtin:NAME|ngram|synthetic:RATE")]
+    #[arg(long, value_name = "DIR|builtin:NAME|ngram|synthetic:RATE",
+        value_parser = OsStringValueParser::new().try_map(DraftRef::named))]
     pub draft: Option<DraftRef>,
     /// What a token of a synthetic draft is made to take, as a share of a decode step
-    #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = share, allow_negative_numbers = true)]
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = draft_cost, allow_negative_numbers = true)]
     draft_cost: f64,
     /// Drafts of a row at most; `auto`: as many as pay, for each request and step
     #[arg(long, value_name = "K|auto", default_value_t = DraftLength::Auto)]
@@ -112,6 +114,15 @@ impl SpeculationFlags {
 fn share(text: &str) -> Result<f64, String> {
     let number = text.parse().ok().filter(|n: &f64| n.is_finite() && *n >= 0.0);
     number.ok_or_else(|| "a number that is not negative, such as 0.2".to_owned())
+}
+
+/// A cost in decode steps; more of them would only make the program stand still.
+fn draft_cost(text: &str) -> Result<f64, String> {
+    const MOST: f64 = 1000.0;
+    share(text)
+        .ok()
+        .filter(|share| *share <= MOST)
+        .ok_or_else(|| format!("a number from 0 to {MOST}, such as 0.2"))
 }
 
 fn share32(text: &str) -> Result<f32, String> {

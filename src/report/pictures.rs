@@ -1,5 +1,7 @@
 //! The pictures of a run, and of several over each other.
 
+use pagedraft_workloads::latency::percentile;
+
 use super::chart::{Axis, Chart, SERIES};
 use super::requests::Finished;
 use super::run::Run;
@@ -32,11 +34,10 @@ const LATENCIES: [(&str, &str, Value); 4] = [
 /// Shares of values that are marked.
 const MARKS: [(f64, &str, &str); 3] = [(0.5, "median", "p50"), (0.9, "p90", "p90"), (0.99, "p99", "p99")];
 
-/// The least value that so great a share of sorted values are not above (nearest rank): what percentiles in `summary.json` are, there
-/// at most 0.1 % too high.
+/// The value that so great a share of sorted values are not above, by the rule of the percentiles in `summary.json`: numpy's, which
+/// interpolates between two values.
 pub(super) fn quantile(sorted: &[f64], share: f64) -> Option<f64> {
-    let rank = (share * sorted.len() as f64).ceil().max(1.0) as usize;
-    sorted.get(rank - 1).copied()
+    percentile(sorted, share * 100.0)
 }
 
 /// One run's pictures, or the runs over each other where that can be read.
@@ -372,11 +373,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn quantiles_are_nearest_ranks() {
+    fn quantiles_are_interpolated_as_numpy_does() {
         let values = [1.0, 2.0, 4.0, 8.0];
         assert_eq!(
             [0.0, 0.5, 0.51, 0.75, 1.0].map(|q| quantile(&values, q).unwrap()),
-            [1.0, 2.0, 4.0, 4.0, 8.0]
+            [1.0, 3.0, 3.06, 5.0, 8.0]
         );
         assert_eq!(quantile(&[], 0.5), None);
     }

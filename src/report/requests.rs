@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
+use pagedraft_workloads::json_fault;
 use pagedraft_workloads::replay::{RequestLine, Status};
 use pagedraft_workloads::run::REQUESTS_FILE;
 
@@ -71,7 +72,7 @@ impl Requests {
                 return Ok(Some(requests));
             }
             number += 1;
-            match serde_json::from_slice::<RequestLine>(&line) {
+            match json_fault::parse::<RequestLine>(&line) {
                 Ok(request) => requests.take(&request),
                 Err(_) if line.last() != Some(&b'\n') && (line.len() as u64) < LONGEST_LINE => {
                     let cut = format!("The last line of {REQUESTS_FILE} ({number}) is cut; it is left out.");

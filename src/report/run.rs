@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, anyhow};
+use pagedraft_workloads::json_fault;
 use pagedraft_workloads::trace::{CONFIG_FILE, SUMMARY_FILE, steps_file};
 use serde_json::Value;
 
@@ -145,9 +146,8 @@ fn told(value: &Value) -> Option<String> {
 fn json(path: &Path) -> anyhow::Result<Option<Value>> {
     match std::fs::read(path) {
         Ok(bytes) => {
-            let value: Value =
-                serde_json::from_slice(&bytes).with_context(|| format!("{} is no JSON", path.display()))?;
-            Ok(Some(value))
+            let value = json_fault::parse(&bytes);
+            value.map(Some).map_err(|fault| anyhow!("{}:{}: {fault}", path.display(), fault.line))
         }
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(anyhow::Error::from(e).context(format!("can't read {}", path.display()))),

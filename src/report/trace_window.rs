@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::path::Path;
 
+use pagedraft_workloads::json_fault::{self, JsonFault};
 use pagedraft_workloads::trace::{StepRecord, read_steps, steps_file};
 use serde_json::Value;
 
@@ -207,15 +208,15 @@ enum Event {
     Other,
 }
 
-fn parse(line: &[u8]) -> serde_json::Result<Event> {
+fn parse(line: &[u8]) -> Result<Event, JsonFault> {
     #[derive(serde::Deserialize)]
     struct Kind<'a> {
         #[serde(borrow)]
         event: std::borrow::Cow<'a, str>,
     }
-    let kind: Kind<'_> = serde_json::from_slice(line)?;
+    let kind: Kind<'_> = json_fault::parse(line)?;
     Ok(match &*kind.event {
-        "step" => Event::Step(serde_json::from_slice(line)?),
+        "step" => Event::Step(json_fault::parse(line)?),
         "resume" => Event::Resume,
         _ => Event::Other,
     })

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::{Context, ensure};
 use pagedraft_block_manager::KvGroup;
 use pagedraft_model::checkpoint::{Checkpoint, ModelConfig};
-use pagedraft_model::cpu::memory::physical_memory;
+use pagedraft_model::cpu::MemoryLimit;
 use pagedraft_model::tokenizer::Tokenizer;
 use pagedraft_model::{AnyDevice, CaptureReport, CaptureSizes, Dtype, ModelError, Runner, StepLimits};
 use pagedraft_scheduler::{Scheduler, SchedulerConfig};
@@ -18,8 +18,9 @@ use super::options::{EngineOptions, LoadFormat, ModelRef};
 use super::placement::{InstructionSet, Placement, instruction_set};
 use super::speculation::Setups;
 use crate::exit::usage;
+use crate::memory_need::{books, ensure_fits};
 
-/// Bytes of KV cache where nothing is said.
+/// Bytes of KV cache where nothing is said; fewer where that is more than a quarter of what this process may have.
 const DEFAULT_KV_CACHE_MEMORY: u64 = 1 << 30;
 /// Rows whose logits are computed at a time, at most, so that the head's weights are read once for a batch of verify rows; no
 /// graph has more. Their logits take 2 KiB a token of the vocabulary: 297 MiB of 151,936 tokens.
@@ -100,36 +101,40 @@ fn max_model_len(options: &EngineOptions, config: &ModelConfig) -> anyhow::Resul
     }
 }
 
-/// Refuses a KV cache that holds nothing, and buffers that this machine cannot hold, by the flag that asks for them.
+/// Bytes of KV cache where nothing is said.
+fn default_kv_cache_memory() -> u64 {
+    let limit = MemoryLimit::of_this_process().map_or(u64::MAX, |limit| limit.bytes);
+    DEFAULT_KV_CACHE_MEMORY.min(limit / 4)
+}
+
+/// Refuses a KV cache that holds nothing, and buffers that there is no memory for, by the flag that asks for them. A GPU's own
+/// memory is looked at once its size is known.
 fn check_memory(
     options: &EngineOptions,
     config: &ModelConfig,
     num_blocks: u32,
     block_bytes: u128,
-    (max_model_len, memory): (u32, Option<u64>),
+    max_model_len: u32,
+    on_gpu: bool,
 ) -> anyhow::Result<()> {
     let flag = match (options.num_blocks, options.kv_cache_memory) {
         (Some(n), _) => format!("--num-blocks {n}"),
         (None, Some(bytes)) => format!("--kv-cache-memory {bytes}"),
-        (None, None) => format!("the default KV cache of {DEFAULT_KV_CACHE_MEMORY} bytes"),
+        (None, None) => format!("the default KV cache of {} bytes", default_kv_cache_memory()),
     };
     ensure!(num_blocks > 0, "{flag} holds no KV block: one takes {block_bytes} bytes");
     let (hidden, inner) = (config.hidden_size as u128, config.intermediate_size as u128);
     let attention = 2 * config.q_size() as u128 + (config.q_size() + 2 * config.kv_size()) as u128;
     let rows = u128::from(options.max_num_batched_tokens);
+    if on_gpu {
+        return ensure_fits(&flag, books(num_blocks, 1));
+    }
     let parts = [
-        (flag, u128::from(num_blocks) * block_bytes),
+        (flag, u128::from(num_blocks) * block_bytes.max(books(1, 1))),
         (format!("--max-num-batched-tokens {rows}"), 4 * rows * (2 * hidden + attention + 3 * inner)),
         (format!("--max-model-len {max_model_len}"), 4 * u128::from(max_model_len) * config.head_dim as u128),
     ];
-    let Some(memory) = memory else { return Ok(()) };
-    for (flag, bytes) in parts {
-        ensure!(
-            bytes <= u128::from(memory),
-            "{flag} takes {bytes} bytes of memory, and this machine has {memory}: ask for less"
-        );
-    }
-    Ok(())
+    parts.iter().try_for_each(|(flag, bytes)| ensure_fits(flag, *bytes))
 }
 
 pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
@@ -144,16 +149,14 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
 
     let block_bytes = placement.block_bytes(&config)?;
     let draft_bytes = draft.as_ref().map_or(0, PlacedDraft::block_bytes);
-    let memory = options.kv_cache_memory.unwrap_or(DEFAULT_KV_CACHE_MEMORY);
+    let memory = options.kv_cache_memory.unwrap_or_else(default_kv_cache_memory);
     let num_blocks = match options.num_blocks {
         Some(n) => n,
         // The draft model's pool has as many blocks as the target's.
         None => u32::try_from(u128::from(memory) / (block_bytes + draft_bytes).max(1)).unwrap_or(u32::MAX),
     };
-    // A GPU's memory is looked at once its size is known.
-    let memory = if placement.is_gpu() { None } else { physical_memory() };
-    check_memory(options, &config, num_blocks, block_bytes + draft_bytes, (max_model_len, memory))
-        .map_err(usage)?;
+    let (all_bytes, on_gpu) = (block_bytes + draft_bytes, placement.is_gpu());
+    check_memory(options, &config, num_blocks, all_bytes, max_model_len, on_gpu).map_err(usage)?;
     let block_bytes = usize::try_from(block_bytes).unwrap_or(usize::MAX);
     // The scheduler refuses bad figures before anything large is allocated.
     let group = KvGroup::dense(config.num_layers as u16, block_bytes / options.block_size as usize);

@@ -11,6 +11,7 @@ mod placement;
 mod request;
 mod row;
 mod sequence;
+mod special_stops;
 mod speculation;
 mod text;
 mod tokenizer;
@@ -516,8 +517,8 @@ impl Session {
     /// # Errors
     ///
     /// The trace cannot be written.
-    pub fn close(self, summary: &serde_json::Value) -> anyhow::Result<()> {
-        match self.trace {
+    pub fn close(&mut self, summary: &serde_json::Value) -> anyhow::Result<()> {
+        match self.trace.take() {
             Some(trace) => trace.finish(summary),
             None => Ok(()),
         }

@@ -1,5 +1,6 @@
 //! What an engine is built from.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -22,14 +23,13 @@ pub enum ModelRef {
     Builtin(String),
 }
 
-impl FromStr for ModelRef {
-    type Err = std::convert::Infallible;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Ok(match text.strip_prefix("builtin:") {
-            Some(name) => ModelRef::Builtin(name.to_owned()),
-            None => ModelRef::Directory(PathBuf::from(text)),
-        })
+/// `builtin:NAME`, or the path of a directory, which need not be UTF-8.
+impl From<OsString> for ModelRef {
+    fn from(name: OsString) -> Self {
+        match name.to_str().and_then(|text| text.strip_prefix("builtin:")) {
+            Some(builtin) => ModelRef::Builtin(builtin.to_owned()),
+            None => ModelRef::Directory(PathBuf::from(name)),
+        }
     }
 }
 
@@ -89,6 +89,20 @@ impl DraftRef {
     }
 }
 
+impl DraftRef {
+    /// Who is named on a command line: what `from_str` reads, or the path of a directory that is not UTF-8.
+    ///
+    /// # Errors
+    ///
+    /// Those of `from_str`: no name, or no rate of synthetic drafts.
+    pub fn named(name: OsString) -> Result<Self, String> {
+        match name.to_str() {
+            Some(text) => text.parse(),
+            None => Ok(Self::Model(name.into())),
+        }
+    }
+}
+
 impl FromStr for DraftRef {
     type Err = String;
 
@@ -108,10 +122,7 @@ impl FromStr for DraftRef {
         if text == "synthetic" {
             return Err("write synthetic:RATE, the share of drafts that are right, from 0 to 1".to_owned());
         }
-        match text.parse() {
-            Ok(model) => Ok(Self::Model(model)),
-            Err(never) => match never {},
-        }
+        Ok(Self::Model(OsString::from(text).into()))
     }
 }
 

@@ -142,12 +142,16 @@ impl Sequence {
     /// Looks for a stop string in the tokens of a step: how many of them are kept when one is found.
     pub fn scan(&mut self, tokens: &[u32]) -> anyhow::Result<Option<usize>> {
         for (i, &token) in tokens.iter().enumerate() {
-            // A stop token ends the text without being part of it; the scheduler ends the sequence there.
-            if self.stop_token_ids.contains(&token) {
+            // A stop token ends the text without being part of it; the scheduler ends the sequence there. One that has no text
+            // may complete a stop string, which is then cut off.
+            if self.stop_token_ids.contains(&token) && !self.scan.looks_at_special(token) {
                 return Ok(None);
             }
             if self.scan.push(token)? {
                 return Ok(Some(i + 1));
+            }
+            if self.stop_token_ids.contains(&token) {
+                return Ok(None);
             }
         }
         Ok(None)

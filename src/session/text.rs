@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use pagedraft_model::tokenizer::{TextStream, Tokenizer};
 
+use super::special_stops::SpecialStops;
+
 /// Prompt tokens decoded in front of the text: whether a word begins with a space is decided by its neighbour.
 const CONTEXT_TOKENS: usize = 6;
 
@@ -11,6 +13,8 @@ const CONTEXT_TOKENS: usize = 6;
 pub struct StopScan {
     stream: Option<TextStream>,
     stops: Vec<String>,
+    /// Those that hold special tokens are looked for once more, where these have a text.
+    special_stops: Option<SpecialStops>,
     text: String,
     /// Bytes of `text` already handed out.
     sent: usize,
@@ -38,7 +42,16 @@ impl StopScan {
                 }
             }
         }
-        Ok(Self { stream, stops, text: String::new(), sent: 0, closed: false })
+        let special_stops =
+            tokenizer.and_then(|tokenizer| SpecialStops::among(&stops, tokenizer.special_texts()));
+        Ok(Self { stream, stops, special_stops, text: String::new(), sent: 0, closed: false })
+    }
+
+    /// Whether a token has no text and may still complete a stop string.
+    pub fn looks_at_special(&self, token: u32) -> bool {
+        let special =
+            || self.stream.as_ref().is_some_and(|stream| stream.tokenizer().special_text(token).is_some());
+        self.special_stops.is_some() && special()
     }
 
     /// Adds a token; true when its text completed a stop string, which is then cut off with all behind it.
@@ -48,6 +61,21 @@ impl StopScan {
     /// A token the tokenizer cannot decode.
     pub fn push(&mut self, token: u32) -> anyhow::Result<bool> {
         let Some(stream) = &mut self.stream else { return Ok(false) };
+        if let Some(special_stops) = &mut self.special_stops
+            && stream.tokenizer().special_text(token).is_some()
+        {
+            let held = stream.held()?;
+            let name = stream.tokenizer().special_text(token).unwrap_or_default();
+            if let Some(at) = special_stops.special(&held, name) {
+                if at < self.text.len() {
+                    self.text.truncate(at);
+                } else {
+                    self.text.push_str(&held);
+                }
+                self.closed = true;
+                return Ok(true);
+            }
+        }
         let Some(piece) = stream.push(token)? else { return Ok(false) };
         Ok(self.extend(&piece))
     }
@@ -86,8 +114,10 @@ impl StopScan {
         }
         self.text.push_str(piece);
         let found = self.stops.iter().filter_map(|stop| self.text[from..].find(stop.as_str())).min();
+        let special = self.special_stops.as_mut().and_then(|stops| stops.text(piece));
+        let found = found.map(|at| from + at).into_iter().chain(special).min();
         if let Some(at) = found {
-            self.text.truncate(from + at);
+            self.text.truncate(at);
             self.closed = true;
         }
         found.is_some()
@@ -100,7 +130,8 @@ impl StopScan {
             .stops
             .iter()
             .flat_map(|stop| prefixes(stop).into_iter().filter(|&n| self.text.ends_with(&stop[..n])).max());
-        self.text.len() - held.max().unwrap_or(0)
+        let safe = self.text.len() - held.max().unwrap_or(0);
+        self.special_stops.as_ref().map_or(safe, |stops| stops.safe_end().min(safe))
     }
 }
 

@@ -8,12 +8,31 @@ pub const PERCENTILES: [u32; 6] = [10, 25, 50, 75, 90, 99];
 #[must_use]
 pub fn percentile(sorted: &[f64], p: f64) -> Option<f64> {
     let last = sorted.len().checked_sub(1)?;
-    let rank = last as f64 * p.clamp(0.0, 100.0) / 100.0;
-    let below = (rank.floor() as usize).min(last);
-    let (low, high) = (sorted[below], sorted[(below + 1).min(last)]);
-    let t = rank - below as f64;
-    // numpy's _lerp: from the nearer end, so that t = 1 gives `high` exactly.
-    Some(if t >= 0.5 { high - (high - low) * (1.0 - t) } else { low + (high - low) * t })
+    let (below, t) = rank(sorted.len() as u64, p / 100.0);
+    let below = (below as usize).min(last);
+    Some(between(sorted[below], sorted[(below + 1).min(last)], t))
+}
+
+/// The value that `share` (0 to 1) of `count` values are not above, by the same rule; `at` gives the value behind so many others
+/// in ascending order.
+pub(crate) fn quantile(count: u64, share: f64, at: impl Fn(u64) -> f64) -> f64 {
+    let (below, t) = rank(count, share);
+    let low = at(below);
+    if t == 0.0 { low } else { between(low, at(below + 1), t) }
+}
+
+/// Where numpy looks for the value that `share` (0 to 1) of `count` values are not above: behind how many values in ascending
+/// order, and how far from there to the next one, 0 to 1. It is `(count - 1) * share`, cut in two.
+fn rank(count: u64, share: f64) -> (u64, f64) {
+    let last = count.saturating_sub(1);
+    let rank = last as f64 * share.clamp(0.0, 1.0);
+    let below = (rank.floor() as u64).min(last);
+    (below, rank - below as f64)
+}
+
+/// The value `t` of the way from `low` to `high`, as numpy computes it: from the nearer end, so that t = 1 gives `high` exactly.
+fn between(low: f64, high: f64, t: f64) -> f64 {
+    if t >= 0.5 { high - (high - low) * (1.0 - t) } else { low + (high - low) * t }
 }
 
 /// Repeated measurements of one quantity, in ascending order; never empty, never NaN.

@@ -30,9 +30,9 @@
 //!
 //! # Percentiles
 //!
-//! Those of [`latency`] are numpy's ([`latency::percentile`]), interpolated, the ones `vllm bench latency` prints. Everywhere else, in
-//! [`measures`] and so in `summary.json`, they are nearest ranks out of a histogram of three digits: never too low, at most
-//! 0.1 % too high. Means, deviations and maxima are exact.
+//! All are numpy's ([`latency::percentile`]): linear interpolation between the two values around the rank, the rule of `vllm bench`.
+//! In [`measures`], and so in `summary.json`, they are exact up to 32,768 values; of more values they come from a histogram of
+//! three digits, so that memory is bounded, and are at most 0.1 % too high. Means, deviations and maxima are exact.
 //!
 //! ```
 //! use pagedraft_workloads::latency::Spread;
@@ -45,8 +45,10 @@
 pub mod arrivals;
 pub mod dataset;
 mod error;
+pub mod json_fault;
 pub mod latency;
 pub mod measures;
+mod path_text;
 pub mod prompt;
 pub mod replay;
 pub mod run;

@@ -2,13 +2,14 @@
 //!
 //! Buffers are host memory. [Operations](super::operations) run on a team of threads, each operation on all of them.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use pagedraft_attention::KvLayout;
 use pagedraft_attention::isa::Isa;
 use pagedraft_attention::kernel::{AttentionScratch, WorkList};
 use pagedraft_attention::metadata::{AttentionMetadata, PAD_SLOT};
 use pagedraft_block_manager::{BlockCopy, GroupId, KvGroup};
+use parking_lot::Mutex;
 
 use crate::checkpoint::{Dtype, ModelConfig, Tensor};
 use crate::cpu::arena::KvArena;
@@ -179,7 +180,7 @@ impl Device for CpuDevice {
             for tensor in stacked {
                 if row < tensor.rows() {
                     if let Err(e) = tensor.read_row(row, out) {
-                        *fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(e);
+                        *fault.lock() = Some(e);
                     }
                     return;
                 }
@@ -187,7 +188,7 @@ impl Device for CpuDevice {
             }
         };
         let matrix = PackedMatrix::pack(&self.team, self.dtype, n, k, &fill)?;
-        match fault.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        match fault.into_inner() {
             Some(e) => Err(e),
             None => Ok(self.push(Buffer::Matrix(matrix))),
         }

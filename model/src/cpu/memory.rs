@@ -5,7 +5,10 @@ use std::alloc::Layout;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 #[cfg(target_os = "linux")]
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+
+#[cfg(target_os = "linux")]
+use parking_lot::Mutex;
 
 /// From this size on a buffer is mapped by itself; smaller ones share mappings.
 #[cfg(target_os = "linux")]
@@ -17,20 +20,6 @@ const HUGE_PAGE: usize = 2 << 20;
 const SMALL_PAGE: usize = 4 << 10;
 /// A cache line.
 const LINE: usize = 64;
-
-/// Bytes of memory this machine has, where the system says.
-#[must_use]
-pub fn physical_memory() -> Option<u64> {
-    #[cfg(target_os = "linux")]
-    {
-        // SAFETY: `sysconf` reads system constants.
-        let (pages, size) =
-            unsafe { (libc::sysconf(libc::_SC_PHYS_PAGES), libc::sysconf(libc::_SC_PAGESIZE)) };
-        u64::try_from(pages).ok()?.checked_mul(u64::try_from(size).ok()?)
-    }
-    #[cfg(not(target_os = "linux"))]
-    None
-}
 
 /// The system did not grant memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -133,7 +122,7 @@ static SHARED: Mutex<Option<(Arc<Mapping>, usize)>> = Mutex::new(None);
 /// `bytes`, at most [`ALONE_FROM`], of a huge page.
 #[cfg(target_os = "linux")]
 fn share(bytes: usize) -> Result<(Arc<Mapping>, NonNull<u8>), OutOfMemory> {
-    let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut shared = SHARED.lock();
     let (mapping, given) = match shared.take() {
         Some((mapping, given)) if given + bytes <= HUGE_PAGE => (mapping, given),
         _ => (Arc::new(Mapping::new(HUGE_PAGE)?), 0),

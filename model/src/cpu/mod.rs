@@ -7,6 +7,7 @@ mod kv;
 pub mod matmul;
 pub mod memory;
 mod operations;
+mod memory_limit;
 pub mod panel;
 pub mod rows;
 pub mod rowwise;
@@ -14,3 +15,4 @@ pub mod team;
 
 pub use arena::KvArena;
 pub use device::{CpuDevice, CpuOptions, Tape};
+pub use memory_limit::{MemoryLimit, Whose};

@@ -3,7 +3,6 @@
 //! Each runs on all threads of the team. A row of any result is computed by one fixed sequence of operations, whichever
 //! thread has it and whatever rows stand beside it.
 
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use pagedraft_attention::TokenRows;
@@ -186,7 +185,7 @@ impl CpuDevice {
         let call = AttentionCall::new(self.isa, metadata, work, layer, scale, q, data, width)?;
         let items = AtomicUsize::new(0);
         self.team.run(&|share, _| {
-            let mut scratch = self.scratch[share].lock().unwrap_or_else(PoisonError::into_inner);
+            let mut scratch = self.scratch[share].lock();
             loop {
                 let item = items.fetch_add(1, Ordering::Relaxed);
                 if item >= call.num_items() {

@@ -14,6 +14,8 @@ use crate::lfs_pointer;
 /// A model's tokenizer. Encoding and decoding take `&self` and may run on any thread.
 pub struct Tokenizer {
     inner: Inner,
+    /// Special tokens and their text, by id.
+    special: Vec<(u32, String)>,
 }
 
 impl Tokenizer {
@@ -54,7 +56,11 @@ impl Tokenizer {
         let mut inner = Inner::from_bytes(json).map_err(bad)?;
         inner.with_truncation(None).map_err(bad)?;
         inner.with_padding(None);
-        Ok(Tokenizer { inner })
+        let added = inner.get_added_tokens_decoder().into_iter();
+        let mut special: Vec<(u32, String)> =
+            added.filter(|(_, token)| token.special).map(|(id, token)| (id, token.content)).collect();
+        special.sort();
+        Ok(Tokenizer { inner, special })
     }
 
     /// Whether every token id means the same piece of text to both.
@@ -116,15 +122,18 @@ impl Tokenizer {
 
     /// The special tokens and their ids, by id.
     pub fn special_tokens(&self) -> Vec<(u32, String)> {
-        let mut tokens: Vec<(u32, String)> = self
-            .inner
-            .get_added_tokens_decoder()
-            .into_iter()
-            .filter(|(_, token)| token.special)
-            .map(|(id, token)| (id, token.content))
-            .collect();
-        tokens.sort();
-        tokens
+        self.special.clone()
+    }
+
+    /// The texts of the special tokens.
+    pub fn special_texts(&self) -> impl Iterator<Item = &str> + Clone {
+        self.special.iter().map(|(_, text)| text.as_str())
+    }
+
+    /// The text of a token that is special; `None` for every other.
+    pub fn special_text(&self, id: u32) -> Option<&str> {
+        let place = self.special.binary_search_by_key(&id, |(id, _)| *id).ok()?;
+        self.special.get(place).map(|(_, text)| text.as_str())
     }
 }
 
@@ -150,6 +159,21 @@ pub struct TextStream {
 }
 
 impl TextStream {
+    /// The tokenizer that it decodes with.
+    #[must_use]
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// The text that is held back, because its last character is unfinished.
+    ///
+    /// # Errors
+    /// Those of [`Tokenizer::decode`].
+    pub fn held(&self) -> Result<String, ModelError> {
+        let text = self.tokenizer.decode(&self.ids, self.skip_special_tokens)?;
+        Ok(text.get(self.emitted..).unwrap_or_default().to_owned())
+    }
+
     /// Adds a token. `Some` is the text that is now certain and was not given out before.
     ///
     /// # Errors

@@ -47,9 +47,14 @@ impl NgramProposer {
     /// read backwards, its values cut at `max_n` so that so many of them are enough.
     fn shift(&mut self, tokens: &[u32]) -> Option<usize> {
         let len = tokens.len();
+        if len <= self.min_n {
+            return None;
+        }
+        // No match is as long as the sequence: a greater `max_n` takes neither memory nor time.
+        let max_n = self.max_n.min(len);
         let back = |i: usize| tokens[len - 1 - i];
         self.overlaps.clear();
-        self.overlaps.resize(self.max_n, 0);
+        self.overlaps.resize(max_n, 0);
         let mut best = None;
         let mut longest = self.min_n - 1;
         // Of the matches so far the one that reaches furthest back: it starts at `left` and ends before `right`.
@@ -60,7 +65,7 @@ impl NgramProposer {
                 n = self.overlaps[shift - left].min(right - shift);
             }
             if shift + n >= right {
-                while n < self.max_n && shift + n < len && back(n) == back(shift + n) {
+                while n < max_n && shift + n < len && back(n) == back(shift + n) {
                     n += 1;
                 }
                 (left, right) = (shift, shift + n);
@@ -70,7 +75,7 @@ impl NgramProposer {
             }
             if n > longest {
                 (best, longest) = (Some(shift), n);
-                if n == self.max_n {
+                if n == max_n {
                     break;
                 }
             }
@@ -142,6 +147,15 @@ mod tests {
         assert_eq!(ngram.look_up(&[5, 5, 5, 5, 5], 4), [5]);
         assert!(ngram.look_up(&[1, 2, 3, 4], 4).is_empty());
         assert!(ngram.look_up(&[1], 4).is_empty() && ngram.look_up(&[], 4).is_empty());
+    }
+
+    #[test]
+    fn lengths_beyond_the_sequence_take_no_memory_and_change_nothing() {
+        let mut ngram = NgramProposer::new(1, usize::MAX).unwrap();
+        assert_eq!(ngram.look_up(&[1, 2, 9, 1, 2], 2), [9, 1]);
+        assert!(ngram.overlaps.capacity() < 64);
+        let mut ngram = NgramProposer::new(usize::MAX, usize::MAX).unwrap();
+        assert!(ngram.look_up(&[1, 1, 1, 1], 2).is_empty() && ngram.overlaps.capacity() == 0);
     }
 
     #[test]

@@ -59,7 +59,7 @@ impl Calibrate {
         let output = self.output_json.as_deref().map(OutputFile::reserve).transpose()?;
         let steps_out = self.steps_out.as_deref().map(OutputFile::reserve).transpose()?;
         interrupt::listen()?;
-        let mut session = Session::open(&options)?;
+        let mut session = interrupt::preparing(|| Session::open(&options))?;
         self.engine.tell_of_the_device(session.info());
         session.touch()?;
         let info = session.info().clone();

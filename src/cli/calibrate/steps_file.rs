@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, anyhow};
 use pagedraft::exit::usage;
+use pagedraft_workloads::json_fault;
 use pagedraft_workloads::sim::{MeasuredStep, StepCost};
 use serde::{Deserialize, Serialize};
 
@@ -38,7 +39,7 @@ pub fn read(path: &Path, of: &Measured) -> anyhow::Result<Vec<MeasuredStep>> {
     let Some((first, lines)) = text.split_once('\n') else {
         return Err(usage(anyhow!("{}: no steps, as --steps-out writes them", path.display())));
     };
-    let found: Measured = serde_json::from_str(first).map_err(|e| {
+    let found: Measured = json_fault::parse(first.as_bytes()).map_err(|e| {
         usage(anyhow!("{}:1: not the name of an engine, as --steps-out writes it: {e}", path.display()))
     })?;
     if found != *of {
@@ -54,7 +55,7 @@ pub fn read(path: &Path, of: &Measured) -> anyhow::Result<Vec<MeasuredStep>> {
         let wrong = |what: String| {
             usage(anyhow!("{}:{number}: no step as --steps-out writes them: {what}", path.display()))
         };
-        let step: MeasuredStep = serde_json::from_str(line).map_err(|e| wrong(e.to_string()))?;
+        let step: MeasuredStep = json_fault::parse(line.as_bytes()).map_err(|e| wrong(e.to_string()))?;
         let StepCost { schedule, metadata, propose, execute, sample, other } = step.took;
         let times = [schedule, metadata, propose, execute, sample, other, step.woke_us.unwrap_or(0.0)];
         let shape = &step.shape;

@@ -94,13 +94,18 @@ impl Batch {
         session.take_metrics();
         let start = Instant::now();
         let mut ids = Vec::with_capacity(self.prompts.len());
+        let mut cut = false;
         for row in 0..self.prompts.len() {
+            cut = interrupt::pressed();
+            if cut {
+                break;
+            }
             let name = self.submitted + row;
             ids.extend(session.submit(self.request(row, name.to_string()))?);
         }
         self.submitted += ids.len();
         let mut pass = Pass::default();
-        while session.has_unfinished() {
+        while session.has_unfinished() || cut {
             if interrupt::pressed() {
                 interrupt::forget(session, &ids)?;
                 return Ok(None);

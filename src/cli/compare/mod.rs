@@ -22,7 +22,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use pagedraft::exit::{usage, usage_hint};
 use pagedraft::session::{DraftLength, DraftRef, EngineOptions, ModelRef, Session, SetupId};
-use pagedraft_model::cpu::memory::physical_memory;
+use pagedraft_model::cpu::MemoryLimit;
 use serde_json::{Value, json};
 
 use super::batch_header::{BatchShape, header, plural};
@@ -146,7 +146,7 @@ impl Compare {
 
     /// The session, its setups and its batch, found possible.
     fn prepare(&self, options: &EngineOptions) -> anyhow::Result<Comparison> {
-        let mut session = Session::open(options)?;
+        let mut session = interrupt::preparing(|| Session::open(options))?;
         self.engine.tell_of_the_device(session.info());
         let info = session.info();
         let longest = info.max_model_len;
@@ -158,10 +158,12 @@ impl Compare {
             ));
         }
         let bytes = Reference::bytes(self.batch_size, self.output_len, info.vocab_size, info.hidden_size);
-        if physical_memory().is_some_and(|memory| bytes > u128::from(memory) / 2) {
+        if let Some(limit) =
+            MemoryLimit::of_this_process().filter(|limit| bytes > u128::from(limit.bytes) / 2)
+        {
             return Err(usage_hint(
                 anyhow!(
-                    "the states of {} x {} tokens to compare with take {bytes} bytes, more than half of this machine's memory",
+                    "the states of {} x {} tokens to compare with take {bytes} bytes, more than half of the memory there is: {limit}",
                     self.batch_size,
                     self.output_len
                 ),

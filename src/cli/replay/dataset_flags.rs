@@ -13,6 +13,8 @@ use super::numbers::{name_of, named, positive, seconds, share};
 
 /// Requests where `--num-requests` does not say.
 const NUM_REQUESTS: u64 = 100;
+/// More generated samples than this are a slip of the keyboard: only to count them would take minutes.
+const MOST_REQUESTS: u64 = 1_000_000_000;
 /// Tokens of prompt and answer of a generated RULER sample, likewise.
 const RULER_LENGTH: u32 = 4096;
 
@@ -40,7 +42,7 @@ pub struct DatasetFlags {
     #[arg(long, value_name = "FILE")]
     squad: Option<PathBuf>,
     /// Samples to generate (`random`, `ruler` with --task; default 100)
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MOST_REQUESTS))]
     num_requests: Option<u64>,
     /// `random`: prompt tokens of a request (default 512)
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..))]

@@ -225,7 +225,7 @@ impl Replay {
             "trace": self.run.traces(),
             "seed": self.engine.seed,
             "date": super::stamp::date(SystemTime::now()),
-            "out": self.out,
+            "out": self.out.to_string_lossy(),
             "revision": pagedraft::REVISION,
         });
         if let (Some(replay), Value::Object(more)) = (replay.as_object_mut(), more) {

@@ -38,7 +38,8 @@ impl Observe for Watch {
 /// Runs it to its end, or to Ctrl-C; `None` when there is nothing to show for it.
 pub fn run(replay: &Replay, workload: &Workload) -> anyhow::Result<Option<Outcome>> {
     let options = replay.engine_options()?;
-    let plain = recording::plain(&options).map(|plain| Session::open(&plain)).transpose()?;
+    let plain =
+        recording::plain(&options).map(|plain| interrupt::preparing(|| Session::open(&plain))).transpose()?;
     let mut spoken = HashMap::new();
     if let Some(mut plain) = plain {
         let source = workload.source(&limits(&plain, replay)?)?;
@@ -48,7 +49,7 @@ pub fn run(replay: &Replay, workload: &Workload) -> anyhow::Result<Option<Outcom
             None => return Ok(None),
         }
     }
-    let mut session = Session::open(&options)?;
+    let mut session = interrupt::preparing(|| Session::open(&options))?;
     replay.engine.tell_of_the_device(session.info());
     session.touch()?;
     let limits = limits(&session, replay)?;

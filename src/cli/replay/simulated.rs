@@ -5,6 +5,7 @@
 
 use anyhow::anyhow;
 use pagedraft::exit::{usage, usage_hint};
+use pagedraft::memory_need::{books, ensure_fits};
 use pagedraft::session::{DeviceRef, DraftLength, DraftRef, EngineOptions};
 use pagedraft_model::cuda::KvStorage;
 use pagedraft_scheduler::SchedulerConfig;
@@ -78,6 +79,12 @@ pub fn run(replay: &Replay, workload: &Workload) -> anyhow::Result<Option<Outcom
     let engine = replay.engine_options()?;
     let cost = cost_model(replay)?;
     let options = options(replay, &engine, cost)?;
+    let (blocks, replicas) = (options.scheduler.num_blocks, options.replicas);
+    let what = match replicas {
+        1 => format!("--num-blocks {blocks}"),
+        _ => format!("--num-blocks {blocks} of each of --replicas {replicas}"),
+    };
+    ensure_fits(&what, books(blocks, replicas))?;
     let limits = Limits {
         max_model_len: options.scheduler.max_model_len,
         pool_tokens: u64::from(options.scheduler.num_blocks) * u64::from(options.scheduler.block_size),

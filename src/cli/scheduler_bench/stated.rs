@@ -4,10 +4,12 @@
 use std::collections::{HashMap, VecDeque};
 use std::path::Path;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use pagedraft::exit::usage;
+use pagedraft::memory_need::ensure_fits;
 use pagedraft_scheduler::fake::Script;
 use pagedraft_scheduler::{RequestSpec, Scheduler};
+use pagedraft_workloads::json_fault;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -29,7 +31,7 @@ pub struct Coming {
 
 #[derive(Deserialize)]
 struct Workload {
-    requests: Vec<Value>,
+    requests: Vec<Stated>,
 }
 
 /// A request, and what it gives.
@@ -54,26 +56,13 @@ struct Stated {
 ///
 /// # Errors
 ///
-/// No such file, no JSON, or something else than was expected; each names the file.
+/// No such file, no JSON, or something else than was expected; each names the file, and the line and the field where there is
+/// one.
 pub fn read<T: DeserializeOwned>(path: &Path) -> anyhow::Result<T> {
-    let read = || {
-        let text = std::fs::read_to_string(path).with_context(|| format!("can't read {}", path.display()))?;
-        let value =
-            serde_json::from_str(&text).and_then(|value| serde_json::from_value(without_nulls(value)));
-        value.with_context(|| format!("{} is not what was expected", path.display()))
-    };
-    read().map_err(usage)
-}
-
-fn without_nulls(value: Value) -> Value {
-    match value {
-        Value::Object(fields) => {
-            let there = fields.into_iter().filter(|(_, value)| !value.is_null());
-            Value::Object(there.map(|(name, value)| (name, without_nulls(value))).collect())
-        }
-        Value::Array(values) => Value::Array(values.into_iter().map(without_nulls).collect()),
-        other => other,
-    }
+    let text =
+        std::fs::read(path).with_context(|| format!("can't read {}", path.display())).map_err(usage)?;
+    json_fault::parse_without_nulls(&text)
+        .map_err(|fault| usage(anyhow!("{}:{}: {fault}", path.display(), fault.line)))
 }
 
 /// The requests of the workload in `path`, in order of arrival: all such that `scheduler` would take them.
@@ -87,12 +76,11 @@ pub fn arrivals(path: &Path, scheduler: &Scheduler) -> anyhow::Result<VecDeque<C
     coming.with_context(|| format!("{} can't be driven", path.display())).map_err(usage)
 }
 
-fn ordered(requests: Vec<Value>, scheduler: &Scheduler) -> anyhow::Result<VecDeque<Coming>> {
+fn ordered(requests: Vec<Stated>, scheduler: &Scheduler) -> anyhow::Result<VecDeque<Coming>> {
     let mut groups: Vec<Value> = Vec::new();
     let mut places: HashMap<String, usize> = HashMap::new();
     let mut coming = Vec::with_capacity(requests.len());
-    for (number, value) in requests.into_iter().enumerate() {
-        let stated: Stated = serde_json::from_value(value).with_context(|| format!("requests[{number}]"))?;
+    for (number, stated) in requests.into_iter().enumerate() {
         let name = stated.id.as_str().map_or_else(|| stated.id.to_string(), str::to_owned);
         if let Some(first) = places.insert(name.clone(), number) {
             bail!("the request id {name:?} is given twice: in requests[{first}] and in requests[{number}]");
@@ -113,6 +101,13 @@ fn one(
     groups: &mut Vec<Value>,
     scheduler: &Scheduler,
 ) -> anyhow::Result<Coming> {
+    let longest = u64::from(stated.prompt_len.unwrap_or(0)) + u64::from(stated.output_len);
+    let longest =
+        longest.min(scheduler.config().max_model_len.into()).min(scheduler.blocks().capacity().into());
+    // What every machine has is not asked for.
+    if longest > 1 << 24 {
+        ensure_fits(&format!("its room for {longest} tokens"), 4 * u128::from(longest))?;
+    }
     let step = stated.arrival_step;
     ensure!(step <= LAST_ARRIVAL, "its arrival_step {step} is beyond {LAST_ARRIVAL}");
     ensure!(stated.output_len > 0, "it has an output_len of 0");

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use anyhow::{anyhow, ensure};
 use pagedraft::exit::usage;
+use pagedraft::memory_need::{books, ensure_fits};
 use pagedraft_scheduler::fake::{FakeExecutor, Script};
 use pagedraft_scheduler::{
     Applied, Executor, RequestKey, RequestSpec, Scheduler, SchedulerConfig, StepOutcome, StepPlan,
@@ -159,6 +160,8 @@ impl Steady {
                 self.steps
             )));
         };
+        let bytes = 4 * u128::from(running) * u128::from(longest) + books(num_blocks, 1);
+        ensure_fits(&format!("--running {running} with {longest} tokens each"), bytes)?;
         let config = SchedulerConfig {
             block_size: self.block_size,
             num_blocks,

@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::time::Instant;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use pagedraft::exit::usage;
-use pagedraft_model::cpu::memory::physical_memory;
+use pagedraft::memory_need::{books, ensure_fits};
 use pagedraft_scheduler::fake::{FakeExecutor, VOCABULARY};
 use pagedraft_scheduler::{
     Applied, Executor, KvView, Scheduler, SchedulerConfig, StepId, StepOutcome, StepPlan,
@@ -27,25 +27,12 @@ pub struct WorkloadRun<'a> {
     pub directory: &'a Path,
 }
 
-/// Refuses a pool whose book-keeping alone is more than this machine holds.
-fn ensure_blocks_fit(num_blocks: u32) -> anyhow::Result<()> {
-    const BYTES_A_BLOCK: u64 = 128;
-    let needed = u64::from(num_blocks) * BYTES_A_BLOCK;
-    if let Some(memory) = physical_memory().filter(|&memory| needed > memory) {
-        bail!(
-            "num_blocks is {num_blocks}; keeping book of them takes {needed} bytes, and this machine has {memory}"
-        );
-    }
-    Ok(())
-}
-
 impl WorkloadRun<'_> {
     /// Runs to the last request's end, or to Ctrl-C: what to print, figures, and which of the two it was.
     pub fn run(&self) -> anyhow::Result<(String, Value, Ended)> {
         let config: SchedulerConfig = stated::read(self.config)?;
-        ensure_blocks_fit(config.num_blocks)
-            .with_context(|| format!("{}", self.config.display()))
-            .map_err(usage)?;
+        let blocks = format!("{}: num_blocks {}", self.config.display(), config.num_blocks);
+        ensure_fits(&blocks, books(config.num_blocks, 1))?;
         let mut drive = Drive::new(&config)
             .with_context(|| format!("{} can't be used", self.config.display()))
             .map_err(usage)?;

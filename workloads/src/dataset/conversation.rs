@@ -17,11 +17,12 @@ pub(super) enum Role {
 }
 
 impl Role {
-    /// The role of a name; case does not matter.
+    /// The role of a name; upper and lower case mean the same. The published ShareGPT files name the assistant after the program
+    /// that answered: `gpt`, `chatgpt`, `bing` or `bard`.
     pub(super) fn named(name: &str) -> Self {
         match name.to_ascii_lowercase().as_str() {
             "human" | "user" => Self::User,
-            "gpt" | "chatgpt" | "assistant" | "model" => Self::Assistant,
+            "gpt" | "chatgpt" | "bing" | "bard" | "assistant" | "model" => Self::Assistant,
             "system" => Self::Other("System".into()),
             _ => Self::Other(name.to_owned()),
         }

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use csv_core::{ReadRecordResult, Reader, ReaderBuilder, Terminator};
+
 use super::likeness::{missing, workload_with};
 use super::text_file::TextFile;
 use super::{DatasetError, quantity};
@@ -121,55 +123,65 @@ impl Row<'_> {
 }
 
 /// Fields of a line, one buffer for all lines.
-#[derive(Default)]
 struct Fields {
-    text: String,
+    reader: Reader,
+    text: Vec<u8>,
     /// Where each field ends in `text`; the next begins there.
     ends: Vec<usize>,
+}
+
+impl Default for Fields {
+    fn default() -> Self {
+        // A row is a line, so that a carriage return ends none.
+        let reader = ReaderBuilder::new().terminator(Terminator::Any(b'\n')).build();
+        Self { reader, text: Vec::new(), ends: Vec::new() }
+    }
 }
 
 impl Fields {
     fn get(&self, i: usize) -> &str {
         let start = i.checked_sub(1).and_then(|before| self.ends.get(before)).copied().unwrap_or(0);
-        self.ends.get(i).and_then(|&end| self.text.get(start..end)).unwrap_or("").trim()
+        let field = self.ends.get(i).and_then(|&end| self.text.get(start..end)).unwrap_or_default();
+        // Only quotes and commas were taken out of a text, so that it still is one.
+        std::str::from_utf8(field).unwrap_or_default().trim()
     }
 
-    /// Splits a line as RFC 4180 says: fields in double quotes may hold commas, and quotes that are doubled.
+    /// Splits a line as RFC 4180 says: fields in double quotes may hold commas, and quotes that are doubled. The reader is given this
+    /// one line and no more, so that a quote which is not closed in it is an error.
     fn split(&mut self, line: &str) -> Result<(), String> {
-        self.text.clear();
-        self.ends.clear();
-        let mut rest = line;
+        self.reader.reset();
+        self.text.resize(line.len() + 1, 0);
+        self.ends.resize(self.ends.capacity().max(16), 0);
+        // The reader passes over a line without a field.
+        if line.is_empty() {
+            self.ends.clear();
+            self.ends.push(0);
+            return Ok(());
+        }
+        let (mut written, mut fields) = (0, 0);
+        let mut rest = [line.as_bytes(), b"\n"].into_iter();
+        let mut input = rest.next().unwrap_or_default();
         loop {
-            if let Some(quoted) = rest.strip_prefix('"') {
-                rest = self.unquote(quoted)?;
-            }
-            // Whatever follows a closing quote is taken as it is, as other readers do.
-            let end = rest.find(',');
-            self.text.push_str(&rest[..end.unwrap_or(rest.len())]);
-            self.ends.push(self.text.len());
-            match end {
-                Some(end) => rest = &rest[end + 1..],
-                None => return Ok(()),
+            let (found, read, wrote, ended) =
+                self.reader.read_record(input, &mut self.text[written..], &mut self.ends[fields..]);
+            input = &input[read..];
+            written += wrote;
+            fields += ended;
+            match found {
+                ReadRecordResult::InputEmpty => match rest.next() {
+                    Some(next) => input = next,
+                    None => {
+                        let number = fields + 1;
+                        return Err(format!("the quote of field {number} is not closed: is the line cut?"));
+                    }
+                },
+                ReadRecordResult::OutputFull => self.text.resize(2 * self.text.len(), 0),
+                ReadRecordResult::OutputEndsFull => self.ends.resize(2 * self.ends.len(), 0),
+                ReadRecordResult::Record | ReadRecordResult::End => break,
             }
         }
-    }
-
-    /// Takes a field up to its closing quote; gives what comes behind.
-    fn unquote<'a>(&mut self, mut rest: &'a str) -> Result<&'a str, String> {
-        loop {
-            let Some((inside, behind)) = rest.split_once('"') else {
-                let number = self.ends.len() + 1;
-                return Err(format!("the quote of field {number} is not closed: is the line cut?"));
-            };
-            self.text.push_str(inside);
-            match behind.strip_prefix('"') {
-                Some(behind) => {
-                    self.text.push('"');
-                    rest = behind;
-                }
-                None => return Ok(behind),
-            }
-        }
+        self.ends.truncate(fields);
+        Ok(())
     }
 }
 
@@ -204,7 +216,11 @@ mod tests {
     fn quotes_hold_commas_and_doubled_quotes() {
         assert_eq!(split(r#"a, "b" ,"c,""d""",,"#).unwrap(), ["a", "\"b\"", "c,\"d\"", "", ""]);
         assert_eq!(split("").unwrap(), [""]);
+        assert_eq!(split(r#""a"b"c,d"#).unwrap(), ["ab\"c", "d"]);
+        assert_eq!(split("a\rb,c\r").unwrap(), ["a\rb", "c"]);
+        assert_eq!(split(&"é,".repeat(99)).unwrap().len(), 100);
         assert!(split(r#"a,"b"#).unwrap_err().contains("field 2"));
+        assert!(split("\"").unwrap_err().contains("field 1"));
     }
 
     proptest! {

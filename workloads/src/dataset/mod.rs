@@ -81,7 +81,8 @@ pub enum Workload {
     /// ShareGPT conversations (a JSON array, or JSON lines), or JSON lines of token ids made from them.
     ///
     /// A prompt is a line for each turn before the answer (`User: ..`, `Assistant: ..`, `System: ..`, other roles by their names), and then
-    /// `Assistant:`. The recorded answer gives the answer's length. Answers are the turns of `gpt`, `chatgpt`, `assistant` and `model`.
+    /// `Assistant:`. The recorded answer gives the answer's length. Answers are the turns of `gpt`, `chatgpt`, `bing`, `bard`, `assistant` and
+    /// `model`.
     Sharegpt,
     /// RULER's JSON lines (`index`, `input`, `outputs`, `answer_prefix`), or its tasks generated.
     ///
@@ -134,6 +135,7 @@ pub struct DatasetOptions {
     /// The kind.
     pub workload: Workload,
     /// The file; `None` for samples that are generated.
+    #[serde(serialize_with = "crate::path_text::serialize")]
     pub path: Option<PathBuf>,
     /// Which turns of conversations are requests.
     pub turns: Turns,

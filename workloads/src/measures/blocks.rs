@@ -1,5 +1,7 @@
 use serde::{Deserialize, Serialize};
 
+use crate::latency::quantile;
+
 /// Figures of a count over decode rows (or touched blocks).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Tally {
@@ -7,9 +9,9 @@ pub struct Tally {
     pub count: u64,
     /// The least.
     pub min: f64,
-    /// Half of the values are not above it.
+    /// The median: half of the values are not above it. Between two values it is interpolated, as numpy does.
     pub p50: f64,
-    /// 95 % of the values are not above it.
+    /// 95 % of the values are not above it, interpolated likewise.
     pub p95: f64,
     /// The greatest.
     pub max: f64,
@@ -75,17 +77,17 @@ impl Counts {
         if count == 0 {
             return Tally::default();
         }
-        let at = |quantile: f64| {
-            let rank = ((quantile * count as f64).ceil() as u64).max(1);
+        let ranked = |rank: u64| {
             let mut seen = 0;
             let step = self.counts.iter().position(|n| {
                 seen += n;
-                seen >= rank
+                seen > rank
             });
             // The greatest value of the step.
             let value = ((step.unwrap_or(STEPS) as u64 + 1) << self.shift) - 1;
             value.clamp(self.min, self.max) as f64 * unit
         };
+        let at = |share: f64| quantile(count, share, ranked);
         Tally {
             count,
             min: self.min as f64 * unit,

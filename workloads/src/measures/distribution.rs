@@ -1,11 +1,18 @@
 use hdrhistogram::Histogram;
 
 use super::figures::Figures;
+use crate::latency::quantile;
 
-/// Durations in nanoseconds: their histogram (3 significant digits) for percentiles, and exact sums for mean and deviation.
+/// Durations in nanoseconds.
+///
+/// The first [`MOST_KEPT`] values are kept one by one as well, and as long as there are no more than these, percentiles are
+/// exactly numpy's. Of more values there is only a histogram of 3 significant digits, so that memory stays bounded: numpy's rule
+/// is then applied to values that are up to 0.1 % too high. Mean, deviation and maximum are exact in both cases.
 #[derive(Clone, Debug)]
 pub(super) struct Distribution {
     histogram: Histogram<u64>,
+    /// All values, in the order of recording; `None` once they are too many.
+    kept: Option<Vec<u64>>,
     sum: u128,
     sum_of_squares: u128,
     max: u64,
@@ -13,12 +20,15 @@ pub(super) struct Distribution {
 
 /// Longer durations count as this, some 290 years.
 const MOST_NS: u64 = i64::MAX as u64;
+/// So many values are kept one by one: 256 KiB.
+pub(super) const MOST_KEPT: usize = 1 << 15;
 
 impl Distribution {
     pub(super) fn new() -> Self {
         // It grows with the greatest value, to 440 KB at most.
         let Ok(histogram) = Histogram::new(3) else { unreachable!("3 digits are between 0 and 5") };
-        Self { histogram, sum: 0, sum_of_squares: 0, max: 0 }
+        let kept = Some(Vec::with_capacity(MOST_KEPT));
+        Self { histogram, kept, sum: 0, sum_of_squares: 0, max: 0 }
     }
 
     pub(super) fn record(&mut self, ns: u64) {
@@ -31,6 +41,9 @@ impl Distribution {
             return;
         }
         let ns = ns.min(MOST_NS);
+        if let Some(kept) = self.room_for(count) {
+            kept.extend(std::iter::repeat_n(ns, count as usize));
+        }
         // It can only refuse what it can't grow to, and it can grow to every u64.
         let recorded = self.histogram.record_n(ns, count);
         debug_assert!(recorded.is_ok());
@@ -40,8 +53,18 @@ impl Distribution {
         self.max = self.max.max(ns);
     }
 
+    /// Where `more` values are kept; `None`, from now on, where they are too many.
+    fn room_for(&mut self, more: u64) -> Option<&mut Vec<u64>> {
+        self.kept.take_if(|kept| more > (MOST_KEPT - kept.len()) as u64);
+        self.kept.as_mut()
+    }
+
     /// Takes in all of `other`.
     pub(super) fn add(&mut self, other: &Self) {
+        match (&other.kept, self.room_for(other.count())) {
+            (Some(more), Some(kept)) => kept.extend_from_slice(more),
+            _ => self.kept = None,
+        }
         let added = self.histogram.add(&other.histogram);
         debug_assert!(added.is_ok());
         self.sum = self.sum.saturating_add(other.sum);
@@ -51,12 +74,6 @@ impl Distribution {
 
     pub(super) fn count(&self) -> u64 {
         self.histogram.len()
-    }
-
-    /// The value that so great a share of the values are not above, from the histogram: at most 0.1 % too high, and never above
-    /// the greatest. 0 of nothing.
-    pub(super) fn quantile_ns(&self, quantile: f64) -> u64 {
-        self.histogram.value_at_quantile(quantile).min(self.max)
     }
 
     /// Variance as `numpy.var` has it (divided by the count), in square nanoseconds.
@@ -72,7 +89,15 @@ impl Distribution {
     pub(super) fn figures(&self) -> Figures {
         let n = self.count();
         let of = |value: f64| (n > 0).then_some(value * 1e-6);
-        let at = |quantile| (n > 0).then_some(self.quantile_ns(quantile) as f64 / 1e6);
+        let sorted = self.kept.clone().map(|mut kept| {
+            kept.sort_unstable();
+            kept
+        });
+        let ranked = |rank: u64| match &sorted {
+            Some(sorted) => sorted.get(rank as usize).copied().unwrap_or(self.max),
+            None => self.ranked(rank),
+        };
+        let at = |share| (n > 0).then(|| quantile(n, share, |rank| ranked(rank) as f64 / 1e6));
         Figures {
             mean: of(self.sum as f64 / n as f64),
             median: at(0.5),
@@ -83,6 +108,17 @@ impl Distribution {
             p99_9: at(0.999),
             max: (n > 0).then_some(self.max as f64 / 1e6),
         }
+    }
+
+    /// The value behind `rank` others in ascending order, from the histogram: a bin counts as its upper end, but never as more
+    /// than the greatest value.
+    fn ranked(&self, rank: u64) -> u64 {
+        let mut before = 0;
+        let found = self.histogram.iter_recorded().find(|bin| {
+            before += bin.count_at_value();
+            before > rank
+        });
+        found.map_or(self.max, |bin| bin.value_iterated_to()).min(self.max)
     }
 
     /// `[upper bound in ms, count]` in ascending order, without gaps between the first and the last bucket that hold any:
@@ -113,10 +149,48 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// The least value that at least this share of the values are not above.
-    fn naive(sorted: &[u64], quantile: f64) -> u64 {
-        let rank = (quantile * sorted.len() as f64).ceil().max(1.0) as usize;
-        sorted[rank - 1]
+    /// By definition: the point at `share * (n - 1)` of the line through (rank, value).
+    fn naive(sorted: &[u64], share: f64) -> f64 {
+        let x = share * (sorted.len() - 1) as f64;
+        let (low, high) = (sorted[x.floor() as usize] as f64, sorted[x.ceil() as usize] as f64);
+        low + (high - low) * x.fract()
+    }
+
+    #[test]
+    fn of_an_even_number_of_values_the_median_is_the_mean_of_the_middle_two() {
+        let mut d = Distribution::new();
+        [1_060_000, 2_640_000].iter().for_each(|&ns| d.record(ns));
+        assert_eq!(d.figures().median, Some(1.85));
+        // numpy.percentile([15, 20, 35, 40], [90, 95, 99])
+        let mut d = Distribution::new();
+        [35_000_000, 15_000_000, 40_000_000, 20_000_000].iter().for_each(|&ns| d.record(ns));
+        let f = d.figures();
+        for (got, want) in [(f.median, 27.5), (f.p90, 38.5), (f.p95, 39.25), (f.p99, 39.85)] {
+            assert!((got.unwrap() - want).abs() < 1e-12, "{got:?} for {want}");
+        }
+    }
+
+    #[test]
+    fn beyond_the_values_that_are_kept_percentiles_are_a_histograms_and_memory_is_bounded() {
+        let mut d = Distribution::new();
+        let all = MOST_KEPT as u64 + 1;
+        let values: Vec<u64> = (0..all).map(|i| 1_000_000 + i * 7919 % all * 1000).collect();
+        let mut sorted = values.clone();
+        sorted.sort_unstable();
+        for (before, &ns) in values.iter().enumerate() {
+            assert_eq!(d.kept.as_ref().map(Vec::len), Some(before));
+            d.record(ns);
+        }
+        assert!(d.kept.is_none() && d.count() == all);
+        for (share, got) in [(0.5, d.figures().median), (0.99, d.figures().p99)] {
+            let (got, want) = (got.unwrap() * 1e6, naive(&sorted, share));
+            assert!(got >= want * (1.0 - 1e-9) && got <= want * 1.001, "{got} for {want}");
+        }
+        let mut both = Distribution::new();
+        both.record(5);
+        both.add(&d);
+        d.record(5);
+        assert_eq!(both.figures(), d.figures());
     }
 
     proptest! {
@@ -132,9 +206,8 @@ mod tests {
             for (quantile, got) in
                 [(0.5, f.median), (0.9, f.p90), (0.95, f.p95), (0.99, f.p99), (0.999, f.p99_9)]
             {
-                let (got, want) = (got.unwrap() * 1e6, naive(&sorted, quantile) as f64);
-                // Never below (but for the last bit of a float), at most 0.1 % above.
-                prop_assert!(got >= want * (1.0 - 1e-12) && got <= want * 1.001 + 1e-3, "{quantile}: {got} for {want}");
+                let (got, want) = (got.unwrap() * 1e6, naive(&sorted, quantile));
+                prop_assert!((got - want).abs() <= 1e-9 * want + 1e-6, "{quantile}: {got} for {want}");
             }
             let n = values.len() as f64;
             let mean = values.iter().map(|&v| v as f64).sum::<f64>() / n;

@@ -8,8 +8,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 pub struct Figures {
     /// The exact mean.
     pub mean: Option<f64>,
-    /// Half of the values are not above it. This and the other percentiles are from a histogram: the least value that so many
-    /// are not above, at most 0.1 % too high, never too low.
+    /// Half of the values are not above it. This and the other percentiles are those of `numpy.percentile`, as in `vllm bench serve`:
+    /// between two values they are interpolated, so that the median of an even number of values is the mean of the middle two.
+    /// They are exact up to 32,768 values; of more values they come from a histogram, and are at most 0.1 % too high.
     pub median: Option<f64>,
     /// The exact standard deviation, as `numpy.std`.
     pub std: Option<f64>,

@@ -278,7 +278,7 @@ pub struct Serving {
 /// Some percentiles, in milliseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct LatencyMs {
-    /// Half of the values are not above it.
+    /// Half of the values are not above it (interpolated as [`Figures`] are).
     pub p50: Option<f64>,
     /// 95 % are not above it.
     pub p95: Option<f64>,

@@ -8,6 +8,7 @@ use super::config::differences;
 use super::leftovers::with_version;
 use super::{Begin, Leftovers, LineFormat, LineReader, LineWriter, REPORT_FILE, REQUESTS_FILE};
 use crate::Error;
+use crate::json_fault;
 use crate::measures::Summary;
 use crate::replay::RequestLine;
 use crate::trace::{CONFIG_FILE, SUMMARY_FILE, TraceWriter, last_step, replace_file};
@@ -65,7 +66,7 @@ impl RunDirectory {
         if requests.exists() {
             let mut reader = LineReader::open(&requests, LineFormat::Jsonl)?;
             while let Some(line) = reader.next_line()? {
-                let parsed = serde_json::from_slice(line).map_err(|error| Error::Run {
+                let parsed = json_fault::parse(line).map_err(|error| Error::Run {
                     path: requests.clone(),
                     what: format!("line {}: {error}", reader.number()),
                 })?;
@@ -194,8 +195,8 @@ fn check_stopped(path: &Path, config: &Value) -> Result<(), Error> {
 
 fn read_object(path: &Path) -> Result<Value, Error> {
     let bytes = std::fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
-    serde_json::from_slice(&bytes)
-        .map_err(|error| Error::Run { path: path.to_owned(), what: format!("no JSON: {error}") })
+    json_fault::parse(&bytes)
+        .map_err(|fault| Error::Run { path: path.to_owned(), what: format!("line {}: {fault}", fault.line) })
 }
 
 #[cfg(test)]

@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+
+use parking_lot::Mutex;
 
 use crate::Error;
 use crate::trace::{CONFIG_FILE, SCHEMA_VERSION, replace_file};
@@ -50,7 +51,7 @@ impl Leftovers {
 
     /// A file more was made.
     pub(crate) fn add(&self, file: PathBuf) {
-        self.files.lock().unwrap_or_else(PoisonError::into_inner).push(file);
+        self.files.lock().push(file);
     }
 
     /// Something was written that is worth keeping.
@@ -65,7 +66,7 @@ impl Drop for Leftovers {
             return;
         }
         // On the way out of another failure: what can't be removed is not worth a second one.
-        for file in self.files.get_mut().unwrap_or_else(PoisonError::into_inner) {
+        for file in self.files.get_mut() {
             let _ = std::fs::remove_file(file);
         }
         if self.made_directory {

@@ -1,9 +1,10 @@
 //! Files of JSON lines, written by a thread of their own in whole lines.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 
 use super::Leftovers;
@@ -142,7 +143,7 @@ struct State {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing is left half-done under this lock, so a panic elsewhere doesn't spoil it.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 
@@ -189,7 +190,7 @@ impl LineWriter {
         self.leftovers.keep();
         let mut state = self.shared.lock();
         while state.pending.len() > MOST_PENDING && !state.dead {
-            state = self.shared.to_caller.wait(state).unwrap_or_else(PoisonError::into_inner);
+            self.shared.to_caller.wait(&mut state);
         }
         if state.dead {
             return Err(self.fault(&mut state));
@@ -277,8 +278,7 @@ fn write_lines(mut sink: Sink, shared: &Shared) {
     loop {
         let mut state = shared.lock();
         if !state.closing && state.pending.len() < FLUSH_BYTES {
-            state =
-                shared.to_thread.wait_timeout(state, FLUSH_EVERY).unwrap_or_else(PoisonError::into_inner).0;
+            shared.to_thread.wait_for(&mut state, FLUSH_EVERY);
         }
         let (closing, complete) = (state.closing, state.complete);
         std::mem::swap(&mut state.pending, &mut lines);

@@ -11,9 +11,9 @@ pub struct RulerOptions {
     pub samples: u64,
     /// A text file (UTF-8) that the needles are hidden in, for the tasks that hide them in essays; it is repeated as
     /// often as needed. `None`: sentences of a small grammar.
-    #[serde(default)]
+    #[serde(default, serialize_with = "crate::path_text::serialize")]
     pub haystack: Option<PathBuf>,
     /// A SQuAD file (JSON, version 1 or 2) for `qa_1`. `None`: made-up facts.
-    #[serde(default)]
+    #[serde(default, serialize_with = "crate::path_text::serialize")]
     pub squad: Option<PathBuf>,
 }

@@ -2,6 +2,7 @@
 
 use super::essay::read_whole;
 use crate::dataset::DatasetError;
+use crate::json_fault;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -59,9 +60,9 @@ pub(super) struct Squad {
 impl Squad {
     /// Reads a file.
     pub(super) fn read(path: &Path) -> Result<Self, DatasetError> {
-        let file: File = serde_json::from_slice(&read_whole(path)?).map_err(|e| DatasetError::Line {
+        let file: File = json_fault::parse(&read_whole(path)?).map_err(|e| DatasetError::Line {
             path: path.to_owned(),
-            line: e.line() as u64,
+            line: e.line,
             what: format!(
                 "not a SQuAD file (`data[].paragraphs[].context, qas[].question, answers[].text`): {e}"
             ),

@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use super::{STEPS_FILE, STEPS_STEM};
 use crate::Error;
+use crate::json_fault;
 use crate::run::{LineFormat, LineReader};
 
 /// The file with the steps of a trace: the first that is there, of those that are written while a run goes on and then of
@@ -52,7 +53,7 @@ pub(crate) fn last_step(directory: &Path) -> Result<Option<u64>, Error> {
     if last.is_empty() {
         return Ok(None);
     }
-    let step: Step = serde_json::from_slice(&last).map_err(|error| Error::Run {
+    let step: Step = json_fault::parse(&last).map_err(|error| Error::Run {
         path: lines.path().to_owned(),
         what: format!("line {number}: {error}"),
     })?;

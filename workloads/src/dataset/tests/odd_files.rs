@@ -91,7 +91,7 @@ fn conversations_without_an_answer_are_skipped() {
     let contents = r#"[{"conversation_id": "a", "conversations": []},
         {"conversations": [{"from": "human", "value": "Anyone?"}]},
         {"conversations": [{"from": "gpt", "value": "An answer to nothing."}]},
-        {"conversations": [{"from": "gpt", "value": "x"}, {"from": "human", "value": null}, {"from": "bing", "value": "y"}]},
+        {"conversations": [{"from": "gpt", "value": "x"}, {"from": "human", "value": null}, {"from": "someone", "value": "y"}]},
         {"conversations": [{"from": "user", "value": "u"}, {"from": "assistant", "value": ""}]}]"#;
     let all = items_of(Workload::Sharegpt, contents).unwrap();
     for (item, line) in all[..4].iter().zip(1..) {
@@ -100,6 +100,19 @@ fn conversations_without_an_answer_are_skipped() {
     }
     assert!(matches!(&all[0], Item::Skipped(s) if s.source_id.as_deref() == Some("a")));
     assert!(matches!(&all[4], Item::Sample(s) if s.output == OutputLength::AsText(String::new())));
+}
+
+#[test]
+fn every_name_that_published_files_give_the_assistant_is_an_answer() {
+    for name in ["gpt", "chatgpt", "bing", "bard", "assistant", "model", "Bard"] {
+        let contents = format!(
+            r#"[{{"conversations": [{{"from": "human", "value": "q"}}, {{"from": "gpt", "value": "one"}},
+                {{"from": "user", "value": "q2"}}, {{"from": "{name}", "value": "two"}}]}}]"#
+        );
+        let sample = only(Workload::Sharegpt, &contents);
+        assert_eq!(text(&sample), "User: q\nAssistant: one\nUser: q2\nAssistant:", "{name}");
+        assert_eq!(sample.output, OutputLength::AsText("two".into()), "{name}");
+    }
 }
 
 #[test]

@@ -24,6 +24,7 @@ use serde_json::Value;
 use self::engines::Engines;
 use super::{CONFIG_FILE, ResumeRecord, StepRecord, read_steps};
 use crate::Error;
+use crate::json_fault::{self, JsonFault};
 
 /// What a trace must keep to; `Display` gives the name that `pagedraft trace check` prints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -248,11 +249,11 @@ fn check_line(
     report: &mut CheckReport,
     number: &mut Option<u64>,
 ) -> Result<(), Fault> {
-    let malformed = |e: serde_json::Error| Fault::new(Rule::Line, e.to_string());
-    let event: Event<'_> = serde_json::from_slice(bytes).map_err(malformed)?;
+    let malformed = |e: JsonFault| Fault::new(Rule::Line, e.to_string());
+    let event: Event<'_> = json_fault::parse(bytes).map_err(malformed)?;
     *number = event.step;
     if event.event == "resume" {
-        let resume: ResumeRecord = serde_json::from_slice(bytes).map_err(malformed)?;
+        let resume: ResumeRecord = json_fault::parse(bytes).map_err(malformed)?;
         engines.resume(resume.step)?;
         report.resumed += 1;
         return Ok(());
@@ -261,7 +262,7 @@ fn check_line(
         report.other_events += 1;
         return Ok(());
     }
-    let step: StepRecord = serde_json::from_slice(bytes).map_err(malformed)?;
+    let step: StepRecord = json_fault::parse(bytes).map_err(malformed)?;
     if let Some(t) = &step.time_us
         && [t.schedule, t.metadata, t.propose, t.execute, t.sample].iter().any(|us| *us < 0.0)
     {
@@ -303,7 +304,8 @@ impl TraceConfig {
     fn read(path: &Path) -> Result<Self, Error> {
         let bytes = std::fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
         let bad = |what: String| Error::BadConfig { path: path.to_owned(), what };
-        let config: Value = serde_json::from_slice(&bytes).map_err(|e| bad(format!("no JSON: {e}")))?;
+        let config: Value =
+            json_fault::parse(&bytes).map_err(|fault| bad(format!("line {}: {fault}", fault.line)))?;
         let field = |name| {
             let found = config.get(name).or_else(|| config.get("engine").and_then(|e| e.get(name)));
             found.filter(|value| !value.is_null())
