@@ -1,6 +1,7 @@
 //! The draft model of an engine: whether it goes with the target, and its parts.
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
+use pagedraft_block_manager::{GroupId, KvGroup};
 use pagedraft_model::checkpoint::Checkpoint;
 use pagedraft_model::cuda::{Gpu, MemoryNeed};
 use pagedraft_model::tokenizer::Tokenizer;
@@ -9,7 +10,7 @@ use pagedraft_spec_decode::proposer::{DraftModel, DraftOptions};
 
 use super::load;
 use super::options::{DraftRef, EngineOptions, ModelRef};
-use super::placement::Placement;
+use super::placement::{Place, Placement};
 
 /// A draft model that was checked against its target, not loaded yet.
 pub(super) struct DraftParts {
@@ -36,6 +37,13 @@ impl DraftParts {
         let checkpoint = load::checkpoint(model, options)?;
         let config = checkpoint.config();
         check_vocabularies(options, (model, &checkpoint), target)?;
+        let windows = config.windows.iter().flatten();
+        if let Some(window) = windows.filter(|&&window| window < max_model_len).min() {
+            bail!(
+                "the draft {model} has layers with a sliding window of {window} tokens, and drafts are computed with full \
+                 attention only: use --max-model-len {window}, or another draft"
+            );
+        }
         let longest = config.max_position_embeddings;
         ensure!(
             longest >= max_model_len as usize,
@@ -55,32 +63,43 @@ impl DraftParts {
 }
 
 impl PlacedDraft {
-    /// Loads the model beside its target, with a KV pool of `num_blocks` blocks of its own; and what capturing its graphs took.
+    /// The KV group of the draft, which may lag behind the target's.
+    ///
+    /// # Errors
+    ///
+    /// A dtype or a block size without kernels.
+    pub fn group(&self, id: GroupId) -> anyhow::Result<KvGroup> {
+        let config = self.checkpoint.config();
+        let bytes = self.placement.token_bytes(config)?;
+        let layers = u16::try_from(config.num_layers).unwrap_or(u16::MAX);
+        Ok(KvGroup { id, name: "draft".to_owned(), lags: true, ..KvGroup::dense(layers, bytes) })
+    }
+
+    /// Loads the model beside its target; and what capturing its graphs took.
     pub fn load(
         &self,
         options: &EngineOptions,
-        (target, gpu): (&Runner<AnyDevice>, Option<&Gpu>),
-        num_blocks: u32,
+        target: &Runner<AnyDevice>,
+        place: Place<'_>,
         max_model_len: u32,
     ) -> anyhow::Result<(DraftModel<AnyDevice>, Option<CaptureReport>)> {
         let config = self.checkpoint.config();
         let limits = load::step_limits(options, max_model_len);
         let failed = || format!("the draft model {} does not load", self.model);
-        let device = self.placement.open(config, num_blocks, limits, (gpu, Some(target.device())));
-        let device = device.with_context(failed)?;
+        let device = self.placement.open(config, limits, place).with_context(failed)?;
         let mut runner = Runner::load(device, &self.checkpoint, limits).with_context(failed)?;
         let mut capture = None;
         if !options.enforce_eager {
             // A sequence feeds one token, or two after all its drafts were accepted.
             capture = Some(runner.capture(&load::capture_sizes(options, limits, 2))?);
         }
+        let group = place.groups.first().copied().unwrap_or_default();
         let draft = DraftModel::new(
             runner,
             DraftOptions {
+                group,
                 block_size: options.block_size,
-                num_blocks,
-                bytes_per_token: self.block_bytes as usize / options.block_size as usize,
-                prefix_caching: options.enable_prefix_caching,
+                num_blocks: place.arena.plan().group(group).map_or(0, |group| group.num_blocks),
                 catch_up_tokens: options.max_num_batched_tokens as usize,
                 target_vocab: target.config().vocab_size,
             },
@@ -92,13 +111,13 @@ impl PlacedDraft {
     pub fn need(
         &self,
         options: &EngineOptions,
-        num_blocks: u32,
         max_model_len: u32,
         gpu: &Gpu,
     ) -> anyhow::Result<MemoryNeed> {
         let config = self.checkpoint.config();
         let limits = load::step_limits(options, max_model_len);
-        self.placement.need(config, num_blocks, limits, gpu)
+        // Its KV lies in the target's arena.
+        self.placement.need(config, 0, limits, gpu)
     }
 
     /// Bytes of a KV block of the draft, all layers together.

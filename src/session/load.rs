@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
-use pagedraft_block_manager::KvGroup;
+use pagedraft_block_manager::GroupId;
 use pagedraft_model::checkpoint::{Checkpoint, ModelConfig};
 use pagedraft_model::cpu::MemoryLimit;
 use pagedraft_model::tokenizer::Tokenizer;
-use pagedraft_model::{AnyDevice, CaptureReport, CaptureSizes, Dtype, ModelError, Runner, StepLimits};
+use pagedraft_model::dense::{kv_groups, layer_windows};
+use pagedraft_model::{AnyArena, AnyDevice, CaptureReport, CaptureSizes, Dtype, ModelError, Runner, StepLimits};
 use pagedraft_scheduler::{Scheduler, SchedulerConfig};
 use pagedraft_spec_decode::ModelExecutor;
 
@@ -15,7 +16,7 @@ use super::builtin;
 use super::draft::{DraftParts, PlacedDraft};
 use super::gpu_memory::EngineNeed;
 use super::options::{EngineOptions, LoadFormat, ModelRef};
-use super::placement::{InstructionSet, Placement, instruction_set};
+use super::placement::{InstructionSet, Place, Placement, instruction_set};
 use super::speculation::Setups;
 use crate::exit::usage;
 use crate::memory_need::{books, ensure_fits};
@@ -149,17 +150,24 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
 
     let block_bytes = placement.block_bytes(&config)?;
     let draft_bytes = draft.as_ref().map_or(0, PlacedDraft::block_bytes);
-    let memory = options.kv_cache_memory.unwrap_or_else(default_kv_cache_memory);
-    let num_blocks = match options.num_blocks {
-        Some(n) => n,
-        // The draft model's pool has as many blocks as the target's.
-        None => u32::try_from(u128::from(memory) / (block_bytes + draft_bytes).max(1)).unwrap_or(u32::MAX),
+    let blocks_in = |memory: u64, bytes: u128| u32::try_from(u128::from(memory) / bytes.max(1)).unwrap_or(u32::MAX);
+    let num_blocks = match (options.num_blocks, options.kv_cache_memory) {
+        (Some(n), _) => n,
+        // The arena has room for as many blocks of the draft model.
+        (None, Some(memory)) => blocks_in(memory, block_bytes + draft_bytes),
+        // A draft model comes on top: the target's plans are the same with it and without.
+        (None, None) => blocks_in(default_kv_cache_memory(), block_bytes),
     };
     let (all_bytes, on_gpu) = (block_bytes + draft_bytes, placement.is_gpu());
     check_memory(options, &config, num_blocks, all_bytes, max_model_len, on_gpu).map_err(usage)?;
     let block_bytes = usize::try_from(block_bytes).unwrap_or(usize::MAX);
     // The scheduler refuses bad figures before anything large is allocated.
-    let group = KvGroup::dense(config.num_layers as u16, block_bytes / options.block_size as usize);
+    let token_bytes = placement.token_bytes(&config)?;
+    let target_groups = kv_groups(&layer_windows(&config), max_model_len as usize, token_bytes);
+    let target_ids: Vec<GroupId> = target_groups.iter().map(|group| group.id).collect();
+    let draft_id = GroupId(u8::try_from(target_groups.len()).unwrap_or(u8::MAX));
+    let mut groups = target_groups;
+    groups.extend(draft.as_ref().map(|draft| draft.group(draft_id)).transpose()?);
     let scheduler = Scheduler::new(SchedulerConfig {
         block_size: options.block_size,
         num_blocks,
@@ -171,7 +179,8 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
         prefill_chunk: options.prefill_chunk,
         num_speculative_tokens: 0,
         policy: options.policy,
-        groups: vec![group],
+        groups,
+        segments: Vec::new(),
     })
     .map_err(|e| usage(e.into()))?;
 
@@ -179,16 +188,16 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
     let gpu = placement.gpu()?;
     if let Some(gpu) = &gpu {
         let need = EngineNeed {
-            target: placement.need(&config, num_blocks, limits, gpu)?,
-            draft: (draft.as_ref())
-                .map(|draft| draft.need(options, num_blocks, max_model_len, gpu))
-                .transpose()?,
+            target: placement.need(&config, scheduler.blocks().arena().bytes() as u64, limits, gpu)?,
+            draft: (draft.as_ref()).map(|draft| draft.need(options, max_model_len, gpu)).transpose()?,
             num_blocks,
         };
         need.check(gpu.memory()?.0 as u64)?;
     }
     let failed = || format!("the model {} does not load", options.model);
-    let device = placement.open(&config, num_blocks, limits, (gpu.as_ref(), None)).with_context(failed)?;
+    let arena = AnyArena::new(scheduler.blocks().arena(), gpu.as_ref()).map_err(|e| usage(e.into()))?;
+    let place = Place { arena: &arena, groups: &target_ids, gpu: gpu.as_ref(), beside: None };
+    let device = placement.open(&config, limits, place).with_context(failed)?;
     let isa = instruction_set(&device);
     let mut runner = Runner::load(device, &checkpoint, limits).with_context(failed)?;
     let most_drafts = u32::from(options.speculation.length.most());
@@ -230,8 +239,10 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
     let mut executor = ModelExecutor::new(runner, options.block_size)?;
     let mut setups = Setups::new(options.max_num_seqs, num_blocks, options.block_size);
     if let (Some(draft), Some(named)) = (draft, &options.speculation.draft) {
-        let on = (&*executor.runner(), gpu.as_ref());
-        let (model, captured) = draft.load(options, on, num_blocks, max_model_len)?;
+        let target = &*executor.runner();
+        let place =
+            Place { arena: &arena, groups: &[draft_id], gpu: gpu.as_ref(), beside: Some(target.device()) };
+        let (model, captured) = draft.load(options, target, place, max_model_len)?;
         setups.know(&options.speculation, named, executor.add_proposer(Box::new(model)));
         if let (Some(all), Some(own)) = (&mut info.capture, captured) {
             all.graphs += own.graphs;
@@ -259,7 +270,7 @@ pub(super) fn capture_sizes(options: &EngineOptions, limits: StepLimits, longest
     let most = captured.min(options.max_num_seqs.saturating_mul(longest));
     let mut rows = options.graph_sizes.clone().unwrap_or_else(|| CaptureSizes::default_token_rows(most));
     rows.retain(|&rows| rows <= captured);
-    CaptureSizes::new(rows, longest)
+    CaptureSizes::new(rows, (1..=longest).collect())
 }
 
 #[cfg(test)]

@@ -16,13 +16,14 @@ mod speculation;
 mod text;
 mod tokenizer;
 mod trace;
+mod trace_groups;
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{bail, ensure};
 
-use pagedraft_block_manager::{SideTable, Slab};
+use pagedraft_block_manager::{KvJournal, SideTable, Slab};
 use pagedraft_model::tokenizer::Tokenizer;
 use pagedraft_model::{AnyDevice, RunCounts};
 use pagedraft_scheduler::{
@@ -67,6 +68,8 @@ pub struct Session {
     /// The last step's.
     rows: Vec<StepRow>,
     trace: Option<Trace>,
+    /// What entered and left the prefix cache in the last step, while a trace is written.
+    journal: KvJournal,
 }
 
 impl Session {
@@ -78,7 +81,9 @@ impl Session {
     pub fn open(options: &EngineOptions) -> anyhow::Result<Self> {
         let mut loaded = load::load(options)?;
         let config = trace::engine_config(options, &loaded.info);
-        let trace = options.trace.as_ref().map(|to| Trace::create(to, &config)).transpose()?;
+        let groups = loaded.scheduler.blocks().groups();
+        let trace = options.trace.as_ref().map(|to| Trace::create(to, &config, groups)).transpose()?;
+        loaded.scheduler.keep_journal(trace.is_some());
         loaded.executor.keep_group_steps(trace.is_some());
         Ok(Self {
             tokenizer: loaded.tokenizer,
@@ -95,6 +100,7 @@ impl Session {
             by_key: SideTable::default(),
             rows: Vec::new(),
             trace,
+            journal: KvJournal::default(),
         })
     }
 
@@ -118,7 +124,8 @@ impl Session {
     pub fn attach_trace(&mut self, writer: TraceWriter, tables: TraceTables) -> anyhow::Result<()> {
         ensure!(self.trace.is_none(), "the session has a trace already");
         ensure!(!self.has_unfinished(), "a trace can't begin while requests run");
-        self.trace = Some(Trace::new(writer, tables));
+        self.trace = Some(Trace::new(writer, tables, self.scheduler.blocks().groups()));
+        self.scheduler.keep_journal(true);
         self.executor.keep_group_steps(true);
         Ok(())
     }
@@ -271,7 +278,7 @@ impl Session {
             sampling.sample += sample;
             let recorded = request.recorded.get(sample as usize).cloned();
             let prompt_len = request.prompt.len() as u32;
-            self.executor.register(key, Registered { sampling, prompt_len, recorded });
+            self.executor.register(key, Registered { sampling, prompt_len, recorded, thinning: None });
             if let Some(trace) = &mut self.trace {
                 let name = &request.request_id;
                 trace.name(key, if request.n > 1 { format!("{name}/{sample}") } else { name.clone() });
@@ -317,7 +324,7 @@ impl Session {
         let most = (request.prompt.len() as u64 + u64::from(request.max_tokens))
             .min(u64::from(self.info.max_model_len));
         let (blocks, block_size) = (self.info.num_blocks, self.info.block_size);
-        let holds = u64::from(blocks) * u64::from(block_size);
+        let holds = u64::from(self.scheduler.capacity());
         // The last token is never computed, and needs no slot.
         ensure!(
             most <= holds + 1,
@@ -347,7 +354,7 @@ impl Session {
     pub fn abort(&mut self, id: RequestId) -> anyhow::Result<()> {
         if let Some(sequence) = self.sequences.get_mut(id.0) {
             let info = self.scheduler.request(sequence.key());
-            if self.scheduler.abort(sequence.key()) {
+            if self.scheduler.abort(sequence.key())? {
                 self.by_key.remove(sequence.key());
                 sequence.note(info);
                 sequence.abort()?;
@@ -372,7 +379,7 @@ impl Session {
             return Ok(SessionStep { idle: true, ..SessionStep::default() });
         }
         let start = Instant::now();
-        self.scheduler.step(&mut self.plan);
+        self.scheduler.step(&mut self.plan)?;
         let schedule = start.elapsed();
         self.executor.execute(&self.plan, &self.scheduler, &mut self.outcome)?;
         self.scan_stops()?;
@@ -392,8 +399,9 @@ impl Session {
         report.pool = self.scheduler.stats().pool;
         self.collect(&mut report)?;
         if let Some(trace) = &mut self.trace {
-            let (draft, pool) = (self.executor.group_step(), self.scheduler.stats().pool);
-            trace.step(schedule, &self.plan, &self.outcome, &self.applied, draft, pool)?;
+            self.scheduler.drain_journal(&mut self.journal);
+            let (draft, blocks) = (self.executor.group_step(), self.scheduler.blocks());
+            trace.step(schedule, &self.plan, &self.outcome, &self.applied, draft, blocks, &self.journal)?;
         }
         for applied in self.applied.iter().filter(|a| a.finish.is_some()) {
             self.by_key.remove(applied.request);
@@ -456,6 +464,11 @@ impl Session {
             }
             if let Some(row) = rows.find(|row| row.id == id) {
                 row.apply(applied);
+            }
+        }
+        for (request, why) in &self.outcome.record.faults {
+            if let Some(sequence) = sequence(&mut self.sequences, &self.by_key, *request) {
+                sequence.fail(why);
             }
         }
         for (request, logprobs) in &self.outcome.record.logprobs {

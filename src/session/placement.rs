@@ -3,10 +3,11 @@
 use std::fmt;
 
 use pagedraft_attention::isa::Isa;
+use pagedraft_block_manager::GroupId;
 use pagedraft_model::checkpoint::ModelConfig;
 use pagedraft_model::cpu::{CpuDevice, CpuOptions};
 use pagedraft_model::cuda::{self, CudaDevice, CudaOptions, Gpu, KvStorage, MemoryNeed};
-use pagedraft_model::{AnyDevice, Dtype, StepLimits};
+use pagedraft_model::{AnyArena, AnyDevice, Dtype, StepLimits};
 
 use super::options::{DeviceRef, EngineOptions, ModelRef};
 use crate::exit::{usage, usage_hint};
@@ -40,6 +41,19 @@ enum Target {
     Cuda,
 }
 
+/// Where a device keeps its KV, and beside whom it runs.
+#[derive(Clone, Copy)]
+pub(super) struct Place<'a> {
+    /// The memory of all KV groups.
+    pub arena: &'a AnyArena,
+    /// The groups of the arena that are the model's groups 0, 1, ...
+    pub groups: &'a [GroupId],
+    /// The GPU, where it is one.
+    pub gpu: Option<&'a Gpu>,
+    /// A device whose threads it shares.
+    pub beside: Option<&'a AnyDevice>,
+}
+
 /// Where a model runs, and in which types.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Placement {
@@ -49,6 +63,8 @@ pub(super) struct Placement {
     block_size: u32,
     threads: usize,
     deterministic: bool,
+    /// The greatest length of a sequence, where it was asked for.
+    max_model_len: Option<u32>,
 }
 
 impl Placement {
@@ -75,7 +91,7 @@ impl Placement {
             DeviceRef::Auto => {
                 let placement = on(Target::Cuda);
                 let has_kernels = |placement: Self, config: &ModelConfig| {
-                    cuda::check(config, placement.dtype, placement.block_size).map_err(|why| why.to_string())
+                    cuda::check(config, placement.dtype, placement.block_size, placement.max_model_len(config)).map_err(|why| why.to_string())
                 };
                 let possible = (cuda::probe().map_err(|why| why.to_string()))
                     .and_then(|()| has_kernels(placement, config))
@@ -111,13 +127,19 @@ impl Placement {
             block_size: options.block_size,
             threads: options.threads,
             deterministic: options.deterministic,
+            max_model_len: options.max_model_len,
         }
+    }
+
+    /// The greatest length of a sequence.
+    fn max_model_len(&self, config: &ModelConfig) -> usize {
+        self.max_model_len.map_or(config.max_position_embeddings, |asked| asked as usize)
     }
 
     fn check(&self, config: &ModelConfig) -> anyhow::Result<()> {
         match self.target {
             Target::Cpu(_) => Ok(()),
-            Target::Cuda => cuda::check(config, self.dtype, self.block_size).map_err(|e| usage(e.into())),
+            Target::Cuda => cuda::check(config, self.dtype, self.block_size, self.max_model_len(config)).map_err(|e| usage(e.into())),
         }
     }
 
@@ -131,9 +153,18 @@ impl Placement {
         matches!(self.target, Target::Cuda)
     }
 
+    /// Bytes that a token's keys and values take in one layer.
+    pub fn token_bytes(&self, config: &ModelConfig) -> anyhow::Result<usize> {
+        Ok(self.part_bytes(config)? / self.block_size as usize)
+    }
+
     /// Bytes of a KV block, all layers together.
     pub fn block_bytes(&self, config: &ModelConfig) -> anyhow::Result<u128> {
-        let part = match self.target {
+        Ok(self.part_bytes(config)? as u128 * config.num_layers as u128)
+    }
+
+    fn part_bytes(&self, config: &ModelConfig) -> anyhow::Result<usize> {
+        Ok(match self.target {
             Target::Cpu(_) => {
                 if self.kv == KvStorage::Fp8 {
                     let error =
@@ -145,8 +176,7 @@ impl Placement {
                     .block_bytes()
             }
             Target::Cuda => cuda::part_bytes(config, self.dtype, self.kv, self.block_size),
-        };
-        Ok(part as u128 * config.num_layers as u128)
+        })
     }
 
     /// The GPU, where it is one.
@@ -154,23 +184,22 @@ impl Placement {
         Ok(if self.is_gpu() { Some(Gpu::open()?) } else { None })
     }
 
-    /// What a model takes of a GPU's memory.
+    /// What a model takes of a GPU's memory, with `kv_cache` bytes of KV arena.
     pub fn need(
         &self,
         config: &ModelConfig,
-        num_blocks: u32,
+        kv_cache: u64,
         limits: StepLimits,
         gpu: &Gpu,
     ) -> anyhow::Result<MemoryNeed> {
-        Ok(MemoryNeed::of(config, &self.cuda_options(num_blocks, limits), gpu.multiprocessors())?)
+        Ok(MemoryNeed::of(config, &self.cuda_options(limits), kv_cache, gpu.multiprocessors())?)
     }
 
-    fn cuda_options(&self, num_blocks: u32, limits: StepLimits) -> CudaOptions {
+    fn cuda_options(&self, limits: StepLimits) -> CudaOptions {
         CudaOptions {
             dtype: self.dtype,
             kv: self.kv,
             block_size: self.block_size,
-            num_blocks,
             token_rows: limits.token_rows,
             logit_rows: limits.logit_rows,
             max_model_len: limits.max_model_len,
@@ -179,32 +208,25 @@ impl Placement {
         }
     }
 
-    /// The device, with a KV cache of `num_blocks` blocks; on this GPU, or on the threads of `beside`, where there are any.
-    pub fn open(
-        &self,
-        config: &ModelConfig,
-        num_blocks: u32,
-        limits: StepLimits,
-        (gpu, beside): (Option<&Gpu>, Option<&AnyDevice>),
-    ) -> anyhow::Result<AnyDevice> {
-        let (dtype, token_rows) = (self.dtype, limits.token_rows);
-        match self.target {
-            Target::Cpu(isa) => {
-                let layout = CpuDevice::kv_layout(config, dtype, self.block_size)?;
+    /// The device, which keeps its KV where `place` says.
+    pub fn open(&self, config: &ModelConfig, limits: StepLimits, place: Place<'_>) -> anyhow::Result<AnyDevice> {
+        let Place { arena, groups, gpu, beside } = place;
+        match (self.target, arena) {
+            (Target::Cpu(isa), AnyArena::Cpu(arena)) => {
                 let options =
-                    CpuOptions { isa, threads: self.threads, dtype, layout, num_blocks, token_rows };
+                    CpuOptions { isa, threads: self.threads, dtype: self.dtype, block_size: self.block_size };
                 Ok(AnyDevice::Cpu(Box::new(match beside {
-                    Some(AnyDevice::Cpu(other)) => other.beside(&options, config)?,
-                    _ => CpuDevice::new(&options, config)?,
+                    Some(AnyDevice::Cpu(other)) => other.beside(&options, arena, groups)?,
+                    _ => CpuDevice::new(&options, arena, groups)?,
                 })))
             }
-            Target::Cuda => {
-                let options = self.cuda_options(num_blocks, limits);
-                Ok(AnyDevice::Cuda(Box::new(match gpu {
-                    Some(gpu) => CudaDevice::open_on(gpu, &options, config)?,
-                    None => CudaDevice::open(&options, config)?,
-                })))
+            (Target::Cuda, AnyArena::Cuda(arena)) => {
+                let gpu = gpu.ok_or_else(|| anyhow::anyhow!("there is no GPU to open a device on"))?;
+                let group = groups.first().copied().unwrap_or_default();
+                let options = self.cuda_options(limits);
+                Ok(AnyDevice::Cuda(Box::new(CudaDevice::open_on(gpu, &options, config, arena, group)?)))
             }
+            _ => anyhow::bail!("the KV arena and the device lie on different machines"),
         }
     }
 }

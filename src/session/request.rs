@@ -70,6 +70,9 @@ pub struct RequestOutput {
     pub text: String,
     /// Why it ended; `None` while it runs.
     pub finish_reason: Option<FinishReason>,
+    /// What was wrong with it, where it failed alone: its logits were no numbers, for example.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
     /// For each generated token the best candidates, where asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub logprobs: Option<Vec<Vec<TokenLogprob>>>,

@@ -45,6 +45,7 @@ impl Sequence {
                 token_ids: Vec::new(),
                 text: String::new(),
                 finish_reason: None,
+                error: None,
                 logprobs: request.sampling.logprobs.map(|_| Vec::new()),
                 token_logprobs: request.sampling.logprobs.map(|_| Vec::new()),
                 prompt_logprobs: request.sampling.prompt_logprobs.map(|_| vec![None; request.prompt.len()]),
@@ -186,6 +187,11 @@ impl Sequence {
         if let Some(slot) = own.as_mut().and_then(|p| p.get_mut(at)) {
             *slot = Some(logprobs.logprobs.chosen);
         }
+    }
+
+    /// Takes down why the sample fails in this step.
+    pub fn fail(&mut self, why: &str) {
+        self.output.error = Some(format!("request {:?}: {why}", self.output.request_id));
     }
 
     /// Ends the sample with what there is.

@@ -240,6 +240,7 @@ impl Setups {
         }
         let Some(setup) = self.all.get_mut(to.0) else { anyhow::bail!("there is no such setup") };
         scheduler.set_num_speculative_tokens(setup.most);
+        scheduler.set_drafts_have_kv(matches!(setup.options.draft, Some(DraftRef::Model(_))));
         scheduler.set_draft_control(setup.control.take());
         let (rate, raise, seed) = self.shadowing;
         if setup.shadow.is_none() && rate > 0.0 && !setup.enforce_eager {

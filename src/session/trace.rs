@@ -1,20 +1,20 @@
 //! The session's record: a line a step, from the objects that the step was executed from.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
-use pagedraft_block_manager::PoolStats;
+use pagedraft_block_manager::{BlockManager, KvGroup, KvJournal};
 use pagedraft_model::Ran;
 use pagedraft_scheduler::{Applied, RequestKey, StepOutcome, StepPlan};
 use pagedraft_spec_decode::ExecutionRecord;
 use pagedraft_spec_decode::proposer::GroupStep;
 use pagedraft_workloads::trace::{
-    PoolCounts, PublishedBlocks, RequestNames, StepEvent, TableDelta, TimesUs, TraceTables, TraceWriter,
+    PublishedBlocks, RequestNames, StepEvent, TableDelta, TimesUs, TraceTables, TraceWriter,
 };
 use serde_json::json;
 
 use super::load::SessionInfo;
 use super::options::{EngineOptions, SpeculationOptions, TraceOptions};
+use super::trace_groups::TraceGroups;
 use crate::exit::usage;
 
 /// A trace being written.
@@ -24,6 +24,7 @@ pub(super) struct Trace {
     delta: TableDelta,
     names: RequestNames,
     published: PublishedBlocks,
+    groups: TraceGroups,
 }
 
 /// What an engine was built as, for the `config.json` of its trace.
@@ -65,21 +66,22 @@ impl Trace {
     /// # Errors
     ///
     /// A directory that cannot be written, or that holds a trace.
-    pub fn create(to: &TraceOptions, engine: &serde_json::Value) -> anyhow::Result<Self> {
+    pub fn create(to: &TraceOptions, engine: &serde_json::Value, groups: &[KvGroup]) -> anyhow::Result<Self> {
         let mut config = engine.clone();
         config["trace_tables"] = json!(to.tables);
         let writer = TraceWriter::create(&to.dir, &config, to.format).map_err(|e| usage(e.into()))?;
-        Ok(Self::new(writer, to.tables))
+        Ok(Self::new(writer, to.tables, groups))
     }
 
     /// A trace whose directory and configuration are there.
-    pub fn new(writer: TraceWriter, tables: TraceTables) -> Self {
+    pub fn new(writer: TraceWriter, tables: TraceTables, groups: &[KvGroup]) -> Self {
         Self {
             writer,
             tables,
             delta: TableDelta::default(),
             names: RequestNames::default(),
             published: PublishedBlocks::default(),
+            groups: TraceGroups::new(groups),
         }
     }
 
@@ -106,7 +108,8 @@ impl Trace {
         self.names.insert(request, name);
     }
 
-    /// Writes a step that was applied: `draft` is what a draft model wrote into its own KV, `pool` the pool after the step.
+    /// Writes a step that was applied: `draft` is what a draft model wrote into its own KV. The pool is as it is after the
+    /// step, and `journal` has what entered and left the prefix cache in it.
     ///
     /// # Errors
     ///
@@ -118,18 +121,19 @@ impl Trace {
         outcome: &StepOutcome<ExecutionRecord>,
         applied: &[Applied],
         draft: Option<&GroupStep>,
-        pool: PoolStats,
+        blocks: &BlockManager,
+        journal: &KvJournal,
     ) -> anyhow::Result<()> {
         self.names.note(plan, applied);
         let record = &outcome.record;
-        self.published.note(plan, applied, &record.plan_rows, &record.inputs.metadata);
+        self.published.note(plan, applied, &record.plan_rows, record.inputs.metadata());
         let metadata = match self.tables {
-            TraceTables::Full => &record.inputs.metadata,
-            TraceTables::Delta => self.delta.reduce(plan, &record.plan_rows, &record.inputs.metadata),
+            TraceTables::Full => record.inputs.metadata(),
+            TraceTables::Delta => self.delta.reduce(plan, &record.plan_rows, record.inputs.metadata()),
         };
         let times = record.time_us;
-        let wrote = |group: &&GroupStep| !group.plan_rows.is_empty() || !group.published.is_empty();
-        let groups = draft.filter(wrote).map(|group| BTreeMap::from([("draft", group)]));
+        self.groups.begin(plan, record, blocks, self.tables);
+        let groups = self.groups.lines(record, draft, self.tables);
         self.writer.write(&StepEvent {
             first_step: self.writer.first_step(),
             replica: None,
@@ -157,13 +161,11 @@ impl Trace {
             plan_rows: &record.plan_rows,
             metadata,
             groups: groups.as_ref(),
-            pool: PoolCounts {
-                num_blocks: u64::from(pool.num_blocks),
-                used: u64::from(pool.used),
-                free: u64::from(pool.free),
-                cached: u64::from(pool.cached),
-            },
+            pool: self.groups.pool(blocks),
+            by_group: self.groups.by_group(),
         })?;
+        drop(groups);
+        self.groups.end(journal);
         Ok(())
     }
 

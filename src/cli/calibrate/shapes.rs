@@ -34,7 +34,7 @@ impl Shapes {
         mut told: impl FnMut(Drafts),
     ) -> StepShape {
         let (plan, record) = session.last_step();
-        let metadata = &record.inputs.metadata;
+        let metadata = record.inputs.metadata();
         let mut shape = StepShape {
             plan_rows: plan.rows.len() as u32,
             metadata_rows: metadata.num_rows() as u32,

@@ -28,7 +28,7 @@ impl FirstVerify {
         if record.inputs.tokens.len() <= known {
             return Ok(());
         }
-        let mut metadata = record.inputs.metadata.clone();
+        let mut metadata = record.inputs.metadata().clone();
         // The form that recorded steps of graphs have: room for the longest sequence in every row. The tape of this engine is
         // replayed on the tables as they are.
         let width = record.is_replayed().then(|| {

@@ -356,6 +356,7 @@ fn ended(ticket: Ticket, output: RequestOutput) -> Option<EndedRequest> {
     Some(EndedRequest {
         ticket,
         reason: output.finish_reason?,
+        error: output.error,
         cached_tokens: output.num_cached_tokens,
         preemptions: output.num_preemptions,
         blocks_held: output.num_blocks,

@@ -103,7 +103,7 @@ fn one(
 ) -> anyhow::Result<Coming> {
     let longest = u64::from(stated.prompt_len.unwrap_or(0)) + u64::from(stated.output_len);
     let longest =
-        longest.min(scheduler.config().max_model_len.into()).min(scheduler.blocks().capacity().into());
+        longest.min(scheduler.config().max_model_len.into()).min(scheduler.capacity().into());
     // What every machine has is not asked for.
     if longest > 1 << 24 {
         ensure_fits(&format!("its room for {longest} tokens"), 4 * u128::from(longest))?;
@@ -129,7 +129,7 @@ fn one(
     spec.priority = stated.priority;
     scheduler.check(&spec)?;
     // It ends by its length, which is the request's own limit.
-    let script = Script { output_len: None, accepted: stated.accepted, seed: number as u64 };
+    let script = Script { output_len: None, accepted: stated.accepted, seed: number as u64, ..Script::default() };
     Ok(Coming { step, name: name.to_owned(), spec, script })
 }
 
@@ -140,7 +140,7 @@ fn check_length(length: u32, scheduler: &Scheduler) -> anyhow::Result<()> {
         length < max_model_len,
         "its prompt_len {length} leaves no room for a token below max_model_len {max_model_len}"
     );
-    let capacity = scheduler.blocks().capacity();
+    let capacity = scheduler.capacity();
     ensure!(length <= capacity, "its prompt_len {length} is more than the {capacity} tokens of the KV pool");
     Ok(())
 }

@@ -220,7 +220,7 @@ impl<'a> Bench<'a> {
 
     fn step(&mut self, times: &mut Samples, allocations: &mut u64) -> anyhow::Result<()> {
         let start = Instant::now();
-        counted(allocations, || self.scheduler.step(&mut self.plan));
+        counted(allocations, || self.scheduler.step(&mut self.plan))?;
         let planned = Instant::now();
         counted(allocations, || self.inputs.build(&self.plan, &self.scheduler))?;
         let built = Instant::now();

@@ -12,7 +12,7 @@ use pagedraft_scheduler::{
 };
 use pagedraft_workloads::run::LineFormat;
 use pagedraft_workloads::trace::{
-    PoolCounts, PublishedBlocks, RequestNames, StepEvent, TimesUs, TraceWriter,
+    PublishedBlocks, RequestNames, StepEvent, TimesUs, TraceWriter,
 };
 use serde_json::{Value, json};
 
@@ -126,7 +126,7 @@ impl Drive {
 
     fn step(&mut self, writer: &mut TraceWriter) -> anyhow::Result<()> {
         let start = Instant::now();
-        self.scheduler.step(&mut self.plan);
+        self.scheduler.step(&mut self.plan)?;
         let planned = Instant::now();
         self.inputs.build(&self.plan, &self.scheduler)?;
         let built = Instant::now();
@@ -136,7 +136,6 @@ impl Drive {
         self.names.note(&self.plan, &self.applied);
         let metadata = self.inputs.builder.finish();
         self.published.note(&self.plan, &self.applied, &self.inputs.order, metadata);
-        let pool = self.scheduler.stats().pool;
         writer.write(&StepEvent {
             first_step: 0,
             replica: None,
@@ -159,12 +158,8 @@ impl Drive {
             plan_rows: &self.inputs.order,
             metadata,
             groups: None::<&()>,
-            pool: PoolCounts {
-                num_blocks: pool.num_blocks.into(),
-                used: pool.used.into(),
-                free: pool.free.into(),
-                cached: pool.cached.into(),
-            },
+            pool: self.scheduler.stats().pool.into(),
+            by_group: None,
         })?;
         Ok(())
     }

@@ -65,6 +65,8 @@ pub struct EndedRequest {
     pub ticket: Ticket,
     /// Why.
     pub reason: FinishReason,
+    /// What was wrong with it, where it failed.
+    pub error: Option<String>,
     /// Prompt tokens whose KV was there already when it was first admitted.
     pub cached_tokens: u32,
     /// How often its blocks were taken back.

@@ -145,7 +145,7 @@ impl Engine {
         max_tokens: u32,
     ) -> Result<(), String> {
         let config = self.scheduler.config();
-        let capacity = self.scheduler.blocks().capacity();
+        let capacity = self.scheduler.capacity();
         let prompt_len = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
         let max_len = prompt_len.saturating_add(max_tokens).min(config.max_model_len);
         let spec = RequestSpec::new(prompt, max_tokens);

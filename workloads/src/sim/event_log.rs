@@ -74,7 +74,7 @@ impl EventLog {
             None => 0,
             Some(FinishReason::Stop) => 1,
             Some(FinishReason::Length) => 2,
-            Some(FinishReason::Abort) => 3,
+            Some(FinishReason::Abort | FinishReason::Failed) => 3,
         };
         self.put(&bytes);
     }

@@ -48,6 +48,7 @@ impl InFlight {
         EndedRequest {
             ticket: self.ticket,
             reason,
+            error: None,
             cached_tokens: self.cached,
             preemptions: self.preemptions,
             blocks_held: self.blocks_held,

@@ -127,6 +127,7 @@ impl StepTrace {
             metadata: &self.metadata,
             groups: None,
             pool,
+            by_group: None,
         }
     }
 }

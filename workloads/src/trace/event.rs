@@ -1,5 +1,7 @@
 //! One line of a trace, borrowed from the objects the step was executed from.
 
+use std::collections::BTreeMap;
+
 use pagedraft_block_manager::BlockId;
 use pagedraft_scheduler::{Applied, FinishReason, Kind, PlanRow, RequestKey, RowOutcome, StepPlan};
 use schemars::JsonSchema;
@@ -50,6 +52,39 @@ pub struct PoolCounts {
     pub free: u64,
     /// Of the free ones, those with contents that a prefix can still hit.
     pub cached: u64,
+    /// Bytes of the arena; written, as are the next three, where several KV groups share it. `num_blocks` then counts
+    /// the smallest block.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_total: Option<u64>,
+    /// Bytes of the blocks that sequences hold.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_used: Option<u64>,
+    /// The other bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_free: Option<u64>,
+    /// Of the free bytes, those of blocks that a prefix can still hit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_cached: Option<u64>,
+}
+
+/// The blocks of one KV group, where several share the pool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct GroupCounts {
+    /// Blocks that sequences hold.
+    pub used: u64,
+    /// Free blocks with contents that a prefix can still hit.
+    pub cached: u64,
+    /// Bytes that a block of the group takes in the arena.
+    pub block_bytes: u64,
+}
+
+/// The pool as it goes on record.
+#[derive(Serialize)]
+struct Pool<'a> {
+    #[serde(flatten)]
+    counts: PoolCounts,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    by_group: Option<&'a BTreeMap<String, GroupCounts>>,
 }
 
 impl From<pagedraft_block_manager::PoolStats> for PoolCounts {
@@ -59,6 +94,21 @@ impl From<pagedraft_block_manager::PoolStats> for PoolCounts {
             used: u64::from(pool.used),
             free: u64::from(pool.free),
             cached: u64::from(pool.cached),
+            ..Self::default()
+        }
+    }
+}
+
+impl PoolCounts {
+    /// The same with its bytes, as it is written where several KV groups share the pool.
+    #[must_use]
+    pub fn with_bytes(pool: pagedraft_block_manager::PoolStats) -> Self {
+        Self {
+            bytes_total: Some(pool.bytes_total),
+            bytes_used: Some(pool.bytes_used),
+            bytes_free: Some(pool.bytes_free),
+            bytes_cached: Some(pool.bytes_cached),
+            ..pool.into()
         }
     }
 }
@@ -116,6 +166,8 @@ pub struct StepEvent<'a, M, G, K> {
     pub groups: Option<&'a G>,
     /// The block pool.
     pub pool: PoolCounts,
+    /// The pool by KV group, where several share it.
+    pub by_group: Option<&'a BTreeMap<String, GroupCounts>>,
 }
 
 impl<M: Serialize, G: Serialize, K: Serialize> Serialize for StepEvent<'_, M, G, K> {
@@ -149,7 +201,7 @@ impl<M: Serialize, G: Serialize, K: Serialize> Serialize for StepEvent<'_, M, G,
         line.serialize_field("preempted", &Names { requests: &self.plan.preempted, names: self.names })?;
         line.serialize_field("finished", &Names { requests: self.finished, names: self.names })?;
         line.serialize_field("copies", &self.plan.copies)?;
-        line.serialize_field("pool", &self.pool)?;
+        line.serialize_field("pool", &Pool { counts: self.pool, by_group: self.by_group })?;
         line.end()
     }
 }

@@ -15,7 +15,7 @@ mod tables;
 mod writer;
 
 pub use check::{CheckReport, Rule, Violation, check_dir};
-pub use event::{PoolCounts, StepEvent, StepNames, TimesUs};
+pub use event::{GroupCounts, PoolCounts, StepEvent, StepNames, TimesUs};
 pub use names::RequestNames;
 pub use published::PublishedBlocks;
 pub use record::{

@@ -55,4 +55,10 @@ impl TableDelta {
         }
         &self.reduced
     }
+
+    /// What [`reduce`](Self::reduce) gave last.
+    #[must_use]
+    pub fn reduced(&self) -> &AttentionMetadata {
+        &self.reduced
+    }
 }

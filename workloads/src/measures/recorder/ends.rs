@@ -21,13 +21,13 @@ impl Recorder {
             match end.reason {
                 FinishReason::Stop => "stop",
                 FinishReason::Length => "length",
-                FinishReason::Abort => "abort",
+                FinishReason::Abort | FinishReason::Failed => "abort",
             }
             .to_owned(),
         );
         let mut times = RequestTimes::default();
-        if end.reason == FinishReason::Abort {
-            failed(&mut line, "aborted".to_owned());
+        if matches!(end.reason, FinishReason::Abort | FinishReason::Failed) {
+            failed(&mut line, end.error.clone().unwrap_or_else(|| "aborted".to_owned()));
         } else {
             times = latencies(&progress);
             line.status = Status::Finished;

@@ -31,6 +31,7 @@ fn end(ticket: Ticket) -> EndedRequest {
     EndedRequest {
         ticket,
         reason: FinishReason::Length,
+        error: None,
         cached_tokens: 0,
         preemptions: 0,
         blocks_held: 1,

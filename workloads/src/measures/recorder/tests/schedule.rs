@@ -99,6 +99,7 @@ pub fn run(seed: u64, items: u64, speculate: bool) -> Schedule {
                     arrival_ns: Some(intended),
                     prompt_tokens: None,
                     reason: SkipReason::PromptTooLong,
+                    error: None,
                 };
                 all.lines.push(all.recorder.skip(&skipped));
                 request.fate = 3;
@@ -192,6 +193,7 @@ pub fn run(seed: u64, items: u64, speculate: bool) -> Schedule {
                 report.ended.push(EndedRequest {
                     ticket: request.ticket,
                     reason: if abort { FinishReason::Abort } else { FinishReason::Length },
+                    error: None,
                     cached_tokens: logged.cached_tokens,
                     preemptions: 2,
                     blocks_held: 5,
