@@ -48,7 +48,7 @@ impl BlockManager {
             let slots = fork_slots(source, group, parent, len, size)?;
             let full = size.full_blocks(slots) as usize;
             table.clear(pool);
-            table.grown = pool.clock();
+            table.grown = pool.clock;
             table.begin_at(source.first().min(full) as u32);
             for lease in (source.first()..full).filter_map(|index| source.sealed(index)) {
                 table.push_sealed(pool.share(lease));

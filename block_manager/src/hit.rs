@@ -99,7 +99,7 @@ impl BlockManager {
         let seq = sequences.get_mut(sequence.0).ok_or(Error::StaleSequence { sequence })?;
         let (table, group) = (&mut seq.tables[index], &groups[index]);
         table.clear(pool);
-        table.grown = pool.clock();
+        table.grown = pool.clock;
         let blocks = hit_blocks(len, group.window, *block_size);
         table.begin_at(blocks.start);
         for index in blocks {

@@ -88,6 +88,7 @@ mod room;
 mod sequence;
 mod slab;
 mod stats;
+mod supply;
 mod table;
 mod window;
 

@@ -31,7 +31,7 @@ pub(crate) struct Page {
     /// When it became reclaimable.
     pub(crate) stamp: u64,
     /// The round of marks in which it was marked last.
-    mark: u64,
+    mark: u32,
 }
 
 /// What one group has of the pages.
@@ -44,6 +44,8 @@ pub(crate) struct Share {
     pub(crate) owned: u32,
     /// Blocks somebody holds.
     pub(crate) used: u32,
+    /// Free blocks that are published.
+    pub(crate) cached: u32,
     /// Free blocks, published or not, in pages with a held block: nobody else can have them.
     pub(crate) loose: u32,
     /// Those of them that are not published.
@@ -73,7 +75,7 @@ pub(crate) struct Pages {
     /// Those of them that are reclaimable.
     primary_reclaimable: u32,
     primary_pages: u32,
-    marks: u64,
+    marks: u32,
 }
 
 impl Pages {
@@ -85,6 +87,7 @@ impl Pages {
             primary: alone || !group.lags,
             owned: 0,
             used: 0,
+            cached: 0,
             loose: 0,
             spare: 0,
             open: List::EMPTY,
@@ -158,6 +161,16 @@ impl Pages {
         self.share(group).open.front()
     }
 
+    /// The page of `group` that became reclaimable first.
+    pub(crate) fn first_reclaimable(&self, group: u8) -> Option<u32> {
+        self.share(group).reclaimable.front()
+    }
+
+    /// The pages of `group` that no held block keeps, the one that became so first in front.
+    pub(crate) fn reclaimable(&self, group: u8) -> impl Iterator<Item = u32> + '_ {
+        self.links.iter(&self.share(group).reclaimable)
+    }
+
     /// Of the groups that `which` selects, the page that became reclaimable first.
     pub(crate) fn oldest_reclaimable(&self, which: impl Fn(usize, &Share) -> bool) -> Option<u32> {
         let shares = self.shares.iter().enumerate().filter(|(index, share)| which(*index, share));
@@ -199,6 +212,7 @@ impl Pages {
             share.spare -= share.per_page - page.held - page.cached;
         }
         share.used = share.used + held - page.held;
+        share.cached = share.cached + cached - page.cached;
         let freed = held < page.held;
         (page.held, page.cached) = (held, cached);
         let listed = if held > 0 {
@@ -257,7 +271,7 @@ impl Pages {
 
     /// Begins a round of marks, in which no page is marked.
     pub(crate) fn begin_marks(&mut self) {
-        self.marks += 1;
+        self.marks = self.marks.wrapping_add(1);
     }
 
     /// Marks a page; whether it was not marked in this round before.

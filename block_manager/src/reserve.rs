@@ -2,7 +2,7 @@ use crate::room::{Pinned, Room};
 use crate::sequence::Sequence;
 use crate::table::Table;
 use crate::window::most_held;
-use crate::{BlockManager, BlockPool, BlockSize, Error, GroupId, MAX_GROUPS, PrefixHit, SequenceId};
+use crate::{BlockManager, BlockPool, BlockSize, Error, GroupId, KvGroup, MAX_GROUPS, PrefixHit, SequenceId};
 
 impl BlockManager {
     /// The longest a sequence can get when it has the arena for itself, in positions, when rows of at most `piece`
@@ -88,7 +88,8 @@ impl BlockManager {
     }
 
     /// Sees to it that the sequence has `need[g]` slots in every group g; groups of which it has so many, or of
-    /// which 0 are needed, are left alone. `None`, and nothing taken, when there is no room.
+    /// which 0 are needed, are left alone. `None`, and nothing taken, when there is no room, or when there is only at
+    /// the cost of the blocks that a lagging group is to keep.
     ///
     /// # Errors
     ///
@@ -105,7 +106,17 @@ impl BlockManager {
         if any == 0 {
             return Ok(Some(()));
         }
-        self.take(sequence, &mut lack)
+        let Some(room) = self.pool.room(&lack) else {
+            return Ok(None);
+        };
+        let keeps = |(group, need): (&KvGroup, &u32)| group.lags && *need > 0;
+        if room.empty > self.pool.pages.num_empty()
+            && self.groups.iter().zip(need).any(keeps)
+            && !self.pool.make_empty(room.empty)
+        {
+            return Ok(None);
+        }
+        self.take(sequence, &lack, room)
     }
 
     /// The same for one group alone.
@@ -122,14 +133,14 @@ impl BlockManager {
         let mut lack = [0; MAX_GROUPS];
         let missing = lacks(self.table(sequence, group)?, slots, self.block_size);
         lack[usize::from(group.0)] = missing;
-        self.take(sequence, &mut lack)
+        match self.pool.room(&lack) {
+            Some(room) => self.take(sequence, &lack, room),
+            None => Ok(None),
+        }
     }
 
-    /// Takes `lack[g]` blocks of every group g, all or nothing: first those of groups that do not lag.
-    fn take(&mut self, sequence: SequenceId, lack: &mut [u32; MAX_GROUPS]) -> Result<Option<()>, Error> {
-        let Some(mut room) = self.pool.room(lack) else {
-            return Ok(None);
-        };
+    /// Takes `lack[g]` blocks of every group g, for which there is `room`: first those of groups that do not lag.
+    fn take(&mut self, sequence: SequenceId, lack: &[u32], mut room: Room) -> Result<Option<()>, Error> {
         self.make_empty(room.empty);
         let Self { pool, sequences, groups, .. } = self;
         let seq = sequences.get_mut(sequence.0).ok_or(Error::StaleSequence { sequence })?;
@@ -180,7 +191,7 @@ fn lacks(table: &Table, need: u32, size: BlockSize) -> u32 {
 }
 
 fn grow(table: &mut Table, lack: u32, group: GroupId, pool: &mut BlockPool, room: &mut Room) -> Option<()> {
-    table.grown = pool.clock();
+    table.grown = pool.clock;
     for left in (1..=lack).rev() {
         table.push_writable(pool.take(group, left, room)?);
     }
