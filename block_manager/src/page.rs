@@ -1,4 +1,4 @@
-use crate::list::{Links, List, NONE};
+use crate::list::{Links, List, NONE, Put};
 use crate::{Arena, KvGroup};
 
 /// The list that a page is in.
@@ -52,15 +52,6 @@ pub(crate) struct Share {
     pub(crate) spare: u32,
     open: List,
     reclaimable: List,
-}
-
-/// Where a page that becomes empty goes.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Put {
-    Front,
-    /// Behind this page, which is empty.
-    After(u32),
-    Back,
 }
 
 /// Who owns which page of the arena.
@@ -248,14 +239,65 @@ impl Pages {
             Listed::Empty => {
                 share.owned -= 1;
                 *primary_owned -= u32::from(share.primary);
-                match put {
-                    Put::Front => links.push_front(empty, at),
-                    Put::After(anchor) => links.insert_after(empty, anchor, at),
-                    Put::Back => links.push_back(empty, at),
-                }
+                links.put(empty, at, put);
             }
             Listed::Nowhere => {}
         }
+    }
+
+    /// Gives an empty page of the quota, as the one held block, to a primary group whose blocks are whole pages.
+    /// Short for [`cut_empty`](Self::cut_empty) and [`set`](Self::set), as the next two are for `set`: with one
+    /// group all blocks are such.
+    #[inline]
+    pub(crate) fn hold_empty(&mut self, group: u8) -> Option<u32> {
+        if self.primary_owned == self.primary_pages {
+            return None;
+        }
+        let at = self.empty.front()?;
+        self.links.remove(&mut self.empty, at);
+        let share = &mut self.shares[usize::from(group)];
+        share.owned += 1;
+        share.used += 1;
+        self.primary_owned += 1;
+        let page = &mut self.pages[at as usize];
+        (page.owner, page.listed, page.held, page.fresh, page.top) = (group, Listed::Nowhere, 1, 1, NONE);
+        Some(at)
+    }
+
+    /// The one block of the page, which was published and free, is held.
+    #[inline]
+    pub(crate) fn hold_cached(&mut self, at: u32) {
+        let page = &mut self.pages[at as usize];
+        let share = &mut self.shares[usize::from(page.owner)];
+        (page.listed, page.held, page.cached) = (Listed::Nowhere, 1, 0);
+        share.used += 1;
+        share.cached -= 1;
+        self.primary_reclaimable -= u32::from(share.primary);
+        self.links.remove(&mut share.reclaimable, at);
+    }
+
+    /// The one block of the page, which was held, is free and published.
+    #[inline]
+    pub(crate) fn free_cached(&mut self, at: u32, now: u64) {
+        let page = &mut self.pages[at as usize];
+        let share = &mut self.shares[usize::from(page.owner)];
+        (page.listed, page.held, page.cached, page.stamp) = (Listed::Reclaimable, 0, 1, now);
+        share.used -= 1;
+        share.cached += 1;
+        self.primary_reclaimable += u32::from(share.primary);
+        self.links.push_back(&mut share.reclaimable, at);
+    }
+
+    /// The one block of the page, which was held, is free and not published: the page is empty.
+    #[inline]
+    pub(crate) fn free_empty(&mut self, at: u32, put: Put) {
+        let page = &mut self.pages[at as usize];
+        let share = &mut self.shares[usize::from(page.owner)];
+        (page.listed, page.held) = (Listed::Empty, 0);
+        share.used -= 1;
+        share.owned -= 1;
+        self.primary_owned -= u32::from(share.primary);
+        self.links.put(&mut self.empty, at, put);
     }
 
     /// The pages with a held and a free unpublished block, and then the empty ones, in the order in which `group`

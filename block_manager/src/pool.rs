@@ -1,6 +1,6 @@
 use crate::journal::{Contents, KvJournal};
-use crate::list::{Links, List, NONE};
-use crate::page::{Pages, Put};
+use crate::list::{Links, List, NONE, Put};
+use crate::page::Pages;
 use crate::prefix_cache::{CacheKey, PrefixCache};
 use crate::{
     Arena, BlockHash, BlockId, BlockSize, Error, GroupId, GroupStats, KvGroup, Lease, MAX_GROUPS, PoolStats,
@@ -194,10 +194,14 @@ impl BlockPool {
         let holders = &mut self.holders[place as usize];
         *holders += 1;
         if *holders == 1 {
-            self.unlist(group, place);
             let at = place / self.most_per_page;
-            let page = self.pages.page(at);
-            self.pages.set(at, page.held + 1, page.cached - 1, self.clock, Put::Front);
+            if self.per_page(group) == 1 {
+                self.pages.hold_cached(at);
+            } else {
+                self.unlist(group, place);
+                let page = self.pages.page(at);
+                self.pages.set(at, page.held + 1, page.cached - 1, self.clock, Put::Front);
+            }
         }
         Some(Sealed::new(group, self.id(group, place)))
     }
@@ -221,22 +225,33 @@ impl BlockPool {
                 continue;
             }
             self.clock += 1;
+            let published = self.cache.contains(place);
             let share = self.pages.share(group.0);
             let (primary, whole) = (share.primary, share.per_page == 1);
+            let put_page = if primary { put } else { Put::Back };
+            if whole {
+                if published {
+                    self.pages.free_cached(id.0, self.clock);
+                    continue;
+                }
+                self.pages.free_empty(id.0, put_page);
+                if primary {
+                    put = Put::After(id.0);
+                }
+                continue;
+            }
             let at = place / self.most_per_page;
             let page = self.pages.page_mut(at);
             let (held, mut cached) = (page.held - 1, page.cached);
-            if self.cache.contains(place) {
+            if published {
                 cached += 1;
-                if !whole {
-                    self.stamps[place as usize] = self.clock;
-                    self.links.push_back(&mut self.cached[usize::from(group.0)], place);
-                }
-            } else if !whole {
+                self.stamps[place as usize] = self.clock;
+                self.links.push_back(&mut self.cached[usize::from(group.0)], place);
+            } else {
                 self.links.stack(page.top, place);
                 page.top = place;
             }
-            self.pages.set(at, held, cached, self.clock, if primary { put } else { Put::Back });
+            self.pages.set(at, held, cached, self.clock, put_page);
             if primary && held + cached == 0 {
                 put = Put::After(at);
             }

@@ -1,8 +1,7 @@
-use crate::list::NONE;
-use crate::page::Put;
+use crate::list::{NONE, Put};
 use crate::prefix_cache::CacheKey;
 use crate::room::Room;
-use crate::{BlockPool, GroupId, MAX_GROUPS, Writable};
+use crate::{BlockId, BlockPool, GroupId, MAX_GROUPS, Writable};
 
 /// Where the next block comes from.
 impl BlockPool {
@@ -25,6 +24,20 @@ impl BlockPool {
     /// whichever is older. A page is only taken when the group needs one, or when there is one to spare.
     pub(crate) fn take(&mut self, group: GroupId, left: u32, room: &mut Room) -> Option<Writable> {
         let share = self.pages.share(group.0);
+        if share.per_page == 1
+            && share.primary
+            && let Some(page) = self.pages.hold_empty(group.0)
+        {
+            self.holders[(page * self.most_per_page) as usize] = 1;
+            return Some(Writable::new(group, BlockId(page)));
+        }
+        self.take_other(group, left, room)
+    }
+
+    /// The same where no page is empty, or where a page has several blocks.
+    fn take_other(&mut self, group: GroupId, left: u32, room: &mut Room) -> Option<Writable> {
+        let share = self.pages.share(group.0);
+        let whole = share.per_page == 1;
         if let Some(page) = self.pages.open_page(group.0) {
             return Some(self.hand_out(page));
         }
@@ -55,6 +68,12 @@ impl BlockPool {
         }
         let place = oldest?;
         let page = place / self.most_per_page;
+        if whole {
+            self.forget(place);
+            self.holders[place as usize] = 1;
+            self.pages.hold_cached(page);
+            return Some(Writable::new(group, BlockId(page)));
+        }
         let (held, cached) = (self.pages.page(page).held, self.pages.page(page).cached);
         if primary && held == 0 {
             *slack -= u32::from(!needs_page);
