@@ -266,6 +266,28 @@ fn a_pruned_group_takes_no_hit_while_the_others_take_theirs() {
 }
 
 #[test]
+fn a_group_evicts_its_own_block_rather_than_take_a_page_that_another_needs() {
+    let size = BlockSize::new(16).unwrap();
+    let large = KvGroup { id: GroupId(1), ..KvGroup::dense(1, 8) };
+    let mut manager = BlockManager::new(size, 2, vec![KvGroup::dense(1, 4), large], true).unwrap();
+    assert_eq!((manager.arena().num_pages(), manager.arena().groups()[0].per_page), (3, 2));
+    // A page of small blocks of which one is held and one cached; two pages are empty.
+    let tokens = numbered(0, 32);
+    let first = manager.open(Salt::NONE);
+    manager.reserve(first, &[32, 0]).unwrap().unwrap();
+    manager.commit(first, KV, &tokens, 32).unwrap();
+    let second = manager.open(Salt::NONE);
+    let hit = manager.lookup(second, &tokens, 16).unwrap();
+    manager.take_hit(second, &tokens, &hit).unwrap();
+    manager.free(first).unwrap();
+    assert_eq!((manager.group_stats(KV).used, manager.group_stats(KV).cached), (1, 1));
+    // One small block and both empty pages: the small one must be the cached one.
+    let third = manager.open(Salt::NONE);
+    assert_eq!(manager.reserve(third, &[16, 32]), Ok(Some(())));
+    assert_eq!(manager.group_stats(KV).cached, 0);
+}
+
+#[test]
 fn a_stale_handle_never_names_a_new_sequence() {
     let mut manager = manager(4);
     let old = filled(&mut manager, &numbered(0, 16));
