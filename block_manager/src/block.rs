@@ -1,17 +1,30 @@
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
-use crate::Error;
+use crate::{Error, GroupId};
 
-/// Name of a block of KV slots in the arena: `0 .. num_blocks`, handed out in order.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(transparent)]
+/// Name of a block of KV slots of one group: block `b` of a group lies at byte `b * stride` of the arena.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BlockId(pub u32);
+
+impl BlockId {
+    /// Stands in a block table where the block was given back because it lies wholly behind the window. Nobody
+    /// reads such an entry. It is serialised as -1.
+    pub const FREED: Self = Self(u32::MAX);
+}
+
+impl Serialize for BlockId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if *self == Self::FREED { serializer.serialize_i32(-1) } else { serializer.serialize_u32(self.0) }
+    }
+}
 
 /// The contents of `src` have to be in `dst` before anything is written in the step.
 ///
 /// Copies are made in the order they are listed, each of the whole block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct BlockCopy {
+    /// The group that both blocks belong to.
+    pub group: GroupId,
     /// Where the contents are.
     pub src: BlockId,
     /// The fresh block that gets them.
@@ -62,10 +75,11 @@ impl BlockSize {
 /// The slot of token `index` (its index in its KV group) under a block table:
 /// `table[index / block_size] * block_size + index % block_size`.
 ///
-/// `None` when the table is too short, or `block_size` is 0. Slots are `i64` as in the slot mappings of
-/// attention metadata, where -1 pads.
+/// `None` when the table is too short, when the block was given back ([`BlockId::FREED`]), or when `block_size`
+/// is 0. Slots are `i64` as in the slot mappings of attention metadata, where -1 pads.
 #[must_use]
 pub fn slot(table: &[BlockId], index: u32, block_size: u32) -> Option<i64> {
-    let block = table.get(index.checked_div(block_size)? as usize)?;
-    Some(i64::from(block.0) * i64::from(block_size) + i64::from(index % block_size))
+    let block = *table.get(index.checked_div(block_size)? as usize)?;
+    let first = i64::from(block.0) * i64::from(block_size);
+    (block != BlockId::FREED).then(|| first + i64::from(index % block_size))
 }

@@ -1,4 +1,4 @@
-use crate::{BlockSize, GroupId, SequenceId};
+use crate::{BlockSize, GroupId, MAX_GROUPS, SequenceId};
 
 /// What can be wrong with a request to the block manager. "No room" is not among them: that is `None`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -26,20 +26,33 @@ pub enum Error {
         /// Its place in the list.
         index: usize,
     },
-    /// Groups whose blocks are of different sizes.
+    /// More KV groups than an arena can hold.
+    #[error("{given} KV groups are too many; an arena holds at most {MAX_GROUPS}")]
+    TooManyGroups {
+        /// How many there are.
+        given: usize,
+    },
+    /// A group whose blocks take no memory.
+    #[error("KV group `{name}` has 0 bytes a token; give it a part with layers and bytes, or leave it out")]
+    EmptyGroup {
+        /// The group's name.
+        name: String,
+    },
+    /// A window in which nothing is seen.
     #[error(
-        "KV groups `{first}` ({first_bytes} bytes a token) and `{other}` ({other_bytes} bytes a token) have blocks of \
-         different sizes; one arena holds blocks of one size only, so give them arenas (managers) of their own"
+        "KV group `{name}` has a window of 0 tokens, in which a token does not even see itself; give at least 1"
     )]
-    UnequalGroups {
-        /// The first group's name.
-        first: String,
-        /// Its bytes a token.
-        first_bytes: usize,
-        /// The other group's name.
-        other: String,
-        /// Its bytes a token.
-        other_bytes: usize,
+    EmptyWindow {
+        /// The group's name.
+        name: String,
+    },
+    /// An arena whose blocks cannot be counted in 32 bits.
+    #[error(
+        "an arena for {num_blocks} blocks of every KV group has too many blocks to be counted; ask for fewer"
+    )]
+    TooManyBlocks {
+        /// Blocks that every group was to have.
+        num_blocks: u32,
     },
     /// A handle whose sequence was freed.
     #[error("sequence {sequence} does not exist (any more); its handle must not be used after free")]
@@ -154,5 +167,61 @@ pub enum Error {
         sequence: SequenceId,
         /// Which block of the hit.
         block: u32,
+    },
+    /// A sequence that goes back to a place whose keys were given back behind the window.
+    #[error(
+        "sequence {sequence} cannot go on from slot {slots} of KV group {}: its window begins in block {needed}, but \
+         the blocks before {first} were given back; compute the sequence anew", group.0
+    )]
+    BehindWindow {
+        /// Whose.
+        sequence: SequenceId,
+        /// In which group.
+        group: GroupId,
+        /// Where it was to go on.
+        slots: u32,
+        /// The first block that is seen from there.
+        needed: u32,
+        /// The first block that is still held.
+        first: u32,
+    },
+    /// A list of kept positions out of order.
+    #[error(
+        "the list of positions kept in KV group {} of sequence {sequence} is wrong at entry {index}; positions must \
+         ascend and be below {positions}", group.0
+    )]
+    KeptOrder {
+        /// Whose.
+        sequence: SequenceId,
+        /// In which group.
+        group: GroupId,
+        /// Which entry.
+        index: usize,
+        /// Positions there are.
+        positions: u32,
+    },
+    /// A list of kept positions that would change a full block.
+    #[error(
+        "the list of positions kept in KV group {} of sequence {sequence} differs at slot {slot} from what a full block \
+         holds; full blocks do not change any more", group.0
+    )]
+    KeptDiffers {
+        /// Whose.
+        sequence: SequenceId,
+        /// In which group.
+        group: GroupId,
+        /// The first slot that differs.
+        slot: usize,
+    },
+    /// Blocks that were counted but are not there: a fault of the block manager.
+    #[error(
+        "KV group {} has no block for sequence {sequence} although its room was counted before; this is a fault of \
+         the block manager", group.0
+    )]
+    Room {
+        /// Whose.
+        sequence: SequenceId,
+        /// In which group.
+        group: GroupId,
     },
 }

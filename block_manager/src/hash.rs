@@ -153,6 +153,11 @@ impl HashChain {
         self.hashes.get(index).copied()
     }
 
+    /// The hash before block `index`, as far as it was computed; `None` for a first block.
+    pub(crate) fn parent(&self, index: usize) -> Option<BlockHash> {
+        self.hashes.get(index.checked_sub(1)?).copied()
+    }
+
     pub(crate) fn truncate(&mut self, blocks: usize) {
         self.hashes.truncate(blocks);
     }

@@ -1,18 +1,18 @@
 use std::mem;
 
-use crate::BlockId;
+use crate::{BlockId, GroupId};
 
 /// A block that its one owner may write. Give it back with [`BlockPool::release`](crate::BlockPool::release)
 /// or seal it.
 #[must_use = "a lease that is dropped is a block lost to the pool"]
 #[derive(Debug, PartialEq, Eq)]
-pub struct Writable(BlockId);
+pub struct Writable(BlockId, GroupId);
 
 /// A full block whose tokens are all accepted, held with others perhaps; nobody writes it any more. Give it
 /// back with [`BlockPool::release`](crate::BlockPool::release).
 #[must_use = "a lease that is dropped is a block lost to the pool"]
 #[derive(Debug, PartialEq, Eq)]
-pub struct Sealed(BlockId);
+pub struct Sealed(BlockId, GroupId);
 
 /// Either kind of lease.
 #[must_use = "a lease that is dropped is a block lost to the pool"]
@@ -27,8 +27,8 @@ pub enum Lease {
 macro_rules! lease {
     ($kind:ident) => {
         impl $kind {
-            pub(crate) fn new(id: BlockId) -> Self {
-                Self(id)
+            pub(crate) fn new(group: GroupId, id: BlockId) -> Self {
+                Self(id, group)
             }
 
             /// The block it is for.
@@ -37,10 +37,16 @@ macro_rules! lease {
                 self.0
             }
 
-            pub(crate) fn into_id(self) -> BlockId {
-                let id = self.0;
+            /// The group of the block.
+            #[must_use]
+            pub fn group(&self) -> GroupId {
+                self.1
+            }
+
+            pub(crate) fn into_parts(self) -> (GroupId, BlockId) {
+                let parts = (self.1, self.0);
                 mem::forget(self);
-                id
+                parts
             }
         }
 
@@ -75,10 +81,10 @@ impl Lease {
         }
     }
 
-    pub(crate) fn into_id(self) -> BlockId {
+    pub(crate) fn into_parts(self) -> (GroupId, BlockId) {
         match self {
-            Self::Writable(lease) => lease.into_id(),
-            Self::Sealed(lease) => lease.into_id(),
+            Self::Writable(lease) => lease.into_parts(),
+            Self::Sealed(lease) => lease.into_parts(),
         }
     }
 }

@@ -48,14 +48,14 @@
 //! // 20 tokens take two blocks; committed, the first of them can be hit.
 //! let tokens: Vec<u32> = (0..20).collect();
 //! let first = blocks.open(Salt::NONE);
-//! assert!(blocks.reserve(first, 20)?.is_some());
+//! assert!(blocks.reserve(first, &[20])?.is_some());
 //! blocks.commit(first, kv, &tokens, 20)?;
 //! assert_eq!(slot(blocks.block_table(first, kv), 17, 16), Some(17));
 //!
 //! let second = blocks.open(Salt::NONE);
 //! let hit = blocks.lookup(second, &tokens, 19)?;
 //! assert_eq!(hit.tokens, 16);
-//! blocks.take_hit(second, &tokens, hit)?;
+//! blocks.take_hit(second, &tokens, &hit)?;
 //! assert_eq!(blocks.stats().used, 2);
 //!
 //! blocks.free(first)?;
@@ -65,27 +65,46 @@
 //! # }
 //! ```
 
+mod arena;
 mod block;
 mod error;
 mod fork;
-mod free_list;
 mod group;
 mod hash;
 mod hit;
+mod journal;
+mod kept;
+mod lagging;
+mod layer_set;
 mod lease;
+mod list;
 mod manager;
+mod page;
+mod part;
 mod pool;
 mod prefix_cache;
+mod reserve;
+mod room;
 mod sequence;
 mod slab;
+mod stats;
+mod supply;
 mod table;
+mod window;
 
+pub use arena::{Arena, GroupArena, MAX_GROUPS};
 pub use block::{BlockCopy, BlockId, BlockSize, slot};
 pub use error::Error;
 pub use group::{GroupId, KvGroup};
 pub use hash::{BlockHash, Salt};
+pub use hit::PrefixHit;
+pub use journal::{Contents, KvEvent, KvEventKind, KvJournal};
+pub use kept::KvIndex;
+pub use layer_set::LayerSet;
 pub use lease::{Lease, Sealed, Writable};
 pub use manager::BlockManager;
-pub use pool::{BlockPool, PoolStats};
-pub use sequence::{Lengths, PrefixHit, SequenceId};
+pub use part::{KvPart, PartKind};
+pub use pool::BlockPool;
+pub use sequence::{Lengths, SequenceId};
 pub use slab::{Handle, Slab};
+pub use stats::{GroupStats, PoolStats};

@@ -1,12 +1,13 @@
 use std::ops::Range;
 
-use crate::group::Groups;
 use crate::hash::HashChain;
+use crate::journal::Contents;
 use crate::sequence::Sequence;
 use crate::table::Table;
+use crate::window::first_seen;
 use crate::{
-    BlockHash, BlockId, BlockPool, BlockSize, Error, GroupId, KvGroup, Lengths, PoolStats, Salt, SequenceId,
-    Slab,
+    Arena, BlockHash, BlockId, BlockPool, BlockSize, Error, GroupId, GroupStats, KvGroup, KvJournal, Lengths,
+    PoolStats, Salt, SequenceId, Slab,
 };
 
 /// The KV blocks of all sequences: who holds which, what of it is accepted, and what can be hit.
@@ -18,31 +19,29 @@ use crate::{
 pub struct BlockManager {
     pub(crate) block_size: BlockSize,
     pub(crate) caching: bool,
-    pub(crate) groups: Groups,
+    pub(crate) groups: Vec<KvGroup>,
     pub(crate) pool: BlockPool,
     pub(crate) sequences: Slab<Sequence>,
+    /// How often a sequence's lagging groups were emptied for others.
+    pub(crate) dropped: u64,
 }
 
 impl BlockManager {
-    /// `num_blocks` blocks of `block_size` tokens for `groups`; `caching` says whether committed blocks are
-    /// published.
+    /// An arena with the bytes of `num_blocks` blocks of `block_size` tokens of each of `groups`; `caching` says
+    /// whether committed blocks are published.
     ///
     /// # Errors
     ///
-    /// No blocks, no groups, group ids out of order, or groups of different bytes a token.
+    /// Those of [`Arena::plan`].
     pub fn new(
         block_size: BlockSize,
         num_blocks: u32,
         groups: Vec<KvGroup>,
         caching: bool,
     ) -> Result<Self, Error> {
-        Ok(Self {
-            block_size,
-            caching,
-            groups: Groups::new(groups, block_size)?,
-            pool: BlockPool::new(num_blocks)?,
-            sequences: Slab::default(),
-        })
+        let arena = Arena::plan(block_size, num_blocks, &groups)?;
+        let pool = BlockPool::over(arena, &groups);
+        Ok(Self { block_size, caching, groups, pool, sequences: Slab::default(), dropped: 0 })
     }
 
     /// Tokens a block.
@@ -54,7 +53,7 @@ impl BlockManager {
     /// The KV groups.
     #[must_use]
     pub fn groups(&self) -> &[KvGroup] {
-        self.groups.as_slice()
+        &self.groups
     }
 
     /// The pool, to look at.
@@ -69,18 +68,34 @@ impl BlockManager {
         self.pool.stats()
     }
 
-    /// Bytes a block takes. Blocks of all groups are of one size, so that bytes are conserved exactly when
-    /// blocks are.
+    /// What one group has of the arena; nothing for a group that does not exist.
     #[must_use]
-    pub fn bytes_per_block(&self) -> usize {
-        self.groups.bytes_per_block()
+    pub fn group_stats(&self, group: GroupId) -> GroupStats {
+        self.pool.group_stats(group)
     }
 
-    /// The longest a sequence can get when it has the pool for itself, in slots of every group.
+    /// The plan of the memory that the blocks of all groups lie in.
     #[must_use]
-    pub fn capacity(&self) -> u32 {
-        let blocks = self.pool.num_blocks() / self.groups.len() as u32;
-        blocks.saturating_mul(self.block_size.get())
+    pub fn arena(&self) -> &Arena {
+        self.pool.arena()
+    }
+
+    /// How many KV groups there are.
+    #[must_use]
+    pub fn num_groups(&self) -> usize {
+        self.groups.len()
+    }
+
+    /// Whether changes of the prefix cache are noted from here on, to be had by
+    /// [`drain_journal`](Self::drain_journal).
+    pub fn keep_journal(&mut self, yes: bool) {
+        self.pool.keep_journal(yes);
+    }
+
+    /// Puts the changes of the prefix cache since the last call in place of what `into` holds. Nothing is
+    /// allocated: the memory of `into` is used for the changes to come.
+    pub fn drain_journal(&mut self, into: &mut KvJournal) {
+        self.pool.drain_journal(into);
     }
 
     /// A new sequence without blocks, whose prefix is shared only under the same `salt`.
@@ -106,74 +121,22 @@ impl BlockManager {
         Ok(())
     }
 
-    /// Blocks that the sequence lacks to have `slots` slots in every group.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::StaleSequence`].
-    pub fn missing(&self, sequence: SequenceId, slots: u32) -> Result<u32, Error> {
-        let blocks = self.block_size.blocks_for(slots);
-        let seq = self.sequence(sequence)?;
-        let lacks = |table: &Table| blocks.saturating_sub(table.num_blocks());
-        Ok(seq.tables.iter().map(lacks).sum())
-    }
-
-    /// Sees to it that the sequence has `slots` slots in every group. `None`, and nothing taken, when there is
-    /// no room.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::StaleSequence`].
-    pub fn reserve(&mut self, sequence: SequenceId, slots: u32) -> Result<Option<()>, Error> {
-        let blocks = self.block_size.blocks_for(slots);
-        let Self { pool, sequences, .. } = self;
-        let seq = sequences.get_mut(sequence.0).ok_or(Error::StaleSequence { sequence })?;
-        let lacks = |table: &Table| blocks.saturating_sub(table.num_blocks());
-        let missing: u32 = seq.tables.iter().map(lacks).sum();
-        if missing > pool.num_free() {
-            return Ok(None);
-        }
-        if missing > 0 {
-            for table in &mut seq.tables {
-                grow(table, blocks, pool);
-            }
-        }
-        Ok(Some(()))
-    }
-
-    /// The same for one group alone.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::StaleSequence`], [`Error::UnknownGroup`].
-    pub fn reserve_group(
-        &mut self,
-        sequence: SequenceId,
-        group: GroupId,
-        slots: u32,
-    ) -> Result<Option<()>, Error> {
-        let blocks = self.block_size.blocks_for(slots);
-        let (seq, pool) = self.parts(sequence, group)?;
-        let table = &mut seq.tables[usize::from(group.0)];
-        if blocks.saturating_sub(table.num_blocks()) > pool.num_free() {
-            return Ok(None);
-        }
-        grow(table, blocks, pool);
-        Ok(Some(()))
-    }
-
-    /// Says that the first `upto` slots of a group hold the KV of `tokens[..upto]`, all of them accepted. Blocks
-    /// that are full by it are sealed and published.
+    /// Says that a group holds the KV of `tokens[..upto]`, all of them accepted. Blocks that are full by it are sealed
+    /// and published.
     ///
     /// `tokens` are the sequence's, from its beginning. What was once handed over, here or to a look-up, must not
     /// change unless the sequence was cut before it ([`truncate`](Self::truncate), in every group).
+    ///
+    /// In a pruned group the positions behind the committed ones get the slots behind the kept ones, and nothing is
+    /// published; nor is it in a scratch group. A group with a window then gives back the blocks that neither the query
+    /// at position `upto` nor a later one sees; their table entries become [`BlockId::FREED`].
     ///
     /// Gives the places in the sequence's table of the blocks that this call sealed.
     ///
     /// # Errors
     ///
     /// [`Error::StaleSequence`], [`Error::UnknownGroup`]; [`Error::CommitBeyondReserved`],
-    /// [`Error::CommitBackwards`], [`Error::MissingTokens`], [`Error::Pruned`], and nothing is changed.
+    /// [`Error::CommitBackwards`], [`Error::MissingTokens`], and nothing is changed.
     pub fn commit(
         &mut self,
         sequence: SequenceId,
@@ -182,45 +145,46 @@ impl BlockManager {
         upto: u32,
     ) -> Result<Range<u32>, Error> {
         let (block_size, caching) = (self.block_size, self.caching);
-        self.check_commit(sequence, group, upto)?;
+        let Self { groups, pool, sequences, .. } = self;
+        let Some(kv) = groups.get(usize::from(group.0)) else {
+            return Err(Error::UnknownGroup { group, num_groups: groups.len() });
+        };
+        let seq = sequences.get_mut(sequence.0).ok_or(Error::StaleSequence { sequence })?;
+        let Sequence { chain, tables } = seq;
+        let table = &mut tables[usize::from(group.0)];
+        let pruned = table.kept().is_some();
+        let slots =
+            if pruned { table.physical().saturating_add(upto.saturating_sub(table.logical())) } else { upto };
+        let reserved = table.num_blocks() * block_size.get();
+        if slots > reserved {
+            return Err(Error::CommitBeyondReserved { sequence, group, upto: slots, reserved });
+        }
+        if upto < table.logical() {
+            return Err(Error::CommitBackwards { sequence, group, upto, committed: table.logical() });
+        }
         if tokens.len() < upto as usize {
             return Err(Error::MissingTokens { sequence, upto, given: tokens.len() });
         }
-        let (Sequence { chain, tables }, pool) = self.parts(sequence, group)?;
-        let table = &mut tables[usize::from(group.0)];
-        require_dense(table, sequence, group)?;
-        let full = block_size.full_blocks(upto) as usize;
-        let before = table.sealed().len();
+        let full = block_size.full_blocks(slots) as usize;
+        let before = table.sealed_end();
         if full > before {
+            let publish = caching && !pruned && !kv.is_scratch();
             table.seal(full, pool, |index| {
-                let hash = caching.then(|| chain.get(index, tokens, block_size));
-                hash.flatten().map(|hash| (hash, group))
+                let hash = if publish { chain.get(index, tokens, block_size) } else { None };
+                let size = block_size.get() as usize;
+                let tokens = tokens.get(index * size..(index + 1) * size).unwrap_or_default();
+                hash.map(|hash| Contents { hash, parent: chain.parent(index), tokens })
             });
         }
-        table.set_lengths(upto, upto);
-        Ok(before as u32..table.sealed().len() as u32)
-    }
-
-    /// Says that the first `slots` slots of a pruned group hold what is kept of the first `positions` positions.
-    /// Full blocks are sealed but not published: which tokens were kept depends on more than a prefix.
-    ///
-    /// # Errors
-    ///
-    /// As [`commit`](Self::commit).
-    pub fn commit_pruned(
-        &mut self,
-        sequence: SequenceId,
-        group: GroupId,
-        slots: u32,
-        positions: u32,
-    ) -> Result<(), Error> {
-        let block_size = self.block_size;
-        self.check_commit(sequence, group, slots)?;
-        let (seq, pool) = self.parts(sequence, group)?;
-        let table = &mut seq.tables[usize::from(group.0)];
-        table.seal(block_size.full_blocks(slots) as usize, pool, |_| None);
-        table.set_lengths(slots, positions.max(slots));
-        Ok(())
+        if pruned {
+            table.keep_all(upto);
+        }
+        table.set_lengths(slots, upto);
+        let sealed = before as u32..table.sealed_end() as u32;
+        if kv.window.is_some() {
+            table.release_before(first_seen(slots, kv.window, block_size) as usize, pool);
+        }
+        Ok(sealed)
     }
 
     /// Gives back every block of the sequence, which stays open and remembers its hashes: preemption.
@@ -266,8 +230,7 @@ impl BlockManager {
     ///
     /// [`Error::StaleSequence`], [`Error::UnknownGroup`].
     pub fn lengths(&self, sequence: SequenceId, group: GroupId) -> Result<Lengths, Error> {
-        let table = self.sequence(sequence)?.tables.get(usize::from(group.0));
-        let table = table.ok_or_else(|| self.unknown(group))?;
+        let table = self.table(sequence, group)?;
         Ok(Lengths { physical: table.physical(), logical: table.logical() })
     }
 
@@ -299,6 +262,11 @@ impl BlockManager {
         self.sequences.get_mut(sequence.0).ok_or(Error::StaleSequence { sequence })
     }
 
+    pub(crate) fn table(&self, sequence: SequenceId, group: GroupId) -> Result<&Table, Error> {
+        let table = self.sequence(sequence)?.tables.get(usize::from(group.0));
+        table.ok_or_else(|| self.unknown(group))
+    }
+
     fn unknown(&self, group: GroupId) -> Error {
         Error::UnknownGroup { group, num_groups: self.groups.len() }
     }
@@ -320,19 +288,6 @@ impl BlockManager {
         let blocks: usize = tables.iter().map(|table| table.ids().len()).sum();
         if blocks == 0 { Ok(()) } else { Err(Error::NotEmpty { sequence, blocks }) }
     }
-
-    fn check_commit(&self, sequence: SequenceId, group: GroupId, upto: u32) -> Result<(), Error> {
-        let table = self.sequence(sequence)?.tables.get(usize::from(group.0));
-        let table = table.ok_or_else(|| self.unknown(group))?;
-        let reserved = table.num_blocks() * self.block_size.get();
-        if upto > reserved {
-            return Err(Error::CommitBeyondReserved { sequence, group, upto, reserved });
-        }
-        if upto < table.physical() {
-            return Err(Error::CommitBackwards { sequence, group, upto, committed: table.physical() });
-        }
-        Ok(())
-    }
 }
 
 impl Drop for BlockManager {
@@ -343,26 +298,6 @@ impl Drop for BlockManager {
     }
 }
 
-fn grow(table: &mut Table, blocks: u32, pool: &mut BlockPool) {
-    while table.num_blocks() < blocks {
-        let Some(lease) = pool.allocate() else {
-            debug_assert!(false, "the room was counted before");
-            return;
-        };
-        table.push_writable(lease);
-    }
-}
-
 fn release_all(seq: &mut Sequence, pool: &mut BlockPool) {
-    for table in &mut seq.tables {
-        table.release_behind(0, pool);
-        table.set_lengths(0, 0);
-    }
-}
-
-pub(crate) fn require_dense(table: &Table, sequence: SequenceId, group: GroupId) -> Result<(), Error> {
-    if table.is_pruned() {
-        return Err(Error::Pruned { sequence, group, physical: table.physical(), logical: table.logical() });
-    }
-    Ok(())
+    seq.tables.iter_mut().for_each(|table| table.clear(pool));
 }

@@ -1,110 +1,161 @@
-use serde::Serialize;
-
-use crate::free_list::FreeList;
+use crate::journal::{Contents, KvJournal};
+use crate::list::{Links, List, NONE};
+use crate::page::{Pages, Put};
 use crate::prefix_cache::{CacheKey, PrefixCache};
-use crate::{BlockHash, BlockId, Error, GroupId, Lease, Sealed, Writable};
-
-/// How full a pool is. `used + free == num_blocks`, always.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct PoolStats {
-    /// All blocks.
-    pub num_blocks: u32,
-    /// Blocks somebody holds.
-    pub used: u32,
-    /// Blocks nobody holds.
-    pub free: u32,
-    /// Free blocks whose contents can still be hit.
-    pub cached: u32,
-}
+use crate::{
+    Arena, BlockHash, BlockId, BlockSize, Error, GroupId, GroupStats, KvGroup, Lease, MAX_GROUPS, PoolStats,
+    Sealed, Writable,
+};
 
 /// The blocks of an arena, and who may do what with each.
 ///
 /// A block's life: free -> writable ([`BlockPool::allocate`], one owner) -> sealed ([`BlockPool::seal`]) ->
 /// shared ([`BlockPool::share`], [`BlockPool::hit`]) -> free, and evictable if it was published. All operations
 /// are O(1) and allocate nothing.
+///
+/// Blocks are kept by *place*: page times the most blocks of a page, and the block's index in its page. With one
+/// group the place of a block is its id.
 #[derive(Debug)]
 pub struct BlockPool {
+    pub(crate) arena: Arena,
+    /// The most blocks that a group cuts a page into.
+    pub(crate) most_per_page: u32,
+    pub(crate) pages: Pages,
     /// How many hold each block; 0 is free.
-    holders: Vec<u32>,
-    free: FreeList,
-    cache: PrefixCache,
-    cached: u32,
+    pub(crate) holders: Vec<u32>,
+    /// When each free published block was released. Not kept for blocks that are whole pages.
+    pub(crate) stamps: Vec<u64>,
+    /// Links of the free blocks: published ones in the list of their group, others in the stack of their page.
+    pub(crate) links: Links,
+    /// By group, the free published blocks, the least recently released first. Empty for a group whose blocks are whole
+    /// pages: there the list of reclaimable pages says the same.
+    pub(crate) cached: [List; MAX_GROUPS],
+    pub(crate) cache: PrefixCache,
+    /// Counts releases.
+    pub(crate) clock: u64,
+    pub(crate) journal: Option<KvJournal>,
 }
 
 impl BlockPool {
-    /// A pool of `num_blocks` free blocks, to be handed out as 0, 1, 2, ...
+    /// A pool of `num_blocks` free blocks of one group, to be handed out as 0, 1, 2, ...
     ///
     /// # Errors
     ///
     /// [`Error::NoBlocks`] when `num_blocks` is 0.
     pub fn new(num_blocks: u32) -> Result<Self, Error> {
-        if num_blocks == 0 {
-            return Err(Error::NoBlocks);
+        let groups = [KvGroup::dense(1, 1)];
+        let size = BlockSize::new(BlockSize::ALLOWED[0])?;
+        Ok(Self::over(Arena::plan(size, num_blocks, &groups)?, &groups))
+    }
+
+    /// A pool of the blocks of `arena`, which was planned for `groups`. All pages are empty.
+    #[must_use]
+    pub fn over(arena: Arena, groups: &[KvGroup]) -> Self {
+        let most_per_page = arena.groups().iter().map(|group| group.per_page).max().unwrap_or(1);
+        let places = arena.num_pages() as usize * most_per_page as usize;
+        Self {
+            most_per_page,
+            pages: Pages::new(&arena, groups),
+            holders: vec![0; places],
+            stamps: vec![0; places],
+            links: Links::new(places),
+            cached: [List::EMPTY; MAX_GROUPS],
+            cache: PrefixCache::new(places),
+            clock: 0,
+            journal: None,
+            arena,
         }
-        Ok(Self {
-            holders: vec![0; num_blocks as usize],
-            free: FreeList::all(num_blocks),
-            cache: PrefixCache::new(num_blocks),
-            cached: 0,
-        })
+    }
+
+    /// The plan of the memory.
+    #[must_use]
+    pub fn arena(&self) -> &Arena {
+        &self.arena
     }
 
     /// How full it is.
     #[must_use]
     pub fn stats(&self) -> PoolStats {
-        let num_blocks = self.num_blocks();
-        let free = self.free.len();
-        PoolStats { num_blocks, used: num_blocks - free, free, cached: self.cached }
+        let mut stats = PoolStats { bytes_total: self.arena.bytes() as u64, ..PoolStats::default() };
+        let mut smallest = u64::MAX;
+        for share in &self.pages.shares {
+            let stride = share.stride as u64;
+            smallest = smallest.min(stride);
+            stats.bytes_used += u64::from(share.used) * stride;
+            stats.bytes_cached += u64::from(share.cached) * stride;
+            stats.bytes_fragmented += u64::from(share.loose) * stride;
+        }
+        stats.bytes_free = stats.bytes_total - stats.bytes_used;
+        let blocks = |bytes: u64| u32::try_from(bytes).unwrap_or(u32::MAX);
+        stats.num_blocks = blocks(stats.bytes_total / smallest);
+        stats.used = blocks(stats.bytes_used.div_ceil(smallest));
+        stats.cached = blocks(stats.bytes_cached / smallest);
+        stats.free = stats.num_blocks - stats.used;
+        stats
     }
 
-    /// All blocks, free or not.
+    /// What one group has of the arena; nothing for a group that does not exist.
+    #[must_use]
+    pub fn group_stats(&self, group: GroupId) -> GroupStats {
+        let Some(cut) = self.arena.group(group) else {
+            return GroupStats::default();
+        };
+        let share = self.pages.share(group.0);
+        GroupStats { used: share.used, cached: share.cached, block_bytes: cut.block_bytes }
+    }
+
+    /// All blocks, free or not, as [`PoolStats`] counts them.
     #[must_use]
     pub fn num_blocks(&self) -> u32 {
-        // The constructor took a u32.
-        self.holders.len() as u32
+        self.stats().num_blocks
     }
 
-    /// Blocks nobody holds.
+    /// Blocks nobody holds, as [`PoolStats`] counts them.
     #[must_use]
     pub fn num_free(&self) -> u32 {
-        self.free.len()
+        self.stats().free
     }
 
-    /// How many hold `id`; 0 for a free block, or for no block of this pool.
+    /// How many hold block `id` of `group`; 0 for a free block, or for no block of this pool.
     #[must_use]
-    pub fn holders(&self, id: BlockId) -> u32 {
-        self.holders.get(id.0 as usize).copied().unwrap_or(0)
+    pub fn holders(&self, group: GroupId, id: BlockId) -> u32 {
+        self.owned_place(group, id).map_or(0, |place| self.holders[place as usize])
     }
 
-    /// Whether `id` is published, that is, can be hit.
+    /// Whether block `id` of `group` is published, that is, can be hit.
     #[must_use]
-    pub fn is_published(&self, id: BlockId) -> bool {
-        (id.0 < self.num_blocks()) && self.cache.contains(id)
+    pub fn is_published(&self, group: GroupId, id: BlockId) -> bool {
+        self.owned_place(group, id).is_some_and(|place| self.cache.contains(place))
     }
 
-    /// The free blocks in the order in which they will be handed out.
-    pub fn free_order(&self) -> impl Iterator<Item = BlockId> + '_ {
-        self.free.iter()
+    /// The free blocks that `group` could get without taking another group's page, in the order in which they
+    /// will be handed out to it: those of its open pages, those of empty pages, those that can be hit.
+    pub fn free_order(&self, group: GroupId) -> impl Iterator<Item = BlockId> + '_ {
+        let per_page = self.per_page(group);
+        let unpublished = self.pages.to_be_used(group.0).flat_map(move |at| {
+            let (empty, page) = (self.pages.is_empty(at), self.pages.page(at));
+            let (mut top, fresh) = if empty { (NONE, 0) } else { (page.top, page.fresh) };
+            let freed = std::iter::from_fn(move || {
+                let place = (top != NONE).then_some(top)?;
+                top = self.links.under(place);
+                Some(self.id(group, place))
+            });
+            freed.chain((fresh..per_page).map(move |index| BlockId(at * per_page + index)))
+        });
+        unpublished.chain(self.cached_places(group).map(move |place| self.id(group, place)))
     }
 
-    /// The next free block, to be written by the caller alone; what was published of it is forgotten.
-    /// `None` when all blocks are held.
-    pub fn allocate(&mut self) -> Option<Writable> {
-        let id = self.free.pop_front()?;
-        if self.cache.remove(id) {
-            self.cached -= 1;
+    /// Ends writing: every slot of the block holds an accepted token. With `contents` the block is published.
+    pub fn seal(&mut self, lease: Writable, contents: Option<Contents<'_>>) -> Sealed {
+        let (group, id) = lease.into_parts();
+        if let Some(contents) = contents {
+            let place = self.place(group, id);
+            self.cache.insert(place, CacheKey { hash: contents.hash, group });
+            if let Some(journal) = &mut self.journal {
+                journal.stored(group, id, &contents);
+            }
         }
-        self.holders[id.0 as usize] = 1;
-        Some(Writable::new(id))
-    }
-
-    /// Ends writing: every slot of the block holds an accepted token. With a `hash` the block is published.
-    pub fn seal(&mut self, lease: Writable, publish: Option<(BlockHash, GroupId)>) -> Sealed {
-        let id = lease.into_id();
-        if let Some((hash, group)) = publish {
-            self.cache.insert(id, CacheKey { hash, group });
-        }
-        Sealed::new(id)
+        Sealed::new(group, id)
     }
 
     /// Takes a block that nobody else holds back out of the cache, to be written again; a shared one stays
@@ -114,36 +165,41 @@ impl BlockPool {
     ///
     /// The lease itself, when others hold the block too.
     pub fn unseal(&mut self, lease: Sealed) -> Result<Writable, Sealed> {
-        if self.holders(lease.id()) > 1 {
+        let place = self.place(lease.group(), lease.id());
+        if self.holders[place as usize] > 1 {
             return Err(lease);
         }
-        let id = lease.into_id();
-        self.cache.remove(id);
-        Ok(Writable::new(id))
+        let (group, id) = lease.into_parts();
+        self.forget(place);
+        Ok(Writable::new(group, id))
     }
 
     /// One more lease of a sealed block.
     pub fn share(&mut self, lease: &Sealed) -> Sealed {
-        self.holders[lease.id().0 as usize] += 1;
-        Sealed::new(lease.id())
+        let place = self.place(lease.group(), lease.id());
+        self.holders[place as usize] += 1;
+        Sealed::new(lease.group(), lease.id())
     }
 
     /// The block published first under `hash` in `group`, if there is one. Takes nothing.
     #[must_use]
     pub fn lookup(&self, hash: &BlockHash, group: GroupId) -> Option<BlockId> {
-        self.cache.get(&CacheKey { hash: *hash, group })
+        let place = self.cache.get(&CacheKey { hash: *hash, group })?;
+        Some(self.id(group, place))
     }
 
     /// A lease of the block [`BlockPool::lookup`] finds.
     pub fn hit(&mut self, hash: &BlockHash, group: GroupId) -> Option<Sealed> {
-        let id = self.lookup(hash, group)?;
-        let holders = &mut self.holders[id.0 as usize];
-        if *holders == 0 {
-            self.free.remove(id);
-            self.cached -= 1;
-        }
+        let place = self.cache.get(&CacheKey { hash: *hash, group })?;
+        let holders = &mut self.holders[place as usize];
         *holders += 1;
-        Some(Sealed::new(id))
+        if *holders == 1 {
+            self.unlist(group, place);
+            let at = place / self.most_per_page;
+            let page = self.pages.page(at);
+            self.pages.set(at, page.held + 1, page.cached - 1, self.clock, Put::Front);
+        }
+        Some(Sealed::new(group, self.id(group, place)))
     }
 
     /// Ends a lease. A block that nobody holds any more becomes free: the very next to be handed out when it
@@ -152,39 +208,108 @@ impl BlockPool {
         self.release_all([lease.into()]);
     }
 
-    /// Ends several leases. Blocks that become free and are not published will be the next ones handed out, in
-    /// the order given here; published ones the last, in the order given too.
+    /// Ends several leases. Pages that become empty will be the next ones handed out, in the order given here;
+    /// published blocks the last, in the order given too. Empty pages of lagging groups go behind all others.
     pub fn release_all(&mut self, leases: impl IntoIterator<Item = Lease>) {
-        let mut anchor = None;
+        let mut put = Put::Front;
         for lease in leases {
-            let id = lease.into_id();
-            let holders = &mut self.holders[id.0 as usize];
+            let (group, id) = lease.into_parts();
+            let place = self.place(group, id);
+            let holders = &mut self.holders[place as usize];
             *holders -= 1;
             if *holders > 0 {
                 continue;
             }
-            if self.cache.contains(id) {
-                self.cached += 1;
-                self.free.push_back(id);
-                continue;
+            self.clock += 1;
+            let share = self.pages.share(group.0);
+            let (primary, whole) = (share.primary, share.per_page == 1);
+            let at = place / self.most_per_page;
+            let page = self.pages.page_mut(at);
+            let (held, mut cached) = (page.held - 1, page.cached);
+            if self.cache.contains(place) {
+                cached += 1;
+                if !whole {
+                    self.stamps[place as usize] = self.clock;
+                    self.links.push_back(&mut self.cached[usize::from(group.0)], place);
+                }
+            } else if !whole {
+                self.links.stack(page.top, place);
+                page.top = place;
             }
-            match anchor {
-                None => self.free.push_front(id),
-                Some(anchor) => self.free.insert_after(anchor, id),
+            self.pages.set(at, held, cached, self.clock, if primary { put } else { Put::Back });
+            if primary && held + cached == 0 {
+                put = Put::After(at);
             }
-            anchor = Some(id);
         }
     }
 
-    /// Forgets every published block. Leases are not touched; where there are none, the pool is as new: its blocks will be
+    /// Forgets every published block. Leases are not touched; where there are none, the pool is as new: its pages will be
     /// handed out as 0, 1, 2, ...
     pub fn clear_cache(&mut self) {
-        for id in 0..self.num_blocks() {
-            self.cache.remove(BlockId(id));
+        for place in 0..self.holders.len() as u32 {
+            self.cache.remove(place);
         }
-        self.cached = 0;
-        if self.free.len() == self.num_blocks() {
-            self.free = FreeList::all(self.num_blocks());
+        for group in (0..self.pages.shares.len()).map(|group| GroupId(group as u8)) {
+            while let Some(place) = self.oldest_cached(group) {
+                self.unlist(group, place);
+                let at = place / self.most_per_page;
+                let page = self.pages.page_mut(at);
+                self.links.stack(page.top, place);
+                page.top = place;
+                let (held, cached) = (page.held, page.cached - 1);
+                self.pages.set(at, held, cached, self.clock, Put::Back);
+            }
         }
+        if self.pages.num_empty() == self.pages.len() {
+            self.pages.start_anew();
+        }
+        if let Some(journal) = &mut self.journal {
+            journal.cleared();
+        }
+    }
+
+    /// From here on changes of the cache are noted, or not.
+    pub fn keep_journal(&mut self, yes: bool) {
+        match (yes, &self.journal) {
+            (true, None) => self.journal = Some(KvJournal::default()),
+            (false, Some(_)) => self.journal = None,
+            _ => {}
+        }
+    }
+
+    /// Puts what was noted since the last call in place of what `into` holds, whose memory is used for what
+    /// comes next.
+    pub fn drain_journal(&mut self, into: &mut KvJournal) {
+        into.clear();
+        if let Some(journal) = &mut self.journal {
+            std::mem::swap(journal, into);
+        }
+    }
+
+    /// The page that block `id` of `group` lies in.
+    pub(crate) fn page_of(&self, group: GroupId, id: BlockId) -> u32 {
+        id.0 / self.per_page(group)
+    }
+
+    pub(crate) fn per_page(&self, group: GroupId) -> u32 {
+        self.pages.share(group.0).per_page
+    }
+
+    fn place(&self, group: GroupId, id: BlockId) -> u32 {
+        let (per_page, most) = (self.per_page(group), self.most_per_page);
+        if per_page == most { id.0 } else { id.0 / per_page * most + id.0 % per_page }
+    }
+
+    pub(crate) fn id(&self, group: GroupId, place: u32) -> BlockId {
+        let (per_page, most) = (self.per_page(group), self.most_per_page);
+        BlockId(if per_page == most { place } else { place / most * per_page + place % most })
+    }
+
+    /// The place of a block whose page belongs to `group`.
+    fn owned_place(&self, group: GroupId, id: BlockId) -> Option<u32> {
+        let cut = self.arena.group(group).filter(|cut| id.0 < cut.num_blocks)?;
+        let at = id.0 / cut.per_page;
+        let owned = !self.pages.is_empty(at) && self.pages.page(at).owner == group.0;
+        owned.then(|| self.place(group, id))
     }
 }

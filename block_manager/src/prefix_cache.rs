@@ -1,6 +1,5 @@
-use crate::{BlockHash, BlockId, GroupId};
-
-const NONE: u32 = u32::MAX;
+use crate::list::NONE;
+use crate::{BlockHash, GroupId};
 
 /// What a cached block is found by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,48 +35,43 @@ pub(crate) struct PrefixCache {
 }
 
 impl PrefixCache {
-    pub(crate) fn new(num_blocks: u32) -> Self {
+    pub(crate) fn new(places: usize) -> Self {
         let empty = Bucket { first: NONE, last: NONE };
-        Self {
-            buckets: vec![empty; (num_blocks as usize).next_power_of_two()],
-            entries: vec![None; num_blocks as usize],
-        }
+        Self { buckets: vec![empty; places.next_power_of_two()], entries: vec![None; places] }
     }
 
-    pub(crate) fn get(&self, key: &CacheKey) -> Option<BlockId> {
+    pub(crate) fn get(&self, key: &CacheKey) -> Option<u32> {
         let mut at = self.buckets[self.bucket(key)].first;
         while let Some(entry) = self.entries.get(at as usize)?.as_ref() {
             if entry.key == *key {
-                return Some(BlockId(at));
+                return Some(at);
             }
             at = entry.next;
         }
         None
     }
 
-    pub(crate) fn contains(&self, id: BlockId) -> bool {
-        self.entries[id.0 as usize].is_some()
+    pub(crate) fn contains(&self, id: u32) -> bool {
+        self.entries[id as usize].is_some()
     }
 
     /// Publishes `id`, which must not be published yet.
-    pub(crate) fn insert(&mut self, id: BlockId, key: CacheKey) {
-        debug_assert!(!self.contains(id), "block {} is published already", id.0);
+    pub(crate) fn insert(&mut self, id: u32, key: CacheKey) {
+        debug_assert!(!self.contains(id), "block {} is published already", id);
         let bucket = self.bucket(&key);
         let bucket = &mut self.buckets[bucket];
-        let prev = std::mem::replace(&mut bucket.last, id.0);
+        let prev = std::mem::replace(&mut bucket.last, id);
         if prev == NONE {
-            bucket.first = id.0;
+            bucket.first = id;
         } else {
-            self.link(prev, |entry| entry.next = id.0);
+            self.link(prev, |entry| entry.next = id);
         }
-        self.entries[id.0 as usize] = Some(Entry { key, prev, next: NONE });
+        self.entries[id as usize] = Some(Entry { key, prev, next: NONE });
     }
 
-    /// Forgets `id`; whether it was published.
-    pub(crate) fn remove(&mut self, id: BlockId) -> bool {
-        let Some(Entry { key, prev, next }) = self.entries[id.0 as usize].take() else {
-            return false;
-        };
+    /// Forgets `id`; the key it was published under.
+    pub(crate) fn remove(&mut self, id: u32) -> Option<CacheKey> {
+        let Entry { key, prev, next } = self.entries[id as usize].take()?;
         let bucket = self.bucket(&key);
         match prev {
             NONE => self.buckets[bucket].first = next,
@@ -87,7 +81,7 @@ impl PrefixCache {
             NONE => self.buckets[bucket].last = prev,
             _ => self.link(next, |entry| entry.prev = prev),
         }
-        true
+        Some(key)
     }
 
     /// A block hash is uniform: its own bits choose the bucket.

