@@ -6,9 +6,6 @@ use serde::de::{Deserialize, Deserializer, Error as _, SeqAccess, Unexpected, Vi
 use serde::ser::{Serialize, SerializeSeq, Serializer};
 use std::fmt;
 
-/// Stands in a table for a block that was given back because it lies behind the window.
-pub(crate) const FREED: BlockId = BlockId(u32::MAX);
-
 /// One list of blocks for each metadata row, in one buffer that is reused from step to step. In JSON
 /// it is a list of lists of block numbers, with -1 for a block that was freed behind the window.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -104,7 +101,7 @@ struct Row<'a>(&'a [BlockId]);
 
 impl Serialize for Row<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let number = |&block: &BlockId| if block == FREED { -1 } else { i64::from(block.0) };
+        let number = |&block: &BlockId| if block == BlockId::FREED { -1 } else { i64::from(block.0) };
         serializer.collect_seq(self.0.iter().map(number))
     }
 }
@@ -133,7 +130,7 @@ impl<'de> Deserialize<'de> for BlockTables {
                     for number in row {
                         tables.blocks.push(match u32::try_from(number) {
                             Ok(id) => BlockId(id),
-                            Err(_) if number == -1 => FREED,
+                            Err(_) if number == -1 => BlockId::FREED,
                             Err(_) => {
                                 let found = Unexpected::Signed(number);
                                 return Err(A::Error::invalid_value(

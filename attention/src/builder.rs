@@ -1,6 +1,5 @@
 //! Writes the metadata of a step, row by row.
 
-use crate::block_tables::FREED;
 use crate::error::AttentionError;
 use crate::metadata::{AttentionMetadata, MaskKind, PAD_SLOT};
 use crate::metadata_row::MetadataRow;
@@ -289,7 +288,7 @@ impl MetadataBuilder {
             let run = (end - index).min(mask + 1 - (index & mask));
             let entry = (index >> shift) as usize;
             let block = table[entry];
-            if block == FREED {
+            if block == BlockId::FREED {
                 slots.truncate(before);
                 return Err(AttentionError::FreedBlock { row, entry });
             }

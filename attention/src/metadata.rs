@@ -1,9 +1,10 @@
 //! What one attention call works on: rows, lengths, slots and tables.
 
-use crate::block_tables::{BlockTables, FREED};
+use crate::block_tables::BlockTables;
 use crate::error::AttentionError;
 use crate::kernel::work::{NO_WINDOW, first_key};
 use crate::metadata_row::MetadataRow;
+use pagedraft_block_manager::BlockId;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
@@ -213,7 +214,7 @@ impl AttentionMetadata {
                 let stored = fresh.map_or_else(|| kept.max().map_or(0, |last| last + 1), |fresh| *fresh.1);
                 let window = self.window.unwrap_or(NO_WINDOW);
                 let seen = (first_key(context_len, window) / block_size) as usize;
-                if let Some(at) = table.iter().skip(seen).position(|&block| block == FREED) {
+                if let Some(at) = table.iter().skip(seen).position(|&block| block == BlockId::FREED) {
                     return Err(AttentionError::FreedBlock { row, entry: seen + at });
                 }
                 builder.push(MetadataRow {

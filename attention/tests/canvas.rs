@@ -204,7 +204,7 @@ fn tokens_that_a_group_does_not_keep_have_no_slot_and_no_index() {
 #[test]
 fn rows_that_no_canvas_has_are_refused_and_leave_the_metadata_as_it_was() {
     let table = [BlockId(0), BlockId(9)];
-    let freed = [BlockId(u32::MAX), BlockId(9)];
+    let freed = [BlockId::FREED, BlockId(9)];
     let row = MetadataRow { mask: MaskKind::Bidirectional, ..MetadataRow::causal(4, 3, &table) };
     let mut builder = MetadataBuilder::new(16).unwrap();
     builder.push_row(1, 2, &table, MaskKind::Causal).unwrap();
@@ -240,7 +240,7 @@ fn rows_that_no_canvas_has_are_refused_and_leave_the_metadata_as_it_was() {
 
 #[test]
 fn freed_blocks_are_minus_one_in_json_and_nothing_else_below_zero_is_read() {
-    let table = [BlockId(u32::MAX), BlockId(9)];
+    let table = [BlockId::FREED, BlockId(9)];
     let mut builder = MetadataBuilder::new(16).unwrap();
     builder.push_row(30, 1, &table, MaskKind::Causal).unwrap();
     builder.set_window(Some(15));

@@ -1,6 +1,5 @@
 //! The work of an attention call, cut into items that threads can take.
 
-use crate::block_tables::FREED;
 use crate::error::AttentionError;
 use crate::kv_layer::KvLayer;
 use crate::kv_layout::KvLayout;
@@ -209,7 +208,7 @@ pub(crate) fn checked_row(
     if let Some(at) = used[seen..].iter().position(|block| block.0 >= num_blocks) {
         let (entry, block) = (seen + at, used[seen + at]);
         return Err(match block {
-            FREED => AttentionError::FreedBlock { row, entry },
+            BlockId::FREED => AttentionError::FreedBlock { row, entry },
             BlockId(block) => AttentionError::NoSuchBlock { row, block, num_blocks },
         });
     }
