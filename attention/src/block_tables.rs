@@ -11,7 +11,7 @@ use std::fmt;
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct BlockTables {
     blocks: Vec<BlockId>,
-    /// End of each row in `blocks`.
+    /// Where each row ends in `blocks`.
     ends: Vec<u32>,
 }
 
@@ -20,7 +20,7 @@ impl Clone for BlockTables {
         Self { blocks: self.blocks.clone(), ends: self.ends.clone() }
     }
 
-    /// Keeps the buffers of `self`.
+    /// Copies into the buffers that `self` has already, so that a step allocates nothing.
     fn clone_from(&mut self, from: &Self) {
         self.blocks.clone_from(&from.blocks);
         self.ends.clone_from(&from.ends);
@@ -28,7 +28,7 @@ impl Clone for BlockTables {
 }
 
 impl BlockTables {
-    /// No rows.
+    /// A list without rows.
     #[must_use]
     pub fn new() -> BlockTables {
         BlockTables::default()
@@ -46,7 +46,7 @@ impl BlockTables {
         self.ends.push(self.blocks.len() as u32);
     }
 
-    /// How many rows.
+    /// How many rows there are.
     #[must_use]
     pub fn len(&self) -> usize {
         self.ends.len()
@@ -58,7 +58,7 @@ impl BlockTables {
         self.ends.is_empty()
     }
 
-    /// The blocks of a row; `None` beyond the last.
+    /// The blocks of a row, or `None` if there is no such row.
     #[must_use]
     pub fn get(&self, row: usize) -> Option<&[BlockId]> {
         let end = *self.ends.get(row)? as usize;
@@ -96,7 +96,7 @@ impl BlockTables {
     }
 }
 
-/// A row, serialised as plain numbers.
+/// One row, which is serialised as a list of plain numbers.
 struct Row<'a>(&'a [BlockId]);
 
 impl Serialize for Row<'_> {

@@ -35,7 +35,7 @@ impl MetadataBuilder {
         Ok(builder)
     }
 
-    /// Tokens a block.
+    /// How many tokens a block holds.
     #[must_use]
     pub fn block_size(&self) -> u32 {
         1 << self.block_shift
