@@ -332,6 +332,8 @@ mod tests {
     /// Heads, key heads and values of a head.
     const HEADS: (usize, usize, usize) = (4, 2, 16);
     const HIDDEN: usize = 24;
+    /// Bytes from one block to the next, of which two layers leave some unused.
+    const STRIDE: usize = 5 * 1024;
 
     fn buffer(number: usize) -> BufferId {
         BufferId::new(number)
@@ -391,8 +393,7 @@ mod tests {
         let (heads, kv_heads, d) = HEADS;
         let attention = AttentionShape::new(heads, kv_heads, d, 16, Element::Bf16, Element::Bf16).unwrap();
         let inputs = InputLayout::new(ROWS, 4, 16);
-        let stride = 2 * attention.part_bytes();
-        let geometry = Geometry { attention, layers: 2, stride, multiprocessors: 3, inputs };
+        let geometry = Geometry { attention, layers: 2, stride: STRIDE, multiprocessors: 3, inputs };
         let attention = AttentionLaunch { rows: 16, grid: 2 };
         let lowering = Lowering { geometry: &geometry, shapes, attention, bound, most_rows: ROWS };
         let mut launches = Vec::new();
@@ -414,6 +415,29 @@ mod tests {
                     other => panic!("operation {i} at {rows} rows: {other:?}"),
                 }
             }
+        }
+    }
+
+    #[test]
+    fn the_scale_and_the_stride_are_those_of_the_operation_and_the_arena() {
+        let (op, shapes) = (&operations(2)[5].0, shapes());
+        let Op::Attention { q, out, kv, .. } = *op else { unreachable!() };
+        let arguments = |scale| {
+            let op = Op::Attention { q, out, kv, scale, rows: 2 };
+            lowered(&op, &shapes, 2).unwrap().remove(0).arguments
+        };
+        assert!(arguments(0.25).contains(&F32(0.25)) && arguments(0.5).contains(&F32(0.5)));
+        assert!(arguments(0.25).contains(&U64(STRIDE as u64)));
+    }
+
+    #[test]
+    fn rows_that_are_held_are_refused_by_name() {
+        for op in [
+            Op::Hold { x: buffer(0), kv: KvRef::dense(0), rows: 1 },
+            Op::Fetch { x: buffer(0), kv: KvRef::dense(0), rows: 1 },
+        ] {
+            let said = lowered(&op, &shapes(), 1).unwrap_err().to_string();
+            assert!(said.contains("rows of its residual stream") && said.contains("--device cpu"), "{said}");
         }
     }
 
