@@ -94,7 +94,8 @@ fn groups_that_have_no_kernels_are_refused_by_name() {
     let one = group(TARGET, 0);
     let (checkpoint, options) = (checkpoint(TARGET), options(Dtype::Bf16));
     let heads = heads_shape(checkpoint.config());
-    let mut device = emulated::device(checkpoint.config(), &options, &plan(std::slice::from_ref(&one)), (3, 1));
+    let mut device =
+        emulated::device(checkpoint.config(), &options, &plan(std::slice::from_ref(&one)), (3, 1));
     let mut refused = |groups: &[KvGroup], shapes: &[Vec<PartShape>], what: &str| {
         let said = device.attach(groups, shapes).unwrap_err().to_string();
         assert!(said.contains(what), "{said}");

@@ -22,6 +22,8 @@ const WINDOW: u32 = 24;
 const LENGTH: usize = 512;
 const NUM_BLOCKS: u32 = 40;
 const TOLERANCE: f64 = 1e-4;
+/// Lengths of the prompts.
+const PROMPTS: [usize; 6] = [1, 23, 24, 25, 100, 259];
 
 /// The reference's models, and the window of each layer.
 fn models() -> Vec<(PathBuf, [Option<u32>; 4])> {
@@ -47,16 +49,16 @@ fn cases(dir: &Path) -> Vec<Case> {
         serde_json::from_slice(&std::fs::read(dir.join("expected.json")).unwrap()).unwrap();
     let bytes = std::fs::read(dir.join("expected.safetensors")).unwrap();
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
-    let case = |p: usize| {
-        let case = &json["cases"][format!("p{p}")];
+    let case = |length: &usize| {
+        let case = &json["cases"][format!("p{length}")];
         let ids = |name: &str| -> Vec<u32> {
             case[name].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
         };
-        let logits = tensors.tensor(&format!("p{p}.logits")).unwrap().data();
+        let logits = tensors.tensor(&format!("p{length}.logits")).unwrap().data();
         let logits = logits.as_chunks::<4>().0.iter().map(|&four| f32::from_le_bytes(four)).collect();
         Case { prompt: ids("prompt_token_ids"), tokens: ids("token_ids"), logits }
     };
-    (0..6).map(case).collect()
+    PROMPTS.iter().map(case).collect()
 }
 
 /// One sequence on a runner. Each of its blocks has a page of the arena, and the pages are scattered.
@@ -172,9 +174,10 @@ fn greedy_continuations_beyond_the_window_are_those_of_the_reference() {
     for (dir, windows) in models() {
         for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
             let mut worst = 0.0f64;
-            for (p, case) in cases(&dir).iter().enumerate() {
+            for case in cases(&dir) {
+                let p = case.prompt.len();
                 let (tokens, logits, _) =
-                    greedy(&mut Sequence::open(&dir, &windows, isa), case, usize::MAX, false);
+                    greedy(&mut Sequence::open(&dir, &windows, isa), &case, usize::MAX, false);
                 assert_eq!(tokens, case.tokens, "{} on {isa}, prompt {p}", dir.display());
                 worst = worst.max(relative(&logits.concat(), &case.logits));
             }
@@ -188,15 +191,16 @@ fn greedy_continuations_beyond_the_window_are_those_of_the_reference() {
 fn chunks_and_freed_blocks_and_graphs_show_in_no_bit() {
     let bits = |rows: &[Vec<f32>]| -> Vec<u32> { rows.iter().flatten().map(|x| x.to_bits()).collect() };
     for (dir, windows) in models() {
-        for (p, case) in cases(&dir).iter().enumerate() {
+        for case in cases(&dir) {
+            let p = case.prompt.len();
             let isa = Isa::detect();
-            let (_, whole, _) = greedy(&mut Sequence::open(&dir, &windows, isa), case, usize::MAX, false);
+            let (_, whole, _) = greedy(&mut Sequence::open(&dir, &windows, isa), &case, usize::MAX, false);
             for (chunk, graphs) in [(1, false), (7, true), (64, false)] {
                 let mut sequence = Sequence::open(&dir, &windows, isa);
                 if graphs {
                     sequence.runner.capture(&CaptureSizes::new(vec![2, 8], vec![1, 7])).unwrap();
                 }
-                let (tokens, found, replays) = greedy(&mut sequence, case, chunk, true);
+                let (tokens, found, replays) = greedy(&mut sequence, &case, chunk, true);
                 let what = format!("{}, prompt {p} in chunks of {chunk}", dir.display());
                 assert_eq!(tokens, case.tokens, "{what}");
                 assert!(bits(&found) == bits(&whole), "{what}: other bits than in one piece");
