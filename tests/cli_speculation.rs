@@ -17,10 +17,14 @@ fn refused(run: &Run, words: &[&str]) {
 
 /// A directory with a small `config.json`.
 fn model(at: &Scratch, name: &str, vocab: u32, longest: u32) -> String {
+    model_of(at, name, "Llama", vocab, longest)
+}
+
+fn model_of(at: &Scratch, name: &str, family: &str, vocab: u32, longest: u32) -> String {
     let dir = at.path(name);
     std::fs::create_dir_all(&dir).unwrap();
     let config = format!(
-        r#"{{"architectures": ["LlamaForCausalLM"], "vocab_size": {vocab}, "hidden_size": 32, "intermediate_size": 64,
+        r#"{{"architectures": ["{family}ForCausalLM"], "vocab_size": {vocab}, "hidden_size": 32, "intermediate_size": 64,
         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": {longest},
         "rms_norm_eps": 1e-5, "rope_theta": 10000.0}}"#
     );
@@ -38,8 +42,13 @@ fn dummy(target: &str, draft: &str, more: &[&str]) -> Run {
 fn a_draft_that_does_not_go_with_its_target_is_refused() {
     let at = Scratch::new("draft");
     let target = model(&at, "target", 100, 256);
-    let other = model(&at, "other", 101, 256);
-    refused(&dummy(&target, &other, &[]), &["--draft", "other", "101", "100", "same family"]);
+    let other = model_of(&at, "other", "Mistral", 101, 256);
+    refused(
+        &dummy(&target, &other, &[]),
+        &["--draft", "other", "101", "100", "same family", "tokenizer.json"],
+    );
+    let far = model(&at, "far", 1125, 256);
+    refused(&dummy(&target, &far, &[]), &["--draft", "far", "1125", "100", "same family"]);
     let short = model(&at, "short", 100, 128);
     refused(&dummy(&target, &short, &[]), &["--draft", "short", "128", "256", "--max-model-len 128"]);
     let run = dummy(&target, &short, &["--max-model-len", "128", "--max-tokens", "4", "--ignore-eos"]);
@@ -48,6 +57,47 @@ fn a_draft_that_does_not_go_with_its_target_is_refused() {
     refused(&dummy(&target, "builtin:nobody", &[]), &["builtin:nobody", "builtin:draft"]);
     refused(&dummy(&target, "synthetic:2", &[]), &["--draft", "0 to 1"]);
     refused(&dummy(&target, "synthetic", &[]), &["synthetic:RATE"]);
+}
+
+#[test]
+fn a_draft_that_differs_from_its_target_in_padding_alone_changes_no_token_and_its_drafts_are_accepted() {
+    let at = Scratch::new("padding");
+    let sizes =
+        [("less", 96), ("same", 100), ("more", 104)].map(|(name, vocab)| model(&at, name, vocab, 256));
+    let greedy = ["--temperature", "0"];
+    let sampled = ["--temperature", "0.9", "--top-p", "0.95", "--seed", "5"];
+    let line = ["generate", "--load-format", "dummy", "--token-ids", "1,2,3", "--max-tokens", "60"];
+    let of = |target: &str, more: &[&str]| -> Value {
+        let fixed = ["--ignore-eos", "--output-json", "-", "--model", target];
+        let run = pagedraft(&[&line[..], &fixed, more].concat());
+        assert_eq!(run.code, Some(0), "{run:?}");
+        serde_json::from_str(&run.stdout).unwrap()
+    };
+    for target in &sizes {
+        for sampling in [&greedy[..], &sampled] {
+            let plain = of(target, sampling)["token_ids"].clone();
+            for draft in sizes.iter().filter(|draft| *draft != target) {
+                let speculation = ["--draft", draft, "--num-speculative-tokens", "3"];
+                let with = of(target, &[sampling, &speculation].concat());
+                assert_eq!(with["token_ids"], plain, "{target}, {draft}, {sampling:?}");
+                let accepted = with["num_accepted"].as_u64().unwrap();
+                assert!(accepted > 10, "{target}, {draft}, {sampling:?}: {accepted} accepted");
+                for acceptance in ["rejection", "typical"] {
+                    let more = [sampling, &speculation, &["--acceptance", acceptance]].concat();
+                    let with = of(target, &more);
+                    assert_eq!(
+                        with["token_ids"].as_array().unwrap().len(),
+                        60,
+                        "{target}, {draft}, {acceptance}"
+                    );
+                    assert!(with["num_accepted"].as_u64().unwrap() > 10, "{target}, {draft}, {acceptance}");
+                    if sampling == &greedy[..] {
+                        assert_eq!(with["token_ids"], plain, "{target}, {draft}, {acceptance}");
+                    }
+                }
+            }
+        }
+    }
 }
 
 #[test]

@@ -18,6 +18,22 @@ pub enum ModelError {
         /// What to do about it; empty, or starting with "; ".
         hint: &'static str,
     },
+    /// A file is a Git LFS pointer: the repository was cloned without its large files.
+    #[error("{} is a Git LFS pointer and not the file it stands for; run `git lfs pull` in the repository it was cloned from, or download the file", path.display())]
+    LfsPointer {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The place given for a model holds something else, which is known.
+    #[error("{} is {what}; {hint}", path.display())]
+    Foreign {
+        /// The directory or file.
+        path: PathBuf,
+        /// What it is.
+        what: String,
+        /// What to do about it.
+        hint: String,
+    },
     /// A directory holds no weights in a format that is read here.
     #[error("{} holds neither model.safetensors nor model.safetensors.index.json; {hint}", path.display())]
     NoWeights {

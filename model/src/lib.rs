@@ -48,6 +48,7 @@ mod error;
 mod graph;
 mod kv;
 mod layer_groups;
+mod lfs_pointer;
 mod runner;
 mod selected;
 mod single_tokens;

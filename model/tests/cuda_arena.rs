@@ -115,7 +115,7 @@ fn groups_that_have_no_kernels_are_refused_by_name() {
 fn a_window_shorter_than_the_engines_sequences_is_refused_by_name() {
     let checkpoint = checkpoint(TARGET);
     let mut config = checkpoint.config().clone();
-    config.sliding_window = Some(24);
+    config.windows[1] = Some(24);
     let of = |length| check(&config, Dtype::Bf16, 16, length);
     assert!(of(24).is_ok());
     let said = of(25).unwrap_err().to_string();

@@ -403,7 +403,7 @@ fn options_that_no_draft_model_can_have_are_refused() {
         DraftModel::new(tiny::runner(16, 80, limits, 1), options).map(|_| ())
     };
     assert!(of(|_| ()).is_ok());
-    assert!(matches!(of(|o| o.target_vocab = 51), Err(ProposerError::Vocab { draft: 50, target: 51 })));
+    assert!(matches!(of(|o| o.target_vocab = 0), Err(ProposerError::NoVocab)));
     assert!(matches!(of(|o| o.catch_up_tokens = 0), Err(ProposerError::CatchUp)));
     assert!(matches!(of(|o| o.num_blocks = 0), Err(ProposerError::Kv(_))));
     assert!(matches!(of(|o| o.block_size = 8), Err(ProposerError::Kv(_))));

@@ -35,21 +35,7 @@ impl DraftParts {
         let Some(DraftRef::Model(model)) = &options.speculation.draft else { return Ok(None) };
         let checkpoint = load::checkpoint(model, options)?;
         let config = checkpoint.config();
-        let (own, targets) = (config.vocab_size, target.config().vocab_size);
-        ensure!(
-            own == targets,
-            "the draft {model} has a vocabulary of {own} tokens, the target {} one of {targets}: a draft's token ids must mean \
-             the target's tokens, so use a draft of the same family",
-            options.model
-        );
-        if let (Some(draft), Some(target)) = (tokenizer(&checkpoint)?, tokenizer(target)?) {
-            ensure!(
-                draft.same_vocabulary(&target),
-                "the draft {model} and the target {} have vocabularies of one size, but of other tokens: use a draft of the \
-                 same family",
-                options.model
-            );
-        }
+        check_vocabularies(options, (model, &checkpoint), target)?;
         let longest = config.max_position_embeddings;
         ensure!(
             longest >= max_model_len as usize,
@@ -119,6 +105,43 @@ impl PlacedDraft {
     pub fn block_bytes(&self) -> u128 {
         self.block_bytes
     }
+}
+
+/// The most ids by which two models without tokenizers may differ and count as one vocabulary with other padding: embeddings are
+/// padded to a multiple of 1,024 at the most.
+const MOST_PADDING: usize = 1024;
+
+/// Refuses a draft whose token ids mean other tokens than the target's. Where both have tokenizers, these decide, and the sizes of
+/// the embeddings do not matter: models of one family pad them differently, and a draft proposes no id that either lacks.
+fn check_vocabularies(
+    options: &EngineOptions,
+    (model, draft): (&ModelRef, &Checkpoint),
+    target: &Checkpoint,
+) -> anyhow::Result<()> {
+    let (own, targets) = (draft.config(), target.config());
+    if let (Some(draft), Some(target)) = (tokenizer(draft)?, tokenizer(target)?) {
+        ensure!(
+            draft.same_vocabulary(&target),
+            "the tokenizer of the draft {model} has other tokens than that of the target {} (vocabularies of {} and {}): a \
+             draft's token ids must mean the target's tokens, so use a draft of the same family",
+            options.model,
+            own.vocab_size,
+            targets.vocab_size
+        );
+        return Ok(());
+    }
+    let padding = own.vocab_size.abs_diff(targets.vocab_size);
+    ensure!(
+        padding == 0 || own.architecture == targets.architecture && padding <= MOST_PADDING,
+        "the draft {model} is a {} with {} tokens, the target {} a {} with {}, and not both have a tokenizer.json that could \
+         show that their ids mean the same: use a draft of the same family, or put the tokenizers there",
+        own.architecture,
+        own.vocab_size,
+        options.model,
+        targets.architecture,
+        targets.vocab_size
+    );
+    Ok(())
 }
 
 /// A model's tokenizer, where it has one.

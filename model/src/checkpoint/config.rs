@@ -26,7 +26,7 @@ pub struct ModelConfig {
     /// Width of a head; even. Need not be `hidden_size / num_heads`.
     pub head_dim: usize,
     /// The greatest number of positions that the engine computes exactly: the file's
-    /// `max_position_embeddings`, or the sliding window where that is smaller.
+    /// `max_position_embeddings`, or the smallest of `windows` where that is smaller.
     pub max_position_embeddings: usize,
     /// The epsilon of every RMS norm.
     pub rms_norm_eps: f32,
@@ -42,10 +42,10 @@ pub struct ModelConfig {
     pub mlp_bias: bool,
     /// q and k are normed head by head before the rotation (Qwen3).
     pub qk_norm: bool,
-    /// The window W in which a token sees keys, where the model has one: query i sees keys
-    /// j > i - W. There is no windowed attention here; instead `max_position_embeddings` is at most
-    /// W, and within W tokens windowed and full attention are the same function.
-    pub sliding_window: Option<u32>,
+    /// The window of each layer: with `Some(w)`, query i sees keys j with i - w < j <= i; with `None`, all
+    /// of j <= i. There is no windowed attention here yet; instead `max_position_embeddings` is at most
+    /// the smallest w, and up to that length windowed and full attention are the same function.
+    pub windows: Vec<Option<u32>>,
     /// The type the checkpoint says it was saved in; float32 where it says nothing.
     pub torch_dtype: Dtype,
     /// Tokens that end a text; of `generation_config.json` where it names any. May be empty.

@@ -34,7 +34,22 @@ impl<'a> Fields<'a> {
         self.path
     }
 
-    /// The value of a field; JSON null is the same as no field, as it is for transformers.
+    /// Whether the file writes the field, be it as null.
+    pub fn has(&self, name: &str) -> bool {
+        self.object.contains_key(name)
+    }
+
+    /// The names of the fields that are not null.
+    pub fn names(&self) -> impl Iterator<Item = &'a str> {
+        self.object.iter().filter(|(_, value)| !value.is_null()).map(|(name, _)| name.as_str())
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.object.is_empty()
+    }
+
+    /// The value of a field; JSON null is the same as no field. Where transformers makes a difference,
+    /// [`has`](Self::has) tells.
     pub fn get(&self, name: &str) -> Option<&'a Value> {
         self.object.get(name).filter(|value| !value.is_null())
     }
@@ -78,19 +93,30 @@ impl<'a> Fields<'a> {
         let Some(value) = self.get(name) else {
             return Ok(None);
         };
-        // Some exporters write 4096.0.
-        let number = value.as_u64().or_else(|| {
-            let float = value.as_f64()?;
-            (float.fract() == 0.0 && (0.0..=9e15).contains(&float)).then_some(float as u64)
-        });
-        match number {
+        match whole(value) {
             Some(number) if (1..=most).contains(&number) => Ok(Some(number as usize)),
             _ => Err(self.bad(name, value, format!("a whole number from 1 to {most}"))),
         }
     }
 
-    pub fn size(&self, name: &str, most: u64) -> Result<usize, ModelError> {
-        self.optional_size(name, most)?.ok_or_else(|| self.missing(name, "a whole number of at least 1"))
+    /// A whole number in `1..=most`, or `default` where the file does not write the field. Null is refused,
+    /// as transformers has no default for it either.
+    pub fn size_or(&self, name: &str, most: u64, default: usize) -> Result<usize, ModelError> {
+        match self.optional_size(name, most)? {
+            Some(size) => Ok(size),
+            None if self.has(name) => {
+                Err(self.bad(name, "null", format!("a whole number from 1 to {most}, or no such field")))
+            }
+            None => Ok(default),
+        }
+    }
+
+    /// A whole number, 0 included.
+    pub fn count_or(&self, name: &str, default: u64) -> Result<u64, ModelError> {
+        let Some(value) = self.get(name) else {
+            return Ok(default);
+        };
+        whole(value).ok_or_else(|| self.bad(name, value, "a whole number of at least 0"))
     }
 
     /// A finite number above zero.
@@ -138,4 +164,13 @@ impl<'a> Fields<'a> {
             Some(value) => Ok(vec![id(value)?]),
         }
     }
+}
+
+/// A whole number of at least 0.
+fn whole(value: &Value) -> Option<u64> {
+    // Some exporters write 4096.0.
+    value.as_u64().or_else(|| {
+        let float = value.as_f64()?;
+        (float.fract() == 0.0 && (0.0..=9e15).contains(&float)).then_some(float as u64)
+    })
 }

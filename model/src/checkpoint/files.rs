@@ -8,30 +8,37 @@ use serde_json::Value;
 
 use super::config::ModelConfig;
 use super::fields::{Fields, parse_object};
+use super::foreign;
 use super::shard::Shard;
 use crate::error::ModelError;
+use crate::lfs_pointer;
 
 fn read(path: &Path, hint: &'static str) -> Result<Vec<u8>, ModelError> {
-    std::fs::read(path).map_err(|source| ModelError::Read { path: path.to_owned(), source, hint })
+    let bytes = std::fs::read(path);
+    let bytes = bytes.map_err(|source| ModelError::Read { path: path.to_owned(), source, hint })?;
+    lfs_pointer::refuse(path, &bytes)?;
+    Ok(bytes)
 }
 
 impl ModelConfig {
     /// Reads `config.json` of a directory, and `generation_config.json` where there is one.
     ///
     /// # Errors
-    /// [`ModelError::Read`], or those of [`ModelConfig::parse`].
+    /// [`ModelError::Read`], [`ModelError::Foreign`] where the place holds something else than a model,
+    /// [`ModelError::LfsPointer`], or those of [`ModelConfig::parse`].
     pub fn open(dir: &Path) -> Result<ModelConfig, ModelError> {
         let hint = "; a model is a directory with config.json, model.safetensors and tokenizer.json";
         let path = dir.join("config.json");
-        let mut config = ModelConfig::parse(&path, &read(&path, hint)?)?;
+        let json = read(&path, hint).map_err(|error| match error {
+            ModelError::Read { .. } if !path.exists() => foreign::instead_of_config(dir).unwrap_or(error),
+            error => error,
+        })?;
+        let mut config = ModelConfig::parse(&path, &json)?;
         let path = dir.join("generation_config.json");
-        match std::fs::read(&path) {
+        match read(&path, "") {
             Ok(json) => config.apply_generation_config(&path, &json)?,
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(source) => {
-                let hint = "";
-                return Err(ModelError::Read { path, source, hint });
-            }
+            Err(ModelError::Read { source, .. }) if source.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
         }
         Ok(config)
     }
@@ -48,14 +55,9 @@ pub(super) fn open_shards(dir: &Path) -> Result<(Vec<Shard>, HashMap<String, usi
     }
     let path = dir.join("model.safetensors.index.json");
     if !path.exists() {
-        let torch =
-            dir.join("pytorch_model.bin").exists() || dir.join("pytorch_model.bin.index.json").exists();
-        let hint = if torch {
-            "it has PyTorch weights: convert them to safetensors"
-        } else {
-            "put the weights there, or use --load-format dummy for a speed run"
-        };
-        return Err(ModelError::NoWeights { path: dir.to_owned(), hint: hint.to_owned() });
+        let hint = "put the weights there, or use --load-format dummy for a speed run".to_owned();
+        let unknown = ModelError::NoWeights { path: dir.to_owned(), hint };
+        return Err(foreign::instead_of_weights(dir).unwrap_or(unknown));
     }
     let object = parse_object(&path, &read(&path, "")?)?;
     let fields = Fields::new(&path, &object);
@@ -97,7 +99,7 @@ fn open_shard(path: &Path) -> Result<Shard, ModelError> {
         Err(ModelError::Read { path, source, .. }) => Err(ModelError::Read {
             path,
             source,
-            hint: "; it is a shard that model.safetensors.index.json names",
+            hint: "; it is a shard that model.safetensors.index.json names: download it too",
         }),
         other => other,
     }

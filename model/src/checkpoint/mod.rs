@@ -14,17 +14,22 @@
 //! [`Checkpoint::embedding`] and [`Checkpoint::lm_head`] are then the same tensor.
 
 mod architecture;
+mod class_defaults;
 mod config;
 mod dtype;
 mod dummy;
 mod fields;
 mod files;
+mod foreign;
 mod parse;
+mod quantisation;
 mod rope;
+mod rope_parameters;
 mod shard;
 mod tensor;
 #[cfg(test)]
 mod tests;
+mod windows;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -273,8 +278,18 @@ impl Checkpoint {
         Some((shard.path(), shard.get(name)?))
     }
 
-    /// Looks at every tensor the configuration demands, and for biases and norms that it denies.
+    /// Looks at every tensor the configuration demands, and for biases and norms that it denies. Where one
+    /// is not as it must be because the weights are quantised, that is the error.
     fn check(&self) -> Result<(), ModelError> {
+        self.check_tensors().map_err(|error| {
+            let Weights::Stored { index, .. } = &self.weights else { return error };
+            let Some(tool) = quantisation::by_tensors(index.keys().map(String::as_str)) else { return error };
+            let (feature, hint) = quantisation::quantised_by(tool);
+            ModelError::Unsupported { path: self.name.clone(), feature, hint: hint.to_owned() }
+        })
+    }
+
+    fn check_tensors(&self) -> Result<(), ModelError> {
         self.embedding()?;
         self.lm_head()?;
         self.final_norm()?;

@@ -10,6 +10,7 @@ use memmap2::Mmap;
 use safetensors::{Dtype as StoredDtype, SafeTensorError, SafeTensors};
 
 use crate::error::ModelError;
+use crate::lfs_pointer;
 
 enum Bytes {
     Mapped(Mmap),
@@ -63,6 +64,7 @@ impl Shard {
         // SAFETY: the mapping is read-only and private to this process's readers; that nobody
         // truncates the file meanwhile is the documented condition of this function.
         let map = unsafe { Mmap::map(&file) }.map_err(read)?;
+        lfs_pointer::refuse(path, &map)?;
         Shard::parse(path.to_owned(), Bytes::Mapped(map))
     }
 

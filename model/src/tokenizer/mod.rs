@@ -9,6 +9,7 @@ use std::sync::Arc;
 use tokenizers::Tokenizer as Inner;
 
 use crate::error::ModelError;
+use crate::lfs_pointer;
 
 /// A model's tokenizer. Encoding and decoding take `&self` and may run on any thread.
 pub struct Tokenizer {
@@ -19,11 +20,15 @@ impl Tokenizer {
     /// Reads `tokenizer.json` of a directory.
     ///
     /// # Errors
-    /// [`ModelError::NoTokenizer`], [`ModelError::Read`] or [`ModelError::BadTokenizer`].
+    /// [`ModelError::NoTokenizer`], [`ModelError::Read`], [`ModelError::LfsPointer`] or
+    /// [`ModelError::BadTokenizer`].
     pub fn open(dir: &Path) -> Result<Tokenizer, ModelError> {
         let path = dir.join("tokenizer.json");
         match std::fs::read(&path) {
-            Ok(json) => Tokenizer::from_bytes(&path, &json),
+            Ok(json) => {
+                lfs_pointer::refuse(&path, &json)?;
+                Tokenizer::from_bytes(&path, &json)
+            }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 Err(ModelError::NoTokenizer { path: dir.to_owned() })
             }

@@ -9,7 +9,7 @@ use pagedraft_scheduler::{CostCurve, RequestKey};
 
 use super::draft_kv::DraftKv;
 use super::draft_log::PassLog;
-use super::draft_pass::{DraftCounts, Passes, Piece};
+use super::draft_pass::{DraftCounts, Passes, Piece, Vocab};
 use super::{GroupStep, Proposer, ProposerError, Proposing, Verified};
 use crate::calibrate::measure;
 use crate::drafts::Drafts;
@@ -29,11 +29,13 @@ pub struct DraftOptions {
     /// Known tokens that rows lagging by more than 2 may catch up with in one step, all together: the engine's
     /// `max_num_batched_tokens`.
     pub catch_up_tokens: usize,
-    /// Vocabulary of the target.
+    /// Vocabulary of the target. Ids must mean the same to both models as far as both have them.
     pub target_vocab: usize,
 }
 
 /// Proposes what a small model of the same vocabulary says, with a KV cache of its own.
+///
+/// The embeddings of the two may be padded to different sizes: no id is proposed that either of them lacks.
 ///
 /// # What it promises
 ///
@@ -101,12 +103,13 @@ impl<D: Device> DraftModel<D> {
     ///
     /// # Errors
     ///
-    /// Another vocabulary than the target's, a block size without kernels, a pool without blocks, a budget of 0.
+    /// A target without a vocabulary, a block size without kernels, a pool without blocks, a budget of 0.
     pub fn new(runner: Runner<D>, options: DraftOptions) -> Result<Self, ProposerError> {
         let config = runner.config();
-        if config.vocab_size != options.target_vocab {
-            return Err(ProposerError::Vocab { draft: config.vocab_size, target: options.target_vocab });
+        if options.target_vocab == 0 {
+            return Err(ProposerError::NoVocab);
         }
+        let vocab = Vocab { own: config.vocab_size, target: options.target_vocab };
         if options.catch_up_tokens == 0 {
             return Err(ProposerError::CatchUp);
         }
@@ -122,7 +125,7 @@ impl<D: Device> DraftModel<D> {
         let size = BlockSize::new(options.block_size)?;
         Ok(Self {
             kv: DraftKv::new(size, options.num_blocks, group, options.prefix_caching)?,
-            passes: Passes::new(MetadataBuilder::new(options.block_size)?),
+            passes: Passes::new(MetadataBuilder::new(options.block_size)?, vocab),
             runner,
             catch_up_tokens: u32::try_from(options.catch_up_tokens).unwrap_or(u32::MAX),
             rows: Vec::new(),

@@ -47,8 +47,29 @@ pub(super) struct Piece {
     pub drafts: bool,
 }
 
+/// The sizes of the draft's and the target's vocabulary: the same tokens, padded to different lengths.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Vocab {
+    pub own: usize,
+    pub target: usize,
+}
+
+impl Vocab {
+    /// Ids that both have: the only ones that are proposed.
+    fn shared(self) -> usize {
+        self.own.min(self.target)
+    }
+
+    /// What the draft is shown in place of a token. An id that only the target has is padding; it is shown as the last id that
+    /// the draft has, which costs nothing but the quality of the drafts behind it.
+    fn shown(self, token: u32) -> u32 {
+        token.min((self.own as u32).saturating_sub(1))
+    }
+}
+
 /// Buffers of the passes, and how a draft is drawn.
 pub(super) struct Passes {
+    vocab: Vocab,
     builder: MetadataBuilder,
     inputs: StepInputs,
     /// What the next passes run; a piece may be cut where a pass is full.
@@ -71,8 +92,9 @@ pub(super) struct Passes {
 }
 
 impl Passes {
-    pub fn new(builder: MetadataBuilder) -> Self {
+    pub fn new(builder: MetadataBuilder, vocab: Vocab) -> Self {
         Self {
+            vocab,
             builder,
             inputs: StepInputs::default(),
             pieces: Vec::new(),
@@ -143,7 +165,8 @@ impl Passes {
                 let Piece { request, start, end, .. } = *piece;
                 let tokens = kv.tokens(request).get(start as usize..end as usize);
                 let what = "its draft tokens are not where they were put";
-                inputs.tokens.extend_from_slice(tokens.ok_or(ExecuteError::Plan { request, what })?);
+                let tokens = tokens.ok_or(ExecuteError::Plan { request, what })?;
+                inputs.tokens.extend(tokens.iter().map(|&token| self.vocab.shown(token)));
                 inputs.positions.extend(start..end);
                 self.builder.push_row(start, end - start, kv.table(request), MaskKind::Causal)?;
                 self.owners.push(piece.row);
@@ -164,8 +187,11 @@ impl Passes {
         step: &Proposing<'_>,
     ) -> Result<(), ExecuteError> {
         let most = runner.limits().logit_rows.max(1);
+        let shared = self.vocab.shared();
+        // A device looks at all logits of a row, and those beyond the target's vocabulary do not count.
+        let device_chooses = runner.chooses() && !self.own_draws && shared == self.vocab.own;
         for (pieces, selection) in self.drawn.chunks(most).zip(self.selection.chunks(most)) {
-            if runner.chooses() && !self.own_draws {
+            if device_chooses {
                 self.choices.clear();
                 for piece in pieces {
                     self.choices.push(step.requests.get(piece.request)?.sampling.choice(piece.end));
@@ -185,12 +211,17 @@ impl Passes {
                 let request = piece.request;
                 let params = &step.requests.get(request)?.sampling;
                 let bad = |source| ExecuteError::Sampling { request, source };
+                let row = logits.row(i);
+                let row = row.get(..shared).unwrap_or(row);
                 let token = if self.own_draws {
-                    let q = distribution(logits.row(i), params).map_err(bad)?;
-                    self.distributions[piece.row].extend_from_slice(&q);
+                    let q = distribution(row, params).map_err(bad)?;
+                    let kept = &mut self.distributions[piece.row];
+                    kept.extend_from_slice(&q);
+                    // What the draft does not have, it never proposes.
+                    kept.resize(kept.len() + self.vocab.target - shared, 0.0);
                     draw_from(&q, params, piece.end)
                 } else {
-                    self.sampler.choose(logits.row(i), params, piece.end).map_err(bad)?
+                    self.sampler.choose(row, params, piece.end).map_err(bad)?
                 };
                 kv.push(request, &[token]);
                 self.counts.drafts += 1;
@@ -236,7 +267,7 @@ mod tests {
             lags: false,
         };
         let mut kv = DraftKv::new(BlockSize::new(16).unwrap(), 4, group, false).unwrap();
-        let mut passes = Passes::new(MetadataBuilder::new(16).unwrap());
+        let mut passes = Passes::new(MetadataBuilder::new(16).unwrap(), Vocab { own: 120, target: 120 });
         let mut log = PassLog::default();
         let tokens: Vec<u32> = (100..120).collect();
         assert_eq!(kv.open(request, &tokens, 20).unwrap(), Some(0));

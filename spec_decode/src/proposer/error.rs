@@ -28,16 +28,9 @@ pub enum ProposerError {
         /// The value given.
         found: u32,
     },
-    /// A draft model of other tokens than the target's.
-    #[error(
-        "the draft model has a vocabulary of {draft} and the target one of {target}; a draft must mean the same to both"
-    )]
-    Vocab {
-        /// The draft model's.
-        draft: usize,
-        /// The target's.
-        target: usize,
-    },
+    /// A target without tokens.
+    #[error("a target vocabulary of 0 tokens leaves the draft model nothing to propose; give it 1 at least")]
+    NoVocab,
     /// No token of KV may be caught up with.
     #[error("a catch-up budget of 0 tokens a step never lets the draft model begin; give it 1 at least")]
     CatchUp,

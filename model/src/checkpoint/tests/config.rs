@@ -31,7 +31,7 @@ fn a_llama_config_gives_every_field() {
         o_bias: false,
         mlp_bias: false,
         qk_norm: false,
-        sliding_window: None,
+        windows: vec![None; 2],
         torch_dtype: Dtype::F32,
         eos_token_ids: vec![2],
         bos_token_id: Some(1),
@@ -100,6 +100,37 @@ fn the_spelling_of_transformers_5_means_the_same() {
 }
 
 #[test]
+fn rope_scaling_wins_over_rope_parameters_and_their_theta_over_the_one_outside() {
+    let both = json!({"rope_scaling": {"type": "linear", "factor": 2.0},
+        "rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 7e5}});
+    let rope = parse(&tiny_config(both)).unwrap().rope;
+    assert_eq!(rope, Rope { theta: 10_000.0, scaling: RopeScaling::Linear { factor: 2.0 } });
+    let inner = json!({"rope_theta": 5e5, "rope_parameters": {"rope_theta": 7e5}});
+    assert_eq!(parse(&tiny_config(inner)).unwrap().rope.theta, 7e5);
+}
+
+#[test]
+fn a_llama3_scaling_starts_from_the_length_that_the_file_names_somewhere() {
+    let of = |inner: Value, outer: Value| {
+        let changes = json!({"original_max_position_embeddings": outer, "rope_scaling": {
+            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": inner}});
+        parse(&tiny_config(changes)).map(|config| config.rope.scaling)
+    };
+    let expected = |length: usize| RopeScaling::Llama3 {
+        factor: 8.0,
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        original_max_position_embeddings: length,
+    };
+    assert_eq!(of(json!(128), json!(null)).unwrap(), expected(128));
+    assert_eq!(of(json!(null), json!(32)).unwrap(), expected(32));
+    assert_eq!(of(json!(null), json!(null)).unwrap(), expected(64));
+    let message = complaint(of(json!(128), json!(32)));
+    assert!(message.contains("original_max_position_embeddings") && message.contains("32"), "{message}");
+}
+
+#[test]
 fn linear_scaling_is_read_under_its_old_name() {
     let changes = json!({"rope_scaling": {"type": "linear", "factor": 4.0}});
     let config = parse(&tiny_config(changes)).unwrap();
@@ -128,26 +159,14 @@ fn rope_scalings_that_are_not_implemented_are_refused_by_name() {
         &["partial_rotary_factor"],
     );
     refused(
+        json!({"rope_scaling": {"rope_type": "llama3", "type": "linear", "factor": 8.0}}),
+        &["rope_scaling.type", "linear", "llama3"],
+    );
+    refused(
         json!({"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0,
             "high_freq_factor": 4.0, "original_max_position_embeddings": 128}}),
         &["high_freq_factor"],
     );
-}
-
-#[test]
-fn a_sliding_window_limits_the_length() {
-    let window = |name: &str, on: bool, width: Value| {
-        let changes = json!({"architectures": [name], "use_sliding_window": on,
-            "sliding_window": width});
-        let config = parse(&tiny_config(changes)).unwrap();
-        (config.max_position_embeddings, config.sliding_window)
-    };
-    assert_eq!(window("MistralForCausalLM", false, json!(16)), (16, Some(16)));
-    assert_eq!(window("MistralForCausalLM", false, json!(4096)), (64, Some(4096)));
-    assert_eq!(window("MistralForCausalLM", false, json!(null)), (64, None));
-    assert_eq!(window("Qwen2ForCausalLM", false, json!(16)), (64, None));
-    assert_eq!(window("Qwen3ForCausalLM", true, json!(16)), (16, Some(16)));
-    refused(json!({"architectures": ["MistralForCausalLM"], "sliding_window": 0}), &["sliding_window"]);
 }
 
 #[test]
@@ -175,8 +194,10 @@ fn numbers_that_make_no_sense_are_refused_by_field() {
             refused(json!({field: value}), &[field]);
         }
     }
-    for field in ["vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings"] {
-        refused(json!({field: null}), &[field]);
+    for field in
+        ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "max_position_embeddings"]
+    {
+        refused(json!({field: null}), &[field, "null"]);
     }
     refused(json!({"num_attention_heads": 4, "num_key_value_heads": 3}), &["num_key_value_heads"]);
     for value in [json!(0), json!(-1), json!("NaN"), json!(1e300), json!(0.5)] {
@@ -199,6 +220,104 @@ fn features_that_are_not_implemented_are_refused() {
     refused(json!({"hidden_act": "gelu"}), &["gelu", "silu"]);
     refused(json!({"quantization_config": {"bits": 4}}), &["quant"]);
     refused(json!({"partial_rotary_factor": 0.25}), &["partial_rotary_factor"]);
+    for (field, value) in [
+        ("attn_logit_softcapping", json!(50.0)),
+        ("final_logit_softcapping", json!(30.0)),
+        ("clip_qkv", json!(8)),
+        ("attention_chunk_size", json!(8192)),
+        ("attention_multiplier", json!(0.0078)),
+        ("embedding_multiplier", json!(12)),
+        ("residual_multiplier", json!(0.22)),
+        ("logits_scaling", json!(8)),
+        ("logit_scale", json!("x")),
+        ("is_causal", json!(false)),
+    ] {
+        refused(json!({field: value}), &[field, &value.to_string()]);
+    }
+}
+
+#[test]
+fn fields_that_change_nothing_are_not_looked_at() {
+    let plain = parse(&tiny_config(json!({}))).unwrap();
+    for changes in [
+        json!({"attn_logit_softcapping": null, "logits_scaling": 1, "residual_multiplier": 1.0, "is_causal": true}),
+        json!({"attention_dropout": 0.5, "pretraining_tp": 4, "use_cache": false, "initializer_range": 9}),
+        json!({"sliding_window": "x", "use_sliding_window": 7, "max_window_layers": -1}),
+        json!({"rope_scaling": {}, "rope_parameters": {"rope_theta": 1e4}}),
+        json!({"rope_scaling": {"rope_type": "default", "type": "default"}, "original_max_position_embeddings": 7}),
+    ] {
+        assert_eq!(parse(&tiny_config(changes.clone())).unwrap(), plain, "{changes}");
+    }
+}
+
+#[test]
+fn what_a_file_leaves_out_is_what_transformers_classes_have() {
+    let of = |class: &str| {
+        let config = json!({"architectures": [class]});
+        let c = parse(&config).unwrap();
+        let ends = (c.bos_token_id, c.eos_token_ids.clone());
+        assert_eq!((c.hidden_size, c.num_layers, c.num_heads, c.head_dim), (4096, 32, 32, 128), "{class}");
+        assert_eq!((c.rms_norm_eps, c.rope.theta, c.tie_word_embeddings), (1e-6, 10_000.0, false), "{class}");
+        assert_eq!((c.qkv_bias, c.o_bias, c.mlp_bias), (class.starts_with("Qwen2"), false, false), "{class}");
+        assert_eq!(c.rope.scaling, RopeScaling::None, "{class}");
+        (c.vocab_size, c.intermediate_size, c.num_kv_heads, c.max_position_embeddings, ends)
+    };
+    let llama = (Some(1), vec![2]);
+    assert_eq!(of("LlamaForCausalLM"), (32_000, 11_008, 32, 2048, llama.clone()));
+    // The length is that of the window until windows are computed; the class has 131,072.
+    assert_eq!(of("MistralForCausalLM"), (32_000, 14_336, 8, 4096, llama));
+    assert_eq!(of("Qwen2ForCausalLM"), (151_936, 22_016, 32, 32_768, (None, vec![])));
+    assert_eq!(of("Qwen3ForCausalLM"), (151_936, 22_016, 32, 32_768, (None, vec![])));
+    let endless = json!({"architectures": ["LlamaForCausalLM"], "eos_token_id": null, "bos_token_id": null});
+    let endless = parse(&endless).unwrap();
+    assert_eq!((endless.eos_token_ids, endless.bos_token_id), (vec![], None));
+}
+
+#[test]
+fn kv_heads_that_are_null_are_as_many_as_heads_and_absent_ones_the_class_default() {
+    let of = |class: &str, config: &Value| {
+        let mut config = config.clone();
+        config["architectures"] = json!([class]);
+        parse(&config)
+    };
+    let null = tiny_config(json!({"num_key_value_heads": null, "num_attention_heads": 4}));
+    let mut absent = tiny_config(json!({"num_attention_heads": 64, "head_dim": 8}));
+    absent.as_object_mut().unwrap().remove("num_key_value_heads");
+    for (class, default) in [("Llama", 64), ("Mistral", 8), ("Qwen2", 32), ("Qwen3", 32)] {
+        let class = format!("{class}ForCausalLM");
+        assert_eq!(of(&class, &null).unwrap().num_kv_heads, 4, "{class}");
+        assert_eq!(of(&class, &absent).unwrap().num_kv_heads, default, "{class}");
+    }
+    absent["num_attention_heads"] = json!(4);
+    let message = complaint(of("MistralForCausalLM", &absent));
+    assert!(message.contains("num_key_value_heads") && message.contains("default"), "{message}");
+}
+
+#[test]
+fn quantised_checkpoints_are_named_by_their_tool() {
+    for (field, value, words) in [
+        (
+            "quantization_config",
+            json!({"quant_method": "gptq", "bits": 4, "group_size": 128}),
+            ["GPTQ", "4 bits"],
+        ),
+        ("quantization_config", json!({"quant_method": "awq", "bits": 4}), ["AWQ", "4 bits"]),
+        ("quantization_config", json!({"quant_method": "fp8", "fmt": "e4m3"}), ["FP8", "bfloat16"]),
+        ("quantization_config", json!({"load_in_4bit": true}), ["bitsandbytes", "bfloat16"]),
+        ("quantization_config", json!({"quant_method": "bitsandbytes"}), ["bitsandbytes", "bfloat16"]),
+        ("quantization_config", json!({"quant_method": "quark"}), ["quark", "bfloat16"]),
+        ("quantization_config", json!("?"), ["quantised", "bfloat16"]),
+        (
+            "compression_config",
+            json!({"quant_method": "compressed-tensors"}),
+            ["compressed-tensors", "bfloat16"],
+        ),
+        ("quantization", json!({"group_size": 64, "bits": 4}), ["MLX", "4 bits"]),
+        ("quantization_config", json!({"group_size": 64, "bits": 8}), ["MLX", "8 bits"]),
+    ] {
+        refused(json!({field: value}), &[field, words[0], words[1]]);
+    }
+    parse(&tiny_config(json!({"quantization_config": null, "quantization": null}))).unwrap();
 }
 
 #[test]

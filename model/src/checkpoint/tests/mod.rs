@@ -3,8 +3,10 @@
 mod bad_input;
 mod config;
 mod dummy;
+mod foreign;
 mod golden;
 mod weights;
+mod windows;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,0 +1,106 @@
+//! Which layers of a model attend within a sliding window.
+
+use serde_json::Value;
+
+use super::architecture::Architecture;
+use super::fields::Fields;
+use crate::error::ModelError;
+
+/// The window of transformers' configuration classes where the field `sliding_window` is absent.
+const DEFAULT_WINDOW: u32 = 4096;
+/// The first windowed layer of Qwen's configuration classes where `max_window_layers` is absent.
+const DEFAULT_MAX_WINDOW_LAYERS: u64 = 28;
+
+/// The window of each layer; `None` where a layer sees every earlier token.
+///
+/// An explicit `layer_types` says which layers have one. Without it, every layer of Mistral has one, and
+/// of Qwen, where `use_sliding_window` is on, the layers from `max_window_layers` on. The width is
+/// `sliding_window`; where that is null, or a Qwen's `use_sliding_window` is off, no layer has a window
+/// whatever `layer_types` says. A field that decides nothing is not looked at.
+pub(super) fn windows(
+    fields: Fields<'_>,
+    architecture: Architecture,
+    layers: usize,
+) -> Result<Vec<Option<u32>>, ModelError> {
+    let sliding = match layer_types(fields, layers)? {
+        Some(sliding) => sliding,
+        None => sliding_by_class(fields, architecture, layers)?,
+    };
+    let Some(first) = sliding.iter().position(|&sliding| sliding) else {
+        return Ok(vec![None; layers]);
+    };
+    let width = match architecture {
+        Architecture::Llama => {
+            let feature = format!("{architecture} with sliding_attention (layer_types[{first}])");
+            let hint = "a Llama has no windows; if the layers are Mistral's, let architectures say so";
+            return Err(fields.unsupported(feature, hint));
+        }
+        Architecture::Mistral => width(fields)?,
+        Architecture::Qwen2 | Architecture::Qwen3 if fields.boolean("use_sliding_window", false)? => {
+            width(fields)?
+        }
+        Architecture::Qwen2 | Architecture::Qwen3 => None,
+    };
+    Ok(sliding.into_iter().map(|sliding| width.filter(|_| sliding)).collect())
+}
+
+/// The greatest length at which the engine computes these layers exactly. It has no windowed attention
+/// yet; up to the smallest window, windowed and full attention are the same function.
+pub(super) fn exact_length(positions: usize, windows: &[Option<u32>]) -> usize {
+    windows.iter().flatten().fold(positions, |least, &window| least.min(window as usize))
+}
+
+/// Which layers slide by `layer_types`, where there is such a list.
+fn layer_types(fields: Fields<'_>, layers: usize) -> Result<Option<Vec<bool>>, ModelError> {
+    let types = match fields.get("layer_types") {
+        None => return Ok(None),
+        Some(Value::Array(types)) => types,
+        Some(other) => {
+            let expected = "a list of full_attention and sliding_attention, one for each layer";
+            return Err(fields.bad("layer_types", other, expected));
+        }
+    };
+    if types.len() != layers {
+        let found = format!("a list of {} entries", types.len());
+        let expected = format!("one for each of the {layers} layers (num_hidden_layers)");
+        return Err(fields.bad("layer_types", found, expected));
+    }
+    let slides = |(i, kind): (usize, &Value)| match kind.as_str() {
+        Some("full_attention") => Ok(false),
+        Some("sliding_attention") => Ok(true),
+        _ => {
+            let expected = "full_attention or sliding_attention, the kinds that this engine knows";
+            Err(fields.bad(&format!("layer_types[{i}]"), kind, expected))
+        }
+    };
+    types.iter().enumerate().map(slides).collect::<Result<_, _>>().map(Some)
+}
+
+/// Which layers slide where no list says it.
+fn sliding_by_class(
+    fields: Fields<'_>,
+    architecture: Architecture,
+    layers: usize,
+) -> Result<Vec<bool>, ModelError> {
+    Ok(match architecture {
+        Architecture::Llama => vec![false; layers],
+        Architecture::Mistral => vec![true; layers],
+        Architecture::Qwen2 | Architecture::Qwen3 => {
+            if !fields.boolean("use_sliding_window", false)? {
+                return Ok(vec![false; layers]);
+            }
+            let first = fields.count_or("max_window_layers", DEFAULT_MAX_WINDOW_LAYERS)?;
+            (0..layers as u64).map(|layer| layer >= first).collect()
+        }
+    })
+}
+
+/// The width of the windows; `None` where the field is null, which means that there are none.
+fn width(fields: Fields<'_>) -> Result<Option<u32>, ModelError> {
+    if !fields.has("sliding_window") {
+        return Ok(Some(DEFAULT_WINDOW));
+    }
+    // A window beyond every position is as good as any other that is.
+    let width = fields.optional_size("sliding_window", 1 << 53)?;
+    Ok(width.map(|width| u32::try_from(width).unwrap_or(u32::MAX)))
+}
