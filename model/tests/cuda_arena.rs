@@ -104,7 +104,11 @@ fn groups_that_have_no_kernels_are_refused_by_name() {
     refused(&two, &[vec![heads], vec![heads]], "2 KV groups (kv, window)");
     let windowed = KvGroup { window: Some(24), ..one.clone() };
     refused(&[windowed], &[vec![heads]], "a sliding window of 24 tokens");
-    refused(&[one.clone()], &[vec![PartShape::Rows { width: 64 }]], "other parts than the keys and values");
+    refused(
+        std::slice::from_ref(&one),
+        &[vec![PartShape::Rows { width: 64 }]],
+        "other parts than the keys and values",
+    );
     let fewer = KvGroup { parts: KvGroup::dense(1, 512).parts, ..one.clone() };
     refused(&[fewer], &[vec![heads]], "other parts than the keys and values");
     device.attach(&[one], &[vec![heads]]).unwrap();
