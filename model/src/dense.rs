@@ -16,7 +16,7 @@ use crate::error::ModelError;
 use crate::kv::{KvRef, PartShape};
 use crate::layer_groups;
 
-pub use crate::layer_groups::{heads_shape, kv_groups, layer_windows};
+pub use crate::layer_groups::{heads_shape, kv_groups};
 
 /// The greatest step a model is built for: its activation buffers have these many rows.
 #[derive(Clone, Copy, Debug)]
@@ -82,7 +82,7 @@ impl<B: Copy> DenseDecoder<B> {
     ) -> Result<Self, ModelError> {
         let config = checkpoint.config();
         let token_bytes = device.token_bytes(heads_shape(config))?;
-        let groups = kv_groups(&layer_windows(config), limits.max_model_len, token_bytes);
+        let groups = kv_groups(&config.windows, limits.max_model_len, token_bytes);
         Self::load_grouped(device, checkpoint, limits, groups)
     }
 

@@ -6,14 +6,8 @@ use crate::checkpoint::ModelConfig;
 use crate::error::ModelError;
 use crate::kv::{KvRef, PartShape};
 
-/// The window of each layer of the model: with `Some(w)`, query i sees keys j with i - w < j <= i; with `None`, all j <= i.
-#[must_use]
-pub fn layer_windows(config: &ModelConfig) -> Vec<Option<u32>> {
-    config.windows.clone()
-}
-
-/// The KV groups of a dense decoder whose layers have these windows, for sequences of up to `max_model_len` positions. A token
-/// takes `token_bytes` bytes in each layer: see [`Device::token_bytes`](crate::Device::token_bytes).
+/// The KV groups of a dense decoder whose layers have these [windows](ModelConfig::windows), for sequences of up to
+/// `max_model_len` positions. A token takes `token_bytes` bytes in each layer: see [`Device::token_bytes`](crate::Device::token_bytes).
 ///
 /// Layers of equal windows form a group: first the layers that see everything, then each window in the order of the first
 /// layer that has it. A window of at least `max_model_len` positions hides nothing, and counts as none.

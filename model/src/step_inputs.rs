@@ -76,3 +76,23 @@ impl Serialize for StepInputs {
         fields.end()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_has_the_metadata_of_other_groups_only_where_there_are_some() {
+        let json = |inputs: &StepInputs| serde_json::to_value(inputs).unwrap();
+        let metadata = || AttentionMetadata { num_prefills: 3, ..AttentionMetadata::default() };
+        let mut inputs = StepInputs::dense(vec![7], vec![0], metadata());
+        let one = json(&inputs);
+        assert_eq!((&one["input_tokens"][0], &one["metadata"]["num_prefills"]), (&7.into(), &3.into()));
+        assert!(one.get("more_metadata").is_none());
+        inputs.groups.push(AttentionMetadata { max_query_len: 5, ..metadata() });
+        assert_eq!(json(&inputs)["metadata"], one["metadata"]);
+        assert_eq!(json(&inputs)["more_metadata"][0]["max_query_len"], 5);
+        assert_eq!(json(&StepInputs::default())["metadata"]["num_prefills"], 0);
+        assert_eq!(inputs.max_query_len(), 5);
+    }
+}

@@ -12,7 +12,7 @@ mod steps;
 use emulated::Emulated;
 use pagedraft_block_manager::{BlockCopy, BlockId, GroupId};
 use pagedraft_model::checkpoint::{Checkpoint, ModelConfig};
-use pagedraft_model::cuda::{Backend, CudaDevice, CudaOptions, KvStorage, MemoryNeed, check};
+use pagedraft_model::cuda::{Backend, CudaOptions, KvStorage, MemoryNeed, check};
 use pagedraft_model::{
     CaptureSizes, Choice, Device, Dtype, GraphKey, ModelError, NO_CHOICE, Runner, StepInputs,
 };

@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use pagedraft_attention::isa::Isa;
 use pagedraft_attention::{MaskKind, MetadataBuilder};
-use pagedraft_block_manager::BlockId;
+use pagedraft_block_manager::{BlockId, KvGroup};
 use pagedraft_model::checkpoint::{Checkpoint, ModelConfig};
-use pagedraft_model::cpu::CpuDevice;
+use pagedraft_model::cpu::{CpuDevice, CpuOptions};
+use pagedraft_model::dense::kv_groups;
 use pagedraft_model::{CaptureSizes, Dtype, Fallback, GraphKey, Ran, Runner, StepInputs, StepLimits};
 
 struct Counting;
@@ -76,6 +77,38 @@ fn steps() -> Vec<StepInputs> {
     .to_vec()
 }
 
+/// The windows of a model whose KV is in two groups.
+const WINDOWS: [Option<u32>; 2] = [None, Some(4)];
+
+/// The model with windows in its second layer, and its groups.
+fn windowed(dtype: Dtype, isa: Isa, threads: usize) -> (Runner<CpuDevice>, Vec<KvGroup>) {
+    let mut config = ModelConfig::parse("config.json".as_ref(), CONFIG).unwrap();
+    config.windows = WINDOWS.to_vec();
+    let groups = kv_groups(&config.windows, 64, devices::token_bytes(&config, dtype));
+    let options = CpuOptions { isa, threads, dtype, block_size: devices::BLOCK_SIZE };
+    let (device, _) = devices::of_groups(&groups, &options, SEQUENCES * 4);
+    let limits = StepLimits { token_rows: ROWS as usize, logit_rows: ROWS as usize, max_model_len: 64 };
+    (Runner::load(device, &Checkpoint::dummy(config, 9), limits).unwrap(), groups)
+}
+
+/// The same step for a model with windows. Each group has block ids of its own, for both have blocks of one size.
+fn in_groups(inputs: &StepInputs, groups: &[KvGroup]) -> StepInputs {
+    let of_group = |(number, group): (u32, &KvGroup)| {
+        let mut builder = MetadataBuilder::new(16).unwrap();
+        builder.set_window(group.window);
+        let metadata = inputs.metadata();
+        for row in 0..metadata.num_rows() {
+            let first = number * SEQUENCES * 4;
+            let table = metadata.block_tables.get(row).unwrap().iter().map(|block| BlockId(first + block.0));
+            let (context, seq) = (metadata.context_lens[row], metadata.seq_lens[row]);
+            builder.push_row(context, seq - context, &table.collect::<Vec<_>>(), MaskKind::Causal).unwrap();
+        }
+        builder.finish().clone()
+    };
+    let groups = (0..).zip(groups).map(of_group).collect();
+    StepInputs { tokens: inputs.tokens.clone(), positions: inputs.positions.clone(), groups }
+}
+
 fn run(runner: &mut Runner<CpuDevice>, inputs: &StepInputs) -> (Ran, Vec<u32>) {
     let ran = runner.forward(inputs).unwrap();
     let rows: Vec<u32> = (0..inputs.tokens.len() as u32).collect();
@@ -87,36 +120,53 @@ fn run(runner: &mut Runner<CpuDevice>, inputs: &StepInputs) -> (Ran, Vec<u32>) {
 fn padded_and_ragged_replays_give_the_bits_of_eager_steps_and_allocate_nothing() {
     for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
         for (dtype, threads) in [(Dtype::F32, 1), (Dtype::Bf16, 2), (Dtype::F16, 1)] {
-            let (mut eager, mut graph) = (runner(dtype, isa, threads), runner(dtype, isa, threads));
-            // Few sizes, so that nearly every step is padded in rows and in sequences.
-            graph.capture(&CaptureSizes::new(vec![4, 16, ROWS], (1..=5).collect())).unwrap();
-            for inputs in &steps() {
-                let (_, expected) = run(&mut eager, inputs);
-                let (ran, found) = run(&mut graph, inputs);
-                assert!(
-                    matches!(ran, Ran::Graph(key) if key.token_rows as usize >= inputs.tokens.len()),
-                    "{ran:?}"
-                );
-                assert!(found == expected, "{isa}, {dtype:?}: {ran:?} differs from the eager step");
-            }
-            let all = steps();
-            let rows: Vec<u32> = (0..ROWS).collect();
-            // Each thread's buffers grow when it first gets the work: once all have, there is nothing to ask for.
-            let mut round = || {
-                let before = ALLOCATIONS.load(Ordering::Relaxed);
-                for inputs in &all {
-                    graph.forward(inputs).unwrap();
-                    graph.logits(&rows[..inputs.tokens.len()]).unwrap();
-                }
-                ALLOCATIONS.load(Ordering::Relaxed) - before
-            };
-            let rounds: Vec<usize> = (0..50).map(|_| round()).collect();
-            // (Collecting the counts allocates between the rounds, not in them.)
-            let late = rounds[25..].iter().sum::<usize>();
-            assert_eq!(late, 0, "{isa}, {dtype:?}, {threads} threads: allocations {rounds:?}");
+            let what = format!("{isa}, {dtype:?}, {threads} threads");
+            let pair = (runner(dtype, isa, threads), runner(dtype, isa, threads));
+            replays_are_eager_steps(pair, &steps(), threads == 1, &what);
         }
     }
+    let ((eager, groups), (graph, _)) =
+        (windowed(Dtype::F32, Isa::detect(), 1), windowed(Dtype::F32, Isa::detect(), 1));
+    let steps: Vec<_> = steps().iter().map(|inputs| in_groups(inputs, &groups)).collect();
+    replays_are_eager_steps((eager, graph), &steps, true, "two groups");
     what_was_not_captured_runs_eagerly_and_says_why();
+}
+
+fn replays_are_eager_steps(
+    (mut eager, mut graph): (Runner<CpuDevice>, Runner<CpuDevice>),
+    steps: &[StepInputs],
+    one_thread: bool,
+    what: &str,
+) {
+    // Few sizes, so that nearly every step is padded in rows and in sequences.
+    graph.capture(&CaptureSizes::new(vec![4, 16, ROWS], (1..=5).collect())).unwrap();
+    for inputs in steps {
+        let (_, expected) = run(&mut eager, inputs);
+        let (ran, found) = run(&mut graph, inputs);
+        assert!(
+            matches!(ran, Ran::Graph(key) if key.token_rows as usize >= inputs.tokens.len()),
+            "{what}: {ran:?}"
+        );
+        assert!(found == expected, "{what}: {ran:?} differs from the eager step");
+    }
+    let rows: Vec<u32> = (0..ROWS).collect();
+    // A second thread may get its first work very late, so that eager steps are looked at on one thread only.
+    let eager = one_thread.then_some((&mut eager, "eagerly"));
+    for (runner, how) in [(&mut graph, "by graphs")].into_iter().chain(eager) {
+        // Each thread's buffers grow when it first gets the work: once all have, there is nothing to ask for.
+        let mut round = || {
+            let before = ALLOCATIONS.load(Ordering::Relaxed);
+            for inputs in steps {
+                runner.forward(inputs).unwrap();
+                runner.logits(&rows[..inputs.tokens.len()]).unwrap();
+            }
+            ALLOCATIONS.load(Ordering::Relaxed) - before
+        };
+        let rounds: Vec<usize> = (0..50).map(|_| round()).collect();
+        // (Collecting the counts allocates between the rounds, not in them.)
+        let late = rounds[25..].iter().sum::<usize>();
+        assert_eq!(late, 0, "{what}, {how}: allocations {rounds:?}");
+    }
 }
 
 /// In the same test, as another thread's allocations would be counted.

@@ -243,16 +243,17 @@ fn thinned(runner: &mut Runner<CpuDevice>, chunks: &[std::ops::Range<u32>], wait
 fn rows_that_stop_or_wait_between_segments_give_the_bits_of_one_step() {
     let at_once = thinned(&mut cut(), std::slice::from_ref(&(0..20)), false);
     assert_eq!(at_once.len(), 10 * 50);
-    let chunks = [0..6, 6..8, 8..19, 19..20];
+    // Of the second chunk, one row goes on.
+    let chunks = [0..6, 6..8, 8..20];
     for graphs in [false, true] {
         let runner = || {
             let mut runner = cut();
             if graphs {
-                runner.capture(&CaptureSizes::new(vec![8, 16], (1..=11).collect())).unwrap();
+                runner.capture(&CaptureSizes::new(vec![8, 16], (1..=12).collect())).unwrap();
             }
             runner
         };
-        assert!(thinned(&mut runner(), &chunks[..3], false)[..] == at_once[..], "in chunks, graphs {graphs}");
+        assert!(thinned(&mut runner(), &chunks, false) == at_once, "in chunks, graphs {graphs}");
         assert!(thinned(&mut runner(), &chunks, true) == at_once, "after waiting, graphs {graphs}");
     }
     let mut dense = cut();

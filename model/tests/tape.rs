@@ -9,7 +9,7 @@ use pagedraft_block_manager::BlockId;
 use pagedraft_model::checkpoint::{Checkpoint, ModelConfig};
 use pagedraft_model::cpu::CpuDevice;
 use pagedraft_model::dense::DenseDecoder;
-use pagedraft_model::{Architecture, Device, Dtype, GraphKey, StepInputs, StepLimits};
+use pagedraft_model::{Architecture, Device, Dtype, GraphKey, Op, StepInputs, StepLimits};
 
 const CONFIG: &[u8] = br#"{"architectures": ["Qwen3ForCausalLM"], "vocab_size": 50, "hidden_size": 32,
     "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
@@ -68,4 +68,26 @@ fn a_tape_captured_once_replays_later_steps_bit_by_bit() {
     assert!(eager == replayed);
 
     assert!(eager[..250] != eager[250..500], "the steps are all the same: the test proves nothing");
+}
+
+#[test]
+fn the_scale_of_attention_is_the_operations() {
+    let scaled = |scale: Option<f32>| {
+        three_steps(None, |device, model| {
+            let mut ops = Vec::new();
+            model.segment(0, ROWS, &mut ops);
+            model.head(ROWS, &mut ops);
+            for op in &mut ops {
+                if let (Op::Attention { scale: own, .. }, Some(scale)) = (op, scale) {
+                    *own = scale;
+                }
+            }
+            device.run(&ops).unwrap();
+        })
+    };
+    let own = scaled(None);
+    assert!(scaled(Some(1.0 / 8f32.sqrt())) == own, "heads of 8 values");
+    let flat = scaled(Some(0.0));
+    // The first token sees only itself, whatever the scale.
+    assert!(flat[..50] == own[..50] && flat[50..] != own[50..]);
 }

@@ -14,7 +14,7 @@ use pagedraft_attention::{MetadataBuilder, MetadataRow};
 use pagedraft_block_manager::{BlockId, KvGroup};
 use pagedraft_model::checkpoint::Checkpoint;
 use pagedraft_model::cpu::{CpuDevice, CpuOptions, KvArena};
-use pagedraft_model::dense::{DenseDecoder, kv_groups};
+use pagedraft_model::dense::kv_groups;
 use pagedraft_model::{CaptureSizes, Dtype, Ran, Runner, StepInputs, StepLimits};
 use safetensors::SafeTensors;
 
@@ -22,18 +22,24 @@ const WINDOW: u32 = 24;
 const LENGTH: usize = 512;
 const NUM_BLOCKS: u32 = 40;
 const TOLERANCE: f64 = 1e-4;
+/// Lengths of the prompts.
+const PROMPTS: [usize; 6] = [1, 23, 24, 25, 100, 259];
 
-/// The reference's models, and the window of each layer.
-fn models() -> Vec<(PathBuf, [Option<u32>; 4])> {
+/// The reference's models, whose layers have these windows.
+fn models() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/reference/window");
-    let (w, full) = (Some(WINDOW), None);
-    let models = [("mistral", [w, w, w, w]), ("qwen3-alternating", [full, w, full, w])];
-    let found: Vec<_> = models.map(|(name, windows)| (root.join(name), windows)).into();
     if !root.exists() {
         println!("skipped: no reference checkpoints at {}", root.display());
         return Vec::new();
     }
-    found
+    let (w, full) = (Some(WINDOW), None);
+    let models = [("mistral", [w, w, w, w]), ("qwen3-alternating", [full, w, full, w])];
+    let checked = |(name, windows): (&str, [Option<u32>; 4])| {
+        let dir = root.join(name);
+        assert_eq!(Checkpoint::open(&dir).unwrap().config().windows, windows, "{name}");
+        dir
+    };
+    models.map(checked).into()
 }
 
 struct Case {
@@ -47,16 +53,16 @@ fn cases(dir: &Path) -> Vec<Case> {
         serde_json::from_slice(&std::fs::read(dir.join("expected.json")).unwrap()).unwrap();
     let bytes = std::fs::read(dir.join("expected.safetensors")).unwrap();
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
-    let case = |p: usize| {
-        let case = &json["cases"][format!("p{p}")];
+    let case = |length: &usize| {
+        let case = &json["cases"][format!("p{length}")];
         let ids = |name: &str| -> Vec<u32> {
             case[name].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
         };
-        let logits = tensors.tensor(&format!("p{p}.logits")).unwrap().data();
+        let logits = tensors.tensor(&format!("p{length}.logits")).unwrap().data();
         let logits = logits.as_chunks::<4>().0.iter().map(|&four| f32::from_le_bytes(four)).collect();
         Case { prompt: ids("prompt_token_ids"), tokens: ids("token_ids"), logits }
     };
-    (0..6).map(case).collect()
+    PROMPTS.iter().map(case).collect()
 }
 
 /// One sequence on a runner. Each of its blocks has a page of the arena, and the pages are scattered.
@@ -70,14 +76,14 @@ struct Sequence {
 }
 
 impl Sequence {
-    fn open(dir: &Path, windows: &[Option<u32>], isa: Isa) -> Self {
+    fn open(dir: &Path, isa: Isa) -> Self {
         let checkpoint = Checkpoint::open(dir).unwrap();
-        let groups = kv_groups(windows, LENGTH, devices::token_bytes(checkpoint.config(), Dtype::F32));
+        let config = checkpoint.config();
+        let groups = kv_groups(&config.windows, LENGTH, devices::token_bytes(config, Dtype::F32));
         let options = CpuOptions { isa, threads: 2, dtype: Dtype::F32, block_size: BLOCK_SIZE };
-        let (mut device, arena) = devices::of_groups(&groups, &options, NUM_BLOCKS);
+        let (device, arena) = devices::of_groups(&groups, &options, NUM_BLOCKS);
         let limits = StepLimits { token_rows: 320, logit_rows: 64, max_model_len: LENGTH };
-        let model = DenseDecoder::load_grouped(&mut device, &checkpoint, limits, groups.clone()).unwrap();
-        let runner = Runner::with(device, Box::new(model), limits).unwrap();
+        let runner = Runner::load(device, &checkpoint, limits).unwrap();
         let pages = arena.plan().num_pages();
         let mut pages: Vec<u32> = (0..pages).collect();
         pages.sort_by_key(|page| page * 37 % 41);
@@ -169,12 +175,12 @@ fn greedy(
 
 #[test]
 fn greedy_continuations_beyond_the_window_are_those_of_the_reference() {
-    for (dir, windows) in models() {
+    for dir in models() {
         for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
             let mut worst = 0.0f64;
-            for (p, case) in cases(&dir).iter().enumerate() {
-                let (tokens, logits, _) =
-                    greedy(&mut Sequence::open(&dir, &windows, isa), case, usize::MAX, false);
+            for case in cases(&dir) {
+                let p = case.prompt.len();
+                let (tokens, logits, _) = greedy(&mut Sequence::open(&dir, isa), &case, usize::MAX, false);
                 assert_eq!(tokens, case.tokens, "{} on {isa}, prompt {p}", dir.display());
                 worst = worst.max(relative(&logits.concat(), &case.logits));
             }
@@ -187,16 +193,17 @@ fn greedy_continuations_beyond_the_window_are_those_of_the_reference() {
 #[test]
 fn chunks_and_freed_blocks_and_graphs_show_in_no_bit() {
     let bits = |rows: &[Vec<f32>]| -> Vec<u32> { rows.iter().flatten().map(|x| x.to_bits()).collect() };
-    for (dir, windows) in models() {
-        for (p, case) in cases(&dir).iter().enumerate() {
+    for dir in models() {
+        for case in cases(&dir) {
+            let p = case.prompt.len();
             let isa = Isa::detect();
-            let (_, whole, _) = greedy(&mut Sequence::open(&dir, &windows, isa), case, usize::MAX, false);
+            let (_, whole, _) = greedy(&mut Sequence::open(&dir, isa), &case, usize::MAX, false);
             for (chunk, graphs) in [(1, false), (7, true), (64, false)] {
-                let mut sequence = Sequence::open(&dir, &windows, isa);
+                let mut sequence = Sequence::open(&dir, isa);
                 if graphs {
                     sequence.runner.capture(&CaptureSizes::new(vec![2, 8], vec![1, 7])).unwrap();
                 }
-                let (tokens, found, replays) = greedy(&mut sequence, case, chunk, true);
+                let (tokens, found, replays) = greedy(&mut sequence, &case, chunk, true);
                 let what = format!("{}, prompt {p} in chunks of {chunk}", dir.display());
                 assert_eq!(tokens, case.tokens, "{what}");
                 assert!(bits(&found) == bits(&whole), "{what}: other bits than in one piece");

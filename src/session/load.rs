@@ -7,7 +7,7 @@ use pagedraft_block_manager::GroupId;
 use pagedraft_model::checkpoint::{Checkpoint, ModelConfig};
 use pagedraft_model::cpu::MemoryLimit;
 use pagedraft_model::tokenizer::Tokenizer;
-use pagedraft_model::dense::{kv_groups, layer_windows};
+use pagedraft_model::dense::kv_groups;
 use pagedraft_model::{AnyArena, AnyDevice, CaptureReport, CaptureSizes, Dtype, ModelError, Runner, StepLimits};
 use pagedraft_scheduler::{Scheduler, SchedulerConfig};
 use pagedraft_spec_decode::ModelExecutor;
@@ -163,7 +163,7 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
     let block_bytes = usize::try_from(block_bytes).unwrap_or(usize::MAX);
     // The scheduler refuses bad figures before anything large is allocated.
     let token_bytes = placement.token_bytes(&config)?;
-    let target_groups = kv_groups(&layer_windows(&config), max_model_len as usize, token_bytes);
+    let target_groups = kv_groups(&config.windows, max_model_len as usize, token_bytes);
     let target_ids: Vec<GroupId> = target_groups.iter().map(|group| group.id).collect();
     let draft_id = GroupId(u8::try_from(target_groups.len()).unwrap_or(u8::MAX));
     let mut groups = target_groups;

@@ -2,7 +2,6 @@
 
 use super::error::CudaError;
 use crate::checkpoint::{Dtype, ModelConfig};
-use crate::layer_groups::layer_windows;
 
 /// The type that keys and values are stored in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -68,8 +67,8 @@ pub fn check(
     max_model_len: usize,
 ) -> Result<(), CudaError> {
     let refuse = |what: String| Err(CudaError::Unsupported { what });
-    let windows = layer_windows(config);
-    if let Some(window) = windows.into_iter().flatten().filter(|&w| (w as usize) < max_model_len).min() {
+    let windows = config.windows.iter().flatten().copied();
+    if let Some(window) = windows.filter(|&w| (w as usize) < max_model_len).min() {
         return refuse(format!(
             "the model has layers with a sliding window of {window} tokens; the CUDA kernels have no windows: use --device cpu, \
              or --max-model-len {window}"

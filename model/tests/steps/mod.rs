@@ -10,7 +10,7 @@ use pagedraft_block_manager::{Arena, BlockId};
 use pagedraft_model::checkpoint::{Checkpoint, ModelConfig};
 use pagedraft_model::cpu::CpuDevice;
 use pagedraft_model::cuda::{Backend, CudaDevice, CudaOptions, KvStorage, part_bytes};
-use pagedraft_model::dense::{kv_groups, layer_windows};
+use pagedraft_model::dense::kv_groups;
 use pagedraft_model::{CaptureSizes, Device, Dtype, Fallback, Ran, Runner, StepInputs, StepLimits};
 
 /// A model on a CUDA device.
@@ -59,7 +59,7 @@ pub fn options(dtype: Dtype) -> CudaOptions {
 /// The KV arena of a model on a CUDA device of these options.
 pub fn plan(config: &ModelConfig, options: &CudaOptions) -> Arena {
     let bytes = part_bytes(config, options.dtype, options.kv, options.block_size);
-    let groups = kv_groups(&layer_windows(config), LENGTH, bytes / options.block_size as usize);
+    let groups = kv_groups(&config.windows, LENGTH, bytes / options.block_size as usize);
     devices::plan(&groups, NUM_BLOCKS)
 }
 
