@@ -1,4 +1,4 @@
-//! A device that is chosen when the program runs.
+//! A device whose kind is chosen when the program runs.
 
 use pagedraft_block_manager::BlockCopy;
 
@@ -10,7 +10,7 @@ use crate::device_times::DeviceTimes;
 use crate::error::ModelError;
 use crate::graph::GraphKey;
 
-/// The CPU, or a GPU.
+/// A CPU or a GPU.
 pub enum AnyDevice {
     /// The CPU.
     Cpu(Box<CpuDevice>),
@@ -18,7 +18,7 @@ pub enum AnyDevice {
     Cuda(Box<CudaDevice>),
 }
 
-/// What the devices capture.
+/// A graph that one of the devices captured.
 #[derive(Debug)]
 pub enum AnyGraph {
     /// An operation tape.
@@ -27,7 +27,7 @@ pub enum AnyGraph {
     Cuda(Captured<CudaGraph>),
 }
 
-/// The same call on whichever device it is.
+/// Makes the same call on whichever device it is.
 macro_rules! on {
     ($self:ident, $device:ident => $call:expr) => {
         match $self {

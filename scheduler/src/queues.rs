@@ -36,18 +36,18 @@ impl Running {
     }
 }
 
-/// What the running requests that a step has yet to visit need without drafts.
+/// What the running requests that the step has yet to visit need without drafts.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Behind {
     pub(crate) rows: u32,
-    /// Blocks that they lack for their next rows.
+    /// The number of KV blocks that they lack for their next rows.
     pub(crate) blocks: u32,
 }
 
 /// The running requests in the order in which a step visits them.
 #[derive(Debug, Default)]
 pub(crate) struct Visit {
-    /// Each with the blocks that it lacks.
+    /// Each request with the number of KV blocks that it lacks.
     order: Vec<(RequestKey, u32)>,
     at: usize,
     behind: Behind,
@@ -65,7 +65,7 @@ impl Visit {
         self.behind = Behind { rows: running.len() as u32, blocks: 0 };
     }
 
-    /// Counts the blocks that each of them lacks.
+    /// Counts the KV blocks that each request lacks for its next row.
     pub(crate) fn count(&mut self, lacks: impl Fn(RequestKey) -> u32) {
         for (key, blocks) in &mut self.order {
             *blocks = lacks(*key);
@@ -73,11 +73,11 @@ impl Visit {
         }
     }
 
-    /// The next one, which is no longer behind.
+    /// The next request to visit. From now on it no longer counts as behind.
     pub(crate) fn next(&mut self) -> Option<RequestKey> {
         let (key, blocks) = self.order.get_mut(self.at)?;
         self.at += 1;
-        // Who left was subtracted then.
+        // A request that left the batch was already subtracted in `leave`.
         if *blocks != GONE {
             self.behind.rows -= 1;
             self.behind.blocks -= *blocks;
@@ -85,7 +85,7 @@ impl Visit {
         Some(*key)
     }
 
-    /// One of them was preempted before its turn.
+    /// A request was preempted before the step visited it.
     pub(crate) fn leave(&mut self, key: RequestKey) {
         if let Some((_, blocks)) = self.order[self.at..].iter_mut().find(|(other, _)| *other == key) {
             self.behind.rows -= 1;
@@ -94,16 +94,16 @@ impl Visit {
         }
     }
 
-    /// What those need that are yet to come.
+    /// What the requests need that are yet to be visited.
     pub(crate) fn behind(&self) -> Behind {
         self.behind
     }
 }
 
-/// Marks who is no longer running.
+/// Marks a request that is no longer running, in place of the number of blocks that it lacks.
 const GONE: u32 = u32::MAX;
 
-/// Requests that wait, the next to be admitted first.
+/// The waiting requests. The first of them is admitted next.
 #[derive(Debug, Default)]
 pub(crate) struct Waiting {
     keys: VecDeque<RequestKey>,
@@ -126,7 +126,7 @@ impl Waiting {
         self.keys.push_front(key);
     }
 
-    /// Puts `key` behind all that are `better` than it; the queue is ordered that way.
+    /// Puts `key` behind all requests that are `better` than it. The queue must be in that order already.
     pub(crate) fn insert(&mut self, key: RequestKey, better: impl Fn(RequestKey) -> bool) {
         let at = self.keys.partition_point(|&other| better(other));
         self.keys.insert(at, key);

@@ -1,4 +1,4 @@
-//! The draft model's own KV: blocks, and a sequence for each request that was ever given drafts.
+//! The draft model's own KV: its blocks, and a sequence for each request that was ever given drafts.
 
 use std::ops::Range;
 
@@ -7,23 +7,24 @@ use pagedraft_block_manager::{
 };
 use pagedraft_scheduler::RequestKey;
 
-/// The one group of the draft's blocks.
+/// The only KV group of the draft model.
 const GROUP: GroupId = GroupId(0);
 
-/// Sequences by the place of their request. One is committed no further than its accepted tokens, and may lag behind them
-/// as far as it likes.
+/// A sequence for each request. It is committed no further than the request's accepted tokens, and may lag behind them
+/// by any number of tokens.
 pub(super) struct DraftKv {
     blocks: BlockManager,
     places: SideTable<Place>,
 }
 
-/// What the requests of a place leave behind for the next: buffers.
+/// What is kept for one request. The buffers are reused by later requests.
 #[derive(Default)]
 struct Place {
     sequence: Option<SequenceId>,
-    /// Tokens by slot: the committed ones, then those of the step in flight.
+    /// The tokens by slot: first the committed ones, then those of the step in flight.
     tokens: Vec<u32>,
-    /// Known tokens of the request when it was opened last: what is committed behind them was a draft then.
+    /// The number of known tokens of the request when it was opened last. What is committed behind them was a draft
+    /// then.
     known: usize,
 }
 
@@ -40,9 +41,10 @@ impl DraftKv {
         &self.blocks
     }
 
-    /// Makes ready for a step that writes up to `slots` slots of the request, whose known tokens are `tokens`: how many of
-    /// them have their KV, always fewer than all; `None` without room. Who finds none gives back what it holds: two that wait for
-    /// each other's blocks would wait for ever, and what was published may still be there when it comes back.
+    /// Prepares a step that writes up to `slots` slots of the request, whose known tokens are `tokens`. Returns how
+    /// many of these have their KV, which is always fewer than all, or `None` if there is no room. In that case the
+    /// request gives back what it holds: two requests that wait for each other's blocks would wait for ever, and its
+    /// published blocks may still be there when it comes back.
     pub fn open(&mut self, request: RequestKey, tokens: &[u32], slots: u32) -> Result<Option<u32>, Error> {
         let Self { blocks, places } = self;
         let claimed = places.claim(request);
@@ -77,12 +79,12 @@ impl DraftKv {
         Ok(Some(valid))
     }
 
-    /// The tokens whose KV is written, or is about to be.
+    /// The tokens whose KV is written, or will be in this step.
     pub fn tokens(&self, request: RequestKey) -> &[u32] {
         self.place(request).map_or(&[], |place| &place.tokens)
     }
 
-    /// Appends tokens whose KV the step writes, or one whose KV it might have.
+    /// Appends tokens whose KV the step writes, or a draft whose KV a next pass may write.
     pub fn push(&mut self, request: RequestKey, tokens: &[u32]) {
         if let Some(place) = self.places.get_mut(request) {
             place.tokens.extend_from_slice(tokens);
@@ -94,8 +96,8 @@ impl DraftKv {
         sequence.map_or(&[], |sequence| self.blocks.block_table(sequence, GROUP))
     }
 
-    /// Says that the first `upto` tokens were accepted; the others never were. The blocks sealed by it, as indices in the
-    /// table.
+    /// Commits the first `upto` tokens, which were accepted. The others were rejected. Returns the blocks that this
+    /// seals, as indices in the block table.
     pub fn commit(&mut self, request: RequestKey, upto: u32) -> Result<Range<u32>, Error> {
         let Self { blocks, places } = self;
         let place = places.get_mut(request);
@@ -107,7 +109,7 @@ impl DraftKv {
         Ok(sealed)
     }
 
-    /// Gives back every block of a request.
+    /// Gives back all blocks of a request.
     pub fn forget(&mut self, request: RequestKey) -> Result<(), Error> {
         let Self { blocks, places } = self;
         match places.get_mut(request) {
@@ -130,8 +132,9 @@ impl Place {
         }
     }
 
-    /// Drops what a step that failed left behind, and whole blocks from the first committed token on that is not the
-    /// request's (a step may fail after it was verified). At least the last of `tokens` stays to be run. What is left.
+    /// Drops what a failed step left behind, and all blocks from the first committed token on that differs from the
+    /// request's tokens (a step may fail after its drafts were committed). At least the last of `tokens` remains to be
+    /// run. Returns the number of tokens whose KV is kept.
     fn settle(
         &mut self,
         blocks: &mut BlockManager,
@@ -149,7 +152,7 @@ impl Place {
         }
         let size = blocks.block_size();
         let keep = size.full_blocks(keep) * size.get();
-        // At the edge of a block nothing is cut, so that nothing is to be copied.
+        // The cut is at the edge of a block, so no block need be copied.
         blocks.truncate(sequence, GROUP, keep, &mut Vec::new())?;
         self.tokens.truncate(keep as usize);
         Ok(keep)

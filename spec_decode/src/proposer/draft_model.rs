@@ -1,4 +1,4 @@
-//! A small model that writes ahead of the target.
+//! Proposes drafts with a small model that runs ahead of the target.
 
 use std::time::Duration;
 
@@ -15,93 +15,94 @@ use crate::calibrate::measure;
 use crate::drafts::Drafts;
 use crate::error::ExecuteError;
 
-/// How a draft model is held.
+/// The options of a draft model.
 #[derive(Clone, Copy, Debug)]
 pub struct DraftOptions {
-    /// Tokens a block of its KV: 16, 32 or 64.
+    /// The number of tokens in one of its KV blocks: 16, 32 or 64.
     pub block_size: u32,
-    /// Blocks of its own pool; its device must have as many.
+    /// The number of blocks in its own KV pool. Its device must have as many.
     pub num_blocks: u32,
-    /// Bytes of its KV a token, all layers together.
+    /// The bytes of its KV for one token, all layers together.
     pub bytes_per_token: usize,
     /// Whether its KV has a prefix cache.
     pub prefix_caching: bool,
-    /// Known tokens that rows lagging by more than 2 may catch up with in one step, all together: the engine's
-    /// `max_num_batched_tokens`.
+    /// The number of known tokens that all rows lagging by more than 2 may together catch up with in one step. The
+    /// engine sets it to its `max_num_batched_tokens`.
     pub catch_up_tokens: usize,
-    /// Vocabulary of the target.
+    /// The size of the target's vocabulary.
     pub target_vocab: usize,
 }
 
-/// Proposes what a small model of the same vocabulary says, with a KV cache of its own.
+/// Proposes what a small model with the same vocabulary predicts, with a KV cache of its own.
 ///
 /// # What it promises
 ///
-/// - A draft is a function of the request's known tokens, its parameters, the draft model, dtype and instruction set. Batch
-///   mates, lag, prefix hits, chunks, block size, graphs: none of them changes one. With coupled acceptance it is the token
-///   that [`Sampler::choose`](crate::sampling::Sampler::choose) takes with the request's own noise, so that a good draft model
-///   makes the target's choice.
-/// - A block of its KV is published only when all its tokens were accepted ([`verified`](Proposer::verified)). A rejected draft
-///   leaves nothing behind, nor does a step that was never verified.
-/// - It takes blocks from nobody: a row for which its pool has no room has no drafts.
+/// - A draft is a function of the request's known tokens, its parameters, the draft model, the dtype and the
+///   instruction set. The rest of the batch, the lag, prefix hits, chunks, the block size and graphs change none. With
+///   coupled acceptance, a draft is the token that [`Sampler::choose`](crate::sampling::Sampler::choose) takes with the
+///   request's own noise, so a good draft model makes the same choice as the target.
+/// - A block of its KV is published only when all tokens in it were accepted ([`verified`](Proposer::verified)). A
+///   rejected draft leaves nothing behind, and neither does a step that was never verified.
+/// - It takes no blocks from others: a row for which its own pool has no room gets no drafts.
 ///
 /// # The first pass catches up
 ///
-/// The KV of the last draft is never written, nor that of the token behind it, so a row lacks one token after a miss, two
-/// after all its drafts were accepted, and any number after steps without drafts. The first forward pass of a step feeds
-/// each row what it lacks, and the rows that still want drafts get single-token passes behind it: k drafts are k passes
-/// whatever was accepted before. A row that lacks more than the step's catch-up budget left over goes as far as the budget,
-/// and has no drafts.
+/// The KV of the last draft is never written, and neither is that of the token after it. A row therefore lacks one
+/// token after a rejection, two after all its drafts were accepted, and any number after steps without drafts. The
+/// first forward pass of a step computes what each row lacks, and single-token passes follow for the rows that still
+/// want drafts: k drafts take k passes, whatever was accepted before. If a row lacks more tokens than are left of the
+/// step's catch-up budget, it catches up as far as the budget goes and gets no drafts.
 ///
 /// # What it costs
 ///
-/// Beside the passes: a microsecond a draft, the greedy choice from a small vocabulary included (64 rows of 4 drafts, one
-/// core of a 2-core Xeon); a copy of each sequence's token ids (4 bytes a token), and the blocks, whose book-keeping is
-/// [`BlockManager`]'s. A step of rows that were there before allocates nothing of its own, but for a block table that
-/// outgrows its buffer, and distributions where they are kept.
+/// Besides the passes it takes one microsecond a draft, with the greedy choice from a small vocabulary included (64
+/// rows of 4 drafts, one core of a 2-core Xeon). It keeps a copy of each sequence's token ids (4 bytes a token), and a
+/// [`BlockManager`] for its blocks. A step allocates nothing of its own if its rows were there before, unless a block
+/// table outgrows its buffer or distributions are kept.
 pub struct DraftModel<D: Device> {
     runner: Runner<D>,
     kv: DraftKv,
     passes: Passes,
     catch_up_tokens: u32,
     rows: Vec<Row>,
-    /// Whether the last step's passes are done and its rows not yet verified.
+    /// Whether the passes of the last step are done but its rows are not yet verified.
     unverified: bool,
     record: GroupStep,
-    /// Published since the step before.
+    /// The blocks published since the step before.
     published: Vec<BlockId>,
 }
 
-/// A row of the step that the model runs.
+/// A row of the step that the draft model runs.
 #[derive(Clone, Copy)]
 struct Row {
-    /// Which of the step's.
+    /// Its index among the rows of the step.
     row: usize,
     request: RequestKey,
-    /// Known tokens.
+    /// The number of known tokens.
     len: u32,
-    /// Tokens whose KV was there.
+    /// The number of tokens that had their KV before the step.
     start: u32,
-    /// Known tokens whose KV is there after the first pass.
+    /// The number of known tokens that have their KV after the first pass.
     fed: u32,
-    /// Drafts it gets.
+    /// The number of drafts it gets.
     max: u32,
 }
 
 impl Row {
-    /// Tokens whose KV is there after all passes: the last draft has none.
+    /// The number of tokens that have their KV after all passes. The last draft has none.
     fn written(&self) -> u32 {
         self.fed + self.max.saturating_sub(1)
     }
 }
 
 impl<D: Device> DraftModel<D> {
-    /// A draft model that is loaded; graphs, if any, are captured on it
-    /// ([`Runner::capture`], query lengths 1 and 2 are what it asks for in a steady state).
+    /// Makes a proposer of a loaded draft model. If it shall use graphs, they must be captured on the runner
+    /// ([`Runner::capture`]); in a steady state it asks for query lengths 1 and 2.
     ///
     /// # Errors
     ///
-    /// Another vocabulary than the target's, a block size without kernels, a pool without blocks, a budget of 0.
+    /// The vocabulary differs from the target's, there are no kernels for the block size, the pool has no blocks, or
+    /// the catch-up budget is 0.
     pub fn new(runner: Runner<D>, options: DraftOptions) -> Result<Self, ProposerError> {
         let config = runner.config();
         if config.vocab_size != options.target_vocab {
@@ -116,7 +117,7 @@ impl<D: Device> DraftModel<D> {
             layers: 0..u16::try_from(config.num_layers).unwrap_or(u16::MAX),
             bytes_per_token: options.bytes_per_token,
             salt: Salt::NONE,
-            // Within its own pool it is the one that others would lag behind.
+            // It is the only group of its pool, so there is no other that it could lag behind.
             lags: false,
         };
         let size = BlockSize::new(options.block_size)?;
@@ -132,30 +133,30 @@ impl<D: Device> DraftModel<D> {
         })
     }
 
-    /// The model.
+    /// The draft model.
     pub fn runner(&mut self) -> &mut Runner<D> {
         &mut self.runner
     }
 
-    /// The blocks of its KV, to look at.
+    /// The blocks of its KV.
     #[must_use]
     pub fn blocks(&self) -> &BlockManager {
         self.kv.blocks()
     }
 
-    /// What it did since it was made.
+    /// The counts of what it did since it was made.
     #[must_use]
     pub fn counts(&self) -> &DraftCounts {
         &self.passes.counts
     }
 
-    /// Opens the sequences of the step and shares the budget out.
+    /// Opens the sequences of the step and shares out the catch-up budget.
     fn open(&mut self, step: &Proposing<'_>) -> Result<(), ExecuteError> {
         let counts = &mut self.passes.counts;
         let positions = self.runner.limits().max_model_len;
         for i in 0..step.len() {
             let row = step.row(i)?;
-            // The last draft is never run.
+            // The last draft is never run, so it needs no position.
             let max = row.max.min((positions + 1).saturating_sub(row.tokens.len())) as u32;
             let len = row.tokens.len() as u32;
             if max == 0 || len == 0 {
@@ -171,7 +172,7 @@ impl<D: Device> DraftModel<D> {
         }
         let mut left = self.catch_up_tokens;
         for row in &mut self.rows {
-            // The newest token is every row's own; what is before it is caught up with.
+            // Every row runs its newest token anyway. Only the tokens before it are caught up with.
             let lacks = row.len - 1 - row.start;
             if lacks > 1 {
                 let taken = lacks.min(left);
@@ -187,7 +188,7 @@ impl<D: Device> DraftModel<D> {
         Ok(())
     }
 
-    /// The passes of the step.
+    /// Runs the passes of the step.
     fn run(&mut self, step: &Proposing<'_>) -> Result<(), ExecuteError> {
         let Self { runner, kv, passes, rows, .. } = self;
         passes.pieces.clear();
@@ -225,7 +226,8 @@ impl<D: Device> Proposer for DraftModel<D> {
         "draft"
     }
 
-    /// Drafts are then drawn from the model's filtered distribution by noise of their own. Allocates a vocabulary a draft.
+    /// With `keep`, drafts are drawn from the model's filtered distribution with noise of their own. This allocates one
+    /// vocabulary of probabilities for each draft.
     fn keep_probabilities(&mut self, keep: bool) {
         self.passes.own_draws = keep;
     }
@@ -299,7 +301,8 @@ impl<D: Device> Proposer for DraftModel<D> {
                 }
                 Ok(_) => {}
                 Err(error) => {
-                    // Its slots were reserved and it grew: without its KV it begins anew.
+                    // This can't fail, because its slots were reserved and its tokens only grew. If it did, the request
+                    // begins anew without its KV.
                     debug_assert!(false, "{error}");
                     self.forget(row.request);
                 }
