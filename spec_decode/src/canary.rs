@@ -149,10 +149,10 @@ impl Canary {
         self
     }
 
-    /// Whether to shadow this step. In exact mode a function of rate, seed and number; in drift mode a suspicion makes every
-    /// step due besides. Of each run of 1 / rate numbers exactly one is
-    /// due, at a place that depends on the seed, so that of 2 / rate numbers in a row at least one is. Number the steps that
-    /// can be shadowed (those replayed): if only some of all step numbers ever come, the share is kept only on average.
+    /// Whether to shadow this step. In exact mode this is a function of the rate, the seed and the step's number. In drift
+    /// mode, a suspicion makes every step due as well. Of each run of 1 / rate numbers exactly one is due, at a place that
+    /// depends on the seed, so at least one of 2 / rate numbers in a row is due. Only the steps that can be shadowed, which
+    /// are the replayed ones, should be numbered: if some numbers never come, the share is kept only on average.
     #[must_use]
     pub fn due(&self, step_id: u64) -> bool {
         self.due.at(step_id) || (!self.exact && self.drift.suspects())

@@ -47,7 +47,9 @@ impl DraftKv {
     /// published blocks may still be there when it comes back.
     pub fn open(&mut self, request: RequestKey, tokens: &[u32], slots: u32) -> Result<Option<u32>, Error> {
         let Self { blocks, places } = self;
-        let claimed = places.claim(request);
+        let Some(claimed) = places.claim(request) else {
+            return Ok(None);
+        };
         let place = claimed.value;
         if claimed.is_left_over {
             // An earlier request with this index may have ended without `forget`.

@@ -221,13 +221,15 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test that fails says where")]
 
     use pagedraft_block_manager::{BlockSize, GroupId, KvGroup, Salt};
+    use pagedraft_scheduler::{RequestSpec, Scheduler, SchedulerConfig};
 
     use super::super::GroupStep;
     use super::*;
 
     /// A sequence of 20 tokens: 18 of them in one pass, then one each in two more.
     fn recorded(corrupt: impl Fn(usize, &mut StepInputs)) -> GroupStep {
-        let request = RequestKey::default();
+        let mut scheduler = Scheduler::new(SchedulerConfig::default()).unwrap();
+        let request = scheduler.submit(RequestSpec::new(vec![1], 1)).unwrap();
         let group = KvGroup {
             id: GroupId(0),
             name: "draft".to_owned(),
