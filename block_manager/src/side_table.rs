@@ -67,13 +67,19 @@ impl<T: Default> SideTable<T> {
     /// Puts a value in for the handle, in place of the value of an earlier handle with the same index. Nothing is put in
     /// for the default handle, which names nothing.
     pub fn insert(&mut self, handle: impl Into<Handle>, value: T) {
-        *self.claim(handle.into()).value = value;
+        if let Some(claimed) = self.claim(handle) {
+            *claimed.value = value;
+        }
     }
 
     /// Gives the handle the value at its index. The value is kept as it is even where it was for an earlier handle, so
-    /// that its buffers can be used again: [`Claimed::is_left_over`] then tells the caller to reset it.
-    pub fn claim(&mut self, handle: impl Into<Handle>) -> Claimed<'_, T> {
+    /// that its buffers can be used again: [`Claimed::is_left_over`] then tells the caller to reset it. Returns `None` for
+    /// the default handle, which names nothing.
+    pub fn claim(&mut self, handle: impl Into<Handle>) -> Option<Claimed<'_, T>> {
         let handle = handle.into();
+        if handle.generation() == 0 {
+            return None;
+        }
         let index = handle.index() as usize;
         if self.places.len() <= index {
             self.places.resize_with(index + 1, Place::default);
@@ -81,7 +87,7 @@ impl<T: Default> SideTable<T> {
         let place = &mut self.places[index];
         let is_left_over = place.generation != handle.generation();
         place.generation = handle.generation();
-        Claimed { value: &mut place.value, is_left_over }
+        Some(Claimed { value: &mut place.value, is_left_over })
     }
 
     /// Takes out the value that was put in for the handle.
@@ -106,6 +112,8 @@ pub struct Claimed<'a, T> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that fails says where")]
+
     use super::*;
     use crate::Slab;
 
@@ -130,10 +138,10 @@ mod tests {
     #[test]
     fn the_default_handle_finds_nothing() {
         let (mut slab, mut table) = (Slab::default(), SideTable::default());
-        let _first = slab.insert(());
-        let second = slab.insert(());
-        table.insert(second, 'b');
+        let first = slab.insert(());
+        table.insert(first, 'b');
         table.insert(Handle::default(), 'a');
+        assert!(table.claim(Handle::default()).is_none());
         assert_eq!(table.get(Handle::default()), None);
         assert_eq!(table.get_mut(Handle::default()), None);
         assert_eq!(table.remove(Handle::default()), None);
@@ -144,14 +152,14 @@ mod tests {
     fn a_claimed_value_keeps_the_buffer_that_an_earlier_handle_left() {
         let (mut slab, mut table) = (Slab::default(), SideTable::<Vec<u32>>::default());
         let old = slab.insert(());
-        assert!(table.claim(old).is_left_over);
-        table.claim(old).value.push(7);
-        assert!(!table.claim(old).is_left_over);
+        assert!(table.claim(old).unwrap().is_left_over);
+        table.claim(old).unwrap().value.push(7);
+        assert!(!table.claim(old).unwrap().is_left_over);
         slab.remove(old);
         let new = slab.insert(());
-        let claimed = table.claim(new);
+        let claimed = table.claim(new).unwrap();
         assert!(claimed.is_left_over && *claimed.value == [7]);
-        assert!(!table.claim(new).is_left_over);
+        assert!(!table.claim(new).unwrap().is_left_over);
         assert_eq!(table.get(old), None);
     }
 }

@@ -1,4 +1,4 @@
-//! A device that is chosen when the program runs.
+//! A device whose kind is chosen when the program runs.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::graph::GraphKey;
 use crate::kv::PartShape;
 use crate::step_inputs::StepInputs;
 
-/// The CPU, or a GPU.
+/// A CPU or a GPU.
 pub enum AnyDevice {
     /// The CPU.
     Cpu(Box<CpuDevice>),
@@ -63,7 +63,7 @@ pub enum AnyGraph {
     Cuda(Captured<CudaGraph>),
 }
 
-/// The same call on whichever device it is.
+/// Makes the same call on whichever device it is.
 macro_rules! on {
     ($self:ident, $device:ident => $call:expr) => {
         match $self {

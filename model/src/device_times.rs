@@ -1,32 +1,34 @@
-//! How long a device was at work, by its own clock.
+//! How long a device was at work, measured by the device's own clock.
 
 use std::time::Duration;
 
 use serde::Serialize;
 
-/// What of a step a device is at work on.
+/// The part of a step that a device is at work on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Stage {
-    /// Copying the step's inputs to it: tokens, positions, metadata, the rows that logits are wanted of.
+    /// The step's inputs are copied to the device: tokens, positions, metadata, and the list of rows whose logits are
+    /// wanted.
     #[default]
     Inputs,
-    /// The operations, logits included, and the copies of KV blocks before them.
+    /// The operations run, those for logits included, after the copies of KV blocks that the plan asks for.
     Forward,
-    /// Choosing tokens, and copying what was chosen to the host; or the logits or states that somebody reads.
+    /// Tokens are chosen and copied to the host. Logits or hidden states that the host reads count here too.
     Choice,
 }
 
-/// Time spent in each [`Stage`].
+/// The time spent in each [`Stage`].
 ///
-/// Taken by marks on the device around what is issued at once: a replayed graph is one such thing, and so is the list of an
-/// eager step, which has the gaps in it where the device waited for the next launch. Between two such things nothing is counted.
+/// The device takes it with time marks before and after all that is issued at once. A replayed graph is one such piece
+/// of work, and so is the list of operations of an eager step, which includes the gaps in which the device waited for
+/// the next launch. The time between two pieces is not counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct DeviceTimes {
-    /// [`Stage::Inputs`].
+    /// The time in [`Stage::Inputs`].
     pub inputs: Duration,
-    /// [`Stage::Forward`].
+    /// The time in [`Stage::Forward`].
     pub forward: Duration,
-    /// [`Stage::Choice`].
+    /// The time in [`Stage::Choice`].
     pub choice: Duration,
 }
 
@@ -40,14 +42,14 @@ impl DeviceTimes {
         } += time;
     }
 
-    /// Adds what was spent elsewhere, or later.
+    /// Adds the times of another device, or of a later step.
     pub fn merge(&mut self, other: &Self) {
         self.inputs += other.inputs;
         self.forward += other.forward;
         self.choice += other.choice;
     }
 
-    /// All stages together.
+    /// The time spent in all stages together.
     #[must_use]
     pub fn total(&self) -> Duration {
         self.inputs + self.forward + self.choice

@@ -1,10 +1,10 @@
-//! What can go wrong between a model's files and its weights.
+//! What can go wrong when a model is loaded or run.
 
 use std::path::PathBuf;
 
-/// Everything that loading or running a model can refuse, with the file and the thing it is about.
+/// Everything that can fail when a model is loaded or run. Each message names the file and the thing in it.
 ///
-/// `path` is the file, or the name the embedded model was given.
+/// `path` is the file, or the name that the embedded model was given.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ModelError {
@@ -13,9 +13,9 @@ pub enum ModelError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the operating system said.
+        /// The operating system's error.
         source: std::io::Error,
-        /// What to do about it; empty, or starting with "; ".
+        /// What to do about it. It is empty or starts with "; ".
         hint: &'static str,
     },
     /// A file is a Git LFS pointer: the repository was cloned without its large files.
@@ -42,57 +42,57 @@ pub enum ModelError {
         /// What to do about it.
         hint: String,
     },
-    /// A JSON file does not parse, or is not an object where it must be one.
+    /// A JSON file does not parse, or holds another value where an object is needed.
     #[error("{} is not valid: {reason}", path.display())]
     BadJson {
         /// The file.
         path: PathBuf,
-        /// The parser's words, with line and column.
+        /// The parser's message, with line and column.
         reason: String,
     },
-    /// A field that the model cannot do without is not there.
+    /// A field is missing that the model cannot do without.
     #[error("{} has no field `{field}`; expected {expected}", path.display())]
     MissingField {
         /// The file.
         path: PathBuf,
-        /// The field, dotted where it is nested.
+        /// The name of the field, with dots if it is nested.
         field: String,
         /// What should be there.
         expected: &'static str,
     },
-    /// A field has a value that makes no sense.
+    /// A field has a value that makes no sense for a model.
     #[error("{}: `{field}` is {found}; expected {expected}", path.display())]
     BadField {
         /// The file.
         path: PathBuf,
-        /// The field, dotted where it is nested.
+        /// The name of the field, with dots if it is nested.
         field: String,
         /// The value found.
         found: String,
         /// What was expected.
         expected: String,
     },
-    /// The architecture is none of those implemented.
+    /// The architecture is not one that this engine implements.
     #[error("{}: architecture {found} is not one of those this engine runs ({known})", path.display())]
     UnknownArchitecture {
         /// The file.
         path: PathBuf,
-        /// The architecture (or model type) the file names.
+        /// The architecture, or else the model type, that the file names.
         found: String,
-        /// The known ones, comma-separated.
+        /// The architectures that are implemented, separated by commas.
         known: String,
     },
-    /// The model asks for something that is not implemented; running it without would be wrong.
+    /// The model asks for something that is not implemented. Running the model without it would give wrong tokens.
     #[error("{}: {feature} is not supported; {hint}", path.display())]
     Unsupported {
         /// The file.
         path: PathBuf,
         /// The feature, with the field and value that ask for it.
         feature: String,
-        /// What is supported, or what to do.
+        /// What is supported instead, or what to do.
         hint: String,
     },
-    /// A `.safetensors` file is damaged or lies about itself.
+    /// A `.safetensors` file is damaged or contradicts itself.
     #[error("{} is damaged: {reason}", path.display())]
     BadSafetensors {
         /// The file.
@@ -100,39 +100,39 @@ pub enum ModelError {
         /// What is wrong with it.
         reason: String,
     },
-    /// A tensor that the configuration demands is in no file.
+    /// No file holds a tensor that the configuration demands.
     #[error("{} has no tensor `{tensor}`; {hint}", path.display())]
     MissingTensor {
-        /// The file (or the directory, for a sharded model).
+        /// The file, or the directory of a model with several files.
         path: PathBuf,
         /// The tensor.
         tensor: String,
-        /// Why it is needed, or what to do.
+        /// Why the tensor is needed, or what to do.
         hint: String,
     },
-    /// A tensor is there that the configuration says does not exist; ignoring it would be wrong.
+    /// A file holds a tensor that the configuration has no place for. Ignoring it would give wrong tokens.
     #[error("{} has the tensor `{tensor}`, which the configuration leaves no place for; {hint}", path.display())]
     UnexpectedTensor {
         /// The file.
         path: PathBuf,
         /// The tensor.
         tensor: String,
-        /// The field that disagrees.
+        /// The field of the configuration that disagrees.
         hint: String,
     },
-    /// A tensor has another shape than the configuration gives it.
+    /// A tensor's shape differs from the shape that the configuration gives it.
     #[error("{}: tensor `{tensor}` has shape {found:?}; config.json makes it {expected:?}", path.display())]
     WrongShape {
         /// The file.
         path: PathBuf,
         /// The tensor.
         tensor: String,
-        /// The shape by the configuration.
+        /// The shape that the configuration gives it.
         expected: Vec<usize>,
         /// The shape in the file.
         found: Vec<usize>,
     },
-    /// A tensor is stored in a type that is not read here.
+    /// A tensor is stored in a type that this engine does not read.
     #[error("{}: tensor `{tensor}` is stored as {found}; F32, F16 and BF16 are read (convert the checkpoint)", path.display())]
     UnsupportedDtype {
         /// The file.
@@ -142,19 +142,19 @@ pub enum ModelError {
         /// The type in the file.
         found: String,
     },
-    /// A row was asked for that the tensor does not have, or with a buffer of another length.
+    /// The tensor does not have the row that was asked for, or the buffer for it has another length.
     #[error("tensor `{tensor}` of shape {shape:?}: no row {row} of length {length}")]
     NoSuchRow {
         /// The tensor.
         tensor: String,
         /// Its shape.
         shape: Vec<usize>,
-        /// The row asked for.
+        /// The index of the row.
         row: usize,
-        /// The length of the buffer given.
+        /// The length of the buffer, in values.
         length: usize,
     },
-    /// A dtype's name is not known.
+    /// The name is not that of a known dtype.
     #[error("unknown dtype `{found}`; known are float32 (f32), float16 (f16), bfloat16 (bf16)")]
     UnknownDtype {
         /// The name given.
@@ -166,7 +166,7 @@ pub enum ModelError {
         /// The directory, or the name of the model.
         path: PathBuf,
     },
-    /// `tokenizer.json` does not describe a tokenizer.
+    /// `tokenizer.json` does not describe a tokenizer that can be used.
     #[error("{} is not a usable tokenizer: {reason}", path.display())]
     BadTokenizer {
         /// The file.
@@ -183,46 +183,46 @@ pub enum ModelError {
     /// Tokens could not be turned into text.
     #[error("the tokenizer cannot decode token {token}: {reason}")]
     Decode {
-        /// The last token of the piece.
+        /// The last token of the piece that was decoded.
         token: u32,
         /// What is wrong with it.
         reason: String,
     },
-    /// A step with more rows than the device's buffers have.
+    /// The step has more rows than the device's buffers.
     #[error("a step of {rows} rows is more than the {limit} this engine was built for")]
     StepTooLarge {
-        /// Rows asked for.
+        /// The number of rows in the step.
         rows: usize,
-        /// Rows there are buffers for.
+        /// The number of rows that the buffers have.
         limit: usize,
     },
-    /// A row that the last step did not have.
+    /// The most recent step did not have the row that was asked for.
     #[error("row {row} of a step of {rows} rows")]
     NoSuchTokenRow {
         /// The row.
         row: usize,
-        /// Rows of the step.
+        /// The number of rows in the step.
         rows: usize,
     },
-    /// Step inputs that do not fit the model or its KV pool.
+    /// The step's inputs do not fit the model or its KV pool.
     #[error("the step's inputs are inconsistent: {what}")]
     BadInputs {
-        /// How.
+        /// How they do not fit.
         what: String,
     },
-    /// A device that cannot be made as asked.
+    /// The device that was asked for cannot be made.
     #[error("{what}")]
     NoDevice {
-        /// Why, and what to do.
+        /// Why it cannot, and what to do.
         what: String,
     },
-    /// A GPU, its driver or a library of it.
+    /// A GPU, its driver or one of its libraries failed.
     #[error(transparent)]
     Cuda(#[from] crate::cuda::CudaError),
-    /// The attention call.
+    /// The attention call was refused.
     #[error(transparent)]
     Attention(#[from] pagedraft_attention::AttentionError),
-    /// Memory for weights or activations.
+    /// There is not enough memory for weights or activations.
     #[error(transparent)]
     OutOfMemory(#[from] crate::cpu::memory::OutOfMemory),
 }

@@ -1,4 +1,4 @@
-//! Checkpoints, architectures, devices, execution.
+//! Loads models and runs them: checkpoints, architectures, devices and execution.
 //!
 //! An [`Architecture`] (such as [`dense`]) says which KV groups it keeps, and writes its step as segments of operations
 //! ([`Op`]) over the buffers of a [`Device`]. A [`Runner`] loads a [`checkpoint`](checkpoint::Checkpoint) onto a device and
@@ -7,17 +7,17 @@
 //!
 //! # What this crate promises
 //!
-//! - **Batch invariance.** A logit is a function of the sequence's tokens, the model, the dtype and the instruction set.
-//!   Which other rows the step has, how a prompt was cut into steps, where its KV blocks lie, how large they are and how many
-//!   threads there are shows in no bit.
-//! - **Nothing is silently something else.** A checkpoint whose configuration asks for what is not here (another
-//!   architecture, a rope scaling, an activation) is refused by name.
+//! - **Batch invariance.** A logit is a function of the sequence's tokens, the model, the dtype and the instruction
+//!   set. It has the same bits whatever other rows the step has, however the prompt was cut into steps, wherever its KV
+//!   blocks lie, whatever their size, and whatever the number of threads.
+//! - **No setting is ignored in silence.** If a checkpoint's configuration asks for something that is not implemented
+//!   (another architecture, a rope scaling, an activation), the checkpoint is refused and the message names it.
 //!
-//! What it does not promise: the same bits on different instruction sets (AMX and the portable kernels reduce by trees
-//! of their own), or in different versions.
+//! It does not promise the same bits on different instruction sets, because AMX and the portable kernels each add up in
+//! an order of their own, nor in different versions of the engine.
 //!
-//! Weights are read by memory map and packed once; activations are f32, weights and KV have the dtype asked for. In bf16
-//! and f16 the inputs of a matrix product are rounded to that type, on every instruction set.
+//! Weights are mapped into memory and packed once. Activations are f32, and weights and KV have the dtype that was
+//! asked for. With bf16 and f16, the inputs of a matrix product are rounded to that type, on every instruction set.
 //!
 //! ```
 //! use pagedraft_model::checkpoint::{Checkpoint, ModelConfig};

@@ -1,46 +1,48 @@
 use serde::{Deserialize, Serialize};
 
-/// What one forward costs, by its token rows: measured points, straight lines between them.
+/// The time of one forward by its number of token rows: measured points with straight lines between them.
 ///
-/// Below the first point the cost is the first point's, beyond the last it goes on with the last slope. Who prices
-/// with a curve makes it non-decreasing first (neighbours that fall are averaged), so that noise in the measuring
-/// can't make more rows cheaper than fewer. A curve without points costs nothing.
+/// Below the first point, a forward costs what the first point does. Beyond the last point, the curve goes on with its
+/// last slope. A [`DraftControl`](crate::DraftControl) first averages neighbouring points that fall, so that noise in
+/// the measurement can't make more rows cheaper than fewer. A curve without points costs nothing.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct CostCurve {
-    /// Token rows, and the microseconds of a forward of so many. In any order.
+    /// Pairs of a number of token rows and the microseconds of a forward with that many, in any order.
     pub points: Vec<(u32, f64)>,
-    /// Microseconds for each (query token, token of its context) pair, on top: the price of attention.
+    /// The price of attention: microseconds that each pair of a query token and a token of its context adds.
     #[serde(default)]
     pub us_per_context: f64,
-    /// Microseconds for each token of context of each sequence, on top, whatever its query tokens: to read it once.
+    /// The price of reading the KV cache: microseconds that each context token of a sequence adds, whatever the number
+    /// of its query tokens.
     #[serde(default)]
     pub us_per_read: f64,
 }
 
-/// What the parts of a step cost on this machine: measured when an engine starts, and saved by calibration.
+/// What the parts of a step cost on this machine. The engine measures it when it starts, and calibration saves it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StepCosts {
-    /// A forward of the target and its sampling, by all token rows of the step.
+    /// A forward of the target and its sampling, by the number of token rows in the step.
     pub target: CostCurve,
-    /// One forward of the proposer, by the requests that draft at that depth. Without points for a proposer that has
-    /// no model (n-gram look-up).
+    /// One forward of the proposer, by the number of requests that draft at that depth. It has no points if the
+    /// proposer has no model (n-gram look-up).
     #[serde(default)]
     pub draft: CostCurve,
-    /// Microseconds of proposing at all, once a step that asks for drafts.
+    /// Microseconds that a step with drafts takes for proposing, whatever the number of requests.
     #[serde(default)]
     pub draft_per_step_us: f64,
-    /// Microseconds of a step besides: metadata, bookkeeping, streaming.
+    /// Microseconds that a step takes outside the target and the proposer: for metadata, bookkeeping and streaming.
     #[serde(default)]
     pub overhead_us: f64,
-    /// Whether the proposer keeps KV of its own, so that a request it did not draft for has to be caught up with.
+    /// Whether the proposer keeps KV of its own. It must then recompute the tokens of a request that it did not draft
+    /// for.
     #[serde(default)]
     pub proposer_keeps_kv: bool,
 }
 
-/// What a step took: the event that keeps [`StepCosts`] true.
+/// The measured times of one step. They keep [`StepCosts`] true.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StepTimes {
-    /// Microseconds of proposing drafts, catching up included; 0 in a step without.
+    /// Microseconds of proposing drafts, catching up included. It is 0 in a step without drafts.
     pub propose_us: f64,
     /// Microseconds of the target's forward and of sampling.
     pub execute_us: f64,
@@ -49,7 +51,8 @@ pub struct StepTimes {
 }
 
 impl CostCurve {
-    /// Microseconds of a forward of `rows` rows without context, from points in ascending order, as measured.
+    /// Microseconds of a forward of `rows` rows without context. The points must be in ascending order; they are used
+    /// as measured.
     #[must_use]
     pub fn us(&self, rows: u32) -> f64 {
         let at = self.points.partition_point(|&(r, _)| r < rows);

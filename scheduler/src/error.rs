@@ -11,24 +11,24 @@ pub(crate) fn of(request: RequestKey) -> impl Fn(BlockError) -> Error {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
-    /// A setting that has to be at least 1.
+    /// A setting is 0 that must be at least 1.
     #[error("{name} is 0; nothing could ever run, set it to 1 or more")]
     Zero {
         /// The setting.
         name: &'static str,
     },
-    /// A maximum length without room for a prompt and an output.
+    /// The maximum length has no room for both a prompt token and an output token.
     #[error("max_model_len is {given}; a prompt token and an output token need 2")]
     MaxModelLen {
         /// What was given.
         given: u32,
     },
-    /// A greatest piece for prefills that may not be cut.
+    /// The configuration limits the pieces of a prefill, but does not allow prefills to be cut.
     #[error(
         "prefill_chunk is {chunk} but chunked prefill is off; drop prefill_chunk or enable chunked prefill"
     )]
     ChunkWithoutChunking {
-        /// The greatest piece.
+        /// The limit on a piece, in tokens.
         chunk: u32,
     },
     /// Segments that do not fit the KV groups.
@@ -48,13 +48,13 @@ pub enum ConfigError {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SubmitError {
-    /// Nothing to continue.
+    /// The prompt has no token to continue.
     #[error("the prompt is empty; give at least one token")]
     EmptyPrompt,
-    /// Nothing to generate.
+    /// The request asks for no output token.
     #[error("max_tokens is 0; ask for at least one token")]
     NoTokens,
-    /// A prompt that leaves no room for an output token.
+    /// The prompt leaves no room for an output token.
     #[error(
         "the prompt has {prompt_len} tokens; with one output token it exceeds max_model_len = {max_model_len}; \
          shorten the prompt or raise max_model_len"
@@ -65,7 +65,7 @@ pub enum SubmitError {
         /// The limit.
         max_model_len: u32,
     },
-    /// A prompt that does not fit an empty pool.
+    /// The prompt does not fit the KV pool even when the pool is empty.
     #[error(
         "the prompt has {prompt_len} tokens but the KV pool of {num_blocks} blocks holds {capacity} at most; \
          shorten the prompt or raise num_blocks"
@@ -73,12 +73,12 @@ pub enum SubmitError {
     LargerThanPool {
         /// Tokens of the prompt.
         prompt_len: usize,
-        /// Blocks of the pool.
+        /// The number of blocks in the pool.
         num_blocks: u32,
-        /// Tokens the pool holds.
+        /// The number of tokens that the pool can hold.
         capacity: u32,
     },
-    /// A prompt that may not be cut and exceeds the budget.
+    /// The prompt is longer than the token budget of a step, and prefills may not be cut.
     #[error(
         "the prompt has {prompt_len} tokens, chunked prefill is off and a step takes {max_num_batched_tokens} at most; \
          raise max_num_batched_tokens or enable chunked prefill"
@@ -86,7 +86,7 @@ pub enum SubmitError {
     LargerThanStep {
         /// Tokens of the prompt.
         prompt_len: usize,
-        /// The budget of a step.
+        /// The token budget of a step.
         max_num_batched_tokens: u32,
     },
     /// Counts of kept tokens that do not fit the prompt or the model.
@@ -116,7 +116,7 @@ pub enum SubmitError {
     /// A fork of a request with another prompt or salt.
     #[error("the request forks {parent} but its prompt or salt is another; forks share both")]
     ForkDiffers {
-        /// The request to be forked.
+        /// The parent.
         parent: RequestKey,
     },
 }
@@ -129,30 +129,30 @@ pub enum SubmitError {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The outcome of another step.
+    /// The outcome belongs to another step.
     #[error("the outcome is of step {}, but {}", given.0, in_flight.map_or("no step is in flight".to_owned(), |id| format!("step {} is in flight", id.0)))]
     WrongStep {
-        /// The outcome's step.
+        /// The step that the outcome belongs to.
         given: StepId,
         /// The step in flight.
         in_flight: Option<StepId>,
     },
-    /// Not one outcome a plan row.
+    /// The outcome does not have one row for each plan row.
     #[error("step {} has {rows} plan rows but its outcome has {given}", step.0)]
     RowCount {
         /// The step.
         step: StepId,
-        /// Plan rows.
+        /// The number of plan rows.
         rows: usize,
-        /// Rows of the outcome.
+        /// The number of rows in the outcome.
         given: usize,
     },
-    /// A row of the outcome that does not answer its plan row.
+    /// A row of the outcome does not answer its plan row.
     #[error("row {row} of the outcome of step {} {what}", step.0)]
     Row {
         /// The step.
         step: StepId,
-        /// The row.
+        /// The index of the row.
         row: usize,
         /// What is wrong with it.
         what: &'static str,

@@ -1,7 +1,7 @@
-//! An executor without a model: what each request gives is stated beforehand.
+//! An executor without a model. The test states beforehand what each request generates.
 //!
-//! Tests, the scheduler's own benchmark and simulations of plans run on it. A token depends on its request's seed
-//! and its position alone, so that preemption, chunks and drafts must not change one.
+//! It serves tests, the scheduler's own benchmark, and simulations of plans. A token depends only on its request's seed
+//! and on its position, so a preemption, a chunk or a draft that changes a token shows up as a fault.
 
 use std::convert::Infallible;
 
@@ -9,15 +9,16 @@ use pagedraft_block_manager::SideTable;
 
 use crate::{Executor, Kept, Kind, KvView, Progress, RequestKey, SegmentKv, StepOutcome, StepPlan};
 
-/// What a request gives.
+/// What a request generates.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Script {
-    /// Output tokens before it stops by itself; `None`: it goes on until its `max_tokens`.
+    /// The number of output tokens after which the request stops by itself. `None` means that it goes on to its
+    /// `max_tokens`.
     pub output_len: Option<u32>,
-    /// Drafts accepted in each verify step, one after the other; the last entry goes on for ever, an empty list
-    /// accepts none.
+    /// The number of drafts accepted in each verify step, in order. The last entry holds for all later steps, and an
+    /// empty list accepts none.
     pub accepted: Vec<u16>,
-    /// What its tokens are drawn from.
+    /// The seed that its tokens are drawn from.
     pub seed: u64,
     /// Of a request with a canvas: passes that each block takes, one block after the other; the last entry goes on for
     /// ever, an empty list is one pass a block.
@@ -29,7 +30,7 @@ pub struct Script {
 }
 
 impl Script {
-    /// The token at `position` of the sequence.
+    /// The token at `position` in the sequence.
     #[must_use]
     pub fn token(&self, position: u32) -> u32 {
         let mut z = self.seed ^ (u64::from(position) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -56,7 +57,7 @@ impl Script {
     }
 }
 
-/// Scripted tokens are `0 .. VOCABULARY`.
+/// The number of different tokens: scripts give tokens below it.
 pub const VOCABULARY: u32 = 32_000;
 
 #[derive(Debug, Default)]

@@ -1,41 +1,44 @@
-//! Queues, budget and policy: a pure step function.
+//! Decides which requests run in each step: queues, token budget and policy, as a pure step function.
 //!
-//! [`Scheduler::step`] writes a [`StepPlan`]: who runs how many tokens. Somebody ([`Executor`]) runs it, and
-//! [`Scheduler::apply`] takes the [`StepOutcome`]. Submissions and aborts come in between. A plan is a function of the
-//! state and these events alone: there is no model here, no device, tokenizer, clock, environment, lock or runtime (a
-//! test reads the sources and fails when one appears), so that the live engine and a simulator drive the same code.
+//! [`Scheduler::step`] writes a [`StepPlan`], which says how many tokens of which requests run. An [`Executor`] runs
+//! the plan, and [`Scheduler::apply`] takes the [`StepOutcome`]. Requests are submitted and aborted in between. A plan
+//! depends only on the scheduler's state and these events: there is no model in this crate, no device, tokenizer,
+//! clock, environment, lock or runtime (a test reads the sources and fails when one appears). The live engine and the
+//! simulator therefore drive the same code.
 //!
 //! # What it promises
 //!
-//! - While requests are unfinished every plan has rows, and everyone admitted gets its turn. The oldest running
-//!   request (under [`Policy::Priority`] the best) never loses its blocks, so that something always finishes.
-//! - A request that could never be served is refused by [`Scheduler::submit`]. One that outgrows the whole pool ends
-//!   with [`FinishReason::Length`], at the same token whatever runs beside it.
-//! - Every block is freed exactly once, whatever is aborted when. Blocks of a step in flight are given back by its
-//!   `apply`.
-//! - Tokens enter the prefix cache when they are accepted, in `apply`; drafts never do.
+//! - While requests are unfinished, every plan has rows, and every admitted request gets its turn. The oldest running
+//!   request (under [`Policy::Priority`] the best) never loses its KV blocks, so some request always finishes.
+//! - A request that could never be served is refused by [`Scheduler::submit`]. A request that outgrows the whole KV
+//!   pool ends with [`FinishReason::Length`], at the same token whatever runs beside it.
+//! - Every KV block is freed exactly once, whatever is aborted and when. The blocks of a step in flight are given back
+//!   when that step is applied.
+//! - Tokens enter the prefix cache in `apply`, once they are accepted. Drafts that were not accepted never enter it.
 //!
 //! # What it does not
 //!
-//! - One step is in flight at a time. [`Scheduler::step`] gives up a step that was not applied (an executor failed):
-//!   its requests are preempted and computed again.
-//! - It does not look for stop strings: who does marks [`RowOutcome::stop`].
-//! - Admission does not reserve what a request may yet generate, so that running requests can be preempted; preemption
-//!   is by recompute (there is no swap).
+//! - One step is in flight at a time. If a step was never applied because its executor failed, the next
+//!   [`Scheduler::step`] gives it up: its requests are preempted and computed again.
+//! - It does not look for stop strings. The caller looks for them and sets [`RowOutcome::stop`].
+//! - Admission does not reserve KV for the tokens that a request may yet generate, so running requests can be
+//!   preempted. A preempted request is computed again; there is no swap.
 //!
 //! # The rules of a step
 //!
-//! 1. Running requests, in the order of admission. A prefill row takes what is missing, cut to `prefill_chunk` and the
-//!    budget; a decode row its last token and up to `num_speculative_tokens` drafts. Each leaves a token of the budget
-//!    for every row behind it, so that everyone who runs has a row in every step. When the pool has no block for it,
-//!    the newest running request (worst under priority) is preempted, and again, until it has. With a
-//!    [`DraftControl`] the number of drafts is its choice for the row, and never more.
-//! 2. If nobody was preempted: waiting requests, in order, while budget, seats and blocks last. A request is admitted
-//!    when its whole known sequence fits the free blocks, hits counted. The first that does not fit ends the step.
-//! 3. A fork ([`RequestSpec::fork_of`]) waits until its parent has the KV of all but the prompt's last token, and
-//!    others go first meanwhile. Then it shares the parent's full blocks, gets a copy of the one that is cut
-//!    ([`StepPlan::copies`]), and computes that last token itself. If the parent is gone or preempted it is a request
-//!    like any other.
+//! 1. Running requests get rows in the order of their admission. A prefill row takes the tokens that are missing,
+//!    limited by `prefill_chunk` and the token budget. A decode row takes the request's last token and up to
+//!    `num_speculative_tokens` drafts. Each row leaves one token of the budget for every row behind it, so that every
+//!    running request has a row in every step. When the pool has no block for a row, the newest running request (under
+//!    priority the worst) is preempted, and so on until there is one. A [`DraftControl`] may choose fewer drafts for a
+//!    row, never more.
+//! 2. If no request was preempted, waiting requests are admitted in order while budget, seats and blocks last. A
+//!    request is admitted when its whole known sequence fits the free blocks and the blocks it finds in the prefix
+//!    cache. The first request that does not fit ends the step.
+//! 3. A fork ([`RequestSpec::fork_of`]) waits until its parent has the KV of its whole prompt except the last token.
+//!    Other requests go first meanwhile. Then the fork shares the parent's full blocks, gets a copy of the block that
+//!    is only partly full ([`StepPlan::copies`]), and computes the last token itself. If the parent is gone or
+//!    preempted, the fork is treated like any other request.
 //!
 //! # How it differs from vLLM's (0.33), and why
 //!
@@ -56,32 +59,35 @@
 //! | `finished` is told on empty steps too | by the next plan that has rows | an empty plan need not be executed |
 //! | watermark, KV connectors, encoder budgets, LoRA limits, pausing | none | not needed yet |
 //!
-//! The same: running before waiting, one budget for prefill and decode, nobody admitted in a step that preempted,
-//! preempted requests to the front of the queue, hits of whole blocks up to the last token but one, the order of free
-//! blocks (unpublished ones back to the front, tail first; published ones to the end, tail first), duplicates not
-//! merged, blocks of rejected drafts kept, stop tokens before lengths.
+//! These rules are the same: running requests go before waiting ones; prefill and decode share one budget; no request
+//! is admitted in a step that preempted one; a preempted request goes to the front of the queue; a prefix hit has whole
+//! blocks and ends before the last token; freed blocks that were not published go to the front of the free list and
+//! published ones to its end, both tail first; equal blocks are not merged; blocks of rejected drafts are kept; and
+//! stop tokens are checked before lengths.
 //!
-//! The budget may be smaller than `max_num_seqs`: every row takes a token at least, so no more requests are admitted
-//! than the budget serves. Without a [`DraftControl`] the drafts of the first rows may cut a prefill behind them to
-//! that one token; with one, drafts take what prefills leave.
+//! The budget may be smaller than `max_num_seqs`: since every row takes at least one token, no more requests are
+//! admitted than the budget serves. Without a [`DraftControl`], the drafts of the first rows may cut a prefill behind
+//! them down to that one token. With a control, drafts only take what the prefills leave.
 //!
 //! # What it costs
 //!
-//! `step` is O(rows), `apply` O(rows + tokens), both without heap allocation while all running requests decode. Both
-//! together are 30 to 80 ns a running request (caches permitting), and 0.5 µs more for each block that is sealed
-//! (`cargo bench -p pagedraft-scheduler`). Abort and preemption walk the
-//! queues; a submission under priority order walks the waiting ones.
+//! `step` takes O(rows) and `apply` O(rows + tokens). Neither allocates heap memory while all running requests decode.
+//! Together they take 30 to 80 ns for each running request (if the caches hold it), and 0.5 µs more for each block that
+//! is sealed (`cargo bench -p pagedraft-scheduler`). Abort and preemption walk the queues, and a submission under
+//! priority order walks the waiting requests.
 //!
 //! # Draft lengths
 //!
-//! [`Scheduler::set_draft_control`] lets a [`DraftControl`] choose the number of drafts of every row in every step: the
-//! one that gives the most expected tokens in the expected time, 0 where drafts do not pay. It starts from what a step
-//! costs ([`StepCosts`]), learns acceptance in `apply` and corrects the costs by measured times
-//! ([`Scheduler::observe`]). Drafts stay bounded as above, and leave to prefills what they would take without.
+//! With [`Scheduler::set_draft_control`], a [`DraftControl`] chooses the number of drafts of every row in every step.
+//! It takes the number that gives the most expected tokens in the expected time, and 0 where drafts do not pay. It
+//! starts from the costs of a step ([`StepCosts`]), learns the acceptance in `apply`, and corrects the costs by
+//! measured times ([`Scheduler::observe`]). The limits on drafts above still hold, and drafts leave to prefills what
+//! they would take without drafts.
 //!
-//! It aims at 0.98 of the best fixed length 0 to 8 and does not reach it everywhere. In simulated time
-//! (`tests/never_worse.rs`: three machines, four proposers, batches of 1 to 64, acceptance 0.1 to 0.9; 420 cells and
-//! three seeds, 1,260 runs a line), of the best fixed length:
+//! It aims at 0.98 of the throughput of the best fixed length from 0 to 8, and does not reach that everywhere. The
+//! table shows its throughput in simulated time as a share of the best fixed length's (`tests/never_worse.rs`: three
+//! machines, four proposers, batches of 1 to 64, acceptance 0.1 to 0.9; 420 cells and three seeds, so 1,260 runs a
+//! line):
 //!
 //! | runs | seeds | least | median | short of the aim |
 //! |---|---|---|---|---|
@@ -92,13 +98,14 @@
 //! | the same | 1 to 3, tuned on | 0.928 | 0.994 | 1 below 0.95 |
 //! | from cold, the first request of each seat alone | 1 to 3 | 0.892 | 0.979 | 76 below 0.95 |
 //!
-//! The cells that fall short lie where drafts barely pay or barely do not and waking the proposer is dear. Sizes that
-//! are never run keep their calibrated ratio to those that are. One good request among many bad ones may not be found
-//! while drafts are off for all.
+//! The cells that fall short lie where drafts barely pay, or barely do not, and waking the proposer is dear. Sizes that
+//! are never run keep their calibrated ratio to the sizes that are. While drafts are off for all requests, one good
+//! request among many bad ones may not be found.
 //!
-//! While drafts are on, a decision adds 13 µs to the median step at 256 requests, 44 µs at 1,000. While none pays it
-//! holds for up to eight steps. In the microseconds of a whole step (planning, `apply`, `observe`; medians, caches cold
-//! as behind a model's forward and, in parentheses, warm) a control adds
+//! While drafts are on, a decision adds 13 µs to the median step at 256 requests and 44 µs at 1,000. While drafts do
+//! not pay, one decision holds for up to eight steps. The next table shows how many microseconds a control adds to a
+//! whole step (planning, `apply` and `observe`). The figures are medians with cold caches, as behind a model's forward,
+//! and in parentheses with warm caches:
 //!
 //! | running | none pays | drafts are on |
 //! |---|---|---|

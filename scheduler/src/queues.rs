@@ -95,7 +95,7 @@ impl Visit {
         Ok(())
     }
 
-    /// The next one, which is no longer behind.
+    /// The next request to visit. From now on it no longer counts as behind.
     pub(crate) fn next(&mut self) -> Option<RequestKey> {
         let at = self.at;
         let place = *self.order.get(at)?;
@@ -106,7 +106,7 @@ impl Visit {
         Some(place.key)
     }
 
-    /// One of them was preempted before its turn.
+    /// A request was preempted before the step visited it.
     pub(crate) fn leave(&mut self, key: RequestKey) {
         let behind = self.order[self.at..].iter().position(|place| place.key == key && !place.gone);
         if let Some(behind) = behind {
@@ -158,7 +158,7 @@ impl Waiting {
         self.keys.push_front(key);
     }
 
-    /// Puts `key` behind all that are `better` than it; the queue is ordered that way.
+    /// Puts `key` behind all requests that are `better` than it. The queue must be in that order already.
     pub(crate) fn insert(&mut self, key: RequestKey, better: impl Fn(RequestKey) -> bool) {
         let at = self.keys.partition_point(|&other| better(other));
         self.keys.insert(at, key);

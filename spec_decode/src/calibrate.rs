@@ -1,4 +1,4 @@
-//! What a forward pass costs, measured on the loaded model.
+//! Measures what a forward pass of the loaded model costs.
 
 use std::time::{Duration, Instant};
 
@@ -11,26 +11,26 @@ use pagedraft_scheduler::CostCurve;
 use crate::error::ExecuteError;
 use crate::sampling::{Sampler, SamplingParams};
 
-/// Token rows at which a curve is measured, in this order: first what spans it, then what lies between.
+/// The numbers of token rows at which a curve is measured, in this order: the first span the range, the others lie
+/// between.
 const ROWS: [u32; 17] = [1, 8, 32, 4, 16, 64, 2, 128, 256, 3, 6, 12, 24, 48, 96, 5, 192];
-/// Points that are measured whatever the budget.
+/// At least this many points are measured, even beyond the time budget.
 const LEAST_POINTS: usize = 3;
-/// Timed passes of a point, after one that warms up; the least counts.
+/// Each point is timed in this many passes, after one pass that warms up. The shortest time counts.
 const PASSES: usize = 3;
-/// Time after which a point has no further pass.
+/// Once the passes of a point have taken this long together, no further pass is run.
 const LONG: Duration = Duration::from_millis(100);
-/// Context at which the price of attention is measured, in tokens, where the pool has as many; sequences, and query tokens
-/// of each.
+/// The price of attention is measured at this many context tokens, or at as many as the pool has room for.
 const CONTEXT: u32 = 1024;
 const SEQUENCES: u32 = 8;
 const QUERIES: u32 = 4;
 
-/// Measures forward passes of single-token rows without context, logits and greedy choices included, from one row up to `most`: until
-/// `budget` is spent, and three points at least. Nothing is written to the KV cache.
+/// Measures forward passes of rows with one token and no context, logits and greedy choices included, from one row up
+/// to `most`. It stops when `budget` is spent, but measures three points at least. Nothing is written to the KV cache.
 ///
 /// # Errors
 ///
-/// A fault of the model or its device.
+/// The model or its device failed.
 pub fn measure<D: Device>(
     runner: &mut Runner<D>,
     block_size: u32,
@@ -56,7 +56,8 @@ pub fn measure<D: Device>(
     let (mut us_per_context, mut us_per_read) = (0.0, 0.0);
     let sequences = most.min(limits.token_rows as u32 / QUERIES).min(SEQUENCES);
     if context > 0 && sequences > 0 {
-        // What a context adds to a pass of one query token a sequence, and of several: the first reads it for all of them.
+        // We compare what a context adds to a pass with one query token a sequence and to one with several, because a
+        // context is read once for all query tokens of its sequence.
         let mut added = |queries| -> Result<f64, ExecuteError> {
             let with = probe.us(runner, Shape { sequences, queries, context })?;
             let without = probe.us(runner, Shape { sequences, queries, context: 0 })?;
@@ -84,10 +85,10 @@ struct Probe {
 }
 
 impl Probe {
-    /// Microseconds of a pass.
+    /// The microseconds that a pass of this shape takes.
     fn us<D: Device>(&mut self, runner: &mut Runner<D>, shape: Shape) -> Result<f64, ExecuteError> {
         let Shape { sequences, queries, context } = shape;
-        // All sequences read the same blocks, whatever is in them.
+        // All sequences read the same blocks. What the blocks hold does not matter.
         let table: Vec<BlockId> = (0..(context + queries).div_ceil(self.block_size)).map(BlockId).collect();
         self.builder.begin();
         for _ in 0..sequences {
@@ -124,7 +125,7 @@ impl Probe {
                 }
                 let logits = runner.logits(some)?;
                 for i in 0..some.len() {
-                    // What is chosen, or that nothing can be, is nobody's concern.
+                    // Only the time counts, so the token is dropped, and so is an error of the sampler.
                     let _ = self.sampler.choose(logits.row(i), &SamplingParams::greedy(), 0);
                 }
             }

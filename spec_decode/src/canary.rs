@@ -1,30 +1,33 @@
-//! A canary: now and then a replayed graph is run again operation by operation, and both must say the same.
+//! The canary runs a replayed graph again now and then, operation by operation, and compares the results.
 //!
-//! A graph that does not compute what its step asks for can go unnoticed: tokens come out, only fewer drafts are accepted
-//! (in one run of another engine 0.343 of them instead of 0.490). The executor asks
-//! [`Canary::due`] whether to shadow a replayed step, runs it again eagerly, and hands both to [`Canary::observe`].
+//! A graph that does not compute what its step asks for can go unnoticed: it still gives tokens, only fewer drafts are
+//! accepted (in one run of another engine, 0.343 of them instead of 0.490). The executor asks [`Canary::due`] whether
+//! to shadow a replayed step, runs it again eagerly, and hands both results to [`Canary::observe`].
 //!
-//! Two detectors. *Exact*, for devices on which replay and eager agree bit by bit (all of this engine in its deterministic
-//! mode): one differing token, count or logit is an alarm, there are no false ones. *Drift*, for devices whose bits may
-//! differ: compares how many drafts either way accepts, row by row, and raises an alarm when one of them accepts more too
-//! often to be chance.
+//! There are two detectors. *Exact* is for devices on which replay and eager execution agree bit by bit, as all devices
+//! of this engine do in its deterministic mode: one token, count or logit that differs is an alarm, and there are no
+//! false alarms. *Drift* is for devices whose bits may differ: it compares row by row how many drafts each way accepts,
+//! and raises an alarm when one way accepts more too often to be chance.
 //!
 //! # The test of drift
 //!
-//! A paired sign test that may be looked at after every step. Rows on which both accept as many say nothing. If nothing is
-//! wrong, the others are "fewer" or "more" with equal chances, whatever came before, so a stake of which a fixed fraction
-//! is bet on either, each time at even odds, is a martingale, and ever grows to c times itself with probability 1 / c at
-//! most (Ville 1939). At each shadowed step, stakes that lost are put down afresh at 1, for six fractions; the alarm is at
-//! c = 6 * 10^8, so that by the union bound a false alarm in 100,000 steps, at any rate, has a probability below 1/1000.
-//! That takes no approximation, but it takes rows to be fair coins: a perturbation that pushes all rows of a step the same
-//! way breaks it. Rows are counted and not drafts, because drafts of one row fall together.
+//! It is a paired sign test whose result may be looked at after every step. Rows on which both ways accept the same
+//! number say nothing. If nothing is wrong, each other row is "fewer" or "more" with equal probability, whatever came
+//! before. A bettor who stakes a fixed fraction of his wealth on one of the two, at even odds each time, then has a
+//! wealth that is a martingale, and it ever grows to c times its start with probability 1 / c at most (Ville 1939).
+//! There are six bettors with different fractions. At each shadowed step, a bettor who has lost begins anew with a
+//! wealth of 1. The alarm is at c = 6 * 10^8, so by the union bound the probability of a false alarm in 100,000 steps
+//! is below 1/1000, at any rate. This uses no approximation, but it needs rows that are fair coins: a disturbance that
+//! pushes all rows of a step the same way breaks it. Rows are counted, not drafts, because the drafts of one row fall
+//! together.
 //!
-//! It takes 32 rows on which the graph accepts less (and none on which it accepts more) to raise an alarm, more than a rate
-//! of 0.05 brings together in time. So in this mode a stake of 100 has every step due until it grew or went away: which
-//! steps are looked at may depend on what was seen, the bound holds. Measured at a rate of 0.05,
-//! 8 rows of 2 drafts, with one of 100 decisions disturbed either way: when a third of what eager accepts falls, 99 of 100
-//! alarms come within 245 steps where it accepts a draft with probability 0.5, 152 at 0.6 and 107 at 0.8; a healthy engine
-//! shadows up to 3 % more steps than the rate says, and not one of 600,000 raised an alarm (`canary/tests.rs`).
+//! An alarm needs 32 rows on which the graph accepts less (if there is none on which it accepts more). At a rate of
+//! 0.05 that would take too long, so in this mode a wealth of 100 makes every step due until it grows to an alarm or is
+//! lost. The bound still holds, since the choice of steps may depend on what was seen. Measured at a rate of 0.05 with
+//! 8 rows of 2 drafts, of which one decision in 100 was disturbed either way: when a third of what eager execution
+//! accepts is rejected, 99 of 100 alarms come within 245 steps at an acceptance of 0.5, 152 steps at 0.6 and 107 at
+//! 0.8. A healthy engine shadows up to 3 % more steps than the rate says, and not one of 600,000 raised an alarm
+//! (`canary/tests.rs`).
 
 mod due;
 mod sign_test;
@@ -40,15 +43,15 @@ use sign_test::SignTest;
 /// A row of a step that was replayed and run again eagerly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ShadowRow {
-    /// Whose.
+    /// The request.
     pub request: RequestKey,
-    /// Its row in the plan.
+    /// The index of its row in the plan.
     pub plan_row: u32,
-    /// Drafts it had; may be 0.
+    /// The number of drafts it had, which may be 0.
     pub drafts: u16,
-    /// Of those, accepted from the graph's logits.
+    /// The number of those drafts that were accepted from the graph's logits.
     pub accepted_graph: u16,
-    /// Of those, accepted from the shadow's logits.
+    /// The number of those drafts that were accepted from the shadow's logits.
     pub accepted_eager: u16,
     /// Whether both emit the same tokens.
     pub tokens_equal: bool,
@@ -69,24 +72,24 @@ pub struct Canary {
 /// What a canary saw.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct CanaryReport {
-    /// Steps that were shadowed.
+    /// The number of steps that were shadowed.
     pub shadow_steps: u64,
-    /// Shadowed steps at which an alarm was raised.
+    /// The number of shadowed steps at which an alarm was raised.
     pub alarms: u64,
-    /// The first of them.
+    /// The first step at which an alarm was raised.
     pub first_alarm_step: Option<u64>,
-    /// Drafts of shadowed steps.
+    /// The number of drafts in shadowed steps.
     pub drafted: u64,
-    /// Of those, accepted from the graph's logits.
+    /// The number of those drafts that were accepted from the graph's logits.
     pub accepted_graph: u64,
-    /// Of those, accepted from the shadow's logits.
+    /// The number of those drafts that were accepted from the shadow's logits.
     pub accepted_eager: u64,
 }
 
-/// Graph and eager do not agree.
+/// A replayed graph and its eager shadow do not agree.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum CanaryAlarm {
-    /// A difference where there may be none.
+    /// They differ although their bits must be equal.
     #[error(
         "step {step}, request {} (row {} of the plan): the replayed graph and its eager shadow differ in their {what}; \
          they accepted {} and {} of {} drafts. The graph does not compute what the step asks for: run with \
@@ -98,7 +101,7 @@ pub enum CanaryAlarm {
         step: u64,
         /// Its first row that differs.
         row: ShadowRow,
-        /// How: tokens, accepted drafts or logits.
+        /// What differs: tokens, accepted drafts or logits.
         what: &'static str,
     },
     /// One of them accepts more drafts than chance allows.
@@ -110,24 +113,24 @@ pub enum CanaryAlarm {
         row.request, row.plan_row
     )]
     Drift {
-        /// The step at which it was too much.
+        /// The step at which the evidence sufficed.
         step: u64,
-        /// The first step that counted.
+        /// The first step whose rows count.
         since: u64,
-        /// The row that made it so.
+        /// The row that completed the evidence.
         row: ShadowRow,
-        /// Rows on which the graph accepted fewer drafts.
+        /// The number of rows on which the graph accepted fewer drafts.
         fewer: u32,
-        /// Rows on which it accepted more.
+        /// The number of rows on which the graph accepted more drafts.
         more: u32,
-        /// A healthy engine comes to this with probability 1 / odds at most, from each step that it is counted from.
+        /// From each step that the counting may begin at, a healthy engine gets here with probability 1 / odds at most.
         odds: f64,
     },
 }
 
 impl Canary {
-    /// A canary that shadows this share of steps: 0 is never, 1 always; what lies outside, or is no number, is taken as
-    /// the nearer of both, or as never. It begins with the exact detector.
+    /// A canary that shadows this share of steps, from 0 for never to 1 for always. A number outside counts as the
+    /// nearer bound, and NaN as 0. It begins with the exact detector.
     #[must_use]
     pub fn new(rate: f64, seed: u64) -> Self {
         Self {
@@ -139,17 +142,17 @@ impl Canary {
         }
     }
 
-    /// Whether every difference is an alarm (as from [`new`](Self::new)), or only drift.
+    /// Sets whether every difference is an alarm, as after [`new`](Self::new), or only drift.
     #[must_use]
     pub fn exact(mut self, exact: bool) -> Self {
         self.exact = exact;
         self
     }
 
-    /// Whether to shadow this step. In exact mode a function of rate, seed and number; in drift mode a suspicion makes every
-    /// step due besides. Of each run of 1 / rate numbers exactly one is
-    /// due, at a place that depends on the seed, so that of 2 / rate numbers in a row at least one is. Number the steps that
-    /// can be shadowed (those replayed): if only some of all step numbers ever come, the share is kept only on average.
+    /// Whether to shadow this step. In exact mode this is a function of the rate, the seed and the step's number. In drift
+    /// mode, a suspicion makes every step due as well. Of each run of 1 / rate numbers exactly one is due, at a place that
+    /// depends on the seed, so at least one of 2 / rate numbers in a row is due. Only the steps that can be shadowed, which
+    /// are the replayed ones, should be numbered: if some numbers never come, the share is kept only on average.
     #[must_use]
     pub fn due(&self, step_id: u64) -> bool {
         self.due.at(step_id) || (!self.exact && self.drift.suspects())
@@ -171,7 +174,7 @@ impl Canary {
         true
     }
 
-    /// The first alarm.
+    /// The first alarm that was raised.
     #[must_use]
     pub fn alarm(&self) -> Option<&CanaryAlarm> {
         self.alarm.as_ref()

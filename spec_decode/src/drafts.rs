@@ -2,18 +2,19 @@
 
 use std::ops::Range;
 
-/// Draft tokens of several rows, each with as many as it got: 0 is normal. Buffers are kept from step to step.
+/// The draft tokens of several rows. A row has as many as the proposer gave it, often none. The buffers are kept from
+/// step to step.
 #[derive(Clone, Debug, Default)]
 pub struct Drafts {
     tokens: Vec<u32>,
     rows: Vec<Range<usize>>,
-    /// For each draft the distribution it was drawn from, `[tokens, vocab]`; empty where proposers have none.
+    /// For each draft, the distribution it was drawn from, `[tokens, vocab]`. It is empty if the proposer has none.
     probabilities: Vec<f64>,
     vocab: usize,
 }
 
 impl Drafts {
-    /// Forgets the step before, and makes `rows` rows without drafts.
+    /// Forgets the drafts of the step before and makes `rows` rows without drafts.
     pub fn begin(&mut self, rows: usize) {
         self.tokens.clear();
         self.probabilities.clear();
@@ -22,15 +23,15 @@ impl Drafts {
         self.rows.resize(rows, 0..0);
     }
 
-    /// Gives a row its drafts. A row is given drafts once.
+    /// Gives a row its drafts. This may be called once for each row.
     pub fn set(&mut self, row: usize, drafts: &[u32]) {
         let start = self.tokens.len();
         self.tokens.extend_from_slice(drafts);
         self.rows[row] = start..self.tokens.len();
     }
 
-    /// The same, with the distribution each draft was drawn from: `[drafts.len(), vocab]`, row-major. Within a step either
-    /// every row with drafts comes with them, or none.
+    /// Gives a row its drafts and the distribution that each of them was drawn from: `[drafts.len(), vocab]`,
+    /// row-major. Within a step, either all rows with drafts come with distributions or none does.
     pub fn set_with_probabilities(&mut self, row: usize, drafts: &[u32], probabilities: &[f64]) {
         self.set(row, drafts);
         self.probabilities.extend_from_slice(probabilities);
@@ -45,7 +46,7 @@ impl Drafts {
         self.rows.get(row).map_or(&[], |range| &self.tokens[range.clone()])
     }
 
-    /// The distributions of a row's drafts, `[drafts, vocab]` row-major; `None` where the proposer has none.
+    /// The distributions of a row's drafts, `[drafts, vocab]`, row-major. `None` if the proposer has none.
     #[must_use]
     pub fn probabilities(&self, row: usize) -> Option<&[f64]> {
         if self.vocab == 0 {
@@ -55,13 +56,13 @@ impl Drafts {
         self.probabilities.get(start * self.vocab..end * self.vocab)
     }
 
-    /// Drafts of all rows.
+    /// The number of drafts in all rows.
     #[must_use]
     pub fn num_tokens(&self) -> usize {
         self.tokens.len()
     }
 
-    /// Rows, those without drafts included.
+    /// The number of rows, those without drafts included.
     #[must_use]
     pub fn num_rows(&self) -> usize {
         self.rows.len()

@@ -6,27 +6,27 @@ use pagedraft_scheduler::RequestKey;
 
 use crate::sampling::SamplingError;
 
-/// A step that failed; its plan was not applied.
+/// Why a step failed. Its plan was not applied.
 #[derive(Debug, thiserror::Error)]
 pub enum ExecuteError {
-    /// The model or its device.
+    /// The model or its device failed.
     #[error(transparent)]
     Model(ModelError),
-    /// The plan's tables and lengths do not make metadata.
+    /// The plan's block tables and lengths do not fit each other.
     #[error("the step's metadata is inconsistent: {0}")]
     Metadata(#[from] AttentionError),
-    /// The blocks of a draft model's KV, misused: a fault of this crate.
+    /// The KV blocks of a draft model were misused. This is a fault of this crate.
     #[error("the draft model's KV blocks: {0}")]
     DraftKv(#[from] pagedraft_block_manager::Error),
-    /// The logits of a row cannot be sampled.
+    /// No token can be drawn from the logits of a row.
     #[error("request {request}: its logits cannot be sampled: {source}")]
     Sampling {
-        /// Whose.
+        /// The request that the row belongs to.
         request: RequestKey,
-        /// Why not.
+        /// The reason.
         source: SamplingError,
     },
-    /// A request that was never registered.
+    /// The plan has a row of a request that was never registered.
     #[error(
         "request {request:?} is in the plan, but has no sampling parameters: register it before it is scheduled"
     )]
@@ -34,23 +34,23 @@ pub enum ExecuteError {
         /// Which.
         request: RequestKey,
     },
-    /// A kind of row that this executor does not run.
+    /// The plan has a row of a kind that this executor does not run.
     #[error("request {request:?}: this executor runs no {kind} rows")]
     Unsupported {
         /// Which.
         request: RequestKey,
-        /// The kind.
+        /// The kind of row.
         kind: String,
     },
-    /// A plan that does not fit what the view says.
+    /// The plan contradicts what the KV view says of a request.
     #[error("request {request:?}: the plan is inconsistent: {what}")]
     Plan {
         /// Which.
         request: RequestKey,
-        /// How.
+        /// The contradiction.
         what: &'static str,
     },
-    /// A replayed step and its eager shadow do not agree.
+    /// A replayed step and its eager shadow differ.
     #[error("acceptance canary: {0}")]
     Canary(crate::canary::CanaryAlarm),
 }

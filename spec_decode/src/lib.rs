@@ -1,27 +1,31 @@
-//! The executor of a step: drafts, metadata, forward pass, verification.
+//! Executes the plan of a step: drafts, metadata, forward pass and verification.
 //!
-//! [`ModelExecutor`] implements the scheduler's [`Executor`](pagedraft_scheduler::Executor) on a model. A [`proposer`] gives
-//! rows their drafts, a [`Scorer`] writes them into the metadata, [`acceptance`] decides which of them stand. Plain
-//! decoding is the case of no drafts.
+//! [`ModelExecutor`] implements the scheduler's [`Executor`](pagedraft_scheduler::Executor) with a model. A
+//! [`proposer`] gives rows their drafts, a [`Scorer`] writes the drafts into the metadata, and [`acceptance`] decides
+//! which of them are accepted. Plain decoding is the case without drafts.
 //!
 //! # What this crate promises
 //!
-//! - **The record is what ran.** [`ExecutionRecord`] holds the [`StepInputs`](pagedraft_model::StepInputs) that the model was given,
-//!   not a copy made for the log; a draft model's [`GroupStep`](proposer::GroupStep) is put together from those of its passes.
-//! - **A draw is a function of seed, sample and position** ([`sampling`]): the order of requests, their batch mates and how
-//!   often a position was computed change nothing.
-//! - **Drafts change how many tokens a step gives, not which.** With coupled [`acceptance`], the default, a draft stands
-//!   exactly when it is the token that the target chooses there, so every proposer, scorer and draft length gives the tokens
-//!   and bits of the plain run; rejection sampling keeps the distribution only, and typical acceptance not even that.
-//! - **Graphs change nothing.** A step that a captured graph has room for is replayed, any other is eager, with the same bits;
-//!   a [`Shadow`] runs a share of the replayed steps again eagerly and compares.
-//! - **A step that fails counts nowhere** in the [`metrics`], and the requests that its plan names as finished are forgotten.
+//! - **The record is what ran.** [`ExecutionRecord`] holds the very [`StepInputs`](pagedraft_model::StepInputs) that
+//!   the model was given, not a copy made for the log. A draft model's [`GroupStep`](proposer::GroupStep) is put
+//!   together from the inputs of its passes.
+//! - **A draw is a function of seed, sample and position** ([`sampling`]). The order of requests, the rest of the
+//!   batch, and how often a position was computed change nothing.
+//! - **Drafts change how many tokens a step gives, not which.** With coupled [`acceptance`], the default, a draft is
+//!   accepted exactly when it is the token that the target chooses there. Every proposer, scorer and draft length
+//!   therefore gives the tokens and bits of the run without drafts. Rejection sampling keeps only the distribution, and
+//!   typical acceptance not even that.
+//! - **Graphs change nothing.** A step is replayed if a captured graph has room for it, and runs eagerly otherwise,
+//!   with the same bits. A [`Shadow`] runs a share of the replayed steps again eagerly and compares.
+//! - **A step that fails is not counted** in the [`metrics`]. The requests that its plan names as finished are
+//!   forgotten all the same.
 //!
 //! # What it costs beside the models
 //!
-//! The metadata of a step (under a microsecond a row); a pass over the vocabulary for each sampled row, and one for each draft
-//! as far as it is verified; a forward pass a round where a draft model proposes. A shadowed step is a second forward pass.
-//! Nothing is allocated in a steady step without logprobs, rejection sampling or shadowing.
+//! Writing the metadata takes less than a microsecond a row. Each sampled row takes a pass over the vocabulary, and so
+//! does each draft up to the first that is rejected. A draft model takes one forward pass of its own for each round,
+//! and a shadowed step takes a second forward pass of the target. A steady step allocates nothing, as long as it has no
+//! logprobs, no rejection sampling and no shadow.
 //!
 //! # Example
 //!
@@ -35,7 +39,7 @@
 //! # let json = br#"{"architectures": ["Qwen3ForCausalLM"], "vocab_size": 50, "hidden_size": 32, "intermediate_size": 48,
 //! #     "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "rms_norm_eps": 1e-6,
 //! #     "max_position_embeddings": 160, "rope_theta": 10000.0, "tie_word_embeddings": true}"#;
-//! // A tiny model of made-up weights, with 64 blocks of 16 tokens.
+//! // A tiny model with random weights, and a KV pool of 64 blocks of 16 tokens.
 //! let checkpoint = Checkpoint::dummy(ModelConfig::parse("config.json".as_ref(), json)?, 9);
 //! let layout = CpuDevice::kv_layout(checkpoint.config(), Dtype::F32, 16)?;
 //! let (isa, dtype) = (Isa::detect(), Dtype::F32);

@@ -1,8 +1,8 @@
-//! What speculation brought: counts that add up, and rates each with its definition.
+//! Measures what speculation gains: counts that add up, and rates that each come with a definition.
 //!
-//! Engines mean different things by the same words, so every rate here says whose it is. A *verify row* is one request in
-//! one step with at least one draft; rows without drafts count nowhere, here as in vLLM. Tokens are counted as verified,
-//! before a stop condition trims them. A step that failed counts nowhere.
+//! Engines mean different things by the same words, so the documentation of every rate here says whose definition it
+//! follows. A *verify row* is one request in one step with at least one draft. Rows without drafts are not counted, as
+//! in vLLM. Tokens are counted as verified, before a stop condition trims them. A step that failed is not counted.
 //!
 //! ```
 //! # use pagedraft_spec_decode::{acceptance::Verdict, metrics::SpeculationMetrics};
@@ -24,57 +24,63 @@ use serde::Serialize;
 use crate::acceptance::Verdict;
 pub use request::RequestSpeculation;
 
-/// Cumulative counts of speculation. Two of them merge; [`since`](Self::since) takes a snapshot away. Recording allocates
-/// nothing once a row had the longest drafts.
+/// Cumulative counts of speculation. Two of them can be merged, and [`since`](Self::since) subtracts an earlier
+/// snapshot. Recording allocates nothing once a row had the longest drafts.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct SpeculationMetrics {
-    /// Steps in which at least one row had drafts.
+    /// The number of steps in which at least one row had drafts.
     pub num_steps: u64,
-    /// Rows with at least one draft: vLLM V1's `num_drafts`.
+    /// The number of rows with at least one draft: vLLM V1's `num_drafts`.
     pub num_verify_rows: u64,
-    /// Drafts verified.
+    /// The number of drafts verified.
     pub num_draft_tokens: u64,
-    /// Drafts accepted before the first miss of their row: what speculation gained, and vLLM V1's `num_accepted_tokens`.
+    /// The number of drafts accepted before the first rejection in their row. This is what speculation gains, and vLLM
+    /// V1's `num_accepted_tokens`.
     pub num_accepted_tokens: u64,
-    /// Drafts that pass the rule by themselves, behind a miss too: vLLM V0's `accepted_tokens`. The same as
-    /// `num_accepted_tokens` where the verifier was not asked to
-    /// [count them](crate::acceptance::Verifier::count_noncausal).
+    /// The number of drafts that pass the acceptance rule by themselves, even behind a rejected one: vLLM V0's
+    /// `accepted_tokens`. It equals `num_accepted_tokens` unless the verifier was asked to [count
+    /// them](crate::acceptance::Verifier::count_noncausal).
     pub num_accepted_tokens_noncausal: u64,
-    /// Tokens that verify rows emitted: their accepted drafts and one more each (vLLM V0's `emitted_tokens`).
+    /// The number of tokens that verify rows emitted: their accepted drafts and one more for each row (vLLM V0's
+    /// `emitted_tokens`).
     pub num_emitted_tokens: u64,
-    /// Tokens they would have emitted with every draft accepted: the sum of k_i + 1.
+    /// The number of tokens that they would have emitted with every draft accepted: the sum of k_i + 1.
     pub max_emitted_tokens: u64,
-    /// For each place among the drafts, from 0: rows that had a draft there.
+    /// For each position among the drafts, from 0, the number of rows that had a draft there.
     pub drafted_by_position: Vec<u64>,
-    /// Rows that had a draft there and accepted all before it. As long as `drafted_by_position`.
+    /// For each position, the number of rows that had a draft there and accepted all drafts before it. It is as long as
+    /// `drafted_by_position`.
     pub reached_by_position: Vec<u64>,
-    /// Rows that accepted their draft there (and so all before it). As long as `drafted_by_position`.
+    /// For each position, the number of rows that accepted their draft there, and so all drafts before it. It is as
+    /// long as `drafted_by_position`.
     pub accepted_by_position: Vec<u64>,
-    /// Rounds of proposing: the longest drafts of each step, summed (a draft model runs once a round for all rows).
+    /// The number of rounds of proposing: the sum over steps of the longest drafts. A draft model runs once a round for
+    /// all rows.
     pub proposal_rounds: u64,
-    /// Microseconds spent proposing in those steps.
+    /// The microseconds spent proposing in steps with drafts.
     pub propose_us: f64,
-    /// Microseconds spent proposing in steps where a proposer was asked and had nothing: in none of the means below.
+    /// The microseconds spent proposing in steps in which a proposer was asked and gave nothing. None of the means
+    /// below contains them.
     pub propose_idle_us: f64,
-    /// Microseconds of the target's forward passes of those steps, the logits of prompt positions left out.
+    /// The microseconds of the target's forward passes in steps with drafts, without the logits of prompt positions.
     pub scoring_us: f64,
-    /// Microseconds of acceptance and sampling in those steps.
+    /// The microseconds of acceptance and sampling in steps with drafts.
     pub verification_us: f64,
 }
 
-/// The stages of a step, in microseconds.
+/// The microseconds that a step spent in each stage.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct SpeculationTimes {
-    /// Proposing.
+    /// Microseconds of proposing.
     pub propose_us: f64,
-    /// The target's forward pass.
+    /// Microseconds of the target's forward pass.
     pub scoring_us: f64,
-    /// Acceptance and sampling.
+    /// Microseconds of acceptance and sampling.
     pub verification_us: f64,
 }
 
 impl SpeculationMetrics {
-    /// Counts a row with so many drafts; nothing if it had none.
+    /// Counts a row with this many drafts. A row without drafts is not counted.
     pub fn record_row(&mut self, drafts: usize, verdict: Verdict) {
         if drafts == 0 {
             return;
@@ -95,7 +101,8 @@ impl SpeculationMetrics {
         self.max_emitted_tokens += drafts as u64 + 1;
     }
 
-    /// Counts a step whose longest drafts were `longest`. Without any, all but the time spent looking for some is left out.
+    /// Counts a step whose longest drafts were `longest` tokens. If no row had drafts, only the time spent looking for
+    /// some is counted.
     pub fn record_step(&mut self, longest: usize, times: SpeculationTimes) {
         if longest == 0 {
             self.propose_idle_us += times.propose_us;
@@ -108,12 +115,12 @@ impl SpeculationMetrics {
         self.verification_us += times.verification_us;
     }
 
-    /// Adds what another counted.
+    /// Adds the counts of another.
     pub fn merge(&mut self, other: &Self) {
         self.combine(other, |a, b| a + b, |a, b| a + b);
     }
 
-    /// What was counted since `snapshot`, an earlier clone of this.
+    /// The counts since `snapshot`, which is an earlier clone of this.
     #[must_use]
     pub fn since(&self, snapshot: &Self) -> Self {
         let mut rest = self.clone();
@@ -130,7 +137,7 @@ impl SpeculationMetrics {
     }
 
     fn combine(&mut self, other: &Self, count: fn(u64, u64) -> u64, time: fn(f64, f64) -> f64) {
-        // Whoever adds a field is told here.
+        // Naming every field makes the compiler point here when one is added.
         let Self {
             num_steps,
             num_verify_rows,
@@ -181,7 +188,7 @@ impl SpeculationMetrics {
     }
 }
 
-/// `None` where nothing was counted to divide by.
+/// The share of `part` in `whole`. `None` if `whole` is 0.
 fn ratio(part: f64, whole: u64) -> Option<f64> {
     (whole > 0).then(|| part / whole as f64)
 }
@@ -190,70 +197,73 @@ fn ratios(parts: &[u64], wholes: &[u64]) -> Vec<Option<f64>> {
     parts.iter().zip(wholes).map(|(&part, &whole)| ratio(part as f64, whole)).collect()
 }
 
-/// Rates and means; `None` where nothing was counted.
+/// Rates and means. They are `None` if nothing was counted.
 impl SpeculationMetrics {
-    /// Accepted before the first miss / drafted: vLLM V1's "Avg Draft acceptance rate", as a fraction.
+    /// Drafts accepted before the first rejection / drafts: vLLM V1's "Avg Draft acceptance rate", as a fraction.
     #[must_use]
     pub fn draft_acceptance_rate(&self) -> Option<f64> {
         ratio(self.num_accepted_tokens as f64, self.num_draft_tokens)
     }
 
-    /// Right by themselves / drafted: vLLM V0's "Draft acceptance rate". Estimates the probability alpha that one draft
-    /// passes, where that is the same everywhere.
+    /// Drafts that pass by themselves / drafts: vLLM V0's "Draft acceptance rate". It estimates the probability alpha
+    /// that one draft passes, if that is the same for all drafts.
     #[must_use]
     pub fn draft_acceptance_rate_noncausal(&self) -> Option<f64> {
         ratio(self.num_accepted_tokens_noncausal as f64, self.num_draft_tokens)
     }
 
-    /// Emitted / (sum of k_i + 1): vLLM V0's "System efficiency", carried over to rows of different lengths. With drafts
-    /// that pass independently with probability a, (1 - a^(k+1)) / (1 - a) / (k + 1).
+    /// Emitted tokens / (sum of k_i + 1): vLLM V0's "System efficiency", extended to rows of different lengths. If
+    /// drafts pass independently with probability a, it is (1 - a^(k+1)) / (1 - a) / (k + 1).
     #[must_use]
     pub fn system_efficiency(&self) -> Option<f64> {
         ratio(self.num_emitted_tokens as f64, self.max_emitted_tokens)
     }
 
-    /// 1 + accepted / verify rows: tokens a verify row emits, the correction or bonus included, as vLLM V1 has it.
+    /// 1 + accepted drafts / verify rows: the tokens that a verify row emits, its correction or bonus included, as vLLM
+    /// V1 defines it.
     #[must_use]
     pub fn mean_acceptance_length(&self) -> Option<f64> {
         ratio(self.num_accepted_tokens as f64, self.num_verify_rows).map(|accepted| 1.0 + accepted)
     }
 
-    /// For each place: rows that accepted their draft there / rows that had one there. vLLM V1 divides by all verify rows,
-    /// which is the same where all have k drafts.
+    /// For each position: rows that accepted their draft there / rows that had a draft there. vLLM V1 divides by all
+    /// verify rows, which is the same if all of them have k drafts.
     #[must_use]
     pub fn rate_by_position(&self) -> Vec<Option<f64>> {
         ratios(&self.accepted_by_position, &self.drafted_by_position)
     }
 
-    /// For each place: rows that accepted their draft there / rows that had one there and accepted all before it.
+    /// For each position: rows that accepted their draft there / rows that had a draft there and accepted all drafts
+    /// before it.
     #[must_use]
     pub fn conditional_rate_by_position(&self) -> Vec<Option<f64>> {
         ratios(&self.accepted_by_position, &self.reached_by_position)
     }
 
-    /// Milliseconds of proposing a round: one token for every row that still has room. In vLLM V0, where all rows have k
-    /// drafts, proposal time / k.
+    /// The milliseconds of a round of proposing, which gives one token to every row that still has room. In vLLM V0,
+    /// where all rows have k drafts, it is the proposal time / k.
     #[must_use]
     pub fn average_time_per_proposal_tok_ms(&self) -> Option<f64> {
         ratio(self.propose_us / 1e3, self.proposal_rounds)
     }
 
-    /// Milliseconds of the target's forward pass, mean of the steps with drafts.
+    /// The milliseconds of the target's forward pass, as a mean over the steps with drafts.
     #[must_use]
     pub fn scoring_time_ms(&self) -> Option<f64> {
         ratio(self.scoring_us / 1e3, self.num_steps)
     }
 
-    /// Milliseconds of acceptance and sampling, mean of the steps with drafts.
+    /// The milliseconds of acceptance and sampling, as a mean over the steps with drafts.
     #[must_use]
     pub fn verification_time_ms(&self) -> Option<f64> {
         ratio(self.verification_us / 1e3, self.num_steps)
     }
 
-    /// The two lines of vLLM V0, for drafts of at most `k`; a number that there is none for is `nan`.
+    /// The two log lines of vLLM V0, for drafts of at most `k` tokens. A number that can't be computed is `nan`.
     ///
-    /// Acceptance rate and accepted tokens are V0's own, the non-causal ones: an engine that counts drafts up to the first
-    /// miss only says less for the same tokens. V0's times are those of the last step; here they are means.
+    /// The acceptance rate and the accepted tokens are V0's own, the non-causal ones. An engine that counts drafts only
+    /// up to the first rejection reports less for the same tokens. V0 reports the times of the last step; here they are
+    /// means.
     #[must_use]
     pub fn log_lines(&self, k: usize) -> [String; 2] {
         let or_nan = |number: Option<f64>, places: usize| match number {
@@ -279,7 +289,7 @@ impl SpeculationMetrics {
         [speculation, stages]
     }
 
-    /// The rates under the names that reports have for them.
+    /// The rates under the names that reports use.
     #[must_use]
     pub fn summary(&self) -> SpeculationSummary {
         SpeculationSummary {
@@ -298,7 +308,8 @@ impl SpeculationMetrics {
     }
 }
 
-/// The methods of [`SpeculationMetrics`] by the same names, as reports write them; null where nothing was counted.
+/// The results of the methods of [`SpeculationMetrics`] of the same names, as reports write them. A rate is null if
+/// nothing was counted.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 #[allow(missing_docs)]
 pub struct SpeculationSummary {

@@ -1,4 +1,4 @@
-//! What a step puts on record.
+//! The record that the executor makes of a step.
 
 use pagedraft_model::{Ran, StepInputs};
 use pagedraft_scheduler::RequestKey;
@@ -6,21 +6,21 @@ use serde::Serialize;
 
 use crate::sampling::RowLogprobs;
 
-/// Microseconds a step spent in each of its stages.
+/// The microseconds that a step spent in each of its stages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct StageTimes {
     /// Building the metadata and gathering the inputs.
     pub metadata: f64,
     /// Proposing drafts.
     pub propose: f64,
-    /// The forward pass, logits included, those of prompt positions too.
+    /// The forward pass, with the logits of sampled rows and of prompt positions.
     pub execute: f64,
     /// Choosing tokens and computing logprobs.
     pub sample: f64,
 }
 
 impl StageTimes {
-    /// Adds those of another step.
+    /// Adds the times of another step.
     pub fn add(&mut self, other: &Self) {
         self.metadata += other.metadata;
         self.propose += other.propose;
@@ -29,14 +29,14 @@ impl StageTimes {
     }
 }
 
-/// Log probabilities of one position of a prompt.
+/// The log probabilities at one position of a prompt.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PromptLogprobs {
-    /// Whose prompt.
+    /// The request whose prompt it is.
     pub request: RequestKey,
-    /// Position of the token that the distribution is of.
+    /// The position of the token that the distribution is for.
     pub position: u32,
-    /// The best tokens there, and the prompt's own.
+    /// The log probabilities of the most likely tokens there, and of the prompt's own token.
     pub logprobs: RowLogprobs,
 }
 
@@ -55,14 +55,14 @@ pub struct SegmentRecord {
 /// The record of a step: the inputs and the metadata that it ran with.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct ExecutionRecord {
-    /// Stage times in microseconds; the schedule stage is the driver's.
+    /// The stage times in microseconds. Scheduling is not among them, because the caller does it.
     pub time_us: StageTimes,
-    /// Eager (and why, where a graph was looked for), or the graph that was replayed.
+    /// Whether a graph was replayed or the step ran eagerly, and why if a graph was looked for in vain.
     #[serde(skip)]
     pub ran: Ran,
-    /// Token ids, positions and attention metadata: the very object that the model was given.
+    /// The token ids, positions and attention metadata: the very object that the model was given.
     pub inputs: StepInputs,
-    /// For each metadata row the plan row it belongs to.
+    /// For each metadata row, the index of the plan row it belongs to.
     pub plan_rows: Vec<u32>,
     /// The same of the model's further segments, in order; only the first `more_segments` are of this step.
     #[serde(skip)]
@@ -76,19 +76,20 @@ pub struct ExecutionRecord {
     /// Logprobs asked for, of generated tokens, in the order of the outcome's rows.
     #[serde(skip)]
     pub logprobs: Vec<(RequestKey, RowLogprobs)>,
-    /// Logprobs asked for, of prompt positions.
+    /// The log probabilities of prompt positions that were asked for.
     #[serde(skip)]
     pub prompt_logprobs: Vec<PromptLogprobs>,
-    /// The logits each token was chosen from, where they are kept.
+    /// The logits that each token was chosen from, if the executor was told to keep them.
     #[serde(skip)]
     pub logits: Vec<(RequestKey, Vec<f32>)>,
-    /// The hidden states behind the final norm that those logits were made of, where they are kept.
+    /// The hidden states after the final norm from which those logits were computed, if the executor was told to keep
+    /// them.
     #[serde(skip)]
     pub hidden: Vec<(RequestKey, Vec<f32>)>,
 }
 
 impl ExecutionRecord {
-    /// Forgets what the step before left, buffers kept.
+    /// Clears what the step before left, and keeps the buffers.
     pub(crate) fn clear(&mut self) {
         self.ran = Ran::default();
         self.plan_rows.clear();

@@ -1,4 +1,4 @@
-//! What the executor keeps for a request from its registration to its end.
+//! What the executor knows of a request, from its registration to its end.
 
 use std::sync::Arc;
 

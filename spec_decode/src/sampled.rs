@@ -1,4 +1,4 @@
-//! From the logits of a step to its tokens: choices, verification, log probabilities.
+//! Turns the logits of a step into tokens: choices, verification and log probabilities.
 
 use std::time::Instant;
 
@@ -13,16 +13,17 @@ use crate::requests::Registered;
 use crate::segment_rows::SegmentRows;
 use crate::sampling::logprobs;
 
-/// The token rows whose logits a step wants. Buffers are kept from step to step.
+/// The token rows whose logits a step needs. The buffers are kept from step to step.
 #[derive(Debug, Default)]
 pub(crate) struct Sampled {
-    /// Plan rows that sample, in the plan's order.
+    /// The plan rows that sample, in the plan's order.
     rows: Vec<u32>,
-    /// Where the token rows of each start in `selection`, and the end of the last.
+    /// For each of these plan rows, the index in `selection` where its token rows begin, and at the end the length of
+    /// `selection`.
     starts: Vec<usize>,
-    /// Token rows: of a plan row its last known token, and its drafts.
+    /// The token rows: for each plan row, its last known token and its drafts.
     selection: Vec<u32>,
-    /// What a device that chooses itself is asked, and what it chose, a token row each.
+    /// For each token row, the choice that a device is asked to make itself.
     choices: Vec<Choice>,
     chosen: Vec<u32>,
 }
@@ -41,17 +42,18 @@ impl Sampled {
         self.starts.push(self.selection.len());
     }
 
-    /// Token rows, plan row by plan row.
+    /// The token rows, plan row by plan row.
     pub fn selection(&self) -> &[u32] {
         &self.selection
     }
 
-    /// The plan rows that sample, and where in the selection the token rows of each lie.
+    /// The plan rows that sample, each with the range of its token rows in the selection.
     pub fn rows(&self) -> impl Iterator<Item = (usize, std::ops::Range<usize>)> + '_ {
         self.rows.iter().zip(self.starts.windows(2)).map(|(&row, span)| (row as usize, span[0]..span[1]))
     }
 
-    /// The end of the pieces from `from` on that have at most `limit` token rows together; one piece at least.
+    /// The end of the longest run of plan rows from `from` on that has at most `limit` token rows. The run has one plan
+    /// row at least.
     fn chunk(&self, from: usize, limit: usize) -> usize {
         let most = self.starts[from] + limit;
         let end = self.starts.partition_point(|&start| start <= most) - 1;
@@ -60,8 +62,8 @@ impl Sampled {
 }
 
 impl<D: Device> ModelExecutor<D> {
-    /// Chooses and verifies for every row that ends at its sequence's end; rows and tokens of the outcome are in the
-    /// plan's order. Microseconds of the head, and of the choices.
+    /// Chooses tokens and verifies drafts for every plan row that reaches the end of its sequence. The rows and tokens
+    /// of the outcome are in the plan's order. Returns the microseconds spent on logits and on choices.
     pub(crate) fn sample(
         &mut self,
         plan: &StepPlan,
@@ -143,8 +145,9 @@ impl<D: Device> ModelExecutor<D> {
         Ok((head_us, sample_us))
     }
 
-    /// Has the device choose the tokens of some rows, so that no logits leave it: not where it doesn't, where the logits are
-    /// wanted, where the rule wants more than the target's choices, or where a row has no choice (which its logits explain).
+    /// Lets the device choose the tokens of some rows, so that their logits need not leave it. Returns `false` if it
+    /// can't: the device does not choose, the logits are wanted, the acceptance rule needs more than the target's
+    /// choices, or a row has no choice (its logits then tell why).
     fn choose(
         &mut self,
         plan: &StepPlan,
@@ -225,7 +228,7 @@ impl<D: Device> ModelExecutor<D> {
     }
 }
 
-/// What a row's decision needs of the executor.
+/// What the executor provides to decide one row.
 pub(crate) struct Parts<'a> {
     pub requests: &'a crate::requests::Requests,
     pub verifier: &'a mut crate::acceptance::Verifier,
@@ -235,7 +238,7 @@ pub(crate) struct Parts<'a> {
 }
 
 impl Parts<'_> {
-    /// Verifies one plan row, whose token rows are `rows` of `logits`, into the outcome.
+    /// Verifies one plan row and writes the result to the outcome. Its token rows are `rows` of `logits`.
     pub(crate) fn decide(
         self,
         row: &PlanRow,
@@ -268,7 +271,9 @@ impl Parts<'_> {
         }
         Ok(verdict)
     }
-    /// The same from the tokens that the target chooses at each of the plan row's token rows.
+
+    /// Verifies one plan row as [`decide`](Self::decide) does, but from the tokens that the target chooses at each of
+    /// its token rows.
     pub(crate) fn settle(
         self,
         plan_row: usize,
@@ -282,7 +287,7 @@ impl Parts<'_> {
     }
 }
 
-/// Notes what became of a plan row, whose tokens begin at `start`.
+/// Writes the result of a plan row to the outcome. Its tokens begin at `start`.
 fn note(
     outcome: &mut StepOutcome<ExecutionRecord>,
     plan_row: usize,

@@ -8,26 +8,26 @@ use pagedraft_attention::{AttentionError, MetadataBuilder};
 use pagedraft_block_manager::BlockId;
 use serde::Serialize;
 
-/// How the last token of a sequence and the drafts behind it become metadata rows. The tokens, their positions and their
-/// slots are the same, and so is every bit of what is computed.
+/// How the last token of a sequence and the drafts behind it become metadata rows. Both ways give the tokens the same
+/// positions and slots, and compute the same bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Scorer {
-    /// One row of k + 1 query tokens: each key and value is read once for all of them.
+    /// One row with k + 1 query tokens. Each key and value is read once for all of them.
     #[default]
     Mqa,
-    /// k + 1 rows of one query token, each with the sequence's table and one more token of context: what plain decode
-    /// kernels can do.
+    /// k + 1 rows with one query token each. Every row has the sequence's block table, and one token of context more
+    /// than the row before, so that kernels for plain decoding can run it.
     BatchExpansion,
 }
 
 impl Scorer {
-    /// Whether a plan row of `tokens` query tokens, drafts included, stands among the metadata rows of several tokens.
+    /// Whether a plan row with `tokens` query tokens, drafts included, becomes one metadata row with several tokens.
     pub(crate) fn is_one_long_row(self, tokens: u32, has_drafts: bool) -> bool {
         tokens > 1 && (self == Self::Mqa || !has_drafts)
     }
 
-    /// Pushes the rows of a plan row of `tokens` query tokens behind `context`; how many they were.
+    /// Pushes the metadata rows of a plan row with `tokens` query tokens behind `context` tokens. Returns their number.
     pub(crate) fn push(
         self,
         builder: &mut MetadataBuilder,

@@ -1,4 +1,4 @@
-//! A replayed step, run again operation by operation.
+//! Runs a replayed step again, operation by operation.
 
 use pagedraft_model::Device;
 use pagedraft_scheduler::{StepOutcome, StepPlan};
@@ -9,12 +9,13 @@ use crate::executor::ModelExecutor;
 use crate::record::ExecutionRecord;
 use crate::sampled::Parts;
 
-/// Runs replayed steps again as a canary wants, and shows it both. The canary numbers the replayed steps from 0.
+/// Runs a replayed step again when the canary asks for it, and shows the canary both results. Replayed steps are
+/// numbered from 0.
 pub struct Shadow {
     canary: Canary,
-    /// Whether an alarm fails the step.
+    /// Whether an alarm makes the step fail.
     raise: bool,
-    /// Steps replayed so far.
+    /// The number of steps replayed so far.
     replayed: u64,
     logits: Vec<f32>,
     rows: Vec<ShadowRow>,
@@ -22,7 +23,7 @@ pub struct Shadow {
 }
 
 impl Shadow {
-    /// Shadows for `canary`; with `raise` an alarm fails the step.
+    /// A shadow for `canary`. With `raise`, an alarm makes the step fail.
     #[must_use]
     pub fn new(canary: Canary, raise: bool) -> Self {
         Self {
@@ -35,7 +36,7 @@ impl Shadow {
         }
     }
 
-    /// What the canary saw.
+    /// What the canary saw so far.
     #[must_use]
     pub fn report(&self) -> &CanaryReport {
         self.canary.report()
@@ -43,9 +44,10 @@ impl Shadow {
 }
 
 impl<D: Device> ModelExecutor<D> {
-    /// If the step was replayed, and the canary wants to see it: computes it again eagerly and compares the bits of every
-    /// logit that was sampled from, the tokens and the accepted drafts. The outcome stays the graph's; the KV of the step's
-    /// tokens is written a second time, in a healthy engine with the same bits. To be called behind `sample`.
+    /// Checks a replayed step if the canary asks for it: computes the step again eagerly and compares the bits of every
+    /// logit that was sampled from, the tokens, and the number of accepted drafts. The outcome of the graph is kept.
+    /// The KV of the step's tokens is written a second time, with the same bits if the engine is healthy. Must be
+    /// called after `sample`.
     pub(crate) fn shadow(
         &mut self,
         plan: &StepPlan,
@@ -88,7 +90,7 @@ impl<D: Device> ModelExecutor<D> {
         plan: &StepPlan,
         outcome: &StepOutcome<ExecutionRecord>,
     ) -> Result<(), ExecuteError> {
-        // A replayed step has the logits of all its rows at hand.
+        // The replayed step has already computed the logits of all its rows.
         let replayed = self.runner.logits(sampled.selection())?;
         shadow.logits.clear();
         for i in 0..sampled.selection().len() {

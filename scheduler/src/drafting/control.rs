@@ -189,7 +189,9 @@ impl DraftControl {
     pub(crate) fn add_decode(&mut self, key: RequestKey, len: u32, left: u32) {
         self.base.decode_rows += 1;
         self.base.context += f64::from(len);
-        let claimed = self.histories.claim(key);
+        let Some(claimed) = self.histories.claim(key) else {
+            return;
+        };
         let history = claimed.value;
         if claimed.is_left_over {
             *history = History::default();

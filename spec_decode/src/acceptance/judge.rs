@@ -1,4 +1,4 @@
-//! One draft against its row of logits.
+//! Judges one draft by its row of logits.
 
 use super::draft::Draft;
 use super::finding::Finding;
@@ -6,21 +6,22 @@ use super::rule::Acceptance;
 use super::{coupled, rejection, typical};
 use crate::sampling::{Noise, Sampler, SamplingError};
 
-/// Judges drafts by themselves; holds buffers, and what the last draft left for its correction.
+/// Judges each draft by itself. It holds buffers, and what is needed to correct the draft that was judged last.
 #[derive(Default)]
 pub(super) struct Judge {
     pub sampler: Sampler,
-    /// The target's distribution at the last draft, `[vocab]`: of rejection and typical acceptance above temperature 0.
+    /// The target's distribution at the last draft, `[vocab]`. Rejection and typical acceptance need it above
+    /// temperature 0.
     p: Vec<f64>,
-    /// The target's choice at the last draft: of the coupled rule, and of all at temperature 0.
+    /// The target's choice at the last draft. The coupled rule needs it, and so do all rules at temperature 0.
     choice: u32,
 }
 
 impl Judge {
-    /// Whether the draft stands.
+    /// Decides whether the draft is accepted.
     pub fn judge(&mut self, rule: Acceptance, draft: Draft<'_>) -> Result<Finding, SamplingError> {
         match rule {
-            // The distribution is all on the argmax there, and every rule says the same.
+            // At temperature 0 the argmax has probability 1, so every rule decides the same.
             _ if draft.params.is_greedy() => self.coupled(draft),
             Acceptance::Coupled => self.coupled(draft),
             Acceptance::Rejection => {
@@ -35,7 +36,7 @@ impl Judge {
         }
     }
 
-    /// The token in place of the draft judged last, which fell.
+    /// The token that replaces the draft judged last, which was rejected.
     pub fn correct(&mut self, rule: Acceptance, draft: Draft<'_>) -> Result<u32, SamplingError> {
         match rule {
             _ if draft.params.is_greedy() => Ok(self.choice),

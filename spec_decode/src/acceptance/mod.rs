@@ -1,26 +1,29 @@
-//! Acceptance: which drafts stand, and which token comes behind them.
+//! Decides which drafts are accepted, and which token comes after them.
 //!
-//! A row with k drafts has k + 1 rows of logits; out come the accepted drafts, then one token more: the target's
-//! correction at the first draft that falls, or its bonus behind them all. So 1 to k + 1 tokens a row and step.
+//! A row with k drafts has k + 1 rows of logits. It emits the accepted drafts and then one token more: the target's
+//! correction in place of the first rejected draft, or a bonus token after all of them. A row therefore emits 1 to k +
+//! 1 tokens a step.
 //!
 //! # What this promises
 //!
-//! - **Coupled** (the default): the tokens of the run without drafts, draw by draw, whatever proposes.
-//! - **Rejection**: the target's distribution, after temperature and filters, over whole sequences; not its draws, which
-//!   then depend on the drafts.
-//! - **Typical**: neither; it is there to be studied.
-//! - Under every rule: at temperature 0 a draft stands exactly when it is the argmax; without drafts the token is the plain
-//!   choice; the bonus is the plain choice; and nothing behind the first draft that falls changes what is emitted.
-//! - What a row becomes is a function of the row: [`Verifier`] holds buffers only.
+//! - **Coupled** (the default) gives the tokens of the run without drafts, draw by draw, for any proposer.
+//! - **Rejection** keeps the target's distribution over whole sequences, after temperature and filters. It does not
+//!   keep the draws, which depend on the drafts.
+//! - **Typical** keeps neither. It is there to be studied.
+//! - Under every rule, a draft at temperature 0 is accepted exactly when it is the argmax; a row without drafts gets
+//!   the plain choice; the bonus is the plain choice; and nothing behind the first rejected draft changes what is
+//!   emitted.
+//! - What a row emits is a function of the row alone: a [`Verifier`] holds only buffers.
 //!
 //! # What it costs
 //!
-//! Coupled: [`Sampler::choose`](crate::sampling::Sampler::choose) once a token emitted. Rejection and typical acceptance:
-//! a distribution over the vocabulary for each draft up to the first that falls, that is an exponential a kept token, and
-//! behind it two more passes of additions; with a stated q the whole of it is read. Of 150,000 logits on one core of a 2-core
-//! Xeon (`tests/cost.rs`), in ms a judged draft: coupled 0.9, rejection 0.8 (1.1 where it falls), typical 1.8; with top-k 50
-//! and top-p 0.95 coupled 0.14, rejection 0.23 (0.43), typical 0.34; at temperature 0 all of them 0.05; of 32,000 logits a
-//! fifth. Nothing is allocated once the buffers have the size of the vocabulary.
+//! The coupled rule takes one [`Sampler::choose`](crate::sampling::Sampler::choose) for each emitted token. Rejection
+//! and typical acceptance take a distribution over the vocabulary for each draft up to the first rejected one (one
+//! exponential for each kept token), and two more passes of additions after it; with a stated q they read the whole of
+//! it. The times for 150,000 logits on one core of a 2-core Xeon are, in ms for each judged draft (`tests/cost.rs`):
+//! coupled 0.9, rejection 0.8 (1.1 if the draft is rejected), typical 1.8. With top-k 50 and top-p 0.95 they are 0.14,
+//! 0.23 (0.43) and 0.34. At temperature 0 all rules take 0.05. For 32,000 logits they take a fifth. Nothing is
+//! allocated once the buffers have the size of the vocabulary.
 //!
 //! ```
 //! # use pagedraft_spec_decode::acceptance::{Acceptance, Verifier, VerifyRow};
@@ -53,23 +56,23 @@ pub use rule::Acceptance;
 /// A row to verify.
 #[derive(Clone, Copy, Debug)]
 pub struct VerifyRow<'a> {
-    /// How its tokens are drawn.
+    /// How the request draws its tokens.
     pub params: &'a SamplingParams,
-    /// Position of the first draft: the index, from the start of the prompt, of the token chosen from the first row of
-    /// logits.
+    /// The position of the first draft: the index, counted from the start of the prompt, of the token that is chosen
+    /// from the first row of logits.
     pub position: u32,
-    /// The drafts; none is a plain decode.
+    /// The drafts. A row without drafts is a plain decode.
     pub drafts: &'a [u32],
-    /// The distributions they were drawn from, `[drafts, vocab]`, where the proposer has any (else each counts as certain).
-    /// Only rejection looks at them. They have to be what the drafts were really drawn from, else the output is not
-    /// distributed as the target's.
+    /// The distributions that the drafts were drawn from, `[drafts, vocab]`, if the proposer has any. Otherwise each
+    /// draft counts as having had probability 1. Only rejection reads them. If the drafts were in truth drawn from
+    /// others, the output does not have the target's distribution.
     pub probabilities: Option<&'a [f64]>,
-    /// The target's logits behind the last known token and behind each draft, `[drafts + 1, vocab]`.
+    /// The target's logits after the last known token and after each draft, `[drafts + 1, vocab]`.
     pub logits: &'a [f32],
 }
 
 impl VerifyRow<'_> {
-    /// The size of the vocabulary, once everything is known to fit.
+    /// The size of the vocabulary. Checks that all parts of the row fit each other.
     fn vocab(&self) -> Result<usize, SamplingError> {
         let drafts = self.drafts.len();
         let misfit = |what, found, expected| Err(SamplingError::VerifyRow { drafts, what, found, expected });
@@ -93,17 +96,17 @@ impl VerifyRow<'_> {
     }
 }
 
-/// What became of a row.
+/// What was decided about the drafts of a row.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Verdict {
-    /// Drafts accepted before the first miss.
+    /// The number of drafts accepted before the first rejected one.
     pub accepted: u16,
-    /// Drafts that pass the rule taken by themselves, each given the row of logits that it has, behind a miss too: vLLM
-    /// V0's count. Equal to `accepted` where it was not asked for.
+    /// The number of drafts that pass the rule by themselves, each judged by the row of logits at its position, even
+    /// behind a rejected draft: vLLM V0's count. It equals `accepted` if it was not asked for.
     pub accepted_noncausal: u16,
 }
 
-/// Applies a rule to rows; holds buffers only.
+/// Applies an acceptance rule to rows. It holds only buffers.
 #[derive(Default)]
 pub struct Verifier {
     rule: Acceptance,
@@ -112,7 +115,7 @@ pub struct Verifier {
 }
 
 impl Verifier {
-    /// A verifier by `rule`.
+    /// A verifier that applies `rule`.
     #[must_use]
     pub fn new(rule: Acceptance) -> Self {
         Self { rule, ..Self::default() }
@@ -124,21 +127,23 @@ impl Verifier {
         self.rule
     }
 
-    /// Whether drafts behind a miss are judged too, for [`Verdict::accepted_noncausal`] (they never count otherwise). Costs
-    /// a judgement for each of them; one whose logits cannot be judged does not pass, and is no error.
+    /// Sets whether drafts behind a rejected one are judged too, for [`Verdict::accepted_noncausal`]. They are never
+    /// emitted. This takes one judgement for each of them. A draft whose logits cannot be judged does not pass, and is
+    /// no error.
     pub fn count_noncausal(&mut self, yes: bool) {
         self.count_noncausal = yes;
     }
 
-    /// Appends to `emitted` the accepted drafts of the row and the token behind them: the target's correction, or its bonus
-    /// when all were accepted. Without drafts that is a plain choice, the same under every rule.
+    /// Appends to `emitted` the accepted drafts of the row and the token after them: the target's correction, or a
+    /// bonus token if all were accepted. Without drafts this is a plain choice, the same under every rule.
     ///
     /// # Errors
     ///
-    /// [`SamplingError::VerifyRow`] for logits or probabilities of a length that does not fit the drafts,
-    /// [`SamplingError::TokenOutOfRange`] for a draft outside the vocabulary, [`SamplingError::BadProbability`] for a stated
-    /// probability that was used and is none, [`SamplingError::Typical`] for numbers of the rule out of their ranges, and
-    /// those of [`Sampler::choose`](crate::sampling::Sampler::choose). Nothing is emitted then.
+    /// [`SamplingError::VerifyRow`] if the length of the logits or probabilities does not fit the drafts,
+    /// [`SamplingError::TokenOutOfRange`] for a draft outside the vocabulary, [`SamplingError::BadProbability`] for a
+    /// stated probability that was used and is none, [`SamplingError::Typical`] for numbers of the rule outside their
+    /// ranges, and the errors of [`Sampler::choose`](crate::sampling::Sampler::choose). Nothing is emitted in these
+    /// cases.
     pub fn verify(&mut self, row: VerifyRow<'_>, emitted: &mut Vec<u32>) -> Result<Verdict, SamplingError> {
         let vocab = row.vocab()?;
         self.rule.validate()?;
@@ -150,8 +155,9 @@ impl Verifier {
         verdict
     }
 
-    /// The same, from the target's own choices behind the last known token and behind each draft: `drafts + 1` of them. For the
-    /// coupled rule, and where a row is greedy or has no drafts, when a draft stands exactly if it is the choice at its place.
+    /// Verifies a row as [`verify`](Self::verify) does, but from the target's own choices after the last known token
+    /// and after each draft, of which there are `drafts + 1`. This is right for the coupled rule, and for rows that are
+    /// greedy or have no drafts, because a draft is then accepted exactly if it is the choice at its position.
     pub fn settle(&self, drafts: &[u32], choices: &[u32], emitted: &mut Vec<u32>) -> Verdict {
         let same = |(draft, choice): &(&u32, &u32)| draft == choice;
         let accepted = drafts.iter().zip(choices).take_while(same).count();
@@ -163,7 +169,8 @@ impl Verifier {
         Verdict { accepted: accepted as u16, accepted_noncausal: alone as u16 }
     }
 
-    /// Whether [`settle`](Self::settle) says what [`verify`](Self::verify) does, for this many drafts of such a request.
+    /// Whether [`settle`](Self::settle) decides as [`verify`](Self::verify) does, for a row of such a request with this
+    /// many drafts.
     #[must_use]
     pub fn settles(&self, params: &SamplingParams, drafts: usize) -> bool {
         drafts == 0 || params.is_greedy() || self.rule == Acceptance::Coupled
@@ -180,7 +187,7 @@ impl Verifier {
         for (j, logits) in row.logits.chunks_exact(vocab).enumerate() {
             let position = row.position.wrapping_add(j as u32);
             let Some(&token) = row.drafts.get(j) else {
-                // The bonus, or the plain decode of a row without drafts.
+                // This is the bonus, or the plain choice of a row without drafts.
                 if !missed {
                     emitted.push(self.judge.sampler.choose(logits, row.params, position)?);
                 }

@@ -1,17 +1,18 @@
 //! Speculative sampling by rejection (Leviathan, Kalman, Matias 2023, theorem 3.5; Chen et al. 2023).
 //!
-//! With p the target's distribution and q the proposer's, a draft d ~ q stands when u < p(d) / q(d), and in place of one
-//! that falls comes x with probability max(p(x) - q(x), 0) / sum of max(p - q, 0). The token is then distributed as p:
-//! min(p, q) comes from drafts, the rest of p from the residual. A draft without stated probabilities counts as certain
-//! (q = 1 at d, 0 elsewhere): it stands with probability p(d), and the residual is p without d.
+//! Let p be the target's distribution and q the proposer's. A draft d drawn from q is accepted when u < p(d) / q(d). A
+//! rejected draft is replaced by x with probability max(p(x) - q(x), 0) / sum of max(p - q, 0). The token then has
+//! distribution p: min(p, q) comes from drafts, and the rest of p from this residual. A draft without stated
+//! probabilities counts as certain (q = 1 at d, 0 elsewhere): it is accepted with probability p(d), and the residual is
+//! p without d.
 //!
-//! u and the residual's draw are numbers of their own of (seed, sample, position), so that neither depends on what the
-//! proposer drew with, even if that was the target's own noise.
+//! The number u and the draw from the residual are separate functions of (seed, sample, position), so neither depends
+//! on the noise that the proposer drew with, even if that was the target's own.
 
 use super::finding::Finding;
 use crate::sampling::{Noise, Purpose, SamplingError};
 
-/// Whether u < p(d) / q(d). A draft that its own proposer says is impossible falls.
+/// Decides whether u < p(d) / q(d). A draft to which its own proposer gives probability 0 is rejected.
 pub(super) fn judge(
     p: &[f64],
     q: Option<&[f64]>,
@@ -27,7 +28,7 @@ pub(super) fn judge(
     Ok(Finding::stands_if(stated > 0.0 && u < target / stated))
 }
 
-/// A token of the residual, by the inverse of its cumulative sum in the order of the ids.
+/// Draws a token from the residual by inverting its cumulative sum, in the order of the token ids.
 pub(super) fn correct(p: &[f64], q: Option<&[f64]>, draft: u32, noise: Noise) -> Result<u32, SamplingError> {
     let u = noise.uniform(Purpose::Residual, 0);
     let residual = match q {
@@ -39,15 +40,17 @@ pub(super) fn correct(p: &[f64], q: Option<&[f64]>, draft: u32, noise: Noise) ->
         }
         None => draw((0..).zip(p).map(|(token, &p)| if token == draft { 0.0 } else { p }), u),
     };
-    // Only rounding leaves nothing of a residual whose draft fell: p and q are then one distribution.
+    // If the draft was rejected, only rounding can leave an empty residual. Then p and q are equal, so a draw from p is
+    // right.
     Ok(residual.or_else(|| draw(p.iter().copied(), u)).unwrap_or_default())
 }
 
-/// The first token at which the running sum of the weights passes `u` of their total; `None` if that is not above 0.
+/// The first token at which the running sum of the weights passes the share `u` of their total. `None` if the total is
+/// not above 0.
 fn draw(weights: impl Iterator<Item = f64> + Clone, u: f64) -> Option<u32> {
     let goal = u * weights.clone().fold(0.0, |sum, weight| sum + weight);
     let mut sum = 0.0;
-    // The sum passes the goal at a token of weight above 0 only.
+    // The sum can pass the goal only at a token whose weight is above 0.
     (0..).zip(weights).find_map(|(token, weight)| {
         sum += weight;
         (sum > goal).then_some(token)
@@ -55,7 +58,7 @@ fn draw(weights: impl Iterator<Item = f64> + Clone, u: f64) -> Option<u32> {
 }
 
 fn checked(token: u32, value: f64) -> Result<f64, SamplingError> {
-    // Softmaxes taken in a lower precision overshoot a little.
+    // A softmax computed in a lower precision may exceed 1 a little.
     if (0.0..=1.0 + 1e-3).contains(&value) {
         return Ok(value);
     }

@@ -1,4 +1,4 @@
-//! The rules of acceptance, and how they are written.
+//! The rules of acceptance, and how users write them.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,10 +7,10 @@ use serde::{Serialize, Serializer};
 
 use crate::sampling::SamplingError;
 
-/// How drafts are accepted.
+/// The rule by which drafts are accepted.
 ///
-/// Written as `coupled`, `rejection`, `typical` (with its default numbers) or `typical:THRESHOLD,ALPHA`, on command lines
-/// and in reports.
+/// On command lines and in reports a rule is written as `coupled`, `rejection`, `typical` (with its default numbers) or
+/// `typical:THRESHOLD,ALPHA`.
 ///
 /// ```
 /// # use pagedraft_spec_decode::acceptance::Acceptance;
@@ -20,27 +20,28 @@ use crate::sampling::SamplingError;
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Acceptance {
-    /// A draft stands when it is the token that the target chooses there, by its own noise: the output is the very one of
-    /// the run without drafts, whatever proposes.
+    /// A draft is accepted when it is the token that the target chooses there with its own noise. The output is exactly
+    /// that of the run without drafts, for any proposer.
     #[default]
     Coupled,
-    /// Leviathan et al. 2023, Chen et al. 2023: a draft d stands with probability min(1, p(d) / q(d)); at the first that
-    /// does not, a token of the residual max(p - q, 0). Keeps the target's distribution, not its draws.
+    /// A draft d is accepted with probability min(1, p(d) / q(d)), and the first rejected draft is replaced by a draw
+    /// from the residual max(p - q, 0) (Leviathan et al. 2023, Chen et al. 2023). This keeps the target's distribution,
+    /// but not its draws.
     Rejection,
-    /// Cai et al. 2024 (Medusa), as vLLM V0 has it: a draft stands when p(d) > min(threshold, alpha exp(-H(p))); at the
-    /// first that does not, the argmax of p. Changes the distribution.
+    /// A draft is accepted when p(d) > min(threshold, alpha exp(-H(p))), and the first rejected draft is replaced by
+    /// the argmax of p (Cai et al. 2024, "Medusa", as in vLLM V0). This changes the distribution.
     Typical {
         /// The threshold (epsilon), from 0 to 1.
         threshold: f32,
-        /// The factor of exp(-entropy); finite, at least 0.
+        /// The factor of exp(-entropy). It is finite and at least 0.
         alpha: f32,
     },
 }
 
 impl Acceptance {
-    /// The threshold of typical acceptance where none is given: vLLM's.
+    /// The default threshold of typical acceptance, which is vLLM's.
     pub const TYPICAL_THRESHOLD: f32 = 0.09;
-    /// The factor of typical acceptance where none is given: vLLM's.
+    /// The default factor of typical acceptance, which is vLLM's.
     pub const TYPICAL_ALPHA: f32 = 0.3;
 
     /// Typical acceptance with vLLM's numbers.

@@ -1,19 +1,20 @@
 //! Typical acceptance (Cai et al. 2024, "Medusa", section 2.3.1; the constants and the shape are vLLM V0's).
 //!
-//! A draft d stands when p(d) > min(threshold, alpha * exp(-H)), with the entropy H = -sum over x of p(x) ln(p(x) + 1e-5)
-//! in nats and p the target's distribution after temperature and filters: the less certain the target is, the less a draft
-//! needs. In place of the first that falls comes the argmax of p. The output follows neither p nor the proposer.
+//! A draft d is accepted when p(d) > min(threshold, alpha * exp(-H)), where p is the target's distribution after
+//! temperature and filters and H = -sum over x of p(x) ln(p(x) + 1e-5) is its entropy in nats. The less certain the
+//! target is, the less probability a draft needs. The first rejected draft is replaced by the argmax of p. The output
+//! follows neither p nor the proposer's distribution.
 
 use super::finding::Finding;
 use crate::sampling::series::{exp, ln};
 
-/// Keeps the logarithm finite; vLLM's.
+/// Keeps the logarithm finite. The value is vLLM's.
 const TINY: f64 = 1e-5;
 
-/// Whether p(d) > min(threshold, alpha exp(-H)).
+/// Decides whether p(d) > min(threshold, alpha exp(-H)).
 pub(super) fn judge(p: &[f64], draft: u32, threshold: f32, alpha: f32) -> Finding {
     let p_draft = p.get(draft as usize).copied().unwrap_or_default();
-    // Neither of these needs the entropy: the bound is at most the threshold, and at least 0.
+    // These two cases do not need the entropy, because the bound is at most the threshold and at least 0.
     if p_draft > f64::from(threshold) {
         return Finding::Stands;
     }
@@ -24,7 +25,7 @@ pub(super) fn judge(p: &[f64], draft: u32, threshold: f32, alpha: f32) -> Findin
     Finding::stands_if(p_draft > bound)
 }
 
-/// The argmax of p, the lowest id of equals.
+/// The argmax of p. Among equals it is the lowest token id.
 pub(super) fn correct(p: &[f64]) -> u32 {
     let mut best = (0, f64::NEG_INFINITY);
     for (token, &p) in (0..).zip(p) {
@@ -35,11 +36,11 @@ pub(super) fn correct(p: &[f64]) -> u32 {
     best.0
 }
 
-/// In nats; may be -1e-5 where one token has it all.
+/// The entropy of p in nats. It may be -1e-5 if one token has probability 1.
 fn entropy(p: &[f64]) -> f64 {
     let mut sum = 0.0;
     for &p in p {
-        // A filtered token adds nothing.
+        // A token that the filters removed adds nothing.
         if p > 0.0 {
             sum -= p * ln(p + TINY);
         }
@@ -47,7 +48,7 @@ fn entropy(p: &[f64]) -> f64 {
     sum
 }
 
-/// e^x for x up to a little above 0, as the series knows it only below.
+/// e^x for x up to slightly above 0, although the series is only defined for x up to 0.
 fn power(x: f64) -> f64 {
     if x > 0.0 { 1.0 / exp(-x) } else { exp(x) }
 }

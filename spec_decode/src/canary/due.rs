@@ -1,8 +1,8 @@
-//! Which steps are shadowed.
+//! Decides which steps are shadowed.
 
 use crate::sampling::philox4x32;
 
-/// One number of each run of 1 / rate, at a seeded place in it.
+/// Picks one step number of each run of 1 / rate numbers, at a place that the seed decides.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Due {
     /// The rate as a multiple of 2^-32, from 0 to 2^32.
@@ -14,7 +14,7 @@ const ONE: u64 = 1 << 32;
 
 impl Due {
     pub fn new(rate: f64, seed: u64) -> Self {
-        // A conversion saturates, and takes NaN for 0; a rate above 0 stays above it.
+        // The conversion saturates and turns NaN into 0. Rounding up keeps a rate above 0 above 0.
         let share = (rate.clamp(0.0, 1.0) * ONE as f64).ceil() as u64;
         Self { share: share.min(ONE), seed }
     }
@@ -23,7 +23,7 @@ impl Due {
         if self.share == 0 {
             return false;
         }
-        // Run n holds the numbers whose product with the rate begins with n.
+        // Run n has the numbers whose product with the rate has the whole part n.
         let share = u128::from(self.share);
         let run = (u128::from(number) * share) >> 32;
         let start = (run << 32).div_ceil(share);
@@ -34,5 +34,5 @@ impl Due {
     }
 }
 
-/// Apart from the purposes of sampling, should a request have the canary's seed.
+/// It differs from the purposes of sampling, so that a request with the canary's seed gets other numbers.
 const PURPOSE: u32 = 0x6361_6e61;

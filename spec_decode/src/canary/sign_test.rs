@@ -1,19 +1,19 @@
-//! The paired sign test of acceptance, valid at every look.
+//! The paired sign test of acceptance, which is valid at every look.
 
 use super::{CanaryAlarm, ShadowRow};
 
-/// Steps for which the promise on false alarms is made.
+/// The promise on false alarms is made for this many steps.
 pub const STEPS: u32 = 100_000;
-/// How probable a false alarm in them may be.
+/// The probability of a false alarm in [`STEPS`] steps is at most this.
 pub const FALSE_ALARM: f64 = 1e-3;
-/// Evidence of 100 to 1 has every replayed step shadowed, until it grew to an alarm or went away.
+/// Evidence of 100 to 1 makes every replayed step shadowed, until it grows to an alarm or is lost.
 const SUSPICION: f64 = 100.0;
 
-/// The fractions of the wealth that are bet on "fewer": a strong one finds faults in few rows, a weak one those that go both
-/// ways.
+/// The fractions of its wealth that each bet stakes on "fewer". A large fraction finds a clear fault in few rows, and a
+/// small one finds a fault that goes both ways.
 const FRACTIONS: [f64; 6] = [0.9, 0.6, 0.3, -0.3, -0.6, -0.9];
 
-/// Bets that one sign comes more often, on rows that are fair coins if nothing is wrong.
+/// Bets that one sign comes more often than the other. If nothing is wrong, rows are fair coins.
 #[derive(Clone, Debug)]
 pub(super) struct SignTest {
     bets: [Bet; FRACTIONS.len()],
@@ -25,7 +25,7 @@ struct Bet {
     since: u64,
     fewer: u32,
     more: u32,
-    /// ln of what a stake of 1 has become.
+    /// The natural logarithm of what a stake of 1 has become.
     ln_wealth: f64,
 }
 
@@ -34,16 +34,17 @@ impl SignTest {
         Self { bets: FRACTIONS.map(|fraction| Bet { fraction, ..Bet::default() }) }
     }
 
-    /// Whether there is enough evidence to look closer.
+    /// Whether there is enough evidence to shadow every step.
     pub fn suspects(&self) -> bool {
         self.bets.iter().any(|bet| bet.ln_wealth >= SUSPICION.ln())
     }
 
     pub fn observe(&mut self, step: u64, rows: &[ShadowRow]) -> Option<CanaryAlarm> {
-        // At most one new stake a step and fraction, each of which grows to this with a probability of its inverse.
+        // Each fraction begins at most one new stake a step, and each stake grows to the limit with a probability of at
+        // most its inverse.
         let limit = (f64::from(STEPS) * FRACTIONS.len() as f64 / FALSE_ALARM).ln();
         for bet in &mut self.bets {
-            // What lost counts for nothing: a fault that begins now is not held against a healthy past.
+            // A stake that has lost begins anew, so that a fault that begins now is not weighed against a healthy past.
             if bet.ln_wealth <= 0.0 {
                 *bet = Bet { fraction: bet.fraction, since: step, ..Bet::default() };
             }

@@ -1,20 +1,22 @@
-//! What speculation brought one request.
+//! Measures what speculation gains for one request.
 
 use serde::Serialize;
 
 use crate::acceptance::Verdict;
 
-/// Counts of one request, by place among the drafts: what is kept for each of many requests.
+/// The counts of one request, by position among the drafts. They are small, because they are kept for each of many
+/// requests.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct RequestSpeculation {
-    /// Verify rows that had a draft there.
+    /// For each position, the number of verify rows that had a draft there.
     pub drafted_by_position: Vec<u32>,
-    /// Verify rows that accepted it, and so all before it. As long as `drafted_by_position`.
+    /// For each position, the number of verify rows that accepted their draft there, and so all drafts before it. It is
+    /// as long as `drafted_by_position`.
     pub accepted_by_position: Vec<u32>,
 }
 
 impl RequestSpeculation {
-    /// Counts a row with so many drafts; nothing if it had none.
+    /// Counts a row with this many drafts. A row without drafts is not counted.
     pub fn record_row(&mut self, drafts: usize, verdict: Verdict) {
         if self.drafted_by_position.len() < drafts {
             self.drafted_by_position.resize(drafts, 0);
@@ -25,13 +27,13 @@ impl RequestSpeculation {
         self.accepted_by_position.iter_mut().take(accepted).for_each(|count| *count += 1);
     }
 
-    /// Drafts verified.
+    /// The number of drafts verified.
     #[must_use]
     pub fn num_draft_tokens(&self) -> u64 {
         self.drafted_by_position.iter().map(|&count| u64::from(count)).sum()
     }
 
-    /// Drafts accepted before the first miss of their row.
+    /// The number of drafts accepted before the first rejection in their row.
     #[must_use]
     pub fn num_accepted_tokens(&self) -> u64 {
         self.accepted_by_position.iter().map(|&count| u64::from(count)).sum()

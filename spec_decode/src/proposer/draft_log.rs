@@ -1,33 +1,33 @@
-//! What the passes of a step were given, sequence by sequence.
+//! Records what the passes of a step were given, sequence by sequence.
 
 use pagedraft_block_manager::BlockId;
 use pagedraft_model::StepInputs;
 
 use super::GroupStep;
 
-/// Collects the inputs of each pass by the rows of the step, so that the record is of what ran. Buffers are kept.
+/// Collects the inputs of each pass by the rows of the step, so that the record shows what ran. The buffers are kept.
 #[derive(Default)]
 pub(super) struct PassLog {
-    /// By row of the step.
+    /// The inputs of each row of the step.
     rows: Vec<Logged>,
 }
 
-/// What the passes so far were given of a sequence.
+/// What the passes so far were given of one sequence.
 #[derive(Default)]
 struct Logged {
     tokens: Vec<u32>,
     positions: Vec<u32>,
     slots: Vec<i64>,
-    /// The table of its last pass: those before had the start of it.
+    /// The block table in its last pass. The tables of earlier passes were beginnings of it.
     table: Vec<BlockId>,
-    /// Tokens in the group before its first pass.
+    /// The number of tokens in the group before its first pass.
     context: u32,
-    /// Tokens in the group after its last pass.
+    /// The number of tokens in the group after its last pass.
     len: u32,
 }
 
 impl PassLog {
-    /// Begins a step of so many rows.
+    /// Begins a step with this many rows.
     pub fn begin(&mut self, rows: usize) {
         if self.rows.len() < rows {
             self.rows.resize_with(rows, Logged::default);
@@ -40,7 +40,7 @@ impl PassLog {
         }
     }
 
-    /// Takes note of a pass: `owners` has the step's row of each row of the pass.
+    /// Notes a pass. `owners` gives, for each row of the pass, the row of the step it belongs to.
     pub fn note(&mut self, inputs: &StepInputs, owners: &[usize]) {
         let metadata = inputs.metadata();
         for (m, &owner) in owners.iter().enumerate() {

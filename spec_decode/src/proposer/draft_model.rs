@@ -1,4 +1,4 @@
-//! A small model that writes ahead of the target.
+//! Proposes drafts with a small model that runs ahead of the target.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::calibrate::measure;
 use crate::drafts::Drafts;
 use crate::error::ExecuteError;
 
-/// How a draft model is held.
+/// The options of a draft model.
 #[derive(Clone, Copy, Debug)]
 pub struct DraftOptions {
     /// The KV group in which its KV lies: the one of the block manager that lags.
@@ -47,18 +47,18 @@ pub struct DraftOptions {
 ///
 /// # The first pass catches up
 ///
-/// The KV of the last draft is never written, nor that of the token behind it, so a row lacks one token after a miss, two
-/// after all its drafts were accepted, and any number after steps without drafts. The first forward pass of a step feeds
-/// each row what it lacks, and the rows that still want drafts get single-token passes behind it: k drafts are k passes
-/// whatever was accepted before. A row that lacks more than the step's catch-up budget left over goes as far as the budget,
-/// and has no drafts.
+/// The KV of the last draft is never written, and neither is that of the token after it. A row therefore lacks one
+/// token after a rejection, two after all its drafts were accepted, and any number after steps without drafts. The
+/// first forward pass of a step computes what each row lacks, and single-token passes follow for the rows that still
+/// want drafts: k drafts take k passes, whatever was accepted before. If a row lacks more tokens than are left of the
+/// step's catch-up budget, it catches up as far as the budget goes and gets no drafts.
 ///
 /// # What it costs
 ///
-/// Beside the passes: a microsecond a draft, the greedy choice from a small vocabulary included (64 rows of 4 drafts, one
-/// core of a 2-core Xeon); a copy of each sequence's token ids (4 bytes a token), and the blocks, whose book-keeping is
-/// [`BlockManager`]'s. A step of rows that were there before allocates nothing of its own, but for a block table that
-/// outgrows its buffer, and distributions where they are kept.
+/// Besides the passes it takes one microsecond a draft, with the greedy choice from a small vocabulary included (64
+/// rows of 4 drafts, one core of a 2-core Xeon). It keeps a copy of each sequence's token ids (4 bytes a token), and a
+/// [`BlockManager`] for its blocks. A step allocates nothing of its own if its rows were there before, unless a block
+/// table outgrows its buffer or distributions are kept.
 pub struct DraftModel<D: Device> {
     runner: Runner<D>,
     group: GroupId,
@@ -66,32 +66,32 @@ pub struct DraftModel<D: Device> {
     passes: Passes,
     catch_up_tokens: u32,
     rows: Vec<Row>,
-    /// Whether the last step's passes are done and its rows not yet verified.
+    /// Whether the passes of the last step are done but its rows are not yet verified.
     unverified: bool,
     record: GroupStep,
     /// The last request of each place that it was asked about: a request's first row may find KV that others left.
     seen: Vec<RequestKey>,
 }
 
-/// A row of the step that the model runs.
+/// A row of the step that the draft model runs.
 #[derive(Clone, Copy)]
 struct Row {
-    /// Which of the step's.
+    /// Its index among the rows of the step.
     row: usize,
     request: RequestKey,
-    /// Known tokens.
+    /// The number of known tokens.
     len: u32,
-    /// Tokens whose KV was there.
+    /// The number of tokens that had their KV before the step.
     start: u32,
-    /// Known tokens whose KV is there after the first pass.
+    /// The number of known tokens that have their KV after the first pass.
     fed: u32,
-    /// Drafts it gets.
+    /// The number of drafts it gets.
     max: u32,
 }
 
 impl<D: Device> DraftModel<D> {
-    /// A draft model that is loaded; graphs, if any, are captured on it
-    /// ([`Runner::capture`], query lengths 1 and 2 are what it asks for in a steady state).
+    /// Makes a proposer of a loaded draft model. If it shall use graphs, they must be captured on the runner
+    /// ([`Runner::capture`]); in a steady state it asks for query lengths 1 and 2.
     ///
     /// # Errors
     ///
@@ -118,7 +118,7 @@ impl<D: Device> DraftModel<D> {
         })
     }
 
-    /// The model.
+    /// The draft model.
     pub fn runner(&mut self) -> &mut Runner<D> {
         &mut self.runner
     }
@@ -129,13 +129,13 @@ impl<D: Device> DraftModel<D> {
         &self.passes.counts
     }
 
-    /// Opens the sequences of the step and shares the budget out.
+    /// Opens the sequences of the step and shares out the catch-up budget.
     fn open(&mut self, step: &Proposing<'_>) -> Result<(), ExecuteError> {
         let counts = &mut self.passes.counts;
         let positions = self.runner.limits().max_model_len;
         for i in 0..step.len() {
             let row = step.row(i)?;
-            // The last draft is never run.
+            // The last draft is never run, so it needs no position.
             let max = row.max.min((positions + 1).saturating_sub(row.tokens.len())) as u32;
             let len = row.tokens.len() as u32;
             if max == 0 || len == 0 {
@@ -160,7 +160,7 @@ impl<D: Device> DraftModel<D> {
         }
         let mut left = self.catch_up_tokens;
         for row in &mut self.rows {
-            // The newest token is every row's own; what is before it is caught up with.
+            // Every row runs its newest token anyway. Only the tokens before it are caught up with.
             let lacks = row.len - 1 - row.start;
             if lacks > 1 {
                 let taken = lacks.min(left);
@@ -176,7 +176,7 @@ impl<D: Device> DraftModel<D> {
         Ok(())
     }
 
-    /// The passes of the step.
+    /// Runs the passes of the step.
     fn run(&mut self, step: &Proposing<'_>) -> Result<(), ExecuteError> {
         let Self { runner, passes, rows, .. } = self;
         passes.pieces.clear();
@@ -211,7 +211,8 @@ impl<D: Device> Proposer for DraftModel<D> {
         "draft"
     }
 
-    /// Drafts are then drawn from the model's filtered distribution by noise of their own. Allocates a vocabulary a draft.
+    /// With `keep`, drafts are drawn from the model's filtered distribution with noise of their own. This allocates one
+    /// vocabulary of probabilities for each draft.
     fn keep_probabilities(&mut self, keep: bool) {
         self.passes.own_draws = keep;
     }

@@ -1,4 +1,4 @@
-//! One forward pass of a draft model over pieces of several sequences.
+//! Runs forward passes of a draft model over pieces of several sequences.
 
 use std::collections::BTreeMap;
 
@@ -14,38 +14,39 @@ use super::draft_log::PassLog;
 use crate::error::ExecuteError;
 use crate::sampling::{Noise, Purpose, Sampler, SamplingParams, distribution};
 
-/// What a draft model did since it was made.
+/// Counts of what a draft model did since it was made.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct DraftCounts {
-    /// Forward passes.
+    /// The number of forward passes.
     pub forwards: u64,
-    /// Of those, the ones replayed from a graph.
+    /// The number of forward passes that were replayed from a graph.
     pub replays: u64,
-    /// Those issued though graphs were captured, by the reason.
+    /// The number of forward passes that ran eagerly although graphs were captured, by the reason.
     pub fallbacks: BTreeMap<Fallback, u64>,
-    /// Draft tokens.
+    /// The number of draft tokens.
     pub drafts: u64,
-    /// Known tokens run beside the last one of a row: 1 after a bonus token, many after a time without drafts.
+    /// The number of known tokens run besides the last one of each row: 1 after a bonus token, many after a time
+    /// without drafts.
     pub catch_up_tokens: u64,
-    /// Known tokens whose KV came out of the draft's own prefix cache.
+    /// The number of known tokens whose KV was found in the draft model's own prefix cache.
     pub hit_tokens: u64,
-    /// Rows without drafts because their KV lagged further than the step's catch-up budget went.
+    /// The number of rows without drafts because their KV lagged by more than the catch-up budget of the step allowed.
     pub rows_behind: u64,
-    /// Rows without drafts for want of KV blocks.
+    /// The number of rows without drafts because no KV block was free.
     pub rows_without_room: u64,
     /// Rows whose drafts ended early because nothing can be drawn from the draft model's logits: they hold a NaN, say.
     pub rows_without_numbers: u64,
 }
 
-/// Tokens `start..end` of a row of the step.
+/// The tokens `start..end` of a row of the step.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Piece {
-    /// Row of the step's.
+    /// The index of the row in the step.
     pub row: usize,
     pub request: RequestKey,
     pub start: u32,
     pub end: u32,
-    /// Whether a draft is drawn behind the last of them.
+    /// Whether a draft is drawn after the last of these tokens.
     pub drafts: bool,
 }
 
@@ -74,22 +75,22 @@ pub(super) struct Passes {
     vocab: Vocab,
     builder: MetadataBuilder,
     inputs: StepInputs,
-    /// What the next passes run; a piece may be cut where a pass is full.
+    /// What the next passes run. A piece is cut if a pass is full.
     pub pieces: Vec<Piece>,
     batch: Vec<Piece>,
-    /// The step's row of each row of the pass.
+    /// For each row of the pass, the row of the step it belongs to.
     owners: Vec<usize>,
-    /// Pieces of the pass that a draft is drawn behind, and the token row of each.
+    /// The pieces of the pass after which a draft is drawn, and the token row of each.
     drawn: Vec<Piece>,
     selection: Vec<u32>,
-    /// What a device that chooses itself is asked.
+    /// The choices that a device is asked to make itself.
     choices: Vec<Choice>,
     sampler: Sampler,
-    /// Whether a draft is drawn from a distribution of its own, which is kept for each row.
+    /// Whether drafts are drawn with noise of their own. The distribution is then kept for each row.
     pub own_draws: bool,
     pub distributions: Vec<Vec<f64>>,
     pub counts: DraftCounts,
-    /// What the passes were given, where it is wanted.
+    /// What the passes were given, if a record is wanted.
     pub log: Option<PassLog>,
     /// The KV group that the passes write.
     group: GroupId,
@@ -159,7 +160,7 @@ impl Passes {
         Ok(())
     }
 
-    /// Runs the inputs, and takes note of the very same.
+    /// Runs the inputs and notes them in the log.
     fn forward<D: Device>(&mut self, runner: &mut Runner<D>) -> Result<(), ExecuteError> {
         self.counts.forwards += 1;
         match runner.forward(&self.inputs)? {
@@ -224,7 +225,7 @@ impl Passes {
                     self.choices.push(step.requests.get(piece.request)?.sampling.choice(piece.end));
                 }
                 let chosen = runner.choose(selection, &self.choices)?;
-                // The logits of a row without a choice say why.
+                // If a row has no choice, its logits are read below, because they tell why.
                 if !chosen.contains(&NO_CHOICE) {
                     for (piece, &token) in pieces.iter().zip(chosen) {
                         self.drafts[piece.row].push(token);
@@ -265,12 +266,12 @@ impl Passes {
     }
 }
 
-/// A draw from `q` by inversion, with noise that the target's choice does not share.
+/// Draws a token from `q` by inversion, with noise that the target's choice does not share.
 fn draw_from(q: &[f64], params: &SamplingParams, position: u32) -> u32 {
     let mut left = Noise::new(params, position).uniform(Purpose::Proposal, 0);
     let mut drawn = 0;
     for (token, &p) in (0u32..).zip(q).filter(|(_, p)| **p > 0.0) {
-        // The last one stands in for what rounding left over.
+        // If rounding leaves a rest, the last token with a probability takes it.
         drawn = token;
         left -= p;
         if left < 0.0 {
@@ -285,13 +286,15 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test that fails says where")]
 
     use pagedraft_block_manager::{BlockSize, GroupId, KvGroup, Salt};
+    use pagedraft_scheduler::{RequestSpec, Scheduler, SchedulerConfig};
 
     use super::super::GroupStep;
     use super::*;
 
     /// A sequence of 20 tokens: 18 of them in one pass, then one each in two more.
     fn recorded(corrupt: impl Fn(usize, &mut StepInputs)) -> GroupStep {
-        let request = RequestKey::default();
+        let mut scheduler = Scheduler::new(SchedulerConfig::default()).unwrap();
+        let request = scheduler.submit(RequestSpec::new(vec![1], 1)).unwrap();
         let group = KvGroup {
             id: GroupId(0),
             name: "draft".to_owned(),

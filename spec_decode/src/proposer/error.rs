@@ -2,27 +2,27 @@
 
 use pagedraft_attention::AttentionError;
 
-/// Options that no proposer can work with.
+/// The options fit no proposer.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProposerError {
-    /// Lengths of n-grams that are none.
+    /// The lengths are not those of n-grams.
     #[error(
         "n-grams of {min} to {max} tokens cannot be looked up; the least must be 1 or more, and not above the greatest"
     )]
     Ngram {
-        /// The least length.
+        /// The least length in tokens.
         min: usize,
-        /// The greatest.
+        /// The greatest length in tokens.
         max: usize,
     },
-    /// A rate outside [0, 1], or NaN.
+    /// The rate is outside [0, 1] or NaN.
     #[error("a synthetic acceptance rate of {found} is no probability; it must be from 0 to 1")]
     Rate {
         /// The value given.
         found: f64,
     },
-    /// A vocabulary in which no token is wrong.
+    /// The vocabulary is so small that no token in it is wrong.
     #[error("a vocabulary of {found} has no wrong token to propose; it must have 2 at least")]
     SmallVocab {
         /// The value given.
@@ -34,10 +34,10 @@ pub enum ProposerError {
     /// No token of KV may be caught up with.
     #[error("a catch-up budget of 0 tokens a step never lets the draft model begin; give it 1 at least")]
     CatchUp,
-    /// Blocks that cannot be.
+    /// The KV blocks of the draft model can't be made.
     #[error("the draft model's KV: {0}")]
     Kv(#[from] pagedraft_block_manager::Error),
-    /// A block size without kernels.
+    /// There are no kernels for the block size.
     #[error("the draft model's metadata: {0}")]
     Metadata(#[from] AttentionError),
 }

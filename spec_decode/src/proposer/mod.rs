@@ -1,13 +1,13 @@
-//! Proposers: what may come next, before the target has said so.
+//! Proposers guess what comes next before the target has computed it.
 //!
-//! A proposer sees the plan's rows that may have drafts and gives each up to as many as the plan reserved slots for; none
-//! is an answer too. Under coupled acceptance nothing that it says can change a token of the output, only how many come
-//! out of a step.
+//! A proposer sees the plan rows that may have drafts. It gives each of them as many drafts as the plan reserved slots
+//! for, or fewer, or none. Under coupled acceptance it cannot change any token of the output, only how many tokens a
+//! step gives.
 //!
 //! # What can be added
 //!
-//! Heads on the target (MTP, EAGLE) need the target's hidden states: [`Verified`] is where the executor hands over what a
-//! verify step left behind. Trees need a parent for each draft in [`Drafts`] and a mask a row.
+//! Heads on the target (MTP, EAGLE) need the target's hidden states: the executor can hand over in [`Verified`] what a
+//! verify step left behind. Trees need a parent for each draft in [`Drafts`], and a mask for each row.
 
 mod draft_log;
 mod draft_model;
@@ -33,49 +33,49 @@ use crate::drafts::Drafts;
 use crate::error::ExecuteError;
 use crate::requests::{Registered, Requests};
 
-/// A row that may have drafts.
+/// A plan row that may have drafts.
 #[derive(Clone, Copy, Debug)]
 pub struct ProposeRow<'a> {
-    /// Whose.
+    /// The request of the row.
     pub request: RequestKey,
-    /// Every known token: prompt, then output. The first draft is the token behind the last of them.
+    /// All known tokens: the prompt, then the output. The first draft comes after the last of them.
     pub tokens: &'a [u32],
     /// How the request is sampled, and where its prompt ends.
     pub registered: &'a Registered,
-    /// The most drafts it may have; at least 1.
+    /// The greatest number of drafts it may have, at least 1.
     pub max: usize,
 }
 
-/// The rows of a step that may have drafts.
+/// The plan rows of a step that may have drafts.
 pub struct Proposing<'a> {
     /// The plan.
     pub plan: &'a StepPlan,
-    /// Tokens of its requests.
+    /// A view of the tokens of its requests.
     pub kv: &'a dyn KvView,
-    /// Their parameters.
+    /// What was registered of its requests.
     pub requests: &'a Requests,
-    /// Plan rows that may have drafts, ascending.
+    /// The indices of the plan rows that may have drafts, in ascending order.
     pub rows: &'a [u32],
 }
 
 impl<'a> Proposing<'a> {
-    /// How many rows there are.
+    /// The number of rows that may have drafts.
     #[must_use]
     pub fn len(&self) -> usize {
         self.rows.len()
     }
 
-    /// Whether there are none.
+    /// Whether no row may have drafts.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }
 
-    /// Row `i` of them.
+    /// The row with the index `i` among them.
     ///
     /// # Errors
     ///
-    /// A request that was never registered, or a row that is not there.
+    /// The row does not exist, or its request was never registered.
     pub fn row(&self, i: usize) -> Result<ProposeRow<'a>, ExecuteError> {
         let Some(row) = self.rows.get(i).and_then(|&r| self.plan.rows.get(r as usize)) else {
             return Err(ExecuteError::Plan { request: RequestKey::default(), what: "it has no such row" });
@@ -89,9 +89,9 @@ impl<'a> Proposing<'a> {
     }
 }
 
-/// What became of the drafts of a step.
+/// What the target decided about the drafts of a step.
 pub struct Verified<'a> {
-    /// Accepted drafts of each row, in the order of [`Proposing::rows`].
+    /// The number of accepted drafts of each row, in the order of [`Proposing::rows`].
     pub accepted: &'a [u16],
     /// Plan rows that had drafts, in the same order.
     pub rows: &'a [u32],
@@ -99,41 +99,42 @@ pub struct Verified<'a> {
     pub took: &'a mut SlotCounts,
 }
 
-/// What a step wrote into a KV group of the proposer's own, a row a sequence: the inputs that its forward passes were given,
-/// put together by sequence.
+/// What a step wrote into a proposer's own KV group, one row for each sequence: the inputs of its forward passes, put
+/// together by sequence.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct GroupStep {
-    /// For each row the plan row it belongs to.
+    /// For each row, the index of the plan row it belongs to.
     pub plan_rows: Vec<u32>,
-    /// Tokens whose KV was written, row by row: those it lacked, then drafts.
+    /// The tokens whose KV was written, row by row: first those that the row lacked, then drafts.
     pub input_tokens: Vec<u32>,
-    /// Their positions.
+    /// The positions of these tokens.
     pub input_positions: Vec<u32>,
-    /// Where each row's tokens start, and the end of the last.
+    /// For each row, the index of its first token, and at the end the number of tokens.
     pub query_start_loc: Vec<u32>,
-    /// Slot of each token in the group.
+    /// The slot of each token in the group.
     pub slot_mapping: Vec<i64>,
-    /// Tokens of each row in the group after the step's forward passes.
+    /// For each row, the number of tokens in the group after the step's forward passes.
     pub seq_lens: Vec<u32>,
-    /// Of those, the ones there before.
+    /// For each row, the number of tokens in the group before the step.
     pub context_lens: Vec<u32>,
-    /// Blocks of each row in the group's own pool.
+    /// The blocks of each row in the group's own pool.
     pub block_tables: Vec<Vec<BlockId>>,
-    /// Always absent: an index in the group is the position.
+    /// Always absent, because the index of a token in the group is its position.
     pub kv_index: Option<Vec<i64>>,
 }
 
-/// Proposes drafts.
+/// Proposes drafts for the rows of a step.
 pub trait Proposer {
-    /// What reports call it: `draft`, `ngram`, `synthetic`.
+    /// The name that reports use: `draft`, `ngram` or `synthetic`.
     fn name(&self) -> &'static str;
 
-    /// Gives rows their drafts: `drafts` has begun with one row for each of `step`'s, and row i takes up to
-    /// [`ProposeRow::max`].
+    /// Gives the rows of `step` their drafts. `drafts` has one row for each of them, and row i takes up to
+    /// [`ProposeRow::max`] drafts.
     ///
     /// # Errors
     ///
-    /// A fault of a model or its device. A proposer that merely has nothing to say (no room, no match) leaves the row empty.
+    /// A model or its device failed. A proposer that merely has no draft to give (no room, no match) leaves the row
+    /// empty and returns no error.
     fn propose(&mut self, step: &Proposing<'_>, drafts: &mut Drafts) -> Result<(), ExecuteError>;
 
     /// Hears what became of the drafts it proposed last, before anything else is asked of it.
@@ -141,65 +142,67 @@ pub trait Proposer {
         let _ = verified;
     }
 
-    /// Forgets a request that ended, or that was preempted (it may come back).
+    /// Forgets a request that ended or was preempted. A preempted request may come back.
     fn forget(&mut self, request: RequestKey) {
         let _ = request;
     }
 
-    /// What the last step wrote into a KV group of its own, if it has one and [`keep_record`](Self::keep_record) said so.
+    /// What the last step wrote into its own KV group, if it has one and [`keep_record`](Self::keep_record) asked for
+    /// it.
     fn record(&self) -> Option<&GroupStep> {
         None
     }
 
-    /// Whether the distributions that drafts are drawn from are wanted with them; drafts are then drawn by noise of their
-    /// own, not by the target's. Proposers that have none do nothing.
+    /// Sets whether the distributions that drafts are drawn from are given with them. Drafts are then drawn with noise
+    /// of their own, not the target's. A proposer without distributions ignores this.
     fn keep_probabilities(&mut self, keep: bool) {
         let _ = keep;
     }
 
-    /// Whether its own steps, if it has any, are all eager.
+    /// Sets whether all its own forward passes, if it has any, run eagerly.
     fn set_enforce_eager(&mut self, yes: bool) {
         let _ = yes;
     }
 
-    /// Whether its own steps, if it has any, give results that are a function of the request.
+    /// Sets whether the results of its own forward passes, if it has any, are a function of the request alone.
     ///
     /// # Errors
     ///
-    /// Those of [`Runner::set_deterministic`](pagedraft_model::Runner::set_deterministic).
+    /// The errors of [`Runner::set_deterministic`](pagedraft_model::Runner::set_deterministic).
     fn set_deterministic(&mut self, yes: bool) -> Result<(), ModelError> {
         let _ = yes;
         Ok(())
     }
 
-    /// Has its KV cache and buffers, if it has any, backed by memory now, so that no step waits for it.
+    /// Backs its KV cache and buffers, if it has any, with memory now, so that no step waits for memory.
     ///
     /// # Errors
     ///
-    /// Not enough memory.
+    /// There is not enough memory.
     fn touch(&mut self) -> Result<(), ModelError> {
         Ok(())
     }
 
-    /// How its own steps ran, if it has any.
+    /// Counts of how its own forward passes ran, if it has any.
     fn counts(&mut self) -> Option<&RunCounts> {
         None
     }
 
-    /// Counts its own steps from 0 again.
+    /// Sets these counts to 0.
     fn reset_counts(&mut self) {}
 
-    /// What a forward pass of its own costs, by its rows up to `most`, measured in about `budget`; nothing where it has none.
+    /// Measures what a forward pass of its own costs, by its number of rows up to `most`, within about `budget`. A
+    /// proposer without forward passes returns an empty curve.
     ///
     /// # Errors
     ///
-    /// A fault of its model or device.
+    /// Its model or device failed.
     fn measure(&mut self, most: u32, budget: Duration) -> Result<CostCurve, ExecuteError> {
         let _ = (most, budget);
         Ok(CostCurve::default())
     }
 
-    /// Whether [`record`](Self::record) is wanted.
+    /// Sets whether [`record`](Self::record) is wanted.
     fn keep_record(&mut self, keep: bool) {
         let _ = keep;
     }

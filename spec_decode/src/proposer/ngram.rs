@@ -1,23 +1,24 @@
-//! Look-up of n-grams: what followed the last few tokens when they last occurred.
+//! Looks up n-grams: proposes what followed the last few tokens when they last occurred.
 
 use super::{Proposer, ProposerError, Proposing};
 use crate::drafts::Drafts;
 use crate::error::ExecuteError;
 
-/// Proposes what followed the request's own last tokens where they occurred before, in its prompt or its output (prompt
+/// Proposes what followed the request's last tokens where they occurred before, in its prompt or its output (prompt
 /// look-up decoding, Saxena 2023; vLLM calls the lengths `prompt_lookup_min` and `prompt_lookup_max`).
 ///
-/// The longest match of `max_n` down to `min_n` tokens counts, and of equally long ones the most recent; it may overlap the
-/// tokens it is matched with. The drafts are the tokens behind it, fewer than asked for where the sequence ends.
+/// The longest match counts, from `max_n` down to `min_n` tokens, and among equally long ones the most recent. A match
+/// may overlap the tokens that it is matched with. The drafts are the tokens after the match. There are fewer than
+/// asked for if the sequence ends before.
 ///
-/// Costs one pass backwards over the known tokens of a row, whatever `max_n` is; a match of `max_n` tokens ends it early.
-/// A whole pass over 4,096 random tokens takes 9 µs, and 13 µs where there are only two different ones and `max_n` is 64
-/// (medians of 201, one core of a 2-core Xeon that others used too). Allocates nothing.
+/// It takes one pass backwards over the known tokens of a row, whatever `max_n` is. A match of `max_n` tokens ends the
+/// pass early. A whole pass over 4,096 random tokens takes 9 µs, and 13 µs if there are only two different tokens and
+/// `max_n` is 64 (medians of 201, one core of a 2-core Xeon that others used too). It allocates nothing.
 #[derive(Clone, Debug)]
 pub struct NgramProposer {
     min_n: usize,
     max_n: usize,
-    /// `overlaps[i]`: how many of the last tokens recur i tokens earlier, up to `max_n`.
+    /// At index i, how many of the last tokens recur i tokens earlier, up to `max_n`.
     overlaps: Vec<usize>,
 }
 
@@ -34,7 +35,7 @@ impl NgramProposer {
         Ok(Self { min_n, max_n, overlaps: Vec::new() })
     }
 
-    /// The drafts behind `tokens`, at most `max`; empty where nothing matches.
+    /// The drafts after `tokens`, at most `max`. Empty if nothing matches.
     #[must_use]
     pub fn look_up<'a>(&mut self, tokens: &'a [u32], max: usize) -> &'a [u32] {
         match self.shift(tokens) {
@@ -43,8 +44,8 @@ impl NgramProposer {
         }
     }
 
-    /// How many tokens before the end of `tokens` the best match ends: the Z algorithm (Gusfield 1997) over the tokens
-    /// read backwards, its values cut at `max_n` so that so many of them are enough.
+    /// How many tokens before the end of `tokens` the best match ends. This is the Z algorithm (Gusfield 1997) over the
+    /// tokens read backwards. Its values are cut at `max_n`, so a buffer of that size suffices.
     fn shift(&mut self, tokens: &[u32]) -> Option<usize> {
         let len = tokens.len();
         if len <= self.min_n {
@@ -57,7 +58,8 @@ impl NgramProposer {
         self.overlaps.resize(max_n, 0);
         let mut best = None;
         let mut longest = self.min_n - 1;
-        // Of the matches so far the one that reaches furthest back: it starts at `left` and ends before `right`.
+        // This is the match, of those found so far, that reaches back furthest. It starts at `left` and ends before
+        // `right`.
         let (mut left, mut right) = (0, 0);
         for shift in 1..len {
             let mut n = 0;

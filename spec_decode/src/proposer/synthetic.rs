@@ -1,4 +1,4 @@
-//! Drafts of a stated quality at a stated price, for studying what speculation is worth.
+//! Proposes drafts of a stated quality at a stated price, to study what speculation is worth.
 
 use std::time::{Duration, Instant};
 
@@ -7,18 +7,19 @@ use crate::drafts::Drafts;
 use crate::error::ExecuteError;
 use crate::sampling::{Noise, Purpose};
 
-/// The time that one round takes, in microseconds, by the rows that draft in it.
+/// The microseconds that one round takes, by the number of rows that draft in it.
 type RoundUs = Box<dyn Fn(usize) -> f64 + Send>;
 
-/// Proposes the recorded continuation of a request ([`Registered::recorded`](crate::Registered::recorded)), each token made
-/// wrong with probability 1 - `rate`: under coupled acceptance a draft whose predecessors were accepted is accepted with
-/// probability `rate`, independently of all others.
+/// Proposes the recorded continuation of a request ([`Registered::recorded`](crate::Registered::recorded)), and makes
+/// each token wrong with probability 1 - `rate`. Under coupled acceptance, a draft whose predecessors were accepted is
+/// then accepted with probability `rate`, independently of all others.
 ///
-/// Which drafts are wrong, and how, is a function of the request's (prompt, seed, sample, position) alone, so neither the
-/// schedule nor the batch changes it, and requests of one seed are wrong at places of their own. A request without a recording, or past its end, has no drafts.
+/// Which drafts are wrong, and how, is a function of the request's (prompt, seed, sample, position) alone. Neither the
+/// schedule nor the batch changes it, and two requests with one seed are wrong at different positions. A request
+/// without a recording, or past the end of its recording, gets no drafts.
 ///
-/// A round proposes one token for every row that still drafts, as a draft model would; what a round costs can be stated
-/// ([`set_round_us`](Self::set_round_us)), and is then waited for on the processor.
+/// A round proposes one token for every row that still drafts, as a draft model would. The price of a round can be set
+/// with [`set_round_us`](Self::set_round_us); the proposer then waits that long, with the processor busy.
 pub struct SyntheticProposer {
     rate: f64,
     vocab: u32,
@@ -28,12 +29,12 @@ pub struct SyntheticProposer {
 }
 
 impl SyntheticProposer {
-    /// Drafts that are right at `rate`, from 0 to 1; wrong ones are other tokens below `vocab`. Takes no time as long as
-    /// none is stated.
+    /// Makes a proposer whose drafts are right with probability `rate`, from 0 to 1. A wrong draft is another token
+    /// below `vocab`. Proposing takes no time unless a price is set.
     ///
     /// # Errors
     ///
-    /// [`ProposerError::Rate`], [`ProposerError::SmallVocab`] below 2.
+    /// [`ProposerError::Rate`] for a rate outside [0, 1], and [`ProposerError::SmallVocab`] for a `vocab` below 2.
     pub fn new(rate: f64, vocab: u32) -> Result<Self, ProposerError> {
         if !(0.0..=1.0).contains(&rate) {
             return Err(ProposerError::Rate { found: rate });
@@ -44,12 +45,13 @@ impl SyntheticProposer {
         Ok(Self { rate, vocab, round_us: None, buffer: Vec::new(), target: Duration::ZERO })
     }
 
-    /// Says what one round costs: `round_us(rows)` microseconds for `rows` rows that draft in it. Less than 0, or NaN, is 0.
+    /// Sets the price of one round: `round_us(rows)` microseconds if `rows` rows draft in it. A price below 0 or NaN
+    /// counts as 0.
     pub fn set_round_us(&mut self, round_us: RoundUs) {
         self.round_us = Some(round_us);
     }
 
-    /// What the last [`propose`](Proposer::propose) was made to take, from its call to its return: the sum of its rounds.
+    /// The time that the last call of [`propose`](Proposer::propose) was made to take: the sum of its rounds.
     #[must_use]
     pub fn target(&self) -> Duration {
         self.target
@@ -65,7 +67,7 @@ impl SyntheticProposer {
         sampling.seed ^= fingerprint(&row.tokens[..prompt_len]);
         for (position, &token) in (row.tokens.len() as u32..).zip(behind).take(row.max) {
             let noise = Noise::new(&sampling, position);
-            // 0 < uniform < 1, so that rates of 0 and 1 are exact.
+            // The number is above 0 and below 1, so that rates of 0 and 1 are exact.
             let right = noise.uniform(Purpose::Proposal, 0) < self.rate;
             self.buffer.push(if right { token } else { self.wrong(token, noise) });
         }
@@ -102,9 +104,8 @@ impl Proposer for SyntheticProposer {
     }
 }
 
-/// Returns when `target` has passed since `start`. Sleeps while there is more than a millisecond to go, as a sleep may take
-/// so much longer than asked, and spins for the rest.
-/// A number of a prompt, from its length and its ends: requests of one seed are wrong at places of their own.
+/// A number that depends on a prompt's length and its ends, so that two requests with one seed are wrong at different
+/// positions.
 fn fingerprint(prompt: &[u32]) -> u64 {
     const ENDS: usize = 16;
     let (head, tail) = (prompt.iter().take(ENDS), prompt.iter().rev().take(ENDS));
@@ -113,6 +114,8 @@ fn fingerprint(prompt: &[u32]) -> u64 {
     })
 }
 
+/// Returns when `target` has passed since `start`. It sleeps while more than two milliseconds are left, because a sleep
+/// may take a millisecond longer than asked, and spins for the rest.
 fn wait_until(start: Instant, target: Duration) {
     const SPIN: Duration = Duration::from_millis(1);
     while let Some(left) = target.checked_sub(start.elapsed()).filter(|left| !left.is_zero()) {

@@ -1,4 +1,4 @@
-//! The coupled choice: one token out of a row of logits.
+//! Makes the coupled choice: one token from a row of logits.
 
 use super::error::SamplingError;
 use super::filter::Filter;
@@ -6,23 +6,22 @@ use super::noise::{GUMBEL_MAX, Noise, Purpose, gumbel, gumbel_bound};
 use super::params::SamplingParams;
 use super::row::Row;
 
-/// Chooses tokens. Holds buffers only: what it returns depends on the arguments alone, and any
-/// number of samplers agree.
+/// Chooses tokens. It holds only buffers: the result depends on the arguments alone, so any two samplers agree.
 #[derive(Default)]
 pub struct Sampler {
     pub(super) filter: Filter,
 }
 
 impl Sampler {
-    /// Chooses the token at `position` (its index counted from the start of the prompt) from its
-    /// logits, one a token id.
+    /// Chooses the token at `position` (its index, counted from the start of the prompt) from its logits, one for each
+    /// token id.
     ///
-    /// Of 150,000 logits the argmax takes 0.04 ms, a draw from all 0.8 ms, from a top-k 0.12 ms, and
-    /// from a top-p of a flat distribution, the worst case, 3 ms (one core of a 2-core Xeon).
+    /// For 150,000 logits, the argmax takes 0.04 ms, a draw from all tokens 0.8 ms, a draw from a top-k 0.12 ms, and a
+    /// draw from a top-p of a flat distribution, which is the worst case, 3 ms (one core of a 2-core Xeon).
     ///
     /// # Errors
-    /// An invalid parameter ([`SamplingParams::validate`]), [`SamplingError::BadLogit`] for a NaN or
-    /// plus infinity, [`SamplingError::NoToken`] where nothing is finite.
+    /// A parameter is invalid ([`SamplingParams::validate`]), a logit is NaN or plus infinity
+    /// ([`SamplingError::BadLogit`]), or no logit is finite ([`SamplingError::NoToken`]).
     pub fn choose(
         &mut self,
         logits: &[f32],
@@ -43,10 +42,10 @@ impl Sampler {
         Ok(race.leader)
     }
 
-    /// The tokens that the filters leave to choose from, ascending; at temperature 0 the best one.
+    /// The tokens that the filters keep, in ascending order. At temperature 0 this is the best token alone.
     ///
     /// # Errors
-    /// Those of [`Sampler::choose`].
+    /// The errors of [`Sampler::choose`].
     pub fn kept(&mut self, logits: &[f32], params: &SamplingParams) -> Result<Vec<u32>, SamplingError> {
         params.validate()?;
         let row = Row::new(logits)?;
@@ -57,7 +56,7 @@ impl Sampler {
     }
 }
 
-/// The search for the greatest noisy logit. Tokens may enter in any order.
+/// Searches for the token with the greatest sum of logit and noise. Tokens may enter in any order.
 struct Race {
     noise: Noise,
     temperature: f64,
@@ -66,8 +65,8 @@ struct Race {
 }
 
 impl Race {
-    /// The most likely token is in every kept set, and leads from the start: most others then lose
-    /// without their noise being computed.
+    /// The most likely token is in every kept set, so it leads from the start. Most other tokens then lose before their
+    /// noise is computed.
     fn new(row: Row<'_>, params: &SamplingParams, position: u32) -> Race {
         let noise = Noise::new(params, position);
         let temperature = f64::from(params.temperature);
@@ -94,7 +93,7 @@ impl Race {
     fn run_all(&mut self, logits: &[f32]) {
         for (block, four) in (0u32..).zip(logits.chunks(4)) {
             let best = four.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            // Even the greatest noise would not help these four.
+            // Even with the greatest noise, none of these four tokens would win.
             if f64::from(best) / self.temperature + GUMBEL_MAX < self.score {
                 continue;
             }
@@ -105,7 +104,7 @@ impl Race {
         }
     }
 
-    /// `tokens` ascend, so that neighbours share their four random words.
+    /// The tokens must ascend, so that neighbours share their four random words.
     fn run_some(&mut self, logits: &[f32], tokens: &[u32]) {
         let mut block = 0;
         let mut bits = self.noise.four(Purpose::Choice, block);

@@ -1,4 +1,4 @@
-//! The exact distribution that a choice is drawn from.
+//! Computes the exact distribution that a choice is drawn from.
 
 use super::choose::Sampler;
 use super::error::SamplingError;
@@ -6,12 +6,12 @@ use super::params::SamplingParams;
 use super::row::Row;
 use super::series::exp;
 
-/// Tokens whose exponentials are computed together.
+/// The exponentials of this many tokens are computed together.
 const BLOCK: usize = 64;
 
-/// The probability of every token after temperature and filters, summing to 1: what
-/// [`Sampler::choose`] draws from, for rejection sampling and for tests. At temperature 0 the best
-/// token has it all.
+/// The probability of every token after temperature and filters. The probabilities sum to 1. This is what
+/// [`Sampler::choose`] draws from; rejection sampling and tests need it. At temperature 0 the best token has
+/// probability 1.
 ///
 /// # Errors
 /// Those of [`Sampler::choose`].
@@ -22,11 +22,11 @@ pub fn distribution(logits: &[f32], params: &SamplingParams) -> Result<Vec<f64>,
 }
 
 impl Sampler {
-    /// [`distribution`], bit for bit, into a buffer: it becomes `[vocab]`, and nothing is allocated
-    /// once it has been that long.
+    /// Computes the same bits as [`distribution`] into a buffer, which becomes `[vocab]`. Nothing is allocated once the
+    /// buffer has been that long.
     ///
     /// # Errors
-    /// Those of [`Sampler::choose`]; what the buffer holds then has no meaning.
+    /// The errors of [`Sampler::choose`]. The buffer then has no meaning.
     pub fn distribution_into(
         &mut self,
         logits: &[f32],
@@ -46,11 +46,11 @@ impl Sampler {
         let max = f64::from(row.max);
         let temperature = f64::from(params.temperature);
         let power = |logit: f32| exp((f64::from(logit) - max) / temperature);
-        // Summed in the order of the ids either way; a token that nothing keeps adds 0.
+        // Both ways sum in the order of the ids, and a token that the filters removed adds 0.
         let mut total = 0.0;
         if params.keeps_all() {
             for (powers, logits) in probabilities.chunks_mut(BLOCK).zip(logits.chunks(BLOCK)) {
-                // The exponentials first: that loop vectorises.
+                // The exponentials are computed first, because that loop vectorises.
                 for (p, &logit) in powers.iter_mut().zip(logits) {
                     *p = power(logit);
                 }

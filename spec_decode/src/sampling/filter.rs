@@ -1,4 +1,4 @@
-//! Which tokens may be chosen: min-p, then top-k, then top-p.
+//! Decides which tokens may be chosen: min-p, then top-k, then top-p.
 
 use std::cmp::Ordering;
 
@@ -6,7 +6,7 @@ use super::params::SamplingParams;
 use super::row::Row;
 use super::series::{exp, ln};
 
-/// A logit and its token, ordered best first; ties by the lowest token.
+/// A logit and its token. Better candidates come first, and among equal logits the lower token.
 pub(super) type Candidate = (f32, u32);
 
 pub(super) fn best_first(a: &Candidate, b: &Candidate) -> Ordering {
@@ -14,8 +14,7 @@ pub(super) fn best_first(a: &Candidate, b: &Candidate) -> Ordering {
     by_logit.then(a.1.cmp(&b.1))
 }
 
-/// Finds the tokens that a request's filters keep; holds buffers, so that a steady state allocates
-/// nothing.
+/// Finds the tokens that a request's filters keep. It holds only buffers, so that a steady state allocates nothing.
 #[derive(Default)]
 pub(super) struct Filter {
     candidates: Vec<Candidate>,
@@ -24,11 +23,11 @@ pub(super) struct Filter {
 }
 
 impl Filter {
-    /// The kept tokens, ascending; at least one. The parameters are valid, at a temperature above 0.
-    /// Linear in the vocabulary; sorts only the tokens around the edge of top-p.
+    /// The kept tokens in ascending order, at least one. The parameters must be valid, with a temperature above 0. The
+    /// time is linear in the vocabulary, since only the tokens around the edge of top-p are sorted.
     pub fn kept(&mut self, row: Row<'_>, params: &SamplingParams) -> &[u32] {
         let floor = min_p_floor(row, params);
-        // A token without a finite logit is kept by nothing.
+        // No filter keeps a token whose logit is not finite.
         let passes = |logit: f32| logit > f32::NEG_INFINITY && f64::from(logit) >= floor;
         match params.top_k {
             Some(k) if (k as usize) < row.logits.len() => {
@@ -49,17 +48,16 @@ impl Filter {
         &self.kept
     }
 
-    /// Keeps the fewest best candidates whose weights reach the share `top_p` of all. They come in
-    /// with the best one among them, whose logit is `max`.
+    /// Keeps the fewest best candidates whose weights reach the share `top_p` of the total. The best candidate must be
+    /// among them, and its logit is `max`.
     ///
-    /// Weights are summed in buckets of nearby logits; only the bucket in which the share is reached
-    /// is sorted.
+    /// The weights are summed in buckets of nearby logits, and only the bucket in which the share is reached is sorted.
     fn top_p(&mut self, max: f32, params: &SamplingParams) {
         let scale = Below::new(max, params.temperature);
         let mut mass = [0u128; BUCKETS];
         let mut total = 0u128;
         for block in self.candidates.chunks(BLOCK) {
-            // Weights of a whole block first: that loop vectorises.
+            // The weights of a whole block are computed first, because that loop vectorises.
             let mut weights = [0.0; BLOCK];
             for (weight, c) in weights.iter_mut().zip(block) {
                 *weight = real_weight(scale.nats(c.0));
@@ -80,7 +78,7 @@ impl Filter {
             }
             sum += mass;
         }
-        // Better buckets are kept whole, this one in order until the share is reached.
+        // The better buckets are kept whole, and this one in order until the share is reached.
         let edge = &mut self.edge;
         edge.clear();
         self.candidates.retain(|c| {
@@ -101,25 +99,25 @@ impl Filter {
     }
 }
 
-/// The least logit that min-p keeps. p_i >= min_p * p_max is the same as
-/// (logit_i - max) / T >= ln min_p, so no probability is needed.
+/// The least logit that min-p keeps. The condition p_i >= min_p * p_max is the same as (logit_i - max) / T >= ln min_p,
+/// so no probability is needed.
 fn min_p_floor(row: Row<'_>, params: &SamplingParams) -> f64 {
     if params.min_p <= 0.0 {
         return f64::NEG_INFINITY;
     }
     let max = f64::from(row.max);
-    // The most likely token stays, whatever the rounding.
+    // Rounding must not remove the most likely token.
     (max + f64::from(params.temperature) * ln(f64::from(params.min_p))).min(max)
 }
 
-/// The `k` best of the tokens that pass, in no particular order.
+/// Collects the `k` best of the tokens that pass, in no particular order.
 pub(super) fn top(candidates: &mut Vec<Candidate>, logits: &[f32], k: usize, passes: impl Fn(f32) -> bool) {
     candidates.clear();
     if k == 0 {
         return;
     }
-    // Collects up to 2k, then forgets the worse half and all that is no better than what is left:
-    // of equals, the earlier token is the better one and is there already.
+    // We collect up to 2k candidates, then drop the worse half and from then on all that are no better than the worst
+    // kept one. Among equals the earlier token is better, and it is there already.
     let room = k.saturating_mul(2).max(64);
     let mut bar = f32::NEG_INFINITY;
     for (token, &logit) in (0..).zip(logits) {
@@ -134,7 +132,7 @@ pub(super) fn top(candidates: &mut Vec<Candidate>, logits: &[f32], k: usize, pas
     keep_best(candidates, k);
 }
 
-/// Leaves the `k` best, the worst of them last.
+/// Keeps the `k` best candidates and puts the worst of them last.
 fn keep_best(candidates: &mut Vec<Candidate>, k: usize) {
     if candidates.len() > k {
         candidates.select_nth_unstable_by(k - 1, best_first);
@@ -142,15 +140,15 @@ fn keep_best(candidates: &mut Vec<Candidate>, k: usize) {
     }
 }
 
-/// Width of a bucket of top-p: 1/32 of a nat.
+/// A bucket of top-p is 1/32 of a nat wide.
 const BUCKETS_A_NAT: f64 = 32.0;
-/// 32 nats: what lies further down weighs nothing (see `weight`).
+/// The buckets cover 32 nats. Candidates further down weigh nothing (see `weight`).
 const BUCKETS: usize = 1024;
 
-/// Candidates whose weights are computed together.
+/// The weights of this many candidates are computed together.
 const BLOCK: usize = 64;
 
-/// How far below the best logit others are, in nats at a temperature.
+/// Tells how far below the best logit another one is, in nats at a temperature.
 #[derive(Clone, Copy)]
 pub(super) struct Below {
     max: f64,
@@ -171,8 +169,8 @@ impl Below {
     }
 }
 
-/// What weighs a token in top-p: e^-nats as a whole multiple of 2^-44. Sums of whole numbers are
-/// exact, so they do not depend on the order.
+/// The weight of a token in top-p: e^-nats as a whole multiple of 2^-44. Sums of whole numbers are exact, so they do
+/// not depend on the order.
 pub(super) fn weight(nats: f64) -> u64 {
     real_weight(nats) as u64
 }

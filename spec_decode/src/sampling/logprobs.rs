@@ -1,4 +1,4 @@
-//! Log probabilities: what the model thought, before any sampling parameter.
+//! Computes log probabilities: what the model predicted, before any sampling parameter.
 
 use serde::Serialize;
 
@@ -7,39 +7,37 @@ use super::filter::top;
 use super::row::Row;
 use super::series::{exp, ln};
 
-/// Exponentials that are computed together.
+/// This many exponentials are computed together.
 const BLOCK: usize = 64;
 
 /// A token and the natural logarithm of its probability.
 ///
-/// serde_json writes an f32 with as many digits as tell it from every other f32.
+/// In JSON the f32 has as many digits as are needed to tell it from every other f32.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct TokenLogprob {
     /// The token.
     pub token_id: u32,
-    /// The natural logarithm of the softmax at temperature 1 over the whole vocabulary; at most 0.
+    /// The natural logarithm of its softmax at temperature 1 over the whole vocabulary, at most 0.
     pub logprob: f32,
 }
 
 /// The log probabilities reported for one position.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct RowLogprobs {
-    /// The token that was chosen there (or that the prompt has there).
+    /// The token that was chosen there, or that the prompt has there.
     pub chosen: TokenLogprob,
-    /// The most likely ones, best first; ties by the lowest id.
+    /// The most likely tokens, the best first, and among equals the lower id.
     pub best: Vec<TokenLogprob>,
 }
 
-/// The log probabilities of the `best` most likely tokens and of the `chosen` one: of the softmax at
-/// temperature 1 over the whole vocabulary, before any filter. With fewer tokens than `best`, all; tokens of logit -inf are
-/// never among them.
+/// Computes the log probabilities of the `best` most likely tokens and of the `chosen` one, from the softmax at
+/// temperature 1 over the whole vocabulary, before any filter. If there are fewer tokens than `best`, all are given;
+/// tokens with a logit of -inf are never among them.
 ///
-/// The sum of exponentials is taken in f64 in the order of the ids. Costs a few ns a token of
-/// the vocabulary.
+/// The exponentials are summed in f64 in the order of the ids. This takes a few ns for each token of the vocabulary.
 ///
 /// # Errors
-/// [`SamplingError::BadLogit`], [`SamplingError::NoToken`], or [`SamplingError::TokenOutOfRange`] for
-/// `chosen`.
+/// [`SamplingError::BadLogit`], [`SamplingError::NoToken`], or [`SamplingError::TokenOutOfRange`] for `chosen`.
 pub fn logprobs(logits: &[f32], best: u32, chosen: u32) -> Result<RowLogprobs, SamplingError> {
     let row = Row::new(logits)?;
     let Some(&chosen_logit) = logits.get(chosen as usize) else {
@@ -48,7 +46,7 @@ pub fn logprobs(logits: &[f32], best: u32, chosen: u32) -> Result<RowLogprobs, S
     let max = f64::from(row.max);
     let mut total = 0.0;
     for block in logits.chunks(BLOCK) {
-        // The exponentials first: that loop vectorises, and the sum stays in order.
+        // The exponentials are computed first, because that loop vectorises. The sum stays in order.
         let mut powers = [0.0; BLOCK];
         for (power, &logit) in powers.iter_mut().zip(block) {
             *power = exp(f64::from(logit) - max);

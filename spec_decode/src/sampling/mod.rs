@@ -1,4 +1,4 @@
-//! From a row of logits to a token: filters, the coupled choice, and log probabilities.
+//! Turns a row of logits into a token: filters, the coupled choice, and log probabilities.
 //!
 //! A token is a function of (logits, parameters, seed, sample, position) alone:
 //!
@@ -6,18 +6,17 @@
 //! token = argmax over kept tokens of  logit / T + gumbel(seed, sample, position, token)
 //! ```
 //!
-//! with plain argmax at T = 0 and ties to the lowest id. By the Gumbel-max trick (Gumbel 1954;
-//! Maddison, Tarlow, Minka 2014) that is an exact draw from the filtered softmax. The noise comes out
-//! of a counter, never out of a shared stream, so neither the order of requests nor what else is in
-//! the batch changes a draw; and because the noise of a token does not depend on the logits, a draft
-//! model that chooses with the same noise tends to choose the same tokens.
+//! At T = 0 the token is the plain argmax, and ties go to the lowest id. By the Gumbel-max trick (Gumbel 1954;
+//! Maddison, Tarlow, Minka 2014) this is an exact draw from the filtered softmax. The noise comes from a counter, never
+//! from a shared stream, so neither the order of requests nor the rest of the batch changes a draw. Because the noise
+//! of a token does not depend on the logits, a draft model that chooses with the same noise tends to choose the same
+//! tokens.
 //!
-//! Every number is made of additions, multiplications and divisions in f64 (see `series`), so that a
-//! seed means the same text on every machine that computes the same logits.
+//! Every number is made of additions, multiplications and divisions in f64 (see `series`), so a seed gives the same
+//! text on every machine that computes the same logits.
 //!
-//! The order of the filters is vLLM's: temperature, then min-p, then top-k, then top-p over what the
-//! other two left, renormalised. Ties at an edge go to the lowest ids, and the number kept is exact
-//! (vLLM's top-k keeps all that tie).
+//! The order of the filters is vLLM's: temperature, then min-p, then top-k, then top-p over the renormalised rest. Ties
+//! at an edge go to the lowest ids, and the number of kept tokens is exact (vLLM's top-k keeps all that tie).
 //!
 //! ```
 //! # use pagedraft_spec_decode::sampling::{Sampler, SamplingParams};

@@ -5,25 +5,24 @@ use serde::Serialize;
 
 use super::error::SamplingError;
 
-/// The sampling parameters of one sample of a request. The defaults are vLLM's: temperature 1, no
-/// filters.
+/// The sampling parameters of one sample of a request. The defaults are vLLM's: temperature 1 and no filters.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SamplingParams {
-    /// What logits are divided by; 0 is greedy.
+    /// The logits are divided by this. At 0 the choice is greedy.
     pub temperature: f32,
-    /// Keep this many of the most likely tokens, at least 1; `None` is off.
+    /// Keeps this many of the most likely tokens, at least 1. `None` turns the filter off.
     pub top_k: Option<u32>,
-    /// Keep the fewest most likely tokens that hold this share of the probability; 1 is off.
+    /// Keeps the fewest most likely tokens that together hold this share of the probability. 1 turns the filter off.
     pub top_p: f32,
-    /// Keep tokens at least this share as likely as the most likely one; 0 is off.
+    /// Keeps the tokens that are at least this share as likely as the most likely one. 0 turns the filter off.
     pub min_p: f32,
     /// The key of the request's noise.
     pub seed: u64,
-    /// Which of the request's n samples this is, from 0.
+    /// The index of this sample among the request's n samples, from 0.
     pub sample: u32,
-    /// How many of the best log probabilities to report with each generated token.
+    /// The number of most likely tokens whose log probabilities are reported with each generated token.
     pub logprobs: Option<u32>,
-    /// The same for each token of the prompt.
+    /// The number of most likely tokens whose log probabilities are reported with each token of the prompt.
     pub prompt_logprobs: Option<u32>,
 }
 
@@ -43,7 +42,7 @@ impl Default for SamplingParams {
 }
 
 impl SamplingParams {
-    /// Greedy decoding.
+    /// The parameters of greedy decoding.
     pub fn greedy() -> Self {
         SamplingParams { temperature: 0.0, ..SamplingParams::default() }
     }
@@ -53,12 +52,12 @@ impl SamplingParams {
         self.temperature == 0.0
     }
 
-    /// Whether no filter is on, so that every token may be chosen.
+    /// Whether all filters are off, so that every token may be chosen.
     pub fn keeps_all(&self) -> bool {
         self.top_k.is_none() && self.top_p >= 1.0 && self.min_p <= 0.0
     }
 
-    /// The choice of the token at `position`, for a device that makes it.
+    /// The choice of the token at `position`, as a device that makes it itself needs it.
     pub fn choice(&self, position: u32) -> Choice {
         Choice {
             temperature: self.temperature,
@@ -71,7 +70,7 @@ impl SamplingParams {
         }
     }
 
-    /// `top_k` as it is written on command lines and in JSON: -1 and 0 mean off, as in vLLM.
+    /// Translates `top_k` from command lines and JSON, where -1 and 0 turn the filter off, as in vLLM.
     ///
     /// # Errors
     /// [`SamplingError::TopK`] below -1 or above `u32::MAX`.
@@ -85,8 +84,8 @@ impl SamplingParams {
     /// Checks every parameter.
     ///
     /// # Errors
-    /// Names the first parameter that is out of its range. `Some(0)` for `top_k` is refused: off is
-    /// `None` here ([`SamplingParams::top_k_from`] translates).
+    /// The error names the first parameter that is out of its range. `Some(0)` for `top_k` is refused, because `None`
+    /// turns the filter off ([`SamplingParams::top_k_from`] translates).
     pub fn validate(&self) -> Result<(), SamplingError> {
         let found = self.temperature;
         if !(found.is_finite() && found >= 0.0) {

@@ -1,8 +1,8 @@
 //! Philox4x32-10, a counter-based random generator.
 
-/// Four random words out of a counter and a key, by the ten rounds of Philox4x32 (Salmon, Moraes,
-/// Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", SC 2011). Each counter and key gives
-/// its own words, with no state between calls; about 10 ns.
+/// Makes four random words from a counter and a key, by the ten rounds of Philox4x32 (Salmon, Moraes, Dror, Shaw:
+/// "Parallel random numbers: as easy as 1, 2, 3", SC 2011). There is no state between calls, and a call takes about 10
+/// ns.
 pub fn philox4x32(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     const M0: u64 = 0xd251_1f53;
     const M1: u64 = 0xcd9e_8d57;

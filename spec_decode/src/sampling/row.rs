@@ -1,24 +1,24 @@
-//! A row of logits that was looked at once: no NaN, and where its greatest value is.
+//! A row of logits that was checked once: it has no NaN, and its greatest value is known.
 
 use super::error::SamplingError;
 
 const LANES: usize = 16;
 
-/// Logits of one position, checked.
+/// The checked logits of one position.
 #[derive(Clone, Copy)]
 pub(super) struct Row<'a> {
-    /// One a token; finite or minus infinity.
+    /// One logit for each token, finite or minus infinity.
     pub logits: &'a [f32],
     /// The lowest token with the greatest logit.
     pub best: u32,
-    /// That logit; finite.
+    /// The greatest logit, which is finite.
     pub max: f32,
 }
 
 impl<'a> Row<'a> {
-    /// Refuses NaN and plus infinity anywhere, and a row with nothing finite in it.
+    /// Refuses a row that has NaN or plus infinity anywhere, or nothing finite.
     pub fn new(logits: &'a [f32]) -> Result<Row<'a>, SamplingError> {
-        // One pass in lanes, so that it vectorises; who it was is looked for afterwards.
+        // This is one pass in lanes, so that it vectorises. Which token was bad is searched for afterwards.
         let (blocks, rest) = logits.as_chunks::<LANES>();
         let mut usable = [true; LANES];
         let mut best = [f32::NEG_INFINITY; LANES];
