@@ -18,7 +18,7 @@ fn odd(scratch: &Scratch, name: &str) -> PathBuf {
     Path::new(&scratch.path("")).join(OsString::from_vec(bytes))
 }
 
-fn run(arguments: &str, paths: &[(&str, &Path)]) -> Output {
+fn run(arguments: &str, paths: &[(&str, &PathBuf)]) -> Output {
     let mut command = command(&arguments.split(' ').collect::<Vec<_>>());
     for (flag, path) in paths {
         command.arg(flag).arg(path);
@@ -27,7 +27,7 @@ fn run(arguments: &str, paths: &[(&str, &Path)]) -> Output {
 }
 
 #[track_caller]
-fn done(arguments: &str, paths: &[(&str, &Path)]) {
+fn done(arguments: &str, paths: &[(&str, &PathBuf)]) {
     let output = run(arguments, paths);
     assert_eq!(output.status.code(), Some(0), "{arguments}: {}", String::from_utf8_lossy(&output.stderr));
 }

@@ -25,9 +25,9 @@ fn cut(tokens: &[u32], count: usize, length: usize) -> Vec<Vec<u32>> {
     wanted(count).map(|_| endless.by_ref().take(length).collect()).collect()
 }
 
-/// One after the other, until Ctrl-C.
+/// One after the other, until Ctrl-C; the first in any case, so that there is one to look at.
 fn wanted(count: usize) -> impl Iterator<Item = usize> {
-    (0..count).take_while(|_| !interrupt::pressed())
+    (0..count).take_while(|&i| i == 0 || !interrupt::pressed())
 }
 
 fn drawn(count: usize, length: usize, vocab: usize, seed: u64) -> Vec<Vec<u32>> {

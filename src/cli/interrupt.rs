@@ -22,7 +22,7 @@ const GIVING_BACK: Duration = Duration::from_millis(200);
 static PRESSED: AtomicBool = AtomicBool::new(false);
 /// Whether the process does something that it can't be called back from, and that has nothing to show for yet.
 static PREPARES: AtomicBool = AtomicBool::new(false);
-/// Files that go when the process ends in the middle of a preparation.
+/// Files and directories that go when the process ends in the middle of a preparation.
 static TEMPORARY: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 static SET: OnceLock<Result<(), String>> = OnceLock::new();
 
@@ -43,8 +43,9 @@ fn end_a_preparation() {
     std::thread::spawn(|| {
         std::thread::sleep(PATIENCE);
         if PREPARES.load(Ordering::Relaxed) {
-            for file in TEMPORARY.lock().iter() {
-                let _ = std::fs::remove_file(file);
+            for path in TEMPORARY.lock().iter() {
+                // Of directories only those go that are empty by then.
+                let _ = std::fs::remove_file(path).or_else(|_| std::fs::remove_dir(path));
             }
             std::process::exit(i32::from(exit::INTERRUPTED));
         }
@@ -68,9 +69,10 @@ pub fn preparing<T>(work: impl FnOnce() -> T) -> T {
     done
 }
 
-/// Has a file removed when Ctrl-C ends the process in the middle of a preparation. Others remove it by themselves.
-pub fn remove_with_the_process(file: PathBuf) {
-    TEMPORARY.lock().push(file);
+/// Has a file, or a directory if it is empty, removed when Ctrl-C ends the process in the middle of a preparation. Whoever made it
+/// removes it in all other cases.
+pub fn remove_with_the_process(path: PathBuf) {
+    TEMPORARY.lock().push(path);
 }
 
 /// Does what has no steps to look for Ctrl-C between, such as reading a large file: on a thread of its own, which a Ctrl-C leaves to

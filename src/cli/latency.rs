@@ -142,7 +142,8 @@ impl Latency {
     ) -> anyhow::Result<Option<Iteration>> {
         let start = Instant::now();
         let mut ids = Vec::with_capacity(requests.len());
-        let mut cut = false;
+        // A batch that Ctrl-C cut short while it was made is none.
+        let mut cut = interrupt::pressed();
         for (i, request) in requests.iter().enumerate() {
             cut = interrupt::pressed();
             if cut {

@@ -196,7 +196,8 @@ impl<'de> DeserializeSeed<'de> for Seek<'_> {
 
     fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<(), D::Error> {
         match self.steps.first() {
-            None => json.deserialize_any(Nothing),
+            // Asked for a single value, the reader stops in front of an object or a list.
+            None => json.deserialize_bool(Nothing),
             Some(_) => json.deserialize_any(self),
         }
     }

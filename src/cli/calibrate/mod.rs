@@ -61,13 +61,14 @@ impl Calibrate {
         interrupt::listen()?;
         let mut session = interrupt::preparing(|| Session::open(&options))?;
         self.engine.tell_of_the_device(session.info());
-        session.touch()?;
+        interrupt::preparing(|| session.touch())?;
         let info = session.info().clone();
         let of = Measured { engine: report::name(&info, &options), block_size: info.block_size };
         let earlier = self.steps_in.as_deref().map(|path| steps_file::read(path, &of)).transpose()?;
         let earlier = earlier.unwrap_or_default();
         stdout::print(&report::header(&info, &options))?;
-        let ways = Way::all(&mut session, &options.speculation, !options.enforce_eager)?;
+        let ways =
+            interrupt::preparing(|| Way::all(&mut session, &options.speculation, !options.enforce_eager))?;
         let text = held_out::prompts(&session, 1, TEXT, options.seed)?.pop().unwrap_or_default();
         let is_text = session.tokenizer().is_some() && !info.dummy_weights;
         let step_tokens =
@@ -83,7 +84,10 @@ impl Calibrate {
         let mut measuring = Measuring::new(&mut session, bounds, text, options.seed);
         let told = |share| bar.set_position((share * 1000.0) as u64);
         // Steps that were measured before have them.
-        let done = measuring.run(&ways, options.max_num_batched_tokens, budget, earlier.is_empty(), told)?;
+        // Until all is measured there is nothing to show: Ctrl-C may end the process at once.
+        let most_tokens = options.max_num_batched_tokens;
+        let done =
+            interrupt::preparing(|| measuring.run(&ways, most_tokens, budget, earlier.is_empty(), told))?;
         bar.finish_and_clear();
         let Some(Meter { mut steps, tallies, .. }) = done else { return Ok(Ended::Interrupted) };
         let (runs, before) =

@@ -94,7 +94,8 @@ impl Batch {
         session.take_metrics();
         let start = Instant::now();
         let mut ids = Vec::with_capacity(self.prompts.len());
-        let mut cut = false;
+        // A batch that Ctrl-C cut short while it was made is none.
+        let mut cut = interrupt::pressed();
         for row in 0..self.prompts.len() {
             cut = interrupt::pressed();
             if cut {

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 use anyhow::{Context, anyhow};
 use pagedraft::exit::{usage, usage_hint};
 
+use crate::cli::interrupt;
 use crate::cli::output_file::OutputFile;
 use crate::cli::stamp::stamp;
 
@@ -43,6 +44,7 @@ impl RunDirectory {
         for file in FILES {
             directory.files.push(OutputFile::reserve(&directory.path.join(file))?);
         }
+        directory.made.iter().cloned().for_each(interrupt::remove_with_the_process);
         Ok(directory)
     }
 
