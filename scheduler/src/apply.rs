@@ -201,7 +201,8 @@ impl Scheduler {
                     blocks.commit(request.sequence, id, &request.tokens, upto.max(before)).map_err(&fault)?;
                 }
                 Role::Kv(segment) if segment > 0 && (first..last).contains(&segment) => {
-                    let kept = outcome.kept.iter().find(|kept| kept.row as usize == given.row && kept.group == id);
+                    let kept =
+                        outcome.kept.iter().find(|kept| kept.row as usize == given.row && kept.group == id);
                     let positions = kept.and_then(|kept| {
                         outcome.kept_positions.get(kept.positions.start as usize..kept.positions.end as usize)
                     });
@@ -265,7 +266,9 @@ impl Scheduler {
                     return Some("keeps tokens in a group, or at positions, that are not there");
                 };
                 if positions.len() != *need as usize || !positions.is_sorted_by(|a, b| a < b) {
-                    return Some("keeps another number of tokens than was planned, or not in ascending order");
+                    return Some(
+                        "keeps another number of tokens than was planned, or not in ascending order",
+                    );
                 }
                 lists[usize::from(kept.group.0)] = true;
             }

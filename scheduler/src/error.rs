@@ -90,7 +90,9 @@ pub enum SubmitError {
         max_num_batched_tokens: u32,
     },
     /// Counts of kept tokens that do not fit the prompt or the model.
-    #[error("the request keeps {kept:?} of {prompt_len} prompt tokens behind the cuts of a model that has {cuts}; {what}")]
+    #[error(
+        "the request keeps {kept:?} of {prompt_len} prompt tokens behind the cuts of a model that has {cuts}; {what}"
+    )]
     Kept {
         /// Tokens kept behind each cut.
         kept: Vec<u32>,

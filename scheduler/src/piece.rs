@@ -123,8 +123,14 @@ impl Scheduler {
                     self.blocks.slots(request.sequence, group, piece.tokens.end + drafts)?
                 }
                 // The rows of a request that stops behind this segment wait here.
-                Role::Hold(segment) if request.is_thinning() && segment + 1 == last && last < self.segments.count() => {
-                    if segment == first { piece.tokens.end } else { request.reach(segment) }
+                Role::Hold(segment)
+                    if request.is_thinning() && segment + 1 == last && last < self.segments.count() =>
+                {
+                    if segment == first {
+                        piece.tokens.end
+                    } else {
+                        request.reach(segment)
+                    }
                 }
                 Role::Hold(_) => 0,
             };
@@ -136,7 +142,9 @@ impl Scheduler {
     /// be free for it to be admitted. Of a group with a window that is no more than the window and one piece behind it.
     pub(crate) fn need_of_all(&self, request: &Request, hit: u32, need: &mut [u32]) {
         let piece = self.greatest_piece();
-        for ((role, need), group) in self.segments.roles().iter().zip(need.iter_mut()).zip(&self.config.groups) {
+        for ((role, need), group) in
+            self.segments.roles().iter().zip(need.iter_mut()).zip(&self.config.groups)
+        {
             *need = match *role {
                 Role::Lagging => 0,
                 Role::Kv(_) if request.canvas.is_some() => request.prompt_len + request.canvas_len(),
@@ -144,7 +152,9 @@ impl Scheduler {
                     let reach = request.reach(segment);
                     if group.window.is_some() { reach.min(hit.saturating_add(piece)) } else { reach }
                 }
-                Role::Hold(segment) if !request.kept.is_empty() && request.reach(segment) > piece => request.reach(segment),
+                Role::Hold(segment) if !request.kept.is_empty() && request.reach(segment) > piece => {
+                    request.reach(segment)
+                }
                 Role::Hold(_) => 0,
             };
         }
@@ -159,7 +169,8 @@ impl Scheduler {
     pub(crate) fn arena_holds(&self, need: &[u32]) -> bool {
         let (arena, size) = (self.blocks.arena(), self.blocks.block_size());
         let pages = need.iter().zip(arena.groups());
-        let pages: u64 = pages.map(|(&slots, group)| u64::from(size.blocks_for(slots).div_ceil(group.per_page))).sum();
+        let pages: u64 =
+            pages.map(|(&slots, group)| u64::from(size.blocks_for(slots).div_ceil(group.per_page))).sum();
         pages <= u64::from(arena.primary_pages())
     }
 }

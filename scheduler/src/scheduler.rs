@@ -1,6 +1,4 @@
-use pagedraft_block_manager::{
-    BlockId, BlockManager, GroupId, KvIndex, KvJournal, Lengths, PoolStats, Slab,
-};
+use pagedraft_block_manager::{BlockId, BlockManager, GroupId, KvIndex, KvJournal, Lengths, PoolStats, Slab};
 use serde::Serialize;
 
 use crate::error::of;
@@ -9,8 +7,8 @@ use crate::queues::{Running, Visit, Waiting};
 use crate::request::Request;
 use crate::segments::Segments;
 use crate::{
-    ConfigError, DraftControl, Error, FinishReason, KvView, Phase, Policy, RequestInfo, RequestKey, RequestSpec,
-    SchedulerConfig, SlotCounts, StepId, StepTimes, SubmitError,
+    ConfigError, DraftControl, Error, FinishReason, KvView, Phase, Policy, RequestInfo, RequestKey,
+    RequestSpec, SchedulerConfig, SlotCounts, StepId, StepTimes, SubmitError,
 };
 
 /// How much there is to do, and where.
@@ -390,7 +388,8 @@ impl Scheduler {
     /// Whether a canvas can be denoised at all: every pass over it is whole, and so is its place in the pool.
     fn check_canvas(&self, spec: &RequestSpec, canvas: crate::Canvas) -> Result<(), SubmitError> {
         let prompt_len = spec.prompt.len();
-        let wrong = |what| Err(SubmitError::Canvas { len: canvas.len, block: canvas.block, prompt_len, what });
+        let wrong =
+            |what| Err(SubmitError::Canvas { len: canvas.len, block: canvas.block, prompt_len, what });
         if canvas.block == 0 || !canvas.len.is_multiple_of(canvas.block) {
             return wrong("has to be whole blocks; choose a length that is a multiple of the block");
         }
@@ -402,7 +401,9 @@ impl Scheduler {
             return wrong("exceeds max_model_len; shorten one of them");
         }
         if all > u64::from(self.config.max_num_batched_tokens) {
-            return wrong("exceeds max_num_batched_tokens, and a full pass is computed in one step; raise it");
+            return wrong(
+                "exceeds max_num_batched_tokens, and a full pass is computed in one step; raise it",
+            );
         }
         if !self.spec_fits(prompt_len as u32 + canvas.len) {
             return wrong("exceeds the KV pool; raise num_blocks");

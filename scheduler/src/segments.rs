@@ -34,7 +34,10 @@ impl Segments {
         let one = [SegmentKv { groups: ids.filter(all).collect(), hold: None }];
         let segments = if config.segments.is_empty() { &one[..] } else { &config.segments };
         if segments.len() > MAX_SEGMENTS {
-            return Err(ConfigError::Segments { segment: MAX_SEGMENTS, what: "is one too many: there are 16 at most" });
+            return Err(ConfigError::Segments {
+                segment: MAX_SEGMENTS,
+                what: "is one too many: there are 16 at most",
+            });
         }
         let mut roles = vec![None; config.groups.len()];
         for (segment, kv) in segments.iter().enumerate() {
@@ -46,7 +49,9 @@ impl Segments {
                     return Err(wrong("names a KV group that does not exist"));
                 };
                 if kv.lags || kv.is_scratch() != matches!(role, Role::Hold(_)) {
-                    return Err(wrong("names a KV group of another kind: layers write ordinary groups, rows wait in scratch groups"));
+                    return Err(wrong(
+                        "names a KV group of another kind: layers write ordinary groups, rows wait in scratch groups",
+                    ));
                 }
                 if roles[usize::from(group.0)].replace(role).is_some() {
                     return Err(wrong("names a KV group that another segment names as well"));

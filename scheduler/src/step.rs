@@ -257,7 +257,8 @@ impl Scheduler {
         // One more token than drafts comes out of the row at most.
         let most = (request.max_len - request.len() - 1).min(budget);
         let wanted = self.control.as_ref().map_or(u16::MAX, |control| control.wanted(key));
-        let most = self.config.num_speculative_tokens.min(wanted).min(u16::try_from(most).unwrap_or(u16::MAX));
+        let most =
+            self.config.num_speculative_tokens.min(wanted).min(u16::try_from(most).unwrap_or(u16::MAX));
         let fits = |drafts: u16| {
             let (mut need, mut blocks) = (ByGroup::default(), ByGroup::default());
             let (need, blocks) = (&mut need[..lack.len()], &mut blocks[..lack.len()]);

@@ -28,7 +28,8 @@ fn samples_wait_for_the_prompt_and_then_compute_its_last_token_alone() {
     assert_eq!(rig.step(), [(first, 32, 40)], "the budget has room, the prompt no KV yet");
     assert_eq!(rig.step(), [(first, 40, 41), (others[0], 39, 40), (others[1], 39, 40)]);
     assert!(rig.plan.rows.iter().all(|row| row.samples));
-    let copies: Vec<_> = [3, 4].map(|dst| BlockCopy { group: GroupId(0), src: BlockId(2), dst: BlockId(dst) }).into();
+    let copies: Vec<_> =
+        [3, 4].map(|dst| BlockCopy { group: GroupId(0), src: BlockId(2), dst: BlockId(dst) }).into();
     assert_eq!(rig.plan.copies, copies);
     assert_eq!(rig.table(others[1]), [0, 1, 4]);
     assert_eq!((rig.cached(first), rig.cached(others[0])), (0, 39));

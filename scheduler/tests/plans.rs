@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use pagedraft_block_manager::{GroupId, Salt};
 use pagedraft_scheduler::fake::{FakeExecutor, Script};
 use pagedraft_scheduler::{
-    Canvas, CostCurve, DraftControl, Executor, KvView, Policy, Progress, RequestKey, RequestSpec, Scheduler, SchedulerConfig,
-    StepCosts, StepOutcome, StepPlan, StepTimes,
+    Canvas, CostCurve, DraftControl, Executor, KvView, Policy, Progress, RequestKey, RequestSpec, Scheduler,
+    SchedulerConfig, StepCosts, StepOutcome, StepPlan, StepTimes,
 };
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
@@ -88,31 +88,29 @@ fn arrivals() -> impl Strategy<Value = Arrival> {
             prop::option::weighted(0.3, 1u32..40),
             0u64..3,
         ),
-        (
-            prop::option::weighted(0.25, (1u32..5, 1u32..9)),
-            prop::collection::vec(1u32..5, 0..3),
-            0u32..3,
-        ),
+        (prop::option::weighted(0.25, (1u32..5, 1u32..9)), prop::collection::vec(1u32..5, 0..3), 0u32..3),
     )
-        .prop_map(|((step, family, shared, own, max_tokens), (priority, salted, reads_cache), rest, canvas)| {
-            let (forks, stops, accepted, output_len, seed) = rest;
-            let (canvas, passes, refresh_every) = canvas;
-            let canvas = canvas.map(|(blocks, block)| Canvas { len: blocks * block, block });
-            Arrival {
-                step,
-                family,
-                shared,
-                own,
-                max_tokens,
-                priority,
-                salted,
-                reads_cache,
-                forks,
-                stops,
-                canvas,
-                script: Script { output_len, accepted, seed, passes, refresh_every, ..Script::default() },
-            }
-        })
+        .prop_map(
+            |((step, family, shared, own, max_tokens), (priority, salted, reads_cache), rest, canvas)| {
+                let (forks, stops, accepted, output_len, seed) = rest;
+                let (canvas, passes, refresh_every) = canvas;
+                let canvas = canvas.map(|(blocks, block)| Canvas { len: blocks * block, block });
+                Arrival {
+                    step,
+                    family,
+                    shared,
+                    own,
+                    max_tokens,
+                    priority,
+                    salted,
+                    reads_cache,
+                    forks,
+                    stops,
+                    canvas,
+                    script: Script { output_len, accepted, seed, passes, refresh_every, ..Script::default() },
+                }
+            },
+        )
 }
 
 fn workloads() -> impl Strategy<Value = Workload> {

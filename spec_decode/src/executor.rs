@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 use pagedraft_attention::MetadataBuilder;
 use pagedraft_block_manager::GroupId;
 use pagedraft_model::{Device, ModelError, RunCounts, Runner};
-use pagedraft_scheduler::{CostCurve, Executor, Kind, KvView, Progress, RequestKey, SegmentKv, StepOutcome, StepPlan};
+use pagedraft_scheduler::{
+    CostCurve, Executor, Kind, KvView, Progress, RequestKey, SegmentKv, StepOutcome, StepPlan,
+};
 
 use crate::acceptance::{Acceptance, Verdict, Verifier};
 use crate::canary::CanaryReport;
@@ -15,11 +17,11 @@ use crate::metrics::{SpeculationMetrics, SpeculationTimes};
 use crate::proposer::{GroupStep, Proposer, Proposing, Verified};
 use crate::record::ExecutionRecord;
 use crate::requests::{Registered, Requests};
-use crate::segment_rows::{SegmentRows, one_segment};
-use crate::thinning::ThinnedPrompts;
 use crate::sampled::Sampled;
 use crate::scorer::Scorer;
+use crate::segment_rows::{SegmentRows, one_segment};
 use crate::shadow::Shadow;
+use crate::thinning::ThinnedPrompts;
 
 /// The KV group of a dense model.
 pub const TARGET_GROUP: GroupId = GroupId(0);
@@ -344,7 +346,8 @@ impl<D: Device> ModelExecutor<D> {
         self.accepted.clear();
         self.accepted.extend(self.drafting.iter().map(|&i| outcome.rows[i as usize].num_accepted));
         if let Some(proposer) = self.active.and_then(|id| self.proposers.get_mut(id.0)) {
-            let mut verified = Verified { accepted: &self.accepted, rows: &self.drafting, took: &mut outcome.took };
+            let mut verified =
+                Verified { accepted: &self.accepted, rows: &self.drafting, took: &mut outcome.took };
             proposer.verified(&mut verified);
         }
     }
@@ -382,7 +385,10 @@ impl<D: Device> Executor for ModelExecutor<D> {
         let prompt_done = Instant::now();
         for ((fault, row), result) in self.faults.iter_mut().zip(&plan.rows).zip(&mut outcome.rows) {
             if let Some(why) = fault.take() {
-                *result = pagedraft_scheduler::RowOutcome { progress: Progress::Failed, ..pagedraft_scheduler::RowOutcome::of(row.request) };
+                *result = pagedraft_scheduler::RowOutcome {
+                    progress: Progress::Failed,
+                    ..pagedraft_scheduler::RowOutcome::of(row.request)
+                };
                 outcome.record.faults.push((row.request, why));
             }
         }

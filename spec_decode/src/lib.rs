@@ -92,7 +92,7 @@ mod thinning;
 pub use drafts::Drafts;
 pub use error::ExecuteError;
 pub use executor::{ModelExecutor, ProposerId, TARGET_GROUP};
-pub use record::{PromptLogprobs, SegmentRecord, StageTimes, ExecutionRecord};
+pub use record::{ExecutionRecord, PromptLogprobs, SegmentRecord, StageTimes};
 pub use requests::{Registered, Requests};
 pub use scorer::Scorer;
 pub use shadow::Shadow;

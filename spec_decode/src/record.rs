@@ -104,6 +104,7 @@ impl ExecutionRecord {
     #[must_use]
     pub fn is_replayed(&self) -> bool {
         let more = self.more.iter().take(self.more_segments);
-        matches!(self.ran, Ran::Graph(_)) && more.filter(|one| !one.inputs.tokens.is_empty()).all(|one| matches!(one.ran, Ran::Graph(_)))
+        matches!(self.ran, Ran::Graph(_))
+            && more.filter(|one| !one.inputs.tokens.is_empty()).all(|one| matches!(one.ran, Ran::Graph(_)))
     }
 }

@@ -10,8 +10,8 @@ use crate::error::ExecuteError;
 use crate::executor::ModelExecutor;
 use crate::record::{ExecutionRecord, PromptLogprobs};
 use crate::requests::Registered;
-use crate::segment_rows::SegmentRows;
 use crate::sampling::logprobs;
+use crate::segment_rows::SegmentRows;
 
 /// The token rows whose logits a step needs. The buffers are kept from step to step.
 #[derive(Debug, Default)]
@@ -118,7 +118,8 @@ impl<D: Device> ModelExecutor<D> {
                         // Nothing can be chosen for this request: it ends, and the others go on.
                         Err(ExecuteError::Sampling { source, .. }) => {
                             let position = plan.rows[i].tokens.end;
-                            self.faults[i] = Some(format!("the token at position {position} cannot be chosen: {source}"));
+                            self.faults[i] =
+                                Some(format!("the token at position {position} cannot be chosen: {source}"));
                             continue;
                         }
                         verdict => verdict?,
@@ -211,7 +212,8 @@ impl<D: Device> ModelExecutor<D> {
                         Ok(logprobs) => logprobs,
                         Err(source) => {
                             let what = "log probability of the prompt token at position";
-                            self.faults[i] = Some(format!("the {what} {} cannot be computed: {source}", p + 1));
+                            self.faults[i] =
+                                Some(format!("the {what} {} cannot be computed: {source}", p + 1));
                             break;
                         }
                     };

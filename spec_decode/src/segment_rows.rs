@@ -49,7 +49,8 @@ impl<'a> Sources<'a> {
 
     /// Whether the row is of a prompt of which not all tokens go on.
     pub fn thins(&self, row: &PlanRow) -> bool {
-        row.kind == Kind::Prefill && self.requests.get(row.request).is_ok_and(|known| known.thinning.is_some())
+        row.kind == Kind::Prefill
+            && self.requests.get(row.request).is_ok_and(|known| known.thinning.is_some())
     }
 
     /// The known tokens of a plan row in a segment: the index of the first among those that reach it, and how many.
@@ -58,7 +59,8 @@ impl<'a> Sources<'a> {
             return (row.tokens.start, row.tokens.end - row.tokens.start);
         }
         let known = self.kv.tokens(row.request).len() as u32;
-        let reach = self.thinned.get(row.request).and_then(|thinned| thinned.kept.get(usize::from(segment) - 1));
+        let reach =
+            self.thinned.get(row.request).and_then(|thinned| thinned.kept.get(usize::from(segment) - 1));
         let prompt_len = self.requests.get(row.request).map_or(0, |registered| registered.prompt_len);
         (0, reach.map_or(known, |kept| kept.len() as u32 + known - prompt_len))
     }
@@ -123,7 +125,12 @@ impl SegmentRows {
 
     /// Writes the slots of the scratch groups: of rows that wait behind this segment where they are put, and of rows that
     /// waited behind the one before where they lie. All other rows have slot -1.
-    fn push_held(&self, from: &Sources<'_>, segment: u16, inputs: &mut StepInputs) -> Result<(), ExecuteError> {
+    fn push_held(
+        &self,
+        from: &Sources<'_>,
+        segment: u16,
+        inputs: &mut StepInputs,
+    ) -> Result<(), ExecuteError> {
         let size = from.kv.block_size();
         let last = from.segments.len() as u16;
         let before = segment.checked_sub(1);
@@ -150,7 +157,8 @@ impl SegmentRows {
                     };
                     let what = "the rows that wait between two segments have no slot";
                     let slot = slot(table, index, size);
-                    slots[(start + j) as usize] = slot.ok_or(ExecuteError::Plan { request: row.request, what })?;
+                    slots[(start + j) as usize] =
+                        slot.ok_or(ExecuteError::Plan { request: row.request, what })?;
                 }
             }
         }
@@ -171,7 +179,8 @@ impl Sources<'_> {
 
     fn thinned(&self, row: &PlanRow) -> Result<(&Thinned, u32), ExecuteError> {
         let what = "it goes on behind a cut that was not made";
-        let thinned = self.thinned.get(row.request).ok_or(ExecuteError::Plan { request: row.request, what })?;
+        let thinned =
+            self.thinned.get(row.request).ok_or(ExecuteError::Plan { request: row.request, what })?;
         Ok((thinned, self.requests.get(row.request)?.prompt_len))
     }
 
@@ -246,7 +255,8 @@ fn push_row(
         };
         let stored = if explicit { 0 } else { lengths.physical };
         let table = from.kv.block_table(row.request, group);
-        let builder = builders.get_mut(usize::from(group.0)).ok_or(wrong("it names a KV group that is not there"))?;
+        let builder =
+            builders.get_mut(usize::from(group.0)).ok_or(wrong("it names a KV group that is not there"))?;
         rows = push_metadata(from.scorer, builder, context, count, !drafts.is_empty(), stored, table)?;
     }
     Ok(rows)

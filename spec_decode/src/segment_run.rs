@@ -7,7 +7,7 @@ use pagedraft_scheduler::{Kept, KvView, StepOutcome, StepPlan};
 
 use crate::error::ExecuteError;
 use crate::executor::ModelExecutor;
-use crate::record::{SegmentRecord, ExecutionRecord};
+use crate::record::{ExecutionRecord, SegmentRecord};
 use crate::segment_rows::Sources;
 
 impl<D: Device> ModelExecutor<D> {
@@ -26,10 +26,11 @@ impl<D: Device> ModelExecutor<D> {
         for segment in 0..segments {
             let start = Instant::now();
             let ExecutionRecord { inputs, plan_rows, ran, more, .. } = &mut outcome.record;
-            let (inputs, plan_rows, ran) = match segment.checked_sub(1).and_then(|more_at| more.get_mut(more_at)) {
-                None => (inputs, plan_rows, ran),
-                Some(more) => (&mut more.inputs, &mut more.plan_rows, &mut more.ran),
-            };
+            let (inputs, plan_rows, ran) =
+                match segment.checked_sub(1).and_then(|more_at| more.get_mut(more_at)) {
+                    None => (inputs, plan_rows, ran),
+                    Some(more) => (&mut more.inputs, &mut more.plan_rows, &mut more.ran),
+                };
             self.gather(segment, plan, kv, inputs)?;
             gather_us += start.elapsed().as_secs_f64() * 1e6;
             plan_rows.clone_from(&self.rows[segment].plan_rows);
@@ -103,7 +104,8 @@ impl<D: Device> ModelExecutor<D> {
             let Some(thinning) = &registered.thinning else { continue };
             let (prompt_len, rule) = (registered.prompt_len, thinning.rule.clone());
             let count = thinning.kept.get(segment).copied().unwrap_or(prompt_len);
-            let (start, known) = (self.rows[segment].starts[i as usize], self.rows[segment].known[i as usize]);
+            let (start, known) =
+                (self.rows[segment].starts[i as usize], self.rows[segment].known[i as usize]);
             let first = if row.segments.start == segment as u16 { row.tokens.start } else { 0 };
             let prompt = self.thinned.get(row.request).map_or(prompt_len, |thinned| {
                 let kept = segment.checked_sub(1).and_then(|cut| thinned.kept.get(cut));
@@ -129,14 +131,17 @@ impl<D: Device> ModelExecutor<D> {
             });
             match chosen {
                 Ok(chosen) => {
-                    let positions =
-                        chosen.iter().map(|&index| thinned.position(segment as u16, index, prompt_len)).collect();
+                    let positions = chosen
+                        .iter()
+                        .map(|&index| thinned.position(segment as u16, index, prompt_len))
+                        .collect();
                     thinned.kept.truncate(segment);
                     thinned.kept.push(positions);
                     thinned.scores.clear();
                 }
                 Err(why) => {
-                    self.faults[i as usize] = Some(format!("its prompt cannot be thinned behind segment {segment}: {why}"));
+                    self.faults[i as usize] =
+                        Some(format!("its prompt cannot be thinned behind segment {segment}: {why}"));
                 }
             }
         }

@@ -108,12 +108,7 @@ impl PlacedDraft {
     }
 
     /// What the model takes of a GPU's memory.
-    pub fn need(
-        &self,
-        options: &EngineOptions,
-        max_model_len: u32,
-        gpu: &Gpu,
-    ) -> anyhow::Result<MemoryNeed> {
+    pub fn need(&self, options: &EngineOptions, max_model_len: u32, gpu: &Gpu) -> anyhow::Result<MemoryNeed> {
         let config = self.checkpoint.config();
         let limits = load::step_limits(options, max_model_len);
         // Its KV lies in the target's arena.

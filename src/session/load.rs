@@ -6,9 +6,11 @@ use anyhow::{Context, ensure};
 use pagedraft_block_manager::GroupId;
 use pagedraft_model::checkpoint::{Checkpoint, ModelConfig};
 use pagedraft_model::cpu::MemoryLimit;
-use pagedraft_model::tokenizer::Tokenizer;
 use pagedraft_model::dense::kv_groups;
-use pagedraft_model::{AnyArena, AnyDevice, CaptureReport, CaptureSizes, Dtype, ModelError, Runner, StepLimits};
+use pagedraft_model::tokenizer::Tokenizer;
+use pagedraft_model::{
+    AnyArena, AnyDevice, CaptureReport, CaptureSizes, Dtype, ModelError, Runner, StepLimits,
+};
 use pagedraft_scheduler::{Scheduler, SchedulerConfig};
 use pagedraft_spec_decode::ModelExecutor;
 
@@ -150,7 +152,8 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
 
     let block_bytes = placement.block_bytes(&config)?;
     let draft_bytes = draft.as_ref().map_or(0, PlacedDraft::block_bytes);
-    let blocks_in = |memory: u64, bytes: u128| u32::try_from(u128::from(memory) / bytes.max(1)).unwrap_or(u32::MAX);
+    let blocks_in =
+        |memory: u64, bytes: u128| u32::try_from(u128::from(memory) / bytes.max(1)).unwrap_or(u32::MAX);
     let num_blocks = match (options.num_blocks, options.kv_cache_memory) {
         (Some(n), _) => n,
         // The arena has room for as many blocks of the draft model.

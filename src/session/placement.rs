@@ -91,7 +91,13 @@ impl Placement {
             DeviceRef::Auto => {
                 let placement = on(Target::Cuda);
                 let has_kernels = |placement: Self, config: &ModelConfig| {
-                    cuda::check(config, placement.dtype, placement.block_size, placement.max_model_len(config)).map_err(|why| why.to_string())
+                    cuda::check(
+                        config,
+                        placement.dtype,
+                        placement.block_size,
+                        placement.max_model_len(config),
+                    )
+                    .map_err(|why| why.to_string())
                 };
                 let possible = (cuda::probe().map_err(|why| why.to_string()))
                     .and_then(|()| has_kernels(placement, config))
@@ -139,7 +145,8 @@ impl Placement {
     fn check(&self, config: &ModelConfig) -> anyhow::Result<()> {
         match self.target {
             Target::Cpu(_) => Ok(()),
-            Target::Cuda => cuda::check(config, self.dtype, self.block_size, self.max_model_len(config)).map_err(|e| usage(e.into())),
+            Target::Cuda => cuda::check(config, self.dtype, self.block_size, self.max_model_len(config))
+                .map_err(|e| usage(e.into())),
         }
     }
 
@@ -209,7 +216,12 @@ impl Placement {
     }
 
     /// The device, which keeps its KV where `place` says.
-    pub fn open(&self, config: &ModelConfig, limits: StepLimits, place: Place<'_>) -> anyhow::Result<AnyDevice> {
+    pub fn open(
+        &self,
+        config: &ModelConfig,
+        limits: StepLimits,
+        place: Place<'_>,
+    ) -> anyhow::Result<AnyDevice> {
         let Place { arena, groups, gpu, beside } = place;
         match (self.target, arena) {
             (Target::Cpu(isa), AnyArena::Cpu(arena)) => {

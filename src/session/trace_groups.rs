@@ -62,7 +62,13 @@ impl TraceGroups {
     }
 
     /// Begins the line of a step after which the pool is as in `blocks`.
-    pub fn begin(&mut self, plan: &StepPlan, record: &ExecutionRecord, blocks: &BlockManager, tables: TraceTables) {
+    pub fn begin(
+        &mut self,
+        plan: &StepPlan,
+        record: &ExecutionRecord,
+        blocks: &BlockManager,
+        tables: TraceTables,
+    ) {
         if tables == TraceTables::Delta && self.target.len() > 1 {
             for ((_, delta), metadata) in self.target.iter_mut().zip(&record.inputs.groups) {
                 delta.reduce(plan, &record.plan_rows, metadata);

@@ -56,10 +56,7 @@ fn step(sequences: u32, tokens: u32) -> Step {
         drafts_max: 0,
         samples: true,
     };
-    let outcome = |i: u32| RowOutcome {
-        tokens: i..i + 1,
-        ..RowOutcome::of(keys[i as usize])
-    };
+    let outcome = |i: u32| RowOutcome { tokens: i..i + 1, ..RowOutcome::of(keys[i as usize]) };
     let applied = |i: u32| Applied {
         request: keys[i as usize],
         tokens: i..i + 1,
@@ -109,7 +106,8 @@ fn event<'a>(
         plan_rows,
         metadata,
         groups: None,
-        pool: PoolCounts { num_blocks: 20_000, used: 192, free: 19_808, cached: 0 },
+        pool: PoolCounts { num_blocks: 20_000, used: 192, free: 19_808, ..PoolCounts::default() },
+        by_group: None,
     }
 }
 

@@ -12,7 +12,7 @@ use super::device::CpuDevice;
 use crate::cpu::buffer::{Buffer, Rows, RowsMut};
 use crate::cpu::matmul::{Epilogue, OutRows, Product};
 use crate::cpu::rowwise;
-use crate::device::{BufferId, WriteMode, Op};
+use crate::device::{BufferId, Op, WriteMode};
 use crate::error::ModelError;
 use crate::kv::KvRef;
 

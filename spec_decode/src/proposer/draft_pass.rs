@@ -209,11 +209,7 @@ impl Passes {
         Ok(())
     }
 
-    fn draw<D: Device>(
-        &mut self,
-        runner: &mut Runner<D>,
-        step: &Proposing<'_>,
-    ) -> Result<(), ExecuteError> {
+    fn draw<D: Device>(&mut self, runner: &mut Runner<D>, step: &Proposing<'_>) -> Result<(), ExecuteError> {
         let most = runner.limits().logit_rows.max(1);
         let shared = self.vocab.shared();
         // A device looks at all logits of a row, and those beyond the target's vocabulary do not count.

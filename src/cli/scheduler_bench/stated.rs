@@ -102,8 +102,7 @@ fn one(
     scheduler: &Scheduler,
 ) -> anyhow::Result<Coming> {
     let longest = u64::from(stated.prompt_len.unwrap_or(0)) + u64::from(stated.output_len);
-    let longest =
-        longest.min(scheduler.config().max_model_len.into()).min(scheduler.capacity().into());
+    let longest = longest.min(scheduler.config().max_model_len.into()).min(scheduler.capacity().into());
     // What every machine has is not asked for.
     if longest > 1 << 24 {
         ensure_fits(&format!("its room for {longest} tokens"), 4 * u128::from(longest))?;
@@ -129,7 +128,8 @@ fn one(
     spec.priority = stated.priority;
     scheduler.check(&spec)?;
     // It ends by its length, which is the request's own limit.
-    let script = Script { output_len: None, accepted: stated.accepted, seed: number as u64, ..Script::default() };
+    let script =
+        Script { output_len: None, accepted: stated.accepted, seed: number as u64, ..Script::default() };
     Ok(Coming { step, name: name.to_owned(), spec, script })
 }
 

@@ -11,9 +11,7 @@ use pagedraft_scheduler::{
     Applied, Executor, KvView, Scheduler, SchedulerConfig, StepId, StepOutcome, StepPlan,
 };
 use pagedraft_workloads::run::LineFormat;
-use pagedraft_workloads::trace::{
-    PublishedBlocks, RequestNames, StepEvent, TimesUs, TraceWriter,
-};
+use pagedraft_workloads::trace::{PublishedBlocks, RequestNames, StepEvent, TimesUs, TraceWriter};
 use serde_json::{Value, json};
 
 use super::plan_inputs::PlanInputs;

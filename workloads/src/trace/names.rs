@@ -113,14 +113,14 @@ mod tests {
         /// Who the line of the next step names as finished, and their reasons; `abort` comes while it runs.
         fn line(&mut self, abort: Option<RequestKey>) -> Vec<(String, Option<FinishReason>)> {
             let (mut outcome, mut applied) = (StepOutcome::default(), Vec::new());
-            self.scheduler.step(&mut self.plan);
+            self.scheduler.step(&mut self.plan).unwrap();
             let mut fake = FakeExecutor::new();
             for row in &self.plan.rows {
                 fake.insert(row.request, 3, Script::default());
             }
             fake.execute(&self.plan, &self.scheduler, &mut outcome).unwrap();
             if let Some(request) = abort {
-                assert!(self.scheduler.abort(request));
+                assert!(self.scheduler.abort(request).unwrap());
             }
             self.scheduler.apply(&outcome, &mut applied).unwrap();
             self.names.note(&self.plan, &applied);
@@ -147,7 +147,7 @@ mod tests {
         let [a, b] = ["a", "b"].map(|name| run.submit(name, 9));
         let waiting = run.submit("never ran", 9);
         assert_eq!(run.line(None), []);
-        assert!(run.scheduler.abort(a) && run.scheduler.abort(waiting));
+        assert!(run.scheduler.abort(a).unwrap() && run.scheduler.abort(waiting).unwrap());
         run.submit("c", 9);
         assert_eq!(run.line(None), [("a".to_owned(), None)]);
         assert_eq!(run.line(Some(b)), [("b".to_owned(), Some(FinishReason::Abort))]);

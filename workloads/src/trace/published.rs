@@ -91,7 +91,7 @@ mod tests {
         let (mut applied, mut blocks) = (Vec::new(), PublishedBlocks::default());
         let mut steps = Vec::new();
         while scheduler.has_unfinished() {
-            scheduler.step(&mut plan);
+            scheduler.step(&mut plan).unwrap();
             let (mut builder, mut plan_rows) = (MetadataBuilder::new(16).unwrap(), Vec::new());
             for (i, row) in (0u32..).zip(&plan.rows) {
                 let table = scheduler.block_table(row.request, Default::default());

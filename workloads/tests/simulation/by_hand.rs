@@ -36,7 +36,7 @@ fn by_hand(stream: &Stream, options: &pagedraft_workloads::sim::SimOptions) -> V
             indices.insert(key, request.index);
             next += 1;
         }
-        scheduler.step(&mut plan);
+        scheduler.step(&mut plan).unwrap();
         executor.execute(&plan, &scheduler, &mut outcome).unwrap();
         scheduler.apply(&outcome, &mut applied).unwrap();
         let rows = plan.rows.iter().zip(&applied).map(|(row, one)| {

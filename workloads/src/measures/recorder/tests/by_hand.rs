@@ -216,7 +216,7 @@ fn the_middle_eight_tenths_are_told_apart() {
 
 /// A step of a request that ends with it, and gives its blocks back.
 fn whole(ticket: Ticket, start_ns: u64, end_ns: u64, blocks: u64) -> StepReport {
-    let pool = |used| PoolCounts { num_blocks: 10, used, free: 10 - used, cached: 0 };
+    let pool = |used| PoolCounts { num_blocks: 10, used, free: 10 - used, ..PoolCounts::default() };
     StepReport {
         pool_during: pool(blocks),
         pool: pool(0),

@@ -99,7 +99,6 @@ pub fn run(seed: u64, items: u64, speculate: bool) -> Schedule {
                     arrival_ns: Some(intended),
                     prompt_tokens: None,
                     reason: SkipReason::PromptTooLong,
-                    error: None,
                 };
                 all.lines.push(all.recorder.skip(&skipped));
                 request.fate = 3;
@@ -151,8 +150,13 @@ pub fn run(seed: u64, items: u64, speculate: bool) -> Schedule {
             running: live[replica].len() as u32,
             waiting: random.random_range(0..5),
             preempted: u32::from(random.random_bool(0.1)),
-            pool_during: PoolCounts { num_blocks: 100, used: during, free: 100 - during, cached: 0 },
-            pool: PoolCounts { num_blocks: 100, used, free: 100 - used, cached: 0 },
+            pool_during: PoolCounts {
+                num_blocks: 100,
+                used: during,
+                free: 100 - during,
+                ..PoolCounts::default()
+            },
+            pool: PoolCounts { num_blocks: 100, used, free: 100 - used, ..PoolCounts::default() },
             replayed: random.random_bool(0.5),
             ..StepReport::default()
         };
