@@ -40,9 +40,9 @@ pub struct Arena {
 impl Arena {
     /// An arena with the bytes of `num_blocks` blocks of every group, scratch groups excepted.
     ///
-    /// The page size is the one that wastes least: padding of `num_blocks` blocks of every group, and what is left
-    /// over behind the last page. Of equally good sizes the smallest is taken. With exactly one primary group, whose
-    /// block is at least as large as any other, a page is that block.
+    /// The page size is the one with which the groups that do not lag waste least: padding of `num_blocks` blocks of
+    /// each, and what is left over behind the last page. Of equally good sizes the smallest is taken. So with one such
+    /// group a page is a block of it. Lagging groups take the page as it is, unless their blocks are larger.
     ///
     /// # Errors
     ///
@@ -67,20 +67,24 @@ impl Arena {
         if primary == 0 {
             primary = total;
         }
-        let units = Units::of(&blocks);
-        let page_bytes = match only_primary(groups, &blocks) {
-            Some(block) => block,
-            None => {
-                let tables = groups.iter().filter(|group| !group.lags).count();
-                units.best_page(&blocks, num_blocks, total, primary, tables)
-            }
-        };
+        // Lagging groups do not change how the others fare: they take the page as it is, unless it is too small.
+        let largest = blocks.iter().copied().max().unwrap_or(1);
+        let sized_by = groups.iter().zip(&blocks).filter(|(group, _)| !group.lags);
+        let sized_by: Vec<usize> = sized_by.map(|(_, &block)| block).collect();
+        let all = Units::of(&blocks);
+        let mut units = Units::of(&sized_by);
+        let mut page_bytes = best_page(&sized_by, num_blocks, primary);
+        if page_bytes < largest {
+            page_bytes = best_page(&blocks, num_blocks, total);
+            units = all;
+        }
         let pages = |bytes: usize| u32::try_from(bytes / page_bytes).ok();
         let too_many = Error::TooManyBlocks { num_blocks };
         let num_pages = pages(total).ok_or_else(|| too_many.clone())?.max(1);
         let primary_pages = pages(primary).ok_or_else(|| too_many.clone())?.max(1);
         let mut cut = Vec::with_capacity(blocks.len());
-        for &block_bytes in &blocks {
+        for (&block_bytes, group) in blocks.iter().zip(groups) {
+            let units = if group.lags { &all } else { &units };
             let per_page = units.per_page(page_bytes, block_bytes);
             let num_blocks = num_pages.checked_mul(per_page).filter(|&n| n < u32::MAX);
             let num_blocks = num_blocks.ok_or_else(|| too_many.clone())?;
@@ -138,17 +142,8 @@ impl Arena {
     }
 }
 
-/// The block of the only primary group, if there is exactly one and no other group has larger blocks.
-fn only_primary(groups: &[KvGroup], blocks: &[usize]) -> Option<usize> {
-    if let [block] = blocks {
-        return Some(*block);
-    }
-    let mut primary = groups.iter().zip(blocks).filter(|(group, _)| !group.lags);
-    let (_, &block) = primary.next()?;
-    (primary.next().is_none() && blocks.iter().all(|&other| other <= block)).then_some(block)
-}
-
 /// What sizes and distances are multiples of.
+#[derive(Clone, Copy, Debug)]
 struct Units {
     unit: usize,
 }
@@ -166,29 +161,28 @@ impl Units {
         let most = (page / block.max(1)).min(u32::MAX as usize);
         (1..=most).rev().find(fits).unwrap_or(1) as u32
     }
+}
 
-    fn best_page(
-        &self,
-        blocks: &[usize],
-        num_blocks: u32,
-        total: usize,
-        primary: usize,
-        tables: usize,
-    ) -> usize {
-        let largest = blocks.iter().copied().max().unwrap_or(1);
-        let step = self.unit * (largest * (LARGEST_PAGE - 1) / self.unit / MOST_CANDIDATES).max(1);
-        let even = (largest..=largest * LARGEST_PAGE).step_by(step);
-        let multiples = (1..=LARGEST_PAGE).map(|times| largest * times);
-        let common = blocks.iter().fold(largest, |a, &b| lcm_below(a, b, largest * LARGEST_PAGE));
-        let waste = |page: usize| {
-            let padding = |&block: &usize| page / self.per_page(page, block) as usize - block;
-            let padded = blocks.iter().map(padding).sum::<usize>().saturating_mul(num_blocks as usize);
-            // An arena in which not every table can have a page is of no use.
-            (primary / page < tables, padded.saturating_add(total % page))
-        };
-        let candidates = even.chain(multiples).chain([common]);
-        candidates.map(|page| (waste(page), page)).min().map_or(largest, |(_, page)| page)
+/// The size of page that wastes least when blocks of these sizes share `total` bytes: padding of `num_blocks` blocks of
+/// each size, and what is left over behind the last page. Of equally good sizes it is the smallest.
+fn best_page(blocks: &[usize], num_blocks: u32, total: usize) -> usize {
+    if let [block] = blocks {
+        return *block;
     }
+    let units = Units::of(blocks);
+    let largest = blocks.iter().copied().max().unwrap_or(0);
+    let step = units.unit * (largest * (LARGEST_PAGE - 1) / units.unit / MOST_CANDIDATES).max(1);
+    let even = (largest..=largest * LARGEST_PAGE).step_by(step);
+    let multiples = (1..=LARGEST_PAGE).map(|times| largest * times);
+    let common = blocks.iter().fold(largest, |a, &b| lcm_below(a, b, largest * LARGEST_PAGE));
+    let waste = |page: usize| {
+        let padding = |&block: &usize| page / units.per_page(page, block) as usize - block;
+        let padded = blocks.iter().map(padding).sum::<usize>().saturating_mul(num_blocks as usize);
+        // An arena in which not every table can have a page is of no use.
+        (total / page < blocks.len(), padded.saturating_add(total % page))
+    };
+    let candidates = even.chain(multiples).chain([common]).filter(|&page| page > 0);
+    candidates.map(|page| (waste(page), page)).min().map_or(largest, |(_, page)| page)
 }
 
 fn gcd(a: usize, b: usize) -> usize {

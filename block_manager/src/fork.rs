@@ -47,7 +47,8 @@ impl BlockManager {
         for ((table, source), group) in tables.iter_mut().zip(&from.tables).zip(groups.as_slice()) {
             let slots = fork_slots(source, group, parent, len, size)?;
             let full = size.full_blocks(slots) as usize;
-            table.grown = pool.clock();
+            table.clear(pool);
+            table.grown = pool.clock;
             table.begin_at(source.first().min(full) as u32);
             for lease in (source.first()..full).filter_map(|index| source.sealed(index)) {
                 table.push_sealed(pool.share(lease));

@@ -98,7 +98,8 @@ impl BlockManager {
         let Self { block_size, groups, pool, sequences, .. } = self;
         let seq = sequences.get_mut(sequence.0).ok_or(Error::StaleSequence { sequence })?;
         let (table, group) = (&mut seq.tables[index], &groups[index]);
-        table.grown = pool.clock();
+        table.clear(pool);
+        table.grown = pool.clock;
         let blocks = hit_blocks(len, group.window, *block_size);
         table.begin_at(blocks.start);
         for index in blocks {

@@ -30,6 +30,15 @@ impl List {
     }
 }
 
+/// Where a place goes in a list.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Put {
+    Front,
+    /// Behind this place, which is in the list.
+    After(u32),
+    Back,
+}
+
 /// The links of several lists in one array: each place is in one list at most, can leave it in O(1), and nothing
 /// is allocated.
 #[derive(Debug)]
@@ -40,6 +49,7 @@ impl Links {
         Self(vec![Link { prev: NONE, next: NONE }; places])
     }
 
+    #[inline]
     pub(crate) fn push_front(&mut self, list: &mut List, at: u32) {
         let old = list.head;
         self.0[at as usize] = Link { prev: NONE, next: old };
@@ -52,6 +62,7 @@ impl Links {
         list.len += 1;
     }
 
+    #[inline]
     pub(crate) fn push_back(&mut self, list: &mut List, at: u32) {
         let old = list.tail;
         self.0[at as usize] = Link { prev: old, next: NONE };
@@ -65,6 +76,7 @@ impl Links {
     }
 
     /// Puts `at` right behind `anchor`, which must be in the list.
+    #[inline]
     pub(crate) fn insert_after(&mut self, list: &mut List, anchor: u32, at: u32) {
         let next = self.0[anchor as usize].next;
         if next == NONE {
@@ -77,7 +89,17 @@ impl Links {
         list.len += 1;
     }
 
+    #[inline]
+    pub(crate) fn put(&mut self, list: &mut List, at: u32, put: Put) {
+        match put {
+            Put::Front => self.push_front(list, at),
+            Put::After(anchor) => self.insert_after(list, anchor, at),
+            Put::Back => self.push_back(list, at),
+        }
+    }
+
     /// Takes `at` out; it must be in the list.
+    #[inline]
     pub(crate) fn remove(&mut self, list: &mut List, at: u32) {
         let Link { prev, next } = self.0[at as usize];
         if prev == NONE {

@@ -145,9 +145,12 @@ impl BlockManager {
         upto: u32,
     ) -> Result<Range<u32>, Error> {
         let (block_size, caching) = (self.block_size, self.caching);
-        let kv = self.groups.get(usize::from(group.0));
-        let (window, scratch) = kv.map_or((None, true), |kv| (kv.window, kv.is_scratch()));
-        let (Sequence { chain, tables }, pool) = self.parts(sequence, group)?;
+        let Self { groups, pool, sequences, .. } = self;
+        let Some(kv) = groups.get(usize::from(group.0)) else {
+            return Err(Error::UnknownGroup { group, num_groups: groups.len() });
+        };
+        let seq = sequences.get_mut(sequence.0).ok_or(Error::StaleSequence { sequence })?;
+        let Sequence { chain, tables } = seq;
         let table = &mut tables[usize::from(group.0)];
         let pruned = table.kept().is_some();
         let slots =
@@ -165,7 +168,7 @@ impl BlockManager {
         let full = block_size.full_blocks(slots) as usize;
         let before = table.sealed_end();
         if full > before {
-            let publish = caching && !pruned && !scratch;
+            let publish = caching && !pruned && !kv.is_scratch();
             table.seal(full, pool, |index| {
                 let hash = if publish { chain.get(index, tokens, block_size) } else { None };
                 let size = block_size.get() as usize;
@@ -178,8 +181,8 @@ impl BlockManager {
         }
         table.set_lengths(slots, upto);
         let sealed = before as u32..table.sealed_end() as u32;
-        if window.is_some() {
-            table.release_before(first_seen(slots, window, block_size) as usize, pool);
+        if kv.window.is_some() {
+            table.release_before(first_seen(slots, kv.window, block_size) as usize, pool);
         }
         Ok(sealed)
     }

@@ -1,4 +1,4 @@
-use crate::list::{Links, List, NONE};
+use crate::list::{Links, List, NONE, Put};
 use crate::{Arena, KvGroup};
 
 /// The list that a page is in.
@@ -31,7 +31,7 @@ pub(crate) struct Page {
     /// When it became reclaimable.
     pub(crate) stamp: u64,
     /// The round of marks in which it was marked last.
-    mark: u64,
+    mark: u32,
 }
 
 /// What one group has of the pages.
@@ -44,21 +44,14 @@ pub(crate) struct Share {
     pub(crate) owned: u32,
     /// Blocks somebody holds.
     pub(crate) used: u32,
+    /// Free blocks that are published.
+    pub(crate) cached: u32,
     /// Free blocks, published or not, in pages with a held block: nobody else can have them.
     pub(crate) loose: u32,
     /// Those of them that are not published.
     pub(crate) spare: u32,
     open: List,
     reclaimable: List,
-}
-
-/// Where a page that becomes empty goes.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Put {
-    Front,
-    /// Behind this page, which is empty.
-    After(u32),
-    Back,
 }
 
 /// Who owns which page of the arena.
@@ -73,7 +66,7 @@ pub(crate) struct Pages {
     /// Those of them that are reclaimable.
     primary_reclaimable: u32,
     primary_pages: u32,
-    marks: u64,
+    marks: u32,
 }
 
 impl Pages {
@@ -85,6 +78,7 @@ impl Pages {
             primary: alone || !group.lags,
             owned: 0,
             used: 0,
+            cached: 0,
             loose: 0,
             spare: 0,
             open: List::EMPTY,
@@ -158,6 +152,16 @@ impl Pages {
         self.share(group).open.front()
     }
 
+    /// The page of `group` that became reclaimable first.
+    pub(crate) fn first_reclaimable(&self, group: u8) -> Option<u32> {
+        self.share(group).reclaimable.front()
+    }
+
+    /// The pages of `group` that no held block keeps, the one that became so first in front.
+    pub(crate) fn reclaimable(&self, group: u8) -> impl Iterator<Item = u32> + '_ {
+        self.links.iter(&self.share(group).reclaimable)
+    }
+
     /// Of the groups that `which` selects, the page that became reclaimable first.
     pub(crate) fn oldest_reclaimable(&self, which: impl Fn(usize, &Share) -> bool) -> Option<u32> {
         let shares = self.shares.iter().enumerate().filter(|(index, share)| which(*index, share));
@@ -199,6 +203,7 @@ impl Pages {
             share.spare -= share.per_page - page.held - page.cached;
         }
         share.used = share.used + held - page.held;
+        share.cached = share.cached + cached - page.cached;
         let freed = held < page.held;
         (page.held, page.cached) = (held, cached);
         let listed = if held > 0 {
@@ -234,14 +239,65 @@ impl Pages {
             Listed::Empty => {
                 share.owned -= 1;
                 *primary_owned -= u32::from(share.primary);
-                match put {
-                    Put::Front => links.push_front(empty, at),
-                    Put::After(anchor) => links.insert_after(empty, anchor, at),
-                    Put::Back => links.push_back(empty, at),
-                }
+                links.put(empty, at, put);
             }
             Listed::Nowhere => {}
         }
+    }
+
+    /// Gives an empty page of the quota, as the one held block, to a primary group whose blocks are whole pages.
+    /// Short for [`cut_empty`](Self::cut_empty) and [`set`](Self::set), as the next two are for `set`: with one
+    /// group all blocks are such.
+    #[inline]
+    pub(crate) fn hold_empty(&mut self, group: u8) -> Option<u32> {
+        if self.primary_owned == self.primary_pages {
+            return None;
+        }
+        let at = self.empty.front()?;
+        self.links.remove(&mut self.empty, at);
+        let share = &mut self.shares[usize::from(group)];
+        share.owned += 1;
+        share.used += 1;
+        self.primary_owned += 1;
+        let page = &mut self.pages[at as usize];
+        (page.owner, page.listed, page.held, page.fresh, page.top) = (group, Listed::Nowhere, 1, 1, NONE);
+        Some(at)
+    }
+
+    /// The one block of the page, which was published and free, is held.
+    #[inline]
+    pub(crate) fn hold_cached(&mut self, at: u32) {
+        let page = &mut self.pages[at as usize];
+        let share = &mut self.shares[usize::from(page.owner)];
+        (page.listed, page.held, page.cached) = (Listed::Nowhere, 1, 0);
+        share.used += 1;
+        share.cached -= 1;
+        self.primary_reclaimable -= u32::from(share.primary);
+        self.links.remove(&mut share.reclaimable, at);
+    }
+
+    /// The one block of the page, which was held, is free and published.
+    #[inline]
+    pub(crate) fn free_cached(&mut self, at: u32, now: u64) {
+        let page = &mut self.pages[at as usize];
+        let share = &mut self.shares[usize::from(page.owner)];
+        (page.listed, page.held, page.cached, page.stamp) = (Listed::Reclaimable, 0, 1, now);
+        share.used -= 1;
+        share.cached += 1;
+        self.primary_reclaimable += u32::from(share.primary);
+        self.links.push_back(&mut share.reclaimable, at);
+    }
+
+    /// The one block of the page, which was held, is free and not published: the page is empty.
+    #[inline]
+    pub(crate) fn free_empty(&mut self, at: u32, put: Put) {
+        let page = &mut self.pages[at as usize];
+        let share = &mut self.shares[usize::from(page.owner)];
+        (page.listed, page.held) = (Listed::Empty, 0);
+        share.used -= 1;
+        share.owned -= 1;
+        self.primary_owned -= u32::from(share.primary);
+        self.links.put(&mut self.empty, at, put);
     }
 
     /// The pages with a held and a free unpublished block, and then the empty ones, in the order in which `group`
@@ -257,7 +313,7 @@ impl Pages {
 
     /// Begins a round of marks, in which no page is marked.
     pub(crate) fn begin_marks(&mut self) {
-        self.marks += 1;
+        self.marks = self.marks.wrapping_add(1);
     }
 
     /// Marks a page; whether it was not marked in this round before.

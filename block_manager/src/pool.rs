@@ -1,8 +1,7 @@
 use crate::journal::{Contents, KvJournal};
-use crate::list::{Links, List, NONE};
-use crate::page::{Pages, Put};
+use crate::list::{Links, List, NONE, Put};
+use crate::page::Pages;
 use crate::prefix_cache::{CacheKey, PrefixCache};
-use crate::room::Room;
 use crate::{
     Arena, BlockHash, BlockId, BlockSize, Error, GroupId, GroupStats, KvGroup, Lease, MAX_GROUPS, PoolStats,
     Sealed, Writable,
@@ -18,22 +17,23 @@ use crate::{
 /// group the place of a block is its id.
 #[derive(Debug)]
 pub struct BlockPool {
-    arena: Arena,
+    pub(crate) arena: Arena,
     /// The most blocks that a group cuts a page into.
-    most_per_page: u32,
+    pub(crate) most_per_page: u32,
     pub(crate) pages: Pages,
     /// How many hold each block; 0 is free.
-    holders: Vec<u32>,
-    /// When each free published block was released.
-    stamps: Vec<u64>,
+    pub(crate) holders: Vec<u32>,
+    /// When each free published block was released. Not kept for blocks that are whole pages.
+    pub(crate) stamps: Vec<u64>,
     /// Links of the free blocks: published ones in the list of their group, others in the stack of their page.
-    links: Links,
-    /// By group, the free published blocks, the least recently released first.
-    cached: [List; MAX_GROUPS],
-    cache: PrefixCache,
+    pub(crate) links: Links,
+    /// By group, the free published blocks, the least recently released first. Empty for a group whose blocks are whole
+    /// pages: there the list of reclaimable pages says the same.
+    pub(crate) cached: [List; MAX_GROUPS],
+    pub(crate) cache: PrefixCache,
     /// Counts releases.
-    clock: u64,
-    journal: Option<KvJournal>,
+    pub(crate) clock: u64,
+    pub(crate) journal: Option<KvJournal>,
 }
 
 impl BlockPool {
@@ -78,11 +78,11 @@ impl BlockPool {
     pub fn stats(&self) -> PoolStats {
         let mut stats = PoolStats { bytes_total: self.arena.bytes() as u64, ..PoolStats::default() };
         let mut smallest = u64::MAX;
-        for (share, cached) in self.pages.shares.iter().zip(&self.cached) {
+        for share in &self.pages.shares {
             let stride = share.stride as u64;
             smallest = smallest.min(stride);
             stats.bytes_used += u64::from(share.used) * stride;
-            stats.bytes_cached += u64::from(cached.len()) * stride;
+            stats.bytes_cached += u64::from(share.cached) * stride;
             stats.bytes_fragmented += u64::from(share.loose) * stride;
         }
         stats.bytes_free = stats.bytes_total - stats.bytes_used;
@@ -100,8 +100,8 @@ impl BlockPool {
         let Some(cut) = self.arena.group(group) else {
             return GroupStats::default();
         };
-        let cached = self.cached[usize::from(group.0)].len();
-        GroupStats { used: self.pages.share(group.0).used, cached, block_bytes: cut.block_bytes }
+        let share = self.pages.share(group.0);
+        GroupStats { used: share.used, cached: share.cached, block_bytes: cut.block_bytes }
     }
 
     /// All blocks, free or not, as [`PoolStats`] counts them.
@@ -142,133 +142,7 @@ impl BlockPool {
             });
             freed.chain((fresh..per_page).map(move |index| BlockId(at * per_page + index)))
         });
-        let cached = self.links.iter(&self.cached[usize::from(group.0)]);
-        unpublished.chain(cached.map(move |place| self.id(group, place)))
-    }
-
-    /// A free block for `group`, to be written by the caller alone; what was published of it is forgotten. `None`
-    /// when there is none.
-    pub fn allocate(&mut self, group: GroupId) -> Option<Writable> {
-        self.arena.group(group)?;
-        let mut demand = [0; MAX_GROUPS];
-        demand[usize::from(group.0)] = 1;
-        let mut room = self.room(&demand)?;
-        self.make_empty(room.empty);
-        self.take(group, 1, &mut room)
-    }
-
-    /// One of `left` blocks that `group` is to get, of a demand for which there is `room`. `None` only when there was
-    /// none.
-    ///
-    /// A block of a page that the group holds in part comes first, then an empty page. What is left is cached:
-    /// the group's own least recently released block, or the other group's page that has lain unused the longest,
-    /// whichever is older. A page is only taken when the group needs one, or when there is one to spare.
-    pub(crate) fn take(&mut self, group: GroupId, left: u32, room: &mut Room) -> Option<Writable> {
-        let share = self.pages.share(group.0);
-        if let Some(page) = self.pages.open_page(group.0) {
-            return Some(self.hand_out(page));
-        }
-        let (primary, own) = (share.primary, self.cached[usize::from(group.0)]);
-        let enough = if primary { share.loose } else { share.owned * share.per_page - share.used };
-        let slack = if primary { &mut room.slack } else { &mut room.lagging_slack };
-        let needs_page = enough < left;
-        let may_open = needs_page || *slack > 0;
-        if may_open
-            && (!primary || self.pages.quota() > 0)
-            && let Some(page) = self.pages.cut_empty(group.0)
-        {
-            *slack -= u32::from(!needs_page);
-            return Some(self.hand_out(page));
-        }
-        let mut oldest = own.front();
-        if primary && may_open {
-            let others =
-                |index: usize, share: &crate::page::Share| share.primary && index != usize::from(group.0);
-            let page = self.pages.oldest_reclaimable(others);
-            let older = |page: &u32| {
-                oldest.is_none_or(|own| self.pages.page(*page).stamp < self.stamps[own as usize])
-            };
-            if let Some(page) = page.filter(older) {
-                *slack -= u32::from(!needs_page);
-                self.reclaim(page);
-                self.pages.cut_reclaimed(page, group.0);
-                return Some(self.hand_out(page));
-            }
-        } else if primary {
-            // All pages are spoken for: the block must come from a page that is held already.
-            let held = |place: &u32| self.pages.page(place / self.most_per_page).held > 0;
-            oldest = self.links.iter(&own).find(held);
-        }
-        let place = oldest?;
-        let page = place / self.most_per_page;
-        let (held, cached) = (self.pages.page(page).held, self.pages.page(page).cached);
-        if primary && held == 0 {
-            *slack -= u32::from(!needs_page);
-        }
-        let used = self.pages.page(page);
-        if used.top != NONE || used.fresh < self.per_page(group) {
-            // The page has a block without contents, so that nothing needs to be forgotten yet.
-            return Some(self.hand_out(page));
-        }
-        self.links.remove(&mut self.cached[usize::from(group.0)], place);
-        self.forget(place);
-        self.holders[place as usize] = 1;
-        self.pages.set(page, held + 1, cached - 1, self.clock, Put::Front);
-        Some(Writable::new(group, self.id(group, place)))
-    }
-
-    /// A free unpublished block of a page that its group owns.
-    fn hand_out(&mut self, at: u32) -> Writable {
-        let most = self.most_per_page;
-        let page = self.pages.page_mut(at);
-        let group = GroupId(page.owner);
-        let (held, cached) = (page.held, page.cached);
-        let place = if page.top == NONE {
-            page.fresh += 1;
-            at * most + page.fresh - 1
-        } else {
-            let top = page.top;
-            page.top = self.links.under(top);
-            top
-        };
-        self.holders[place as usize] = 1;
-        self.pages.set(at, held + 1, cached, self.clock, Put::Front);
-        Writable::new(group, self.id(group, place))
-    }
-
-    /// Sees to it that so many pages are empty, at the cost of what lagging groups have cached; whether it is so.
-    pub(crate) fn make_empty(&mut self, pages: u32) -> bool {
-        while self.pages.num_empty() < pages {
-            let Some(page) = self.pages.oldest_reclaimable(|_, share| !share.primary) else {
-                return false;
-            };
-            self.reclaim(page);
-            self.pages.set(page, 0, 0, self.clock, Put::Back);
-        }
-        true
-    }
-
-    /// Forgets the published blocks of a page that nobody holds a block of.
-    fn reclaim(&mut self, at: u32) {
-        let page = *self.pages.page(at);
-        let first = at * self.most_per_page;
-        for place in first..first + page.fresh {
-            if self.forget(place) {
-                self.links.remove(&mut self.cached[usize::from(page.owner)], place);
-            }
-        }
-    }
-
-    /// Takes the block out of the cache; whether it was in it.
-    fn forget(&mut self, place: u32) -> bool {
-        let Some(CacheKey { hash, group }) = self.cache.remove(place) else {
-            return false;
-        };
-        let id = self.id(group, place);
-        if let Some(journal) = &mut self.journal {
-            journal.removed(group, id, hash);
-        }
-        true
+        unpublished.chain(self.cached_places(group).map(move |place| self.id(group, place)))
     }
 
     /// Ends writing: every slot of the block holds an accepted token. With `contents` the block is published.
@@ -320,10 +194,14 @@ impl BlockPool {
         let holders = &mut self.holders[place as usize];
         *holders += 1;
         if *holders == 1 {
-            self.links.remove(&mut self.cached[usize::from(group.0)], place);
             let at = place / self.most_per_page;
-            let page = self.pages.page(at);
-            self.pages.set(at, page.held + 1, page.cached - 1, self.clock, Put::Front);
+            if self.per_page(group) == 1 {
+                self.pages.hold_cached(at);
+            } else {
+                self.unlist(group, place);
+                let page = self.pages.page(at);
+                self.pages.set(at, page.held + 1, page.cached - 1, self.clock, Put::Front);
+            }
         }
         Some(Sealed::new(group, self.id(group, place)))
     }
@@ -347,10 +225,25 @@ impl BlockPool {
                 continue;
             }
             self.clock += 1;
+            let published = self.cache.contains(place);
+            let share = self.pages.share(group.0);
+            let (primary, whole) = (share.primary, share.per_page == 1);
+            let put_page = if primary { put } else { Put::Back };
+            if whole {
+                if published {
+                    self.pages.free_cached(id.0, self.clock);
+                    continue;
+                }
+                self.pages.free_empty(id.0, put_page);
+                if primary {
+                    put = Put::After(id.0);
+                }
+                continue;
+            }
             let at = place / self.most_per_page;
             let page = self.pages.page_mut(at);
             let (held, mut cached) = (page.held - 1, page.cached);
-            if self.cache.contains(place) {
+            if published {
                 cached += 1;
                 self.stamps[place as usize] = self.clock;
                 self.links.push_back(&mut self.cached[usize::from(group.0)], place);
@@ -358,8 +251,7 @@ impl BlockPool {
                 self.links.stack(page.top, place);
                 page.top = place;
             }
-            let primary = self.pages.share(group.0).primary;
-            self.pages.set(at, held, cached, self.clock, if primary { put } else { Put::Back });
+            self.pages.set(at, held, cached, self.clock, put_page);
             if primary && held + cached == 0 {
                 put = Put::After(at);
             }
@@ -372,9 +264,9 @@ impl BlockPool {
         for place in 0..self.holders.len() as u32 {
             self.cache.remove(place);
         }
-        for group in 0..self.pages.shares.len() {
-            while let Some(place) = self.cached[group].front() {
-                self.links.remove(&mut self.cached[group], place);
+        for group in (0..self.pages.shares.len()).map(|group| GroupId(group as u8)) {
+            while let Some(place) = self.oldest_cached(group) {
+                self.unlist(group, place);
                 let at = place / self.most_per_page;
                 let page = self.pages.page_mut(at);
                 self.links.stack(page.top, place);
@@ -409,17 +301,12 @@ impl BlockPool {
         }
     }
 
-    /// How many releases there were.
-    pub(crate) fn clock(&self) -> u64 {
-        self.clock
-    }
-
     /// The page that block `id` of `group` lies in.
     pub(crate) fn page_of(&self, group: GroupId, id: BlockId) -> u32 {
         id.0 / self.per_page(group)
     }
 
-    fn per_page(&self, group: GroupId) -> u32 {
+    pub(crate) fn per_page(&self, group: GroupId) -> u32 {
         self.pages.share(group.0).per_page
     }
 
@@ -428,7 +315,7 @@ impl BlockPool {
         if per_page == most { id.0 } else { id.0 / per_page * most + id.0 % per_page }
     }
 
-    fn id(&self, group: GroupId, place: u32) -> BlockId {
+    pub(crate) fn id(&self, group: GroupId, place: u32) -> BlockId {
         let (per_page, most) = (self.per_page(group), self.most_per_page);
         BlockId(if per_page == most { place } else { place / most * per_page + place % most })
     }

@@ -2,7 +2,7 @@ use crate::room::{Pinned, Room};
 use crate::sequence::Sequence;
 use crate::table::Table;
 use crate::window::most_held;
-use crate::{BlockManager, BlockPool, BlockSize, Error, GroupId, MAX_GROUPS, PrefixHit, SequenceId};
+use crate::{BlockManager, BlockPool, BlockSize, Error, GroupId, KvGroup, MAX_GROUPS, PrefixHit, SequenceId};
 
 impl BlockManager {
     /// The longest a sequence can get when it has the arena for itself, in positions, when rows of at most `piece`
@@ -88,7 +88,8 @@ impl BlockManager {
     }
 
     /// Sees to it that the sequence has `need[g]` slots in every group g; groups of which it has so many, or of
-    /// which 0 are needed, are left alone. `None`, and nothing taken, when there is no room.
+    /// which 0 are needed, are left alone. `None`, and nothing taken, when there is no room, or when there is only at
+    /// the cost of the blocks that a lagging group is to keep.
     ///
     /// # Errors
     ///
@@ -96,16 +97,25 @@ impl BlockManager {
     pub fn reserve(&mut self, sequence: SequenceId, need: &[u32]) -> Result<Option<()>, Error> {
         let size = self.block_size;
         let seq = self.sequence(sequence)?;
-        let mut lack = [0; MAX_GROUPS];
-        let mut any = 0;
-        for ((table, &need), lack) in seq.tables.iter().zip(need).zip(&mut lack) {
-            *lack = lacks(table, need, size);
-            any |= *lack;
-        }
-        if any == 0 {
+        // Most steps of most sequences find their slots there already.
+        if seq.tables.iter().zip(need).all(|(table, &need)| has(table, need, size)) {
             return Ok(Some(()));
         }
-        self.take(sequence, &mut lack)
+        let mut lack = [0; MAX_GROUPS];
+        for ((table, &need), lack) in seq.tables.iter().zip(need).zip(&mut lack) {
+            *lack = lacks(table, need, size);
+        }
+        let Some(room) = self.pool.room(&lack) else {
+            return Ok(None);
+        };
+        let keeps = |(group, need): (&KvGroup, &u32)| group.lags && *need > 0;
+        if room.empty > self.pool.pages.num_empty()
+            && self.groups.iter().zip(need).any(keeps)
+            && !self.pool.make_empty(room.empty)
+        {
+            return Ok(None);
+        }
+        self.take(sequence, &lack, room)
     }
 
     /// The same for one group alone.
@@ -122,14 +132,14 @@ impl BlockManager {
         let mut lack = [0; MAX_GROUPS];
         let missing = lacks(self.table(sequence, group)?, slots, self.block_size);
         lack[usize::from(group.0)] = missing;
-        self.take(sequence, &mut lack)
+        match self.pool.room(&lack) {
+            Some(room) => self.take(sequence, &lack, room),
+            None => Ok(None),
+        }
     }
 
-    /// Takes `lack[g]` blocks of every group g, all or nothing: first those of groups that do not lag.
-    fn take(&mut self, sequence: SequenceId, lack: &mut [u32; MAX_GROUPS]) -> Result<Option<()>, Error> {
-        let Some(mut room) = self.pool.room(lack) else {
-            return Ok(None);
-        };
+    /// Takes `lack[g]` blocks of every group g, for which there is `room`: first those of groups that do not lag.
+    fn take(&mut self, sequence: SequenceId, lack: &[u32], mut room: Room) -> Result<Option<()>, Error> {
         self.make_empty(room.empty);
         let Self { pool, sequences, groups, .. } = self;
         let seq = sequences.get_mut(sequence.0).ok_or(Error::StaleSequence { sequence })?;
@@ -175,12 +185,17 @@ pub(crate) fn hit_blocks(len: u32, window: Option<u32>, size: BlockSize) -> std:
     crate::window::first_seen(len, window, size).min(end)..end
 }
 
+/// Whether a table has `need` slots: a product, because a division costs more.
+fn has(table: &Table, need: u32, size: BlockSize) -> bool {
+    u64::from(need) <= u64::from(table.num_blocks()) * u64::from(size.get())
+}
+
 fn lacks(table: &Table, need: u32, size: BlockSize) -> u32 {
-    size.blocks_for(need).saturating_sub(table.num_blocks())
+    if has(table, need, size) { 0 } else { size.blocks_for(need) - table.num_blocks() }
 }
 
 fn grow(table: &mut Table, lack: u32, group: GroupId, pool: &mut BlockPool, room: &mut Room) -> Option<()> {
-    table.grown = pool.clock();
+    table.grown = pool.clock;
     for left in (1..=lack).rev() {
         table.push_writable(pool.take(group, left, room)?);
     }

@@ -3,7 +3,7 @@
 
 use pagedraft_block_manager::{
     BlockCopy, BlockHash, BlockId, BlockManager, BlockPool, BlockSize, Contents, Error, GroupId, KvGroup,
-    Salt, SequenceId, slot,
+    KvIndex, Salt, SequenceId, slot,
 };
 
 const KV: GroupId = GroupId(0);
@@ -223,6 +223,68 @@ fn a_pruned_group_has_two_lengths_and_publishes_nothing() {
     assert_eq!(manager.lookup(probe, &tokens, 64).unwrap().tokens, 0);
     let cut = manager.truncate(sequence, GroupId(1), 16, &mut vec![]);
     assert!(matches!(cut, Err(Error::Pruned { .. })));
+}
+
+#[test]
+fn what_a_pruned_group_kept_dies_with_its_blocks_and_grows_at_its_end() {
+    let mut manager = manager(8);
+    let sequence = manager.open(Salt::NONE);
+    manager.reserve(sequence, &[48]).unwrap().unwrap();
+    let kept: Vec<u32> = (0..40).filter(|i| i % 2 == 0).collect();
+    manager.commit_kept(sequence, KV, &kept, 40).unwrap();
+    assert_eq!(manager.index(sequence, KV), KvIndex::Explicit(&kept));
+    assert_eq!(ids(&manager, sequence), [0, 1], "the block behind the kept ones went");
+    assert_eq!(manager.slots(sequence, KV, 45), Ok(25));
+    manager.commit(sequence, KV, &numbered(0, 42), 42).unwrap();
+    let longer: Vec<u32> = kept.iter().copied().chain([40, 41]).collect();
+    assert_eq!(manager.index(sequence, KV), KvIndex::Explicit(&longer));
+    // A full block does not change any more, and positions ascend.
+    let other = manager.commit_kept(sequence, KV, &[0, 1, 2], 42);
+    assert!(matches!(other, Err(Error::KeptDiffers { slot: 1, .. })));
+    let order = manager.commit_kept(sequence, KV, &[0, 2, 2], 42);
+    assert!(matches!(order, Err(Error::KeptOrder { index: 1, .. })));
+    manager.clear(sequence).unwrap();
+    assert_eq!(manager.index(sequence, KV), KvIndex::Position);
+    assert_eq!(manager.stats().cached, 0, "nothing was published");
+}
+
+#[test]
+fn a_pruned_group_takes_no_hit_while_the_others_take_theirs() {
+    let size = BlockSize::new(16).unwrap();
+    let pruned = KvGroup { id: GroupId(1), ..KvGroup::dense(1, 3) };
+    let mut manager = BlockManager::new(size, 8, vec![KvGroup::dense(1, 1), pruned], true).unwrap();
+    let tokens = numbered(0, 64);
+    let first = manager.open(Salt::NONE);
+    manager.reserve(first, &[48, 16]).unwrap().unwrap();
+    manager.commit(first, KV, &tokens, 48).unwrap();
+    let second = manager.open(Salt::NONE);
+    let hit = manager.lookup(second, &tokens, 63).unwrap();
+    assert_eq!((hit.tokens, hit.blocks, &hit.lens[..2]), (0, 3, &[48, 0][..]));
+    manager.take_hit(second, &tokens, &hit).unwrap();
+    assert_eq!(ids(&manager, second), ids(&manager, first));
+    assert_eq!(manager.block_table(second, GroupId(1)), []);
+}
+
+#[test]
+fn a_group_evicts_its_own_block_rather_than_take_a_page_that_another_needs() {
+    let size = BlockSize::new(16).unwrap();
+    let large = KvGroup { id: GroupId(1), ..KvGroup::dense(1, 8) };
+    let mut manager = BlockManager::new(size, 2, vec![KvGroup::dense(1, 4), large], true).unwrap();
+    assert_eq!((manager.arena().num_pages(), manager.arena().groups()[0].per_page), (3, 2));
+    // A page of small blocks of which one is held and one cached; two pages are empty.
+    let tokens = numbered(0, 32);
+    let first = manager.open(Salt::NONE);
+    manager.reserve(first, &[32, 0]).unwrap().unwrap();
+    manager.commit(first, KV, &tokens, 32).unwrap();
+    let second = manager.open(Salt::NONE);
+    let hit = manager.lookup(second, &tokens, 16).unwrap();
+    manager.take_hit(second, &tokens, &hit).unwrap();
+    manager.free(first).unwrap();
+    assert_eq!((manager.group_stats(KV).used, manager.group_stats(KV).cached), (1, 1));
+    // One small block and both empty pages: the small one must be the cached one.
+    let third = manager.open(Salt::NONE);
+    assert_eq!(manager.reserve(third, &[16, 32]), Ok(Some(())));
+    assert_eq!(manager.group_stats(KV).cached, 0);
 }
 
 #[test]
