@@ -47,9 +47,6 @@ impl Case {
     }
 }
 
-/// What a table has in place of a block that went.
-const FREED: BlockId = BlockId(u32::MAX);
-
 /// A case made ready: every layer's cache, metadata, buffers.
 struct Ready {
     layers: Vec<KvLayer>,
@@ -91,7 +88,7 @@ fn ready(case: &Case) -> Ready {
         let table: Vec<_> = (0..kept.end)
             .map(|entry| {
                 if entry < kept.start {
-                    return FREED;
+                    return BlockId::FREED;
                 }
                 next += 1;
                 BlockId((u64::from(next) * u64::from(step) % u64::from(num_blocks)) as u32)

@@ -6,15 +6,12 @@ use serde::de::{Deserialize, Deserializer, Error as _, SeqAccess, Unexpected, Vi
 use serde::ser::{Serialize, SerializeSeq, Serializer};
 use std::fmt;
 
-/// Stands in a table for a block that was given back because it lies behind the window.
-pub(crate) const FREED: BlockId = BlockId(u32::MAX);
-
 /// One list of blocks for each metadata row, in one buffer that is reused from step to step. In JSON
 /// it is a list of lists of block numbers, with -1 for a block that was freed behind the window.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct BlockTables {
     blocks: Vec<BlockId>,
-    /// End of each row in `blocks`.
+    /// Where each row ends in `blocks`.
     ends: Vec<u32>,
 }
 
@@ -23,7 +20,7 @@ impl Clone for BlockTables {
         Self { blocks: self.blocks.clone(), ends: self.ends.clone() }
     }
 
-    /// Keeps the buffers of `self`.
+    /// Copies into the buffers that `self` has already, so that a step allocates nothing.
     fn clone_from(&mut self, from: &Self) {
         self.blocks.clone_from(&from.blocks);
         self.ends.clone_from(&from.ends);
@@ -31,7 +28,7 @@ impl Clone for BlockTables {
 }
 
 impl BlockTables {
-    /// No rows.
+    /// A list without rows.
     #[must_use]
     pub fn new() -> BlockTables {
         BlockTables::default()
@@ -49,7 +46,7 @@ impl BlockTables {
         self.ends.push(self.blocks.len() as u32);
     }
 
-    /// How many rows.
+    /// How many rows there are.
     #[must_use]
     pub fn len(&self) -> usize {
         self.ends.len()
@@ -61,7 +58,7 @@ impl BlockTables {
         self.ends.is_empty()
     }
 
-    /// The blocks of a row; `None` beyond the last.
+    /// The blocks of a row, or `None` if there is no such row.
     #[must_use]
     pub fn get(&self, row: usize) -> Option<&[BlockId]> {
         let end = *self.ends.get(row)? as usize;
@@ -99,12 +96,12 @@ impl BlockTables {
     }
 }
 
-/// A row, serialised as plain numbers.
+/// One row, which is serialised as a list of plain numbers.
 struct Row<'a>(&'a [BlockId]);
 
 impl Serialize for Row<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let number = |&block: &BlockId| if block == FREED { -1 } else { i64::from(block.0) };
+        let number = |&block: &BlockId| if block == BlockId::FREED { -1 } else { i64::from(block.0) };
         serializer.collect_seq(self.0.iter().map(number))
     }
 }
@@ -133,7 +130,7 @@ impl<'de> Deserialize<'de> for BlockTables {
                     for number in row {
                         tables.blocks.push(match u32::try_from(number) {
                             Ok(id) => BlockId(id),
-                            Err(_) if number == -1 => FREED,
+                            Err(_) if number == -1 => BlockId::FREED,
                             Err(_) => {
                                 let found = Unexpected::Signed(number);
                                 return Err(A::Error::invalid_value(

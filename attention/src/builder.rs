@@ -1,6 +1,5 @@
 //! Writes the metadata of a step, row by row.
 
-use crate::block_tables::FREED;
 use crate::error::AttentionError;
 use crate::metadata::{AttentionMetadata, MaskKind, PAD_SLOT};
 use crate::metadata_row::MetadataRow;
@@ -36,7 +35,7 @@ impl MetadataBuilder {
         Ok(builder)
     }
 
-    /// Tokens a block.
+    /// How many tokens a block holds.
     #[must_use]
     pub fn block_size(&self) -> u32 {
         1 << self.block_shift
@@ -289,7 +288,7 @@ impl MetadataBuilder {
             let run = (end - index).min(mask + 1 - (index & mask));
             let entry = (index >> shift) as usize;
             let block = table[entry];
-            if block == FREED {
+            if block == BlockId::FREED {
                 slots.truncate(before);
                 return Err(AttentionError::FreedBlock { row, entry });
             }

@@ -6,7 +6,7 @@ pub enum AttentionError {
     /// A block size the kernels have no layout for.
     #[error("block size {block_size} is not supported; it is one of 16, 32, 64")]
     BlockSize {
-        /// Tokens a block.
+        /// How many tokens a block should hold.
         block_size: u32,
     },
     /// A number of heads, or a head dimension, that no attention has.
@@ -14,11 +14,11 @@ pub enum AttentionError {
         "{heads} query heads over {kv_heads} key heads of {head_dim} values: each must be at least 1, and query heads a multiple of key heads"
     )]
     Shape {
-        /// Query heads.
+        /// How many query heads there are.
         heads: usize,
-        /// Key and value heads.
+        /// How many key heads there are; there are as many value heads.
         kv_heads: usize,
-        /// Values a head.
+        /// How many values a head has.
         head_dim: usize,
     },
     /// A shape of attention that no CUDA kernel is written for.
@@ -26,19 +26,19 @@ pub enum AttentionError {
         "no CUDA kernel has {group} query heads a key head, {head_dim} values a head, {act} queries and {kv} keys: there are up to 16 query heads a key head, head dimensions in multiples of 16 up to 128, bf16 and f16, and keys of the same type or fp8; run with --device cpu"
     )]
     NoCudaKernel {
-        /// Values a head.
+        /// How many values a head has.
         head_dim: usize,
-        /// Query heads a key head.
+        /// How many query heads read one key head.
         group: usize,
-        /// Type of queries.
+        /// The number type of the queries.
         act: &'static str,
-        /// Type of keys and values.
+        /// The number type of keys and values in the cache.
         kv: &'static str,
     },
     /// A metadata row without query tokens.
     #[error("metadata row {row} has no query token")]
     EmptyRow {
-        /// Its index.
+        /// The index of the row in the step.
         row: usize,
     },
     /// A row of several query tokens after one of a single token.
@@ -46,29 +46,29 @@ pub enum AttentionError {
         "metadata row {row} has {query_len} query tokens but follows a row of one: rows of several tokens come first"
     )]
     RowOrder {
-        /// Its index.
+        /// The index of the row in the step.
         row: usize,
-        /// Its query tokens.
+        /// How many query tokens the row has.
         query_len: u32,
     },
     /// Lengths that don't fit in 32 bits.
     #[error("metadata row {row}: {context_len} + {query_len} tokens are more than 32 bits count")]
     TooLong {
-        /// Its index.
+        /// The index of the row in the step.
         row: usize,
-        /// Tokens before the row's own.
+        /// How many tokens lie before the row's own.
         context_len: u32,
-        /// Its query tokens and the keys behind them.
+        /// How many query tokens and keys behind them the row has.
         query_len: u32,
     },
     /// A block table that doesn't reach the end of its sequence.
     #[error("the block table of metadata row {row} has {blocks} blocks; its length needs {needed}")]
     ShortTable {
-        /// Its index.
+        /// The index of the row in the step.
         row: usize,
-        /// Blocks it has.
+        /// How many blocks the table has.
         blocks: usize,
-        /// Blocks its length needs.
+        /// How many blocks the row's length needs.
         needed: usize,
     },
     /// A row that has what only a bidirectional mask gives a meaning to.
@@ -76,7 +76,7 @@ pub enum AttentionError {
         "metadata row {row} has {what} but a causal mask: only a row with a bidirectional mask can have them"
     )]
     NotBidirectional {
-        /// Its index.
+        /// The index of the row in the step.
         row: usize,
         /// What it has: keys behind its queries, or explicit indices.
         what: &'static str,
@@ -84,11 +84,11 @@ pub enum AttentionError {
     /// Explicit indices that are not as many as the row's query tokens.
     #[error("metadata row {row} has {query_len} query tokens but {found} indices: each token needs one")]
     IndexLen {
-        /// Its index.
+        /// The index of the row in the step.
         row: usize,
-        /// Its query tokens.
+        /// How many query tokens the row has.
         query_len: u32,
-        /// Indices given.
+        /// How many indices were given.
         found: usize,
     },
     /// An explicit index that no token of the row can have.
@@ -96,13 +96,13 @@ pub enum AttentionError {
         "metadata row {row}: query token {token} has index {index} in its group; indices ascend and are below the row's length, {seq_len}"
     )]
     WrongIndex {
-        /// Its index.
+        /// The index of the row in the step.
         row: usize,
         /// The query token, counted in the row.
         token: usize,
         /// The index given.
         index: u32,
-        /// Keys of the row.
+        /// How many keys the row has.
         seq_len: u32,
     },
     /// A block that is needed although it was given back behind the window.
@@ -112,7 +112,7 @@ pub enum AttentionError {
     FreedBlock {
         /// The metadata row.
         row: usize,
-        /// Index in its block table.
+        /// The entry of its block table.
         entry: usize,
     },
     /// A window in which a query would not even see itself.
@@ -125,7 +125,7 @@ pub enum AttentionError {
     WindowedIndex {
         /// The metadata row.
         row: usize,
-        /// Keys of the row.
+        /// How many keys the row has.
         seq_len: u32,
         /// The window, in tokens.
         window: u32,
@@ -137,7 +137,7 @@ pub enum AttentionError {
     NoCudaWindow {
         /// The metadata row.
         row: usize,
-        /// Keys of the row.
+        /// How many keys the row has.
         seq_len: u32,
         /// The window, in tokens.
         window: u32,
@@ -147,11 +147,11 @@ pub enum AttentionError {
         "the block table of metadata row {row} has {blocks} blocks, more than the width {width} to pad to"
     )]
     WideTable {
-        /// Its index.
+        /// The index of the row in the step.
         row: usize,
-        /// Blocks it has.
+        /// How many blocks the table has.
         blocks: usize,
-        /// The width asked for.
+        /// The width that was asked for, in blocks.
         width: usize,
     },
     /// A block id outside the cache.
@@ -161,39 +161,39 @@ pub enum AttentionError {
         row: usize,
         /// The block.
         block: u32,
-        /// Blocks in the cache.
+        /// How many blocks the cache has.
         num_blocks: u32,
     },
     /// A slot outside the cache.
     #[error("token {token} is to be written to slot {slot}; the cache has {num_slots} (and -1 for none)")]
     NoSuchSlot {
-        /// Index of the token in the step.
+        /// The index of the token in the step.
         token: usize,
         /// The slot.
         slot: i64,
-        /// Slots in the cache.
+        /// How many slots the cache has.
         num_slots: u64,
     },
     /// A field of a metadata object that contradicts the others.
     #[error("metadata: {field}[{index}] is {found}, but the other fields say {expected}")]
     Inconsistent {
-        /// The field's name.
+        /// The name of the field.
         field: &'static str,
-        /// Index in it (0 for a plain number).
+        /// The index in the field (0 for a plain number).
         index: usize,
-        /// What it says.
+        /// What the field says.
         found: i64,
-        /// What it should say.
+        /// What the field should say according to the others.
         expected: i64,
     },
     /// A buffer that is too small for what it is to hold.
     #[error("{buffer} has {found} elements; {needed} are needed")]
     SmallBuffer {
-        /// Which one.
+        /// The name of the buffer.
         buffer: &'static str,
-        /// Elements it has.
+        /// How many elements it has.
         found: usize,
-        /// Elements needed.
+        /// How many elements are needed.
         needed: usize,
     },
     /// An instruction set that this machine lacks.
@@ -202,7 +202,7 @@ pub enum AttentionError {
     /// A work list that was planned for another cache or other heads.
     #[error("the work list was planned for another {what}")]
     ForeignPlan {
-        /// What differs.
+        /// The name of what differs.
         what: &'static str,
     },
 }

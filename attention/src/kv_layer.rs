@@ -55,7 +55,7 @@ impl KvLayer {
         self.num_blocks
     }
 
-    /// Start of a block's part. In bounds for ids below `num_blocks`.
+    /// Where this layer's part of a block starts. The address is in bounds for ids below `num_blocks`.
     #[inline(always)]
     pub(crate) fn block(&self, id: BlockId) -> *mut u8 {
         self.base.wrapping_add(id.0 as usize * self.block_stride)

@@ -6,16 +6,16 @@ use crate::lanes::LANES;
 /// Element type of the KV cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum KvDtype {
-    /// 32-bit IEEE.
+    /// IEEE floating point of 32 bits.
     F32,
-    /// 16-bit IEEE.
+    /// IEEE floating point of 16 bits (half precision).
     F16,
-    /// The upper half of an f32.
+    /// The upper 16 bits of an f32.
     Bf16,
 }
 
 impl KvDtype {
-    /// Bytes an element.
+    /// How many bytes an element has.
     #[must_use]
     pub fn size(self) -> usize {
         match self {
@@ -64,22 +64,22 @@ impl KvLayout {
         Ok(KvLayout { dtype, block_size, kv_heads, head_dim })
     }
 
-    /// Element type.
+    /// The type of the elements.
     #[must_use]
     pub fn dtype(&self) -> KvDtype {
         self.dtype
     }
-    /// Tokens a block.
+    /// How many tokens a block holds.
     #[must_use]
     pub fn block_size(&self) -> u32 {
         self.block_size
     }
-    /// Key and value heads.
+    /// How many key heads there are; there are as many value heads.
     #[must_use]
     pub fn kv_heads(&self) -> usize {
         self.kv_heads
     }
-    /// Values a head.
+    /// How many values a head has.
     #[must_use]
     pub fn head_dim(&self) -> usize {
         self.head_dim
@@ -90,17 +90,17 @@ impl KvLayout {
         self.head_dim.next_multiple_of(LANES)
     }
 
-    /// Elements of one head in a block.
+    /// How many elements one head has in a block, K and V together.
     #[must_use]
     pub fn head_len(&self) -> usize {
         self.block_size as usize * (self.head_dim + self.v_stride())
     }
-    /// Bytes of a block in one layer.
+    /// How many bytes a block takes in one layer.
     #[must_use]
     pub fn block_bytes(&self) -> usize {
         self.kv_heads * self.head_len() * self.dtype.size()
     }
-    /// Bytes of a token in one layer.
+    /// How many bytes a token takes in one layer.
     #[must_use]
     pub fn token_bytes(&self) -> usize {
         self.block_bytes() / self.block_size as usize

@@ -9,7 +9,8 @@
 //!   and the arithmetic of the instruction set (fused or not). Which blocks hold them, block size,
 //!   batch mates, chunks, scorer, threads and work items show in no bit. What is computed is written
 //!   out in [`mod@reference`]; the kernels are tested against it bit for bit.
-//! - Keys that a query doesn't see are excluded, not weighed with 0: a NaN in a stale slot, a later
+//! - Keys that a query doesn't see (later ones, or those behind a sliding window) are excluded, not weighed
+//!   with 0: a NaN in a stale slot, a later
 //!   token or a foreign block cannot leak. Pad rows are neither read nor written.
 //! - Everything the kernels rely on is checked when a step is planned ([`WorkList::plan`]), once for all
 //!   layers.

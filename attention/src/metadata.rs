@@ -1,23 +1,24 @@
 //! What one attention call works on: rows, lengths, slots and tables.
 
-use crate::block_tables::{BlockTables, FREED};
+use crate::block_tables::BlockTables;
 use crate::error::AttentionError;
 use crate::kernel::work::{NO_WINDOW, first_key};
 use crate::metadata_row::MetadataRow;
+use pagedraft_block_manager::BlockId;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
-/// Slot of a token that is not stored.
+/// The slot of a token that is not stored.
 pub const PAD_SLOT: i64 = -1;
 
 /// Which keys a query of a row sees.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MaskKind {
-    /// Those up to its own.
+    /// A query sees the keys up to its own.
     #[default]
     Causal,
-    /// All of the row's sequence, those behind it too (block diffusion).
+    /// A query sees all keys of the row, also those behind it (block diffusion).
     Bidirectional,
 }
 
@@ -37,11 +38,11 @@ pub enum MaskKind {
 /// [`MetadataBuilder`]: crate::builder::MetadataBuilder
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AttentionMetadata {
-    /// Rows with more than one query token.
+    /// How many rows have more than one query token.
     pub num_prefills: u32,
-    /// Query tokens of those rows.
+    /// How many query tokens those rows have together.
     pub num_prefill_tokens: u32,
-    /// Rows of one query token, and as many tokens.
+    /// How many rows have one query token; they have as many tokens together.
     pub num_decode_tokens: u32,
     /// Where K and V of each token go: `table[i / block_size] * block_size + i % block_size` for the
     /// token of index i in its group; -1: nowhere.
@@ -55,11 +56,11 @@ pub struct AttentionMetadata {
     pub query_start_loc: Vec<u32>,
     /// Running sum of `seq_lens`, from 0.
     pub seq_start_loc: Vec<u32>,
-    /// Most query tokens of a row.
+    /// The query tokens of the row that has most.
     pub max_query_len: u32,
-    /// Longest sequence among prefill rows, 0 without any.
+    /// The greatest `seq_lens` of a prefill row; 0 if there is none.
     pub max_prefill_seq_len: u32,
-    /// Longest sequence among decode rows, 0 without any.
+    /// The greatest `seq_lens` of a decode row; 0 if there is none.
     pub max_decode_seq_len: u32,
     /// The blocks of each row, as many as its length needs.
     pub block_tables: BlockTables,
@@ -213,7 +214,7 @@ impl AttentionMetadata {
                 let stored = fresh.map_or_else(|| kept.max().map_or(0, |last| last + 1), |fresh| *fresh.1);
                 let window = self.window.unwrap_or(NO_WINDOW);
                 let seen = (first_key(context_len, window) / block_size) as usize;
-                if let Some(at) = table.iter().skip(seen).position(|&block| block == FREED) {
+                if let Some(at) = table.iter().skip(seen).position(|&block| block == BlockId::FREED) {
                     return Err(AttentionError::FreedBlock { row, entry: seen + at });
                 }
                 builder.push(MetadataRow {

@@ -29,7 +29,7 @@ pub struct Arithmetic {
 }
 
 impl Arithmetic {
-    /// That of an instruction set.
+    /// The arithmetic of an instruction set.
     #[must_use]
     pub fn of(isa: Isa) -> Arithmetic {
         Arithmetic { fused: isa != Isa::Portable }

@@ -10,7 +10,7 @@ use crate::error::AttentionError;
 use crate::kernel::work::{NO_WINDOW, checked_row};
 use crate::metadata::AttentionMetadata;
 
-/// An item that has the whole context of its queries.
+/// Stands in an item that covers the whole context of its queries, so that it has no partial sums to join.
 const NO_PARTIAL: u32 = u32::MAX;
 
 /// What a plan is made for.
@@ -18,22 +18,22 @@ const NO_PARTIAL: u32 = u32::MAX;
 pub struct PlanOptions {
     /// The kernel: one of [`AttentionShape::ROWS`].
     pub rows: u32,
-    /// Items of one key head that run at once: multiprocessors times [`AttentionShape::blocks_at_once`], over key heads.
+    /// How many items of one key head run at once: multiprocessors times [`AttentionShape::blocks_at_once`], over key heads.
     pub at_once: u32,
-    /// Slots that the workspace has.
+    /// How many slots the workspace has.
     pub max_slots: u32,
-    /// Blocks of the KV cache.
+    /// How many blocks the KV cache has.
     pub num_blocks: u32,
 }
 
 /// What plans of a size need at most.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PlanBounds {
-    /// Items.
+    /// How many items a plan has.
     pub items: u32,
-    /// Slots of the workspace.
+    /// How many slots of the workspace it uses.
     pub slots: u32,
-    /// Counters, to be multiplied with the key heads.
+    /// How many counters it uses for each key head.
     pub groups: u32,
 }
 
@@ -60,7 +60,7 @@ impl Group {
 }
 
 impl AttentionPlan {
-    /// No items.
+    /// A plan without items.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -72,7 +72,7 @@ impl AttentionPlan {
         &self.items
     }
 
-    /// What the items need.
+    /// What the planned items need of the workspace.
     #[must_use]
     pub fn used(&self) -> PlanBounds {
         self.used

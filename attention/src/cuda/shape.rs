@@ -5,16 +5,16 @@ use crate::error::AttentionError;
 /// A 16-bit or 8-bit number type of the kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Element {
-    /// The upper half of an f32.
+    /// The upper 16 bits of an f32.
     Bf16,
-    /// 16-bit IEEE.
+    /// IEEE floating point of 16 bits (half precision).
     F16,
     /// 8 bits, e4m3, with an f32 scale a token and head: of the KV cache only.
     Fp8,
 }
 
 impl Element {
-    /// Bytes.
+    /// How many bytes a number has.
     #[must_use]
     pub const fn size(self) -> usize {
         match self {
@@ -23,7 +23,7 @@ impl Element {
         }
     }
 
-    /// Its name in the sources.
+    /// The name that the CUDA sources give it.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -46,13 +46,13 @@ pub struct AttentionShape {
 }
 
 impl AttentionShape {
-    /// Keys of a tile.
+    /// How many keys a tile has.
     pub const TILE: u32 = 64;
-    /// Keys of a span: contexts are cut at its multiples.
+    /// How many keys a span has; contexts are cut at its multiples.
     pub const SPAN: u32 = 256;
     /// Rows (queries times heads of a key head) that an item may have, one kernel each.
     pub const ROWS: [u32; 3] = [16, 32, 64];
-    /// Words of an item.
+    /// How many 32-bit words an item has.
     pub const ITEM_WORDS: usize = 12;
 
     /// A shape that there are kernels for: head dimensions are multiples of 16 up to 128, key heads have up to 16 query heads,
@@ -92,27 +92,27 @@ impl AttentionShape {
         })
     }
 
-    /// Query heads of a key head.
+    /// How many query heads read one key head.
     #[must_use]
     pub const fn group(&self) -> u32 {
         self.heads / self.kv_heads
     }
-    /// Query heads.
+    /// How many query heads there are.
     #[must_use]
     pub const fn heads(&self) -> u32 {
         self.heads
     }
-    /// Key heads.
+    /// How many key heads there are.
     #[must_use]
     pub const fn kv_heads(&self) -> u32 {
         self.kv_heads
     }
-    /// Values a head.
+    /// How many values a head has.
     #[must_use]
     pub const fn head_dim(&self) -> u32 {
         self.head_dim
     }
-    /// Tokens a block.
+    /// How many tokens a block holds.
     #[must_use]
     pub const fn block_size(&self) -> u32 {
         self.block_size
@@ -131,7 +131,7 @@ impl AttentionShape {
         ]
     }
 
-    /// Bytes of one layer's part of a block.
+    /// How many bytes one layer's part of a block has.
     #[must_use]
     pub const fn part_bytes(&self) -> usize {
         let scales = if matches!(self.kv, Element::Fp8) { 8 } else { 0 };

@@ -8,7 +8,7 @@ use crate::lanes::Lanes;
 ///
 /// Callers have the features of `L` enabled; pointers are valid for 16 elements.
 pub(crate) trait Element {
-    /// Its bits.
+    /// The integer or float type that holds one element's bits.
     type Raw: Copy + Default;
     unsafe fn load<L: Lanes>(p: *const Self::Raw) -> L;
     unsafe fn store<L: Lanes>(lanes: L, p: *mut Self::Raw);

@@ -11,7 +11,7 @@ use crate::kv_layout::KvDtype;
 use crate::lanes::{LANES, Lanes};
 use std::ops::Range;
 
-/// One of the two things that are stored of a token.
+/// Which of the two things that are stored of a token is meant.
 #[derive(Clone, Copy)]
 enum Part {
     Keys,
@@ -26,7 +26,7 @@ pub(super) struct RunItem<'a> {
 }
 
 impl RunItem<'_> {
-    /// Runs the item.
+    /// Computes the item's output and writes it.
     ///
     /// # Safety
     ///
@@ -223,7 +223,7 @@ unsafe fn widen<L: Lanes, E: Element>(from: *const E::Raw, vectors: usize, to: *
 }
 
 impl State {
-    /// That of one block's rows.
+    /// The part of the state that belongs to the rows of one block.
     #[inline(always)]
     unsafe fn of_block(self, tile: &Tile, block: &RowBlock) -> State {
         // SAFETY: the block's rows are among those that `self` has room for.

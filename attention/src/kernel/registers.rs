@@ -8,9 +8,9 @@ use crate::lanes::{Lanes, Portable};
 
 /// Lanes with a blocking of the inner loops; it shows in no bit of a result.
 pub(super) trait Registers: Lanes {
-    /// Rows of the greatest block: 8, 4 or 1.
+    /// How many rows the greatest block has: 8, 4 or 1.
     const ROWS: usize;
-    /// Vectors that go with blocks of 8, 4, 2 and 1 rows.
+    /// How many vectors the loops hold beside blocks of 8, 4, 2 and 1 rows.
     const VECTORS: [usize; 4];
 }
 

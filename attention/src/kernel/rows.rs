@@ -5,15 +5,15 @@ use crate::kernel::work::{NO_WINDOW, WorkItem, first_key};
 /// Up to 8 query rows that go through the inner loops together, sharing each load of K and V.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RowBlock {
-    /// First row of the item (query token times heads of the group, plus head).
+    /// The first of its rows among those of the item. Row numbers are query token times heads a key head, plus head.
     pub first: usize,
-    /// Rows it has: what lies between `count` and `size` is filled with zeroes.
+    /// How many rows of the item it has; the places from `count` to `size` are filled with zeroes.
     pub count: usize,
-    /// 1, 2, 4 or 8.
+    /// How many rows the loops compute for it: 1, 2, 4 or 8.
     pub size: usize,
-    /// Where its rows start among the padded rows.
+    /// Where its rows start in the scratch memory, whose rows include the filling of the blocks before.
     pub padded: usize,
-    /// Keys that its last row sees.
+    /// The end of the keys that its last row sees.
     pub last_visible: u32,
     /// What [`visible`](Self::visible) computes from: the item's first query and heads a key head.
     first_visible: u32,
@@ -25,7 +25,7 @@ pub(crate) struct RowBlock {
 }
 
 impl RowBlock {
-    /// Keys that a row of the block sees; rows of the filling see what the last real one does.
+    /// The end of the keys that a row sees. Rows of the filling see what the last real row does.
     #[inline(always)]
     pub(crate) fn visible(&self, row: usize) -> u32 {
         let row = (self.first + row.min(self.count - 1)) as u32;

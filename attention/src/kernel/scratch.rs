@@ -28,26 +28,26 @@ impl Floats {
 #[derive(Debug, Default)]
 pub struct AttentionScratch {
     pub(crate) blocks: Vec<RowBlock>,
-    /// Queries, `[block][d][row of the block]`.
+    /// The item's queries, laid out as `[block][d][row of the block]`.
     pub(crate) q: Floats,
-    /// Weighted sums of values so far, `[row][d, padded]`.
+    /// The weighted sums of values so far, laid out as `[row][d, padded to 16]`.
     pub(crate) acc: Floats,
-    /// Sums of weights so far, 16 partial ones a row.
+    /// The sums of weights so far; each row has 16 partial sums.
     pub(crate) sums: Floats,
-    /// Greatest score so far of each row.
+    /// The greatest score of each row so far.
     pub(crate) maxima: Floats,
-    /// What each row's sums so far are to be multiplied with.
+    /// The factor by which each row's earlier sums shrink when its greatest score grows.
     pub(crate) factors: Floats,
-    /// Scores, then weights, of all rows in a tile: `[row][key]`.
+    /// The scores of all rows in a tile, then their weights in the same place, laid out as `[row][key]`.
     pub(crate) weights: Floats,
-    /// Keys of a tile widened to f32.
+    /// The keys of a tile, widened to f32.
     pub(crate) wide_k: Floats,
-    /// Values of a tile widened to f32.
+    /// The values of a tile, widened to f32.
     pub(crate) wide_v: Floats,
 }
 
 impl AttentionScratch {
-    /// Empty.
+    /// Makes scratch memory that is still empty.
     #[must_use]
     pub fn new() -> AttentionScratch {
         AttentionScratch::default()

@@ -7,25 +7,25 @@
 use super::registers::Registers;
 use crate::lanes::LANES;
 
-/// Keys a tile, counted from index 0 of the group, whatever the block size.
+/// How many keys a tile has. Tiles are counted from index 0 of the group, whatever the block size.
 pub(crate) const TILE: usize = 64;
-/// Groups of 16 keys in a tile.
+/// How many groups of 16 keys a tile has.
 pub(crate) const GROUPS: usize = TILE / LANES;
 
 /// Where the groups of a tile lie in one of K (16 keys, `[d][16]`) and V (16 value rows), in f32.
 pub(crate) struct Tile {
     pub groups: [*const f32; GROUPS],
-    /// Values from one row of V to the next.
+    /// How many values lie from one row of V to the next.
     pub v_stride: usize,
     pub dim: usize,
     /// What to ask for meanwhile: the same groups of the next tile, as they are stored.
     pub next: [*const u8; GROUPS],
-    /// Bytes a stored element.
+    /// How many bytes an element has in the cache.
     pub size: usize,
 }
 
 impl Tile {
-    /// Without groups yet.
+    /// A tile whose groups are not filled in yet.
     #[inline(always)]
     pub(crate) fn empty(dim: usize, v_stride: usize, size: usize) -> Tile {
         Tile { groups: [std::ptr::null(); GROUPS], v_stride, dim, next: [std::ptr::null(); GROUPS], size }
@@ -78,7 +78,7 @@ pub(crate) struct Seen<const R: usize> {
     pub to: [usize; R],
 }
 
-/// Vectors that go with blocks of `rows` rows.
+/// How many vectors the loops hold beside a block of `rows` rows.
 const fn vectors<L: Registers>(rows: usize) -> usize {
     L::VECTORS[3 - rows.ilog2() as usize]
 }
@@ -153,7 +153,7 @@ pub(crate) unsafe fn add_values<L: Registers, const R: usize>(v: &Tile, state: S
     }
 }
 
-/// Sums of q_d * k_d over ascending d, of R rows with N groups of 16 keys; returns N.
+/// Writes the sums of q_d * k_d over ascending d for R rows and N groups of 16 keys, and returns N.
 #[inline(always)]
 unsafe fn scores<L: Registers, const R: usize, const N: usize>(
     k: &Tile,
@@ -282,7 +282,7 @@ unsafe fn add_keys<L: Registers, const R: usize>(
     }
 }
 
-/// [`add_keys`] on N vectors of columns; returns N.
+/// Does what [`add_keys`] does for N vectors of columns, and returns N.
 #[inline(always)]
 unsafe fn add_columns<L: Registers, const R: usize, const N: usize>(
     v: &Tile,

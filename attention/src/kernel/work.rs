@@ -1,6 +1,5 @@
 //! The work of an attention call, cut into items that threads can take.
 
-use crate::block_tables::FREED;
 use crate::error::AttentionError;
 use crate::kv_layer::KvLayer;
 use crate::kv_layout::KvLayout;
@@ -16,15 +15,15 @@ const MAX_QUERIES_PER_ITEM: usize = 64;
 /// Some consecutive queries of one metadata row, with the heads of one key head.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct WorkItem {
-    /// Metadata row: its block table.
+    /// The metadata row; its block table says where the keys are.
     pub row: u32,
     pub kv_head: u32,
-    /// First token row of q and of the output.
+    /// The first query's row in q and in the output.
     pub token: u32,
     pub queries: u32,
-    /// Keys that the first query sees.
+    /// The end of the keys that the first query sees.
     pub first_visible: u32,
-    /// How many more each following query sees: 1 (causal) or 0.
+    /// How much further each following query sees: 1 key (causal) or none (bidirectional).
     pub visible_step: u32,
     /// Index of the first query in its group; those of the others follow. It matters only with a window.
     pub index: u32,
@@ -48,7 +47,7 @@ impl WorkItem {
         first_key(self.index, self.window)
     }
 
-    /// Keys that the last query sees.
+    /// The end of the keys that the last query sees.
     pub(crate) fn last_visible(&self) -> u32 {
         self.first_visible + (self.queries - 1) * self.visible_step
     }
@@ -68,7 +67,7 @@ pub struct WorkList {
 }
 
 impl WorkList {
-    /// No items.
+    /// A list without items.
     #[must_use]
     pub fn new() -> WorkList {
         WorkList::default()
@@ -137,7 +136,7 @@ impl WorkList {
     }
 }
 
-/// The queries of a row.
+/// The queries of a metadata row, as the fields of a [`WorkItem`] describe them.
 pub(crate) struct Queries {
     pub token: u32,
     pub len: u32,
@@ -209,7 +208,7 @@ pub(crate) fn checked_row(
     if let Some(at) = used[seen..].iter().position(|block| block.0 >= num_blocks) {
         let (entry, block) = (seen + at, used[seen + at]);
         return Err(match block {
-            FREED => AttentionError::FreedBlock { row, entry },
+            BlockId::FREED => AttentionError::FreedBlock { row, entry },
             BlockId(block) => AttentionError::NoSuchBlock { row, block, num_blocks },
         });
     }
