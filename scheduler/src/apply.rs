@@ -1,6 +1,6 @@
 use std::ops::Range;
 
-use pagedraft_block_manager::{GroupId, MAX_GROUPS};
+use pagedraft_block_manager::{Error as BlockError, GroupId, MAX_GROUPS};
 use serde::Serialize;
 
 use crate::error::of;
@@ -163,7 +163,11 @@ impl Scheduler {
                 },
                 Role::Hold(_) => continue,
             };
-            let sealed = blocks.commit(request.sequence, id, &request.tokens, upto).map_err(of(key))?;
+            let sealed = match blocks.commit(request.sequence, id, &request.tokens, upto) {
+                // A prefix hit may be longer in one group than in another: its tokens are computed again.
+                Err(BlockError::CommitBackwards { .. }) => continue,
+                sealed => sealed.map_err(of(key))?,
+            };
             if group == 0 && config.enable_prefix_caching {
                 published = sealed;
             }
@@ -213,7 +217,7 @@ impl Scheduler {
                     blocks.commit_kept(request.sequence, id, positions, stands_for).map_err(&fault)?;
                 }
                 // All that waited behind the segment has run through the next one.
-                Role::Hold(segment) if segment + 1 < last || (segment + 1 == last - 1 && through) => {
+                Role::Hold(segment) if segment + 2 < last || (segment + 2 == last && through) => {
                     blocks.clear_group(request.sequence, id).map_err(&fault)?;
                 }
                 _ => {}

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use pagedraft_attention::isa::Isa;
-use pagedraft_block_manager::{Arena, GroupId, KvGroup, BlockCopy};
+use pagedraft_block_manager::{Arena, BlockCopy, GroupId, KvGroup};
 use pagedraft_model::checkpoint::{Checkpoint, ModelConfig, Tensor};
-use pagedraft_model::cpu::{KvArena, CpuDevice, CpuOptions, Tape};
-use pagedraft_model::{PartShape, 
-    BufferId, CaptureSizes, Choice, Device, Dtype, GraphKey, ModelError, NO_CHOICE, Op, Precision, Runner,
-    StepInputs, StepLimits,
+use pagedraft_model::cpu::{CpuDevice, CpuOptions, KvArena, Tape};
+use pagedraft_model::{
+    BufferId, CaptureSizes, Choice, Device, Dtype, GraphKey, ModelError, NO_CHOICE, Op, PartShape, Precision,
+    Runner, StepInputs, StepLimits,
 };
 use pagedraft_scheduler::{Executor, RequestSpec, Scheduler, SchedulerConfig, StepOutcome, StepPlan};
 use pagedraft_spec_decode::acceptance::Acceptance;
@@ -215,7 +215,10 @@ fn generate(way: Way) -> (Vec<Vec<u32>>, SpeculationMetrics, Arc<Asked>) {
         .map(|sampling| {
             let prompt = dice.tokens(5, 4);
             let key = scheduler.submit(RequestSpec::new(prompt.clone(), 30)).unwrap();
-            executor.register(key, Registered { sampling, prompt_len: prompt.len() as u32, ..Registered::default() });
+            executor.register(
+                key,
+                Registered { sampling, prompt_len: prompt.len() as u32, ..Registered::default() },
+            );
             key
         })
         .collect();

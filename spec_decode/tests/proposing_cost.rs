@@ -66,7 +66,8 @@ fn allocations(proposer: &mut impl Proposer, steps: usize) -> Vec<u64> {
             let (kind, segments) = (Kind::Verify, 0..1);
             plan.rows.push(PlanRow { request, kind, tokens, segments, drafts_max: 3, samples: true });
         }
-        plan.needs.clone_from(stage.reserve(&requests.iter().map(|&request| (request, 3)).collect::<Vec<_>>()));
+        plan.needs
+            .clone_from(stage.reserve(&requests.iter().map(|&request| (request, 3)).collect::<Vec<_>>()));
         let mut took = stage.no_slots();
         let proposing = Proposing { plan: &plan, kv: &stage, requests: &stage.requests, rows: &all };
         let before = ALLOCATIONS.get();
@@ -128,8 +129,7 @@ fn the_cost_of_proposing_beside_the_passes() {
     let mut stage = Stage::with(tiny::blocks(&setup));
     let rows: Vec<(RequestKey, u16)> = (0..ROWS)
         .map(|_| {
-            let registered =
-                Registered { prompt_len: 70, ..Registered::default() };
+            let registered = Registered { prompt_len: 70, ..Registered::default() };
             (stage.enter(dice.tokens(70, VOCAB), registered), 4)
         })
         .collect();

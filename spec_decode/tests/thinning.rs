@@ -243,7 +243,7 @@ fn preempted_requests_are_thinned_again_to_the_same_tokens() {
     let mut slow = Slow::new();
     let mut preemptions = 0;
     for (seed, who) in [(30, Who::Nobody), (31, Who::Ngram), (32, Who::Draft), (33, Who::Synthetic)] {
-        let way = Way { num_blocks: 7, budget: 24, who, chunk: Some(11), ..PLAIN };
+        let way = Way { num_blocks: 9, budget: 24, who, chunk: Some(11), ..PLAIN };
         preemptions += check(way, seed, 12, &mut slow).preemptions;
     }
     assert!(preemptions > 10, "{preemptions} preemptions");
@@ -287,7 +287,8 @@ fn a_rule_that_gives_up_ends_its_request_alone() {
     let keys: Vec<RequestKey> = (asked.iter().enumerate())
         .map(|(i, one)| {
             let kept = vec![kept(&one.prompt)];
-            let spec = RequestSpec { kept: kept.clone(), ..RequestSpec::new(one.prompt.clone(), one.max_tokens) };
+            let spec =
+                RequestSpec { kept: kept.clone(), ..RequestSpec::new(one.prompt.clone(), one.max_tokens) };
             let key = scheduler.submit(spec).unwrap();
             let rule: Arc<dyn pagedraft_spec_decode::Thin> =
                 if i == 1 { Arc::new(cut::GivesUp) } else { Arc::new(cut::LargestHalf) };

@@ -7,9 +7,7 @@ use pagedraft_block_manager::{Arena, BlockId, BlockSize, GroupId, KvGroup, KvPar
 use pagedraft_model::checkpoint::{Checkpoint, ModelConfig};
 use pagedraft_model::cpu::{CpuDevice, CpuOptions, KvArena};
 use pagedraft_model::dense::DenseDecoder;
-use pagedraft_model::{
-    Architecture, BufferId, Dtype, KvRef, Op, PartShape, Runner, StepInputs, StepLimits,
-};
+use pagedraft_model::{Architecture, BufferId, Dtype, KvRef, Op, PartShape, Runner, StepInputs, StepLimits};
 use pagedraft_spec_decode::Thin;
 use pagedraft_spec_decode::proposer::{DraftModel, DraftOptions};
 use pagedraft_spec_decode::sampling::{Sampler, SamplingParams};
@@ -192,9 +190,7 @@ impl Slow {
         let (n, empty) = (tokens.len(), AttentionMetadata::default);
         let positions: Vec<u32> = (0..n as u32).collect();
         let groups = vec![row(0, 0, n as u32), empty(), nowhere(n)];
-        self.runner
-            .segment_eager(0, &StepInputs { tokens: tokens.to_vec(), positions, groups })
-            .unwrap();
+        self.runner.segment_eager(0, &StepInputs { tokens: tokens.to_vec(), positions, groups }).unwrap();
         let residual = self.runner.residual(n).unwrap();
         let norms: Vec<f32> = residual.chunks(32).take(prompt).map(norm).collect();
         let mut stay: Vec<u32> = (0..n as u32).collect();

@@ -38,7 +38,7 @@ impl Default for Setup {
             caching: true,
             token_rows: 256,
             logit_rows: 64,
-            catch_up: 256,
+            catch_up: 2048,
             threads: 1,
             graphs: false,
             probabilities: false,
@@ -72,7 +72,13 @@ pub fn groups(block_size: u32) -> Vec<KvGroup> {
     vec![group(block_size), draft]
 }
 
-pub fn runner_in(arena: &Arena, id: GroupId, block_size: u32, limits: StepLimits, threads: usize) -> Runner<CpuDevice> {
+pub fn runner_in(
+    arena: &Arena,
+    id: GroupId,
+    block_size: u32,
+    limits: StepLimits,
+    threads: usize,
+) -> Runner<CpuDevice> {
     let options = CpuOptions { isa: Isa::detect(), threads, dtype: Dtype::F32, block_size };
     let device = CpuDevice::new(&options, &KvArena::new(arena).unwrap(), &[id]).unwrap();
     Runner::load(device, &checkpoint(), limits).unwrap()
