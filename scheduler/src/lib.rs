@@ -157,6 +157,7 @@ mod queues;
 mod request;
 mod scheduler;
 mod segments;
+mod shares;
 mod slot_counts;
 mod step;
 

@@ -68,6 +68,10 @@ pub(crate) struct FlightRow {
     pub(crate) start: u32,
     pub(crate) end: u32,
     pub(crate) segments: (u16, u16),
+    /// Tokens of context that a query of the row reads, averaged over the layers.
+    pub(crate) context: u32,
+    /// Known tokens, counted by the share of the model that they run through.
+    pub(crate) worth: u32,
     /// Positions of the block of a pass over a canvas.
     pub(crate) canvas: Option<u32>,
     pub(crate) drafts_max: u16,
@@ -258,6 +262,13 @@ impl Scheduler {
     #[must_use]
     pub fn blocks(&self) -> &BlockManager {
         &self.blocks
+    }
+
+    /// Tokens of context that a query behind `len` tokens reads, averaged over the model's layers: all of them, but for
+    /// layers with a sliding window.
+    #[must_use]
+    pub fn context_read(&self, len: u32) -> u32 {
+        self.segments.shares().context(len)
     }
 
     /// Forgets every prefix in the cache; no running request is touched.

@@ -1,6 +1,7 @@
 use pagedraft_block_manager::GroupId;
 
 use crate::config::SegmentKv;
+use crate::shares::Shares;
 use crate::{ConfigError, SchedulerConfig};
 
 /// Segments of a model at most.
@@ -23,6 +24,7 @@ pub(crate) struct Segments {
     count: u16,
     roles: Vec<Role>,
     lagging: Option<GroupId>,
+    shares: Shares,
 }
 
 impl Segments {
@@ -70,7 +72,9 @@ impl Segments {
             segment: segments.len() - 1,
             what: "is the last, and a KV group belongs to no segment",
         })?;
-        Ok(Self { count: segments.len() as u16, roles, lagging })
+        let count = segments.len() as u16;
+        let shares = Shares::new(&config.groups, &roles, count);
+        Ok(Self { count, roles, lagging, shares })
     }
 
     pub(crate) fn count(&self) -> u16 {
@@ -84,6 +88,11 @@ impl Segments {
 
     pub(crate) fn num_groups(&self) -> usize {
         self.roles.len()
+    }
+
+    /// What share of the work each group and segment has.
+    pub(crate) fn shares(&self) -> &Shares {
+        &self.shares
     }
 
     /// The group of a proposer's KV.

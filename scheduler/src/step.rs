@@ -37,7 +37,17 @@ impl Scheduler {
         plan.finished.append(&mut self.finished);
         self.next_step += 1;
         self.flight.step = Some(plan.id);
+        let (requests, shares, one) = (&self.requests, self.segments.shares(), self.segments.count() == 1);
         self.flight.rows.extend(plan.rows.iter().map(|row| FlightRow {
+            context: shares.context(row.tokens.end),
+            worth: if one {
+                row.tokens.end - row.tokens.start
+            } else {
+                shares.rows(|segment| match requests.get(row.request.0) {
+                    Some(request) if row.segments.contains(&segment) => Piece::of(row).rows(request, segment),
+                    _ => 0,
+                })
+            },
             request: row.request,
             start: row.tokens.start,
             end: row.tokens.end,

@@ -231,6 +231,11 @@ impl Session {
         self.setups.canary_report(self.executor.canary())
     }
 
+    /// Tokens of context that a query behind `len` tokens reads, averaged over the model's layers.
+    pub fn context_read(&self, len: u32) -> u32 {
+        self.scheduler.context_read(len)
+    }
+
     /// What the last step was executed from.
     pub fn last_step(&self) -> (&StepPlan, &ExecutionRecord) {
         (&self.plan, &self.outcome.record)
