@@ -39,6 +39,18 @@ impl BlockManager {
         self.pool.room_for(group)
     }
 
+    /// Whether the sequence has `slots` slots in every group that neither lags nor is scratch. A sequence that does not
+    /// exist has none.
+    #[inline]
+    #[must_use]
+    pub fn has_slots(&self, sequence: SequenceId, slots: u32) -> bool {
+        let size = self.block_size;
+        match self.sequences.get(sequence.0) {
+            Some(seq) => seq.tables.iter().all(|table| !table.in_target || has(table, slots, size)),
+            None => false,
+        }
+    }
+
     /// Adds to `blocks[g]` the blocks that the sequence lacks to have `need[g]` slots in group g. Both have an entry
     /// for every group.
     ///
@@ -186,10 +198,12 @@ pub(crate) fn hit_blocks(len: u32, window: Option<u32>, size: BlockSize) -> std:
 }
 
 /// Whether a table has `need` slots: a product, because a division costs more.
+#[inline]
 fn has(table: &Table, need: u32, size: BlockSize) -> bool {
     u64::from(need) <= u64::from(table.num_blocks()) * u64::from(size.get())
 }
 
+#[inline]
 fn lacks(table: &Table, need: u32, size: BlockSize) -> u32 {
     if has(table, need, size) { 0 } else { size.blocks_for(need) - table.num_blocks() }
 }

@@ -159,6 +159,7 @@ mod scheduler;
 mod segments;
 mod slot_counts;
 mod step;
+mod usual;
 
 pub use apply::Applied;
 pub use config::{Policy, SchedulerConfig, SegmentKv};
