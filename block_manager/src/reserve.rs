@@ -108,6 +108,20 @@ impl BlockManager {
     /// [`Error::StaleSequence`].
     pub fn reserve(&mut self, sequence: SequenceId, need: &[u32]) -> Result<Option<()>, Error> {
         let size = self.block_size;
+        let Self { pool, sequences, .. } = self;
+        let seq = sequences.get_mut(sequence.0).ok_or(Error::StaleSequence { sequence })?;
+        // One group has nobody to share pages with, and mostly there are empty ones.
+        if let ([table], [need]) = (&mut seq.tables[..], need) {
+            let lack = lacks(table, *need, size);
+            if pool.has_empty(lack) {
+                table.grown = pool.clock;
+                for _ in 0..lack {
+                    let lease = pool.take_empty(GroupId(0));
+                    table.push_writable(lease.ok_or(Error::Room { sequence, group: GroupId(0) })?);
+                }
+                return Ok(Some(()));
+            }
+        }
         let seq = self.sequence(sequence)?;
         // Most steps of most sequences find their slots there already.
         if seq.tables.iter().zip(need).all(|(table, &need)| has(table, need, size)) {

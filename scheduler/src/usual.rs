@@ -1,5 +1,5 @@
-//! The usual row of a running request: the request keeps all its tokens, and its blocks are there already. Nearly every
-//! row of a step is such a row, and it is planned with one look at the request and one at its blocks.
+//! The usual row of a running request: the request keeps all its tokens, and nobody has to go for its blocks. Nearly
+//! every row of a step is such a row, and it is planned with one look at the request and one at its blocks.
 
 use crate::queues::Visit;
 use crate::segments::Budget;
@@ -39,12 +39,18 @@ impl Scheduler {
         }
         let end = start + new;
         let slots = end + u32::from(drafts);
-        if !blocks.has_slots(request.sequence, slots) {
+        let there = blocks.has_slots(request.sequence, slots);
+        // Drafts must leave the blocks that those behind lack.
+        if !there && drafts > 0 {
+            return None;
+        }
+        plan.needs.push_each(segments.in_target(), slots);
+        if !there && blocks.reserve(request.sequence, plan.needs.row(plan.rows.len())) != Ok(Some(())) {
+            plan.needs.remove(plan.rows.len());
             return None;
         }
         request.starved = false;
         budget.take_in_all(new + u32::from(drafts));
-        plan.needs.push_each(segments.in_target(), slots);
         let kind = match (decodes, drafts) {
             (false, _) => Kind::Prefill,
             (true, 0) => Kind::Decode,
