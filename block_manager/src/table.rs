@@ -1,6 +1,5 @@
 use std::collections::VecDeque;
 
-use crate::journal::Contents;
 use crate::{BlockId, BlockPool, BlockSize, KvGroup, Lease, Sealed, Writable};
 
 /// A sequence's blocks in one KV group: those given back behind the window, the sealed ones, the writable ones.
@@ -131,17 +130,12 @@ impl Table {
         self.ids.resize(blocks as usize, BlockId::FREED);
     }
 
-    /// Seals writable blocks until the first `upto` are; `name` gives what each is published under.
-    pub(crate) fn seal<'a>(
-        &mut self,
-        upto: usize,
-        pool: &mut BlockPool,
-        mut name: impl FnMut(usize) -> Option<Contents<'a>>,
-    ) {
+    /// Seals writable blocks until the first `upto` are; `seal` does so with the block at an entry.
+    pub(crate) fn seal(&mut self, upto: usize, mut seal: impl FnMut(usize, Writable) -> Sealed) {
         let first = self.sealed_end();
         let more = upto.saturating_sub(first).min(self.writable.len());
         for (offset, lease) in self.writable.drain(..more).enumerate() {
-            self.sealed.push_back(pool.seal(lease, name(first + offset)));
+            self.sealed.push_back(seal(first + offset, lease));
         }
     }
 

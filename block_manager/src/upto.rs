@@ -41,11 +41,16 @@ impl Upto<'_> {
             let tokens = self.tokens;
             let full = block_size.full_blocks(slots) as usize;
             let publish = self.caching && !pruned && !kv.is_scratch();
-            table.seal(full, pool, |index| {
+            table.seal(full, |index, lease| {
                 let hash = if publish { chain.get(index, tokens, block_size) } else { None };
-                let size = block_size.get() as usize;
-                let tokens = tokens.get(index * size..(index + 1) * size).unwrap_or_default();
-                hash.map(|hash| Contents { hash, parent: chain.parent(index), tokens })
+                let Some(hash) = hash else {
+                    return pool.seal(lease, None);
+                };
+                pool.seal_as(lease, hash, || {
+                    let size = block_size.get() as usize;
+                    let tokens = tokens.get(index * size..(index + 1) * size).unwrap_or_default();
+                    Contents { hash, parent: chain.parent(index), tokens }
+                })
             });
         }
         if pruned {
