@@ -160,6 +160,7 @@ mod segments;
 mod shares;
 mod slot_counts;
 mod step;
+mod usual;
 
 pub use apply::Applied;
 pub use config::{Policy, SchedulerConfig, SegmentKv};

@@ -2,7 +2,7 @@ use pagedraft_block_manager::{BlockId, BlockManager, GroupId, KvIndex, KvJournal
 use serde::Serialize;
 
 use crate::error::of;
-use crate::piece::ByGroup;
+use crate::piece::{ByGroup, greatest_piece};
 use crate::queues::{Running, Visit, Waiting};
 use crate::request::Request;
 use crate::segments::Segments;
@@ -52,6 +52,8 @@ pub struct Scheduler {
     /// Chooses draft lengths; without, each is `num_speculative_tokens`.
     pub(crate) control: Option<DraftControl>,
     arrivals: u64,
+    /// The longest that a request which keeps all its tokens can get when it has the pool for itself.
+    capacity: u32,
 }
 
 /// What `apply` has to know of the plan in flight.
@@ -95,6 +97,7 @@ impl Scheduler {
             config.groups.clone(),
             config.enable_prefix_caching,
         )?;
+        let capacity = blocks.capacity(greatest_piece(&config));
         Ok(Self {
             config,
             segments,
@@ -112,6 +115,7 @@ impl Scheduler {
             next_step: 0,
             control: None,
             arrivals: 0,
+            capacity,
         })
     }
 
@@ -338,7 +342,7 @@ impl Scheduler {
     /// KV is kept.
     #[must_use]
     pub fn capacity(&self) -> u32 {
-        self.blocks.capacity(self.greatest_piece())
+        self.capacity
     }
 
     /// Whether [`submit`](Self::submit) would take a request; the length of its prompt.

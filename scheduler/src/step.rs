@@ -107,14 +107,21 @@ impl Scheduler {
             visit.first(|key| self.requests.get(key.0).is_some_and(|request| request.starved));
         }
         let mut planned = if self.config.num_speculative_tokens > 0 {
-            visit.count(|key, blocks| self.lacks(key, blocks))
+            visit.count(|key| self.may_lack(key), |key, blocks| self.lacks(key, blocks))
         } else {
             Ok(())
         };
         while planned.is_ok()
             && let Some(key) = visit.next()
         {
-            planned = self.plan_one(key, plan, budget, &mut visit);
+            match self.plan_usual_row(key, plan, budget, &visit) {
+                Some(drafts) if drafts > 0 && self.drafts_have_kv => {
+                    let need = plan.needs.row_mut(plan.rows.len() - 1);
+                    planned = self.reserve_draft_kv(key, drafts, need);
+                }
+                Some(_) => {}
+                None => planned = self.plan_one(key, plan, budget, &mut visit),
+            }
         }
         self.visit = visit;
         planned
