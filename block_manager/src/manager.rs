@@ -152,7 +152,8 @@ impl BlockManager {
         to.commit(kv, seq, pool)
     }
 
-    /// The same in every group that neither lags nor is scratch, with one look at the sequence. Gives the places of the
+    /// The same in every group that neither lags nor is scratch, with one look at the sequence. A group that has more
+    /// already, because a prefix hit was longer in it than in the others, is left as it is. Gives the places of the
     /// blocks that were sealed in group 0, none where that is another kind of group.
     ///
     /// # Errors
@@ -189,7 +190,11 @@ impl BlockManager {
         let mut first = 0..0;
         for (index, kv) in groups.iter().enumerate() {
             if seq.tables[index].in_target {
-                let sealed = to.commit(kv, seq, pool)?;
+                let sealed = match to.commit(kv, seq, pool) {
+                    // A prefix hit may be longer in one group than in another: its tokens are computed again.
+                    Err(Error::CommitBackwards { .. }) => continue,
+                    sealed => sealed?,
+                };
                 if index == 0 {
                     first = sealed;
                 }
