@@ -125,6 +125,14 @@ pub struct RequestInfo {
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct Request {
+    /// The step it was last admitted in. The slab tells by values that this never has whether there is a request: another
+    /// reason for it to be in front.
+    pub(crate) admitted: Option<u64>,
+    pub(crate) phase: Phase,
+    /// Whether it had no row in the step before for want of budget: it then comes first in the next one.
+    pub(crate) starved: bool,
+    /// Whether the next pass over the canvas is a full one.
+    pub(crate) refresh: bool,
     /// Prompt, then output.
     pub(crate) tokens: Vec<u32>,
     pub(crate) sequence: SequenceId,
@@ -133,11 +141,6 @@ pub(crate) struct Request {
     pub(crate) computed: u32,
     /// Length at which it ends: the least of `max_tokens`, `max_model_len` and what the pool can hold.
     pub(crate) max_len: u32,
-    pub(crate) phase: Phase,
-    /// Whether it had no row in the step before for want of budget: it then comes first in the next one.
-    pub(crate) starved: bool,
-    /// Whether the next pass over the canvas is a full one.
-    pub(crate) refresh: bool,
     pub(crate) canvas: Option<Canvas>,
     /// Prompt tokens that go on behind each cut; empty: all.
     pub(crate) kept: Vec<u32>,
@@ -154,8 +157,6 @@ pub(crate) struct Request {
     pub(crate) arrival: u64,
     pub(crate) salt: Salt,
     pub(crate) fork_of: Option<RequestKey>,
-    /// The step it was last admitted in.
-    pub(crate) admitted: Option<u64>,
 }
 
 impl Request {
