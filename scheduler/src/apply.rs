@@ -22,10 +22,6 @@ pub struct Applied {
     pub num_drafts: u16,
     /// Drafts accepted.
     pub num_accepted: u16,
-    /// Blocks of the first group that this published to the prefix cache, by their places in the request's table, each of
-    /// them below the blocks that the row's tokens and accepted drafts take. Empty without prefix caching. A request that
-    /// ended has its table no more: what the step was executed from has the block ids.
-    pub published: Range<u32>,
 }
 
 /// A row of the outcome with what belongs to it.
@@ -115,7 +111,6 @@ impl Scheduler {
         if result.stop {
             finish = Some(FinishReason::Stop);
         }
-        let mut published = 0..0;
         match result.progress {
             Progress::Failed => finish = Some(FinishReason::Failed),
             // The canvas is rewritten until it ends: no block of it is ever sealed or shared.
@@ -124,7 +119,7 @@ impl Scheduler {
             Progress::Append => {
                 // Accepted drafts have their KV; the token behind the last of them has not.
                 request.computed = (row.end + u32::from(result.num_accepted)).min(request.len());
-                published = self.commit(key, given)?;
+                self.commit(key, given)?;
             }
         }
         let Some(request) = self.requests.get_mut(key.0) else {
@@ -141,17 +136,15 @@ impl Scheduler {
             finish,
             num_drafts: result.num_drafts,
             num_accepted: result.num_accepted,
-            published,
         }))
     }
 
-    /// Commits in every group what the row computed and accepted; the blocks of the first group that this published.
-    fn commit(&mut self, key: RequestKey, given: &Given<'_>) -> Result<Range<u32>, Error> {
-        let Self { requests, blocks, segments, config, .. } = self;
+    /// Commits in every group what the row computed and accepted.
+    fn commit(&mut self, key: RequestKey, given: &Given<'_>) -> Result<(), Error> {
+        let Self { requests, blocks, segments, .. } = self;
         let Some(request) = requests.get(key.0) else {
-            return Ok(0..0);
+            return Ok(());
         };
-        let mut published = 0..0;
         for (group, role) in segments.roles().iter().enumerate() {
             let id = GroupId(group as u8);
             let upto = match role {
@@ -163,12 +156,9 @@ impl Scheduler {
                 },
                 Role::Hold(_) => continue,
             };
-            let sealed = blocks.commit(request.sequence, id, &request.tokens, upto).map_err(of(key))?;
-            if group == 0 && config.enable_prefix_caching {
-                published = sealed;
-            }
+            blocks.commit(request.sequence, id, &request.tokens, upto).map_err(of(key))?;
         }
-        Ok(published)
+        Ok(())
     }
 
     /// Commits a row of a prompt of which not all tokens go on, of `known` tokens, and notes where it waits.
