@@ -13,6 +13,8 @@ pub(super) struct Blocks {
     block_size: u32,
     holders: HashMap<u32, Holders>,
     contents: HashMap<u32, Content>,
+    /// Published blocks that nobody holds.
+    cached: u64,
 }
 
 /// What a block has had since it was handed out.
@@ -55,6 +57,11 @@ impl Blocks {
         self.holders.len() as u64
     }
 
+    /// Published blocks that are in no live table.
+    pub(super) fn cached(&self) -> u64 {
+        self.cached
+    }
+
     /// How many live tables a block is in.
     pub(super) fn holders(&self, block: u32) -> u32 {
         self.holders.get(&block).map_or(0, |holders| holders.count)
@@ -70,6 +77,8 @@ impl Blocks {
             ));
         }
         holders.count += 1;
+        let taken = holders.count == 1 && self.is_published(block);
+        self.cached -= u64::from(taken);
         Ok(())
     }
 
@@ -79,13 +88,16 @@ impl Blocks {
             holders.count -= 1;
             if holders.count == 0 {
                 self.holders.remove(&block);
+                self.cached += u64::from(self.is_published(block));
             }
         }
     }
 
     /// A block is handed out to be written: what it had is nobody's. `false` when the cache still has it.
     pub(super) fn hand_out(&mut self, block: u32) -> bool {
-        !self.contents.remove(&block).is_some_and(|content| content.published)
+        let published = self.contents.remove(&block).is_some_and(|content| content.published);
+        self.cached -= u64::from(published && self.holders(block) == 0);
+        !published
     }
 
     /// The KV of `token` is written; `false` when the block is published, so that nobody may.
@@ -115,7 +127,9 @@ impl Blocks {
     pub(super) fn publish(&mut self, block: u32, link: Link) -> bool {
         let content = self.contents.entry(block).or_default();
         content.link = Some(link);
-        !std::mem::replace(&mut content.published, true)
+        let fresh = !std::mem::replace(&mut content.published, true);
+        self.cached += u64::from(fresh && self.holders(block) == 0);
+        fresh
     }
 
     /// The cache forgets a block that it has under `hash`.
@@ -133,6 +147,7 @@ impl Blocks {
                     ));
                 }
                 content.published = false;
+                self.cached -= u64::from(self.holders(block) == 0);
                 Ok(())
             }
         }
@@ -141,6 +156,7 @@ impl Blocks {
     /// The cache forgets everything.
     pub(super) fn clear_published(&mut self) {
         self.contents.values_mut().for_each(|content| content.published = false);
+        self.cached = 0;
     }
 
     /// The name of what a block holds, where it was published since it was handed out.

@@ -388,6 +388,16 @@ pub(super) const BREAKS: &[(Rule, &str, Break)] = &[
         events.len() < before && events.iter().all(|e| e["group"] == "kv")
     }),
     (Rule::Published, "a block leaves the cache twice", |l, _| again(l, |e| e["kind"] == "removed")),
+    (Rule::Published, "a block leaves the cache with tokens", |l, _| {
+        event(l, |e| e["kind"] == "removed").is_some_and(|e| add(&mut e["num_tokens"], 16))
+    }),
+    (Rule::Pool, "more is cached than was published", |l, _| {
+        let groups = &mut l["pool"]["by_group"];
+        let free = groups["kv"]["used"].as_i64() < Some(BLOCKS as i64);
+        add(&mut groups["kv"]["cached"], 1);
+        recount(&mut l["pool"]);
+        free && l["pool"]["cached"].as_i64() <= l["pool"]["free"].as_i64()
+    }),
     (Rule::Published, "a block leaves the cache under another hash", |l, _| {
         event(l, |e| e["kind"] == "removed").is_some_and(|e| {
             e["hash"] = json!(e["hash"].as_u64().unwrap() ^ 1);

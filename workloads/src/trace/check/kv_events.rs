@@ -40,6 +40,10 @@ impl Lives {
             return Ok(());
         }
         let block = block_of(event)?;
+        if event.num_tokens != 0 || event.parent.is_some() {
+            let what = format!("block {block} leaves the cache, and the event has tokens or a parent");
+            return Err(Fault::new(Rule::Published, what));
+        }
         let blocks = match self.place(event)? {
             Place::Rows(at) => &mut self.row_groups[at].blocks,
             Place::Own(name) => &mut self.own_group(&name).blocks,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::lives::Lives;
+use super::row_group::RowGroup;
 use super::{Fault, Rule};
 use crate::trace::{GroupCounts, PoolRecord, StepRecord};
 
@@ -87,14 +88,17 @@ impl Lives {
         let Some(by_group) = &pool.by_group else {
             // Blocks of further groups are of the same pool, and nothing says how many.
             return match &self.row_groups[..] {
-                [only] => within("used", pool.used, only.bounds(), !self.own_groups.is_empty()),
+                [only] => {
+                    within("used", pool.used, only.bounds(), !self.own_groups.is_empty())?;
+                    is_cached("cached", pool.cached, only)
+                }
                 _ => Ok(()),
             };
         };
         for group in self.row_groups.iter().filter(|group| !group.pruned) {
-            let used = by_group.get(&group.name).map(|counts| counts.used);
-            let name = format!("group {:?}: used", group.name);
-            used.map_or(Ok(()), |used| within(&name, used, group.bounds(), false))?;
+            let Some(counts) = by_group.get(&group.name) else { continue };
+            within(&format!("group {:?}: used", group.name), counts.used, group.bounds(), false)?;
+            is_cached(&format!("group {:?}: cached", group.name), counts.cached, group)?;
         }
         // A request has no more drafts in a draft model's KV than in the target's.
         let most = self
@@ -136,6 +140,17 @@ impl Lives {
             Err(Fault::new(Rule::Pool, what))
         })
     }
+}
+
+/// Whether so many blocks are cached as were published and are in no table. Tables do not show all of a request that hit more
+/// than its rows have come to.
+fn is_cached(name: &str, cached: u64, group: &RowGroup) -> Result<(), Fault> {
+    let should = group.blocks.cached();
+    if cached == should || group.held.values().any(|held| held.hit_beyond) {
+        return Ok(());
+    }
+    let what = format!("{name} is {cached}, and {should} blocks that nobody holds are published");
+    Err(Fault::new(Rule::Pool, what))
 }
 
 /// Whether so many blocks are used as tables have at least and at most; `open`: others may use more.

@@ -206,6 +206,12 @@ fn with_used(mut line: Value, used: u64) -> Value {
     line
 }
 
+/// Free blocks are published.
+fn with_cached(mut line: Value, cached: u64) -> Value {
+    line["pool"]["cached"] = json!(cached);
+    line
+}
+
 fn broken_rule(name: &str, lines: &[Value]) -> Option<(Rule, Option<String>, u64)> {
     let found = Directory::new(name).check(lines).violation;
     found.map(|v| (v.rule, v.request, v.line))
@@ -292,7 +298,7 @@ fn what_is_read_was_written_or_copied_before() {
     first["outcome"][0]["finish_reason"] = json!("stop");
     first["kv_events"] = json!([stored(4, 11, None)]);
     first["finished"] = json!(["a"]);
-    let first = with_used(first, 0);
+    let first = with_cached(with_used(first, 0), 1);
     let hit = step(1, &[("b", "prefill", 16, &[4, 3], &[])]);
     assert_eq!(broken_rule("hit", &[first.clone(), hit.clone()]), None);
     let mut overwritten = step(1, &[("c", "single", 0, &[4], &[])]);

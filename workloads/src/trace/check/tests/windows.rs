@@ -111,6 +111,12 @@ fn more_in_one_group() -> Vec<Value> {
         *b.pointer_mut(slots).unwrap() = json!(vec![-1; BLOCK]);
     }
     b["kv_events"] = json!([stored("window", 8, 12, Some(11))]);
+    // Block 4 of the windowed group is behind the window of both, and can be hit.
+    for line in [&mut second, &mut b] {
+        line["pool"]["by_group"]["window"]["cached"] = json!(1);
+        line["pool"]["cached"] = json!(1);
+        line["pool"]["bytes_cached"] = json!(64);
+    }
     vec![first, second, b]
 }
 
