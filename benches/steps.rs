@@ -19,10 +19,11 @@ use flag::flag;
 use pagedraft_attention::MetadataBuilder;
 use pagedraft_attention::isa::Isa;
 use pagedraft_attention::metadata::MaskKind;
-use pagedraft_block_manager::{BlockCopy, BlockId};
+use pagedraft_block_manager::{Arena, BlockCopy, BlockId, BlockSize, GroupId};
 use pagedraft_model::checkpoint::{Checkpoint, ModelConfig};
 use pagedraft_model::cpu::team::Team;
-use pagedraft_model::cpu::{CpuDevice, CpuOptions};
+use pagedraft_model::cpu::{CpuDevice, CpuOptions, KvArena};
+use pagedraft_model::dense::kv_groups;
 use pagedraft_model::{Dtype, Runner, StepInputs, StepLimits};
 use plain_read::PlainRead;
 
@@ -76,7 +77,7 @@ fn inputs(case: &Case) -> StepInputs {
         positions.extend(case.context..case.context + case.queries);
     }
     let tokens = (0..positions.len() as u32).map(|i| i * 7919 % 32_000).collect();
-    StepInputs { tokens, positions, metadata: builder.finish().clone() }
+    StepInputs::dense(tokens, positions, builder.finish().clone())
 }
 
 /// Writes every block of the pool: memory that nobody has written is one page of zeros, and is read from cache.
@@ -87,9 +88,9 @@ fn fill(runner: &mut Runner<CpuDevice>) {
     builder.push_row(0, LONGEST_PREFILL as u32, &table, MaskKind::Causal).expect("a row");
     let positions: Vec<u32> = (0..LONGEST_PREFILL as u32).collect();
     let tokens = positions.iter().map(|p| p * 7919 % 32_000).collect();
-    runner.forward(&StepInputs { tokens, positions, metadata: builder.finish().clone() }).expect("a prefill");
+    runner.forward(&StepInputs::dense(tokens, positions, builder.finish().clone())).expect("a prefill");
     let copies: Vec<_> = (written..NUM_BLOCKS)
-        .map(|block| BlockCopy { src: BlockId(block % written), dst: BlockId(block) })
+        .map(|block| BlockCopy { group: GroupId(0), src: BlockId(block % written), dst: BlockId(block) })
         .collect();
     runner.copy_blocks(&copies).expect("copies");
 }
@@ -107,9 +108,11 @@ fn main() {
     let weights = (config.num_parameters() as usize - embedding) * dtype.size();
     let kv_token = 2 * config.num_layers * config.kv_size() * dtype.size();
     let layout = CpuDevice::kv_layout(&config, dtype, BLOCK_SIZE).expect("a layout");
-    let options =
-        CpuOptions { isa, threads, dtype, layout, num_blocks: NUM_BLOCKS, token_rows: LONGEST_PREFILL };
-    let device = CpuDevice::new(&options, &config).expect("a device");
+    let options = CpuOptions { isa, threads, dtype, block_size: BLOCK_SIZE };
+    let groups = kv_groups(&config.windows, 8192, layout.token_bytes());
+    let plan = Arena::plan(BlockSize::new(BLOCK_SIZE).expect("a block size"), NUM_BLOCKS, &groups);
+    let arena = KvArena::new(&plan.expect("a plan")).expect("memory");
+    let device = CpuDevice::new(&options, &arena, &[GroupId(0)]).expect("a device");
     let limits = StepLimits { token_rows: LONGEST_PREFILL, logit_rows: MOST_LOGITS, max_model_len: 8192 };
     let start = Instant::now();
     let mut runner = Runner::load(device, &Checkpoint::dummy(config, 1), limits).expect("a model");

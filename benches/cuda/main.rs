@@ -87,7 +87,7 @@ const SECTIONS: [(&str, Section); 8] = [
 
 fn small(config: usize, options: CudaOptions) -> Runner<CudaDevice> {
     let checkpoint = steps::checkpoint(config);
-    let device = CudaDevice::open(&options, checkpoint.config()).expect("a device");
+    let device = shapes::open(checkpoint.config(), &options, steps::NUM_BLOCKS);
     Runner::load(device, &checkpoint, steps::limits()).expect("a model")
 }
 

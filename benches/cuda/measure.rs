@@ -6,7 +6,7 @@ use pagedraft_attention::MetadataBuilder;
 use pagedraft_attention::metadata::MaskKind;
 use pagedraft_block_manager::BlockId;
 use pagedraft_model::cuda::{Backend, CudaDevice, Purpose};
-use pagedraft_model::{Choice, Device, Op, Precision, Runner, StepInputs};
+use pagedraft_model::{Choice, Device, KvRef, Op, Precision, Runner, StepInputs};
 use pagedraft_workloads::latency::Spread;
 
 use crate::data::fill;
@@ -49,7 +49,7 @@ impl Case {
             positions.extend(context..context + queries);
         }
         let tokens = (0..positions.len() as u32).map(|t| t * 37 % 150).collect();
-        StepInputs { tokens, positions, metadata: builder.finish().clone() }
+        StepInputs::dense(tokens, positions, builder.finish().clone())
     }
 }
 
@@ -278,7 +278,8 @@ pub fn attention(table: &mut Table) {
         let case = Case { sequences, context, queries, expanded };
         device.bind(&case.inputs(length), None).expect("inputs");
         let rows = (sequences * queries) as usize;
-        let ops = vec![Op::Attention { q, out, layer: 0, rows }; TIMES];
+        let scale = 1.0 / (config.head_dim as f32).sqrt();
+        let ops = vec![Op::Attention { q, out, kv: KvRef::dense(0), scale, rows }; TIMES];
         let times: Vec<f64> = (0..9)
             .map(|_| {
                 device.run(&ops).expect("attention");

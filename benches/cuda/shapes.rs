@@ -2,8 +2,10 @@
 
 use std::sync::OnceLock;
 
+use pagedraft_block_manager::{Arena, BlockSize, GroupId};
 use pagedraft_model::checkpoint::{Checkpoint, ModelConfig};
-use pagedraft_model::cuda::{CudaDevice, CudaOptions, KvStorage};
+use pagedraft_model::cuda::{CudaArena, CudaDevice, CudaOptions, Gpu, KvStorage, part_bytes};
+use pagedraft_model::dense::kv_groups;
 use pagedraft_model::{CaptureSizes, Dtype, Runner, StepLimits};
 
 use crate::data::fill;
@@ -65,6 +67,18 @@ pub struct Room {
     pub overlap: bool,
 }
 
+/// A device on the GPU for a model, with a KV arena of `num_blocks` blocks to itself.
+pub fn open(config: &ModelConfig, options: &CudaOptions, num_blocks: u32) -> CudaDevice {
+    let bytes = part_bytes(config, options.dtype, options.kv, options.block_size);
+    let per_token = bytes / options.block_size as usize;
+    let groups = kv_groups(&config.windows, options.max_model_len, per_token);
+    let size = BlockSize::new(options.block_size).expect("a block size");
+    let plan = Arena::plan(size, num_blocks, &groups).expect("a plan");
+    let gpu = Gpu::open().expect("a GPU");
+    let arena = CudaArena::open(&gpu, &plan).expect("memory");
+    CudaDevice::open_on(&gpu, options, config, &arena, GroupId(0)).expect("a device")
+}
+
 impl Shape {
     /// The text of its `config.json`.
     pub fn text(&self) -> &'static str {
@@ -80,7 +94,6 @@ impl Shape {
             dtype: Dtype::Bf16,
             kv: KvStorage::Model,
             block_size: 16,
-            num_blocks: room.sequences * room.length.div_ceil(16),
             token_rows: room.token_rows as usize,
             logit_rows: (room.token_rows as usize).min(512),
             max_model_len: room.length as usize,
@@ -92,7 +105,8 @@ impl Shape {
     /// The model on the GPU, its KV cache filled, with a graph for each of these token rows and query lengths up to `longest`.
     pub fn open(&self, room: Room, graphs: &[u32], longest: u32) -> Runner<CudaDevice> {
         let (config, options) = (self.config(), self.options(room));
-        let device = CudaDevice::open(&options, &config).expect("a device");
+        let num_blocks = room.sequences * room.length.div_ceil(16);
+        let device = open(&config, &options, num_blocks);
         let limits = StepLimits {
             token_rows: options.token_rows,
             logit_rows: options.logit_rows,
@@ -100,11 +114,12 @@ impl Shape {
         };
         let mut runner = Runner::load(device, &Checkpoint::dummy(config, 0), limits).expect("a model");
         let device = runner.device_mut();
-        let (cache, blocks) = (device.cache(), options.num_blocks as usize);
+        let (cache, blocks) = (device.cache(), num_blocks as usize);
         let bytes = device.geometry().block_stride() * blocks;
         fill(device.backend(), cache, bytes);
         if !graphs.is_empty() {
-            let report = runner.capture(&CaptureSizes::new(graphs.to_vec(), longest)).expect("graphs");
+            let report =
+                runner.capture(&CaptureSizes::new(graphs.to_vec(), (1..=longest).collect())).expect("graphs");
             println!(
                 "{}: {} graphs in {:.2} s, {:.1} MB",
                 self.name,

@@ -54,18 +54,21 @@ impl BlockSize {
     }
 
     /// Tokens a block.
+    #[inline]
     #[must_use]
     pub const fn get(self) -> u32 {
         self.0
     }
 
     /// Blocks that `tokens` tokens need, the last one perhaps not full.
+    #[inline]
     #[must_use]
     pub const fn blocks_for(self, tokens: u32) -> u32 {
         tokens.div_ceil(self.0)
     }
 
     /// Blocks that `tokens` tokens fill to the last slot.
+    #[inline]
     #[must_use]
     pub const fn full_blocks(self, tokens: u32) -> u32 {
         tokens / self.0

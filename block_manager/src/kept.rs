@@ -54,7 +54,7 @@ impl BlockManager {
             return Err(Error::KeptDiffers { sequence, group, slot });
         }
         table.set_kept(kept, sealed);
-        table.seal(slots / block_size.get() as usize, pool, |_| None);
+        table.seal(slots / block_size.get() as usize, |_, lease| pool.seal(lease, None));
         table.release_behind(slots.div_ceil(block_size.get() as usize), pool);
         table.set_lengths(slots as u32, positions);
         Ok(())

@@ -108,6 +108,7 @@ mod slab;
 mod stats;
 mod supply;
 mod table;
+mod upto;
 mod window;
 
 pub use arena::{Arena, GroupArena, MAX_GROUPS};

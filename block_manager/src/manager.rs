@@ -1,10 +1,9 @@
 use std::ops::Range;
 
 use crate::hash::HashChain;
-use crate::journal::Contents;
 use crate::sequence::Sequence;
 use crate::table::Table;
-use crate::window::first_seen;
+use crate::upto::Upto;
 use crate::{
     Arena, BlockHash, BlockId, BlockPool, BlockSize, Error, GroupId, GroupStats, KvGroup, KvJournal, Lengths,
     PoolStats, Salt, SequenceId, Slab,
@@ -100,7 +99,7 @@ impl BlockManager {
 
     /// A new sequence without blocks, whose prefix is shared only under the same `salt`.
     pub fn open(&mut self, salt: Salt) -> SequenceId {
-        let tables = self.groups().iter().map(|_| Table::default()).collect();
+        let tables = self.groups.iter().map(Table::new).collect();
         SequenceId(self.sequences.insert(Sequence { chain: HashChain::new(salt), tables }))
     }
 
@@ -144,47 +143,64 @@ impl BlockManager {
         tokens: &[u32],
         upto: u32,
     ) -> Result<Range<u32>, Error> {
-        let (block_size, caching) = (self.block_size, self.caching);
-        let Self { groups, pool, sequences, .. } = self;
+        let Self { groups, pool, sequences, block_size, caching, .. } = self;
         let Some(kv) = groups.get(usize::from(group.0)) else {
             return Err(Error::UnknownGroup { group, num_groups: groups.len() });
         };
         let seq = sequences.get_mut(sequence.0).ok_or(Error::StaleSequence { sequence })?;
-        let Sequence { chain, tables } = seq;
-        let table = &mut tables[usize::from(group.0)];
-        let pruned = table.kept().is_some();
-        let slots =
-            if pruned { table.physical().saturating_add(upto.saturating_sub(table.logical())) } else { upto };
-        let reserved = table.num_blocks() * block_size.get();
-        if slots > reserved {
-            return Err(Error::CommitBeyondReserved { sequence, group, upto: slots, reserved });
+        let to = Upto { sequence, tokens, upto, block_size: *block_size, caching: *caching };
+        to.commit(kv, seq, pool)
+    }
+
+    /// The same in every group that neither lags nor is scratch, with one look at the sequence. A group that has more
+    /// already, because a prefix hit was longer in it than in the others, is left as it is. Gives the places of the
+    /// blocks that were sealed in group 0, none where that is another kind of group.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`commit`](Self::commit); the groups before the one that is named have been committed then.
+    #[inline]
+    pub fn commit_all(
+        &mut self,
+        sequence: SequenceId,
+        tokens: &[u32],
+        upto: u32,
+    ) -> Result<Range<u32>, Error> {
+        let size = self.block_size;
+        if let Some(seq) = self.sequences.get_mut(sequence.0)
+            && tokens.len() >= upto as usize
+            && seq.tables.iter().all(|table| !table.in_target || table.commits_quietly(upto, size))
+        {
+            let mut first = 0;
+            for (index, table) in seq.tables.iter_mut().enumerate().filter(|(_, table)| table.in_target) {
+                table.set_lengths(upto, upto);
+                if index == 0 {
+                    first = table.sealed_end() as u32;
+                }
+            }
+            return Ok(first..first);
         }
-        if upto < table.logical() {
-            return Err(Error::CommitBackwards { sequence, group, upto, committed: table.logical() });
+        self.commit_each(sequence, tokens, upto)
+    }
+
+    fn commit_each(&mut self, sequence: SequenceId, tokens: &[u32], upto: u32) -> Result<Range<u32>, Error> {
+        let Self { groups, pool, sequences, block_size, caching, .. } = self;
+        let seq = sequences.get_mut(sequence.0).ok_or(Error::StaleSequence { sequence })?;
+        let to = Upto { sequence, tokens, upto, block_size: *block_size, caching: *caching };
+        let mut first = 0..0;
+        for (index, kv) in groups.iter().enumerate() {
+            if seq.tables[index].in_target {
+                let sealed = match to.commit(kv, seq, pool) {
+                    // A prefix hit may be longer in one group than in another: its tokens are computed again.
+                    Err(Error::CommitBackwards { .. }) => continue,
+                    sealed => sealed?,
+                };
+                if index == 0 {
+                    first = sealed;
+                }
+            }
         }
-        if tokens.len() < upto as usize {
-            return Err(Error::MissingTokens { sequence, upto, given: tokens.len() });
-        }
-        let full = block_size.full_blocks(slots) as usize;
-        let before = table.sealed_end();
-        if full > before {
-            let publish = caching && !pruned && !kv.is_scratch();
-            table.seal(full, pool, |index| {
-                let hash = if publish { chain.get(index, tokens, block_size) } else { None };
-                let size = block_size.get() as usize;
-                let tokens = tokens.get(index * size..(index + 1) * size).unwrap_or_default();
-                hash.map(|hash| Contents { hash, parent: chain.parent(index), tokens })
-            });
-        }
-        if pruned {
-            table.keep_all(upto);
-        }
-        table.set_lengths(slots, upto);
-        let sealed = before as u32..table.sealed_end() as u32;
-        if kv.window.is_some() {
-            table.release_before(first_seen(slots, kv.window, block_size) as usize, pool);
-        }
-        Ok(sealed)
+        Ok(first)
     }
 
     /// Gives back every block of the sequence, which stays open and remembers its hashes: preemption.

@@ -129,15 +129,24 @@ impl Pages {
         &mut self.pages[page as usize]
     }
 
+    #[inline]
     pub(crate) fn share(&self, group: u8) -> &Share {
         &self.shares[usize::from(group)]
     }
 
+    /// Whether one group has all pages to itself. Its blocks are whole pages.
+    #[inline]
+    pub(crate) fn is_one_group(&self) -> bool {
+        self.shares.len() == 1
+    }
+
+    #[inline]
     pub(crate) fn num_empty(&self) -> u32 {
         self.empty.len()
     }
 
     /// Pages that primary groups may own besides those they own.
+    #[inline]
     pub(crate) fn quota(&self) -> u32 {
         self.primary_pages - self.primary_owned
     }

@@ -147,13 +147,28 @@ impl BlockPool {
 
     /// Ends writing: every slot of the block holds an accepted token. With `contents` the block is published.
     pub fn seal(&mut self, lease: Writable, contents: Option<Contents<'_>>) -> Sealed {
-        let (group, id) = lease.into_parts();
-        if let Some(contents) = contents {
-            let place = self.place(group, id);
-            self.cache.insert(place, CacheKey { hash: contents.hash, group });
-            if let Some(journal) = &mut self.journal {
-                journal.stored(group, id, &contents);
+        match contents {
+            Some(contents) => self.seal_as(lease, contents.hash, || contents),
+            None => {
+                let (group, id) = lease.into_parts();
+                Sealed::new(group, id)
             }
+        }
+    }
+
+    /// The same of a block that is published under `hash`. The rest is asked for only where changes are noted.
+    #[inline]
+    pub(crate) fn seal_as<'a>(
+        &mut self,
+        lease: Writable,
+        hash: BlockHash,
+        contents: impl FnOnce() -> Contents<'a>,
+    ) -> Sealed {
+        let (group, id) = lease.into_parts();
+        let place = self.place(group, id);
+        self.cache.insert(place, CacheKey { hash, group });
+        if let Some(journal) = &mut self.journal {
+            journal.stored(group, id, &contents());
         }
         Sealed::new(group, id)
     }
@@ -215,6 +230,9 @@ impl BlockPool {
     /// Ends several leases. Pages that become empty will be the next ones handed out, in the order given here;
     /// published blocks the last, in the order given too. Empty pages of lagging groups go behind all others.
     pub fn release_all(&mut self, leases: impl IntoIterator<Item = Lease>) {
+        if self.pages.is_one_group() {
+            return self.release_pages(leases);
+        }
         let mut put = Put::Front;
         for lease in leases {
             let (group, id) = lease.into_parts();
@@ -254,6 +272,26 @@ impl BlockPool {
             self.pages.set(at, held, cached, self.clock, put_page);
             if primary && held + cached == 0 {
                 put = Put::After(at);
+            }
+        }
+    }
+
+    /// The same where there is one group: blocks are pages, and pages are places.
+    fn release_pages(&mut self, leases: impl IntoIterator<Item = Lease>) {
+        let mut put = Put::Front;
+        for lease in leases {
+            let (_, id) = lease.into_parts();
+            let holders = &mut self.holders[id.0 as usize];
+            *holders -= 1;
+            if *holders > 0 {
+                continue;
+            }
+            self.clock += 1;
+            if self.cache.contains(id.0) {
+                self.pages.free_cached(id.0, self.clock);
+            } else {
+                self.pages.free_empty(id.0, put);
+                put = Put::After(id.0);
             }
         }
     }
@@ -306,15 +344,18 @@ impl BlockPool {
         id.0 / self.per_page(group)
     }
 
+    #[inline]
     pub(crate) fn per_page(&self, group: GroupId) -> u32 {
         self.pages.share(group.0).per_page
     }
 
+    #[inline]
     fn place(&self, group: GroupId, id: BlockId) -> u32 {
         let (per_page, most) = (self.per_page(group), self.most_per_page);
         if per_page == most { id.0 } else { id.0 / per_page * most + id.0 % per_page }
     }
 
+    #[inline]
     pub(crate) fn id(&self, group: GroupId, place: u32) -> BlockId {
         let (per_page, most) = (self.per_page(group), self.most_per_page);
         BlockId(if per_page == most { place } else { place / most * per_page + place % most })

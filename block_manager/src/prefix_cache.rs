@@ -51,6 +51,7 @@ impl PrefixCache {
         None
     }
 
+    #[inline]
     pub(crate) fn contains(&self, id: u32) -> bool {
         self.entries[id as usize].is_some()
     }

@@ -39,6 +39,18 @@ impl BlockManager {
         self.pool.room_for(group)
     }
 
+    /// Whether the sequence has `slots` slots in every group that neither lags nor is scratch. A sequence that does not
+    /// exist has none.
+    #[inline]
+    #[must_use]
+    pub fn has_slots(&self, sequence: SequenceId, slots: u32) -> bool {
+        let size = self.block_size;
+        match self.sequences.get(sequence.0) {
+            Some(seq) => seq.tables.iter().all(|table| !table.in_target || has(table, slots, size)),
+            None => false,
+        }
+    }
+
     /// Adds to `blocks[g]` the blocks that the sequence lacks to have `need[g]` slots in group g. Both have an entry
     /// for every group.
     ///
@@ -96,6 +108,20 @@ impl BlockManager {
     /// [`Error::StaleSequence`].
     pub fn reserve(&mut self, sequence: SequenceId, need: &[u32]) -> Result<Option<()>, Error> {
         let size = self.block_size;
+        let Self { pool, sequences, .. } = self;
+        let seq = sequences.get_mut(sequence.0).ok_or(Error::StaleSequence { sequence })?;
+        // One group has nobody to share pages with, and mostly there are empty ones.
+        if let ([table], [need]) = (&mut seq.tables[..], need) {
+            let lack = lacks(table, *need, size);
+            if pool.has_empty(lack) {
+                table.grown = pool.clock;
+                for _ in 0..lack {
+                    let lease = pool.take_empty(GroupId(0));
+                    table.push_writable(lease.ok_or(Error::Room { sequence, group: GroupId(0) })?);
+                }
+                return Ok(Some(()));
+            }
+        }
         let seq = self.sequence(sequence)?;
         // Most steps of most sequences find their slots there already.
         if seq.tables.iter().zip(need).all(|(table, &need)| has(table, need, size)) {
@@ -186,10 +212,12 @@ pub(crate) fn hit_blocks(len: u32, window: Option<u32>, size: BlockSize) -> std:
 }
 
 /// Whether a table has `need` slots: a product, because a division costs more.
+#[inline]
 fn has(table: &Table, need: u32, size: BlockSize) -> bool {
     u64::from(need) <= u64::from(table.num_blocks()) * u64::from(size.get())
 }
 
+#[inline]
 fn lacks(table: &Table, need: u32, size: BlockSize) -> u32 {
     if has(table, need, size) { 0 } else { size.blocks_for(need) - table.num_blocks() }
 }

@@ -26,12 +26,25 @@ impl BlockPool {
         let share = self.pages.share(group.0);
         if share.per_page == 1
             && share.primary
-            && let Some(page) = self.pages.hold_empty(group.0)
+            && let Some(lease) = self.take_empty(group)
         {
-            self.holders[(page * self.most_per_page) as usize] = 1;
-            return Some(Writable::new(group, BlockId(page)));
+            return Some(lease);
         }
         self.take_other(group, left, room)
+    }
+
+    /// Whether primary groups may have so many more pages, and they are empty.
+    #[inline]
+    pub(crate) fn has_empty(&self, pages: u32) -> bool {
+        pages <= self.pages.num_empty() && pages <= self.pages.quota()
+    }
+
+    /// An empty page as a block of a primary group whose blocks are whole pages.
+    #[inline]
+    pub(crate) fn take_empty(&mut self, group: GroupId) -> Option<Writable> {
+        let page = self.pages.hold_empty(group.0)?;
+        self.holders[(page * self.most_per_page) as usize] = 1;
+        Some(Writable::new(group, BlockId(page)))
     }
 
     /// The same where no page is empty, or where a page has several blocks.

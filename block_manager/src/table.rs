@@ -1,7 +1,6 @@
 use std::collections::VecDeque;
 
-use crate::journal::Contents;
-use crate::{BlockId, BlockPool, BlockSize, Lease, Sealed, Writable};
+use crate::{BlockId, BlockPool, BlockSize, KvGroup, Lease, Sealed, Writable};
 
 /// A sequence's blocks in one KV group: those given back behind the window, the sealed ones, the writable ones.
 #[derive(Debug, Default)]
@@ -16,26 +15,51 @@ pub(crate) struct Table {
     /// The positions of the slots, where they are not counted from 0.
     kept: Vec<u32>,
     explicit: bool,
+    /// Whether its group neither lags nor is scratch.
+    pub(crate) in_target: bool,
+    window: Option<u32>,
     /// The clock of the pool when the table was last given a block.
     pub(crate) grown: u64,
 }
 
 impl Table {
+    /// An empty table of a group.
+    pub(crate) fn new(group: &KvGroup) -> Self {
+        Self { in_target: group.is_looked_up(), window: group.window, ..Self::default() }
+    }
+
+    /// Whether to commit the first `upto` positions changes the lengths and nothing else: no block is full by it, none
+    /// falls behind the window, and all is in order. Products stand here for divisions, which cost more.
+    #[inline]
+    pub(crate) fn commits_quietly(&self, upto: u32, size: BlockSize) -> bool {
+        let (upto, size) = (u64::from(upto), u64::from(size.get()));
+        let end_of = |block: usize| (block as u64 + 1) * size;
+        !self.explicit
+            && upto >= u64::from(self.logical)
+            && upto <= self.ids.len() as u64 * size
+            && upto < end_of(self.sealed_end())
+            && self.window.is_none_or(|window| upto + 1 < u64::from(window) + end_of(self.first()))
+    }
+
+    #[inline]
     pub(crate) fn ids(&self) -> &[BlockId] {
         &self.ids
     }
 
     /// Entries of the table, those of blocks that were given back behind the window included.
+    #[inline]
     pub(crate) fn num_blocks(&self) -> u32 {
         self.ids.len() as u32
     }
 
     /// The first entry that was not given back behind the window.
+    #[inline]
     pub(crate) fn first(&self) -> usize {
         self.ids.len() - self.sealed.len() - self.writable.len()
     }
 
     /// Entries before the first writable block.
+    #[inline]
     pub(crate) fn sealed_end(&self) -> usize {
         self.ids.len() - self.writable.len()
     }
@@ -45,19 +69,23 @@ impl Table {
         self.sealed.get(index.checked_sub(self.first())?)
     }
 
+    #[inline]
     pub(crate) fn physical(&self) -> u32 {
         self.physical
     }
 
+    #[inline]
     pub(crate) fn logical(&self) -> u32 {
         self.logical
     }
 
     /// The positions of the slots, where they are not counted from 0.
+    #[inline]
     pub(crate) fn kept(&self) -> Option<&[u32]> {
         self.explicit.then_some(&self.kept)
     }
 
+    #[inline]
     pub(crate) fn set_lengths(&mut self, physical: u32, logical: u32) {
         self.physical = physical;
         self.logical = logical;
@@ -83,6 +111,7 @@ impl Table {
         self.writable.reserve(blocks.saturating_sub(self.writable.len()));
     }
 
+    #[inline]
     pub(crate) fn push_writable(&mut self, lease: Writable) {
         self.ids.push(lease.id());
         self.writable.push(lease);
@@ -101,17 +130,12 @@ impl Table {
         self.ids.resize(blocks as usize, BlockId::FREED);
     }
 
-    /// Seals writable blocks until the first `upto` are; `name` gives what each is published under.
-    pub(crate) fn seal<'a>(
-        &mut self,
-        upto: usize,
-        pool: &mut BlockPool,
-        mut name: impl FnMut(usize) -> Option<Contents<'a>>,
-    ) {
+    /// Seals writable blocks until the first `upto` are; `seal` does so with the block at an entry.
+    pub(crate) fn seal(&mut self, upto: usize, mut seal: impl FnMut(usize, Writable) -> Sealed) {
         let first = self.sealed_end();
         let more = upto.saturating_sub(first).min(self.writable.len());
         for (offset, lease) in self.writable.drain(..more).enumerate() {
-            self.sealed.push_back(pool.seal(lease, name(first + offset)));
+            self.sealed.push_back(seal(first + offset, lease));
         }
     }
 

@@ -110,14 +110,14 @@ fn groups_that_the_arena_has_otherwise_are_refused_by_name() {
         let said = device(groups).attach(kept, shapes).unwrap_err().to_string();
         assert!(said.contains(what), "{said}");
     };
-    let heads = vec![heads_shape(config)];
+    let heads = [vec![heads_shape(config)]];
     let one = std::slice::from_ref(&own);
-    refused(&[], one, &[heads.clone()], "keeps 1 KV groups, and the device was given 0");
-    refused(&[GroupId(3)], one, &[heads.clone()], "no group 3, which \"kv\" was to be");
-    refused(&[GroupId(0)], one, &[vec![]], "has 1 parts and 0 shapes");
+    refused(&[], one, &heads, "keeps 1 KV groups, and the device was given 0");
+    refused(&[GroupId(3)], one, &heads, "no group 3, which \"kv\" was to be");
+    refused(&[GroupId(0)], one, &[Vec::new()], "has 1 parts and 0 shapes");
     let more = KvGroup { parts: group(crate::checkpoint(3, 8).config(), 0).parts, ..own.clone() };
-    refused(&[GroupId(0)], &[more], &[heads.clone()], "and the arena gives it");
-    device(&[GroupId(0)]).attach(one, &[heads]).unwrap();
+    refused(&[GroupId(0)], &[more], &heads, "and the arena gives it");
+    device(&[GroupId(0)]).attach(one, &heads).unwrap();
 }
 
 #[test]

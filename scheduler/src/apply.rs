@@ -1,13 +1,15 @@
 use std::ops::Range;
 
-use pagedraft_block_manager::{GroupId, MAX_GROUPS};
+use pagedraft_block_manager::{BlockManager, Error as BlockError, GroupId, MAX_GROUPS};
 use serde::Serialize;
 
 use crate::error::of;
 use crate::request::Request;
 use crate::scheduler::FlightRow;
-use crate::segments::Role;
-use crate::{Error, FinishReason, Phase, Progress, RequestKey, RowOutcome, Scheduler, StepOutcome};
+use crate::segments::{Role, Segments};
+use crate::{
+    Error, FinishReason, Phase, Progress, RequestKey, RowOutcome, Scheduler, SlotCounts, StepOutcome,
+};
 
 /// What a step changed for one request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -30,8 +32,6 @@ struct Given<'a> {
     result: &'a RowOutcome,
     /// Tokens that it emitted.
     emitted: &'a [u32],
-    /// Slots by group that hold accepted tokens; empty where the executor left it to the plan.
-    took: &'a [u32],
 }
 
 impl Scheduler {
@@ -58,22 +58,17 @@ impl Scheduler {
         let mut rows = std::mem::take(&mut self.flight.rows);
         self.flight.step = None;
         let mut fault = Ok(());
-        let mut any_ended = false;
-        for (at, row) in rows.drain(..).enumerate() {
-            let result = &outcome.rows[at];
+        let ended_before = self.ended.len();
+        for (at, (row, result)) in rows.iter().zip(&outcome.rows).enumerate() {
             let emitted = &outcome.tokens[result.tokens.start as usize..result.tokens.end as usize];
-            let given = Given { row: at, result, emitted, took: outcome.took.row(at) };
-            match self.apply_row(row, &given, outcome) {
-                Ok(None) => {}
-                Ok(Some(one)) => {
-                    any_ended |= one.finish.is_some();
-                    applied.push(one);
-                }
-                Err(error) => fault = fault.and(Err(error)),
+            let given = Given { row: at, result, emitted };
+            if let Err(error) = self.apply_row(row, &given, outcome, applied) {
+                fault = fault.and(Err(error));
             }
         }
+        rows.clear();
         self.flight.rows = rows;
-        if any_ended {
+        if self.ended.len() > ended_before {
             let requests = &self.requests;
             self.running
                 .retain(|key| requests.get(key.0).is_some_and(|request| request.phase == Phase::Running));
@@ -83,17 +78,18 @@ impl Scheduler {
 
     fn apply_row<R>(
         &mut self,
-        row: FlightRow,
+        row: &FlightRow,
         given: &Given<'_>,
         outcome: &StepOutcome<R>,
-    ) -> Result<Option<Applied>, Error> {
+        applied: &mut Vec<Applied>,
+    ) -> Result<(), Error> {
         let key = row.request;
-        let Some(request) = self.requests.get_mut(key.0) else {
-            return Ok(None);
+        let Self { requests, blocks, segments, ended, .. } = self;
+        let Some(request) = requests.get_mut(key.0) else {
+            return Ok(());
         };
         if matches!(request.phase, Phase::Ended(_)) {
-            self.blocks.free(request.sequence).map_err(of(key))?;
-            return Ok(None);
+            return blocks.free(request.sequence).map_err(of(key));
         }
         let result = given.result;
         let thinning = request.is_thinning();
@@ -115,105 +111,27 @@ impl Scheduler {
             Progress::Failed => finish = Some(FinishReason::Failed),
             // The canvas is rewritten until it ends: no block of it is ever sealed or shared.
             Progress::Canvas { refresh } => request.refresh = refresh || kept > 0,
-            Progress::Append if thinning => self.commit_thinned(&row, given, outcome, known)?,
+            Progress::Append if thinning => {
+                commit_thinned(request, blocks, segments, row, given, outcome, known)?;
+            }
             Progress::Append => {
                 // Accepted drafts have their KV; the token behind the last of them has not.
                 request.computed = (row.end + u32::from(result.num_accepted)).min(request.len());
-                self.commit(key, given)?;
+                commit(request, blocks, segments, &outcome.took, given.row).map_err(of(key))?;
             }
         }
-        let Some(request) = self.requests.get_mut(key.0) else {
-            return Ok(None);
-        };
         if let Some(reason) = finish {
             request.phase = Phase::Ended(reason);
-            self.ended.push(key);
-            self.blocks.free(request.sequence).map_err(of(key))?;
+            ended.push(key);
+            blocks.free(request.sequence).map_err(of(key))?;
         }
-        Ok(Some(Applied {
+        applied.push(Applied {
             request: key,
             tokens: result.tokens.start..result.tokens.start + kept,
             finish,
             num_drafts: result.num_drafts,
             num_accepted: result.num_accepted,
-        }))
-    }
-
-    /// Commits in every group what the row computed and accepted.
-    fn commit(&mut self, key: RequestKey, given: &Given<'_>) -> Result<(), Error> {
-        let Self { requests, blocks, segments, .. } = self;
-        let Some(request) = requests.get(key.0) else {
-            return Ok(());
-        };
-        for (group, role) in segments.roles().iter().enumerate() {
-            let id = GroupId(group as u8);
-            let upto = match role {
-                Role::Kv(_) => request.computed,
-                // A proposer's KV goes as far as the proposer says, and never behind an accepted token.
-                Role::Lagging => match given.took.get(group) {
-                    Some(&took) if took > 0 => took.min(request.len()),
-                    _ => continue,
-                },
-                Role::Hold(_) => continue,
-            };
-            blocks.commit(request.sequence, id, &request.tokens, upto).map_err(of(key))?;
-        }
-        Ok(())
-    }
-
-    /// Commits a row of a prompt of which not all tokens go on, of `known` tokens, and notes where it waits.
-    fn commit_thinned<R>(
-        &mut self,
-        row: &FlightRow,
-        given: &Given<'_>,
-        outcome: &StepOutcome<R>,
-        known: u32,
-    ) -> Result<(), Error> {
-        let Self { requests, blocks, segments, .. } = self;
-        let Some(request) = requests.get_mut(row.request.0) else {
-            return Ok(());
-        };
-        let fault = of(row.request);
-        let (first, last) = row.segments;
-        let reach: [u32; crate::segments::MAX_SEGMENTS] = std::array::from_fn(|segment| {
-            let prompt = segment.checked_sub(1).and_then(|cut| request.kept.get(cut));
-            prompt.map_or(known, |prompt| prompt + (known - request.prompt_len))
         });
-        // The segment that the row ends in, and how many of its tokens have passed it.
-        let passed = if last - first == 1 { row.end } else { reach[usize::from(last) - 1] };
-        let through = passed == reach[usize::from(last) - 1];
-        for (group, role) in segments.roles().iter().enumerate() {
-            let id = GroupId(group as u8);
-            match *role {
-                Role::Kv(0) if first == 0 => {
-                    let before = blocks.lengths(request.sequence, id).map_err(&fault)?.physical;
-                    let upto = if last == 1 { row.end } else { known };
-                    blocks.commit(request.sequence, id, &request.tokens, upto.max(before)).map_err(&fault)?;
-                }
-                Role::Kv(segment) if segment > 0 && (first..last).contains(&segment) => {
-                    let kept =
-                        outcome.kept.iter().find(|kept| kept.row as usize == given.row && kept.group == id);
-                    let positions = kept.and_then(|kept| {
-                        outcome.kept_positions.get(kept.positions.start as usize..kept.positions.end as usize)
-                    });
-                    // `check_outcome` has seen that the list is there.
-                    let positions = positions.unwrap_or_default();
-                    let whole = segment + 1 < last || through;
-                    let stands_for = if whole { known } else { positions.last().map_or(0, |p| p + 1) };
-                    blocks.commit_kept(request.sequence, id, positions, stands_for).map_err(&fault)?;
-                }
-                // All that waited behind the segment has run through the next one.
-                Role::Hold(segment) if segment + 1 < last || (segment + 1 == last - 1 && through) => {
-                    blocks.clear_group(request.sequence, id).map_err(&fault)?;
-                }
-                _ => {}
-            }
-        }
-        if through && last == segments.count() {
-            request.computed = known;
-        } else {
-            (request.segment, request.passed) = if through { (last, 0) } else { (last - 1, passed) };
-        }
         Ok(())
     }
 
@@ -224,9 +142,13 @@ impl Scheduler {
         if outcome.rows.len() != self.flight.rows.len() {
             return Err(Error::RowCount { step, rows: self.flight.rows.len(), given: outcome.rows.len() });
         }
+        // With one segment no row has tokens to keep.
+        let slots_as_planned = self.segments.count() == 1 && outcome.took.is_empty();
         for (index, (row, result)) in self.flight.rows.iter().zip(&outcome.rows).enumerate() {
-            let wrong = wrong_with(row, result, outcome.tokens.len());
-            if let Some(what) = wrong.or_else(|| self.wrong_slots(index, row, result, outcome)) {
+            let wrong_slots = || {
+                if slots_as_planned { None } else { self.wrong_slots(index, row, result, outcome) }
+            };
+            if let Some(what) = wrong_with(row, result, outcome.tokens.len()).or_else(wrong_slots) {
                 return Err(Error::Row { step, row: index, what });
             }
         }
@@ -242,11 +164,22 @@ impl Scheduler {
         outcome: &StepOutcome<R>,
     ) -> Option<&'static str> {
         let (need, took) = (self.flight.needs.row(index), outcome.took.row(index));
+        let rejected = u32::from(row.drafts_max - result.num_accepted);
+        if self.segments.count() == 1 {
+            let mut groups = self.segments.roles().iter().zip(need.iter().zip(took));
+            let right = groups.all(|(role, (&need, &took))| match role {
+                Role::Kv(_) => took + rejected == need,
+                Role::Lagging => took <= need,
+                Role::Hold(_) => true,
+            });
+            if right {
+                return None;
+            }
+        }
         let request = self.requests.get(row.request.0)?;
         if result.progress != Progress::Append || matches!(request.phase, Phase::Ended(_)) {
             return None;
         }
-        let rejected = u32::from(row.drafts_max - result.num_accepted);
         let mut lists = [false; MAX_GROUPS];
         if request.is_thinning() {
             for kept in outcome.kept.iter().filter(|kept| kept.row as usize == index) {
@@ -284,6 +217,82 @@ impl Scheduler {
     }
 }
 
+/// Commits in every group what the row computed and accepted.
+#[inline]
+fn commit(
+    request: &Request,
+    blocks: &mut BlockManager,
+    segments: &Segments,
+    took: &SlotCounts,
+    row: usize,
+) -> Result<(), BlockError> {
+    blocks.commit_all(request.sequence, &request.tokens, request.computed)?;
+    // A proposer's KV goes as far as the proposer says, and never behind an accepted token.
+    if let Some(group) = segments.lagging()
+        && let Some(&took) = took.row(row).get(usize::from(group.0))
+        && took > 0
+    {
+        let upto = took.min(request.len());
+        blocks.commit(request.sequence, group, &request.tokens, upto)?;
+    }
+    Ok(())
+}
+
+/// Commits a row of a prompt of which not all tokens go on, of `known` tokens, and notes where it waits.
+fn commit_thinned<R>(
+    request: &mut Request,
+    blocks: &mut BlockManager,
+    segments: &Segments,
+    row: &FlightRow,
+    given: &Given<'_>,
+    outcome: &StepOutcome<R>,
+    known: u32,
+) -> Result<(), Error> {
+    let fault = of(row.request);
+    let (first, last) = row.segments;
+    let reach: [u32; crate::segments::MAX_SEGMENTS] = std::array::from_fn(|segment| {
+        let prompt = segment.checked_sub(1).and_then(|cut| request.kept.get(cut));
+        prompt.map_or(known, |prompt| prompt + (known - request.prompt_len))
+    });
+    // The segment that the row ends in, and how many of its tokens have passed it.
+    let passed = if last - first == 1 { row.end } else { reach[usize::from(last) - 1] };
+    let through = passed == reach[usize::from(last) - 1];
+    for (group, role) in segments.roles().iter().enumerate() {
+        let id = GroupId(group as u8);
+        match *role {
+            Role::Kv(0) if first == 0 => {
+                let before = blocks.lengths(request.sequence, id).map_err(&fault)?.physical;
+                let upto = if last == 1 { row.end } else { known };
+                blocks.commit(request.sequence, id, &request.tokens, upto.max(before)).map_err(&fault)?;
+            }
+            Role::Kv(segment) if segment > 0 && (first..last).contains(&segment) => {
+                let kept =
+                    outcome.kept.iter().find(|kept| kept.row as usize == given.row && kept.group == id);
+                let positions = kept.and_then(|kept| {
+                    outcome.kept_positions.get(kept.positions.start as usize..kept.positions.end as usize)
+                });
+                // `check_outcome` has seen that the list is there.
+                let positions = positions.unwrap_or_default();
+                let whole = segment + 1 < last || through;
+                let stands_for = if whole { known } else { positions.last().map_or(0, |p| p + 1) };
+                blocks.commit_kept(request.sequence, id, positions, stands_for).map_err(&fault)?;
+            }
+            // All that waited behind the segment has run through the next one.
+            Role::Hold(segment) if segment + 2 < last || (segment + 2 == last && through) => {
+                blocks.clear_group(request.sequence, id).map_err(&fault)?;
+            }
+            _ => {}
+        }
+    }
+    if through && last == segments.count() {
+        request.computed = known;
+    } else {
+        (request.segment, request.passed) = if through { (last, 0) } else { (last - 1, passed) };
+    }
+    Ok(())
+}
+
+#[inline]
 fn ended_by(request: &Request, token: u32) -> Option<FinishReason> {
     if request.stop_token_ids.contains(&token) {
         Some(FinishReason::Stop)
@@ -294,6 +303,7 @@ fn ended_by(request: &Request, token: u32) -> Option<FinishReason> {
     }
 }
 
+#[inline]
 fn wrong_with(row: &FlightRow, result: &RowOutcome, num_tokens: usize) -> Option<&'static str> {
     let Range { start, end } = result.tokens;
     let emitted = end.checked_sub(start);

@@ -157,8 +157,10 @@ mod queues;
 mod request;
 mod scheduler;
 mod segments;
+mod shares;
 mod slot_counts;
 mod step;
+mod usual;
 
 pub use apply::Applied;
 pub use config::{Policy, SchedulerConfig, SegmentKv};

@@ -4,7 +4,7 @@ use pagedraft_block_manager::{Error as BlockError, MAX_GROUPS};
 
 use crate::request::Request;
 use crate::segments::{Budget, Role};
-use crate::{Kind, PlanRow, Scheduler};
+use crate::{Kind, PlanRow, Scheduler, SchedulerConfig};
 
 /// The known tokens that a request's next row computes, and the segments that they run through; see [`PlanRow`].
 #[derive(Clone, Debug)]
@@ -162,7 +162,7 @@ impl Scheduler {
 
     /// The greatest number of known tokens that a row computes.
     pub(crate) fn greatest_piece(&self) -> u32 {
-        self.config.max_num_batched_tokens.min(self.config.prefill_chunk.unwrap_or(u32::MAX))
+        greatest_piece(&self.config)
     }
 
     /// Whether an empty arena has so many slots by group for one sequence.
@@ -173,6 +173,11 @@ impl Scheduler {
             pages.map(|(&slots, group)| u64::from(size.blocks_for(slots).div_ceil(group.per_page))).sum();
         pages <= u64::from(arena.primary_pages())
     }
+}
+
+/// The greatest number of known tokens that a row computes.
+pub(crate) fn greatest_piece(config: &SchedulerConfig) -> u32 {
+    config.max_num_batched_tokens.min(config.prefill_chunk.unwrap_or(u32::MAX))
 }
 
 /// Slots or blocks by group, on the stack.

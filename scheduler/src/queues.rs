@@ -56,6 +56,8 @@ struct Place {
     key: RequestKey,
     /// It was preempted before its turn, and what it needs was subtracted then.
     gone: bool,
+    /// Whether it may lack blocks for its next row.
+    lacks: bool,
 }
 
 impl Visit {
@@ -66,7 +68,7 @@ impl Visit {
 
     pub(crate) fn begin(&mut self, running: &[RequestKey], groups: usize) {
         self.order.clear();
-        self.order.extend(running.iter().map(|&key| Place { key, gone: false }));
+        self.order.extend(running.iter().map(|&key| Place { key, gone: false, lacks: false }));
         self.at = 0;
         self.behind_rows = running.len() as u32;
         self.groups = groups;
@@ -80,13 +82,20 @@ impl Visit {
         self.order.sort_by_key(|place| !to_be_first(place.key));
     }
 
-    /// Counts the blocks by group that each of them lacks: `lacks` adds those of one request.
+    /// Counts the blocks by group that each of them lacks, of those of which `may_lack` says that they may lack some:
+    /// `lacks` adds those of one request.
     pub(crate) fn count<E>(
         &mut self,
+        may_lack: impl Fn(RequestKey) -> bool,
         lacks: impl Fn(RequestKey, &mut [u32]) -> Result<(), E>,
     ) -> Result<(), E> {
         self.lacks.resize(self.order.len() * self.groups, 0);
-        for (place, blocks) in self.order.iter().zip(self.lacks.chunks_exact_mut(self.groups)) {
+        for (at, place) in self.order.iter_mut().enumerate() {
+            place.lacks = may_lack(place.key);
+            if !place.lacks {
+                continue;
+            }
+            let blocks = &mut self.lacks[at * self.groups..(at + 1) * self.groups];
             lacks(place.key, blocks)?;
             for (sum, &blocks) in self.behind_blocks.iter_mut().zip(&*blocks) {
                 *sum += blocks;
@@ -96,6 +105,7 @@ impl Visit {
     }
 
     /// The next request to visit. From now on it no longer counts as behind.
+    #[inline]
     pub(crate) fn next(&mut self) -> Option<RequestKey> {
         let at = self.at;
         let place = *self.order.get(at)?;
@@ -116,8 +126,12 @@ impl Visit {
         }
     }
 
+    #[inline]
     fn subtract(&mut self, at: usize) {
         self.behind_rows -= 1;
+        if !self.order[at].lacks {
+            return;
+        }
         let lacks = self.lacks.get(at * self.groups..(at + 1) * self.groups).unwrap_or_default();
         for (sum, blocks) in self.behind_blocks.iter_mut().zip(lacks) {
             *sum -= blocks;
@@ -125,11 +139,13 @@ impl Visit {
     }
 
     /// How many running requests are yet to come.
+    #[inline]
     pub(crate) fn behind_rows(&self) -> u32 {
         self.behind_rows
     }
 
     /// The blocks by group that they lack.
+    #[inline]
     pub(crate) fn behind_blocks(&self) -> &[u32] {
         &self.behind_blocks
     }

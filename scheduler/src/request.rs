@@ -157,25 +157,36 @@ pub(crate) struct Request {
 
 impl Request {
     /// Known tokens.
+    #[inline]
     pub(crate) fn len(&self) -> u32 {
         self.tokens.len() as u32
     }
 
+    #[inline]
     pub(crate) fn generated(&self) -> u32 {
         self.len() - self.prompt_len
     }
 
     /// Whether only the KV of its last token is missing, and that one is an output token.
+    #[inline]
     pub(crate) fn is_decoding(&self) -> bool {
         self.computed + 1 == self.len() && self.generated() > 0 && self.canvas.is_none()
     }
 
+    /// Whether all its tokens keep their KV in every segment, and none is rewritten.
+    #[inline]
+    pub(crate) fn keeps_all(&self) -> bool {
+        self.kept.is_empty() && self.canvas.is_none()
+    }
+
     /// Whether its prompt is being computed with tokens dropped on the way.
+    #[inline]
     pub(crate) fn is_thinning(&self) -> bool {
         !self.kept.is_empty() && self.computed == 0
     }
 
     /// Known tokens that reach `segment`: of the prompt those that the cuts before it keep, and every output token.
+    #[inline]
     pub(crate) fn reach(&self, segment: u16) -> u32 {
         match usize::from(segment).checked_sub(1).and_then(|cut| self.kept.get(cut)) {
             Some(&kept) => kept + self.generated(),

@@ -2,7 +2,7 @@ use pagedraft_block_manager::{BlockId, BlockManager, GroupId, KvIndex, KvJournal
 use serde::Serialize;
 
 use crate::error::of;
-use crate::piece::ByGroup;
+use crate::piece::{ByGroup, greatest_piece};
 use crate::queues::{Running, Visit, Waiting};
 use crate::request::Request;
 use crate::segments::Segments;
@@ -52,6 +52,8 @@ pub struct Scheduler {
     /// Chooses draft lengths; without, each is `num_speculative_tokens`.
     pub(crate) control: Option<DraftControl>,
     arrivals: u64,
+    /// The longest that a request which keeps all its tokens can get when it has the pool for itself.
+    capacity: u32,
 }
 
 /// What `apply` has to know of the plan in flight.
@@ -68,6 +70,10 @@ pub(crate) struct FlightRow {
     pub(crate) start: u32,
     pub(crate) end: u32,
     pub(crate) segments: (u16, u16),
+    /// Tokens of context that a query of the row reads, averaged over the layers.
+    pub(crate) context: u32,
+    /// Known tokens, counted by the share of the model that they run through.
+    pub(crate) worth: u32,
     /// Positions of the block of a pass over a canvas.
     pub(crate) canvas: Option<u32>,
     pub(crate) drafts_max: u16,
@@ -91,6 +97,7 @@ impl Scheduler {
             config.groups.clone(),
             config.enable_prefix_caching,
         )?;
+        let capacity = blocks.capacity(greatest_piece(&config));
         Ok(Self {
             config,
             segments,
@@ -108,6 +115,7 @@ impl Scheduler {
             next_step: 0,
             control: None,
             arrivals: 0,
+            capacity,
         })
     }
 
@@ -260,6 +268,13 @@ impl Scheduler {
         &self.blocks
     }
 
+    /// Tokens of context that a query behind `len` tokens reads, averaged over the model's layers: all of them, but for
+    /// layers with a sliding window.
+    #[must_use]
+    pub fn context_read(&self, len: u32) -> u32 {
+        self.segments.shares().context(len)
+    }
+
     /// Forgets every prefix in the cache; no running request is touched.
     pub fn clear_prefix_cache(&mut self) {
         self.blocks.clear_cache();
@@ -327,7 +342,7 @@ impl Scheduler {
     /// KV is kept.
     #[must_use]
     pub fn capacity(&self) -> u32 {
-        self.blocks.capacity(self.greatest_piece())
+        self.capacity
     }
 
     /// Whether [`submit`](Self::submit) would take a request; the length of its prompt.

@@ -1,6 +1,7 @@
 use pagedraft_block_manager::GroupId;
 
 use crate::config::SegmentKv;
+use crate::shares::Shares;
 use crate::{ConfigError, SchedulerConfig};
 
 /// Segments of a model at most.
@@ -22,7 +23,9 @@ pub(crate) enum Role {
 pub(crate) struct Segments {
     count: u16,
     roles: Vec<Role>,
+    in_target: Vec<bool>,
     lagging: Option<GroupId>,
+    shares: Shares,
 }
 
 impl Segments {
@@ -70,23 +73,41 @@ impl Segments {
             segment: segments.len() - 1,
             what: "is the last, and a KV group belongs to no segment",
         })?;
-        Ok(Self { count: segments.len() as u16, roles, lagging })
+        let count = segments.len() as u16;
+        let shares = Shares::new(&config.groups, &roles, count);
+        let in_target = roles.iter().map(|role| matches!(role, Role::Kv(_))).collect();
+        Ok(Self { count, roles, in_target, lagging, shares })
     }
 
+    #[inline]
     pub(crate) fn count(&self) -> u16 {
         self.count
     }
 
     /// What each group is for, by its id.
+    #[inline]
     pub(crate) fn roles(&self) -> &[Role] {
         &self.roles
     }
 
+    /// By group whether layers of the target write it.
+    #[inline]
+    pub(crate) fn in_target(&self) -> &[bool] {
+        &self.in_target
+    }
+
+    #[inline]
     pub(crate) fn num_groups(&self) -> usize {
         self.roles.len()
     }
 
+    /// What share of the work each group and segment has.
+    pub(crate) fn shares(&self) -> &Shares {
+        &self.shares
+    }
+
     /// The group of a proposer's KV.
+    #[inline]
     pub(crate) fn lagging(&self) -> Option<GroupId> {
         self.lagging
     }
@@ -105,17 +126,33 @@ impl Budget {
     }
 
     /// Rows that every segment has left.
+    #[inline]
     pub(crate) fn least(&self) -> u32 {
+        if self.segments == 1 {
+            return self.left[0];
+        }
         self.left[..usize::from(self.segments)].iter().copied().min().unwrap_or(0)
     }
 
+    #[inline]
     pub(crate) fn of(&self, segment: u16) -> u32 {
         self.left[usize::from(segment)]
     }
 
+    #[inline]
     pub(crate) fn take(&mut self, segment: u16, rows: u32) {
         let left = &mut self.left[usize::from(segment)];
         *left = left.saturating_sub(rows);
+    }
+
+    /// Takes so many rows in every segment.
+    #[inline]
+    pub(crate) fn take_in_all(&mut self, rows: u32) {
+        if self.segments == 1 {
+            self.left[0] = self.left[0].saturating_sub(rows);
+        } else {
+            (0..self.segments).for_each(|segment| self.take(segment, rows));
+        }
     }
 
     pub(crate) fn give_back(&mut self, segment: u16, rows: u32) {

@@ -36,8 +36,18 @@ impl SlotCounts {
         &mut self.counts[start..]
     }
 
+    /// Appends a row with `slots` in each group that is `counted`, and 0 in the others.
+    #[inline]
+    pub(crate) fn push_each(&mut self, counted: &[bool], slots: u32) {
+        match counted {
+            [true] => self.counts.push(slots),
+            _ => self.counts.extend(counted.iter().map(|&yes| if yes { slots } else { 0 })),
+        }
+    }
+
     /// The counts of a row; empty where there is no such row.
     #[must_use]
+    #[inline]
     pub fn row(&self, row: usize) -> &[u32] {
         self.counts.get(row * self.groups..(row + 1) * self.groups).unwrap_or_default()
     }

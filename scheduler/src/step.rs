@@ -37,7 +37,17 @@ impl Scheduler {
         plan.finished.append(&mut self.finished);
         self.next_step += 1;
         self.flight.step = Some(plan.id);
+        let (requests, shares, one) = (&self.requests, self.segments.shares(), self.segments.count() == 1);
         self.flight.rows.extend(plan.rows.iter().map(|row| FlightRow {
+            context: shares.context(row.tokens.end),
+            worth: if one {
+                row.tokens.end - row.tokens.start
+            } else {
+                shares.rows(|segment| match requests.get(row.request.0) {
+                    Some(request) if row.segments.contains(&segment) => Piece::of(row).rows(request, segment),
+                    _ => 0,
+                })
+            },
             request: row.request,
             start: row.tokens.start,
             end: row.tokens.end,
@@ -97,14 +107,21 @@ impl Scheduler {
             visit.first(|key| self.requests.get(key.0).is_some_and(|request| request.starved));
         }
         let mut planned = if self.config.num_speculative_tokens > 0 {
-            visit.count(|key, blocks| self.lacks(key, blocks))
+            visit.count(|key| self.may_lack(key), |key, blocks| self.lacks(key, blocks))
         } else {
             Ok(())
         };
         while planned.is_ok()
             && let Some(key) = visit.next()
         {
-            planned = self.plan_one(key, plan, budget, &mut visit);
+            match self.plan_usual_row(key, plan, budget, &visit) {
+                Some(drafts) if drafts > 0 && self.drafts_have_kv => {
+                    let need = plan.needs.row_mut(plan.rows.len() - 1);
+                    planned = self.reserve_draft_kv(key, drafts, need);
+                }
+                Some(_) => {}
+                None => planned = self.plan_one(key, plan, budget, &mut visit),
+            }
         }
         self.visit = visit;
         planned

@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const FORBIDDEN: [&str; 22] = [
+const FORBIDDEN: [&str; 23] = [
     "std::time",
     "Instant",
     "SystemTime",
@@ -21,6 +21,7 @@ const FORBIDDEN: [&str; 22] = [
     "static mut",
     "async ",
     "tokio",
+    "tracing",
     "tokenizers",
     "candle",
     "cudarc",

@@ -15,9 +15,6 @@ pub enum ExecuteError {
     /// The plan's block tables and lengths do not fit each other.
     #[error("the step's metadata is inconsistent: {0}")]
     Metadata(#[from] AttentionError),
-    /// The KV blocks of a draft model were misused. This is a fault of this crate.
-    #[error("the draft model's KV blocks: {0}")]
-    DraftKv(#[from] pagedraft_block_manager::Error),
     /// No token can be drawn from the logits of a row.
     #[error("request {request}: its logits cannot be sampled: {source}")]
     Sampling {

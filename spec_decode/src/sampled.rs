@@ -111,13 +111,14 @@ impl<D: Device> ModelExecutor<D> {
                     drafts: self.draft_row[i].map_or(&[][..], |d| self.drafts.row(d as usize)),
                     probabilities: self.draft_row[i].and_then(|d| self.drafts.probabilities(d as usize)),
                     keep_logits: self.keep_logits,
+                    position: self.rows.last().map_or(0, |rows| rows.ends[i]),
                 };
                 let drafts = parts.drafts.len();
                 let verdict = match &logits {
                     Some(logits) => match parts.decide(&plan.rows[i], i, logits, rows, outcome) {
                         // Nothing can be chosen for this request: it ends, and the others go on.
                         Err(ExecuteError::Sampling { source, .. }) => {
-                            let position = plan.rows[i].tokens.end;
+                            let position = self.rows.last().map_or(0, |rows| rows.ends[i]);
                             self.faults[i] =
                                 Some(format!("the token at position {position} cannot be chosen: {source}"));
                             continue;
@@ -167,7 +168,8 @@ impl<D: Device> ModelExecutor<D> {
             if params.logprobs.is_some() || !self.verifier.settles(params, tokens as usize - 1) {
                 return Ok(false);
             }
-            sampled.choices.extend((0..tokens).map(|j| params.choice(row.tokens.end + j)));
+            let end = self.last_rows().ends[i];
+            sampled.choices.extend((0..tokens).map(|j| params.choice(end + j)));
         }
         let selection = &sampled.selection[sampled.starts[rows.start]..sampled.starts[rows.end]];
         let chosen = self.runner.choose(selection, &sampled.choices)?;
@@ -237,6 +239,8 @@ pub(crate) struct Parts<'a> {
     pub drafts: &'a [u32],
     pub probabilities: Option<&'a [f64]>,
     pub keep_logits: bool,
+    /// Position of the first token that is chosen.
+    pub position: u32,
 }
 
 impl Parts<'_> {
@@ -254,7 +258,7 @@ impl Parts<'_> {
         let start = outcome.tokens.len();
         let verify = VerifyRow {
             params,
-            position: row.tokens.end,
+            position: self.position,
             drafts: self.drafts,
             probabilities: self.probabilities,
             logits: logits.block(rows.clone()),

@@ -21,6 +21,8 @@ pub(crate) struct SegmentRows {
     pub starts: Vec<u32>,
     /// Known tokens of each plan row, drafts not counted; 0 where it does not run here.
     pub known: Vec<u32>,
+    /// Position behind the last known token of each plan row; it means nothing where the row does not run here.
+    pub ends: Vec<u32>,
     /// For each metadata row the plan row that it belongs to.
     pub plan_rows: Vec<u32>,
 }
@@ -91,6 +93,8 @@ impl SegmentRows {
             let i = self.order[at];
             self.starts[i as usize] = inputs.tokens.len() as u32;
             let rows = push_row(from, i as usize, segment, kv, builders, inputs)?;
+            let last = (self.starts[i as usize] + self.known[i as usize]) as usize;
+            self.ends[i as usize] = last.checked_sub(1).map_or(0, |last| inputs.positions[last] + 1);
             self.plan_rows.extend((0..rows).map(|_| i));
         }
         for (builder, metadata) in builders.iter_mut().zip(&mut inputs.groups) {
@@ -103,6 +107,8 @@ impl SegmentRows {
         let rows = &from.plan.rows;
         self.starts.clear();
         self.starts.resize(rows.len(), 0);
+        self.ends.clear();
+        self.ends.resize(rows.len(), 0);
         self.known.clear();
         self.known.extend(rows.iter().map(|row| {
             let runs = row.segments.contains(&segment);

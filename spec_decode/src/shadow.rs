@@ -111,6 +111,7 @@ impl<D: Device> ModelExecutor<D> {
                 drafts: self.draft_row[plan_row].map_or(&[][..], |d| self.drafts.row(d as usize)),
                 probabilities: self.draft_row[plan_row].and_then(|d| self.drafts.probabilities(d as usize)),
                 keep_logits: false,
+                position: self.rows.last().map_or(0, |rows| rows.ends[plan_row]),
             };
             if self.faults[plan_row].is_some() {
                 continue;

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use pagedraft_attention::isa::Isa;
-use pagedraft_block_manager::BlockCopy;
+use pagedraft_block_manager::{Arena, BlockCopy, GroupId, KvGroup};
 use pagedraft_model::checkpoint::{Checkpoint, ModelConfig, Tensor};
-use pagedraft_model::cpu::{CpuDevice, CpuOptions, Tape};
+use pagedraft_model::cpu::{CpuDevice, CpuOptions, KvArena, Tape};
 use pagedraft_model::{
-    BufferId, CaptureSizes, Choice, Device, Dtype, GraphKey, ModelError, NO_CHOICE, Op, Precision, Runner,
-    StepInputs, StepLimits,
+    BufferId, CaptureSizes, Choice, Device, Dtype, GraphKey, ModelError, NO_CHOICE, Op, PartShape, Precision,
+    Runner, StepInputs, StepLimits,
 };
 use pagedraft_scheduler::{Executor, RequestSpec, Scheduler, SchedulerConfig, StepOutcome, StepPlan};
 use pagedraft_spec_decode::acceptance::Acceptance;
@@ -56,6 +56,12 @@ impl Device for Choosing {
         precision: Precision,
     ) -> Result<BufferId, ModelError> {
         self.cpu.activations(rows, width, precision)
+    }
+    fn token_bytes(&self, shape: PartShape) -> Result<usize, ModelError> {
+        self.cpu.token_bytes(shape)
+    }
+    fn attach(&mut self, groups: &[KvGroup], shapes: &[Vec<PartShape>]) -> Result<(), ModelError> {
+        self.cpu.attach(groups, shapes)
     }
     fn vector(&mut self, values: Vec<f32>) -> Result<BufferId, ModelError> {
         self.cpu.vector(values)
@@ -131,18 +137,19 @@ struct Way {
     logit_rows: usize,
 }
 
-fn runner(way: Way, seed: u64, asked: &Arc<Asked>) -> Runner<Choosing> {
+/// The target's KV group, and one for a draft model of the same shape.
+fn groups() -> Vec<KvGroup> {
+    let config = ModelConfig::parse("config.json".as_ref(), CONFIG).unwrap();
+    let bytes = CpuDevice::kv_layout(&config, Dtype::F32, 16).unwrap().token_bytes();
+    let target = KvGroup::dense(config.num_layers as u16, bytes);
+    let draft = KvGroup { id: GroupId(1), name: "draft".to_owned(), lags: true, ..target.clone() };
+    vec![target, draft]
+}
+
+fn runner(way: Way, seed: u64, asked: &Arc<Asked>, arena: &Arena, group: GroupId) -> Runner<Choosing> {
     let checkpoint = Checkpoint::dummy(ModelConfig::parse("config.json".as_ref(), CONFIG).unwrap(), seed);
-    let layout = CpuDevice::kv_layout(checkpoint.config(), Dtype::F32, 16).unwrap();
-    let options = CpuOptions {
-        isa: Isa::detect(),
-        threads: 1,
-        dtype: Dtype::F32,
-        layout,
-        num_blocks: 80,
-        token_rows: 64,
-    };
-    let cpu = CpuDevice::new(&options, checkpoint.config()).unwrap();
+    let options = CpuOptions { isa: Isa::detect(), threads: 1, dtype: Dtype::F32, block_size: 16 };
+    let cpu = CpuDevice::new(&options, &KvArena::new(arena).unwrap(), &[group]).unwrap();
     let (asked, chosen) = (Arc::clone(asked), Vec::new());
     let device = Choosing {
         cpu,
@@ -155,7 +162,7 @@ fn runner(way: Way, seed: u64, asked: &Arc<Asked>) -> Runner<Choosing> {
     let limits = StepLimits { token_rows: 64, logit_rows: way.logit_rows, max_model_len: 160 };
     let mut runner = Runner::load(device, &checkpoint, limits).unwrap();
     if way.graphs {
-        runner.capture(&CaptureSizes::new(vec![4, 12, way.logit_rows as u32], 4)).unwrap();
+        runner.capture(&CaptureSizes::new(vec![4, 12, way.logit_rows as u32], vec![1, 2, 3, 4])).unwrap();
     }
     runner
 }
@@ -164,18 +171,28 @@ fn runner(way: Way, seed: u64, asked: &Arc<Asked>) -> Runner<Choosing> {
 /// the device.
 fn generate(way: Way) -> (Vec<Vec<u32>>, SpeculationMetrics, Arc<Asked>) {
     let asked = Arc::new(Asked::default());
-    let mut executor = ModelExecutor::new(runner(way, 9, &asked), 16).unwrap();
+    let config = SchedulerConfig {
+        num_blocks: 80,
+        max_num_batched_tokens: 64,
+        max_model_len: 160,
+        num_speculative_tokens: 3,
+        groups: groups(),
+        ..SchedulerConfig::default()
+    };
+    let mut scheduler = Scheduler::new(config).unwrap();
+    scheduler.set_drafts_have_kv(way.draft_model);
+    let arena = scheduler.blocks().arena().clone();
+    let mut executor = ModelExecutor::new(runner(way, 9, &asked, &arena, GroupId(0)), 16).unwrap();
     let proposer: Box<dyn pagedraft_spec_decode::proposer::Proposer + Send> = if way.draft_model {
         let options = DraftOptions {
+            group: GroupId(1),
             block_size: 16,
             num_blocks: 80,
-            bytes_per_token: 256,
-            prefix_caching: true,
             catch_up_tokens: 64,
             target_vocab: VOCAB,
         };
         // Other weights and the same noise: some of its drafts are right.
-        Box::new(DraftModel::new(runner(way, 10, &asked), options).unwrap())
+        Box::new(DraftModel::new(runner(way, 10, &asked, &arena, GroupId(1)), options).unwrap())
     } else {
         Box::new(NgramProposer::new(1, 3).unwrap())
     };
@@ -185,14 +202,6 @@ fn generate(way: Way) -> (Vec<Vec<u32>>, SpeculationMetrics, Arc<Asked>) {
     executor.set_acceptance(way.acceptance);
     executor.count_noncausal(true);
     executor.keep_logits(way.keep_logits);
-    let config = SchedulerConfig {
-        num_blocks: 80,
-        max_num_batched_tokens: 64,
-        max_model_len: 160,
-        num_speculative_tokens: 3,
-        ..SchedulerConfig::default()
-    };
-    let mut scheduler = Scheduler::new(config).unwrap();
     let ways = [
         SamplingParams::greedy(),
         SamplingParams { seed: 5, ..SamplingParams::default() },
@@ -206,14 +215,17 @@ fn generate(way: Way) -> (Vec<Vec<u32>>, SpeculationMetrics, Arc<Asked>) {
         .map(|sampling| {
             let prompt = dice.tokens(5, 4);
             let key = scheduler.submit(RequestSpec::new(prompt.clone(), 30)).unwrap();
-            executor.register(key, Registered { sampling, prompt_len: prompt.len() as u32, recorded: None });
+            executor.register(
+                key,
+                Registered { sampling, prompt_len: prompt.len() as u32, ..Registered::default() },
+            );
             key
         })
         .collect();
     let (mut plan, mut outcome, mut applied) = (StepPlan::default(), StepOutcome::default(), Vec::new());
     let mut tokens = vec![Vec::new(); keys.len()];
     while scheduler.has_unfinished() {
-        scheduler.step(&mut plan);
+        scheduler.step(&mut plan).unwrap();
         executor.execute(&plan, &scheduler, &mut outcome).unwrap();
         scheduler.apply(&outcome, &mut applied).unwrap();
         for one in &applied {

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use pagedraft_model::StepLimits;
 use pagedraft_scheduler::RequestKey;
 use pagedraft_spec_decode::proposer::{
-    DraftCounts, DraftModel, DraftOptions, GroupStep, Proposer, ProposerError, Verified,
+    DraftCounts, DraftModel, DraftOptions, GroupStep, Proposer, ProposerError,
 };
 use pagedraft_spec_decode::sampling::{Noise, Purpose, Sampler, SamplingParams, distribution};
 use pagedraft_spec_decode::{Drafts, Registered};
@@ -81,8 +81,10 @@ struct Seen {
 fn play(setup: &Setup, seed: u64, steps: usize, slow: &mut Slow) -> Seen {
     let mut model = tiny::draft_model(setup);
     model.keep_record(true);
-    let (mut stage, mut dice, mut drafts) = (Stage::new(), Dice::new(seed), Drafts::default());
-    let mut shadow = Shadow::new(setup.block_size, setup.num_blocks);
+    let (mut dice, mut drafts) = (Dice::new(seed), Drafts::default());
+    let mut stage = Stage::with(tiny::blocks(setup));
+    let ids = stage.blocks.as_ref().unwrap().arena().group(tiny::DRAFT).unwrap().num_blocks;
+    let mut shadow = Shadow::new(setup.block_size, ids);
     let mut seen = Seen::default();
     let shared = [dice.tokens(70, VOCAB), dice.tokens(40, VOCAB)];
     let mut live: Vec<RequestKey> = Vec::new();
@@ -106,7 +108,7 @@ fn play(setup: &Setup, seed: u64, steps: usize, slow: &mut Slow) -> Seen {
             };
             let prompt_len = prompt.len() as u32;
             shadow.accept(&prompt);
-            live.push(stage.enter(prompt, Registered { sampling, prompt_len, recorded: None }));
+            live.push(stage.enter(prompt, Registered { sampling, prompt_len, ..Registered::default() }));
         }
         let mut rows = Vec::new();
         for &request in &live {
@@ -132,7 +134,6 @@ fn play(setup: &Setup, seed: u64, steps: usize, slow: &mut Slow) -> Seen {
         let record = model.record().unwrap();
         let known: Vec<&[u32]> = rows.iter().map(|(request, _)| &stage.tokens[request][..]).collect();
         shadow.step(record, &known, &given);
-        seen.published += record.published.len();
         seen.records.push(record.clone());
         seen.drafts.push(given.iter().map(|drafts| drafts.to_vec()).collect());
 
@@ -150,9 +151,13 @@ fn play(setup: &Setup, seed: u64, steps: usize, slow: &mut Slow) -> Seen {
                 shadow.accept(tokens);
                 accepted.push(a as u16);
             }
-            model.verified(&Verified { accepted: &accepted });
+            stage.verified(&mut model, &accepted);
+        } else {
+            // A step that failed: its requests lose their KV.
+            stage.took(&mut model, &vec![0; rows.len()]);
+            rows.iter().for_each(|row| stage.forget(row.0));
         }
-        shadow.check(model.blocks());
+        seen.published += shadow.check(stage.blocks.as_ref().unwrap());
         // Who had no row may go on without drafts.
         for &request in &live {
             if !rows.iter().any(|row| row.0 == request) {
@@ -166,17 +171,18 @@ fn play(setup: &Setup, seed: u64, steps: usize, slow: &mut Slow) -> Seen {
             let ends = stage.tokens[&request].len() + 6 > MAX_MODEL_LEN || dice.percent(4);
             if ends || dice.percent(4) {
                 model.forget(request);
+                stage.forget(request);
             }
             if ends {
                 stage.leave(request);
             }
             !ends
         });
-        let stats = model.blocks().stats();
+        let stats = stage.blocks.as_ref().unwrap().stats();
         assert_eq!(stats.used + stats.free, stats.num_blocks, "{what}");
     }
-    live.iter().for_each(|&request| model.forget(request));
-    assert_eq!(model.blocks().stats().used, 0, "seed {seed}: blocks are left");
+    live.iter().for_each(|&request| stage.forget(request));
+    assert_eq!(stage.used(), 0, "seed {seed}: blocks are left");
     seen.counts = model.counts().clone();
     // A row without drafts has a reason.
     assert_eq!(seen.without, seen.counts.rows_behind + seen.counts.rows_without_room, "seed {seed}");
@@ -261,9 +267,13 @@ fn graphs_change_nothing_that_is_on_record() {
 
 /// A stage with one greedy request of `len` tokens.
 fn one(len: u32) -> (Stage, RequestKey) {
-    let mut stage = Stage::new();
+    of(len, &Setup::default())
+}
+
+fn of(len: u32, setup: &Setup) -> (Stage, RequestKey) {
+    let mut stage = Stage::with(tiny::blocks(setup));
     let tokens = Dice::new(5).tokens(len, VOCAB);
-    let registered = Registered { sampling: SamplingParams::greedy(), prompt_len: len, recorded: None };
+    let registered = Registered { prompt_len: len, ..Registered::default() };
     let request = stage.enter(tokens, registered);
     (stage, request)
 }
@@ -285,84 +295,46 @@ fn k_drafts_are_k_passes_whatever_was_accepted_before() {
         tokens.extend_from_slice(&drafts.row(0)[..usize::from(accepted)]);
         let next = drafts.row(0).get(usize::from(accepted)).copied().unwrap_or(step as u32);
         tokens.push((next + 1) % VOCAB);
-        model.verified(&Verified { accepted: &[accepted] });
+        stage.verified(&mut model, &[accepted]);
     }
     // Nine known tokens of the prompt, and one after each of the first three steps that accepted everything.
     assert_eq!(model.counts().catch_up_tokens, 9 + 3);
 }
 
 #[test]
-fn what_was_verified_but_never_came_true_is_dropped() {
+fn a_step_that_was_never_applied_commits_nothing() {
     let mut slow = Slow::default();
     for len in [12, 31, 32, 40] {
         let mut model = tiny::draft_model(&Setup { probabilities: true, ..Setup::default() });
         model.keep_record(true);
         let mut drafts = Drafts::default();
         // The distribution tells one bit of the KV, where the greedy choice may not.
-        let params = SamplingParams { seed: 4, ..SamplingParams::default() };
-        let registered = Registered { sampling: params.clone(), prompt_len: len, recorded: None };
-        let mut stage = Stage::new();
+        let sampling = SamplingParams { seed: 4, ..SamplingParams::default() };
+        let mut stage = Stage::with(tiny::blocks(&Setup::default()));
+        let registered = Registered { sampling: sampling.clone(), prompt_len: len, ..Registered::default() };
         let request = stage.enter(Dice::new(5).tokens(len, VOCAB), registered);
+        for step in 0..3 {
+            stage.propose(&mut model, &[(request, 5)], &mut drafts);
+            assert_eq!(model.record().unwrap().context_lens, [0], "step {step}");
+            let tokens = &stage.tokens[&request];
+            slow.check(tokens, &sampling, drafts.row(0), drafts.probabilities(0), "the same tokens");
+            // It is verified, and then fails: nobody commits what it says it holds.
+            let took = stage.took(&mut model, &[step]);
+            assert_eq!(took.row(0)[1], len + u32::from(step));
+        }
+        // A verdict counts once.
+        assert_eq!(stage.took(&mut model, &[3]).row(0)[1], 0);
+        // It is verified and applied; then it goes on from what was accepted.
         stage.propose(&mut model, &[(request, 5)], &mut drafts);
-        model.verified(&Verified { accepted: &[5] });
-        // The step failed behind the verification: the same tokens are known as before it.
-        stage.propose(&mut model, &[(request, 5)], &mut drafts);
-        slow.check(
-            &stage.tokens[&request],
-            &params,
-            drafts.row(0),
-            drafts.probabilities(0),
-            "the same tokens",
-        );
-        model.verified(&Verified { accepted: &[5] });
-        // Again, and then it went on differently.
         let tokens = stage.tokens.get_mut(&request).unwrap();
-        tokens.extend([drafts.row(0)[0], (drafts.row(0)[1] + 1) % VOCAB, 3, 4, 5, 6, 7]);
+        tokens.extend([drafts.row(0)[0], (drafts.row(0)[1] + 1) % VOCAB]);
+        stage.verified(&mut model, &[1]);
         stage.propose(&mut model, &[(request, 5)], &mut drafts);
-        slow.check(&stage.tokens[&request], &params, drafts.row(0), drafts.probabilities(0), "other tokens");
-        model.forget(request);
-        assert_eq!(model.blocks().stats().used, 0);
+        assert_eq!(model.record().unwrap().context_lens, [len + 1]);
+        slow.check(&stage.tokens[&request], &sampling, drafts.row(0), drafts.probabilities(0), "one more");
+        stage.forget(request);
+        assert_eq!(stage.used(), 0);
     }
-}
-
-#[test]
-fn a_step_that_was_never_verified_commits_nothing() {
-    let mut model = tiny::draft_model(&Setup::default());
-    model.keep_record(true);
-    let mut drafts = Drafts::default();
-    let (stage, request) = one(40);
-    for _ in 0..3 {
-        stage.propose(&mut model, &[(request, 3)], &mut drafts);
-        assert_eq!(model.record().unwrap().context_lens, [0]);
-        assert_eq!(model.record().unwrap().published, []);
-    }
-    model.verified(&Verified { accepted: &[0] });
-    // It counts once.
-    model.verified(&Verified { accepted: &[3] });
-    stage.propose(&mut model, &[(request, 3)], &mut drafts);
-    // The last known token is always run.
-    assert_eq!(model.record().unwrap().context_lens, [32]);
-    assert_eq!(model.record().unwrap().published.len(), 2);
-}
-
-#[test]
-fn a_request_in_the_place_of_one_that_was_not_forgotten_begins_anew() {
-    let mut slow = Slow::default();
-    let mut model = tiny::draft_model(&Setup { caching: false, ..Setup::default() });
-    let mut drafts = Drafts::default();
-    let (mut stage, first) = one(20);
-    stage.propose(&mut model, &[(first, 2)], &mut drafts);
-    model.verified(&Verified { accepted: &[2] });
-    stage.leave(first);
-    let registered = Registered { sampling: SamplingParams::greedy(), prompt_len: 25, recorded: None };
-    let second = stage.enter(Dice::new(6).tokens(25, VOCAB), registered);
-    assert!(second != first && second.index() == first.index());
-    stage.propose(&mut model, &[(second, 2)], &mut drafts);
-    slow.check(&stage.tokens[&second], &SamplingParams::greedy(), drafts.row(0), None, "the second");
-    model.forget(first);
-    assert_eq!(model.blocks().stats().used, 2);
-    model.forget(second);
-    assert_eq!(model.blocks().stats().used, 0);
 }
 
 #[test]
@@ -372,8 +344,8 @@ fn a_prompt_that_the_cache_has_whole_still_runs_its_last_token() {
     let (mut stage, first) = one(32);
     stage.propose(&mut model, &[(first, 2)], &mut drafts);
     let drafted = drafts.row(0).to_vec();
-    model.verified(&Verified { accepted: &[0] });
-    let registered = Registered { sampling: SamplingParams::greedy(), prompt_len: 32, recorded: None };
+    stage.verified(&mut model, &[0]);
+    let registered = Registered { prompt_len: 32, ..Registered::default() };
     let second = stage.enter(stage.tokens[&first].clone(), registered);
     stage.propose(&mut model, &[(second, 2)], &mut drafts);
     assert_eq!(drafts.row(0), drafted);
@@ -387,10 +359,9 @@ fn drafts_end_where_the_positions_of_the_model_end() {
     for (len, given) in
         [(MAX_MODEL_LEN - 2, 3), (MAX_MODEL_LEN, 1), (MAX_MODEL_LEN + 1, 0), (MAX_MODEL_LEN + 9, 0)]
     {
-        let (stage, request) = one(len as u32);
+        let (mut stage, request) = one(len as u32);
         stage.propose(&mut model, &[(request, 5)], &mut drafts);
         assert_eq!(drafts.row(0).len(), given, "{len} tokens");
-        model.forget(request);
     }
 }
 
@@ -405,6 +376,5 @@ fn options_that_no_draft_model_can_have_are_refused() {
     assert!(of(|_| ()).is_ok());
     assert!(matches!(of(|o| o.target_vocab = 0), Err(ProposerError::NoVocab)));
     assert!(matches!(of(|o| o.catch_up_tokens = 0), Err(ProposerError::CatchUp)));
-    assert!(matches!(of(|o| o.num_blocks = 0), Err(ProposerError::Kv(_))));
-    assert!(matches!(of(|o| o.block_size = 8), Err(ProposerError::Kv(_))));
+    assert!(of(|o| o.block_size = 8).is_err());
 }

@@ -44,7 +44,7 @@ impl Engine {
 
     fn register(&mut self, key: RequestKey, prompt_len: u32) {
         let sampling = SamplingParams::greedy();
-        self.executor.register(key, Registered { sampling, prompt_len, recorded: None });
+        self.executor.register(key, Registered { sampling, prompt_len, ..Registered::default() });
     }
 
     fn execute(&mut self) -> Result<(), ExecuteError> {
@@ -52,7 +52,7 @@ impl Engine {
     }
 
     fn step(&mut self) {
-        self.scheduler.step(&mut self.plan);
+        self.scheduler.step(&mut self.plan).unwrap();
         self.execute().unwrap();
         self.scheduler.apply(&self.outcome, &mut Vec::new()).unwrap();
     }
@@ -82,7 +82,7 @@ fn who_ended_is_forgotten_though_the_proposer_failed() {
     engine.submit(&[1, 2, 3], 9);
     let second = engine.submit(&[4, 5], 9);
     engine.step();
-    engine.scheduler.step(&mut engine.plan);
+    engine.scheduler.step(&mut engine.plan).unwrap();
     // As if it had ended: it has a row, which tells whether its parameters are still there.
     engine.plan.finished.push(second);
     fails.store(true, Ordering::Relaxed);
@@ -99,7 +99,7 @@ fn a_step_that_failed_counts_nowhere() {
     let second = engine.submit(&[4, 5], 9);
     engine.step();
     assert_eq!(engine.executor.metrics(), &SpeculationMetrics::default());
-    engine.scheduler.step(&mut engine.plan);
+    engine.scheduler.step(&mut engine.plan).unwrap();
     assert!(engine.plan.rows.iter().all(|row| row.drafts_max > 0));
     // The first row is verified by the time that the second turns out to be unknown.
     engine.plan.finished.push(second);

@@ -7,6 +7,7 @@ mod tiny;
 
 use std::collections::HashMap;
 
+use pagedraft_block_manager::GroupId;
 use pagedraft_model::{CaptureSizes, StepLimits};
 use pagedraft_scheduler::{
     Executor, RequestKey, RequestSpec, Scheduler, SchedulerConfig, StepOutcome, StepPlan,
@@ -41,22 +42,26 @@ fn engine(drafts: u16, scorer: Scorer, graphs: bool) -> Engine {
         max_model_len: tiny::MAX_MODEL_LEN as u32,
         max_num_batched_tokens: 64,
         num_speculative_tokens: drafts,
+        groups: tiny::groups(16),
         ..SchedulerConfig::default()
     };
+    let mut scheduler = Scheduler::new(config).unwrap();
+    scheduler.set_drafts_have_kv(drafts > 0);
+    let arena = scheduler.blocks().arena();
     let limits = StepLimits { token_rows: 64, logit_rows: 64, max_model_len: tiny::MAX_MODEL_LEN };
-    let mut runner = tiny::runner(16, BLOCKS, limits, 1);
+    let mut runner = tiny::runner_in(arena, GroupId(0), 16, limits, 1);
     if graphs {
-        runner.capture(&CaptureSizes::new(CaptureSizes::default_token_rows(64), 6)).unwrap();
+        runner.capture(&CaptureSizes::new(CaptureSizes::default_token_rows(64), (1..=6).collect())).unwrap();
     }
     let mut executor = ModelExecutor::new(runner, 16).unwrap();
     executor.set_scorer(scorer);
     if drafts > 0 {
         let setup =
             tiny::Setup { num_blocks: BLOCKS, token_rows: 64, catch_up: 64, graphs, ..Default::default() };
-        let id = executor.add_proposer(Box::new(tiny::draft_model(&setup)));
+        let id = executor.add_proposer(Box::new(tiny::draft_model_in(arena, &setup)));
         executor.choose_proposer(Some(id));
     }
-    Engine { scheduler: Scheduler::new(config).unwrap(), executor }
+    Engine { scheduler, executor }
 }
 
 /// Runs the prompts; what each request gave, and which were aborted.
@@ -73,7 +78,7 @@ fn run(
         .map(|(prompt, sampling)| {
             let key = scheduler.submit(RequestSpec::new(prompt.clone(), OUTPUT)).unwrap();
             let (sampling, prompt_len) = (sampling.clone(), prompt.len() as u32);
-            executor.register(key, Registered { sampling, prompt_len, recorded: None });
+            executor.register(key, Registered { sampling, prompt_len, ..Registered::default() });
             outputs.insert(key, Vec::new());
             key
         })
@@ -81,7 +86,7 @@ fn run(
     let mut aborted = Vec::new();
     let (mut plan, mut outcome, mut applied) = (StepPlan::default(), StepOutcome::default(), Vec::new());
     while scheduler.has_unfinished() {
-        scheduler.step(&mut plan);
+        scheduler.step(&mut plan).unwrap();
         let mishap = match dice.percent(percent) {
             false => Mishap::None,
             true => [Mishap::AbortBefore, Mishap::AbortAfter, Mishap::Lost][dice.below(3) as usize],
@@ -90,7 +95,7 @@ fn run(
         // Not everybody: somebody has to be left to compare.
         let may = aborted.len() * 2 < prompts.len();
         let mut abort = |scheduler: &mut Scheduler, when| {
-            if mishap == when && may && scheduler.abort(victim) {
+            if mishap == when && may && scheduler.abort(victim).unwrap() {
                 aborted.push(victim);
             }
         };
@@ -107,7 +112,7 @@ fn run(
         }
     }
     // The ends reach the executor, and the draft model with it.
-    scheduler.step(&mut plan);
+    scheduler.step(&mut plan).unwrap();
     assert_eq!(scheduler.stats().pool.used, 0, "blocks are still held");
     keys.iter().map(|key| (!aborted.contains(key)).then(|| outputs.remove(key).unwrap())).collect()
 }

@@ -33,13 +33,14 @@ fn propose(
 ) -> (Vec<u32>, Option<Vec<f64>>) {
     let setup = Setup::default();
     let limits = StepLimits { token_rows: 64, logit_rows: 8, max_model_len: MAX_MODEL_LEN };
-    let runner = tiny::runner(setup.block_size, setup.num_blocks, limits, 1);
+    let blocks = tiny::blocks(&setup);
+    let runner = tiny::runner_in(blocks.arena(), tiny::DRAFT, setup.block_size, limits, 1);
     let options = DraftOptions { target_vocab: target, ..tiny::options(&setup) };
     let mut model = DraftModel::new(runner, options).unwrap();
     model.keep_probabilities(keep);
-    let mut stage = Stage::new();
+    let mut stage = Stage::with(blocks);
     let prompt_len = prompt.len() as u32;
-    let request = stage.enter(prompt.to_vec(), Registered { sampling, prompt_len, recorded: None });
+    let request = stage.enter(prompt.to_vec(), Registered { sampling, prompt_len, ..Registered::default() });
     let mut drafts = Drafts::default();
     stage.propose(&mut model, &[(request, DRAFTS)], &mut drafts);
     (drafts.row(0).to_vec(), drafts.probabilities(0).map(<[f64]>::to_vec))

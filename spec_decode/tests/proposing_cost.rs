@@ -44,12 +44,13 @@ static ALLOCATOR: Counting = Counting;
 
 /// Allocations of each of `steps` steps of four requests.
 fn allocations(proposer: &mut impl Proposer, steps: usize) -> Vec<u64> {
-    let (mut stage, mut dice, mut drafts) = (Stage::new(), Dice::new(8), Drafts::default());
+    let (mut dice, mut drafts) = (Dice::new(8), Drafts::default());
+    let mut stage = Stage::with(tiny::blocks(&Setup::default()));
     let mut plan = StepPlan::default();
     let requests: Vec<RequestKey> = [0.0, 1.0, 1.0, 0.5]
         .map(|temperature| {
             let sampling = SamplingParams { temperature, ..SamplingParams::default() };
-            let registered = Registered { sampling, prompt_len: 20, recorded: None };
+            let registered = Registered { sampling, prompt_len: 20, ..Registered::default() };
             let mut tokens = dice.tokens(20, VOCAB);
             tokens.reserve(200);
             stage.enter(tokens, registered)
@@ -62,20 +63,25 @@ fn allocations(proposer: &mut impl Proposer, steps: usize) -> Vec<u64> {
         for &request in &requests {
             let len = stage.tokens[&request].len() as u32;
             let tokens = len - 1..len;
-            plan.rows.push(PlanRow { request, kind: Kind::Verify, tokens, drafts_max: 3, samples: true });
+            let (kind, segments) = (Kind::Verify, 0..1);
+            plan.rows.push(PlanRow { request, kind, tokens, segments, drafts_max: 3, samples: true });
         }
+        plan.needs
+            .clone_from(stage.reserve(&requests.iter().map(|&request| (request, 3)).collect::<Vec<_>>()));
+        let mut took = stage.no_slots();
         let proposing = Proposing { plan: &plan, kv: &stage, requests: &stage.requests, rows: &all };
         let before = ALLOCATIONS.get();
         drafts.begin(4);
         proposer.propose(&proposing, &mut drafts).unwrap();
         let accepted = [0, 1, 2, 3].map(|i| ((i + step) % 4).min(drafts.row(i).len()) as u16);
-        proposer.verified(&Verified { accepted: &accepted });
+        proposer.verified(&mut Verified { accepted: &accepted, rows: &all, took: &mut took });
         counts.push(ALLOCATIONS.get() - before);
         for (i, request) in requests.iter().enumerate() {
             let tokens = stage.tokens.get_mut(request).unwrap();
             tokens.extend_from_slice(&drafts.row(i)[..usize::from(accepted[i])]);
             tokens.push(dice.below(VOCAB));
         }
+        stage.commit(&took);
     }
     counts
 }
@@ -89,7 +95,7 @@ fn allocations_of_a_pass() -> u64 {
         builder.push_row(30, 1, &[BlockId(2 * row), BlockId(2 * row + 1)], MaskKind::Causal).unwrap();
     }
     let metadata = builder.finish().clone();
-    let inputs = StepInputs { tokens: vec![1, 2, 3, 4], positions: vec![30; 4], metadata };
+    let inputs = StepInputs::dense(vec![1, 2, 3, 4], vec![30; 4], metadata);
     let mut last = 0;
     for _ in 0..4 {
         let before = ALLOCATIONS.get();
@@ -119,11 +125,11 @@ fn the_cost_of_proposing_beside_the_passes() {
     const ROWS: usize = 64;
     let setup = Setup { num_blocks: 800, catch_up: 8192, ..Setup::default() };
     let (mut model, mut other) = (tiny::draft_model(&setup), tiny::draft_model(&setup));
-    let (mut stage, mut dice, mut drafts) = (Stage::new(), Dice::new(1), Drafts::default());
+    let (mut dice, mut drafts) = (Dice::new(1), Drafts::default());
+    let mut stage = Stage::with(tiny::blocks(&setup));
     let rows: Vec<(RequestKey, u16)> = (0..ROWS)
         .map(|_| {
-            let registered =
-                Registered { sampling: SamplingParams::greedy(), prompt_len: 70, recorded: None };
+            let registered = Registered { prompt_len: 70, ..Registered::default() };
             (stage.enter(dice.tokens(70, VOCAB), registered), 4)
         })
         .collect();
@@ -132,13 +138,14 @@ fn the_cost_of_proposing_beside_the_passes() {
         let start = std::time::Instant::now();
         stage.propose(&mut model, &rows, &mut drafts);
         let accepted: Vec<u16> = (0..ROWS).map(|i| ((i + step) % 5) as u16).collect();
-        model.verified(&Verified { accepted: &accepted });
+        let took = stage.took(&mut model, &accepted);
         times.push(start.elapsed().as_secs_f64() * 1e6);
         for (i, (request, _)) in rows.iter().enumerate() {
             let tokens = stage.tokens.get_mut(request).unwrap();
             tokens.extend_from_slice(&drafts.row(i)[..usize::from(accepted[i])]);
             tokens.push(dice.below(VOCAB));
         }
+        stage.commit(&took);
         // Four passes of the bare model over the same rows, the first with an extra token for a fifth of them.
         let pass = |model: &mut DraftModel<_>, some: usize| {
             let mut builder = MetadataBuilder::new(16).unwrap();
@@ -149,7 +156,7 @@ fn the_cost_of_proposing_beside_the_passes() {
             }
             let n = ROWS + some;
             let metadata = builder.finish().clone();
-            let inputs = StepInputs { tokens: vec![1; n], positions: vec![90; n], metadata };
+            let inputs = StepInputs::dense(vec![1; n], vec![90; n], metadata);
             let selection: Vec<u32> = (0..ROWS as u32).collect();
             let start = std::time::Instant::now();
             model.runner().forward(&inputs).unwrap();

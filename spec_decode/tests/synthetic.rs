@@ -19,6 +19,7 @@ fn enter(stage: &mut Stage, dice: &mut Dice, len: u32, seed: u64) -> (RequestKey
         sampling: SamplingParams { seed, ..SamplingParams::default() },
         prompt_len: 3,
         recorded: Some(recorded.clone().into()),
+        ..Registered::default()
     };
     (stage.enter(vec![1, 2, 3], registered), recorded)
 }

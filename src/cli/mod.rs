@@ -12,6 +12,7 @@ mod interrupt;
 mod latency;
 mod latency_report;
 mod live;
+mod log;
 mod machine;
 mod not_utf8;
 mod output_file;
@@ -35,7 +36,8 @@ use pagedraft::exit;
 
 /// An LLM serving engine whose scheduler knows about speculation.
 ///
-/// Without arguments: the latency benchmark on the embedded model.
+/// Without arguments: the latency benchmark on the embedded model. Where the environment variable RUST_LOG is set (error, warn, info,
+/// debug or trace), the engine says on standard error what it does.
 #[derive(Debug, Parser)]
 #[command(name = "pagedraft", version, max_term_width = 110)]
 struct Cli {
@@ -83,7 +85,7 @@ pub fn run() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(exit::USAGE) } else { ExitCode::SUCCESS };
         }
     };
-    let ended = match command {
+    let ended = log::install().and_then(|()| match command {
         None => bench::main_job(),
         Some(Command::Bench(bench)) => bench.run(),
         Some(Command::Generate(generate)) => generate.run(),
@@ -91,7 +93,7 @@ pub fn run() -> ExitCode {
         Some(Command::Trace(trace)) => trace.run(),
         Some(Command::Report(report)) => report.run(),
         Some(Command::Train(train)) => train.run(),
-    };
+    });
     match ended {
         Ok(Ended::Done) => ExitCode::SUCCESS,
         Ok(Ended::Difference) => ExitCode::from(exit::FAILED),

@@ -18,6 +18,7 @@ use super::builtin;
 use super::draft::{DraftParts, PlacedDraft};
 use super::gpu_memory::EngineNeed;
 use super::kv_salt::KvModel;
+use super::log;
 use super::options::{EngineOptions, LoadFormat, ModelRef};
 use super::placement::{InstructionSet, Place, Placement, instruction_set};
 use super::speculation::Setups;
@@ -144,6 +145,7 @@ fn check_memory(
 }
 
 pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
+    let _span = tracing::debug_span!("load", model = %options.model).entered();
     let checkpoint = checkpoint(&options.model, options)?;
     let config = checkpoint.config().clone();
     let max_model_len = max_model_len(options, &config)?;
@@ -218,7 +220,9 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
     if !options.enforce_eager {
         let longest = if options.speculation.draft.is_some() { 1 + most_drafts } else { 1 };
         let sizes = capture_sizes(options, limits, longest);
-        capture = Some(runner.capture(&sizes)?);
+        let report = runner.capture(&sizes)?;
+        log::captured("target", &report);
+        capture = Some(report);
         graph_sizes = sizes.token_rows().to_vec();
     }
     if options.inject_decode_graph_for_verify {
@@ -258,6 +262,7 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
         let (model, captured) = draft.load(options, target, place, max_model_len)?;
         setups.know(&options.speculation, named, executor.add_proposer(Box::new(model)));
         if let (Some(all), Some(own)) = (&mut info.capture, captured) {
+            log::captured("draft", &own);
             all.graphs += own.graphs;
             all.elapsed += own.elapsed;
             all.bytes += own.bytes;

@@ -7,6 +7,7 @@ mod draft;
 mod gpu_memory;
 mod kv_salt;
 mod load;
+mod log;
 mod options;
 mod placement;
 mod request;
@@ -63,10 +64,10 @@ pub struct Session {
     plan: StepPlan,
     outcome: StepOutcome<ExecutionRecord>,
     applied: Vec<Applied>,
-    /// Such as have not been taken yet; their places are used again.
+    /// Every sample whose output has not been taken. The place of one that was taken is used again.
     sequences: Slab<Sequence>,
     by_key: SideTable<RequestId>,
-    /// The last step's.
+    /// What the last step was to each of its requests.
     rows: Vec<StepRow>,
     trace: Option<Trace>,
     /// What entered and left the prefix cache in the last step, while a trace is written.
@@ -86,6 +87,7 @@ impl Session {
         let trace = options.trace.as_ref().map(|to| Trace::create(to, &config, groups)).transpose()?;
         loaded.scheduler.keep_journal(trace.is_some());
         loaded.executor.keep_group_steps(trace.is_some());
+        log::opened(&loaded.info, loaded.scheduler.blocks().groups());
         Ok(Self {
             tokenizer: loaded.tokenizer,
             info: loaded.info,
@@ -174,6 +176,7 @@ impl Session {
     /// Requests are running, or the trace cannot be written.
     pub fn switch(&mut self, to: SetupId) -> anyhow::Result<()> {
         self.setups.switch(to, &mut self.scheduler, &mut self.executor)?;
+        log::switched(self.setups.options(to));
         if let (Some(trace), Some((options, eager))) = (&mut self.trace, self.setups.options(to)) {
             trace.setup(options, eager)?;
         }
@@ -232,6 +235,11 @@ impl Session {
         self.setups.canary_report(self.executor.canary())
     }
 
+    /// Tokens of context that a query behind `len` tokens reads, averaged over the model's layers.
+    pub fn context_read(&self, len: u32) -> u32 {
+        self.scheduler.context_read(len)
+    }
+
     /// What the last step was executed from.
     pub fn last_step(&self) -> (&StepPlan, &ExecutionRecord) {
         (&self.plan, &self.outcome.record)
@@ -286,6 +294,7 @@ impl Session {
                 let name = if request.n > 1 { format!("{name}/{sample}") } else { name.clone() };
                 trace.name(key, name, Some(salt).filter(|&salt| salt != self.info.kv_salt));
             }
+            log::submitted(&request, sample);
             let id = RequestId(self.sequences.insert(sequence.with_key(key)));
             self.by_key.insert(key, id);
             ids.push(id);
@@ -369,6 +378,7 @@ impl Session {
                 self.by_key.remove(sequence.key());
                 sequence.note(info);
                 sequence.abort()?;
+                log::ended(sequence.output());
             }
         }
         Ok(())
@@ -389,9 +399,19 @@ impl Session {
         if !self.scheduler.has_unfinished() {
             return Ok(SessionStep { idle: true, ..SessionStep::default() });
         }
+        let ran = self.run_step();
+        match &ran {
+            Ok(report) => log::stepped(report, &self.outcome.record),
+            Err(error) => log::step_failed(error),
+        }
+        ran
+    }
+
+    fn run_step(&mut self) -> anyhow::Result<SessionStep> {
         let start = Instant::now();
         self.scheduler.step(&mut self.plan)?;
         let schedule = start.elapsed();
+        log::preempted(&self.plan, &self.sequences, &self.by_key);
         self.executor.execute(&self.plan, &self.scheduler, &mut self.outcome)?;
         self.scan_stops()?;
         // Who ends with the step has no table and no seat any more once it is applied.
@@ -480,6 +500,7 @@ impl Session {
         for (request, why) in &self.outcome.record.faults {
             if let Some(sequence) = sequence(&mut self.sequences, &self.by_key, *request) {
                 sequence.fail(why);
+                log::failed(sequence.output());
             }
         }
         for (request, logprobs) in &self.outcome.record.logprobs {
@@ -509,6 +530,7 @@ impl Session {
             let text = sequence.extend(tokens, applied.finish)?;
             if applied.finish.is_some() {
                 sequence.note(self.scheduler.request(applied.request));
+                log::ended(sequence.output());
             }
             report.emitted.push(Emitted { id, tokens: tokens.to_vec(), text, finish: applied.finish });
         }
@@ -542,6 +564,7 @@ impl Session {
     ///
     /// The trace cannot be written.
     pub fn close(&mut self, summary: &serde_json::Value) -> anyhow::Result<()> {
+        log::closed();
         match self.trace.take() {
             Some(trace) => trace.finish(summary),
             None => Ok(()),

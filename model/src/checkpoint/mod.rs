@@ -92,6 +92,7 @@ impl Checkpoint {
             tokenizer: TokenizerSource::File(dir.join("tokenizer.json")),
         };
         checkpoint.check()?;
+        checkpoint.tell();
         Ok(checkpoint)
     }
 
@@ -117,7 +118,24 @@ impl Checkpoint {
             tokenizer: TokenizerSource::Bytes(tokenizer_json.into()),
         };
         checkpoint.check()?;
+        checkpoint.tell();
         Ok(checkpoint)
+    }
+
+    /// Tells a subscriber of events what was opened.
+    fn tell(&self) {
+        let files = match &self.weights {
+            Weights::Stored { shards, .. } => shards.len(),
+            Weights::Drawn { .. } => 0,
+        };
+        tracing::debug!(
+            name = %self.name.display(),
+            architecture = %self.config.architecture,
+            layers = self.config.num_layers,
+            parameters = self.config.num_parameters(),
+            files,
+            "checkpoint opened"
+        );
     }
 
     /// A model of the given shape whose weights are drawn from a seed: small, centred numbers that

@@ -41,13 +41,14 @@ pub struct AttentionWork {
 }
 
 impl AttentionWork {
-    /// For sequences up to `max_len` on a GPU of so many multiprocessors, over `num_blocks` KV blocks.
+    /// What plans are made with for sequences up to `max_len` tokens, on a GPU of so many multiprocessors and over `num_blocks`
+    /// KV blocks.
     #[must_use]
     pub fn new(shape: AttentionShape, multiprocessors: u32, num_blocks: u32, max_len: u32) -> Self {
         Self { shape, multiprocessors, num_blocks, max_len }
     }
 
-    /// That of a model on a device of these options, over `num_blocks` KV blocks.
+    /// What plans of a model are made with on a device of these options, over `num_blocks` KV blocks.
     ///
     /// # Errors
     ///
@@ -95,7 +96,7 @@ impl AttentionWork {
         self.bounds(token_rows, longest).items
     }
 
-    /// The same for any step of at most `token_rows` rows.
+    /// The most items of any step of at most `token_rows` rows.
     #[must_use]
     pub fn items_of_any(&self, token_rows: u32) -> u32 {
         self.kinds(token_rows).map(|longest| self.most_items(token_rows, longest)).max().unwrap_or(0)

@@ -1,4 +1,4 @@
-//! What a device of this kind stands on: memory, copies and launches, in one order.
+//! What a CUDA device stands on: memory, copies and launches, which run in the order in which they are asked for.
 //!
 //! [`Gpu`](super::driver::Gpu) is the real one. Tests put an emulator in its place, which runs the very kernels over host
 //! memory: everything above this line is then what runs on a GPU.
@@ -77,7 +77,7 @@ pub trait Backend {
     /// The vendor's library is not there, or does not start.
     fn open_products(&mut self, dtype: Dtype) -> Result<(), CudaError>;
 
-    /// What is asked from here on is for this stage of a step: its time is counted there.
+    /// Says for which stage of a step everything is that is asked from here on: its time is counted there.
     fn enter(&mut self, stage: Stage);
 
     /// Zeroed memory at a multiple of 256 bytes, kept for as long as the backend is.
@@ -159,7 +159,7 @@ pub trait Backend {
     /// A fault of the driver.
     unsafe fn replay(&mut self, graph: &Self::Graph) -> Result<(), CudaError>;
 
-    /// Time that each stage's copies and commands took since this was last asked. Waits for them; what is [written](Self::write)
-    /// is of no stage.
+    /// Time that each stage's copies and commands took since this was last asked. It waits for them. What is
+    /// [written](Self::write) belongs to no stage.
     fn busy(&mut self) -> DeviceTimes;
 }

@@ -23,7 +23,7 @@ use crate::graph::GraphKey;
 pub struct GpuBackend {
     gpu: Gpu,
     kernels: Loaded,
-    /// Where products may depend on how many rows there are.
+    /// The vendor's library of products; `None` as long as results must not depend on how many rows there are.
     blas: Option<Blas>,
     /// Every piece of memory by its address.
     memory: BTreeMap<u64, Arc<DeviceMemory>>,
@@ -32,7 +32,7 @@ pub struct GpuBackend {
     turn: usize,
     fetched: Option<Pinned>,
     clock: Clock,
-    /// What the clock counts for.
+    /// The stage that the clock counts time for.
     stage: Stage,
 }
 
@@ -51,7 +51,7 @@ impl GpuMemory {
     }
 }
 
-/// Page-locked words, and the copy that last read them.
+/// Page-locked words, and the copy to the GPU that last read them.
 #[derive(Debug, Default)]
 struct Staging {
     words: Option<Pinned>,
@@ -59,7 +59,7 @@ struct Staging {
 }
 
 impl GpuBackend {
-    /// With kernels that were loaded, and without memory; `blas`: the dtype of products by cuBLASLt.
+    /// A backend with these kernels and without memory. `blas` is the dtype of products by cuBLASLt, if there are to be any.
     pub(super) fn new(gpu: Gpu, kernels: Loaded, blas: Option<Dtype>) -> Result<Self, CudaError> {
         let blas = blas.map(|dtype| Blas::new(&gpu, dtype)).transpose()?;
         Ok(Self {

@@ -1,7 +1,7 @@
-//! What changes from step to step, packed into one buffer that goes over in one copy.
+//! The inputs of a step, packed into one buffer that goes to the GPU in one copy.
 //!
-//! Every part that kernels are given starts at a place that depends on the device's limits alone, so that graphs hold fixed
-//! pointers; only as much is copied as the step uses. Words of 32 bits:
+//! Every part that a kernel reads starts at a place that depends on the device's limits alone, so that graphs can hold fixed
+//! pointers. Only as much is copied as the step uses. The buffer consists of words of 32 bits:
 //!
 //! ```text
 //! tokens     [token rows]
@@ -12,7 +12,7 @@
 //! blocks     [..]              of all sequences; an item says where its sequence's begin, counted from the first word of all
 //! ```
 //!
-//! Padding, for a graph: token 0 at position 0 in slot -1, and no item.
+//! For a graph, the inputs are padded with rows of token 0 at position 0 in slot -1, for which there is no item.
 
 use pagedraft_attention::cuda::{AttentionPlan, AttentionShape};
 use pagedraft_attention::metadata::{AttentionMetadata, PAD_SLOT};
@@ -23,7 +23,7 @@ use crate::error::ModelError;
 use crate::graph::GraphKey;
 use crate::step_inputs::StepInputs;
 
-/// Every part starts at a multiple of this many words: 128 bytes.
+/// Every part starts at a multiple of this many words, which are 128 bytes.
 const LINE: usize = 32;
 /// Words of an item.
 const ITEM_WORDS: usize = AttentionShape::ITEM_WORDS;
@@ -39,13 +39,14 @@ pub struct InputLayout {
 }
 
 impl InputLayout {
-    /// For steps of `rows` token rows and `items` items of attention, and sequences of `blocks_a_row` blocks, at most.
+    /// The layout for steps of at most `rows` token rows and `items` items of attention, over sequences of at most
+    /// `blocks_a_row` blocks.
     #[must_use]
     pub fn new(rows: usize, blocks_a_row: usize, items: usize) -> Self {
         Self { rows, blocks_a_row, items }
     }
 
-    /// For the steps of a device of these options.
+    /// The layout for the steps of a device of these options.
     #[must_use]
     pub fn of(options: &CudaOptions, work: &AttentionWork) -> Self {
         let rows = options.token_rows;
@@ -120,7 +121,7 @@ pub struct Packer {
 }
 
 impl Packer {
-    /// For inputs that lie so.
+    /// A packer for inputs that lie as `layout` says.
     #[must_use]
     pub fn new(layout: InputLayout) -> Self {
         Self { layout, plan: AttentionPlan::new(), blocks: Vec::new(), starts: Vec::new() }

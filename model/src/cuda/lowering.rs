@@ -74,13 +74,13 @@ impl Geometry {
 /// The shapes of a device's buffers, and what else launches depend on.
 #[derive(Clone, Copy, Debug)]
 pub struct Lowering<'a> {
-    /// Of the model and the GPU.
+    /// The shape of the KV cache, and the GPU's.
     pub geometry: &'a Geometry,
-    /// Of each buffer, by its handle.
+    /// The shape of each buffer, by its handle.
     pub shapes: &'a [Shape],
-    /// Of the step bound, or of the key.
+    /// How attention is launched for the step that is bound, or for the graph's key.
     pub attention: AttentionLaunch,
-    /// Token rows of the step bound, or of the key: those that attention writes.
+    /// Token rows that attention writes: those of the step that is bound, or of the graph's key.
     pub bound: usize,
     /// Rows that can be selected, and that products have a workspace for.
     pub most_rows: usize,
@@ -180,7 +180,7 @@ impl Lowering<'_> {
             Op::Attention { q, out, kv, scale, rows } => {
                 let cache = self.cache(kv)?;
                 let width = (g.attention.heads() * g.attention.head_dim()) as usize;
-                // Its items are those of the step bound, however many rows are asked for.
+                // The items of attention are those of the step that is bound, however many rows are asked for.
                 let most = rows.max(self.bound);
                 same(self.working(q, most)?, width)?;
                 same(self.working(out, most)?, width)?;

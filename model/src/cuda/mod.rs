@@ -10,8 +10,9 @@
 //!   graph. With `deterministic` off, products are cuBLASLt's, which picks kernels by the number of rows.
 //! - **What a step needs goes over in one copy** ([`InputLayout`]), and what is chosen comes back as token ids; logits stay
 //!   where they are unless somebody reads them.
-//! - **What is greater than a buffer is refused.** Rows and widths of every operation are held against its buffers before it is
-//!   launched; that token ids and positions are the model's is what [`Runner`](crate::Runner) sees to.
+//! - **What is greater than a buffer is refused.** Rows and widths of every operation are compared with its buffers before it is
+//!   launched. [`Runner`](crate::Runner) makes sure that token ids and positions are the model's.
+//! - **What has no kernels is refused by name**: several KV groups, sliding windows, rows held between steps.
 //! - **Padding touches nothing.** A pad row of a graph has slot -1 and no item of attention.
 //! - **Nothing panics for want of a library**, and every error of the driver becomes a [`CudaError`]. A kernel's fault is told
 //!   by the next read, and is final: the context is lost.

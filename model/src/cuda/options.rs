@@ -6,7 +6,7 @@ use crate::checkpoint::{Dtype, ModelConfig};
 /// The type that keys and values are stored in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum KvStorage {
-    /// That of the weights.
+    /// The type of the weights.
     #[default]
     Model,
     /// 8 bits (e4m3) with an f32 scale a token and head.
@@ -16,9 +16,9 @@ pub enum KvStorage {
 /// What a device on a GPU is built from.
 #[derive(Clone, Copy, Debug)]
 pub struct CudaOptions {
-    /// Of weights and of what goes into matrix products: bfloat16 or float16.
+    /// Type of weights and of what goes into matrix products: bfloat16 or float16.
     pub dtype: Dtype,
-    /// Of keys and values.
+    /// Type of keys and values.
     pub kv: KvStorage,
     /// Tokens a KV block.
     pub block_size: u32,
@@ -28,7 +28,7 @@ pub struct CudaOptions {
     pub logit_rows: usize,
     /// Positions a sequence may have.
     pub max_model_len: usize,
-    /// Whether a row's bits are a function of the row alone; else products are cuBLASLt's.
+    /// Whether a row's bits are a function of the row alone. If not, products are computed by cuBLASLt.
     pub deterministic: bool,
     /// Whether a kernel is set up while the one before it still runs (sm_90 and newer).
     pub overlap: bool,
@@ -42,7 +42,7 @@ impl CudaOptions {
     }
 }
 
-/// Bytes of one layer's part of a KV block: keys and values of each head, then the scales of either.
+/// Bytes of one layer's part of a KV block: the keys and values of each head, then the scales of both.
 #[must_use]
 pub fn part_bytes(config: &ModelConfig, dtype: Dtype, kv: KvStorage, block_size: u32) -> usize {
     let (element, scales) = match kv {
@@ -52,7 +52,7 @@ pub fn part_bytes(config: &ModelConfig, dtype: Dtype, kv: KvStorage, block_size:
     config.num_kv_heads * block_size as usize * (2 * config.head_dim * element + scales)
 }
 
-/// Tokens that a vocabulary has at most: top-p adds up its weights in 64 bits.
+/// The most tokens that a vocabulary may have, because top-p adds up their weights in 64 bits.
 const MOST_TOKENS: usize = 1 << 18;
 
 /// Refuses what there are no kernels for, in an engine for sequences of up to `max_model_len` positions.

@@ -185,10 +185,11 @@ impl DraftControl {
         self.base.prefill_rows += rows;
     }
 
-    /// The step will have a decode row. Its request is `len` tokens long and may become `left` tokens longer.
-    pub(crate) fn add_decode(&mut self, key: RequestKey, len: u32, left: u32) {
+    /// The step will have a decode row. Its request is `len` tokens long, reads `context` tokens (averaged over the layers,
+    /// since layers with a sliding window read less) and may become `left` tokens longer.
+    pub(crate) fn add_decode(&mut self, key: RequestKey, len: u32, context: u32, left: u32) {
         self.base.decode_rows += 1;
-        self.base.context += f64::from(len);
+        self.base.context += f64::from(context);
         let Some(claimed) = self.histories.claim(key) else {
             return;
         };
@@ -217,7 +218,7 @@ impl DraftControl {
         }
         let horizon = (f64::from(left) * (1.0 - estimate.accepted)).clamp(1.0, HORIZON);
         let rows = if wakes { f64::from(lag - 1) / horizon } else { 0.0 };
-        let cohort = self.search.add(estimate, len, Wake { rows, us: rows * tail_us });
+        let cohort = self.search.add(estimate, context, Wake { rows, us: rows * tail_us });
         self.members.push(Member { request: key, cohort, wakes });
         self.probing.consider(key, lag, left);
     }
@@ -328,11 +329,11 @@ impl DraftControl {
         let new = row.end - row.start;
         let (given, accepted) = (result.num_drafts, result.num_accepted);
         let rows = new + u32::from(given);
-        self.work.context += f64::from(rows) * f64::from(row.end);
-        self.work.read += f64::from(row.end);
-        self.work.rows += rows;
+        self.work.context += f64::from(rows) * f64::from(row.context);
+        self.work.read += f64::from(row.context);
+        self.work.rows += if row.decodes { rows } else { row.worth };
         if !row.decodes {
-            self.work.prefill_rows += new;
+            self.work.prefill_rows += row.worth;
             return;
         }
         if row.drafts_max == 0 {

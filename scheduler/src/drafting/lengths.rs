@@ -1,6 +1,7 @@
 use pagedraft_block_manager::{BlockManager, KvGroup};
 
 use crate::Scheduler;
+use crate::request::Request;
 
 /// At most this many waiting requests are looked at to foresee how many tokens this step will prefill.
 const LOOK_AHEAD: usize = 16;
@@ -8,7 +9,8 @@ const LOOK_AHEAD: usize = 16;
 impl Scheduler {
     /// Lets the draft control choose the draft lengths of the step about to be planned.
     pub(crate) fn decide_drafts(&mut self) {
-        let Self { control: Some(control), config, running, waiting, requests, blocks, .. } = self else {
+        let Self { control: Some(control), config, running, waiting, requests, blocks, segments, .. } = self
+        else {
             return;
         };
         if config.num_speculative_tokens == 0 {
@@ -31,11 +33,11 @@ impl Scheduler {
             let len = request.len();
             if request.is_decoding() {
                 left = left.saturating_sub(1);
-                control.add_decode(key, len, request.max_len - len);
+                control.add_decode(key, len, segments.shares().context(len), request.max_len - len);
             } else {
-                let piece = (len - request.computed).min(left).min(chunk);
+                let piece = prefill_rows(request, left, chunk);
                 left -= piece;
-                control.add_prefill(piece);
+                control.add_prefill(segments.shares().rows(|segment| worth(request, piece, segment)));
             }
         }
         let mut free = free_tokens(blocks);
@@ -48,12 +50,34 @@ impl Scheduler {
                 break;
             }
             free -= request.len();
-            let piece = (request.len() - request.computed).min(left).min(chunk);
+            let piece = prefill_rows(request, left, chunk);
             left -= piece;
-            control.add_prefill(piece);
+            control.add_prefill(segments.shares().rows(|segment| worth(request, piece, segment)));
         }
         control.decide(left);
     }
+}
+
+/// Token rows of the next row of a request that does not decode.
+fn prefill_rows(request: &Request, left: u32, chunk: u32) -> u32 {
+    match request.canvas {
+        Some(canvas) if request.refresh => (request.prompt_len + canvas.len).min(left),
+        Some(canvas) => canvas.block.min(left),
+        None if request.is_thinning() => {
+            (request.reach(request.segment) - request.passed).min(left).min(chunk)
+        }
+        None => (request.len() - request.computed).min(left).min(chunk),
+    }
+}
+
+/// How many of those run through `segment`: a prompt that drops tokens takes those that are left through the further ones
+/// once all of it has run through the first.
+fn worth(request: &Request, piece: u32, segment: u16) -> u32 {
+    if !request.is_thinning() || segment == request.segment {
+        return piece;
+    }
+    let whole = request.passed + piece == request.reach(request.segment);
+    if segment > request.segment && whole { request.reach(segment) } else { 0 }
 }
 
 /// Tokens that groups which do not lag still have room for, all of them together.

@@ -281,8 +281,7 @@ fn draw_from(q: &[f64], params: &SamplingParams, position: u32) -> u32 {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test that fails says where")]
 
-    use pagedraft_block_manager::{BlockSize, GroupId, KvGroup, Salt};
-    use pagedraft_scheduler::{RequestSpec, Scheduler, SchedulerConfig};
+    use pagedraft_scheduler::{RequestSpec, Scheduler, SchedulerConfig, StepPlan};
 
     use super::super::GroupStep;
     use super::*;
@@ -290,26 +289,17 @@ mod tests {
     /// A sequence of 20 tokens: 18 of them in one pass, then one each in two more.
     fn recorded(corrupt: impl Fn(usize, &mut StepInputs)) -> GroupStep {
         let mut scheduler = Scheduler::new(SchedulerConfig::default()).unwrap();
-        let request = scheduler.submit(RequestSpec::new(vec![1], 1)).unwrap();
-        let group = KvGroup {
-            id: GroupId(0),
-            name: "draft".to_owned(),
-            layers: 0..1,
-            bytes_per_token: 4,
-            salt: Salt::NONE,
-            lags: false,
-        };
-        let mut kv = DraftKv::new(BlockSize::new(16).unwrap(), 4, group, false).unwrap();
-        let mut passes = Passes::new(MetadataBuilder::new(16).unwrap(), Vocab { own: 120, target: 120 });
+        let request = scheduler.submit(RequestSpec::new((100..120).collect(), 1)).unwrap();
+        scheduler.step(&mut StepPlan::default()).unwrap();
+        let mut passes =
+            Passes::new(MetadataBuilder::new(16).unwrap(), GroupId(0), Vocab { own: 120, target: 120 });
         let mut log = PassLog::default();
-        let tokens: Vec<u32> = (100..120).collect();
-        assert_eq!(kv.open(request, &tokens, 20).unwrap(), Some(0));
-        kv.push(request, &tokens);
+        passes.begin(3);
         log.begin(3);
         for (pass, (start, end)) in [(0, 18), (18, 19), (19, 20)].into_iter().enumerate() {
             passes.batch.clear();
             passes.batch.push(Piece { row: 2, request, start, end, drafts: true });
-            passes.gather(&kv).unwrap();
+            passes.gather(&scheduler).unwrap();
             corrupt(pass, &mut passes.inputs);
             log.note(&passes.inputs, &passes.owners);
         }
@@ -345,7 +335,7 @@ mod tests {
             };
             let mut expected = sound.clone();
             expected.slot_mapping[at] = 63;
-            assert_eq!(with(|inputs, t| inputs.metadata.slot_mapping[t] = 63), expected);
+            assert_eq!(with(|inputs, t| inputs.metadata_mut().slot_mapping[t] = 63), expected);
             let mut expected = sound.clone();
             expected.input_tokens[at] = 1;
             assert_eq!(with(|inputs, t| inputs.tokens[t] = 1), expected);

@@ -34,9 +34,6 @@ pub enum ProposerError {
     /// No token of KV may be caught up with.
     #[error("a catch-up budget of 0 tokens a step never lets the draft model begin; give it 1 at least")]
     CatchUp,
-    /// The KV blocks of the draft model can't be made.
-    #[error("the draft model's KV: {0}")]
-    Kv(#[from] pagedraft_block_manager::Error),
     /// There are no kernels for the block size.
     #[error("the draft model's metadata: {0}")]
     Metadata(#[from] AttentionError),

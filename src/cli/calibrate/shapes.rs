@@ -51,7 +51,8 @@ impl Shapes {
         self.drafts.extend(plan.rows.iter().map(|row| 0u32.wrapping_sub(row.tokens.len() as u32)));
         for (i, &row) in record.plan_rows.iter().enumerate() {
             let queries = metadata.query_start_loc[i + 1] - metadata.query_start_loc[i];
-            let (context, n) = (u64::from(metadata.context_lens[i]), u64::from(queries));
+            let context = session.context_read(metadata.context_lens[i]);
+            let (context, n) = (u64::from(context), u64::from(queries));
             let pairs = n * context + n * n.saturating_sub(1) / 2;
             shape.context_reads += context;
             shape.context_pairs += pairs;

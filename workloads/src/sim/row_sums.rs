@@ -17,10 +17,10 @@ pub(super) struct RowSums {
 }
 
 impl RowSums {
-    /// A row and its drafts; batch expansion makes rows of one token of it, each of which reads its own context.
+    /// A row and its drafts, whose queries find `context` tokens before them (averaged over the layers); batch expansion makes rows of one token of it, each of which reads its own context.
     #[inline]
-    pub(super) fn add(&mut self, row: &PlanRow, drafts: u16, expands: bool) {
-        let (start, new, drafts) = (u64::from(row.tokens.start), row.tokens.len() as u32, u32::from(drafts));
+    pub(super) fn add(&mut self, row: &PlanRow, context: u32, drafts: u16, expands: bool) {
+        let (start, new, drafts) = (u64::from(context), row.tokens.len() as u32, u32::from(drafts));
         let queries = new + drafts;
         let n = u64::from(queries);
         let pairs = n * start + n * n.saturating_sub(1) / 2;

@@ -31,7 +31,7 @@ use crate::device::{BufferId, Op};
 use crate::error::ModelError;
 use crate::graph::GraphKey;
 
-/// Devices made so far: their numbers.
+/// How many devices were made so far; a device's number is the count before it.
 static DEVICES: AtomicU64 = AtomicU64::new(0);
 
 /// Operations that were captured, and the device and the shape they are for.
@@ -69,7 +69,7 @@ pub struct CudaDevice<B: Backend = GpuBackend> {
     bound: Option<GraphKey>,
     bound_rows: usize,
     attention: AttentionLaunch,
-    /// What the device's selection holds.
+    /// The rows that the device's selection buffer holds now.
     selected: Vec<u32>,
     launches: Vec<Launch>,
     commands: Vec<Command>,
@@ -167,7 +167,7 @@ impl<B: Backend> CudaDevice<B> {
         })
     }
 
-    /// What it stands on.
+    /// The backend, to look into.
     pub fn backend(&mut self) -> &mut B {
         &mut self.backend
     }

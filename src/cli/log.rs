@@ -1,0 +1,39 @@
+//! The engine's own events on standard error, where `RUST_LOG` asks for them.
+
+use std::io;
+
+use pagedraft::exit::usage_hint;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::Subscriber;
+
+/// The variable that says which events are printed.
+const VARIABLE: &str = "RUST_LOG";
+
+/// Prints events from here on as `RUST_LOG` says. Where it is unset or empty, nothing is installed.
+///
+/// # Errors
+///
+/// A value that is no filter.
+pub fn install() -> anyhow::Result<()> {
+    let Some(value) = std::env::var_os(VARIABLE).filter(|value| !value.is_empty()) else {
+        return Ok(());
+    };
+    let filter = match value.to_str() {
+        Some(text) => EnvFilter::builder().parse(text).map_err(anyhow::Error::from),
+        None => Err(anyhow::anyhow!("it is not UTF-8")),
+    };
+    let filter = filter.map_err(|error| {
+        usage_hint(
+            error.context(format!("the environment variable {VARIABLE} is {value:?}, which is no filter of events")),
+            "set it to error, warn, info, debug or trace, or to a list such as pagedraft=debug,pagedraft_model=info; or unset it",
+        )
+    })?;
+    let subscriber = Subscriber::builder()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        // A standard error that nobody reads any more is no reason to stop.
+        .log_internal_errors(false)
+        .finish();
+    tracing::subscriber::set_global_default(subscriber)?;
+    Ok(())
+}
