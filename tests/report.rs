@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use pagedraft_workloads::trace::StepRecord;
+use pagedraft_workloads::trace::{KvChange, StepRecord};
 use program::{Scratch, pagedraft};
 use serde_json::Value;
 
@@ -119,9 +119,13 @@ fn numbers(text: &str) -> Vec<i64> {
 fn compare(dom: &str, record: &StepRecord, what: &str) {
     assert_eq!(data(dom, "ready"), "true", "{what}");
     assert_eq!(data(dom, "step"), record.step.to_string(), "{what}");
-    let (pool, status) = (record.pool, dom.split_once("id=\"block-view-status\"").unwrap().1);
-    let counts =
-        format!("step {}: used {}, free {}, cached {}", record.step, pool.used, pool.free, pool.cached);
+    let (pool, status) = (&record.pool, dom.split_once("id=\"block-view-status\"").unwrap().1);
+    // Where several groups share the pool, the page shows that of the metadata.
+    let group = pool.by_group.as_ref().and_then(|groups| groups.get("kv"));
+    let (used, free, cached) = group.map_or((pool.used, pool.free, pool.cached), |group| {
+        (group.used, pool.bytes_total.unwrap() / group.block_bytes - group.used, group.cached)
+    });
+    let counts = format!("step {}: used {used}, free {free}, cached {cached}", record.step);
     assert!(status[..400.min(status.len())].contains(&counts), "{what}: {counts}");
     let mut slots = numbers(&data(dom, "slots"));
     let mut logged = record.metadata.slot_mapping.clone();
@@ -133,8 +137,9 @@ fn compare(dom: &str, record: &StepRecord, what: &str) {
     };
     assert_eq!(data(dom, "drafts"), sum(|o| o.num_drafts).to_string(), "{what}");
     assert_eq!(data(dom, "accepted"), sum(|o| o.num_accepted).to_string(), "{what}");
-    let published: BTreeSet<i64> =
-        record.outcome.iter().flat_map(|o| &o.published).map(|b| i64::from(*b)).collect();
+    let stored =
+        record.kv_events.iter().filter(|e| e.kind == KvChange::Stored && e.group.as_deref() != Some("draft"));
+    let published: BTreeSet<i64> = stored.filter_map(|event| event.block).map(i64::from).collect();
     assert_eq!(numbers(&data(dom, "published")).into_iter().collect::<BTreeSet<_>>(), published, "{what}");
 }
 

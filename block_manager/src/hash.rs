@@ -33,6 +33,19 @@ impl Salt {
         Self(sha.finalize().into())
     }
 
+    /// A salt from the 64 hexadecimal digits that it serialises as; `None` for any other text.
+    #[must_use]
+    pub fn from_hex(text: &str) -> Option<Self> {
+        if text.len() != 64 || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+            return None;
+        }
+        let mut bytes = [0; 32];
+        for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+            *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
+        }
+        Some(Self(bytes))
+    }
+
     /// Whether this is [`Salt::NONE`].
     #[must_use]
     pub fn is_none(&self) -> bool {
@@ -43,6 +56,12 @@ impl Salt {
 impl fmt::Debug for Salt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Salt({})", Hex(&self.0))
+    }
+}
+
+impl fmt::Display for Salt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Hex(&self.0).fmt(f)
     }
 }
 
@@ -328,5 +347,9 @@ mod tests {
             salts.iter().map(|salt| BlockHash::of(&BlockHash::ROOT, &[1; 16], salt)).collect();
         assert_eq!(hashes.len(), salts.len());
         assert_eq!(Salt::of(&[]), Salt::NONE);
+        for salt in salts {
+            assert_eq!(Salt::from_hex(&salt.to_string()), Some(salt));
+        }
+        assert_eq!(Salt::from_hex("+1"), None);
     }
 }

@@ -97,9 +97,12 @@ impl Scheduler {
             return Ok(Turn::NoRoom);
         }
         self.blocks.prepare(sequence, request.max_len).map_err(of(key))?;
-        match self.blocks.fork(parent, sequence, shared, &mut plan.copies).map_err(of(key))? {
-            Some(()) => self.seat(key, shared, plan, budget),
-            None => Ok(Turn::NoRoom),
+        match self.blocks.fork(parent, sequence, shared, &mut plan.copies) {
+            Ok(Some(())) => self.seat(key, shared, plan, budget),
+            Ok(None) => Ok(Turn::NoRoom),
+            // The parent has gone on so far that it gave back blocks the fork would see: it begins on its own.
+            Err(pagedraft_block_manager::Error::BehindWindow { .. }) => self.admit(key, plan, budget),
+            Err(error) => Err(of(key)(error)),
         }
     }
 

@@ -27,10 +27,6 @@ pub struct Applied {
     pub num_drafts: u16,
     /// Drafts accepted.
     pub num_accepted: u16,
-    /// Blocks of the first group that this published to the prefix cache, by their places in the request's table, each of
-    /// them below the blocks that the row's tokens and accepted drafts take. Empty without prefix caching. A request that
-    /// ended has its table no more: what the step was executed from has the block ids.
-    pub published: Range<u32>,
 }
 
 /// A row of the outcome with what belongs to it.
@@ -94,7 +90,7 @@ impl Scheduler {
         applied: &mut Vec<Applied>,
     ) -> Result<(), Error> {
         let key = row.request;
-        let Self { requests, blocks, segments, config, ended, .. } = self;
+        let Self { requests, blocks, segments, ended, .. } = self;
         let Some(request) = requests.get_mut(key.0) else {
             return Ok(());
         };
@@ -117,7 +113,6 @@ impl Scheduler {
         if result.stop {
             finish = Some(FinishReason::Stop);
         }
-        let mut published = 0..0;
         match result.progress {
             Progress::Failed => finish = Some(FinishReason::Failed),
             // The canvas is rewritten until it ends: no block of it is ever sealed or shared.
@@ -128,10 +123,7 @@ impl Scheduler {
             Progress::Append => {
                 // Accepted drafts have their KV; the token behind the last of them has not.
                 request.computed = (row.end + u32::from(result.num_accepted)).min(request.len());
-                let sealed = commit(request, blocks, segments, &outcome.took, given.row).map_err(of(key))?;
-                if config.enable_prefix_caching {
-                    published = sealed;
-                }
+                commit(request, blocks, segments, &outcome.took, given.row).map_err(of(key))?;
             }
         }
         if let Some(reason) = finish {
@@ -145,7 +137,6 @@ impl Scheduler {
             finish,
             num_drafts: result.num_drafts,
             num_accepted: result.num_accepted,
-            published,
         });
         Ok(())
     }
@@ -233,7 +224,7 @@ impl Scheduler {
     }
 }
 
-/// Commits in every group what the row computed and accepted; the blocks of the first group that this sealed.
+/// Commits in every group what the row computed and accepted.
 #[inline]
 fn commit(
     request: &Request,
@@ -241,20 +232,17 @@ fn commit(
     segments: &Segments,
     took: &SlotCounts,
     row: usize,
-) -> Result<Range<u32>, BlockError> {
-    let mut first = blocks.commit_all(request.sequence, &request.tokens, request.computed)?;
+) -> Result<(), BlockError> {
+    blocks.commit_all(request.sequence, &request.tokens, request.computed)?;
     // A proposer's KV goes as far as the proposer says, and never behind an accepted token.
     if let Some(group) = segments.lagging()
         && let Some(&took) = took.row(row).get(usize::from(group.0))
         && took > 0
     {
         let upto = took.min(request.len());
-        let sealed = blocks.commit(request.sequence, group, &request.tokens, upto)?;
-        if group == GroupId(0) {
-            first = sealed;
-        }
+        blocks.commit(request.sequence, group, &request.tokens, upto)?;
     }
-    Ok(first)
+    Ok(())
 }
 
 /// Commits a row of a prompt of which not all tokens go on, of `known` tokens, and notes where it waits.

@@ -24,7 +24,7 @@ pub struct PromptSource {
     /// The prompt as token ids
     #[arg(long, value_name = "ID,ID,..", value_delimiter = ',', value_parser = token_id)]
     token_ids: Option<Vec<u32>>,
-    /// A JSON object a line: prompt or prompt_token_ids, request_id, arrival_step, and any sampling parameter
+    /// A JSON object a line: prompt or prompt_token_ids, request_id, arrival_step, cache_salt, and any sampling parameter
     #[arg(long, value_name = "FILE.jsonl")]
     prompts: Option<PathBuf>,
 }
@@ -99,6 +99,7 @@ struct Line {
     prompt: Option<String>,
     prompt_token_ids: Option<Vec<u32>>,
     request_id: Option<JsonName>,
+    cache_salt: Option<String>,
     #[serde(default)]
     arrival_step: u64,
     max_tokens: Option<u32>,
@@ -226,6 +227,11 @@ impl Line {
         if text.as_ref().map_or(ids.is_empty(), String::is_empty) {
             return Err(usage(anyhow!("{place}: the prompt is empty")));
         }
+        if self.cache_salt.as_ref().is_some_and(String::is_empty) {
+            return Err(usage(anyhow!(
+                "{place}: cache_salt is an empty text: leave it out, or name whose prefixes may be shared"
+            )));
+        }
         let stop = match self.stop {
             None => flags.stop.clone(),
             Some(JsonTexts(texts)) => texts,
@@ -267,6 +273,7 @@ impl Line {
             ignore_eos: self.ignore_eos.unwrap_or(flags.ignore_eos),
             priority: self.priority.unwrap_or(flags.priority),
             n,
+            cache_salt: self.cache_salt,
             recorded: Vec::new(),
         };
         Ok(Prompt { text, request, arrival_step: self.arrival_step, place })

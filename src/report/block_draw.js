@@ -212,7 +212,7 @@ function drawTable(canvas, trace, look, table, computed, writes) {
     const x = (index % columns) * (blockWidth + 14), y = Math.floor(index / columns) * rowHeight;
     const first = index * trace.blockSize;
     context.fillStyle = colours.text;
-    context.fillText(`${trace.ids[block]}`, x, y + 2);
+    context.fillText(`${trace.ids[block] ?? "given back"}`, x, y + 2);
     context.fillStyle = colours.soft;
     const positions = `${first}–${first + trace.blockSize - 1}`;
     context.fillText(positions, x + blockWidth - context.measureText(positions).width, y + 2);
@@ -223,7 +223,7 @@ function drawTable(canvas, trace, look, table, computed, writes) {
         fillSlot(context, left, top, cell - 1, cell, fate, colours);
         continue;
       }
-      context.fillStyle = first + offset < computed ? colours.states[look.states[block]] : colours.tints[FREE];
+      context.fillStyle = first + offset < computed && block in trace.ids ? colours.states[look.states[block]] : colours.tints[FREE];
       context.fillRect(left, top, cell - 1, cell);
     }
   });

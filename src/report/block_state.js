@@ -26,6 +26,11 @@ class Sequence {
   copy() {
     return new Sequence(this.table, this.length, this.computed);
   }
+  /** The first entry that was not given back: those before it lie wholly behind the window. */
+  first(window, size) {
+    const seen = window ? Math.max(0, this.computed + 1 - window) : 0;
+    return Math.min(this.length, Math.floor(seen / size));
+  }
   append(block) {
     if (this.table[this.length] !== block) {
       // The same changes give the same table; one that differs is another life of it.
@@ -49,6 +54,7 @@ class BlockTrace {
     this.steps = data.steps;
     this.blockSize = data.block_size;
     this.numBlocks = data.num_blocks;
+    this.window = data.window ?? null;
     this.ids = data.ids;
     this.names = data.requests;
     this.place = new Map(data.ids.map((id, i) => [id, i]));
@@ -197,7 +203,7 @@ class BlockTrace {
     }
     let used = 0;
     for (const sequence of this.live.values()) {
-      for (let i = 0; i < sequence.length; i++) {
+      for (let i = sequence.first(this.window, this.blockSize); i < sequence.length; i++) {
         const block = sequence.table[i];
         const filled = Math.max(0, Math.min(this.blockSize, sequence.computed - i * this.blockSize));
         if (states[block] === FREE || states[block] === CACHED) {
@@ -220,7 +226,8 @@ class BlockTrace {
     const holders = [];
     for (const [request, sequence] of this.live) {
       const place = sequence.table.indexOf(block);
-      if (place >= 0 && place < sequence.length) holders.push({ request, place, computed: sequence.computed });
+      const first = sequence.first(this.window, this.blockSize);
+      if (place >= first && place < sequence.length) holders.push({ request, place, computed: sequence.computed });
     }
     return holders;
   }

@@ -124,7 +124,9 @@ class BlockView {
   tableOf(request) {
     const row = this.trace.rows.find((row) => row.request === request);
     const live = this.trace.live.get(request);
-    if (live) return { blocks: live.blocks(), computed: live.computed, row };
+    // Blocks behind the window were given back: -1 stands in their places.
+    const behind = (sequence) => sequence.first(this.trace.window, this.trace.blockSize);
+    if (live) return { blocks: live.blocks().fill(-1, 0, behind(live)), computed: live.computed, row };
     if (row) return { blocks: row.table.slice(0, row.length), computed: row.computed + row.queries - row.drafts + row.accepted, row };
     return null;
   }
@@ -134,21 +136,22 @@ class BlockView {
     this.table = request === null ? null : this.tableOf(request);
     const blocks = this.table?.blocks ?? [];
     view.dataset.request = request === null ? "" : this.trace.names[request];
-    view.dataset.table = blocks.map((block) => this.trace.ids[block]).join(",");
+    view.dataset.table = blocks.map((block) => this.trace.ids[block] ?? -1).join(",");
     view.dataset.computed = this.table?.computed ?? "";
     if (request === null) title.textContent = "no request in this step";
     else if (!this.table) title.textContent = `request ${this.trace.names[request]}: holds no blocks now`;
     else {
       const last = this.table.computed % this.trace.blockSize || (this.table.computed ? this.trace.blockSize : 0);
       title.textContent = `request ${this.trace.names[request]}: ${plural(this.table.computed, "token")} in ` +
-        `${plural(blocks.length, "block")}, ${last} of ${this.trace.blockSize} slots in the last one with tokens`;
+        `${plural(blocks.filter((block) => block in this.trace.ids).length, "block")}, ${last} of ${this.trace.blockSize} slots in the last one with tokens`;
     }
     const writes = this.table?.row ? [...this.trace.writes(this.table.row)] : [];
     drawTable(byId("-table"), this.trace, this.look, blocks, this.table?.computed ?? 0, writes);
   }
 
   drawPool() {
-    this.picture.draw(this.trace, this.look, this.writes, this.table?.blocks ?? [], this.block);
+    const blocks = (this.table?.blocks ?? []).filter((block) => block in this.trace.ids);
+    this.picture.draw(this.trace, this.look, this.writes, blocks, this.block);
   }
 
   showBlock() {

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use pagedraft_workloads::trace::RowKind;
 
-use super::step_delta::{NamedLater, StepDelta};
+use super::step_delta::{FREED, NamedLater, StepDelta, first_block};
 
 /// What a block is to the pool, after a step was applied. All others are free: nobody's, and nothing in them can be hit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,6 +33,7 @@ pub(super) struct Pool {
 /// What a request holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Held {
+    /// Its blocks, [`FREED`] for those that were given back behind the window.
     pub(super) table: Vec<u32>,
     /// Tokens with KV.
     pub(super) computed: u64,
@@ -53,7 +54,7 @@ impl Pool {
         for request in delta.preempted.iter().chain(&delta.aborted) {
             self.live.remove(request);
         }
-        for block in &delta.handed_out {
+        for block in &delta.removed {
             self.published.remove(block);
         }
         for (request, place, block) in &delta.replaced {
@@ -71,6 +72,8 @@ impl Pool {
                 RowKind::Denoise => held.computed.max(row.next()),
                 _ => row.next(),
             };
+            let behind = first_block(held.computed, delta.window, self.block_size);
+            held.table.iter_mut().take(behind).for_each(|block| *block = FREED);
         }
         for (request, block) in &delta.reserved {
             self.live.entry(*request).or_default().table.push(*block);
@@ -83,9 +86,6 @@ impl Pool {
 
     /// Takes in a block that a step before was found to have reserved.
     pub(super) fn name(&mut self, named: &NamedLater) {
-        if named.handed_out {
-            self.published.remove(&named.block);
-        }
         if let Some(held) = self.live.get_mut(&named.request) {
             held.table.push(named.block);
         }
@@ -107,7 +107,7 @@ impl Pool {
             self.published.iter().map(|&block| (block, BlockState::Cached)).collect();
         let mut held_once = BTreeSet::new();
         for held in self.live.values() {
-            for (i, &block) in (1u64..).zip(&held.table) {
+            for (i, &block) in (1u64..).zip(&held.table).filter(|(_, block)| **block != FREED) {
                 let full = i.saturating_mul(u64::from(self.block_size)) <= held.computed;
                 let state = match (held_once.insert(block), full) {
                     (false, _) => BlockState::Shared,

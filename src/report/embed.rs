@@ -9,12 +9,15 @@ use pagedraft_workloads::trace::RowKind;
 use serde::Serialize;
 
 use super::blocks::Pool;
-use super::step_delta::{RowDelta, StepDelta};
+use super::step_delta::{FREED, RowDelta, StepDelta};
 
 /// What the page's script reads; `block_state.js` says it once more.
 #[derive(Debug, Serialize)]
 struct Embedded<'a> {
     block_size: u32,
+    /// The window of the layers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    window: Option<u32>,
     num_blocks: u64,
     /// Ids of the blocks that are ever used, ascending. Everything else numbers blocks by their place in it.
     ids: &'a [u32],
@@ -26,7 +29,7 @@ struct Embedded<'a> {
 /// The pool before the first step.
 #[derive(Debug, Serialize)]
 struct Start {
-    /// A request, tokens with KV, its blocks.
+    /// A request, tokens with KV, its blocks; a place beyond `ids` is a block that was given back behind the window.
     live: Vec<(u32, u64, Vec<u32>)>,
     published: Vec<u32>,
 }
@@ -61,7 +64,7 @@ struct Step {
     /// Appended: request, how many, blocks.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     a: Vec<u32>,
-    /// Handed out.
+    /// Removed from the prefix cache.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     h: Vec<u32>,
     /// Reserved: request, block.
@@ -87,6 +90,7 @@ const REASONS: [&str; 4] = ["", "stop", "length", "abort"];
 #[derive(Debug)]
 pub(super) struct Window<'a> {
     pub(super) block_size: u32,
+    pub(super) window: Option<u32>,
     pub(super) num_blocks: u64,
     pub(super) requests: &'a [String],
     /// The pool before the first step.
@@ -111,6 +115,7 @@ impl Window<'_> {
         };
         let embedded = Embedded {
             block_size: self.block_size,
+            window: self.window,
             num_blocks: self.num_blocks,
             ids: &ids,
             requests: self.requests,
@@ -152,8 +157,9 @@ impl Window<'_> {
             ids.extend(delta.replaced.iter().map(|(_, _, block)| block));
             ids.extend(delta.reserved.iter().map(|(_, block)| block));
             ids.extend(delta.copies.iter().flat_map(|(from, to)| [from, to]));
-            ids.extend(delta.published.iter().chain(&delta.handed_out));
+            ids.extend(delta.published.iter().chain(&delta.removed));
         }
+        ids.remove(&FREED);
         ids.into_iter().collect()
     }
 }
@@ -180,7 +186,7 @@ fn step(delta: &StepDelta, place: &impl Fn(&u32) -> u32, computed: &HashMap<u32,
         k: delta.copies.iter().flat_map(|(from, to)| [place(from), place(to)]).collect(),
         c: delta.replaced.iter().flat_map(|(r, i, block)| [*r, *i, place(block)]).collect(),
         a: appended,
-        h: places(&delta.handed_out),
+        h: places(&delta.removed),
         e: delta.reserved.iter().flat_map(|(request, block)| [*request, place(block)]).collect(),
         p: places(&delta.published),
         f: delta.ended.iter().flat_map(|(request, why)| [*request, reason(why)]).collect(),

@@ -1,14 +1,18 @@
 //! What a step changed in the block pool, found out from its line of a trace.
 //!
-//! A trace has whole tables; a page that scrubs through ten thousand steps needs what changed. Two things are not in a line
-//! and are inferred, by the scheduler's own rules: a block is handed out (its old contents are lost) when it enters a table
-//! that nobody else holds it in, at a place that is not wholly computed; and a sequence keeps the blocks that a row
-//! reserved for drafts until it ends or is preempted. The line that first names such a block comes later: it is told in the
-//! step that reserved it ([`StepDelta::reserved`]), as far as the trace ever names it.
+//! A trace has whole tables; a page that scrubs through ten thousand steps needs what changed. One thing is not in a line
+//! and is inferred, by the scheduler's own rules: a sequence keeps the blocks that a row reserved for drafts until it ends
+//! or is preempted. The line that first names such a block comes later: it is told in the step that reserved it
+//! ([`StepDelta::reserved`]), as far as the trace ever names it.
+//!
+//! Where several KV groups share the pool, this is about the group that `metadata` is of.
 
 use std::collections::{HashMap, HashSet};
 
-use pagedraft_workloads::trace::{PoolCounts, RowKind, RowRecord, StepRecord};
+use pagedraft_workloads::trace::{KvChange, PoolCounts, RowKind, RowRecord, StepRecord};
+
+/// In a table: a block that was given back, because it lies wholly behind the window.
+pub(super) const FREED: u32 = u32::MAX;
 
 /// A step's changes. Requests are numbered in the order in which the trace speaks of them ([`Deltas::names`]).
 #[derive(Clone, Debug, Default)]
@@ -29,8 +33,8 @@ pub(super) struct StepDelta {
     pub(super) replaced: Vec<(u32, u32, u32)>,
     /// Blocks that tables grew by.
     pub(super) appended: Vec<(u32, Vec<u32>)>,
-    /// Blocks handed out to be written, whose contents can no more be hit.
-    pub(super) handed_out: Vec<u32>,
+    /// Blocks whose contents can no more be hit: they left the prefix cache while the step was planned.
+    pub(super) removed: Vec<u32>,
     pub(super) rows: Vec<RowDelta>,
     /// Blocks that tables hold from this step on and that a later line names.
     pub(super) reserved: Vec<(u32, u32)>,
@@ -39,6 +43,9 @@ pub(super) struct StepDelta {
     pub(super) ended: Vec<(u32, Option<String>)>,
     /// The slots that were written, where they are not those that tables and positions give.
     pub(super) slots: Option<Vec<i64>>,
+    /// The window of the group's layers.
+    pub(super) window: Option<u32>,
+    /// What the group has of the pool.
     pub(super) pool: PoolCounts,
 }
 
@@ -68,6 +75,10 @@ impl RowDelta {
 #[derive(Debug)]
 pub(super) struct Deltas {
     block_size: u32,
+    /// The KV group that the blocks are of; `None` where there is one.
+    group: Option<String>,
+    /// Blocks that can be hit.
+    published: HashSet<u32>,
     numbers: HashMap<String, u32>,
     names: Vec<String>,
     live: HashMap<u32, Sequence>,
@@ -94,15 +105,16 @@ pub(super) struct NamedLater {
     pub(super) step: u64,
     pub(super) request: u32,
     pub(super) block: u32,
-    /// Whether it was handed out, so that its contents are gone.
-    pub(super) handed_out: bool,
 }
 
 impl Deltas {
-    /// Nothing seen yet. `block_size` must not be 0.
-    pub(super) fn new(block_size: u32) -> Self {
+    /// Nothing seen yet. `block_size` must not be 0. `group` names the KV group that `metadata` is of, where there are
+    /// several.
+    pub(super) fn new(block_size: u32, group: Option<String>) -> Self {
         Self {
             block_size: block_size.max(1),
+            group,
+            published: HashSet::new(),
             numbers: HashMap::new(),
             names: Vec::new(),
             live: HashMap::new(),
@@ -115,6 +127,7 @@ impl Deltas {
     pub(super) fn resume(&mut self) {
         self.live.clear();
         self.holders.clear();
+        self.published.clear();
         self.anew = true;
     }
 
@@ -135,7 +148,7 @@ impl Deltas {
 
     fn drop_sequence(&mut self, request: u32) {
         let Some(sequence) = self.live.remove(&request) else { return };
-        for block in sequence.table {
+        for block in sequence.table.into_iter().filter(|&block| block != FREED) {
             release(&mut self.holders, block);
         }
     }
@@ -153,7 +166,8 @@ impl Deltas {
             time_us: record
                 .time_us
                 .map_or([0.0; 5], |t| [t.schedule, t.metadata, t.propose, t.execute, t.sample]),
-            pool: record.pool,
+            window: record.metadata.window,
+            pool: self.pool(record),
             ..StepDelta::default()
         };
         let mut later = Vec::new();
@@ -168,7 +182,8 @@ impl Deltas {
             self.drop_sequence(request);
             delta.aborted.push(request);
         }
-        for copy in &record.copies {
+        self.events(record, &mut delta);
+        for copy in record.copies.iter().filter(|copy| copy.group == 0) {
             delta.copies.push((block_id(copy.from)?, block_id(copy.to)?));
         }
         let tables = self.tables(record)?;
@@ -177,10 +192,51 @@ impl Deltas {
         }
         self.outcome(record, &mut delta)?;
         delta.slots = self.unusual_slots(record, &delta);
+        self.give_back(&delta);
         for (request, _) in &delta.ended {
             self.drop_sequence(*request);
         }
         Ok((delta, later))
+    }
+
+    /// What the group has of the pool.
+    fn pool(&self, record: &StepRecord) -> PoolCounts {
+        let whole = PoolCounts::from(&record.pool);
+        let counts = self.group.as_ref().zip(record.pool.by_group.as_ref());
+        match counts.and_then(|(name, by_group)| by_group.get(name)).zip(whole.bytes_total) {
+            None => whole,
+            Some((counts, total)) => {
+                let num_blocks = total.checked_div(counts.block_bytes).unwrap_or(0);
+                let free = num_blocks.saturating_sub(counts.used);
+                PoolCounts {
+                    num_blocks,
+                    used: counts.used,
+                    free,
+                    cached: counts.cached,
+                    ..PoolCounts::default()
+                }
+            }
+        }
+    }
+
+    /// What entered and left the prefix cache.
+    fn events(&mut self, record: &StepRecord, delta: &mut StepDelta) {
+        for event in &record.kv_events {
+            let other = self.group.is_some() && self.group != event.group;
+            match (event.kind, event.block) {
+                (KvChange::Cleared, _) => delta.removed.extend(self.published.drain()),
+                (KvChange::Stored, Some(block)) if !other => {
+                    self.published.insert(block);
+                    delta.published.push(block);
+                }
+                (KvChange::Removed, Some(block)) if !other => {
+                    self.published.remove(&block);
+                    delta.published.retain(|&stored| stored != block);
+                    delta.removed.push(block);
+                }
+                _ => {}
+            }
+        }
     }
 
     /// The longest table of each plan row, as far as its tokens reach.
@@ -204,7 +260,10 @@ impl Deltas {
                 )
             })?;
             if used.len() > tables[owner].len() {
-                tables[owner] = used.iter().map(|&block| block_id(block)).collect::<Result<_, _>>()?;
+                tables[owner] = used
+                    .iter()
+                    .map(|&block| if block == -1 { Ok(FREED) } else { block_id(block) })
+                    .collect::<Result<_, _>>()?;
             }
         }
         Ok(tables)
@@ -217,31 +276,25 @@ impl Deltas {
         let sequence = self.live.entry(request).or_default();
         let mut appended = Vec::new();
         for (i, block) in table.into_iter().enumerate() {
-            let whole = (i as u64 + 1).saturating_mul(size) <= u64::from(row.num_computed);
-            let fresh = !whole && !self.holders.contains_key(&block);
             match sequence.table.get(i).copied() {
                 Some(known) if known == block => continue,
                 Some(known) => {
                     release(&mut self.holders, known);
                     sequence.table[i] = block;
                     delta.replaced.push((request, u32::try_from(i).unwrap_or(u32::MAX), block));
-                    if fresh {
-                        delta.handed_out.push(block);
-                    }
                 }
                 None => {
                     sequence.table.push(block);
                     if let Some(step) = sequence.unnamed.pop_front() {
-                        later.push(NamedLater { step, request, block, handed_out: fresh });
+                        later.push(NamedLater { step, request, block });
                     } else {
                         appended.push(block);
-                        if fresh {
-                            delta.handed_out.push(block);
-                        }
                     }
                 }
             }
-            *self.holders.entry(block).or_default() += 1;
+            if block != FREED {
+                *self.holders.entry(block).or_default() += 1;
+            }
         }
         if !appended.is_empty() {
             delta.appended.push((request, appended));
@@ -271,12 +324,22 @@ impl Deltas {
                 accepted: outcome.num_accepted.min(drafts),
                 emitted: u32::try_from(outcome.token_ids.len()).unwrap_or(u32::MAX),
             });
-            delta.published.extend_from_slice(&outcome.published);
             if record.finished.contains(&row.request_id) || outcome.finish_reason.is_some() {
                 delta.ended.push((request, outcome.finish_reason.clone()));
             }
         }
         Ok(())
+    }
+
+    /// Blocks wholly behind the window of their request's next query are nobody's any more.
+    fn give_back(&mut self, delta: &StepDelta) {
+        for row in &delta.rows {
+            let behind = first_block(row.next(), delta.window, self.block_size);
+            let table = self.live.get_mut(&row.request).map(|sequence| &mut sequence.table);
+            for block in table.into_iter().flatten().take(behind).filter(|block| **block != FREED) {
+                release(&mut self.holders, std::mem::replace(block, FREED));
+            }
+        }
     }
 
     /// The slots as the trace has them, unless they are what tables and positions give.
@@ -300,8 +363,15 @@ pub(super) fn slots_of(row: &RowDelta, table: &[u32], block_size: u32) -> impl I
     let from = u64::from(row.num_computed);
     (from..from + u64::from(row.queries)).map_while(move |position| {
         let block = table.get(usize::try_from(position / size).ok()?)?;
+        let block = Some(block).filter(|&&block| block != FREED)?;
         i64::try_from(u64::from(*block) * size + position % size).ok()
     })
+}
+
+/// The first block that a query at position `at`, or a later one, can see.
+pub(super) fn first_block(at: u64, window: Option<u32>, block_size: u32) -> usize {
+    let first = window.map_or(0, |window| at.saturating_add(1).saturating_sub(u64::from(window)));
+    usize::try_from(first / u64::from(block_size.max(1))).unwrap_or(usize::MAX)
 }
 
 fn release(holders: &mut HashMap<u32, u32>, block: u32) {

@@ -40,6 +40,13 @@ impl TraceWindow {
             .filter(|size| (1..=1024).contains(size))
     }
 
+    /// The KV group that `metadata` is of, where a configuration names several.
+    fn group(config: &Value) -> Option<String> {
+        let groups = config.get("kv_groups").or_else(|| config.pointer("/engine/kv_groups"))?.as_array()?;
+        let name = groups.first().filter(|_| groups.len() > 1)?.get("name")?.as_str()?;
+        Some(name.to_owned())
+    }
+
     /// The trace in `directory`; `None` where there is none, or where its configuration has no block size.
     ///
     /// # Errors
@@ -60,7 +67,7 @@ impl TraceWindow {
             is_part: false,
             warnings: Vec::new(),
         };
-        let mut deltas = Deltas::new(block_size);
+        let mut deltas = Deltas::new(block_size, Self::group(config));
         let mut lines = read_steps(directory)?;
         let file = lines.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
         let (mut others, mut engines) = (0u64, 1);
@@ -135,9 +142,6 @@ impl TraceWindow {
             match self.steps.binary_search_by_key(&named.step, |delta| delta.step) {
                 Ok(i) => {
                     self.steps[i].reserved.push((named.request, named.block));
-                    if named.handed_out {
-                        self.steps[i].handed_out.push(named.block);
-                    }
                 }
                 Err(_) => self.start.name(&named),
             }
@@ -191,6 +195,7 @@ impl TraceWindow {
         let num_blocks = self.steps.last().map_or(0, |delta| delta.pool.num_blocks);
         Window {
             block_size: self.block_size,
+            window: self.steps.iter().find_map(|delta| delta.window),
             num_blocks,
             requests: &self.names,
             start: &self.start,

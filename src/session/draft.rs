@@ -8,6 +8,7 @@ use pagedraft_model::tokenizer::Tokenizer;
 use pagedraft_model::{AnyDevice, CaptureReport, ModelError, Runner};
 use pagedraft_spec_decode::proposer::{DraftModel, DraftOptions};
 
+use super::kv_salt::KvModel;
 use super::load;
 use super::options::{DraftRef, EngineOptions, ModelRef};
 use super::placement::{Place, Placement};
@@ -72,7 +73,10 @@ impl PlacedDraft {
         let config = self.checkpoint.config();
         let bytes = self.placement.token_bytes(config)?;
         let layers = u16::try_from(config.num_layers).unwrap_or(u16::MAX);
-        Ok(KvGroup { id, name: "draft".to_owned(), lags: true, ..KvGroup::dense(layers, bytes) })
+        let mut group = KvGroup { id, name: "draft".to_owned(), lags: true, ..KvGroup::dense(layers, bytes) };
+        let (fingerprint, dtype) = (self.checkpoint.fingerprint(), self.placement.dtype());
+        group.salt = KvModel { fingerprint, dtype, kv_dtype: dtype }.group_salt(&group);
+        Ok(group)
     }
 
     /// Loads the model beside its target; and what capturing its graphs took.

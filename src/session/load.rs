@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
-use pagedraft_block_manager::GroupId;
+use pagedraft_block_manager::{GroupId, Salt};
 use pagedraft_model::checkpoint::{Checkpoint, ModelConfig};
 use pagedraft_model::cpu::MemoryLimit;
 use pagedraft_model::dense::kv_groups;
@@ -17,6 +17,7 @@ use pagedraft_spec_decode::ModelExecutor;
 use super::builtin;
 use super::draft::{DraftParts, PlacedDraft};
 use super::gpu_memory::EngineNeed;
+use super::kv_salt::KvModel;
 use super::log;
 use super::options::{EngineOptions, LoadFormat, ModelRef};
 use super::placement::{InstructionSet, Place, Placement, instruction_set};
@@ -59,6 +60,8 @@ pub struct SessionInfo {
     pub block_size: u32,
     /// Bytes of KV a block, all layers together.
     pub block_bytes: usize,
+    /// The salt of the hashes of KV blocks: it stands for the model, the dtypes and the KV groups.
+    pub kv_salt: Salt,
     /// Tokens that end a sequence.
     pub eos_token_ids: Vec<u32>,
     /// Whether the weights are drawn from a seed.
@@ -168,8 +171,14 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
     let block_bytes = usize::try_from(block_bytes).unwrap_or(usize::MAX);
     // The scheduler refuses bad figures before anything large is allocated.
     let token_bytes = placement.token_bytes(&config)?;
-    let target_groups = kv_groups(&config.windows, max_model_len as usize, token_bytes);
+    let mut target_groups = kv_groups(&config.windows, max_model_len as usize, token_bytes);
     let target_ids: Vec<GroupId> = target_groups.iter().map(|group| group.id).collect();
+    let dtype = placement.dtype();
+    let kv_model = KvModel { fingerprint: checkpoint.fingerprint(), dtype, kv_dtype: dtype };
+    let kv_salt = kv_model.salt(&target_groups);
+    for group in &mut target_groups {
+        group.salt = kv_model.group_salt(group);
+    }
     let draft_id = GroupId(u8::try_from(target_groups.len()).unwrap_or(u8::MAX));
     let mut groups = target_groups;
     groups.extend(draft.as_ref().map(|draft| draft.group(draft_id)).transpose()?);
@@ -233,6 +242,7 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
         num_blocks,
         block_size: options.block_size,
         block_bytes,
+        kv_salt,
         eos_token_ids: config.eos_token_ids.clone(),
         dummy_weights: checkpoint.is_dummy(),
         capture,

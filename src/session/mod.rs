@@ -5,6 +5,7 @@
 mod builtin;
 mod draft;
 mod gpu_memory;
+mod kv_salt;
 mod load;
 mod log;
 mod options;
@@ -81,8 +82,8 @@ impl Session {
     /// A model that does not load, options that do not go together, a trace directory that cannot be written.
     pub fn open(options: &EngineOptions) -> anyhow::Result<Self> {
         let mut loaded = load::load(options)?;
-        let config = trace::engine_config(options, &loaded.info);
         let groups = loaded.scheduler.blocks().groups();
+        let config = trace::engine_config(options, &loaded.info, groups);
         let trace = options.trace.as_ref().map(|to| Trace::create(to, &config, groups)).transpose()?;
         loaded.scheduler.keep_journal(trace.is_some());
         loaded.executor.keep_group_steps(trace.is_some());
@@ -280,6 +281,7 @@ impl Session {
             // Whoever asks for logprobs of the prompt has all of it computed.
             spec.fork_of = first.filter(|_| spec.reads_cache);
             let sequence = Sequence::new(&request, sample, &spec.stop_token_ids, self.tokenizer.as_ref())?;
+            let salt = spec.salt;
             let key = self.scheduler.submit(spec)?;
             first = first.or(Some(key));
             let mut sampling = request.sampling.clone();
@@ -289,7 +291,8 @@ impl Session {
             self.executor.register(key, Registered { sampling, prompt_len, recorded, thinning: None });
             if let Some(trace) = &mut self.trace {
                 let name = &request.request_id;
-                trace.name(key, if request.n > 1 { format!("{name}/{sample}") } else { name.clone() });
+                let name = if request.n > 1 { format!("{name}/{sample}") } else { name.clone() };
+                trace.name(key, name, Some(salt).filter(|&salt| salt != self.info.kv_salt));
             }
             log::submitted(&request, sample);
             let id = RequestId(self.sequences.insert(sequence.with_key(key)));
@@ -323,6 +326,10 @@ impl Session {
         if let Some(token) = request.stop_token_ids.iter().find(outside) {
             bail!("the stop token id {token} is none of the model's: its ids are below {vocab}");
         }
+        ensure!(
+            request.cache_salt.as_ref().is_none_or(|tenant| !tenant.is_empty()),
+            "cache_salt is an empty text: leave it out, or name whose prefixes may be shared"
+        );
         ensure!(request.n > 0, "n is 0: ask for at least one sample");
         ensure!(request.stop.iter().all(|s| !s.is_empty()), "a stop string is empty");
         ensure!(
@@ -352,6 +359,10 @@ impl Session {
         }
         spec.priority = request.priority;
         spec.reads_cache = request.sampling.prompt_logprobs.is_none();
+        spec.salt = match &request.cache_salt {
+            Some(tenant) => kv_salt::of_tenant(self.info.kv_salt, tenant),
+            None => self.info.kv_salt,
+        };
         spec
     }
 

@@ -33,6 +33,9 @@ pub struct Request {
     pub priority: i32,
     /// Samples of the prompt.
     pub n: u32,
+    /// Whose prefixes it may share: blocks of the prefix cache are found by requests with the same text, or without one,
+    /// alone.
+    pub cache_salt: Option<String>,
     /// What the run without speculation generated, a list a sample, for the synthetic proposer.
     pub recorded: Vec<Arc<[u32]>>,
 }
@@ -50,6 +53,7 @@ impl Request {
             ignore_eos: false,
             priority: 0,
             n: 1,
+            cache_salt: None,
             recorded: Vec::new(),
         }
     }

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use pagedraft_block_manager::{BlockManager, KvGroup, KvJournal};
+use pagedraft_block_manager::{BlockManager, KvGroup, KvJournal, Salt};
 use pagedraft_model::Ran;
 use pagedraft_scheduler::{Applied, RequestKey, StepOutcome, StepPlan};
 use pagedraft_spec_decode::ExecutionRecord;
 use pagedraft_spec_decode::proposer::GroupStep;
 use pagedraft_workloads::trace::{
-    PublishedBlocks, RequestNames, StepEvent, TableDelta, TimesUs, TraceTables, TraceWriter,
+    KvEvents, KvGroupRecord, RequestNames, StepEvent, TableDelta, TimesUs, TraceTables, TraceWriter,
 };
 use serde_json::json;
 
@@ -23,12 +23,16 @@ pub(super) struct Trace {
     tables: TraceTables,
     delta: TableDelta,
     names: RequestNames,
-    published: PublishedBlocks,
     groups: TraceGroups,
 }
 
 /// What an engine was built as, for the `config.json` of its trace.
-pub(super) fn engine_config(options: &EngineOptions, info: &SessionInfo) -> serde_json::Value {
+pub(super) fn engine_config(
+    options: &EngineOptions,
+    info: &SessionInfo,
+    groups: &[KvGroup],
+) -> serde_json::Value {
+    let groups: Vec<KvGroupRecord> = groups.iter().map(KvGroupRecord::from).collect();
     json!({
         "model_id": info.model_id,
         "dummy_weights": info.dummy_weights,
@@ -40,6 +44,8 @@ pub(super) fn engine_config(options: &EngineOptions, info: &SessionInfo) -> serd
         "block_size": info.block_size,
         "num_blocks": info.num_blocks,
         "block_bytes": info.block_bytes,
+        "kv_groups": groups,
+        "kv_salt": info.kv_salt,
         "max_model_len": info.max_model_len,
         "max_num_seqs": options.max_num_seqs,
         "max_num_batched_tokens": options.max_num_batched_tokens,
@@ -80,7 +86,6 @@ impl Trace {
             tables,
             delta: TableDelta::default(),
             names: RequestNames::default(),
-            published: PublishedBlocks::default(),
             groups: TraceGroups::new(groups),
         }
     }
@@ -103,9 +108,12 @@ impl Trace {
         Ok(())
     }
 
-    /// A request's name, from its submission on.
-    pub fn name(&mut self, request: RequestKey, name: String) {
+    /// A request's name, from its submission on, and the salt of its block hashes where it is not the engine's.
+    pub fn name(&mut self, request: RequestKey, name: String, salt: Option<Salt>) {
         self.names.insert(request, name);
+        if let Some(salt) = salt {
+            self.names.set_kv_salt(request, salt);
+        }
     }
 
     /// Writes a step that was applied: `draft` is what a draft model wrote into its own KV. The pool is as it is after the
@@ -126,7 +134,6 @@ impl Trace {
     ) -> anyhow::Result<()> {
         self.names.note(plan, applied);
         let record = &outcome.record;
-        self.published.note(plan, applied, &record.plan_rows, record.inputs.metadata());
         let metadata = match self.tables {
             TraceTables::Full => record.inputs.metadata(),
             TraceTables::Delta => self.delta.reduce(plan, &record.plan_rows, record.inputs.metadata()),
@@ -141,7 +148,6 @@ impl Trace {
             outcome: &outcome.rows,
             tokens: &outcome.tokens,
             applied,
-            published: &self.published,
             names: &self.names,
             finished: self.names.finished(),
             time_us: TimesUs {
@@ -163,9 +169,8 @@ impl Trace {
             groups: groups.as_ref(),
             pool: self.groups.pool(blocks),
             by_group: self.groups.by_group(),
+            kv_events: KvEvents { journal, groups: blocks.groups() },
         })?;
-        drop(groups);
-        self.groups.end(journal);
         Ok(())
     }
 

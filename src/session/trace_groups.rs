@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use pagedraft_attention::BlockTables;
 use pagedraft_attention::metadata::AttentionMetadata;
-use pagedraft_block_manager::{BlockId, BlockManager, GroupId, KvEventKind, KvGroup, KvJournal};
+use pagedraft_block_manager::{BlockManager, KvGroup};
 use pagedraft_scheduler::StepPlan;
 use pagedraft_spec_decode::ExecutionRecord;
 use pagedraft_spec_decode::proposer::GroupStep;
@@ -16,10 +16,8 @@ pub(super) struct TraceGroups {
     /// The target's groups: the names, and the tables written before.
     target: Vec<(String, TableDelta)>,
     /// The group of a draft model.
-    draft: Option<(String, GroupId)>,
+    draft: Option<String>,
     by_group: BTreeMap<String, GroupCounts>,
-    /// Blocks of the draft's group that were published since its line before.
-    published: Vec<BlockId>,
 }
 
 /// What goes on record of a group.
@@ -37,12 +35,7 @@ pub(super) enum GroupLine<'a> {
         window: Option<u32>,
     },
     /// A draft model's group, whose rows are its own.
-    Own {
-        #[serde(flatten)]
-        step: &'a GroupStep,
-        #[serde(skip_serializing_if = "<[BlockId]>::is_empty")]
-        published: &'a [BlockId],
-    },
+    Own(&'a GroupStep),
 }
 
 impl TraceGroups {
@@ -50,9 +43,8 @@ impl TraceGroups {
         let name = |group: &&KvGroup| group.name.clone();
         Self {
             target: groups.iter().filter(|g| !g.lags).map(|g| (name(&g), TableDelta::default())).collect(),
-            draft: groups.iter().find(|g| g.lags).map(|g| (name(&g), g.id)),
+            draft: groups.iter().find(|g| g.lags).map(|g| name(&g)),
             by_group: BTreeMap::new(),
-            published: Vec::new(),
         }
     }
 
@@ -83,7 +75,8 @@ impl TraceGroups {
             let counts = GroupCounts {
                 used: u64::from(stats.used),
                 cached: u64::from(stats.cached),
-                block_bytes: stats.block_bytes as u64,
+                // With the padding that makes whole pages of its blocks.
+                block_bytes: blocks.arena().group(group.id).map_or(0, |cut| cut.stride as u64),
             };
             self.by_group.insert(group.name.clone(), counts);
         }
@@ -97,8 +90,8 @@ impl TraceGroups {
         if self.several() { PoolCounts::with_bytes(blocks.stats()) } else { blocks.stats().into() }
     }
 
-    /// The lines of the groups: those of the target where it keeps several, and a draft model's where it wrote or
-    /// published anything.
+    /// The lines of the groups: those of the target where it keeps several, and a draft model's where it wrote
+    /// anything.
     pub fn lines<'a>(
         &'a self,
         record: &'a ExecutionRecord,
@@ -112,20 +105,12 @@ impl TraceGroups {
                 lines.insert(name.as_str(), GroupLine::of(metadata));
             }
         }
-        if let (Some((name, _)), Some(step)) = (&self.draft, draft)
-            && (!step.plan_rows.is_empty() || !self.published.is_empty())
+        if let (Some(name), Some(step)) = (&self.draft, draft)
+            && !step.plan_rows.is_empty()
         {
-            lines.insert(name.as_str(), GroupLine::Own { step, published: &self.published });
+            lines.insert(name.as_str(), GroupLine::Own(step));
         }
         (!lines.is_empty()).then_some(lines)
-    }
-
-    /// Ends the line: what the step published is told by the next.
-    pub fn end(&mut self, journal: &KvJournal) {
-        let Some((_, draft)) = self.draft else { return };
-        self.published.clear();
-        let stored = journal.events.iter().filter(|event| event.kind == KvEventKind::Stored);
-        self.published.extend(stored.filter(|event| event.group == draft).map(|event| event.block));
     }
 }
 

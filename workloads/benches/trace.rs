@@ -5,14 +5,14 @@
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use pagedraft_attention::{AttentionMetadata, MaskKind, MetadataBuilder};
-use pagedraft_block_manager::BlockId;
+use pagedraft_block_manager::{BlockId, KvJournal};
 use pagedraft_scheduler::{
     Applied, FinishReason, Kind, PlanRow, RequestKey, RequestSpec, RowOutcome, Scheduler, SchedulerConfig,
     StepId, StepPlan,
 };
 use pagedraft_workloads::run::LineFormat;
 use pagedraft_workloads::trace::{
-    PoolCounts, PublishedBlocks, StepEvent, StepNames, TableDelta, TimesUs, TraceWriter,
+    KvEvents, PoolCounts, StepEvent, StepNames, TableDelta, TimesUs, TraceWriter,
 };
 
 struct Names;
@@ -35,7 +35,7 @@ struct Step {
     inputs: Vec<u32>,
     positions: Vec<u32>,
     metadata: AttentionMetadata,
-    published: PublishedBlocks,
+    journal: KvJournal,
 }
 
 fn step(sequences: u32, tokens: u32) -> Step {
@@ -63,7 +63,6 @@ fn step(sequences: u32, tokens: u32) -> Step {
         finish: None,
         num_drafts: 0,
         num_accepted: 0,
-        published: 0..0,
     };
     Step {
         plan: StepPlan { id: StepId(12345), rows: keys.iter().map(row).collect(), ..StepPlan::default() },
@@ -73,7 +72,7 @@ fn step(sequences: u32, tokens: u32) -> Step {
         inputs: (0..sequences).map(|i| 500 + i).collect(),
         positions: vec![tokens - 1; sequences as usize],
         metadata: builder.finish().clone(),
-        published: PublishedBlocks::default(),
+        journal: KvJournal::default(),
     }
 }
 
@@ -89,7 +88,6 @@ fn event<'a>(
         outcome: &step.outcome,
         tokens: &step.tokens,
         applied: &step.applied,
-        published: &step.published,
         names: &Names,
         finished: &[],
         time_us: TimesUs {
@@ -108,6 +106,7 @@ fn event<'a>(
         groups: None,
         pool: PoolCounts { num_blocks: 20_000, used: 192, free: 19_808, ..PoolCounts::default() },
         by_group: None,
+        kv_events: KvEvents { journal: &step.journal, groups: &[] },
     }
 }
 

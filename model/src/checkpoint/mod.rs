@@ -20,6 +20,7 @@ mod dtype;
 mod dummy;
 mod fields;
 mod files;
+mod fingerprint;
 mod foreign;
 mod parse;
 mod quantisation;
@@ -40,6 +41,7 @@ use safetensors::Dtype as StoredDtype;
 pub use architecture::{Architecture, EMBED_TOKENS, FINAL_NORM, LM_HEAD, Part};
 pub use config::ModelConfig;
 pub use dtype::Dtype;
+pub use fingerprint::Fingerprint;
 pub use rope::{Rope, RopeScaling};
 pub use tensor::Tensor;
 

@@ -6,12 +6,13 @@ use std::time::Instant;
 use anyhow::Context;
 use pagedraft::exit::usage;
 use pagedraft::memory_need::{books, ensure_fits};
+use pagedraft_block_manager::KvJournal;
 use pagedraft_scheduler::fake::{FakeExecutor, VOCABULARY};
 use pagedraft_scheduler::{
     Applied, Executor, KvView, Scheduler, SchedulerConfig, StepId, StepOutcome, StepPlan,
 };
 use pagedraft_workloads::run::LineFormat;
-use pagedraft_workloads::trace::{PublishedBlocks, RequestNames, StepEvent, TimesUs, TraceWriter};
+use pagedraft_workloads::trace::{KvEvents, RequestNames, StepEvent, TimesUs, TraceWriter};
 use serde_json::{Value, json};
 
 use super::plan_inputs::PlanInputs;
@@ -88,22 +89,25 @@ struct Drive {
     outcome: StepOutcome<()>,
     applied: Vec<Applied>,
     names: RequestNames,
-    published: PublishedBlocks,
+    /// What entered and left the prefix cache in the step.
+    journal: KvJournal,
     tokens: Vec<u32>,
     positions: Vec<u32>,
 }
 
 impl Drive {
     fn new(config: &SchedulerConfig) -> anyhow::Result<Self> {
+        let mut scheduler = Scheduler::new(config.clone())?;
+        scheduler.keep_journal(true);
         Ok(Self {
-            scheduler: Scheduler::new(config.clone())?,
+            scheduler,
             fake: FakeExecutor::new(),
             inputs: PlanInputs::new(config.block_size)?,
             plan: StepPlan::default(),
             outcome: StepOutcome::default(),
             applied: Vec::new(),
             names: RequestNames::default(),
-            published: PublishedBlocks::default(),
+            journal: KvJournal::default(),
             tokens: Vec::new(),
             positions: Vec::new(),
         })
@@ -133,7 +137,7 @@ impl Drive {
         self.scheduler.apply(&self.outcome, &mut self.applied)?;
         self.names.note(&self.plan, &self.applied);
         let metadata = self.inputs.builder.finish();
-        self.published.note(&self.plan, &self.applied, &self.inputs.order, metadata);
+        self.scheduler.drain_journal(&mut self.journal);
         writer.write(&StepEvent {
             first_step: 0,
             replica: None,
@@ -141,7 +145,6 @@ impl Drive {
             outcome: &self.outcome.rows,
             tokens: &self.outcome.tokens,
             applied: &self.applied,
-            published: &self.published,
             names: &self.names,
             finished: self.names.finished(),
             time_us: TimesUs {
@@ -158,6 +161,7 @@ impl Drive {
             groups: None::<&()>,
             pool: self.scheduler.stats().pool.into(),
             by_group: None,
+            kv_events: KvEvents { journal: &self.journal, groups: self.scheduler.blocks().groups() },
         })?;
         Ok(())
     }

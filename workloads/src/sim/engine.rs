@@ -71,6 +71,7 @@ impl Engine {
             scheduler.set_draft_control(Some(DraftControl::new(auto.most, &costs)));
         }
         let told = (options.replicas > 1).then_some(replica);
+        scheduler.keep_journal(traced);
         let trace = traced.then(|| StepTrace::new(options.scheduler.block_size, told)).transpose();
         Ok(Self {
             scheduler,
@@ -312,10 +313,13 @@ impl Engine {
     ///
     /// The observer's.
     pub(super) fn tell(&mut self, observer: &mut dyn Observer) -> Result<(), Error> {
-        let Self { trace: Some(trace), plan, outcome, applied, price, graph, report, .. } = self else {
+        let Self { trace: Some(trace), scheduler, plan, outcome, applied, price, graph, report, .. } = self
+        else {
             return Ok(());
         };
-        let made = Made { plan, outcome, applied, cost: *price, graph: graph.as_ref(), pool: report.pool };
+        trace.drain(scheduler);
+        let (cost, pool) = (*price, report.pool);
+        let made = Made { scheduler, plan, outcome, applied, cost, graph: graph.as_ref(), pool };
         observer.trace(report.replica, trace.event(&made))
     }
 

@@ -2,12 +2,12 @@
 
 use pagedraft_attention::metadata::AttentionMetadata;
 use pagedraft_attention::{AttentionError, MaskKind, MetadataBuilder};
-use pagedraft_block_manager::GroupId;
+use pagedraft_block_manager::{GroupId, KvJournal};
 use pagedraft_scheduler::{Applied, KvView, RequestKey, Scheduler, StepOutcome, StepPlan};
 
 use super::draws::Draws;
 use super::{GraphShape, SimEvent, StepCost};
-use crate::trace::{PoolCounts, PublishedBlocks, RequestNames, StepEvent, TimesUs};
+use crate::trace::{KvEvents, PoolCounts, RequestNames, StepEvent, TimesUs};
 
 /// The inputs and the metadata of a step, made as the live engine's executor makes them: rows of several query tokens
 /// first, then the single ones, each in the plan's order; a verify row under batch expansion is as many single ones. Buffers
@@ -23,11 +23,13 @@ pub(super) struct StepTrace {
     tokens: Vec<u32>,
     positions: Vec<u32>,
     names: RequestNames,
-    published: PublishedBlocks,
+    /// What entered and left the prefix cache in the step.
+    journal: KvJournal,
 }
 
 /// What a line has besides.
 pub(super) struct Made<'a> {
+    pub(super) scheduler: &'a Scheduler,
     pub(super) plan: &'a StepPlan,
     pub(super) outcome: &'a StepOutcome<()>,
     pub(super) applied: &'a [Applied],
@@ -47,7 +49,7 @@ impl StepTrace {
             tokens: Vec::new(),
             positions: Vec::new(),
             names: RequestNames::default(),
-            published: PublishedBlocks::default(),
+            journal: KvJournal::default(),
         })
     }
 
@@ -101,11 +103,15 @@ impl StepTrace {
         Ok(())
     }
 
+    /// Takes what entered and left the prefix cache, once the step is applied.
+    pub(super) fn drain(&mut self, scheduler: &mut Scheduler) {
+        scheduler.drain_journal(&mut self.journal);
+    }
+
     /// The line of the step that was gathered last, once it is applied.
     pub(super) fn event<'a>(&'a mut self, made: &Made<'a>) -> SimEvent<'a> {
-        let Made { plan, outcome, applied, cost, graph, pool } = *made;
+        let Made { scheduler, plan, outcome, applied, cost, graph, pool } = *made;
         self.names.note(plan, applied);
-        self.published.note(plan, applied, &self.plan_rows, &self.metadata);
         self.metadata.use_cuda_graph = graph.is_some();
         let StepCost { schedule, metadata, propose, execute, sample, .. } = cost;
         StepEvent {
@@ -115,7 +121,6 @@ impl StepTrace {
             outcome: &outcome.rows,
             tokens: &outcome.tokens,
             applied,
-            published: &self.published,
             names: &self.names,
             finished: self.names.finished(),
             time_us: TimesUs { schedule, metadata, propose, execute, sample },
@@ -128,6 +133,7 @@ impl StepTrace {
             groups: None,
             pool,
             by_group: None,
+            kv_events: KvEvents { journal: &self.journal, groups: scheduler.blocks().groups() },
         }
     }
 }

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use pagedraft_block_manager::BlockId;
+use pagedraft_block_manager::Salt;
 use pagedraft_scheduler::{Applied, FinishReason, Kind, PlanRow, RequestKey, RowOutcome, StepPlan};
 use schemars::JsonSchema;
 use serde::ser::{SerializeSeq, SerializeStruct};
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::PublishedBlocks;
+use super::KvEvents;
 
 /// Where a step's time went, in microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -119,6 +119,11 @@ pub trait StepNames {
     fn request_id(&self, request: RequestKey) -> &str;
     /// Why it ended with this step, if it did.
     fn finish_reason(&self, request: RequestKey) -> Option<FinishReason>;
+    /// The salt of its block hashes, where that is not the engine's own (`kv_salt` in `config.json`).
+    fn kv_salt(&self, request: RequestKey) -> Option<Salt> {
+        let _ = request;
+        None
+    }
 }
 
 /// A step as it goes on record: `M` is the attention metadata, `G` the further KV groups, `K` the graph key, each the
@@ -138,8 +143,6 @@ pub struct StepEvent<'a, M, G, K> {
     /// What was kept of the outcome, an entry a plan row whose request was not aborted while the step ran: what was emitted.
     /// A row without an entry emitted nothing.
     pub applied: &'a [Applied],
-    /// Blocks of the first group that it published.
-    pub published: &'a PublishedBlocks,
     /// Names and reasons.
     pub names: &'a dyn StepNames,
     /// Who ended with this step's outcome, or was aborted since the line before
@@ -168,11 +171,13 @@ pub struct StepEvent<'a, M, G, K> {
     pub pool: PoolCounts,
     /// The pool by KV group, where several share it.
     pub by_group: Option<&'a BTreeMap<String, GroupCounts>>,
+    /// What entered and left the prefix cache since the line before; written where there is any.
+    pub kv_events: KvEvents<'a>,
 }
 
 impl<M: Serialize, G: Serialize, K: Serialize> Serialize for StepEvent<'_, M, G, K> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut line = serializer.serialize_struct("StepEvent", 17)?;
+        let mut line = serializer.serialize_struct("StepEvent", 18)?;
         line.serialize_field("event", "step")?;
         line.serialize_field("step", &self.first_step.saturating_add(self.plan.id.0))?;
         match self.replica {
@@ -190,18 +195,17 @@ impl<M: Serialize, G: Serialize, K: Serialize> Serialize for StepEvent<'_, M, G,
         line.serialize_field("groups", &self.groups)?;
         line.serialize_field(
             "outcome",
-            &Outcomes {
-                rows: self.outcome,
-                tokens: self.tokens,
-                applied: self.applied,
-                published: self.published,
-                names: self.names,
-            },
+            &Outcomes { rows: self.outcome, tokens: self.tokens, applied: self.applied, names: self.names },
         )?;
         line.serialize_field("preempted", &Names { requests: &self.plan.preempted, names: self.names })?;
         line.serialize_field("finished", &Names { requests: self.finished, names: self.names })?;
         line.serialize_field("copies", &self.plan.copies)?;
         line.serialize_field("pool", &Pool { counts: self.pool, by_group: self.by_group })?;
+        if self.kv_events.is_empty() {
+            line.skip_field("kv_events")?;
+        } else {
+            line.serialize_field("kv_events", &self.kv_events)?;
+        }
         line.end()
     }
 }
@@ -231,7 +235,7 @@ struct Row<'a> {
 impl Serialize for Row<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let tokens = &self.row.tokens;
-        let mut row = serializer.serialize_struct("Row", 7)?;
+        let mut row = serializer.serialize_struct("Row", 9)?;
         row.serialize_field("request_id", self.names.request_id(self.row.request))?;
         row.serialize_field("kind", kind_name(&self.row.kind))?;
         row.serialize_field("num_computed", &tokens.start)?;
@@ -244,6 +248,9 @@ impl Serialize for Row<'_> {
         if let Kind::Denoise { block, full } = &self.row.kind {
             row.serialize_field("block", &(block.start, block.end))?;
             row.serialize_field("full", full)?;
+        }
+        if let Some(salt) = self.names.kv_salt(self.row.request) {
+            row.serialize_field("kv_salt", &salt)?;
         }
         row.end()
     }
@@ -263,7 +270,6 @@ struct Outcomes<'a> {
     rows: &'a [RowOutcome],
     tokens: &'a [u32],
     applied: &'a [Applied],
-    published: &'a PublishedBlocks,
     names: &'a dyn StepNames,
 }
 
@@ -271,11 +277,11 @@ impl Serialize for Outcomes<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut seq = serializer.serialize_seq(Some(self.rows.len()))?;
         let mut applied = self.applied.iter().peekable();
-        for (i, row) in self.rows.iter().enumerate() {
+        for row in self.rows {
             let kept =
                 applied.next_if(|one| one.request == row.request).map_or(0..0, |one| one.tokens.clone());
             let emitted = self.tokens.get(kept.start as usize..kept.end as usize).unwrap_or_default();
-            seq.serialize_element(&Outcome { row, emitted, published: self.published.of_row(i), of: self })?;
+            seq.serialize_element(&Outcome { row, emitted, of: self })?;
         }
         seq.end()
     }
@@ -284,23 +290,17 @@ impl Serialize for Outcomes<'_> {
 struct Outcome<'a> {
     row: &'a RowOutcome,
     emitted: &'a [u32],
-    published: &'a [BlockId],
     of: &'a Outcomes<'a>,
 }
 
 impl Serialize for Outcome<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut out = serializer.serialize_struct("Outcome", 6)?;
+        let mut out = serializer.serialize_struct("Outcome", 5)?;
         out.serialize_field("request_id", self.of.names.request_id(self.row.request))?;
         out.serialize_field("token_ids", self.emitted)?;
         out.serialize_field("num_drafts", &self.row.num_drafts)?;
         out.serialize_field("num_accepted", &self.row.num_accepted)?;
         out.serialize_field("finish_reason", &self.of.names.finish_reason(self.row.request))?;
-        if self.published.is_empty() {
-            out.skip_field("published")?;
-        } else {
-            out.serialize_field("published", self.published)?;
-        }
         out.end()
     }
 }

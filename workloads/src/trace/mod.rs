@@ -5,8 +5,8 @@
 
 mod check;
 mod event;
+mod kv_events;
 mod names;
-mod published;
 mod record;
 mod replace;
 mod schema;
@@ -16,11 +16,11 @@ mod writer;
 
 pub use check::{CheckReport, Rule, Violation, check_dir};
 pub use event::{GroupCounts, PoolCounts, StepEvent, StepNames, TimesUs};
+pub use kv_events::{KvChange, KvEventRecord, KvEvents, KvGroupRecord};
 pub use names::RequestNames;
-pub use published::PublishedBlocks;
 pub use record::{
-    CopyRecord, GraphKeyRecord, GroupRecord, MetadataRecord, OutcomeRecord, ResumeRecord, RowKind, RowRecord,
-    SetupRecord, StepRecord,
+    CopyRecord, GraphKeyRecord, GroupRecord, MetadataRecord, OutcomeRecord, PoolRecord, ResumeRecord,
+    RowKind, RowRecord, SetupRecord, StepRecord,
 };
 pub use replace::replace_file;
 pub(crate) use replace::replace_file_with;

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use pagedraft_block_manager::Salt;
 use pagedraft_scheduler::{Applied, FinishReason, Kind, RequestKey, StepPlan};
 
 use super::StepNames;
@@ -22,6 +23,8 @@ pub struct RequestNames {
 #[derive(Debug)]
 struct Named {
     name: String,
+    /// The salt of its block hashes, where it is not the engine's.
+    kv_salt: Option<Salt>,
     /// Whether a line has a row of it.
     ran: bool,
 }
@@ -29,7 +32,14 @@ struct Named {
 impl RequestNames {
     /// Names a request, before its first step.
     pub fn insert(&mut self, request: RequestKey, name: impl Into<String>) {
-        self.names.insert(request, Named { name: name.into(), ran: false });
+        self.names.insert(request, Named { name: name.into(), kv_salt: None, ran: false });
+    }
+
+    /// Says that the hashes of a request that was named have a salt of their own.
+    pub fn set_kv_salt(&mut self, request: RequestKey, salt: Salt) {
+        if let Some(named) = self.names.get_mut(&request) {
+            named.kv_salt = Some(salt);
+        }
     }
 
     /// Takes note of a step that was applied, so that [`finished`](Self::finished) and the names are those of its line.
@@ -81,6 +91,10 @@ impl StepNames for RequestNames {
 
     fn finish_reason(&self, request: RequestKey) -> Option<FinishReason> {
         self.ended.iter().find(|(ended, _)| *ended == request).map(|(_, reason)| *reason)
+    }
+
+    fn kv_salt(&self, request: RequestKey) -> Option<Salt> {
+        self.names.get(&request)?.kv_salt
     }
 }
 

@@ -70,7 +70,53 @@ pub struct StepRecord {
     #[serde(default)]
     pub copies: Vec<CopyRecord>,
     /// The block pool.
-    pub pool: super::PoolCounts,
+    pub pool: PoolRecord,
+    /// What entered and left the prefix cache since the line before, in that order.
+    #[serde(default)]
+    pub kv_events: Vec<super::KvEventRecord>,
+}
+
+/// The block pool after a step was applied, and what each KV group has of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+pub struct PoolRecord {
+    /// All blocks; where several KV groups share the pool, as many as there could be of the smallest.
+    pub num_blocks: u64,
+    /// Blocks that sequences hold.
+    pub used: u64,
+    /// The others.
+    pub free: u64,
+    /// Of the free ones, those with contents that a prefix can still hit.
+    pub cached: u64,
+    /// Bytes of the arena; written, as are the next three, where several KV groups share it.
+    #[serde(default)]
+    pub bytes_total: Option<u64>,
+    /// Bytes of the blocks that sequences hold.
+    #[serde(default)]
+    pub bytes_used: Option<u64>,
+    /// The other bytes.
+    #[serde(default)]
+    pub bytes_free: Option<u64>,
+    /// Of the free bytes, those of blocks that a prefix can still hit.
+    #[serde(default)]
+    pub bytes_cached: Option<u64>,
+    /// By KV group, where several share the pool.
+    #[serde(default)]
+    pub by_group: Option<std::collections::BTreeMap<String, super::GroupCounts>>,
+}
+
+impl From<&PoolRecord> for super::PoolCounts {
+    fn from(pool: &PoolRecord) -> Self {
+        Self {
+            num_blocks: pool.num_blocks,
+            used: pool.used,
+            free: pool.free,
+            cached: pool.cached,
+            bytes_total: pool.bytes_total,
+            bytes_used: pool.bytes_used,
+            bytes_free: pool.bytes_free,
+            bytes_cached: pool.bytes_cached,
+        }
+    }
 }
 
 /// A plan row.
@@ -96,6 +142,9 @@ pub struct RowRecord {
     /// Of a denoise row: whether all of the block is computed.
     #[serde(default)]
     pub full: Option<bool>,
+    /// The salt of the request's block hashes in hexadecimal digits, where it is not the configuration's `kv_salt`.
+    #[serde(default)]
+    pub kv_salt: Option<String>,
 }
 
 /// Kind of a plan row.
@@ -123,7 +172,7 @@ pub struct MetadataRecord {
     pub num_decode_tokens: u64,
     /// Slot of each query token, -1 for none.
     pub slot_mapping: Vec<i64>,
-    /// Context and query of each row.
+    /// Context and query of each row; of a bidirectional row also the keys behind its queries.
     pub seq_lens: Vec<u64>,
     /// Tokens before the query.
     pub context_lens: Vec<u64>,
@@ -137,13 +186,21 @@ pub struct MetadataRecord {
     pub max_prefill_seq_len: u64,
     /// Greatest `seq_lens` of the decode rows.
     pub max_decode_seq_len: u64,
-    /// A table a row; empty or `null`: the one last written for the request (`--trace-tables delta`).
+    /// A table a row, with -1 for blocks that were given back behind the window; empty or `null`: the one last written
+    /// for the request (`--trace-tables delta`).
     pub block_tables: Vec<Option<Vec<i64>>>,
     /// Whether a graph or a tape was replayed.
     pub use_cuda_graph: bool,
     /// The mask of each row, `causal` or `bidirectional`; absent where all are causal.
     #[serde(default)]
     pub mask_kinds: Vec<String>,
+    /// The sliding window of the layers: the query of index i sees no key j with j <= i - window.
+    #[serde(default)]
+    pub window: Option<u32>,
+    /// Index of each query token among the row's keys, -1 for one that is not kept; absent where the tokens of every row
+    /// are `context_len, context_len + 1, ..`.
+    #[serde(default)]
+    pub kv_index: Vec<i64>,
 }
 
 /// The shape of a graph.
@@ -159,8 +216,8 @@ pub struct GraphKeyRecord {
 
 /// The part of the metadata that a further KV group has of its own.
 ///
-/// Two forms: the rows are the metadata's, or, with `plan_rows`, the group's own, with tokens, positions, a prefix cache
-/// and a pool of their own (a draft model's).
+/// Two forms: the rows are the metadata's, or, with `plan_rows`, the group's own, with tokens and positions of their own
+/// (a draft model's).
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 pub struct GroupRecord {
     /// The plan row of each row of the group's own; absent where the rows are the metadata's, as are the next three.
@@ -186,15 +243,9 @@ pub struct GroupRecord {
     /// Index of each query token in its group (-1: not kept) where that is not its position.
     #[serde(default)]
     pub kv_index: Option<Vec<i64>>,
-    /// Blocks of the group's own pool.
+    /// The window of the group's layers: the query of index i sees no key j with j <= i - window.
     #[serde(default)]
-    pub num_blocks: Option<u64>,
-    /// Of those, the ones that sequences hold.
-    #[serde(default)]
-    pub used: Option<u64>,
-    /// Blocks published to the group's prefix cache since the step before.
-    #[serde(default)]
-    pub published: Vec<u32>,
+    pub window: Option<u32>,
 }
 
 /// What a plan row gave.
@@ -215,14 +266,14 @@ pub struct OutcomeRecord {
     #[serde(default)]
     #[schemars(extend("enum" = ["stop", "length", "abort", null]))]
     pub finish_reason: Option<String>,
-    /// Blocks of the first group that were published to the prefix cache when the outcome was applied.
-    #[serde(default)]
-    pub published: Vec<u32>,
 }
 
 /// A block copied for a fork.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 pub struct CopyRecord {
+    /// The KV group of both blocks, by its place in the configuration's `kv_groups`.
+    #[serde(default)]
+    pub group: u8,
     /// The shared block.
     #[serde(rename = "src", alias = "from", alias = "source")]
     pub from: i64,

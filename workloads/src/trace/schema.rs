@@ -3,6 +3,7 @@
 use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Value, json};
 
+use super::kv_events::KvGroupRecord;
 use super::record::{ResumeRecord, SetupRecord, StepRecord};
 use crate::measures::Summary;
 use crate::replay::RequestLine;
@@ -51,6 +52,10 @@ struct EngineConfig {
     acceptance: Option<String>,
     /// Token rows that graphs were captured at.
     graph_sizes: Option<Vec<u64>>,
+    /// The KV groups, by their ids. The first is the one that `metadata` is of.
+    kv_groups: Option<Vec<KvGroupRecord>>,
+    /// The salt of the hashes in `kv_events` in hexadecimal digits: it stands for the model, the dtypes and the KV groups.
+    kv_salt: Option<String>,
     /// The model's name.
     model_id: Option<String>,
     /// Engines that the trace is of, each with `num_blocks` of its own; 1 where it is not said.

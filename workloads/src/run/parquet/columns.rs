@@ -27,6 +27,8 @@ struct Column {
 enum Values {
     Text(Vec<ByteArray>),
     Integer(Vec<i64>),
+    /// Numbers without a sign: the file has their bits.
+    Bits(Vec<i64>),
     Real(Vec<f64>),
 }
 
@@ -72,7 +74,7 @@ impl Columns {
     fn shred(&mut self, field: &Field, value: Option<&Value>, place: Place) -> usize {
         let inside = Place { definition: place.definition + 1, ..place };
         match field {
-            Field::Text | Field::Integer | Field::Real => {
+            Field::Text | Field::Integer | Field::Bits | Field::Real => {
                 if let Some(column) = self.columns.get_mut(place.column) {
                     column.push(value, place);
                 }
@@ -113,7 +115,9 @@ impl Columns {
         let (definitions, repetitions) = (Some(&column.definitions[..]), Some(&column.repetitions[..]));
         match &column.values {
             Values::Text(values) => to.typed::<ByteArrayType>().write_batch(values, definitions, repetitions),
-            Values::Integer(values) => to.typed::<Int64Type>().write_batch(values, definitions, repetitions),
+            Values::Integer(values) | Values::Bits(values) => {
+                to.typed::<Int64Type>().write_batch(values, definitions, repetitions)
+            }
             Values::Real(values) => to.typed::<DoubleType>().write_batch(values, definitions, repetitions),
         }?;
         Ok(())
@@ -123,7 +127,7 @@ impl Columns {
         for column in &mut self.columns {
             match &mut column.values {
                 Values::Text(values) => values.clear(),
-                Values::Integer(values) => values.clear(),
+                Values::Integer(values) | Values::Bits(values) => values.clear(),
                 Values::Real(values) => values.clear(),
             }
             column.definitions.clear();
@@ -147,6 +151,11 @@ impl Column {
                 values.extend(number);
                 number.is_some()
             }
+            Values::Bits(values) => {
+                let number = value.and_then(Value::as_u64);
+                values.extend(number.map(u64::cast_signed));
+                number.is_some()
+            }
             Values::Real(values) => {
                 let number = value.and_then(Value::as_f64);
                 values.extend(number);
@@ -162,6 +171,7 @@ fn add_leaves(field: &Field, columns: &mut Vec<Column>) {
     let values = match field {
         Field::Text => Values::Text(Vec::new()),
         Field::Integer => Values::Integer(Vec::new()),
+        Field::Bits => Values::Bits(Vec::new()),
         Field::Real => Values::Real(Vec::new()),
         Field::Group(fields) => {
             fields.iter().for_each(|(_, field)| add_leaves(field, columns));

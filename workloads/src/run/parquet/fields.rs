@@ -4,12 +4,14 @@
 pub(super) enum Field {
     Text,
     Integer,
+    /// 64 bits without a sign, in a column of type UINT_64.
+    Bits,
     Real,
     Group(&'static [(&'static str, Field)]),
     List(&'static Field),
 }
 
-use Field::{Group, Integer, List, Real, Text};
+use Field::{Bits, Group, Integer, List, Real, Text};
 
 const ROW: Field = Group(&[
     ("request_id", Text),
@@ -41,6 +43,16 @@ const METADATA: Field = Group(&[
     ("max_prefill_seq_len", Integer),
     ("max_decode_seq_len", Integer),
     ("block_tables", List(&List(&Integer))),
+    ("window", Integer),
+]);
+
+const KV_EVENT: Field = Group(&[
+    ("kind", Text),
+    ("group", Text),
+    ("block", Integer),
+    ("hash", Bits),
+    ("parent", Bits),
+    ("num_tokens", Integer),
 ]);
 
 /// A line of `trace_steps`: columns have the names of its fields.
@@ -67,7 +79,20 @@ pub(super) static STEP: Field = Group(&[
     ("outcome", List(&OUTCOME)),
     ("preempted", List(&Text)),
     ("finished", List(&Text)),
-    ("pool", Group(&[("num_blocks", Integer), ("used", Integer), ("free", Integer), ("cached", Integer)])),
+    (
+        "pool",
+        Group(&[
+            ("num_blocks", Integer),
+            ("used", Integer),
+            ("free", Integer),
+            ("cached", Integer),
+            ("bytes_total", Integer),
+            ("bytes_used", Integer),
+            ("bytes_free", Integer),
+            ("bytes_cached", Integer),
+        ]),
+    ),
+    ("kv_events", List(&KV_EVENT)),
 ]);
 
 /// The schema: the fields' columns in their order, then one with the whole text.
@@ -84,6 +109,7 @@ fn declare(name: &str, field: &Field, message: &mut String) {
     match field {
         Text => message.push_str(&format!("optional binary {name} (STRING);\n")),
         Integer => message.push_str(&format!("optional int64 {name};\n")),
+        Bits => message.push_str(&format!("optional int64 {name} (INTEGER(64,false));\n")),
         Real => message.push_str(&format!("optional double {name};\n")),
         Group(fields) => {
             message.push_str(&format!("optional group {name} {{\n"));

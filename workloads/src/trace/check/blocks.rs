@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 
+use super::chain::Link;
+use super::lives::UNKNOWN;
 use super::{Fault, Rule};
-use crate::trace::StepRecord;
 use crate::trace::record::CopyRecord;
 
 /// What the trace so far says about the blocks of a pool.
@@ -12,6 +13,8 @@ pub(super) struct Blocks {
     block_size: u32,
     holders: HashMap<u32, Holders>,
     contents: HashMap<u32, Content>,
+    /// Published blocks that nobody holds.
+    cached: u64,
 }
 
 /// What a block has had since it was handed out.
@@ -21,9 +24,10 @@ struct Content {
     written: u64,
     /// The token last written to each slot; of no meaning where none was.
     tokens: Vec<u32>,
+    /// Whether a prefix can hit it.
     published: bool,
-    /// Whether a request that is gone had every token of it.
-    left_full: bool,
+    /// The name of what it holds, once it was published.
+    link: Option<Link>,
 }
 
 struct Holders {
@@ -38,9 +42,24 @@ impl Blocks {
         Self { block_size, ..Self::default() }
     }
 
+    /// Tokens a block.
+    pub(super) fn block_size(&self) -> u32 {
+        self.block_size
+    }
+
+    /// The entry of the live tables that a block is in.
+    pub(super) fn index(&self, block: u32) -> Option<usize> {
+        self.holders.get(&block).map(|holders| holders.index)
+    }
+
     /// Distinct blocks in live tables.
     pub(super) fn held(&self) -> u64 {
         self.holders.len() as u64
+    }
+
+    /// Published blocks that are in no live table.
+    pub(super) fn cached(&self) -> u64 {
+        self.cached
     }
 
     /// How many live tables a block is in.
@@ -58,6 +77,8 @@ impl Blocks {
             ));
         }
         holders.count += 1;
+        let taken = holders.count == 1 && self.is_published(block);
+        self.cached -= u64::from(taken);
         Ok(())
     }
 
@@ -67,13 +88,16 @@ impl Blocks {
             holders.count -= 1;
             if holders.count == 0 {
                 self.holders.remove(&block);
+                self.cached += u64::from(self.is_published(block));
             }
         }
     }
 
-    /// A block is handed out to be written: what it had is nobody's.
-    pub(super) fn hand_out(&mut self, block: u32) {
-        self.contents.remove(&block);
+    /// A block is handed out to be written: what it had is nobody's. `false` when the cache still has it.
+    pub(super) fn hand_out(&mut self, block: u32) -> bool {
+        let published = self.contents.remove(&block).is_some_and(|content| content.published);
+        self.cached -= u64::from(published && self.holders(block) == 0);
+        !published
     }
 
     /// The KV of `token` is written; `false` when the block is published, so that nobody may.
@@ -100,37 +124,62 @@ impl Blocks {
     }
 
     /// Takes note that a block can be hit from now on; `false` when it could before.
-    pub(super) fn publish(&mut self, block: u32) -> bool {
+    pub(super) fn publish(&mut self, block: u32, link: Link) -> bool {
         let content = self.contents.entry(block).or_default();
-        !std::mem::replace(&mut content.published, true)
+        content.link = Some(link);
+        let fresh = !std::mem::replace(&mut content.published, true);
+        self.cached += u64::from(fresh && self.holders(block) == 0);
+        fresh
+    }
+
+    /// The cache forgets a block that it has under `hash`.
+    pub(super) fn unpublish(&mut self, block: u32, hash: Option<u64>) -> Result<(), String> {
+        match self.contents.get_mut(&block).filter(|content| content.published) {
+            None => Err(format!("block {block} leaves the cache, and is not in it")),
+            Some(content) => {
+                let known = content.link.map(|link| link.hash);
+                if known != hash {
+                    let text = |hash: Option<u64>| hash.map_or("none".to_owned(), |hash| hash.to_string());
+                    return Err(format!(
+                        "block {block} leaves the cache under hash {}, and is in it under {}",
+                        text(hash),
+                        text(known)
+                    ));
+                }
+                content.published = false;
+                self.cached -= u64::from(self.holders(block) == 0);
+                Ok(())
+            }
+        }
+    }
+
+    /// The cache forgets everything.
+    pub(super) fn clear_published(&mut self) {
+        self.contents.values_mut().for_each(|content| content.published = false);
+        self.cached = 0;
+    }
+
+    /// The name of what a block holds, where it was published since it was handed out.
+    pub(super) fn link(&self, block: u32) -> Option<Link> {
+        self.contents.get(&block)?.link
+    }
+
+    /// The tokens of a block, once all of it was written.
+    pub(super) fn tokens(&self, block: u32) -> Option<&[u32]> {
+        let content = self.contents.get(&block)?;
+        let full = u64::from(content.written.count_ones()) == u64::from(self.block_size);
+        full.then_some(&content.tokens[..])
     }
 
     pub(super) fn is_published(&self, block: u32) -> bool {
         self.contents.get(&block).is_some_and(|content| content.published)
     }
 
-    /// Takes note of the blocks of a table that hold nothing but `tokens`, for when their request is gone.
-    pub(super) fn leave(&mut self, table: &[u32], tokens: &[u32]) {
-        let size = u64::from(self.block_size);
-        for (i, block) in (0u64..).zip(table) {
-            let (from, to) = (i * size, (i + 1) * size);
-            let full = to <= tokens.len() as u64
-                && self.first_unwritten(table, from, to).is_none()
-                && self.first_other(table, tokens, from, to).is_none();
-            if full && let Some(content) = self.contents.get_mut(block) {
-                content.left_full = true;
-            }
-        }
-    }
-
-    pub(super) fn was_left_full(&self, block: u32) -> bool {
-        self.contents.get(&block).is_some_and(|content| content.left_full)
-    }
-
     /// The token last written at a position of a table.
     pub(super) fn token(&self, table: &[u32], position: u64) -> Option<u32> {
         let size = u64::from(self.block_size);
-        let content = self.contents.get(table.get(usize::try_from(position / size).ok()?)?)?;
+        let block = table.get(usize::try_from(position / size).ok()?)?;
+        let content = self.contents.get(block)?;
         let at = (position % size) as usize;
         (content.written >> at & 1 == 1).then(|| content.tokens.get(at).copied()).flatten()
     }
@@ -145,7 +194,7 @@ impl Blocks {
     ) -> Option<(u64, u32, u32)> {
         (from..to.min(tokens.len() as u64)).find_map(|position| {
             let (is, should) = (self.token(table, position)?, tokens[position as usize]);
-            (is != should).then_some((position, is, should))
+            (is != should && should != UNKNOWN).then_some((position, is, should))
         })
     }
 
@@ -168,17 +217,17 @@ impl Blocks {
         None
     }
 
-    /// The copies of a step, made before it wrote anything: from a block that somebody holds to one that nobody holds.
-    pub(super) fn copy(&mut self, step: &StepRecord) -> Result<(), Fault> {
-        let mut targets: Vec<u32> = Vec::with_capacity(step.copies.len());
-        for &CopyRecord { from, to } in &step.copies {
+    /// The copies of a step in a pool of `num_blocks`, made before the step wrote anything: from a block that somebody
+    /// holds to one that nobody holds.
+    pub(super) fn copy(&mut self, copies: &[CopyRecord], num_blocks: u64) -> Result<(), Fault> {
+        let mut targets: Vec<u32> = Vec::with_capacity(copies.len());
+        for &CopyRecord { from, to, .. } in copies {
             let bad =
                 |what: String| Err(Fault::new(Rule::Copy, format!("copy of block {from} to {to}: {what}")));
-            let in_pool = |block: i64| {
-                u32::try_from(block).ok().filter(|&block| u64::from(block) < step.pool.num_blocks)
-            };
+            let in_pool =
+                |block: i64| u32::try_from(block).ok().filter(|&block| u64::from(block) < num_blocks);
             let (Some(source), Some(target)) = (in_pool(from), in_pool(to)) else {
-                return bad(format!("the pool has {} blocks", step.pool.num_blocks));
+                return bad(format!("the pool has {num_blocks} blocks"));
             };
             if self.holders(source) == 0 {
                 return bad(format!("block {source} is in no running request's table"));
@@ -189,23 +238,31 @@ impl Blocks {
             if targets.contains(&target) {
                 return bad("another copy goes there too".to_owned());
             }
+            if self.is_published(target) {
+                return bad(format!("the prefix cache still has what was in block {target}"));
+            }
             targets.push(target);
             let content = self.contents.get(&source).cloned().unwrap_or_default();
-            self.contents.insert(target, Content { published: false, left_full: false, ..content });
+            self.contents.insert(target, Content { published: false, link: None, ..content });
         }
         Ok(())
     }
 
-    /// Whether every copy of a step went into the table of somebody.
-    pub(super) fn check_copied(&self, step: &StepRecord) -> Result<(), Fault> {
+    /// Whether every copy went into the table of somebody.
+    pub(super) fn check_copied(&self, copies: &[CopyRecord]) -> Result<(), Fault> {
         let held = |to: i64| u32::try_from(to).is_ok_and(|block| self.holders(block) > 0);
-        match step.copies.iter().find(|copy| !held(copy.to)) {
+        match copies.iter().find(|copy| !held(copy.to)) {
             None => Ok(()),
-            Some(CopyRecord { from, to }) => {
+            Some(CopyRecord { from, to, .. }) => {
                 let what = format!("copy of block {from} to {to}: block {to} is in no row's table");
                 Err(Fault::new(Rule::Copy, what))
             }
         }
+    }
+
+    /// The blocks that somebody holds.
+    pub(super) fn all_held(&self) -> impl Iterator<Item = u32> + '_ {
+        self.holders.keys().copied()
     }
 }
 

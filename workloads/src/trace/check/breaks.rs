@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::Rule;
-use super::synthetic::{BLOCK, BLOCKS, Dice};
+use super::synthetic::{BLOCK, BLOCKS, Dice, recount};
 
 /// Breaks something in a line of a sound trace; false when the line has nothing of the kind.
 pub(super) type Break = fn(&mut Value, &mut Dice) -> bool;
@@ -29,6 +29,45 @@ fn set(value: &mut Value, n: usize) -> bool {
 fn push(list: &mut Value, value: Value) -> bool {
     list.as_array_mut().unwrap().push(value);
     true
+}
+
+/// The first change of the prefix cache in a line that is such.
+fn event(line: &mut Value, such: impl Fn(&Value) -> bool) -> Option<&mut Value> {
+    line.get_mut("kv_events")?.as_array_mut()?.iter_mut().find(|event| such(event))
+}
+
+/// Tells a change twice.
+fn again(line: &mut Value, such: impl Fn(&Value) -> bool) -> bool {
+    let Some(found) = event(line, such).cloned() else { return false };
+    let events = line["kv_events"].as_array_mut().unwrap();
+    let at = events.iter().position(|event| *event == found).unwrap();
+    events.insert(at, found);
+    true
+}
+
+/// Says that a block was published.
+fn publish(line: &mut Value, group: &str, block: Value) -> bool {
+    let event = json!({"kind": "stored", "group": group, "block": block, "hash": 1, "parent": null, "num_tokens": BLOCK});
+    match line.get_mut("kv_events") {
+        Some(events) => push(events, event),
+        None => {
+            line["kv_events"] = json!([event]);
+            true
+        }
+    }
+}
+
+/// Says that a group uses another number of blocks, and counts all else anew; false where there are not so many.
+fn use_blocks(line: &mut Value, group: &str, other: fn(i64) -> i64) -> bool {
+    let used = &mut line["pool"]["by_group"][group]["used"];
+    let most = if group == "kv" { BLOCKS as i64 } else { 14 };
+    let number = other(used.as_i64().unwrap());
+    *used = json!(number);
+    if number > most {
+        return false;
+    }
+    recount(&mut line["pool"]);
+    line["pool"]["cached"].as_i64() <= line["pool"]["free"].as_i64()
 }
 
 /// The draft model's part of a line, where it has rows.
@@ -127,26 +166,6 @@ pub(super) const BREAKS: &[(Rule, &str, Break)] = &[
         draft.is_some_and(|(t, _)| add(&mut l["input_tokens"][t], 500))
     }),
     (Rule::Acceptance, "a draft that is right is not accepted", |l, _| accept_less(l)),
-    (Rule::Published, "a block is published before it is full of computed tokens", |l, _| {
-        let (row, outcome) = (&l["rows"][0], &l["outcome"][0]);
-        let number = |value: &Value| value.as_u64().unwrap() as usize;
-        let next = number(&row["num_computed"]) + number(&row["num_new"]) - number(&row["num_drafts"])
-            + number(&outcome["num_accepted"]);
-        let m = l["plan_rows"].as_array().unwrap().iter().position(|p| p == &json!(0)).unwrap();
-        let block = l["metadata"]["block_tables"][m].get(next / BLOCK).cloned();
-        block.is_some_and(|block| push(&mut l["outcome"][0]["published"], block))
-    }),
-    (Rule::Published, "a block is published twice", |l, _| {
-        let outcomes = l["outcome"].as_array_mut().unwrap();
-        let published = outcomes.iter_mut().map(|o| &mut o["published"]).find(|p| **p != json!([]));
-        published.is_some_and(|published| {
-            let again = published[0].clone();
-            push(published, again)
-        })
-    }),
-    (Rule::Published, "somebody else's block is published", |l, _| {
-        push(&mut l["outcome"][0]["published"], json!(BLOCKS + 1))
-    }),
     (Rule::Lengths, "a group's rows don't add up", |l, d| {
         let field = ["seq_lens", "context_lens", "query_start_loc"][d.below(3)];
         own(l).is_some_and(|g| add(&mut g[field][0], 1))
@@ -166,13 +185,6 @@ pub(super) const BREAKS: &[(Rule, &str, Break)] = &[
     (Rule::Positions, "a position of a group is off", |l, _| {
         own(l).is_some_and(|g| add(&mut g["input_positions"][0], 1))
     }),
-    (Rule::BlockTable, "a block beyond a group's pool", |l, _| {
-        own(l).is_some_and(|g| {
-            let blocks = g["num_blocks"].clone();
-            g["block_tables"][0][0] = blocks;
-            true
-        })
-    }),
     (Rule::BlockTable, "a block twice in a group's table", |l, _| {
         own(l).is_some_and(|g| {
             g["block_tables"][0][0] = g["block_tables"][0][1].clone();
@@ -190,20 +202,6 @@ pub(super) const BREAKS: &[(Rule, &str, Break)] = &[
             let row = g["seq_lens"][0].as_u64().unwrap() - g["context_lens"][0].as_u64().unwrap() - 1;
             add(&mut g["input_tokens"][row as usize], 1000)
         })
-    }),
-    (Rule::Pool, "a group uses less than its rows have", |l, _| {
-        own(l).is_some_and(|g| set(&mut g["used"], 0))
-    }),
-    (Rule::Published, "a group publishes a block that is not full", |l, _| {
-        own(l).is_some_and(|g| {
-            let last = g["block_tables"][0].as_array().unwrap().last().unwrap().clone();
-            let full = g["seq_lens"][0].as_u64().unwrap() % BLOCK as u64 == 0;
-            !full && push(&mut g["published"], last)
-        })
-    }),
-    (Rule::Published, "a group publishes a block twice", |l, _| {
-        let group = &mut l["groups"]["draft"];
-        group["published"].get(0).cloned().is_some_and(|again| push(&mut group["published"], again))
     }),
     (Rule::Positions, "a position is off", |l, d| {
         let n = l["input_positions"].as_array().unwrap().len();
@@ -307,15 +305,6 @@ pub(super) const BREAKS: &[(Rule, &str, Break)] = &[
             true
         })
     }),
-    (Rule::Pool, "more is used than anybody has", |l, _| {
-        // A block or two may be in reserve for drafts; not so many.
-        l["pool"]["free"].as_i64() > Some(20)
-            && add(&mut l["pool"]["free"], -20)
-            && add(&mut l["pool"]["used"], 20)
-    }),
-    (Rule::Pool, "a block is used when nobody runs", |l, _| {
-        l["pool"]["used"] == json!(0) && add(&mut l["pool"]["free"], -1) && add(&mut l["pool"]["used"], 1)
-    }),
     (Rule::Slot, "a slot is off", |l, d| {
         let n = l["input_positions"].as_array().unwrap().len();
         add(&mut l["metadata"]["slot_mapping"][d.below(n)], 1)
@@ -357,19 +346,192 @@ pub(super) const BREAKS: &[(Rule, &str, Break)] = &[
         let popped = l["outcome"][r]["token_ids"].as_array_mut().unwrap().pop();
         popped.is_some() && l["outcome"][r]["finish_reason"] == Value::Null
     }),
+    (Rule::Published, "a block is published before it is full of computed tokens", |l, _| {
+        let (row, outcome) = (&l["rows"][0], &l["outcome"][0]);
+        let number = |value: &Value| value.as_u64().unwrap() as usize;
+        let next = number(&row["num_computed"]) + number(&row["num_new"]) - number(&row["num_drafts"])
+            + number(&outcome["num_accepted"]);
+        let m = l["plan_rows"].as_array().unwrap().iter().position(|p| p == &json!(0)).unwrap();
+        let block = l["metadata"]["block_tables"][m].get(next / BLOCK).cloned();
+        block.is_some_and(|block| publish(l, "kv", block))
+    }),
+    (Rule::Published, "somebody else's block is published", |l, _| publish(l, "kv", json!(BLOCKS + 1))),
+    (Rule::Published, "a block is published twice", |l, _| again(l, |e| e["kind"] == "stored")),
+    (Rule::Published, "a hash is another", |l, _| {
+        event(l, |e| e["kind"] == "stored").is_some_and(|e| {
+            e["hash"] = json!(e["hash"].as_u64().unwrap() ^ 1);
+            true
+        })
+    }),
+    (Rule::Published, "a parent is another", |l, _| {
+        event(l, |e| !e["parent"].is_null()).is_some_and(|e| {
+            e["parent"] = json!(e["parent"].as_u64().unwrap() ^ 1);
+            true
+        })
+    }),
+    (Rule::Published, "a parent is left out", |l, _| {
+        event(l, |e| !e["parent"].is_null()).is_some_and(|e| {
+            e["parent"] = Value::Null;
+            true
+        })
+    }),
+    (Rule::Published, "a block of fewer tokens", |l, _| {
+        event(l, |e| e["kind"] == "stored").is_some_and(|e| add(&mut e["num_tokens"], -1))
+    }),
+    (Rule::Published, "a child is published, and its parent is not", |l, _| {
+        let child = |e: &Value| e["kind"] == "stored" && !e["parent"].is_null() && e["group"] == "kv";
+        let Some(parent) = event(l, child).map(|e| e["parent"].clone()) else { return false };
+        let events = l["kv_events"].as_array_mut().unwrap();
+        let before = events.len();
+        events.retain(|e| e["hash"] != parent || e["kind"] != "stored" || e["group"] != "kv");
+        // The draft model's block of the same tokens would tell the parent's name.
+        events.len() < before && events.iter().all(|e| e["group"] == "kv")
+    }),
+    (Rule::Published, "a block leaves the cache twice", |l, _| again(l, |e| e["kind"] == "removed")),
+    (Rule::Published, "a block leaves the cache with tokens", |l, _| {
+        event(l, |e| e["kind"] == "removed").is_some_and(|e| add(&mut e["num_tokens"], 16))
+    }),
+    (Rule::Pool, "more is cached than was published", |l, _| {
+        let groups = &mut l["pool"]["by_group"];
+        let free = groups["kv"]["used"].as_i64() < Some(BLOCKS as i64);
+        add(&mut groups["kv"]["cached"], 1);
+        recount(&mut l["pool"]);
+        free && l["pool"]["cached"].as_i64() <= l["pool"]["free"].as_i64()
+    }),
+    (Rule::Published, "a block leaves the cache under another hash", |l, _| {
+        event(l, |e| e["kind"] == "removed").is_some_and(|e| {
+            e["hash"] = json!(e["hash"].as_u64().unwrap() ^ 1);
+            true
+        })
+    }),
+    (Rule::Published, "a block is handed out, and did not leave the cache", |l, _| {
+        let removed = |e: &Value| e["kind"] == "removed" && e["group"] == "kv";
+        let Some(block) = event(l, removed).map(|e| e["block"].clone()) else { return false };
+        let tables = l["metadata"]["block_tables"].as_array().unwrap();
+        let taken = tables.iter().any(|table| table.as_array().unwrap().contains(&block));
+        l["kv_events"].as_array_mut().unwrap().retain(|e| e["block"] != block || e["kind"] != "removed");
+        taken && l["copies"] == json!([])
+    }),
+    (Rule::Published, "an event is of a group that is not there", |l, _| {
+        event(l, |_| true).is_some_and(|e| {
+            e["group"] = json!("nobody's");
+            true
+        })
+    }),
+    (Rule::Published, "a draft model publishes a block that is not full", |l, _| {
+        let Some(group) = own(l) else { return false };
+        let last = group["block_tables"][0].as_array().unwrap().last().unwrap().clone();
+        let full = group["seq_lens"][0].as_u64().unwrap() % BLOCK as u64 == 0;
+        !full && publish(l, "draft", last)
+    }),
+    (Rule::Published, "a draft model publishes a block twice", |l, _| {
+        again(l, |e| e["kind"] == "stored" && e["group"] == "draft")
+    }),
+    (Rule::BlockTable, "a block beyond a group's pool", |l, _| {
+        own(l).is_some_and(|g| set(&mut g["block_tables"][0][0], 1000))
+    }),
+    (Rule::BlockTable, "a block was given back without a window", |l, _| {
+        l["metadata"]["block_tables"][0][0] = json!(-1);
+        true
+    }),
+    (Rule::Window, "a window that the configuration does not have", |l, _| {
+        set(&mut l["metadata"]["window"], 1000)
+    }),
+    (Rule::Pool, "a group uses less than its rows have", |l, _| {
+        // Rows whose requests end with the step have no blocks after it.
+        let goes_on = l["finished"] == json!([]);
+        own(l).is_some() && goes_on && use_blocks(l, "draft", |_| 0)
+    }),
+    (Rule::Pool, "a draft model has more than its target", |l, _| {
+        let target = l["pool"]["by_group"]["kv"]["used"].as_i64().unwrap();
+        target < 8 && use_blocks(l, "draft", |used| used + 12)
+    }),
+    (Rule::Pool, "more is used than anybody has", |l, _| {
+        // A block or two may be in reserve for drafts; not so many.
+        use_blocks(l, "kv", |used| used + 20)
+    }),
+    (Rule::Pool, "a block is used when nobody runs", |l, _| {
+        l["pool"]["used"] == json!(0) && use_blocks(l, "kv", |used| used + 1)
+    }),
+    (Rule::Pool, "tables hold more than is used", |l, _| {
+        l["pool"]["by_group"]["kv"]["used"].as_i64() > Some(0)
+            && l["copies"] == json!([])
+            && use_blocks(l, "kv", |_| 0)
+    }),
     (Rule::Pool, "used + free is another number", |l, _| add(&mut l["pool"]["free"], 1)),
     (Rule::Pool, "more cached than free", |l, _| {
-        l["pool"]["cached"] = json!(BLOCKS + 1);
-        true
+        let free = l["pool"]["free"].as_i64().unwrap();
+        set(&mut l["pool"]["cached"], free as usize + 1)
     }),
     (Rule::Pool, "the pool grew", |l, _| {
         l["step"] != json!(0) && add(&mut l["pool"]["free"], 1) && add(&mut l["pool"]["num_blocks"], 1)
     }),
-    (Rule::Pool, "tables hold more than is used", |l, _| {
-        let used = l["pool"]["used"].as_i64().unwrap();
-        used > 0
-            && l["copies"] == json!([])
-            && add(&mut l["pool"]["free"], used)
-            && add(&mut l["pool"]["used"], -used)
+    (Rule::Pool, "bytes are lost", |l, _| add(&mut l["pool"]["bytes_free"], -1)),
+    (Rule::Pool, "the arena grew", |l, _| {
+        l["step"] != json!(0) && add(&mut l["pool"]["bytes_free"], 1) && add(&mut l["pool"]["bytes_total"], 1)
+    }),
+    (Rule::Pool, "more bytes are cached than the groups have cached", |l, _| {
+        add(&mut l["pool"]["bytes_cached"], 1)
+    }),
+    (Rule::Pool, "more bytes are used than the groups' blocks take", |l, _| {
+        add(&mut l["pool"]["bytes_used"], 1) && add(&mut l["pool"]["bytes_free"], -1)
+    }),
+    (Rule::Pool, "a group's block takes other bytes", |l, _| {
+        l["pool"]["by_group"]["kv"]["used"].as_i64() > Some(0)
+            && add(&mut l["pool"]["by_group"]["kv"]["block_bytes"], 1)
+    }),
+    (Rule::Pool, "bytes are not told", |l, _| {
+        l["pool"].as_object_mut().unwrap().remove("bytes_used").is_some()
+    }),
+    (Rule::Pool, "a group is not told", |l, _| {
+        let unused = l["pool"]["by_group"]["draft"]["used"] == json!(0);
+        let cached = l["pool"]["by_group"]["draft"]["cached"] != json!(0);
+        unused && !cached && l["pool"]["by_group"].as_object_mut().unwrap().remove("draft").is_some()
+    }),
+];
+
+/// Breaks of a trace with a sliding window.
+pub(super) const WINDOW_BREAKS: &[(Rule, &str, Break)] = &[
+    (Rule::Window, "a block that is seen was given back", |l, _| {
+        let table = l["metadata"]["block_tables"][0].as_array_mut().unwrap();
+        let seen = table.iter().position(|block| block != &json!(-1));
+        // Without a block behind the window it is as if there were none.
+        seen.is_some_and(|seen| {
+            table[seen] = json!(-1);
+            seen > 0
+        })
+    }),
+    (Rule::Window, "a block behind the window is kept", |l, _| {
+        let tables = l["metadata"]["block_tables"].as_array_mut().unwrap();
+        let table = tables.iter_mut().find(|table| table[0] == json!(-1));
+        table.is_some_and(|table| set(&mut table[0], 0))
+    }),
+    (Rule::Window, "the window is another", |l, _| add(&mut l["metadata"]["window"], 1)),
+    (Rule::Window, "the window is not told", |l, _| {
+        l["metadata"].as_object_mut().unwrap().remove("window").is_some()
+    }),
+    (Rule::BlockTable, "a block of less than nothing", |l, _| {
+        let tables = l["metadata"]["block_tables"].as_array_mut().unwrap();
+        tables[0].as_array_mut().unwrap().last_mut().is_some_and(|block| {
+            *block = json!(-2);
+            true
+        })
+    }),
+    (Rule::Pool, "a block behind the window is still used", |l, _| {
+        // A block or two may be in reserve for drafts; not so many.
+        let tables = l["metadata"]["block_tables"].to_string();
+        tables.contains("-1") && use_blocks(l, "kv", |used| used + 20)
+    }),
+    (Rule::Published, "a hash is another", |l, _| {
+        event(l, |e| e["kind"] == "stored").is_some_and(|e| {
+            e["hash"] = json!(e["hash"].as_u64().unwrap() ^ 1);
+            true
+        })
+    }),
+    (Rule::Published, "a parent is another", |l, _| {
+        event(l, |e| !e["parent"].is_null()).is_some_and(|e| {
+            e["parent"] = json!(e["parent"].as_u64().unwrap() ^ 1);
+            true
+        })
     }),
 ];

@@ -1,86 +1,8 @@
-//! A request's tokens, as far as the trace shows them, against what it finds, feeds, accepts and publishes.
+//! A request's tokens, as far as the trace shows them, against what it feeds and accepts.
 
-use super::lives::{Life, Lives};
-use super::{Fault, Rule};
-use crate::trace::{OutcomeRecord, RowKind, RowRecord, StepRecord};
-
-impl Lives {
-    /// Whoever starts with KV that is there already, found it in blocks that it may have, and of its own tokens. What the
-    /// trace had not shown of them so far is known from here on.
-    pub(super) fn check_context(&mut self, step: &StepRecord) -> Result<(), Fault> {
-        for row in &step.rows {
-            let id = row.request_id.as_str();
-            let computed = u64::from(row.num_computed);
-            let Some(life) = self.live.get(id) else { continue };
-            if life.next.is_some() || life.opaque || row.kind == RowKind::Denoise {
-                continue;
-            }
-            let whole = (computed / u64::from(self.block_size)) as usize;
-            for (i, &block) in life.table.iter().enumerate().take(whole) {
-                let copied = || step.copies.iter().any(|copy| copy.to == i64::from(block));
-                if !self.blocks.is_published(block) && !copied() && !self.is_parents(id, block, i) {
-                    let what = format!(
-                        "starts with {computed} tokens, of them block {block}, which nobody published"
-                    );
-                    return Err(Fault::of(Rule::Context, id, what));
-                }
-            }
-            if let Some((position, is, should)) =
-                self.blocks.first_other(&life.table, &life.tokens, 0, computed)
-            {
-                let what = format!(
-                    "starts with {computed} tokens, and finds token {is} at position {position}, where it has {should}"
-                );
-                return Err(Fault::of(Rule::Context, id, what));
-            }
-            let found: Vec<u32> = (life.tokens.len() as u64..computed)
-                .map_while(|position| self.blocks.token(&life.table, position))
-                .collect();
-            if let Some(life) = self.live.get_mut(id) {
-                life.tokens.extend(found);
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether a running request besides `id` has entry `index` of its table computed: a fork shares it unpublished.
-    fn is_parents(&self, id: &str, block: u32, index: usize) -> bool {
-        let end = (index as u64 + 1) * u64::from(self.block_size);
-        self.live.iter().any(|(other, life)| {
-            other != id && life.table.get(index) == Some(&block) && life.next.is_some_and(|next| next >= end)
-        })
-    }
-
-    /// The blocks that an outcome published, `next` tokens of the request being computed by then.
-    pub(super) fn check_published(&mut self, outcome: &OutcomeRecord, next: u64) -> Result<(), Fault> {
-        let (id, size) = (outcome.request_id.as_str(), u64::from(self.block_size));
-        let Some(life) = self.live.get(id) else { return Ok(()) };
-        for &block in &outcome.published {
-            let bad =
-                |what: String| Err(Fault::of(Rule::Published, id, format!("publishes block {block}{what}")));
-            let Some(index) = life.table.iter().position(|&held| held == block) else {
-                return bad(", which is not in its table".to_owned());
-            };
-            let (from, to) = (index as u64 * size, (index as u64 + 1) * size);
-            if to > next {
-                return bad(format!(" of positions {from}..{to}, and has computed {next} tokens"));
-            }
-            if let Some(position) = self.blocks.first_unwritten(&life.table, from, to) {
-                return bad(format!(", whose position {position} was never written"));
-            }
-            if !life.opaque
-                && let Some((position, is, should)) =
-                    self.blocks.first_other(&life.table, &life.tokens, from, to)
-            {
-                return bad(format!(" with token {is} at position {position}, where it has {should}"));
-            }
-            if !self.blocks.publish(block) {
-                return bad(", which is published already".to_owned());
-            }
-        }
-        Ok(())
-    }
-}
+use super::Rule;
+use super::lives::{Life, UNKNOWN};
+use crate::trace::{OutcomeRecord, RowKind, RowRecord};
 
 impl Life {
     /// What a row fed, and what came of it: `input` are its own tokens and the drafts behind them.
@@ -100,6 +22,7 @@ impl Life {
         let start = row.num_computed as usize;
         for (position, &fed) in (start..).zip(own) {
             match self.tokens.get(position) {
+                Some(&UNKNOWN) => self.tokens[position] = fed,
                 Some(&token) if token != fed => {
                     let what = format!("feeds token {fed} at position {position}, where it has {token}");
                     return Err((Rule::Tokens, what));

@@ -1,4 +1,4 @@
-//! Who ended, who lost their blocks, and what the pool has left.
+//! Who ended, and who lost their blocks.
 
 use std::collections::HashSet;
 
@@ -56,45 +56,5 @@ impl Lives {
                 Err(Fault::of(Rule::Finished, &untold.request_id, what))
             }
         }
-    }
-
-    /// The pool's own arithmetic.
-    pub(super) fn check_pool(&mut self, step: &StepRecord) -> Result<(), Fault> {
-        let pool = &step.pool;
-        if pool.used.checked_add(pool.free) != Some(pool.num_blocks) {
-            let what =
-                format!("used {} + free {} is not num_blocks {}", pool.used, pool.free, pool.num_blocks);
-            return Err(Fault::new(Rule::Pool, what));
-        }
-        if pool.cached > pool.free {
-            return Err(Fault::new(Rule::Pool, format!("cached {} of free {}", pool.cached, pool.free)));
-        }
-        let size = *self.num_blocks.get_or_insert(pool.num_blocks);
-        if size != pool.num_blocks {
-            return Err(Fault::new(Rule::Pool, format!("num_blocks was {size}, is {}", pool.num_blocks)));
-        }
-        Ok(())
-    }
-
-    /// The pool against the tables of those that still run. A sequence holds the blocks of its tokens and, once it had
-    /// room for drafts, up to as many as that took; without drafts both bounds are one number.
-    pub(super) fn check_used(&self, step: &StepRecord) -> Result<(), Fault> {
-        let (used, held) = (step.pool.used, self.blocks.held());
-        if self.live.is_empty() && used > 0 {
-            let what = format!("nobody runs, and {used} blocks are used");
-            return Err(Fault::new(Rule::Pool, what));
-        }
-        let reserve = |life: &super::lives::Life| life.reserved.saturating_sub(life.table.len() as u64);
-        let most = held + self.live.values().map(reserve).sum::<u64>();
-        // Blocks of further groups are of the same pool, and not in the tables here.
-        if used < held || (used > most && !self.groups) {
-            let what = if held == most {
-                format!("used is {used}, running requests' tables have {held} blocks")
-            } else {
-                format!("used is {used}, running requests have {held} blocks, and at most {most} with drafts")
-            };
-            return Err(Fault::new(Rule::Pool, what));
-        }
-        Ok(())
     }
 }

@@ -2,11 +2,17 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::blocks::Blocks;
+use pagedraft_block_manager::Salt;
+
+use super::chain::Link;
 use super::own_group::OwnGroup;
+use super::row_group::RowGroup;
 use super::rows::{inputs, query_len};
 use super::{Fault, Rule, TraceConfig};
-use crate::trace::{OutcomeRecord, RowKind, RowRecord, StepRecord};
+use crate::trace::{KvGroupRecord, OutcomeRecord, RowKind, RowRecord, StepRecord};
+
+/// Stands for a token that the trace does not show: one behind the window of a request that began with a prefix hit.
+pub(super) const UNKNOWN: u32 = u32::MAX;
 
 /// Everything that is carried from one step to the next.
 pub(super) struct Lives {
@@ -18,17 +24,27 @@ pub(super) struct Lives {
     pub(super) live: HashMap<String, Life>,
     /// Ended requests, so that none comes back.
     pub(super) ended: HashSet<String>,
-    pub(super) blocks: Blocks,
     /// Slots of the step at hand, and the input token that wrote each: a buffer.
     pub(super) written: HashMap<u64, usize>,
-    /// Whether there are further KV groups in the pool.
-    pub(super) groups: bool,
-    /// KV groups with rows and a pool of their own, by name.
+    /// The KV groups of the target, that of the metadata first.
+    pub(super) row_groups: Vec<RowGroup>,
+    /// Whether there are several of them, which may hit differently.
+    pub(super) several: bool,
+    /// KV groups with rows of their own, by name.
     pub(super) own_groups: HashMap<String, OwnGroup>,
     /// Whether drafts are accepted when they are the target's own choice.
     pub(super) coupled: bool,
     /// Token rows that graphs were captured at, where the configuration says so.
     pub(super) graph_sizes: Option<Vec<u64>>,
+    /// Whether full blocks are published.
+    pub(super) caching: bool,
+    /// The KV groups that the configuration names.
+    pub(super) kv_groups: Vec<KvGroupRecord>,
+    /// The salt of the hashes of requests that do not name another.
+    kv_salt: Option<Salt>,
+    /// Bytes of the pool, and the smallest blocks that these are, where several groups share it.
+    pub(super) bytes_total: Option<u64>,
+    pub(super) num_smallest: Option<u64>,
     seen: u64,
     /// Requests seen by an engine that was stopped.
     before: HashSet<String>,
@@ -36,19 +52,18 @@ pub(super) struct Lives {
 
 #[derive(Default)]
 pub(super) struct Life {
-    pub(super) table: Vec<u32>,
     /// Where its next row starts; `None` after a preemption and before the first row.
     pub(super) next: Option<u64>,
-    /// Positions before this one are known to be written.
-    pub(super) valid: u64,
-    /// Blocks that its longest row had room for, drafts included.
-    pub(super) reserved: u64,
     /// Its tokens, those without KV too: known once it emitted one.
     known: Option<u64>,
     /// Its tokens from the first on, as far as the trace shows them.
     pub(super) tokens: Vec<u32>,
     /// Whether what it feeds are not its tokens (a diffusion model's masks), so that `tokens` says nothing.
     pub(super) opaque: bool,
+    /// The salt of the hashes of its blocks, where it is known.
+    pub(super) salt: Option<Salt>,
+    /// The names of its blocks, as far as they were stored or found in the cache.
+    pub(super) chain: Vec<Option<Link>>,
     /// The tables last written, by KV group, for rows that leave theirs out. The metadata's group is "".
     pub(super) written: HashMap<String, Vec<i64>>,
 }
@@ -62,12 +77,17 @@ impl Lives {
             num_blocks: config.num_blocks,
             live: HashMap::new(),
             ended: HashSet::new(),
-            blocks: Blocks::new(config.block_size),
             written: HashMap::new(),
-            groups: false,
+            row_groups: Vec::new(),
+            several: false,
             own_groups: HashMap::new(),
             coupled: config.coupled,
             graph_sizes: config.graph_sizes.clone(),
+            caching: config.caching,
+            kv_groups: config.kv_groups.clone(),
+            kv_salt: config.kv_salt,
+            bytes_total: None,
+            num_smallest: None,
             seen: 0,
             before: HashSet::new(),
         }
@@ -84,10 +104,9 @@ impl Lives {
         self.last_step = first.checked_sub(1);
         self.before.extend(self.live.drain().map(|(id, _)| id));
         self.before.extend(self.ended.drain());
-        self.blocks = Blocks::new(self.block_size);
+        self.row_groups.clear();
         self.written.clear();
         self.own_groups.clear();
-        self.groups = false;
         Ok(())
     }
 
@@ -126,6 +145,7 @@ impl Lives {
             self.end(id);
         }
         self.check_starts(step)?;
+        self.check_early_events(step)?;
         let mut slots = self.check_tables(step, owners)?;
         slots += self.apply_outcome(step, owners)?;
         self.check_used(step)?;
@@ -141,6 +161,7 @@ impl Lives {
 
     /// Each row starts where the one before ended, and is of the kind that this makes it.
     fn check_starts(&mut self, step: &StepRecord) -> Result<(), Fault> {
+        let kv_salt = self.kv_salt;
         for row in &step.rows {
             let id = row.request_id.as_str();
             let (seen, before) = (&mut self.seen, &self.before);
@@ -148,6 +169,12 @@ impl Lives {
                 *seen += u64::from(!before.contains(id));
                 Life::default()
             });
+            life.salt = match &row.kv_salt {
+                None => kv_salt,
+                Some(text) => Some(Salt::from_hex(text).ok_or_else(|| {
+                    Fault::of(Rule::Line, id, format!("kv_salt {text:?} is not 64 hexadecimal digits"))
+                })?),
+            };
             let start = u64::from(row.num_computed);
             if let Some(next) = life.next
                 && row.kind != RowKind::Denoise
@@ -178,10 +205,11 @@ impl Lives {
             if row.kind != RowKind::Denoise && !outcome.token_ids.is_empty() {
                 life.known = Some(u64::from(row.num_computed) + own + outcome.token_ids.len() as u64);
             }
-            self.check_published(outcome, next)?;
             nexts.push(next);
         }
         let slots = self.check_own_groups(step, &inputs)?;
+        self.check_late_events(step, &nexts)?;
+        self.settle(step, owners, &nexts);
         for (r, (row, outcome)) in step.rows.iter().zip(&step.outcome).enumerate() {
             let id = row.request_id.as_str();
             if row.kind != RowKind::Denoise
@@ -189,7 +217,6 @@ impl Lives {
             {
                 life.next = Some(nexts[r]);
             }
-            self.settle(step, r, nexts[r]);
             if outcome.finish_reason.is_some() {
                 if let Some(life) = self.live.get_mut(id) {
                     life.take_unkept(outcome, &inputs[r]);
@@ -202,16 +229,10 @@ impl Lives {
 
     fn drop_table(&mut self, id: &str) {
         if let Some(life) = self.live.get_mut(id) {
-            for group in self.own_groups.values_mut() {
-                group.give_back(id, &life.tokens);
-            }
-            for block in life.table.drain(..) {
-                self.blocks.release(block);
-            }
+            self.own_groups.values_mut().for_each(|group| group.give_back(id));
+            self.row_groups.iter_mut().for_each(|group| group.give_back(id));
             life.written.clear();
             life.next = None;
-            life.valid = 0;
-            life.reserved = 0;
         }
     }
 

@@ -3,26 +3,32 @@
 mod blocks;
 #[cfg(test)]
 mod breaks;
+mod chain;
 mod contents;
 mod ends;
 mod engines;
+mod kv_events;
 mod lives;
 mod own_group;
+mod pool;
+mod row_group;
 mod rows;
 mod shape;
 mod slots;
 #[cfg(test)]
 mod synthetic;
 mod tables;
+mod window;
 
 use std::fmt;
 use std::path::Path;
 
+use pagedraft_block_manager::Salt;
 use serde::Deserialize;
 use serde_json::Value;
 
 use self::engines::Engines;
-use super::{CONFIG_FILE, ResumeRecord, StepRecord, read_steps};
+use super::{CONFIG_FILE, KvGroupRecord, ResumeRecord, StepRecord, read_steps};
 use crate::Error;
 use crate::json_fault::{self, JsonFault};
 
@@ -42,7 +48,8 @@ pub enum Rule {
     /// Metadata rows are the plan's rows, those that `plan_rows` says: contexts start where the plan's do, queries are as
     /// long.
     MetadataRows,
-    /// `seq_lens` = context + query, and the two start locations are running sums.
+    /// `seq_lens` = context + query (or more, of a row that also sees the keys behind its queries), and the two start
+    /// locations are running sums.
     Lengths,
     /// Counts and maxima are those of the rows, and rows of several query tokens come first.
     Counts,
@@ -54,7 +61,10 @@ pub enum Rule {
     /// Block ids lie in the pool, none is twice in a table, and a row's table covers its tokens; only a trace of changes
     /// may leave it out.
     BlockTable,
-    /// Every slot is `table[i / block_size] * block_size + i % block_size`.
+    /// Table entries are -1 for exactly the blocks that lie wholly behind the window of the row's first query, and windows
+    /// are the configuration's.
+    Window,
+    /// Every slot is `table[i / block_size] * block_size + i % block_size`; tokens whose KV is there already have none.
     Slot,
     /// No slot is written twice in a step.
     SlotTwice,
@@ -71,8 +81,9 @@ pub enum Rule {
     /// What a row takes as context are the request's own tokens. Blocks that it starts with, fresh or after a preemption,
     /// were published, or are a running request's that has computed all of them.
     Context,
-    /// A published block is full of computed tokens of the request that publishes it, published once until it is handed
-    /// out anew, and not written before then.
+    /// A published block is full of computed and accepted tokens of the request that publishes it, published once until it
+    /// is removed, and neither written nor handed out before then; its hash follows from its tokens, its parent's hash and
+    /// the salt, and its parent was published before it.
     Published,
     /// A row starts where the request's row before ended: what was scheduled, less rejected drafts.
     Growth,
@@ -90,8 +101,9 @@ pub enum Rule {
     /// `finished` names each request that ended, once, in the step whose outcome says so (or after its abort).
     Finished,
     /// used + free is the pool's size, which is the configuration's and never changes; cached is at most free. used is the
-    /// blocks of those who run after the step: 0 when nobody does, exactly the tables' without drafts and further groups.
-    /// A group with a pool of its own has at least the blocks of its rows in use.
+    /// blocks of those who run after the step: 0 when nobody does, exactly the tables' without drafts.
+    /// Where several KV groups share the pool, bytes are what the groups' blocks take, each group's blocks are those of
+    /// the tables, and no two blocks that are held share bytes.
     Pool,
 }
 
@@ -109,6 +121,7 @@ impl fmt::Display for Rule {
             Self::Graph => "graph",
             Self::Positions => "positions",
             Self::BlockTable => "block-table",
+            Self::Window => "window",
             Self::Slot => "slot",
             Self::SlotTwice => "slot-twice",
             Self::TableChange => "table-change",
@@ -298,6 +311,12 @@ struct TraceConfig {
     coupled: bool,
     /// Token rows that graphs were captured at.
     graph_sizes: Option<Vec<u64>>,
+    /// Whether full blocks are published to the prefix cache.
+    caching: bool,
+    /// The KV groups, that of the metadata first; empty where nothing is said.
+    kv_groups: Vec<KvGroupRecord>,
+    /// The salt of block hashes, where it is known.
+    kv_salt: Option<Salt>,
 }
 
 impl TraceConfig {
@@ -352,7 +371,29 @@ impl TraceConfig {
                 Some(Vec::deserialize(sizes).map_err(|e| bad(format!("graph_sizes {sizes}: {e}")))?)
             }
         };
-        Ok(Self { block_size, num_blocks, replicas, delta, coupled, graph_sizes })
+        let caching = field("enable_prefix_caching").is_none_or(|yes| yes != false);
+        let kv_groups = match field("kv_groups") {
+            None => Vec::new(),
+            Some(groups) => Vec::deserialize(groups).map_err(|e| bad(format!("kv_groups {groups}: {e}")))?,
+        };
+        let kv_salt = match field("kv_salt") {
+            None => None,
+            Some(salt) => {
+                let known = salt.as_str().and_then(Salt::from_hex);
+                Some(known.ok_or_else(|| bad(format!("kv_salt is {salt}, not 64 hexadecimal digits")))?)
+            }
+        };
+        Ok(Self {
+            block_size,
+            num_blocks,
+            replicas,
+            delta,
+            coupled,
+            graph_sizes,
+            caching,
+            kv_groups,
+            kv_salt,
+        })
     }
 }
 

@@ -1,4 +1,4 @@
-//! A KV group with rows, tokens and a pool of its own: a draft model's.
+//! A KV group with rows and tokens of its own: a draft model's.
 //!
 //! Its owner may drop a request's blocks at any time without a word, when it needs the room or has fallen behind. So a
 //! block can pass from a request that has no row to one that has: what was in it is gone, and the first would be found
@@ -10,13 +10,13 @@ use super::blocks::Blocks;
 use super::lives::{Life, Lives};
 use super::rows::query_len;
 use super::slots::{Call, check_positions, check_slots, used_table};
+use super::tables::blocks_of;
 use super::{Fault, Rule};
-use crate::trace::{GroupRecord, RowKind, StepRecord};
+use crate::trace::{GroupRecord, KvEventRecord, RowKind, StepRecord};
 
 /// What the trace so far says about such a group.
 pub(super) struct OwnGroup {
-    blocks: Blocks,
-    num_blocks: Option<u64>,
+    pub(super) blocks: Blocks,
     /// By request.
     held: HashMap<String, Held>,
 }
@@ -36,6 +36,8 @@ struct GroupCall<'a> {
     inputs: &'a [Vec<u32>],
     owners: Vec<usize>,
     tables: Vec<Vec<u32>>,
+    /// Whether full blocks are published.
+    caching: bool,
 }
 
 impl Lives {
@@ -48,14 +50,10 @@ impl Lives {
             let named = |fault: Fault| Fault { what: format!("group {name:?}: {}", fault.what), ..fault };
             let owners = check_rows(step, group, plan_rows).map_err(named)?;
             let tables = self.own_tables(step, name, group, &owners).map_err(named)?;
-            let call = GroupCall { step, group, inputs, owners, tables };
+            let call = GroupCall { step, group, inputs, owners, tables, caching: self.caching };
             let block_size = self.block_size;
-            let own = self.own_groups.entry(name.clone()).or_insert_with(|| OwnGroup {
-                blocks: Blocks::new(block_size),
-                num_blocks: None,
-                held: HashMap::new(),
-            });
-            slots += own.check(&call, &self.live, block_size).map_err(named)?;
+            let own = self.own_groups.entry(name.clone()).or_insert_with(|| OwnGroup::new(block_size));
+            slots += own.check(&call, &mut self.live, block_size).map_err(named)?;
         }
         Ok(slots)
     }
@@ -67,17 +65,18 @@ impl Lives {
         group: &GroupRecord,
         owners: &[usize],
     ) -> Result<Vec<Vec<u32>>, Fault> {
+        let num_blocks = blocks_of(step, name).unwrap_or(u64::from(u32::MAX));
         let mut tables = Vec::with_capacity(owners.len());
         for (m, &owner) in owners.iter().enumerate() {
             let id = step.rows[owner].request_id.as_str();
-            let bad = |what: String| Fault::of(Rule::BlockTable, id, what);
+            let bad = |rule: Rule, what: String| Fault::of(rule, id, what);
             let (length, size) = (group.seq_lens[m], self.block_size);
             let written = self.written_table(id, name, group.block_tables[m].as_deref());
-            let table = used_table(written, length, size, group.num_blocks.unwrap_or(u64::from(u32::MAX)));
-            let table = table.map_err(bad)?;
+            let table = used_table(written, length, size, num_blocks, (0, None));
+            let table = table.map_err(|(rule, what)| bad(rule, what))?;
             let mut seen = HashSet::with_capacity(table.len());
             if let Some(block) = table.iter().find(|&block| !seen.insert(block)) {
-                return Err(bad(format!("block {block} is twice in its table")));
+                return Err(bad(Rule::BlockTable, format!("block {block} is twice in its table")));
             }
             tables.push(table);
         }
@@ -131,40 +130,36 @@ fn check_rows(step: &StepRecord, group: &GroupRecord, plan_rows: &[u64]) -> Resu
 }
 
 impl OwnGroup {
-    /// A request ended or was preempted, and had `tokens`.
-    pub(super) fn give_back(&mut self, id: &str, tokens: &[u32]) {
+    pub(super) fn new(block_size: u32) -> Self {
+        Self { blocks: Blocks::new(block_size), held: HashMap::new() }
+    }
+
+    /// A request ended or was preempted.
+    pub(super) fn give_back(&mut self, id: &str) {
         if let Some(held) = self.held.remove(id) {
-            // What it had accepted may be told as published in the line after.
-            self.blocks.leave(&held.table, tokens);
             held.table.iter().for_each(|&block| self.blocks.release(block));
         }
     }
 
-    fn check(&mut self, call: &GroupCall<'_>, live: &HashMap<String, Life>, size: u32) -> Result<u64, Fault> {
+    fn check(
+        &mut self,
+        call: &GroupCall<'_>,
+        live: &mut HashMap<String, Life>,
+        size: u32,
+    ) -> Result<u64, Fault> {
         let (step, group) = (call.step, call.group);
-        let mut early = Vec::new();
         check_positions(step, &Call::of_own(group), &group.input_positions, &call.owners)?;
-        // What was published before the step may be handed out in it.
-        for (i, &block) in group.published.iter().enumerate() {
-            if group.published[..i].contains(&block) {
-                let what = format!("publishes block {block} twice");
-                return Err(Fault::new(Rule::Published, what));
-            }
-            if !self.blocks.is_published(block) && self.has_accepted_tokens(block, live, size) {
-                self.blocks.publish(block);
-                early.push(block);
-            }
-        }
         self.let_go(call, size);
         for m in 0..call.owners.len() {
-            self.hold(call, m, size)?;
+            self.hold(call, m, live, size)?;
         }
         for m in 0..call.owners.len() {
             self.check_context(call, m, live)?;
             check_tokens(call, m, live)?;
         }
         let mut written = HashMap::new();
-        let slots = check_slots(step, &Call::of_own(group), &call.owners, &call.tables, size, &mut written)?;
+        let own = Call::of_own(group);
+        let slots = check_slots(step, &own, &call.owners, &call.tables, &[], size, &mut written)?;
         for (&slot, &token) in &written {
             let block = u32::try_from(slot / u64::from(size)).unwrap_or(u32::MAX);
             let holders = self.blocks.holders(block);
@@ -177,13 +172,6 @@ impl OwnGroup {
                 return Err(Fault::new(Rule::Published, what));
             }
         }
-        for &block in &group.published {
-            match early.iter().position(|&one| one == block) {
-                Some(at) => drop(early.swap_remove(at)),
-                None => self.check_published(block, live, size)?,
-            }
-        }
-        self.check_pool(call)?;
         Ok(slots)
     }
 
@@ -200,12 +188,20 @@ impl OwnGroup {
     }
 
     /// A row's new entries: whole ones of its context are hit, others are the row's alone.
-    fn hold(&mut self, call: &GroupCall<'_>, m: usize, size: u32) -> Result<(), Fault> {
+    fn hold(
+        &mut self,
+        call: &GroupCall<'_>,
+        m: usize,
+        live: &mut HashMap<String, Life>,
+        size: u32,
+    ) -> Result<(), Fault> {
         let id = call.step.rows[call.owners[m]].request_id.as_str();
         let from = self.held.get(id).map_or(0, |held| held.table.len());
         for (i, &block) in call.tables[m].iter().enumerate().skip(from) {
             let whole = (i as u64 + 1) * u64::from(size) <= call.group.context_lens[m];
-            if whole && !self.blocks.is_published(block) && !call.group.published.contains(&block) {
+            // Where nothing is published, a fork shares whole blocks of its parent all the same.
+            let shared = !call.caching && self.blocks.index(block) == Some(i);
+            if whole && !shared && !self.blocks.is_published(block) {
                 let what = format!("block {block} of its context was neither its own nor published");
                 return Err(Fault::of(Rule::Context, id, what));
             }
@@ -217,7 +213,14 @@ impl OwnGroup {
                     let what = format!("block {block} is to be written, and another row's table has it");
                     return Err(Fault::of(Rule::SharedWrite, id, what));
                 }
-                self.blocks.hand_out(block);
+                if !self.blocks.hand_out(block) {
+                    let what = format!("block {block} is handed out to it, and is in the prefix cache still");
+                    return Err(Fault::of(Rule::Published, id, what));
+                }
+            }
+            if let Some((link, life)) = self.blocks.link(block).zip(live.get_mut(id)) {
+                let found = life.find(i, link);
+                found.map_err(|what| Fault::of(Rule::Context, id, format!("finds block {block}, {what}")))?;
             }
             self.blocks.hold(block, i).map_err(|what| Fault::of(Rule::Alias, id, what))?;
             self.held.entry(id.to_owned()).or_default().table.push(block);
@@ -271,46 +274,44 @@ impl OwnGroup {
         Ok(())
     }
 
-    /// Whether a block is full of tokens that its request has, or had.
-    fn has_accepted_tokens(&self, block: u32, live: &HashMap<String, Life>, size: u32) -> bool {
-        let full = |(id, held): (&String, &Held)| {
-            let life = live.get(id)?;
-            let index = held.table.iter().position(|&other| other == block)? as u64;
-            let (from, to) = (index * u64::from(size), (index + 1) * u64::from(size));
+    /// A block is published: one request holds it, and it is full of tokens that the request has.
+    pub(super) fn check_stored(
+        &mut self,
+        event: &KvEventRecord,
+        block: u32,
+        live: &mut HashMap<String, Life>,
+    ) -> Result<(), Fault> {
+        let size = self.blocks.block_size();
+        let bad = |what: &str| Fault::new(Rule::Published, format!("publishes block {block}{what}"));
+        if self.blocks.is_published(block) {
+            return Err(bad(", which is published already"));
+        }
+        let Some(index) = self.blocks.index(block) else { return Err(bad(", which nobody has")) };
+        let (from, to) = (index as u64 * u64::from(size), (index as u64 + 1) * u64::from(size));
+        let is_full = |(id, held): (&String, &Held)| {
+            let life = live.get(id).filter(|_| held.table.get(index) == Some(&block))?;
             let complete = to <= life.tokens.len() as u64
                 && self.blocks.first_unwritten(&held.table, from, to).is_none()
                 && self.blocks.first_other(&held.table, &life.tokens, from, to).is_none();
-            Some(life.opaque || complete)
+            (life.opaque || complete).then(|| id.clone())
         };
-        self.blocks.was_left_full(block) || self.held.iter().filter_map(full).any(|full| full)
-    }
-
-    fn check_published(&mut self, block: u32, live: &HashMap<String, Life>, size: u32) -> Result<(), Fault> {
-        if !self.has_accepted_tokens(block, live, size) {
-            let what = format!("publishes block {block}, and nobody has all of its tokens");
-            return Err(Fault::new(Rule::Published, what));
-        }
-        if !self.blocks.publish(block) {
-            let what = format!("publishes block {block}, which is published already");
-            return Err(Fault::new(Rule::Published, what));
-        }
+        let Some(id) = self.held.iter().find_map(is_full) else {
+            return Err(bad(", and nobody has all of its tokens"));
+        };
+        let Some(life) = live.get_mut(&id) else { return Ok(()) };
+        let link = life.store(index, event, self.blocks.tokens(block), size).map_err(|what| bad(&what))?;
+        self.blocks.publish(block, link);
         Ok(())
     }
 
-    fn check_pool(&mut self, call: &GroupCall<'_>) -> Result<(), Fault> {
-        let (size, used) = (call.group.num_blocks, call.group.used);
-        if let (Some(is), Some(was)) = (size, self.num_blocks)
-            && is != was
-        {
-            return Err(Fault::new(Rule::Pool, format!("num_blocks was {was}, is {is}")));
-        }
-        self.num_blocks = size.or(self.num_blocks);
-        let least = call.tables.iter().flatten().collect::<HashSet<_>>().len() as u64;
-        if used.is_some_and(|used| used < least || self.num_blocks.is_some_and(|size| used > size)) {
-            let what = format!("used is {used:?} of {size:?} blocks, its rows have {least}");
-            return Err(Fault::new(Rule::Pool, what));
-        }
-        Ok(())
+    /// Fewest blocks that are used after a step in which the group had `rows` of the plan: those of the rows whose requests
+    /// go on.
+    pub(super) fn least_used(&self, step: &StepRecord, rows: &[u64]) -> u64 {
+        let held = rows.iter().filter_map(|&row| {
+            let row = step.rows.get(usize::try_from(row).ok()?)?;
+            self.held.get(&row.request_id)
+        });
+        held.flat_map(|held| &held.table).collect::<HashSet<_>>().len() as u64
     }
 }
 

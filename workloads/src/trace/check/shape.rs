@@ -24,6 +24,14 @@ pub(super) fn check(step: &StepRecord, graph_sizes: Option<&[u64]>) -> Result<()
             return Err(Fault::new(Rule::Lengths, what));
         }
     }
+    for (name, is, should) in
+        [("mask_kinds", meta.mask_kinds.len(), rows), ("kv_index", meta.kv_index.len(), tokens)]
+    {
+        if is != should && is != 0 {
+            let what = format!("{name} has {is} entries, should have {should} or none");
+            return Err(Fault::new(Rule::Lengths, what));
+        }
+    }
     if (meta.query_start_loc[0], meta.seq_start_loc[0]) != (0, 0) {
         return Err(Fault::new(Rule::Lengths, "query_start_loc and seq_start_loc start at 0"));
     }
@@ -38,7 +46,10 @@ pub(super) fn check(step: &StepRecord, graph_sizes: Option<&[u64]>) -> Result<()
         }
         let query = end - start;
         let (context, length) = (meta.context_lens[m], meta.seq_lens[m]);
-        if length.checked_sub(query) != Some(context) {
+        // The queries of a canvas may have keys behind them.
+        let bidirectional = meta.mask_kinds.get(m).is_some_and(|mask| mask == "bidirectional");
+        let behind = length.checked_sub(query).and_then(|before| before.checked_sub(context));
+        if !(behind == Some(0) || bidirectional && behind.is_some()) {
             let what = format!("metadata row {m}: seq_len {length} is not context {context} + query {query}");
             return Err(Fault::new(Rule::Lengths, what));
         }

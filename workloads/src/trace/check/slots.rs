@@ -2,17 +2,20 @@
 
 use std::collections::HashMap;
 
+use super::window::{FREED, check_entry, first_block};
 use super::{Fault, Rule};
 use crate::trace::{GroupRecord, MetadataRecord, StepRecord};
 
 /// What slots are derived from, in the first KV group or a further one.
 pub(super) struct Call<'a> {
-    slots: &'a [i64],
-    query_start_loc: &'a [u64],
-    context_lens: &'a [u64],
-    kv_index: Option<&'a [i64]>,
-    /// Whether tokens may have no slot at all.
-    may_skip: bool,
+    pub(super) slots: &'a [i64],
+    pub(super) query_start_loc: &'a [u64],
+    pub(super) context_lens: &'a [u64],
+    pub(super) seq_lens: &'a [u64],
+    pub(super) block_tables: &'a [Option<Vec<i64>>],
+    pub(super) kv_index: Option<&'a [i64]>,
+    /// The mask of each row, `None` where all are causal.
+    masks: &'a [String],
 }
 
 impl<'a> Call<'a> {
@@ -21,8 +24,10 @@ impl<'a> Call<'a> {
             slots: &meta.slot_mapping,
             query_start_loc: &meta.query_start_loc,
             context_lens: &meta.context_lens,
-            kv_index: None,
-            may_skip: false,
+            seq_lens: &meta.seq_lens,
+            block_tables: &meta.block_tables,
+            kv_index: Some(&meta.kv_index[..]).filter(|index| !index.is_empty()),
+            masks: &meta.mask_kinds,
         }
     }
 
@@ -32,8 +37,10 @@ impl<'a> Call<'a> {
             slots: &group.slot_mapping,
             query_start_loc: &meta.query_start_loc,
             context_lens: &group.context_lens,
+            seq_lens: &group.seq_lens,
+            block_tables: &group.block_tables,
             kv_index: group.kv_index.as_deref(),
-            may_skip: true,
+            masks: &meta.mask_kinds,
         }
     }
 
@@ -43,8 +50,23 @@ impl<'a> Call<'a> {
             slots: &group.slot_mapping,
             query_start_loc: &group.query_start_loc,
             context_lens: &group.context_lens,
+            seq_lens: &group.seq_lens,
+            block_tables: &group.block_tables,
             kv_index: None,
-            may_skip: false,
+            masks: &[],
+        }
+    }
+
+    /// Whether the queries of a row see the keys behind them as well.
+    fn is_bidirectional(&self, row: usize) -> bool {
+        self.masks.get(row).is_some_and(|mask| mask == "bidirectional")
+    }
+
+    /// The index of a token among the keys of its row; `None` where the group does not keep it.
+    fn index(&self, row: usize, place: u64, token: usize) -> Option<u64> {
+        match self.kv_index {
+            Some(indices) => indices.get(token).and_then(|&index| u64::try_from(index).ok()),
+            None => self.context_lens[row].checked_add(place),
         }
     }
 }
@@ -59,7 +81,13 @@ pub(super) fn check_positions(
     for (m, &owner) in owners.iter().enumerate() {
         let (start, end) = (call.query_start_loc[m] as usize, call.query_start_loc[m + 1] as usize);
         for (j, t) in (start..end).enumerate() {
-            let (is, should) = (u64::from(positions[t]), call.context_lens[m] + j as u64);
+            // Only the rows of a canvas leave out tokens between two others.
+            let index = if call.is_bidirectional(m) {
+                call.index(m, j as u64, t)
+            } else {
+                Some(call.context_lens[m] + j as u64)
+            };
+            let (is, Some(should)) = (u64::from(positions[t]), index) else { continue };
             if is != should {
                 let what = format!("input token {t} is at position {is}, should be at {should}");
                 return Err(Fault::of(Rule::Positions, &step.rows[owner].request_id, what));
@@ -69,12 +97,14 @@ pub(super) fn check_positions(
     Ok(())
 }
 
-/// Re-derives every slot of a call; `written` maps slots to the input token that wrote them.
+/// Re-derives every slot of a call; `written` maps slots to the input token that wrote them. A token has no slot where its
+/// index is -1, and below `stored` (for each plan row), where its KV is there already.
 pub(super) fn check_slots(
     step: &StepRecord,
     call: &Call<'_>,
     owners: &[usize],
     tables: &[Vec<u32>],
+    stored: &[u64],
     block_size: u32,
     written: &mut HashMap<u64, usize>,
 ) -> Result<u64, Fault> {
@@ -83,17 +113,16 @@ pub(super) fn check_slots(
     for (m, (&owner, table)) in owners.iter().zip(tables).enumerate() {
         let id = &step.rows[owner].request_id;
         for (j, t) in (loc[m] as usize..loc[m + 1] as usize).enumerate() {
-            let index = match call.kv_index {
-                Some(indices) => indices.get(t).copied().unwrap_or(-1),
-                None => i64::try_from(call.context_lens[m] + j as u64).unwrap_or(-1),
-            };
+            let index = call.index(m, j as u64, t);
             let is = call.slots[t];
-            if call.may_skip && index < 0 && is == -1 {
+            let is_stored = |index| stored.get(owner).is_some_and(|&stored| index < stored);
+            if is == -1 && index.is_none_or(is_stored) {
                 continue;
             }
-            let should = u64::try_from(index).ok().and_then(|i| slot(table, i, block_size));
+            let should = index.and_then(|i| slot(table, i, block_size));
             if should.is_none() || u64::try_from(is).ok() != should {
-                let should = should.map_or_else(|| "none".to_owned(), |s| s.to_string());
+                let text = |number: Option<u64>| number.map_or_else(|| "none".to_owned(), |n| n.to_string());
+                let (index, should) = (text(index), text(should));
                 let what =
                     format!("input token {t}, index {index}: slot {is}, the block table gives {should}");
                 return Err(Fault::of(Rule::Slot, id, what));
@@ -111,25 +140,34 @@ pub(super) fn check_slots(
 
 fn slot(table: &[u32], index: u64, block_size: u32) -> Option<u64> {
     let block = *table.get(usize::try_from(index / u64::from(block_size)).ok()?)?;
-    Some(u64::from(block) * u64::from(block_size) + index % u64::from(block_size))
+    (block != FREED).then_some(u64::from(block) * u64::from(block_size) + index % u64::from(block_size))
 }
 
-/// The part of a row's written table that its tokens lie in; what is behind is padding or reserve.
+/// The part of a row's written table that its tokens lie in; what is behind is padding or reserve. The row's first query is
+/// at position `at`: blocks wholly behind its window were given back.
 pub(super) fn used_table(
     written: &[i64],
     length: u64,
     block_size: u32,
     num_blocks: u64,
-) -> Result<Vec<u32>, String> {
+    (at, window): (u64, Option<u32>),
+) -> Result<Vec<u32>, (Rule, String)> {
     let blocks = usize::try_from(length.div_ceil(u64::from(block_size))).unwrap_or(usize::MAX);
     let Some(used) = written.get(..blocks) else {
-        return Err(format!("{length} tokens need {blocks} blocks, the table has {}", written.len()));
+        let what = format!("{length} tokens need {blocks} blocks, the table has {}", written.len());
+        return Err((Rule::BlockTable, what));
     };
+    let first = first_block(at, window, block_size);
     let mut table = Vec::with_capacity(blocks);
-    for &block in used {
+    for (index, &block) in used.iter().enumerate() {
+        check_entry(index, block, first, at)?;
         match u32::try_from(block) {
-            Ok(id) if u64::from(id) < num_blocks => table.push(id),
-            _ => return Err(format!("block {block} in the table of a pool of {num_blocks}")),
+            _ if block == -1 => table.push(FREED),
+            Ok(id) if u64::from(id) < num_blocks && id != FREED => table.push(id),
+            _ => {
+                let what = format!("block {block} in the table of a pool of {num_blocks}");
+                return Err((Rule::BlockTable, what));
+            }
         }
     }
     Ok(table)

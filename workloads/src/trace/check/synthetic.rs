@@ -1,5 +1,5 @@
 //! A toy engine that writes traces: an allocator, a budget, chunks, forks with copies, preemptions, verify rows, a prefix
-//! cache, a draft model, graphs.
+//! cache, a draft model, graphs, a sliding window.
 
 mod draft;
 mod pool;
@@ -10,6 +10,10 @@ use serde_json::{Value, json};
 
 pub(super) const BLOCK: usize = 16;
 pub(super) const BLOCKS: usize = 48;
+/// Bytes of a block of the target, and of the draft model.
+const BYTES: [usize; 2] = [64, 32];
+/// In a table: a block that was given back behind the window.
+const FREED: usize = usize::MAX;
 
 /// splitmix64.
 pub(super) struct Dice(pub(super) u64);
@@ -53,9 +57,21 @@ struct Written {
 
 /// Writes steps until `requests` requests have ended; `expand`: verify rows become rows of one token.
 pub(super) fn trace(seed: u64, requests: usize, expand: bool) -> Vec<Value> {
+    windowed(seed, requests, expand, None)
+}
+
+/// What `config.json` says of the engine.
+pub(super) fn config(window: Option<usize>) -> Value {
+    json!({"kv_groups": [{"name": "kv", "window": window, "lags": false}, {"name": "draft", "window": null, "lags": true}],
+        "kv_salt": pagedraft_block_manager::Salt::NONE})
+}
+
+/// The same of an engine whose layers have a sliding window.
+pub(super) fn windowed(seed: u64, requests: usize, expand: bool, window: Option<usize>) -> Vec<Value> {
     let mut engine = Engine {
+        window,
         dice: Dice(seed),
-        pool: Pool::new(BLOCKS),
+        pool: Pool::new("kv", BLOCKS),
         sealed: Vec::new(),
         draft: DraftModel::new(),
         running: Vec::new(),
@@ -96,6 +112,7 @@ pub(super) fn trace(seed: u64, requests: usize, expand: bool) -> Vec<Value> {
 }
 
 struct Engine {
+    window: Option<usize>,
     dice: Dice,
     pool: Pool,
     /// Blocks that the step filled, and the tokens up to their ends.
@@ -138,23 +155,24 @@ impl Engine {
             written.iter_mut().enumerate().filter_map(|(p, w)| Some((p, w.own.take()?))).collect();
         let record = self.draft.record(&own);
         self.draft.publish();
-        let groups = if own.is_empty() && record["published"] == json!([]) {
-            Value::Null
-        } else {
-            json!({"draft": record})
-        };
+        let groups = if own.is_empty() { Value::Null } else { json!({"draft": record}) };
         ended.sort_unstable();
         for &s in ended.iter().rev() {
             self.release(s);
             finished.push(self.running.remove(s).id);
         }
-        let used = BLOCKS - self.pool.free();
+        let (mut events, stored) = self.pool.events();
+        let (removed, own_stored) = self.draft.pool.events();
+        events.extend(removed.into_iter().chain(stored).chain(own_stored));
         let mut line = json!({"event": "step", "step": step, "time_us": {"schedule": 1.0, "metadata": 1.0, "propose": 0.0, "execute": 1.0, "sample": 1.0}, "mode": "eager", "graph_key": null, "groups": groups,
             "rows": written.iter().map(|w| w.plan.clone()).collect::<Vec<_>>(),
             "outcome": written.iter().map(|w| w.outcome.clone()).collect::<Vec<_>>(),
             "preempted": preempted, "finished": finished, "copies": copies,
-            "pool": {"num_blocks": BLOCKS, "used": used, "free": BLOCKS - used, "cached": 0}});
-        metadata(&mut line, written);
+            "pool": self.pool_counts()});
+        if !events.is_empty() {
+            line["kv_events"] = json!(events);
+        }
+        metadata(&mut line, written, self.window);
         if self.dice.below(3) == 0 {
             let (tokens, rows) = (line["input_tokens"].as_array(), line["plan_rows"].as_array());
             line["graph_key"] = json!({"token_rows": tokens.map(|t| t.len().next_power_of_two()),
@@ -163,6 +181,15 @@ impl Engine {
             line["metadata"]["use_cuda_graph"] = json!(true);
         }
         Some(line)
+    }
+
+    fn pool_counts(&self) -> Value {
+        let used = [BLOCKS - self.pool.free(), draft::BLOCKS - self.draft.pool.free()];
+        let cached = [self.pool.cached(), self.draft.pool.cached()];
+        let group = |i: usize| json!({"used": used[i], "cached": cached[i], "block_bytes": BYTES[i]});
+        let mut pool = json!({"by_group": {"kv": group(0), "draft": group(1)}});
+        recount(&mut pool);
+        pool
     }
 
     /// Sometimes a decoding sequence gets a twin that shares its blocks, and begins at once.
@@ -195,7 +222,7 @@ impl Engine {
     fn row(&mut self, s: usize, copies: &mut Vec<Value>, ended: &mut Vec<usize>) -> Option<Written> {
         if self.running[s].table.is_empty() {
             let tokens = &self.running[s].tokens;
-            let table = self.pool.hit(&tokens[..tokens.len() - 1]);
+            let table = self.pool.hit(&tokens[..tokens.len() - 1], self.window);
             self.running[s].computed = table.len() * BLOCK;
             self.running[s].table = table;
         }
@@ -242,8 +269,13 @@ impl Engine {
         sequence.computed += own + accepted;
         sequence.tokens.extend(&emitted);
         let full = start / BLOCK..sequence.computed.min(sequence.tokens.len()) / BLOCK;
-        let published = sequence.table[full.clone()].to_vec();
         self.sealed.extend(full.map(|i| (sequence.table[i], sequence.tokens[..(i + 1) * BLOCK].to_vec())));
+        if let Some(window) = self.window {
+            let behind = (sequence.computed + 1).saturating_sub(window) / BLOCK;
+            for block in sequence.table.iter_mut().take(behind) {
+                self.pool.release(std::mem::replace(block, FREED));
+            }
+        }
         if own_row.is_some() {
             self.draft.verified(&sequence.id, &sequence.tokens, accepted.min(drafts - 1));
         }
@@ -256,7 +288,7 @@ impl Engine {
         };
         Some(Written {
             plan: json!({"request_id": sequence.id, "kind": kind, "num_computed": start, "num_new": own + drafts, "num_drafts": drafts}),
-            outcome: json!({"request_id": sequence.id, "token_ids": emitted, "num_drafts": drafts, "num_accepted": accepted, "finish_reason": reason, "published": published}),
+            outcome: json!({"request_id": sequence.id, "token_ids": emitted, "num_drafts": drafts, "num_accepted": accepted, "finish_reason": reason}),
             own: own_row,
             rows: if self.expand && kind == "verify" { split(whole) } else { vec![whole] },
         })
@@ -301,8 +333,27 @@ impl Engine {
     }
 }
 
+/// What the pool counts, from what its groups have.
+pub(super) fn recount(pool: &mut Value) {
+    let total = BLOCKS * BYTES[0] + draft::BLOCKS * BYTES[1];
+    let sum = |what: &str| -> usize {
+        let groups = pool["by_group"].as_object().unwrap().values();
+        groups.map(|g| (g[what].as_u64().unwrap() * g["block_bytes"].as_u64().unwrap()) as usize).sum()
+    };
+    let (used, cached) = (sum("used"), sum("cached"));
+    let (num_blocks, used_blocks) = (total / BYTES[1], used.div_ceil(BYTES[1]));
+    pool["bytes_total"] = json!(total);
+    pool["bytes_used"] = json!(used);
+    pool["bytes_free"] = json!(total - used);
+    pool["bytes_cached"] = json!(cached);
+    pool["num_blocks"] = json!(num_blocks);
+    pool["used"] = json!(used_blocks);
+    pool["free"] = json!(num_blocks - used_blocks);
+    pool["cached"] = json!(cached / BYTES[1]);
+}
+
 /// Metadata rows of several tokens first.
-fn metadata(line: &mut Value, written: Vec<Written>) {
+fn metadata(line: &mut Value, written: Vec<Written>, window: Option<usize>) {
     let numbered = written.into_iter().enumerate().flat_map(|(p, w)| w.rows.into_iter().map(move |r| (p, r)));
     let (mut several, single): (Vec<_>, Vec<_>) = numbered.partition(|(_, r)| r.1.len() > 1);
     line["plan_rows"] = several.iter().chain(&single).map(|(p, _)| *p).collect();
@@ -325,6 +376,9 @@ fn metadata(line: &mut Value, written: Vec<Written>) {
         query.push(tokens.len());
         start.push(start[start.len() - 1] + context + input.len());
     }
+    let table = |blocks: &[usize]| -> Vec<i64> {
+        blocks.iter().map(|&block| if block == FREED { -1 } else { block as i64 }).collect()
+    };
     line["input_tokens"] = json!(tokens);
     line["input_positions"] = json!(positions);
     line["metadata"] = json!({"num_prefills": prefills, "num_prefill_tokens": prefill_tokens, "num_decode_tokens": decodes,
@@ -332,5 +386,8 @@ fn metadata(line: &mut Value, written: Vec<Written>) {
         "seq_lens": rows.iter().map(|r| r.0 + r.1.len()).collect::<Vec<_>>(),
         "context_lens": rows.iter().map(|r| r.0).collect::<Vec<_>>(),
         "max_query_len": rows.iter().map(|r| r.1.len()).max(), "max_prefill_seq_len": prefill_len, "max_decode_seq_len": decode_len,
-        "block_tables": rows.iter().map(|r| r.2.clone()).collect::<Vec<_>>(), "use_cuda_graph": false});
+        "block_tables": rows.iter().map(|r| table(&r.2)).collect::<Vec<_>>(), "use_cuda_graph": false});
+    if let Some(window) = window {
+        line["metadata"]["window"] = json!(window);
+    }
 }

@@ -2,30 +2,41 @@ mod contexts;
 mod own_groups;
 mod replicas;
 mod resumed;
+mod windows;
 
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use super::breaks::BREAKS;
-use super::synthetic::{BLOCK, Dice, trace};
+use super::breaks::{BREAKS, Break, WINDOW_BREAKS};
+use super::synthetic::{self, BLOCK, Dice, trace, windowed};
 use super::{CheckReport, Rule, check_dir};
 
-struct Directory(PathBuf);
+struct Directory(PathBuf, Value);
 
 impl Directory {
     fn new(name: &str) -> Self {
         let path = std::env::temp_dir().join(format!("pagedraft-check-{}-{name}", std::process::id()));
         let _ = std::fs::remove_dir_all(&path);
         std::fs::create_dir_all(&path).unwrap();
-        let directory = Self(path);
+        let directory = Self(path, json!({}));
+        directory.configure(&json!({}));
+        directory
+    }
+
+    /// One for traces of the toy engine.
+    fn toy(name: &str, window: Option<usize>) -> Self {
+        let mut directory = Self::new(name);
+        directory.1 = synthetic::config(window);
         directory.configure(&json!({}));
         directory
     }
 
     fn configure(&self, more: &Value) {
         let mut config = json!({"schema_version": 1, "block_size": BLOCK});
-        config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        for part in [&self.1, more] {
+            config.as_object_mut().unwrap().extend(part.as_object().unwrap().clone());
+        }
         std::fs::write(self.0.join("config.json"), config.to_string()).unwrap();
     }
 
@@ -51,12 +62,12 @@ fn text(lines: &[Value]) -> String {
 
 #[test]
 fn random_traces_of_a_sound_engine_pass() {
-    let directory = Directory::new("sound");
-    for seed in 0..60 {
-        for expand in [false, true] {
-            let lines = trace(seed, 12, expand);
+    for (seed, expand) in (0..60).flat_map(|seed| [(seed, false), (seed, true)]) {
+        for window in [None, Some(1), Some(16), Some(20), Some(33)] {
+            let directory = Directory::toy("sound", window);
+            let lines = windowed(seed, 12, expand, window);
             let report = directory.check(&lines);
-            assert_eq!(report.violation, None, "seed {seed} expand {expand}");
+            assert_eq!(report.violation, None, "seed {seed} expand {expand} window {window:?}");
             assert_eq!(report.steps, lines.len() as u64);
             assert!(report.finished >= 12 && report.requests == report.finished);
         }
@@ -65,7 +76,7 @@ fn random_traces_of_a_sound_engine_pass() {
 
 #[test]
 fn tables_left_out_are_those_written_before() {
-    let directory = Directory::new("delta");
+    let directory = Directory::toy("delta", None);
     let mut lines = trace(3, 10, false);
     let mut known = std::collections::HashMap::<String, Value>::new();
     let mut left_out = 0;
@@ -100,9 +111,18 @@ fn tables_left_out_are_those_written_before() {
 
 #[test]
 fn every_broken_rule_is_found_at_its_line_and_named() {
-    let directory = Directory::new("broken");
-    let traces: Vec<Vec<Value>> = (0..40).map(|seed| trace(seed, 8, false)).collect();
-    for (i, (rule, what, apply)) in BREAKS.iter().enumerate() {
+    breaks(None, BREAKS);
+}
+
+#[test]
+fn every_broken_rule_of_windows_is_found_at_its_line_and_named() {
+    breaks(Some(20), WINDOW_BREAKS);
+}
+
+fn breaks(window: Option<usize>, all: &[(Rule, &str, Break)]) {
+    let directory = Directory::toy(&format!("broken-{window:?}"), window);
+    let traces: Vec<Vec<Value>> = (0..40).map(|seed| windowed(seed, 8, false, window)).collect();
+    for (i, (rule, what, apply)) in all.iter().enumerate() {
         let mut tried = 0;
         for (seed, lines) in (0..).zip(&traces) {
             let mut dice = Dice(seed + 1000 * i as u64);
@@ -170,9 +190,25 @@ fn step(number: u64, rows: &[ToyRow<'_>]) -> Value {
         "pool": {"num_blocks": 10, "used": held.len(), "free": 10 - held.len(), "cached": 0}})
 }
 
+/// A first block is published, or one behind another.
+fn stored(block: usize, hash: u64, parent: Option<u64>) -> Value {
+    json!({"kind": "stored", "group": "kv", "block": block, "hash": hash, "parent": parent, "num_tokens": BLOCK})
+}
+
+/// A published block is forgotten.
+fn removed(block: usize, hash: u64) -> Value {
+    json!({"kind": "removed", "group": "kv", "block": block, "hash": hash, "parent": null, "num_tokens": 0})
+}
+
 /// Other blocks are held too, by requests without a row.
 fn with_used(mut line: Value, used: u64) -> Value {
     line["pool"] = json!({"num_blocks": 10, "used": used, "free": 10 - used, "cached": 0});
+    line
+}
+
+/// Free blocks are published.
+fn with_cached(mut line: Value, cached: u64) -> Value {
+    line["pool"]["cached"] = json!(cached);
     line
 }
 
@@ -260,12 +296,15 @@ fn what_is_read_was_written_or_copied_before() {
     // After its writer's end a full block can be hit; handed out again, it has nothing of before.
     let mut first = step(0, &[("a", "prefill", 0, &[4], &[7])]);
     first["outcome"][0]["finish_reason"] = json!("stop");
-    first["outcome"][0]["published"] = json!([4]);
+    first["kv_events"] = json!([stored(4, 11, None)]);
     first["finished"] = json!(["a"]);
-    let first = with_used(first, 0);
+    let first = with_cached(with_used(first, 0), 1);
     let hit = step(1, &[("b", "prefill", 16, &[4, 3], &[])]);
     assert_eq!(broken_rule("hit", &[first.clone(), hit.clone()]), None);
-    let overwritten = step(1, &[("c", "single", 0, &[4], &[])]);
+    let mut overwritten = step(1, &[("c", "single", 0, &[4], &[])]);
+    let kept = Some((Rule::Published, Some("c".to_owned()), 2));
+    assert_eq!(broken_rule("kept", &[first.clone(), overwritten.clone()]), kept);
+    overwritten["kv_events"] = json!([removed(4, 11)]);
     let mut late = with_used(hit, 2);
     late["step"] = json!(2);
     assert_eq!(broken_rule("late", &[first, overwritten, late]), Some((Rule::Unwritten, b, 3)));
@@ -323,7 +362,7 @@ fn further_groups_are_derived_from_their_own_tables_and_indices() {
 
 #[test]
 fn a_killed_process_leaves_a_trace_that_passes() {
-    let directory = Directory::new("killed");
+    let directory = Directory::toy("killed", None);
     let lines = trace(5, 6, false);
     let text = text(&lines);
     let ends: Vec<usize> = text.match_indices('\n').map(|(i, _)| i + 1).collect();
@@ -339,7 +378,7 @@ fn a_killed_process_leaves_a_trace_that_passes() {
 
 #[test]
 fn a_malformed_line_in_the_middle_is_named_by_its_number() {
-    let directory = Directory::new("malformed");
+    let directory = Directory::toy("malformed", None);
     let mut text = text(&trace(5, 3, false));
     let second = text.find('\n').unwrap() + 1;
     text.insert_str(second, "{\"event\": \"step\", \"step\": 7,\n");
@@ -351,7 +390,7 @@ fn a_malformed_line_in_the_middle_is_named_by_its_number() {
 
 #[test]
 fn other_events_are_counted_and_left_alone() {
-    let directory = Directory::new("others");
+    let directory = Directory::toy("others", None);
     let mut lines = trace(5, 3, false);
     lines.insert(1, json!({"event": "dsa_topk", "step": 0, "layer": 3}));
     let report = directory.check(&lines);
@@ -360,7 +399,7 @@ fn other_events_are_counted_and_left_alone() {
 
 #[test]
 fn huge_numbers_are_violations_and_not_panics() {
-    let directory = Directory::new("huge");
+    let directory = Directory::toy("huge", None);
     let sound = trace(5, 2, false);
     let numbers =
         ["context_lens", "seq_lens", "query_start_loc", "seq_start_loc", "slot_mapping", "num_prefills"];

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::pool::Pool;
 use super::{BLOCK, Dice};
 
-const BLOCKS: usize = 14;
+pub(super) const BLOCKS: usize = 14;
 
 #[derive(Default)]
 struct Held {
@@ -20,24 +20,17 @@ struct Held {
 pub(super) type OwnRow = (usize, Vec<u32>, Vec<usize>);
 
 pub(super) struct DraftModel {
-    pool: Pool,
+    pub(super) pool: Pool,
     held: HashMap<String, Held>,
     /// Who has a row in the step.
     busy: Vec<String>,
     /// Published by the step's end, and their tokens.
     sealed: Vec<(usize, Vec<u32>)>,
-    told: Vec<usize>,
 }
 
 impl DraftModel {
     pub(super) fn new() -> Self {
-        Self {
-            pool: Pool::new(BLOCKS),
-            held: HashMap::new(),
-            busy: Vec::new(),
-            sealed: Vec::new(),
-            told: Vec::new(),
-        }
+        Self { pool: Pool::new("draft", BLOCKS), held: HashMap::new(), busy: Vec::new(), sealed: Vec::new() }
     }
 
     /// Writes what it lacks of `tokens`, and all drafts but the last; nothing when there is no room.
@@ -50,7 +43,7 @@ impl DraftModel {
     ) -> Option<OwnRow> {
         let mut held = self.held.remove(id).unwrap_or_default();
         if held.table.is_empty() {
-            held.table = self.pool.hit(&tokens[..tokens.len() - 1]);
+            held.table = self.pool.hit(&tokens[..tokens.len() - 1], None);
             held.sealed = held.table.len();
             held.len = held.sealed * BLOCK;
         }
@@ -97,7 +90,7 @@ impl DraftModel {
         }
     }
 
-    /// The step's record; `rows` are its rows with their plan rows. What was verified before is published then.
+    /// The step's record; `rows` are its rows with their plan rows.
     pub(super) fn record(&mut self, rows: &[(usize, OwnRow)]) -> Value {
         let (mut tokens, mut positions, mut slots, mut query) = (vec![], vec![], vec![], vec![0]);
         for (_, (context, input, table)) in rows {
@@ -113,8 +106,7 @@ impl DraftModel {
             "input_positions": positions, "query_start_loc": query, "slot_mapping": slots,
             "seq_lens": rows.iter().map(|r| r.1.0 + r.1.1.len()).collect::<Vec<_>>(),
             "context_lens": rows.iter().map(|r| r.1.0).collect::<Vec<_>>(),
-            "block_tables": rows.iter().map(|r| r.1.2.clone()).collect::<Vec<_>>(), "kv_index": null,
-            "num_blocks": BLOCKS, "used": BLOCKS - self.pool.free(), "published": std::mem::take(&mut self.told)});
+            "block_tables": rows.iter().map(|r| r.1.2.clone()).collect::<Vec<_>>(), "kv_index": null});
         self.busy.clear();
         record
     }
@@ -123,7 +115,6 @@ impl DraftModel {
     pub(super) fn publish(&mut self) {
         for (block, tokens) in self.sealed.drain(..) {
             self.pool.publish(block, &tokens);
-            self.told.push(block);
         }
     }
 }

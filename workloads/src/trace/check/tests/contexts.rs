@@ -2,10 +2,12 @@
 
 use serde_json::{Value, json};
 
-use super::{Directory, Rule, broken_rule, step, text, trace, with_used};
+use super::{Directory, Rule, broken_rule, step, stored, text, trace, with_cached, with_used};
 
 fn publishing(mut line: Value, row: usize, block: usize) -> Value {
-    line["outcome"][row]["published"] = json!([block]);
+    let mut events = line["kv_events"].as_array().cloned().unwrap_or_default();
+    events.push(stored(block, 100 + row as u64, None));
+    line["kv_events"] = json!(events);
     line
 }
 
@@ -18,7 +20,8 @@ fn a_request_starts_with_published_blocks_or_those_of_a_running_parent() {
     let hit = step(1, &[("b", "prefill", 16, &[4, 3], &[])]);
     let found = broken_rule("unpublished-hit", &[first.clone(), hit.clone()]);
     assert_eq!(found, Some((Rule::Context, Some("b".to_owned()), 2)));
-    assert_eq!(broken_rule("published-hit", &[publishing(first, 0, 4), hit.clone()]), None);
+    let published = with_cached(publishing(first, 0, 4), 1);
+    assert_eq!(broken_rule("published-hit", &[published, hit.clone()]), None);
     let parent = step(0, &[("a", "prefill", 0, &[4], &[7])]);
     assert_eq!(broken_rule("parent", &[parent, hit]), None);
 }
@@ -46,11 +49,9 @@ fn publications_that_are_not_told_are_missed_when_somebody_hits_them() {
     for seed in 0..20 {
         let mut lines = trace(seed, 12, false);
         for line in &mut lines {
-            for outcome in line["outcome"].as_array_mut().unwrap() {
-                outcome["published"] = json!([]);
-            }
+            line["kv_events"] = json!([]);
         }
-        let violation = Directory::new("untold").check(&lines).violation;
+        let violation = Directory::toy("untold", None).check(&lines).violation;
         missed += usize::from(violation.is_some_and(|v| v.rule == Rule::Context));
     }
     assert!(missed > 5, "{missed} of 20");
@@ -58,12 +59,15 @@ fn publications_that_are_not_told_are_missed_when_somebody_hits_them() {
 
 #[test]
 fn a_right_draft_may_be_rejected_unless_acceptance_is_coupled() {
-    let directory = Directory::new("rules");
+    let directory = Directory::toy("rules", None);
     let mut tried = 0;
     for seed in 0..10 {
         let mut lines = trace(seed, 8, false);
         for line in &mut lines {
             line["groups"] = Value::Null;
+            if let Some(events) = line["kv_events"].as_array_mut() {
+                events.retain(|event| event["group"] == "kv");
+            }
             tried += usize::from(super::super::breaks::accept_less(line));
         }
         for (config, rule) in [

@@ -39,7 +39,7 @@ fn of_two(seed: u64) -> Vec<Value> {
 
 #[test]
 fn engines_are_checked_each_for_itself() {
-    let directory = Directory::new("replicas");
+    let directory = Directory::toy("replicas", None);
     directory.configure(&json!({"replicas": 2}));
     for seed in 0..20 {
         let lines = of_two(seed);
@@ -71,7 +71,7 @@ fn engines_are_checked_each_for_itself() {
 
 #[test]
 fn a_request_is_of_one_engine() {
-    let directory = Directory::new("strayed");
+    let directory = Directory::toy("strayed", None);
     directory.configure(&json!({"replicas": 2}));
     let mut lines = trace(3, 4, false);
     lines.iter_mut().for_each(|line| line["replica"] = json!(0));
@@ -86,7 +86,7 @@ fn a_request_is_of_one_engine() {
 
 #[test]
 fn engines_that_are_no_number_are_told() {
-    let directory = Directory::new("no-replicas");
+    let directory = Directory::toy("no-replicas", None);
     for count in [json!(0), json!("two"), json!(-1)] {
         directory.configure(&json!({"replicas": count}));
         std::fs::write(directory.0.join("trace_steps.jsonl"), "").unwrap();

@@ -21,7 +21,7 @@ fn resumed(seed: u64, stop: usize) -> Vec<Value> {
 
 #[test]
 fn a_resumed_run_begins_with_nothing_and_its_steps_go_on() {
-    let directory = Directory::new("resumed");
+    let directory = Directory::toy("resumed", None);
     for seed in 0..20 {
         let whole = directory.check(&trace(seed, 8, false));
         let stop = 3 + seed as usize % 7;
@@ -47,7 +47,7 @@ fn a_resumed_run_begins_with_nothing_and_its_steps_go_on() {
 
 #[test]
 fn a_graph_is_one_that_was_captured() {
-    let directory = Directory::new("sizes");
+    let directory = Directory::toy("sizes", None);
     let mut graphs = 0;
     for seed in 0..20 {
         let lines = trace(seed, 8, false);
@@ -72,7 +72,7 @@ fn a_graph_is_one_that_was_captured() {
 
 #[test]
 fn a_trace_is_checked_in_whatever_format_it_is() {
-    let directory = Directory::new("formats");
+    let directory = Directory::toy("formats", None);
     let mut lines = trace(5, 12, false);
     for broken in [false, true] {
         if broken {

@@ -1,0 +1,92 @@
+//! What besides the tokens changes the contents of KV blocks, as the salt of their hashes.
+
+use pagedraft_block_manager::{KvGroup, Salt};
+use pagedraft_model::Dtype;
+use pagedraft_model::checkpoint::Fingerprint;
+
+/// A model as its KV depends on it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct KvModel {
+    pub fingerprint: Fingerprint,
+    /// Of the weights as they are computed with.
+    pub dtype: Dtype,
+    /// Of the stored keys and values.
+    pub kv_dtype: Dtype,
+}
+
+impl KvModel {
+    /// The salt of one group: it names the group's contents to the world outside.
+    pub fn group_salt(&self, group: &KvGroup) -> Salt {
+        self.salt(std::slice::from_ref(group))
+    }
+
+    /// The salt of all sequences of an engine whose target has `groups`. A draft model's group is none of them: the KV of the
+    /// target is the same with and without a draft, and blocks of a group are found by that group alone.
+    pub fn salt(&self, groups: &[KvGroup]) -> Salt {
+        let Self { fingerprint, dtype, kv_dtype } = self;
+        let (fingerprint, dtype, kv_dtype) =
+            (fingerprint.to_string(), dtype.to_string(), kv_dtype.to_string());
+        let groups: String = groups.iter().map(spec).collect();
+        Salt::of(&[("model", &fingerprint), ("dtype", &dtype), ("kv_dtype", &kv_dtype), ("groups", &groups)])
+    }
+}
+
+/// The part of a group's description that its contents depend on.
+fn spec(group: &KvGroup) -> String {
+    let mut spec = format!("{:?} window {:?} lags {}", group.name, group.window, group.lags);
+    for part in &group.parts {
+        let layers: Vec<u16> = part.layers.iter().collect();
+        spec.push_str(&format!("; {:?} of layers {layers:?}, {} bytes", part.kind, part.bytes_per_token));
+    }
+    spec.push('\n');
+    spec
+}
+
+/// The salt of a tenant's sequences in an engine: nobody else finds their blocks, nor they anybody else's.
+pub(super) fn of_tenant(engine: Salt, tenant: &str) -> Salt {
+    Salt::of(&[("engine", &engine.to_string()), ("tenant", tenant)])
+}
+
+#[cfg(test)]
+mod tests {
+    use pagedraft_model::checkpoint::Checkpoint;
+
+    use super::*;
+    use crate::session::builtin;
+
+    fn model(name: &str) -> KvModel {
+        let fingerprint = builtin::checkpoint(name).unwrap().fingerprint();
+        KvModel { fingerprint, dtype: Dtype::F32, kv_dtype: Dtype::F32 }
+    }
+
+    #[test]
+    fn whatever_changes_the_contents_of_blocks_changes_the_salt() {
+        let target = model("target");
+        let group = KvGroup::dense(4, 1024);
+        let windowed = KvGroup { window: Some(32), ..group.clone() };
+        let salts = [
+            target.salt(std::slice::from_ref(&group)),
+            model("draft").salt(std::slice::from_ref(&group)),
+            KvModel { dtype: Dtype::Bf16, ..target }.salt(std::slice::from_ref(&group)),
+            KvModel { kv_dtype: Dtype::Bf16, ..target }.salt(std::slice::from_ref(&group)),
+            target.salt(std::slice::from_ref(&windowed)),
+            target.salt(&[KvGroup::dense(5, 1024)]),
+            target.salt(&[group.clone(), windowed.clone()]),
+            of_tenant(target.group_salt(&group), "a"),
+            of_tenant(target.group_salt(&group), "b"),
+            of_tenant(target.group_salt(&windowed), "a"),
+        ];
+        let distinct: std::collections::BTreeSet<_> = salts.iter().collect();
+        assert_eq!(distinct.len(), salts.len());
+        assert_eq!(target.group_salt(&group), salts[0]);
+    }
+
+    #[test]
+    fn dummy_weights_are_known_by_their_seed_and_their_shape() {
+        let config = builtin::checkpoint("target").unwrap().config().clone();
+        let of = |seed| Checkpoint::dummy(config.clone(), seed).fingerprint();
+        assert_eq!(of(1), of(1));
+        assert_ne!(of(1), of(2));
+        assert_ne!(of(1), model("target").fingerprint);
+    }
+}

@@ -1,0 +1,124 @@
+//! What enters and leaves the prefix cache, against the blocks and the tokens that the steps show.
+
+use super::lives::Lives;
+use super::own_group::OwnGroup;
+use super::{Fault, Rule};
+use crate::trace::{KvChange, KvEventRecord, StepRecord};
+
+/// The group that an event is about.
+enum Place {
+    /// One of the target's, by its place.
+    Rows(usize),
+    /// A draft model's, by its name.
+    Own(String),
+}
+
+impl Lives {
+    /// Blocks that left the cache while the plan was made, before anything of the step entered it.
+    pub(super) fn check_early_events(&mut self, step: &StepRecord) -> Result<(), Fault> {
+        for event in &step.kv_events[..num_early(step)] {
+            self.forget(event)?;
+        }
+        Ok(())
+    }
+
+    /// What the step's outcome changed, `nexts` tokens of each plan row being computed by then.
+    pub(super) fn check_late_events(&mut self, step: &StepRecord, nexts: &[u64]) -> Result<(), Fault> {
+        for event in &step.kv_events[num_early(step)..] {
+            match event.kind {
+                KvChange::Stored => self.check_stored(step, event, nexts)?,
+                KvChange::Removed | KvChange::Cleared => self.forget(event)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn forget(&mut self, event: &KvEventRecord) -> Result<(), Fault> {
+        if event.kind == KvChange::Cleared {
+            self.row_groups.iter_mut().for_each(|group| group.blocks.clear_published());
+            self.own_groups.values_mut().for_each(|group| group.blocks.clear_published());
+            return Ok(());
+        }
+        let block = block_of(event)?;
+        if event.num_tokens != 0 || event.parent.is_some() {
+            let what = format!("block {block} leaves the cache, and the event has tokens or a parent");
+            return Err(Fault::new(Rule::Published, what));
+        }
+        let blocks = match self.place(event)? {
+            Place::Rows(at) => &mut self.row_groups[at].blocks,
+            Place::Own(name) => &mut self.own_group(&name).blocks,
+        };
+        blocks.unpublish(block, event.hash).map_err(|what| Fault::new(Rule::Published, what))
+    }
+
+    /// A block is published: it is full of computed and accepted tokens of a request that has a row, was not published
+    /// before, and its hash follows from its parent's.
+    fn check_stored(&mut self, step: &StepRecord, event: &KvEventRecord, nexts: &[u64]) -> Result<(), Fault> {
+        let block = block_of(event)?;
+        let at = match self.place(event)? {
+            Place::Rows(at) => at,
+            Place::Own(name) => return self.check_own_stored(event, block, &name),
+        };
+        let (size, group) = (self.block_size, &self.row_groups[at]);
+        let Some((row, index)) = group.row_of(block, step) else {
+            let what = format!("block {block} is published, which is in no row's table");
+            return Err(Fault::new(Rule::Published, what));
+        };
+        let id = step.rows[row].request_id.as_str();
+        let bad = |what: String| Fault::of(Rule::Published, id, format!("publishes block {block}{what}"));
+        let (from, to) = (index as u64 * u64::from(size), (index as u64 + 1) * u64::from(size));
+        if to > nexts[row] {
+            return Err(bad(format!(" of positions {from}..{to}, and has computed {} tokens", nexts[row])));
+        }
+        let Some(life) = self.live.get_mut(id) else { return Ok(()) };
+        group.check_contents(life, id, index).map_err(bad)?;
+        if group.blocks.is_published(block) {
+            return Err(bad(", which is published already".to_owned()));
+        }
+        let link = life.store(index, event, group.blocks.tokens(block), size).map_err(bad)?;
+        self.row_groups[at].blocks.publish(block, link);
+        Ok(())
+    }
+
+    fn check_own_stored(&mut self, event: &KvEventRecord, block: u32, name: &str) -> Result<(), Fault> {
+        let size = self.block_size;
+        let group = self.own_groups.entry(name.to_owned()).or_insert_with(|| OwnGroup::new(size));
+        let named = |fault: Fault| Fault { what: format!("group {name:?}: {}", fault.what), ..fault };
+        group.check_stored(event, block, &mut self.live).map_err(named)
+    }
+
+    /// The group that an event names. An engine with one group needs no name for it.
+    fn place(&self, event: &KvEventRecord) -> Result<Place, Fault> {
+        let Some(name) = &event.group else {
+            return Err(Fault::new(Rule::Published, format!("a {:?} event names no group", event.kind)));
+        };
+        let lags = self.kv_groups.iter().any(|group| group.lags && group.name == *name);
+        if lags || self.own_groups.contains_key(name) {
+            return Ok(Place::Own(name.clone()));
+        }
+        let named = self.row_groups.iter().position(|group| group.name == *name);
+        let unnamed = || self.row_groups.first().is_some_and(|group| group.name.is_empty()).then_some(0);
+        match named.or_else(unnamed) {
+            Some(at) => Ok(Place::Rows(at)),
+            None => {
+                Err(Fault::new(Rule::Published, format!("an event is of group {name:?}, and there is none")))
+            }
+        }
+    }
+
+    fn own_group(&mut self, name: &str) -> &mut OwnGroup {
+        let size = self.block_size;
+        self.own_groups.entry(name.to_owned()).or_insert_with(|| OwnGroup::new(size))
+    }
+}
+
+/// Events before the first that stores something: of the time when the plan was made.
+fn num_early(step: &StepRecord) -> usize {
+    let stored = step.kv_events.iter().position(|event| event.kind == KvChange::Stored);
+    stored.unwrap_or(step.kv_events.len())
+}
+
+fn block_of(event: &KvEventRecord) -> Result<u32, Fault> {
+    let what = || Fault::new(Rule::Published, format!("a {:?} event names no block", event.kind));
+    event.block.ok_or_else(what)
+}
