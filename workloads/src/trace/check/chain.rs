@@ -17,13 +17,14 @@ pub(super) struct Link {
 
 impl Life {
     /// Block `index`, which holds `tokens`, is stored in the prefix cache under a hash that follows from the block
-    /// before it. `tokens` is `None` where the trace does not show them.
+    /// before it. `tokens` is `None` where the trace does not show them. `unseen`: the block before it was given back
+    /// behind a window, and may never have been this request's.
     pub(super) fn store(
         &mut self,
         index: usize,
         event: &KvEventRecord,
         tokens: Option<&[u32]>,
-        block_size: u32,
+        (block_size, unseen): (u32, bool),
     ) -> Result<Link, String> {
         let Some(hash) = event.hash else { return Err(" without a hash".to_owned()) };
         if event.num_tokens != block_size {
@@ -32,6 +33,7 @@ impl Life {
         let before = index.checked_sub(1).map(|before| self.chain.get(before).copied().flatten());
         let (parent, parent_full) = match before {
             None => (None, Some(BlockHash::ROOT)),
+            Some(None) if unseen && event.parent.is_some() => (event.parent, None),
             Some(None) => return Err(" before the block that it follows".to_owned()),
             Some(Some(link)) => (Some(link.hash), link.full),
         };

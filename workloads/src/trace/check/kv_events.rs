@@ -2,6 +2,7 @@
 
 use super::lives::Lives;
 use super::own_group::OwnGroup;
+use super::window::FREED;
 use super::{Fault, Rule};
 use crate::trace::{KvChange, KvEventRecord, StepRecord};
 
@@ -75,7 +76,10 @@ impl Lives {
         if group.blocks.is_published(block) {
             return Err(bad(", which is published already".to_owned()));
         }
-        let link = life.store(index, event, group.blocks.tokens(block), size).map_err(bad)?;
+        let table = group.held.get(id).map(|held| &held.table[..]).unwrap_or_default();
+        let unseen = index.checked_sub(1).and_then(|before| table.get(before)) == Some(&FREED);
+        let tokens = group.blocks.tokens(block);
+        let link = life.store(index, event, tokens, (size, unseen)).map_err(bad)?;
         self.row_groups[at].blocks.publish(block, link);
         Ok(())
     }

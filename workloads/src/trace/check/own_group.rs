@@ -7,7 +7,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::blocks::Blocks;
-use super::lives::{Life, Lives};
+use super::lives::{Life, Lives, UNKNOWN};
 use super::rows::query_len;
 use super::slots::{Call, check_positions, check_slots, used_table};
 use super::tables::blocks_of;
@@ -299,7 +299,8 @@ impl OwnGroup {
             return Err(bad(", and nobody has all of its tokens"));
         };
         let Some(life) = live.get_mut(&id) else { return Ok(()) };
-        let link = life.store(index, event, self.blocks.tokens(block), size).map_err(|what| bad(&what))?;
+        let link =
+            life.store(index, event, self.blocks.tokens(block), (size, false)).map_err(|what| bad(&what))?;
         self.blocks.publish(block, link);
         Ok(())
     }
@@ -339,6 +340,7 @@ fn check_tokens(call: &GroupCall<'_>, m: usize, live: &HashMap<String, Life>) ->
         };
         if let Some(&should) = should
             && should != group.input_tokens[t]
+            && should != UNKNOWN
         {
             let fed = group.input_tokens[t];
             let what = format!("feeds token {fed} at position {position}, where its request has {should}");

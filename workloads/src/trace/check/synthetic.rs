@@ -151,6 +151,14 @@ impl Engine {
         for (block, tokens) in self.sealed.drain(..) {
             self.pool.publish(block, &tokens);
         }
+        if let Some(window) = self.window {
+            for sequence in &mut self.running {
+                let behind = (sequence.computed + 1).saturating_sub(window) / BLOCK;
+                for block in sequence.table.iter_mut().take(behind) {
+                    self.pool.release(std::mem::replace(block, FREED));
+                }
+            }
+        }
         let own: Vec<(usize, OwnRow)> =
             written.iter_mut().enumerate().filter_map(|(p, w)| Some((p, w.own.take()?))).collect();
         let record = self.draft.record(&own);
@@ -270,12 +278,6 @@ impl Engine {
         sequence.tokens.extend(&emitted);
         let full = start / BLOCK..sequence.computed.min(sequence.tokens.len()) / BLOCK;
         self.sealed.extend(full.map(|i| (sequence.table[i], sequence.tokens[..(i + 1) * BLOCK].to_vec())));
-        if let Some(window) = self.window {
-            let behind = (sequence.computed + 1).saturating_sub(window) / BLOCK;
-            for block in sequence.table.iter_mut().take(behind) {
-                self.pool.release(std::mem::replace(block, FREED));
-            }
-        }
         if own_row.is_some() {
             self.draft.verified(&sequence.id, &sequence.tokens, accepted.min(drafts - 1));
         }

@@ -431,7 +431,7 @@ fn a_directory_without_a_trace_is_an_error_that_names_the_file() {
     assert!(check_dir(&directory.0).unwrap_err().to_string().contains("trace_steps.jsonl"));
     for (config, what) in [
         ("{}", "block_size"),
-        ("[", "no JSON"),
+        ("[", "not JSON"),
         ("{\"block_size\": 17}", "block_size is 17"),
         ("{\"block_size\": 16, \"num_blocks\": \"x\"}", "num_blocks"),
         ("{\"block_size\": 16, \"trace_tables\": \"some\"}", "trace_tables"),

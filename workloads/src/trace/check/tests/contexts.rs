@@ -65,7 +65,7 @@ fn a_right_draft_may_be_rejected_unless_acceptance_is_coupled() {
         let mut lines = trace(seed, 8, false);
         for line in &mut lines {
             line["groups"] = Value::Null;
-            if let Some(events) = line["kv_events"].as_array_mut() {
+            if let Some(events) = line.get_mut("kv_events").and_then(Value::as_array_mut) {
                 events.retain(|event| event["group"] == "kv");
             }
             tried += usize::from(super::super::breaks::accept_less(line));
@@ -82,4 +82,20 @@ fn a_right_draft_may_be_rejected_unless_acceptance_is_coupled() {
         }
     }
     assert!(tried > 20);
+}
+
+#[test]
+fn a_block_is_published_behind_its_parent_and_never_before() {
+    let first = step(0, &[("a", "prefill", 0, &[3], &[])]);
+    let second = |parent| {
+        let mut line = step(1, &[("a", "prefill", 16, &[3, 5], &[])]);
+        line["kv_events"] = json!([stored(5, 12, parent)]);
+        line
+    };
+    let published = publishing(first.clone(), 0, 3);
+    assert_eq!(broken_rule("behind", &[published.clone(), second(Some(100))]), None);
+    let found = Some((Rule::Published, Some("a".to_owned()), 2));
+    assert_eq!(broken_rule("before", &[first, second(Some(100))]), found);
+    assert_eq!(broken_rule("of-another", &[published.clone(), second(Some(101))]), found);
+    assert_eq!(broken_rule("of-none", &[published, second(None)]), found);
 }
