@@ -216,7 +216,8 @@ impl Scheduler {
             let (need, took) = (need.get(group).copied().unwrap_or(0), took.get(group).copied());
             match *role {
                 Role::Kv(segment) if request.is_thinning() => {
-                    if segment > 0 && need > 0 && !lists[group] {
+                    let decided = segment == 0 || need == 0 || lists[group];
+                    if !decided {
                         return Some("does not say which tokens it keeps in a group in which not all stay");
                     }
                 }
