@@ -77,6 +77,17 @@ impl BlockPool {
     #[must_use]
     pub fn stats(&self) -> PoolStats {
         let mut stats = PoolStats { bytes_total: self.arena.bytes() as u64, ..PoolStats::default() };
+        let blocks = |bytes: u64| u32::try_from(bytes).unwrap_or(u32::MAX);
+        // One group's blocks are pages: nothing has to be divided.
+        if let [share] = &self.pages.shares[..] {
+            let stride = share.stride as u64;
+            (stats.num_blocks, stats.used, stats.cached) = (self.pages.len(), share.used, share.cached);
+            stats.free = stats.num_blocks - stats.used;
+            stats.bytes_used = u64::from(share.used) * stride;
+            stats.bytes_free = stats.bytes_total - stats.bytes_used;
+            stats.bytes_cached = u64::from(share.cached) * stride;
+            return stats;
+        }
         let mut smallest = u64::MAX;
         for share in &self.pages.shares {
             let stride = share.stride as u64;
@@ -86,7 +97,6 @@ impl BlockPool {
             stats.bytes_fragmented += u64::from(share.loose) * stride;
         }
         stats.bytes_free = stats.bytes_total - stats.bytes_used;
-        let blocks = |bytes: u64| u32::try_from(bytes).unwrap_or(u32::MAX);
         stats.num_blocks = blocks(stats.bytes_total / smallest);
         stats.used = blocks(stats.bytes_used.div_ceil(smallest));
         stats.cached = blocks(stats.bytes_cached / smallest);

@@ -85,7 +85,7 @@ impl Engine {
 
     fn step(&mut self) -> Duration {
         let begin = Instant::now();
-        self.scheduler.step(&mut self.plan).expect("a plan");
+        self.scheduler.step(&mut self.plan).expect("the book-keeping is right");
         let planned = begin.elapsed();
         let Ok(()) = self.fake.execute(&self.plan, &self.scheduler, &mut self.outcome);
         let begin = Instant::now();

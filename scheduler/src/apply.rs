@@ -206,8 +206,11 @@ impl Scheduler {
         for (group, role) in self.segments.roles().iter().enumerate() {
             let (need, took) = (need.get(group).copied().unwrap_or(0), took.get(group).copied());
             match *role {
-                Role::Kv(segment) if request.is_thinning() && segment > 0 && need > 0 && !lists[group] => {
-                    return Some("does not say which tokens it keeps in a group in which not all stay");
+                Role::Kv(segment) if request.is_thinning() => {
+                    let decided = segment == 0 || need == 0 || lists[group];
+                    if !decided {
+                        return Some("does not say which tokens it keeps in a group in which not all stay");
+                    }
                 }
                 Role::Kv(_) if request.is_thinning() => {}
                 Role::Kv(_) if took.is_some_and(|took| took + rejected != need) => {
