@@ -81,8 +81,9 @@ impl Session {
     /// A model that does not load, options that do not go together, a trace directory that cannot be written.
     pub fn open(options: &EngineOptions) -> anyhow::Result<Self> {
         let mut loaded = load::load(options)?;
-        let groups = loaded.scheduler.blocks().groups();
-        let config = trace::engine_config(options, &loaded.info, groups);
+        let blocks = loaded.scheduler.blocks();
+        let groups = blocks.groups();
+        let config = trace::engine_config(options, &loaded.info, blocks);
         let trace = options.trace.as_ref().map(|to| Trace::create(to, &config, groups)).transpose()?;
         loaded.scheduler.keep_journal(trace.is_some());
         loaded.executor.keep_group_steps(trace.is_some());

@@ -30,9 +30,9 @@ pub(super) struct Trace {
 pub(super) fn engine_config(
     options: &EngineOptions,
     info: &SessionInfo,
-    groups: &[KvGroup],
+    blocks: &BlockManager,
 ) -> serde_json::Value {
-    let groups: Vec<KvGroupRecord> = groups.iter().map(KvGroupRecord::from).collect();
+    let groups: Vec<KvGroupRecord> = blocks.groups().iter().map(KvGroupRecord::from).collect();
     json!({
         "model_id": info.model_id,
         "dummy_weights": info.dummy_weights,
@@ -45,6 +45,8 @@ pub(super) fn engine_config(
         "num_blocks": info.num_blocks,
         "block_bytes": info.block_bytes,
         "kv_groups": groups,
+        // The share of the KV memory that padding behind blocks wastes, if all of it belonged to the group that pads most.
+        "kv_padding_at_worst": blocks.arena().worst_waste(),
         "kv_salt": info.kv_salt,
         "max_model_len": info.max_model_len,
         "max_num_seqs": options.max_num_seqs,

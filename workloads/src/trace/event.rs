@@ -52,7 +52,7 @@ pub struct PoolCounts {
     pub free: u64,
     /// Of the free ones, those with contents that a prefix can still hit.
     pub cached: u64,
-    /// Bytes of the arena; written, as are the next three, where several KV groups share it. `num_blocks` then counts
+    /// Bytes of the arena; written, as are the next four, where several KV groups share it. `num_blocks` then counts
     /// the smallest block.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes_total: Option<u64>,
@@ -65,6 +65,9 @@ pub struct PoolCounts {
     /// Of the free bytes, those of blocks that a prefix can still hit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes_cached: Option<u64>,
+    /// Of the free bytes, those in pages with a block that is held: only the group that owns such a page can take them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_fragmented: Option<u64>,
 }
 
 /// The blocks of one KV group, where several share the pool.
@@ -108,6 +111,7 @@ impl PoolCounts {
             bytes_used: Some(pool.bytes_used),
             bytes_free: Some(pool.bytes_free),
             bytes_cached: Some(pool.bytes_cached),
+            bytes_fragmented: Some(pool.bytes_fragmented),
             ..pool.into()
         }
     }

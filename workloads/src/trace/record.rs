@@ -87,7 +87,7 @@ pub struct PoolRecord {
     pub free: u64,
     /// Of the free ones, those with contents that a prefix can still hit.
     pub cached: u64,
-    /// Bytes of the arena; written, as are the next three, where several KV groups share it.
+    /// Bytes of the arena; written, as are the next four, where several KV groups share it.
     #[serde(default)]
     pub bytes_total: Option<u64>,
     /// Bytes of the blocks that sequences hold.
@@ -99,6 +99,9 @@ pub struct PoolRecord {
     /// Of the free bytes, those of blocks that a prefix can still hit.
     #[serde(default)]
     pub bytes_cached: Option<u64>,
+    /// Of the free bytes, those in pages with a block that is held: only the group that owns such a page can take them.
+    #[serde(default)]
+    pub bytes_fragmented: Option<u64>,
     /// By KV group, where several share the pool.
     #[serde(default)]
     pub by_group: Option<std::collections::BTreeMap<String, super::GroupCounts>>,
@@ -115,6 +118,7 @@ impl From<&PoolRecord> for super::PoolCounts {
             bytes_used: pool.bytes_used,
             bytes_free: pool.bytes_free,
             bytes_cached: pool.bytes_cached,
+            bytes_fragmented: pool.bytes_fragmented,
         }
     }
 }

@@ -90,6 +90,7 @@ pub(super) static STEP: Field = Group(&[
             ("bytes_used", Integer),
             ("bytes_free", Integer),
             ("bytes_cached", Integer),
+            ("bytes_fragmented", Integer),
         ]),
     ),
     ("kv_events", List(&KV_EVENT)),

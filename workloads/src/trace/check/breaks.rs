@@ -464,6 +464,10 @@ pub(super) const BREAKS: &[(Rule, &str, Break)] = &[
     (Rule::Pool, "more bytes are cached than the groups have cached", |l, _| {
         add(&mut l["pool"]["bytes_cached"], 1)
     }),
+    (Rule::Pool, "more bytes lie in pages with held blocks than are free", |l, _| {
+        let free = l["pool"]["bytes_free"].as_u64();
+        free.is_some_and(|free| set(&mut l["pool"]["bytes_fragmented"], free as usize + 1))
+    }),
     (Rule::Pool, "more bytes are used than the groups' blocks take", |l, _| {
         add(&mut l["pool"]["bytes_used"], 1) && add(&mut l["pool"]["bytes_free"], -1)
     }),

@@ -45,6 +45,9 @@ impl Lives {
         if cached > free {
             return bad(format!("bytes_cached {cached} of bytes_free {free}"));
         }
+        if let Some(fragmented) = pool.bytes_fragmented.filter(|&bytes| bytes > free) {
+            return bad(format!("bytes_fragmented {fragmented} of bytes_free {free}"));
+        }
         let known = *self.bytes_total.get_or_insert(total);
         if known != total {
             return bad(format!("bytes_total was {known}, is {total}"));
