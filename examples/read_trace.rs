@@ -8,8 +8,10 @@
 //! It reads traces of every format (`--trace-format`), and holds one line at a time in memory.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::{Context, bail};
+use pagedraft::exit;
 use pagedraft::workloads::trace::{RowKind, StepRecord, read_steps};
 use serde::Deserialize;
 
@@ -19,7 +21,17 @@ struct Line {
     event: String,
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
+    match read() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprint!("{}", exit::report(&error));
+            ExitCode::from(exit::code(&error))
+        }
+    }
+}
+
+fn read() -> anyhow::Result<()> {
     let Some(directory) = std::env::args_os().nth(1).map(PathBuf::from) else {
         bail!("name the directory that --trace-out was given: cargo run --example read_trace -- DIR");
     };

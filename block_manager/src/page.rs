@@ -255,8 +255,9 @@ impl Pages {
     }
 
     /// Gives an empty page of the quota, as the one held block, to a primary group whose blocks are whole pages.
-    /// Short for [`cut_empty`](Self::cut_empty) and [`set`](Self::set), as the next two are for `set`: with one
-    /// group all blocks are such.
+    /// Short for [`cut_empty`](Self::cut_empty) and [`set`](Self::set), as the next three are for `set`: with one
+    /// group all blocks are such, and they are kept by their lists alone. The entry of a page then says nothing, and is
+    /// never written: it would cost a cache miss a block.
     #[inline]
     pub(crate) fn hold_empty(&mut self, group: u8) -> Option<u32> {
         if self.primary_owned == self.primary_pages {
@@ -268,17 +269,23 @@ impl Pages {
         share.owned += 1;
         share.used += 1;
         self.primary_owned += 1;
-        let page = &mut self.pages[at as usize];
-        (page.owner, page.listed, page.held, page.fresh, page.top) = (group, Listed::Nowhere, 1, 1, NONE);
+        if self.shares.len() > 1 {
+            let page = &mut self.pages[at as usize];
+            (page.owner, page.listed, page.held, page.fresh, page.top) = (group, Listed::Nowhere, 1, 1, NONE);
+        }
         Some(at)
     }
 
     /// The one block of the page, which was published and free, is held.
     #[inline]
     pub(crate) fn hold_cached(&mut self, at: u32) {
-        let page = &mut self.pages[at as usize];
-        let share = &mut self.shares[usize::from(page.owner)];
-        (page.listed, page.held, page.cached) = (Listed::Nowhere, 1, 0);
+        let mut owner = 0;
+        if self.shares.len() > 1 {
+            let page = &mut self.pages[at as usize];
+            (page.listed, page.held, page.cached) = (Listed::Nowhere, 1, 0);
+            owner = page.owner;
+        }
+        let share = &mut self.shares[usize::from(owner)];
         share.used += 1;
         share.cached -= 1;
         self.primary_reclaimable -= u32::from(share.primary);
@@ -288,9 +295,13 @@ impl Pages {
     /// The one block of the page, which was held, is free and published.
     #[inline]
     pub(crate) fn free_cached(&mut self, at: u32, now: u64) {
-        let page = &mut self.pages[at as usize];
-        let share = &mut self.shares[usize::from(page.owner)];
-        (page.listed, page.held, page.cached, page.stamp) = (Listed::Reclaimable, 0, 1, now);
+        let mut owner = 0;
+        if self.shares.len() > 1 {
+            let page = &mut self.pages[at as usize];
+            (page.listed, page.held, page.cached, page.stamp) = (Listed::Reclaimable, 0, 1, now);
+            owner = page.owner;
+        }
+        let share = &mut self.shares[usize::from(owner)];
         share.used -= 1;
         share.cached += 1;
         self.primary_reclaimable += u32::from(share.primary);
@@ -300,13 +311,28 @@ impl Pages {
     /// The one block of the page, which was held, is free and not published: the page is empty.
     #[inline]
     pub(crate) fn free_empty(&mut self, at: u32, put: Put) {
-        let page = &mut self.pages[at as usize];
-        let share = &mut self.shares[usize::from(page.owner)];
-        (page.listed, page.held) = (Listed::Empty, 0);
+        let mut owner = 0;
+        if self.shares.len() > 1 {
+            let page = &mut self.pages[at as usize];
+            (page.listed, page.held) = (Listed::Empty, 0);
+            owner = page.owner;
+        }
+        let share = &mut self.shares[usize::from(owner)];
         share.used -= 1;
         share.owned -= 1;
         self.primary_owned -= u32::from(share.primary);
         self.links.put(&mut self.empty, at, put);
+    }
+
+    /// Forgets what a page of the only group has cached: the page is the last of the empty ones.
+    pub(crate) fn empty_cached(&mut self, at: u32) {
+        let share = &mut self.shares[0];
+        share.cached -= 1;
+        share.owned -= 1;
+        self.primary_owned -= 1;
+        self.primary_reclaimable -= 1;
+        self.links.remove(&mut share.reclaimable, at);
+        self.links.push_back(&mut self.empty, at);
     }
 
     /// The pages with a held and a free unpublished block, and then the empty ones, in the order in which `group`

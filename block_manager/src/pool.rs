@@ -304,6 +304,10 @@ impl BlockPool {
         }
         for group in (0..self.pages.shares.len()).map(|group| GroupId(group as u8)) {
             while let Some(place) = self.oldest_cached(group) {
+                if self.pages.is_one_group() {
+                    self.pages.empty_cached(place);
+                    continue;
+                }
                 self.unlist(group, place);
                 let at = place / self.most_per_page;
                 let page = self.pages.page_mut(at);
@@ -365,7 +369,8 @@ impl BlockPool {
     fn owned_place(&self, group: GroupId, id: BlockId) -> Option<u32> {
         let cut = self.arena.group(group).filter(|cut| id.0 < cut.num_blocks)?;
         let at = id.0 / cut.per_page;
-        let owned = !self.pages.is_empty(at) && self.pages.page(at).owner == group.0;
+        let owned =
+            self.pages.is_one_group() || (!self.pages.is_empty(at) && self.pages.page(at).owner == group.0);
         owned.then(|| self.place(group, id))
     }
 }

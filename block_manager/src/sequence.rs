@@ -19,10 +19,13 @@ impl fmt::Display for SequenceId {
 }
 
 /// One sequence: the hashes of its known tokens, and a table in each KV group.
+///
+/// The tables lie in front, beside the generation, because every step looks at both.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct Sequence {
-    pub(crate) chain: HashChain,
     pub(crate) tables: Vec<Table>,
+    pub(crate) chain: HashChain,
 }
 
 /// The two lengths of a sequence in a KV group.

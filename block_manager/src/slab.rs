@@ -32,7 +32,9 @@ impl fmt::Display for Handle {
     }
 }
 
+/// The generation lies in front, beside the first fields of the value, because both are looked at together.
 #[derive(Debug)]
+#[repr(C)]
 struct Entry<T> {
     generation: u32,
     /// `None` once the index is retired, because its generations are used up.

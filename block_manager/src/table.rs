@@ -3,21 +3,24 @@ use std::collections::VecDeque;
 use crate::{BlockId, BlockPool, BlockSize, KvGroup, Lease, Sealed, Writable};
 
 /// A sequence's blocks in one KV group: those given back behind the window, the sealed ones, the writable ones.
+///
+/// The fields lie in this order in memory: those that every step looks at come first, so that they share cache lines.
 #[derive(Debug, Default)]
+#[repr(C)]
 pub(crate) struct Table {
     ids: Vec<BlockId>,
-    sealed: VecDeque<Sealed>,
-    writable: Vec<Writable>,
     /// Slots that hold accepted tokens.
     physical: u32,
     /// Positions those stand for; more than `physical` where the group is pruned.
     logical: u32,
-    /// The positions of the slots, where they are not counted from 0.
-    kept: Vec<u32>,
-    explicit: bool,
+    window: Option<u32>,
     /// Whether its group neither lags nor is scratch.
     pub(crate) in_target: bool,
-    window: Option<u32>,
+    explicit: bool,
+    writable: Vec<Writable>,
+    sealed: VecDeque<Sealed>,
+    /// The positions of the slots, where they are not counted from 0.
+    kept: Vec<u32>,
     /// The clock of the pool when the table was last given a block.
     pub(crate) grown: u64,
 }

@@ -108,7 +108,7 @@ impl Engine {
 
     fn step(&mut self) -> Times {
         let begin = Instant::now();
-        self.scheduler.step(&mut self.plan).unwrap();
+        self.scheduler.step(&mut self.plan).expect("a plan");
         let planned = begin.elapsed();
         let Ok(()) = self.fake.execute(&self.plan, &self.scheduler, &mut self.outcome);
         self.dice = self.dice.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);

@@ -15,6 +15,7 @@ enum Turn {
 }
 
 impl Scheduler {
+    #[inline(never)]
     pub(crate) fn plan_waiting(&mut self, plan: &mut StepPlan, budget: &mut Budget) -> Result<(), Error> {
         let mut at = 0;
         while budget.least() > 0 && self.running.len() < self.config.max_num_seqs as usize {

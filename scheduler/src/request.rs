@@ -120,39 +120,43 @@ pub struct RequestInfo {
 }
 
 /// A request's state.
+///
+/// The fields lie in this order in memory: those that every step looks at come first, so that they share cache lines.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct Request {
+    /// The step it was last admitted in. The slab tells by values that this never has whether there is a request: another
+    /// reason for it to be in front.
+    pub(crate) admitted: Option<u64>,
     pub(crate) phase: Phase,
-    pub(crate) sequence: SequenceId,
+    /// Whether it had no row in the step before for want of budget: it then comes first in the next one.
+    pub(crate) starved: bool,
+    /// Whether the next pass over the canvas is a full one.
+    pub(crate) refresh: bool,
     /// Prompt, then output.
     pub(crate) tokens: Vec<u32>,
+    pub(crate) sequence: SequenceId,
     pub(crate) prompt_len: u32,
     /// Known tokens whose KV is in the pool.
     pub(crate) computed: u32,
     /// Length at which it ends: the least of `max_tokens`, `max_model_len` and what the pool can hold.
     pub(crate) max_len: u32,
+    pub(crate) canvas: Option<Canvas>,
+    /// Prompt tokens that go on behind each cut; empty: all.
+    pub(crate) kept: Vec<u32>,
     pub(crate) stop_token_ids: Vec<u32>,
     pub(crate) priority: i32,
+    /// How many of the tokens that reach `segment` have run through it.
+    pub(crate) passed: u32,
+    /// The segment in which a request that drops tokens is prefilled just now.
+    pub(crate) segment: u16,
+    pub(crate) reads_cache: bool,
+    pub(crate) num_cached: u32,
+    pub(crate) num_preemptions: u32,
     /// Number of submission.
     pub(crate) arrival: u64,
     pub(crate) salt: Salt,
-    pub(crate) reads_cache: bool,
     pub(crate) fork_of: Option<RequestKey>,
-    /// The step it was last admitted in.
-    pub(crate) admitted: Option<u64>,
-    pub(crate) num_cached: u32,
-    pub(crate) num_preemptions: u32,
-    /// Prompt tokens that go on behind each cut; empty: all.
-    pub(crate) kept: Vec<u32>,
-    /// The segment in which a request that drops tokens is prefilled just now.
-    pub(crate) segment: u16,
-    /// How many of the tokens that reach that segment have run through it.
-    pub(crate) passed: u32,
-    pub(crate) canvas: Option<Canvas>,
-    /// Whether the next pass over the canvas is a full one.
-    pub(crate) refresh: bool,
-    /// Whether it had no row in the step before for want of budget: it then comes first in the next one.
-    pub(crate) starved: bool,
 }
 
 impl Request {

@@ -81,6 +81,7 @@ impl Scheduler {
         Ok(())
     }
 
+    #[inline(never)]
     fn give_up_flight(&mut self, plan: &mut StepPlan) -> Result<(), Error> {
         self.flight.step = None;
         let mut fault = Ok(());
@@ -127,6 +128,7 @@ impl Scheduler {
         planned
     }
 
+    #[inline(never)]
     fn plan_one(
         &mut self,
         key: RequestKey,
@@ -304,6 +306,7 @@ impl Scheduler {
     /// Reserves room for the drafts of a row in the proposer's own KV, where it has some: a slot for every known token
     /// and every draft but the last, whose KV is never computed. Without room the row's need there is 0, and what the
     /// request held is given back: two requests that wait for each other's blocks would wait for ever.
+    #[inline(never)]
     fn reserve_draft_kv(&mut self, key: RequestKey, drafts: u16, need: &mut [u32]) -> Result<(), Error> {
         let Some(group) = self.segments.lagging().filter(|_| self.drafts_have_kv) else {
             return Ok(());

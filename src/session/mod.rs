@@ -432,7 +432,7 @@ impl Session {
         if let Some(trace) = &mut self.trace {
             self.scheduler.drain_journal(&mut self.journal);
             let (draft, blocks) = (self.executor.group_step(), self.scheduler.blocks());
-            trace.step(schedule, &self.plan, &self.outcome, &self.applied, draft, blocks, &self.journal)?;
+            trace.step(schedule, &self.plan, &self.outcome, &self.applied, draft, (blocks, &self.journal))?;
         }
         for applied in self.applied.iter().filter(|a| a.finish.is_some()) {
             self.by_key.remove(applied.request);

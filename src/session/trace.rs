@@ -129,8 +129,7 @@ impl Trace {
         outcome: &StepOutcome<ExecutionRecord>,
         applied: &[Applied],
         draft: Option<&GroupStep>,
-        blocks: &BlockManager,
-        journal: &KvJournal,
+        (blocks, journal): (&BlockManager, &KvJournal),
     ) -> anyhow::Result<()> {
         self.names.note(plan, applied);
         let record = &outcome.record;

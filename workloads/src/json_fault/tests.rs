@@ -70,8 +70,8 @@ fn a_field_of_the_wrong_kind_is_told_with_what_was_found_and_what_was_expected()
 #[test]
 fn in_a_text_of_several_lines_the_line_of_the_value_is_told() {
     let good = "{\n \"made_by\": {\"requests\": 1},\n \"requests\": [\n  {\"len\": 3},\n  {\n   \"more\": null,\n   \"len\": 4\n  }\n ]\n}";
-    let readers: [fn(&[u8]) -> Result<Document, JsonFault>; 2] =
-        [|text| parse(text), |text| parse_without_nulls(text)];
+    type Reader = fn(&[u8]) -> Result<Document, JsonFault>;
+    let readers: [Reader; 2] = [|text| parse(text), |text| parse_without_nulls(text)];
     for read in readers {
         read(good.as_bytes()).unwrap();
         for (from, to, line, what) in [
