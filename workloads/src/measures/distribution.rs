@@ -93,9 +93,11 @@ impl Distribution {
             kept.sort_unstable();
             kept
         });
+        let bins = if sorted.is_none() { self.cumulated() } else { Vec::new() };
+        // The value behind `rank` others in ascending order.
         let ranked = |rank: u64| match &sorted {
             Some(sorted) => sorted.get(rank as usize).copied().unwrap_or(self.max),
-            None => self.ranked(rank),
+            None => bins.get(bins.partition_point(|bin| bin.0 <= rank)).map_or(self.max, |bin| bin.1),
         };
         let at = |share| (n > 0).then(|| quantile(n, share, |rank| ranked(rank) as f64 / 1e6));
         Figures {
@@ -110,15 +112,15 @@ impl Distribution {
         }
     }
 
-    /// The value behind `rank` others in ascending order, from the histogram: a bin counts as its upper end, but never as more
-    /// than the greatest value.
-    fn ranked(&self, rank: u64) -> u64 {
-        let mut before = 0;
-        let found = self.histogram.iter_recorded().find(|bin| {
-            before += bin.count_at_value();
-            before > rank
+    /// The histogram's bins in ascending order: how many values are in a bin or below it, and what they count as. That is the
+    /// bin's upper end, but never more than the greatest value.
+    fn cumulated(&self) -> Vec<(u64, u64)> {
+        let mut upto = 0;
+        let bins = self.histogram.iter_recorded().map(|bin| {
+            upto += bin.count_at_value();
+            (upto, bin.value_iterated_to().min(self.max))
         });
-        found.map_or(self.max, |bin| bin.value_iterated_to()).min(self.max)
+        bins.collect()
     }
 
     /// `[upper bound in ms, count]` in ascending order, without gaps between the first and the last bucket that hold any:
