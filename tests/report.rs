@@ -260,7 +260,7 @@ fn what_is_no_run_is_bad_input() {
     let scratch = Scratch::new("report-bad");
     scratch.write("empty/nothing", b"");
     let cases: [(&str, &[u8], &str); 2] =
-        [("config.json", b"{", "is no JSON"), ("other", b"", "is no run directory")];
+        [("config.json", b"{", "it is not JSON"), ("other", b"", "is no run directory")];
     for (file, bytes, says) in cases {
         scratch.write(&format!("bad-{file}/{file}"), bytes);
         let done = pagedraft(&["report", &scratch.path(&format!("bad-{file}"))]);

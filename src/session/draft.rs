@@ -112,11 +112,16 @@ impl PlacedDraft {
     }
 
     /// What the model takes of a GPU's memory.
-    pub fn need(&self, options: &EngineOptions, max_model_len: u32, gpu: &Gpu) -> anyhow::Result<MemoryNeed> {
+    pub fn need(
+        &self,
+        options: &EngineOptions,
+        kv_cache: u64,
+        max_model_len: u32,
+        gpu: &Gpu,
+    ) -> anyhow::Result<MemoryNeed> {
         let config = self.checkpoint.config();
         let limits = load::step_limits(options, max_model_len);
-        // Its KV lies in the target's arena.
-        self.placement.need(config, 0, limits, gpu)
+        self.placement.need(config, kv_cache, limits, gpu)
     }
 
     /// Bytes of a KV block of the draft, all layers together.

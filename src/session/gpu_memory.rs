@@ -14,6 +14,8 @@ pub(super) struct EngineNeed {
     pub draft: Option<MemoryNeed>,
     /// KV blocks of either.
     pub num_blocks: u32,
+    /// Bytes of a block of the target and one of the draft model together.
+    pub block_bytes: u64,
 }
 
 impl EngineNeed {
@@ -21,12 +23,13 @@ impl EngineNeed {
         part(&self.target) + self.draft.as_ref().map_or(0, part)
     }
 
-    /// Refuses more than what is free; says what each part takes, and by which flag it takes less.
+    /// Refuses more than what is free; says what each part takes, and by which flag it takes less. `arena` gives the bytes of the
+    /// KV memory for a number of blocks.
     ///
     /// # Errors
     ///
     /// So many bytes are not free.
-    pub fn check(&self, free: u64) -> anyhow::Result<()> {
+    pub fn check(&self, free: u64, arena: impl Fn(u32) -> u64) -> anyhow::Result<()> {
         let all = self.sum(MemoryNeed::total);
         if all <= free {
             return Ok(());
@@ -49,22 +52,27 @@ impl EngineNeed {
         if let Some(draft) = &self.draft {
             text.push_str(&format!("; {}", parts(draft, "the draft model's ")));
         }
-        Err(usage_hint(anyhow!(text), self.hint(free)))
+        Err(usage_hint(anyhow!(text), self.hint(free, arena)))
     }
 
-    fn hint(&self, free: u64) -> String {
+    fn hint(&self, free: u64, arena: impl Fn(u32) -> u64) -> String {
         let (cache, weights) = (self.sum(|need| need.kv_cache), self.sum(|need| need.weights));
-        let block = cache.div_ceil(u64::from(self.num_blocks.max(1))).max(1);
         let rest = self.sum(MemoryNeed::total) - cache;
-        let fit = free.saturating_sub(rest) / block;
+        let room = free.saturating_sub(rest);
+        // The most blocks that fit; those that were asked for do not.
+        let (mut fit, mut over) = (0, self.num_blocks);
+        while over.saturating_sub(fit) > 1 {
+            let middle = fit + (over - fit) / 2;
+            if arena(middle) <= room { fit = middle } else { over = middle }
+        }
         let without_draft = if self.draft.is_some() { ", or do without --draft" } else { "" };
         if fit > 0 {
             format!(
                 "--num-blocks {fit} fits, or --kv-cache-memory {}; --max-num-batched-tokens and --max-model-len are what the \
                  buffers go by",
-                fit * block
+                u64::from(fit) * self.block_bytes
             )
-        } else if weights + block <= free {
+        } else if weights + self.block_bytes <= free {
             format!("lower --max-num-batched-tokens or --max-model-len{without_draft}")
         } else {
             format!(
@@ -94,13 +102,18 @@ mod tests {
         target: MemoryNeed { weights: 6 << 30, kv_cache: 4 << 30, step: 512 << 20 },
         draft: Some(MemoryNeed { weights: 1 << 30, kv_cache: 1 << 30, step: 256 << 20 }),
         num_blocks: 1024,
+        block_bytes: 5 << 20,
     };
+
+    fn check(need: &EngineNeed, free: u64) -> anyhow::Result<()> {
+        need.check(free, |blocks| u64::from(blocks) * need.block_bytes)
+    }
 
     #[test]
     fn what_does_not_fit_is_told_by_its_parts() {
         let all = (12 << 30) + (768 << 20);
-        assert!(NEED.check(all).is_ok());
-        let error = NEED.check(all - 1).unwrap_err();
+        assert!(check(&NEED, all).is_ok());
+        let error = check(&NEED, all - 1).unwrap_err();
         assert_eq!(code(&error), 2);
         let said = report(&error);
         for part in [
@@ -116,13 +129,13 @@ mod tests {
 
     #[test]
     fn the_flag_named_is_one_that_helps() {
-        let hint = |free: u64| report(&NEED.check(free).unwrap_err());
+        let hint = |free: u64| report(&check(&NEED, free).unwrap_err());
         // The blocks that fit: 5 MiB each beside 7.75 GiB.
         assert!(hint(8 << 30).contains("--num-blocks 51 fits"), "{}", hint(8 << 30));
         let buffers = hint((7 << 30) + (100 << 20));
         assert!(buffers.contains("lower --max-num-batched-tokens") && !buffers.contains("--num-blocks"));
         assert!(hint(3 << 30).contains("use a smaller model") && hint(3 << 30).contains("without --draft"));
-        let alone = EngineNeed { draft: None, ..NEED }.check(3 << 30).unwrap_err();
+        let alone = check(&EngineNeed { draft: None, ..NEED }, 3 << 30).unwrap_err();
         assert!(!report(&alone).contains("draft"));
     }
 }

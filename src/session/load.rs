@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
-use pagedraft_block_manager::{GroupId, Salt};
+use pagedraft_block_manager::{Arena, GroupId, Salt};
 use pagedraft_model::checkpoint::{Checkpoint, ModelConfig};
 use pagedraft_model::cpu::MemoryLimit;
 use pagedraft_model::dense::kv_groups;
@@ -201,12 +201,22 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
     let limits = step_limits(options, max_model_len);
     let gpu = placement.gpu()?;
     if let Some(gpu) = &gpu {
-        let need = EngineNeed {
-            target: placement.need(&config, scheduler.blocks().arena().bytes() as u64, limits, gpu)?,
-            draft: (draft.as_ref()).map(|draft| draft.need(options, max_model_len, gpu)).transpose()?,
-            num_blocks,
+        let bytes = |blocks: u32| {
+            let arena = Arena::plan(scheduler.blocks().block_size(), blocks, scheduler.blocks().groups());
+            arena.map_or(u64::MAX, |arena| arena.bytes() as u64)
         };
-        need.check(gpu.memory()?.0 as u64)?;
+        // Both models draw from one memory, which has room for as many blocks of either.
+        let of_both = bytes(num_blocks);
+        let of_draft =
+            u64::try_from(draft_bytes * u128::from(num_blocks)).map_or(of_both, |own| own.min(of_both));
+        let draft_need = |draft: &PlacedDraft| draft.need(options, of_draft, max_model_len, gpu);
+        let need = EngineNeed {
+            target: placement.need(&config, of_both - of_draft, limits, gpu)?,
+            draft: draft.as_ref().map(draft_need).transpose()?,
+            num_blocks,
+            block_bytes: u64::try_from(all_bytes).unwrap_or(u64::MAX),
+        };
+        need.check(gpu.memory()?.0 as u64, bytes)?;
     }
     let failed = || format!("the model {} does not load", options.model);
     let arena = AnyArena::new(scheduler.blocks().arena(), gpu.as_ref()).map_err(|e| usage(e.into()))?;
