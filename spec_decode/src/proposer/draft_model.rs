@@ -57,7 +57,7 @@ pub struct DraftOptions {
 ///
 /// Besides the passes it takes one microsecond a draft, with the greedy choice from a small vocabulary included (64
 /// rows of 4 drafts, one core of a 2-core Xeon). It keeps a copy of each sequence's token ids (4 bytes a token), and a
-/// [`BlockManager`] for its blocks. A step allocates nothing of its own if its rows were there before, unless a block
+/// [`BlockManager`](pagedraft_block_manager::BlockManager) for its blocks. A step allocates nothing of its own if its rows were there before, unless a block
 /// table outgrows its buffer or distributions are kept.
 pub struct DraftModel<D: Device> {
     runner: Runner<D>,

@@ -35,6 +35,15 @@ pub(super) struct Held {
     pub(super) hit_beyond: bool,
 }
 
+impl Held {
+    /// Leading blocks whose contents were looked at. While a group has hit more than its rows have come to, the last block
+    /// of the table was seen in part.
+    fn known_blocks(&self, block_size: u32) -> usize {
+        let whole = usize::try_from(self.valid / u64::from(block_size)).unwrap_or(usize::MAX);
+        if self.hit_beyond { whole.min(self.table.len()) } else { self.table.len() }
+    }
+}
+
 /// A step in such a group.
 pub(super) struct RowCall<'a> {
     pub(super) step: &'a StepRecord,
@@ -69,6 +78,13 @@ impl<'a> RowCall<'a> {
         stored
     }
 
+    /// Whether a plan row writes nothing in the group, because the group hit all of it and perhaps more. The last block of
+    /// its table is then a cached one, full even where the row ends in the midst of it.
+    fn is_all_hit(&self, row: usize) -> bool {
+        let computed = u64::from(self.step.rows[row].num_computed);
+        self.stored[row] > computed && self.stored[row] >= computed + query_len(self.step, row)
+    }
+
     fn id(&self, m: usize) -> &'a str {
         self.step.rows[self.owners[m]].request_id.as_str()
     }
@@ -92,7 +108,7 @@ impl RowGroup {
         let mut had: Vec<Option<usize>> = vec![None; at.step.rows.len()];
         for (m, table) in at.tables.iter().enumerate() {
             let owner = at.owners[m];
-            let before = self.held.get(at.id(m)).map_or(0, |held| held.table.len());
+            let before = self.held.get(at.id(m)).map_or(0, |held| held.known_blocks(block_size));
             had[owner].get_or_insert(before);
             self.hold(at, m, table)?;
         }
@@ -110,7 +126,11 @@ impl RowGroup {
         }
         for (r, row) in at.step.rows.iter().enumerate() {
             let had = had[r].unwrap_or(0);
-            self.check_context(at, row, (had, at.stored[r]), live)?;
+            let whole = match at.is_all_hit(r) {
+                true => at.stored[r].div_ceil(u64::from(block_size)),
+                false => at.stored[r] / u64::from(block_size),
+            };
+            self.check_context(at, row, (had, whole as usize, at.stored[r]), live)?;
         }
         for (&slot, &token) in written.iter() {
             if !self.blocks.write(slot, at.step.input_tokens[token]) {
@@ -124,6 +144,7 @@ impl RowGroup {
     /// Takes note of a row's table: it may only grow, or change by a copy of this step.
     fn hold(&mut self, at: &RowCall<'_>, m: usize, table: &[u32]) -> Result<(), Fault> {
         let (id, stored, size) = (at.id(m), at.stored[at.owners[m]], u64::from(self.blocks.block_size()));
+        let all_hit = at.is_all_hit(at.owners[m]);
         let Self { blocks, held, .. } = self;
         let held = held.entry(id.to_owned()).or_default();
         for (i, (was, is)) in held.table.iter_mut().zip(table).enumerate() {
@@ -147,7 +168,7 @@ impl RowGroup {
                 continue;
             }
             // A block that this row begins to write comes fresh from the pool, unless somebody shares it or it is a copy.
-            let whole = (i as u64 + 1) * size <= stored;
+            let whole = all_hit || (i as u64 + 1) * size <= stored;
             let target = || at.copies.iter().any(|copy| copy.to == i64::from(block));
             if !whole && blocks.holders(block) == 0 && !target() && !blocks.hand_out(block) {
                 let what = format!(
@@ -194,18 +215,17 @@ impl RowGroup {
 
     /// Whoever starts with KV that is there already, found it in blocks that it may have, and of its own tokens. What the
     /// trace had not shown of them so far is known from here on. A request that goes on may only find more than it had
-    /// computed (`stored`) behind the `had` blocks that it had.
+    /// computed (`stored`, in `whole` full blocks) behind the `had` blocks that it had.
     fn check_context(
         &self,
         at: &RowCall<'_>,
         row: &RowRecord,
-        (had, stored): (usize, u64),
+        (had, whole, stored): (usize, usize, u64),
         live: &mut HashMap<String, Life>,
     ) -> Result<(), Fault> {
         let (id, size) = (row.request_id.as_str(), u64::from(self.blocks.block_size()));
         let Some((held, life)) = self.held.get(id).zip(live.get(id)) else { return Ok(()) };
         let goes_on = life.next.is_some();
-        let whole = (stored / size) as usize;
         if life.opaque || row.kind == RowKind::Denoise || (goes_on && had >= whole) {
             return Ok(());
         }
