@@ -57,6 +57,9 @@ fn kinds() -> Vec<(&'static str, EngineOptions)> {
     for name in ["mistral", "qwen3-alternating"] {
         kinds.extend(reference(name).map(|model| (name, of(model, 24))));
     }
+    // Rows that end in the midst of blocks, also of such as one group hit and the other did not.
+    let pieces = |model| EngineOptions { prefill_chunk: Some(9), ..of(model, 24) };
+    kinds.extend(reference("qwen3-alternating").map(|model| ("pieces", pieces(model))));
     kinds
 }
 

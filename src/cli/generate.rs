@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use clap::Args;
 use pagedraft::session::{Emitted, RequestId, RequestOutput, Session, SpeculationOptions};
 use pagedraft_spec_decode::metrics::SpeculationMetrics;
@@ -85,6 +85,11 @@ impl Generate {
             None => stdout::print(&samples(&outputs))?,
         }
         totals.tell(&options.speculation);
+        for why in outputs.iter().filter_map(|output| output.error.as_deref()) {
+            // Of a list the others were served; of one prompt nothing else is left to tell.
+            ensure!(self.source.is_a_list(), "{why}");
+            let _ = writeln!(std::io::stderr(), "failed: {why}");
+        }
         Ok(if interrupt::pressed() { Ended::Interrupted } else { Ended::Done })
     }
 
