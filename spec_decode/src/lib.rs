@@ -31,8 +31,9 @@
 //!
 //! ```
 //! # use pagedraft_attention::isa::Isa;
+//! # use pagedraft_block_manager::{GroupId, KvGroup};
 //! # use pagedraft_model::checkpoint::{Checkpoint, ModelConfig};
-//! # use pagedraft_model::cpu::{CpuDevice, CpuOptions};
+//! # use pagedraft_model::cpu::{CpuDevice, CpuOptions, KvArena};
 //! # use pagedraft_model::{Dtype, Runner, StepLimits};
 //! # use pagedraft_scheduler::{Executor, RequestSpec, Scheduler, SchedulerConfig, StepOutcome, StepPlan};
 //! # use pagedraft_spec_decode::{ModelExecutor, Registered, proposer::NgramProposer, sampling::SamplingParams};
@@ -42,16 +43,17 @@
 //! // A tiny model with random weights, and a KV pool of 64 blocks of 16 tokens.
 //! let checkpoint = Checkpoint::dummy(ModelConfig::parse("config.json".as_ref(), json)?, 9);
 //! let layout = CpuDevice::kv_layout(checkpoint.config(), Dtype::F32, 16)?;
-//! let (isa, dtype) = (Isa::detect(), Dtype::F32);
-//! let cpu = CpuOptions { isa, threads: 1, dtype, layout, num_blocks: 64, token_rows: 64 };
+//! let groups = vec![KvGroup::dense(2, layout.token_bytes())];
+//! let config = SchedulerConfig { num_blocks: 64, num_speculative_tokens: 4, groups, ..SchedulerConfig::default() };
+//! let mut scheduler = Scheduler::new(config)?;
+//! let arena = KvArena::new(scheduler.blocks().arena())?;
+//! let cpu = CpuOptions { isa: Isa::detect(), threads: 1, dtype: Dtype::F32, block_size: 16 };
 //! let limits = StepLimits { token_rows: 64, logit_rows: 64, max_model_len: 160 };
-//! let runner = Runner::load(CpuDevice::new(&cpu, checkpoint.config())?, &checkpoint, limits)?;
+//! let runner = Runner::load(CpuDevice::new(&cpu, &arena, &[GroupId(0)])?, &checkpoint, limits)?;
 //!
 //! let mut executor = ModelExecutor::new(runner, 16)?;
 //! let ngram = executor.add_proposer(Box::new(NgramProposer::new(1, 4)?));
 //! executor.choose_proposer(Some(ngram));
-//! let config = SchedulerConfig { num_blocks: 64, num_speculative_tokens: 4, ..SchedulerConfig::default() };
-//! let mut scheduler = Scheduler::new(config)?;
 //! let request = scheduler.submit(RequestSpec::new(vec![7, 8, 9, 7, 8, 9], 20))?;
 //! executor.register(request, Registered { sampling: SamplingParams::greedy(), prompt_len: 6, ..Registered::default() });
 //!

@@ -264,8 +264,7 @@ fn what_a_file_leaves_out_is_what_transformers_classes_have() {
     };
     let llama = (Some(1), vec![2]);
     assert_eq!(of("LlamaForCausalLM"), (32_000, 11_008, 32, 2048, llama.clone()));
-    // The length is that of the window until windows are computed; the class has 131,072.
-    assert_eq!(of("MistralForCausalLM"), (32_000, 14_336, 8, 4096, llama));
+    assert_eq!(of("MistralForCausalLM"), (32_000, 14_336, 8, 131_072, llama));
     assert_eq!(of("Qwen2ForCausalLM"), (151_936, 22_016, 32, 32_768, (None, vec![])));
     assert_eq!(of("Qwen3ForCausalLM"), (151_936, 22_016, 32, 32_768, (None, vec![])));
     let endless = json!({"architectures": ["LlamaForCausalLM"], "eos_token_id": null, "bos_token_id": null});

@@ -108,12 +108,13 @@ impl Lives {
             .row_groups
             .first()
             .map_or(0, |group| group.held.values().map(|held| held.reserved).fold(0, u64::saturating_add));
-        for (name, group) in &self.own_groups {
+        let others =
+            by_group.iter().filter(|(name, _)| self.row_groups.iter().all(|group| group.name != **name));
+        for (name, counts) in others {
             let record = step.groups.as_ref().and_then(|groups| groups.get(name));
             let rows = record.and_then(|record| record.plan_rows.as_deref()).unwrap_or_default();
-            let used = by_group.get(name).map(|counts| counts.used);
-            let bounds = (group.least_used(step, rows), most);
-            used.map_or(Ok(()), |used| within(&format!("group {name:?}: used"), used, bounds, false))?;
+            let least = self.own_groups.get(name).map_or(0, |group| group.least_used(step, rows));
+            within(&format!("group {name:?}: used"), counts.used, (least, most), false)?;
         }
         self.check_apart(by_group)
     }
