@@ -199,11 +199,11 @@ fn memory_that_is_not_there_is_told_by_what_it_is_for_and_what_fits_does_run() {
         assert_eq!(run(&machine, &(fits + 1).to_string(), more).code, Some(2));
     }
 
-    // Memory in pieces, of which each is too small: 64 blocks of the target take 256 KiB.
+    // Memory in pieces, of which each is too small: 64 blocks of either model take 320 KiB.
     machine.settings = vec![("FAKE_CUDA_LARGEST", 200_000.to_string())];
     let failed = run(&machine, "64", &[]);
     assert_eq!(failed.code, Some(1), "{failed:?}");
-    let said = "the KV cache of the model: the GPU has no piece of 262144 bytes";
+    let said = "the KV cache of the model: the GPU has no piece of 327680 bytes";
     assert!(failed.stderr.contains(said) && failed.stderr.contains("lower --num-blocks"), "{failed:?}");
 }
 

@@ -219,7 +219,10 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
         need.check(gpu.memory()?.0 as u64, bytes)?;
     }
     let failed = || format!("the model {} does not load", options.model);
-    let arena = AnyArena::new(scheduler.blocks().arena(), gpu.as_ref()).map_err(|e| usage(e.into()))?;
+    let arena = AnyArena::new(scheduler.blocks().arena(), gpu.as_ref()).map_err(|e| {
+        // A GPU's memory was asked for above: what it does not grant now is no fault of the options.
+        if on_gpu { anyhow::Error::from(e).context(failed()) } else { usage(e.into()) }
+    })?;
     let place = Place { arena: &arena, groups: &target_ids, gpu: gpu.as_ref(), beside: None };
     let device = placement.open(&config, limits, place).with_context(failed)?;
     let isa = instruction_set(&device);
