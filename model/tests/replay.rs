@@ -162,10 +162,14 @@ fn replays_are_eager_steps(
             }
             ALLOCATIONS.load(Ordering::Relaxed) - before
         };
-        let rounds: Vec<usize> = (0..50).map(|_| round()).collect();
+        // The first piece of work that a thread takes grows its buffers. On a busy machine that may be late; then never again.
         // (Collecting the counts allocates between the rounds, not in them.)
-        let late = rounds[25..].iter().sum::<usize>();
-        assert_eq!(late, 0, "{what}, {how}: allocations {rounds:?}");
+        let mut last = Vec::new();
+        let steady = (0..20).any(|_| {
+            last = (0..50).map(|_| round()).collect();
+            last.iter().all(|&allocations| allocations == 0)
+        });
+        assert!(steady, "{what}, {how}: allocations of the last 50 rounds {last:?}");
     }
 }
 
