@@ -107,7 +107,7 @@ impl MetadataBuilder {
         let seq_end = sum(self.metadata.seq_start_loc.last().copied().unwrap_or(0), seq_len)?;
         sum(tokens_before, query_len)?;
         self.check_order(query_len)?;
-        let needed = seq_len.div_ceil(self.block_size()) as usize;
+        let needed = self.blocks_of(seq_len);
         let Some(table) = table.get(..needed) else {
             return Err(AttentionError::ShortTable { row, blocks: table.len(), needed });
         };
@@ -186,6 +186,13 @@ impl MetadataBuilder {
         let finished = std::mem::replace(&mut self.metadata, used);
         self.begin();
         finished
+    }
+
+    /// How many blocks so many tokens fill. A shift stands for the division, which costs more.
+    #[inline]
+    fn blocks_of(&self, tokens: u32) -> usize {
+        let started = tokens & (self.block_size() - 1) != 0;
+        (tokens >> self.block_shift) as usize + usize::from(started)
     }
 
     fn check_order(&self, query_len: u32) -> Result<(), AttentionError> {
@@ -282,6 +289,18 @@ impl MetadataBuilder {
     ) -> Result<(), AttentionError> {
         let (shift, mask) = (self.block_shift, self.block_size() - 1);
         let slots = &mut self.metadata.slot_mapping;
+        let slot = |index: u32, block: BlockId| (i64::from(block.0) << shift) + i64::from(index & mask);
+        // Most rows have one token.
+        if end - start == 1 {
+            let entry = (start >> shift) as usize;
+            return match table[entry] {
+                BlockId::FREED => Err(AttentionError::FreedBlock { row, entry }),
+                block => {
+                    slots.push(slot(start, block));
+                    Ok(())
+                }
+            };
+        }
         let before = slots.len();
         let mut index = start;
         while index < end {
@@ -292,7 +311,7 @@ impl MetadataBuilder {
                 slots.truncate(before);
                 return Err(AttentionError::FreedBlock { row, entry });
             }
-            let first = (i64::from(block.0) << shift) + i64::from(index & mask);
+            let first = slot(index, block);
             slots.extend(first..first + i64::from(run));
             index += run;
         }

@@ -1,3 +1,4 @@
+use crate::table::Tables;
 use crate::table::{Reopened, Table};
 use crate::window::first_seen;
 use crate::{BlockCopy, BlockManager, BlockSize, Error, GroupId, KvGroup, MAX_GROUPS, SequenceId};
@@ -40,11 +41,11 @@ impl BlockManager {
         };
         self.make_empty(room.empty);
         // Both are in the slab: taking the child out for a moment lets the two be borrowed together.
-        let mut tables = std::mem::take(&mut self.sequence_mut(child)?.tables);
+        let mut tables = std::mem::replace(&mut self.sequence_mut(child)?.tables, Tables::new(&[], size));
         let Self { groups, pool, sequences, .. } = self;
         let from = sequences.get(parent.0).ok_or(Error::StaleSequence { sequence: parent })?;
         let mut lost = None;
-        for ((table, source), group) in tables.iter_mut().zip(&from.tables).zip(groups.as_slice()) {
+        for ((table, source), group) in tables.iter_mut().zip(from.tables.iter()).zip(groups.as_slice()) {
             let slots = fork_slots(source, group, parent, len, size)?;
             let full = size.full_blocks(slots) as usize;
             table.clear(pool);

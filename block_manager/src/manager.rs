@@ -2,7 +2,7 @@ use std::ops::Range;
 
 use crate::hash::HashChain;
 use crate::sequence::Sequence;
-use crate::table::Table;
+use crate::table::{Table, Tables};
 use crate::upto::Upto;
 use crate::{
     Arena, BlockHash, BlockId, BlockPool, BlockSize, Error, GroupId, GroupStats, KvGroup, KvJournal, Lengths,
@@ -99,7 +99,7 @@ impl BlockManager {
 
     /// A new sequence without blocks, whose prefix is shared only under the same `salt`.
     pub fn open(&mut self, salt: Salt) -> SequenceId {
-        let tables = self.groups.iter().map(Table::new).collect();
+        let tables = Tables::new(&self.groups, self.block_size);
         SequenceId(self.sequences.insert(Sequence { chain: HashChain::new(salt), tables }))
     }
 
@@ -166,19 +166,13 @@ impl BlockManager {
         tokens: &[u32],
         upto: u32,
     ) -> Result<Range<u32>, Error> {
-        let size = self.block_size;
-        if let Some(seq) = self.sequences.get_mut(sequence.0)
-            && tokens.len() >= upto as usize
-            && seq.tables.iter().all(|table| !table.in_target || table.commits_quietly(upto, size))
+        if tokens.len() >= upto as usize
+            && let Some(seq) = self.sequences.get_mut(sequence.0)
+            && seq.tables.commit_quietly(upto)
         {
-            let mut first = 0;
-            for (index, table) in seq.tables.iter_mut().enumerate().filter(|(_, table)| table.in_target) {
-                table.set_lengths(upto, upto);
-                if index == 0 {
-                    first = table.sealed_end() as u32;
-                }
-            }
-            return Ok(first..first);
+            let first = &seq.tables[0];
+            let sealed = if first.in_target { first.sealed_end() as u32 } else { 0 };
+            return Ok(sealed..sealed);
         }
         self.commit_each(sequence, tokens, upto)
     }

@@ -44,11 +44,7 @@ impl BlockManager {
     #[inline]
     #[must_use]
     pub fn has_slots(&self, sequence: SequenceId, slots: u32) -> bool {
-        let size = self.block_size;
-        match self.sequences.get(sequence.0) {
-            Some(seq) => seq.tables.iter().all(|table| !table.in_target || has(table, slots, size)),
-            None => false,
-        }
+        self.sequences.get(sequence.0).is_some_and(|seq| seq.tables.have(slots))
     }
 
     /// Adds to `blocks[g]` the blocks that the sequence lacks to have `need[g]` slots in group g. Both have an entry
@@ -110,21 +106,22 @@ impl BlockManager {
         let size = self.block_size;
         let Self { pool, sequences, .. } = self;
         let seq = sequences.get_mut(sequence.0).ok_or(Error::StaleSequence { sequence })?;
-        // One group has nobody to share pages with, and mostly there are empty ones.
-        if let ([table], [need]) = (&mut seq.tables[..], need) {
+        // One group has nobody to share pages with: there is room as long as pages are free.
+        if let (Some(table), [need]) = (seq.tables.only_mut(), need) {
             let lack = lacks(table, *need, size);
-            if pool.has_empty(lack) {
-                table.grown = pool.clock;
-                for _ in 0..lack {
-                    let lease = pool.take_empty(GroupId(0));
-                    table.push_writable(lease.ok_or(Error::Room { sequence, group: GroupId(0) })?);
-                }
-                return Ok(Some(()));
+            if lack > pool.free_pages() {
+                return Ok(None);
             }
+            table.grown = pool.clock;
+            for _ in 0..lack {
+                let lease = pool.take_page().ok_or(Error::Room { sequence, group: GroupId(0) })?;
+                table.push_writable(lease);
+            }
+            return Ok(Some(()));
         }
         let seq = self.sequence(sequence)?;
         // Most steps of most sequences find their slots there already.
-        if seq.tables.iter().zip(need).all(|(table, &need)| has(table, need, size)) {
+        if seq.tables.iter().zip(need).all(|(table, &need)| table.has(need)) {
             return Ok(Some(()));
         }
         let mut lack = [0; MAX_GROUPS];
@@ -170,7 +167,7 @@ impl BlockManager {
         let Self { pool, sequences, groups, .. } = self;
         let seq = sequences.get_mut(sequence.0).ok_or(Error::StaleSequence { sequence })?;
         for lagging in [false, true] {
-            for (group, table) in groups.iter().zip(&mut seq.tables) {
+            for (group, table) in groups.iter().zip(seq.tables.iter_mut()) {
                 let lack = lack[usize::from(group.id.0)];
                 if group.lags == lagging && lack > 0 {
                     grow(table, lack, group.id, pool, &mut room)
@@ -211,15 +208,9 @@ pub(crate) fn hit_blocks(len: u32, window: Option<u32>, size: BlockSize) -> std:
     crate::window::first_seen(len, window, size).min(end)..end
 }
 
-/// Whether a table has `need` slots: a product, because a division costs more.
-#[inline]
-fn has(table: &Table, need: u32, size: BlockSize) -> bool {
-    u64::from(need) <= u64::from(table.num_blocks()) * u64::from(size.get())
-}
-
 #[inline]
 fn lacks(table: &Table, need: u32, size: BlockSize) -> u32 {
-    if has(table, need, size) { 0 } else { size.blocks_for(need) - table.num_blocks() }
+    if table.has(need) { 0 } else { size.blocks_for(need) - table.num_blocks() }
 }
 
 fn grow(table: &mut Table, lack: u32, group: GroupId, pool: &mut BlockPool, room: &mut Room) -> Option<()> {

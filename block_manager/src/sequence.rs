@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::Handle;
 use crate::hash::HashChain;
-use crate::table::Table;
+use crate::table::Tables;
 
 /// Names a sequence of a [`BlockManager`](crate::BlockManager). A handle kept after
 /// [`free`](crate::BlockManager::free) never names another sequence.
@@ -20,11 +20,11 @@ impl fmt::Display for SequenceId {
 
 /// One sequence: the hashes of its known tokens, and a table in each KV group.
 ///
-/// The tables lie in front, beside the generation, because every step looks at both.
+/// The tables lie in front: what every step looks at is then in the cache line of the slab's entry.
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct Sequence {
-    pub(crate) tables: Vec<Table>,
+    pub(crate) tables: Tables,
     pub(crate) chain: HashChain,
 }
 

@@ -9,7 +9,9 @@ pub struct SideTable<T> {
     places: Vec<Place<T>>,
 }
 
+/// The generation lies in front, beside the first fields of the value, because both are looked at together.
 #[derive(Clone, Debug, Default)]
+#[repr(C)]
 struct Place<T> {
     /// The generation of the handle that the value is for; 0 while it is for none.
     generation: u32,

@@ -32,9 +32,10 @@ impl fmt::Display for Handle {
     }
 }
 
-/// The generation lies in front, beside the first fields of the value, because both are looked at together.
+/// The generation lies in front, beside the first fields of the value, because both are looked at together. An entry
+/// begins with a cache line, so that what lies in its first 64 bytes costs one cache miss.
 #[derive(Debug)]
-#[repr(C)]
+#[repr(C, align(64))]
 struct Entry<T> {
     generation: u32,
     /// `None` once the index is retired, because its generations are used up.

@@ -33,10 +33,25 @@ impl BlockPool {
         self.take_other(group, left, room)
     }
 
-    /// Whether primary groups may have so many more pages, and they are empty.
+    /// Pages that primary groups can have, if nothing else is asked for.
     #[inline]
-    pub(crate) fn has_empty(&self, pages: u32) -> bool {
-        pages <= self.pages.num_empty() && pages <= self.pages.quota()
+    pub(crate) fn free_pages(&self) -> u32 {
+        self.pages.quota() + self.pages.primary_reclaimable()
+    }
+
+    /// A block of the only group: an empty page, or else the cached block that was released first. `None` when there is
+    /// neither.
+    #[inline]
+    pub(crate) fn take_page(&mut self) -> Option<Writable> {
+        self.take_empty(GroupId(0)).or_else(|| self.take_cached_page())
+    }
+
+    fn take_cached_page(&mut self) -> Option<Writable> {
+        let page = self.pages.first_reclaimable(0)?;
+        self.forget(page);
+        self.holders[page as usize] = 1;
+        self.pages.hold_cached(page);
+        Some(Writable::new(GroupId(0), BlockId(page)))
     }
 
     /// An empty page as a block of a primary group whose blocks are whole pages.

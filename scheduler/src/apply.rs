@@ -4,6 +4,7 @@ use pagedraft_block_manager::{BlockManager, Error as BlockError, GroupId, MAX_GR
 use serde::Serialize;
 
 use crate::error::of;
+use crate::piece::Piece;
 use crate::request::Request;
 use crate::scheduler::FlightRow;
 use crate::segments::{Role, Segments};
@@ -54,8 +55,14 @@ impl Scheduler {
         self.check_outcome(outcome)?;
         if let Some(control) = &mut self.control {
             control.begin_step();
+            let (requests, shares) = (&self.requests, self.segments.shares());
             for (row, result) in self.flight.rows.iter().zip(&outcome.rows) {
-                control.learn(row, result);
+                let piece = Piece { tokens: row.start..row.end, segments: row.segments.0..row.segments.1 };
+                let known = shares.rows(|segment| match requests.get(row.request.0) {
+                    Some(request) if piece.segments.contains(&segment) => piece.rows(request, segment),
+                    _ => 0,
+                });
+                control.learn(row, shares.context(row.end), known, result);
             }
         }
         let mut rows = std::mem::take(&mut self.flight.rows);
@@ -327,7 +334,7 @@ fn wrong_with(row: &FlightRow, result: &RowOutcome, num_tokens: usize) -> Option
     } else if matches!(result.progress, Progress::Canvas { .. }) != row.canvas.is_some() {
         Some("appends to a canvas, or rewrites a sequence that is appended to")
     } else if let Some(block) = row.canvas {
-        (emitted != Some(0) && emitted != Some(block)).then_some("makes part of a block final")
+        (emitted != Some(0) && emitted != Some(block.get())).then_some("makes part of a block final")
     } else if result.num_drafts > row.drafts_max {
         Some("scored more drafts than were planned")
     } else if result.num_accepted > result.num_drafts {

@@ -11,22 +11,23 @@ use crate::{Executor, Kept, Kind, KvView, Progress, RequestKey, SegmentKv, StepO
 
 /// What a request generates.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
 pub struct Script {
+    /// The seed that its tokens are drawn from.
+    pub seed: u64,
     /// The number of output tokens after which the request stops by itself. `None` means that it goes on to its
     /// `max_tokens`.
     pub output_len: Option<u32>,
+    /// Prompt tokens that go on behind each cut, as the request was submitted with.
+    pub kept: Vec<u32>,
     /// The number of drafts accepted in each verify step, in order. The last entry holds for all later steps, and an
     /// empty list accepts none.
     pub accepted: Vec<u16>,
-    /// The seed that its tokens are drawn from.
-    pub seed: u64,
     /// Of a request with a canvas: passes that each block takes, one block after the other; the last entry goes on for
     /// ever, an empty list is one pass a block.
     pub passes: Vec<u32>,
     /// Of a request with a canvas: every so many passes within a block another full one is asked for; 0 is never.
     pub refresh_every: u32,
-    /// Prompt tokens that go on behind each cut, as the request was submitted with.
-    pub kept: Vec<u32>,
 }
 
 impl Script {
@@ -60,11 +61,13 @@ impl Script {
 /// The number of different tokens: scripts give tokens below it.
 pub const VOCABULARY: u32 = 32_000;
 
+/// The fields lie in this order in memory: those that every step looks at come first, so that they share cache lines.
 #[derive(Debug, Default)]
+#[repr(C)]
 struct Playing {
-    script: Script,
     prompt_len: u32,
-    verify_steps: usize,
+    verify_steps: u32,
+    script: Script,
     /// Passes over the block that is being denoised. Its contents begin anew when the request is preempted.
     passes: u32,
 }
@@ -92,7 +95,7 @@ impl FakeExecutor {
 
     /// Gives a request of `prompt_len` prompt tokens its script, before its first step.
     pub fn insert(&mut self, request: RequestKey, prompt_len: u32, script: Script) {
-        self.playing.insert(request, Playing { script, prompt_len, verify_steps: 0, passes: 0 });
+        self.playing.insert(request, Playing { prompt_len, verify_steps: 0, script, passes: 0 });
     }
 }
 
@@ -152,7 +155,7 @@ impl Executor for FakeExecutor {
             if row.samples {
                 if row.kind == Kind::Verify {
                     let accepted = &playing.script.accepted;
-                    let step = playing.verify_steps.min(accepted.len().saturating_sub(1));
+                    let step = (playing.verify_steps as usize).min(accepted.len().saturating_sub(1));
                     num_drafts = row.drafts_max;
                     num_accepted = accepted.get(step).copied().unwrap_or(0).min(num_drafts);
                     playing.verify_steps += 1;

@@ -111,7 +111,7 @@ impl Visit {
         let place = *self.order.get(at)?;
         self.at += 1;
         if !place.gone {
-            self.subtract(at);
+            self.subtract(at, place.lacks);
         }
         Some(place.key)
     }
@@ -122,14 +122,14 @@ impl Visit {
         if let Some(behind) = behind {
             let at = self.at + behind;
             self.order[at].gone = true;
-            self.subtract(at);
+            self.subtract(at, self.order[at].lacks);
         }
     }
 
     #[inline]
-    fn subtract(&mut self, at: usize) {
+    fn subtract(&mut self, at: usize, lacks: bool) {
         self.behind_rows -= 1;
-        if !self.order[at].lacks {
+        if !lacks {
             return;
         }
         let lacks = self.lacks.get(at * self.groups..(at + 1) * self.groups).unwrap_or_default();

@@ -119,21 +119,35 @@ pub struct RequestInfo {
     pub num_preemptions: u32,
 }
 
+/// How a request's tokens come to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Work {
+    /// Tokens are appended, and all of them keep their KV in every segment.
+    Append,
+    /// Tokens are appended, and of the prompt's not all go on behind each cut.
+    Thin,
+    /// A canvas is rewritten in place.
+    Canvas,
+}
+
+impl Work {
+    pub(crate) fn of(spec: &RequestSpec) -> Self {
+        match spec {
+            RequestSpec { canvas: Some(_), .. } => Self::Canvas,
+            RequestSpec { kept, .. } if kept.is_empty() => Self::Append,
+            _ => Self::Thin,
+        }
+    }
+}
+
 /// A request's state.
 ///
-/// The fields lie in this order in memory: those that every step looks at come first, so that they share cache lines.
+/// The fields lie in this order in memory: those that every step looks at come first, so that they share a cache line.
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct Request {
-    /// The step it was last admitted in. The slab tells by values that this never has whether there is a request: another
-    /// reason for it to be in front.
-    pub(crate) admitted: Option<u64>,
-    pub(crate) phase: Phase,
-    /// Whether it had no row in the step before for want of budget: it then comes first in the next one.
-    pub(crate) starved: bool,
-    /// Whether the next pass over the canvas is a full one.
-    pub(crate) refresh: bool,
-    /// Prompt, then output.
+    /// Prompt, then output. The slab tells by values that a vector never has whether there is a request: another reason
+    /// for it to be in front.
     pub(crate) tokens: Vec<u32>,
     pub(crate) sequence: SequenceId,
     pub(crate) prompt_len: u32,
@@ -141,10 +155,18 @@ pub(crate) struct Request {
     pub(crate) computed: u32,
     /// Length at which it ends: the least of `max_tokens`, `max_model_len` and what the pool can hold.
     pub(crate) max_len: u32,
-    pub(crate) canvas: Option<Canvas>,
+    pub(crate) work: Work,
+    pub(crate) phase: Phase,
+    /// Whether it had no row in the step before for want of budget: it then comes first in the next one.
+    pub(crate) starved: bool,
+    /// Whether the next pass over the canvas is a full one.
+    pub(crate) refresh: bool,
+    pub(crate) stop_token_ids: Vec<u32>,
     /// Prompt tokens that go on behind each cut; empty: all.
     pub(crate) kept: Vec<u32>,
-    pub(crate) stop_token_ids: Vec<u32>,
+    pub(crate) canvas: Option<Canvas>,
+    /// The step it was last admitted in.
+    pub(crate) admitted: Option<u64>,
     pub(crate) priority: i32,
     /// How many of the tokens that reach `segment` have run through it.
     pub(crate) passed: u32,
@@ -158,6 +180,12 @@ pub(crate) struct Request {
     pub(crate) salt: Salt,
     pub(crate) fork_of: Option<RequestKey>,
 }
+
+/// A slab's entry puts 8 bytes in front of it.
+const _: () = assert!(
+    std::mem::offset_of!(Request, refresh) < 64 - 8,
+    "what every step looks at lies in one cache line"
+);
 
 impl Request {
     /// Known tokens.
@@ -174,19 +202,19 @@ impl Request {
     /// Whether only the KV of its last token is missing, and that one is an output token.
     #[inline]
     pub(crate) fn is_decoding(&self) -> bool {
-        self.computed + 1 == self.len() && self.generated() > 0 && self.canvas.is_none()
+        self.computed + 1 == self.len() && self.generated() > 0 && self.work != Work::Canvas
     }
 
     /// Whether all its tokens keep their KV in every segment, and none is rewritten.
     #[inline]
     pub(crate) fn keeps_all(&self) -> bool {
-        self.kept.is_empty() && self.canvas.is_none()
+        self.work == Work::Append
     }
 
     /// Whether its prompt is being computed with tokens dropped on the way.
     #[inline]
     pub(crate) fn is_thinning(&self) -> bool {
-        !self.kept.is_empty() && self.computed == 0
+        self.work == Work::Thin && self.computed == 0
     }
 
     /// Known tokens that reach `segment`: of the prompt those that the cuts before it keep, and every output token.

@@ -1,10 +1,12 @@
+use std::num::NonZeroU32;
+
 use pagedraft_block_manager::{BlockId, BlockManager, GroupId, KvIndex, KvJournal, Lengths, PoolStats, Slab};
 use serde::Serialize;
 
 use crate::error::of;
 use crate::piece::{ByGroup, greatest_piece};
 use crate::queues::{Running, Visit, Waiting};
-use crate::request::Request;
+use crate::request::{Request, Work};
 use crate::segments::Segments;
 use crate::{
     ConfigError, DraftControl, Error, FinishReason, KvView, Phase, Policy, RequestInfo, RequestKey,
@@ -70,12 +72,8 @@ pub(crate) struct FlightRow {
     pub(crate) start: u32,
     pub(crate) end: u32,
     pub(crate) segments: (u16, u16),
-    /// Tokens of context that a query of the row reads, averaged over the layers.
-    pub(crate) context: u32,
-    /// Known tokens, counted by the share of the model that they run through.
-    pub(crate) worth: u32,
     /// Positions of the block of a pass over a canvas.
-    pub(crate) canvas: Option<u32>,
+    pub(crate) canvas: Option<NonZeroU32>,
     pub(crate) drafts_max: u16,
     pub(crate) samples: bool,
     pub(crate) decodes: bool,
@@ -133,6 +131,7 @@ impl Scheduler {
             && spec.canvas.is_none()
             && parent.is_some_and(|parent| parent.kept.is_empty() && parent.canvas.is_none());
         let key = RequestKey(self.requests.insert(Request {
+            work: Work::of(&spec),
             phase: Phase::Waiting,
             sequence: self.blocks.open(spec.salt),
             tokens: spec.prompt,
@@ -407,6 +406,9 @@ impl Scheduler {
             |what| Err(SubmitError::Canvas { len: canvas.len, block: canvas.block, prompt_len, what });
         if canvas.block == 0 || !canvas.len.is_multiple_of(canvas.block) {
             return wrong("has to be whole blocks; choose a length that is a multiple of the block");
+        }
+        if !spec.kept.is_empty() {
+            return wrong("belongs to a request that drops prompt tokens as well; ask for one of the two");
         }
         if canvas.len != spec.max_tokens {
             return wrong("is not as long as max_tokens; they are the same number");

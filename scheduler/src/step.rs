@@ -1,3 +1,5 @@
+use std::num::NonZeroU32;
+
 use crate::error::of;
 use crate::piece::{ByGroup, Piece};
 use crate::queues::Visit;
@@ -37,23 +39,13 @@ impl Scheduler {
         plan.finished.append(&mut self.finished);
         self.next_step += 1;
         self.flight.step = Some(plan.id);
-        let (requests, shares, one) = (&self.requests, self.segments.shares(), self.segments.count() == 1);
         self.flight.rows.extend(plan.rows.iter().map(|row| FlightRow {
-            context: shares.context(row.tokens.end),
-            worth: if one {
-                row.tokens.end - row.tokens.start
-            } else {
-                shares.rows(|segment| match requests.get(row.request.0) {
-                    Some(request) if row.segments.contains(&segment) => Piece::of(row).rows(request, segment),
-                    _ => 0,
-                })
-            },
             request: row.request,
             start: row.tokens.start,
             end: row.tokens.end,
             segments: (row.segments.start, row.segments.end),
             canvas: match &row.kind {
-                Kind::Denoise { block, .. } => Some(block.end - block.start),
+                Kind::Denoise { block, .. } => NonZeroU32::new(block.end - block.start),
                 _ => None,
             },
             drafts_max: row.drafts_max,

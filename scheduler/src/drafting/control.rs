@@ -324,16 +324,17 @@ impl DraftControl {
         self.work = StepWork { drafting, ..StepWork::default() };
     }
 
-    /// Learns from one row of the applied step and what came of it.
-    pub(crate) fn learn(&mut self, row: &FlightRow, result: &RowOutcome) {
+    /// Learns from one row of the applied step and what came of it. A query of the row read `context` tokens, averaged
+    /// over the layers; its known tokens were worth `known` rows of the whole model.
+    pub(crate) fn learn(&mut self, row: &FlightRow, context: u32, known: u32, result: &RowOutcome) {
         let new = row.end - row.start;
         let (given, accepted) = (result.num_drafts, result.num_accepted);
         let rows = new + u32::from(given);
-        self.work.context += f64::from(rows) * f64::from(row.context);
-        self.work.read += f64::from(row.context);
-        self.work.rows += if row.decodes { rows } else { row.worth };
+        self.work.context += f64::from(rows) * f64::from(context);
+        self.work.read += f64::from(context);
+        self.work.rows += if row.decodes { rows } else { known };
         if !row.decodes {
-            self.work.prefill_rows += row.worth;
+            self.work.prefill_rows += known;
             return;
         }
         if row.drafts_max == 0 {
