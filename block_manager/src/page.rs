@@ -34,6 +34,10 @@ pub(crate) struct Page {
     mark: u32,
 }
 
+/// A page that nobody owns.
+const UNUSED: Page =
+    Page { owner: 0, listed: Listed::Empty, held: 0, cached: 0, fresh: 0, top: NONE, stamp: 0, mark: 0 };
+
 /// What one group has of the pages.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Share {
@@ -57,7 +61,9 @@ pub(crate) struct Share {
 /// Who owns which page of the arena.
 #[derive(Debug)]
 pub(crate) struct Pages {
+    /// Empty where one group has all pages to itself: its blocks are whole pages, and the lists say all about them.
     pages: Vec<Page>,
+    num_pages: u32,
     links: Links,
     empty: List,
     pub(crate) shares: Vec<Share>,
@@ -85,7 +91,8 @@ impl Pages {
             reclaimable: List::EMPTY,
         });
         let mut new = Self {
-            pages: Vec::new(),
+            pages: if alone { Vec::new() } else { vec![UNUSED; arena.num_pages() as usize] },
+            num_pages: arena.num_pages(),
             links: Links::new(arena.num_pages() as usize),
             empty: List::EMPTY,
             shares: shares.collect(),
@@ -94,17 +101,6 @@ impl Pages {
             primary_pages: arena.primary_pages(),
             marks: 0,
         };
-        let page = Page {
-            owner: 0,
-            listed: Listed::Empty,
-            held: 0,
-            cached: 0,
-            fresh: 0,
-            top: NONE,
-            stamp: 0,
-            mark: 0,
-        };
-        new.pages.resize(arena.num_pages() as usize, page);
         new.start_anew();
         new
     }
@@ -112,17 +108,17 @@ impl Pages {
     /// All pages, which must be empty, will be handed out in ascending order.
     pub(crate) fn start_anew(&mut self) {
         self.empty = List::EMPTY;
-        for page in 0..self.pages.len() as u32 {
+        for page in 0..self.num_pages {
             self.links.push_back(&mut self.empty, page);
         }
     }
 
     pub(crate) fn len(&self) -> u32 {
-        self.pages.len() as u32
+        self.num_pages
     }
 
     pub(crate) fn page(&self, page: u32) -> &Page {
-        &self.pages[page as usize]
+        self.pages.get(page as usize).unwrap_or(&UNUSED)
     }
 
     pub(crate) fn page_mut(&mut self, page: u32) -> &mut Page {
@@ -256,8 +252,7 @@ impl Pages {
 
     /// Gives an empty page of the quota, as the one held block, to a primary group whose blocks are whole pages.
     /// Short for [`cut_empty`](Self::cut_empty) and [`set`](Self::set), as the next three are for `set`: with one
-    /// group all blocks are such, and they are kept by their lists alone. The entry of a page then says nothing, and is
-    /// never written: it would cost a cache miss a block.
+    /// group all blocks are such, and they are kept by their lists alone: an entry would cost a cache miss a block.
     #[inline]
     pub(crate) fn hold_empty(&mut self, group: u8) -> Option<u32> {
         if self.primary_owned == self.primary_pages {
@@ -351,9 +346,10 @@ impl Pages {
         self.marks = self.marks.wrapping_add(1);
     }
 
-    /// Marks a page; whether it was not marked in this round before.
+    /// Marks a page; whether it was not marked in this round before. With one group, whose blocks are pages, nobody asks
+    /// for a page twice.
     pub(crate) fn mark(&mut self, page: u32) -> bool {
         let marks = self.marks;
-        std::mem::replace(&mut self.pages[page as usize].mark, marks) != marks
+        self.pages.get_mut(page as usize).is_none_or(|page| std::mem::replace(&mut page.mark, marks) != marks)
     }
 }

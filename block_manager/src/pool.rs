@@ -25,7 +25,8 @@ pub struct BlockPool {
     pub(crate) holders: Vec<u32>,
     /// When each free published block was released. Not kept for blocks that are whole pages.
     pub(crate) stamps: Vec<u64>,
-    /// Links of the free blocks: published ones in the list of their group, others in the stack of their page.
+    /// Links of the free blocks: published ones in the list of their group, others in the stack of their page. Empty where
+    /// there is one group, whose blocks are whole pages.
     pub(crate) links: Links,
     /// By group, the free published blocks, the least recently released first. Empty for a group whose blocks are whole
     /// pages: there the list of reclaimable pages says the same.
@@ -58,7 +59,7 @@ impl BlockPool {
             pages: Pages::new(&arena, groups),
             holders: vec![0; places],
             stamps: vec![0; places],
-            links: Links::new(places),
+            links: Links::new(if groups.len() > 1 { places } else { 0 }),
             cached: [List::EMPTY; MAX_GROUPS],
             cache: PrefixCache::new(places),
             clock: 0,

@@ -5,14 +5,15 @@ use crate::latency::quantile;
 
 /// Durations in nanoseconds.
 ///
-/// The first [`MOST_KEPT`] values are kept one by one as well, and as long as there are no more than these, percentiles are
-/// exactly numpy's. Of more values there is only a histogram of 3 significant digits, so that memory stays bounded: numpy's rule
+/// The values are kept as well, as runs of equal ones, and as long as there are no more than [`MOST_KEPT`] runs, percentiles are
+/// exactly numpy's. Beyond that there is only a histogram of 3 significant digits, so that memory stays bounded: numpy's rule
 /// is then applied to values that are up to 0.1 % too high. Mean, deviation and maximum are exact in both cases.
 #[derive(Clone, Debug)]
 pub(super) struct Distribution {
     histogram: Histogram<u64>,
-    /// All values, in the order of recording; `None` once they are too many.
-    kept: Option<Vec<u64>>,
+    /// All values in the order of recording, each with the number of times that it was recorded in a row; `None` once
+    /// there are too many.
+    kept: Option<Vec<(u64, u64)>>,
     sum: u128,
     sum_of_squares: u128,
     max: u64,
@@ -20,7 +21,7 @@ pub(super) struct Distribution {
 
 /// Longer durations count as this, some 290 years.
 const MOST_NS: u64 = i64::MAX as u64;
-/// So many values are kept one by one: 256 KiB.
+/// So many runs of equal values are kept: 512 KiB.
 pub(super) const MOST_KEPT: usize = 1 << 15;
 
 impl Distribution {
@@ -41,8 +42,13 @@ impl Distribution {
             return;
         }
         let ns = ns.min(MOST_NS);
-        if let Some(kept) = self.room_for(count) {
-            kept.extend(std::iter::repeat_n(ns, count as usize));
+        match self.kept.as_mut().and_then(|kept| kept.last_mut()) {
+            Some((last, times)) if *last == ns => *times = times.saturating_add(count),
+            _ => {
+                if let Some(kept) = self.room_for(1) {
+                    kept.push((ns, count));
+                }
+            }
         }
         // It can only refuse what it can't grow to, and it can grow to every u64.
         let recorded = self.histogram.record_n(ns, count);
@@ -53,17 +59,21 @@ impl Distribution {
         self.max = self.max.max(ns);
     }
 
-    /// Where `more` values are kept; `None`, from now on, where they are too many.
-    fn room_for(&mut self, more: u64) -> Option<&mut Vec<u64>> {
-        self.kept.take_if(|kept| more > (MOST_KEPT - kept.len()) as u64);
+    /// Where `more` runs are kept; `None`, from now on, where they are too many.
+    fn room_for(&mut self, more: usize) -> Option<&mut Vec<(u64, u64)>> {
+        self.kept.take_if(|kept| more > MOST_KEPT - kept.len());
         self.kept.as_mut()
     }
 
     /// Takes in all of `other`.
     pub(super) fn add(&mut self, other: &Self) {
-        match (&other.kept, self.room_for(other.count())) {
-            (Some(more), Some(kept)) => kept.extend_from_slice(more),
-            _ => self.kept = None,
+        match &other.kept {
+            Some(more) => {
+                if let Some(kept) = self.room_for(more.len()) {
+                    kept.extend_from_slice(more);
+                }
+            }
+            None => self.kept = None,
         }
         let added = self.histogram.add(&other.histogram);
         debug_assert!(added.is_ok());
@@ -89,16 +99,10 @@ impl Distribution {
     pub(super) fn figures(&self) -> Figures {
         let n = self.count();
         let of = |value: f64| (n > 0).then_some(value * 1e-6);
-        let sorted = self.kept.clone().map(|mut kept| {
-            kept.sort_unstable();
-            kept
-        });
-        let bins = if sorted.is_none() { self.cumulated() } else { Vec::new() };
+        let bins = self.cumulated();
         // The value behind `rank` others in ascending order.
-        let ranked = |rank: u64| match &sorted {
-            Some(sorted) => sorted.get(rank as usize).copied().unwrap_or(self.max),
-            None => bins.get(bins.partition_point(|bin| bin.0 <= rank)).map_or(self.max, |bin| bin.1),
-        };
+        let ranked =
+            |rank: u64| bins.get(bins.partition_point(|bin| bin.0 <= rank)).map_or(self.max, |bin| bin.1);
         let at = |share| (n > 0).then(|| quantile(n, share, |rank| ranked(rank) as f64 / 1e6));
         Figures {
             mean: of(self.sum as f64 / n as f64),
@@ -112,10 +116,19 @@ impl Distribution {
         }
     }
 
-    /// The histogram's bins in ascending order: how many values are in a bin or below it, and what they count as. That is the
-    /// bin's upper end, but never more than the greatest value.
+    /// The values in ascending order, each behind the number of values up to it. Where they are not kept, they are those of
+    /// the histogram's bins: a bin's upper end, but never more than the greatest value.
     fn cumulated(&self) -> Vec<(u64, u64)> {
         let mut upto = 0;
+        if let Some(kept) = &self.kept {
+            let mut runs = kept.clone();
+            runs.sort_unstable();
+            for run in &mut runs {
+                upto += run.1;
+                *run = (upto, run.0);
+            }
+            return runs;
+        }
         let bins = self.histogram.iter_recorded().map(|bin| {
             upto += bin.count_at_value();
             (upto, bin.value_iterated_to().min(self.max))
