@@ -14,12 +14,14 @@ pub struct Handle {
 
 impl Handle {
     /// The index, which later values reuse. It addresses arrays beside the slab: see [`SideTable`](crate::SideTable).
+    #[inline]
     #[must_use]
     pub const fn index(self) -> u32 {
         self.index
     }
 
     /// How often the index was given out, this time included.
+    #[inline]
     #[must_use]
     pub const fn generation(self) -> u32 {
         self.generation

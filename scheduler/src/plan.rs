@@ -156,6 +156,7 @@ pub struct RowOutcome {
 
 impl RowOutcome {
     /// The outcome of a row that emits nothing yet.
+    #[inline]
     #[must_use]
     pub fn of(request: RequestKey) -> Self {
         Self {

@@ -13,6 +13,7 @@ pub struct RequestKey(pub(crate) Handle);
 
 impl RequestKey {
     /// Its place, reused by later requests: an index for arrays beside the scheduler.
+    #[inline]
     #[must_use]
     pub const fn index(self) -> usize {
         self.0.index() as usize
@@ -26,6 +27,7 @@ impl RequestKey {
 }
 
 impl From<RequestKey> for Handle {
+    #[inline]
     fn from(key: RequestKey) -> Self {
         key.0
     }

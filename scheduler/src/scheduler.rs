@@ -269,6 +269,7 @@ impl Scheduler {
 
     /// Tokens of context that a query behind `len` tokens reads, averaged over the model's layers: all of them, but for
     /// layers with a sliding window.
+    #[inline]
     #[must_use]
     pub fn context_read(&self, len: u32) -> u32 {
         self.segments.shares().context(len)

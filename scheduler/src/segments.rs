@@ -102,6 +102,7 @@ impl Segments {
     }
 
     /// What share of the work each group and segment has.
+    #[inline]
     pub(crate) fn shares(&self) -> &Shares {
         &self.shares
     }

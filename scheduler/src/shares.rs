@@ -33,6 +33,7 @@ impl Shares {
     }
 
     /// Tokens of context that a query behind `len` tokens reads, averaged over the layers.
+    #[inline]
     pub(crate) fn context(&self, len: u32) -> u32 {
         if self.windows.is_empty() {
             return len;
