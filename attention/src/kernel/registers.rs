@@ -1,16 +1,17 @@
 //! How many rows and vectors the inner loops hold in registers on each instruction set.
 //!
-//! Each set compiles the loops for its own blocking only: all of them for all sets take minutes.
+//! Each instruction set compiles the loops for its own block sizes only, because compiling all sizes for
+//! all sets takes minutes.
 
 use super::item::RunItem;
 use crate::isa::Isa;
 use crate::lanes::{Lanes, Portable};
 
-/// Lanes with a blocking of the inner loops; it shows in no bit of a result.
+/// Lanes together with the block sizes of the inner loops. The sizes do not change a bit of a result.
 pub(super) trait Registers: Lanes {
-    /// How many rows the greatest block has: 8, 4 or 1.
+    /// The most rows of a block: 8, 4 or 1.
     const ROWS: usize;
-    /// How many vectors the loops hold beside blocks of 8, 4, 2 and 1 rows.
+    /// How many vectors the loops hold in registers beside blocks of 8, 4, 2 and 1 rows.
     const VECTORS: [usize; 4];
 }
 
@@ -38,7 +39,7 @@ impl Registers for crate::lanes::Neon {
 ///
 /// # Safety
 ///
-/// The machine has `isa`; otherwise as [`RunItem::attend`].
+/// The machine has `isa`. The other demands are those of [`RunItem::attend`].
 pub(super) unsafe fn enter(isa: Isa, item: RunItem<'_>) {
     // SAFETY: as the caller promises.
     unsafe {
