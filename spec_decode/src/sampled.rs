@@ -116,7 +116,7 @@ impl<D: Device> ModelExecutor<D> {
                 let drafts = parts.drafts.len();
                 let verdict = match &logits {
                     Some(logits) => match parts.decide(&plan.rows[i], i, logits, rows, outcome) {
-                        // Nothing can be chosen for this request: it ends, and the others go on.
+                        // No token can be chosen for this request. It ends, and the others go on.
                         Err(ExecuteError::Sampling { source, .. }) => {
                             let position = self.rows.last().map_or(0, |rows| rows.ends[i]);
                             self.faults[i] =
@@ -178,13 +178,14 @@ impl<D: Device> ModelExecutor<D> {
         Ok(!sampled.chosen.contains(&NO_CHOICE))
     }
 
-    /// The rows of the last segment, whose logits are computed.
+    /// The rows of the last segment. Logits are computed from its residual stream.
     fn last_rows(&self) -> &SegmentRows {
-        // There is a segment at least.
+        // A model has at least one segment.
         &self.rows[self.rows.len() - 1]
     }
 
-    /// Log probabilities of the prompt positions that the step computed, for requests that asked. Microseconds of the head.
+    /// Writes the log probabilities of the prompt positions that the step computed, for the requests that
+    /// asked for them. Returns the microseconds spent on logits.
     pub(crate) fn prompt_logprobs(
         &mut self,
         plan: &StepPlan,
@@ -239,7 +240,7 @@ pub(crate) struct Parts<'a> {
     pub drafts: &'a [u32],
     pub probabilities: Option<&'a [f64]>,
     pub keep_logits: bool,
-    /// Position of the first token that is chosen.
+    /// The position of the first token that is chosen.
     pub position: u32,
 }
 
