@@ -112,8 +112,8 @@ pub trait Lanes: Copy {
     /// argument outside that range gives the value at the nearer end (1.2e-38 or 2.4e38), a NaN an
     /// unspecified one.
     ///
-    /// The method is that of Cephes' `expf`: with n = round(x log2 e), a polynomial of degree 7 gives e^(x
-    /// - n ln 2), which is multiplied by 2^n.
+    /// The method is that of Cephes' `expf`: with n = round(x log2 e), a polynomial of degree 7 gives
+    /// e^(x - n ln 2), which is multiplied by 2^n.
     #[inline(always)]
     unsafe fn exp(self) -> Self {
         // SAFETY: the caller has the features.
