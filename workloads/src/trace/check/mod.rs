@@ -1,4 +1,4 @@
-//! Refutes a trace, or fails to.
+//! Checks a trace by trying to refute it.
 
 mod blocks;
 #[cfg(test)]
@@ -32,39 +32,41 @@ use super::{CONFIG_FILE, KvGroupRecord, ResumeRecord, StepRecord, read_steps};
 use crate::Error;
 use crate::json_fault::{self, JsonFault};
 
-/// What a trace must keep to; `Display` gives the name that `pagedraft trace check` prints.
+/// A rule that a trace must obey. `Display` gives the name that `pagedraft trace check` prints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Rule {
     /// Every line but a cut last one is a JSON object, and a step has the fields of a step.
     Line,
-    /// Of each engine step numbers increase, also where a stopped run goes on.
+    /// The step numbers of each engine increase, even after a stopped run is resumed.
     StepOrder,
-    /// A step of several engines says whose it is, one of the configuration's, and a request is of one engine.
+    /// If there are several engines, each step names one of the configuration's, and each request belongs
+    /// to one engine.
     Replica,
-    /// A step has at most one plan row a request, with at least one token.
+    /// A step has at most one plan row per request, and each row has at least one token.
     PlanRows,
     /// The outcome has one row for each plan row, in order, and accepts no more drafts than it scored.
     Outcome,
-    /// Metadata rows are the plan's rows, those that `plan_rows` says: contexts start where the plan's do, queries are as
-    /// long.
+    /// Metadata rows belong to the plan rows that `plan_rows` names. Their contexts start where the plan's
+    /// do, and their queries are as long.
     MetadataRows,
-    /// `seq_lens` = context + query (or more, of a row that also sees the keys behind its queries), and the two start
-    /// locations are running sums.
+    /// `seq_lens` is context + query (or more, for a row that also sees the keys behind its queries), and
+    /// the two start locations are running sums.
     Lengths,
-    /// Counts and maxima are those of the rows, and rows of several query tokens come first.
+    /// Counts and maxima agree with the rows, and rows of several query tokens come first.
     Counts,
-    /// A step was replayed exactly when it has a graph's key, whose shape has room for it and its very query length, and is
-    /// of a size that was captured.
+    /// A step was replayed exactly if it has a graph's key. The key's shape must have room for the step,
+    /// its exact query length, and a size that was captured.
     Graph,
     /// Positions follow the context.
     Positions,
-    /// Block ids lie in the pool, none is twice in a table, and a row's table covers its tokens; only a trace of changes
-    /// may leave it out.
+    /// Block ids lie in the pool, none is twice in a table, and a row's table covers its tokens. Only a
+    /// trace with `--trace-tables delta` may leave a table out.
     BlockTable,
-    /// Table entries are -1 for exactly the blocks that lie wholly behind the window of the row's first query, and windows
-    /// are the configuration's.
+    /// Table entries are -1 for exactly the blocks that lie wholly behind the window of the row's first
+    /// query, and windows are those of the configuration.
     Window,
-    /// Every slot is `table[i / block_size] * block_size + i % block_size`; tokens whose KV is there already have none.
+    /// Every slot is `table[i / block_size] * block_size + i % block_size`; tokens whose KV is already
+    /// stored have none.
     Slot,
     /// No slot is written twice in a step.
     SlotTwice,
@@ -72,38 +74,44 @@ pub enum Rule {
     TableChange,
     /// A block that is written is in one request's table only.
     SharedWrite,
-    /// A block that several tables share is at the same place in each.
+    /// A block that several tables share has the same index in each.
     Alias,
-    /// A step copies a block that somebody holds to one that nobody held, and that a row then has.
+    /// A step copies a block that somebody holds to one that nobody held, and a row has that one
+    /// afterwards.
     Copy,
-    /// What a row reads was written before: by an earlier step of whoever had the block then, or by a copy.
+    /// Whatever a row reads was written before: by an earlier step of the request that had the block then,
+    /// or by a copy.
     Unwritten,
-    /// What a row takes as context are the request's own tokens. Blocks that it starts with, fresh or after a preemption,
-    /// were published, or are a running request's that has computed all of them.
+    /// The context of a row consists of the request's own tokens. Blocks that it starts with, as a new
+    /// request or after a preemption, were published, or belong to a running request that has computed all
+    /// of them.
     Context,
-    /// A published block is full of computed and accepted tokens of the request that publishes it, published once until it
-    /// is removed, and neither written nor handed out before then; its hash follows from its tokens, its parent's hash and
-    /// the salt, and its parent was published before it.
+    /// A published block is full of computed and accepted tokens of the request that publishes it. It is
+    /// published once until it is removed, and neither written nor handed out before that. Its hash follows
+    /// from its tokens, its parent's hash and the salt, and its parent was published before it.
     Published,
-    /// A row starts where the request's row before ended: what was scheduled, less rejected drafts.
+    /// A row starts where the request's row before ended: after what was scheduled, less rejected drafts.
     Growth,
-    /// Decode and verify rows are those that begin with the last known token, a generated one.
+    /// Decode and verify rows are those that begin with the last known token, if that was generated.
     Kind,
-    /// Rows that sample give their accepted drafts and one token more, or fewer where the request ends; what a row feeds
-    /// are the request's own tokens.
+    /// Rows that sample emit their accepted drafts and one more token, or fewer if the request ends. A row
+    /// feeds the request's own tokens.
     Tokens,
-    /// Accepted drafts are the tokens that were emitted; under coupled acceptance the draft behind them is not.
+    /// Accepted drafts are the tokens that were emitted. Under coupled acceptance, the draft after them is
+    /// not.
     Acceptance,
-    /// Requests that ended stay away.
+    /// Requests that ended do not come back.
     FinishedAgain,
     /// `preempted` names requests that ran, each once.
     Preempted,
-    /// `finished` names each request that ended, once, in the step whose outcome says so (or after its abort).
+    /// `finished` names each request that ended, once, in the step whose outcome says so (or after its
+    /// abort).
     Finished,
-    /// used + free is the pool's size, which is the configuration's and never changes; cached is at most free. used is the
-    /// blocks of those who run after the step: 0 when nobody does, exactly the tables' without drafts.
-    /// Where several KV groups share the pool, bytes are what the groups' blocks take, each group's blocks are those of
-    /// the tables, and no two blocks that are held share bytes.
+    /// `used` + `free` is the pool's size, which is the configuration's and never changes, and `cached` is
+    /// at most `free`. `used` is the number of blocks of those who run after the step: 0 if nobody does,
+    /// and exactly the tables' if there are no drafts. If several KV groups share the pool, its bytes are
+    /// what the groups' blocks take, each group's blocks are those of the tables, and no two blocks that
+    /// are held share bytes.
     Pool,
 }
 
@@ -146,15 +154,15 @@ impl fmt::Display for Rule {
 /// The first record that breaks a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
-    /// Its line in `trace_steps.jsonl`, from 1.
+    /// Its line in `trace_steps.jsonl`, counted from 1.
     pub line: u64,
-    /// Its step, where the line could be read that far.
+    /// Its step, if the line could be read that far.
     pub step: Option<u64>,
-    /// The request it is about, where it is about one.
+    /// The request that it is about, if there is one.
     pub request: Option<String>,
-    /// The rule.
+    /// The rule that it breaks.
     pub rule: Rule,
-    /// The values: what is written, and what should be.
+    /// The values: what is written, and what it should be.
     pub what: String,
 }
 
@@ -171,40 +179,40 @@ impl fmt::Display for Violation {
     }
 }
 
-/// What was read, and the first thing found wrong.
+/// What was read, and the first thing that was wrong.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CheckReport {
-    /// Steps that passed.
+    /// The number of steps that passed.
     pub steps: u64,
-    /// Their plan rows.
+    /// The number of their plan rows.
     pub rows: u64,
-    /// Query tokens.
+    /// The number of query tokens.
     pub input_tokens: u64,
-    /// Slots re-derived, further KV groups included.
+    /// The number of slots re-derived, in all KV groups.
     pub slots: u64,
-    /// Tokens emitted.
+    /// The number of tokens emitted.
     pub emitted_tokens: u64,
-    /// Requests seen.
+    /// The number of requests seen.
     pub requests: u64,
-    /// Requests that ended with a finish reason.
+    /// The number of requests that ended with a finish reason.
     pub finished: u64,
-    /// Preemptions.
+    /// The number of preemptions.
     pub preemptions: u64,
-    /// Blocks that were used after the last step, of each engine.
+    /// The number of blocks in use after the last step of each engine.
     pub blocks_held: u64,
-    /// Engines that steps are of.
+    /// The number of engines that made steps.
     pub engines: u64,
-    /// How often a stopped run was gone on with, by a new engine.
+    /// How often a stopped run was resumed by a new engine.
     pub resumed: u64,
-    /// Lines of other events, which are not checked.
+    /// The number of lines with other events, which are not checked.
     pub other_events: u64,
-    /// Whether the last line is cut, as a killed process leaves it; it was ignored.
+    /// Whether the last line is cut, as a killed process leaves it. Such a line is ignored.
     pub cut_last_line: bool,
     /// The first record that breaks a rule; nothing after it was read.
     pub violation: Option<Violation>,
 }
 
-/// A rule broken by the step at hand.
+/// A rule that the present step breaks.
 #[derive(Debug)]
 struct Fault {
     rule: Rule,
@@ -222,13 +230,13 @@ impl Fault {
     }
 }
 
-/// Reads a trace directory from its first line to its last or to the first [`Violation`], in memory bounded by what runs
-/// at a time (and a name for each request that ended).
+/// Reads a trace directory from its first line to its last, or to the first [`Violation`]. Memory is
+/// bounded by the requests that run at a time (and a name for each request that ended).
 ///
 /// # Errors
 ///
-/// No trace in `directory`, or a file of it can't be read. A trace that breaks a rule is no error but a
-/// [`CheckReport::violation`].
+/// There is no trace in `directory`, or a file of it can't be read. A trace that breaks a rule is not an
+/// error, but a [`CheckReport::violation`].
 pub fn check_dir(directory: &Path) -> Result<CheckReport, Error> {
     let config = TraceConfig::read(&directory.join(CONFIG_FILE))?;
     let mut lines = read_steps(directory)?;
@@ -299,23 +307,23 @@ fn check_line(
     Ok(())
 }
 
-/// What the checker has to know of a run's configuration.
+/// What the checker must know of a run's configuration.
 struct TraceConfig {
     block_size: u32,
     num_blocks: Option<u64>,
-    /// Engines, each with so many blocks.
+    /// The number of engines. Each has `num_blocks` blocks.
     replicas: u32,
     /// Whether tables that did not change are left out.
     delta: bool,
-    /// Whether a draft is accepted exactly when it is the token that the target chooses.
+    /// Whether a draft is accepted exactly if it is the token that the target chooses.
     coupled: bool,
-    /// Token rows that graphs were captured at.
+    /// The numbers of token rows that graphs were captured for.
     graph_sizes: Option<Vec<u64>>,
     /// Whether full blocks are published to the prefix cache.
     caching: bool,
-    /// The KV groups, that of the metadata first; empty where nothing is said.
+    /// The KV groups, the one that `metadata` describes first. Empty if nothing is said.
     kv_groups: Vec<KvGroupRecord>,
-    /// The salt of block hashes, where it is known.
+    /// The salt of block hashes, if it is known.
     kv_salt: Option<Salt>,
 }
 

@@ -1,8 +1,8 @@
-//! A KV group with rows and tokens of its own: a draft model's.
+//! Checks a KV group with rows and tokens of its own, which is a draft model's.
 //!
-//! Its owner may drop a request's blocks at any time without a word, when it needs the room or has fallen behind. So a
-//! block can pass from a request that has no row to one that has: what was in it is gone, and the first would be found
-//! out should it still count on it.
+//! A draft model may drop a request's blocks at any time without saying so, if it needs the room or has
+//! fallen behind. A block can therefore pass from a request without a row to one that has a row. Its old
+//! contents are then gone, and the first request is caught if it still relies on them.
 
 use std::collections::{HashMap, HashSet};
 
@@ -14,10 +14,10 @@ use super::tables::blocks_of;
 use super::{Fault, Rule};
 use crate::trace::{GroupRecord, KvEventRecord, RowKind, StepRecord};
 
-/// What the trace so far says about such a group.
+/// What the trace has shown of such a group.
 pub(super) struct OwnGroup {
     pub(super) blocks: Blocks,
-    /// By request.
+    /// For each request, what it holds.
     held: HashMap<String, Held>,
 }
 
@@ -28,11 +28,11 @@ struct Held {
     valid: u64,
 }
 
-/// A step in a group: its rows' plan rows and tables.
+/// A step in such a group: the plan rows and tables of its rows.
 struct GroupCall<'a> {
     step: &'a StepRecord,
     group: &'a GroupRecord,
-    /// Query tokens of the plan's rows, for the drafts among them.
+    /// The query tokens of the plan's rows. The drafts are among them.
     inputs: &'a [Vec<u32>],
     owners: Vec<usize>,
     tables: Vec<Vec<u32>>,
@@ -41,8 +41,8 @@ struct GroupCall<'a> {
 }
 
 impl Lives {
-    /// Every group of the step that has rows of its own; the number of slots that were re-derived. The outcome's tokens
-    /// are known already, and nobody has ended by it.
+    /// Checks every group of the step that has rows of its own. Returns the number of slots that were
+    /// re-derived. The outcome's tokens are known already, but requests that it ends are still there.
     pub(super) fn check_own_groups(&mut self, step: &StepRecord, inputs: &[Vec<u32>]) -> Result<u64, Fault> {
         let mut slots = 0;
         for (name, group) in step.groups.iter().flatten() {
@@ -84,7 +84,7 @@ impl Lives {
     }
 }
 
-/// The plan row of each row, once the lists fit together.
+/// The plan row of each row, after checking that the lists fit each other.
 fn check_rows(step: &StepRecord, group: &GroupRecord, plan_rows: &[u64]) -> Result<Vec<usize>, Fault> {
     let (rows, tokens) = (plan_rows.len(), group.input_tokens.len());
     let lengths = [
@@ -134,7 +134,7 @@ impl OwnGroup {
         Self { blocks: Blocks::new(block_size), held: HashMap::new() }
     }
 
-    /// A request ended or was preempted.
+    /// Releases the blocks of a request that ended or was preempted.
     pub(super) fn give_back(&mut self, id: &str) {
         if let Some(held) = self.held.remove(id) {
             held.table.iter().for_each(|&block| self.blocks.release(block));
@@ -175,7 +175,7 @@ impl OwnGroup {
         Ok(slots)
     }
 
-    /// Entries that rows have no more, before any row gets new ones.
+    /// Releases blocks that are no longer in their rows' tables, before any row gets new ones.
     fn let_go(&mut self, call: &GroupCall<'_>, size: u32) {
         for (&owner, table) in call.owners.iter().zip(&call.tables) {
             let held = self.held.entry(call.step.rows[owner].request_id.clone()).or_default();
@@ -187,7 +187,8 @@ impl OwnGroup {
         }
     }
 
-    /// A row's new entries: whole ones of its context are hit, others are the row's alone.
+    /// Adds a row's new entries. Blocks that its context fills must have been hit; others must be the row's
+    /// alone.
     fn hold(
         &mut self,
         call: &GroupCall<'_>,
@@ -199,7 +200,7 @@ impl OwnGroup {
         let from = self.held.get(id).map_or(0, |held| held.table.len());
         for (i, &block) in call.tables[m].iter().enumerate().skip(from) {
             let whole = (i as u64 + 1) * u64::from(size) <= call.group.context_lens[m];
-            // Where nothing is published, a fork shares whole blocks of its parent all the same.
+            // If nothing is published, a fork may still share whole blocks with its parent.
             let shared = !call.caching && self.blocks.index(block) == Some(i);
             if whole && !shared && !self.blocks.is_published(block) {
                 let what = format!("block {block} of its context was neither its own nor published");
@@ -228,7 +229,7 @@ impl OwnGroup {
         Ok(())
     }
 
-    /// Requests without a row that have `block` must have been dropped.
+    /// Drops the requests without a row that held `block`. The draft model must have dropped them.
     fn take_from_idle(&mut self, call: &GroupCall<'_>, block: u32) {
         let rows: HashSet<&str> =
             call.owners.iter().map(|&owner| call.step.rows[owner].request_id.as_str()).collect();
@@ -242,7 +243,7 @@ impl OwnGroup {
         });
     }
 
-    /// A row's context are tokens of its request, and none that is not known yet.
+    /// Checks that a row's context consists of tokens of its request that are known already.
     fn check_context(
         &mut self,
         call: &GroupCall<'_>,
@@ -274,7 +275,8 @@ impl OwnGroup {
         Ok(())
     }
 
-    /// A block is published: one request holds it, and it is full of tokens that the request has.
+    /// Checks that a block is published correctly: a request holds it, and it is full of that request's
+    /// tokens.
     pub(super) fn check_stored(
         &mut self,
         event: &KvEventRecord,
@@ -305,8 +307,8 @@ impl OwnGroup {
         Ok(())
     }
 
-    /// Fewest blocks that are used after a step in which the group had `rows` of the plan: those of the rows whose requests
-    /// go on.
+    /// The least number of blocks in use after a step in which the group had rows of the plan rows `rows`:
+    /// those of the requests that go on.
     pub(super) fn least_used(&self, step: &StepRecord, rows: &[u64]) -> u64 {
         let held = rows.iter().filter_map(|&row| {
             let row = step.rows.get(usize::try_from(row).ok()?)?;
@@ -316,15 +318,15 @@ impl OwnGroup {
     }
 }
 
-/// Tokens that the request of a plan row had before the step's outcome; `None` where the trace does not show them all (in
-/// the midst of a prompt).
+/// The number of tokens that the request of a plan row had before the step's outcome; `None` in the middle
+/// of a prompt, where the trace does not show it.
 fn known_before(call: &GroupCall<'_>, owner: usize) -> Option<u64> {
     let (row, outcome) = (&call.step.rows[owner], &call.step.outcome[owner]);
     let all = matches!(row.kind, RowKind::Decode | RowKind::Verify) || !outcome.token_ids.is_empty();
     all.then(|| u64::from(row.num_computed) + query_len(call.step, owner) - u64::from(outcome.num_drafts))
 }
 
-/// A row feeds the tokens its request has, then the drafts that were verified.
+/// Checks that a row feeds the tokens of its request, and then the drafts that were verified.
 fn check_tokens(call: &GroupCall<'_>, m: usize, live: &HashMap<String, Life>) -> Result<(), Fault> {
     let (group, owner) = (call.group, call.owners[m]);
     let row = &call.step.rows[owner];
