@@ -53,7 +53,8 @@ impl Latency {
         self.engine.tell_what_is_idle();
         interrupt::listen()?;
         let plain = recording::plain(&options);
-        // Prompts and refusals need a model, not drafts: synthetic ones are recorded before the engine that has them opens.
+        // Making prompts and checking the options need the model, but no drafts. The recordings that
+        // synthetic drafts need are made before the engine that uses them opens.
         self.ensure_batch_fits()?;
         let open = |options: &EngineOptions| interrupt::preparing(|| Session::open(options));
         let mut session = open(plain.as_ref().unwrap_or(&options))?;
@@ -114,7 +115,7 @@ impl Latency {
             output.write(&format!("{:#}\n", report.json()))?;
         }
         if interrupted {
-            // The system takes back a huge batch at once, and one by one it may take seconds.
+            // The system frees a huge batch at once. Dropping it piece by piece may take seconds.
             std::mem::forget((session, requests, prompts));
         }
         Ok(if interrupted { Ended::Interrupted } else { Ended::Done })
@@ -124,7 +125,7 @@ impl Latency {
         let ways = if self.deterministic_cost { 2 } else { 1 };
         let iterations = u64::from(self.num_iters_warmup) + u64::from(self.num_iters);
         let steps = iterations * ways * u64::from(self.output_len);
-        // Drawn on a terminal only.
+        // The bar is drawn only on a terminal.
         let bar = ProgressBar::new(steps);
         if let Ok(style) = ProgressStyle::with_template("{msg:8} {wide_bar} {percent:>3} % {eta:>4}") {
             bar.set_style(style);
@@ -132,7 +133,7 @@ impl Latency {
         bar
     }
 
-    /// One batch from submission to its last token; `None` when Ctrl-C ended it.
+    /// Runs one batch from submission to its last token; `None` if Ctrl-C ended it.
     fn iteration(
         &self,
         number: u32,
@@ -142,14 +143,14 @@ impl Latency {
     ) -> anyhow::Result<Option<Iteration>> {
         let start = Instant::now();
         let mut ids = Vec::with_capacity(requests.len());
-        // A batch that Ctrl-C cut short while it was made is none.
+        // If Ctrl-C was pressed while the batch was made, it is incomplete and does not count.
         let mut cut = interrupt::pressed();
         for (i, request) in requests.iter().enumerate() {
             cut = interrupt::pressed();
             if cut {
                 break;
             }
-            // A name is used once in a run, as traces want it.
+            // A name is used only once in a run, as traces require.
             let name = number as usize * requests.len() + i;
             ids.extend(session.submit(Request { request_id: name.to_string(), ..request.clone() })?);
         }

@@ -1,11 +1,11 @@
-//! Requests through the engine in real time.
+//! Runs requests through the engine in real time.
 //!
-//! The engine itself takes each when its time has come, between two steps: a client on a thread of its own would need a core
-//! for it, and all of them are the engine's. Requests are prepared ahead of their time; latencies count from when they
-//! should have come, however late a step lets the engine look.
+//! The engine's own thread accepts each request when its time has come, between two steps. A client on a
+//! thread of its own would need a core, and all cores belong to the engine. Requests are prepared ahead of
+//! their time. Latencies count from their intended arrivals, however late a step lets the engine look.
 //!
-//! `replay` runs workloads in it, and `bench calibrate` measures steps in it: what a simulation is told that a step costs
-//! is what the same loop took for one.
+//! `replay` runs workloads in this loop, and `bench calibrate` measures steps in it. A simulation is
+//! therefore told the cost of a step in the same loop.
 
 mod before;
 mod clock;
@@ -32,80 +32,82 @@ use self::seats::Seats;
 pub use self::serve::Stream;
 use super::interrupt;
 
-/// How long an engine without work sleeps before it looks for Ctrl-C.
+/// How long an engine without work sleeps before it checks for Ctrl-C.
 const IDLE: Duration = Duration::from_millis(20);
-/// Requests that are taken in between two steps, at most: those that come all at once must not keep the engine from its
-/// steps.
+/// The most requests that are accepted between two steps. Requests that all come at once must not keep the
+/// engine from its steps.
 const AT_ONCE: usize = 1024;
-/// How long a free seat waits for a request that has no time of its own: its prompt may not be ready.
+/// How long a free seat waits for a request that has no arrival time. Its prompt may not be ready.
 const HAND_OVER: Duration = Duration::from_micros(200);
 
-/// Who wants to know how the run goes on.
+/// Observes a run.
 pub trait Observe {
-    /// A request is done with.
+    /// A request is finished, skipped or failed.
     ///
     /// # Errors
     ///
-    /// A fault of the disk ends the run.
+    /// A fault of the disk, which ends the run.
     fn line(&mut self, line: &RequestLine) -> anyhow::Result<()>;
 
     /// A step was made.
     fn step(&mut self, step: &LiveStep<'_>);
 }
 
-/// A step that was made, and what it took the loop.
+/// A step that was made, and the time that the loop took for it.
 pub struct LiveStep<'a> {
     pub session: &'a Session,
     pub report: &'a StepReport,
     pub stages: StageTimes,
-    /// Wall time, from the end of the step before (or, after idleness, from the first request's being taken in) until all
-    /// was done that this one gave to do.
+    /// The wall time in nanoseconds from the end of the step before until all work that this step caused
+    /// was done. After idleness it begins when the first request is accepted.
     pub took_ns: u64,
-    /// How long the engine had had nothing to do before it; 0 right behind another step.
+    /// How many nanoseconds the engine was idle before it; 0 if it follows another step directly.
     pub idle_ns: u64,
-    /// How late it took in the request that ended that, where it had a time of its own.
+    /// How many nanoseconds after its arrival the request that ended the idleness was accepted, if it had
+    /// an arrival time.
     pub woke_ns: Option<u64>,
-    /// Requests that were taken in before it.
+    /// The number of requests that were accepted before it.
     pub taken: u32,
-    /// Requests that are done with.
+    /// The number of requests that are finished, skipped or failed.
     pub done: u64,
 }
 
-/// What came of asking for the next record.
+/// The result of asking for the next record.
 enum Fetched {
-    /// There it is.
+    /// It is there.
     Next,
-    /// One that was done with before the run was stopped.
+    /// It was done before the run was stopped.
     Done,
     NotReady,
     NoMore,
 }
 
-/// An engine under a stream of requests.
+/// An engine that serves a stream of requests.
 struct Live<'a> {
     session: &'a mut Session,
     recorder: &'a mut Recorder,
     observer: &'a mut dyn Observe,
     prepared: Receiver<Result<Incoming, DatasetError>>,
     before: &'a Before,
-    /// What a plain run generated, for synthetic drafts.
+    /// What a plain run generated for each request, which synthetic drafts need.
     recorded: &'a HashMap<u64, Arc<[u32]>>,
     clock: Clock,
     max_concurrency: Option<u32>,
-    /// Where so many may be in flight.
+    /// The seats, if the number of requests in flight is limited.
     seats: Option<Seats>,
-    /// The next one, whose time has not come or which has no seat.
+    /// The next record, if its time has not come or it has no seat.
     next: Option<Incoming>,
-    /// Whether the next request goes as soon as there is a seat.
+    /// Whether the next request is sent as soon as there is a seat.
     closed: bool,
-    /// Whether the next one is likely to be ready soon: nothing was waited for in vain since a seat was last freed.
+    /// Whether the next request is likely to be ready soon: since a seat was last freed, no wait for one
+    /// has failed.
     hopes: bool,
-    /// Whether the engine has stood still, with nothing to do.
+    /// Whether the engine has been idle since the last step.
     waited: bool,
     in_flight: HashMap<RequestId, Ticket>,
-    /// Names of those in flight that had been sent before the run was stopped.
+    /// The names of requests in flight that had been sent before the run was stopped.
     resumed: HashSet<String>,
-    /// Since when the time of the next step counts.
+    /// The time from which the next step's time counts.
     since_ns: u64,
     idle_ns: u64,
     woke_ns: Option<u64>,
@@ -150,7 +152,7 @@ impl<'a> Live<'a> {
         }
     }
 
-    /// Serves what comes until nothing more does; `false` when Ctrl-C ended it.
+    /// Serves requests until no more come. Returns `false` if Ctrl-C ended it.
     fn run(mut self) -> anyhow::Result<bool> {
         // The run begins when there is something to send.
         let mut open = true;
@@ -159,7 +161,7 @@ impl<'a> Live<'a> {
         }
         self.clock = Clock::start(self.before.end_ns);
         while !interrupt::pressed() {
-            // Between steps: what has come by now.
+            // This is between steps, when requests that have come are accepted.
             open = open && self.take_in()?;
             if self.session.has_unfinished() {
                 self.step()?;
@@ -172,7 +174,8 @@ impl<'a> Live<'a> {
         Ok(false)
     }
 
-    /// Takes in what has come and has a seat; sleeps a moment where there is nothing to run. `false` when no more will come.
+    /// Accepts requests whose time has come and for which there is a seat. It sleeps for a moment if there
+    /// is nothing to run. Returns `false` if no more will come.
     fn take_in(&mut self) -> anyhow::Result<bool> {
         let mut hoping = None;
         for _ in 0..AT_ONCE {
@@ -212,7 +215,7 @@ impl<'a> Live<'a> {
         Ok(true)
     }
 
-    /// Has the next record, where it is ready in time.
+    /// Gets the next record, if it is ready within `patience`.
     fn fetch(&mut self, patience: Duration) -> anyhow::Result<Fetched> {
         let idle = !self.session.has_unfinished();
         match self.prepared.try_recv() {
@@ -247,10 +250,10 @@ impl<'a> Live<'a> {
         left.is_zero() || self.clock.now_ns() >= at
     }
 
-    /// Takes in one.
+    /// Accepts a request.
     fn take(&mut self, request: PlannedRequest) -> anyhow::Result<()> {
         self.closed = self.seats.is_some() && request.arrival_ns.is_none();
-        // Without a time of its own it should have gone when there was room for it.
+        // A request without an arrival time should have been sent when a seat became free.
         let free_ns = self.seats.as_mut().and_then(Seats::take).unwrap_or(self.before.end_ns);
         let intended_ns = request.arrival_ns.unwrap_or(free_ns);
         let now_ns = self.clock.now_ns();
@@ -266,7 +269,7 @@ impl<'a> Live<'a> {
         self.submit(request, ticket)
     }
 
-    /// Queues a request; one that the engine refuses is a line, and the run goes on.
+    /// Submits a request. If the engine refuses it, it becomes a line, and the run goes on.
     fn submit(&mut self, planned: PlannedRequest, ticket: Ticket) -> anyhow::Result<()> {
         let mut request = Request::new(planned.index.to_string(), planned.prompt, planned.max_tokens);
         request.ignore_eos = !planned.until_stop;
@@ -351,7 +354,7 @@ impl<'a> Live<'a> {
     }
 }
 
-/// What the recorder is told of an end.
+/// What the recorder is told about the end of a request.
 fn ended(ticket: Ticket, output: RequestOutput) -> Option<EndedRequest> {
     Some(EndedRequest {
         ticket,
