@@ -81,9 +81,11 @@ pub mod kv_layer;
 pub mod kv_layout;
 pub mod lanes;
 pub mod metadata;
+mod metadata_check;
 pub mod metadata_row;
 pub mod reference;
 pub mod token_rows;
+mod window;
 
 pub use block_tables::BlockTables;
 pub use builder::MetadataBuilder;

@@ -11,6 +11,7 @@
 //! count. That changes the order of reduction, so the reference has to change first.
 
 pub(crate) mod element;
+mod enter;
 mod item;
 mod registers;
 mod rows;
@@ -98,7 +99,7 @@ impl<'a> AttentionCall<'a> {
     pub unsafe fn run_item(&self, index: usize, scratch: &mut AttentionScratch) {
         if let Some(item) = self.work.items.get(index) {
             // SAFETY: `new` has checked that the machine has `isa`; the caller promises the rest.
-            unsafe { registers::enter(self.isa, item::RunItem { call: self, item, scratch }) };
+            unsafe { enter::enter(self.isa, item::RunItem { call: self, item, scratch }) };
         }
     }
 

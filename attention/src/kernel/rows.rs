@@ -1,6 +1,7 @@
 //! Groups an item's query rows into blocks that fit in registers.
 
-use crate::kernel::work::{NO_WINDOW, WorkItem, first_key};
+use crate::kernel::work::WorkItem;
+use crate::window::{NO_WINDOW, first_key};
 
 /// Up to 8 query rows that go through the inner loops together, so that they share each load of K and V.
 #[derive(Clone, Copy, Debug)]

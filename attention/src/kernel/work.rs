@@ -4,6 +4,7 @@ use crate::error::AttentionError;
 use crate::kv_layer::KvLayer;
 use crate::kv_layout::KvLayout;
 use crate::metadata::{AttentionMetadata, MaskKind};
+use crate::window::{NO_WINDOW, first_key};
 use pagedraft_block_manager::BlockId;
 use std::ops::Range;
 
@@ -32,16 +33,6 @@ pub(crate) struct WorkItem {
     /// The sliding window in tokens: the most keys that a query sees up to and including its own.
     /// [`NO_WINDOW`] if there is no limit.
     pub window: u32,
-}
-
-/// The window of a row that has none. It is greater than the length of any sequence.
-pub(crate) const NO_WINDOW: u32 = u32::MAX;
-
-/// The first key that the query of index `index` sees.
-#[inline(always)]
-pub(crate) fn first_key(index: u32, window: u32) -> u32 {
-    // The query itself is one of the `window` keys.
-    index.saturating_sub(window - 1)
 }
 
 impl WorkItem {
