@@ -6,7 +6,7 @@
 //!
 //! - f32 and f16: 32 rows, one per input, of 32 outputs.
 //! - bf16: two panels, each of 16 rows, one per pair of inputs, of 16 outputs x 2 inputs. This is the B
-//! operand of an AMX product, and also what [`Lanes::load_bf16_pairs`] widens.
+//!   operand of an AMX product, and also what [`Lanes::load_bf16_pairs`] widens.
 //!
 //! Both n and k are padded to multiples of 32 with zeros.
 

@@ -5,11 +5,11 @@
 //! who computes which columns.
 //!
 //! - AVX-512, AVX2, NEON: one accumulator, one fused multiply-add per input, inputs in ascending order.
-//! All three give the same bits.
+//!   All three give the same bits.
 //! - Portable: the same chain, but with a rounding after the multiplication as well.
 //! - AMX (bf16 only): 32 inputs at a time. Within them there is one chain over the even and one over the
-//! odd inputs, and their sum is added to the accumulator. Denormals count as zero throughout. Other
-//! types take the AVX-512 path.
+//!   odd inputs, and their sum is added to the accumulator. Denormals count as zero throughout. Other
+//!   types take the AVX-512 path.
 //!
 //! Inputs are padded to a multiple of 32 with zeros, which are part of the chain. Then the bias is added to
 //! the sum; with [`Epilogue::Add`] the result is added to what `out` held.
