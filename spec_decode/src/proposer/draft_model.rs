@@ -39,11 +39,11 @@ pub struct DraftOptions {
 /// # What it promises
 ///
 /// - A draft is a function of the request's known tokens, its parameters, the draft model, the dtype and the instruction set.
-/// Batch mates, lag, prefix hits, chunks, block size and graphs do not change it. Under coupled acceptance it is the token
-/// that [`Sampler::choose`](crate::sampling::Sampler::choose) takes with the request's own noise, so a good draft model
-/// makes the target's choice.
+///   Batch mates, lag, prefix hits, chunks, block size and graphs do not change it. Under coupled acceptance it is the token
+///   that [`Sampler::choose`](crate::sampling::Sampler::choose) takes with the request's own noise, so a good draft model
+///   makes the target's choice.
 /// - It says how many slots of its KV hold accepted tokens ([`verified`](Proposer::verified)), and no more are committed. A
-/// rejected draft leaves nothing behind, and neither does a step that was never verified.
+///   rejected draft leaves nothing behind, and neither does a step that was never verified.
 /// - A row for which its group has no room has no drafts.
 ///
 /// # The first pass catches up
