@@ -4,24 +4,24 @@
 //! # What it promises
 //!
 //! - [`AttentionMetadata`] has the names and values of FlashAttention-style metadata and serialises as a
-//! trace has it. [`AttentionMetadata::check`] re-derives its fields. [`MetadataBuilder`] builds it without
-//! a heap allocation once its buffers have grown.
+//!   trace has it. [`AttentionMetadata::check`] re-derives its fields. [`MetadataBuilder`] builds it without
+//!   a heap allocation once its buffers have grown.
 //! - A query's output is a function of the query, the keys and values it sees as they are stored, the scale,
-//! and whether multiply-adds are fused. It does not depend, to the bit, on which blocks hold the keys, on
-//! the block size, batch mates, chunks, scorer, threads or work items. What is computed is written
-//! out in [`mod@reference`]; the kernels are tested against it bit for bit.
+//!   and whether multiply-adds are fused. It does not depend, to the bit, on which blocks hold the keys, on
+//!   the block size, batch mates, chunks, scorer, threads or work items. What is computed is written
+//!   out in [`mod@reference`]; the kernels are tested against it bit for bit.
 //! - Keys that a query doesn't see (later ones, or those behind a sliding window) are excluded rather than
-//! weighed with 0. A NaN in a stale slot, a later token or a foreign block therefore cannot leak. Pad rows
-//! are neither read nor written.
+//!   weighed with 0. A NaN in a stale slot, a later token or a foreign block therefore cannot leak. Pad rows
+//!   are neither read nor written.
 //! - Everything the kernels rely on is checked when a step is planned ([`WorkList::plan`]), once for all
-//! layers.
+//!   layers.
 //!
 //! # What it doesn't promise
 //!
 //! - It has no threads: callers run [`AttentionCall::run_item`] on theirs.
 //! - It does not guard slots: the block manager decides who writes which slot.
 //! - A weight below e^-87 of the greatest one is computed as 1e-38, not 0. A query or key that is itself NaN
-//! or infinite gives an unspecified output in its own row and head.
+//!   or infinite gives an unspecified output in its own row and head.
 //! - One context is not split over threads: a decode at batch size 1 has as many items as key heads.
 //!
 //! # What things cost
