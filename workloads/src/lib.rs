@@ -20,11 +20,11 @@
 //! # What traces promise
 //!
 //! - **What is logged is what ran.** [`trace::StepEvent`] borrows the very plan, metadata and outcome objects of a step
-//! and serialises those. There is no second set of structs on the writing side.
+//!   and serialises those. There is no second set of structs on the writing side.
 //! - **A trace is whole lines.** [`trace::TraceWriter`] writes nothing else, so a killed process leaves a readable file
-//! up to its last flush (every 100 ms or 64 KiB). A fault of the disk is an error of the next step, never a panic.
+//!   up to its last flush (every 100 ms or 64 KiB). A fault of the disk is an error of the next step, never a panic.
 //! - **A trace can be refuted.** [`trace::check_dir`] re-derives every slot from block tables and positions, and names
-//! the first record that breaks a [`trace::Rule`].
+//!   the first record that breaks a [`trace::Rule`].
 //!
 //! They do not promise that a traced run is as fast as an untraced one. For a step of 8 sequences the
 //! engine's thread serialises about 3 KB, which takes some ten microseconds. Another thread writes them.
@@ -56,6 +56,7 @@ pub mod replay;
 pub mod run;
 pub mod sim;
 pub mod tasks;
+mod text_tokens;
 pub mod trace;
 
 pub use error::Error;

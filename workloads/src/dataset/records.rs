@@ -1,6 +1,7 @@
 //! What readers give, before it is cut to the window.
 
-use super::{DatasetError, Item};
+use super::error::DatasetError;
+use super::sample::Item;
 
 /// An item and its time in the file, in nanoseconds since any fixed moment.
 #[derive(Clone, Debug, PartialEq)]

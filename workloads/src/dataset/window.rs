@@ -2,9 +2,11 @@
 
 use std::path::PathBuf;
 
+use super::error::DatasetError;
+use super::options::DatasetOptions;
 use super::quantity::{self, SECOND};
 use super::records::{Record, Records};
-use super::{DatasetError, DatasetOptions, Item};
+use super::sample::Item;
 
 /// The items of the window, with times that count from its start.
 pub(super) struct Window {

@@ -94,11 +94,11 @@ pub const DEFAULT_NEW_TOKENS: u32 = 256;
 /// Recorded arrivals stay with their records. Where arrivals are made (constant, drawn, a ramp):
 ///
 /// - For a dataset of lengths or token ids, [`Source::open`] first counts the records that fit. Arrivals are made for these
-/// alone, so that the rate asked for is the rate of the requests sent.
+///   alone, so that the rate asked for is the rate of the requests sent.
 /// - For text, lengths are known only when it is tokenised, record by record. Arrivals are made for all records that the
-/// dataset does not mark as failed. A record that turns out not to fit takes its arrival, which passes without a request.
-/// The arrivals keep their form and their length, and the rate sent is the rate asked for times the share of records that
-/// are run. The same holds for [`Source::new`], which can't read its samples twice.
+///   dataset does not mark as failed. A record that turns out not to fit takes its arrival, which passes without a request.
+///   The arrivals keep their form and their length, and the rate sent is the rate asked for times the share of records that
+///   are run. The same holds for [`Source::new`], which can't read its samples twice.
 pub struct Source {
     samples: Samples,
     /// The first item, which was read when the source was made.

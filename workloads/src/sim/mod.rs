@@ -8,23 +8,23 @@
 //! # What is as in a live engine
 //!
 //! - **The decisions**: plans, blocks, prefix hits, preemptions and automatic draft lengths are made by the real
-//! `Scheduler`, which is told the times of the cost model. A request that comes while a step runs is planned for in the
-//! next step. An idle engine begins when one comes, or when it has woken (`us_to_wake`). The tokens of a step are there
-//! at its end.
+//!   `Scheduler`, which is told the times of the cost model. A request that comes while a step runs is planned for in the
+//!   next step. An idle engine begins when one comes, or when it has woken (`us_to_wake`). The tokens of a step are there
+//!   at its end.
 //! - **The client**: an open loop that sends on time. With a limit of concurrency a request waits for a seat from its
-//! intended arrival on; one without an arrival of its own is meant to be sent when a seat becomes free.
+//!   intended arrival on; one without an arrival of its own is meant to be sent when a seat becomes free.
 //! - **Proposing**: the passes, the lagging rows and the catch-up budget of a draft model.
 //! - **Traces**: lines of the same form, from the same plans and block tables, which `pagedraft trace check` accepts.
 //!
 //! # What is different
 //!
 //! - **Tokens say nothing.** They are drawn by (seed, request, position). So are the drafts that are accepted: by the cost
-//! model's shares, each independently of all others.
+//!   model's shares, each independently of all others.
 //! - A request is sent when it comes. A live engine takes it between two steps, and calls that sent.
 //! - **No request stops by itself**: all give `max_tokens` tokens, even those that would run until a stop token.
 //! - A conversation's later turns hit what its dataset says of the earlier ones, not what was generated here.
 //! - A draft model's own pool always has room, and its prefix cache has what the target's cache had at a request's
-//! admission. It has no blocks, so a trace has no `draft` group.
+//!   admission. It has no blocks, so a trace has no `draft` group.
 //!
 //! # What it costs
 //!

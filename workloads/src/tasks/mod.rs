@@ -13,7 +13,7 @@
 //! 1. The answer has less room than the original gives it, but at least twice what a perfect one takes.
 //! 2. `vt` and `cwe` leave their example out; `fwe` has a text of 27 words or more.
 //! 3. `vt` needs only one line of noise, and asks for 5, 4, 3 or 2 variables, the beginning of its chain. `cwe` repeats
-//! common words 3 times and asks for the first 10, 5 or 3 of them.
+//!    common words 3 times and asks for the first 10, 5 or 3 of them.
 //!
 //! With a tokenizer of four bytes per token every task fits in 256 tokens, and the examples are there from
 //! about 470 tokens on. With that of the built-in models, whose tokens are shorter, tasks need from 145

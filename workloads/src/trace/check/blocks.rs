@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 
-use super::chain::Link;
-use super::lives::UNKNOWN;
-use super::{Fault, Rule};
+use super::fault::Fault;
+use super::link::Link;
+use super::rule::Rule;
+use super::window::UNKNOWN;
 use crate::trace::record::CopyRecord;
 
 /// What the trace has shown of the blocks of a pool.

@@ -1,20 +1,11 @@
 //! The hashes of a request's blocks, as far as the trace tells them. If the trace names the salt, they are
 //! recomputed.
 
-use pagedraft_block_manager::{BlockHash, Salt};
+use pagedraft_block_manager::BlockHash;
 
-use super::lives::Life;
+use super::life::Life;
+use super::link::Link;
 use crate::trace::KvEventRecord;
-
-/// The hash of the contents of a block, and the salt that it was made under.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Link {
-    /// The hash as the trace writes it.
-    pub(super) hash: u64,
-    /// The whole hash, if it could be recomputed.
-    full: Option<BlockHash>,
-    salt: Option<Salt>,
-}
 
 impl Life {
     /// Block `index`, which holds `tokens`, is stored in the prefix cache. Its hash must follow from the

@@ -1,7 +1,8 @@
 //! Compares a request's tokens, as far as the trace shows them, with what it feeds and what is accepted.
 
-use super::Rule;
-use super::lives::{Life, UNKNOWN};
+use super::life::Life;
+use super::rule::Rule;
+use super::window::UNKNOWN;
 use crate::trace::{OutcomeRecord, RowKind, RowRecord};
 
 impl Life {

@@ -2,8 +2,9 @@
 
 use std::collections::HashSet;
 
+use super::fault::Fault;
 use super::lives::Lives;
-use super::{Fault, Rule};
+use super::rule::Rule;
 use crate::trace::StepRecord;
 
 /// The reasons for which a request may have ended.

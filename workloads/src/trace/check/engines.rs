@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use super::fault::Fault;
 use super::lives::Lives;
-use super::{Fault, Rule, TraceConfig};
+use super::rule::Rule;
+use super::trace_config::TraceConfig;
 use crate::trace::StepRecord;
 
 /// The state of each engine, which is carried from step to step.

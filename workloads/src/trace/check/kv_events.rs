@@ -1,9 +1,10 @@
 //! Compares what enters and leaves the prefix cache with the blocks and tokens that the steps show.
 
+use super::fault::Fault;
 use super::lives::Lives;
 use super::own_group::OwnGroup;
+use super::rule::Rule;
 use super::window::FREED;
-use super::{Fault, Rule};
 use crate::trace::{KvChange, KvEventRecord, StepRecord};
 
 /// The group that an event is about.

@@ -7,149 +7,37 @@ mod chain;
 mod contents;
 mod ends;
 mod engines;
+mod fault;
 mod kv_events;
+mod life;
+mod link;
 mod lives;
 mod own_group;
+mod own_groups;
 mod pool;
 mod row_group;
 mod rows;
+mod rule;
 mod shape;
 mod slots;
 #[cfg(test)]
 mod synthetic;
 mod tables;
+mod trace_config;
 mod window;
 
 use std::fmt;
 use std::path::Path;
 
-use pagedraft_block_manager::Salt;
 use serde::Deserialize;
-use serde_json::Value;
 
 use self::engines::Engines;
-use super::{CONFIG_FILE, KvGroupRecord, ResumeRecord, StepRecord, read_steps};
+use self::fault::Fault;
+pub use self::rule::Rule;
+use self::trace_config::TraceConfig;
+use super::{CONFIG_FILE, ResumeRecord, StepRecord, read_steps};
 use crate::Error;
 use crate::json_fault::{self, JsonFault};
-
-/// A rule that a trace must obey. `Display` gives the name that `pagedraft trace check` prints.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Rule {
-    /// Every line but a cut last one is a JSON object, and a step has the fields of a step.
-    Line,
-    /// The step numbers of each engine increase, even after a stopped run is resumed.
-    StepOrder,
-    /// If there are several engines, each step names one of the configuration's, and each request belongs
-    /// to one engine.
-    Replica,
-    /// A step has at most one plan row per request, and each row has at least one token.
-    PlanRows,
-    /// The outcome has one row for each plan row, in order, and accepts no more drafts than it scored.
-    Outcome,
-    /// Metadata rows belong to the plan rows that `plan_rows` names. Their contexts start where the plan's
-    /// do, and their queries are as long.
-    MetadataRows,
-    /// `seq_lens` is context + query (or more, for a row that also sees the keys behind its queries), and
-    /// the two start locations are running sums.
-    Lengths,
-    /// Counts and maxima agree with the rows, and rows of several query tokens come first.
-    Counts,
-    /// A step was replayed exactly if it has a graph's key. The key's shape must have room for the step,
-    /// its exact query length, and a size that was captured.
-    Graph,
-    /// Positions follow the context.
-    Positions,
-    /// Block ids lie in the pool, none is twice in a table, and a row's table covers its tokens. Only a
-    /// trace with `--trace-tables delta` may leave a table out.
-    BlockTable,
-    /// Table entries are -1 for exactly the blocks that lie wholly behind the window of the row's first
-    /// query, and windows are those of the configuration.
-    Window,
-    /// Every slot is `table[i / block_size] * block_size + i % block_size`; tokens whose KV is already
-    /// stored have none.
-    Slot,
-    /// No slot is written twice in a step.
-    SlotTwice,
-    /// A running request's table only grows, except where the step copies a block.
-    TableChange,
-    /// A block that is written is in one request's table only.
-    SharedWrite,
-    /// A block that several tables share has the same index in each.
-    Alias,
-    /// A step copies a block that somebody holds to one that nobody held, and a row has that one
-    /// afterwards.
-    Copy,
-    /// Whatever a row reads was written before: by an earlier step of the request that had the block then,
-    /// or by a copy.
-    Unwritten,
-    /// The context of a row consists of the request's own tokens. Blocks that it starts with, as a new
-    /// request or after a preemption, were published, or belong to a running request that has computed all
-    /// of them.
-    Context,
-    /// A published block is full of computed and accepted tokens of the request that publishes it. It is
-    /// published once until it is removed, and neither written nor handed out before that. Its hash follows
-    /// from its tokens, its parent's hash and the salt, and its parent was published before it.
-    Published,
-    /// A row starts where the request's row before ended: after what was scheduled, less rejected drafts.
-    Growth,
-    /// Decode and verify rows are those that begin with the last known token, if that was generated.
-    Kind,
-    /// Rows that sample emit their accepted drafts and one more token, or fewer if the request ends. A row
-    /// feeds the request's own tokens.
-    Tokens,
-    /// Accepted drafts are the tokens that were emitted. Under coupled acceptance, the draft after them is
-    /// not.
-    Acceptance,
-    /// Requests that ended do not come back.
-    FinishedAgain,
-    /// `preempted` names requests that ran, each once.
-    Preempted,
-    /// `finished` names each request that ended, once, in the step whose outcome says so (or after its
-    /// abort).
-    Finished,
-    /// `used` + `free` is the pool's size, which is the configuration's and never changes, and `cached` is
-    /// at most `free`. `used` is the number of blocks of those who run after the step: 0 if nobody does,
-    /// and exactly the tables' if there are no drafts. If several KV groups share the pool, its bytes are
-    /// what the groups' blocks take, each group's blocks are those of the tables, and no two blocks that
-    /// are held share bytes.
-    Pool,
-}
-
-impl fmt::Display for Rule {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Line => "line",
-            Self::StepOrder => "step-order",
-            Self::Replica => "replica",
-            Self::PlanRows => "plan-rows",
-            Self::Outcome => "outcome",
-            Self::MetadataRows => "metadata-rows",
-            Self::Lengths => "lengths",
-            Self::Counts => "counts",
-            Self::Graph => "graph",
-            Self::Positions => "positions",
-            Self::BlockTable => "block-table",
-            Self::Window => "window",
-            Self::Slot => "slot",
-            Self::SlotTwice => "slot-twice",
-            Self::TableChange => "table-change",
-            Self::SharedWrite => "shared-write",
-            Self::Alias => "alias",
-            Self::Copy => "copy",
-            Self::Unwritten => "unwritten",
-            Self::Context => "context",
-            Self::Published => "published",
-            Self::Growth => "growth",
-            Self::Kind => "kind",
-            Self::Tokens => "tokens",
-            Self::Acceptance => "acceptance",
-            Self::FinishedAgain => "finished-again",
-            Self::Preempted => "preempted",
-            Self::Finished => "finished",
-            Self::Pool => "pool",
-        })
-    }
-}
 
 /// The first record that breaks a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -210,24 +98,6 @@ pub struct CheckReport {
     pub cut_last_line: bool,
     /// The first record that breaks a rule; nothing after it was read.
     pub violation: Option<Violation>,
-}
-
-/// A rule that the present step breaks.
-#[derive(Debug)]
-struct Fault {
-    rule: Rule,
-    request: Option<String>,
-    what: String,
-}
-
-impl Fault {
-    fn new(rule: Rule, what: impl Into<String>) -> Self {
-        Self { rule, request: None, what: what.into() }
-    }
-
-    fn of(rule: Rule, request: &str, what: impl Into<String>) -> Self {
-        Self { rule, request: Some(request.to_owned()), what: what.into() }
-    }
 }
 
 /// Reads a trace directory from its first line to its last, or to the first [`Violation`]. Memory is
@@ -305,104 +175,6 @@ fn check_line(
     report.preemptions += step.preempted.len() as u64;
     engine.blocks_held = step.pool.used;
     Ok(())
-}
-
-/// What the checker must know of a run's configuration.
-struct TraceConfig {
-    block_size: u32,
-    num_blocks: Option<u64>,
-    /// The number of engines. Each has `num_blocks` blocks.
-    replicas: u32,
-    /// Whether tables that did not change are left out.
-    delta: bool,
-    /// Whether a draft is accepted exactly if it is the token that the target chooses.
-    coupled: bool,
-    /// The numbers of token rows that graphs were captured for.
-    graph_sizes: Option<Vec<u64>>,
-    /// Whether full blocks are published to the prefix cache.
-    caching: bool,
-    /// The KV groups, the one that `metadata` describes first. Empty if nothing is said.
-    kv_groups: Vec<KvGroupRecord>,
-    /// The salt of block hashes, if it is known.
-    kv_salt: Option<Salt>,
-}
-
-impl TraceConfig {
-    fn read(path: &Path) -> Result<Self, Error> {
-        let bytes = std::fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
-        let bad = |what: String| Error::BadConfig { path: path.to_owned(), what };
-        let config: Value =
-            json_fault::parse(&bytes).map_err(|fault| bad(format!("line {}: {fault}", fault.line)))?;
-        let field = |name| {
-            let found = config.get(name).or_else(|| config.get("engine").and_then(|e| e.get(name)));
-            found.filter(|value| !value.is_null())
-        };
-        if let Some(version) = field("schema_version")
-            && version.as_u64() != Some(u64::from(super::SCHEMA_VERSION))
-        {
-            return Err(bad(format!(
-                "schema_version is {version}, this build reads {}",
-                super::SCHEMA_VERSION
-            )));
-        }
-        let Some(size) = field("block_size") else { return Err(bad("no block_size".to_owned())) };
-        let known = size.as_u64().and_then(|size| u32::try_from(size).ok());
-        let Some(block_size) = known.filter(|size| [16, 32, 64].contains(size)) else {
-            return Err(bad(format!("block_size is {size}, not 16, 32 or 64")));
-        };
-        let num_blocks = match field("num_blocks") {
-            None => None,
-            Some(blocks) => {
-                Some(blocks.as_u64().ok_or_else(|| bad(format!("num_blocks is {blocks}, not a number")))?)
-            }
-        };
-        let replicas = match field("replicas") {
-            None => 1,
-            Some(count) => {
-                let known = count.as_u64().and_then(|count| u32::try_from(count).ok());
-                let known = known.filter(|&count| count > 0);
-                known.ok_or_else(|| bad(format!("replicas is {count}, not a number from 1 on")))?
-            }
-        };
-        let delta = match field("trace_tables") {
-            None => false,
-            Some(tables) => match tables.as_str() {
-                Some("full") => false,
-                Some("delta") => true,
-                _ => return Err(bad(format!("trace_tables is {tables}, neither full nor delta"))),
-            },
-        };
-        let coupled = field("acceptance").is_none_or(|rule| rule == "coupled");
-        let graph_sizes = match field("graph_sizes") {
-            None => None,
-            Some(sizes) => {
-                Some(Vec::deserialize(sizes).map_err(|e| bad(format!("graph_sizes {sizes}: {e}")))?)
-            }
-        };
-        let caching = field("enable_prefix_caching").is_none_or(|yes| yes != false);
-        let kv_groups = match field("kv_groups") {
-            None => Vec::new(),
-            Some(groups) => Vec::deserialize(groups).map_err(|e| bad(format!("kv_groups {groups}: {e}")))?,
-        };
-        let kv_salt = match field("kv_salt") {
-            None => None,
-            Some(salt) => {
-                let known = salt.as_str().and_then(Salt::from_hex);
-                Some(known.ok_or_else(|| bad(format!("kv_salt is {salt}, not 64 hexadecimal digits")))?)
-            }
-        };
-        Ok(Self {
-            block_size,
-            num_blocks,
-            replicas,
-            delta,
-            coupled,
-            graph_sizes,
-            caching,
-            kv_groups,
-            kv_salt,
-        })
-    }
 }
 
 #[cfg(test)]

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use super::fault::Fault;
 use super::lives::Lives;
 use super::row_group::RowGroup;
-use super::{Fault, Rule};
+use super::rule::Rule;
 use crate::trace::{GroupCounts, PoolRecord, StepRecord};
 
 impl Lives {

@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 
 use super::blocks::Blocks;
-use super::lives::{Life, UNKNOWN};
+use super::fault::Fault;
+use super::life::Life;
 use super::rows::query_len;
+use super::rule::Rule;
 use super::slots::{Call, check_slots};
-use super::window::{FREED, first_block, first_position};
-use super::{Fault, Rule};
+use super::window::{FREED, UNKNOWN, first_block, first_position};
 use crate::trace::record::CopyRecord;
 use crate::trace::{RowKind, RowRecord, StepRecord};
 

@@ -2,7 +2,8 @@
 
 use std::collections::HashSet;
 
-use super::{Fault, Rule};
+use super::fault::Fault;
+use super::rule::Rule;
 use crate::trace::{RowKind, StepRecord};
 
 /// Checks plan and outcome row by row.

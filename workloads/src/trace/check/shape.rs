@@ -1,6 +1,7 @@
 //! Checks the fields of the metadata against each other.
 
-use super::{Fault, Rule};
+use super::fault::Fault;
+use super::rule::Rule;
 use crate::trace::StepRecord;
 
 /// Checks lengths, running sums, counts, maxima, and the graph's shape, whose token rows must be one of

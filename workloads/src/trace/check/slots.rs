@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 
+use super::fault::Fault;
+use super::rule::Rule;
 use super::window::{FREED, check_entry, first_block};
-use super::{Fault, Rule};
 use crate::trace::{GroupRecord, MetadataRecord, StepRecord};
 
 /// What slots are derived from, in any KV group.

@@ -1,32 +1,19 @@
 //! A toy engine that writes traces. It has an allocator, a budget, chunks, forks with copies, preemptions,
 //! verify rows, a prefix cache, a draft model, graphs and a sliding window.
 
+mod dice;
 mod draft;
 mod pool;
 
+pub(super) use self::dice::Dice;
 use self::draft::{DraftModel, OwnRow};
-use self::pool::Pool;
+pub(super) use self::pool::BLOCK;
+use self::pool::{FREED, Pool};
 use serde_json::{Value, json};
 
-pub(super) const BLOCK: usize = 16;
 pub(super) const BLOCKS: usize = 48;
 /// The bytes of a block of the target, and of the draft model.
 const BYTES: [usize; 2] = [64, 32];
-/// Stands in a table for a block that was given back behind the window.
-const FREED: usize = usize::MAX;
-
-/// A SplitMix64 generator.
-pub(super) struct Dice(pub(super) u64);
-
-impl Dice {
-    pub(super) fn below(&mut self, n: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) % n as u64) as usize
-    }
-}
 
 #[derive(Clone)]
 struct Sequence {

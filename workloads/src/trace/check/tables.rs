@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 
+use super::fault::Fault;
 use super::lives::Lives;
 use super::row_group::{RowCall, RowGroup};
+use super::rule::Rule;
 use super::slots::{Call, check_slots, used_table};
-use super::{Fault, Rule};
 use crate::trace::record::CopyRecord;
 use crate::trace::{GroupRecord, StepRecord};
 

@@ -1,9 +1,13 @@
 //! Computes which blocks of a sequence lie wholly behind a sliding window.
 
-use super::Rule;
+use super::rule::Rule;
 
 /// Stands in a table for a block that was given back.
 pub(super) const FREED: u32 = u32::MAX;
+
+/// Stands for a token that the trace does not show, because it lies behind the window of a request that
+/// began with a prefix hit.
+pub(super) const UNKNOWN: u32 = u32::MAX;
 
 /// The first position that the query at position `at`, or a later one, can see.
 pub(super) fn first_position(at: u64, window: Option<u32>) -> u64 {

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use serde_json::{Value, json};
 
-use super::pool::Pool;
-use super::{BLOCK, Dice};
+use super::dice::Dice;
+use super::pool::{BLOCK, Pool};
 
 pub(super) const BLOCKS: usize = 14;
 

@@ -5,7 +5,10 @@ use std::collections::HashMap;
 use pagedraft_block_manager::{BlockHash, Salt};
 use serde_json::{Value, json};
 
-use super::{BLOCK, FREED};
+/// The number of tokens of a block.
+pub(in super::super) const BLOCK: usize = 16;
+/// Stands in a table for a block that was given back behind the window.
+pub(super) const FREED: usize = usize::MAX;
 
 pub(super) struct Pool {
     /// The name of the KV group.
