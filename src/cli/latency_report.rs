@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::batch_header::{BatchShape, header};
 use super::deterministic_cost::DeterministicCost;
-use super::latency::Latency;
+use super::latency_flags::Latency;
 use super::machine;
 use super::step_figures::StepFigures;
 

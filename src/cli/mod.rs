@@ -10,6 +10,7 @@ mod generate;
 mod held_out;
 mod interrupt;
 mod latency;
+mod latency_flags;
 mod latency_report;
 mod live;
 mod log;

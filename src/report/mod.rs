@@ -21,48 +21,19 @@ mod requests;
 mod run;
 mod scale;
 mod series;
+mod shown;
 mod steady;
 mod step_delta;
 mod step_points;
 mod trace_window;
 
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use anyhow::Context;
 use pagedraft_workloads::trace::replace_file;
 
 use self::run::Run;
-
-/// A range of steps of a trace by their numbers: from `from` up to, but not including, `to`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Steps {
-    /// The first step.
-    pub from: u64,
-    /// The step after the last one.
-    pub to: u64,
-}
-
-impl FromStr for Steps {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let bad = || format!("{text:?} is not A..B with step numbers A < B");
-        let (from, to) = text.split_once("..").ok_or_else(bad)?;
-        let number = |part: &str| part.trim().parse::<u64>().map_err(|_| bad());
-        let steps = Self { from: number(from)?, to: number(to)? };
-        if steps.from < steps.to { Ok(steps) } else { Err(bad()) }
-    }
-}
-
-/// Which part of a trace is shown step by step.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Shown {
-    /// The steps in the block view; by default the first 10,000.
-    pub steps: Option<Steps>,
-    /// The engine, if the trace is of several; by default engine 0.
-    pub replica: Option<u32>,
-}
+pub use self::shown::{Shown, Steps};
 
 /// Writes the page about the runs in `directories` to `out`, as a whole or not at all. Later runs are
 /// compared with the first one.

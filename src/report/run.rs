@@ -7,8 +7,8 @@ use pagedraft_workloads::json_fault;
 use pagedraft_workloads::trace::{CONFIG_FILE, SUMMARY_FILE, steps_file};
 use serde_json::Value;
 
-use super::Shown;
 use super::requests::Requests;
+use super::shown::Shown;
 use super::trace_window::TraceWindow;
 
 const TRACE_LEFT_OUT: &str = "The trace is left out, and with it the pictures by step and the blocks: config.json has no block_size \

@@ -9,9 +9,9 @@ use serde_json::Value;
 
 use super::blocks::{BlockState, Pool};
 use super::embed::Window;
+use super::shown::{Shown, Steps};
 use super::step_delta::{Deltas, StepDelta};
 use super::step_points::StepPoints;
-use super::{Shown, Steps};
 
 /// The number of steps in the block view if no steps are asked for.
 pub(super) const MOST_STEPS: usize = 10_000;

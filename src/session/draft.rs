@@ -8,10 +8,11 @@ use pagedraft_model::tokenizer::Tokenizer;
 use pagedraft_model::{AnyDevice, CaptureReport, ModelError, Runner};
 use pagedraft_spec_decode::proposer::{DraftModel, DraftOptions};
 
+use super::checkpoint;
 use super::kv_salt::KvModel;
-use super::load;
 use super::options::{DraftRef, EngineOptions, ModelRef};
 use super::placement::{Place, Placement};
+use super::step_limits::{capture_sizes, step_limits};
 
 /// A draft model that fits its target and is not loaded yet.
 pub(super) struct DraftParts {
@@ -35,7 +36,7 @@ impl DraftParts {
         max_model_len: u32,
     ) -> anyhow::Result<Option<Self>> {
         let Some(DraftRef::Model(model)) = &options.speculation.draft else { return Ok(None) };
-        let checkpoint = load::checkpoint(model, options)?;
+        let checkpoint = checkpoint::open(model, options)?;
         let config = checkpoint.config();
         check_vocabularies(options, (model, &checkpoint), target)?;
         let windows = config.windows.iter().flatten();
@@ -88,14 +89,14 @@ impl PlacedDraft {
         max_model_len: u32,
     ) -> anyhow::Result<(DraftModel<AnyDevice>, Option<CaptureReport>)> {
         let config = self.checkpoint.config();
-        let limits = load::step_limits(options, max_model_len);
+        let limits = step_limits(options, max_model_len);
         let failed = || format!("the draft model {} does not load", self.model);
         let device = self.placement.open(config, limits, place).with_context(failed)?;
         let mut runner = Runner::load(device, &self.checkpoint, limits).with_context(failed)?;
         let mut capture = None;
         if !options.enforce_eager {
             // A sequence feeds one token, or two if all its drafts were accepted.
-            capture = Some(runner.capture(&load::capture_sizes(options, limits, 2))?);
+            capture = Some(runner.capture(&capture_sizes(options, limits, 2))?);
         }
         let group = place.groups.first().copied().unwrap_or_default();
         let draft = DraftModel::new(
@@ -120,7 +121,7 @@ impl PlacedDraft {
         gpu: &Gpu,
     ) -> anyhow::Result<MemoryNeed> {
         let config = self.checkpoint.config();
-        let limits = load::step_limits(options, max_model_len);
+        let limits = step_limits(options, max_model_len);
         self.placement.need(config, kv_cache, limits, gpu)
     }
 

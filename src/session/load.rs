@@ -3,78 +3,31 @@
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
-use pagedraft_block_manager::{Arena, GroupId, Salt};
-use pagedraft_model::checkpoint::{Checkpoint, ModelConfig};
+use pagedraft_block_manager::{Arena, GroupId};
+use pagedraft_model::checkpoint::ModelConfig;
 use pagedraft_model::cpu::MemoryLimit;
 use pagedraft_model::dense::kv_groups;
 use pagedraft_model::tokenizer::Tokenizer;
-use pagedraft_model::{
-    AnyArena, AnyDevice, CaptureReport, CaptureSizes, Dtype, ModelError, Runner, StepLimits,
-};
+use pagedraft_model::{AnyArena, AnyDevice, ModelError, Runner};
 use pagedraft_scheduler::{Scheduler, SchedulerConfig};
 use pagedraft_spec_decode::ModelExecutor;
 
-use super::builtin;
+use super::checkpoint;
 use super::draft::{DraftParts, PlacedDraft};
 use super::gpu_memory::EngineNeed;
+use super::info::SessionInfo;
 use super::kv_salt::KvModel;
 use super::log;
-use super::options::{EngineOptions, LoadFormat, ModelRef};
-use super::placement::{InstructionSet, Place, Placement, instruction_set};
+use super::options::EngineOptions;
+use super::placement::{Place, Placement, instruction_set};
 use super::speculation::Setups;
+use super::step_limits::{capture_sizes, step_limits};
 use crate::exit::usage;
 use crate::memory_need::{books, ensure_fits};
 
 /// The bytes of KV cache if nothing is said. It is less if this is more than a quarter of the memory that
 /// this process may have.
 const DEFAULT_KV_CACHE_MEMORY: u64 = 1 << 30;
-/// The most rows whose logits are computed at a time. The head's weights are then read only once for a
-/// batch of verify rows. No graph has more rows. The logits take 2 KiB per token of the vocabulary, which
-/// is 297 MiB for 151,936 tokens.
-pub const MOST_LOGIT_ROWS: u32 = 512;
-
-/// How an engine was built.
-#[derive(Clone, Debug)]
-pub struct SessionInfo {
-    /// The model's name: its directory, or `builtin:NAME`.
-    pub model_id: String,
-    /// Token ids are below this.
-    pub vocab_size: usize,
-    /// Width of a hidden state.
-    pub hidden_size: usize,
-    /// Parameters of the model.
-    pub parameters: u64,
-    /// The type of weights and KV.
-    pub dtype: Dtype,
-    /// The instruction set of the kernels.
-    pub isa: InstructionSet,
-    /// Why the engine is not on a GPU, if `auto` was asked for.
-    pub no_gpu: Option<String>,
-    /// Whether results depend on the request alone.
-    pub deterministic: bool,
-    /// The number of threads of the device.
-    pub threads: usize,
-    /// The greatest length of a sequence.
-    pub max_model_len: u32,
-    /// The number of KV blocks in the pool.
-    pub num_blocks: u32,
-    /// How many tokens a KV block holds.
-    pub block_size: u32,
-    /// The bytes of a KV block, all layers together.
-    pub block_bytes: usize,
-    /// The salt of the hashes of KV blocks: it stands for the model, the dtypes and the KV groups.
-    pub kv_salt: Salt,
-    /// The tokens that end a sequence.
-    pub eos_token_ids: Vec<u32>,
-    /// Whether the weights are drawn from a seed.
-    pub dummy_weights: bool,
-    /// What capturing graphs took, the draft model's included; `None` if every step is eager.
-    pub capture: Option<CaptureReport>,
-    /// The numbers of token rows that the target's graphs were captured for, in ascending order; empty if
-    /// every step is eager.
-    pub graph_sizes: Vec<u32>,
-}
-
 /// The parts of an engine.
 pub(super) struct Loaded {
     pub tokenizer: Option<Arc<Tokenizer>>,
@@ -82,21 +35,6 @@ pub(super) struct Loaded {
     pub executor: ModelExecutor<AnyDevice>,
     pub setups: Setups,
     pub info: SessionInfo,
-}
-
-pub(super) fn checkpoint(model: &ModelRef, options: &EngineOptions) -> anyhow::Result<Checkpoint> {
-    let checkpoint = match (model, options.load_format) {
-        (ModelRef::Builtin(name), LoadFormat::Auto) => builtin::checkpoint(name),
-        (ModelRef::Builtin(name), LoadFormat::Dummy) => {
-            builtin::checkpoint(name).map(|c| Checkpoint::dummy(c.config().clone(), options.seed))
-        }
-        (ModelRef::Directory(dir), LoadFormat::Auto) => {
-            Checkpoint::open(dir).with_context(|| format!("the model {} does not load", dir.display()))
-        }
-        (ModelRef::Directory(dir), LoadFormat::Dummy) => Checkpoint::open_dummy(dir, options.seed)
-            .with_context(|| format!("the model {} does not load", dir.display())),
-    };
-    checkpoint.map_err(usage)
 }
 
 fn max_model_len(options: &EngineOptions, config: &ModelConfig) -> anyhow::Result<u32> {
@@ -149,7 +87,7 @@ fn check_memory(
 
 pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
     let _span = tracing::debug_span!("load", model = %options.model).entered();
-    let checkpoint = checkpoint(&options.model, options)?;
+    let checkpoint = checkpoint::open(&options.model, options)?;
     let config = checkpoint.config().clone();
     let max_model_len = max_model_len(options, &config)?;
     let refused = |e: anyhow::Error| usage(e.context("the model that --draft names is refused"));
@@ -290,41 +228,4 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
         (scheduler, setups.prepare(&options.speculation, options.enforce_eager, &mut executor)?);
     setups.switch(setup, &mut scheduler, &mut executor)?;
     Ok(Loaded { tokenizer, scheduler, executor, setups, info })
-}
-
-/// The greatest step that a model is built for.
-pub(super) fn step_limits(options: &EngineOptions, max_model_len: u32) -> StepLimits {
-    let token_rows = options.max_num_batched_tokens as usize;
-    let logit_rows = token_rows.min(MOST_LOGIT_ROWS as usize);
-    StepLimits { token_rows, logit_rows, max_model_len: max_model_len as usize }
-}
-
-/// The shapes that the target's graphs are captured for, with query lengths up to `longest`.
-pub(super) fn capture_sizes(options: &EngineOptions, limits: StepLimits, longest: u32) -> CaptureSizes {
-    let captured = limits.logit_rows as u32;
-    let most = captured.min(options.max_num_seqs.saturating_mul(longest));
-    let mut rows = options.graph_sizes.clone().unwrap_or_else(|| CaptureSizes::default_token_rows(most));
-    rows.retain(|&rows| rows <= captured);
-    CaptureSizes::new(rows, (1..=longest).collect())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn graphs_are_captured_up_to_the_size_that_the_help_names() {
-        let mut options = EngineOptions::new(ModelRef::Builtin("target".to_owned()));
-        let greatest = |options: &EngineOptions, longest| {
-            let limits = step_limits(options, 1024);
-            capture_sizes(options, limits, longest).token_rows().last().copied()
-        };
-        assert_eq!(greatest(&options, 5), Some(512));
-        assert_eq!(greatest(&options, 1), Some(256));
-        options.graph_sizes = Some(vec![4, 512, 513]);
-        assert_eq!(greatest(&options, 5), Some(512));
-        options.max_num_batched_tokens = 100;
-        options.graph_sizes = None;
-        assert_eq!(greatest(&options, 5), Some(100));
-    }
 }

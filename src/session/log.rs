@@ -17,7 +17,7 @@ use pagedraft_scheduler::StepPlan;
 use pagedraft_spec_decode::ExecutionRecord;
 use tracing::{Level, debug, enabled, info, trace, warn};
 
-use super::load::SessionInfo;
+use super::info::SessionInfo;
 use super::options::SpeculationOptions;
 use super::request::{Request, RequestId, RequestOutput, SessionStep};
 use super::sequence::Sequence;

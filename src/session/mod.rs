@@ -3,8 +3,10 @@
 //! It puts the parts together (scheduler, executor, tokenizer, trace) and decides nothing itself.
 
 mod builtin;
+mod checkpoint;
 mod draft;
 mod gpu_memory;
+mod info;
 mod instruments;
 mod kv_salt;
 mod load;
@@ -16,6 +18,7 @@ mod row;
 mod sequence;
 mod special_stops;
 mod speculation;
+mod step_limits;
 mod text;
 mod tokenizer;
 mod trace;
@@ -36,7 +39,7 @@ use pagedraft_spec_decode::metrics::SpeculationMetrics;
 use pagedraft_spec_decode::{ExecutionRecord, ModelExecutor, Registered};
 use pagedraft_workloads::trace::{TraceTables, TraceWriter};
 
-pub use load::{MOST_LOGIT_ROWS, SessionInfo};
+pub use info::SessionInfo;
 pub use options::{
     DeviceRef, DraftLength, DraftRef, EngineOptions, LoadFormat, ModelRef, SpeculationOptions, TraceOptions,
 };
@@ -44,6 +47,7 @@ pub use placement::InstructionSet;
 pub use request::{Emitted, Request, RequestId, RequestOutput, SessionStep};
 pub use row::StepRow;
 pub use speculation::SetupId;
+pub use step_limits::MOST_LOGIT_ROWS;
 pub use tokenizer::tokenizer;
 
 use crate::exit::usage;

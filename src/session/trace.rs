@@ -12,7 +12,7 @@ use pagedraft_workloads::trace::{
 };
 use serde_json::json;
 
-use super::load::SessionInfo;
+use super::info::SessionInfo;
 use super::options::{EngineOptions, SpeculationOptions, TraceOptions};
 use super::trace_groups::TraceGroups;
 use crate::exit::usage;

@@ -9,7 +9,9 @@ use pagedraft_workloads::dataset::DatasetError;
 use pagedraft_workloads::measures::Recorder;
 use pagedraft_workloads::replay::Incoming;
 
-use super::{Before, Live, Observe};
+use super::before::Before;
+use super::observe::Observe;
+use super::run::Live;
 
 /// The most requests that are prepared before their time.
 const AHEAD: usize = 256;
