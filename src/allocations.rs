@@ -1,4 +1,4 @@
-//! Heap allocations, counted where somebody asks.
+//! Counts heap allocations for those who ask.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 static COUNTING: AtomicBool = AtomicBool::new(false);
 static COUNT: AtomicU64 = AtomicU64::new(0);
 
-/// The system's allocator, with a counter that is off except in `bench scheduler`.
+/// The system's allocator with a counter, which is off except in `bench scheduler`.
 pub struct Counted;
 
 fn count() {
@@ -15,7 +15,7 @@ fn count() {
     }
 }
 
-// SAFETY: every call goes to the system's allocator as it is.
+// SAFETY: every call is passed to the system's allocator unchanged.
 unsafe impl GlobalAlloc for Counted {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count();
@@ -41,7 +41,7 @@ unsafe impl GlobalAlloc for Counted {
     }
 }
 
-/// Runs `work` and adds the allocations it made, in any thread, to `total`.
+/// Runs `work` and adds the number of allocations that it made, in any thread, to `total`.
 pub fn counted<T>(total: &mut u64, work: impl FnOnce() -> T) -> T {
     let before = COUNT.load(Ordering::Relaxed);
     COUNTING.store(true, Ordering::Relaxed);

@@ -1,6 +1,7 @@
-//! What an error means to whoever started the program.
+//! Says what an error means to whoever started the program.
 //!
-//! Exit codes: 0 done; 1 the run failed, or a check found a difference; 2 bad usage or input; 130 stopped by Ctrl-C.
+//! Exit codes: 0 means done; 1 that the run failed, or a check found a difference; 2 bad usage or input;
+//! 130 stopped by Ctrl-C.
 
 use std::fmt;
 
@@ -11,7 +12,7 @@ pub const USAGE: u8 = 2;
 /// Stopped by Ctrl-C.
 pub const INTERRUPTED: u8 = 130;
 
-/// Marks an error as the user's to mend.
+/// Marks an error that the user can correct.
 struct Usage {
     error: anyhow::Error,
     hint: Option<String>,
@@ -40,7 +41,7 @@ pub fn usage(error: anyhow::Error) -> anyhow::Error {
     anyhow::Error::new(Usage { error, hint: None })
 }
 
-/// [`usage`], with what to do about it.
+/// Does what [`usage`] does, and adds what to do about the error.
 pub fn usage_hint(error: anyhow::Error, hint: impl Into<String>) -> anyhow::Error {
     anyhow::Error::new(Usage { error, hint: Some(hint.into()) })
 }
@@ -49,20 +50,20 @@ fn mark(error: &anyhow::Error) -> Option<&Usage> {
     error.chain().find_map(|cause| cause.downcast_ref::<Usage>())
 }
 
-/// The exit code an error calls for.
+/// The exit code for an error.
 #[must_use]
 pub fn code(error: &anyhow::Error) -> u8 {
     if mark(error).is_some() { USAGE } else { FAILED }
 }
 
-/// The error as it is shown: `error: what`, the causes indented below it, and the hint.
+/// The text of an error: `error: what`, the causes indented below it, and the hint.
 #[must_use]
 pub fn report(error: &anyhow::Error) -> String {
     let mut text = format!("error: {error}\n");
     let mut last = error.to_string();
     for cause in error.chain().skip(1) {
         let cause = cause.to_string();
-        // Errors that print their source themselves would say it twice.
+        // Some errors print their source themselves, and would otherwise show it twice.
         if !last.contains(&cause) {
             text.push_str(&format!("  {}\n", cause.replace('\n', "\n  ")));
             last = cause;

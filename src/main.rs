@@ -1,4 +1,4 @@
-//! `pagedraft`: the command line. It wires and prints, and decides nothing.
+//! `pagedraft`: the command line. It puts the parts together and prints, and decides nothing.
 
 mod allocations;
 mod cli;

@@ -1,34 +1,37 @@
-//! Whether there is the memory that flags ask for, asked before any of it is taken.
+//! Checks that there is enough memory for what flags ask for, before any of it is taken.
 
 use anyhow::anyhow;
 use pagedraft_model::cpu::MemoryLimit;
 
 use crate::exit::usage;
 
-/// Bytes that the scheduler keeps for each KV block, besides keys and values: generously, with hash tables that have grown.
+/// The bytes that the scheduler keeps for each KV block, besides keys and values. It is a generous figure
+/// that includes hash tables which have grown.
 const BOOKS_OF_A_BLOCK: u128 = 128;
 
-/// Bytes that are kept for a request, besides its tokens.
+/// The bytes that are kept for a request, besides its tokens.
 const BYTES_OF_A_REQUEST: u128 = 1500;
 
-/// Bytes that `engines` schedulers keep for `num_blocks` KV blocks each, besides keys and values.
+/// The bytes that `engines` schedulers keep for `num_blocks` KV blocks each, besides keys and values.
 #[must_use]
 pub fn books(num_blocks: u32, engines: u32) -> u128 {
     u128::from(num_blocks) * u128::from(engines) * BOOKS_OF_A_BLOCK
 }
 
-/// Bytes of a batch of requests: of each what the session and the scheduler keep, and its tokens, of which there are several copies.
+/// The bytes of a batch of requests: for each request what the session and the scheduler keep, and several
+/// copies of its tokens.
 #[must_use]
 pub fn requests(count: u32, input_len: u32, output_len: u32) -> u128 {
     let tokens = 16 * u128::from(input_len) + 8 * u128::from(output_len);
     u128::from(count) * (BYTES_OF_A_REQUEST + tokens)
 }
 
-/// Refuses what takes more memory than this process may have. `what` is the subject of the message: a flag and its value.
+/// Refuses to take more memory than this process may have. `what` is the subject of the message, a flag and
+/// its value.
 ///
 /// # Errors
 ///
-/// It does not fit: how much it takes, how much there is, and who says so.
+/// The bytes do not fit. The error says how many they are, how many there are, and who sets the limit.
 pub fn ensure_fits(what: &str, bytes: u128) -> anyhow::Result<()> {
     ensure_fits_in(MemoryLimit::of_this_process(), what, bytes)
 }

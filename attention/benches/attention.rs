@@ -1,10 +1,12 @@
-//! Attention of one layer of the 1.1B shape (32 heads over 4, 64 values a head), against a plain read
-//! of the same K and V, and metadata building. A plain program: `cargo bench -p pagedraft-attention`.
+//! Times attention of one layer of the 1.1B shape (32 query heads over 4 key heads, 64 values per head)
+//! against a plain read of the same K and V, and the building of metadata. Run it with `cargo bench -p
+//! pagedraft-attention`.
 //!
-//! Cases are interleaved, round after round, and each with its read: on a shared machine figures of
-//! different moments cannot be compared. Printed: median, least and greatest, and processor time. An
-//! argument chooses the cases whose names contain it; `PAGEDRAFT_ISA` the instruction set, `PAGEDRAFT_ROUNDS`
-//! and `PAGEDRAFT_THREADS` (1 and 2 without it) the others.
+//! Cases are interleaved round after round, each with its own read, because on a shared machine figures of
+//! different moments cannot be compared. It prints the median, the least and the greatest time, and the
+//! processor time. An argument selects the cases whose names contain it. `PAGEDRAFT_ISA` sets the
+//! instruction set, `PAGEDRAFT_ROUNDS` the number of rounds, and `PAGEDRAFT_THREADS` the number of threads
+//! (1 and 2 if it is not set).
 #![allow(clippy::unwrap_used)] // a fault here is a failed bench
 
 use pagedraft_attention::isa::Isa;
@@ -21,17 +23,18 @@ const HEADS: usize = 32;
 const KV_HEADS: usize = 4;
 const DIM: usize = 64;
 const WIDTH: usize = HEADS * DIM;
-/// Layers' worth of cache: K and V come from memory or the shared cache, as in a whole model.
+/// The number of layers in the cache: enough for K and V to come from memory or the shared cache, as in a
+/// whole model.
 const LAYERS: usize = 22;
 
-/// What one case runs: some rows (context, query) over sequences of their own.
+/// What one case runs: rows of (context, query) tokens, each over a sequence of its own.
 struct Case {
     name: &'static str,
     dtype: KvDtype,
     rows: Vec<(u32, u32)>,
     /// Each query is a metadata row of its own (batch expansion).
     expanded: bool,
-    /// The sliding window. Blocks behind the first query's are not in memory.
+    /// The sliding window in tokens. Blocks behind the window of the first query are not in memory.
     window: Option<u32>,
 }
 
@@ -41,13 +44,13 @@ impl Case {
         self.window.map_or(0, |window| (index + 1).saturating_sub(window))
     }
 
-    /// Blocks of a row that are in memory.
+    /// The blocks of a row that are in memory.
     fn blocks(&self, row: (u32, u32)) -> std::ops::Range<u32> {
         self.first_key(row.0) / 16..(row.0 + row.1).div_ceil(16)
     }
 }
 
-/// A case made ready: every layer's cache, metadata, buffers.
+/// A case that is ready to run: every layer's cache, the metadata and the buffers.
 struct Ready {
     layers: Vec<KvLayer>,
     memory: Vec<u64>,
@@ -63,22 +66,22 @@ fn ready(case: &Case) -> Ready {
     let layout = KvLayout::new(case.dtype, 16, KV_HEADS, DIM).unwrap();
     let num_blocks: u32 = case.rows.iter().map(|&row| case.blocks(row).len() as u32).sum();
     let stride = layout.block_bytes();
-    // One arena on huge pages, the layers of a block behind one another, as in the engine.
+    // There is one arena on huge pages, in which the layers of a block follow each other, as in the engine.
     let mut memory = vec![0u64; stride * LAYERS * num_blocks as usize / 8];
     #[cfg(target_os = "linux")]
     {
         let from = memory.as_ptr().addr().next_multiple_of(2 << 20);
         let end = memory.as_ptr_range().end.addr();
-        // SAFETY: advice about pages of the arena.
+        // SAFETY: this only advises the kernel about pages of the arena.
         unsafe { libc::madvise(from as *mut _, end.saturating_sub(from), libc::MADV_HUGEPAGE) };
     }
     let at: *mut u8 = memory.as_mut_ptr().cast();
     let layers: Vec<_> = (0..LAYERS)
-        // SAFETY: the memory lives in `Ready` beside the views.
+        // SAFETY: the memory lives in `Ready`, as long as the views.
         .map(|i| unsafe { KvLayer::new(at.add(i * stride), stride * LAYERS, num_blocks, layout) })
         .collect();
 
-    // Blocks lie anywhere: a fixed stride that is coprime to their number.
+    // Blocks are scattered by a fixed stride that is coprime to their number.
     let step = (1..).map(|i| 617 + i).find(|&s| gcd(s, num_blocks) == 1).unwrap();
     let mut next = 0u32;
     let mut builder = MetadataBuilder::new(16).unwrap();
@@ -133,14 +136,16 @@ fn gcd(a: u32, b: u32) -> u32 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
-/// What a job took: from the first thread's start to the last one's end, and processor time of all.
+/// The time a job took, from the start of its first thread to the end of its last one, and the processor
+/// time of all threads.
 #[derive(Clone, Copy)]
 struct Took {
     wall: f64,
     cpu: f64,
 }
 
-/// Processor time of this thread, which a machine shared with others does not stretch as much.
+/// The processor time of this thread, which other users of a shared machine stretch less than the elapsed
+/// time.
 fn cpu_seconds() -> f64 {
     // SAFETY: all zeroes is a timespec.
     let mut t: libc::timespec = unsafe { std::mem::zeroed() };
@@ -149,7 +154,7 @@ fn cpu_seconds() -> f64 {
     t.tv_sec as f64 + t.tv_nsec as f64 * 1e-9
 }
 
-/// A job that some threads do together.
+/// Runs a job on several threads at once.
 fn together(threads: usize, work: &(dyn Fn(usize) + Sync)) -> Took {
     if threads == 1 {
         let (start, cpu) = (Instant::now(), cpu_seconds());
@@ -177,13 +182,13 @@ fn together(threads: usize, work: &(dyn Fn(usize) + Sync)) -> Took {
     Took { wall: end - start, cpu: spans.iter().map(|s| s.2).sum() }
 }
 
-/// What a layer takes.
+/// Times the attention of one layer.
 fn attention(case: &mut Ready, isa: Isa, threads: usize) -> Took {
     let Ready { layers, metadata, work, q, out, .. } = case;
     let calls: Vec<_> = layers
         .iter()
         .map(|&layer| {
-            // The layers' outputs overwrite each other; one after the other, as in a model.
+            // The layers run one after the other, as in a model, and overwrite each other's output.
             // SAFETY: the calls run one after the other.
             let out = unsafe { std::slice::from_raw_parts_mut(out.as_mut_ptr(), out.len()) };
             AttentionCall::new(isa, metadata, work, layer, 0.125, TokenRows::new(q, WIDTH), out, WIDTH)
@@ -212,7 +217,7 @@ fn a_layer(took: Took) -> Took {
     Took { wall: took.wall / LAYERS as f64, cpu: took.cpu / LAYERS as f64 }
 }
 
-/// What it takes to read as many bytes of each layer's cache once, in order.
+/// Times reading as many bytes of each layer's cache once, in order.
 fn read(case: &Ready, threads: usize) -> Took {
     let sink = AtomicU64::new(0);
     let took = together(threads, &|thread| {
@@ -229,7 +234,7 @@ fn read(case: &Ready, threads: usize) -> Took {
     a_layer(took)
 }
 
-/// Median, least, greatest.
+/// The median, the least and the greatest.
 fn spread(times: &mut [f64]) -> (f64, f64, f64) {
     times.sort_by(f64::total_cmp);
     (times[times.len() / 2], times[0], times[times.len() - 1])

@@ -1,4 +1,4 @@
-//! The block tables of a step, end to end in one buffer.
+//! The block tables of a step, one after the other in one buffer.
 
 use crate::error::AttentionError;
 use pagedraft_block_manager::BlockId;
@@ -11,7 +11,7 @@ use std::fmt;
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct BlockTables {
     blocks: Vec<BlockId>,
-    /// Where each row ends in `blocks`.
+    /// The index in `blocks` at which each row ends.
     ends: Vec<u32>,
 }
 
@@ -70,8 +70,9 @@ impl BlockTables {
         self.ends.iter().enumerate().map(|(row, &end)| &self.blocks[self.start(row)..end as usize])
     }
 
-    /// Writes the same rows, each padded with block 0 to `width`, over what `padded` held: the shape a
-    /// captured graph has. Padding may name a live block; it is never read.
+    /// Writes the rows into `padded`, which is cleared first. Each is padded with block 0 to `width`
+    /// blocks, the shape that a captured graph has. Block 0 may be a live block of some sequence; padding
+    /// is never read.
     ///
     /// # Errors
     ///
@@ -96,7 +97,7 @@ impl BlockTables {
     }
 }
 
-/// One row, which is serialised as a list of plain numbers.
+/// One row, which serialises as a list of plain numbers.
 struct Row<'a>(&'a [BlockId]);
 
 impl Serialize for Row<'_> {

@@ -6,13 +6,13 @@ use crate::metadata_row::MetadataRow;
 use pagedraft_block_manager::BlockId;
 use std::ops::Range;
 
-/// Builds [`AttentionMetadata`] from metadata rows in their final order, in buffers that live from
-/// step to step: once they have grown, a step allocates nothing.
+/// Builds [`AttentionMetadata`] from metadata rows in their final order. Its buffers live from step to
+/// step, so a step allocates nothing once they have grown.
 ///
-/// The builder knows no scorer: MQA pushes one row of k+1 query tokens for a plan row, batch expansion
-/// k+1 rows of one token with the same table and growing contexts.
+/// The builder knows no scorer. For a plan row with k drafts, MQA pushes one row of k+1 query tokens; batch
+/// expansion pushes k+1 rows of one token with the same table and growing contexts.
 ///
-/// Cost: a copy of the tables, and one add a token.
+/// A step costs a copy of the tables, and one addition per token.
 #[derive(Clone, Debug)]
 pub struct MetadataBuilder {
     block_shift: u32,
@@ -41,7 +41,7 @@ impl MetadataBuilder {
         1 << self.block_shift
     }
 
-    /// Starts a step: forgets the rows of the step before.
+    /// Starts a step by forgetting the rows of the step before.
     pub fn begin(&mut self) {
         let m = &mut self.metadata;
         (m.num_prefills, m.num_prefill_tokens, m.num_decode_tokens) = (0, 0, 0);
@@ -76,9 +76,9 @@ impl MetadataBuilder {
         self.push_described(&MetadataRow { mask, ..MetadataRow::causal(context_len, query_len, table) })
     }
 
-    /// Adds a row. Of its table, as many blocks are kept as its length fills: context, queries and, in a
-    /// bidirectional row, the keys behind them. Rows of several query tokens come before those of one.
-    /// Call it before any [`pad_slots`](Self::pad_slots).
+    /// Adds a row. As many blocks of its table are kept as its length needs: context, queries and, in a
+    /// bidirectional row, the keys behind them. Rows of several query tokens must come before rows of one,
+    /// and all rows before any [`pad_slots`](Self::pad_slots).
     ///
     /// # Errors
     ///
@@ -91,8 +91,9 @@ impl MetadataBuilder {
         self.push_described(&row)
     }
 
-    /// [`push`](Self::push), compiled into both of its forms: the short one then costs no test of what its
-    /// rows cannot have (a step of 1000 decodes builds in 19 µs, not 27).
+    /// The body of [`push`](Self::push) and [`push_row`](Self::push_row). It is inlined into both, so that
+    /// the short form pays nothing for fields that its rows do not have (a step of 1,000 decodes builds in
+    /// 19 µs instead of 27 µs).
     #[inline(always)]
     fn push_described(&mut self, pushed: &MetadataRow<'_>) -> Result<(), AttentionError> {
         let MetadataRow { context_len, query_len, behind, table, mask, stored, .. } = *pushed;
@@ -133,7 +134,8 @@ impl MetadataBuilder {
         Ok(())
     }
 
-    /// Adds a row that stands for nobody: `query_len` tokens without slots, lengths 0, no table.
+    /// Adds a row that belongs to no sequence: `query_len` tokens without slots, with lengths 0 and no
+    /// table.
     ///
     /// # Errors
     ///
@@ -154,7 +156,7 @@ impl MetadataBuilder {
         Ok(())
     }
 
-    /// Adds `count` pad tokens behind those of the last row, in no row.
+    /// Adds `count` pad tokens after those of the last row. They belong to no row.
     pub fn pad_slots(&mut self, count: usize) {
         let m = &mut self.metadata;
         m.slot_mapping.resize(m.slot_mapping.len() + count, PAD_SLOT);
@@ -179,8 +181,8 @@ impl MetadataBuilder {
         &self.metadata
     }
 
-    /// Exchanges the finished metadata for `used` (an earlier step's, whose buffers are taken over; or a
-    /// new one), for callers that keep it on record. A step is begun.
+    /// Takes the finished metadata out, for callers that keep it on record, and begins a step. `used` takes
+    /// its place: an earlier step's metadata, whose buffers are reused, or a new one.
     #[must_use]
     pub fn take(&mut self, used: AttentionMetadata) -> AttentionMetadata {
         let finished = std::mem::replace(&mut self.metadata, used);
@@ -204,7 +206,8 @@ impl MetadataBuilder {
         }
     }
 
-    /// Whether there is an index for each query token, each above the one before and below the length.
+    /// Checks that there is one index for each query token, and that the indices ascend and lie below the
+    /// row's length.
     fn check_index(
         &self,
         row: usize,
@@ -225,7 +228,7 @@ impl MetadataBuilder {
         Ok(())
     }
 
-    /// Writes the index of every token so far, where that was not needed yet.
+    /// Fills `kv_index` with the default indices of all tokens so far. It is empty until a row needs it.
     fn write_indices(&mut self) {
         let m = &mut self.metadata;
         if !m.kv_index.is_empty() {
@@ -240,7 +243,8 @@ impl MetadataBuilder {
         }
     }
 
-    /// Writes slots and indices of a row that has more to say than a context and queries that follow it.
+    /// Writes slots and indices of a row whose indices are explicit, or of which some tokens are stored
+    /// already.
     #[inline(never)]
     fn push_indices(
         &mut self,
@@ -278,7 +282,8 @@ impl MetadataBuilder {
         Ok(())
     }
 
-    /// Writes the slots of the tokens of indices `start..end`, or none where a block of theirs was freed.
+    /// Writes the slots of the tokens with the indices `start..end`. If a block that they need was freed,
+    /// no slot is written.
     #[inline(always)]
     fn push_slots(
         &mut self,

@@ -1,15 +1,15 @@
-//! What can go wrong in this crate.
+//! The errors of this crate.
 
-/// Every error of the crate; fields say where.
+/// Every error of the crate. The fields say where it is.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AttentionError {
-    /// A block size the kernels have no layout for.
+    /// A block size that the kernels have no layout for.
     #[error("block size {block_size} is not supported; it is one of 16, 32, 64")]
     BlockSize {
         /// How many tokens a block should hold.
         block_size: u32,
     },
-    /// A number of heads, or a head dimension, that no attention has.
+    /// Numbers of heads, or a head dimension, that no attention can have.
     #[error(
         "{heads} query heads over {kv_heads} key heads of {head_dim} values: each must be at least 1, and query heads a multiple of key heads"
     )]
@@ -21,7 +21,7 @@ pub enum AttentionError {
         /// How many values a head has.
         head_dim: usize,
     },
-    /// A shape of attention that no CUDA kernel is written for.
+    /// A shape of attention that there is no CUDA kernel for.
     #[error(
         "no CUDA kernel has {group} query heads a key head, {head_dim} values a head, {act} queries and {kv} keys: there are up to 16 query heads a key head, head dimensions in multiples of 16 up to 128, bf16 and f16, and keys of the same type or fp8; run with --device cpu"
     )]
@@ -41,7 +41,7 @@ pub enum AttentionError {
         /// The index of the row in the step.
         row: usize,
     },
-    /// A row of several query tokens after one of a single token.
+    /// A row of several query tokens comes after a row of one.
     #[error(
         "metadata row {row} has {query_len} query tokens but follows a row of one: rows of several tokens come first"
     )]
@@ -51,17 +51,17 @@ pub enum AttentionError {
         /// How many query tokens the row has.
         query_len: u32,
     },
-    /// Lengths that don't fit in 32 bits.
+    /// A row's lengths don't fit in 32 bits.
     #[error("metadata row {row}: {context_len} + {query_len} tokens are more than 32 bits count")]
     TooLong {
         /// The index of the row in the step.
         row: usize,
         /// How many tokens lie before the row's own.
         context_len: u32,
-        /// How many query tokens and keys behind them the row has.
+        /// How many query tokens and keys behind them the row has together.
         query_len: u32,
     },
-    /// A block table that doesn't reach the end of its sequence.
+    /// A block table that doesn't cover the length of its row.
     #[error("the block table of metadata row {row} has {blocks} blocks; its length needs {needed}")]
     ShortTable {
         /// The index of the row in the step.
@@ -71,7 +71,7 @@ pub enum AttentionError {
         /// How many blocks the row's length needs.
         needed: usize,
     },
-    /// A row that has what only a bidirectional mask gives a meaning to.
+    /// A row with a causal mask has something that only a bidirectional mask allows.
     #[error(
         "metadata row {row} has {what} but a causal mask: only a row with a bidirectional mask can have them"
     )]
@@ -81,7 +81,7 @@ pub enum AttentionError {
         /// What it has: keys behind its queries, or explicit indices.
         what: &'static str,
     },
-    /// Explicit indices that are not as many as the row's query tokens.
+    /// The number of explicit indices differs from the number of query tokens.
     #[error("metadata row {row} has {query_len} query tokens but {found} indices: each token needs one")]
     IndexLen {
         /// The index of the row in the step.
@@ -98,14 +98,14 @@ pub enum AttentionError {
     WrongIndex {
         /// The index of the row in the step.
         row: usize,
-        /// The query token, counted in the row.
+        /// The number of the query token within the row.
         token: usize,
         /// The index given.
         index: u32,
         /// How many keys the row has.
         seq_len: u32,
     },
-    /// A block that is needed although it was given back behind the window.
+    /// A block that the row needs was freed because it lay behind the sliding window.
     #[error(
         "metadata row {row} needs entry {entry} of its block table, but that block was freed because it lay behind the window: either the window of this step is larger than the block manager's, or the row starts before what is kept"
     )]
@@ -115,10 +115,10 @@ pub enum AttentionError {
         /// The entry of its block table.
         entry: usize,
     },
-    /// A window in which a query would not even see itself.
+    /// The sliding window is 0 tokens long, so a query would not even see itself.
     #[error("the window of a step is 0 tokens; the least is 1 (a query sees itself), and no window is None")]
     EmptyWindow,
-    /// A window over a row whose queries are not contiguous.
+    /// A row has both a sliding window and queries that are not contiguous.
     #[error(
         "metadata row {row} has {seq_len} keys, a window of {window} and explicit indices: rows with explicit indices are computed only where the window covers all keys"
     )]
@@ -130,7 +130,7 @@ pub enum AttentionError {
         /// The window, in tokens.
         window: u32,
     },
-    /// A window for CUDA kernels, which have none.
+    /// A row has a sliding window, which the CUDA kernels don't have.
     #[error(
         "metadata row {row} has {seq_len} keys and a window of {window}: the CUDA kernels have no sliding window; run with --device cpu"
     )]
@@ -142,7 +142,7 @@ pub enum AttentionError {
         /// The window, in tokens.
         window: u32,
     },
-    /// A table wider than the width it is to be padded to.
+    /// A block table is longer than the width it is to be padded to.
     #[error(
         "the block table of metadata row {row} has {blocks} blocks, more than the width {width} to pad to"
     )]
@@ -154,7 +154,7 @@ pub enum AttentionError {
         /// The width that was asked for, in blocks.
         width: usize,
     },
-    /// A block id outside the cache.
+    /// A block id lies outside the cache.
     #[error("metadata row {row} names block {block}; the cache has {num_blocks}")]
     NoSuchBlock {
         /// The metadata row.
@@ -164,7 +164,7 @@ pub enum AttentionError {
         /// How many blocks the cache has.
         num_blocks: u32,
     },
-    /// A slot outside the cache.
+    /// A slot lies outside the cache.
     #[error("token {token} is to be written to slot {slot}; the cache has {num_slots} (and -1 for none)")]
     NoSuchSlot {
         /// The index of the token in the step.
@@ -174,19 +174,19 @@ pub enum AttentionError {
         /// How many slots the cache has.
         num_slots: u64,
     },
-    /// A field of a metadata object that contradicts the others.
+    /// A field of the metadata contradicts the others.
     #[error("metadata: {field}[{index}] is {found}, but the other fields say {expected}")]
     Inconsistent {
         /// The name of the field.
         field: &'static str,
-        /// The index in the field (0 for a plain number).
+        /// The index within the field; 0 if the field is a single number.
         index: usize,
         /// What the field says.
         found: i64,
         /// What the field should say according to the others.
         expected: i64,
     },
-    /// A buffer that is too small for what it is to hold.
+    /// A buffer is too small for what it is to hold.
     #[error("{buffer} has {found} elements; {needed} are needed")]
     SmallBuffer {
         /// The name of the buffer.
@@ -196,13 +196,13 @@ pub enum AttentionError {
         /// How many elements are needed.
         needed: usize,
     },
-    /// An instruction set that this machine lacks.
+    /// This machine lacks the instruction set.
     #[error(transparent)]
     Isa(#[from] crate::isa::IsaError),
-    /// A work list that was planned for another cache or other heads.
+    /// The work list was planned for another cache or another number of heads.
     #[error("the work list was planned for another {what}")]
     ForeignPlan {
-        /// The name of what differs.
+        /// What differs.
         what: &'static str,
     },
 }

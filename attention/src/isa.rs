@@ -36,72 +36,75 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-/// An instruction set the CPU kernels are written for. What a model generates is a function of it
-/// (promise 1): `Avx512`, `Avx2` and `Neon` give the same bits, `Amx` and `Portable` their own.
+/// An instruction set that the CPU kernels are written for. The tokens that a model generates depend on it
+/// (promise 1): `Avx512`, `Avx2` and `Neon` give the same bits as each other; `Amx` and `Portable` each
+/// give bits of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Isa {
     /// AVX-512, and AMX tiles for the products of bf16 matrices.
     Amx,
-    /// AVX-512 F, BW, VL and DQ.
+    /// The AVX-512 extensions F, BW, VL and DQ.
     Avx512,
-    /// AVX2, FMA and F16C.
+    /// AVX2 with the extensions FMA and F16C.
     Avx2,
-    /// AArch64 Advanced SIMD.
+    /// Advanced SIMD of AArch64.
     Neon,
-    /// What every machine has; it multiplies and adds in two roundings.
+    /// Plain Rust, which runs on every machine. A multiply-add rounds twice here, after the product and
+    /// after the sum.
     Portable,
 }
 
 /// Why an instruction set cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IsaError {
-    /// The name is none of the five.
+    /// The name is not one of the five instruction sets.
     #[error("unknown instruction set {0:?}; it is one of amx, avx512, avx2, neon, portable")]
     Unknown(String),
-    /// This machine, or its kernel, does not offer it.
+    /// The processor or the operating system does not offer the instruction set.
     #[error("this machine lacks the instruction set {lacks} (it has: {has})")]
     Unavailable {
-        /// The one asked for.
+        /// The instruction set that was asked for.
         lacks: Isa,
-        /// The names of those that are there, best first.
+        /// The names of the available instruction sets, best first.
         has: String,
     },
 }
 
-/// A kernel: a struct of arguments with one body for all instruction sets.
+/// A kernel: a struct of arguments with one body that is compiled for every instruction set.
 pub trait Kernel {
     /// What the kernel returns.
     type Output;
-    /// The body. Implementations are `#[inline(always)]`.
+    /// Runs the kernel. Implementations mark it `#[inline(always)]`.
     ///
     /// # Safety
     ///
-    /// The caller has the target features of `L` enabled ([`Isa::run`] sees to that).
+    /// The caller has enabled the target features of `L` ([`Isa::run`] does so).
     unsafe fn run<L: Lanes>(self) -> Self::Output;
 }
 
 impl Isa {
-    /// All of them, best first.
+    /// All instruction sets, best first.
     pub const ALL: [Isa; 5] = [Isa::Amx, Isa::Avx512, Isa::Avx2, Isa::Neon, Isa::Portable];
 
-    /// The best instruction set of this machine. The first call looks, and asks the kernel for
-    /// permission to use AMX tiles (it holds for the whole process); later calls cost a load.
+    /// The best instruction set of this machine. The first call looks it up and asks the operating system
+    /// for permission to use AMX tiles, which then holds for the whole process. A later call costs one
+    /// atomic load.
     #[must_use]
     pub fn detect() -> Isa {
         Isa::ALL.into_iter().find(|isa| isa.available()).unwrap_or(Isa::Portable)
     }
 
-    /// Whether this machine can run it.
+    /// Whether this machine can run the instruction set.
     #[must_use]
     pub fn available(self) -> bool {
         machine() & self.bit() != 0
     }
 
-    /// Itself where this machine can run it.
+    /// Returns `self` if this machine can run it.
     ///
     /// # Errors
     ///
-    /// [`IsaError::Unavailable`], which names it and what there is instead.
+    /// [`IsaError::Unavailable`] otherwise; it names the instruction set and those that are available.
     pub fn require(self) -> Result<Isa, IsaError> {
         if self.available() {
             return Ok(self);
@@ -110,7 +113,7 @@ impl Isa {
         Err(IsaError::Unavailable { lacks: self, has: has.join(", ") })
     }
 
-    /// `amx`, `avx512`, `avx2`, `neon` or `portable`.
+    /// The name: `amx`, `avx512`, `avx2`, `neon` or `portable`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -122,11 +125,11 @@ impl Isa {
         }
     }
 
-    /// Runs `kernel` compiled for this instruction set; `Amx` runs the AVX-512 body.
+    /// Runs `kernel` as compiled for this instruction set. `Amx` runs the AVX-512 body.
     ///
     /// # Panics
     ///
-    /// Where this machine lacks the instruction set (see [`Isa::require`]).
+    /// Panics if this machine lacks the instruction set (see [`Isa::require`]).
     #[inline]
     pub fn run<K: Kernel>(self, kernel: K) -> K::Output {
         assert!(self.available(), "this machine lacks the instruction set {self}");
@@ -185,7 +188,7 @@ unsafe fn enter_neon<K: Kernel>(kernel: K) -> K::Output {
     unsafe { kernel.run::<crate::lanes::Neon>() }
 }
 
-/// The available ones as bits; looked up once a process.
+/// The available instruction sets, one bit each. They are looked up once per process.
 fn machine() -> u8 {
     const LOOKED: u8 = 1 << 7;
     static MACHINE: AtomicU8 = AtomicU8::new(0);
@@ -193,7 +196,8 @@ fn machine() -> u8 {
     if known != 0 {
         return known;
     }
-    // Two threads may both look: they find the same, and asking for permission twice is harmless.
+    // If two threads look at the same time, both find the same bits, and asking twice for permission does
+    // no harm.
     let found = LOOKED | Isa::Portable.bit() | vector_units();
     MACHINE.store(found, Ordering::Relaxed);
     found
@@ -225,19 +229,20 @@ fn vector_units() -> u8 {
     0
 }
 
-/// Whether CPU and operating system have bf16 tiles, asking Linux for the permission to use them.
+/// Whether processor and operating system offer bf16 tiles. On Linux this asks for the permission to use
+/// them.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 fn amx_permitted() -> bool {
     use std::arch::x86_64::{__cpuid, __cpuid_count};
-    /// `ARCH_REQ_XCOMP_PERM` of Linux' `asm/prctl.h`.
+    /// The request `ARCH_REQ_XCOMP_PERM` from Linux's `asm/prctl.h`.
     const REQUEST_PERMISSION: libc::c_long = 0x1023;
-    /// The state component of the tile data.
+    /// The number of the processor's state component that holds the tile data.
     const TILE_DATA: libc::c_long = 18;
     const TILE_STATE: u64 = 0b11 << 17;
     const AMX_BF16: u32 = 1 << 22;
     const AMX_TILE: u32 = 1 << 24;
 
-    // Later compilers take these calls for safe, earlier ones do not.
+    // Newer compilers declare these intrinsics safe and warn about `unsafe`; older ones require it.
     #[allow(unused_unsafe)]
     // SAFETY: every x86-64 has CPUID.
     let (features, os_saves_state) = unsafe {
@@ -252,7 +257,7 @@ fn amx_permitted() -> bool {
     if state & TILE_STATE != TILE_STATE {
         return false;
     }
-    // SAFETY: this request takes two integers and touches no memory of ours.
+    // SAFETY: this request takes two integers and touches none of our memory.
     unsafe { libc::syscall(libc::SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0 }
 }
 
@@ -264,7 +269,7 @@ fn amx_permitted() -> bool {
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 #[target_feature(enable = "xsave")]
 unsafe fn extended_control_register() -> u64 {
-    // SAFETY: the caller has made sure of OSXSAVE.
+    // SAFETY: the caller has checked that OSXSAVE is set.
     unsafe { std::arch::x86_64::_xgetbv(0) }
 }
 

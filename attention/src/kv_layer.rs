@@ -9,12 +9,12 @@ use crate::metadata::PAD_SLOT;
 use crate::token_rows::TokenRows;
 use pagedraft_block_manager::BlockId;
 
-/// A view of one layer's part of every block: block b lies at `base + b * block_stride` bytes. With
-/// a stride above [`KvLayout::block_bytes`] the parts of other layers, or of other KV groups in the
-/// same arena, lie in between.
+/// A view of one layer's part of every block: block b lies at `base + b * block_stride` bytes. If the
+/// stride is greater than [`KvLayout::block_bytes`], the parts of other layers, or of other KV groups in
+/// the same arena, lie in between.
 ///
-/// It is a raw view, copied freely among threads; who may write which slot is the block manager's
-/// business, and each method says what it asks of its caller.
+/// It is a raw view that threads may copy freely. The block manager decides who may write which slot, and
+/// each method says what it demands of its caller.
 #[derive(Clone, Copy, Debug)]
 pub struct KvLayer {
     base: *mut u8,
@@ -23,8 +23,8 @@ pub struct KvLayer {
     layout: KvLayout,
 }
 
-// SAFETY: the view owns nothing; the methods that dereference it are unsafe, and demand what threads
-// have to keep to.
+// SAFETY: the view owns nothing. The methods that dereference it are unsafe, and say what threads must
+// observe.
 unsafe impl Send for KvLayer {}
 // SAFETY: as above.
 unsafe impl Sync for KvLayer {}
@@ -34,16 +34,16 @@ impl KvLayer {
     ///
     /// # Safety
     ///
-    /// For as long as the view or a copy is used: `base` is aligned to 4 bytes, initialised (zeroes
-    /// will do) and valid for reads and writes of `layout.block_bytes()` at every multiple of
-    /// `block_stride` (a multiple of 4) below `num_blocks * block_stride`, and is accessed through
-    /// such views only.
+    /// All of this holds for as long as the view or a copy of it is used: `base` is aligned to 4 bytes,
+    /// initialised (zeroes will do) and valid for reads and writes of `layout.block_bytes()` at every
+    /// multiple of `block_stride` (a multiple of 4) below `num_blocks * block_stride`, and it is accessed
+    /// through such views only.
     #[must_use]
     pub unsafe fn new(base: *mut u8, block_stride: usize, num_blocks: u32, layout: KvLayout) -> KvLayer {
         KvLayer { base, block_stride, num_blocks, layout }
     }
 
-    /// The inside of a block.
+    /// The layout of the elements in a block.
     #[must_use]
     pub fn layout(&self) -> &KvLayout {
         &self.layout
@@ -61,9 +61,9 @@ impl KvLayer {
         self.base.wrapping_add(id.0 as usize * self.block_stride)
     }
 
-    /// Stores `k` and `v` (rotated already; `kv_heads * head_dim` values a token) at `slots`, rounded to
-    /// the element type, to nearest even; slot -1 stores nothing. What is stored depends on the values
-    /// alone. Threads may split the tokens of a step among them.
+    /// Stores `k` and `v` (already rotated by RoPE; `kv_heads * head_dim` values per token) at `slots`,
+    /// rounded to nearest even in the element type. Slot -1 stores nothing. What is stored depends on the
+    /// values alone, so threads may share the tokens of a step among them.
     ///
     /// # Errors
     ///
@@ -71,7 +71,7 @@ impl KvLayer {
     ///
     /// # Safety
     ///
-    /// No other thread reads these slots or writes them meanwhile.
+    /// No other thread reads or writes these slots during the call.
     pub unsafe fn write(
         &self,
         isa: Isa,
@@ -91,33 +91,35 @@ impl KvLayer {
         Ok(())
     }
 
-    /// Copies one block onto another (the first write to a forked sequence's shared block).
+    /// Copies one block onto another. This happens before the first write to a block that a forked sequence
+    /// shares.
     ///
     /// # Errors
     ///
-    /// [`AttentionError::NoSuchBlock`] (as of row 0).
+    /// [`AttentionError::NoSuchBlock`]; its `row` is 0.
     ///
     /// # Safety
     ///
-    /// No other thread writes `source`, or accesses `target`, meanwhile.
+    /// No other thread writes `source`, or accesses `target`, during the call.
     pub unsafe fn copy_block(&self, source: BlockId, target: BlockId) -> Result<(), AttentionError> {
         for BlockId(block) in [source, target] {
             if block >= self.num_blocks {
                 return Err(AttentionError::NoSuchBlock { row: 0, block, num_blocks: self.num_blocks });
             }
         }
-        // SAFETY: both blocks are within the view, which is valid; equal ones overlap wholly, hence `copy`.
+        // SAFETY: both blocks lie within the view, which is valid. If they are the same block they overlap
+        // wholly, hence `copy`.
         unsafe {
             std::ptr::copy(self.block(source), self.block(target), self.layout.block_bytes());
         }
         Ok(())
     }
 
-    /// One value of a token's key as stored, widened; slow, for references and tests.
+    /// Element `d` of a token's stored key, widened to f32. It is slow, and meant for references and tests.
     ///
     /// # Safety
     ///
-    /// `slot`, `head` and `d` exist; nobody writes the slot meanwhile.
+    /// `slot`, `head` and `d` exist, and nobody writes the slot during the call.
     #[must_use]
     pub unsafe fn key(&self, slot: u64, head: usize, d: usize) -> f32 {
         let token = (slot % u64::from(self.layout.block_size())) as usize;
@@ -125,11 +127,12 @@ impl KvLayer {
         unsafe { self.value_at(slot, self.layout.k_element(head, token, d)) }
     }
 
-    /// One value of a token's value vector as stored, widened; slow, for references and tests.
+    /// Element `d` of a token's stored value vector, widened to f32. It is slow, and meant for references
+    /// and tests.
     ///
     /// # Safety
     ///
-    /// `slot`, `head` and `d` exist; nobody writes the slot meanwhile.
+    /// `slot`, `head` and `d` exist, and nobody writes the slot during the call.
     #[must_use]
     pub unsafe fn value(&self, slot: u64, head: usize, d: usize) -> f32 {
         let token = (slot % u64::from(self.layout.block_size())) as usize;
@@ -203,8 +206,8 @@ impl Store<'_> {
     }
 }
 
-/// Rounds `len` values in groups of 16, the last filled up with 0, and hands on each group with its
-/// start and how many of it are real.
+/// Rounds `len` values to the element type in groups of 16, the last one filled up with 0. Calls back with
+/// each group, its start, and how many of its values are real.
 #[inline(always)]
 unsafe fn for_sixteens<L: Lanes, E: Element>(
     values: *const f32,

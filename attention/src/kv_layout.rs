@@ -3,7 +3,7 @@
 use crate::error::AttentionError;
 use crate::lanes::LANES;
 
-/// Element type of the KV cache.
+/// The element type of the KV cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum KvDtype {
     /// IEEE floating point of 32 bits.
@@ -25,7 +25,8 @@ impl KvDtype {
     }
 }
 
-/// The inside of one layer's part of a block: for each key head, K and then V of all its tokens.
+/// Where the elements lie in one layer's part of a block: for each key head, K and then V of all its
+/// tokens.
 ///
 /// ```text
 /// block    = [kv_head][ K | V ]
@@ -33,8 +34,8 @@ impl KvDtype {
 /// V        = [token][d, padded to 16]        a token's values side by side
 /// ```
 ///
-/// A head's part of a block is contiguous, K and V together: a work item reads one run of memory a
-/// block. Padding of V is written as 0 and never used.
+/// A head's part of a block is contiguous, K and V together, so that a work item reads one run of memory
+/// per block. The padding of V is written as 0 and never used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct KvLayout {
     dtype: KvDtype,
@@ -46,9 +47,9 @@ pub struct KvLayout {
 impl KvLayout {
     /// A layout for blocks of 16, 32 or 64 tokens.
     ///
-    /// # Errors
+    /// A layout for blocks of 16, 32 or 64 tokens and `kv_heads` heads of `head_dim` values each.
     ///
-    /// [`AttentionError::BlockSize`], [`AttentionError::Shape`] (a zero).
+    /// [`AttentionError::BlockSize`], or [`AttentionError::Shape`] if a number is zero.
     pub fn new(
         dtype: KvDtype,
         block_size: u32,
@@ -84,7 +85,7 @@ impl KvLayout {
     pub fn head_dim(&self) -> usize {
         self.head_dim
     }
-    /// Values from one token of V to the next: the head dimension rounded up to 16.
+    /// The distance from one token's row of V to the next, in values: the head dimension rounded up to 16.
     #[must_use]
     pub fn v_stride(&self) -> usize {
         self.head_dim.next_multiple_of(LANES)
@@ -95,28 +96,29 @@ impl KvLayout {
     pub fn head_len(&self) -> usize {
         self.block_size as usize * (self.head_dim + self.v_stride())
     }
-    /// How many bytes a block takes in one layer.
+    /// How many bytes a block takes per layer.
     #[must_use]
     pub fn block_bytes(&self) -> usize {
         self.kv_heads * self.head_len() * self.dtype.size()
     }
-    /// How many bytes a token takes in one layer.
+    /// How many bytes a token takes per layer.
     #[must_use]
     pub fn token_bytes(&self) -> usize {
         self.block_bytes() / self.block_size as usize
     }
 
-    /// Element of the block at which the 16 keys of a token group (0 .. block_size / 16) start.
+    /// The element of the block at which group number `group` of 16 keys starts; there are `block_size /
+    /// 16` groups.
     #[must_use]
     pub fn k_group(&self, head: usize, group: usize) -> usize {
         head * self.head_len() + group * LANES * self.head_dim
     }
-    /// Element of the block that holds value `d` of a token's key.
+    /// The element of the block that holds value `d` of a token's key.
     #[must_use]
     pub fn k_element(&self, head: usize, token: usize, d: usize) -> usize {
         self.k_group(head, token / LANES) + d * LANES + token % LANES
     }
-    /// Element of the block at which a token's values start.
+    /// The element of the block at which a token's row of V starts.
     #[must_use]
     pub fn v_row(&self, head: usize, token: usize) -> usize {
         head * self.head_len() + self.block_size as usize * self.head_dim + token * self.v_stride()

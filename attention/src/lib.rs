@@ -1,34 +1,35 @@
-//! Step metadata, the layout of the paged KV cache, and the attention kernels of the CPU; those of CUDA are in [`cuda`].
+//! The metadata of a step, the layout of the paged KV cache, and the attention kernels for the CPU. Those
+//! for CUDA are in [`cuda`].
 //!
 //! # What it promises
 //!
-//! - [`AttentionMetadata`] has the names and values of FlashAttention-style metadata, serialises as
-//!   a trace has it, and [`AttentionMetadata::check`] re-derives it. [`MetadataBuilder`] builds it without a
-//!   heap allocation once its buffers have grown.
-//! - A query's output is a function of the query, the keys and values it sees as they are stored, the scale
-//!   and the arithmetic of the instruction set (fused or not). Which blocks hold them, block size,
-//!   batch mates, chunks, scorer, threads and work items show in no bit. What is computed is written
+//! - [`AttentionMetadata`] has the names and values of FlashAttention-style metadata and serialises as a
+//!   trace has it. [`AttentionMetadata::check`] re-derives its fields. [`MetadataBuilder`] builds it without
+//!   a heap allocation once its buffers have grown.
+//! - A query's output is a function of the query, the keys and values it sees as they are stored, the scale,
+//!   and whether multiply-adds are fused. It does not depend, to the bit, on which blocks hold the keys, on
+//!   the block size, batch mates, chunks, scorer, threads or work items. What is computed is written
 //!   out in [`mod@reference`]; the kernels are tested against it bit for bit.
-//! - Keys that a query doesn't see (later ones, or those behind a sliding window) are excluded, not weighed
-//!   with 0: a NaN in a stale slot, a later
-//!   token or a foreign block cannot leak. Pad rows are neither read nor written.
+//! - Keys that a query doesn't see (later ones, or those behind a sliding window) are excluded rather than
+//!   weighed with 0. A NaN in a stale slot, a later token or a foreign block therefore cannot leak. Pad rows
+//!   are neither read nor written.
 //! - Everything the kernels rely on is checked when a step is planned ([`WorkList::plan`]), once for all
 //!   layers.
 //!
-//! # What it doesn't
+//! # What it doesn't promise
 //!
 //! - It has no threads: callers run [`AttentionCall::run_item`] on theirs.
-//! - It guards no slot: who writes which is the block manager's business.
-//! - Weights below e^-87 of the greatest are 1e-38, not 0. A query or key that is itself NaN or infinite
-//!   gives an unspecified output in its own row and head.
-//! - One context is not split over threads: a decode at batch 1 has as many items as key heads.
+//! - It does not guard slots: the block manager decides who writes which slot.
+//! - A weight below e^-87 of the greatest one is computed as 1e-38, not 0. A query or key that is itself NaN
+//!   or infinite gives an unspecified output in its own row and head.
+//! - One context is not split over threads: a decode at batch size 1 has as many items as key heads.
 //!
 //! # What things cost
 //!
-//! Metadata: a copy of the tables and an add a token (4 µs for 256 rows of 36 blocks). Attention: K and
-//! V of a row are read once for up to 128 query rows (tokens times heads of a key head), and each
-//! pair of query row and key costs 2 multiply-adds a value and an exponential. Storing: a strided
-//! 16-bit store a key value. Scratch: about 140 KiB a thread.
+//! Building metadata copies the tables and does one addition per token (4 µs for 256 rows of 36 blocks).
+//! Attention reads K and V of a row once for up to 128 query rows (tokens times heads of a key head), and
+//! each pair of a query row and a key costs 2 multiply-adds per value and one exponential. Storing a token
+//! costs a strided 16-bit store per value of its key. Scratch memory is about 140 KiB per thread.
 //!
 //! # Example
 //!
@@ -80,9 +81,11 @@ pub mod kv_layer;
 pub mod kv_layout;
 pub mod lanes;
 pub mod metadata;
+mod metadata_check;
 pub mod metadata_row;
 pub mod reference;
 pub mod token_rows;
+mod window;
 
 pub use block_tables::BlockTables;
 pub use builder::MetadataBuilder;

@@ -6,8 +6,8 @@ use pagedraft_block_manager::BlockId;
 /// One metadata row: some query tokens of one sequence in one KV group.
 ///
 /// An ordinary row (a prefill chunk, a verify row, a decode) is [`MetadataRow::causal`]: its queries follow
-/// the stored tokens and are stored themselves. The other fields are for rows that a canvas (block
-/// diffusion) or a group with fewer tokens than the sequence has:
+/// the stored tokens and are themselves stored. The other fields are for rows of a canvas (block
+/// diffusion), and of a group that holds fewer tokens than the sequence has:
 ///
 /// ```
 /// use pagedraft_attention::{MaskKind, MetadataBuilder, MetadataRow};
@@ -29,32 +29,34 @@ use pagedraft_block_manager::BlockId;
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub struct MetadataRow<'a> {
-    /// Tokens of the group that are stored before this step and are not counted in `behind`.
+    /// How many tokens of the group are stored before this step and are not counted in `behind`.
     pub context_len: u32,
-    /// Query tokens, at least 1.
+    /// The number of query tokens, at least 1.
     pub query_len: u32,
-    /// Keys of the row that are neither context nor query: those behind a block in the middle of a canvas,
-    /// and those between queries that are not contiguous. Only with [`MaskKind::Bidirectional`].
+    /// How many keys of the row are neither context nor query: those behind a block in the middle of a
+    /// canvas, and those between queries that are not contiguous. More than 0 requires
+    /// [`MaskKind::Bidirectional`].
     pub behind: u32,
-    /// The blocks of the sequence in the group. Entries wholly behind the window of the first query may be
-    /// `BlockId::FREED`.
+    /// The blocks of the sequence in the group, in order. Entries that lie wholly behind the window of the
+    /// first query may be `BlockId::FREED`.
     pub table: &'a [BlockId],
     /// Which keys the queries see.
     pub mask: MaskKind,
-    /// The index of each query token in the group, where they are not `context_len, context_len + 1, ..`:
-    /// ascending, below the row's length, [`MetadataRow::NOWHERE`] for a token that the group does not
-    /// keep. Only with [`MaskKind::Bidirectional`].
+    /// The index of each query token in the group, if the indices are not `context_len, context_len + 1,
+    /// ..`. They ascend and are below the row's length; [`MetadataRow::NOWHERE`] stands for a token that
+    /// the group does not keep. This requires [`MaskKind::Bidirectional`].
     pub index: Option<&'a [u32]>,
-    /// Tokens whose index is below this are in the cache already: they are computed again (for their
-    /// output) but not stored again, so that their slot is -1. 0 where every token is stored.
+    /// Tokens whose index is below this are in the cache already. They are computed again for the sake of
+    /// their output but not stored again, so their slot is -1. It is 0 if every token is to be stored.
     pub stored: u32,
 }
 
 impl<'a> MetadataRow<'a> {
-    /// In [`index`](Self::index): the group does not keep this token.
+    /// Stands in [`index`](Self::index) for a token that the group does not keep.
     pub const NOWHERE: u32 = u32::MAX;
 
-    /// A causal row of `query_len` tokens that follow `context_len` stored ones and are stored themselves.
+    /// A causal row of `query_len` tokens that follow `context_len` stored tokens and are to be stored
+    /// themselves.
     #[must_use]
     pub fn causal(context_len: u32, query_len: u32, table: &'a [BlockId]) -> Self {
         MetadataRow {
@@ -68,7 +70,7 @@ impl<'a> MetadataRow<'a> {
         }
     }
 
-    /// The explicit indices, unless they are those that the row would have without any.
+    /// The explicit indices, or `None` if they are those that the row would have without any.
     pub(crate) fn scattered(&self) -> Option<&'a [u32]> {
         let contiguous = |index: &[u32]| index.iter().zip(self.context_len..).all(|(&a, b)| a == b);
         self.index.filter(|index| index.len() != self.query_len as usize || !contiguous(index))

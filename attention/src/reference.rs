@@ -1,4 +1,4 @@
-//! What attention computes, written out slowly: the kernels give these very bits.
+//! Attention written out slowly. The kernels give these very bits.
 //!
 //! For a query that sees keys `first .. visible` (`first` is 0 without a sliding window):
 //!
@@ -21,7 +21,8 @@ use crate::isa::Isa;
 const TILE: usize = 64;
 const LANES: usize = 16;
 
-/// Scalar arithmetic as an instruction set does it: a multiply-add rounds once, or (portable) twice.
+/// Scalar arithmetic as an instruction set does it: a multiply-add rounds once, or twice on
+/// `Isa::Portable`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Arithmetic {
     /// Whether a multiply-add rounds once.
@@ -35,13 +36,13 @@ impl Arithmetic {
         Arithmetic { fused: isa != Isa::Portable }
     }
 
-    /// `a * b + c`.
+    /// `a * b + c`, rounded once or twice.
     #[must_use]
     pub fn mul_add(self, a: f32, b: f32, c: f32) -> f32 {
         if self.fused { a.mul_add(b, c) } else { a * b + c }
     }
 
-    /// e to the power of x, as [`Lanes::exp`](crate::lanes::Lanes::exp) has it.
+    /// e to the power of x, with the bits of [`Lanes::exp`](crate::lanes::Lanes::exp).
     #[must_use]
     pub fn exp(self, x: f32) -> f32 {
         let x = x.clamp(-87.33, 88.37);
@@ -56,8 +57,8 @@ impl Arithmetic {
         y * f32::from_bits(((n as i32 + 127) as u32) << 23)
     }
 
-    /// The output of one query in one head: `key(j, d)` and `value(j, d)` give what is stored, asked for
-    /// `first <= j < visible` only. `first` is less than `visible`.
+    /// The output of one query in one head. `key(j, d)` and `value(j, d)` return what is stored; they are
+    /// called only for `first <= j < visible`. `first` must be less than `visible`.
     #[must_use]
     pub fn attend(
         self,

@@ -2,8 +2,8 @@
 
 use crate::error::AttentionError;
 
-/// One row of f32 a token, `stride` values apart: a whole matrix, or some columns of a wider one (q, k
-/// and v as one product leaves them).
+/// A matrix of f32 with one row per token; rows start `stride` values apart. It may be a whole matrix, or
+/// some columns of a wider one (one matrix product leaves q, k and v side by side).
 #[derive(Clone, Copy, Debug)]
 pub struct TokenRows<'a> {
     data: &'a [f32],
@@ -11,13 +11,13 @@ pub struct TokenRows<'a> {
 }
 
 impl<'a> TokenRows<'a> {
-    /// Rows that start at each multiple of `stride` in `data`; the last may end early.
+    /// Rows that start at the multiples of `stride` in `data`. The last row may end early.
     #[must_use]
     pub fn new(data: &'a [f32], stride: usize) -> TokenRows<'a> {
         TokenRows { data, stride }
     }
 
-    /// Whether there are `rows` rows of `width` values.
+    /// Checks that there are `rows` rows of `width` values.
     pub(crate) fn check(
         &self,
         buffer: &'static str,
@@ -31,14 +31,15 @@ impl<'a> TokenRows<'a> {
         self.stride
     }
 
-    /// Start of a row that [`check`](Self::check) has found to be there.
+    /// The start of a row, which [`check`](Self::check) has found to exist.
     #[inline(always)]
     pub(crate) fn row(&self, token: usize) -> *const f32 {
         self.data.as_ptr().wrapping_add(token * self.stride)
     }
 }
 
-/// Whether `len` values hold `rows` rows of `width` that are `stride` apart.
+/// Checks that a buffer of `len` values holds `rows` rows of `width` values that start `stride` values
+/// apart.
 pub(crate) fn check_rows(
     buffer: &'static str,
     len: usize,

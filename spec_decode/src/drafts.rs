@@ -68,7 +68,7 @@ impl Drafts {
         self.rows.len()
     }
 
-    /// The greatest number of drafts of a row.
+    /// The number of drafts of the row with the most.
     #[must_use]
     pub fn longest(&self) -> usize {
         self.rows.iter().map(ExactSizeIterator::len).max().unwrap_or(0)

@@ -28,13 +28,13 @@ pub enum ExecuteError {
         "request {request:?} is in the plan, but has no sampling parameters: register it before it is scheduled"
     )]
     Unregistered {
-        /// Which.
+        /// The request.
         request: RequestKey,
     },
     /// The plan has a row of a kind that this executor does not run.
     #[error("request {request:?}: this executor runs no {kind} rows")]
     Unsupported {
-        /// Which.
+        /// The request.
         request: RequestKey,
         /// The kind of row.
         kind: String,
@@ -42,7 +42,7 @@ pub enum ExecuteError {
     /// The plan contradicts what the KV view says of a request.
     #[error("request {request:?}: the plan is inconsistent: {what}")]
     Plan {
-        /// Which.
+        /// The request.
         request: RequestKey,
         /// The contradiction.
         what: &'static str,

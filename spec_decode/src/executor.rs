@@ -1,4 +1,4 @@
-//! Runs plans on a model: drafts, metadata, forward pass, verification.
+//! Runs plans on a model: proposes drafts, writes metadata, runs the forward pass, and verifies.
 
 use std::time::{Duration, Instant};
 
@@ -26,28 +26,29 @@ use crate::thinning::ThinnedPrompts;
 /// The KV group of a dense model.
 pub const TARGET_GROUP: GroupId = GroupId(0);
 
-/// One of an executor's proposers.
+/// Names one of an executor's proposers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProposerId(usize);
 
-/// The engine's executor: a target model, proposers of which one at a time is asked, and the sampling parameters of the
-/// requests that run on it.
+/// The engine's executor. It holds a target model, proposers of which at most one is in use, and the
+/// sampling parameters of the requests that run on it.
 ///
-/// Token rows are run in the order of the metadata: rows with more than one query token first, then the single tokens,
-/// each in the plan's order; those of a plan row are neighbours. The outcome is in the plan's order.
+/// Token rows run in the order of the metadata: rows with more than one query token first, then the single
+/// tokens, each in the plan's order. The token rows of one plan row are neighbours. The outcome is in the
+/// plan's order.
 pub struct ModelExecutor<D: Device> {
     pub(crate) runner: Runner<D>,
     /// The KV groups that each segment of the target writes.
     pub(crate) segments: Vec<SegmentKv>,
-    /// Of each KV group of the target: what writes its metadata, and its window.
+    /// For each KV group of the target, the builder that writes its metadata.
     pub(crate) builders: Vec<MetadataBuilder>,
     pub(crate) windows: Vec<Option<u32>>,
-    /// The rows of each segment.
+    /// For each segment, the rows that run in it.
     pub(crate) rows: Vec<SegmentRows>,
     pub(crate) thinned: ThinnedPrompts,
-    /// For each plan row why its request cannot go on, where it cannot.
+    /// For each plan row, the reason why its request cannot go on, if there is one.
     pub(crate) faults: Vec<Option<String>>,
-    /// For each token row of a segment the token row of the segment before that it continues.
+    /// For each token row of a segment, the token row of the segment before that it continues.
     pub(crate) continued: Vec<u32>,
     pub(crate) requests: Requests,
     proposers: Vec<Box<dyn Proposer + Send>>,
@@ -60,33 +61,34 @@ pub struct ModelExecutor<D: Device> {
     pub(crate) metrics: SpeculationMetrics,
     pub(crate) keep_logits: bool,
     pub(crate) keep_hidden: bool,
-    /// Plan rows that may have drafts, their drafts, and how many of those were accepted.
+    /// The plan rows that may have drafts. `drafts` and `accepted` have an entry for each of them.
     drafting: Vec<u32>,
     pub(crate) drafts: Drafts,
     accepted: Vec<u16>,
-    /// Drafts of each row that had some, and what became of them.
+    /// For each row with drafts, the number of its drafts and what was decided about them.
     pub(crate) verdicts: Vec<(usize, Verdict)>,
-    /// For each plan row its index in `drafting`.
+    /// For each plan row, its index in `drafting`.
     pub(crate) draft_row: Vec<Option<u32>>,
     pub(crate) sampled: Sampled,
 }
 
 impl<D: Device> ModelExecutor<D> {
-    /// An executor over a loaded model, without proposers. All of the model is one segment.
+    /// An executor over a loaded model, without proposers. The whole model is one segment.
     ///
     /// # Errors
     ///
-    /// A block size that is not 16, 32 or 64.
+    /// The block size is not 16, 32 or 64.
     pub fn new(runner: Runner<D>, block_size: u32) -> Result<Self, ExecuteError> {
         let segments = one_segment(runner.model().kv().len());
         Self::with_segments(runner, block_size, segments)
     }
 
-    /// The same for a model of several segments; the scheduler was made with the same.
+    /// An executor over a model of several segments, without proposers. The scheduler must have been made
+    /// with the same segments.
     ///
     /// # Errors
     ///
-    /// A block size that is not 16, 32 or 64.
+    /// The block size is not 16, 32 or 64.
     pub fn with_segments(
         runner: Runner<D>,
         block_size: u32,
@@ -123,7 +125,7 @@ impl<D: Device> ModelExecutor<D> {
         })
     }
 
-    /// Takes a proposer in; it is not asked before it is [chosen](Self::choose_proposer).
+    /// Adds a proposer. It is not used before it is [chosen](Self::choose_proposer).
     pub fn add_proposer(&mut self, mut proposer: Box<dyn Proposer + Send>) -> ProposerId {
         proposer.keep_record(self.keep_groups);
         proposer.keep_probabilities(self.verifier.rule() == Acceptance::Rejection);
@@ -131,8 +133,8 @@ impl<D: Device> ModelExecutor<D> {
         ProposerId(self.proposers.len() - 1)
     }
 
-    /// From now on asks this proposer, or none: rows then have no drafts. The one that was asked before forgets every
-    /// request, so no request should be running.
+    /// Uses this proposer from now on, or none, so that rows have no drafts. The proposer in use before
+    /// forgets every request, so no request should be running.
     pub fn choose_proposer(&mut self, proposer: Option<ProposerId>) {
         if let Some(was) = self.active.and_then(|id| self.proposers.get_mut(id.0)) {
             self.requests.keys().for_each(|request| was.forget(request));
@@ -140,17 +142,18 @@ impl<D: Device> ModelExecutor<D> {
         self.active = proposer;
     }
 
-    /// The proposer that is asked.
+    /// The proposer in use.
     pub fn proposer(&mut self) -> Option<&mut (dyn Proposer + Send + 'static)> {
         self.active.and_then(|id| self.proposers.get_mut(id.0)).map(Box::as_mut)
     }
 
-    /// How verify rows become metadata.
+    /// Sets how verify rows become metadata.
     pub fn set_scorer(&mut self, scorer: Scorer) {
         self.scorer = scorer;
     }
 
-    /// How drafts are accepted. With rejection sampling, proposers that draw their drafts keep what they drew them from.
+    /// Sets how drafts are accepted. Under rejection sampling, proposers that draw their drafts keep the
+    /// distributions that they drew from.
     pub fn set_acceptance(&mut self, acceptance: Acceptance) {
         self.verifier = Verifier::new(acceptance);
         self.verifier.count_noncausal(self.noncausal);
@@ -159,13 +162,13 @@ impl<D: Device> ModelExecutor<D> {
         }
     }
 
-    /// Whether drafts behind a miss are judged too, for the metrics that count them.
+    /// Sets whether drafts behind a rejected one are judged too, for the metrics that count them.
     pub fn count_noncausal(&mut self, yes: bool) {
         self.noncausal = yes;
         self.verifier.count_noncausal(yes);
     }
 
-    /// Whether every step is eager, the proposers' own too.
+    /// Sets whether every step runs eagerly, including the proposers' own passes.
     pub fn set_enforce_eager(&mut self, yes: bool) {
         self.runner.set_enforce_eager(yes);
         for proposer in &mut self.proposers {
@@ -173,45 +176,47 @@ impl<D: Device> ModelExecutor<D> {
         }
     }
 
-    /// Whether the devices' results are a function of the request, the proposers' too; see [`Runner::set_deterministic`]. No
-    /// request should be running.
+    /// Sets whether the devices' results are a function of the request alone, including the proposers'
+    /// devices; see [`Runner::set_deterministic`]. No request should be running.
     ///
     /// # Errors
     ///
-    /// A device with one way to compute; a library that is not there; a fault of the device.
+    /// The device has one way to compute only, a library is not there, or the device has a fault.
     pub fn set_deterministic(&mut self, yes: bool) -> Result<(), ModelError> {
         self.runner.set_deterministic(yes)?;
         self.proposers.iter_mut().try_for_each(|proposer| proposer.set_deterministic(yes))
     }
 
-    /// How the target's steps ran, and the proposer's own if it has any, since [`reset_counts`](Self::reset_counts).
+    /// How the segments of the target ran since [`reset_counts`](Self::reset_counts), and those of the
+    /// proposer if it has a model of its own.
     pub fn counts(&mut self) -> (&RunCounts, Option<&RunCounts>) {
         let proposer = self.active.and_then(|id| self.proposers.get_mut(id.0));
         (self.runner.counts(), proposer.and_then(|proposer| proposer.counts()))
     }
 
-    /// Has the KV cache and the buffers of the largest step, and the proposers', backed by memory now, so that no step waits
-    /// for it.
+    /// Makes the system back the KV cache and the buffers of the largest step with physical memory now,
+    /// including the proposers', so that no step waits for it.
     ///
     /// # Errors
     ///
-    /// Not enough memory.
+    /// There is not enough memory.
     pub fn touch(&mut self) -> Result<(), ModelError> {
         self.runner.touch()?;
         self.proposers.iter_mut().try_for_each(|proposer| proposer.touch())
     }
 
-    /// Counts steps from 0 again.
+    /// Sets these counts to 0.
     pub fn reset_counts(&mut self) {
         self.runner.reset_counts();
         self.proposers.iter_mut().for_each(|proposer| proposer.reset_counts());
     }
 
-    /// What a forward pass of a proposer's own costs, by its rows; nothing where it has none.
+    /// Measures what a forward pass of a proposer's own model costs, by its number of rows up to `most`,
+    /// within about `budget`. The curve is empty if the proposer has no model.
     ///
     /// # Errors
     ///
-    /// A fault of its model or device.
+    /// The proposer's model or device failed.
     pub fn measure_proposer(
         &mut self,
         id: ProposerId,
@@ -224,37 +229,40 @@ impl<D: Device> ModelExecutor<D> {
         }
     }
 
-    /// Shadows replayed steps from now on as this says, or stops to; what shadowed before.
+    /// From now on shadows replayed steps with `shadow`, or none at all if it is `None`. Returns the shadow
+    /// in use before.
     pub fn set_shadow(&mut self, shadow: Option<Shadow>) -> Option<Shadow> {
         std::mem::replace(&mut self.shadow, shadow)
     }
 
-    /// What shadowing saw so far.
+    /// What the canary has seen so far.
     pub fn canary(&self) -> Option<&CanaryReport> {
         self.shadow.as_ref().map(Shadow::report)
     }
 
-    /// What speculation came to since [`take_metrics`](Self::take_metrics).
+    /// What speculation has gained since [`take_metrics`](Self::take_metrics).
     pub fn metrics(&self) -> &SpeculationMetrics {
         &self.metrics
     }
 
-    /// The same, counting from 0 again.
+    /// Returns the [`metrics`](Self::metrics) and sets them to 0.
     pub fn take_metrics(&mut self) -> SpeculationMetrics {
         std::mem::take(&mut self.metrics)
     }
 
-    /// Whether the record keeps the logits that each token is chosen from (a copy a token).
+    /// Sets whether the record keeps the logits that each token is chosen from. This costs a copy of
+    /// `vocab` values per token.
     pub fn keep_logits(&mut self, keep: bool) {
         self.keep_logits = keep;
     }
 
-    /// The same for the hidden states behind the final norm.
+    /// Sets whether the record keeps the hidden states after the final norm.
     pub fn keep_hidden(&mut self, keep: bool) {
         self.keep_hidden = keep;
     }
 
-    /// Whether proposers keep what they write into KV groups of their own, for [`group_step`](Self::group_step).
+    /// Sets whether proposers record what they write into KV groups of their own, for
+    /// [`group_step`](Self::group_step).
     pub fn keep_group_steps(&mut self, keep: bool) {
         self.keep_groups = keep;
         for proposer in &mut self.proposers {
@@ -262,22 +270,24 @@ impl<D: Device> ModelExecutor<D> {
         }
     }
 
-    /// What the last step wrote into a KV group of the proposer's own.
+    /// What the last step wrote into the proposer's own KV group.
     pub fn group_step(&self) -> Option<&GroupStep> {
         self.active.and_then(|id| self.proposers.get(id.0))?.record()
     }
 
-    /// Says how `request` is sampled; to be called before a plan has it. Forgotten when a plan lists it as finished.
+    /// Says how `request` is sampled. It must be called before a plan has a row of the request. The
+    /// executor forgets it when a plan lists the request as finished.
     pub fn register(&mut self, request: RequestKey, registered: Registered) {
         self.requests.insert(request, registered);
     }
 
-    /// The model, for what a step leaves behind: hidden states, the last logits.
+    /// The model. What a step left behind can be read from it, such as hidden states and the last logits.
     pub fn runner(&mut self) -> &mut Runner<D> {
         &mut self.runner
     }
 
-    /// Forgets who ended, and asks for drafts; rows of `self.drafts` are those of `self.drafting`.
+    /// Forgets requests that ended, and asks for drafts. Row d of `self.drafts` belongs to plan row
+    /// `self.drafting[d]`.
     fn propose(&mut self, plan: &StepPlan, kv: &dyn KvView) -> Result<(), ExecuteError> {
         let may = |i: u32| plan.rows[i as usize].drafts_max > 0;
         self.drafting.clear();
@@ -294,7 +304,7 @@ impl<D: Device> ModelExecutor<D> {
                 proposer.forget(request);
             }
         }
-        // Before anything can fail: no later plan names them.
+        // This comes before anything that can fail, because no later plan names these requests.
         for &request in &plan.finished {
             self.requests.remove(request);
         }
@@ -331,14 +341,14 @@ impl<D: Device> ModelExecutor<D> {
         }
     }
 
-    /// Says for each row and KV group how many slots hold accepted tokens now, and tells the proposer what became of its
-    /// drafts, which says the same of its own KV.
+    /// Writes to the outcome, for each row and KV group, how many slots hold accepted tokens now. It tells
+    /// the proposer what became of its drafts, and the proposer writes the same for its own group.
     fn account(&mut self, plan: &StepPlan, outcome: &mut StepOutcome<ExecutionRecord>) {
         outcome.took.begin(plan.needs.groups());
         for (i, (row, result)) in plan.rows.iter().zip(&outcome.rows).enumerate() {
             let rejected = u32::from(row.drafts_max - result.num_accepted);
             let took = outcome.took.push();
-            // Groups behind the target's are the proposer's.
+            // The groups after the target's belong to the proposer, which fills them in below.
             for (took, need) in took.iter_mut().zip(plan.needs.row(i)).take(self.builders.len()) {
                 *took = need.saturating_sub(rejected);
             }
@@ -401,7 +411,7 @@ impl<D: Device> Executor for ModelExecutor<D> {
         let scoring = us(proposed, forwarded) - gather_us + head_us;
         times.execute = scoring + prompt_head_us;
         times.sample = sample_us + us(shadowed, prompt_done) - prompt_head_us;
-        // Log probabilities of prompts are no part of speculation.
+        // Log probabilities of prompts are left out, because they are no part of speculation.
         let times =
             SpeculationTimes { propose_us: times.propose, scoring_us: scoring, verification_us: sample_us };
         self.count(times);

@@ -83,12 +83,14 @@ pub mod metrics;
 pub mod proposer;
 mod record;
 mod requests;
+mod sample;
 mod sampled;
 pub mod sampling;
 mod scorer;
 mod segment_rows;
 mod segment_run;
 mod shadow;
+mod shadow_run;
 mod thinning;
 
 pub use drafts::Drafts;

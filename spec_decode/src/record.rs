@@ -45,9 +45,9 @@ pub struct PromptLogprobs {
 pub struct SegmentRecord {
     /// Token ids, positions and attention metadata of the rows that reached the segment.
     pub inputs: StepInputs,
-    /// For each metadata row the plan row it belongs to.
+    /// For each metadata row, the index of the plan row it belongs to.
     pub plan_rows: Vec<u32>,
-    /// Eager (and why, where a graph was looked for), or the graph that was replayed.
+    /// Whether a graph was replayed or the segment ran eagerly, and why if a graph was looked for in vain.
     #[serde(skip)]
     pub ran: Ran,
 }
@@ -64,7 +64,8 @@ pub struct ExecutionRecord {
     pub inputs: StepInputs,
     /// For each metadata row, the index of the plan row it belongs to.
     pub plan_rows: Vec<u32>,
-    /// The same of the model's further segments, in order; only the first `more_segments` are of this step.
+    /// What the model's further segments ran with, in order. Only the first `more_segments` belong to this
+    /// step.
     #[serde(skip)]
     pub more: Vec<SegmentRecord>,
     /// How many further segments the model has.
@@ -73,7 +74,7 @@ pub struct ExecutionRecord {
     /// Requests that failed in this step, each with the reason.
     #[serde(skip)]
     pub faults: Vec<(RequestKey, String)>,
-    /// Logprobs asked for, of generated tokens, in the order of the outcome's rows.
+    /// The log probabilities that were asked for with generated tokens, in the order of the outcome's rows.
     #[serde(skip)]
     pub logprobs: Vec<(RequestKey, RowLogprobs)>,
     /// The log probabilities of prompt positions that were asked for.
@@ -100,7 +101,7 @@ impl ExecutionRecord {
         self.hidden.clear();
     }
 
-    /// Whether the step was replayed from graphs, all segments of it.
+    /// Whether all segments of the step were replayed from graphs.
     #[must_use]
     pub fn is_replayed(&self) -> bool {
         let more = self.more.iter().take(self.more_segments);

@@ -18,7 +18,7 @@ pub struct Registered {
     pub prompt_len: u32,
     /// The tokens that a run without speculation generated for it. Only the synthetic proposer needs them.
     pub recorded: Option<Arc<[u32]>>,
-    /// How its prompt is thinned; `None`: all tokens go through all of the model.
+    /// How its prompt is thinned. `None` means that all tokens go through the whole model.
     pub thinning: Option<Thinning>,
 }
 

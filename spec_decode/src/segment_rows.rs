@@ -17,13 +17,16 @@ use crate::thinning::{Thinned, ThinnedPrompts};
 pub(crate) struct SegmentRows {
     /// Plan rows in the order in which they run: those with a metadata row of several query tokens first.
     pub order: Vec<u32>,
-    /// First token row of each plan row; of a plan row that does not run here it means nothing.
+    /// The first token row of each plan row. It has no meaning if the plan row does not run in this
+    /// segment.
     pub starts: Vec<u32>,
-    /// Known tokens of each plan row, drafts not counted; 0 where it does not run here.
+    /// The number of known tokens of each plan row, without drafts; 0 if the plan row does not run in this
+    /// segment.
     pub known: Vec<u32>,
-    /// Position behind the last known token of each plan row; it means nothing where the row does not run here.
+    /// The position after the last known token of each plan row. It has no meaning if the plan row does not
+    /// run in this segment.
     pub ends: Vec<u32>,
-    /// For each metadata row the plan row that it belongs to.
+    /// For each metadata row, the plan row it belongs to.
     pub plan_rows: Vec<u32>,
 }
 
@@ -33,13 +36,13 @@ pub(crate) struct Sources<'a> {
     pub plan: &'a StepPlan,
     pub kv: &'a dyn KvView,
     pub drafts: &'a Drafts,
-    /// For each plan row its index in `drafts`.
+    /// For each plan row, its index in `drafts`.
     pub draft_row: &'a [Option<u32>],
     pub requests: &'a Requests,
     pub thinned: &'a ThinnedPrompts,
     pub segments: &'a [SegmentKv],
     pub scorer: Scorer,
-    /// For each plan row why it cannot go on, where it cannot.
+    /// For each plan row, the reason why it cannot go on, if there is one.
     pub faults: &'a [Option<String>],
 }
 
@@ -49,13 +52,14 @@ impl<'a> Sources<'a> {
         row.map_or(&[], |row| self.drafts.row(row as usize))
     }
 
-    /// Whether the row is of a prompt of which not all tokens go on.
+    /// Whether the row computes part of a prompt that is thinned, so that only some of its tokens go on.
     pub fn thins(&self, row: &PlanRow) -> bool {
         row.kind == Kind::Prefill
             && self.requests.get(row.request).is_ok_and(|known| known.thinning.is_some())
     }
 
-    /// The known tokens of a plan row in a segment: the index of the first among those that reach it, and how many.
+    /// The known tokens of a plan row that run in a segment: the index of the first one among all the
+    /// sequence's tokens that reach the segment, and how many they are.
     fn span(&self, row: &PlanRow, segment: u16) -> (u32, u32) {
         if segment == row.segments.start || !self.thins(row) {
             return (row.tokens.start, row.tokens.end - row.tokens.start);
@@ -129,8 +133,9 @@ impl SegmentRows {
         self.order.extend(all().filter(|i| !long(i)));
     }
 
-    /// Writes the slots of the scratch groups: of rows that wait behind this segment where they are put, and of rows that
-    /// waited behind the one before where they lie. All other rows have slot -1.
+    /// Writes the slots of the scratch groups, which hold rows between two steps. A row that stops behind
+    /// this segment gets the slot in which it is held. A row that stopped behind the segment before in an
+    /// earlier step gets the slot from which it is fetched. All other rows have slot -1.
     fn push_held(
         &self,
         from: &Sources<'_>,
@@ -173,8 +178,9 @@ impl SegmentRows {
 }
 
 impl Sources<'_> {
-    /// Where token `index` of those that reach `segment` waited behind the segment before, if it did not run through
-    /// that in this very step.
+    /// For token `index` of those that reach `segment`: its index among those that reach the segment
+    /// before, if it stopped there in an earlier step. `None` if it ran through that segment in this very
+    /// step.
     pub fn waited(&self, row: &PlanRow, segment: u16, index: u32) -> Result<Option<u32>, ExecuteError> {
         let (thinned, prompt_len) = self.thinned(row)?;
         let index = thinned.before(segment - 1, index, prompt_len);
@@ -190,8 +196,8 @@ impl Sources<'_> {
         Ok((thinned, self.requests.get(row.request)?.prompt_len))
     }
 
-    /// Fills `source` with the token row of the segment before that each token row of `segment` continues. A row that
-    /// waited, and is fetched, has any.
+    /// Fills `source`: for each token row of `segment`, the token row of the segment before that it
+    /// continues. The entry of a row that is fetched from a scratch group has no meaning.
     pub fn continued(
         &self,
         segment: u16,
@@ -219,7 +225,7 @@ impl Sources<'_> {
     }
 }
 
-/// Appends a plan row to the inputs of a segment; the metadata rows that it becomes.
+/// Appends a plan row to the inputs of a segment. Returns the number of metadata rows that it becomes.
 fn push_row(
     from: &Sources<'_>,
     i: usize,
@@ -252,8 +258,8 @@ fn push_row(
     for &group in &kv.groups {
         let lengths = from.kv.lengths(row.request, group);
         let explicit = matches!(from.kv.index(row.request, group), KvIndex::Explicit(_));
-        // While a prompt is thinned, a token's index in a group is its index among those that reach the segment. Once it
-        // is done, new tokens come behind those that were kept.
+        // While a prompt is thinned, a token's index in a group is its index among the tokens that reach
+        // the segment. After that, new tokens are stored behind those that were kept.
         let context = if explicit && !from.thins(row) {
             lengths.physical + first.saturating_sub(lengths.logical)
         } else {
@@ -278,7 +284,8 @@ fn push_metadata(
     table: &[pagedraft_block_manager::BlockId],
 ) -> Result<u32, ExecuteError> {
     if stored > context {
-        // The prefix cache has these tokens, but not in every group: they are computed again and stored where they lack.
+        // The prefix cache has the first tokens of this row, but not in every group. They are computed
+        // again, and stored in those groups that lack them.
         let row = MetadataRow { stored, ..MetadataRow::causal(context, count, table) };
         builder.push(row)?;
         return Ok(1);
@@ -286,7 +293,7 @@ fn push_metadata(
     Ok(scorer.push(builder, context, count, drafted, table)?)
 }
 
-/// The KV groups of a model of one segment.
+/// The KV groups of the only segment of a model that is not cut.
 pub(crate) fn one_segment(groups: usize) -> Vec<SegmentKv> {
     vec![SegmentKv { groups: (0..groups).map(|group| GroupId(group as u8)).collect(), hold: None }]
 }

@@ -11,7 +11,7 @@ use crate::record::{ExecutionRecord, SegmentRecord};
 use crate::segment_rows::Sources;
 
 impl<D: Device> ModelExecutor<D> {
-    /// Runs every segment of the step: microseconds spent on inputs and metadata.
+    /// Runs every segment of the step. Returns the microseconds spent on inputs and metadata.
     pub(crate) fn run_segments(
         &mut self,
         plan: &StepPlan,
@@ -65,7 +65,8 @@ impl<D: Device> ModelExecutor<D> {
         }
     }
 
-    /// Writes the inputs of a segment; behind the first one the residual stream is put in the order of its rows.
+    /// Writes the inputs of a segment. Behind the first segment it also puts the rows of the residual
+    /// stream in the order of the segment's token rows.
     fn gather(
         &mut self,
         segment: usize,
@@ -81,7 +82,7 @@ impl<D: Device> ModelExecutor<D> {
         self.rows[segment] = here;
         gathered?;
         let Some(before) = segment.checked_sub(1).map(|before| &self.rows[before]) else { return Ok(()) };
-        // Where nothing ran before, all rows waited, and are fetched.
+        // If no row ran through the segment before in this step, all rows are fetched from a scratch group.
         if before.order.is_empty() || inputs.tokens.is_empty() {
             return Ok(());
         }
@@ -93,8 +94,8 @@ impl<D: Device> ModelExecutor<D> {
         compacted
     }
 
-    /// Scores the prompts that are thinned behind a segment; decides which tokens of those go on that have run through it
-    /// as a whole.
+    /// Scores the tokens of thinned prompts that have run through a segment. If a prompt's last token is
+    /// among them, decides which of its tokens go on.
     fn cut(&mut self, segment: usize, plan: &StepPlan, kv: &dyn KvView) -> Result<(), ExecuteError> {
         let thins = |row: &&u32| self.sources(plan, kv).thins(&plan.rows[**row as usize]);
         let rows: Vec<u32> = self.rows[segment].order.iter().filter(thins).copied().collect();
@@ -148,7 +149,8 @@ impl<D: Device> ModelExecutor<D> {
         Ok(())
     }
 
-    /// Lists the positions that thinned prompts hold now in the groups behind a cut.
+    /// Writes to the outcome the positions that thinned prompts hold now in the groups of the segments
+    /// behind a cut.
     fn say_what_was_kept(
         &mut self,
         plan: &StepPlan,

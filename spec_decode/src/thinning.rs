@@ -8,42 +8,43 @@ use pagedraft_scheduler::RequestKey;
 
 /// Decides which of a prompt's tokens go on into the model's next segment.
 ///
-/// A token's score is a function of its own residual row, so that chunks of a prompt can be scored one by one; which
-/// tokens stay is decided once, over the whole prompt.
+/// A token's score is a function of its own residual row, so that chunks of a prompt can be scored one by
+/// one. Which tokens stay is decided once, over the whole prompt.
 pub trait Thin: Send + Sync + fmt::Debug {
     /// The score of a token whose residual row is `row` (`[hidden]`) behind segment `segment`.
     fn score(&self, segment: u16, row: &[f32]) -> f32;
 
-    /// Which `count` of the prompt's tokens that reached segment `segment` go on, as indices into `scores`, ascending.
+    /// Chooses which `count` of the prompt's tokens that reached segment `segment` go on. Returns their
+    /// indices into `scores`, in ascending order.
     ///
     /// # Errors
     ///
-    /// Why nothing can be chosen (a score is not a number, say). The request then fails alone.
+    /// The reason why nothing can be chosen, such as a score that is not a number. Only this request fails.
     fn keep(&self, segment: u16, scores: &[f32], count: usize) -> Result<Vec<u32>, String>;
 }
 
 /// How a request's prompt is thinned.
 #[derive(Clone, Debug)]
 pub struct Thinning {
-    /// The rule.
+    /// The rule that chooses tokens.
     pub rule: Arc<dyn Thin>,
-    /// How many prompt tokens go on behind each cut: those that the request was submitted with
+    /// How many prompt tokens go on behind each cut. The request was submitted with the same numbers
     /// ([`RequestSpec::kept`](pagedraft_scheduler::RequestSpec::kept)).
     pub kept: Vec<u32>,
 }
 
-/// What is known of a prompt that is being thinned.
+/// What has been decided about a prompt that is being thinned.
 #[derive(Debug, Default)]
 pub(crate) struct Thinned {
-    /// For each segment behind the first, the positions of the prompt's tokens that reach it.
+    /// For each segment behind the first, the positions of the prompt tokens that reach it.
     pub kept: Vec<Vec<u32>>,
-    /// Scores of the prompt's tokens that have passed the segment being run.
+    /// The scores of the prompt tokens that have run through the present segment.
     pub scores: Vec<f32>,
 }
 
 impl Thinned {
-    /// The position of token `index` among those that reach `segment`, of a prompt of `prompt_len` tokens with output
-    /// behind it.
+    /// The position of a token in its sequence. It is token `index` of those that reach `segment`, and the
+    /// prompt has `prompt_len` tokens. Output tokens follow the kept prompt tokens.
     pub fn position(&self, segment: u16, index: u32, prompt_len: u32) -> u32 {
         let kept = usize::from(segment).checked_sub(1).and_then(|cut| self.kept.get(cut));
         match kept {
@@ -55,7 +56,8 @@ impl Thinned {
         }
     }
 
-    /// The index among the tokens that reach `segment` of token `index` of those that reach the next one.
+    /// Takes token `index` of those that reach the segment after `segment`. Returns its index among those
+    /// that reach `segment`.
     pub fn before(&self, segment: u16, index: u32, prompt_len: u32) -> u32 {
         let position = self.position(segment + 1, index, prompt_len);
         let kept = usize::from(segment).checked_sub(1).and_then(|cut| self.kept.get(cut));
@@ -84,7 +86,7 @@ impl ThinnedPrompts {
         self.prompts.entry(request).or_default()
     }
 
-    /// Forgets what was decided: the prompt is computed from its beginning, or is done.
+    /// Forgets what was decided about a prompt, because it is done or is computed again from its beginning.
     pub fn forget(&mut self, request: RequestKey) {
         self.prompts.remove(&request);
     }

@@ -1,4 +1,4 @@
-//! What a benchmark of batches says before it begins.
+//! The text that a benchmark of batches prints before it begins.
 
 use pagedraft::session::{InstructionSet, SessionInfo};
 
@@ -15,7 +15,7 @@ pub struct BatchShape {
     pub seed: u64,
 }
 
-/// Model, machine, cache, batch and runs, a line each.
+/// The model, the machine, the cache, the batch and the number of runs, one line each.
 pub fn header(info: &SessionInfo, shape: BatchShape) -> String {
     let weights = if info.dummy_weights { ", dummy weights" } else { "" };
     format!(

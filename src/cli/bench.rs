@@ -5,7 +5,7 @@ use clap::{Parser, Subcommand};
 use super::Ended;
 use super::calibrate::Calibrate;
 use super::compare::Compare;
-use super::latency::Latency;
+use super::latency_flags::Latency;
 use super::scheduler_bench::SchedulerBench;
 
 #[derive(Debug, Subcommand)]

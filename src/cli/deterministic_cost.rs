@@ -1,4 +1,5 @@
-//! `--deterministic-cost`: the batches of a benchmark in both ways that a GPU computes in, one engine and one copy of the weights.
+//! `--deterministic-cost`: runs the batches of a benchmark in both ways in which a GPU can compute, with
+//! one engine and one copy of the weights.
 
 use std::time::Duration;
 
@@ -13,24 +14,25 @@ use super::step_figures::StepCounts;
 /// How a GPU computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
-    /// A row's bits are a function of the row.
+    /// A row's bits are a function of the row alone.
     Deterministic,
-    /// The GPU's libraries choose by the batch.
+    /// The GPU's libraries choose by the batch how they compute.
     Free,
 }
 
-/// Batches in one of the ways.
+/// The batches of one way.
 #[derive(Clone, Debug)]
 struct Batches {
-    /// Its own, so that what prices drafts learns from no other way's steps.
+    /// A setup of its own, so that the control that prices drafts does not learn from the other way's
+    /// steps.
     setup: SetupId,
-    /// Seconds of each timed batch.
+    /// The seconds of each timed batch.
     latencies: Vec<f64>,
-    /// Seconds of them that the device was at work.
+    /// The seconds of each timed batch in which the device worked.
     device: Vec<f64>,
 }
 
-/// Batches timed in both ways, side by side.
+/// Batches that are timed in both ways, side by side.
 #[derive(Clone, Debug)]
 pub struct DeterministicCost {
     deterministic: Batches,
@@ -38,7 +40,8 @@ pub struct DeterministicCost {
 }
 
 impl DeterministicCost {
-    /// Ready to time on a session that was opened with these options. The first batch in the free way captures its graphs.
+    /// Prepares a session that was opened with these options. The first batch in the free way captures its
+    /// graphs.
     ///
     /// # Errors
     ///
@@ -52,22 +55,22 @@ impl DeterministicCost {
         Ok(Self { deterministic: batches()?, free: batches()? })
     }
 
-    /// The ways in the order in which iteration `i` runs them: neither is always first.
+    /// The ways in the order in which iteration `i` runs them, so that neither is always first.
     pub fn order(i: u32) -> [Way; 2] {
         if i.is_multiple_of(2) { [Way::Deterministic, Way::Free] } else { [Way::Free, Way::Deterministic] }
     }
 
-    /// Has the session compute in a way.
+    /// Makes the session compute in this way.
     ///
     /// # Errors
     ///
-    /// cuBLASLt is not there; a fault of the device.
+    /// cuBLASLt is not there, or the device has a fault.
     pub fn enter(&self, session: &mut Session, way: Way) -> anyhow::Result<()> {
         session.set_deterministic(way == Way::Deterministic)?;
         session.switch(self.of(way).setup)
     }
 
-    /// Takes in a timed batch, before the session's metrics are taken.
+    /// Adds a timed batch. It must be called before the session's metrics are taken.
     pub fn add(&mut self, session: &mut Session, way: Way, latency: f64) {
         let (target, draft) = session.run_counts();
         let counts = [Some(StepCounts::from(target)), draft.map(StepCounts::from)];
@@ -87,7 +90,7 @@ impl DeterministicCost {
         }
     }
 
-    /// The figures; nothing before each way was timed once.
+    /// The figures; `None` before each way was timed once.
     fn figures(&self) -> Option<Figures> {
         let (own, free) = (&self.deterministic, &self.free);
         let ratios: Vec<f64> =
@@ -101,7 +104,7 @@ impl DeterministicCost {
         })
     }
 
-    /// A line for people.
+    /// The figures in a line for people.
     pub fn text(&self) -> String {
         let Some(f) = self.figures() else { return String::new() };
         let way = |spread: &Spread, device: f64| {
@@ -124,7 +127,7 @@ impl DeterministicCost {
         )
     }
 
-    /// The same for programs.
+    /// The figures for programs.
     pub fn json(&self) -> Value {
         let Some(f) = self.figures() else { return Value::Null };
         json!({
@@ -145,9 +148,9 @@ impl DeterministicCost {
 struct Figures {
     deterministic: Spread,
     free: Spread,
-    /// Median of the ratios of batches that ran side by side.
+    /// The median of the ratios of batches that ran side by side.
     paired: f64,
-    /// Medians, in seconds.
+    /// The medians in seconds.
     deterministic_device: f64,
     free_device: f64,
 }

@@ -166,7 +166,8 @@ enum Tables {
 }
 
 impl EngineFlags {
-    /// The engine these flags ask for; `prefix_caching` where they don't say.
+    /// The options of the engine that these flags ask for. `prefix_caching` is used if no flag says
+    /// anything about it.
     pub fn options(&self, prefix_caching: bool) -> anyhow::Result<EngineOptions> {
         Ok(EngineOptions {
             model: self.model.clone(),
@@ -217,7 +218,7 @@ impl EngineFlags {
         })
     }
 
-    /// The device asked for. Whoever says `auto` is told where there is no GPU.
+    /// The device that was asked for. If `auto` was written out and there is no GPU, the user is told.
     fn device(&self) -> DeviceRef {
         match self.device {
             Some(Device::Cpu) => DeviceRef::Cpu,
@@ -233,8 +234,8 @@ impl EngineFlags {
         }
     }
 
-    /// Notes on standard error where `auto` was said and the GPU that is there was not taken, and where a CPU has no use
-    /// for a flag.
+    /// Writes notes to standard error: why the GPU was not used although `auto` was written out, and which
+    /// flags a CPU has no use for.
     pub fn tell_of_the_device(&self, info: &SessionInfo) {
         if let (Some(Device::Auto), Some(why)) = (self.device, &info.no_gpu) {
             note(&format!("--device auto runs on the CPU: {why}"));
@@ -244,7 +245,7 @@ impl EngineFlags {
         }
     }
 
-    /// Notes on standard error for the flags that will change nothing.
+    /// Writes notes to standard error about flags that have no effect.
     pub fn tell_what_is_idle(&self) {
         let idle = self.speculation.idle();
         if !idle.is_empty() {
@@ -255,7 +256,7 @@ impl EngineFlags {
         }
     }
 
-    /// A note on standard error for the sizes of `--graph-sizes` that are beyond every step.
+    /// Writes a note to standard error about sizes of `--graph-sizes` that are greater than any step.
     pub fn tell_what_is_not_captured(&self) {
         let most = MOST_LOGIT_ROWS.min(self.max_num_batched_tokens);
         let beyond = self.graph_sizes.iter().flatten().filter(|&&size| size > most);
@@ -268,7 +269,7 @@ impl EngineFlags {
         }
     }
 
-    /// The trace these flags ask for, seen before a model is loaded for nothing.
+    /// The trace that these flags ask for. It is checked before a model is loaded, which would be in vain.
     fn trace_options(&self) -> anyhow::Result<Option<TraceOptions>> {
         let Some(dir) = &self.trace_out else { return Ok(None) };
         if dir.exists() && !dir.is_dir() {
@@ -281,7 +282,7 @@ impl EngineFlags {
         Ok(Some(TraceOptions { dir: dir.clone(), tables: self.tables(), format: self.trace_format }))
     }
 
-    /// How a trace has block tables.
+    /// Which block tables a trace has.
     pub fn tables(&self) -> TraceTables {
         match self.trace_tables {
             Tables::Full => TraceTables::Full,
@@ -291,11 +292,11 @@ impl EngineFlags {
 }
 
 pub fn note(text: &str) {
-    // A closed standard error is nobody's loss.
+    // It does no harm if the note is lost because standard error is closed.
     let _ = writeln!(std::io::stderr(), "note: {text}");
 }
 
-/// What a pair of opposite flags says; clap lets the last one stand.
+/// What a pair of opposite flags says. clap keeps only the last one given.
 fn said(yes: bool, no: bool) -> Option<bool> {
     (yes || no).then_some(yes)
 }
@@ -304,7 +305,7 @@ fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
-/// A block size that the kernels have.
+/// Reads a block size for which there are kernels.
 pub fn block_size(text: &str) -> Result<u32, String> {
     text.parse()
         .ok()

@@ -1,4 +1,4 @@
-//! `pagedraft generate`: prompts in, continuations out.
+//! `pagedraft generate` continues prompts.
 
 use std::collections::VecDeque;
 use std::io::Write;
@@ -30,14 +30,14 @@ pub struct Generate {
     engine: EngineFlags,
 }
 
-/// What the steps came to.
+/// The totals of all steps.
 #[derive(Debug, Default)]
 struct Totals {
     steps: u64,
     prompt_tokens: usize,
     new_tokens: usize,
     elapsed: Duration,
-    /// Where there is somebody to propose drafts.
+    /// The metrics of speculation, if there is a proposer.
     speculation: Option<SpeculationMetrics>,
 }
 
@@ -49,12 +49,13 @@ impl Generate {
         self.engine.tell_what_is_idle();
         interrupt::listen()?;
         let plain = recording::plain(&options);
-        // Synthetic drafts are recorded before the engine that has them opens.
+        // The recordings that synthetic drafts need are made before the engine that uses them opens.
         let mut session = interrupt::preparing(|| Session::open(plain.as_ref().unwrap_or(&options)))?;
         self.engine.tell_of_the_device(session.info());
         let mut arrivals =
             prompts.into_iter().map(|p| p.arrival(&session)).collect::<anyhow::Result<Vec<_>>>()?;
-        // Before anything runs: a bad line far down must not cost what came before it.
+        // Requests are checked before anything runs, so that a bad line far down does not cost the work on
+        // those before it.
         arrivals.iter().try_for_each(|arrival| session.check(&arrival.request))?;
         if plain.is_some() {
             recording::record(&mut session, arrivals.iter_mut().map(|arrival| &mut arrival.request))?;
@@ -75,7 +76,7 @@ impl Generate {
         totals.speculation = options.speculation.draft.is_some().then(|| session.take_metrics());
         session.close(&totals.json(outputs.len()))?;
         if outputs.is_empty() {
-            // Ctrl-C came before anything was submitted: what was there before stays.
+            // Ctrl-C came before anything was submitted, so an output file that exists is kept.
             return Ok(Ended::Interrupted);
         }
         match &output {
@@ -86,14 +87,15 @@ impl Generate {
         }
         totals.tell(&options.speculation);
         for why in outputs.iter().filter_map(|output| output.error.as_deref()) {
-            // Of a list the others were served; of one prompt nothing else is left to tell.
+            // Of a list, the other prompts were served. If there is only one prompt, its failure is the
+            // only result.
             ensure!(self.source.is_a_list(), "{why}");
             let _ = writeln!(std::io::stderr(), "failed: {why}");
         }
         Ok(if interrupt::pressed() { Ended::Interrupted } else { Ended::Done })
     }
 
-    /// One object, or one a line.
+    /// The results as one JSON object, or as one per line.
     fn text(&self, outputs: &[RequestOutput]) -> anyhow::Result<String> {
         let by_lines = |path: &Path| path.extension().is_some_and(|e| e == "jsonl");
         match outputs {
@@ -105,7 +107,8 @@ impl Generate {
     }
 }
 
-/// Runs the session until every arrival is served; the ids of their samples, in the order of the arrivals.
+/// Runs the session until every arrival is served. Returns the ids of their samples, in the order of the
+/// arrivals.
 fn serve(
     session: &mut Session,
     arrivals: Vec<Arrival>,
@@ -117,7 +120,7 @@ fn serve(
     let mut coming: Vec<(usize, Arrival)> = arrivals.into_iter().enumerate().collect();
     coming.sort_by_key(|(_, arrival)| arrival.step);
     let mut coming = VecDeque::from(coming);
-    // The number of the next step, steps in which nothing ran included.
+    // The number of the next step. Steps in which nothing ran count too.
     let mut next = 0;
     while !interrupt::pressed() {
         if !session.has_unfinished() {
@@ -141,8 +144,8 @@ fn serve(
             screen.show(emitted)?;
         }
     }
-    // After Ctrl-C: what has not come by now has nothing to say.
-    // The last first, since that is how the scheduler finds those that wait.
+    // This is after Ctrl-C, so requests that have not arrived yet are dropped.
+    // The last one goes first, because the scheduler searches its queue of waiting requests from the end.
     for &id in ids.iter().flatten().rev() {
         session.abort(id)?;
     }
@@ -150,13 +153,13 @@ fn serve(
     Ok((ids.into_iter().flatten().collect(), totals))
 }
 
-/// Where text goes as it comes.
+/// Where text is shown as it is generated.
 enum Screen {
     Quiet,
-    /// Standard output; `last`: what it ends with.
+    /// On standard output. `last` is the text that it ends with.
     Text {
         last: Option<char>,
-        /// Whether nothing else is made of the run: it then ends when nobody reads any more.
+        /// Whether the run has no other result. It then ends when nobody reads standard output any more.
         only: bool,
     },
 }
@@ -201,7 +204,7 @@ impl Totals {
     fn tell(&self, options: &SpeculationOptions) {
         let seconds = self.elapsed.as_secs_f64();
         let rate = self.new_tokens as f64 / seconds.max(1e-9);
-        // A closed standard error is nobody's loss.
+        // It does no harm if the note is lost because standard error is closed.
         let _ = writeln!(
             std::io::stderr(),
             "{} prompt tokens, {} generated in {seconds:.3} s ({rate:.1} tokens/s){}",
@@ -212,14 +215,15 @@ impl Totals {
     }
 }
 
-/// For programs. Drafts behind a miss are not judged here, so there is no rate of them.
+/// The metrics for programs. Drafts behind a rejected one are not judged here, so the rate that counts them
+/// is missing.
 fn summary(metrics: &SpeculationMetrics) -> Option<serde_json::Value> {
     let mut summary = serde_json::to_value(metrics.summary()).ok()?;
     summary.as_object_mut()?.remove("draft_acceptance_rate_noncausal");
     Some(summary)
 }
 
-/// What became of the drafts, behind the rest of the line.
+/// How many drafts were accepted, as the end of a line.
 fn accepted(metrics: &SpeculationMetrics, options: &SpeculationOptions) -> String {
     match (metrics.draft_acceptance_rate(), metrics.mean_acceptance_length()) {
         (Some(rate), Some(length)) => format!(

@@ -1,4 +1,4 @@
-//! Prompts for benchmarks: cut from a text that the embedded models were not trained on.
+//! Cuts prompts for benchmarks from a text that the embedded models were not trained on.
 
 use anyhow::Context;
 use pagedraft::session::Session;
@@ -7,8 +7,8 @@ use super::interrupt;
 
 const TEXT: &str = include_str!("../../assets/held_out.txt");
 
-/// `count` prompts of `length` tokens. A model without a tokenizer, or with weights that were never trained, gets ids
-/// drawn from `seed`. Fewer where Ctrl-C was pressed.
+/// Makes `count` prompts of `length` tokens. A model without a tokenizer, or with weights that were never
+/// trained, gets token ids drawn from `seed`. There are fewer prompts if Ctrl-C was pressed.
 pub fn prompts(session: &Session, count: usize, length: usize, seed: u64) -> anyhow::Result<Vec<Vec<u32>>> {
     match session.tokenizer() {
         Some(tokenizer) if !session.info().dummy_weights => {
@@ -19,13 +19,14 @@ pub fn prompts(session: &Session, count: usize, length: usize, seed: u64) -> any
     }
 }
 
-/// Piece after piece, from the start again where the text ends.
+/// Cuts one piece after the other, and begins again where the text ends.
 fn cut(tokens: &[u32], count: usize, length: usize) -> Vec<Vec<u32>> {
     let mut endless = tokens.iter().copied().cycle();
     wanted(count).map(|_| endless.by_ref().take(length).collect()).collect()
 }
 
-/// One after the other, until Ctrl-C; the first in any case, so that there is one to look at.
+/// The indices of the prompts to make, until Ctrl-C is pressed. The first is always there, so that there is
+/// a prompt to look at.
 fn wanted(count: usize) -> impl Iterator<Item = usize> {
     (0..count).take_while(|&i| i == 0 || !interrupt::pressed())
 }

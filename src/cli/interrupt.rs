@@ -1,4 +1,4 @@
-//! Ctrl-C: once is a request to end in order, twice is an end.
+//! Handles Ctrl-C. The first one asks the program to end in order, the second one ends it at once.
 
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -11,22 +11,22 @@ use pagedraft::exit;
 use pagedraft::session::{RequestId, Session};
 use parking_lot::Mutex;
 
-/// How often a wait looks for Ctrl-C.
+/// How often a wait checks for Ctrl-C.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// How long a preparation may go on after Ctrl-C before the process ends in the middle of it.
+/// How long a preparation may go on after Ctrl-C. Then the process ends in the middle of it.
 const PATIENCE: Duration = Duration::from_millis(400);
-/// How long requests that nobody waits for are given back one by one; the system takes back what is left faster.
+/// How long requests that nobody waits for are released one by one. The system frees the rest faster.
 const GIVING_BACK: Duration = Duration::from_millis(200);
 
 static PRESSED: AtomicBool = AtomicBool::new(false);
-/// Whether the process does something that it can't be called back from, and that has nothing to show for yet.
+/// Whether the process does something that can't be interrupted and that has no results yet.
 static PREPARES: AtomicBool = AtomicBool::new(false);
-/// Files and directories that go when the process ends in the middle of a preparation.
+/// Files and directories that are removed if the process ends in the middle of a preparation.
 static TEMPORARY: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 static SET: OnceLock<Result<(), String>> = OnceLock::new();
 
-/// From here on Ctrl-C is a flag to look at.
+/// From now on Ctrl-C only sets a flag.
 pub fn listen() -> anyhow::Result<()> {
     let pressed = || {
         if PRESSED.swap(true, Ordering::Relaxed) {
@@ -38,13 +38,13 @@ pub fn listen() -> anyhow::Result<()> {
     set.clone().map_err(anyhow::Error::msg).context("can't listen for Ctrl-C")
 }
 
-/// Ends the process in a moment, if it is in the middle of a preparation then.
+/// Ends the process after [`PATIENCE`], if it is in the middle of a preparation then.
 fn end_a_preparation() {
     std::thread::spawn(|| {
         std::thread::sleep(PATIENCE);
         if PREPARES.load(Ordering::Relaxed) {
             for path in TEMPORARY.lock().iter() {
-                // Of directories only those go that are empty by then.
+                // This removes directories only if they are empty by then.
                 let _ = std::fs::remove_file(path).or_else(|_| std::fs::remove_dir(path));
             }
             std::process::exit(i32::from(exit::INTERRUPTED));
@@ -52,13 +52,13 @@ fn end_a_preparation() {
     });
 }
 
-/// Whether it was pressed.
+/// Whether Ctrl-C was pressed.
 pub fn pressed() -> bool {
     PRESSED.load(Ordering::Relaxed)
 }
 
-/// Does what takes its time before anything can be shown, such as loading a model: Ctrl-C then ends the process soon, and removes its
-/// temporary files.
+/// Runs `work`, which takes long before anything can be shown, such as loading a model. Ctrl-C then soon
+/// ends the process, and its temporary files are removed.
 pub fn preparing<T>(work: impl FnOnce() -> T) -> T {
     PREPARES.store(true, Ordering::Relaxed);
     if pressed() {
@@ -69,19 +69,19 @@ pub fn preparing<T>(work: impl FnOnce() -> T) -> T {
     done
 }
 
-/// Has a file, or a directory if it is empty, removed when Ctrl-C ends the process in the middle of a preparation. Whoever made it
-/// removes it in all other cases.
+/// Asks that a file, or a directory if it is empty, be removed if Ctrl-C ends the process in the middle of
+/// a preparation. In all other cases whoever made it removes it.
 pub fn remove_with_the_process(path: PathBuf) {
     TEMPORARY.lock().push(path);
 }
 
-/// Does what has no steps to look for Ctrl-C between, such as reading a large file: on a thread of its own, which a Ctrl-C leaves to
-/// end with the process; `None` then.
+/// Runs work without steps between which Ctrl-C could be checked, such as reading a large file. It runs on
+/// a thread of its own. After Ctrl-C the result is `None`, and the thread is left to end with the process.
 pub fn or_done<T: Send + 'static>(
     work: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
 ) -> anyhow::Result<Option<T>> {
     let (send, done) = sync_channel(1);
-    // Where nobody waits for it any more it is dropped.
+    // If nobody waits for the result any more, it is dropped.
     let thread = std::thread::spawn(move || drop(send.send(work())));
     loop {
         match done.recv_timeout(LOOK) {
@@ -96,11 +96,11 @@ pub fn or_done<T: Send + 'static>(
     }
 }
 
-/// Ends the requests of a batch that was stopped; what they generated is dropped. Of a huge batch only some are: the process is about
-/// to end, and must not take long.
+/// Aborts the requests of a batch that was stopped, and drops what they generated. If the batch is huge
+/// only some are aborted, because the process is about to end and must not take long.
 pub fn forget(session: &mut Session, ids: &[RequestId]) -> anyhow::Result<()> {
     let until = Instant::now() + GIVING_BACK;
-    // The last first: the scheduler finds those that wait from the end of its queue on.
+    // The last one goes first, because the scheduler searches its queue of waiting requests from the end.
     for &id in ids.iter().rev() {
         if Instant::now() > until {
             break;

@@ -1,50 +1,18 @@
 //! `pagedraft bench latency`: runs batches and times them.
 
-use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, anyhow, bail};
-use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use pagedraft::exit::usage;
 use pagedraft::memory_need::{ensure_fits, requests};
 use pagedraft::session::{EngineOptions, Request, Session};
 
 use super::deterministic_cost::{DeterministicCost, Way};
-use super::engine_flags::EngineFlags;
+use super::latency_flags::Latency;
 use super::latency_report::{Iteration, Report};
 use super::output_file::OutputFile;
 use super::{Ended, held_out, interrupt, recording, stdout};
-
-#[derive(Clone, Debug, Args)]
-pub struct Latency {
-    /// Prompt tokens of each request
-    #[arg(long, value_name = "TOKENS", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
-    pub input_len: u32,
-    /// Tokens that each request generates
-    #[arg(long, value_name = "TOKENS", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
-    pub output_len: u32,
-    /// Requests of a batch
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
-    pub batch_size: u32,
-    /// Batches before those that are timed
-    #[arg(long, value_name = "N", default_value_t = 5)]
-    pub num_iters_warmup: u32,
-    /// Timed batches
-    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
-    pub num_iters: u32,
-    /// Run every batch without the promise of determinism as well, and tell what it costs (on a GPU)
-    ///
-    /// Each iteration then is two batches, one with the deterministic kernels and one with those that cuBLASLt chooses, first one and
-    /// then the other first, in one engine on one copy of the weights. Every other figure is of the deterministic batches alone.
-    #[arg(long, conflicts_with_all = ["no_deterministic", "trace_out", "shadow_rate"])]
-    deterministic_cost: bool,
-    /// Write the figures to this file
-    #[arg(long, value_name = "FILE")]
-    output_json: Option<PathBuf>,
-    #[command(flatten)]
-    pub engine: EngineFlags,
-}
 
 impl Latency {
     pub fn run(&self) -> anyhow::Result<Ended> {
@@ -53,7 +21,8 @@ impl Latency {
         self.engine.tell_what_is_idle();
         interrupt::listen()?;
         let plain = recording::plain(&options);
-        // Prompts and refusals need a model, not drafts: synthetic ones are recorded before the engine that has them opens.
+        // Making prompts and checking the options need the model, but no drafts. The recordings that
+        // synthetic drafts need are made before the engine that uses them opens.
         self.ensure_batch_fits()?;
         let open = |options: &EngineOptions| interrupt::preparing(|| Session::open(options));
         let mut session = open(plain.as_ref().unwrap_or(&options))?;
@@ -114,7 +83,7 @@ impl Latency {
             output.write(&format!("{:#}\n", report.json()))?;
         }
         if interrupted {
-            // The system takes back a huge batch at once, and one by one it may take seconds.
+            // The system frees a huge batch at once. Dropping it piece by piece may take seconds.
             std::mem::forget((session, requests, prompts));
         }
         Ok(if interrupted { Ended::Interrupted } else { Ended::Done })
@@ -124,7 +93,7 @@ impl Latency {
         let ways = if self.deterministic_cost { 2 } else { 1 };
         let iterations = u64::from(self.num_iters_warmup) + u64::from(self.num_iters);
         let steps = iterations * ways * u64::from(self.output_len);
-        // Drawn on a terminal only.
+        // The bar is drawn only on a terminal.
         let bar = ProgressBar::new(steps);
         if let Ok(style) = ProgressStyle::with_template("{msg:8} {wide_bar} {percent:>3} % {eta:>4}") {
             bar.set_style(style);
@@ -132,7 +101,7 @@ impl Latency {
         bar
     }
 
-    /// One batch from submission to its last token; `None` when Ctrl-C ended it.
+    /// Runs one batch from submission to its last token; `None` if Ctrl-C ended it.
     fn iteration(
         &self,
         number: u32,
@@ -142,14 +111,14 @@ impl Latency {
     ) -> anyhow::Result<Option<Iteration>> {
         let start = Instant::now();
         let mut ids = Vec::with_capacity(requests.len());
-        // A batch that Ctrl-C cut short while it was made is none.
+        // If Ctrl-C was pressed while the batch was made, it is incomplete and does not count.
         let mut cut = interrupt::pressed();
         for (i, request) in requests.iter().enumerate() {
             cut = interrupt::pressed();
             if cut {
                 break;
             }
-            // A name is used once in a run, as traces want it.
+            // A name is used only once in a run, as traces require.
             let name = number as usize * requests.len() + i;
             ids.extend(session.submit(Request { request_id: name.to_string(), ..request.clone() })?);
         }

@@ -1,4 +1,4 @@
-//! What `bench latency` prints and writes.
+//! Prints and writes the results of `bench latency`.
 
 use std::fmt::Write;
 
@@ -8,18 +8,18 @@ use serde_json::{Value, json};
 
 use super::batch_header::{BatchShape, header};
 use super::deterministic_cost::DeterministicCost;
-use super::latency::Latency;
+use super::latency_flags::Latency;
 use super::machine;
 use super::step_figures::StepFigures;
 
 /// One timed batch.
 #[derive(Clone, Debug, Default)]
 pub struct Iteration {
-    /// From submission to the last token, in seconds.
+    /// The seconds from submission to the last token.
     pub latency: f64,
-    /// Steps with prompt tokens, in seconds.
+    /// The seconds of steps with prompt tokens.
     pub prefill_seconds: f64,
-    /// Steps without, in seconds.
+    /// The seconds of each step without prompt tokens.
     pub decode_steps: Vec<f64>,
 }
 
@@ -39,13 +39,13 @@ impl<'a> Report<'a> {
         Self { flags, info: info.clone(), iterations: Vec::new(), steps, cost: None }
     }
 
-    /// Takes in a timed batch, and what the session counted in it.
+    /// Adds a timed batch, and what the session counted in it.
     pub fn add(&mut self, iteration: Iteration, session: &mut Session) {
         self.iterations.push(iteration);
         self.steps.take(session);
     }
 
-    /// Takes in what determinism costs, where that was measured.
+    /// Adds the cost of determinism, if it was measured.
     pub fn set_cost(&mut self, cost: Option<DeterministicCost>) {
         self.cost = cost;
     }
@@ -58,7 +58,7 @@ impl<'a> Report<'a> {
         self.iterations.is_empty()
     }
 
-    /// What is about to be measured.
+    /// The text that says what is about to be measured.
     pub fn header(&self) -> String {
         let flags = self.flags;
         let shape = BatchShape {
@@ -72,7 +72,7 @@ impl<'a> Report<'a> {
         header(&self.info, shape)
     }
 
-    /// How the steps went, where there is somebody to propose drafts.
+    /// How the steps went, if there is a proposer.
     fn speculating(&self) -> Option<&StepFigures> {
         Some(&self.steps).filter(|steps| steps.is_speculating())
     }
@@ -89,7 +89,7 @@ impl<'a> Report<'a> {
         f64::from(self.flags.batch_size) * f64::from(self.flags.output_len)
     }
 
-    /// The figures, for people; then the lines that `vllm bench latency` prints.
+    /// The figures for people, then the lines that `vllm bench latency` prints.
     pub fn table(&self) -> String {
         let (Some(latency), Some(prefill)) = (self.spread(|i| i.latency), self.spread(|i| i.prefill_seconds))
         else {
@@ -142,7 +142,7 @@ impl<'a> Report<'a> {
         text
     }
 
-    /// The figures, for programs.
+    /// The figures for programs.
     pub fn json(&self) -> Value {
         let (flags, info) = (self.flags, &self.info);
         let latency = self.spread(|i| i.latency);

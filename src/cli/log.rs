@@ -1,4 +1,4 @@
-//! The engine's own events on standard error, where `RUST_LOG` asks for them.
+//! Prints the engine's events to standard error, if `RUST_LOG` asks for them.
 
 use std::io;
 
@@ -6,14 +6,14 @@ use pagedraft::exit::usage_hint;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::Subscriber;
 
-/// The variable that says which events are printed.
+/// The environment variable that says which events are printed.
 const VARIABLE: &str = "RUST_LOG";
 
-/// Prints events from here on as `RUST_LOG` says. Where it is unset or empty, nothing is installed.
+/// From now on prints events as `RUST_LOG` says. If it is unset or empty, nothing is installed.
 ///
 /// # Errors
 ///
-/// A value that is no filter.
+/// Its value is not a filter.
 pub fn install() -> anyhow::Result<()> {
     let Some(value) = std::env::var_os(VARIABLE).filter(|value| !value.is_empty()) else {
         return Ok(());
@@ -31,7 +31,7 @@ pub fn install() -> anyhow::Result<()> {
     let subscriber = Subscriber::builder()
         .with_env_filter(filter)
         .with_writer(io::stderr)
-        // A standard error that nobody reads any more is no reason to stop.
+        // If nobody reads standard error any more, that is no reason to stop.
         .log_internal_errors(false)
         .finish();
     tracing::subscriber::set_global_default(subscriber)?;

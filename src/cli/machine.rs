@@ -1,6 +1,6 @@
-//! What the figures were measured on.
+//! Names the machine that figures were measured on.
 
-/// The CPU's name where the system tells it, and the platform.
+/// The CPU's name, if the system tells it, and the platform.
 pub fn name() -> String {
     let platform = format!("{}-{}", std::env::consts::OS, std::env::consts::ARCH);
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();

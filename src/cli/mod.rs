@@ -1,4 +1,4 @@
-//! The subcommands, one a file.
+//! The subcommands, one per file.
 
 mod batch_header;
 mod bench;
@@ -10,6 +10,7 @@ mod generate;
 mod held_out;
 mod interrupt;
 mod latency;
+mod latency_flags;
 mod latency_report;
 mod live;
 mod log;
@@ -63,12 +64,12 @@ enum Command {
     Train(Box<train::Train>),
 }
 
-/// How a command ended, other than by an error.
+/// How a command ended if there was no error.
 enum Ended {
     Done,
-    /// A check found a difference; it has been told.
+    /// A check found a difference, which has been reported.
     Difference,
-    /// Ctrl-C; what there was has been written.
+    /// Ctrl-C ended it. Results so far have been written.
     Interrupted,
 }
 
@@ -77,7 +78,7 @@ pub fn run() -> ExitCode {
     let command = match Cli::try_parse() {
         Ok(cli) => cli.command,
         Err(error) => {
-            // Help on a closed pipe is no failure.
+            // If help can't be written because nobody reads it, that is not a failure.
             let _ = match not_utf8::told(&error, std::env::args_os().collect()) {
                 Some(told) => std::io::stderr().write_all(told.as_bytes()),
                 None => error.print(),
@@ -98,7 +99,7 @@ pub fn run() -> ExitCode {
         Ok(Ended::Done) => ExitCode::SUCCESS,
         Ok(Ended::Difference) => ExitCode::from(exit::FAILED),
         Ok(Ended::Interrupted) => ExitCode::from(exit::INTERRUPTED),
-        // Whoever read us has seen enough.
+        // Whoever read our output has seen enough.
         Err(error) if stdout::is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = std::io::stderr().write_all(exit::report(&error).as_bytes());

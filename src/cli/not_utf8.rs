@@ -1,4 +1,4 @@
-//! Which argument is not UTF-8: clap says only that one is.
+//! Names the argument that is not UTF-8, because clap only says that there is one.
 
 use std::ffi::OsString;
 
@@ -7,8 +7,9 @@ use clap::error::ErrorKind;
 
 use super::Cli;
 
-/// What to say of `arguments` that clap refused with `error`, where the reason is a text that is not UTF-8: which flag, and its
-/// value. Paths may hold any bytes, so that the first argument which is not UTF-8 is not always the one that was refused.
+/// The message for `arguments` that clap refused with `error` because a text is not UTF-8. It names the
+/// flag and its value. Paths may hold any bytes, so the first argument that is not UTF-8 is not always the
+/// one that was refused.
 pub fn told(error: &clap::Error, arguments: Vec<OsString>) -> Option<String> {
     if error.kind() != ErrorKind::InvalidUtf8 {
         return None;

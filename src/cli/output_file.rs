@@ -1,4 +1,4 @@
-//! `--output-json FILE`: asked for before the run, there as a whole after it.
+//! `--output-json FILE`: the file is checked before the run, and written as a whole after it.
 
 use std::fs::File;
 use std::io::Write;
@@ -9,24 +9,25 @@ use pagedraft::exit::usage;
 
 use super::{interrupt, stdout};
 
-/// A place for output that was found writable. What is dropped unused leaves nothing behind.
+/// An output file that can be written. If it is dropped unused, it leaves nothing behind.
 #[derive(Debug)]
 pub enum OutputFile {
-    /// `-`.
+    /// Standard output (`-`).
     Stdout,
-    /// A link, a device, a pipe, or a file in a directory that takes no other: written where it is.
+    /// A link, a device, a pipe, or a file in a directory where no file can be added. It is written in
+    /// place.
     InPlace(PathBuf),
-    /// A file: written beside its name, then renamed.
+    /// A regular file. The output is written beside it, and then renamed.
     Regular {
-        /// Its name.
+        /// The path of the file.
         path: PathBuf,
-        /// What is written until then.
+        /// The path that is written to until then.
         temporary: PathBuf,
     },
 }
 
 impl OutputFile {
-    /// Finds out whether `path` can be written, and writes nothing to it yet.
+    /// Checks that `path` can be written, without writing to it.
     pub fn reserve(path: &Path) -> anyhow::Result<Self> {
         if path == Path::new("-") {
             return Ok(Self::Stdout);
@@ -35,7 +36,7 @@ impl OutputFile {
         if path.is_dir() {
             return Err(usage(anyhow!("it is a directory").context(cant())));
         }
-        // A name that leads elsewhere (a link, `/dev/stdout`) stays what it is.
+        // A path that leads elsewhere (a link, `/dev/stdout`) must stay what it is.
         let leads_elsewhere = path.is_symlink() || (path.exists() && !path.is_file());
         if leads_elsewhere {
             File::options().write(true).open(path).with_context(cant).map_err(usage)?;
@@ -53,7 +54,7 @@ impl OutputFile {
                 interrupt::remove_with_the_process(temporary.clone());
                 Ok(Self::Regular { path: path.to_owned(), temporary })
             }
-            // The directory takes no new file, but the one that is there may be written.
+            // No file can be added to the directory, but the existing one can be written.
             Err(_) if File::options().write(true).open(path).is_ok() => Ok(Self::InPlace(path.to_owned())),
             Err(e) => Err(usage(anyhow::Error::from(e).context(cant()))),
         }
@@ -87,7 +88,7 @@ impl OutputFile {
 impl Drop for OutputFile {
     fn drop(&mut self) {
         if let Self::Regular { temporary, .. } = self {
-            // Gone already where it was renamed.
+            // The file is gone already if it was renamed.
             let _ = std::fs::remove_file(temporary);
         }
     }

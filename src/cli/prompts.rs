@@ -1,4 +1,4 @@
-//! Where `generate` gets its prompts from, and how each goes on.
+//! Reads the prompts of `generate`, and how each is to be continued.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -70,13 +70,13 @@ pub struct SamplingFlags {
     priority: i32,
 }
 
-/// A prompt before the model is known: a request whose text may still have to become tokens.
+/// A prompt before the model is loaded. Its text may still have to be tokenised.
 #[derive(Debug)]
 pub struct Prompt {
     text: Option<String>,
     request: Request,
     arrival_step: u64,
-    /// Where it comes from, for errors.
+    /// Where it comes from, for error messages.
     place: String,
 }
 
@@ -87,9 +87,9 @@ pub struct Arrival {
     pub request: Request,
 }
 
-/// The greatest step number that every JSON reader keeps exact.
+/// The greatest step number that every JSON reader represents exactly.
 const LAST_STEP: u64 = 1 << 53;
-/// More samples of one prompt than this are a slip of the keyboard.
+/// More samples of one prompt than this are probably a typing error.
 const MOST_SAMPLES: u32 = 16_384;
 
 /// A line of `--prompts`.
@@ -127,7 +127,7 @@ impl PromptSource {
         self.prompts.is_some()
     }
 
-    /// Reads the prompts, and fills in from the flags what they don't say themselves.
+    /// Reads the prompts. What they don't say themselves is taken from the flags.
     pub fn read(&self, flags: &SamplingFlags, seed: u64) -> anyhow::Result<Vec<Prompt>> {
         if let Some(path) = &self.prompts {
             return read_list(path, flags, seed);
@@ -169,7 +169,7 @@ fn read_list(path: &Path, flags: &SamplingFlags, seed: u64) -> anyhow::Result<Ve
     let text = read_text(path)?;
     let mut prompts: Vec<Prompt> = Vec::new();
     let mut names: HashMap<String, usize> = HashMap::new();
-    // Some editors begin a file with a mark of its encoding.
+    // Some editors begin a file with a byte-order mark.
     let text = text.trim_start_matches('\u{feff}');
     for (number, line) in (1..).zip(text.lines()) {
         if line.trim().is_empty() {
@@ -190,7 +190,7 @@ fn read_list(path: &Path, flags: &SamplingFlags, seed: u64) -> anyhow::Result<Ve
             return Err(usage(anyhow!("{place}: arrival_step {step} is beyond the last step, {LAST_STEP}")));
         }
         let prompt = line.prompt(name, place, flags, seed)?;
-        // Samples are told apart in traces by a number behind the name.
+        // In traces, samples of one prompt are distinguished by a number after the name.
         let name = &prompt.request.request_id;
         let samples = (0..prompt.request.n).filter(|_| prompt.request.n > 1).map(|i| format!("{name}/{i}"));
         for name in samples.chain([name.clone()]) {
@@ -207,7 +207,7 @@ fn read_list(path: &Path, flags: &SamplingFlags, seed: u64) -> anyhow::Result<Ve
     Ok(prompts)
 }
 
-/// A name for a line that has none: its number among the prompts, unless an earlier one took that.
+/// A name for a line that has none: its number among the prompts, unless an earlier line has that name.
 fn unnamed(index: usize, taken: &HashMap<String, usize>) -> String {
     let mut name = index.to_string();
     while taken.contains_key(&name) {
@@ -281,7 +281,7 @@ impl Line {
 }
 
 impl Prompt {
-    /// The request for this model: text becomes tokens.
+    /// Makes the request for this model by tokenising the text.
     pub fn arrival(mut self, session: &Session) -> anyhow::Result<Arrival> {
         if let Some(text) = &self.text {
             let Some(tokenizer) = session.tokenizer() else {

@@ -1,4 +1,4 @@
-//! The plain run that the synthetic proposer needs: it proposes what was recorded.
+//! Makes the plain run that the synthetic proposer needs, because it proposes what was recorded.
 
 use std::sync::Arc;
 
@@ -7,7 +7,8 @@ use pagedraft::session::{DraftRef, EngineOptions, Request, Session};
 
 use super::interrupt;
 
-/// The engine that records, where the options ask for synthetic drafts: the same one without drafts, graphs or a trace.
+/// The options of the engine that records, if synthetic drafts are asked for: the same engine without
+/// drafts, graphs or a trace.
 pub fn plain(options: &EngineOptions) -> Option<EngineOptions> {
     let Some(DraftRef::Synthetic { .. }) = options.speculation.draft else { return None };
     let mut plain = options.clone();
@@ -19,7 +20,8 @@ pub fn plain(options: &EngineOptions) -> Option<EngineOptions> {
     Some(plain)
 }
 
-/// Runs the requests, and notes in each what it generated, a list a sample. What Ctrl-C leaves undone stays empty.
+/// Runs the requests, and stores in each what it generated, one list per sample. Requests that Ctrl-C
+/// prevents stay without.
 pub fn record<'a>(
     session: &mut Session,
     requests: impl Iterator<Item = &'a mut Request>,
@@ -35,7 +37,8 @@ pub fn record<'a>(
     while session.has_unfinished() && !interrupt::pressed() {
         session.step()?;
     }
-    // The last first, since that is how the scheduler finds those that still wait; samples of a request keep their order.
+    // The last one goes first, because the scheduler searches its queue of waiting requests from the end.
+    // Samples of a request keep their order.
     for (request, ids) in waiting.into_iter().rev() {
         ids.iter().rev().try_for_each(|&id| session.abort(id))?;
         for id in ids {

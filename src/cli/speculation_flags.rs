@@ -59,7 +59,7 @@ enum AcceptanceName {
 }
 
 impl SpeculationFlags {
-    /// The flags that were given and that nothing looks at, since nobody proposes.
+    /// The flags that were given but have no effect, because there is no proposer.
     pub fn idle(&self) -> Vec<&'static str> {
         if self.draft.is_some() {
             return Vec::new();
@@ -73,7 +73,7 @@ impl SpeculationFlags {
         given.into_iter().filter(|(given, _)| *given).map(|(_, flag)| flag).collect()
     }
 
-    /// What these flags ask for.
+    /// The options that these flags ask for.
     pub fn options(&self) -> anyhow::Result<SpeculationOptions> {
         if self.ngram_min > self.ngram_max {
             return Err(usage(anyhow!(
@@ -110,13 +110,13 @@ impl SpeculationFlags {
     }
 }
 
-/// A number that is not negative.
+/// Reads a number that is not negative.
 fn share(text: &str) -> Result<f64, String> {
     let number = text.parse().ok().filter(|n: &f64| n.is_finite() && *n >= 0.0);
     number.ok_or_else(|| "a number that is not negative, such as 0.2".to_owned())
 }
 
-/// A cost in decode steps; more of them would only make the program stand still.
+/// Reads a cost in decode steps. A greater one would only make the program stand still.
 fn draft_cost(text: &str) -> Result<f64, String> {
     const MOST: f64 = 1000.0;
     share(text)

@@ -1,25 +1,25 @@
-//! Names of runs.
+//! Names runs by their time.
 
 use std::time::SystemTime;
 
 use jiff::Timestamp;
 
-/// `compare-20261122-003721` of the run `compare`, in UTC.
+/// A name such as `compare-20261122-003721` for a run of the kind `of`, in UTC.
 pub fn stamp(of: &str, now: SystemTime) -> String {
     format!("{of}-{}", compact(now))
 }
 
-/// `20261122-003721`.
+/// A time such as `20261122-003721`.
 pub fn compact(now: SystemTime) -> String {
     timestamp(now).strftime("%Y%m%d-%H%M%S").to_string()
 }
 
-/// `2026-11-22T00:37:21Z`.
+/// A time such as `2026-11-22T00:37:21Z`.
 pub fn date(now: SystemTime) -> String {
     timestamp(now).strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
-/// A clock that is beyond all calendars counts as 1970.
+/// A time outside the calendar counts as 1970.
 fn timestamp(now: SystemTime) -> Timestamp {
     Timestamp::try_from(now).unwrap_or_default()
 }

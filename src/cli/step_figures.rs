@@ -1,4 +1,4 @@
-//! How the steps of a run went: replays and fallbacks, drafts and acceptance.
+//! Shows how the steps of a run went: replays and fallbacks, drafts and acceptance.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -9,16 +9,17 @@ use pagedraft_model::{DeviceTimes, RunCounts};
 use pagedraft_spec_decode::metrics::SpeculationMetrics;
 use serde_json::{Value, json};
 
-/// How steps ran, summed over runs.
+/// Counts of how steps ran, summed over runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StepCounts {
     pub replays: u64,
     pub eager: u64,
-    /// Of the eager ones, those for which a graph was looked for in vain, by reason.
+    /// How many eager steps looked for a graph in vain, by reason.
     pub fallbacks: BTreeMap<String, u64>,
-    /// Time that the device spent on operations: a GPU's by its own events, of eager steps with the gaps between launches.
+    /// The time that the device spent on operations. On a GPU it is measured by events; in eager steps it
+    /// includes the gaps between launches.
     pub device: Duration,
-    /// What each stage took by the device's own events; `None` where it has none.
+    /// The time of each stage by the device's own events; `None` if it has none.
     pub stages: Option<DeviceTimes>,
 }
 
@@ -59,7 +60,7 @@ impl From<&RunCounts> for StepCounts {
     }
 }
 
-/// What capturing took, for programs.
+/// What capturing graphs took, for programs.
 pub fn capture(info: &SessionInfo) -> Value {
     info.capture.as_ref().map_or(Value::Null, |capture| {
         json!({
@@ -71,7 +72,7 @@ pub fn capture(info: &SessionInfo) -> Value {
     })
 }
 
-/// A number of a table; `-` where there is none.
+/// A number of a table; `-` if there is none.
 pub fn number(value: Option<f64>, digits: usize) -> String {
     value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"))
 }
@@ -80,32 +81,32 @@ pub fn number(value: Option<f64>, digits: usize) -> String {
 pub fn no_drafts(length: DraftLength, draft: Option<&DraftRef>) -> &'static str {
     match (length, draft) {
         (DraftLength::Fixed(0), _) => "no drafts: none were asked for",
-        // Looking something up may fail; every other proposer has an answer to everything.
+        // A look-up may find nothing. Every other proposer always has an answer.
         (DraftLength::Auto, Some(DraftRef::Ngram)) => "no drafts: none were found, or they did not pay",
         (DraftLength::Auto, _) => "no drafts: they did not pay",
         (DraftLength::Fixed(_), _) => "no drafts were found",
     }
 }
 
-/// Timed steps of a session, summed.
+/// The timed steps of a session, summed.
 #[derive(Clone, Debug)]
 pub struct StepFigures {
     metrics: SpeculationMetrics,
     target: StepCounts,
-    /// The draft model's own, where there is one.
+    /// The draft model's own steps, if there is one.
     draft: Option<StepCounts>,
     length: DraftLength,
     proposer: Option<DraftRef>,
 }
 
 impl StepFigures {
-    /// No steps yet, of drafts of that many tokens from that proposer.
+    /// No steps yet. Drafts have this length and come from this proposer.
     pub fn new(length: DraftLength, proposer: Option<DraftRef>) -> Self {
         let (metrics, target) = (SpeculationMetrics::default(), StepCounts::default());
         Self { metrics, target, draft: None, length, proposer }
     }
 
-    /// Takes in the steps since the session's metrics were last taken.
+    /// Adds the steps since the session's metrics were last taken.
     pub fn take(&mut self, session: &mut Session) {
         let (target, draft) = session.run_counts();
         self.target.add(&target.into());
@@ -115,12 +116,12 @@ impl StepFigures {
         self.metrics.merge(&session.take_metrics());
     }
 
-    /// Whether there was somebody to propose.
+    /// Whether there is a proposer.
     pub fn is_speculating(&self) -> bool {
         self.proposer.is_some()
     }
 
-    /// For people; the two lines of vLLM at the end, where there were drafts.
+    /// The figures for people. vLLM's two lines come last, if there were drafts.
     pub fn text(&self) -> String {
         let metrics = &self.metrics;
         let by_position: Vec<_> = metrics.rate_by_position().iter().map(|&rate| number(rate, 3)).collect();
@@ -155,7 +156,7 @@ impl StepFigures {
         text
     }
 
-    /// For programs.
+    /// The figures of speculation for programs.
     pub fn speculation(&self) -> Option<Value> {
         let mut json = serde_json::to_value(self.metrics.summary()).ok()?;
         let fields = json.as_object_mut()?;
@@ -165,7 +166,7 @@ impl StepFigures {
         Some(json)
     }
 
-    /// How the target's steps ran, and the draft's; what capturing took.
+    /// How the steps of the target and of the draft model ran, and what capturing graphs took.
     pub fn graph(&self, info: &SessionInfo) -> Value {
         let mut json = self.target.json();
         if let Some(fields) = json.as_object_mut() {

@@ -77,7 +77,7 @@ impl Check {
         let report = check_dir(&self.directory).map_err(|e| usage(e.into()))?;
         if let Some(violation) = &report.violation {
             let file = steps_file(&self.directory).map_or(self.directory.join(STEPS_FILE), |(path, _)| path);
-            // The exit code says it where standard error is closed.
+            // If standard error is closed, the exit code still says it.
             let _ = writeln!(
                 std::io::stderr(),
                 "error: {violation}\n  {}:{}\n  {} steps before it keep every rule",

@@ -1,7 +1,8 @@
-//! The state of every block of the pool, step by step.
+//! Keeps the state of every block of the pool, step by step.
 //!
-//! The page's script does the same sums on the same changes; this is the reference that both are held against, and what
-//! the picture of a step begins with where a page starts in the midst of a trace.
+//! The page's script does the same computation on the same changes. This code is the reference that both
+//! are tested against. It also gives the state with which a page begins that starts in the middle of a
+//! trace.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,20 +10,21 @@ use pagedraft_workloads::trace::RowKind;
 
 use super::step_delta::{FREED, NamedLater, StepDelta, first_block};
 
-/// What a block is to the pool, after a step was applied. All others are free: nobody's, and nothing in them can be hit.
+/// The state of a block after a step was applied. All other blocks are free: nobody holds them, and nothing
+/// in them can be hit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum BlockState {
-    /// Of one sequence, which has not filled it yet.
+    /// One sequence holds it and has not filled it yet.
     Writable,
-    /// Of one sequence, and full of committed tokens.
+    /// One sequence holds it, and it is full of committed tokens.
     Sealed,
-    /// Of several sequences.
+    /// Several sequences hold it.
     Shared,
-    /// Nobody's, with contents that a prefix can still hit.
+    /// Nobody holds it, but its contents can still be hit by a prefix.
     Cached,
 }
 
-/// Who holds what, and what can be hit.
+/// Which request holds which blocks, and which blocks can be hit.
 #[derive(Clone, Debug)]
 pub(super) struct Pool {
     block_size: u32,
@@ -30,22 +32,22 @@ pub(super) struct Pool {
     published: BTreeSet<u32>,
 }
 
-/// What a request holds.
+/// The blocks that a request holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Held {
-    /// Its blocks, [`FREED`] for those that were given back behind the window.
+    /// Its blocks. [`FREED`] stands for those that were given back behind the window.
     pub(super) table: Vec<u32>,
-    /// Tokens with KV.
+    /// The number of its tokens that have KV.
     pub(super) computed: u64,
 }
 
 impl Pool {
-    /// All blocks free.
+    /// A pool in which all blocks are free.
     pub(super) fn new(block_size: u32) -> Self {
         Self { block_size: block_size.max(1), live: BTreeMap::new(), published: BTreeSet::new() }
     }
 
-    /// Takes a step in: afterwards the pool is as the step left it.
+    /// Applies a step. Afterwards the pool is as the step left it.
     pub(super) fn apply(&mut self, delta: &StepDelta) {
         if delta.anew {
             self.live.clear();
@@ -84,24 +86,24 @@ impl Pool {
         }
     }
 
-    /// Takes in a block that a step before was found to have reserved.
+    /// Adds a block that an earlier step is now known to have reserved.
     pub(super) fn name(&mut self, named: &NamedLater) {
         if let Some(held) = self.live.get_mut(&named.request) {
             held.table.push(named.block);
         }
     }
 
-    /// Who holds blocks.
+    /// The requests that hold blocks.
     pub(super) fn live(&self) -> &BTreeMap<u32, Held> {
         &self.live
     }
 
-    /// Blocks that a prefix can hit, held or not.
+    /// The blocks that a prefix can hit, whether held or not.
     pub(super) fn published(&self) -> &BTreeSet<u32> {
         &self.published
     }
 
-    /// Every block that is not free.
+    /// The state of every block that is not free.
     pub(super) fn states(&self) -> BTreeMap<u32, BlockState> {
         let mut states: BTreeMap<u32, BlockState> =
             self.published.iter().map(|&block| (block, BlockState::Cached)).collect();

@@ -1,6 +1,8 @@
-//! Charts as SVG, drawn by hand: colours are classes of the page's style, so that one picture serves light and dark.
+//! Draws charts as SVG by hand. Colours are classes of the page's style, so that one chart serves the light
+//! and the dark style.
 //!
-//! (`bench compare` draws with plotters, into a file of its own; its backend writes colours into the picture.)
+//! (`bench compare` draws with plotters, into a file of its own. That library writes colours into the
+//! file.)
 
 use std::fmt::Write;
 
@@ -14,7 +16,7 @@ const RIGHT: f64 = 14.0;
 const TOP: f64 = 12.0;
 const BOTTOM: f64 = 42.0;
 
-/// A picture with two axes.
+/// A chart with two axes.
 #[derive(Debug)]
 pub(super) struct Chart {
     x: Scale,
@@ -43,11 +45,11 @@ impl Axis {
     }
 }
 
-/// Classes of lines that stand for runs, in their order; more runs begin anew.
+/// The classes of lines that stand for runs, in order. If there are more runs, they repeat.
 pub(super) const SERIES: [&str; 6] = ["s0", "s1", "s2", "s3", "s4", "s5"];
 
 impl Chart {
-    /// An empty picture. Names of axes have their units.
+    /// An empty chart. The names of axes include their units.
     pub(super) fn new(title: &str, x: (&str, Axis), y: (&str, Axis)) -> Self {
         Self {
             x: x.1.scale(LEFT, WIDTH - RIGHT),
@@ -61,12 +63,12 @@ impl Chart {
         }
     }
 
-    /// Says something below the picture.
+    /// Adds a note below the chart.
     pub(super) fn note(&mut self, text: impl Into<String>) {
         self.note = Some(text.into());
     }
 
-    /// Names a class.
+    /// Adds a class to the legend.
     pub(super) fn legend(&mut self, name: &str, class: &'static str) {
         self.legend.push((name.to_owned(), class));
     }
@@ -80,20 +82,20 @@ impl Chart {
         path
     }
 
-    /// A line through points.
+    /// Draws a line through points.
     pub(super) fn line(&mut self, points: &[(f64, f64)], class: &'static str) {
         let path = self.path(points.iter().copied());
         let _ = write!(self.body, r#"<path class="line {class}" d="{path}"/>"#);
     }
 
-    /// A line of steps: each value holds until the next point.
+    /// Draws a stepped line: each value holds until the next point.
     pub(super) fn steps(&mut self, points: &[(f64, f64)], class: &'static str) {
         let corners = points.windows(2).flat_map(|p| [p[0], (p[1].0, p[0].1)]).chain(points.last().copied());
         let path = self.path(corners);
         let _ = write!(self.body, r#"<path class="line {class}" d="{path}"/>"#);
     }
 
-    /// The area between two heights, held from point to point: (x, low, high).
+    /// Fills the area between two heights, which hold from point to point: (x, low, high).
     pub(super) fn area(&mut self, points: &[(f64, f64, f64)], class: &'static str) {
         let Some(last) = points.last() else { return };
         let upper =
@@ -103,7 +105,7 @@ impl Chart {
         let _ = write!(self.body, r#"<path class="area {class}" d="{path}Z"/>"#);
     }
 
-    /// Points.
+    /// Draws points.
     pub(super) fn dots(&mut self, points: &[(f64, f64)], class: &'static str) {
         let _ = write!(self.body, r#"<g class="dots {class}">"#);
         for (x, y) in points {
@@ -113,7 +115,7 @@ impl Chart {
         self.body.push_str("</g>");
     }
 
-    /// A bar from the axis up, with what it says when pointed at.
+    /// Draws a bar from the axis upwards. `says` is shown when the bar is pointed at.
     pub(super) fn bar(&mut self, from: f64, to: f64, height: f64, class: &'static str, says: &str) {
         let (left, right, top, floor) = (self.x.at(from), self.x.at(to), self.y.at(height), HEIGHT - BOTTOM);
         let _ = write!(
@@ -125,7 +127,7 @@ impl Chart {
         );
     }
 
-    /// A mark on a line, with a label beside it.
+    /// Draws a mark on a line, with a label beside it.
     pub(super) fn mark(&mut self, x: f64, y: f64, class: &'static str, text: &str) {
         let (at_x, at_y) = (self.x.at(x), self.y.at(y));
         let _ = write!(self.body, r#"<circle class="mark {class}" cx="{at_x:.1}" cy="{at_y:.1}" r="3.5"/>"#);
@@ -139,7 +141,7 @@ impl Chart {
         );
     }
 
-    /// Text in the plot.
+    /// Writes a text in the plot.
     pub(super) fn text(&mut self, x: f64, y: f64, text: &str) {
         let _ = write!(
             self.body,
@@ -150,7 +152,7 @@ impl Chart {
         );
     }
 
-    /// The figure with its title, legend and note.
+    /// The finished figure with its title, legend and note.
     pub(super) fn finish(self) -> String {
         let mut html = format!("<figure><figcaption>{}</figcaption>", escape(&self.title));
         if !self.legend.is_empty() {

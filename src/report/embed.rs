@@ -1,4 +1,4 @@
-//! The trace as it lies in the page: JSON of changes, deflated, in base64.
+//! Encodes the trace for the page, as the JSON of its changes, deflated and in base64.
 
 use std::collections::{BTreeSet, HashMap};
 use std::io::Write;
@@ -11,15 +11,16 @@ use serde::Serialize;
 use super::blocks::Pool;
 use super::step_delta::{FREED, RowDelta, StepDelta};
 
-/// What the page's script reads; `block_state.js` says it once more.
+/// The data that the page's script reads. `block_state.js` describes the same form.
 #[derive(Debug, Serialize)]
 struct Embedded<'a> {
     block_size: u32,
-    /// The window of the layers.
+    /// The sliding window of the layers, in tokens.
     #[serde(skip_serializing_if = "Option::is_none")]
     window: Option<u32>,
     num_blocks: u64,
-    /// Ids of the blocks that are ever used, ascending. Everything else numbers blocks by their place in it.
+    /// The ids of all blocks that are ever used, in ascending order. Everything else names a block by its
+    /// index in this list.
     ids: &'a [u32],
     requests: &'a [String],
     start: Start,
@@ -29,15 +30,16 @@ struct Embedded<'a> {
 /// The pool before the first step.
 #[derive(Debug, Serialize)]
 struct Start {
-    /// A request, tokens with KV, its blocks; a place beyond `ids` is a block that was given back behind the window.
+    /// For each request: its number, the number of its tokens that have KV, and its blocks. An index beyond
+    /// `ids` is a block that was given back behind the window.
     live: Vec<(u32, u64, Vec<u32>)>,
     published: Vec<u32>,
 }
 
-/// A step: fields that are empty are left out, lists of pairs and triples are flat.
+/// A step. Fields that are empty are left out. Lists of pairs and triples are flat.
 #[derive(Debug, Default, Serialize)]
 struct Step {
-    /// Its number.
+    /// The step's number.
     s: u64,
     /// Whether a graph was replayed.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -45,48 +47,49 @@ struct Step {
     /// Whether the engine was started anew.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     z: bool,
-    /// Microseconds by stage.
+    /// The microseconds of each stage.
     t: [u64; 5],
-    /// Rows, as [`rows`] codes them.
+    /// The rows, as [`rows`] encodes them.
     r: Vec<i64>,
-    /// Preempted.
+    /// The requests that were preempted.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     x: Vec<u32>,
-    /// Aborted.
+    /// The requests that were aborted.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     b: Vec<u32>,
-    /// Copies: from, to.
+    /// The copied blocks: from, to.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     k: Vec<u32>,
-    /// Replaced: request, place, block.
+    /// The table entries that were replaced: request, index, block.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     c: Vec<u32>,
-    /// Appended: request, how many, blocks.
+    /// The blocks that were appended to tables: request, number of blocks, blocks.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     a: Vec<u32>,
-    /// Removed from the prefix cache.
+    /// The blocks that left the prefix cache.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     h: Vec<u32>,
-    /// Reserved: request, block.
+    /// The blocks that were reserved: request, block.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     e: Vec<u32>,
-    /// Published.
+    /// The blocks that were published.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     p: Vec<u32>,
-    /// Ended: request, reason (a place in `REASONS`).
+    /// The requests that ended: request, reason (an index into `REASONS`).
     #[serde(skip_serializing_if = "Vec::is_empty")]
     f: Vec<u32>,
-    /// Slots written, where they are not those of tables and positions; of the pool's own numbering.
+    /// The slots that were written, in the pool's own numbering, if they are not those that follow from
+    /// tables and positions.
     #[serde(skip_serializing_if = "Option::is_none")]
     w: Option<Vec<i64>>,
-    /// The trace's own counts: used, cached.
+    /// The trace's own counts of used and cached blocks.
     q: [u64; 2],
 }
 
-/// Why a request ended, as numbers; the first stands for everything else.
+/// The reasons for which a request ended, by number. The first stands for all others.
 const REASONS: [&str; 4] = ["", "stop", "length", "abort"];
 
-/// What of a trace goes into a page.
+/// The part of a trace that goes into a page.
 #[derive(Debug)]
 pub(super) struct Window<'a> {
     pub(super) block_size: u32,
@@ -103,7 +106,7 @@ impl Window<'_> {
     ///
     /// # Errors
     ///
-    /// None that is known: it is written to memory.
+    /// No error is expected, because it is written to memory.
     pub(super) fn encode(&self) -> std::io::Result<String> {
         let ids = self.ids();
         let place = |block: &u32| ids.binary_search(block).map_or(u32::MAX, |i| i as u32);
@@ -148,7 +151,7 @@ impl Window<'_> {
         steps
     }
 
-    /// Every block that is ever spoken of.
+    /// The ids of all blocks that occur.
     fn ids(&self) -> Vec<u32> {
         let mut ids: BTreeSet<u32> = self.start.published().clone();
         ids.extend(self.start.live().values().flat_map(|held| &held.table));
@@ -195,11 +198,13 @@ fn step(delta: &StepDelta, place: &impl Fn(&u32) -> u32, computed: &HashMap<u32,
     }
 }
 
-/// Rows in one list: for each the request's number less that of the row before, less 1; then flags, then what they say
-/// is there. A decode row behind its neighbour is two small numbers.
+/// Encodes rows in one list. For each row it has the request's number minus that of the row before minus 1,
+/// then flags, then the values that the flags announce. A decode row that follows its neighbour takes two
+/// small numbers.
 ///
-/// Flags: kind (0 decode, 1 prefill, 2 verify, 3 denoise); 4: the tokens fed are not 1; 8: drafts and accepted follow; 16:
-/// the tokens emitted are not accepted + 1; 32: `num_computed` is not what the row before left (0 for none).
+/// The flags are the kind (0 decode, 1 prefill, 2 verify, 3 denoise) plus these: 4: the number of query
+/// tokens is not 1; 8: the numbers of drafts and accepted drafts follow; 16: the number of emitted tokens
+/// is not accepted + 1; 32: `num_computed` is not what the request's row before left (0 if there was none).
 fn rows(rows: &[RowDelta], computed: &HashMap<u32, u64>) -> Vec<i64> {
     let mut coded = Vec::with_capacity(rows.len() * 3);
     let mut before = -1;
@@ -227,7 +232,7 @@ fn rows(rows: &[RowDelta], computed: &HashMap<u32, u64>) -> Vec<i64> {
     coded
 }
 
-/// RFC 4648, with padding.
+/// Base64 as in RFC 4648, with padding.
 fn base64(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);

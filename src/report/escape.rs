@@ -1,4 +1,4 @@
-/// Text as it stands in HTML, in elements and in quoted attributes: nothing in it is markup.
+/// A text as it must be written in HTML elements and quoted attributes, so that nothing in it is markup.
 pub(super) fn escape(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {

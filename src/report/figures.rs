@@ -1,4 +1,5 @@
-//! The figures of a run: the summary's, or, where a run was stopped before it had one, those of its requests.
+//! The figures of a run. They come from the summary, or, if a run was stopped before it had one, from its
+//! requests.
 
 use super::escape::escape;
 use super::pictures::quantile;
@@ -6,7 +7,7 @@ use super::requests::{Finished, Requests};
 use super::run::Run;
 use super::scale::number;
 
-/// A figure: its name, its unit, its key in `summary.json`, and what it is by the requests alone.
+/// A figure: its name, its unit, its key in `summary.json`, and how to compute it from the requests alone.
 struct Figure {
     name: &'static str,
     unit: &'static str,
@@ -84,7 +85,7 @@ fn sum(requests: &Requests, of: fn(&Finished) -> u32) -> f64 {
     requests.finished.iter().map(|r| f64::from(of(r))).sum()
 }
 
-/// A latency: its name, its stem in `summary.json`, and a request's.
+/// A latency: its name, the stem of its keys in `summary.json`, and how to get it from a request.
 pub(super) type Latency = (&'static str, &'static str, fn(&Finished) -> Option<f64>);
 
 pub(super) const LATENCIES: [Latency; 5] = [
@@ -95,7 +96,8 @@ pub(super) const LATENCIES: [Latency; 5] = [
     ("Queue", "queue", |r| Some(r.queue_ms)),
 ];
 
-/// Columns of the table of latencies, as the summary's keys begin, with the share where it is one.
+/// The columns of the table of latencies, as the beginnings of the summary's keys. For a percentile there
+/// is also its share.
 pub(super) const COLUMNS: [(&str, &str, Option<f64>); 7] = [
     ("mean", "mean", None),
     ("median", "median", Some(0.5)),
@@ -121,7 +123,7 @@ fn cell(value: Option<f64>) -> String {
     format!("<td>{}</td>", value.map_or_else(|| "–".to_owned(), number))
 }
 
-/// A value beside the first run's.
+/// A value together with its ratio to the first run's.
 fn compared(value: Option<f64>, first: Option<f64>) -> String {
     match (value, first) {
         (Some(value), Some(first)) if first != 0.0 => {
@@ -134,14 +136,14 @@ fn compared(value: Option<f64>, first: Option<f64>) -> String {
 fn value(run: &Run, figure: &Figure) -> Option<f64> {
     let stated = match figure.key {
         "" => None,
-        // Parts of the summary have shares from 0 to 1.
+        // Parts of the summary hold shares from 0 to 1.
         path if path.starts_with('/') => run.figure_at(path).map(|share| share * 100.0),
         key => run.figure(key),
     };
     stated.or_else(|| run.requests.as_ref().and_then(figure.by_requests)).filter(|v| v.is_finite())
 }
 
-/// The tables.
+/// The tables of figures.
 pub(super) fn tables(runs: &[Run]) -> String {
     let known = |run: &Run| FIGURES.iter().any(|figure| value(run, figure).is_some());
     if !runs.iter().any(known) {
@@ -163,7 +165,7 @@ fn one(run: &Run) -> String {
     tiles(&named) + &latency_rows(LATENCIES.map(|row| (row.0, latency(run, &row))))
 }
 
-/// Figures that are known: a name, a unit, a value.
+/// Shows those figures that are known: a name, a unit and a value each.
 pub(super) fn tiles(figures: &[(&str, &str, Option<f64>)]) -> String {
     let mut html = String::from(r#"<div class="tiles">"#);
     for (name, unit, value) in figures {
@@ -178,7 +180,7 @@ pub(super) fn tiles(figures: &[(&str, &str, Option<f64>)]) -> String {
     html
 }
 
-/// A table of latencies that are known.
+/// A table of those latencies that are known.
 pub(super) fn latency_rows(rows: [(&str, [Option<f64>; 7]); 5]) -> String {
     let mut html = String::from("<table class=\"figures\"><tr><th>Latency, ms</th>");
     for (name, _, _) in COLUMNS {
@@ -207,7 +209,7 @@ impl Row {
         Self { name: format!("{name}{unit}"), values }
     }
 
-    /// A row for each column of the table of one run.
+    /// One row for each column that the table of a single run has.
     pub(super) fn of_latency(name: &str, runs: &[[Option<f64>; 7]]) -> impl Iterator<Item = Self> {
         COLUMNS.iter().enumerate().map(move |(i, (column, _, _))| {
             Self::of(&format!("{name} {column}"), "ms", runs.iter().map(|values| values[i]).collect())
@@ -215,7 +217,7 @@ impl Row {
     }
 }
 
-/// A table of the rows of which something is known, with the ratios to the first run.
+/// A table of those rows of which something is known, with the ratios to the first run.
 pub(super) fn compared_rows(runs: &[Run], rows: &[Row]) -> String {
     let mut html = String::from(r#"<table class="figures"><tr><th></th>"#);
     for run in runs {

@@ -1,4 +1,4 @@
-//! The page: one file, with its style, its script and its data inside.
+//! Writes the page: one file, with its style, its script and its data inside.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -8,7 +8,7 @@ use super::run::Run;
 use super::trace_window::MOST_STEPS;
 use super::{figures, pictures, steady};
 
-/// Settings that the head of a page tells, under names for people.
+/// The settings that the head of a page shows, each with a name for people.
 const SETTINGS: [(&str, &[&str]); 14] = [
     ("model", &["model_id", "model"]),
     ("executor", &["executor"]),
@@ -26,11 +26,11 @@ const SETTINGS: [(&str, &[&str]); 14] = [
     ("revision", &["revision"]),
 ];
 
-/// Everything.
+/// The whole page.
 ///
 /// # Errors
 ///
-/// None that is known: it is written to memory.
+/// No error is expected, because it is written to memory.
 pub(super) fn html(runs: &[Run]) -> anyhow::Result<String> {
     let names: Vec<&str> = runs.iter().map(|run| run.name.as_str()).collect();
     let title = escape(&names.join(", "));
@@ -78,7 +78,7 @@ pub(super) fn html(runs: &[Run]) -> anyhow::Result<String> {
     Ok(page)
 }
 
-/// What a run's steps are, above the block view.
+/// A note above the block view that says which steps it shows.
 fn note(run: &Run) -> String {
     let Some(trace) = &run.trace else { return String::new() };
     let (Some(first), Some(last)) = (trace.steps.first(), trace.steps.last()) else { return String::new() };

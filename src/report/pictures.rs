@@ -1,4 +1,4 @@
-//! The pictures of a run, and of several over each other.
+//! The charts of a run, and of several runs laid over each other.
 
 use pagedraft_workloads::latency::percentile;
 
@@ -9,21 +9,21 @@ use super::scale::number;
 use super::series::{Bins, in_flight};
 use super::step_points::{StepPoint, StepPoints};
 
-/// Bins of pictures over time: no more than leave some requests for each.
+/// The number of bins of charts over time. It is small enough to leave several requests for each bin.
 fn bins(requests: &[Finished]) -> usize {
     (requests.len() / 4).clamp(8, 120)
 }
 
-/// Points of a cumulative distribution: one at each thousandth, and at the tails.
+/// The number of points of a cumulative distribution: one at each thousandth, and some at the tails.
 const QUANTILES: usize = 400;
-/// Requests in the scatter picture; of more, every n-th is drawn.
+/// The most requests in the scatter chart. If there are more, every n-th is drawn.
 const MOST_DOTS: usize = 3000;
-/// Columns of pictures by step; more steps are averaged.
+/// The most columns of charts by step. If there are more steps, they are averaged.
 const MOST_COLUMNS: usize = 400;
 
 type Value = fn(&Finished) -> Option<f64>;
 
-/// Latencies that requests have, with their names for people and in `summary.json`.
+/// The latencies of requests, with their names for people and in `summary.json`.
 const LATENCIES: [(&str, &str, Value); 4] = [
     ("Time to first token (TTFT)", "ttft", |r| Some(r.ttft_ms)),
     ("Time per output token (TPOT)", "tpot", |r| r.tpot_ms),
@@ -31,16 +31,16 @@ const LATENCIES: [(&str, &str, Value); 4] = [
     ("Queue", "queue", |r| Some(r.queue_ms)),
 ];
 
-/// Shares of values that are marked.
+/// The percentiles that are marked.
 const MARKS: [(f64, &str, &str); 3] = [(0.5, "median", "p50"), (0.9, "p90", "p90"), (0.99, "p99", "p99")];
 
-/// The value that so great a share of sorted values are not above, by the rule of the percentiles in `summary.json`: numpy's, which
-/// interpolates between two values.
+/// The value that this share of the sorted values does not exceed. The rule is that of the percentiles in
+/// `summary.json`: numpy's, which interpolates between two values.
 pub(super) fn quantile(sorted: &[f64], share: f64) -> Option<f64> {
     percentile(sorted, share * 100.0)
 }
 
-/// One run's pictures, or the runs over each other where that can be read.
+/// The charts of one run, or of several runs laid over each other where that is readable.
 pub(super) fn all(runs: &[Run]) -> Vec<String> {
     let mut figures = Vec::new();
     for (name, stem, value) in LATENCIES {
@@ -69,7 +69,7 @@ fn distribution(runs: &[Run], name: &str, stem: &str, value: Value) -> Option<St
         runs.iter().map(|run| run.requests.as_ref().map_or_else(Vec::new, |r| r.values(value))).collect();
     let most = values.iter().filter_map(|v| v.last().copied()).reduce(f64::max)?;
     let positive = values.iter().flatten().copied().filter(|v| *v > 0.0).reduce(f64::min);
-    // Queues are often empty: what is shorter than a microsecond lies on the axis.
+    // Queues are often empty. Times below a microsecond are drawn on the axis.
     let least = positive.unwrap_or(1e-3).max(1e-3).max(most * 1e-7);
     let axis = Axis::Log(least * 0.95, most * 1.1);
     let mut chart =
@@ -86,7 +86,8 @@ fn distribution(runs: &[Run], name: &str, stem: &str, value: Value) -> Option<St
             chart.legend(&runs[i].name, class);
         }
         for (share, key, name) in MARKS {
-            // The summary's own figure, where there is one: a page has one number for a percentile.
+            // The summary's own figure is used if there is one, so that a page has only one number for a
+            // percentile.
             if let Some(at) = runs[i].figure(&format!("{key}_{stem}_ms")).or_else(|| quantile(values, share))
             {
                 let text = if runs.len() > 1 { String::new() } else { format!("{name} {}", number(at)) };
@@ -140,10 +141,10 @@ fn acceptance(runs: &[Run]) -> Option<String> {
     Some(chart.finish())
 }
 
-/// A line: its name, its class, its points.
+/// A line of a chart: its name, its class and its points.
 type Line = (&'static str, &'static str, Vec<(f64, f64)>);
 
-/// A picture over time.
+/// A chart over time.
 fn over_time(title: &str, unit: &str, lines: &[Line]) -> Option<String> {
     let points = || lines.iter().flat_map(|(_, _, points)| points);
     let (from, to) = (points().map(|p| p.0).reduce(f64::min)?, points().map(|p| p.0).reduce(f64::max)?);
@@ -203,13 +204,13 @@ fn queue(run: &Run, suffix: &str) -> Option<String> {
     over_time(&title, "requests", &lines)
 }
 
-/// KV use of the run's time, from the summary.
+/// KV use over the run's time, from the summary.
 fn kv_over_time(run: &Run, suffix: &str) -> Option<String> {
     let used = run.timeline("kv_used")?;
     over_time(&format!("KV use over time{suffix}"), "blocks held, mean of a bin", &[("held", "s0", used)])
 }
 
-/// What was fed, by time, for runs without a trace.
+/// The tokens that were processed over time, for runs without a trace.
 fn work_over_time(run: &Run, suffix: &str) -> Option<String> {
     if run.trace.is_some() {
         return None;
@@ -223,7 +224,7 @@ fn work_over_time(run: &Run, suffix: &str) -> Option<String> {
     over_time(&format!("Batch composition over time{suffix}"), "tokens / s", &lines)
 }
 
-/// Gaps between tokens: the summary's histogram, for requests do not have them.
+/// The gaps between tokens, from the summary's histogram, because requests do not have them.
 fn gaps(runs: &[Run]) -> Option<String> {
     let all: Vec<_> = runs.iter().map(|run| run.histogram("itl")).collect();
     let bounds = || all.iter().flatten().flatten().map(|point| point.0).filter(|bound| *bound > 0.0);
@@ -298,16 +299,17 @@ fn prefix(run: &Run, suffix: &str) -> Option<String> {
     Some(chart.finish())
 }
 
-/// A point of a picture by step: the step, and its layers' heights.
+/// One point of a chart by step: the step, and the heights of its layers.
 type Column<const N: usize> = (f64, [f64; N]);
 
-/// A trace's points, averaged where there are more than columns.
+/// The points of a trace, averaged if there are more than fit in the columns.
 fn columns<const N: usize>(points: &StepPoints, of: [fn(&StepPoint) -> u64; N]) -> Vec<Column<N>> {
     let (_, groups) = points.groups(MOST_COLUMNS);
     groups.map(|group| (group.step as f64, of.map(|of| of(&group) as f64 / group.steps as f64))).collect()
 }
 
-/// Layers piled up over steps, each held until the next column: a name and a class for each.
+/// A chart of layers stacked on each other over steps. Each layer has a name and a class, and holds its
+/// height until the next column.
 fn piled<const N: usize>(
     title: &str,
     unit: &str,

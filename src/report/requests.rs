@@ -1,4 +1,4 @@
-//! `requests.jsonl`, as columns: what the pictures need of each request.
+//! Reads `requests.jsonl` into columns with what the charts need of each request.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -9,7 +9,8 @@ use pagedraft_workloads::json_fault;
 use pagedraft_workloads::replay::{RequestLine, Status};
 use pagedraft_workloads::run::REQUESTS_FILE;
 
-/// A line with token ids and text of 32,768 tokens is some 400 KB; what is longer is none.
+/// The longest line that is read, in bytes. A line with token ids and text of 32,768 tokens has about 400
+/// KB.
 const LONGEST_LINE: u64 = 64 << 20;
 
 /// What is kept of a request that finished.
@@ -31,33 +32,33 @@ pub(super) struct Finished {
 /// The requests of a run.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Requests {
-    /// Those that finished, in the order of the file.
+    /// The requests that finished, in the order of the file.
     pub(super) finished: Vec<Finished>,
-    /// How many were skipped, by reason.
+    /// The number of requests that were skipped, by reason.
     pub(super) skipped: BTreeMap<String, u64>,
-    /// How many failed, by what was said.
+    /// The number of requests that failed, by message.
     pub(super) failed: BTreeMap<String, u64>,
-    /// How many ended, by finish reason.
+    /// The number of requests that ended, by finish reason.
     pub(super) ends: BTreeMap<String, u64>,
-    /// Drafts scored and accepted, by place.
+    /// For each position, the number of drafts scored there and the number accepted.
     pub(super) acceptance: Vec<(u64, u64)>,
     pub(super) preemptions: u64,
     pub(super) resumed: u64,
-    /// Scores, where there are any: their sum, and how many.
+    /// The sum of the scores, and their number.
     pub(super) score: (f64, u64),
     /// What is odd about the file, for people.
     pub(super) warnings: Vec<String>,
 }
 
-/// So many kinds of failure are told apart.
+/// The most kinds of failure that are counted separately.
 const MOST_REASONS: usize = 20;
 
 impl Requests {
-    /// The lines of the file in `directory`; `None` where there is none.
+    /// Reads the file in `directory`; `None` if there is none.
     ///
     /// # Errors
     ///
-    /// It can't be read, or a line of it is no request: which, and why.
+    /// The file can't be read, or a line of it is not a request. The error names the line and the reason.
     pub(super) fn read(directory: &Path) -> anyhow::Result<Option<Self>> {
         let path = directory.join(REQUESTS_FILE);
         if !path.is_file() {
@@ -108,7 +109,7 @@ impl Requests {
         if let Some(score) = line.score.filter(|score| score.is_finite()) {
             self.score = (self.score.0 + score, self.score.1 + 1);
         }
-        // Places beyond this are no speculation's.
+        // No proposer drafts beyond this position.
         let places = line.drafted_by_position.iter().zip(&line.accepted_by_position).take(256);
         for (i, (&drafted, &accepted)) in places.enumerate() {
             if self.acceptance.len() <= i {
@@ -122,14 +123,14 @@ impl Requests {
         }
     }
 
-    /// When the first request should have been sent, and when the last one ended.
+    /// When the first request should have been sent, and when the last one ended, in seconds.
     pub(super) fn span(&self) -> Option<(f64, f64)> {
         let from = self.finished.iter().map(|r| r.intended_s).reduce(f64::min)?;
         let to = self.finished.iter().map(|r| r.finish_s).reduce(f64::max)?;
         Some((from, to))
     }
 
-    /// Values of all that finished, for distributions.
+    /// The values of all requests that finished, for distributions.
     pub(super) fn values(&self, of: impl Fn(&Finished) -> Option<f64>) -> Vec<f64> {
         let mut values: Vec<f64> = self.finished.iter().filter_map(of).filter(|v| v.is_finite()).collect();
         values.sort_by(f64::total_cmp);

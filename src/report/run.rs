@@ -1,4 +1,4 @@
-//! What a run directory has.
+//! Reads a run directory.
 
 use std::path::Path;
 
@@ -7,25 +7,25 @@ use pagedraft_workloads::json_fault;
 use pagedraft_workloads::trace::{CONFIG_FILE, SUMMARY_FILE, steps_file};
 use serde_json::Value;
 
-use super::Shown;
 use super::requests::Requests;
+use super::shown::Shown;
 use super::trace_window::TraceWindow;
 
 const TRACE_LEFT_OUT: &str = "The trace is left out, and with it the pictures by step and the blocks: config.json has no block_size \
                               between 1 and 1024, which is what this page can show.";
 
-/// A run, as far as its files say.
+/// A run, as far as its files describe it.
 #[derive(Debug)]
 pub(super) struct Run {
     /// The directory's name.
     pub(super) name: String,
     pub(super) config: Value,
     pub(super) summary: Option<Value>,
-    /// Why it is left out though there is a file, for people.
+    /// Why the summary is left out although there is a file, for people.
     pub(super) summary_left_out: Option<String>,
     pub(super) requests: Option<Requests>,
     pub(super) trace: Option<TraceWindow>,
-    /// Why there is none though there is a file, for people.
+    /// Why the trace is left out although there is a file, for people.
     pub(super) trace_left_out: Option<String>,
 }
 
@@ -34,7 +34,7 @@ impl Run {
     ///
     /// # Errors
     ///
-    /// It holds no run, or a file of it can't be read: which, and what is wrong.
+    /// The directory holds no run, or a file of it can't be read. The error names the file and the reason.
     pub(super) fn read(directory: &Path, shown: Shown) -> anyhow::Result<Self> {
         let config = json(&directory.join(CONFIG_FILE))?.ok_or_else(|| {
             anyhow!(
@@ -47,7 +47,7 @@ impl Run {
         let unread = steps_file(directory).is_some() && TraceWindow::block_size(&config).is_none();
         let (summary, summary_left_out) = match json(&directory.join(SUMMARY_FILE)) {
             Ok(summary) => (summary, None),
-            // A page of the other files says more than an error.
+            // A page made from the other files says more than an error.
             Err(error) => (None, Some(format!("The summary is left out: {error:#}."))),
         };
         Ok(Self {
@@ -62,7 +62,7 @@ impl Run {
         })
     }
 
-    /// A number of `summary.json`.
+    /// A number from `summary.json`.
     pub(super) fn figure(&self, key: &str) -> Option<f64> {
         self.summary.as_ref()?.get(key)?.as_f64().filter(|value| value.is_finite())
     }
@@ -72,12 +72,12 @@ impl Run {
         self.summary.as_ref()?.pointer(pointer)?.as_f64().filter(|value| value.is_finite())
     }
 
-    /// A list of `summary.json`'s timeline as the points of a line of steps: seconds, and values.
+    /// A list of `summary.json`'s timeline as the points of a stepped line: seconds and values.
     pub(super) fn timeline(&self, list: &str) -> Option<Vec<(f64, f64)>> {
         let bin_s = self.bin_s()?;
         let values = self.summary.as_ref()?.pointer("/timeline")?.get(list)?.as_array()?;
         let value = |value: &Value| value.as_f64().filter(|v| v.is_finite()).unwrap_or(0.0);
-        // Before the first step of a run that was resumed, nothing is known of what is counted by step.
+        // In a resumed run, whatever is counted by step is unknown before its first step.
         let seen =
             self.figure_at("/timeline/observed_from_s").filter(|_| !matches!(list, "arrivals" | "finished"));
         let mut points: Vec<_> =
@@ -88,13 +88,13 @@ impl Run {
         Some(points)
     }
 
-    /// The same, a second.
+    /// The same list as a rate per second.
     pub(super) fn timeline_rate(&self, list: &str) -> Option<Vec<(f64, f64)>> {
         let bin_s = self.bin_s()?;
         Some(self.timeline(list)?.into_iter().map(|(at, value)| (at, value / bin_s)).collect())
     }
 
-    /// A histogram of `summary.json` as points of a cumulative distribution: upper bounds, and shares.
+    /// A histogram of `summary.json` as the points of a cumulative distribution: upper bounds and shares.
     pub(super) fn histogram(&self, latency: &str) -> Option<Vec<(f64, f64)>> {
         let buckets = self.summary.as_ref()?.pointer("/histograms")?.get(latency)?.as_array()?;
         let pair = |bucket: &Value| Some((bucket.get(0)?.as_f64()?, bucket.get(1)?.as_f64()?));
@@ -113,7 +113,7 @@ impl Run {
         self.figure_at("/timeline/bin_s").filter(|bin_s| *bin_s > 0.0)
     }
 
-    /// A field of the configuration, wherever it stands in it, as people read it.
+    /// A field of the configuration, at any depth, in a form for people.
     pub(super) fn setting(&self, key: &str) -> Option<String> {
         fn find<'a>(part: &'a Value, key: &str, depth: u32) -> Option<&'a Value> {
             let fields = part.as_object()?;
@@ -128,7 +128,7 @@ impl Run {
     }
 }
 
-/// A setting as people read it: of an object its fields, one after the other.
+/// A setting in a form for people. An object is shown as its fields, one after the other.
 fn told(value: &Value) -> Option<String> {
     match value {
         Value::Null => None,
@@ -142,7 +142,7 @@ fn told(value: &Value) -> Option<String> {
     }
 }
 
-/// A file's JSON; `None` where there is no file.
+/// The JSON of a file; `None` if there is no file.
 fn json(path: &Path) -> anyhow::Result<Option<Value>> {
     match std::fs::read(path) {
         Ok(bytes) => {

@@ -1,31 +1,32 @@
-//! Axes: where a value lies, and which values are marked.
+//! Scales of axes: where a value lies, and which values are marked.
 
-/// From values to pixels.
+/// Maps values to pixels.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Scale {
     from: f64,
     to: f64,
     log: bool,
-    /// Pixels of the ends.
+    /// The pixels of the two ends.
     start: f64,
     end: f64,
 }
 
 impl Scale {
-    /// A scale over `from..=to` (widened where they are one), on the pixels `start` to `end`.
+    /// A linear scale for the values `from..=to` (widened if they are the same) on the pixels from `start`
+    /// to `end`.
     pub(super) fn linear(from: f64, to: f64, start: f64, end: f64) -> Self {
         let to = if to > from { to } else { from + 1.0 };
         Self { from, to, log: false, start, end }
     }
 
-    /// A logarithmic scale, of positive values.
+    /// A logarithmic scale for positive values.
     pub(super) fn log(from: f64, to: f64, start: f64, end: f64) -> Self {
         let from = if from > 0.0 { from } else { 1e-3 };
         let to = if to > from * 1.1 { to } else { from * 10.0 };
         Self { from, to, log: true, start, end }
     }
 
-    /// The pixel of a value; those outside lie on the ends.
+    /// The pixel of a value. Values outside the scale lie on its ends.
     pub(super) fn at(&self, value: f64) -> f64 {
         let share = if self.log {
             (value.max(self.from) / self.from).ln() / (self.to / self.from).ln()
@@ -35,7 +36,7 @@ impl Scale {
         self.start + share.clamp(0.0, 1.0) * (self.end - self.start)
     }
 
-    /// Round values in the scale, some `most` at most.
+    /// Round values within the scale, about `most` at most.
     pub(super) fn ticks(&self, most: usize) -> Vec<f64> {
         if self.log { self.log_ticks(most) } else { self.linear_ticks(most) }
     }
@@ -64,7 +65,7 @@ impl Scale {
         };
         let [rich, plain] = [of(&[1.0, 2.0, 5.0]), of(&[1.0])];
         if rich.len() < 2 {
-            // Values so close together have no two of these between them.
+            // The values are so close together that fewer than two of these numbers lie between them.
             return self.linear_ticks(most);
         }
         if rich.len() <= most {
@@ -75,7 +76,7 @@ impl Scale {
     }
 }
 
-/// A number for people: three or four digits that count, thousands set apart.
+/// A number for people: three or four significant digits, with separators between thousands.
 pub(super) fn number(value: f64) -> String {
     let size = value.abs();
     let text = match size {
@@ -101,7 +102,7 @@ pub(super) fn number(value: f64) -> String {
     if rest.is_empty() { format!("{sign}{apart}") } else { format!("{sign}{apart}.{rest}") }
 }
 
-/// A tick's label: as short as it can be.
+/// The label of a tick, as short as possible.
 pub(super) fn label(value: f64) -> String {
     let short = |value: f64, unit: &str| {
         let text = format!("{value:.3}");

@@ -1,8 +1,8 @@
-//! What went on over time, found out from when each request came, began and ended.
+//! Computes what happened over time from the times at which each request came, began and ended.
 
 use super::requests::Finished;
 
-/// Counts by bins of equal length.
+/// Counts in bins of equal length.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Bins {
     pub(super) from_s: f64,
@@ -11,7 +11,7 @@ pub(super) struct Bins {
 }
 
 impl Bins {
-    /// Bins over a span, all 0.
+    /// Bins over a time span, all 0.
     pub(super) fn new(span: (f64, f64), bins: usize) -> Self {
         let width_s = ((span.1 - span.0) / bins as f64).max(1e-9);
         Self { from_s: span.0, width_s, counts: vec![0.0; bins] }
@@ -22,7 +22,7 @@ impl Bins {
         (((at_s - self.from_s) / self.width_s).max(0.0) as usize).min(last)
     }
 
-    /// Something happens at a time.
+    /// Adds an amount at a time.
     pub(super) fn add(&mut self, at_s: f64, amount: f64) {
         let bin = self.bin(at_s);
         if let Some(count) = self.counts.get_mut(bin) {
@@ -30,7 +30,7 @@ impl Bins {
         }
     }
 
-    /// Something happens evenly from one time to another.
+    /// Spreads an amount evenly from one time to another.
     pub(super) fn spread(&mut self, from_s: f64, to_s: f64, amount: f64) {
         let (first, last) = (self.bin(from_s), self.bin(to_s));
         let length = to_s - from_s;
@@ -44,12 +44,12 @@ impl Bins {
         }
     }
 
-    /// A second's worth of each bin, at the bins' left ends.
+    /// The amount per second in each bin, at the bins' left ends.
     pub(super) fn rates(&self) -> Vec<(f64, f64)> {
         self.points(|count| count / self.width_s)
     }
 
-    /// The counts as they are, at the bins' left ends; the last one also at its right end.
+    /// The counts themselves, at the bins' left ends. The last one is repeated at its right end.
     pub(super) fn points(&self, of: impl Fn(f64) -> f64) -> Vec<(f64, f64)> {
         let at = |i: usize| self.from_s + i as f64 * self.width_s;
         let mut points: Vec<_> = self.counts.iter().enumerate().map(|(i, c)| (at(i), of(*c))).collect();
@@ -60,7 +60,8 @@ impl Bins {
     }
 }
 
-/// How many requests waited and ran, on average in each bin: exact integrals of the requests' own times.
+/// The mean number of waiting and of running requests in each bin. These are exact integrals of the
+/// requests' own times.
 pub(super) fn in_flight(requests: &[Finished], span: (f64, f64), bins: usize) -> (Bins, Bins) {
     let (mut waiting, mut running) = (Bins::new(span, bins), Bins::new(span, bins));
     for request in requests {

@@ -1,11 +1,11 @@
-//! The middle of a run apart from its ramp up and its tail: what `summary.json` has under `steady`.
+//! Shows the middle of a run without its beginning and its end, from the part `steady` of `summary.json`.
 
 use super::escape::escape;
 use super::figures::{COLUMNS, LATENCIES, Row, compared_rows, latency_rows, tiles};
 use super::run::Run;
 use super::scale::number;
 
-/// A figure: its name, its unit, its place in `steady`, and a factor on it.
+/// A figure: its name, its unit, its JSON pointer in `steady`, and a factor.
 const FIGURES: [(&str, &str, &str, f64); 7] = [
     ("Requests finished", "", "completed", 1.0),
     ("Requests", "/s", "request_throughput", 1.0),
@@ -20,7 +20,7 @@ fn figure(run: &Run, place: &str) -> Option<f64> {
     run.figure_at(&format!("/steady/{place}"))
 }
 
-/// Whether a request of the window finished.
+/// Whether any request of the window finished.
 fn is_known(run: &Run) -> bool {
     figure(run, "completed").is_some_and(|completed| completed > 0.0)
 }
@@ -29,7 +29,7 @@ fn latency(run: &Run, stem: &str) -> [Option<f64>; 7] {
     COLUMNS.map(|(_, key, _)| figure(run, &format!("{key}_{stem}_ms")))
 }
 
-/// Which part of the run it is.
+/// A sentence that says which part of the run it is.
 fn window(run: &Run) -> Option<String> {
     let (from, to) = (figure(run, "from_request")?, figure(run, "to_request")?);
     let mut text = format!("requests {} to {} of the workload", number(from), number(to - 1.0));
@@ -39,7 +39,7 @@ fn window(run: &Run) -> Option<String> {
     Some(text)
 }
 
-/// The tables; none where no run has a window.
+/// The tables; empty if no run has a window.
 pub(super) fn tables(runs: &[Run]) -> String {
     if !runs.iter().any(is_known) {
         return String::new();

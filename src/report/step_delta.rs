@@ -1,51 +1,55 @@
-//! What a step changed in the block pool, found out from its line of a trace.
+//! Computes from a line of a trace what the step changed in the block pool.
 //!
-//! A trace has whole tables; a page that scrubs through ten thousand steps needs what changed. One thing is not in a line
-//! and is inferred, by the scheduler's own rules: a sequence keeps the blocks that a row reserved for drafts until it ends
-//! or is preempted. The line that first names such a block comes later: it is told in the step that reserved it
-//! ([`StepDelta::reserved`]), as far as the trace ever names it.
+//! A trace has whole tables, but a page that scrubs through ten thousand steps needs only the changes. One
+//! thing is not in a line and is inferred by the scheduler's own rules: a sequence keeps the blocks that a
+//! row reserved for drafts until it ends or is preempted. A later line names such a block for the first
+//! time. It is then listed in the step that reserved it ([`StepDelta::reserved`]), if the trace names it at
+//! all.
 //!
-//! Where several KV groups share the pool, this is about the group that `metadata` is of.
+//! If several KV groups share the pool, this is about the group that `metadata` describes.
 
 use std::collections::{HashMap, HashSet};
 
 use pagedraft_workloads::trace::{KvChange, PoolCounts, RowKind, RowRecord, StepRecord};
 
-/// In a table: a block that was given back, because it lies wholly behind the window.
+/// Stands in a table for a block that was given back because it lies wholly behind the window.
 pub(super) const FREED: u32 = u32::MAX;
 
-/// A step's changes. Requests are numbered in the order in which the trace speaks of them ([`Deltas::names`]).
+/// The changes of a step. Requests are numbered in the order in which the trace mentions them
+/// ([`Deltas::names`]).
 #[derive(Clone, Debug, Default)]
 pub(super) struct StepDelta {
     pub(super) step: u64,
     pub(super) replayed: bool,
-    /// Whether the engine was started anew before it (a run that was resumed): nothing is held or published.
+    /// Whether a new engine started before the step (the run was resumed), so that nothing is held or
+    /// published.
     pub(super) anew: bool,
-    /// Microseconds: schedule, metadata, propose, execute, sample.
+    /// The microseconds of the stages: schedule, metadata, propose, execute, sample.
     pub(super) time_us: [f64; 5],
-    /// Who lost their blocks while the plan was made, and was preempted by it.
+    /// The requests that lost their blocks while the plan was made, because they were preempted.
     pub(super) preempted: Vec<u32>,
-    /// Who was aborted since the line before.
+    /// The requests that were aborted since the line before.
     pub(super) aborted: Vec<u32>,
-    /// Blocks copied before anything was written: from, to.
+    /// The blocks that were copied before anything was written: from, to.
     pub(super) copies: Vec<(u32, u32)>,
-    /// Entries of tables that became another block (a copy): request, place, block.
+    /// The entries of tables that changed to another block (a copy): request, index, block.
     pub(super) replaced: Vec<(u32, u32, u32)>,
-    /// Blocks that tables grew by.
+    /// The blocks that were appended to tables.
     pub(super) appended: Vec<(u32, Vec<u32>)>,
-    /// Blocks whose contents can no more be hit: they left the prefix cache while the step was planned.
+    /// The blocks whose contents can no longer be hit, because they left the prefix cache while the step
+    /// was planned.
     pub(super) removed: Vec<u32>,
     pub(super) rows: Vec<RowDelta>,
-    /// Blocks that tables hold from this step on and that a later line names.
+    /// The blocks that tables hold from this step on, although only a later line names them.
     pub(super) reserved: Vec<(u32, u32)>,
     pub(super) published: Vec<u32>,
-    /// Who ended with the step, and why.
+    /// The requests that ended with the step, and the reasons.
     pub(super) ended: Vec<(u32, Option<String>)>,
-    /// The slots that were written, where they are not those that tables and positions give.
+    /// The slots that were written, if they are not those that follow from tables and positions.
     pub(super) slots: Option<Vec<i64>>,
-    /// The window of the group's layers.
+    /// The sliding window of the group's layers, in tokens.
     pub(super) window: Option<u32>,
-    /// What the group has of the pool.
+    /// The group's share of the pool.
     pub(super) pool: PoolCounts,
 }
 
@@ -55,16 +59,16 @@ pub(super) struct RowDelta {
     pub(super) request: u32,
     pub(super) kind: RowKind,
     pub(super) num_computed: u32,
-    /// Tokens that were fed: the row's own, then drafts.
+    /// The number of tokens that were fed: the row's own, then drafts.
     pub(super) queries: u32,
-    /// Drafts among them.
+    /// The number of drafts among them.
     pub(super) drafts: u32,
     pub(super) accepted: u32,
     pub(super) emitted: u32,
 }
 
 impl RowDelta {
-    /// Tokens with KV after the step; slots of rejected drafts hold nothing.
+    /// The number of tokens with KV after the step. Slots of rejected drafts hold nothing.
     pub(super) fn next(&self) -> u64 {
         (u64::from(self.num_computed) + u64::from(self.queries) + u64::from(self.accepted))
             .saturating_sub(u64::from(self.drafts))
@@ -75,14 +79,14 @@ impl RowDelta {
 #[derive(Debug)]
 pub(super) struct Deltas {
     block_size: u32,
-    /// The KV group that the blocks are of; `None` where there is one.
+    /// The KV group whose blocks are followed; `None` if there is only one.
     group: Option<String>,
-    /// Blocks that can be hit.
+    /// The blocks that can be hit.
     published: HashSet<u32>,
     numbers: HashMap<String, u32>,
     names: Vec<String>,
     live: HashMap<u32, Sequence>,
-    /// In how many tables a block is.
+    /// For each block, the number of tables that contain it.
     holders: HashMap<u32, u32>,
     anew: bool,
 }
@@ -90,16 +94,17 @@ pub(super) struct Deltas {
 #[derive(Debug, Default)]
 struct Sequence {
     table: Vec<u32>,
-    /// The table last written, for traces of changes.
+    /// The last table written for the request, for traces that write only changes.
     written: Vec<i64>,
-    /// For each block that it holds beyond `table`: the step that reserved it.
+    /// For each block that it holds beyond `table`, the step that reserved it.
     unnamed: std::collections::VecDeque<u64>,
 }
 
-/// A reserve is a few blocks; a trace that claims more is not followed.
+/// The most blocks that a row may reserve. Real rows reserve a few; a trace that claims more is not
+/// followed.
 const MOST_RESERVED: u64 = 1 << 12;
 
-/// A block that a step reserved, named by a later one.
+/// A block that a step reserved, which a later line names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct NamedLater {
     pub(super) step: u64,
@@ -108,8 +113,8 @@ pub(super) struct NamedLater {
 }
 
 impl Deltas {
-    /// Nothing seen yet. `block_size` must not be 0. `group` names the KV group that `metadata` is of, where there are
-    /// several.
+    /// Starts before the first line. `block_size` must not be 0. `group` names the KV group that `metadata`
+    /// describes, if there are several.
     pub(super) fn new(block_size: u32, group: Option<String>) -> Self {
         Self {
             block_size: block_size.max(1),
@@ -123,7 +128,7 @@ impl Deltas {
         }
     }
 
-    /// The run was stopped here and resumed: with the next step an engine begins anew.
+    /// The run was stopped here and resumed: a new engine starts with the next step.
     pub(super) fn resume(&mut self) {
         self.live.clear();
         self.holders.clear();
@@ -157,7 +162,7 @@ impl Deltas {
     ///
     /// # Errors
     ///
-    /// A line that fits no pool: what is wrong with it.
+    /// The line contradicts the pool. The error says how.
     pub(super) fn next(&mut self, record: &StepRecord) -> Result<(StepDelta, Vec<NamedLater>), String> {
         let mut delta = StepDelta {
             step: record.step,
@@ -199,7 +204,7 @@ impl Deltas {
         Ok((delta, later))
     }
 
-    /// What the group has of the pool.
+    /// The group's share of the pool.
     fn pool(&self, record: &StepRecord) -> PoolCounts {
         let whole = PoolCounts::from(&record.pool);
         let counts = self.group.as_ref().zip(record.pool.by_group.as_ref());
@@ -219,7 +224,7 @@ impl Deltas {
         }
     }
 
-    /// What entered and left the prefix cache.
+    /// Takes in what entered and left the prefix cache.
     fn events(&mut self, record: &StepRecord, delta: &mut StepDelta) {
         for event in &record.kv_events {
             let other = self.group.is_some() && self.group != event.group;
@@ -269,7 +274,7 @@ impl Deltas {
         Ok(tables)
     }
 
-    /// Takes note of a row's table.
+    /// Takes in a row's table.
     fn grow(&mut self, row: &RowRecord, table: Vec<u32>, delta: &mut StepDelta, later: &mut Vec<NamedLater>) {
         let request = self.number(&row.request_id);
         let size = u64::from(self.block_size);
@@ -331,7 +336,7 @@ impl Deltas {
         Ok(())
     }
 
-    /// Blocks wholly behind the window of their request's next query are nobody's any more.
+    /// Releases the blocks that lie wholly behind the window of their request's next query.
     fn give_back(&mut self, delta: &StepDelta) {
         for row in &delta.rows {
             let behind = first_block(row.next(), delta.window, self.block_size);
@@ -342,7 +347,7 @@ impl Deltas {
         }
     }
 
-    /// The slots as the trace has them, unless they are what tables and positions give.
+    /// The slots in the trace; `None` if they are those that follow from tables and positions.
     fn unusual_slots(&self, record: &StepRecord, delta: &StepDelta) -> Option<Vec<i64>> {
         let mut usual = Vec::with_capacity(record.metadata.slot_mapping.len());
         for row in &delta.rows {
@@ -387,7 +392,8 @@ fn block_id(block: i64) -> Result<u32, String> {
     u32::try_from(block).map_err(|_| format!("block {block} is no block of a pool"))
 }
 
-/// The plan row of each metadata row: what the line says, or the first one that goes on where the row starts.
+/// The plan row of each metadata row, as the line says, or else the first plan row that continues where the
+/// metadata row starts.
 fn owners(record: &StepRecord) -> Result<Vec<usize>, String> {
     let metadata = &record.metadata;
     if let Some(stated) = &record.plan_rows {

@@ -1,17 +1,17 @@
-//! What the pictures show of the steps of a trace, in memory that does not grow with it.
+//! Keeps what the charts show of the steps of a trace, in memory that does not grow with the trace.
 
 use pagedraft_workloads::trace::{RowKind, StepRecord};
 
-/// Points that are kept. Where a trace has more steps, a point is the sum of 2 of them, then of 4, and so on: 1 MiB at most, and
-/// still some 20 points for each column of a picture.
+/// The most points that are kept. If a trace has more steps, a point is the sum of 2 of them, then of 4,
+/// and so on. They take 1 MiB at most, and leave at least about 20 points for each column of a chart.
 pub(super) const MOST_POINTS: usize = 1 << 14;
 
-/// What some consecutive steps add up to.
+/// The sums over some consecutive steps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct StepPoint {
-    /// The number of the first.
+    /// The number of the first step.
     pub(super) step: u64,
-    /// How many they are.
+    /// The number of steps.
     pub(super) steps: u64,
     pub(super) prefill_tokens: u64,
     pub(super) decode_rows: u64,
@@ -40,7 +40,7 @@ impl StepPoint {
         point
     }
 
-    /// With the steps that follow.
+    /// The sums including the steps that follow.
     fn and(self, next: &Self) -> Self {
         Self {
             step: self.step,
@@ -48,36 +48,36 @@ impl StepPoint {
             prefill_tokens: self.prefill_tokens + next.prefill_tokens,
             decode_rows: self.decode_rows + next.decode_rows,
             draft_tokens: self.draft_tokens + next.draft_tokens,
-            // A trace may claim any number of blocks.
+            // The sum saturates, because a trace may claim any number of blocks.
             used: self.used.saturating_add(next.used),
             cached: self.cached.saturating_add(next.cached),
         }
     }
 }
 
-/// The steps that were read, one after the other.
+/// The steps that were read, in order.
 #[derive(Clone, Debug)]
 pub(super) struct StepPoints {
     points: Vec<StepPoint>,
-    /// Steps of a point; the last may have fewer.
+    /// How many steps a point stands for. The last point may have fewer.
     steps_a_point: u64,
-    /// Steps in all.
+    /// The number of all steps.
     pub(super) steps: u64,
-    /// The number of the last one.
+    /// The number of the last step.
     pub(super) last_step: Option<u64>,
-    /// Most blocks that were in use in one of them.
+    /// The most blocks that were in use in any step.
     pub(super) peak_used: u64,
-    /// Blocks of the pool, in the last one.
+    /// The number of blocks of the pool in the last step.
     pub(super) num_blocks: u64,
 }
 
 impl StepPoints {
-    /// None yet.
+    /// No steps yet.
     pub(super) fn new() -> Self {
         Self { points: Vec::new(), steps_a_point: 1, steps: 0, last_step: None, peak_used: 0, num_blocks: 0 }
     }
 
-    /// The next step.
+    /// Adds the next step.
     pub(super) fn push(&mut self, record: &StepRecord) {
         self.add(StepPoint::of(record));
         self.peak_used = self.peak_used.max(record.pool.used);
@@ -98,7 +98,7 @@ impl StepPoints {
         self.points.push(point);
     }
 
-    /// At most `most` groups of points, one after the other, and how many steps are in each but the last.
+    /// At most `most` groups of consecutive points, and the number of steps in each of them but the last.
     pub(super) fn groups(&self, most: usize) -> (u64, impl Iterator<Item = StepPoint>) {
         let points = self.points.len().div_ceil(most.max(1)).max(1);
         let sum = |group: &[StepPoint]| group[1..].iter().fold(group[0], |sum, next| sum.and(next));

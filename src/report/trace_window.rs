@@ -1,4 +1,4 @@
-//! A trace as the page needs it: the changes of the steps it shows, and points for its pictures.
+//! Prepares a trace for the page: the changes of the steps that it shows, and the points of its charts.
 
 use std::io::Write;
 use std::path::Path;
@@ -9,11 +9,11 @@ use serde_json::Value;
 
 use super::blocks::{BlockState, Pool};
 use super::embed::Window;
+use super::shown::{Shown, Steps};
 use super::step_delta::{Deltas, StepDelta};
 use super::step_points::StepPoints;
-use super::{Shown, Steps};
 
-/// Steps in the block view where nobody asks for others.
+/// The number of steps in the block view if no steps are asked for.
 pub(super) const MOST_STEPS: usize = 10_000;
 
 /// What was read of a trace.
@@ -23,16 +23,16 @@ pub(super) struct TraceWindow {
     names: Vec<String>,
     start: Pool,
     pub(super) steps: Vec<StepDelta>,
-    /// Every step that was read, of the block view or not.
+    /// All steps that were read, in the block view or not.
     pub(super) points: StepPoints,
-    /// Whether there are steps beyond the block view's.
+    /// Whether there are steps beyond those in the block view.
     pub(super) is_part: bool,
-    /// What is odd about it, for people.
+    /// What is odd about the trace, for people.
     pub(super) warnings: Vec<String>,
 }
 
 impl TraceWindow {
-    /// The block size that a configuration has, where the page can show blocks of it.
+    /// The block size in a configuration, if the page can show blocks of that size.
     pub(super) fn block_size(config: &Value) -> Option<u32> {
         (config.get("block_size").or_else(|| config.pointer("/engine/block_size")))
             .and_then(Value::as_u64)
@@ -40,14 +40,14 @@ impl TraceWindow {
             .filter(|size| (1..=1024).contains(size))
     }
 
-    /// The KV group that `metadata` is of, where a configuration names several.
+    /// The KV group that `metadata` describes, if a configuration names several.
     fn group(config: &Value) -> Option<String> {
         let groups = config.get("kv_groups").or_else(|| config.pointer("/engine/kv_groups"))?.as_array()?;
         let name = groups.first().filter(|_| groups.len() > 1)?.get("name")?.as_str()?;
         Some(name.to_owned())
     }
 
-    /// The trace in `directory`; `None` where there is none, or where its configuration has no block size.
+    /// Reads the trace in `directory`; `None` if there is none, or if its configuration has no block size.
     ///
     /// # Errors
     ///
@@ -120,7 +120,7 @@ impl TraceWindow {
         if let (Some(asked), Some(last), true) = (steps, window.points.last_step, window.steps.is_empty()) {
             let (from, to) = (asked.from, asked.to);
             let what = format!("--steps {from}..{to}: the run has none of these; its last step is {last}.");
-            // A closed standard error is nobody's loss.
+            // It does no harm if the warning is lost because standard error is closed.
             let _ = writeln!(std::io::stderr(), "warning: {what}");
             window.warnings.push(what);
         }
@@ -162,8 +162,8 @@ impl TraceWindow {
         }
     }
 
-    /// Blocks in each state after some `most` of the steps at most: the step, and counts of writable, sealed, shared and
-    /// cached ones.
+    /// The numbers of writable, sealed, shared and cached blocks after some of the steps, at most `most` of
+    /// them. Each entry begins with the step.
     pub(super) fn states(&self, most: usize) -> Vec<(u64, [u64; 4])> {
         let every = self.steps.len().div_ceil(most.max(1)).max(1);
         let mut pool = self.start.clone();
@@ -186,11 +186,11 @@ impl TraceWindow {
         samples
     }
 
-    /// What the page's script reads.
+    /// The text that the page's script reads.
     ///
     /// # Errors
     ///
-    /// None that is known: it is written to memory.
+    /// No error is expected, because it is written to memory.
     pub(super) fn encode(&self) -> std::io::Result<String> {
         let num_blocks = self.steps.last().map_or(0, |delta| delta.pool.num_blocks);
         Window {
@@ -205,10 +205,10 @@ impl TraceWindow {
     }
 }
 
-/// What a line of a trace is.
+/// The kind of a line of a trace.
 enum Event {
     Step(Box<StepRecord>),
-    /// The run was stopped here, and resumed.
+    /// The run was stopped here and resumed.
     Resume,
     Other,
 }
@@ -239,7 +239,8 @@ mod tests {
     use crate::spec_decode::Scorer;
     use crate::spec_decode::sampling::SamplingParams;
 
-    /// Runs requests with starts in common, one of them in three samples, and gives the trace and what it counted.
+    /// Runs requests that begin alike, one of them with three samples. Returns the trace and the pool's
+    /// counts.
     fn traced(name: &str, options: &EngineOptions) -> (TraceWindow, Vec<PoolCounts>, [usize; 3]) {
         let dir = std::env::temp_dir().join(format!("pagedraft-report-{}-{name}", std::process::id()));
         let _ = std::fs::remove_dir_all(&dir);
@@ -276,7 +277,8 @@ mod tests {
             seen[0] += record.preempted.len();
             seen[1] += record.copies.len();
             seen[2] += record.outcome.iter().map(|o| o.num_accepted as usize).sum::<usize>();
-            // With a draft model the pool counts its smaller blocks: those of the target are told by group.
+            // With a draft model the pool counts in the draft model's smaller blocks. The target's blocks
+            // are counted by group.
             let mut counts = PoolCounts::from(&record.pool);
             if let Some(target) = record.pool.by_group.as_ref().and_then(|groups| groups.get("kv")) {
                 (counts.used, counts.cached) = (target.used, target.cached);
@@ -323,7 +325,7 @@ mod tests {
                 let used = states.len() as u64 - cached;
                 let what = format!("{name}, step {}", delta.step);
                 assert!(used <= counts.used, "{what}: {used} blocks held, {} used", counts.used);
-                // What was reserved for drafts and given back unused has no name.
+                // Blocks that were reserved for drafts and given back unused are never named.
                 unnamed += counts.used - used;
                 assert!(cached >= counts.cached && cached - counts.cached <= counts.used - used, "{what}");
                 seen[3] += states.values().filter(|s| **s == BlockState::Shared).count();

@@ -23,11 +23,11 @@ macro_rules! builtin {
 
 const BUILTINS: [Builtin; 2] = [builtin!("target"), builtin!("draft")];
 
-/// The embedded model of that name.
+/// Reads the embedded model with this name.
 ///
 /// # Errors
 ///
-/// A name that is none of theirs.
+/// No embedded model has this name.
 pub fn checkpoint(name: &str) -> anyhow::Result<Checkpoint> {
     let Some(found) = BUILTINS.iter().find(|b| b.name == name) else {
         let names: Vec<_> = BUILTINS.iter().map(|b| format!("builtin:{}", b.name)).collect();

@@ -1,4 +1,4 @@
-//! The draft model of an engine: whether it goes with the target, and its parts.
+//! The draft model of an engine: checks that it fits the target, and makes its parts.
 
 use anyhow::{Context, bail, ensure};
 use pagedraft_block_manager::{GroupId, KvGroup};
@@ -8,18 +8,19 @@ use pagedraft_model::tokenizer::Tokenizer;
 use pagedraft_model::{AnyDevice, CaptureReport, ModelError, Runner};
 use pagedraft_spec_decode::proposer::{DraftModel, DraftOptions};
 
+use super::checkpoint;
 use super::kv_salt::KvModel;
-use super::load;
 use super::options::{DraftRef, EngineOptions, ModelRef};
 use super::placement::{Place, Placement};
+use super::step_limits::{capture_sizes, step_limits};
 
-/// A draft model that was checked against its target, not loaded yet.
+/// A draft model that fits its target and is not loaded yet.
 pub(super) struct DraftParts {
     pub model: ModelRef,
     pub checkpoint: Checkpoint,
 }
 
-/// The same, with where it runs.
+/// A draft model that fits its target, and where it will run.
 pub(super) struct PlacedDraft {
     model: ModelRef,
     checkpoint: Checkpoint,
@@ -28,14 +29,14 @@ pub(super) struct PlacedDraft {
 }
 
 impl DraftParts {
-    /// The draft model that the options name, if they name one.
+    /// Opens the draft model that the options name, if they name one.
     pub fn open(
         options: &EngineOptions,
         target: &Checkpoint,
         max_model_len: u32,
     ) -> anyhow::Result<Option<Self>> {
         let Some(DraftRef::Model(model)) = &options.speculation.draft else { return Ok(None) };
-        let checkpoint = load::checkpoint(model, options)?;
+        let checkpoint = checkpoint::open(model, options)?;
         let config = checkpoint.config();
         check_vocabularies(options, (model, &checkpoint), target)?;
         let windows = config.windows.iter().flatten();
@@ -54,7 +55,7 @@ impl DraftParts {
         Ok(Some(Self { model: model.clone(), checkpoint }))
     }
 
-    /// Beside its target.
+    /// Places the draft model beside its target.
     pub fn place(self, options: &EngineOptions, beside: &Placement) -> anyhow::Result<PlacedDraft> {
         let Self { model, checkpoint } = self;
         let placement = beside.beside(options, checkpoint.config())?;
@@ -64,11 +65,11 @@ impl DraftParts {
 }
 
 impl PlacedDraft {
-    /// The KV group of the draft, which may lag behind the target's.
+    /// The KV group of the draft model, which may lag behind the target's.
     ///
     /// # Errors
     ///
-    /// A dtype or a block size without kernels.
+    /// There are no kernels for the dtype or the block size.
     pub fn group(&self, id: GroupId) -> anyhow::Result<KvGroup> {
         let config = self.checkpoint.config();
         let bytes = self.placement.token_bytes(config)?;
@@ -79,7 +80,7 @@ impl PlacedDraft {
         Ok(group)
     }
 
-    /// Loads the model beside its target; and what capturing its graphs took.
+    /// Loads the model beside its target. Returns what capturing its graphs took, too.
     pub fn load(
         &self,
         options: &EngineOptions,
@@ -88,14 +89,14 @@ impl PlacedDraft {
         max_model_len: u32,
     ) -> anyhow::Result<(DraftModel<AnyDevice>, Option<CaptureReport>)> {
         let config = self.checkpoint.config();
-        let limits = load::step_limits(options, max_model_len);
+        let limits = step_limits(options, max_model_len);
         let failed = || format!("the draft model {} does not load", self.model);
         let device = self.placement.open(config, limits, place).with_context(failed)?;
         let mut runner = Runner::load(device, &self.checkpoint, limits).with_context(failed)?;
         let mut capture = None;
         if !options.enforce_eager {
-            // A sequence feeds one token, or two after all its drafts were accepted.
-            capture = Some(runner.capture(&load::capture_sizes(options, limits, 2))?);
+            // A sequence feeds one token, or two if all its drafts were accepted.
+            capture = Some(runner.capture(&capture_sizes(options, limits, 2))?);
         }
         let group = place.groups.first().copied().unwrap_or_default();
         let draft = DraftModel::new(
@@ -111,7 +112,7 @@ impl PlacedDraft {
         Ok((draft, capture))
     }
 
-    /// What the model takes of a GPU's memory.
+    /// The memory of a GPU that the model takes.
     pub fn need(
         &self,
         options: &EngineOptions,
@@ -120,22 +121,23 @@ impl PlacedDraft {
         gpu: &Gpu,
     ) -> anyhow::Result<MemoryNeed> {
         let config = self.checkpoint.config();
-        let limits = load::step_limits(options, max_model_len);
+        let limits = step_limits(options, max_model_len);
         self.placement.need(config, kv_cache, limits, gpu)
     }
 
-    /// Bytes of a KV block of the draft, all layers together.
+    /// The bytes of a KV block of the draft model, all layers together.
     pub fn block_bytes(&self) -> u128 {
         self.block_bytes
     }
 }
 
-/// The most ids by which two models without tokenizers may differ and count as one vocabulary with other padding: embeddings are
-/// padded to a multiple of 1,024 at the most.
+/// If two models without tokenizers differ by at most this many ids, they count as one vocabulary with
+/// different padding. Embeddings are padded to a multiple of 1,024 at most.
 const MOST_PADDING: usize = 1024;
 
-/// Refuses a draft whose token ids mean other tokens than the target's. Where both have tokenizers, these decide, and the sizes of
-/// the embeddings do not matter: models of one family pad them differently, and a draft proposes no id that either lacks.
+/// Refuses a draft model whose token ids mean other tokens than the target's. If both models have
+/// tokenizers, these decide, and the sizes of the embeddings do not matter: models of one family pad them
+/// differently, and no id is proposed that either of them lacks.
 fn check_vocabularies(
     options: &EngineOptions,
     (model, draft): (&ModelRef, &Checkpoint),
@@ -167,7 +169,7 @@ fn check_vocabularies(
     Ok(())
 }
 
-/// A model's tokenizer, where it has one.
+/// The tokenizer of a model, if it has one.
 fn tokenizer(checkpoint: &Checkpoint) -> Result<Option<Tokenizer>, ModelError> {
     match checkpoint.tokenizer() {
         Ok(tokenizer) => Ok(Some(tokenizer)),

@@ -1,20 +1,20 @@
-//! Whether what an engine takes of a GPU's memory is there, asked before any of it is taken.
+//! Checks that a GPU has enough free memory for an engine, before any of it is taken.
 
 use anyhow::anyhow;
 use pagedraft_model::cuda::MemoryNeed;
 
 use crate::exit::usage_hint;
 
-/// What an engine takes.
+/// The memory that an engine takes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct EngineNeed {
-    /// For the model.
+    /// The memory for the model.
     pub target: MemoryNeed,
-    /// For its draft model, where it has one.
+    /// The memory for its draft model, if it has one.
     pub draft: Option<MemoryNeed>,
-    /// KV blocks of either.
+    /// The number of KV blocks of each model.
     pub num_blocks: u32,
-    /// Bytes of a block of the target and one of the draft model together.
+    /// The bytes of one block of the target and one of the draft model together.
     pub block_bytes: u64,
 }
 
@@ -23,12 +23,12 @@ impl EngineNeed {
         part(&self.target) + self.draft.as_ref().map_or(0, part)
     }
 
-    /// Refuses more than what is free; says what each part takes, and by which flag it takes less. `arena` gives the bytes of the
-    /// KV memory for a number of blocks.
+    /// Refuses more than is free. The error says what each part takes, and which flag makes it smaller.
+    /// `arena` returns the bytes of the KV memory for a number of blocks.
     ///
     /// # Errors
     ///
-    /// So many bytes are not free.
+    /// The engine takes more bytes than are free.
     pub fn check(&self, free: u64, arena: impl Fn(u32) -> u64) -> anyhow::Result<()> {
         let all = self.sum(MemoryNeed::total);
         if all <= free {
@@ -59,7 +59,7 @@ impl EngineNeed {
         let (cache, weights) = (self.sum(|need| need.kv_cache), self.sum(|need| need.weights));
         let rest = self.sum(MemoryNeed::total) - cache;
         let room = free.saturating_sub(rest);
-        // The most blocks that fit; those that were asked for do not.
+        // Bisection between a number of blocks that fits and one that does not.
         let (mut fit, mut over) = (0, self.num_blocks);
         while over.saturating_sub(fit) > 1 {
             let middle = fit + (over - fit) / 2;
@@ -82,7 +82,7 @@ impl EngineNeed {
     }
 }
 
-/// A number of bytes, in the greatest unit of which there is one.
+/// A number of bytes, in the greatest unit that gives at least 1.
 fn size(bytes: u64) -> String {
     let unit = |shift: u32, name: &str| format!("{:.2} {name}", bytes as f64 / (1u64 << shift) as f64);
     match bytes {
@@ -130,7 +130,7 @@ mod tests {
     #[test]
     fn the_flag_named_is_one_that_helps() {
         let hint = |free: u64| report(&check(&NEED, free).unwrap_err());
-        // The blocks that fit: 5 MiB each beside 7.75 GiB.
+        // The blocks take 5 MiB each, and 7.75 GiB are needed for everything else.
         assert!(hint(8 << 30).contains("--num-blocks 51 fits"), "{}", hint(8 << 30));
         let buffers = hint((7 << 30) + (100 << 20));
         assert!(buffers.contains("lower --max-num-batched-tokens") && !buffers.contains("--num-blocks"));

@@ -1,27 +1,29 @@
-//! What besides the tokens changes the contents of KV blocks, as the salt of their hashes.
+//! Computes the salt of block hashes from everything besides the tokens that changes the contents of KV
+//! blocks.
 
 use pagedraft_block_manager::{KvGroup, Salt};
 use pagedraft_model::Dtype;
 use pagedraft_model::checkpoint::Fingerprint;
 
-/// A model as its KV depends on it.
+/// The properties of a model that its KV depends on.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct KvModel {
     pub fingerprint: Fingerprint,
-    /// Of the weights as they are computed with.
+    /// The type of the weights in computations.
     pub dtype: Dtype,
-    /// Of the stored keys and values.
+    /// The type of the stored keys and values.
     pub kv_dtype: Dtype,
 }
 
 impl KvModel {
-    /// The salt of one group: it names the group's contents to the world outside.
+    /// The salt of one group. It identifies the group's contents to other programs.
     pub fn group_salt(&self, group: &KvGroup) -> Salt {
         self.salt(std::slice::from_ref(group))
     }
 
-    /// The salt of all sequences of an engine whose target has `groups`. A draft model's group is none of them: the KV of the
-    /// target is the same with and without a draft, and blocks of a group are found by that group alone.
+    /// The salt of all sequences of an engine whose target has `groups`. A draft model's group does not
+    /// count: the KV of the target is the same with and without a draft model, and blocks are only looked
+    /// up within their own group.
     pub fn salt(&self, groups: &[KvGroup]) -> Salt {
         let Self { fingerprint, dtype, kv_dtype } = self;
         let (fingerprint, dtype, kv_dtype) =
@@ -42,7 +44,7 @@ fn spec(group: &KvGroup) -> String {
     spec
 }
 
-/// The salt of a tenant's sequences in an engine: nobody else finds their blocks, nor they anybody else's.
+/// The salt of a tenant's sequences in an engine. Tenants do not find each other's blocks.
 pub(super) fn of_tenant(engine: Salt, tenant: &str) -> Salt {
     Salt::of(&[("engine", &engine.to_string()), ("tenant", tenant)])
 }

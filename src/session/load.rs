@@ -1,77 +1,33 @@
-//! From options to a loaded engine.
+//! Loads an engine from its options.
 
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
-use pagedraft_block_manager::{Arena, GroupId, Salt};
-use pagedraft_model::checkpoint::{Checkpoint, ModelConfig};
+use pagedraft_block_manager::{Arena, GroupId};
+use pagedraft_model::checkpoint::ModelConfig;
 use pagedraft_model::cpu::MemoryLimit;
 use pagedraft_model::dense::kv_groups;
 use pagedraft_model::tokenizer::Tokenizer;
-use pagedraft_model::{
-    AnyArena, AnyDevice, CaptureReport, CaptureSizes, Dtype, ModelError, Runner, StepLimits,
-};
+use pagedraft_model::{AnyArena, AnyDevice, ModelError, Runner};
 use pagedraft_scheduler::{Scheduler, SchedulerConfig};
 use pagedraft_spec_decode::ModelExecutor;
 
-use super::builtin;
+use super::checkpoint;
 use super::draft::{DraftParts, PlacedDraft};
 use super::gpu_memory::EngineNeed;
+use super::info::SessionInfo;
 use super::kv_salt::KvModel;
 use super::log;
-use super::options::{EngineOptions, LoadFormat, ModelRef};
-use super::placement::{InstructionSet, Place, Placement, instruction_set};
+use super::options::EngineOptions;
+use super::placement::{Place, Placement, instruction_set};
 use super::speculation::Setups;
+use super::step_limits::{capture_sizes, step_limits};
 use crate::exit::usage;
 use crate::memory_need::{books, ensure_fits};
 
-/// Bytes of KV cache where nothing is said; fewer where that is more than a quarter of what this process may have.
+/// The bytes of KV cache if nothing is said. It is less if this is more than a quarter of the memory that
+/// this process may have.
 const DEFAULT_KV_CACHE_MEMORY: u64 = 1 << 30;
-/// Rows whose logits are computed at a time, at most, so that the head's weights are read once for a batch of verify rows; no
-/// graph has more. Their logits take 2 KiB a token of the vocabulary: 297 MiB of 151,936 tokens.
-pub const MOST_LOGIT_ROWS: u32 = 512;
-
-/// What an engine was built as.
-#[derive(Clone, Debug)]
-pub struct SessionInfo {
-    /// The model's name: its directory, or `builtin:NAME`.
-    pub model_id: String,
-    /// Token ids are below this.
-    pub vocab_size: usize,
-    /// Width of a hidden state.
-    pub hidden_size: usize,
-    /// Parameters of the model.
-    pub parameters: u64,
-    /// Of weights and KV.
-    pub dtype: Dtype,
-    /// Of the kernels.
-    pub isa: InstructionSet,
-    /// Why it is not on a GPU, where `auto` was asked for.
-    pub no_gpu: Option<String>,
-    /// Whether results depend on nothing but the request.
-    pub deterministic: bool,
-    /// Threads of the device.
-    pub threads: usize,
-    /// Greatest length of a sequence.
-    pub max_model_len: u32,
-    /// KV blocks of the pool.
-    pub num_blocks: u32,
-    /// Tokens a block.
-    pub block_size: u32,
-    /// Bytes of KV a block, all layers together.
-    pub block_bytes: usize,
-    /// The salt of the hashes of KV blocks: it stands for the model, the dtypes and the KV groups.
-    pub kv_salt: Salt,
-    /// Tokens that end a sequence.
-    pub eos_token_ids: Vec<u32>,
-    /// Whether the weights are drawn from a seed.
-    pub dummy_weights: bool,
-    /// What capturing graphs took, the draft model's included; `None` where every step is eager.
-    pub capture: Option<CaptureReport>,
-    /// Token rows that the target's graphs were captured at, ascending; empty where every step is eager.
-    pub graph_sizes: Vec<u32>,
-}
-
 /// The parts of an engine.
 pub(super) struct Loaded {
     pub tokenizer: Option<Arc<Tokenizer>>,
@@ -79,21 +35,6 @@ pub(super) struct Loaded {
     pub executor: ModelExecutor<AnyDevice>,
     pub setups: Setups,
     pub info: SessionInfo,
-}
-
-pub(super) fn checkpoint(model: &ModelRef, options: &EngineOptions) -> anyhow::Result<Checkpoint> {
-    let checkpoint = match (model, options.load_format) {
-        (ModelRef::Builtin(name), LoadFormat::Auto) => builtin::checkpoint(name),
-        (ModelRef::Builtin(name), LoadFormat::Dummy) => {
-            builtin::checkpoint(name).map(|c| Checkpoint::dummy(c.config().clone(), options.seed))
-        }
-        (ModelRef::Directory(dir), LoadFormat::Auto) => {
-            Checkpoint::open(dir).with_context(|| format!("the model {} does not load", dir.display()))
-        }
-        (ModelRef::Directory(dir), LoadFormat::Dummy) => Checkpoint::open_dummy(dir, options.seed)
-            .with_context(|| format!("the model {} does not load", dir.display())),
-    };
-    checkpoint.map_err(usage)
 }
 
 fn max_model_len(options: &EngineOptions, config: &ModelConfig) -> anyhow::Result<u32> {
@@ -108,14 +49,14 @@ fn max_model_len(options: &EngineOptions, config: &ModelConfig) -> anyhow::Resul
     }
 }
 
-/// Bytes of KV cache where nothing is said.
+/// The bytes of KV cache if nothing is said.
 fn default_kv_cache_memory() -> u64 {
     let limit = MemoryLimit::of_this_process().map_or(u64::MAX, |limit| limit.bytes);
     DEFAULT_KV_CACHE_MEMORY.min(limit / 4)
 }
 
-/// Refuses a KV cache that holds nothing, and buffers that there is no memory for, by the flag that asks for them. A GPU's own
-/// memory is looked at once its size is known.
+/// Refuses a KV cache that holds nothing, and buffers for which there is no memory. The error names the
+/// flag. A GPU's own memory is checked later, when its size is known.
 fn check_memory(
     options: &EngineOptions,
     config: &ModelConfig,
@@ -146,7 +87,7 @@ fn check_memory(
 
 pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
     let _span = tracing::debug_span!("load", model = %options.model).entered();
-    let checkpoint = checkpoint(&options.model, options)?;
+    let checkpoint = checkpoint::open(&options.model, options)?;
     let config = checkpoint.config().clone();
     let max_model_len = max_model_len(options, &config)?;
     let refused = |e: anyhow::Error| usage(e.context("the model that --draft names is refused"));
@@ -163,13 +104,14 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
         (Some(n), _) => n,
         // The arena has room for as many blocks of the draft model.
         (None, Some(memory)) => blocks_in(memory, block_bytes + draft_bytes),
-        // A draft model comes on top: the target's plans are the same with it and without.
+        // The draft model's memory comes in addition, so that the target's plans are the same with and
+        // without it.
         (None, None) => blocks_in(default_kv_cache_memory(), block_bytes),
     };
     let (all_bytes, on_gpu) = (block_bytes + draft_bytes, placement.is_gpu());
     check_memory(options, &config, num_blocks, all_bytes, max_model_len, on_gpu).map_err(usage)?;
     let block_bytes = usize::try_from(block_bytes).unwrap_or(usize::MAX);
-    // The scheduler refuses bad figures before anything large is allocated.
+    // The scheduler refuses bad numbers before anything large is allocated.
     let token_bytes = placement.token_bytes(&config)?;
     let mut target_groups = kv_groups(&config.windows, max_model_len as usize, token_bytes);
     let target_ids: Vec<GroupId> = target_groups.iter().map(|group| group.id).collect();
@@ -205,7 +147,7 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
             let arena = Arena::plan(scheduler.blocks().block_size(), blocks, scheduler.blocks().groups());
             arena.map_or(u64::MAX, |arena| arena.bytes() as u64)
         };
-        // Both models draw from one memory, which has room for as many blocks of either.
+        // Both models use one memory, which has room for this many blocks of each.
         let of_both = bytes(num_blocks);
         let of_draft =
             u64::try_from(draft_bytes * u128::from(num_blocks)).map_or(of_both, |own| own.min(of_both));
@@ -220,7 +162,7 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
     }
     let failed = || format!("the model {} does not load", options.model);
     let arena = AnyArena::new(scheduler.blocks().arena(), gpu.as_ref()).map_err(|e| {
-        // A GPU's memory was asked for above: what it does not grant now is no fault of the options.
+        // A GPU's memory was checked above. If it refuses memory now, that is not a fault of the options.
         if on_gpu { anyhow::Error::from(e).context(failed()) } else { usage(e.into()) }
     })?;
     let place = Place { arena: &arena, groups: &target_ids, gpu: gpu.as_ref(), beside: None };
@@ -286,41 +228,4 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
         (scheduler, setups.prepare(&options.speculation, options.enforce_eager, &mut executor)?);
     setups.switch(setup, &mut scheduler, &mut executor)?;
     Ok(Loaded { tokenizer, scheduler, executor, setups, info })
-}
-
-/// The greatest step that a model is built for.
-pub(super) fn step_limits(options: &EngineOptions, max_model_len: u32) -> StepLimits {
-    let token_rows = options.max_num_batched_tokens as usize;
-    let logit_rows = token_rows.min(MOST_LOGIT_ROWS as usize);
-    StepLimits { token_rows, logit_rows, max_model_len: max_model_len as usize }
-}
-
-/// The shapes that the target's graphs are captured for: query lengths up to `longest`.
-pub(super) fn capture_sizes(options: &EngineOptions, limits: StepLimits, longest: u32) -> CaptureSizes {
-    let captured = limits.logit_rows as u32;
-    let most = captured.min(options.max_num_seqs.saturating_mul(longest));
-    let mut rows = options.graph_sizes.clone().unwrap_or_else(|| CaptureSizes::default_token_rows(most));
-    rows.retain(|&rows| rows <= captured);
-    CaptureSizes::new(rows, (1..=longest).collect())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn graphs_are_captured_up_to_the_size_that_the_help_names() {
-        let mut options = EngineOptions::new(ModelRef::Builtin("target".to_owned()));
-        let greatest = |options: &EngineOptions, longest| {
-            let limits = step_limits(options, 1024);
-            capture_sizes(options, limits, longest).token_rows().last().copied()
-        };
-        assert_eq!(greatest(&options, 5), Some(512));
-        assert_eq!(greatest(&options, 1), Some(256));
-        options.graph_sizes = Some(vec![4, 512, 513]);
-        assert_eq!(greatest(&options, 5), Some(512));
-        options.max_num_batched_tokens = 100;
-        options.graph_sizes = None;
-        assert_eq!(greatest(&options, 5), Some(100));
-    }
 }

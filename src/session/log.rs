@@ -1,7 +1,8 @@
-//! What the engine says about itself while it runs.
+//! The events that the engine emits while it runs.
 //!
-//! These are events of the `tracing` crate. A program that embeds the engine may subscribe to them; the command line does so when
-//! `RUST_LOG` is set. Without a subscriber an event costs one comparison, and nothing is put together for it.
+//! They are events of the `tracing` crate. A program that embeds the engine may subscribe to them; the
+//! command line does so if `RUST_LOG` is set. Without a subscriber an event costs one comparison, and
+//! nothing is formatted for it.
 //!
 //! | level | what is told |
 //! |---|---|
@@ -16,12 +17,12 @@ use pagedraft_scheduler::StepPlan;
 use pagedraft_spec_decode::ExecutionRecord;
 use tracing::{Level, debug, enabled, info, trace, warn};
 
-use super::load::SessionInfo;
+use super::info::SessionInfo;
 use super::options::SpeculationOptions;
 use super::request::{Request, RequestId, RequestOutput, SessionStep};
 use super::sequence::Sequence;
 
-/// Where the events come from, for filters.
+/// The target of the events, for filters.
 const TARGET: &str = "pagedraft::session";
 
 pub(super) fn opened(info: &SessionInfo, groups: &[KvGroup]) {
@@ -100,7 +101,7 @@ pub(super) fn ended(output: &RequestOutput) {
     );
 }
 
-/// Tells what a request failed from, which names it.
+/// Emits why a request failed. The reason names the request.
 pub(super) fn failed(output: &RequestOutput) {
     warn!(target: TARGET, error = output.error, "request failed");
 }
@@ -109,7 +110,7 @@ pub(super) fn step_failed(error: &anyhow::Error) {
     warn!(target: TARGET, error = format!("{error:#}"), "step failed");
 }
 
-/// Tells whose blocks were taken back while a plan was made.
+/// Emits which requests were preempted while a plan was made.
 pub(super) fn preempted(plan: &StepPlan, sequences: &Slab<Sequence>, by_key: &SideTable<RequestId>) {
     if plan.preempted.is_empty() || !enabled!(target: TARGET, Level::DEBUG) {
         return;
@@ -122,7 +123,7 @@ pub(super) fn preempted(plan: &StepPlan, sequences: &Slab<Sequence>, by_key: &Si
     }
 }
 
-/// Tells what a step did, and which of its segments looked for a graph in vain.
+/// Emits what a step did, and which of its segments looked for a graph in vain.
 pub(super) fn stepped(report: &SessionStep, record: &ExecutionRecord) {
     let more = record.more.iter().take(record.more_segments).map(|one| one.ran);
     for (segment, ran) in std::iter::once(record.ran).chain(more).enumerate() {

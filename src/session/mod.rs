@@ -1,10 +1,12 @@
-//! An engine in a process: requests in, tokens and text out, a step at a time.
+//! An engine within a process: requests go in, and tokens and text come out, step by step.
 //!
-//! It wires the rooms together (scheduler, executor, tokenizer, trace) and decides nothing itself.
+//! It puts the parts together (scheduler, executor, tokenizer, trace) and decides nothing itself.
 
 mod builtin;
+mod checkpoint;
 mod draft;
 mod gpu_memory;
+mod info;
 mod instruments;
 mod kv_salt;
 mod load;
@@ -16,6 +18,7 @@ mod row;
 mod sequence;
 mod special_stops;
 mod speculation;
+mod step_limits;
 mod text;
 mod tokenizer;
 mod trace;
@@ -36,7 +39,7 @@ use pagedraft_spec_decode::metrics::SpeculationMetrics;
 use pagedraft_spec_decode::{ExecutionRecord, ModelExecutor, Registered};
 use pagedraft_workloads::trace::{TraceTables, TraceWriter};
 
-pub use load::{MOST_LOGIT_ROWS, SessionInfo};
+pub use info::SessionInfo;
 pub use options::{
     DeviceRef, DraftLength, DraftRef, EngineOptions, LoadFormat, ModelRef, SpeculationOptions, TraceOptions,
 };
@@ -44,6 +47,7 @@ pub use placement::InstructionSet;
 pub use request::{Emitted, Request, RequestId, RequestOutput, SessionStep};
 pub use row::StepRow;
 pub use speculation::SetupId;
+pub use step_limits::MOST_LOGIT_ROWS;
 pub use tokenizer::tokenizer;
 
 use crate::exit::usage;
@@ -63,13 +67,13 @@ pub struct Session {
     plan: StepPlan,
     outcome: StepOutcome<ExecutionRecord>,
     applied: Vec<Applied>,
-    /// Every sample whose output has not been taken. The place of one that was taken is used again.
+    /// Every sample whose output has not been collected. A collected one's index is reused.
     sequences: Slab<Sequence>,
     by_key: SideTable<RequestId>,
-    /// What the last step was to each of its requests.
+    /// What each row of the last step did.
     rows: Vec<StepRow>,
     trace: Option<Trace>,
-    /// What entered and left the prefix cache in the last step, while a trace is written.
+    /// What entered and left the prefix cache in the last step, if a trace is written.
     journal: KvJournal,
 }
 
@@ -78,7 +82,7 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// A model that does not load, options that do not go together, a trace directory that cannot be written.
+    /// The model can't be loaded, options contradict each other, or the trace directory can't be written.
     pub fn open(options: &EngineOptions) -> anyhow::Result<Self> {
         let mut loaded = load::load(options)?;
         let blocks = loaded.scheduler.blocks();
@@ -107,23 +111,23 @@ impl Session {
         })
     }
 
-    /// What the engine was built as.
+    /// How the engine was built.
     pub fn info(&self) -> &SessionInfo {
         &self.info
     }
 
-    /// What the engine was opened as, for the `config.json` of a run: an object with the names of the flags. A trace that is
-    /// attached needs a `trace_tables` beside it, or in it.
+    /// The options of the engine for the `config.json` of a run: an object with the names of the flags. A
+    /// trace that is attached needs `trace_tables` beside it, or in it.
     pub fn config(&self) -> &serde_json::Value {
         &self.config
     }
 
-    /// Traces every step from here on, in a directory that has its `config.json` already; `tables` as it says there.
-    /// [`close`](Self::close) ends the trace.
+    /// Traces every step from now on, in a directory that has its `config.json` already. `tables` must be
+    /// what it says there. [`close`](Self::close) ends the trace.
     ///
     /// # Errors
     ///
-    /// There is a trace already, or requests were submitted, whose names it would not know.
+    /// There is a trace already, or requests were submitted before, whose names the trace would not know.
     pub fn attach_trace(&mut self, writer: TraceWriter, tables: TraceTables) -> anyhow::Result<()> {
         ensure!(self.trace.is_none(), "the session has a trace already");
         ensure!(!self.has_unfinished(), "a trace can't begin while requests run");
@@ -138,7 +142,7 @@ impl Session {
         &self.info.model_id
     }
 
-    /// The model's tokenizer, where it has one.
+    /// The model's tokenizer, if it has one.
     pub fn tokenizer(&self) -> Option<&Tokenizer> {
         self.tokenizer.as_deref()
     }
@@ -148,30 +152,32 @@ impl Session {
         self.scheduler.has_unfinished()
     }
 
-    /// What speculation came to since the last change of setup, or since [`take_metrics`](Self::take_metrics).
+    /// What speculation has gained since the last change of setup, or since
+    /// [`take_metrics`](Self::take_metrics).
     pub fn metrics(&self) -> &SpeculationMetrics {
         self.executor.metrics()
     }
 
-    /// The same, counting from 0 again; the counts of [`run_counts`](Self::run_counts) too.
+    /// Returns the [`metrics`](Self::metrics) and sets them to 0, and the counts of
+    /// [`run_counts`](Self::run_counts) too.
     pub fn take_metrics(&mut self) -> SpeculationMetrics {
         self.executor.reset_counts();
         self.executor.take_metrics()
     }
 
-    /// Queues a request: one id a sample, in order.
+    /// Submits a request. Returns one id per sample, in order.
     ///
     /// # Errors
     ///
-    /// Parameters out of range, token ids the model does not have, a prompt that is empty or that can never fit; nothing
-    /// is queued then.
+    /// A parameter is out of range, the model does not have a token id, or the prompt is empty or can never
+    /// fit. Nothing is queued then.
     pub fn submit(&mut self, request: Request) -> anyhow::Result<Vec<RequestId>> {
         self.check(&request)?;
         let mut ids = Vec::with_capacity(request.n as usize);
         let mut first = None;
         for sample in 0..request.n {
             let mut spec = self.spec(&request);
-            // Whoever asks for logprobs of the prompt has all of it computed.
+            // If log probabilities of the prompt are asked for, all of it must be computed.
             spec.fork_of = first.filter(|_| spec.reads_cache);
             let sequence = Sequence::new(&request, sample, &spec.stop_token_ids, self.tokenizer.as_ref())?;
             let salt = spec.salt;
@@ -195,11 +201,11 @@ impl Session {
         Ok(ids)
     }
 
-    /// Whether [`submit`](Self::submit) would take a request.
+    /// Whether [`submit`](Self::submit) would accept a request.
     ///
     /// # Errors
     ///
-    /// Those of `submit`.
+    /// Those of [`submit`](Self::submit).
     pub fn check(&self, request: &Request) -> anyhow::Result<()> {
         let parameters = self.check_parameters(request);
         let checked = parameters.and_then(|()| Ok(self.scheduler.check(&self.spec(request))?));
@@ -229,12 +235,13 @@ impl Session {
             request.stop.is_empty() || self.tokenizer.is_some(),
             "stop strings need a tokenizer, and the model has none: use stop token ids"
         );
-        // A request that the whole pool cannot hold to its end would end early, and how early would depend on the pool.
+        // If the whole pool could not hold a request to its end, it would end early, and how early would
+        // depend on the pool.
         let most = (request.prompt.len() as u64 + u64::from(request.max_tokens))
             .min(u64::from(self.info.max_model_len));
         let (blocks, block_size) = (self.info.num_blocks, self.info.block_size);
         let holds = u64::from(self.scheduler.capacity());
-        // The last token is never computed, and needs no slot.
+        // The last token is never computed, so it needs no slot.
         ensure!(
             most <= holds + 1,
             "it may grow to {most} tokens ({} of prompt), and the pool of {blocks} KV blocks of {block_size} tokens holds {holds}: \
@@ -259,11 +266,11 @@ impl Session {
         spec
     }
 
-    /// Ends a request now; without effect on one that has ended.
+    /// Ends a request now. It has no effect on a request that has ended.
     ///
     /// # Errors
     ///
-    /// What there is of its text cannot be decoded.
+    /// The text so far can't be decoded.
     pub fn abort(&mut self, id: RequestId) -> anyhow::Result<()> {
         if let Some(sequence) = self.sequences.get_mut(id.0) {
             let info = self.scheduler.request(sequence.key());
@@ -277,7 +284,7 @@ impl Session {
         Ok(())
     }
 
-    /// Numbers the next step `step`, where that is further on.
+    /// Gives the next step the number `step`, if that is greater than its own.
     pub fn skip_to(&mut self, step: u64) {
         self.scheduler.skip_to(StepId(step));
     }
@@ -286,8 +293,8 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// A fault of the engine, an alarm of the canary, or a fault of the trace. The requests of a step that failed are computed
-    /// again if the session goes on.
+    /// The engine has a fault, the canary raised an alarm, or the trace can't be written. If the session
+    /// goes on, the requests of a failed step are computed again.
     pub fn step(&mut self) -> anyhow::Result<SessionStep> {
         if !self.scheduler.has_unfinished() {
             return Ok(SessionStep { idle: true, ..SessionStep::default() });
@@ -307,7 +314,8 @@ impl Session {
         log::preempted(&self.plan, &self.sequences, &self.by_key);
         self.executor.execute(&self.plan, &self.scheduler, &mut self.outcome)?;
         self.scan_stops()?;
-        // Who ends with the step has no table and no seat any more once it is applied.
+        // This must come before the step is applied, because requests that end with it have no table and no
+        // seat afterwards.
         self.note_rows();
         let stats = self.scheduler.stats();
         let mut report = SessionStep {
@@ -353,7 +361,7 @@ impl Session {
         Ok(())
     }
 
-    /// Takes down who runs in the step, and the blocks that each holds.
+    /// Takes note of the requests that run in the step, and of the blocks that each holds.
     fn note_rows(&mut self) {
         self.rows.clear();
         for row in &self.plan.rows {
@@ -365,12 +373,12 @@ impl Session {
         }
     }
 
-    /// What the last step was to each of its requests, in the plan's order.
+    /// What the last step did for each of its requests, in the plan's order.
     pub fn step_rows(&self) -> &[StepRow] {
         &self.rows
     }
 
-    /// Hands what the step gave to its sequences.
+    /// Adds what the step emitted to its sequences.
     fn collect(&mut self, report: &mut SessionStep) -> anyhow::Result<()> {
         for row in &self.plan.rows {
             match row.kind {
@@ -430,7 +438,7 @@ impl Session {
         Ok(())
     }
 
-    /// What came of a sample so far; its memory is given up once it has ended.
+    /// The output of a sample so far. Its memory is freed if it has ended.
     pub fn take_output(&mut self, id: RequestId) -> Option<RequestOutput> {
         let output = self.sequences.get(id.0)?.output();
         if output.finish_reason.is_none() {
@@ -439,11 +447,11 @@ impl Session {
         self.sequences.remove(id.0).map(Sequence::into_output)
     }
 
-    /// Ends the trace, with `summary` as its summary.
+    /// Ends the trace, and writes `summary` as its summary.
     ///
     /// # Errors
     ///
-    /// The trace cannot be written.
+    /// The trace can't be written.
     pub fn close(&mut self, summary: &serde_json::Value) -> anyhow::Result<()> {
         log::closed();
         match self.trace.take() {

@@ -1,4 +1,4 @@
-//! What an engine is built from.
+//! The options of an engine.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -45,7 +45,7 @@ impl fmt::Display for ModelRef {
 /// Where to run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceRef {
-    /// On a GPU where one can be used, else on the CPU.
+    /// On a GPU if one can be used, otherwise on the CPU.
     Auto,
     /// On the CPU.
     #[default]
@@ -57,10 +57,10 @@ pub enum DeviceRef {
 /// Where the weights come from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum LoadFormat {
-    /// The model's safetensors.
+    /// From the model's safetensors files.
     #[default]
     Auto,
-    /// Drawn from the seed; only `config.json` is read.
+    /// Drawn from the seed. Only `config.json` is read.
     Dummy,
 }
 
@@ -69,7 +69,8 @@ pub enum LoadFormat {
 pub enum DraftRef {
     /// A model of the same vocabulary.
     Model(ModelRef),
-    /// What followed the last tokens where they occurred before in the request.
+    /// N-gram look-up: the tokens that followed the last few tokens where these occurred before in the
+    /// request.
     Ngram,
     /// The tokens of the run without speculation, each wrong with probability 1 - rate.
     Synthetic {
@@ -79,7 +80,7 @@ pub enum DraftRef {
 }
 
 impl DraftRef {
-    /// What reports call it.
+    /// The name that reports use.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Model(_) => "draft",
@@ -90,11 +91,12 @@ impl DraftRef {
 }
 
 impl DraftRef {
-    /// Who is named on a command line: what `from_str` reads, or the path of a directory that is not UTF-8.
+    /// Reads a name from the command line: whatever `from_str` reads, or the path of a directory that is
+    /// not UTF-8.
     ///
     /// # Errors
     ///
-    /// Those of `from_str`: no name, or no rate of synthetic drafts.
+    /// Those of `from_str`: the name is empty, or the rate of synthetic drafts is not valid.
     pub fn named(name: OsString) -> Result<Self, String> {
         match name.to_str() {
             Some(text) => text.parse(),
@@ -139,10 +141,10 @@ impl fmt::Display for DraftRef {
 /// How many drafts a row may have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DraftLength {
-    /// As many as pay, decided for each request and step; never slower than none.
+    /// As many as pay, decided for each request and step. This is never slower than no drafts.
     #[default]
     Auto,
-    /// This many where there is room.
+    /// This many, if there is room.
     Fixed(u16),
 }
 
@@ -185,17 +187,17 @@ impl fmt::Display for DraftLength {
 /// How an engine speculates.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SpeculationOptions {
-    /// Who proposes; without, there are no drafts.
+    /// The proposer; without one there are no drafts.
     pub draft: Option<DraftRef>,
-    /// What a token of the synthetic proposer is made to take, as a share of a decode step.
+    /// The time that a token of the synthetic proposer is made to take, as a share of a decode step.
     pub draft_cost: f64,
-    /// Shortest and longest n-gram that is looked up.
+    /// The lengths of the shortest and the longest n-gram that is looked up.
     pub ngram: (u32, u32),
-    /// How many drafts.
+    /// The number of drafts of a row.
     pub length: DraftLength,
     /// How verify rows become metadata.
     pub scorer: Scorer,
-    /// Which drafts stand.
+    /// The acceptance rule.
     pub acceptance: Acceptance,
 }
 
@@ -215,7 +217,7 @@ impl Default for SpeculationOptions {
 /// Where a trace goes.
 #[derive(Clone, Debug)]
 pub struct TraceOptions {
-    /// Directory; made if missing.
+    /// The directory. It is made if it does not exist.
     pub dir: PathBuf,
     /// How block tables are written.
     pub tables: TraceTables,
@@ -223,66 +225,67 @@ pub struct TraceOptions {
     pub format: LineFormat,
 }
 
-/// What an engine is built from: the engine flags of the command line.
+/// The options of an engine, which are the engine flags of the command line.
 #[derive(Clone, Debug)]
 pub struct EngineOptions {
     /// The model.
     pub model: ModelRef,
-    /// Its weights.
+    /// Where its weights come from.
     pub load_format: LoadFormat,
-    /// Tokens a KV block.
+    /// How many tokens a KV block holds.
     pub block_size: u32,
-    /// KV blocks; by default as many as `kv_cache_memory` holds.
+    /// The number of KV blocks; by default as many as `kv_cache_memory` holds.
     pub num_blocks: Option<u32>,
-    /// Bytes of KV cache where `num_blocks` is not given (default 1 GiB).
+    /// The bytes of KV cache if `num_blocks` is not given (default 1 GiB).
     pub kv_cache_memory: Option<u64>,
-    /// Greatest number of requests in a step.
+    /// The most requests in a step.
     pub max_num_seqs: u32,
-    /// Token budget of a step.
+    /// The most token rows in a step.
     pub max_num_batched_tokens: u32,
-    /// Greatest length of a sequence; by default the model's.
+    /// The greatest length of a sequence; by default the model's.
     pub max_model_len: Option<u32>,
-    /// Greatest piece of a prompt in a step; by default what the budget leaves.
+    /// The most tokens of a prompt in one step; by default what the budget leaves.
     pub prefill_chunk: Option<u32>,
     /// Whether prompts reuse the KV of equal prefixes.
     pub enable_prefix_caching: bool,
     /// Whether a prompt may be computed in pieces.
     pub enable_chunked_prefill: bool,
-    /// Who is served first.
+    /// In which order requests are served.
     pub policy: Policy,
-    /// Where it runs.
+    /// The device that it runs on.
     pub device: DeviceRef,
-    /// Data type of weights and KV; by default the checkpoint's.
+    /// The type of weights and KV; by default the checkpoint's.
     pub dtype: Option<Dtype>,
     /// How keys and values are stored.
     pub kv: KvStorage,
-    /// Whether a GPU's results depend on nothing but the request, as the CPU's always do.
+    /// Whether a GPU's results depend on the request alone, as the CPU's always do.
     pub deterministic: bool,
-    /// Threads of the CPU device.
+    /// The number of threads of the CPU device.
     pub threads: usize,
-    /// Instruction set; by default the machine's best.
+    /// The instruction set; by default the machine's best.
     pub isa: Option<Isa>,
-    /// Seed of dummy weights and of anything drawn.
+    /// The seed of dummy weights and of everything that is drawn.
     pub seed: u64,
     /// How it speculates.
     pub speculation: SpeculationOptions,
-    /// Whether every step is issued operation by operation, and no graph captured.
+    /// Whether every step is run operation by operation, without capturing graphs.
     pub enforce_eager: bool,
-    /// Token rows that graphs are captured at, up to 512 or the token budget; by default up to what `max_num_seqs` rows can
-    /// have, in steps of a quarter at most.
+    /// The numbers of token rows that graphs are captured for, up to 512 or the token budget. By default
+    /// they go up to what `max_num_seqs` rows can have, in steps of at most a quarter.
     pub graph_sizes: Option<Vec<u32>>,
-    /// The share of replayed steps that are run eagerly as well, and compared; a difference fails the step.
+    /// The share of replayed steps that are also run eagerly and compared. A difference fails the step.
     pub shadow_rate: f64,
-    /// Whether verify steps are replayed on graphs of single tokens, which is wrong: for showing that it is noticed.
+    /// Whether verify steps are replayed on graphs of single tokens, which is wrong. It serves to show that
+    /// the fault is noticed.
     pub inject_decode_graph_for_verify: bool,
-    /// The trace to write.
+    /// The trace to write; `None` for none.
     pub trace: Option<TraceOptions>,
 }
 
 impl EngineOptions {
-    /// What `model` runs with where nothing is said: blocks of 16 tokens, a step of 2,048 tokens and 256 sequences at most,
-    /// chunked prefill and the prefix cache on, first come first served, the CPU, one thread, seed 0, no drafts, graphs, no
-    /// trace.
+    /// The defaults for `model`: blocks of 16 tokens, at most 2,048 tokens and 256 sequences in a step,
+    /// chunked prefill and the prefix cache on, first come first served, the CPU with one thread, seed 0,
+    /// no drafts, graphs, and no trace.
     pub fn new(model: ModelRef) -> Self {
         Self {
             model,

@@ -1,4 +1,4 @@
-//! Where an engine's models run: the CPU, or a GPU.
+//! Decides where an engine's models run: on the CPU or on a GPU.
 
 use std::fmt;
 
@@ -12,16 +12,16 @@ use pagedraft_model::{AnyArena, AnyDevice, Dtype, StepLimits};
 use super::options::{DeviceRef, EngineOptions, ModelRef};
 use crate::exit::{usage, usage_hint};
 
-/// What the kernels of an engine are made of.
+/// The instruction set of an engine's kernels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum InstructionSet {
-    /// The CPU's.
+    /// An instruction set of the CPU.
     Cpu(Isa),
-    /// A GPU's: its compiler's name for it, and the GPU's own.
+    /// The architecture of a GPU as its compiler names it, and the GPU's own name.
     Gpu {
-        /// Such as `sm_90a`.
+        /// The architecture, such as `sm_90a`.
         arch: String,
-        /// Such as `NVIDIA H100 80GB HBM3`.
+        /// The name, such as `NVIDIA H100 80GB HBM3`.
         name: String,
     },
 }
@@ -41,16 +41,16 @@ enum Target {
     Cuda,
 }
 
-/// Where a device keeps its KV, and beside whom it runs.
+/// Where a device keeps its KV, and which device it runs beside.
 #[derive(Clone, Copy)]
 pub(super) struct Place<'a> {
     /// The memory of all KV groups.
     pub arena: &'a AnyArena,
-    /// The groups of the arena that are the model's groups 0, 1, ...
+    /// The groups of the arena that are the model's groups 0, 1, ..
     pub groups: &'a [GroupId],
-    /// The GPU, where it is one.
+    /// The GPU, if it runs on one.
     pub gpu: Option<&'a Gpu>,
-    /// A device whose threads it shares.
+    /// A device that it shares threads with.
     pub beside: Option<&'a AnyDevice>,
 }
 
@@ -63,13 +63,13 @@ pub(super) struct Placement {
     block_size: u32,
     threads: usize,
     deterministic: bool,
-    /// The greatest length of a sequence, where it was asked for.
+    /// The greatest length of a sequence, if it was asked for.
     max_model_len: Option<u32>,
 }
 
 impl Placement {
-    /// As the options ask; `auto` takes a GPU that is there and has kernels for the model and for its draft model, and else
-    /// the reason why not is returned too.
+    /// Places the model as the options ask. `auto` takes a GPU if there is one with kernels for the model
+    /// and its draft model. If it does not, the reason is returned too.
     pub fn new(
         options: &EngineOptions,
         config: &ModelConfig,
@@ -114,7 +114,7 @@ impl Placement {
         }
     }
 
-    /// The same for another model.
+    /// The placement of another model beside this one.
     pub fn beside(&self, options: &EngineOptions, config: &ModelConfig) -> anyhow::Result<Self> {
         let placement = Self::on(self.target, options, config);
         placement.check(config)?;
@@ -150,22 +150,22 @@ impl Placement {
         }
     }
 
-    /// Of weights, and of KV where nothing else is said.
+    /// The type of weights, and of KV unless something else is said.
     pub fn dtype(&self) -> Dtype {
         self.dtype
     }
 
-    /// Whether it is a GPU.
+    /// Whether it is on a GPU.
     pub fn is_gpu(&self) -> bool {
         matches!(self.target, Target::Cuda)
     }
 
-    /// Bytes that a token's keys and values take in one layer.
+    /// The bytes that a token's keys and values take in one layer.
     pub fn token_bytes(&self, config: &ModelConfig) -> anyhow::Result<usize> {
         Ok(self.part_bytes(config)? / self.block_size as usize)
     }
 
-    /// Bytes of a KV block, all layers together.
+    /// The bytes of a KV block, all layers together.
     pub fn block_bytes(&self, config: &ModelConfig) -> anyhow::Result<u128> {
         Ok(self.part_bytes(config)? as u128 * config.num_layers as u128)
     }
@@ -186,12 +186,12 @@ impl Placement {
         })
     }
 
-    /// The GPU, where it is one.
+    /// The GPU, if it is on one.
     pub fn gpu(&self) -> anyhow::Result<Option<Gpu>> {
         Ok(if self.is_gpu() { Some(Gpu::open()?) } else { None })
     }
 
-    /// What a model takes of a GPU's memory, with `kv_cache` bytes of KV arena.
+    /// The memory of a GPU that a model takes, with `kv_cache` bytes for the KV arena.
     pub fn need(
         &self,
         config: &ModelConfig,
@@ -215,7 +215,7 @@ impl Placement {
         }
     }
 
-    /// The device, which keeps its KV where `place` says.
+    /// Opens the device, which keeps its KV where `place` says.
     pub fn open(
         &self,
         config: &ModelConfig,
@@ -243,7 +243,7 @@ impl Placement {
     }
 }
 
-/// What a device's kernels are made of.
+/// The instruction set of a device's kernels.
 pub(super) fn instruction_set(device: &AnyDevice) -> InstructionSet {
     match device {
         AnyDevice::Cpu(cpu) => InstructionSet::Cpu(cpu.isa()),

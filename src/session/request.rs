@@ -1,4 +1,4 @@
-//! What goes into a session, and what comes out.
+//! The requests and the results of a session.
 
 use pagedraft_block_manager::{BlockId, Handle, PoolStats};
 use pagedraft_scheduler::FinishReason;
@@ -8,40 +8,41 @@ use serde::Serialize;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// One sample of one request, from submission to the end of the session. The default names none.
+/// Names one sample of one request, from its submission to the end of the session. The default names none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RequestId(pub(super) Handle);
 
-/// A prompt and how to go on from it.
+/// A prompt, and how to continue it.
 #[derive(Clone, Debug)]
 pub struct Request {
     /// The caller's name for it.
     pub request_id: String,
-    /// Token ids of the prompt.
+    /// The token ids of the prompt.
     pub prompt: Vec<u32>,
-    /// How tokens are chosen; `sample` is set by the session.
+    /// How tokens are chosen. The session sets `sample`.
     pub sampling: SamplingParams,
-    /// Greatest number of tokens to generate.
+    /// The most tokens to generate.
     pub max_tokens: u32,
     /// Strings that end the text.
     pub stop: Vec<String>,
-    /// Tokens that end the sequence, besides the model's own.
+    /// Tokens that end the sequence, in addition to the model's own.
     pub stop_token_ids: Vec<u32>,
-    /// Whether the model's end-of-sequence tokens are ordinary ones.
+    /// Whether the model's end-of-sequence tokens are treated as ordinary ones.
     pub ignore_eos: bool,
-    /// Lower goes first under the priority policy.
+    /// Under the priority policy, requests with lower numbers go first.
     pub priority: i32,
-    /// Samples of the prompt.
+    /// The number of samples of the prompt.
     pub n: u32,
-    /// Whose prefixes it may share: blocks of the prefix cache are found by requests with the same text, or without one,
-    /// alone.
+    /// Limits prefix sharing: a request finds blocks in the prefix cache only from requests with the same
+    /// text here (or, if it has none, from those without).
     pub cache_salt: Option<String>,
-    /// What the run without speculation generated, a list a sample, for the synthetic proposer.
+    /// What the run without speculation generated, one list per sample. The synthetic proposer needs it.
     pub recorded: Vec<Arc<[u32]>>,
 }
 
 impl Request {
-    /// One greedy sample of up to `max_tokens` tokens behind `prompt`, ended by the model's end-of-sequence tokens.
+    /// One greedy sample of up to `max_tokens` tokens after `prompt`. The model's end-of-sequence tokens
+    /// end it.
     pub fn new(request_id: impl Into<String>, prompt: Vec<u32>, max_tokens: u32) -> Self {
         Self {
             request_id: request_id.into(),
@@ -59,98 +60,100 @@ impl Request {
     }
 }
 
-/// What came of one sample.
+/// The output of one sample.
 #[derive(Clone, Debug, Serialize)]
 pub struct RequestOutput {
-    /// The caller's name; a trace calls sample i of several `NAME/i`.
+    /// The caller's name for the request. If there are several samples, a trace calls sample i `NAME/i`.
     pub request_id: String,
-    /// Which sample of the prompt, from 0.
+    /// The index of the sample, from 0.
     pub sample: u32,
     /// The prompt.
     pub prompt_token_ids: Vec<u32>,
-    /// The tokens generated, a stop token or the tokens of a stop string included.
+    /// The tokens generated, including a stop token or the tokens of a stop string.
     pub token_ids: Vec<u32>,
     /// Their text, without stop tokens and strings.
     pub text: String,
     /// Why it ended; `None` while it runs.
     pub finish_reason: Option<FinishReason>,
-    /// What was wrong with it, where it failed alone: its logits were no numbers, for example.
+    /// What was wrong with it, if it failed alone; its logits were not numbers, for example.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// For each generated token the best candidates, where asked for.
+    /// For each generated token the most likely candidates, if asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub logprobs: Option<Vec<Vec<TokenLogprob>>>,
-    /// For each generated token its own log probability, where asked for.
+    /// For each generated token its own log probability, if asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_logprobs: Option<Vec<TokenLogprob>>,
-    /// For each prompt token the best candidates (none for the first), where asked for.
+    /// For each prompt token the most likely candidates (none for the first), if asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt_logprobs: Option<Vec<Option<Vec<TokenLogprob>>>>,
-    /// For each prompt token its own log probability (none for the first), where asked for.
+    /// For each prompt token its own log probability (none for the first), if asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt_token_logprobs: Option<Vec<Option<TokenLogprob>>>,
-    /// Prompt tokens whose KV was there already.
+    /// The number of prompt tokens whose KV was found in the prefix cache.
     pub num_cached_tokens: u32,
     /// How often its blocks were taken back.
     pub num_preemptions: u32,
-    /// Drafts scored for it.
+    /// The number of drafts scored for it.
     pub num_drafts: u32,
-    /// Drafts accepted.
+    /// The number of drafts accepted.
     pub num_accepted: u32,
-    /// For each place in a row of drafts, how many were scored there.
+    /// For each position among the drafts, the number of drafts scored there.
     pub drafted_by_position: Vec<u32>,
-    /// The same, accepted.
+    /// For each position, the number of drafts accepted there.
     pub accepted_by_position: Vec<u32>,
-    /// KV blocks that it held in the last step that ran it.
+    /// The number of KV blocks that it held in the last step that ran it.
     #[serde(skip)]
     pub num_blocks: u32,
-    /// Of its blocks, those that were found in the prefix cache when it was first admitted.
+    /// The blocks of it that were found in the prefix cache when it was first admitted.
     #[serde(skip)]
     pub prefix_blocks: Vec<BlockId>,
 }
 
-/// News of one sample in a step.
+/// What one sample got in a step.
 #[derive(Clone, Debug)]
 pub struct Emitted {
-    /// Whose.
+    /// The sample.
     pub id: RequestId,
-    /// Tokens of this step that were kept.
+    /// The tokens of this step that were kept.
     pub tokens: Vec<u32>,
-    /// Text that can be shown now.
+    /// The text that can be shown now.
     pub text: String,
-    /// Set when it ended.
+    /// Why it ended; `None` if it goes on.
     pub finish: Option<FinishReason>,
 }
 
 /// What a step of a session did.
 #[derive(Clone, Debug, Default)]
 pub struct SessionStep {
-    /// Its number.
+    /// The number of the step.
     pub step: u64,
-    /// Nothing could run: no request is waiting or running.
+    /// Whether nothing could run, because no request is waiting or running.
     pub idle: bool,
-    /// Plan rows.
+    /// The number of plan rows.
     pub rows: usize,
-    /// Tokens of prompts computed.
+    /// The number of prompt tokens computed.
     pub prefill_tokens: usize,
-    /// Rows that decoded, drafts or none.
+    /// The number of rows that decoded, with or without drafts.
     pub decode_rows: usize,
-    /// Requests whose blocks were taken back.
+    /// The number of requests whose blocks were taken back.
     pub preempted: usize,
-    /// Admitted requests, as the step ran.
+    /// The number of admitted requests during the step.
     pub running: usize,
-    /// Requests that waited, as the step ran.
+    /// The number of waiting requests during the step.
     pub waiting: usize,
-    /// The KV pool as the step ran: what it planned is taken, what ends with it is not yet given back.
+    /// The KV pool during the step: it has taken what it planned, and requests that end with it have not
+    /// given anything back yet.
     pub pool_during: PoolStats,
-    /// The KV pool, after the step.
+    /// The KV pool after the step.
     pub pool: PoolStats,
-    /// Whether it was replayed from a graph.
+    /// Whether the step was replayed from a graph.
     pub replayed: bool,
-    /// Where its time went, in microseconds; scheduling and what is done behind the executor are in `elapsed` alone.
+    /// The microseconds of the executor's stages. Scheduling, and the work after the executor, are only in
+    /// `elapsed`.
     pub stages: StageTimes,
-    /// Wall time, scheduling and sampling included.
+    /// The wall time, with scheduling and sampling.
     pub elapsed: Duration,
-    /// News of its requests.
+    /// What each of its samples got.
     pub emitted: Vec<Emitted>,
 }

@@ -1,26 +1,27 @@
-//! What a step was to each of its requests, for those who measure.
+//! What a step did for each of its requests, for those who measure.
 
 use pagedraft_block_manager::{BlockId, GroupId};
 use pagedraft_scheduler::{Applied, Kind, KvView, PlanRow, Scheduler};
 
 use super::request::RequestId;
 
-/// What a step gave one request.
+/// What a step did for one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StepRow {
-    /// Whose.
+    /// The sample.
     pub id: RequestId,
-    /// Whether it computed tokens of the prompt, or such as a preemption had lost.
+    /// Whether it computed prompt tokens, or tokens whose KV a preemption had lost.
     pub prefill: bool,
-    /// Tokens of KV that the row read or wrote, its own and its drafts' included.
+    /// The number of tokens whose KV the row read or wrote, with its own tokens and drafts.
     pub context: u32,
-    /// Tokens emitted and kept: 0 for a piece of a prompt.
+    /// The number of tokens emitted and kept; 0 for a piece of a prompt.
     pub new_tokens: u32,
-    /// Drafts scored.
+    /// The number of drafts scored.
     pub num_drafts: u16,
-    /// Drafts accepted.
+    /// The number of drafts accepted.
     pub num_accepted: u16,
-    /// Prompt tokens whose KV was there already when the request was first admitted.
+    /// The number of prompt tokens whose KV was found in the prefix cache when the request was first
+    /// admitted.
     pub num_cached_tokens: u32,
 }
 
@@ -38,7 +39,7 @@ impl StepRow {
         }
     }
 
-    /// What came of it.
+    /// Adds the result of the row.
     pub(super) fn apply(&mut self, applied: &Applied) {
         self.context = self.context.saturating_add(u32::from(applied.num_drafts));
         self.new_tokens = applied.tokens.len() as u32;
@@ -47,7 +48,7 @@ impl StepRow {
     }
 }
 
-/// The blocks of the first group that a request of a plan holds, in the order of its table.
+/// The blocks of the first KV group that a request of a plan holds, in the order of its table.
 pub(super) fn table<'a>(scheduler: &'a Scheduler, row: &PlanRow) -> &'a [BlockId] {
     scheduler.block_table(row.request, GroupId::default())
 }

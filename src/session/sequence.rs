@@ -1,4 +1,4 @@
-//! What a session keeps for one sample.
+//! The state that a session keeps for one sample.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use pagedraft_spec_decode::sampling::RowLogprobs;
 use super::request::{Request, RequestOutput};
 use super::text::StopScan;
 
-/// One sample of a request: its output as far as it goes, and its text.
+/// One sample of a request: its output so far, and its text.
 pub(super) struct Sequence {
     key: RequestKey,
     scan: StopScan,
@@ -21,8 +21,8 @@ pub(super) struct Sequence {
     hidden: Vec<Vec<f32>>,
     /// Whether a step has run it.
     ran: bool,
-    /// Tokens that the sample will have when the step at hand is taken in: what was computed for those behind, cut off by
-    /// a stop, leaves no trace.
+    /// The number of tokens that the sample will have after the present step. Log probabilities and states
+    /// of tokens behind a stop, which were computed but cut off, are not kept.
     length: usize,
 }
 
@@ -69,7 +69,7 @@ impl Sequence {
         })
     }
 
-    /// The sample, under the scheduler's name for it.
+    /// The sample with the scheduler's key for it.
     pub fn with_key(mut self, key: RequestKey) -> Self {
         self.key = key;
         self
@@ -83,12 +83,13 @@ impl Sequence {
         &self.output
     }
 
-    /// What came of it, once it has ended.
+    /// Its output, once it has ended.
     pub fn into_output(self) -> RequestOutput {
         self.output
     }
 
-    /// Takes down the blocks that it holds in a step; in its first the first `cached` were found in the prefix cache.
+    /// Takes note of the blocks that it holds in a step. In its first step, the first `cached` blocks were
+    /// found in the prefix cache.
     pub fn hold(&mut self, table: &[BlockId], cached: u32) {
         self.output.num_blocks = table.len() as u32;
         if !self.ran {
@@ -97,7 +98,7 @@ impl Sequence {
         self.ran = true;
     }
 
-    /// Takes down what the scheduler knows at its end.
+    /// Takes note of what the scheduler knows about it when it ends.
     pub fn note(&mut self, info: Option<RequestInfo>) {
         if let Some(info) = info {
             self.output.num_cached_tokens = info.num_cached_tokens;
@@ -105,7 +106,7 @@ impl Sequence {
         }
     }
 
-    /// A step is taken in: what it kept, and what became of its drafts.
+    /// Takes in a step: how many tokens were kept, and how its drafts did.
     pub fn begin(&mut self, applied: &Applied) {
         self.length = self.output.token_ids.len() + applied.tokens.len();
         let (drafts, accepted) = (usize::from(applied.num_drafts), usize::from(applied.num_accepted));
@@ -140,11 +141,12 @@ impl Sequence {
         std::mem::take(&mut self.logits)
     }
 
-    /// Looks for a stop string in the tokens of a step: how many of them are kept when one is found.
+    /// Looks for a stop string in the tokens of a step. If one is found, returns how many of the tokens are
+    /// kept.
     pub fn scan(&mut self, tokens: &[u32]) -> anyhow::Result<Option<usize>> {
         for (i, &token) in tokens.iter().enumerate() {
-            // A stop token ends the text without being part of it; the scheduler ends the sequence there. One that has no text
-            // may complete a stop string, which is then cut off.
+            // A stop token ends the text without being part of it, and the scheduler ends the sequence
+            // there. A stop token that has no text may still complete a stop string, which is then cut off.
             if self.stop_token_ids.contains(&token) && !self.scan.looks_at_special(token) {
                 return Ok(None);
             }
@@ -158,7 +160,7 @@ impl Sequence {
         Ok(None)
     }
 
-    /// Takes the tokens a step kept; the text that can be shown.
+    /// Adds the tokens that a step kept. Returns the text that can be shown.
     pub fn extend(&mut self, tokens: &[u32], finish: Option<FinishReason>) -> anyhow::Result<String> {
         self.output.token_ids.extend_from_slice(tokens);
         let text = self.scan.take(finish.is_some())?;
@@ -189,12 +191,12 @@ impl Sequence {
         }
     }
 
-    /// Takes down why the sample fails in this step.
+    /// Takes note of why the sample fails in this step.
     pub fn fail(&mut self, why: &str) {
         self.output.error = Some(format!("request {:?}: {why}", self.output.request_id));
     }
 
-    /// Ends the sample with what there is.
+    /// Ends the sample with its output so far.
     pub fn abort(&mut self) -> anyhow::Result<String> {
         self.extend(&[], Some(FinishReason::Abort))
     }

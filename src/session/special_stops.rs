@@ -1,29 +1,30 @@
-//! Stop strings that hold special tokens, such as `<|im_end|>`.
+//! Stop strings that contain special tokens, such as `<|im_end|>`.
 //!
-//! The text of a request has no special tokens in it, so that such a stop string could never be found there. It is looked for in a
-//! second text, in which each special token stands by its name. A special token is one piece in it: a stop string may begin before
-//! it or behind it, but not inside of its name, so that the stop string `<` does not end a text at `<|im_end|>`.
+//! The text of a request does not contain special tokens, so such a stop string could never be found there.
+//! It is looked for in a second text, in which each special token is written by its name. A special token
+//! is one piece in it: a stop string may begin before or behind it but not inside its name, so that the
+//! stop string `<` does not end a text at `<|im_end|>`.
 
 /// The text of a sequence with its special tokens by name, and the stop strings that are looked for in it.
 pub(super) struct SpecialStops {
     stops: Vec<String>,
-    /// Bytes of the longest of them.
+    /// The bytes of the longest stop string.
     longest: usize,
     text: String,
-    /// What stands in `text` but not in the text of the request, in ascending order.
+    /// The pieces of `text` that the text of the request does not have, in ascending order.
     names: Vec<Name>,
 }
 
-/// A place in the text that holds what the text of the request does not.
+/// A piece of the text that the text of the request does not have: a name, or text held before it.
 struct Name {
     start: usize,
     end: usize,
-    /// Bytes of this and of all names before it.
+    /// The bytes of this piece and of all such pieces before it.
     bytes: usize,
 }
 
 impl SpecialStops {
-    /// Those of `stops` that hold one of the names of special tokens; `None` where none does.
+    /// Takes those `stops` that contain a name of a special token; `None` if none does.
     pub(super) fn among<'a>(stops: &[String], names: impl Iterator<Item = &'a str> + Clone) -> Option<Self> {
         let holds_one = |stop: &&String| names.clone().any(|name| !name.is_empty() && stop.contains(name));
         let stops: Vec<String> = stops.iter().filter(holds_one).cloned().collect();
@@ -31,8 +32,9 @@ impl SpecialStops {
         Some(Self { stops, longest, text: String::new(), names: Vec::new() })
     }
 
-    /// Adds a special token by its `name`, behind `held`: text that was not given out, since its last character is unfinished. What is
-    /// told is where in the text of the request the first stop string begins that this completed.
+    /// Adds a special token by its `name`. `held` is text before it that was not added yet, because its
+    /// last character is unfinished. Returns where in the text of the request the first stop string begins
+    /// that this completes.
     pub(super) fn special(&mut self, held: &str, name: &str) -> Option<usize> {
         let from = self.search_from();
         for piece in [held, name] {
@@ -45,14 +47,15 @@ impl SpecialStops {
         self.found(from)
     }
 
-    /// The same of text.
+    /// Adds text. Returns where in the text of the request the first stop string begins that this
+    /// completes.
     pub(super) fn text(&mut self, piece: &str) -> Option<usize> {
         let from = self.search_from();
         self.text.push_str(piece);
         self.found(from)
     }
 
-    /// Where in the text of the request that begins which a stop string could begin with.
+    /// Where in the text of the request the part begins that might be the beginning of a stop string.
     pub(super) fn safe_end(&self) -> usize {
         let begun = |stop: &String| {
             let ends = stop.char_indices().map(|(end, _)| end).skip(1);
@@ -64,7 +67,7 @@ impl SpecialStops {
         self.in_request(begins.unwrap_or(self.text.len()))
     }
 
-    /// A stop string that is completed by what comes next begins at most its own length before it.
+    /// A stop string that the next piece completes begins at most its own length before that piece.
     fn search_from(&self) -> usize {
         let mut from = self.text.len().saturating_sub(self.longest);
         while !self.text.is_char_boundary(from) {
@@ -82,13 +85,13 @@ impl SpecialStops {
         self.stops.iter().filter_map(first).min().map(|at| self.in_request(at))
     }
 
-    /// Whether a place in the text lies inside of a name.
+    /// Whether a place in the text lies inside a name.
     fn is_inside(&self, at: usize) -> bool {
         let next = self.names.partition_point(|name| name.end <= at);
         self.names.get(next).is_some_and(|name| name.start < at)
     }
 
-    /// The same place in the text of the request.
+    /// The corresponding place in the text of the request.
     fn in_request(&self, at: usize) -> usize {
         let before = self.names.partition_point(|name| name.end <= at);
         at - before.checked_sub(1).map_or(0, |last| self.names[last].bytes)
@@ -129,11 +132,11 @@ mod tests {
 
     #[test]
     fn a_special_token_is_one_piece() {
-        // `<x><` would end inside of the second token, and `x></s>` would begin inside of the first.
+        // `<x><` would end inside the second token, and `x></s>` would begin inside the first.
         let mut found = stops(&["<x><", "x></s>"]);
         assert_eq!((found.special("", "<x>"), found.special("", "<x>")), (None, None));
         assert_eq!(found.special("", "</s>"), None);
-        // A token that the model spells is text like every other.
+        // If the model spells a token out, that is text like any other.
         let mut found = stops(&["<x>"]);
         assert_eq!((found.text("a<"), found.text("x"), found.text(">")), (None, None, Some(1)));
     }

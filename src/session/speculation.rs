@@ -13,7 +13,7 @@ use pagedraft_spec_decode::{ModelExecutor, ProposerId, Scorer, Shadow};
 
 use super::options::{DraftLength, DraftRef, SpeculationOptions};
 
-/// Time that measuring the cost of steps may take, when drafts are priced.
+/// The time that measuring the costs of steps may take, if drafts are priced.
 const CALIBRATION: Duration = Duration::from_millis(1500);
 
 /// A way to speculate that a session was prepared for.
@@ -27,13 +27,14 @@ struct Setup {
     scorer: Scorer,
     acceptance: Acceptance,
     enforce_eager: bool,
-    /// What prices its drafts, with all that it has learnt; in the scheduler while the setup is in use.
+    /// The control that prices its drafts, with what it has learnt. While the setup is in use, the
+    /// scheduler has it.
     control: Option<DraftControl>,
-    /// What shadows its replayed steps; in the executor while the setup is in use.
+    /// What shadows its replayed steps. While the setup is in use, the executor has it.
     shadow: Option<Shadow>,
 }
 
-/// What makes a proposer: who it is, what its tokens are made to cost, which n-grams it looks up.
+/// Identifies a proposer: its kind, what its tokens are made to cost, and which n-grams it looks up.
 #[derive(Clone, Debug, PartialEq)]
 struct ProposerKey(DraftRef, f64, (u32, u32));
 
@@ -51,18 +52,19 @@ impl ProposerKey {
 pub(super) struct Setups {
     all: Vec<Setup>,
     current: Option<SetupId>,
-    /// Proposers, by all of the options that make one.
+    /// The proposers, by all options that make one.
     proposers: Vec<(ProposerKey, ProposerId)>,
-    /// What passes of the target and of the draft model cost, once measured.
+    /// The costs of passes of the target and of the draft model, once they have been measured.
     target: Option<CostCurve>,
     draft: Option<CostCurve>,
     /// The most sequences in a step, which bounds what is measured.
     max_num_seqs: u32,
     num_blocks: u32,
     block_size: u32,
-    /// The share of replayed steps that are shadowed, whether an alarm fails the step, and the seed of which they are.
+    /// The share of replayed steps that are shadowed, whether an alarm fails the step, and the seed by
+    /// which they are chosen.
     shadowing: (f64, bool, u64),
-    /// Whether the shadow in the executor is of an earlier [`set_shadowing`](Self::set_shadowing).
+    /// Whether the shadow in the executor is from before the last [`set_shadowing`](Self::set_shadowing).
     discard_shadow: bool,
 }
 
@@ -82,16 +84,16 @@ impl Setups {
         }
     }
 
-    /// Shadows this share of replayed steps in every setup, from the next change of setup on; with `raise` a difference
-    /// fails the step.
+    /// Shadows this share of replayed steps in every setup, from the next change of setup on. With `raise`
+    /// a difference fails the step.
     pub fn set_shadowing(&mut self, rate: f64, raise: bool, seed: u64) {
         self.shadowing = (rate, raise, seed);
         self.all.iter_mut().for_each(|setup| setup.shadow = None);
         self.discard_shadow = true;
     }
 
-    /// What the canaries of all setups saw, `current` being that of the one in use: sums, and the first alarm of any,
-    /// counted in the replayed steps of its setup.
+    /// What the canaries of all setups have seen; `current` is the one of the setup in use. Counts are
+    /// added up. The first alarm is that of any setup, counted in its own replayed steps.
     pub fn canary_report(&self, current: Option<&CanaryReport>) -> Option<CanaryReport> {
         let others = self.all.iter().filter_map(|setup| setup.shadow.as_ref().map(Shadow::report));
         others.chain(current).fold(None, |sum: Option<CanaryReport>, one| {
@@ -106,12 +108,12 @@ impl Setups {
         })
     }
 
-    /// Takes note of a proposer that was made elsewhere: a draft model.
+    /// Registers a proposer that was made elsewhere, which is a draft model.
     pub fn know(&mut self, options: &SpeculationOptions, draft: &DraftRef, proposer: ProposerId) {
         self.proposers.push((ProposerKey::new(draft, options), proposer));
     }
 
-    /// Makes a setup, and the proposer that it needs where there is none yet.
+    /// Makes a setup, and its proposer if there is none yet.
     pub fn prepare(
         &mut self,
         options: &SpeculationOptions,
@@ -174,7 +176,7 @@ impl Setups {
         Ok(id)
     }
 
-    /// What a forward pass of the target costs.
+    /// The costs of a forward pass of the target.
     fn target(&mut self, executor: &mut ModelExecutor<AnyDevice>) -> anyhow::Result<CostCurve> {
         if let Some(curve) = &self.target {
             return Ok(curve.clone());
@@ -185,7 +187,7 @@ impl Setups {
         Ok(curve)
     }
 
-    /// What a round of synthetic drafts, a token a row, is made to take.
+    /// The time that a round of synthetic drafts, one token per row, is made to take.
     fn round(
         &mut self,
         options: &SpeculationOptions,
@@ -218,12 +220,12 @@ impl Setups {
         Ok(StepCosts { target, draft, draft_per_step_us: 0.0, overhead_us: 0.0, proposer_keeps_kv: keeps_kv })
     }
 
-    /// What a setup was asked for, and whether its steps are all eager.
+    /// The options of a setup, and whether all its steps are eager.
     pub fn options(&self, setup: SetupId) -> Option<(&SpeculationOptions, bool)> {
         self.all.get(setup.0).map(|setup| (&setup.options, setup.enforce_eager))
     }
 
-    /// Changes over to a setup. Nothing may be running.
+    /// Changes to a setup. No request may be running.
     pub fn switch(
         &mut self,
         to: SetupId,

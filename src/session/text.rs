@@ -1,4 +1,4 @@
-//! From tokens to text as they come, with stop strings looked for on the way.
+//! Turns tokens into text as they come, and looks for stop strings.
 
 use std::sync::Arc;
 
@@ -6,27 +6,29 @@ use pagedraft_model::tokenizer::{TextStream, Tokenizer};
 
 use super::special_stops::SpecialStops;
 
-/// Prompt tokens decoded in front of the text: whether a word begins with a space is decided by its neighbour.
+/// How many prompt tokens are decoded in front of the text. Whether a word begins with a space depends on
+/// the token before it.
 const CONTEXT_TOKENS: usize = 6;
 
-/// The text of one sequence: decoded token by token, held back where a stop string may be beginning.
+/// The text of one sequence. It is decoded token by token. Text that may be the beginning of a stop string
+/// is held back.
 pub struct StopScan {
     stream: Option<TextStream>,
     stops: Vec<String>,
-    /// Those that hold special tokens are looked for once more, where these have a text.
+    /// Those stop strings that contain special tokens are also looked for in a text that shows them.
     special_stops: Option<SpecialStops>,
     text: String,
-    /// Bytes of `text` already handed out.
+    /// The bytes of `text` that were handed out already.
     sent: usize,
     closed: bool,
 }
 
 impl StopScan {
-    /// The text that follows `prompt`, ended by any of `stops`; without a tokenizer there is no text.
+    /// The text that follows `prompt`, which any of `stops` ends. Without a tokenizer there is no text.
     ///
     /// # Errors
     ///
-    /// A prompt token the tokenizer cannot decode.
+    /// The tokenizer can't decode a token of the prompt.
     pub fn new(
         tokenizer: Option<&Arc<Tokenizer>>,
         prompt: &[u32],
@@ -35,7 +37,8 @@ impl StopScan {
         let mut stream = tokenizer.map(|t| t.stream(true));
         let context = &prompt[prompt.len().saturating_sub(CONTEXT_TOKENS)..];
         if let (Some(stream), Some(tokenizer)) = (&mut stream, tokenizer) {
-            // A prompt that ends inside a character would lend its bytes to the text: the text then stands alone.
+            // A prompt that ends inside a character would add its bytes to the text. In that case the text
+            // is decoded without it.
             if !tokenizer.decode(context, true)?.ends_with(char::REPLACEMENT_CHARACTER) {
                 for &token in context {
                     stream.push(token)?;
@@ -47,18 +50,19 @@ impl StopScan {
         Ok(Self { stream, stops, special_stops, text: String::new(), sent: 0, closed: false })
     }
 
-    /// Whether a token has no text and may still complete a stop string.
+    /// Whether a token without text may complete a stop string.
     pub fn looks_at_special(&self, token: u32) -> bool {
         let special =
             || self.stream.as_ref().is_some_and(|stream| stream.tokenizer().special_text(token).is_some());
         self.special_stops.is_some() && special()
     }
 
-    /// Adds a token; true when its text completed a stop string, which is then cut off with all behind it.
+    /// Adds a token. Returns true if its text completed a stop string, which is then cut off with
+    /// everything after it.
     ///
     /// # Errors
     ///
-    /// A token the tokenizer cannot decode.
+    /// The tokenizer can't decode a token.
     pub fn push(&mut self, token: u32) -> anyhow::Result<bool> {
         let Some(stream) = &mut self.stream else { return Ok(false) };
         if let Some(special_stops) = &mut self.special_stops
@@ -80,12 +84,12 @@ impl StopScan {
         Ok(self.extend(&piece))
     }
 
-    /// The text that can be shown since the last call: all of it at the `end` of the sequence, before that short of
-    /// what may become a stop string.
+    /// The text that can be shown since the last call. At the `end` of the sequence it is all of it; before
+    /// that, what may be the beginning of a stop string is held back.
     ///
     /// # Errors
     ///
-    /// At the end, bytes the tokenizer cannot decode.
+    /// At the end, the tokenizer can't decode the remaining bytes.
     pub fn take(&mut self, end: bool) -> anyhow::Result<String> {
         if end && !self.closed {
             self.closed = true;
@@ -123,7 +127,7 @@ impl StopScan {
         found.is_some()
     }
 
-    /// Where the longest suffix begins that a stop string could begin with.
+    /// Where the longest suffix begins that may be the beginning of a stop string.
     fn safe_end(&self) -> usize {
         let prefixes = |stop: &str| stop.char_indices().map(|(at, _)| at).skip(1).collect::<Vec<_>>();
         let held = self

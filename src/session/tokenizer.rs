@@ -7,11 +7,11 @@ use super::builtin;
 use super::options::ModelRef;
 use crate::exit::usage;
 
-/// The tokenizer of a model, where it has one; its weights are not read.
+/// The tokenizer of a model, if it has one. The model's weights are not read.
 ///
 /// # Errors
 ///
-/// There is no such model, or its tokenizer can't be read.
+/// The model does not exist, or its tokenizer can't be read.
 pub fn tokenizer(model: &ModelRef) -> anyhow::Result<Option<Tokenizer>> {
     let found = match model {
         ModelRef::Builtin(name) => builtin::checkpoint(name).map_err(usage)?.tokenizer(),

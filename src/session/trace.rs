@@ -1,4 +1,4 @@
-//! The session's record: a line a step, from the objects that the step was executed from.
+//! Writes the trace of a session, one line per step, from the objects that the step was executed from.
 
 use std::time::Duration;
 
@@ -12,12 +12,12 @@ use pagedraft_workloads::trace::{
 };
 use serde_json::json;
 
-use super::load::SessionInfo;
+use super::info::SessionInfo;
 use super::options::{EngineOptions, SpeculationOptions, TraceOptions};
 use super::trace_groups::TraceGroups;
 use crate::exit::usage;
 
-/// A trace being written.
+/// A trace that is being written.
 pub(super) struct Trace {
     writer: TraceWriter,
     tables: TraceTables,
@@ -26,7 +26,7 @@ pub(super) struct Trace {
     groups: TraceGroups,
 }
 
-/// What an engine was built as, for the `config.json` of its trace.
+/// The options of an engine, for the `config.json` of its trace.
 pub(super) fn engine_config(
     options: &EngineOptions,
     info: &SessionInfo,
@@ -45,7 +45,8 @@ pub(super) fn engine_config(
         "num_blocks": info.num_blocks,
         "block_bytes": info.block_bytes,
         "kv_groups": groups,
-        // The share of the KV memory that padding behind blocks wastes, if all of it belonged to the group that pads most.
+        // This is the share of the KV memory that the padding after blocks would waste if all of it
+        // belonged to the group with the most padding.
         "kv_padding_at_worst": blocks.arena().worst_waste(),
         "kv_salt": info.kv_salt,
         "max_model_len": info.max_model_len,
@@ -55,7 +56,8 @@ pub(super) fn engine_config(
         "enable_prefix_caching": options.enable_prefix_caching,
         "enable_chunked_prefill": options.enable_chunked_prefill,
         "policy": options.policy,
-        // Of the engine as it was opened: where it changes later, a line of event `setup` says to what.
+        // These are the options with which the engine was opened. If they change later, a line of event
+        // `setup` says how.
         "draft": options.speculation.draft.as_ref().map(ToString::to_string),
         "num_speculative_tokens": options.speculation.length.to_string(),
         "scorer": options.speculation.scorer,
@@ -69,11 +71,11 @@ pub(super) fn engine_config(
 }
 
 impl Trace {
-    /// Makes the directory and writes what the engine was built as.
+    /// Makes the directory and writes the engine's options.
     ///
     /// # Errors
     ///
-    /// A directory that cannot be written, or that holds a trace.
+    /// The directory can't be written, or holds a trace.
     pub fn create(to: &TraceOptions, engine: &serde_json::Value, groups: &[KvGroup]) -> anyhow::Result<Self> {
         let mut config = engine.clone();
         config["trace_tables"] = json!(to.tables);
@@ -81,7 +83,7 @@ impl Trace {
         Ok(Self::new(writer, to.tables, groups))
     }
 
-    /// A trace whose directory and configuration are there.
+    /// A trace whose directory and configuration exist already.
     pub fn new(writer: TraceWriter, tables: TraceTables, groups: &[KvGroup]) -> Self {
         Self {
             writer,
@@ -96,7 +98,7 @@ impl Trace {
     ///
     /// # Errors
     ///
-    /// A fault of the disk.
+    /// The disk has a fault.
     pub fn setup(&mut self, options: &SpeculationOptions, enforce_eager: bool) -> anyhow::Result<()> {
         self.writer.write(&json!({
             "event": "setup",
@@ -110,7 +112,7 @@ impl Trace {
         Ok(())
     }
 
-    /// A request's name, from its submission on, and the salt of its block hashes where it is not the engine's.
+    /// Names a request when it is submitted, with the salt of its block hashes if that is not the engine's.
     pub fn name(&mut self, request: RequestKey, name: String, salt: Option<Salt>) {
         self.names.insert(request, name);
         if let Some(salt) = salt {
@@ -118,12 +120,12 @@ impl Trace {
         }
     }
 
-    /// Writes a step that was applied: `draft` is what a draft model wrote into its own KV. The pool is as it is after the
-    /// step, and `journal` has what entered and left the prefix cache in it.
+    /// Writes a step that was applied. `draft` is what a draft model wrote into its own KV. The pool is
+    /// shown as it is after the step, and `journal` has what entered and left the prefix cache in it.
     ///
     /// # Errors
     ///
-    /// A fault of the disk.
+    /// The disk has a fault.
     pub fn step(
         &mut self,
         schedule: Duration,
@@ -179,7 +181,7 @@ impl Trace {
     ///
     /// # Errors
     ///
-    /// A fault of the disk, now or in an earlier line.
+    /// The disk has a fault, now or in an earlier line.
     pub fn finish(self, summary: &serde_json::Value) -> anyhow::Result<()> {
         Ok(self.writer.finish(summary)?)
     }

@@ -1,4 +1,4 @@
-//! What a step did in each KV group, for the trace of an engine that keeps several.
+//! Describes what a step did in each KV group, for the trace of an engine with several.
 
 use std::collections::BTreeMap;
 
@@ -11,20 +11,20 @@ use pagedraft_spec_decode::proposer::GroupStep;
 use pagedraft_workloads::trace::{GroupCounts, PoolCounts, TableDelta, TraceTables};
 use serde::Serialize;
 
-/// Names of the groups, and what is kept of them from line to line.
+/// The names of the groups, and what is kept about them from line to line.
 pub(super) struct TraceGroups {
-    /// The target's groups: the names, and the tables written before.
+    /// The target's groups: their names, and the tables written before.
     target: Vec<(String, TableDelta)>,
     /// The group of a draft model.
     draft: Option<String>,
     by_group: BTreeMap<String, GroupCounts>,
 }
 
-/// What goes on record of a group.
+/// What a trace writes about a group.
 #[derive(Serialize)]
 #[serde(untagged)]
 pub(super) enum GroupLine<'a> {
-    /// A group of the target: its rows are the step's metadata rows.
+    /// A group of the target. Its rows are the metadata rows of the step.
     Rows {
         slot_mapping: &'a [i64],
         seq_lens: &'a [u32],
@@ -34,7 +34,7 @@ pub(super) enum GroupLine<'a> {
         #[serde(skip_serializing_if = "Option::is_none")]
         window: Option<u32>,
     },
-    /// A draft model's group, whose rows are its own.
+    /// A draft model's group, which has rows of its own.
     Own(&'a GroupStep),
 }
 
@@ -53,7 +53,7 @@ impl TraceGroups {
         self.target.len() + usize::from(self.draft.is_some()) > 1
     }
 
-    /// Begins the line of a step after which the pool is as in `blocks`.
+    /// Begins the line of a step, after which the pool is as `blocks` shows it.
     pub fn begin(
         &mut self,
         plan: &StepPlan,
@@ -75,7 +75,7 @@ impl TraceGroups {
             let counts = GroupCounts {
                 used: u64::from(stats.used),
                 cached: u64::from(stats.cached),
-                // With the padding that makes whole pages of its blocks.
+                // This includes the padding that makes a whole number of blocks fill a page.
                 block_bytes: blocks.arena().group(group.id).map_or(0, |cut| cut.stride as u64),
             };
             self.by_group.insert(group.name.clone(), counts);
@@ -90,7 +90,7 @@ impl TraceGroups {
         if self.several() { PoolCounts::with_bytes(blocks.stats()) } else { blocks.stats().into() }
     }
 
-    /// The lines of the groups: those of the target where it keeps several, and a draft model's where it wrote
+    /// The lines of the groups: those of the target if it has several, and a draft model's if it wrote
     /// anything.
     pub fn lines<'a>(
         &'a self,

@@ -1,31 +1,32 @@
-//! What can go wrong with files of a run.
+//! The errors of this crate.
 
 use std::path::PathBuf;
 
-/// A fault of this crate; each names the file.
+/// An error of this crate. Each one names the file.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The trace directory is something else.
+    /// The path of a trace directory is something else than a directory.
     #[error("trace directory {path} is not a directory")]
     NotADirectory {
-        /// What was given.
+        /// The path that was given.
         path: PathBuf,
     },
-    /// The trace directory can't be made or written.
+    /// The trace directory can't be made or written to.
     #[error("can't write to trace directory {path}: {source}")]
     Unwritable {
-        /// What was given.
+        /// The path that was given.
         path: PathBuf,
-        /// The system's word on it.
+        /// The operating system's error.
         source: std::io::Error,
     },
-    /// A file that a trace would write is there already: of another trace, or a model's `config.json`.
+    /// A file that a trace would write exists already. It belongs to another trace, or is a model's
+    /// `config.json`.
     #[error("trace directory {path} holds a {file} already; name another directory, or an empty one")]
     HoldsTrace {
         /// The file.
         file: String,
-        /// What was given.
+        /// The path that was given.
         path: PathBuf,
     },
     /// Writing a file failed midway (disk full, directory removed).
@@ -33,15 +34,15 @@ pub enum Error {
     Write {
         /// The file.
         path: PathBuf,
-        /// The system's word on it.
+        /// The operating system's error.
         source: std::io::Error,
     },
     /// A value that can't be written as JSON (a map with keys that aren't strings, say).
     #[error("can't write {what} as JSON: {source}")]
     Encode {
-        /// Which value.
+        /// The value.
         what: &'static str,
-        /// serde's word on it.
+        /// serde's error.
         source: serde_json::Error,
     },
     /// The configuration of a trace is not a JSON object.
@@ -52,10 +53,10 @@ pub enum Error {
     Read {
         /// The file.
         path: PathBuf,
-        /// The system's word on it.
+        /// The operating system's error.
         source: std::io::Error,
     },
-    /// `config.json` of a trace lacks something or isn't JSON.
+    /// `config.json` of a trace is not JSON, or lacks something.
     #[error("{path}: {what}")]
     BadConfig {
         /// The file.
@@ -63,18 +64,18 @@ pub enum Error {
         /// What is wrong with it.
         what: String,
     },
-    /// A file that should be a cost model is none.
+    /// A file that should be a cost model is not one.
     #[error("cost model {path}: {what}")]
     CostModel {
         /// The file.
         path: PathBuf,
-        /// Which field, and what is wrong with it.
+        /// The field, and what is wrong with it.
         what: String,
     },
     /// A dataset can't be read.
     #[error(transparent)]
     Dataset(#[from] crate::dataset::DatasetError),
-    /// Options that do not go together: what, and what to do.
+    /// The options do not go together. The text says why, and what to do.
     #[error("{0}")]
     Options(String),
     /// An engine failed.

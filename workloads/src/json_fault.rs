@@ -1,4 +1,5 @@
-//! What is wrong with a JSON text, told by its field: "`stop`: expected a text or a list of texts, found 5".
+//! Says what is wrong with a JSON text by naming the field: "`stop`: expected a text or a list of texts,
+//! found 5".
 
 use std::fmt::{self, Display, Formatter};
 
@@ -9,8 +10,8 @@ use serde_path_to_error::{Path, Segment};
 
 /// What is wrong with a JSON text, and in which line of it.
 ///
-/// Displayed, it names the field, what was expected and what was found. It does not name the line, because only the caller
-/// knows where in a file the text begins.
+/// Its text names the field, what was expected and what was found. It does not name the line, because only
+/// the caller knows where in a file the text begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JsonFault {
     /// The line of the text, counted from 1.
@@ -26,12 +27,12 @@ impl Display for JsonFault {
 
 impl std::error::Error for JsonFault {}
 
-/// Reads a JSON text. A text that is right is read once, without any book-keeping; only one that is wrong is read again to find
-/// out which field it is.
+/// Reads a JSON text. A correct text is read once, without any book-keeping. Only a wrong one is read
+/// again, to find out which field is wrong.
 ///
 /// # Errors
 ///
-/// It is no JSON, or something else than a `T`.
+/// The text is not JSON, or is something else than a `T`.
 pub fn parse<'a, T: Deserialize<'a>>(text: &'a [u8]) -> Result<T, JsonFault> {
     let error = match serde_json::from_slice(text) {
         Ok(read) => return Ok(read),
@@ -47,11 +48,11 @@ pub fn parse<'a, T: Deserialize<'a>>(text: &'a [u8]) -> Result<T, JsonFault> {
     }
 }
 
-/// Reads a JSON text in which a field that is `null` is as good as missing.
+/// Reads a JSON text in which a field that is `null` counts as missing.
 ///
 /// # Errors
 ///
-/// It is no JSON, or something else than a `T`.
+/// The text is not JSON, or is something else than a `T`.
 pub fn parse_without_nulls<T: DeserializeOwned>(text: &[u8]) -> Result<T, JsonFault> {
     let value: Value = serde_json::from_slice(text).map_err(|error| syntax(&error))?;
     serde_path_to_error::deserialize(without_nulls(value)).map_err(|at| {
@@ -71,7 +72,7 @@ fn without_nulls(value: Value) -> Value {
     }
 }
 
-/// What is said of a text that is no JSON.
+/// The message for a text that is not JSON.
 fn syntax(error: &serde_json::Error) -> JsonFault {
     let whole = error.to_string();
     let what = whole.split(" at line ").next().unwrap_or_default();
@@ -80,7 +81,7 @@ fn syntax(error: &serde_json::Error) -> JsonFault {
     JsonFault { line: (error.line() as u64).max(1), what }
 }
 
-/// The field and what is wrong with it.
+/// The message that names the field and says what is wrong with it.
 fn told(path: &Path, error: &serde_json::Error) -> String {
     let whole = error.to_string();
     let message = whole.rsplit_once(" at line ").map_or(whole.as_str(), |(message, _)| message);
@@ -109,7 +110,7 @@ fn told(path: &Path, error: &serde_json::Error) -> String {
     if at.is_empty() { what } else { format!("`{at}`: {what}") }
 }
 
-/// What was found and what was expected, out of serde's "invalid type: FOUND, expected EXPECTED".
+/// The parts (found, expected) of serde's message "invalid type: FOUND, expected EXPECTED".
 fn wrong_kind(message: &str) -> Option<(String, String)> {
     if let Some(rest) = message.strip_prefix("unknown variant ") {
         let (found, expected) = rest.split_once(", expected ")?;
@@ -117,7 +118,8 @@ fn wrong_kind(message: &str) -> Option<(String, String)> {
     }
     let kinds = ["invalid type: ", "invalid value: ", "invalid length: "];
     let rest = kinds.iter().find_map(|kind| message.strip_prefix(kind))?;
-    // What was found may be a text that holds anything; what was expected holds no such words.
+    // The last ", expected " is the right one: FOUND may be any text, but EXPECTED does not contain these
+    // words.
     let (found, expected) = rest.rsplit_once(", expected ")?;
     Some((found_as(found), expected_as(expected)))
 }
@@ -141,7 +143,7 @@ fn found_as(found: &str) -> String {
     }
 }
 
-/// Not all of a long text.
+/// Shortens a long text.
 fn shortened(text: &str) -> String {
     const MOST: usize = 60;
     match text.char_indices().nth(MOST) {
@@ -176,7 +178,7 @@ fn expected_as(expected: &str) -> String {
 fn line_of(text: &[u8], path: &Path) -> u64 {
     let mut json = serde_json::Deserializer::from_slice(text);
     let mut steps: Vec<&Segment> = path.iter().collect();
-    // Where the last step is a field that is not there, the object that should have it is meant.
+    // If the last step of the path is a field that is missing, the object that should have it is meant.
     loop {
         match (Seek { steps: &steps }).deserialize(&mut json) {
             Err(error) => return (error.line() as u64).max(1),
@@ -186,7 +188,7 @@ fn line_of(text: &[u8], path: &Path) -> u64 {
     }
 }
 
-/// Walks to a value, and fails there on purpose: the error says in which line that is.
+/// Walks to a value and fails there on purpose. The error then says in which line the value begins.
 struct Seek<'p> {
     steps: &'p [&'p Segment],
 }
@@ -203,7 +205,7 @@ impl<'de> DeserializeSeed<'de> for Seek<'_> {
     }
 }
 
-/// Takes no value at all.
+/// A type that accepts no value at all.
 struct Nothing;
 
 impl Visitor<'_> for Nothing {
@@ -251,7 +253,7 @@ impl<'de> Visitor<'de> for Seek<'_> {
     }
 }
 
-/// A name as JSON states it: a text, or a whole number that is not negative.
+/// A name in JSON: a text, or a whole number of at least 0.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub struct JsonName(pub String);
@@ -278,7 +280,7 @@ impl<'de> Deserialize<'de> for JsonName {
     }
 }
 
-/// Texts as JSON states them: one text, or a list of texts.
+/// Texts in JSON: one text, or a list of texts.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub struct JsonTexts(pub Vec<String>);

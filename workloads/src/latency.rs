@@ -1,4 +1,4 @@
-//! Figures over repeated measurements.
+//! Statistics of repeated measurements.
 
 /// The percentiles that `vllm bench latency` prints.
 pub const PERCENTILES: [u32; 6] = [10, 25, 50, 75, 90, 99];
@@ -13,16 +13,17 @@ pub fn percentile(sorted: &[f64], p: f64) -> Option<f64> {
     Some(between(sorted[below], sorted[(below + 1).min(last)], t))
 }
 
-/// The value that `share` (0 to 1) of `count` values are not above, by the same rule; `at` gives the value behind so many others
-/// in ascending order.
+/// The value that `share` (0 to 1) of `count` values do not exceed, by the same rule. `at(n)` is the value
+/// with n values before it in ascending order.
 pub(crate) fn quantile(count: u64, share: f64, at: impl Fn(u64) -> f64) -> f64 {
     let (below, t) = rank(count, share);
     let low = at(below);
     if t == 0.0 { low } else { between(low, at(below + 1), t) }
 }
 
-/// Where numpy looks for the value that `share` (0 to 1) of `count` values are not above: behind how many values in ascending
-/// order, and how far from there to the next one, 0 to 1. It is `(count - 1) * share`, cut in two.
+/// Where numpy looks for the value that `share` (0 to 1) of `count` values do not exceed: how many values
+/// lie before it in ascending order, and how far it is from there to the next value, from 0 to 1. Together
+/// they are `(count - 1) * share`.
 fn rank(count: u64, share: f64) -> (u64, f64) {
     let last = count.saturating_sub(1);
     let rank = last as f64 * share.clamp(0.0, 1.0);
@@ -30,12 +31,13 @@ fn rank(count: u64, share: f64) -> (u64, f64) {
     (below, rank - below as f64)
 }
 
-/// The value `t` of the way from `low` to `high`, as numpy computes it: from the nearer end, so that t = 1 gives `high` exactly.
+/// The value `t` of the way from `low` to `high`. Like numpy it computes from the nearer end, so that t = 1
+/// gives exactly `high`.
 fn between(low: f64, high: f64, t: f64) -> f64 {
     if t >= 0.5 { high - (high - low) * (1.0 - t) } else { low + (high - low) * t }
 }
 
-/// Repeated measurements of one quantity, in ascending order; never empty, never NaN.
+/// Repeated measurements of one quantity, in ascending order. It is never empty and has no NaN.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Spread {
     sorted: Vec<f64>,
@@ -43,7 +45,7 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// Takes measurements in any order; `None` when there are none, or one is NaN.
+    /// Takes measurements in any order. `None` if there are none, or if one is NaN.
     #[must_use]
     pub fn of(values: &[f64]) -> Option<Self> {
         if values.is_empty() || values.iter().any(|v| v.is_nan()) {
@@ -55,43 +57,44 @@ impl Spread {
         Some(Self { sorted, mean })
     }
 
-    /// How many measurements.
+    /// The number of measurements.
     #[must_use]
     pub fn count(&self) -> usize {
         self.sorted.len()
     }
 
-    /// Their mean.
+    /// The mean.
     #[must_use]
     pub fn mean(&self) -> f64 {
         self.mean
     }
 
-    /// The least.
+    /// The least value.
     #[must_use]
     pub fn min(&self) -> f64 {
         self.sorted[0]
     }
 
-    /// The greatest.
+    /// The greatest value.
     #[must_use]
     pub fn max(&self) -> f64 {
         self.sorted[self.sorted.len() - 1]
     }
 
-    /// The middle one.
+    /// The median.
     #[must_use]
     pub fn median(&self) -> f64 {
         self.percentile(50.0)
     }
 
-    /// See [`percentile`].
+    /// The `p`-th percentile; see [`percentile`].
     #[must_use]
     pub fn percentile(&self, p: f64) -> f64 {
         percentile(&self.sorted, p).unwrap_or(self.mean)
     }
 
-    /// Distance between greatest and least as a share of the median; 0 when the median is 0.
+    /// The distance between the greatest and the least value as a share of the median; 0 if the median is
+    /// 0.
     #[must_use]
     pub fn relative_range(&self) -> f64 {
         let median = self.median();
@@ -104,7 +107,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// By definition: walk the polyline through (rank, value).
+    /// The definition: walks the polyline through the points (rank, value).
     fn naive(values: &[f64], p: f64) -> f64 {
         let mut v = values.to_vec();
         v.sort_by(f64::total_cmp);

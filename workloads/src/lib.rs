@@ -1,9 +1,10 @@
-//! Workloads for an inference engine, and what is computed from them: datasets and arrivals, replays live and simulated, their
-//! measures, and traces with their checker. It knows no model, no tokenizer and no engine but the scheduler's.
+//! Workloads for an inference engine, and what is computed from them: datasets and arrivals, replays live
+//! and simulated, their measures, and traces with their checker. The crate knows no model, no tokenizer,
+//! and no engine other than the scheduler's.
 //!
-//! # Its rooms
+//! # Its modules
 //!
-//! | room | what is in it | what it promises | what it does not |
+//! | module | what is in it | what it promises | what it does not promise |
 //! |---|---|---|---|
 //! | [`dataset`] | production traces and datasets as they are published | one record in memory; what can't be read is an error with file and line; lengths and order are the file's | the papers' prompts, but for LongBench v2's |
 //! | [`arrivals`] | when requests are sent | the same times for the same seed; the rate asked is the rate made | independent draws: gaps are scaled to the rate asked |
@@ -19,20 +20,21 @@
 //! # What traces promise
 //!
 //! - **What is logged is what ran.** [`trace::StepEvent`] borrows the very plan, metadata and outcome objects of a step
-//!   and serialises those; there is no second set of structs on the writing side.
-//! - **A trace is whole lines.** [`trace::TraceWriter`] writes nothing else, so that a killed process leaves a
-//!   readable file up to its last flush (every 100 ms or 64 KiB). A fault of the disk is an error of the next step, never a panic.
-//! - **A trace can be refuted.** [`trace::check_dir`] re-derives every slot from block tables and positions and names the
-//!   first record that breaks a [`trace::Rule`].
+//!   and serialises those. There is no second set of structs on the writing side.
+//! - **A trace is whole lines.** [`trace::TraceWriter`] writes nothing else, so a killed process leaves a readable file
+//!   up to its last flush (every 100 ms or 64 KiB). A fault of the disk is an error of the next step, never a panic.
+//! - **A trace can be refuted.** [`trace::check_dir`] re-derives every slot from block tables and positions, and names
+//!   the first record that breaks a [`trace::Rule`].
 //!
-//! They do not promise that a traced run is as fast as an untraced one. A step of 8 sequences costs the engine's
-//! thread the serialisation of about 3 KB, some ten microseconds; the writing itself is another thread's.
+//! They do not promise that a traced run is as fast as an untraced one. For a step of 8 sequences the
+//! engine's thread serialises about 3 KB, which takes some ten microseconds. Another thread writes them.
 //!
 //! # Percentiles
 //!
-//! All are numpy's ([`latency::percentile`]): linear interpolation between the two values around the rank, the rule of `vllm bench`.
-//! In [`measures`], and so in `summary.json`, they are exact up to 32,768 values; of more values they come from a histogram of
-//! three digits, so that memory is bounded, and are at most 0.1 % too high. Means, deviations and maxima are exact.
+//! All percentiles are numpy's ([`latency::percentile`]): linear interpolation between the two values
+//! around the rank, as in `vllm bench`. In [`measures`], and so in `summary.json`, they are exact up to
+//! 32,768 values. With more values they come from a histogram of three digits, so that memory is bounded,
+//! and are at most 0.1 % too high. Means, deviations and maxima are exact.
 //!
 //! ```
 //! use pagedraft_workloads::latency::Spread;
@@ -54,6 +56,7 @@ pub mod replay;
 pub mod run;
 pub mod sim;
 pub mod tasks;
+mod text_tokens;
 pub mod trace;
 
 pub use error::Error;

@@ -1,34 +1,17 @@
 //! Prompts as token ids: from text by a tokenizer, from a trace's lengths and block names by a seed.
 //!
-//! What is drawn comes from a counter-based generator: token `i` of a block is a function of the seed, the block's name and `i`; token `i` of
-//! a prompt's own part is one of the seed, the request's index and `i`. So equal blocks are equal tokens wherever they stand, any prompt can be made
-//! without those before it, and two requests share no more than chance gives them (a token in as many as the vocabulary has).
+//! What is drawn comes from a counter-based generator. Token `i` of a block is a function of the seed, the
+//! block's name and `i`. Token `i` of a prompt's own part is a function of the seed, the request's index
+//! and `i`. Equal blocks are therefore equal tokens wherever they stand, any prompt can be made without
+//! those before it, and two requests share tokens only by chance (one token in as many as the vocabulary
+//! has).
 
 use std::ops::Range;
 
 use crate::dataset::Prompt;
+pub use crate::text_tokens::TextTokens;
 
-/// A tokenizer, as far as workloads need one.
-pub trait TextTokens: Send + Sync {
-    /// Token ids of a text.
-    ///
-    /// # Errors
-    ///
-    /// The tokenizer's word on it.
-    fn encode(&self, text: &str) -> Result<Vec<u32>, String>;
-
-    /// Tokens of a text that an engine generated or could: without those that the tokenizer puts around a prompt, such as BOS.
-    ///
-    /// # Errors
-    ///
-    /// As [`encode`](Self::encode).
-    fn count(&self, text: &str) -> Result<u32, String> {
-        // A tokenizer that puts nothing around it needs no more than this.
-        self.encode(text).map(|tokens| u32::try_from(tokens.len()).unwrap_or(u32::MAX))
-    }
-}
-
-/// Makes prompts of traces that have no text.
+/// Makes prompts for traces that have no text.
 ///
 /// ```
 /// use pagedraft_workloads::{dataset::Prompt, prompt::PromptMaker};
@@ -49,11 +32,11 @@ pub struct PromptMaker {
 }
 
 impl PromptMaker {
-    /// Prompts of tokens in `vocabulary`, their lengths multiplied by `scale`.
+    /// Makes prompts of tokens in `vocabulary`, with their lengths multiplied by `scale`.
     ///
     /// # Errors
     ///
-    /// An empty vocabulary, or a scale that is not a positive number.
+    /// The vocabulary is empty, or the scale is not a positive number.
     pub fn new(seed: u64, vocabulary: Range<u32>, scale: f64) -> Result<Self, String> {
         if vocabulary.is_empty() {
             return Err(format!(
@@ -67,19 +50,20 @@ impl PromptMaker {
         Ok(Self { seed, vocabulary, scale })
     }
 
-    /// A number of tokens after scaling: rounded, and at least 1 where it was.
+    /// A number of tokens after scaling. It is rounded, and at least 1 if it was at least 1 before.
     #[must_use]
     pub fn scaled(&self, tokens: u32) -> u32 {
-        // A conversion that is out of range gives the greatest number, which is too long for any engine.
+        // A conversion out of range gives the greatest number, which is too long for any engine.
         self.place(u64::from(tokens)).max(u64::from(tokens > 0)).try_into().unwrap_or(u32::MAX)
     }
 
-    /// Where the place `at` of a prompt is after scaling. It grows with `at`, so that the order of places stays.
+    /// Where position `at` of a prompt lies after scaling. It grows with `at`, so the order of positions
+    /// stays.
     fn place(&self, at: u64) -> u64 {
         if self.scale == 1.0 { at } else { (at as f64 * self.scale).round() as u64 }
     }
 
-    /// Tokens of a prompt, without making it; `None` where that takes a tokenizer.
+    /// The number of tokens of a prompt, without making it; `None` if that takes a tokenizer.
     #[must_use]
     pub fn length(&self, prompt: &Prompt) -> Option<u32> {
         match prompt {
@@ -91,10 +75,11 @@ impl PromptMaker {
         }
     }
 
-    /// Token ids of the prompt of request `index`; `None` where that takes a tokenizer.
+    /// The token ids of the prompt of request `index`; `None` if that takes a tokenizer.
     ///
-    /// The boundaries of blocks are scaled like lengths are, so that a shared prefix is one afterwards. Token ids of a dataset are kept
-    /// unscaled; those outside the vocabulary are folded into it, equal ones staying equal.
+    /// The boundaries of blocks are scaled as lengths are, so that a shared prefix stays one. Token ids of
+    /// a dataset are not scaled. Those outside the vocabulary are folded into it in such a way that equal
+    /// ones stay equal.
     #[must_use]
     pub fn make(&self, index: u64, prompt: &Prompt) -> Option<Vec<u32>> {
         let length = self.length(prompt)? as usize;
@@ -104,7 +89,7 @@ impl PromptMaker {
             Prompt::Tokens(ids) => tokens.extend(ids.iter().map(|&id| self.fold(id))),
             Prompt::Length(_) => self.draw(&mut tokens, Purpose::Request, index, length),
             Prompt::SharedPrefix { prefix, group, .. } => {
-                // Rounded as a length is, but none where there was none.
+                // The prefix is rounded as a length is, but it may become 0.
                 let prefix = usize::try_from(self.place(u64::from(*prefix))).unwrap_or(length).min(length);
                 self.draw(&mut tokens, Purpose::Group, *group, prefix);
                 self.draw(&mut tokens, Purpose::Request, index, length);
@@ -119,14 +104,15 @@ impl PromptMaker {
                         usize::try_from(end).unwrap_or(length).min(length),
                     );
                 }
-                // Where blocks name less than the length (or nothing, scaled to a single token), the rest is the request's own.
+                // If the blocks name fewer tokens than the length, the rest is drawn for this request
+                // alone.
                 self.draw(&mut tokens, Purpose::Request, index, length);
             }
         }
         Some(tokens)
     }
 
-    /// Adds tokens of a stream, from its first one on, until there are `length`.
+    /// Appends the tokens of a stream, from its first one on, until there are `length` tokens.
     fn draw(&self, tokens: &mut Vec<u32>, purpose: Purpose, name: u64, length: usize) {
         let start = tokens.len();
         if length <= start {
@@ -135,7 +121,8 @@ impl PromptMaker {
         let draws = Draws::new(self.seed, purpose, name);
         let Range { start: low, end } = self.vocabulary;
         let span = u64::from(end - low);
-        // The high half of a product of 32 random bits: each token as likely as another to 1 in 2^32 / span.
+        // The token is the high half of a product with 32 random bits. All tokens are equally likely to 1
+        // in 2^32 / span.
         let token = |bits: u64| low + ((bits * span) >> 32) as u32;
         tokens.resize(length, 0);
         let mut pairs = tokens[start..].chunks_exact_mut(2);
@@ -157,20 +144,20 @@ impl PromptMaker {
     }
 }
 
-/// What is drawn for.
+/// What a stream of random numbers is drawn for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Purpose {
-    /// A prompt's own tokens, by the request's index.
+    /// The tokens of a prompt's own part, by the request's index.
     Request = 1,
-    /// A named block.
+    /// The tokens of a named block.
     Block = 2,
-    /// A group's common prefix.
+    /// The common prefix of a group.
     Group = 3,
-    /// Lengths of the random workload, by the request's index.
+    /// The lengths of the random workload, by the request's index.
     Lengths = 4,
 }
 
-/// Random bits by their number: those of (seed, purpose, name) have nothing to do with those of another.
+/// Random bits by their index. Streams of different (seed, purpose, name) are independent.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Draws {
     key: u64,
@@ -179,11 +166,11 @@ pub(crate) struct Draws {
 impl Draws {
     pub(crate) fn new(seed: u64, purpose: Purpose, name: u64) -> Self {
         let key = mix(seed.wrapping_add((purpose as u64).wrapping_mul(STEP)));
-        // `mix` is one to one: names of one purpose never have the same key.
+        // `mix` is one to one, so different names of one purpose never have the same key.
         Self { key: mix(key ^ mix(name)) }
     }
 
-    /// The `i`-th 64 bits.
+    /// The `i`-th 64 random bits.
     #[inline]
     pub(crate) fn bits(self, i: u64) -> u64 {
         mix(self.key.wrapping_add(i.wrapping_add(1).wrapping_mul(STEP)))

@@ -7,8 +7,9 @@ use std::ops::Range;
 
 use crate::cuda::shape::AttentionShape;
 use crate::error::AttentionError;
-use crate::kernel::work::{NO_WINDOW, checked_row};
+use crate::kernel::work::checked_row;
 use crate::metadata::AttentionMetadata;
+use crate::window::NO_WINDOW;
 
 /// Stands in an item that covers the whole context of its queries, so that it has no partial sums to join.
 const NO_PARTIAL: u32 = u32::MAX;

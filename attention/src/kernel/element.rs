@@ -1,12 +1,12 @@
-//! The element types of the cache, as the kernels load and store them.
+//! The element types of the KV cache, and how the kernels load and store them.
 
 use crate::lanes::Lanes;
 
-/// An element type: how 16 of them become lanes, and back.
+/// An element type of the KV cache: how 16 elements become f32 lanes, and how lanes are stored as elements.
 ///
 /// # Safety
 ///
-/// Callers have the features of `L` enabled; pointers are valid for 16 elements.
+/// The caller has enabled the features of `L`, and pointers are valid for 16 elements.
 pub(crate) trait Element {
     /// The integer or float type that holds one element's bits.
     type Raw: Copy + Default;

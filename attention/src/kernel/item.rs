@@ -1,4 +1,4 @@
-//! One item of work, from its queries to its output.
+//! Runs one work item, from reading its queries to writing its output.
 
 use super::AttentionCall;
 use super::element::{Bf16, Element, F16, F32};
@@ -11,7 +11,7 @@ use crate::kv_layout::KvDtype;
 use crate::lanes::{LANES, Lanes};
 use std::ops::Range;
 
-/// Which of the two things that are stored of a token is meant.
+/// Whether a token's key or its value is meant.
 #[derive(Clone, Copy)]
 enum Part {
     Keys,
@@ -30,7 +30,7 @@ impl RunItem<'_> {
     ///
     /// # Safety
     ///
-    /// The features of `L` are enabled; otherwise as [`AttentionCall::run_item`].
+    /// The features of `L` are enabled. The other demands are those of [`AttentionCall::run_item`].
     #[inline(always)]
     pub(super) unsafe fn attend<L: Registers>(self) {
         let RunItem { call, item, scratch } = self;
@@ -50,8 +50,9 @@ impl RunItem<'_> {
         let wide_k = scratch.wide_k.reserve(TILE * dim);
         let wide_v = scratch.wide_v.reserve(TILE * v_stride);
         let (from, end) = (item.first_key() as usize, item.last_visible() as usize);
-        // SAFETY: `reserve` made room; q has the item's rows; the groups of a tile are those of blocks
-        // that the table names and that exist, read from the first visible key's group to the last one's.
+        // SAFETY: `reserve` made room for every part of the state, and q holds the item's rows. A tile
+        // reads only the groups from the first visible key's to the last one's; they lie in blocks that the
+        // table names and that exist.
         unsafe {
             call.gather_queries(item, group, &blocks, state.q.cast_mut());
             for r in 0..padded {
@@ -63,13 +64,14 @@ impl RunItem<'_> {
             }
             let mut start = from / TILE * TILE;
             while start < end {
-                // What rows see moves on from row to row. Those that see only keys before the tile come
-                // first, and those whose window begins behind it come last.
+                // Later rows see keys further on. The row blocks at the front that see only keys before
+                // this tile, and those at the end whose window begins behind it, have nothing to do here.
                 let blind = blocks.iter().take_while(|block| block.last_visible as usize <= start).count();
                 let ahead = |block: &&RowBlock| block.first_key(0) as usize >= start + TILE;
                 let waiting = blocks.iter().rev().take_while(ahead).count();
                 let seeing = &blocks[blind..blocks.len() - waiting];
-                // All scores come before the first value, so that K and then V stays in L1 for all rows.
+                // All scores of the tile are computed before its first value is read, so that first K and
+                // then V stays in the L1 cache for all rows.
                 let k = call.tile::<L>(item, Part::Keys, start, from..end, wide_k);
                 for (at, block) in seeing.iter().enumerate() {
                     weigh_keys::<L>(&k.of_block(at, seeing.len()), start, block, state, call.scale);
@@ -87,7 +89,7 @@ impl RunItem<'_> {
 }
 
 impl AttentionCall<'_> {
-    /// Where query row `row` of an item starts in a matrix of `stride` values a token.
+    /// The index at which query row `row` of an item starts in a matrix of `stride` values per token.
     #[inline(always)]
     fn element(&self, item: &WorkItem, group: usize, row: usize, stride: usize) -> usize {
         let head = item.kv_head as usize * group + row % group;
@@ -101,7 +103,8 @@ impl AttentionCall<'_> {
             for r in 0..block.size {
                 let row =
                     self.q.row(0).wrapping_add(self.element(item, group, block.first + r, self.q.stride()));
-                // SAFETY: the first `count` rows are the item's; the others are filled with zeroes.
+                // SAFETY: the first `count` rows belong to the item; the others are filled with zeroes and
+                // not read.
                 unsafe {
                     let target = q.add(block.padded * dim + r);
                     for d in 0..dim {
@@ -112,7 +115,8 @@ impl AttentionCall<'_> {
         }
     }
 
-    /// Where K or V of the 16 keys from `index` on is stored, as bytes.
+    /// The address at which K or V of the 16 keys from `index` on is stored, or `None` beyond the end of
+    /// the table.
     #[inline(always)]
     fn group(&self, item: &WorkItem, part: Part, index: usize) -> Option<*const u8> {
         let layout = self.layer.layout();
@@ -127,8 +131,9 @@ impl AttentionCall<'_> {
         Some(block.wrapping_add(element * layout.dtype().size()))
     }
 
-    /// The groups of the tile from key `start` on that hold keys of `seen`: where they lie, or
-    /// (16-bit elements) widened into `wide`, which has room for a tile of the part.
+    /// The tile that starts at key `start`, with those of its groups that hold keys of `seen`. A group of
+    /// f32 elements is used where it lies; 16-bit elements are widened into `wide`, which has room for one
+    /// tile of the part.
     #[inline(always)]
     unsafe fn tile<L: Lanes>(
         &self,
@@ -148,7 +153,7 @@ impl AttentionCall<'_> {
         }
     }
 
-    /// [`tile`](Self::tile) of a cache of `E`.
+    /// Does what [`tile`](Self::tile) does, for a cache whose elements are `E`.
     #[inline(always)]
     unsafe fn tile_of<L: Lanes, E: Element>(
         &self,
@@ -161,7 +166,8 @@ impl AttentionCall<'_> {
         let (dim, v_stride) = (self.layer.layout().head_dim(), self.layer.layout().v_stride());
         let mut tile = Tile::empty(dim, v_stride, size_of::<E::Raw>());
         let end = seen.end;
-        // The blocks of groups that lie wholly before the first key seen may be gone.
+        // Groups that lie wholly before the first key seen are skipped, because their blocks may have been
+        // freed behind the window.
         let skipped = seen.start.saturating_sub(start) / LANES;
         for g in skipped..(end - start).div_ceil(LANES).min(GROUPS) {
             let index = start + g * LANES;
@@ -172,7 +178,7 @@ impl AttentionCall<'_> {
                 tile.groups[g] = stored.cast();
                 continue;
             }
-            // Values from `end` on are not there to be read.
+            // Value rows from `end` on may not have been stored yet, so they are not read.
             let (vectors, width) = match part {
                 Part::Keys => (dim, dim),
                 Part::Values => ((end - index).min(LANES) * v_stride / LANES, v_stride),
@@ -190,7 +196,8 @@ impl AttentionCall<'_> {
         for block in blocks {
             for r in 0..block.count {
                 let out = self.element(item, group, block.first + r, self.out_stride);
-                // SAFETY: the item's own part of `out`; a last partial vector goes through a buffer.
+                // SAFETY: this is the item's own part of `out`. A last partial vector is written through a
+                // buffer.
                 unsafe {
                     let row = block.padded + r;
                     let sum = L::splat(L::load(state.sums.add(row * LANES)).sum());
@@ -212,7 +219,7 @@ impl AttentionCall<'_> {
     }
 }
 
-/// Widens `vectors` times 16 elements to f32, and returns where they went.
+/// Widens `vectors` vectors of 16 elements to f32, and returns where they were written.
 #[inline(always)]
 unsafe fn widen<L: Lanes, E: Element>(from: *const E::Raw, vectors: usize, to: *mut f32) -> *const f32 {
     for at in 0..vectors {
@@ -240,7 +247,7 @@ impl State {
     }
 }
 
-/// [`tile::weigh_keys`] of the tile from key `start` on for one block of rows.
+/// Calls [`tile::weigh_keys`] for one block of rows on the tile that starts at key `start`.
 #[inline(always)]
 unsafe fn weigh_keys<L: Registers>(k: &Tile, start: usize, block: &RowBlock, state: State, scale: f32) {
     // SAFETY: as the caller promises.
@@ -258,7 +265,7 @@ unsafe fn weigh_keys<L: Registers>(k: &Tile, start: usize, block: &RowBlock, sta
     }
 }
 
-/// [`tile::add_values`] of the tile from key `start` on for one block of rows.
+/// Calls [`tile::add_values`] for one block of rows on the tile that starts at key `start`.
 #[inline(always)]
 unsafe fn add_values<L: Registers>(v: &Tile, start: usize, block: &RowBlock, state: State) {
     // SAFETY: as the caller promises.
@@ -277,7 +284,7 @@ unsafe fn add_values<L: Registers>(v: &Tile, start: usize, block: &RowBlock, sta
 }
 
 impl<const R: usize> Seen<R> {
-    /// Which keys of the tile from key `start` on each row of a block sees.
+    /// The keys that each row of a block sees in the tile that starts at key `start`.
     #[inline(always)]
     fn of(block: &RowBlock, start: usize) -> Seen<R> {
         let in_tile = |key: u32| (key as usize).saturating_sub(start).min(TILE);

@@ -1,16 +1,17 @@
 //! Paged attention on the CPU.
 //!
-//! [`WorkList::plan`] cuts a step into items (queries of one row, times the heads of one key head);
-//! [`AttentionCall::run_item`] runs one. Which thread runs which item, and in which order, is the
-//! caller's choice and shows in no bit. What is computed is written out in [`crate::reference`].
+//! [`WorkList::plan`] cuts a step into items (some queries of one row, in the heads that share one key
+//! head), and [`AttentionCall::run_item`] runs one of them. The caller chooses which thread runs which item
+//! and in which order; the result is the same to the bit. [`crate::reference`] writes out what is computed.
 //!
-//! Where more goes: explicit key lists (sparse attention) and pruned tree masks replace the walk over
-//! tiles in `item.rs` by a list of the groups to load and, for trees, `visible` by a bit mask of the
-//! tile. Latents (MLA) are another layout with another `Tile`. Splitting one long context over
-//! threads has to use splits at fixed absolute indices, merged by a fixed tree, for every query and
-//! at every thread count: it changes the reduction, thus the reference first.
+//! Where extensions belong. Explicit key lists (sparse attention) and pruned tree masks replace the walk
+//! over tiles in `item.rs` by a list of the groups to load; trees also replace `visible` by a bit mask of
+//! the tile. Latents (MLA) are another layout with another `Tile`. Splitting one long context over threads
+//! has to use splits at fixed absolute indices, merged by a fixed tree, for every query and at every thread
+//! count. That changes the order of reduction, so the reference has to change first.
 
 pub(crate) mod element;
+mod enter;
 mod item;
 mod registers;
 mod rows;
@@ -28,8 +29,8 @@ use crate::metadata::AttentionMetadata;
 use crate::token_rows::{TokenRows, check_rows};
 use std::marker::PhantomData;
 
-/// The attention of one layer in one step: out = softmax(scale * q K^T + mask) V, K and V read through
-/// the block tables as they are stored. Query head h reads key head `h / (heads / kv_heads)`.
+/// The attention of one layer in one step: out = softmax(scale * q K^T + mask) V, where K and V are read as
+/// stored, through the block tables. Query head h reads key head `h / (heads / kv_heads)`.
 #[derive(Debug)]
 pub struct AttentionCall<'a> {
     isa: Isa,
@@ -43,15 +44,15 @@ pub struct AttentionCall<'a> {
     borrowed: PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: `run_item` demands that items are run by one thread each; an item writes its own part of
-// `out` and only reads everything else.
+// SAFETY: `run_item` demands that no two threads run the same item. An item writes only its own part of
+// `out`, and only reads everything else.
 unsafe impl Sync for AttentionCall<'_> {}
 // SAFETY: `out` is borrowed for as long as the call lives, and f32 may be written from any thread.
 unsafe impl Send for AttentionCall<'_> {}
 
 impl<'a> AttentionCall<'a> {
-    /// A call for one layer. `work` was planned from `metadata`; `q` has `heads * head_dim` values a token
-    /// row, rotated, and so has `out`, whose rows are `out_stride` apart.
+    /// A call for one layer. `work` was planned from `metadata`. `q` has `heads * head_dim` values per
+    /// token row, already rotated by RoPE. `out` has as many, and its rows start `out_stride` values apart.
     ///
     /// # Errors
     ///
@@ -87,18 +88,18 @@ impl<'a> AttentionCall<'a> {
         self.work.len()
     }
 
-    /// Runs one item: writes the output of some queries in the heads of one key head. An index beyond
-    /// the last does nothing.
+    /// Runs one item: writes the output of some queries in the heads that share one key head. An index
+    /// beyond the last item does nothing.
     ///
     /// # Safety
     ///
-    /// The work list was planned from this very metadata, unchanged since. The step's own K and V are
-    /// stored, and nobody writes a slot of these rows meanwhile. No other thread runs the same item at
-    /// the same time.
+    /// The work list was planned from this very metadata, which has not changed since. The step's own K and
+    /// V are stored already, and nobody writes a slot of these rows during the call. No other thread runs
+    /// the same item at the same time.
     pub unsafe fn run_item(&self, index: usize, scratch: &mut AttentionScratch) {
         if let Some(item) = self.work.items.get(index) {
-            // SAFETY: `new` has made sure that the machine has `isa`; the rest the caller promises.
-            unsafe { registers::enter(self.isa, item::RunItem { call: self, item, scratch }) };
+            // SAFETY: `new` has checked that the machine has `isa`; the caller promises the rest.
+            unsafe { enter::enter(self.isa, item::RunItem { call: self, item, scratch }) };
         }
     }
 

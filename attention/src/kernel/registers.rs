@@ -1,16 +1,15 @@
 //! How many rows and vectors the inner loops hold in registers on each instruction set.
 //!
-//! Each set compiles the loops for its own blocking only: all of them for all sets take minutes.
+//! Each instruction set compiles the loops for its own block sizes only, because compiling all sizes for
+//! all sets takes minutes.
 
-use super::item::RunItem;
-use crate::isa::Isa;
 use crate::lanes::{Lanes, Portable};
 
-/// Lanes with a blocking of the inner loops; it shows in no bit of a result.
+/// Lanes together with the block sizes of the inner loops. The sizes do not change a bit of a result.
 pub(super) trait Registers: Lanes {
-    /// How many rows the greatest block has: 8, 4 or 1.
+    /// The most rows of a block: 8, 4 or 1.
     const ROWS: usize;
-    /// How many vectors the loops hold beside blocks of 8, 4, 2 and 1 rows.
+    /// How many vectors the loops hold in registers beside blocks of 8, 4, 2 and 1 rows.
     const VECTORS: [usize; 4];
 }
 
@@ -32,45 +31,4 @@ impl Registers for crate::lanes::Avx2 {
 impl Registers for crate::lanes::Neon {
     const ROWS: usize = 4;
     const VECTORS: [usize; 4] = [1, 1, 1, 4];
-}
-
-/// Runs an item compiled for `isa`.
-///
-/// # Safety
-///
-/// The machine has `isa`; otherwise as [`RunItem::attend`].
-pub(super) unsafe fn enter(isa: Isa, item: RunItem<'_>) {
-    // SAFETY: as the caller promises.
-    unsafe {
-        match isa {
-            #[cfg(target_arch = "x86_64")]
-            Isa::Amx | Isa::Avx512 => enter_avx512(item),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => enter_avx2(item),
-            #[cfg(target_arch = "aarch64")]
-            Isa::Neon => enter_neon(item),
-            _ => item.attend::<Portable>(),
-        }
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi1,bmi2")]
-unsafe fn enter_avx512(item: RunItem<'_>) {
-    // SAFETY: this function has the features.
-    unsafe { item.attend::<crate::lanes::Avx512>() }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2")]
-unsafe fn enter_avx2(item: RunItem<'_>) {
-    // SAFETY: this function has the features.
-    unsafe { item.attend::<crate::lanes::Avx2>() }
-}
-
-#[cfg(target_arch = "aarch64")]
-#[target_feature(enable = "neon")]
-unsafe fn enter_neon(item: RunItem<'_>) {
-    // SAFETY: this function has the features.
-    unsafe { item.attend::<crate::lanes::Neon>() }
 }

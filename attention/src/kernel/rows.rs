@@ -1,44 +1,49 @@
-//! Query rows in register blocks.
+//! Groups an item's query rows into blocks that fit in registers.
 
-use crate::kernel::work::{NO_WINDOW, WorkItem, first_key};
+use crate::kernel::work::WorkItem;
+use crate::window::{NO_WINDOW, first_key};
 
-/// Up to 8 query rows that go through the inner loops together, sharing each load of K and V.
+/// Up to 8 query rows that go through the inner loops together, so that they share each load of K and V.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RowBlock {
-    /// The first of its rows among those of the item. Row numbers are query token times heads a key head, plus head.
+    /// The first of its rows, counted within the item. Row r is query token `r / g` in the head `r % g`,
+    /// where g is the number of query heads per key head.
     pub first: usize,
-    /// How many rows of the item it has; the places from `count` to `size` are filled with zeroes.
+    /// How many of its rows are real; rows `count..size` are filled with zeroes.
     pub count: usize,
     /// How many rows the loops compute for it: 1, 2, 4 or 8.
     pub size: usize,
-    /// Where its rows start in the scratch memory, whose rows include the filling of the blocks before.
+    /// The block's first row in the scratch memory, where the zero-filled rows of the blocks before count
+    /// too.
     pub padded: usize,
-    /// The end of the keys that its last row sees.
+    /// One past the last key that its last row sees.
     pub last_visible: u32,
-    /// What [`visible`](Self::visible) computes from: the item's first query and heads a key head.
+    /// For [`visible`](Self::visible): one past the last key that the item's first query sees, how many
+    /// more keys each following query sees, and how many query heads share a key head.
     first_visible: u32,
     visible_step: u32,
     group: u32,
-    /// What [`first_key`](Self::first_key) computes from: the index of the item's first query, and the window.
+    /// For [`first_key`](Self::first_key): the index of the item's first query, and the window, both in
+    /// tokens.
     index: u32,
     window: u32,
 }
 
 impl RowBlock {
-    /// The end of the keys that a row sees. Rows of the filling see what the last real row does.
+    /// One past the last key that a row sees. A zero-filled row sees what the last real row sees.
     #[inline(always)]
     pub(crate) fn visible(&self, row: usize) -> u32 {
         let row = (self.first + row.min(self.count - 1)) as u32;
         self.first_visible + row / self.group * self.visible_step
     }
 
-    /// Whether its rows may see no key before some index.
+    /// Whether a sliding window may hide keys at the start from its rows.
     #[inline(always)]
     pub(crate) fn windowed(&self) -> bool {
         self.window != NO_WINDOW
     }
 
-    /// First key that a row of the block sees; rows of the filling see what the last real one does.
+    /// The first key that a row of the block sees. A zero-filled row sees what the last real row sees.
     #[inline(always)]
     pub(crate) fn first_key(&self, row: usize) -> u32 {
         let row = (self.first + row.min(self.count - 1)) as u32;
@@ -46,7 +51,8 @@ impl RowBlock {
     }
 }
 
-/// Cuts an item's rows into blocks of at most `widest`, and returns how many padded rows they make.
+/// Cuts an item's rows into blocks of at most `widest` rows, and returns the number of rows including the
+/// zero-filled ones.
 pub(crate) fn cut(item: &WorkItem, group: usize, widest: usize, blocks: &mut Vec<RowBlock>) -> usize {
     blocks.clear();
     let rows = item.queries as usize * group;

@@ -3,17 +3,17 @@
 use crate::kernel::rows::RowBlock;
 use crate::lanes::LANES;
 
-/// 16 floats on a cache line of their own.
+/// 16 floats that fill one cache line.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
 struct Line([f32; LANES]);
 
-/// A buffer of floats that starts on a cache line and keeps its memory.
+/// A buffer of floats that starts on a cache line. It keeps its memory between uses.
 #[derive(Debug, Default)]
 pub(crate) struct Floats(Vec<Line>);
 
 impl Floats {
-    /// Makes room for `len` floats and returns their start; what they hold is whatever was there.
+    /// Makes room for `len` floats and returns their start. They hold whatever was there before.
     pub(crate) fn reserve(&mut self, len: usize) -> *mut f32 {
         let lines = len.div_ceil(LANES);
         if self.0.len() < lines {
@@ -23,8 +23,8 @@ impl Floats {
     }
 }
 
-/// The working memory of a thread that runs items: about 140 KiB for a head of 64. It grows to the
-/// greatest item it has met, and allocates nothing from then on.
+/// The working memory of a thread that runs items: about 140 KiB if a head has 64 values. It grows to the
+/// size of the greatest item so far; later items allocate nothing.
 #[derive(Debug, Default)]
 pub struct AttentionScratch {
     pub(crate) blocks: Vec<RowBlock>,
@@ -36,9 +36,10 @@ pub struct AttentionScratch {
     pub(crate) sums: Floats,
     /// The greatest score of each row so far.
     pub(crate) maxima: Floats,
-    /// The factor by which each row's earlier sums shrink when its greatest score grows.
+    /// The factor by which each row's earlier sums are multiplied when its greatest score grows.
     pub(crate) factors: Floats,
-    /// The scores of all rows in a tile, then their weights in the same place, laid out as `[row][key]`.
+    /// The scores of all rows for the keys of a tile, which are then overwritten by their weights, laid out
+    /// as `[row][key]`.
     pub(crate) weights: Floats,
     /// The keys of a tile, widened to f32.
     pub(crate) wide_k: Floats,
@@ -47,7 +48,7 @@ pub struct AttentionScratch {
 }
 
 impl AttentionScratch {
-    /// Makes scratch memory that is still empty.
+    /// Makes scratch memory that is empty.
     #[must_use]
     pub fn new() -> AttentionScratch {
         AttentionScratch::default()

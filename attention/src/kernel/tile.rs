@@ -1,7 +1,8 @@
-//! The inner loops: some query rows against one tile of keys.
+//! The inner loops, which compute some query rows against one tile of keys.
 //!
-//! Every score is one chain of multiply-adds over d, every weighted sum one chain over keys, whatever
-//! else is computed beside it: blocking changes which chains run together, never a chain.
+//! Every score is one chain of multiply-adds over d, and every weighted sum is one chain over keys,
+//! whatever is computed beside it. The blocking decides which chains run together; it never changes a
+//! chain.
 #![allow(clippy::needless_range_loop)] // indices say which register of a block; iterators hide that
 
 use super::registers::Registers;
@@ -12,15 +13,16 @@ pub(crate) const TILE: usize = 64;
 /// How many groups of 16 keys a tile has.
 pub(crate) const GROUPS: usize = TILE / LANES;
 
-/// Where the groups of a tile lie in one of K (16 keys, `[d][16]`) and V (16 value rows), in f32.
+/// The addresses of a tile's groups as f32, either of K (a group is `[d][16]`, 16 keys) or of V (a group is
+/// 16 rows of values).
 pub(crate) struct Tile {
     pub groups: [*const f32; GROUPS],
-    /// How many values lie from one row of V to the next.
+    /// The distance from one row of V to the next, in values.
     pub v_stride: usize,
     pub dim: usize,
-    /// What to ask for meanwhile: the same groups of the next tile, as they are stored.
+    /// What to prefetch meanwhile: the same groups of the next tile, in the cache's element type.
     pub next: [*const u8; GROUPS],
-    /// How many bytes an element has in the cache.
+    /// The size of an element of the cache, in bytes.
     pub size: usize,
 }
 
@@ -31,9 +33,11 @@ impl Tile {
         Tile { groups: [std::ptr::null(); GROUPS], v_stride, dim, next: [std::ptr::null(); GROUPS], size }
     }
 
-    /// The tile as the loops of block `at` of `blocks` see it: each asks for its part of the next tile, line by
-    /// line as it goes (a cache's blocks lie anywhere, which the hardware's prefetchers cannot foresee). In one
-    /// block's loops all of it would fill the line buffers; what is not its part is there already.
+    /// The tile for the loops of row block number `at` of `blocks`. Each row block prefetches its own share
+    /// of the next tile, one line at a time as its loops advance, because the blocks of the cache lie
+    /// anywhere and the hardware's prefetchers cannot foresee them. Prefetching the whole tile in one row
+    /// block's loops would fill the line buffers. Groups outside the share name the current tile, which is
+    /// in the cache already.
     #[inline(always)]
     pub(crate) fn of_block(&self, at: usize, blocks: usize) -> Tile {
         let next =
@@ -46,7 +50,7 @@ impl Tile {
     }
 }
 
-/// Asks for a cache line, whatever the address: no other effect.
+/// Prefetches the cache line at an address, which need not be valid. It has no other effect.
 #[inline(always)]
 fn prefetch(at: *const u8) {
     #[cfg(target_arch = "x86_64")]
@@ -59,8 +63,8 @@ fn prefetch(at: *const u8) {
     let _ = at;
 }
 
-/// The state of R rows that are worked on: `maxima[R]`, `factors[R]`, `sums[R][16]`, `acc[R][v_stride]`,
-/// `weights[R][TILE]`, and their queries `q[dim][R]`.
+/// The state of R rows that are worked on: `maxima[R]`, `factors[R]`, `sums[R][16]`, `acc[R][v_stride]` and
+/// `weights[R][TILE]`, and the rows' queries as `q[dim][R]`.
 #[derive(Clone, Copy)]
 pub(crate) struct State {
     pub q: *const f32,
@@ -71,25 +75,26 @@ pub(crate) struct State {
     pub acc: *mut f32,
 }
 
-/// The keys of a tile that R rows see: row r those of `from[r] .. to[r]`, none where both are equal. Both
-/// ascend, and `from` is 0 in all tiles but those in which some row's window begins.
+/// The keys of a tile that each of R rows sees: row r sees the keys `from[r]..to[r]`, counted from the
+/// start of the tile, and none if the two are equal. Both ascend with r. `from` is 0 except in a tile in
+/// which some row's window begins.
 pub(crate) struct Seen<const R: usize> {
     pub from: [usize; R],
     pub to: [usize; R],
 }
 
-/// How many vectors the loops hold beside a block of `rows` rows.
+/// How many vectors of keys or columns the loops hold in registers beside a block of `rows` rows.
 const fn vectors<L: Registers>(rows: usize) -> usize {
     L::VECTORS[3 - rows.ilog2() as usize]
 }
 
-/// The weights of a tile's keys for R rows; moves maxima and sums of weights on, and leaves the factors for
-/// the sums of values.
+/// Computes the weights of a tile's keys for R rows. It updates the rows' maxima and sums of weights, and
+/// writes to `factors` what their sums of values so far are to be multiplied by.
 ///
 /// # Safety
 ///
-/// The features of `L` are enabled; `state` has the sizes of R rows; the groups of K that hold keys
-/// seen by a row are valid.
+/// The features of `L` are enabled. `state` has the sizes of R rows. Every group of K that holds a key seen
+/// by some row is valid.
 #[inline(always)]
 pub(crate) unsafe fn weigh_keys<L: Registers, const R: usize>(
     k: &Tile,
@@ -125,14 +130,15 @@ pub(crate) unsafe fn weigh_keys<L: Registers, const R: usize>(
 ///
 /// # Safety
 ///
-/// As of [`weigh_keys`], and the groups of V that hold keys seen by a row are valid.
+/// As for [`weigh_keys`]; in addition every group of V that holds a key seen by some row is valid.
 #[inline(always)]
 pub(crate) unsafe fn add_values<L: Registers, const R: usize>(v: &Tile, state: State, seen: &Seen<R>) {
     // SAFETY: as the caller promises.
     unsafe {
         let row = |r: usize| (state.weights.add(r * TILE), state.acc.add(r * v.v_stride));
         let mut factors: [f32; R] = std::array::from_fn(|r| *state.factors.add(r));
-        // All rows share the keys from where the last one's window begins to where the first one's sight ends.
+        // All rows share the keys from where the last row's window begins up to the last key that the first
+        // row sees.
         let begin = seen.from[R - 1];
         let shared = seen.to[0].max(begin);
         if R > 1 && begin > 0 {
@@ -153,7 +159,8 @@ pub(crate) unsafe fn add_values<L: Registers, const R: usize>(v: &Tile, state: S
     }
 }
 
-/// Writes the sums of q_d * k_d over ascending d for R rows and N groups of 16 keys, and returns N.
+/// Writes the dot products of R queries with the keys of N groups of 16, each a sum of q_d * k_d over
+/// ascending d. Returns N.
 #[inline(always)]
 unsafe fn scores<L: Registers, const R: usize, const N: usize>(
     k: &Tile,
@@ -188,15 +195,16 @@ unsafe fn scores<L: Registers, const R: usize, const N: usize>(
     N
 }
 
-/// All rows see all keys of the tile.
+/// A mask kind: all rows see all keys of the tile.
 const FULL: u8 = 0;
-/// Each row sees some keys from the start of the tile on; one that sees none has seen some before.
+/// A mask kind: each row sees some keys from the start of the tile on. A row that sees none here has seen
+/// some in an earlier tile.
 const START: u8 = 1;
-/// Each row sees some keys anywhere in the tile, or none.
+/// A mask kind: each row sees some keys anywhere in the tile, or none.
 const WINDOW: u8 = 2;
 
-/// Turns scores into weights exp(scale * s - maximum), masked ones into 0; moves maxima and sums on, and
-/// leaves what the rows' earlier sums of values are to be multiplied with.
+/// Turns scores s into weights exp(scale * s - maximum); masked ones become 0. It updates the rows' maxima
+/// and sums of weights, and writes to `factors` what their sums of values so far are to be multiplied by.
 #[inline(always)]
 unsafe fn soften<L: Registers, const R: usize, const MASK: u8>(state: State, seen: &Seen<R>, scale: f32) {
     // SAFETY: as the caller promises.
@@ -205,7 +213,8 @@ unsafe fn soften<L: Registers, const R: usize, const MASK: u8>(state: State, see
         let mut added = [L::splat(0.0); R];
         for r in 0..R {
             let row = state.weights.add(r * TILE);
-            // Of a group: how many of its keys lie before the row's sight, and how many before its end.
+            // How many keys of a group lie before the first key that the row sees, and how many before the
+            // end of what it sees.
             let lanes = |g: usize| {
                 let before = |key: usize| key.saturating_sub(g * LANES);
                 (if MASK == WINDOW { before(seen.from[r]) } else { 0 }, before(seen.to[r]))
@@ -227,7 +236,8 @@ unsafe fn soften<L: Registers, const R: usize, const MASK: u8>(state: State, see
             let here = s[0].max(s[1]).max(s[2].max(s[3])).max_lane();
             let maximum = if here > before { here } else { before };
             *state.maxima.add(r) = maximum;
-            // A row whose window begins behind the tile has no maximum yet: minus infinity less itself is NaN.
+            // A row whose window begins behind this tile may have no maximum yet. Its difference would be
+            // minus infinity less itself, which is NaN, so it stays 0.
             if MASK != WINDOW || seen.from[r] < seen.to[r] {
                 fallen[r] = before - maximum;
             }
@@ -256,7 +266,7 @@ unsafe fn soften<L: Registers, const R: usize, const MASK: u8>(state: State, see
     }
 }
 
-/// acc = acc * rescale, then + p_j * v_j over keys `from .. to` of the tile, in order.
+/// acc = acc * rescale, then adds p_j * v_j for the keys `from..to` of the tile, in order.
 #[inline(always)]
 unsafe fn add_keys<L: Registers, const R: usize>(
     v: &Tile,

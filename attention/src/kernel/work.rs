@@ -1,62 +1,56 @@
-//! The work of an attention call, cut into items that threads can take.
+//! Cuts the work of an attention call into items that threads can take.
 
 use crate::error::AttentionError;
 use crate::kv_layer::KvLayer;
 use crate::kv_layout::KvLayout;
 use crate::metadata::{AttentionMetadata, MaskKind};
+use crate::window::{NO_WINDOW, first_key};
 use pagedraft_block_manager::BlockId;
 use std::ops::Range;
 
-/// Rows of queries (query tokens times heads) that an item aims at: enough to read K and V once for
-/// many, few enough that its state stays in the second-level cache and threads balance.
+/// The number of query rows (query tokens times heads) that an item aims at. It is large enough for many
+/// rows to share one read of K and V, and small enough for the item's state to stay in the L2 cache and for
+/// threads to balance.
 const ROWS_PER_ITEM: usize = 128;
 const MAX_QUERIES_PER_ITEM: usize = 64;
 
-/// Some consecutive queries of one metadata row, with the heads of one key head.
+/// Some consecutive queries of one metadata row, in the heads that share one key head.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct WorkItem {
     /// The metadata row; its block table says where the keys are.
     pub row: u32,
     pub kv_head: u32,
-    /// The first query's row in q and in the output.
+    /// The token row of the first query in q and in the output.
     pub token: u32,
     pub queries: u32,
-    /// The end of the keys that the first query sees.
+    /// One past the last key that the first query sees.
     pub first_visible: u32,
-    /// How much further each following query sees: 1 key (causal) or none (bidirectional).
+    /// How many more keys each following query sees: 1 in a causal row, 0 in a bidirectional one.
     pub visible_step: u32,
-    /// Index of the first query in its group; those of the others follow. It matters only with a window.
+    /// The index of the first query in its KV group; the others follow it without a gap. It is used only
+    /// with a window.
     pub index: u32,
-    /// Keys that a query sees up to itself at most, itself included; [`NO_WINDOW`] where that is all.
+    /// The sliding window in tokens: the most keys that a query sees up to and including its own.
+    /// [`NO_WINDOW`] if there is no limit.
     pub window: u32,
 }
 
-/// The window of a step that has none: greater than any sequence is long.
-pub(crate) const NO_WINDOW: u32 = u32::MAX;
-
-/// First key that the query of this index sees.
-#[inline(always)]
-pub(crate) fn first_key(index: u32, window: u32) -> u32 {
-    // The query sees itself, so that the window's other keys are one fewer.
-    index.saturating_sub(window - 1)
-}
-
 impl WorkItem {
-    /// First key that the first query sees; the others see none before it.
+    /// The first key that the first query sees. The other queries see no key before it.
     pub(crate) fn first_key(&self) -> u32 {
         first_key(self.index, self.window)
     }
 
-    /// The end of the keys that the last query sees.
+    /// One past the last key that the last query sees.
     pub(crate) fn last_visible(&self) -> u32 {
         self.first_visible + (self.queries - 1) * self.visible_step
     }
 }
 
-/// The items of a step: one list serves all layers of a KV group. The memory is reused from step to
-/// step. How rows are cut never shows in the bits of a result.
+/// The items of a step. One list serves all layers of a KV group, and its memory is reused from step to
+/// step. The way rows are cut does not change a bit of the result.
 ///
-/// Planning checks all that the kernels rely on, so that they need not: tables reach the end of
+/// Planning checks everything that the kernels rely on, so that they need not: tables reach the end of
 /// their sequences and name blocks that exist, and query tokens lie one row after the other.
 #[derive(Debug, Default)]
 pub struct WorkList {
@@ -73,20 +67,21 @@ impl WorkList {
         WorkList::default()
     }
 
-    /// How many items there are. Longest first within a row; rows in order.
+    /// How many items there are. They are in the order of the rows, and within a row the longest comes
+    /// first.
     #[must_use]
     pub fn len(&self) -> usize {
         self.items.len()
     }
 
-    /// Whether there is nothing to do.
+    /// Whether there are no items.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.items.is_empty()
     }
 
-    /// Cuts a step into items for a model of `heads` query heads over a cache like `layer` (its
-    /// layout and its number of blocks count, not its address). Pad rows get none.
+    /// Cuts a step into items, for a model of `heads` query heads over a cache like `layer`, of which the
+    /// layout and the number of blocks matter and the address does not. Pad rows get no item.
     ///
     /// # Errors
     ///
@@ -146,10 +141,11 @@ pub(crate) struct Queries {
     pub window: u32,
 }
 
-/// What a row has, once its lengths agree and its table reaches their end in blocks that exist; `None` of a pad row.
+/// Checks a row and returns its queries, or `None` for a pad row. The row's lengths must agree, and its
+/// table must cover its length with blocks that exist.
 ///
-/// Lengths agree when `seq_lens` is context + query; only in a bidirectional row it may be more (a block in the
-/// middle of a canvas). Blocks wholly behind the window of the first query need not exist.
+/// Lengths agree when `seq_lens` is context + query. In a bidirectional row it may be more, for a block in
+/// the middle of a canvas. Blocks wholly behind the window of the first query need not exist.
 pub(crate) fn checked_row(
     metadata: &AttentionMetadata,
     row: usize,
@@ -219,7 +215,8 @@ pub(crate) fn checked_row(
     Ok(Some(Queries { token: start, len, first_visible, visible_step, index: context_len, window }))
 }
 
-/// Whether the queries of a row follow its context, as a window smaller than the row demands.
+/// Checks that the queries of a row follow its context without a gap, which a window smaller than the row
+/// requires.
 fn check_contiguous(
     metadata: &AttentionMetadata,
     row: usize,

@@ -1,20 +1,21 @@
-//! Lanes as two 256-bit registers.
+//! The sixteen lanes as two 256-bit registers.
 
 use super::Lanes;
 use std::arch::x86_64::*;
 
-/// Sixteen f32 in two registers of AVX2 (with FMA and F16C).
+/// Sixteen f32 in two AVX2 registers. FMA and F16C are needed too.
 #[derive(Clone, Copy)]
 pub struct Avx2(__m256, __m256);
 
-/// Ties to even, whatever the control register says, without exceptions.
+/// Round to nearest, ties to even, whatever the control register says, and raise no exception.
 const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
 
-/// Folds 8 lanes to 4, 2, 1.
+/// The sum of 8 lanes. The upper half is added onto the lower one until one lane is left: 8 lanes become 4,
+/// 2, 1.
 ///
 /// # Safety
 ///
-/// The caller has AVX enabled.
+/// The caller has enabled AVX.
 #[inline(always)]
 pub(super) unsafe fn sum_of_eight(v: __m256) -> f32 {
     // SAFETY: the caller has AVX.
@@ -31,7 +32,7 @@ unsafe fn widen(bits: __m128i) -> __m256 {
     unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(bits))) }
 }
 
-/// The bf16 of 8 lanes, in the low halves of 8 words.
+/// Rounds 8 lanes to bf16. The results are in the low halves of 8 32-bit words.
 #[inline(always)]
 unsafe fn narrow(x: __m256) -> __m256i {
     // SAFETY: the caller has AVX2.
@@ -55,7 +56,8 @@ unsafe fn power(x: __m256) -> __m256 {
     }
 }
 
-/// Lanes whose index is below `n`, all ones.
+/// A mask of 8 lanes, which have the indices `offset..offset + 8`: all ones where the index is below `n`,
+/// else zero.
 #[inline(always)]
 unsafe fn first(n: usize, offset: usize) -> __m256 {
     let left = n.saturating_sub(offset).min(8) as i32;
@@ -66,8 +68,8 @@ unsafe fn first(n: usize, offset: usize) -> __m256 {
     }
 }
 
-// SAFETY of this impl's blocks: the trait demands of the caller that the features are enabled and
-// that pointers are valid for 16 elements (32 for pairs); all loads and stores are unaligned ones.
+// SAFETY of the blocks in this impl: by the trait's contract the caller has enabled the features, and
+// pointers are valid for 16 elements (32 for pairs). All loads and stores are unaligned ones.
 impl Lanes for Avx2 {
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
@@ -188,7 +190,7 @@ impl Lanes for Avx2 {
     unsafe fn store_bf16(self, p: *mut u16) {
         // SAFETY: see the impl.
         unsafe {
-            // Packing works within 128-bit halves: 0..4, 8..12, 4..8, 12..16.
+            // Packing works within 128-bit halves, which gives the order 0..4, 8..12, 4..8, 12..16.
             let packed = _mm256_packus_epi32(narrow(self.0), narrow(self.1));
             _mm256_storeu_si256(p.cast(), _mm256_permute4x64_epi64::<0b11_01_10_00>(packed));
         }
@@ -203,7 +205,7 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     unsafe fn sum(self) -> f32 {
-        // The tree of the trait's own method, in registers.
+        // This is the same tree of additions as in `Lanes::sum`, done in registers.
         // SAFETY: see the impl.
         unsafe { sum_of_eight(_mm256_add_ps(self.0, self.1)) }
     }

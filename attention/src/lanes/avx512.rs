@@ -1,17 +1,17 @@
-//! Lanes as one 512-bit register.
+//! The sixteen lanes as one 512-bit register.
 
 use super::Lanes;
 use std::arch::x86_64::*;
 
-/// Sixteen f32 in a register of AVX-512 (F, BW, VL and DQ, with FMA and F16C).
+/// Sixteen f32 in one register of AVX-512 (F, BW, VL and DQ). FMA and F16C are needed too.
 #[derive(Clone, Copy)]
 pub struct Avx512(__m512);
 
-/// `NEAREST`: ties to even, whatever the control register says, without exceptions.
+/// Round to nearest, ties to even, whatever the control register says, and raise no exception.
 const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
 
-// SAFETY of this impl's blocks: the trait demands of the caller that the features are enabled and
-// that pointers are valid for 16 elements (32 for pairs); all loads and stores are unaligned ones.
+// SAFETY of the blocks in this impl: by the trait's contract the caller has enabled the features, and
+// pointers are valid for 16 elements (32 for pairs). All loads and stores are unaligned ones.
 impl Lanes for Avx512 {
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
@@ -113,7 +113,7 @@ impl Lanes for Avx512 {
     }
     #[inline(always)]
     unsafe fn store_bf16(self, p: *mut u16) {
-        // Not `vcvtneps2bf16`: it flushes denormals, the other instruction sets don't.
+        // `vcvtneps2bf16` is not used because it flushes denormals, which the other instruction sets keep.
         // SAFETY: see the impl.
         unsafe {
             let bits = _mm512_castps_si512(self.0);
@@ -134,7 +134,7 @@ impl Lanes for Avx512 {
     }
     #[inline(always)]
     unsafe fn sum(self) -> f32 {
-        // The tree of the trait's own method, in registers.
+        // This is the same tree of additions as in `Lanes::sum`, done in registers.
         // SAFETY: see the impl.
         unsafe {
             let eight = _mm256_add_ps(_mm512_castps512_ps256(self.0), _mm512_extractf32x8_ps::<1>(self.0));

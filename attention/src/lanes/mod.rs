@@ -1,11 +1,11 @@
-//! Sixteen f32 lanes, over which every kernel of the CPU is written once.
+//! Vectors of sixteen f32 lanes. Every CPU kernel is written once, over these.
 //!
 //! A kernel is generic over [`Lanes`] and entered through [`Isa::run`](crate::isa::Isa::run), whose
-//! wrappers carry the `#[target_feature]` of the instruction set. Every
-//! implementation does the same arithmetic on each lane: on all of them with a fused
-//! multiply-add, [`Lanes::mul_add`] rounds once, so AVX-512, AVX2 and NEON give the same bits. The
-//! portable one multiplies, rounds, adds and rounds (a software FMA would cost fifty times as
-//! much); it is an instruction set of its own in promise 1.
+//! wrappers carry the `#[target_feature]` of the instruction set. Every implementation does the same
+//! arithmetic on each lane. AVX-512, AVX2 and NEON have a fused multiply-add, so their [`Lanes::mul_add`]
+//! rounds once and they give the same bits. The portable implementation rounds the product and then the
+//! sum, because a fused multiply-add in software would cost fifty times as much; it therefore counts as an
+//! instruction set of its own in promise 1.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -33,20 +33,21 @@ pub const LANES: usize = 16;
 /// The methods of an implementation may only be called inside a function that has the target
 /// features of its instruction set enabled. Pointers must be valid for [`LANES`] elements; no
 /// alignment is needed.
-// What a caller owes is the same for all methods: the trait says it once.
+// The caller's duties are the same for all methods, so the trait states them once.
 #[allow(clippy::missing_safety_doc)]
 pub trait Lanes: Copy {
-    /// All lanes `x`.
+    /// A vector with `x` in every lane.
     unsafe fn splat(x: f32) -> Self;
     /// Loads 16 f32.
     unsafe fn load(p: *const f32) -> Self;
     /// Stores 16 f32.
     unsafe fn store(self, p: *mut f32);
-    /// Loads 16 bf16 (as bits) and widens them; exact.
+    /// Loads 16 bf16 values, given as bits, and widens them exactly.
     unsafe fn load_bf16(p: *const u16) -> Self;
-    /// Loads 16 f16 (as bits) and widens them; exact.
+    /// Loads 16 f16 values, given as bits, and widens them exactly.
     unsafe fn load_f16(p: *const u16) -> Self;
-    /// Loads 16 pairs of bf16 (32 values): the even ones, then the odd ones; exact.
+    /// Loads 16 pairs of bf16 (32 values) and widens them exactly: first those of even index, then those of
+    /// odd index.
     unsafe fn load_bf16_pairs(p: *const u16) -> (Self, Self);
     /// `self + other`.
     unsafe fn add(self, other: Self) -> Self;
@@ -56,23 +57,25 @@ pub trait Lanes: Copy {
     unsafe fn mul(self, other: Self) -> Self;
     /// `self / other`.
     unsafe fn div(self, other: Self) -> Self;
-    /// `self * b + c`, rounded once (portable: twice).
+    /// `self * b + c`, rounded once; the portable lanes round twice.
     unsafe fn mul_add(self, b: Self, c: Self) -> Self;
-    /// Lane-wise maximum; where one operand is NaN the result is unspecified (kernels mask first).
+    /// The greater of the two values in each lane. Where one is NaN the result is unspecified, so kernels
+    /// mask first.
     unsafe fn max(self, other: Self) -> Self;
-    /// Lane-wise minimum; where one operand is NaN the result is unspecified (kernels mask first).
+    /// The smaller of the two values in each lane. Where one is NaN the result is unspecified, so kernels
+    /// mask first.
     unsafe fn min(self, other: Self) -> Self;
     /// Keeps the first `n` lanes and puts `fill` in the others (`n >= 16` keeps all).
     unsafe fn keep_first(self, n: usize, fill: f32) -> Self;
     /// Puts `fill` in the first `n` lanes and keeps the others (`n >= 16` keeps none).
     unsafe fn drop_first(self, n: usize, fill: f32) -> Self;
-    /// The nearest integer, ties to even, as f32.
+    /// Rounds each lane to the nearest integer, ties to even.
     unsafe fn round(self) -> Self;
-    /// 2 to the power of an integral value in -126..=127.
+    /// 2 to the power of each lane, which must hold an integer in -126..=127.
     unsafe fn exp2_int(self) -> Self;
-    /// Stores 16 values as bf16 (round to nearest even).
+    /// Stores the 16 values as bf16, rounded to nearest even.
     unsafe fn store_bf16(self, p: *mut u16);
-    /// Stores 16 values as f16 (round to nearest even).
+    /// Stores the 16 values as f16, rounded to nearest even.
     unsafe fn store_f16(self, p: *mut u16);
 
     /// The lanes as an array.
@@ -83,7 +86,8 @@ pub trait Lanes: Copy {
         unsafe { self.store(out.as_mut_ptr()) };
         out
     }
-    /// Sum of the lanes by the fixed tree: halves folded onto each other (8, 4, 2, 1).
+    /// The sum of the lanes by a fixed tree: the upper half is added onto the lower one until one lane is
+    /// left (8, 4, 2, 1).
     #[inline(always)]
     unsafe fn sum(self) -> f32 {
         // SAFETY: the caller has the features.
@@ -97,24 +101,26 @@ pub trait Lanes: Copy {
         }
         a[0]
     }
-    /// Greatest lane.
+    /// The greatest lane.
     #[inline(always)]
     unsafe fn max_lane(self) -> f32 {
         // SAFETY: the caller has the features.
         let a = unsafe { self.to_array() };
         a.iter().copied().fold(f32::NEG_INFINITY, f32::max)
     }
-    /// e to the power of each lane, for arguments in -87.33..=88.37; outside it gives the value at the
-    /// nearer end (1.2e-38, 2.4e38), for a NaN an unspecified one. Relative error under 2e-7.
+    /// e to the power of each lane, with a relative error below 2e-7 for arguments in -87.33..=88.37. An
+    /// argument outside that range gives the value at the nearer end (1.2e-38 or 2.4e38), a NaN an
+    /// unspecified one.
     ///
-    /// After Cephes' `expf`: n = round(x log2 e), and a polynomial of degree 7 on x - n ln 2.
+    /// The method is that of Cephes' `expf`: with n = round(x log2 e), a polynomial of degree 7 gives
+    /// e^(x - n ln 2), which is multiplied by 2^n.
     #[inline(always)]
     unsafe fn exp(self) -> Self {
         // SAFETY: the caller has the features.
         unsafe {
             let x = self.max(Self::splat(-87.33)).min(Self::splat(88.37));
             let n = x.mul(Self::splat(std::f32::consts::LOG2_E)).round();
-            // ln 2 in two parts, of which the first has so few bits that n times it is exact.
+            // ln 2 is subtracted in two parts. The first has so few bits that n times it is exact.
             let r = n.mul_add(Self::splat(-0.693_359_4), x);
             let r = n.mul_add(Self::splat(2.121_944_4e-4), r);
             let mut p = Self::splat(1.987_569_2e-4);

@@ -1,4 +1,4 @@
-//! Lanes as four 128-bit registers.
+//! The sixteen lanes as four 128-bit registers.
 
 use super::Lanes;
 use half::f16;
@@ -56,21 +56,21 @@ unsafe fn div4(a: float32x4_t, b: float32x4_t) -> float32x4_t {
     // SAFETY: the caller has NEON.
     unsafe { vdivq_f32(a, b) }
 }
-/// `a > b ? a : b`, as x86 does it; `vmaxq_f32` orders zeros by their sign.
+/// `a > b ? a : b` in each lane, as on x86. `vmaxq_f32` differs: it takes +0 to be greater than -0.
 #[inline(always)]
 unsafe fn max4(a: float32x4_t, b: float32x4_t) -> float32x4_t {
     // SAFETY: the caller has NEON.
     unsafe { vbslq_f32(vcgtq_f32(a, b), a, b) }
 }
-/// `a < b ? a : b`.
+/// `a < b ? a : b` in each lane, as on x86.
 #[inline(always)]
 unsafe fn min4(a: float32x4_t, b: float32x4_t) -> float32x4_t {
     // SAFETY: the caller has NEON.
     unsafe { vbslq_f32(vcltq_f32(a, b), a, b) }
 }
 
-// SAFETY of this impl's blocks: the trait demands of the caller that the features are enabled and
-// that pointers are valid for 16 elements (32 for pairs); all loads and stores are unaligned ones.
+// SAFETY of the blocks in this impl: by the trait's contract the caller has enabled the features, and
+// pointers are valid for 16 elements (32 for pairs). All loads and stores are unaligned ones.
 impl Lanes for Neon {
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
@@ -106,8 +106,8 @@ impl Lanes for Neon {
     }
     #[inline(always)]
     unsafe fn load_f16(p: *const u16) -> Self {
-        // The conversion instruction has no stable intrinsic that works on plain bits everywhere;
-        // `half` uses it where the compiler lets it.
+        // No stable intrinsic for the conversion instruction takes plain bits on every compiler. The crate
+        // `half` uses the instruction where the compiler allows it.
         let mut wide = [0.0f32; 16];
         for (i, w) in wide.iter_mut().enumerate() {
             // SAFETY: see the impl.
@@ -230,7 +230,7 @@ impl Lanes for Neon {
     }
     #[inline(always)]
     unsafe fn sum(self) -> f32 {
-        // The tree of the trait's own method, in registers.
+        // This is the same tree of additions as in `Lanes::sum`, done in registers.
         let a = self.0;
         // SAFETY: see the impl.
         unsafe {

@@ -1,4 +1,4 @@
-//! Lanes as an array: what every machine has.
+//! The sixteen lanes as an array, for every machine.
 
 use super::{LANES, Lanes};
 use half::{bf16, f16};
@@ -91,7 +91,7 @@ impl Lanes for Portable {
     }
     #[inline(always)]
     unsafe fn exp2_int(self) -> Self {
-        // Adding 1.5 * 2^23 leaves the integer in the low bits of the significand.
+        // Adding 1.5 * 2^23 leaves the integer in the low bits of the f32's significand.
         const SHIFT: f32 = 12_582_912.0;
         Portable(self.0.map(|n| {
             let exponent = (n + SHIFT).to_bits().wrapping_sub(SHIFT.to_bits());

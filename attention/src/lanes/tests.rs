@@ -1,4 +1,4 @@
-//! Every available implementation against scalar twins, bit for bit.
+//! Compares every available implementation bit for bit with scalar code that does the same.
 
 use super::{LANES, Lanes};
 use crate::isa::{Isa, Kernel};
@@ -6,7 +6,7 @@ use half::{bf16, f16};
 
 type Values = [f32; LANES];
 
-/// A xorshift generator over all bit patterns, the odd ones included.
+/// A xorshift generator of arbitrary bit patterns, so that NaNs, infinities and denormals occur as well.
 struct Bits(u64);
 
 impl Bits {
@@ -85,7 +85,7 @@ impl Kernel for Everything {
     }
 }
 
-/// What `Everything` gives, one scalar at a time.
+/// The results of `Everything`, computed one scalar at a time.
 fn twin(input: &Everything, fused: bool) -> Results {
     let Everything { a, b, c, raw } = input;
     let each = |f: &dyn Fn(usize) -> f32| -> Values { std::array::from_fn(f) };
@@ -145,7 +145,7 @@ fn twin(input: &Everything, fused: bool) -> Results {
     }
 }
 
-/// NaNs are equal to each other: their payload is no promise.
+/// Whether two results are the same. All NaNs count as equal, because their payload is not promised.
 fn same(x: f32, y: f32) -> bool {
     x.to_bits() == y.to_bits() || (x.is_nan() && y.is_nan())
 }
@@ -210,7 +210,7 @@ fn every_instruction_set_does_the_scalar_twin_s_arithmetic_bit_for_bit() {
     }
 }
 
-/// e to the power of 16 numbers.
+/// A kernel that computes e to the power of 16 numbers.
 struct Exp(Values);
 
 impl Kernel for Exp {

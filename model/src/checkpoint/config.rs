@@ -4,6 +4,9 @@ use super::architecture::{Architecture, EMBED_TOKENS, FINAL_NORM, LM_HEAD, Part}
 use super::dtype::Dtype;
 use super::rope::Rope;
 
+/// The greatest number of positions that a configuration may ask for. The bound keeps products of two sizes in 64 bits.
+pub(super) const MOST_POSITIONS: u64 = (1 << 31) - 1;
+
 /// The shape and the constants of a model of the Llama family.
 ///
 /// Made by [`ModelConfig::parse`], which checks every field; a value built by hand is not checked.

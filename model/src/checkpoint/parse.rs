@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::architecture::Architecture;
 use super::class_defaults::ClassDefaults;
-use super::config::ModelConfig;
+use super::config::{MOST_POSITIONS, ModelConfig};
 use super::dtype::Dtype;
 use super::fields::{Fields, parse_object};
 use super::quantisation;
@@ -23,7 +23,6 @@ use crate::error::ModelError;
 const MOST_WIDTH: u64 = 1 << 24;
 const MOST_LAYERS: u64 = (1 << 16) - 1;
 const MOST_VOCAB: u64 = 1 << 28;
-pub(super) const MOST_POSITIONS: u64 = (1 << 31) - 1;
 
 impl ModelConfig {
     /// Reads a configuration. `path` is used in complaints only.

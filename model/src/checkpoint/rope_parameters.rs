@@ -1,8 +1,8 @@
 //! The rotary positions of a `config.json`, in either of its spellings.
 
 use super::class_defaults::ClassDefaults;
+use super::config::MOST_POSITIONS;
 use super::fields::Fields;
-use super::parse::MOST_POSITIONS;
 use super::rope::{Rope, RopeScaling};
 use crate::error::ModelError;
 

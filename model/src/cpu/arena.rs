@@ -8,9 +8,9 @@ use crate::cpu::memory::Memory;
 use crate::error::ModelError;
 use crate::kv::copied;
 
-/// The memory in which the KV blocks of all models of an engine lie. It is shared by the devices of the target and of its
-/// draft model, which run in turns. Which block belongs to whom is the block manager's business: a device writes the blocks
-/// that a step's slots name, and reads those that its tables name.
+/// The memory in which the KV blocks of all models of an engine lie. The devices of the target and of its
+/// draft model share it; they run in turns. The block manager decides which block belongs to whom. A device
+/// writes the blocks that a step's slots name, and reads those that its block tables name.
 #[derive(Debug)]
 pub struct KvArena {
     plan: Arena,
@@ -18,11 +18,11 @@ pub struct KvArena {
 }
 
 impl KvArena {
-    /// Zeroed memory for this plan.
+    /// Allocates zeroed memory for this plan.
     ///
     /// # Errors
     ///
-    /// The system does not grant the memory.
+    /// [`ModelError::NoDevice`] if the system does not grant the memory.
     pub fn new(plan: &Arena) -> Result<Arc<Self>, ModelError> {
         let memory = Memory::zeroed(plan.bytes()).map_err(|_| ModelError::NoDevice {
             what: format!(
@@ -33,37 +33,38 @@ impl KvArena {
         Ok(Arc::new(Self { plan: plan.clone(), memory }))
     }
 
-    /// How it is cut into blocks.
+    /// The plan by which the memory is cut into blocks.
     #[must_use]
     pub fn plan(&self) -> &Arena {
         &self.plan
     }
 
-    /// The first byte, at a multiple of 64. Whoever reads or writes through it keeps to the blocks that are its own.
+    /// The first byte, at an address that is a multiple of 64. Whoever reads or writes through it must keep
+    /// to their own blocks.
     #[must_use]
     pub fn base(&self) -> *mut u8 {
         self.memory.as_ptr()
     }
 
-    /// Has the system back all of it with memory now. Contents stay.
+    /// Makes the system back all of it with physical memory now. The contents stay.
     ///
     /// # Safety
     ///
-    /// Nobody reads or writes a block meanwhile.
+    /// Nobody reads or writes a block during the call.
     pub unsafe fn touch(&self) {
         // SAFETY: as the caller promises.
         unsafe { self.memory.touch_shared() };
     }
 
-    /// Copies a block of a group onto another one of it, in all parts and layers.
+    /// Copies a block onto another one of the same group, in all parts and layers.
     ///
     /// # Errors
     ///
-    /// A group that the arena does not have, or a block that the group does not have.
+    /// The arena does not have the group, or the group does not have a block.
     ///
     /// # Safety
     ///
-    /// Nobody writes the source or uses the target meanwhile.
+    /// Nobody writes the source or uses the target during the call.
     pub unsafe fn copy_block(&self, copy: BlockCopy) -> Result<(), ModelError> {
         let (from, to, bytes) = copied(&self.plan, copy)?;
         // SAFETY: both blocks lie within the arena, and are whole blocks of one size.

@@ -1,4 +1,4 @@
-//! What a CPU device keeps: activations, vectors, weight matrices, embedding tables.
+//! The buffers that a CPU device keeps: activations, vectors, weight matrices and embedding tables.
 
 use half::{bf16, f16};
 
@@ -12,15 +12,15 @@ use crate::error::ModelError;
 pub(super) enum Buffer {
     /// Activations.
     Rows(Activations),
-    /// Norm weights, biases, rotations.
+    /// Weights of a norm, biases, or the cosines and sines of RoPE.
     Vector(Memory<f32>),
-    /// Weights of a product.
+    /// The weights of a matrix product.
     Matrix(PackedMatrix),
-    /// An embedding.
+    /// An embedding table.
     Table(Table),
 }
 
-/// Activations, `[rows, width]` row-major. Operations of different threads write different rows through
+/// Activations, `[rows, width]` in row-major order. Threads of one operation write different rows through
 /// [`RowsMut`], hence the raw pointer.
 #[derive(Debug)]
 pub(super) struct Activations {
@@ -34,7 +34,7 @@ impl Activations {
         Ok(Self { data: Memory::zeroed(values)?, width })
     }
 
-    /// Rows that there is room for.
+    /// How many rows there is room for.
     pub fn room(&self) -> usize {
         self.data.len() / self.width.max(1)
     }
@@ -48,7 +48,8 @@ impl Activations {
     }
 
     pub fn rows(&self) -> Rows<'_> {
-        // Operations run one after the other, and none reads a buffer that it writes.
+        // This borrow is sound because operations run one after the other, and none reads a buffer that it
+        // writes.
         Rows { data: &self.data, width: self.width }
     }
 
@@ -57,7 +58,7 @@ impl Activations {
     }
 }
 
-/// Rows to read.
+/// Rows that are read.
 #[derive(Clone, Copy)]
 pub(super) struct Rows<'a> {
     data: &'a [f32],
@@ -78,7 +79,7 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// Rows to write, by several threads at once.
+/// Rows that several threads may write at the same time, each thread its own.
 #[derive(Clone, Copy)]
 pub(super) struct RowsMut {
     data: *mut f32,
@@ -86,7 +87,7 @@ pub(super) struct RowsMut {
     width: usize,
 }
 
-// SAFETY: rows are disjoint, and `row` demands one writer each.
+// SAFETY: rows are disjoint, and `row` demands that each has only one writer.
 unsafe impl Send for RowsMut {}
 // SAFETY: as above.
 unsafe impl Sync for RowsMut {}
@@ -104,7 +105,7 @@ impl RowsMut {
     #[allow(clippy::mut_from_ref)]
     pub unsafe fn row<'a>(self, r: usize) -> &'a mut [f32] {
         assert!((r + 1) * self.width <= self.len, "row {r} of a buffer of {} values", self.len);
-        // SAFETY: within the buffer; alone as the caller promises.
+        // SAFETY: the row lies within the buffer, and the caller promises to be its only user.
         unsafe { std::slice::from_raw_parts_mut(self.data.add(r * self.width), self.width) }
     }
 
@@ -114,12 +115,12 @@ impl RowsMut {
     ///
     /// Nobody else uses the buffer while the slice lives, and it outlives it.
     pub unsafe fn all<'a>(self) -> &'a mut [f32] {
-        // SAFETY: the buffer itself; alone as the caller promises.
+        // SAFETY: the slice is the buffer itself, and the caller promises to be its only user.
         unsafe { std::slice::from_raw_parts_mut(self.data, self.len) }
     }
 }
 
-/// An embedding: rows in the device's dtype, widened when they are looked up.
+/// An embedding table. Its rows are stored in the device's dtype and widened when they are looked up.
 #[derive(Debug)]
 pub(super) struct Table {
     width: usize,
@@ -173,8 +174,8 @@ impl Table {
     }
 }
 
-/// The kind that an operation's place calls for. Operations are written by the architectures, not by input, so
-/// another kind is a fault of this program.
+/// Returns the buffer as the kind that an operation needs in this place. Operations are written by the
+/// architectures and not by input, so another kind is a fault of this program.
 macro_rules! accessor {
     ($name:ident, $kind:ident, $type:ty) => {
         pub(super) fn $name(&self) -> $type {

@@ -1,6 +1,6 @@
 //! The CPU as a [`Device`].
 //!
-//! Buffers are host memory. [Operations](super::operations) run on a team of threads, each operation on all of them.
+//! Buffers are host memory. Every [operation](super::operations) runs on all threads of a team.
 
 use std::sync::Arc;
 
@@ -28,24 +28,25 @@ use crate::step_inputs::StepInputs;
 /// What a CPU device is built from.
 #[derive(Clone, Copy, Debug)]
 pub struct CpuOptions {
-    /// Instruction set; must be available.
+    /// The instruction set. It must be available.
     pub isa: Isa,
-    /// Threads, the caller's included.
+    /// The number of threads, the caller's included.
     pub threads: usize,
-    /// Type of weights and KV; activations are f32.
+    /// The type of weights and KV. Activations are f32.
     pub dtype: Dtype,
-    /// Tokens a KV block.
+    /// How many tokens a KV block holds.
     pub block_size: u32,
 }
 
-/// A captured list of operations. On the CPU it is the list itself, over fixed buffers, with the shape that it is for.
+/// A captured list of operations. On the CPU it is the list itself, over fixed buffers, together with the
+/// shape that it was captured for.
 #[derive(Debug)]
 pub struct Tape {
     ops: Box<[Op<BufferId>]>,
     key: GraphKey,
 }
 
-/// The CPU.
+/// The CPU as a device.
 pub struct CpuDevice {
     pub(super) isa: Isa,
     dtype: Dtype,
@@ -54,18 +55,18 @@ pub struct CpuDevice {
     pub(super) kv: CpuKv,
     pub(super) buffers: Vec<Buffer>,
     pub(super) inputs: StepInputs,
-    /// What the inputs were padded to.
+    /// The shape that the inputs of the bound step were padded to.
     bound: Option<GraphKey>,
-    /// The attention of the step bound, one list a KV group.
+    /// The attention work of the bound step: one list per KV group.
     pub(super) work: Vec<WorkList>,
     pub(super) selection: Vec<u32>,
     pub(super) packed: PackedRows,
-    /// One for each thread.
+    /// One scratch memory per thread.
     pub(super) scratch: Vec<Mutex<AttentionScratch>>,
 }
 
 impl CpuDevice {
-    /// How one layer's keys and values lie in a KV block of this model.
+    /// Where one layer's keys and values lie in a KV block of this model.
     ///
     /// # Errors
     ///
@@ -74,8 +75,8 @@ impl CpuDevice {
         kv::layout(dtype, block_size, config.num_kv_heads, config.head_dim)
     }
 
-    /// A device that keeps its KV in groups `groups` of `arena`, and has no weights yet. The model's KV groups 0, 1, .. are
-    /// these groups of the arena, in this order.
+    /// A device without weights, which keeps its KV in the groups `groups` of `arena`. The model's KV
+    /// groups 0, 1, .. are these groups, in this order.
     ///
     /// # Errors
     ///
@@ -87,7 +88,8 @@ impl CpuDevice {
         Self::on_team(options, arena, groups, Arc::new(team))
     }
 
-    /// A device for another model on this one's threads, so that `options.threads` has no effect. The two run in turns.
+    /// A device for another model that shares this one's threads, so `options.threads` has no effect. The
+    /// two devices run in turns.
     ///
     /// # Errors
     ///
@@ -101,13 +103,13 @@ impl CpuDevice {
         Self::on_team(options, arena, groups, Arc::clone(&self.team))
     }
 
-    /// The instruction set it runs on.
+    /// The instruction set that it runs on.
     #[must_use]
     pub fn isa(&self) -> Isa {
         self.isa
     }
 
-    /// The memory that its KV lies in.
+    /// The memory that holds its KV.
     #[must_use]
     pub fn arena(&self) -> &KvArena {
         self.kv.arena()
@@ -211,7 +213,7 @@ impl Device for CpuDevice {
         }
         for (group, metadata) in inputs.groups.iter().enumerate() {
             let slots = metadata.slot_mapping.len();
-            // A group that the segment does not use may have been left empty.
+            // The metadata of a group that this segment does not use may be empty.
             if slots != rows && (slots > 0 || metadata.num_rows() > 0) {
                 return bad(format!("{rows} tokens, {slots} slots in KV group {group}"));
             }
@@ -232,7 +234,7 @@ impl Device for CpuDevice {
         }
         self.bound = key;
         if let Some(key) = key {
-            // Sequences need no padding: the work lists have those that there are.
+            // Sequences are not padded: the work lists hold only the real ones.
             let rows = key.token_rows as usize;
             self.inputs.tokens.resize(rows, 0);
             self.inputs.positions.resize(rows, 0);
@@ -258,7 +260,8 @@ impl Device for CpuDevice {
     }
 
     fn touch(&mut self) -> Result<(), ModelError> {
-        // SAFETY: no operation runs, of this device or of another one in the arena: they run in turns.
+        // SAFETY: no operation is running, neither on this device nor on another one in the arena, because
+        // they run in turns.
         unsafe { self.kv.arena().touch() };
         let (mut rows, mut width) = (0, 0);
         for buffer in &mut self.buffers {
@@ -298,7 +301,8 @@ impl Device for CpuDevice {
 
     fn copy_blocks(&mut self, copies: &[BlockCopy]) -> Result<(), ModelError> {
         for &copy in copies {
-            // SAFETY: no operation runs, of this device or of another one in the arena: they run in turns.
+            // SAFETY: no operation is running, neither on this device nor on another one in the arena,
+            // because they run in turns.
             unsafe { self.kv.arena().copy_block(copy)? };
         }
         Ok(())

@@ -10,18 +10,18 @@ use crate::cpu::arena::KvArena;
 use crate::error::ModelError;
 use crate::kv::{KvRef, PartShape};
 
-/// Bytes at a multiple of which every block has to begin: those of an f32.
+/// Every block begins at a multiple of this many bytes, the size of an f32.
 const ALIGNMENT: usize = 4;
 
 /// The KV groups that one device works on.
 pub(super) struct CpuKv {
     arena: Arc<KvArena>,
-    /// Which groups of the arena the model's groups 0, 1, .. are.
+    /// The group of the arena that each of the model's groups 0, 1, .. is.
     ids: Vec<GroupId>,
     groups: Vec<Group>,
 }
 
-/// A group of the model: block b lies at byte `b * stride` of the arena.
+/// A group of the model. Its block b begins at byte `b * stride` of the arena.
 struct Group {
     stride: usize,
     num_blocks: u32,
@@ -29,7 +29,7 @@ struct Group {
     parts: Vec<Part>,
 }
 
-/// A part of a group. Its layers lie behind each other in a block, from byte `offset` on.
+/// A part of a group. Its layers follow each other in a block, from byte `offset` on.
 struct Part {
     layers: LayerSet,
     offset: usize,
@@ -37,12 +37,12 @@ struct Part {
     content: Content,
 }
 
-/// What a layer of a part holds in a block.
+/// What one layer of a part holds in a block.
 #[derive(Clone, Copy)]
 enum Content {
     /// Keys and values, which `heads` query heads read.
     Heads { layout: KvLayout, heads: usize },
-    /// A row of `width` values of f32 a token.
+    /// A row of `width` f32 values per token.
     Rows { width: usize },
 }
 
@@ -56,7 +56,7 @@ impl Content {
         })
     }
 
-    /// Bytes of one token in one layer.
+    /// How many bytes a token takes in one layer.
     fn token_bytes(self) -> usize {
         match self {
             Self::Heads { layout, .. } => layout.token_bytes(),
@@ -65,7 +65,7 @@ impl Content {
     }
 }
 
-/// How one layer's keys and values lie in a block.
+/// Where one layer's keys and values lie in a block.
 pub(super) fn layout(
     dtype: Dtype,
     block_size: u32,
@@ -80,27 +80,28 @@ pub(super) fn layout(
     Ok(KvLayout::new(dtype, block_size, kv_heads, head_dim)?)
 }
 
-/// Bytes that one token takes in one layer of a part of this shape.
+/// How many bytes a token takes in one layer of a part of this shape.
 pub(super) fn token_bytes(shape: PartShape, dtype: Dtype, block_size: u32) -> Result<usize, ModelError> {
     Ok(Content::new(shape, dtype, block_size)?.token_bytes())
 }
 
 impl CpuKv {
-    /// The groups `ids` of the arena, of which nothing is known yet.
+    /// The groups `ids` of the arena, whose parts are not known yet.
     pub fn new(arena: Arc<KvArena>, ids: &[GroupId]) -> Self {
         Self { arena, ids: ids.to_vec(), groups: Vec::new() }
     }
 
-    /// The arena.
+    /// The memory that holds the KV.
     pub fn arena(&self) -> &KvArena {
         &self.arena
     }
 
-    /// Takes in what the groups consist of.
+    /// Takes note of the parts that the groups consist of.
     ///
     /// # Errors
     ///
-    /// Other groups than the device was made with, or groups of other sizes than the arena has.
+    /// The groups are not those that the device was made with, or their blocks have other sizes than in the
+    /// arena.
     pub fn attach(
         &mut self,
         groups: &[KvGroup],
@@ -155,8 +156,8 @@ impl CpuKv {
         self.groups.len()
     }
 
-    /// What attention over a group is planned for: its query heads, and a view of some layer. `None` of a group without keys
-    /// and values.
+    /// What attention over a group is planned for: the number of its query heads, and a view of one of its
+    /// layers. `None` for a group without keys and values.
     pub fn attended(&self, group: usize) -> Option<(usize, KvLayer)> {
         let group = self.groups.get(group)?;
         let mut parts = group.parts.iter();
@@ -170,7 +171,7 @@ impl CpuKv {
     ///
     /// # Errors
     ///
-    /// A group, part or layer that the model does not have, or a part that holds something else.
+    /// The model does not have the group, part or layer, or the part holds rows.
     pub fn heads(&self, kv: KvRef) -> Result<(KvLayer, usize), ModelError> {
         let (group, part, place) = self.find(kv)?;
         match part.content {
@@ -179,11 +180,11 @@ impl CpuKv {
         }
     }
 
-    /// The rows that are held of a layer.
+    /// The rows that a layer of a part holds.
     ///
     /// # Errors
     ///
-    /// A group, part or layer that the model does not have, or a part that holds something else.
+    /// The model does not have the group, part or layer, or the part holds keys and values.
     pub fn rows(&self, kv: KvRef) -> Result<HeldRows, ModelError> {
         let (group, part, place) = self.find(kv)?;
         let Content::Rows { width } = part.content else {
@@ -206,8 +207,9 @@ impl CpuKv {
     }
 
     fn view(&self, group: &Group, part: &Part, place: usize, layout: KvLayout) -> KvLayer {
-        // SAFETY: each block of the group holds the part's layers at this offset, as `group` has found. The arena is aligned and
-        // zeroed, stays for as long as this is, and is accessed through such views alone.
+        // SAFETY: `group` has checked that each block of the group holds the part's layers at this offset.
+        // The arena is aligned and zeroed, lives for as long as `self`, and is accessed through such views
+        // alone.
         unsafe {
             let base = self.arena.base().add(part.offset + place * part.layer_bytes);
             KvLayer::new(base, group.stride, group.num_blocks, layout)
@@ -215,7 +217,7 @@ impl CpuKv {
     }
 }
 
-/// Rows of f32 in the slots of one layer of a part.
+/// The f32 rows in the slots of one layer of a part.
 pub(super) struct HeldRows {
     base: *mut u8,
     stride: usize,
@@ -225,16 +227,16 @@ pub(super) struct HeldRows {
 }
 
 impl HeldRows {
-    /// Values of a row.
+    /// How many values a row has.
     pub fn width(&self) -> usize {
         self.width
     }
 
-    /// The row of a slot; `None` of slot -1.
+    /// The row of a slot; `None` for slot -1.
     ///
     /// # Errors
     ///
-    /// A slot that the group does not have.
+    /// The group does not have the slot.
     pub fn row(&self, slot: i64) -> Result<Option<*mut f32>, ModelError> {
         let most = i64::from(self.num_blocks) * i64::from(self.block_size);
         match slot {

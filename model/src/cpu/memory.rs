@@ -1,4 +1,4 @@
-//! Zeroed, aligned memory for weights and activations.
+//! Zeroed and aligned memory for weights and activations.
 
 #[cfg(not(target_os = "linux"))]
 use std::alloc::Layout;
@@ -10,45 +10,46 @@ use std::sync::Arc;
 #[cfg(target_os = "linux")]
 use parking_lot::Mutex;
 
-/// From this size on a buffer is mapped by itself; smaller ones share mappings.
+/// Buffers of at least this many bytes have a mapping of their own; smaller ones share mappings.
 #[cfg(target_os = "linux")]
 const ALONE_FROM: usize = 1 << 20;
-/// A huge page of x86-64 and AArch64 Linux.
+/// The size of a huge page on x86-64 and AArch64 Linux, in bytes.
 #[cfg(target_os = "linux")]
 const HUGE_PAGE: usize = 2 << 20;
-/// The smallest page of any system this runs on.
+/// The smallest page of any system that this runs on, in bytes.
 const SMALL_PAGE: usize = 4 << 10;
-/// A cache line.
+/// The size of a cache line, in bytes.
 const LINE: usize = 64;
 
 /// The system did not grant memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the system grants no {bytes} bytes of memory")]
 pub struct OutOfMemory {
-    /// Bytes asked for.
+    /// How many bytes were asked for.
     pub bytes: usize,
 }
 
-/// Types for which all bits zero is a value, and that need no drop.
+/// Types for which all bits zero is a valid value, and that need no drop.
 ///
 /// # Safety
 ///
-/// Implementers must be plain numbers.
+/// Only plain numbers may implement it.
 pub unsafe trait Plain: Copy + Send + Sync + 'static {}
-// SAFETY: plain numbers.
+// SAFETY: `u8` is a plain number.
 unsafe impl Plain for u8 {}
-// SAFETY: plain numbers.
+// SAFETY: `u16` is a plain number.
 unsafe impl Plain for u16 {}
-// SAFETY: plain numbers.
+// SAFETY: `f32` is a plain number.
 unsafe impl Plain for f32 {}
 
-/// A fixed number of `T`, zeroed, from an address that is a multiple of 64 bytes.
+/// A fixed number of zeroed `T`, at an address that is a multiple of 64 bytes.
 ///
-/// On Linux all of it lies on huge pages, where the system grants them (they gave 15 to 24 % more read bandwidth; and a
-/// hypervisor that takes pages back from an idle machine takes fewer, each of which is some 200 us of the next step):
-/// from 1 MiB on by itself, from an address that is a multiple of 2 MiB, below that side by side with others.
+/// On Linux the memory lies on huge pages if the system grants them. They gave 15 to 24 % more read
+/// bandwidth. Also, a hypervisor that takes pages back from an idle machine takes fewer of them, and each
+/// page taken costs about 200 µs in the next step. A buffer of 1 MiB or more has a mapping of its own,
+/// which starts at a multiple of 2 MiB; smaller buffers lie side by side in shared ones.
 ///
-/// Mapped memory is committed page by page by whoever touches it first.
+/// The system commits mapped memory page by page, when a page is first touched.
 pub struct Memory<T: Plain> {
     at: NonNull<T>,
     len: usize,
@@ -56,44 +57,45 @@ pub struct Memory<T: Plain> {
     origin: Origin,
 }
 
-/// How the memory was got, hence how it is given back.
+/// Where the memory came from, which decides how it is given back.
 enum Origin {
     Empty,
     #[cfg(not(target_os = "linux"))]
     Heap(Layout),
     #[cfg(target_os = "linux")]
     Mapped {
-        /// Given back with the last buffer that lies in it.
+        /// It is unmapped when the last buffer that lies in it is dropped.
         _mapping: Arc<Mapping>,
     },
 }
 
-/// Zeroed pages of the system.
+/// Zeroed pages from the system.
 #[cfg(target_os = "linux")]
 struct Mapping {
     base: NonNull<libc::c_void>,
     reserved: usize,
-    /// The first address within that is a multiple of a huge page.
+    /// The first address in the mapping that is a multiple of a huge page.
     at: NonNull<u8>,
 }
 
 #[cfg(target_os = "linux")]
 impl Mapping {
-    /// At least `bytes`, on huge pages where the system grants them.
+    /// Maps at least `bytes`, on huge pages if the system grants them.
     fn new(bytes: usize) -> Result<Self, OutOfMemory> {
         let whole = bytes.checked_next_multiple_of(HUGE_PAGE).ok_or(OutOfMemory { bytes })?;
         let reserved = whole.checked_add(HUGE_PAGE).ok_or(OutOfMemory { bytes })?;
         let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-        // SAFETY: a fresh private mapping at an address of the kernel's choice.
+        // SAFETY: this makes a fresh private mapping at an address of the kernel's choice.
         let base = unsafe { libc::mmap(std::ptr::null_mut(), reserved, access, kind, -1, 0) };
         let base = match NonNull::new(base) {
             Some(base) if base.as_ptr() != libc::MAP_FAILED => base,
             _ => return Err(OutOfMemory { bytes }),
         };
         let skipped = base.as_ptr().align_offset(HUGE_PAGE);
-        // SAFETY: `skipped` is below a huge page, by which the mapping is longer than `whole`.
+        // SAFETY: `skipped` is less than a huge page, and the mapping is longer than `whole` by one huge
+        // page.
         let at = unsafe { base.cast::<u8>().add(skipped) };
-        // SAFETY: the range lies in our mapping. Advice only: if it fails, pages stay small.
+        // SAFETY: the range lies in our mapping. The call only advises: if it fails, pages stay small.
         unsafe { libc::madvise(at.as_ptr().cast(), whole, libc::MADV_HUGEPAGE) };
         Ok(Self { base, reserved, at })
     }
@@ -102,24 +104,24 @@ impl Mapping {
 #[cfg(target_os = "linux")]
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: mapped with this length in `new`; no buffer lies in it any more.
+        // SAFETY: `new` mapped it with this length, and no buffer lies in it any more.
         unsafe { libc::munmap(self.base.as_ptr(), self.reserved) };
     }
 }
 
-// SAFETY: it gives addresses away once each, and touches none of them.
+// SAFETY: it hands out each address once, and touches none of them.
 #[cfg(target_os = "linux")]
 unsafe impl Send for Mapping {}
 // SAFETY: as above.
 #[cfg(target_os = "linux")]
 unsafe impl Sync for Mapping {}
 
-/// The huge page that small buffers are put in now, and how much of it is given away. What is given back is not given away
-/// again: it would have to be zeroed.
+/// The huge page in which small buffers are placed now, and how many of its bytes are taken. Bytes that are
+/// given back are not reused, because they would have to be zeroed.
 #[cfg(target_os = "linux")]
 static SHARED: Mutex<Option<(Arc<Mapping>, usize)>> = Mutex::new(None);
 
-/// `bytes`, at most [`ALONE_FROM`], of a huge page.
+/// Takes `bytes`, which are fewer than [`ALONE_FROM`], from the shared huge page.
 #[cfg(target_os = "linux")]
 fn share(bytes: usize) -> Result<(Arc<Mapping>, NonNull<u8>), OutOfMemory> {
     let mut shared = SHARED.lock();
@@ -127,18 +129,18 @@ fn share(bytes: usize) -> Result<(Arc<Mapping>, NonNull<u8>), OutOfMemory> {
         Some((mapping, given)) if given + bytes <= HUGE_PAGE => (mapping, given),
         _ => (Arc::new(Mapping::new(HUGE_PAGE)?), 0),
     };
-    // SAFETY: below the mapping's end.
+    // SAFETY: `given` lies before the end of the mapping.
     let at = unsafe { mapping.at.add(given) };
     *shared = Some((Arc::clone(&mapping), (given + bytes).next_multiple_of(LINE)));
     Ok((mapping, at))
 }
 
 impl<T: Plain> Memory<T> {
-    /// `len` zeros.
+    /// Allocates `len` zeros.
     ///
     /// # Errors
     ///
-    /// [`OutOfMemory`].
+    /// [`OutOfMemory`] if the system does not grant the memory.
     pub fn zeroed(len: usize) -> Result<Self, OutOfMemory> {
         let bytes = len.checked_mul(size_of::<T>()).ok_or(OutOfMemory { bytes: usize::MAX })?;
         if bytes == 0 {
@@ -164,47 +166,49 @@ impl<T: Plain> Memory<T> {
     fn of(len: usize, bytes: usize) -> Result<Self, OutOfMemory> {
         let layout =
             Layout::from_size_align(bytes, LINE.max(align_of::<T>())).map_err(|_| OutOfMemory { bytes })?;
-        // SAFETY: the layout is not of size zero.
+        // SAFETY: the size of the layout is not zero.
         let at = NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) });
         let at = at.ok_or(OutOfMemory { bytes })?.cast();
         Ok(Self { at, len, origin: Origin::Heap(layout) })
     }
 
-    /// Has the system back every page with memory now. Otherwise it does so when the page is first written, which takes some
-    /// hundred microseconds a huge page in the middle of a step. Contents stay.
+    /// Makes the system back every page with physical memory now. Otherwise it does so at the first write
+    /// to a page, which costs some hundred microseconds per huge page in the middle of a step. The contents
+    /// stay.
     pub fn touch(&mut self) {
-        // SAFETY: it is borrowed mutably, so nobody else uses it.
+        // SAFETY: `self` is borrowed mutably, so nobody else uses the memory.
         unsafe { self.touch_shared() };
     }
 
-    /// [`touch`](Self::touch) of memory that several own.
+    /// [`touch`](Self::touch) for memory that has several owners.
     ///
     /// # Safety
     ///
-    /// Nobody reads or writes the memory meanwhile.
+    /// Nobody reads or writes the memory during the call.
     pub unsafe fn touch_shared(&self) {
         let (bytes, at) = (self.len * size_of::<T>(), self.at.cast::<u8>().as_ptr());
         for offset in (0..bytes).step_by(SMALL_PAGE) {
-            // SAFETY: the byte lies within the elements, which are initialised, and nobody else uses them. The access is volatile,
-            // because the compiler would otherwise drop a write of the value that is there already.
+            // SAFETY: the byte lies within the elements, which are initialised, and nobody else uses them.
+            // The access is volatile because the compiler would otherwise drop the write, which changes
+            // nothing.
             unsafe { at.add(offset).write_volatile(at.add(offset).read_volatile()) };
         }
     }
 
-    /// How many elements; looks at none of them, which other threads may be writing.
+    /// How many elements there are. This reads none of them, as other threads may be writing them.
     #[must_use]
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are none.
+    /// Whether there are no elements.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// The first element. Writing through it needs care for aliases that the borrow checker does not
-    /// see; within this crate workers write disjoint parts of one buffer.
+    /// The first element. Whoever writes through it must avoid aliases, which the borrow checker does not
+    /// see. Within this crate threads write disjoint parts of a buffer.
     #[must_use]
     pub fn as_ptr(&self) -> *mut T {
         self.at.as_ptr()
@@ -214,14 +218,14 @@ impl<T: Plain> Memory<T> {
 impl<T: Plain> Deref for Memory<T> {
     type Target = [T];
     fn deref(&self) -> &[T] {
-        // SAFETY: `len` initialised (zeroed) elements, owned by us.
+        // SAFETY: there are `len` initialised (zeroed) elements, which we own.
         unsafe { std::slice::from_raw_parts(self.at.as_ptr(), self.len) }
     }
 }
 
 impl<T: Plain> DerefMut for Memory<T> {
     fn deref_mut(&mut self) -> &mut [T] {
-        // SAFETY: `len` initialised (zeroed) elements, owned by us and borrowed mutably.
+        // SAFETY: there are `len` initialised (zeroed) elements, which we own and borrow mutably.
         unsafe { std::slice::from_raw_parts_mut(self.at.as_ptr(), self.len) }
     }
 }
@@ -230,7 +234,7 @@ impl<T: Plain> DerefMut for Memory<T> {
 impl<T: Plain> Drop for Memory<T> {
     fn drop(&mut self) {
         if let Origin::Heap(layout) = self.origin {
-            // SAFETY: allocated with this layout in `of`.
+            // SAFETY: `of` allocated it with this layout.
             unsafe { std::alloc::dealloc(self.at.as_ptr().cast(), layout) };
         }
     }
@@ -242,7 +246,7 @@ impl<T: Plain> std::fmt::Debug for Memory<T> {
     }
 }
 
-// SAFETY: it owns plain numbers.
+// SAFETY: it owns plain numbers only.
 unsafe impl<T: Plain> Send for Memory<T> {}
 // SAFETY: shared access only reads.
 unsafe impl<T: Plain> Sync for Memory<T> {}
@@ -256,7 +260,7 @@ mod tests {
         let sizes = (0..600).map(|i| 1 + i * 977 % 9000);
         let mut pieces: Vec<(usize, Memory<u16>)> =
             sizes.enumerate().map(|(i, len)| (i, Memory::zeroed(len).unwrap())).collect();
-        // Some are given back before others are got.
+        // Some pieces are given back before others are allocated.
         pieces.retain(|(i, _)| i % 3 != 1);
         pieces.extend((1000..1300).map(|i| (i, Memory::zeroed(1 + i * 31 % 4000).unwrap())));
         for (i, piece) in &mut pieces {

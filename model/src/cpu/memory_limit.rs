@@ -1,26 +1,28 @@
-//! How much memory this process may have: the machine's, less where a container or a limit of the process says so.
+//! How much memory this process may use: that of the machine, or less if a container or a limit of the
+//! process says so.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// Bytes of memory that a process may have, and who says so. Displayed, it ends a sentence: "this machine has 8589934592 for this
-/// container (cgroup limit)".
+/// How many bytes of memory a process may use, and who limits it. Its text is meant for the end of a
+/// sentence: "this machine has 8589934592 for this container (cgroup limit)".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryLimit {
     /// How many bytes.
     pub bytes: u64,
-    /// Whose limit it is.
+    /// Who sets the limit.
     pub whose: Whose,
 }
 
 /// Who limits memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Whose {
-    /// There is no more in the machine.
+    /// The machine has no more memory.
     Machine,
-    /// The control group that this process runs in, or one that holds it: what containers are made of.
+    /// The control group that this process runs in, or a group that contains it. Containers are made of
+    /// control groups.
     Container,
-    /// `ulimit -v` or `ulimit -d`.
+    /// `ulimit -v` or `ulimit -d` sets it.
     Process,
 }
 
@@ -36,7 +38,7 @@ impl fmt::Display for MemoryLimit {
 }
 
 impl MemoryLimit {
-    /// The lowest limit there is; `None` where the system tells none.
+    /// The lowest limit that applies; `None` if the system tells none.
     #[must_use]
     pub fn of_this_process() -> Option<Self> {
         let of = |bytes: Option<u64>, whose| bytes.map(|bytes| Self { bytes, whose });
@@ -53,12 +55,13 @@ fn machine() -> Option<u64> {
     u64::try_from(pages).ok()?.checked_mul(u64::try_from(size).ok()?)
 }
 
-/// What `ulimit` leaves: of the address space, less what is mapped by now, or of data.
+/// The bytes that `ulimit` leaves: the limit of the address space less what is mapped by now, or the limit
+/// of data.
 #[cfg(target_os = "linux")]
 fn process() -> Option<u64> {
     let limit = |resource| {
         let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-        // SAFETY: `limit` is ours, and as large as the system writes.
+        // SAFETY: `limit` is ours, and has the type that the system writes.
         let told = unsafe { libc::getrlimit(resource, &mut limit) } == 0;
         (told && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
     };
@@ -94,32 +97,32 @@ fn container() -> Option<u64> {
     None
 }
 
-/// The lowest limit of the groups of `groups` (`/proc/self/cgroup`) and of those that hold them, which lie where `mounts`
-/// (`/proc/self/mountinfo`) says.
+/// The lowest limit of this process's control groups, which `groups` (`/proc/self/cgroup`) names, and of
+/// the groups that contain them. `mounts` (`/proc/self/mountinfo`) says where their files are.
 #[cfg(any(target_os = "linux", test))]
 fn lowest_of_groups(groups: &str, mounts: &str, text: impl Fn(&Path) -> Option<String>) -> Option<u64> {
     let limits = mounts.lines().filter_map(Mount::read).flat_map(|mount| {
         let own = mount.own_folder(groups);
-        // A group may have more than its parent has: the lowest counts.
+        // A group may be allowed more than a group that contains it, so the lowest counts.
         let folders = own.ancestors().take_while(|folder| folder.starts_with(&mount.at));
         folders.filter_map(|folder| text(&folder.join(mount.file))?.trim().parse().ok()).collect::<Vec<u64>>()
     });
     limits.min()
 }
 
-/// Where a hierarchy of groups that limits memory is mounted.
+/// Where a hierarchy of control groups that limits memory is mounted.
 #[cfg(any(target_os = "linux", test))]
 struct Mount {
-    /// The group that is seen there.
+    /// The group whose folder is the mount point.
     root: PathBuf,
     at: PathBuf,
-    /// The file of a group that has its limit.
+    /// The name of the file, in a group's folder, that holds its limit.
     file: &'static str,
 }
 
 #[cfg(any(target_os = "linux", test))]
 impl Mount {
-    /// One of `mountinfo`'s lines: `31 23 0:28 ROOT MOUNTED_AT OPTIONS - TYPE SOURCE SUPER_OPTIONS`.
+    /// Reads one line of `mountinfo`: `31 23 0:28 ROOT MOUNTED_AT OPTIONS - TYPE SOURCE SUPER_OPTIONS`.
     fn read(line: &str) -> Option<Self> {
         let (mount, system) = line.split_once(" - ")?;
         let mut system = system.split(' ');
@@ -132,8 +135,8 @@ impl Mount {
         Some(Self { root: mount.next()?, at: mount.next()?, file })
     }
 
-    /// The folder of this process's own group. A container often sees itself as the root, by a path that only its host knows: what is
-    /// mounted then is its group.
+    /// The folder of this process's own group. In a container the process often has a path that only the
+    /// host knows; then the mounted folder itself is its group.
     fn own_folder(&self, groups: &str) -> PathBuf {
         let named = groups.lines().find_map(|line| {
             let mut parts = line.splitn(3, ':').skip(1);
@@ -173,7 +176,7 @@ mod tests {
         ];
         assert_eq!(lowest("0::/a/b\n", V2, &files), Some(8000));
         assert_eq!(lowest("0::/a/b\n", V2, &files[..1]), None);
-        // A namespace of its own: the container's group is the root that it sees.
+        // With a namespace of its own, the container's group is the root that it sees.
         assert_eq!(lowest("0::/\n", V2, &[("/sys/fs/cgroup/memory.max", "7\n")]), Some(7));
     }
 
@@ -189,7 +192,7 @@ mod tests {
             ("/sys/fs/cgroup/cpu/memory.limit_in_bytes", "1\n"),
         ];
         assert_eq!(lowest(groups, mounts, &files), Some(4096));
-        // Without a namespace of groups a container is mounted at a path that only its host knows.
+        // Without a namespace for groups, a container is mounted at a path that only its host knows.
         let mounts = "35 31 0:32 /docker/1f /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory";
         let file = [("/sys/fs/cgroup/memory/memory.limit_in_bytes", "77\n")];
         assert_eq!(lowest("4:memory:/docker/1f\n", mounts, &file), Some(77));

@@ -1,4 +1,4 @@
-//! The CPU device: what it is made of.
+//! The parts of the CPU device.
 
 mod arena;
 mod buffer;

@@ -1,7 +1,7 @@
 //! The operations of a step on the CPU.
 //!
-//! Each runs on all threads of the team. A row of any result is computed by one fixed sequence of operations, whichever
-//! thread has it and whatever rows stand beside it.
+//! Each operation runs on all threads of the team. A row of a result is computed by one fixed sequence of
+//! instructions, whichever thread computes it and whatever the other rows are.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -16,7 +16,7 @@ use crate::device::{BufferId, Op, WriteMode};
 use crate::error::ModelError;
 use crate::kv::KvRef;
 
-/// Which way rows are copied.
+/// The direction in which rows are copied.
 #[derive(Clone, Copy)]
 enum Way {
     /// From the buffer into the slots.
@@ -30,14 +30,15 @@ impl CpuDevice {
         &self.buffers[buf.index()]
     }
 
-    /// The rows of a buffer, to be read.
+    /// The rows of a buffer, for reading.
     pub(super) fn rows(&self, buf: BufferId) -> Rows<'_> {
         self.buffer(buf).activations().rows()
     }
 
-    /// Runs `each` for every row, the rows split among the threads; a step of few rows stays on this one.
+    /// Calls `each` for every row, with the rows shared among the threads. If there is little to do, this
+    /// thread does all of it. `cost` is the number of elements in a row.
     fn for_rows(&self, rows: usize, cost: usize, each: impl Fn(usize) + Sync) {
-        // Waking the team costs about as much as some thousand elements.
+        // Waking the team takes about as long as computing some thousand elements.
         if rows < 2 || rows * cost < 8 * 1024 {
             (0..rows).for_each(each);
             return;
@@ -55,7 +56,7 @@ impl CpuDevice {
                 let (table, tokens) = (self.buffer(table).table(), &self.inputs.tokens);
                 let out = self.rows_mut(out);
                 for (r, &token) in tokens.iter().enumerate().take(rows) {
-                    // SAFETY: rows are written by this thread alone.
+                    // SAFETY: only this thread writes rows.
                     table.read(token as usize, unsafe { out.row(r) });
                 }
             }
@@ -88,7 +89,8 @@ impl CpuDevice {
             Op::Attention { q, out, kv, scale, rows } => self.attend(q, out, kv, scale, rows)?,
             Op::SwiGlu { x, out, rows } => {
                 let (x, out) = (self.rows(x), self.rows_mut(out));
-                // Half a row at a time would not balance better: decode steps have several rows.
+                // Splitting a row among threads would not balance better, because decode steps have several
+                // rows.
                 self.for_rows(rows, x.width(), |r| {
                     let (gate, up) = x.row(r).split_at(x.width() / 2);
                     // SAFETY: each row is written by one thread.
@@ -102,14 +104,14 @@ impl CpuDevice {
                 }
                 let (x, out) = (self.rows(x), self.rows_mut(out));
                 for (r, &from) in self.selection.iter().enumerate().take(rows) {
-                    // SAFETY: rows are written by this thread alone.
+                    // SAFETY: only this thread writes rows.
                     unsafe { out.row(r) }.copy_from_slice(x.row(from as usize));
                 }
             }
             Op::Copy { x, out, rows } => {
                 let (x, out) = (self.rows(x), self.rows_mut(out));
                 for r in 0..rows {
-                    // SAFETY: rows are written by this thread alone.
+                    // SAFETY: only this thread writes rows.
                     unsafe { out.row(r) }.copy_from_slice(x.row(r));
                 }
             }
@@ -160,7 +162,7 @@ impl CpuDevice {
         });
         let stored = self.rows(qkv);
         let values = |from: usize| TokenRows::new(&stored.data()[from..], stored.width());
-        // SAFETY: no other operation runs, so nobody reads or writes the cache meanwhile.
+        // SAFETY: no other operation is running, so nobody else reads or writes the cache.
         unsafe { layer.write(self.isa, slots, values(q_width), values(q_width + kv_width)) }?;
         Ok(())
     }
@@ -174,7 +176,8 @@ impl CpuDevice {
         rows: usize,
     ) -> Result<(), ModelError> {
         let (layer, _) = self.kv.heads(kv)?;
-        // A group whose metadata was left empty has no item, and its output would be what an earlier step left.
+        // A group whose metadata is empty has no work items, so `out` would keep the output of an earlier
+        // step. This check fails in that case.
         self.slots(kv, rows)?;
         let group = usize::from(kv.group.0);
         let (metadata, work) = (self.inputs.group(group), &self.work[group]);
@@ -191,8 +194,8 @@ impl CpuDevice {
                 if item >= call.num_items() {
                     return;
                 }
-                // SAFETY: the list was planned from this step's metadata, whose K and V are stored; each item is
-                // drawn once.
+                // SAFETY: the list was planned from this step's metadata, whose K and V are stored, and
+                // each item is taken once.
                 unsafe { call.run_item(item, &mut scratch) };
             }
         });
@@ -207,7 +210,7 @@ impl CpuDevice {
         })
     }
 
-    /// Copies rows between a buffer and the slots of a group.
+    /// Copies rows between a buffer and the slots of a group, in either direction.
     fn hold_or_fetch(&self, x: BufferId, kv: KvRef, rows: usize, way: Way) -> Result<(), ModelError> {
         let held = self.kv.rows(kv)?;
         let x = self.rows_mut(x);
@@ -218,8 +221,8 @@ impl CpuDevice {
         }
         for (r, &slot) in self.slots(kv, rows)?.iter().enumerate() {
             let Some(at) = held.row(slot)? else { continue };
-            // SAFETY: this thread alone uses the row of the buffer. No other operation runs, so nobody else uses the slot, which
-            // has `width` values.
+            // SAFETY: only this thread uses the row of the buffer. No other operation is running, so nobody
+            // else uses the slot, which has `width` values.
             unsafe {
                 let row = x.row(r);
                 match way {

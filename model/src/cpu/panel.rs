@@ -1,12 +1,12 @@
-//! Weights in the order in which the matrix product reads them.
+//! Weights, stored in the order in which the matrix product reads them.
 //!
-//! A matrix `[n, k]` (outputs x inputs) is cut into *groups* of 32 outputs (two panels of 16), a group
-//! into *tiles* of 32 inputs. A group is contiguous, its tiles in the order of k, so that a thread
-//! that computes some columns reads one stream. Inside a tile (1,024 elements):
+//! A matrix `[n, k]` (outputs x inputs) is cut into *groups* of 32 outputs (two panels of 16), and a group
+//! into *tiles* of 32 inputs. A group is contiguous and its tiles are in the order of k, so that a thread
+//! that computes some columns reads one stream. The 1,024 elements of a tile are arranged by type:
 //!
-//! - f32, f16: 32 rows, one an input, of 32 outputs.
-//! - bf16: two panels, each of 16 rows, one a pair of inputs, of 16 outputs x 2 inputs. This is the B
-//!   operand of an AMX product as well as what [`Lanes::load_bf16_pairs`] widens.
+//! - f32 and f16: 32 rows, one per input, of 32 outputs.
+//! - bf16: two panels, each of 16 rows, one per pair of inputs, of 16 outputs x 2 inputs. This is the B
+//!   operand of an AMX product, and also what [`Lanes::load_bf16_pairs`] widens.
 //!
 //! Both n and k are padded to multiples of 32 with zeros.
 
@@ -17,14 +17,14 @@ use half::{bf16, f16};
 use pagedraft_attention::isa::{Isa, Kernel};
 use pagedraft_attention::lanes::{LANES, Lanes};
 
-/// Outputs of a group.
+/// How many outputs a group has.
 pub const GROUP: usize = 32;
-/// Inputs of a tile.
+/// How many inputs a tile has.
 pub const TILE: usize = 32;
-/// Elements of a tile.
+/// How many elements a tile has.
 pub(crate) const TILE_LEN: usize = GROUP * TILE;
 
-/// A weight matrix `[n, k]`, packed; the only copy that is needed of it.
+/// A packed weight matrix `[n, k]`. No other copy of it is needed.
 #[derive(Debug)]
 pub struct PackedMatrix {
     n: usize,
@@ -41,15 +41,15 @@ pub(crate) enum Weights {
 }
 
 impl PackedMatrix {
-    /// Packs the matrix whose row `r` (0..n) is what `fill(r, row)` writes into `row`, k values of
-    /// which all are to be written. `fill` is called from all members of the team, once a row. Values
-    /// are rounded to `dtype` (nearest, ties to even).
+    /// Packs a matrix of n rows and k columns. `fill(r, row)` must write all k values of row `r` (0..n)
+    /// into `row`. Any member of the team may call it, once per row. Values are rounded to `dtype` (to
+    /// nearest, ties to even).
     ///
-    /// Several matrices are concatenated along n by a `fill` that looks at `r`.
+    /// To concatenate several matrices along n, `fill` chooses the matrix by `r`.
     ///
     /// # Errors
     ///
-    /// [`OutOfMemory`].
+    /// [`OutOfMemory`] if the system does not grant the memory.
     pub fn pack(
         team: &Team,
         dtype: Dtype,
@@ -69,7 +69,8 @@ impl PackedMatrix {
         let chunks = Chunks::new(groups, team.members(), 1);
         let isa = Isa::detect();
         team.run(&|_, _| {
-            // Rows lie 16 apart more than needed, lest a column of them falls into one cache set.
+            // Rows are 16 elements further apart than needed, so that the elements of a column do not all
+            // fall into one set of the cache.
             let stride = tiles * TILE + 16;
             let mut rows = vec![0.0; GROUP * stride];
             let mut narrow = vec![0; if dtype == Dtype::F32 { 0 } else { rows.len() }];
@@ -89,7 +90,8 @@ impl PackedMatrix {
         Ok(matrix)
     }
 
-    /// Writes one group; `rows` or (rounded) `narrow` holds its 32 rows, `stride` apart.
+    /// Writes one group. Its 32 rows are in `rows` or, rounded to 16 bits, in `narrow`, and start `stride`
+    /// values apart.
     fn store_group(&self, group: usize, rows: &[f32], narrow: &[u16], stride: usize) {
         let len = self.group_len();
         match &self.weights {
@@ -111,13 +113,13 @@ impl PackedMatrix {
         }
     }
 
-    /// Outputs.
+    /// The number of outputs.
     #[must_use]
     pub fn n(&self) -> usize {
         self.n
     }
 
-    /// Inputs.
+    /// The number of inputs.
     #[must_use]
     pub fn k(&self) -> usize {
         self.k
@@ -133,13 +135,13 @@ impl PackedMatrix {
         }
     }
 
-    /// Bytes that a product reads, padding included.
+    /// How many bytes a product reads, padding included.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.groups() * self.group_len() * self.dtype().size()
     }
 
-    /// The packed elements, padding included, as bytes of this machine: what a product reads.
+    /// The packed elements, padding included, as bytes in this machine's order.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         let at: *const u8 = match &self.weights {
@@ -150,19 +152,19 @@ impl PackedMatrix {
         unsafe { std::slice::from_raw_parts(at, self.bytes()) }
     }
 
-    /// Groups of 32 outputs, the last perhaps padded.
+    /// The number of groups of 32 outputs. The last one may be padded.
     #[must_use]
     pub fn groups(&self) -> usize {
         self.n.div_ceil(GROUP)
     }
 
-    /// Tiles of 32 inputs, the last perhaps padded.
+    /// The number of tiles of 32 inputs. The last one may be padded.
     #[must_use]
     pub fn tiles(&self) -> usize {
         self.k.div_ceil(TILE)
     }
 
-    /// Elements of a group.
+    /// How many elements a group has.
     pub(crate) fn group_len(&self) -> usize {
         self.tiles() * TILE_LEN
     }
@@ -171,11 +173,12 @@ impl PackedMatrix {
         &self.weights
     }
 
-    /// Row `r` as f32, k values: what the products use (an embedding look-up in a tied matrix).
+    /// Writes the k values of row `r` as f32, with the values that the products use. It serves the
+    /// embedding look-up in a tied matrix.
     ///
     /// # Panics
     ///
-    /// Where `r` is not below n, or `row` is shorter than k.
+    /// Panics if `r` is not below n, or `row` is shorter than k.
     pub fn read_row(&self, r: usize, row: &mut [f32]) {
         assert!(r < self.n, "row {r} of a matrix of {} rows", self.n);
         let base = r / GROUP * self.group_len();
@@ -192,13 +195,13 @@ impl PackedMatrix {
     }
 }
 
-/// Where (input, output) of a tile lies in the paired order.
+/// The offset of (input, output) in a tile of pairs.
 #[inline(always)]
 fn pair_offset(input: usize, column: usize) -> usize {
     column / 16 * (TILE_LEN / 2) + input / 2 * 32 + column % 16 * 2 + input % 2
 }
 
-/// Turns 32 rows, `stride` apart, into the rows of the tiles: one an input.
+/// Transposes 32 rows, which start `stride` values apart, into tiles: each row of a tile holds one input.
 fn transpose<T: Copy>(to: &mut [T], rows: &[T], stride: usize) {
     for (input, outputs) in to.chunks_exact_mut(GROUP).enumerate() {
         for (w, row) in outputs.iter_mut().zip(rows[input..].iter().step_by(stride)) {
@@ -207,7 +210,7 @@ fn transpose<T: Copy>(to: &mut [T], rows: &[T], stride: usize) {
     }
 }
 
-/// Turns 32 rows of bf16, `stride` apart, into the panels of the tiles.
+/// Transposes 32 rows of bf16, which start `stride` values apart, into the panels of the tiles.
 fn transpose_pairs(to: &mut [u16], rows: &[u16], stride: usize) {
     for (tile, to) in to.chunks_exact_mut(TILE_LEN).enumerate() {
         for (half, to) in to.chunks_exact_mut(TILE_LEN / 2).enumerate() {
@@ -222,7 +225,7 @@ fn transpose_pairs(to: &mut [u16], rows: &[u16], stride: usize) {
     }
 }
 
-/// Rounds `from` to `to`, whole groups of 16, as bf16 or f16.
+/// Rounds `from` to bf16 or f16 in `to`, in whole groups of 16.
 struct Narrow<'a> {
     from: &'a [f32],
     to: &'a mut [u16],
@@ -234,7 +237,7 @@ impl Kernel for Narrow<'_> {
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) {
         for (from, to) in self.from.chunks_exact(LANES).zip(self.to.chunks_exact_mut(LANES)) {
-            // SAFETY: both have 16 elements; the caller has the features.
+            // SAFETY: both have 16 elements, and the caller has enabled the features.
             unsafe {
                 let v = L::load(from.as_ptr());
                 if self.dtype == Dtype::Bf16 {

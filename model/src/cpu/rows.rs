@@ -1,8 +1,9 @@
 //! Activations in the form that the matrix product reads.
 //!
-//! Values are rounded to the type of the weights on every instruction set. For AMX they become bf16
-//! tiles of 16 rows x 32 inputs, a row tile's tiles in the order of k. For the others they become f32
-//! again, in blocks of a few rows, and within a block by input, then row.
+//! On every instruction set, values are rounded to the type of the weights. For AMX they become bf16 tiles
+//! of 16 rows x 32 inputs; the tiles of the same 16 rows follow each other in the order of k. For the other
+//! instruction sets they are widened back to f32 and stored in blocks of a few rows. A block is ordered by
+//! input first, and by row within an input.
 
 use crate::checkpoint::Dtype;
 use crate::cpu::memory::{Memory, OutOfMemory};
@@ -11,10 +12,10 @@ use crate::cpu::team::{Chunks, Team};
 use pagedraft_attention::isa::{Isa, Kernel};
 use pagedraft_attention::lanes::{LANES, Lanes};
 
-/// Rows of an AMX tile.
+/// How many rows an AMX tile has.
 pub(crate) const TILE_ROWS: usize = 16;
 
-/// Activations `[m, k]`, packed for products with weights of one type; its memory is reused.
+/// Activations `[m, k]`, packed for products with weights of one type. The memory is reused.
 #[derive(Debug)]
 pub struct PackedRows {
     m: usize,
@@ -25,29 +26,29 @@ pub struct PackedRows {
     values: Memory<f32>,
 }
 
-/// How the rows lie.
+/// How rows are arranged in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Form {
     /// bf16 tiles of 16 rows x 32 inputs.
     Tiles,
-    /// f32 in blocks of so many rows (the last may have fewer), `[k padded][rows of the block]`.
+    /// f32 in blocks of this many rows (the last block may have fewer), as `[k padded][rows of the block]`.
     Blocks {
-        /// Rows of a full block.
+        /// How many rows a full block has.
         rows: usize,
     },
 }
 
 impl Form {
-    /// How `m` rows lie for products on `isa` with weights of `dtype`.
+    /// How `m` rows are arranged for products on `isa` with weights of `dtype`.
     fn of(isa: Isa, dtype: Dtype, m: usize) -> Form {
         let most = match isa {
             Isa::Amx if dtype == Dtype::Bf16 => return Form::Tiles,
             Isa::Amx | Isa::Avx512 => 12,
-            // Pairs are widened to two registers' worth more, and there are but 16.
+            // Widening pairs takes twice as many registers for weights, and AVX2 has only 16.
             Isa::Avx2 if dtype == Dtype::Bf16 => 4,
             Isa::Avx2 | Isa::Neon | Isa::Portable => 6,
         };
-        // Even blocks: 13 rows are 7 + 6, not 12 + 1.
+        // The blocks are of equal size: 13 rows are 7 + 6, not 12 + 1.
         Form::Blocks { rows: m.div_ceil(m.div_ceil(most).max(1)).max(1) }
     }
 }
@@ -57,7 +58,7 @@ impl PackedRows {
     ///
     /// # Errors
     ///
-    /// [`OutOfMemory`].
+    /// [`OutOfMemory`] if the system does not grant the memory.
     pub fn with_room_for(m: usize, k: usize) -> Result<PackedRows, OutOfMemory> {
         let mut rows = PackedRows {
             m: 0,
@@ -72,12 +73,12 @@ impl PackedRows {
         Ok(rows)
     }
 
-    /// Makes room for `m` rows of `k` values, packed for products with weights of `dtype` on `isa`, and has the system back it
-    /// now. What was packed is gone.
+    /// Makes room for `m` rows of `k` values, packed for products with weights of `dtype` on `isa`, and
+    /// makes the system back it with physical memory now. What was packed before is lost.
     ///
     /// # Errors
     ///
-    /// [`OutOfMemory`].
+    /// [`OutOfMemory`] if the system does not grant the memory.
     pub fn reserve(&mut self, isa: Isa, dtype: Dtype, m: usize, k: usize) -> Result<(), OutOfMemory> {
         (self.m, self.k) = (0, 0);
         self.grow(Form::of(isa, dtype, m), m, k)?;
@@ -100,16 +101,16 @@ impl PackedRows {
         Ok(())
     }
 
-    /// Packs `m` rows of `k` values, of which row `r` begins at `x[r * stride]`, for products with
-    /// weights of `dtype` on `isa`. Grows where it must.
+    /// Packs `m` rows of `k` values, of which row `r` begins at `x[r * stride]`, for products with weights
+    /// of `dtype` on `isa`. The memory grows if it has to.
     ///
     /// # Errors
     ///
-    /// [`OutOfMemory`] while growing.
+    /// [`OutOfMemory`] if the memory cannot grow.
     ///
     /// # Panics
     ///
-    /// Where `x` is shorter than the rows, or `stride` than k.
+    /// Panics if `x` is shorter than the rows, or `stride` is less than k.
     #[allow(clippy::too_many_arguments)]
     pub fn pack(
         &mut self,
@@ -122,7 +123,7 @@ impl PackedRows {
         stride: usize,
     ) -> Result<(), OutOfMemory> {
         let packing = self.begin(isa, dtype, x, m, k, stride)?;
-        // A few rows are packed sooner than a thread is woken.
+        // Packing a few rows takes less time than waking a thread.
         if m * k < 16_384 {
             packing.work();
         } else {
@@ -131,16 +132,16 @@ impl PackedRows {
         Ok(())
     }
 
-    /// The same as a piece of work that the shares of a job join in: all of them call
-    /// [`Packing::work`], and when all have returned the rows are packed.
+    /// Does what [`pack`](Self::pack) does, as work that the shares of a job do together: each of them
+    /// calls [`Packing::work`], and when all have returned the rows are packed.
     ///
     /// # Errors
     ///
-    /// [`OutOfMemory`] while growing.
+    /// [`OutOfMemory`] if the memory cannot grow.
     ///
     /// # Panics
     ///
-    /// Where `x` is shorter than the rows, or `stride` than k.
+    /// Panics if `x` is shorter than the rows, or `stride` is less than k.
     pub fn begin<'a>(
         &'a mut self,
         isa: Isa,
@@ -158,19 +159,19 @@ impl PackedRows {
         Ok(Packing { rows: self, isa, x, stride, chunks })
     }
 
-    /// Rows.
+    /// The number of rows.
     #[must_use]
     pub fn m(&self) -> usize {
         self.m
     }
 
-    /// Values of a row.
+    /// The number of values in a row.
     #[must_use]
     pub fn k(&self) -> usize {
         self.k
     }
 
-    /// The type of the weights they are packed for.
+    /// The type of the weights that the rows are packed for.
     #[must_use]
     pub fn dtype(&self) -> Dtype {
         self.dtype
@@ -180,7 +181,7 @@ impl PackedRows {
         self.form
     }
 
-    /// Rows of a full row tile or block.
+    /// How many rows a full row tile or row block has.
     pub(crate) fn block_rows(&self) -> usize {
         match self.form {
             Form::Tiles => TILE_ROWS,
@@ -188,26 +189,27 @@ impl PackedRows {
         }
     }
 
-    /// First element of row tile `i`; tiles of 512 elements follow each other in the order of k.
+    /// The first element of row tile `i`. Its tiles of 512 elements follow each other in the order of k.
     pub(crate) fn row_tile(&self, i: usize) -> *mut u16 {
         let len = TILE_ROWS * self.k.next_multiple_of(TILE);
         assert!((i + 1) * len <= self.tiles.len());
-        // SAFETY: inside the buffer, as just checked.
+        // SAFETY: the assertion has checked that it lies inside the buffer.
         unsafe { self.tiles.as_ptr().add(i * len) }
     }
 
-    /// First element of row block `i`, `[k padded][rows of the block]`, and its number of rows.
+    /// The first element of row block `i`, which is `[k padded][rows of the block]`, and the number of its
+    /// rows.
     pub(crate) fn row_block(&self, i: usize) -> (*mut f32, usize) {
         let padded = self.k.next_multiple_of(TILE);
         let first = i * self.block_rows();
         let rows = self.block_rows().min(self.m - first);
         assert!((first + rows) * padded <= self.values.len());
-        // SAFETY: inside the buffer, as just checked.
+        // SAFETY: the assertion has checked that it lies inside the buffer.
         (unsafe { self.values.as_ptr().add(first * padded) }, rows)
     }
 }
 
-/// Rows on the way to being packed.
+/// Rows that the shares of a job are packing.
 #[derive(Debug)]
 pub struct Packing<'a> {
     rows: &'a PackedRows,
@@ -218,7 +220,7 @@ pub struct Packing<'a> {
 }
 
 impl Packing<'_> {
-    /// Does a share of it.
+    /// Does one share of the packing.
     pub fn work(&self) {
         while let Some(run) = self.chunks.draw() {
             for block in run {
@@ -228,7 +230,7 @@ impl Packing<'_> {
     }
 }
 
-/// One row tile or row block.
+/// The work of packing one row tile or row block.
 struct PackBlock<'a> {
     packing: &'a Packing<'a>,
     block: usize,
@@ -253,8 +255,8 @@ impl Kernel for PackBlock<'_> {
                     padding[..left].copy_from_slice(&row[at.min(k)..][..left]);
                     padding.as_ptr()
                 };
-                // SAFETY: `from` has 16 values; `begin` made room for all blocks, each of which is
-                // written by the one share that drew it; the caller has the features.
+                // SAFETY: `from` has 16 values. `begin` made room for all blocks, and only the share that
+                // drew a block writes it. The caller has enabled the features.
                 unsafe {
                     let v = L::load(from);
                     match rows.form {
@@ -289,8 +291,8 @@ impl Kernel for PackBlock<'_> {
             }
         }
         if rows.form == Form::Tiles {
-            // The other rows of the last tile keep what they held; a product with a full tile
-            // would compute with it, so they are cleared.
+            // A product with a full tile computes with the unused rows of the last tile too, so they are
+            // cleared of what they held before.
             for i in count..TILE_ROWS {
                 for tile in 0..padded / TILE {
                     // SAFETY: as above.

@@ -1,17 +1,18 @@
-//! The operations between matrix products, a row at a time: norms, rotations, SwiGLU.
+//! The operations between matrix products, which work on one row at a time: norms, rotations (RoPE),
+//! SwiGLU.
 //!
-//! A row's result depends on that row alone. Widths need not be multiples of 16: the last group is done in a
-//! padded copy by the same lane arithmetic.
+//! A row's result depends on that row alone. Widths need not be multiples of 16: the last group is computed
+//! in a copy that is padded with zeros, by the same lane arithmetic.
 
 use pagedraft_attention::isa::{Isa, Kernel};
 use pagedraft_attention::lanes::{LANES, Lanes};
 
-/// Loads up to 16 values of `x` from `at`, zeros behind its end.
+/// Loads up to 16 values of `x` from `at` on. Lanes behind the end of `x` are 0.
 #[inline(always)]
 unsafe fn load_group<L: Lanes>(x: &[f32], at: usize) -> L {
     let left = x.len() - at;
     if left >= LANES {
-        // SAFETY: 16 values are left; the caller has the features.
+        // SAFETY: 16 values are left, and the caller has enabled the features.
         return unsafe { L::load(x.as_ptr().add(at)) };
     }
     let mut group = [0.0f32; LANES];
@@ -20,16 +21,16 @@ unsafe fn load_group<L: Lanes>(x: &[f32], at: usize) -> L {
     unsafe { L::load(group.as_ptr()) }
 }
 
-/// Stores up to 16 lanes to `x` from `at`, as many as there is room for.
+/// Stores up to 16 lanes to `x` from `at` on, as many as there is room for.
 #[inline(always)]
 unsafe fn store_group<L: Lanes>(lanes: L, x: &mut [f32], at: usize) {
     let left = x.len() - at;
     if left >= LANES {
-        // SAFETY: there is room for 16 values; the caller has the features.
+        // SAFETY: there is room for 16 values, and the caller has enabled the features.
         unsafe { lanes.store(x.as_mut_ptr().add(at)) };
         return;
     }
-    // SAFETY: the caller has the features.
+    // SAFETY: the caller has enabled the features.
     let group = unsafe { lanes.to_array() };
     x[at..].copy_from_slice(&group[..left]);
 }
@@ -47,7 +48,7 @@ impl Kernel for RmsNorm<'_> {
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) {
         let width = self.x.len();
-        // SAFETY: the caller has the features; groups stay inside the slices.
+        // SAFETY: the caller has enabled the features, and groups stay inside the slices.
         unsafe {
             let mut squares = L::splat(0.0);
             for at in (0..width).step_by(LANES) {
@@ -64,14 +65,14 @@ impl Kernel for RmsNorm<'_> {
     }
 }
 
-/// `out = weight * x / sqrt(mean(x^2) + eps)`; the squares are summed in 16 lanes over ascending columns, the lanes
-/// by [`Lanes::sum`]. All slices have the same length.
+/// `out = weight * x / sqrt(mean(x^2) + eps)`. The squares are summed in 16 lanes over ascending columns,
+/// and the lanes by [`Lanes::sum`]. All slices have the same length.
 pub fn rms_norm(isa: Isa, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
     assert!(x.len() == weight.len() && x.len() == out.len());
     isa.run(RmsNorm { x, weight, eps, out });
 }
 
-/// [`rms_norm`] of one head onto itself.
+/// Applies [`rms_norm`] to one head in place.
 pub fn rms_norm_head(isa: Isa, head: &mut [f32], weight: &[f32], eps: f32) {
     const USUAL: usize = 256;
     let mut copy = [0.0; USUAL];
@@ -100,7 +101,7 @@ impl Kernel for Rotate<'_> {
     unsafe fn run<L: Lanes>(self) {
         let half = self.head.len() / 2;
         let (low, high) = self.head.split_at_mut(half);
-        // SAFETY: the caller has the features; groups stay inside the slices.
+        // SAFETY: the caller has enabled the features, and groups stay inside the slices.
         unsafe {
             for at in (0..half).step_by(LANES) {
                 let (a, b): (L, L) = (load_group(low, at), load_group(high, at));
@@ -113,7 +114,8 @@ impl Kernel for Rotate<'_> {
     }
 }
 
-/// Rotates one head in place: pairs (i, i + half) by the angle whose cosine and sine are given, `half` values each.
+/// Rotates one head in place: the values i and i + half by angle i, whose cosine and sine are given. `cos`
+/// and `sin` have `half` values each.
 pub fn rotate(isa: Isa, head: &mut [f32], cos: &[f32], sin: &[f32]) {
     assert!(head.len() == 2 * cos.len() && cos.len() == sin.len());
     isa.run(Rotate { head, cos, sin });
@@ -130,7 +132,7 @@ impl Kernel for SwiGlu<'_> {
 
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) {
-        // SAFETY: the caller has the features; groups stay inside the slices.
+        // SAFETY: the caller has enabled the features, and groups stay inside the slices.
         unsafe {
             let one = L::splat(1.0);
             for at in (0..self.gate.len()).step_by(LANES) {
@@ -142,7 +144,7 @@ impl Kernel for SwiGlu<'_> {
     }
 }
 
-/// `out = gate / (1 + exp(-gate)) * up`; all slices have the same length.
+/// `out = gate / (1 + exp(-gate)) * up`. All slices have the same length.
 pub fn swiglu(isa: Isa, gate: &[f32], up: &[f32], out: &mut [f32]) {
     assert!(gate.len() == up.len() && gate.len() == out.len());
     isa.run(SwiGlu { gate, up, out });

@@ -1,13 +1,13 @@
-//! A team of threads that does one thing at a time together.
+//! A team of threads that work on one job at a time together.
 //!
-//! A job is split into as many *shares* as the team has members, and every share is done exactly
-//! once, by whoever claims it. The caller does shares too, and those that no thread has claimed by
-//! the time it gets there: it never waits for a thread that has not started. Idle members spin
-//! briefly and then sleep. So a team loses little when its cores are shared with other programs,
-//! where teams that meet at spinning barriers lose almost everything.
+//! A job is split into as many *shares* as the team has members, and every share is done exactly once, by
+//! whichever member claims it. The caller claims shares too, and keeps claiming until none is left, so it
+//! never waits for a thread that has not started. Idle members spin briefly and then sleep. A team
+//! therefore loses little when it shares its cores with other programs, where teams that meet at spinning
+//! barriers lose almost everything.
 //!
-//! Work is balanced by [`Chunks`], a counter that all shares of a job draw from; a share that finds
-//! it empty returns at once.
+//! [`Chunks`] balances the work. It is a counter that all shares of a job draw items from; a share that
+//! finds none left returns at once.
 
 mod cores;
 
@@ -21,13 +21,13 @@ use std::time::{Duration, Instant};
 
 use self::cores::Cores;
 
-/// How long an idle member spins before it sleeps: longer than the gaps between the operations of a
-/// step, and some twice of what waking it costs the caller (15 to 20 us on a virtual machine).
+/// How long an idle member spins before it sleeps. It is longer than the gaps between the operations of a
+/// step, and about twice as long as the caller needs to wake a member (15 to 20 µs on a virtual machine).
 const SPIN: Duration = Duration::from_micros(50);
 
 type Job = dyn Fn(usize, usize) + Sync;
 
-/// Threads that stay; the caller of [`Team::run`] is one of them.
+/// Threads that live for as long as the team. The caller of [`Team::run`] is a member too.
 pub struct Team {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
@@ -36,8 +36,8 @@ pub struct Team {
 
 struct Shared {
     members: usize,
-    /// Job number in the upper half, number of shares claimed in the lower; all are claimed between
-    /// jobs.
+    /// The number of the job in the upper half, and how many of its shares are claimed in the lower half.
+    /// Between jobs all shares are claimed.
     claims: AtomicU64,
     job: UnsafeCell<Option<*const Job>>,
     done: AtomicUsize,
@@ -49,20 +49,20 @@ struct Shared {
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
-// SAFETY: `job` is written by the one caller that has the turn, while no share is unclaimed or
-// unfinished, and read only after a claim, which the write happens before.
+// SAFETY: only the caller that holds `turn` writes `job`, and only while no share is unclaimed or
+// unfinished. It is read only after a claim, and the write happens before that.
 unsafe impl Sync for Shared {}
-// SAFETY: the job pointer is only followed while `Team::run` keeps the job alive.
+// SAFETY: the job pointer is followed only while `Team::run` keeps the job alive.
 unsafe impl Send for Shared {}
 
 const CLAIM: u64 = 0xffff_ffff;
 
 impl Team {
-    /// A team of `members`, the caller included (at least one).
+    /// A team of `members` members, the caller included; at least one.
     ///
     /// # Errors
     ///
-    /// The system starts no more threads.
+    /// The system refuses to start another thread.
     pub fn new(members: usize) -> std::io::Result<Team> {
         let members = members.clamp(1, 1024);
         let shared = Arc::new(Shared {
@@ -86,20 +86,20 @@ impl Team {
         Ok(team)
     }
 
-    /// Number of members, the caller included.
+    /// The number of members, the caller included.
     #[must_use]
     pub fn members(&self) -> usize {
         self.shared.members
     }
 
-    /// Runs `job(share, shares)` once for each share and returns when all are done.
+    /// Runs `job(share, shares)` once for each share, and returns when all shares are done.
     ///
-    /// A job that calls `run` again, or a second thread that calls it meanwhile, gets its own job done
-    /// as a single share.
+    /// If a job calls `run` itself, or a second thread calls it at the same time, that inner or second job
+    /// runs on its caller's thread alone, as a single share.
     ///
     /// # Panics
     ///
-    /// When a share panicked, with its panic, after all have ended.
+    /// If a share panicked: with its panic, after all shares have ended.
     pub fn run(&self, job: &(dyn Fn(usize, usize) + Sync)) {
         let _turn = match self.turn.try_lock() {
             Ok(turn) if self.shared.members > 1 => turn,
@@ -107,14 +107,14 @@ impl Team {
             _ => return job(0, 1),
         };
         let shared = &*self.shared;
-        // SAFETY: only the lifetime is erased. The job is followed by claimers of its shares alone, and
+        // SAFETY: only the lifetime is erased. Only those who have claimed a share follow the pointer, and
         // this function does not return before every claimed share is done.
         let erased = unsafe { std::mem::transmute::<&(dyn Fn(usize, usize) + Sync), *const Job>(job) };
-        // SAFETY: we have the turn, and no share of an earlier job is unclaimed or unfinished.
+        // SAFETY: we hold `turn`, and no share of an earlier job is unclaimed or unfinished.
         unsafe { *shared.job.get() = Some(erased) };
         shared.done.store(0, Ordering::Relaxed);
         let number = (shared.claims.load(Ordering::Relaxed) >> 32).wrapping_add(1) << 32;
-        // Share 0 is ours from the start.
+        // The caller has claimed share 0 from the start.
         shared.claims.store(number | 1, Ordering::SeqCst);
         let mut way_made = false;
         for (sleeping, thread) in shared.sleeping.iter().zip(&self.threads) {
@@ -138,7 +138,7 @@ impl Team {
 }
 
 impl Shared {
-    /// The next unclaimed share of the running job.
+    /// Claims the next share of the running job, if one is left.
     fn claim(&self) -> Option<usize> {
         let mut claims = self.claims.load(Ordering::Acquire);
         while claims & CLAIM < self.members as u64 {
@@ -151,7 +151,7 @@ impl Shared {
     }
 
     fn perform(&self, share: usize) {
-        // SAFETY: a claimed share is not yet done, so the caller still keeps the job where it was.
+        // SAFETY: a claimed share is not done yet, so the caller of `run` still keeps the job alive.
         let job = unsafe { (*self.job.get()).map(|job| &*job) };
         let result = catch_unwind(AssertUnwindSafe(|| {
             if let Some(job) = job {
@@ -170,7 +170,7 @@ impl Shared {
         }
     }
 
-    /// Until all shares are done.
+    /// Waits until all shares are done.
     fn wait(&self) {
         let done = || self.done.load(Ordering::SeqCst) == self.members;
         if spin_until(&done) {
@@ -184,7 +184,7 @@ impl Shared {
         self.caller_sleeps.store(false, Ordering::SeqCst);
     }
 
-    /// The life of a thread of the team.
+    /// The loop that a thread of the team runs.
     fn member(&self, index: usize) {
         let sleeping = &self.sleeping[index];
         self.cores.enter(index);
@@ -210,7 +210,7 @@ impl Shared {
     }
 }
 
-/// Spins for a while; whether the condition came true.
+/// Spins for up to [`SPIN`], and returns whether the condition became true.
 fn spin_until(condition: &impl Fn() -> bool) -> bool {
     for _ in 0..64 {
         if condition() {
@@ -247,8 +247,8 @@ impl std::fmt::Debug for Team {
     }
 }
 
-/// The items 0..n of a job, drawn by its shares in runs that shrink towards the end: long ones
-/// first, so that a share walks memory in order, short ones last, so that all end together.
+/// The items 0..n of a job. Shares draw them in runs that get shorter towards the end: long runs first, so
+/// that a share walks memory in order, and short ones last, so that all shares end at about the same time.
 #[derive(Debug)]
 pub struct Chunks {
     next: AtomicUsize,
@@ -258,13 +258,14 @@ pub struct Chunks {
 }
 
 impl Chunks {
-    /// Items 0..`items` for `shares` shares, in runs of at least `least` (the last may be shorter).
+    /// The items `0..items` for `shares` shares, in runs of at least `least` items (the last run may be
+    /// shorter).
     #[must_use]
     pub fn new(items: usize, shares: usize, least: usize) -> Chunks {
         Chunks { next: AtomicUsize::new(0), items, shares: shares.max(1), least: least.max(1) }
     }
 
-    /// The next run of items, or `None` when all are drawn.
+    /// Draws the next run of items, or `None` if all are drawn.
     #[must_use]
     pub fn draw(&self) -> Option<std::ops::Range<usize>> {
         let mut start = self.next.load(Ordering::Relaxed);

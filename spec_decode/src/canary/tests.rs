@@ -1,19 +1,20 @@
-//! What raises an alarm, how soon, and what never does.
+//! Tests what raises an alarm, how soon, and what never does.
 
 use super::*;
 use crate::sampling::{Noise, Purpose, SamplingParams};
 
-/// Drafts of a healthy row, and what a fault does to it. Uniform numbers of (seed, step, row, place, what for).
+/// Simulates the rows of an engine that is healthy or has a fault. Every decision is a function of uniform
+/// numbers of (seed, step, row, place, purpose).
 struct World {
     seed: u64,
-    /// Rows a step, drafts a row.
+    /// The number of rows in a step. Each has `k` drafts.
     batch: u32,
     k: u32,
     /// The probability that a draft passes eagerly.
     alpha: f64,
     /// The share of decisions that the graph makes differently, either way, if nothing is wrong.
     wobble: f64,
-    /// The share of accepted drafts that a fault makes fall.
+    /// The share of accepted drafts that a fault causes to be rejected.
     dropped: f64,
 }
 
@@ -27,7 +28,8 @@ impl World {
         let (mut eager, mut graph) = ((0, true), (0, true));
         for place in 0..self.k {
             let u = |what| self.uniform(step, row, 4 * place + what);
-            // Either of both is the disturbed one, with equal chances: that is symmetric.
+            // A disturbed decision differs on the graph's or on the eager side with equal probability, so
+            // the disturbance is symmetric.
             let truth = u(0) < self.alpha;
             let disturbed = u(1) < self.wobble;
             let by_eager = truth ^ (disturbed && u(2) < 0.5);
@@ -49,7 +51,7 @@ impl World {
         }
     }
 
-    /// The first step of `steps` at which the canary speaks.
+    /// The first step of `steps` at which the canary raises an alarm.
     fn run(&self, canary: &mut Canary, steps: std::ops::Range<u64>) -> Option<u64> {
         let mut rows = Vec::new();
         for step in steps {
@@ -112,7 +114,7 @@ fn one_step_of_each_run_is_due_at_a_place_of_its_own() {
             }
         }
     }
-    // Far steps have runs too.
+    // The numbering also works close to the greatest step number.
     let canary = Canary::new(0.05, 1);
     let far = u64::MAX - 4000;
     assert_eq!((far..far + 2000).filter(|&step| canary.due(step)).count(), 100);
@@ -126,7 +128,7 @@ fn a_rate_of_zero_or_of_no_number_is_never_and_of_one_is_always() {
     for rate in [1.0, 2.0, f64::INFINITY] {
         assert!((0..1000).all(|step| Canary::new(rate, 1).due(step)));
     }
-    // A rate above 0 is never nothing.
+    // A rate above 0 must make some step due, however small it is.
     assert!((0..4).any(|run| Canary::new(1e-300, 1).due.at(run << 32) || run == 3));
 }
 
@@ -135,7 +137,7 @@ fn a_fault_in_most_verify_steps_is_raised_within_200_steps_for_every_seed() {
     for seed in 0..5000 {
         let from = seed * 37;
         let mut canary = Canary::new(0.05, seed);
-        // Three of four steps are wrong in one bit of one row.
+        // In three of four steps, one bit of one row is wrong.
         let found = (from..from + 200).find(|&step| {
             let wrong = healthy(seed).uniform(step, 99, 0) < 0.75;
             canary.due(step)
@@ -168,7 +170,8 @@ fn a_hundred_thousand_healthy_steps_raise_nothing() {
     }
 }
 
-/// How often drift is found within 200 steps, of `seeds` tries that each begin somewhere in a healthy run.
+/// How many of `seeds` tries find the drift within 200 steps. Each try begins at another step of a healthy
+/// run.
 fn found_within_200(alpha: f64, seeds: u64) -> f64 {
     let found = (0..seeds).filter(|&seed| {
         let mut canary = Canary::new(0.05, seed).exact(false);
@@ -217,13 +220,13 @@ fn the_alarm_of_drift_says_what_was_seen_and_where() {
     let mut canary = Canary::new(0.05, 2).exact(false);
     let worse = ShadowRow { drafts: 2, accepted_graph: 0, accepted_eager: 2, tokens_equal: false, ..fine(3) };
     let step = (0..100).find(|&step| canary.observe(step, &[worse])).unwrap();
-    // 1.9^31 is below 6e8, 1.9^32 above.
+    // The bet needs 32 rows: 1.9^31 is below 6 * 10^8, and 1.9^32 is above.
     assert_eq!(step, 31);
     let message = canary.alarm().unwrap().to_string();
     println!("{message}");
     assert!(message.starts_with("step 31, last seen at request "), "{message}");
     assert!(message.contains("in 32 and more in 0") && message.contains("since step 0"), "{message}");
-    // A fault that goes on is found again.
+    // A fault that goes on raises an alarm again.
     assert!((32..100).any(|step| canary.observe(step, &[worse])));
     assert_eq!((canary.report().alarms, canary.report().first_alarm_step), (2, Some(31)));
 }

@@ -1,4 +1,4 @@
-//! The definitions, on numbers known beforehand.
+//! Compares the definitions with numbers that are known beforehand.
 
 use super::*;
 
@@ -6,7 +6,7 @@ fn verdict(accepted: u16, accepted_noncausal: u16) -> Verdict {
     Verdict { accepted, accepted_noncausal }
 }
 
-/// Rows of k drafts that each pass with probability `alpha`, independently.
+/// The metrics of `rows` rows of k drafts, each of which passes with probability `alpha`, independently.
 fn independent(alpha: f64, k: usize, rows: u32, seed: u64) -> SpeculationMetrics {
     println!("seed {seed}");
     let params = crate::sampling::SamplingParams { seed, ..Default::default() };
@@ -32,7 +32,7 @@ fn independent_drafts_give_the_values_of_the_formulas() {
         let metrics = independent(alpha, k, rows, 7 + case as u64);
         let (a, n) = (alpha, k as i32);
         let a_row = if a < 1.0 { (1.0 - a.powi(n + 1)) / (1.0 - a) } else { f64::from(n + 1) };
-        // 5 standard errors and a bit: a row emits within 0 and k + 1.
+        // The tolerance is 5 standard errors. `spread` bounds the standard deviation of one row.
         let near = |found: Option<f64>, expected: f64, spread: f64| {
             let found = found.unwrap();
             let slack = 5.0 * spread / f64::from(rows).sqrt();
@@ -56,7 +56,8 @@ fn independent_drafts_give_the_values_of_the_formulas() {
     }
 }
 
-/// The three runs of the scorer notes (Llama, batch 8, k = 2): printed rate and efficiency, and the counts beside them.
+/// Three runs of another engine (Llama, batch 8, k = 2): the rate and the efficiency that it printed, and
+/// its counts.
 #[test]
 fn the_numbers_of_the_notes_agree_with_these_definitions() {
     for (rate, efficiency, accepted, drafted, emitted) in [
@@ -77,7 +78,8 @@ fn the_numbers_of_the_notes_agree_with_these_definitions() {
         let found = metrics.draft_acceptance_rate_noncausal().unwrap();
         assert_eq!(format!("{found:.3}"), rate);
         assert_eq!(format!("{:.3}", metrics.system_efficiency().unwrap()), efficiency);
-        // What is emitted beside one token a row was accepted causally: fewer than V0 calls accepted.
+        // The tokens emitted beyond one per row were accepted before the first rejection. They are fewer
+        // than V0 counts as accepted.
         assert!(metrics.num_accepted_tokens < accepted);
     }
 }

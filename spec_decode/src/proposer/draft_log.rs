@@ -12,7 +12,7 @@ pub(super) struct PassLog {
     rows: Vec<Logged>,
 }
 
-/// What the passes so far were given of one sequence.
+/// What the passes so far were given for one sequence.
 #[derive(Default)]
 struct Logged {
     tokens: Vec<u32>,
@@ -58,8 +58,8 @@ impl PassLog {
         }
     }
 
-    /// Writes the step's record: the step's rows in `rows` that were fed anything, in that order, the plan
-    /// rows of all in `plan_rows`.
+    /// Writes the record of the step. `rows` lists the step's rows in the order wanted; those that were fed
+    /// no token are left out. `plan_rows` has the plan row of every row of the step.
     pub fn write(&self, rows: impl Iterator<Item = usize>, plan_rows: &[u32], record: &mut GroupStep) {
         record.plan_rows.clear();
         record.input_tokens.clear();

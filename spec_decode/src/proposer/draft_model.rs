@@ -17,32 +17,33 @@ use crate::error::ExecuteError;
 /// The options of a draft model.
 #[derive(Clone, Copy, Debug)]
 pub struct DraftOptions {
-    /// The KV group in which its KV lies: the one of the block manager that lags.
+    /// The KV group that holds its KV. It is the block manager's group that may lag.
     pub group: GroupId,
-    /// Tokens a block of its KV: 16, 32 or 64.
+    /// How many tokens a block of its KV holds: 16, 32 or 64.
     pub block_size: u32,
-    /// Blocks that the group has.
+    /// How many blocks the group has.
     pub num_blocks: u32,
-    /// Known tokens that rows lagging by more than 2 may catch up with in one step, all together: the engine's
-    /// `max_num_batched_tokens`.
+    /// The most known tokens that rows lagging by more than 2 tokens may catch up with in one step, all
+    /// rows together. This is the engine's `max_num_batched_tokens`.
     pub catch_up_tokens: usize,
-    /// Vocabulary of the target. Ids must mean the same to both models as far as both have them.
+    /// The size of the target's vocabulary. An id that both models have must mean the same to both.
     pub target_vocab: usize,
 }
 
-/// Proposes what a small model of the same vocabulary says. Its KV is a group of its own beside the target's, in the same
-/// arena, whose blocks the scheduler reserves for rows that may have drafts.
+/// Proposes what a small model of the same vocabulary says. Its KV is a group of its own beside the
+/// target's, in the same arena. The scheduler reserves blocks of it for rows that may have drafts.
 ///
-/// The embeddings of the two may be padded to different sizes: no id is proposed that either of them lacks.
+/// The embeddings of the two models may be padded to different sizes. No id is proposed that either of them
+/// lacks.
 ///
 /// # What it promises
 ///
-/// - A draft is a function of the request's known tokens, its parameters, the draft model, dtype and instruction set. Batch
-///   mates, lag, prefix hits, chunks, block size, graphs: none of them changes one. With coupled acceptance it is the token
-///   that [`Sampler::choose`](crate::sampling::Sampler::choose) takes with the request's own noise, so that a good draft model
+/// - A draft is a function of the request's known tokens, its parameters, the draft model, the dtype and the instruction set.
+///   Batch mates, lag, prefix hits, chunks, block size and graphs do not change it. Under coupled acceptance it is the token
+///   that [`Sampler::choose`](crate::sampling::Sampler::choose) takes with the request's own noise, so a good draft model
 ///   makes the target's choice.
 /// - It says how many slots of its KV hold accepted tokens ([`verified`](Proposer::verified)), and no more are committed. A
-///   rejected draft leaves nothing behind, nor does a step that was never verified.
+///   rejected draft leaves nothing behind, and neither does a step that was never verified.
 /// - A row for which its group has no room has no drafts.
 ///
 /// # The first pass catches up
@@ -69,11 +70,12 @@ pub struct DraftModel<D: Device> {
     /// Whether the passes of the last step are done but its rows are not yet verified.
     unverified: bool,
     record: GroupStep,
-    /// The last request of each place that it was asked about: a request's first row may find KV that others left.
+    /// For each request index, the request with that index that it was last asked about. A new request may find KV
+    /// that others left in the prefix cache.
     seen: Vec<RequestKey>,
 }
 
-/// A row of the step that the draft model runs.
+/// One row of the step, as the draft model runs it.
 #[derive(Clone, Copy)]
 struct Row {
     /// Its index among the rows of the step.
@@ -95,7 +97,8 @@ impl<D: Device> DraftModel<D> {
     ///
     /// # Errors
     ///
-    /// A target without a vocabulary, a block size without kernels, a pool without blocks, a budget of 0.
+    /// The target has no vocabulary, there are no kernels for the block size, the group has no blocks, or
+    /// the budget is 0.
     pub fn new(runner: Runner<D>, options: DraftOptions) -> Result<Self, ProposerError> {
         let config = runner.config();
         if options.target_vocab == 0 {
@@ -123,7 +126,7 @@ impl<D: Device> DraftModel<D> {
         &mut self.runner
     }
 
-    /// What it did since it was made.
+    /// Counts of what it has done since it was made.
     #[must_use]
     pub fn counts(&self) -> &DraftCounts {
         &self.passes.counts
@@ -189,7 +192,8 @@ impl<D: Device> DraftModel<D> {
             passes.run(runner, step)?;
             passes.pieces.clear();
             depth += 1;
-            // A row whose logits were no numbers has no draft of this depth, and gets no more.
+            // A row without a draft of the depth before, because its logits were not numbers, gets no
+            // further drafts.
             let goes_on = |row: &&Row| row.max > depth && passes.drafts[row.row].len() as u32 == depth;
             for row in rows.iter().filter(goes_on) {
                 let start = row.fed + depth - 1;

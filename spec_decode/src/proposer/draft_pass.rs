@@ -34,7 +34,8 @@ pub struct DraftCounts {
     pub rows_behind: u64,
     /// The number of rows without drafts because no KV block was free.
     pub rows_without_room: u64,
-    /// Rows whose drafts ended early because nothing can be drawn from the draft model's logits: they hold a NaN, say.
+    /// The number of rows whose drafts ended early because no token can be drawn from the draft model's
+    /// logits, which hold a NaN, for example.
     pub rows_without_numbers: u64,
 }
 
@@ -58,13 +59,14 @@ pub(super) struct Vocab {
 }
 
 impl Vocab {
-    /// Ids that both have: the only ones that are proposed.
+    /// The ids below this number exist in both vocabularies. No others are proposed.
     fn shared(self) -> usize {
         self.own.min(self.target)
     }
 
-    /// What the draft is shown in place of a token. An id that only the target has is padding; it is shown as the last id that
-    /// the draft has, which costs nothing but the quality of the drafts behind it.
+    /// The id that the draft model is shown for a token of the target. An id that only the target has is
+    /// padding. It is shown as the last id that the draft model has, which can only make the drafts after
+    /// it worse.
     fn shown(self, token: u32) -> u32 {
         token.min((self.own as u32).saturating_sub(1))
     }
@@ -75,7 +77,7 @@ pub(super) struct Passes {
     vocab: Vocab,
     builder: MetadataBuilder,
     inputs: StepInputs,
-    /// What the next passes run. A piece is cut if a pass is full.
+    /// What the next passes run. A piece that does not fit in a pass is cut.
     pub pieces: Vec<Piece>,
     batch: Vec<Piece>,
     /// For each row of the pass, the row of the step it belongs to.
@@ -83,7 +85,7 @@ pub(super) struct Passes {
     /// The pieces of the pass after which a draft is drawn, and the token row of each.
     drawn: Vec<Piece>,
     selection: Vec<u32>,
-    /// The choices that a device is asked to make itself.
+    /// For each draft that is to be drawn, the choice that a device is asked to make itself.
     choices: Vec<Choice>,
     sampler: Sampler,
     /// Whether drafts are drawn with noise of their own. The distribution is then kept for each row.
@@ -120,12 +122,12 @@ impl Passes {
         }
     }
 
-    /// Tokens a block.
+    /// How many tokens a KV block holds.
     pub fn block_size(&self) -> u32 {
         self.builder.block_size()
     }
 
-    /// Begins a step of so many rows, without drafts.
+    /// Begins a step of `rows` rows, without drafts.
     pub fn begin(&mut self, rows: usize) {
         let rows_kept = rows.max(self.drafts.len());
         self.drafts.resize_with(rows_kept, Vec::new);
@@ -135,7 +137,8 @@ impl Passes {
         }
     }
 
-    /// Runs all `pieces`, in as few passes as the runner's limits allow, and gives the rows that draft a token more.
+    /// Runs all `pieces`, in as few passes as the runner's limits allow, and gives each row that drafts one
+    /// more token.
     pub fn run<D: Device>(
         &mut self,
         runner: &mut Runner<D>,
@@ -174,7 +177,7 @@ impl Passes {
         Ok(())
     }
 
-    /// The inputs of the batch: rows of several tokens first.
+    /// Writes the inputs of the pass, rows of several tokens first.
     fn gather(&mut self, kv: &dyn KvView) -> Result<(), ExecuteError> {
         let inputs = &mut self.inputs;
         inputs.tokens.clear();
@@ -234,15 +237,16 @@ impl Passes {
             for (i, piece) in pieces.iter().enumerate() {
                 let request = piece.request;
                 let params = &step.requests.get(request)?.sampling;
-                // A row from whose logits nothing can be drawn (they are not numbers) has no further drafts. The request
-                // goes on: whatever a proposer says, it is the target that chooses.
+                // No token can be drawn from the logits of this row, because they are not numbers. It gets
+                // no further drafts, but its request goes on, since the target chooses the tokens in any
+                // case.
                 let row = logits.row(i);
                 let row = row.get(..shared).unwrap_or(row);
                 let token = if self.own_draws {
                     distribution(row, params).map(|q| {
                         let kept = &mut self.distributions[piece.row];
                         kept.extend_from_slice(&q);
-                        // What the draft does not have, it never proposes.
+                        // Tokens that the draft model does not have get probability 0.
                         kept.resize(kept.len() + self.vocab.target - shared, 0.0);
                         draw_from(&q, params, piece.end)
                     })
@@ -286,7 +290,8 @@ mod tests {
     use super::super::GroupStep;
     use super::*;
 
-    /// A sequence of 20 tokens: 18 of them in one pass, then one each in two more.
+    /// The record of a sequence of 20 tokens: 18 of them run in one pass, then one in each of two more
+    /// passes.
     fn recorded(corrupt: impl Fn(usize, &mut StepInputs)) -> GroupStep {
         let mut scheduler = Scheduler::new(SchedulerConfig::default()).unwrap();
         let request = scheduler.submit(RequestSpec::new((100..120).collect(), 1)).unwrap();

@@ -28,10 +28,10 @@ pub enum ProposerError {
         /// The value given.
         found: u32,
     },
-    /// A target without tokens.
+    /// The target has no tokens.
     #[error("a target vocabulary of 0 tokens leaves the draft model nothing to propose; give it 1 at least")]
     NoVocab,
-    /// No token of KV may be caught up with.
+    /// The catch-up budget is 0 tokens.
     #[error("a catch-up budget of 0 tokens a step never lets the draft model begin; give it 1 at least")]
     CatchUp,
     /// There are no kernels for the block size.

@@ -91,11 +91,12 @@ impl<'a> Proposing<'a> {
 
 /// What the target decided about the drafts of a step.
 pub struct Verified<'a> {
-    /// The number of accepted drafts of each row, in the order of [`Proposing::rows`].
+    /// For each row, in the order of [`Proposing::rows`], the number of its drafts that were accepted.
     pub accepted: &'a [u16],
-    /// Plan rows that had drafts, in the same order.
+    /// The plan rows that could have drafts, in the same order.
     pub rows: &'a [u32],
-    /// By plan row and KV group the slots that hold accepted tokens: a proposer with KV of its own says so in its group.
+    /// For each plan row and KV group, the slots that hold accepted tokens. A proposer with KV of its own
+    /// writes those of its group.
     pub took: &'a mut SlotCounts,
 }
 

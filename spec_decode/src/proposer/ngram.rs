@@ -51,7 +51,7 @@ impl NgramProposer {
         if len <= self.min_n {
             return None;
         }
-        // No match is as long as the sequence: a greater `max_n` takes neither memory nor time.
+        // No match is longer than the sequence, so a greater `max_n` must take neither memory nor time.
         let max_n = self.max_n.min(len);
         let back = |i: usize| tokens[len - 1 - i];
         self.overlaps.clear();
@@ -105,7 +105,8 @@ mod tests {
     use super::*;
     use crate::sampling::{Noise, Purpose, SamplingParams};
 
-    /// Every length, longest first; every earlier occurrence, latest first.
+    /// The same by trying every length, the longest first, and for each every earlier occurrence, the
+    /// latest first.
     fn slow(tokens: &[u32], min_n: usize, max_n: usize, max: usize) -> &[u32] {
         for n in (min_n..=max_n).rev().filter(|&n| n < tokens.len()) {
             let last = &tokens[tokens.len() - n..];
@@ -170,7 +171,7 @@ mod tests {
     #[test]
     #[ignore = "a measurement: run it alone, with --nocapture"]
     fn the_cost_of_a_pass_over_4096_tokens() {
-        // The last has matches at every other place, and none of them ends the pass.
+        // The last sequence has a match at every other place, and none of them ends the pass.
         for (what, alphabet, max_n) in [("32000 tokens", 32000u32, 4), ("2 tokens", 2, 64)] {
             let params = SamplingParams { seed: 7, ..SamplingParams::default() };
             let draw = |i: u32| Noise::new(&params, i).bits(Purpose::Choice, 0) % alphabet;

@@ -1,18 +1,19 @@
-//! How drafts fare on a text that the target continues.
+//! Measures how many drafts are accepted on a text that the target continues.
 
 use pagedraft_workloads::sim::Acceptance;
 
 use super::shapes::Drafts;
 
-/// Trials at a place below which its share says little.
+/// With fewer trials at a position than this, its share says little.
 const LEAST: u64 = 20;
 
-/// Drafts of a proposer, by their place in a row.
+/// Counts the drafts of a proposer by their position in a row.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
     asked: u64,
     given: u64,
-    /// Drafts whose predecessors were accepted, and how many of those were too.
+    /// For each position, the number of drafts whose predecessors were accepted, and how many of those were
+    /// accepted too.
     places: Vec<(u64, u64)>,
 }
 
@@ -30,12 +31,13 @@ impl Tally {
         }
     }
 
-    /// Rows that were asked about.
+    /// The number of rows that were asked for drafts.
     pub fn asked(&self) -> u64 {
         self.asked
     }
 
-    /// The shares; `None` where too little was seen. Places that few drafts reached count with the one before.
+    /// The shares of accepted drafts; `None` if too few were seen. Positions that few drafts reached are
+    /// counted with the position before.
     pub fn acceptance(&self) -> Option<Acceptance> {
         let mut by_position = Vec::new();
         let mut pooled = (0, 0);

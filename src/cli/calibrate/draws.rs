@@ -1,4 +1,4 @@
-//! Numbers that a seed gives.
+//! Random numbers from a seed.
 
 /// splitmix64 (Steele, Lea and Flood 2014).
 #[derive(Clone, Debug)]
@@ -16,12 +16,12 @@ impl Draws {
         z ^ (z >> 31)
     }
 
-    /// From 0 to below 1.
+    /// A number of at least 0 and below 1.
     pub fn uniform(&mut self) -> f64 {
         (self.next() >> 11) as f64 / (1u64 << 53) as f64
     }
 
-    /// From 0 to below `end`; 0 where that is 0.
+    /// A number of at least 0 and below `end`; 0 if `end` is 0.
     pub fn below(&mut self, end: u64) -> u64 {
         self.next() % end.max(1)
     }

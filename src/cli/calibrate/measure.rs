@@ -1,4 +1,4 @@
-//! Streams of requests through the loop of a live replay, one after the other.
+//! Runs streams of requests one after the other, in the loop of a live replay.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,15 +16,15 @@ use super::way::Way;
 use crate::cli::interrupt;
 use crate::cli::live::{Before, Stream};
 
-/// The share of open streams that the whole measurement gives to each.
+/// The share of the whole measuring time that each open stream gets.
 const SHARE: f64 = 1.0 / 48.0;
-/// Seconds that an open stream lasts, at least.
+/// The least duration of an open stream, in seconds.
 const LASTING: f64 = 0.25;
-/// Seconds that an open stream pauses, twice, at least; and how many times as long at most.
+/// An open stream pauses twice: for this many seconds at least, and at most `MORE` times as long.
 const PAUSE: f64 = 0.01;
 const MORE: f64 = 50.0;
 
-/// Measures steps.
+/// Measures the times of steps.
 pub struct Measuring<'a> {
     session: &'a mut Session,
     bounds: Bounds,
@@ -36,15 +36,16 @@ pub struct Measuring<'a> {
 }
 
 impl<'a> Measuring<'a> {
-    /// Prompts are pieces of `text`.
+    /// Prompts are cut from `text`.
     pub fn new(session: &'a mut Session, bounds: Bounds, text: Vec<u32>, seed: u64) -> Self {
         let block_size = session.info().block_size;
         let recorder = Recorder::new(RecorderOptions { block_size, ..RecorderOptions::default() });
         Self { session, bounds, text, draw: Draws::new(seed), recorder, before: Before::default(), sent: 0 }
     }
 
-    /// Runs streams until `budget` is spent, the corners of what there is first, where it suffices and they are asked for; `None` when
-    /// Ctrl-C ended it. `progress` is told the share that is done.
+    /// Runs streams until `budget` is spent. With `with_corners` the extreme kinds of streams come first,
+    /// as far as the budget suffices for them. `None` if Ctrl-C ended it. `progress` is called with the
+    /// share that is done.
     pub fn run(
         &mut self,
         ways: &[Vec<Way>],
@@ -56,7 +57,7 @@ impl<'a> Measuring<'a> {
         let corners = Phase::corners(&self.bounds);
         let plain = ways.first().and_then(|plain| plain.first()).context("there is no way to run")?.clone();
         let mut meter = Meter::new(plain.clone(), catch_up);
-        // Memory that was never touched, code that was never run.
+        // This first stream is not measured, because it touches memory and runs code for the first time.
         let warm =
             corners.first().context("the engine is too small to be measured: give it a larger pool")?;
         meter.begin(&plain, false);
@@ -69,7 +70,7 @@ impl<'a> Measuring<'a> {
             let done = start.elapsed().as_secs_f64();
             progress(done / seconds);
             let one = meter.service(phase.prompt, phase.output);
-            // Requests in flight share steps, and none is alone with its prompt.
+            // This is more than the stream takes, because requests in flight share steps.
             let all = one * f64::from(phase.requests(lasting, one));
             if all > (seconds - done).max(seconds / 8.0) {
                 return Ok(true);
@@ -86,11 +87,11 @@ impl<'a> Measuring<'a> {
             }
         }
         while start.elapsed() < budget {
-            // As many without drafts as with those of all proposers.
+            // Half of the streams run without drafts, and half with those of all proposers together.
             let kind =
                 if self.draw.uniform() < 0.5 { 0 } else { self.draw.below(ways.len() as u64) as usize };
             let way = match (kind, ways.get(kind)) {
-                // Graphs, where there are any, as replays have them.
+                // Streams without drafts mostly use graphs if there are any, as replays do.
                 (0, Some(plain)) if self.draw.uniform() < 0.8 => plain.first(),
                 (_, of_one) => of_one.and_then(|ways| ways.get(self.draw.below(ways.len() as u64) as usize)),
             };
@@ -103,7 +104,7 @@ impl<'a> Measuring<'a> {
         Ok(Some(meter))
     }
 
-    /// `false` when Ctrl-C ended it.
+    /// Runs one stream. Returns `false` if Ctrl-C ended it.
     fn phase(&mut self, meter: &mut Meter, phase: Phase, lasting: f64) -> anyhow::Result<bool> {
         self.session.switch(meter.way().setup)?;
         let service = meter.service(phase.prompt, phase.output).max(1e-5);
@@ -115,7 +116,8 @@ impl<'a> Measuring<'a> {
         for i in 0..count {
             let output = self.about(phase.output);
             let vocab = self.session.info().vocab_size as u64;
-            // For synthetic drafts, which then are there and never right: each step has as many as asked for.
+            // These are the drafts of the synthetic proposer. They are never right, so each step has as
+            // many drafts as were asked for.
             let wrong: Vec<u32> = (0..output).map(|_| self.draw.below(vocab) as u32).collect();
             recorded.insert(self.sent, Arc::from(wrong));
             let mut arrival_ns = None;
@@ -147,18 +149,19 @@ impl<'a> Measuring<'a> {
         let source = requests.into_iter();
         let stream = Stream { source, before: &self.before, recorded: &recorded, max_concurrency };
         let whole = stream.serve(self.session, &mut self.recorder, meter)?;
-        // The clock of the next one goes on behind this one's.
+        // The clock of the next stream goes on after the end of this one.
         self.before.end_ns += begun.elapsed().as_nanos() as u64 + 1;
         Ok(whole)
     }
 
-    /// From half to one and a half times as many.
+    /// A number from half of `many` to one and a half times as much.
     fn about(&mut self, many: u32) -> u32 {
         let least = many - many / 2;
         least + self.draw.below(u64::from(many + many / 2 - least + 1)) as u32
     }
 
-    /// A prompt that begins like those of its phase from text place `shared` on, where they share, and like no other then.
+    /// A prompt. If `shared` is a position in the text, it begins like all prompts of its phase from there
+    /// on; otherwise it begins like no other.
     fn prompt(&mut self, phase: Phase, first: u64, shared: Option<usize>) -> Vec<u32> {
         let length = self.about(phase.prompt) as usize;
         let vocab = self.session.info().vocab_size as u64;

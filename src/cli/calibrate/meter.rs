@@ -1,4 +1,4 @@
-//! What the steps of a live run took, by stage, and what they had to do.
+//! Records the work and the times, by stage, of the steps of a live run.
 
 use std::collections::BTreeMap;
 
@@ -10,21 +10,22 @@ use super::shapes::Shapes;
 use super::way::Way;
 use crate::cli::live::{LiveStep, Observe};
 
-/// Looks at every step of the way that is run.
+/// Observes every step of the present way of running the engine.
 pub struct Meter {
-    /// Tokens that the proposer may catch up with in a step.
+    /// The most tokens that the proposer may catch up with in a step.
     catch_up: u32,
     way: Way,
-    /// Whether its steps are kept.
+    /// Whether its steps are recorded.
     counted: bool,
     run: u64,
     shapes: Shapes,
     accepted: Vec<u32>,
-    /// Token rows of the step before.
+    /// The number of token rows of the step before.
     rows_before: u32,
     pub steps: Vec<MeasuredStep>,
     pub tallies: BTreeMap<&'static str, Tally>,
-    /// Microseconds of steps with prefill, and their token rows; of those without, and their number.
+    /// For steps with prefill, their microseconds and token rows; for steps without, their microseconds and
+    /// their number.
     prefill: (f64, f64),
     decode: (f64, f64),
 }
@@ -46,19 +47,19 @@ impl Meter {
         }
     }
 
-    /// The steps to come are of a run of their own.
+    /// Says that the next steps belong to a new run.
     pub fn begin(&mut self, way: &Way, counted: bool) {
         self.way = way.clone();
         self.counted = counted;
         self.run += 1;
     }
 
-    /// The way that is run.
+    /// The present way of running the engine.
     pub fn way(&self) -> &Way {
         &self.way
     }
 
-    /// Seconds that a request alone takes, about.
+    /// The seconds that a request of these lengths takes alone, estimated from the steps so far.
     pub fn service(&self, prompt: u32, output: u32) -> f64 {
         let mean = |(us, of): (f64, f64)| us / of.max(1.0);
         (f64::from(prompt) * mean(self.prefill) + f64::from(output) * mean(self.decode)) * 1e-6
@@ -67,7 +68,8 @@ impl Meter {
 
 impl Observe for Meter {
     fn line(&mut self, line: &RequestLine) -> anyhow::Result<()> {
-        // A replay writes it; the disk is another's.
+        // The line is serialised because a replay does so too. It is not written, because the speed of the
+        // disk does not belong to the engine.
         Ok(serde_json::to_writer(std::io::sink(), line)?)
     }
 

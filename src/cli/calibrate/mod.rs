@@ -1,4 +1,4 @@
-//! `pagedraft bench calibrate`: a cost model from steps of the real engine.
+//! `pagedraft bench calibrate` measures a cost model from steps of the real engine.
 
 mod acceptance;
 mod draws;
@@ -30,7 +30,7 @@ use super::engine_flags::EngineFlags;
 use super::output_file::OutputFile;
 use super::{Ended, held_out, interrupt, stdout};
 
-/// Tokens of text that prompts are cut from.
+/// The number of tokens of the text that prompts are cut from.
 const TEXT: usize = 65_536;
 
 #[derive(Clone, Debug, Args)]
@@ -83,8 +83,8 @@ impl Calibrate {
         let bar = progress();
         let mut measuring = Measuring::new(&mut session, bounds, text, options.seed);
         let told = |share| bar.set_position((share * 1000.0) as u64);
-        // Steps that were measured before have them.
-        // Until all is measured there is nothing to show: Ctrl-C may end the process at once.
+        // If there are earlier steps, they have measured the corners already.
+        // There is nothing to show until all is measured, so Ctrl-C may end the process at once.
         let most_tokens = options.max_num_batched_tokens;
         let done =
             interrupt::preparing(|| measuring.run(&ways, most_tokens, budget, earlier.is_empty(), told))?;
@@ -102,7 +102,8 @@ impl Calibrate {
         let mut found = fit(&steps, &keeps_kv);
         found.model.name = report::name(&info, &options);
         for (name, tally) in &tallies {
-            // Synthetic drafts are as good as they are asked to be; without text a model's drafts say nothing.
+            // Synthetic drafts are as good as they are asked to be, and without text a model's drafts say
+            // nothing.
             let acceptance = match &options.speculation.draft {
                 _ if *name == "synthetic" => {
                     let rate = match options.speculation.draft {
@@ -133,8 +134,8 @@ impl Calibrate {
         Ok(Ended::Done)
     }
 
-    /// The engine to measure. Drafts are of stated lengths, so that nothing prices them; n-grams and synthetic ones can be asked
-    /// for whatever --draft says.
+    /// The options of the engine to measure. Draft lengths are fixed, so that no drafts are left out by
+    /// price. N-gram and synthetic drafts can be asked for whatever --draft says.
     fn options(&self) -> anyhow::Result<EngineOptions> {
         let mut options = self.engine.options(true)?;
         let speculation = &mut options.speculation;
@@ -150,7 +151,7 @@ impl Calibrate {
 }
 
 fn progress() -> ProgressBar {
-    // Drawn on a terminal only.
+    // The bar is drawn only on a terminal.
     let bar = ProgressBar::new(1000);
     if let Ok(style) = ProgressStyle::with_template("measuring {wide_bar} {percent:>3} % {eta:>4}") {
         bar.set_style(style);

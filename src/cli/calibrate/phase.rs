@@ -1,47 +1,48 @@
-//! What is run to be measured: streams of requests, as replays have them.
+//! Describes what is run to be measured: streams of requests, as replays have them.
 
-/// Tokens that each request of a corner decodes.
+/// The number of tokens that each request of a corner decodes.
 const DECODES: u32 = 16;
-/// Prompts in flight have so many tokens together, at most.
+/// The most tokens that the prompts in flight have together.
 const MOST_TOKENS: f64 = 12_288.0;
-/// The longest prompt, on average.
+/// The greatest mean length of prompts.
 const LONGEST: f64 = 6144.0;
 
 /// How requests come.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Load {
-    /// So many are in flight.
+    /// This many requests are in flight.
     Closed(u32),
-    /// Poisson arrivals that would keep an engine which serves one at a time busy for this share of the time.
+    /// Poisson arrivals at a rate that would keep an engine busy for this share of the time if it served
+    /// one request at a time.
     Open(f64),
 }
 
-/// A stream of requests that are alike.
+/// A stream of requests of the same kind.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Phase {
     pub load: Load,
-    /// Tokens of a prompt, on average; from half to one and a half times as many.
+    /// The mean number of prompt tokens. Each prompt has from half to one and a half times as many.
     pub prompt: u32,
-    /// Tokens that each gives, in the same way.
+    /// The mean number of tokens that a request generates, which varies in the same way.
     pub output: u32,
-    /// The share of a prompt that all of them begin with.
+    /// The share of a prompt with which all prompts of the stream begin.
     pub shared: f64,
 }
 
 /// What an engine can hold.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
-    /// Sequences in a step.
+    /// The most sequences in a step.
     pub sequences: u32,
-    /// Length of a sequence, and of a prompt where it has to fit a step.
+    /// The greatest length of a sequence, and of a prompt, which may have to fit in one step.
     pub tokens: u32,
     pub prompt: u32,
-    /// Tokens in the pool.
+    /// The number of tokens that the pool holds.
     pub pool: u64,
 }
 
 impl Phase {
-    /// The corners of what will be seen: one request and as many as there can be, short prompts and long ones.
+    /// The extreme kinds of streams: one request and as many as possible, with short and with long prompts.
     pub fn corners(bounds: &Bounds) -> Vec<Self> {
         let of = |seats, prompt| Self { load: Load::Closed(seats), prompt, output: DECODES, shared: 0.0 };
         let corners =
@@ -49,12 +50,13 @@ impl Phase {
         corners.into_iter().filter_map(|corner| corner.within(bounds)).collect()
     }
 
-    /// One at random: loads and lengths spread evenly over their orders of magnitude. `uniform` draws from 0 to 1.
+    /// Draws a stream. Loads and lengths are spread evenly over their orders of magnitude. `uniform` draws
+    /// numbers from 0 to 1.
     pub fn draw(bounds: &Bounds, mut uniform: impl FnMut() -> f64) -> Option<Self> {
         let shared = if uniform() < 0.3 { 0.25 + 0.5 * uniform() } else { 0.0 };
         let log = |from: f64, to: f64, at: f64| from * (to / from).powf(at);
         let drawn = if uniform() < 0.5 {
-            // Few requests are more likely, as an engine that keeps up has few.
+            // Few requests are more likely, because an engine that keeps up has few.
             let seats = f64::from(bounds.sequences.min(256)).powf(uniform() * uniform().max(0.3)).round();
             let longest = (MOST_TOKENS / seats).clamp(16.0, LONGEST);
             let (prompt, output) = (log(8.0, longest, uniform()), log(4.0, 128.0, uniform()));
@@ -67,10 +69,10 @@ impl Phase {
         drawn.within(bounds)
     }
 
-    /// The same, as far as the engine can hold it.
+    /// The same stream, reduced to what the engine can hold.
     fn within(self, bounds: &Bounds) -> Option<Self> {
         let load = match self.load {
-            // Some 40 tokens each, at least.
+            // Each request must have room for at least 40 tokens.
             Load::Closed(seats) => {
                 let room = (bounds.pool / 40).min(u64::from(u32::MAX)) as u32;
                 Load::Closed(seats.min(bounds.sequences).min(room).max(1))
@@ -81,7 +83,7 @@ impl Phase {
             Load::Closed(seats) => seats,
             Load::Open(_) => bounds.sequences.min(8),
         };
-        // Drafts need room.
+        // This leaves room for drafts.
         let room = (bounds.pool / (u64::from(seats) + 1)).min(u64::from(bounds.tokens)) as u32;
         let output = self.output.min(room / 6);
         let longest = room.saturating_sub(output / 2 * 3 + 16).min(bounds.prompt);
@@ -89,7 +91,8 @@ impl Phase {
         (prompt > 0 && output > 0).then_some(Self { load, prompt, output, ..self })
     }
 
-    /// Requests that are enough for a look at it, where `lasting` seconds are given to it and one alone takes `service`.
+    /// The number of requests that suffice for a measurement that may take `lasting` seconds, if one
+    /// request alone takes `service` seconds.
     pub fn requests(&self, lasting: f64, service: f64) -> u32 {
         let fit = match self.load {
             Load::Closed(seats) => return seats + seats / 2 + 1,

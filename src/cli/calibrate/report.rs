@@ -1,4 +1,4 @@
-//! What a calibration found, for people and for files.
+//! Writes the result of a calibration, for people and for files.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -16,14 +16,14 @@ pub fn header(info: &SessionInfo, options: &EngineOptions) -> String {
     format!("{}, revision {}\n", name(info, options), pagedraft::REVISION)
 }
 
-/// What a model is of: model and hardware.
+/// The name of a model: what was measured, and on which hardware.
 pub fn name(info: &SessionInfo, options: &EngineOptions) -> String {
     let traced = if options.trace.is_some() { ", traced" } else { "" };
     let threads = if info.threads == 1 { "1 thread".to_owned() } else { format!("{} threads", info.threads) };
     format!("{}, {} on {}, {threads}, {}{traced}", info.model_id, info.dtype, info.isa, machine::name())
 }
 
-/// The file: the model, and beside it what it was measured on and how well it fits.
+/// The file: the model, what it was measured on, and how well it fits.
 pub fn json(
     found: &CostFit,
     info: &SessionInfo,

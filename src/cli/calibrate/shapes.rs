@@ -1,4 +1,4 @@
-//! What a step of a session had to do, as a cost model sees it.
+//! Describes the work of a session's step in the terms of a cost model.
 
 use std::collections::HashMap;
 
@@ -7,15 +7,15 @@ use pagedraft_model::Ran;
 use pagedraft_scheduler::{Kind, RequestKey};
 use pagedraft_workloads::sim::StepShape;
 
-/// Follows a session step by step: what a proposer has to catch up with depends on the steps before.
+/// Follows a session step by step, because what a proposer must catch up with depends on earlier steps.
 #[derive(Debug, Default)]
 pub struct Shapes {
-    /// Tokens whose KV the proposer has.
+    /// For each request, the number of tokens whose KV the proposer has.
     drafted: HashMap<RequestKey, u32>,
     drafts: Vec<u32>,
 }
 
-/// What became of the drafts of a row that was given some, or might have been.
+/// The drafts of a row that was or could have been given some, and how many were accepted.
 #[derive(Clone, Copy, Debug)]
 pub struct Drafts {
     pub given: u32,
@@ -23,8 +23,9 @@ pub struct Drafts {
 }
 
 impl Shapes {
-    /// The shape of the last step. `accepted` gives the drafts of a plan row that were accepted; `rows` is told the drafts of
-    /// each row that was asked about. `keeps_kv` and `catch_up` are the proposer's.
+    /// The shape of the last step. `accepted` has the number of accepted drafts of each plan row. `rows` is
+    /// called with the drafts of each row that was asked for some. `keeps_kv` and `catch_up` describe the
+    /// proposer.
     pub fn of_last(
         &mut self,
         session: &Session,

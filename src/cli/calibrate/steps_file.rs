@@ -1,4 +1,4 @@
-//! Measured steps in a file, a JSON object a line; the first line says of which engine they are.
+//! Reads and writes measured steps as a file of JSON lines. The first line says which engine they are from.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -9,10 +9,10 @@ use pagedraft_workloads::json_fault;
 use pagedraft_workloads::sim::{MeasuredStep, StepCost};
 use serde::{Deserialize, Serialize};
 
-/// No step takes so many microseconds, and no engine wakes so late.
+/// The most microseconds of a step, and of the time in which an engine wakes.
 const MOST_US: f64 = 1e12;
 
-/// The engine that steps are of: what their times depend on.
+/// Describes the engine that steps are from, as far as their times depend on it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Measured {
     pub engine: String,
@@ -32,7 +32,7 @@ pub fn write(of: &Measured, steps: &[MeasuredStep]) -> anyhow::Result<String> {
 ///
 /// # Errors
 ///
-/// It can't be read, is of another engine, has a line that is no step, or has none.
+/// The file can't be read, is from another engine, has no steps, or has a line that is not one.
 pub fn read(path: &Path, of: &Measured) -> anyhow::Result<Vec<MeasuredStep>> {
     let text = std::fs::read_to_string(path)
         .map_err(|e| usage(anyhow!(e).context(format!("can't read the steps in {}", path.display()))))?;

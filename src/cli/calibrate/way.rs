@@ -1,4 +1,4 @@
-//! The ways in which an engine is run to be measured.
+//! The ways in which an engine is run while it is measured.
 
 use pagedraft::session::{DraftLength, DraftRef, Session, SetupId, SpeculationOptions};
 use pagedraft_spec_decode::Scorer;
@@ -6,16 +6,16 @@ use pagedraft_spec_decode::Scorer;
 /// A way in which the engine is run.
 #[derive(Clone, Debug)]
 pub struct Way {
-    /// Who proposes.
+    /// The proposer; `None` without drafts.
     pub proposer: Option<&'static str>,
-    /// Whether it keeps KV.
+    /// Whether the proposer has KV of its own.
     pub keeps_kv: bool,
     pub setup: SetupId,
 }
 
 impl Way {
-    /// All of them: without drafts and with those of each proposer, from one to `most` a row, by both scorers, eager and, if the
-    /// session has them, on graphs.
+    /// All ways: without drafts, and with drafts of each proposer, from one to `most` per row, by both
+    /// scorers, eager and, if the session has them, on graphs.
     pub fn all(
         session: &mut Session,
         base: &SpeculationOptions,
@@ -59,5 +59,6 @@ impl Way {
     }
 }
 
-/// The rate of synthetic drafts where none is asked for; what they are made of is never right here, whatever the rate.
+/// The rate of synthetic drafts if none is given. It does not matter here, because their recordings are
+/// never right.
 pub const SYNTHETIC_RATE: f64 = 0.7;

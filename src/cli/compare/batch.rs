@@ -1,4 +1,4 @@
-//! One batch through the session, in one of the ways that are compared.
+//! Runs a batch through the session in one of the ways that are compared.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,53 +12,53 @@ use pagedraft_spec_decode::metrics::SpeculationMetrics;
 use crate::cli::interrupt;
 use crate::cli::step_figures::StepCounts;
 
-/// The requests of every run.
+/// The requests that every run has.
 pub struct Batch {
     pub prompts: Vec<Vec<u32>>,
     pub output_len: u32,
     pub seed: u64,
-    /// What the reference generated, for synthetic drafts; empty until it has run.
+    /// The output of the reference, which synthetic drafts need. It is empty until the reference has run.
     pub recorded: Vec<Arc<[u32]>>,
-    /// Requests submitted so far: a name is used once in a session, as traces want it.
+    /// The number of requests submitted so far. A name is used only once in a session, as traces require.
     submitted: usize,
 }
 
-/// What a batch came to.
+/// The result of running a batch.
 #[derive(Clone, Debug, Default)]
 pub struct Pass {
-    /// From submission to the last token, in seconds.
+    /// The seconds from submission to the last token.
     pub latency: f64,
-    /// The same, its steps alone.
+    /// The seconds of its steps alone.
     pub steps_seconds: f64,
-    /// How many those were, and their time by stage, in microseconds.
+    /// The number of these steps, and their time by stage in microseconds.
     pub steps: u64,
     pub stages: StageTimes,
-    /// What each request generated.
+    /// The tokens that each request generated.
     pub tokens: Vec<Vec<u32>>,
     pub metrics: SpeculationMetrics,
-    /// Times a request was preempted.
+    /// How often a request was preempted.
     pub preemptions: u64,
     pub target: StepCounts,
     pub draft: StepCounts,
 }
 
-/// Looks at a step that was done.
+/// Observes the steps of a batch.
 pub trait Observe {
-    /// `row` is the sequence's index in the batch.
+    /// Is called with the news of a sequence, whose index in the batch is `row`.
     ///
     /// # Errors
     ///
-    /// What the observer finds wrong with the engine itself.
+    /// Whatever the observer finds wrong with the engine itself.
     fn emitted(&mut self, session: &mut Session, row: usize, news: &Emitted) -> anyhow::Result<()>;
 
-    /// Behind every step, its news told.
+    /// Is called after every step, when its news have been reported.
     fn step(&mut self, session: &Session) -> anyhow::Result<()> {
         let _ = session;
         Ok(())
     }
 }
 
-/// Looks at nothing, for timed batches.
+/// Observes nothing. It is used for timed batches.
 pub struct Unobserved;
 
 impl Observe for Unobserved {
@@ -81,7 +81,7 @@ impl Batch {
         request
     }
 
-    /// Runs the batch in a setup, from an empty prefix cache; `None` when Ctrl-C ended it.
+    /// Runs the batch in a setup, with an empty prefix cache at first; `None` if Ctrl-C ended it.
     pub fn run(
         &mut self,
         session: &mut Session,
@@ -94,7 +94,7 @@ impl Batch {
         session.take_metrics();
         let start = Instant::now();
         let mut ids = Vec::with_capacity(self.prompts.len());
-        // A batch that Ctrl-C cut short while it was made is none.
+        // If Ctrl-C was pressed while the batch was made, it is incomplete and does not count.
         let mut cut = interrupt::pressed();
         for row in 0..self.prompts.len() {
             cut = interrupt::pressed();

@@ -1,4 +1,4 @@
-//! `--dump-metadata`: what the first verify step of each run was given.
+//! `--dump-metadata`: writes what the first verify step of each run was given.
 
 use anyhow::Context;
 use pagedraft::session::{Emitted, Session};
@@ -6,31 +6,31 @@ use serde_json::{Value, json};
 
 use super::batch::Observe;
 
-/// Keeps the first step with drafts that it sees, as the model was given it.
+/// Keeps the inputs of the first step with drafts that it sees, as the model was given them.
 #[derive(Clone, Debug, Default)]
 pub struct FirstVerify {
     pub found: Option<Value>,
 }
 
 impl FirstVerify {
-    /// Looks at the step that was done last.
+    /// Looks at the last step.
     ///
     /// # Errors
     ///
-    /// A block table longer than a sequence can be.
+    /// A block table is longer than a sequence can be.
     pub fn look(&mut self, session: &Session) -> anyhow::Result<()> {
         if self.found.is_some() {
             return Ok(());
         }
         let (plan, record) = session.last_step();
         let known: usize = plan.rows.iter().map(|row| row.tokens.len()).sum();
-        // Drafts are what the model was given beyond the plan's own tokens.
+        // Drafts are the tokens that the model was given in addition to the plan's own.
         if record.inputs.tokens.len() <= known {
             return Ok(());
         }
         let mut metadata = record.inputs.metadata().clone();
-        // The form that recorded steps of graphs have: room for the longest sequence in every row. The tape of this engine is
-        // replayed on the tables as they are.
+        // In the usual form of recorded graph steps, every row has room for the longest sequence. The tape
+        // of this engine is replayed on the tables as they are.
         let width = record.is_replayed().then(|| {
             let info = session.info();
             info.max_model_len.div_ceil(info.block_size) as usize
@@ -49,7 +49,7 @@ impl FirstVerify {
     }
 }
 
-/// Another observer, and a [`FirstVerify`] beside it.
+/// A [`FirstVerify`] that observes together with another observer.
 pub struct Both<'a, O> {
     pub first: O,
     pub verify: &'a mut FirstVerify,

@@ -1,4 +1,4 @@
-//! What one of the compared runs came to.
+//! The results of one of the compared runs.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use super::batch::Pass;
 use super::parity::Parity;
 use crate::cli::step_figures::StepCounts;
 
-/// Milliseconds of a step in each of its stages, as the host's clock has them.
+/// The milliseconds that a step spent in each stage, by the host's clock.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct StageMs {
     pub metadata: f64,
@@ -21,30 +21,30 @@ pub struct StageMs {
     pub sample: f64,
 }
 
-/// Milliseconds of a step that the device was at work on each of its stages, by its own clock.
+/// The milliseconds that the device worked on each stage of a step, by its own clock.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct DeviceMs {
-    /// Copying the metadata and the other inputs of the target.
+    /// Copying the target's metadata and other inputs.
     pub inputs: f64,
-    /// The target's forward pass, logits included.
+    /// The target's forward pass, with logits.
     pub forward: f64,
-    /// Choosing tokens, which drafts are accepted by.
+    /// Choosing tokens, which also decides which drafts are accepted.
     pub choice: f64,
-    /// All that the draft model did.
+    /// All work of the draft model.
     pub draft: f64,
 }
 
-/// One run: its timed batches, and whether it gave what the reference gave.
+/// One run: its timed batches, and whether it gave the reference's results.
 #[derive(Clone, Debug)]
 pub struct Measured {
-    /// Seconds of each timed batch, in order.
+    /// The seconds of each timed batch, in order.
     pub latencies: Vec<f64>,
     steps_seconds: f64,
     steps: u64,
     stages: StageTimes,
-    /// Of the timed batches.
+    /// The metrics of the timed batches.
     pub metrics: SpeculationMetrics,
-    /// Times a request of the timed batches was preempted.
+    /// How often a request of the timed batches was preempted.
     pub preemptions: u64,
     pub target: StepCounts,
     pub draft: StepCounts,
@@ -66,7 +66,7 @@ impl Measured {
         }
     }
 
-    /// Takes in a timed batch.
+    /// Adds a timed batch.
     pub fn add(&mut self, pass: &Pass) {
         self.latencies.push(pass.latency);
         self.steps_seconds += pass.steps_seconds;
@@ -78,30 +78,31 @@ impl Measured {
         self.draft.add(&pass.draft);
     }
 
-    /// The spread of the latencies; `None` before the first.
+    /// The spread of the latencies; `None` before the first batch.
     pub fn spread(&self) -> Option<Spread> {
         Spread::of(&self.latencies)
     }
 
-    /// Mean latency of `other` / mean latency of this run.
+    /// The mean latency of `other` divided by the mean latency of this run.
     pub fn speedup_over(&self, other: &Self) -> Option<f64> {
         Some(other.spread()?.mean() / self.spread()?.mean())
     }
 
-    /// Median of the ratios of batches that ran side by side: what drifts on the machine drops out.
+    /// The median of the ratios of batches that ran side by side. Slow changes of the machine's speed
+    /// cancel out in it.
     pub fn paired_speedup_over(&self, other: &Self) -> Option<f64> {
         let ratios: Vec<f64> = other.latencies.iter().zip(&self.latencies).map(|(o, own)| o / own).collect();
         Some(Spread::of(&ratios)?.median())
     }
 
-    /// The share of the steps' time that is neither proposing nor the target's forward pass and head: scheduling,
-    /// metadata, sampling and verification, book-keeping.
+    /// The share of the steps' time that is neither proposing nor the target's forward pass with logits. It
+    /// is scheduling, metadata, sampling, verification and book-keeping.
     pub fn share_outside_model(&self) -> Option<f64> {
         let model_seconds = (self.stages.propose + self.stages.execute) * 1e-6;
         (self.steps_seconds > 0.0).then(|| (1.0 - model_seconds / self.steps_seconds).max(0.0))
     }
 
-    /// Milliseconds of a step by stage, mean of all steps, as the host's clock has them.
+    /// The milliseconds of a step by stage, as a mean over all steps, by the host's clock.
     pub fn stage_ms(&self) -> Option<StageMs> {
         let of = |us: f64| us / self.steps as f64 * 1e-3;
         let StageTimes { metadata, propose, execute, sample } = self.stages;
@@ -113,7 +114,8 @@ impl Measured {
         })
     }
 
-    /// Milliseconds of a step that the device was at work, mean of all steps, by its own clock; `None` where it has none.
+    /// The milliseconds that the device worked on a step, as a mean over all steps, by its own clock;
+    /// `None` if it has no clock.
     pub fn device_ms(&self) -> Option<DeviceMs> {
         let target = self.target.stages.filter(|_| self.steps > 0)?;
         let of = |time: Duration| time.as_secs_f64() / self.steps as f64 * 1e3;
@@ -125,7 +127,7 @@ impl Measured {
         })
     }
 
-    /// Drafts of a verify row, mean.
+    /// The mean number of drafts of a verify row.
     pub fn drafts_per_row(&self) -> Option<f64> {
         let rows = self.metrics.num_verify_rows;
         (rows > 0).then(|| self.metrics.num_draft_tokens as f64 / rows as f64)

@@ -1,8 +1,8 @@
 //! `pagedraft bench compare`: {no speculation, n-gram, batch expansion, MQA} x {eager, graph} on the same requests.
 //!
-//! One session, its weights loaded once. First a plain eager batch that keeps every hidden state and every logit; then one
-//! of each run that is compared with it, bit by bit; then the timed ones, interleaved, each run once an iteration and
-//! none always first.
+//! There is one session, whose weights are loaded once. First comes a plain eager batch that keeps every
+//! hidden state and every logit. Then a batch of each run is compared with it, bit by bit. Then come the
+//! timed batches. They are interleaved: each iteration times every run once, and no run is always first.
 
 mod batch;
 mod dump;
@@ -70,7 +70,7 @@ pub struct Compare {
     engine: EngineFlags,
 }
 
-/// A comparison as it goes on.
+/// The state of a comparison.
 struct Comparison {
     session: Session,
     batch: Batch,
@@ -122,7 +122,7 @@ impl Compare {
 
     fn options(&self) -> anyhow::Result<EngineOptions> {
         let mut options = self.engine.options(false)?;
-        // Half of the runs is eager by a setup; alarms are counted here, and fail no step.
+        // The setup of half of the runs makes them eager. Alarms are counted here and do not fail a step.
         options.enforce_eager = false;
         options.shadow_rate = 0.0;
         let embedded = options.model == ModelRef::Builtin("target".to_owned());
@@ -144,7 +144,7 @@ impl Compare {
         }
     }
 
-    /// The session, its setups and its batch, found possible.
+    /// Opens the session, and makes its setups and its batch, after checking that they are possible.
     fn prepare(&self, options: &EngineOptions) -> anyhow::Result<Comparison> {
         let mut session = interrupt::preparing(|| Session::open(options))?;
         self.engine.tell_of_the_device(session.info());
@@ -230,7 +230,7 @@ impl Compare {
 
     fn progress(&self) -> ProgressBar {
         let iterations = u64::from(self.num_iters_warmup) + u64::from(self.num_iters) + 1;
-        // Drawn on a terminal only.
+        // The bar is drawn only on a terminal.
         let bar = ProgressBar::new(iterations * RUNS.len() as u64 + 1);
         if let Ok(style) = ProgressStyle::with_template("{msg:8} {wide_bar} {percent:>3} % {eta:>4}") {
             bar.set_style(style);
@@ -256,7 +256,7 @@ impl Compare {
                 let Some(Value::Object(found)) = first.found else {
                     if run.way != Way::Plain {
                         let name = run.name(&options.speculation);
-                        // A closed standard error is nobody's loss.
+                        // It does no harm if the note is lost because standard error is closed.
                         let _ = writeln!(
                             std::io::stderr(),
                             "note: {name}, {}: no step had drafts, so there is no metadata of one",
@@ -278,19 +278,20 @@ impl Comparison {
         self.batch.run(&mut self.session, self.setups[run], &mut Unobserved, &self.bar)
     }
 
-    /// All of it, or what there was before Ctrl-C; the first verify steps, when every run was compared.
+    /// Measures everything, or as much as there was before Ctrl-C. Returns the first verify steps if every
+    /// run was compared.
     fn measure(&mut self, flags: &Compare) -> anyhow::Result<Option<Vec<FirstVerify>>> {
         self.bar.set_message("parity");
         let Some(reference) = self.reference()? else { return Ok(None) };
         self.batch.recorded = reference.recorded();
-        // An alarm is told with the rest: it fails the comparison, not the step.
+        // An alarm is reported with the results. It fails the comparison, not the step.
         self.session.set_shadowing(flags.engine.shadow_rate, false);
         let Some(dumped) = self.compare(&reference)? else { return Ok(None) };
         let warmup = flags.num_iters_warmup as usize;
         for i in 0..warmup.saturating_add(flags.num_iters as usize) {
             self.bar.set_message(if i < warmup { "warm-up" } else { "timed" });
             let mut passes: Vec<Option<Pass>> = vec![None; RUNS.len()];
-            // None is always first.
+            // No run is always first.
             for run in (0..RUNS.len()).map(|r| (r + i) % RUNS.len()) {
                 let Some(pass) = self.pass(run)? else { return Ok(Some(dumped)) };
                 passes[run] = Some(pass);
@@ -305,7 +306,7 @@ impl Comparison {
         Ok(Some(dumped))
     }
 
-    /// The batch that the others are compared with.
+    /// Runs the batch that the others are compared with.
     fn reference(&mut self) -> anyhow::Result<Option<Reference>> {
         let mut reference = Reference::new(self.batch.prompts.len());
         self.session.keep_states(true);
@@ -315,11 +316,12 @@ impl Comparison {
         Ok(pass.map(|_| reference))
     }
 
-    /// One untimed batch of every run, the plain eager one too, position by position.
+    /// Runs one untimed batch of every run, the plain eager one too, and compares it position by position.
     fn compare(&mut self, reference: &Reference) -> anyhow::Result<Option<Vec<FirstVerify>>> {
         let mut found = vec![FirstVerify::default(); RUNS.len()];
         self.session.keep_states(true);
-        // Backwards: the runs that can go wrong come first, so that a canary is heard early.
+        // The order is backwards, so that the runs that can go wrong come first and a canary is noticed
+        // early.
         for run in (0..RUNS.len()).rev() {
             let mut parity = Parity::new(self.batch.prompts.len());
             let mut observer = Both { first: parity.observer(reference), verify: &mut found[run] };

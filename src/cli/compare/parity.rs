@@ -1,4 +1,4 @@
-//! Whether a run gave what the plain eager run gave: tokens, hidden states and logits, bit by bit.
+//! Decides whether a run gave what the plain eager run gave: tokens, hidden states and logits, bit by bit.
 
 use std::sync::Arc;
 
@@ -8,13 +8,13 @@ use serde::Serialize;
 
 use super::batch::Observe;
 
-/// What the plain eager run generated, and what it was chosen from.
+/// What the plain eager run generated, and the states from which it was chosen.
 #[derive(Clone, Debug, Default)]
 pub struct Reference {
     rows: Vec<ReferenceRow>,
 }
 
-/// One sequence: its tokens, and for each the final hidden state and the logits, one behind the other.
+/// One sequence: its tokens, and the final hidden state and the logits of each token, one after the other.
 #[derive(Clone, Debug, Default)]
 struct ReferenceRow {
     tokens: Vec<u32>,
@@ -22,7 +22,7 @@ struct ReferenceRow {
     logits: Vec<f32>,
 }
 
-/// The states of the tokens that a step kept for a sequence, a row a token.
+/// The states that a step kept for a sequence, with one row per token.
 struct States {
     hidden: Vec<Vec<f32>>,
     logits: Vec<Vec<f32>>,
@@ -37,7 +37,7 @@ fn take_states(session: &mut Session, news: &Emitted) -> anyhow::Result<States> 
         hidden.len(),
         logits.len()
     );
-    // A run of accepted drafts that was cut off has more.
+    // If a run of accepted drafts was cut off, more states were kept than tokens.
     hidden.truncate(kept);
     logits.truncate(kept);
     Ok(States { hidden, logits })
@@ -48,7 +48,7 @@ impl Reference {
         Self { rows: vec![ReferenceRow::default(); rows] }
     }
 
-    /// Bytes that the states of a batch take.
+    /// The bytes that the states of a batch take.
     pub fn bytes(rows: u32, output_len: u32, vocab: usize, hidden: usize) -> u128 {
         u128::from(rows) * u128::from(output_len) * (vocab as u128 + hidden as u128) * 4
     }
@@ -70,7 +70,7 @@ impl Observe for Reference {
     }
 }
 
-/// What was found to differ.
+/// What differs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum What {
@@ -79,34 +79,34 @@ pub enum What {
     Token,
 }
 
-/// Where it was found first.
+/// The first difference of a sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Difference {
-    /// Index of the sequence in the batch.
+    /// The index of the sequence in the batch.
     pub row: usize,
-    /// Index of the generated token.
+    /// The index of the generated token.
     pub output_index: usize,
-    /// At a position whose token differs, `Token`, whatever else does.
+    /// What differs there. If the token differs it is `Token`, whatever else differs.
     pub what: What,
 }
 
-/// How far one sequence was compared.
+/// How far one sequence has been compared.
 #[derive(Clone, Copy, Debug, Default)]
 struct Progress {
     compared: usize,
-    /// First generated token at which anything differs.
+    /// The first generated token at which anything differs.
     first: Option<(usize, What)>,
-    /// Nothing is compared behind a token that differs: what follows has another past.
+    /// Whether a token has differed. Nothing is compared after it, because what follows depends on it.
     diverged: bool,
 }
 
-/// One run against the reference.
+/// The comparison of one run with the reference.
 #[derive(Clone, Debug)]
 pub struct Parity {
     rows: Vec<Progress>,
     max_hidden: f64,
     max_logit: f64,
-    /// Timed batches compared (their tokens only), and those that were not equal.
+    /// The number of timed batches compared (their tokens only), and of those that differed.
     pub timed: u32,
     pub timed_different: u32,
 }
@@ -165,12 +165,12 @@ impl Parity {
         self.timed_different += u32::from(!equal);
     }
 
-    /// Looks at a run as it goes.
+    /// An observer that compares the run as it proceeds.
     pub fn observer<'a>(&'a mut self, reference: &'a Reference) -> Comparing<'a> {
         Comparing { parity: self, reference }
     }
 
-    /// Whether every token and every bit is equal.
+    /// Whether every token and every bit is the same.
     pub fn is_equal(&self) -> bool {
         self.rows.iter().all(|row| row.first.is_none())
     }
@@ -179,12 +179,12 @@ impl Parity {
         self.rows.len()
     }
 
-    /// Requests whose tokens and states are all equal.
+    /// The number of requests whose tokens and states are all the same.
     pub fn requests_equal(&self) -> usize {
         self.rows.iter().filter(|row| row.first.is_none()).count()
     }
 
-    /// Positions whose token and states were compared.
+    /// The number of positions whose token and states were compared.
     pub fn tokens(&self) -> usize {
         self.rows.iter().map(|row| row.compared).sum()
     }
@@ -196,28 +196,28 @@ impl Parity {
         })
     }
 
-    /// The earliest difference; of several at one position, that of the first sequence.
+    /// The earliest difference; if several are at the same position, that of the first sequence.
     pub fn first_difference(&self) -> Option<Difference> {
         self.row_differences().min_by_key(|difference| (difference.output_index, difference.row))
     }
 
-    /// Sequence indices of the batch in which anything differs, ascending.
+    /// The indices of sequences in which anything differs, in ascending order.
     pub fn rows_different(&self) -> Vec<usize> {
         self.row_differences().map(|difference| difference.row).collect()
     }
 
-    /// The greatest difference of a hidden state; 0 exactly when every bit was equal.
+    /// The greatest difference of a hidden state. It is 0 exactly if every bit was the same.
     pub fn max_abs_hidden_diff(&self) -> f64 {
         self.max_hidden
     }
 
-    /// The same of a logit.
+    /// The greatest difference of a logit. It is 0 exactly if every bit was the same.
     pub fn max_abs_logit_diff(&self) -> f64 {
         self.max_logit
     }
 }
 
-/// A [`Parity`] while its run goes on.
+/// A [`Parity`] while its run proceeds.
 pub struct Comparing<'a> {
     parity: &'a mut Parity,
     reference: &'a Reference,
@@ -237,8 +237,9 @@ fn piece(rows: &[f32], at: usize, width: usize) -> &[f32] {
     rows.get(at * width..(at + 1) * width).unwrap_or(&[])
 }
 
-/// The greatest absolute difference, by bits: 0 when all are equal, and only then. Zeroes of opposite sign count as the
-/// least positive number, a NaN or an infinity beside another number as the greatest, and so does another length.
+/// The greatest absolute difference. It is 0 if all bits are the same, and only then. Zeroes of opposite
+/// sign count as the least positive number. A NaN or an infinity against another number counts as the
+/// greatest number, and so does another length.
 fn difference(a: &[f32], b: &[f32]) -> f64 {
     if a.len() != b.len() {
         return f64::from(f32::MAX);

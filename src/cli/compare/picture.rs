@@ -1,4 +1,4 @@
-//! The comparison as a picture: latencies with their spread above, acceptance below.
+//! Draws the comparison as a chart: latencies with their spread above, acceptance below.
 
 use plotters::coord::Shift;
 use plotters::coord::types::RangedCoordf64;
@@ -10,7 +10,8 @@ use super::runs::{RUNS, Run};
 use crate::cli::machine;
 
 const SIZE: (u32, u32) = (1000, 720);
-/// Of the palette of Okabe and Ito, which those who see fewer colours can tell apart, by lightness too.
+/// The colours are from the palette of Okabe and Ito, which colour-blind people can tell apart, by
+/// lightness too.
 const EAGER: RGBColor = RGBColor(230, 159, 0);
 const GRAPH: RGBColor = RGBColor(0, 114, 178);
 const ALARM: RGBColor = RGBColor(213, 94, 0);
@@ -19,11 +20,11 @@ const FONT: &str = "sans-serif";
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
 
-/// The SVG.
+/// The chart as SVG.
 ///
 /// # Errors
 ///
-/// None that is known: it is drawn into memory.
+/// No error is expected, because it is drawn into memory.
 pub fn svg(report: &Report<'_>) -> anyhow::Result<String> {
     let mut text = String::new();
     {
@@ -83,7 +84,7 @@ fn titles(root: &Area<'_>, report: &Report<'_>) -> anyhow::Result<()> {
     write(root, "drafts right by themselves, behind a miss too (noncausal)", (546, 66), 13, LEFT, BLACK)
 }
 
-/// Axes, grid lines, and the names of the four ways below.
+/// The axes, the grid lines, and the names of the four ways below them.
 fn chart<'a, 'b>(
     root: &Area<'_>,
     area: &'a Area<'b>,

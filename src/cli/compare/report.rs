@@ -1,4 +1,4 @@
-//! The comparison for programs.
+//! Writes the comparison for programs.
 
 use pagedraft::session::{DraftLength, SessionInfo, SpeculationOptions};
 use pagedraft_spec_decode::canary::CanaryReport;
@@ -17,16 +17,16 @@ pub struct Report<'a> {
     pub info: &'a SessionInfo,
     pub shape: BatchShape,
     pub speculation: &'a SpeculationOptions,
-    /// In the order of [`RUNS`].
+    /// The runs in the order of [`RUNS`].
     pub runs: &'a [Measured],
     pub canary: Option<CanaryReport>,
     pub shadow_rate: f64,
-    /// Whether a fault was put in on purpose.
+    /// Whether a fault was injected on purpose.
     pub fault: bool,
 }
 
 impl Report<'_> {
-    /// Iterations in which every run was timed.
+    /// The number of iterations in which every run was timed.
     pub fn iterations(&self) -> usize {
         self.runs.iter().map(|run| run.latencies.len()).min().unwrap_or(0)
     }
@@ -36,7 +36,7 @@ impl Report<'_> {
         usize::from(self.speculation.length.most())
     }
 
-    /// Whether every run gave what the plain eager run gave, and no canary fell.
+    /// Whether every run gave what the plain eager run gave, and no canary raised an alarm.
     pub fn is_equal(&self) -> bool {
         self.runs.iter().all(|run| run.parity.is_equal())
             && self.canary.as_ref().is_none_or(|canary| canary.alarms == 0)
@@ -59,7 +59,7 @@ impl Report<'_> {
         json
     }
 
-    /// What was to be measured, on what.
+    /// The configuration: what was to be measured, and on what.
     pub fn config(&self) -> Value {
         let (info, shape, speculation) = (self.info, self.shape, self.speculation);
         json!({

@@ -1,4 +1,4 @@
-//! The directory that a comparison leaves behind.
+//! Writes the directory of a comparison.
 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -12,21 +12,21 @@ use crate::cli::stamp::stamp;
 
 const FILES: [&str; 3] = ["config.json", "summary.json", "compare.svg"];
 
-/// A directory that was found writable. One that was made for nothing is taken away again.
+/// A directory that can be written. If nothing is written to it after it was made, it is removed again.
 #[derive(Debug)]
 pub struct RunDirectory {
     path: PathBuf,
-    /// Directories that were not there before, the innermost first.
+    /// The directories that had to be made, the innermost first.
     made: Vec<PathBuf>,
     files: Vec<OutputFile>,
 }
 
 impl RunDirectory {
-    /// `path`, or a directory named after the time below `runs`.
+    /// Reserves `path`, or a directory below `runs` that is named after the time.
     ///
     /// # Errors
     ///
-    /// It can't be written, or holds a run.
+    /// The directory can't be written, or holds a run.
     pub fn reserve(path: Option<&Path>) -> anyhow::Result<Self> {
         let path =
             path.map_or_else(|| Path::new("runs").join(stamp("compare", SystemTime::now())), Path::to_owned);
@@ -52,11 +52,11 @@ impl RunDirectory {
         &self.path
     }
 
-    /// Writes what the run was, what it came to, and the picture.
+    /// Writes the configuration, the results and the chart.
     ///
     /// # Errors
     ///
-    /// A fault of the disk.
+    /// The disk has a fault.
     pub fn write(&self, config: &str, summary: &str, picture: &str) -> anyhow::Result<()> {
         self.files.iter().zip([config, summary, picture]).try_for_each(|(file, text)| file.write(text))
     }
@@ -64,7 +64,8 @@ impl RunDirectory {
 
 impl Drop for RunDirectory {
     fn drop(&mut self) {
-        // The temporary files first, so that directories made for nothing are empty; others can't be removed so.
+        // The temporary files go first, so that directories that were made for nothing are empty.
+        // Directories with files can't be removed this way.
         self.files.clear();
         for made in &self.made {
             if std::fs::remove_dir(made).is_err() {

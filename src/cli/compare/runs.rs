@@ -3,7 +3,7 @@
 use pagedraft::session::{DraftRef, SpeculationOptions};
 use pagedraft_spec_decode::Scorer;
 
-/// Who proposes in a run, and how its drafts are scored.
+/// A proposer, and how its drafts are scored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     /// No speculation.
@@ -12,7 +12,7 @@ pub enum Way {
     Ngram,
     /// The proposer of `--draft`, scored in k + 1 rows of one token.
     BatchExpansion,
-    /// The same, scored in one row of k + 1 tokens.
+    /// The proposer of `--draft`, scored in one row of k + 1 tokens.
     Mqa,
 }
 
@@ -23,7 +23,7 @@ pub struct Run {
     pub eager: bool,
 }
 
-/// The runs in the order of the table: eager, then graph, of each way.
+/// The runs in the order of the table: eager, then on graphs, for each way.
 pub const RUNS: [Run; 8] = [
     Run { way: Way::Plain, eager: true },
     Run { way: Way::Plain, eager: false },
@@ -36,15 +36,15 @@ pub const RUNS: [Run; 8] = [
 ];
 
 impl Run {
-    /// The run in which something is the reference: plain and eager.
+    /// The index of the run that gives the reference: plain and eager.
     pub const REFERENCE: usize = 0;
 
-    /// Index of the run without speculation in the same mode.
+    /// The index of the run without speculation in the same mode.
     pub fn plain(self) -> usize {
         usize::from(!self.eager)
     }
 
-    /// Index of the eager run of the same way, given this run's own.
+    /// The index of the eager run of the same way as run `index`.
     pub fn eager_twin(index: usize) -> usize {
         index & !1
     }
@@ -53,7 +53,7 @@ impl Run {
         if self.eager { "eager" } else { "graph" }
     }
 
-    /// How this run speculates, where the flags say `flags`.
+    /// How this run speculates under the flags `flags`.
     pub fn options(self, flags: &SpeculationOptions) -> SpeculationOptions {
         let mut options = flags.clone();
         match self.way {
@@ -65,12 +65,12 @@ impl Run {
         options
     }
 
-    /// `none`, or who proposes.
+    /// The name of the proposer, or `none`.
     pub fn proposer(self, flags: &SpeculationOptions) -> &'static str {
         self.options(flags).draft.map_or("none", |draft| draft.name())
     }
 
-    /// `none`, or how drafts are scored.
+    /// The name of the scorer, or `none`.
     pub fn scorer(self, flags: &SpeculationOptions) -> String {
         match self.way {
             Way::Plain => "none".to_owned(),
@@ -78,7 +78,7 @@ impl Run {
         }
     }
 
-    /// What the table calls it, the mode apart.
+    /// The name of the run in the table, without its mode.
     pub fn name(self, flags: &SpeculationOptions) -> String {
         match self.way {
             Way::Plain => "no speculation".to_owned(),

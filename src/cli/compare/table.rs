@@ -1,4 +1,5 @@
-//! The comparison for people: three tables of one row a run, a fourth where the device has a clock, the log lines, and what differs.
+//! Writes the comparison for people: three tables with one row per run, a fourth if the device has a clock,
+//! the log lines, and what differs.
 
 use std::fmt::Write;
 
@@ -17,7 +18,8 @@ fn times(value: Option<f64>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| format!("{value:.2}x"))
 }
 
-/// Left the run's name and mode, right what `cells` says of it under `columns`.
+/// A table with the run's name and mode on the left, and on the right the results of `cells` under
+/// `columns`.
 fn stacked(
     report: &Report<'_>,
     title: &str,
@@ -112,7 +114,7 @@ fn speculation(report: &Report<'_>) -> String {
     })
 }
 
-/// Where the host and the device spent a step; nothing where the device has no clock of its own.
+/// Where the host and the device spent the time of a step; `None` if the device has no clock of its own.
 fn stages(report: &Report<'_>) -> Option<String> {
     report.runs.iter().find_map(Measured::device_ms)?;
     let columns = [
@@ -189,7 +191,7 @@ inputs      the copy of metadata and tokens;  forward: the target's pass, logits
             drafts are accepted by;  draft: all that the draft model did
 ";
 
-/// The two lines of the notes for each run that had drafts, and why the others had none.
+/// vLLM's two log lines for each run that had drafts, and the reason why the others had none.
 fn log_lines(report: &Report<'_>) -> String {
     let mut text = String::new();
     for (run, measured) in RUNS.iter().zip(report.runs) {
@@ -219,7 +221,7 @@ fn log_lines(report: &Report<'_>) -> String {
     text
 }
 
-/// A sentence for each run that is not the reference's.
+/// A sentence for each run that differs from the reference.
 fn differences(report: &Report<'_>) -> String {
     let mut text = String::new();
     for (run, measured) in RUNS.iter().zip(report.runs) {

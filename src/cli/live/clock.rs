@@ -1,8 +1,8 @@
-//! Time of a run.
+//! The clock of a run.
 
 use std::time::Instant;
 
-/// Nanoseconds since the run began; a run that is resumed goes on where it was stopped.
+/// The nanoseconds since the run began. If the run is resumed, the clock goes on from where it was stopped.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
     started: Instant,
@@ -15,7 +15,7 @@ impl Clock {
         Self { started: Instant::now(), offset_ns }
     }
 
-    /// What it shows.
+    /// The nanoseconds that it shows.
     pub fn now_ns(&self) -> u64 {
         let since = u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.offset_ns.saturating_add(since)

@@ -1,31 +1,32 @@
-//! Requests that may be in flight at a time.
+//! Limits the number of requests in flight.
 
 use std::collections::VecDeque;
 
-/// Seats, of which a request in flight takes one.
+/// The seats. Each request in flight takes one.
 #[derive(Debug)]
 pub struct Seats {
-    /// Since when each free one has been free, the longest first.
+    /// Since when each free seat has been free, in nanoseconds; the one that has been free longest comes
+    /// first.
     free: VecDeque<u64>,
 }
 
 impl Seats {
-    /// `count` seats, free since `now_ns`.
+    /// `count` seats that have been free since `now_ns`.
     pub fn new(count: u32, now_ns: u64) -> Self {
         Self { free: (0..count).map(|_| now_ns).collect() }
     }
 
-    /// Whether none is free.
+    /// Whether no seat is free.
     pub fn are_taken(&self) -> bool {
         self.free.is_empty()
     }
 
-    /// Takes the one that has been free for longest: since when it was.
+    /// Takes the seat that has been free longest. Returns since when it was free.
     pub fn take(&mut self) -> Option<u64> {
         self.free.pop_front()
     }
 
-    /// A request has ended.
+    /// Frees a seat, because a request has ended.
     pub fn give_back(&mut self, now_ns: u64) {
         self.free.push_back(now_ns);
     }

@@ -9,9 +9,11 @@ use pagedraft_workloads::dataset::DatasetError;
 use pagedraft_workloads::measures::Recorder;
 use pagedraft_workloads::replay::Incoming;
 
-use super::{Before, Live, Observe};
+use super::before::Before;
+use super::observe::Observe;
+use super::run::Live;
 
-/// Requests that are prepared before their time.
+/// The most requests that are prepared before their time.
 const AHEAD: usize = 256;
 
 /// Requests to serve.
@@ -19,14 +21,15 @@ pub struct Stream<'a, I> {
     pub source: I,
     /// What was done before the run was stopped.
     pub before: &'a Before,
-    /// What a plain run generated for each, for synthetic drafts.
+    /// What a plain run generated for each request, which synthetic drafts need.
     pub recorded: &'a HashMap<u64, Arc<[u32]>>,
-    /// Requests that may be in flight.
+    /// The most requests in flight.
     pub max_concurrency: Option<u32>,
 }
 
 impl<I: Iterator<Item = Result<Incoming, DatasetError>> + Send> Stream<'_, I> {
-    /// Serves them to their end; `false` when Ctrl-C ended it. They are read and tokenised on a thread of their own.
+    /// Serves the requests to their end. Returns `false` if Ctrl-C ended it. They are read and tokenised on
+    /// a thread of their own.
     pub fn serve(
         self,
         session: &mut Session,
@@ -42,7 +45,7 @@ impl<I: Iterator<Item = Result<Incoming, DatasetError>> + Send> Stream<'_, I> {
     }
 }
 
-/// Reads and tokenises, as far ahead as `prepared` takes, until nobody listens any more.
+/// Reads and tokenises as far ahead as the channel `prepared` has room, until nobody receives any more.
 fn prepare(
     source: impl Iterator<Item = Result<Incoming, DatasetError>>,
     prepared: &SyncSender<Result<Incoming, DatasetError>>,

@@ -60,7 +60,7 @@ enum Ramp {
 }
 
 impl ArrivalFlags {
-    /// What these flags ask for of a workload that has times of its own, or none.
+    /// The arrivals that these flags ask for. `timed` says whether the workload has times of its own.
     pub fn arrivals(&self, timed: bool) -> anyhow::Result<Arrivals> {
         let arrivals = self.process(timed)?;
         if self.speed.is_some() && !matches!(arrivals, Arrivals::Recorded { .. }) {

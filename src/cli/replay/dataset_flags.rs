@@ -11,11 +11,11 @@ use pagedraft_workloads::tasks::RulerOptions;
 
 use super::numbers::{name_of, named, positive, seconds, share};
 
-/// Requests where `--num-requests` does not say.
+/// The number of requests if `--num-requests` is not given.
 const NUM_REQUESTS: u64 = 100;
-/// More generated samples than this are a slip of the keyboard: only to count them would take minutes.
+/// More generated samples than this are probably a typing error. Counting them alone would take minutes.
 const MOST_REQUESTS: u64 = 1_000_000_000;
-/// Tokens of prompt and answer of a generated RULER sample, likewise.
+/// The tokens of prompt and answer of a generated RULER sample, if `--length` is not given.
 const RULER_LENGTH: u32 = 4096;
 
 #[derive(Clone, Debug, Args)]
@@ -100,7 +100,7 @@ impl DatasetFlags {
         self.length_scale.unwrap_or(1.0)
     }
 
-    /// What these flags ask for.
+    /// The options that these flags ask for.
     pub fn options(&self, seed: u64) -> anyhow::Result<DatasetOptions> {
         self.check_others()?;
         self.check_window()?;
@@ -166,7 +166,7 @@ impl DatasetFlags {
         })
     }
 
-    /// Refuses flags of other workloads: who gives one means something by it.
+    /// Refuses flags that belong to other workloads, because whoever gives one expects an effect.
     fn check_others(&self) -> anyhow::Result<()> {
         let random = self.workload == Workload::Random;
         let generated = self.workload == Workload::Ruler && self.task.is_some();

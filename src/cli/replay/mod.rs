@@ -1,8 +1,8 @@
 //! `pagedraft replay`: a dataset or a trace through the engine, in real or in virtual time.
 //!
-//! A first pass reads the workload to its end, so that a run begins only with one that can be read. Then the
-//! engine is given each request when its time has come, and latencies count from then, however late a step lets the engine
-//! take it. What came of it is the run's directory.
+//! A first pass reads the workload to its end, so that a run begins only if all of it can be read. Then the
+//! engine is given each request when its time has come. Latencies count from that time, however late a step
+//! lets the engine accept it. The results are in the run's directory.
 
 mod arrival_flags;
 mod dataset_flags;
@@ -53,7 +53,7 @@ pub struct Replay {
     run: RunFlags,
     #[command(flatten)]
     engine: EngineFlags,
-    /// Named once, so that all files of a run agree.
+    /// The directory. It is named only once, so that all files of a run agree.
     #[arg(skip)]
     out: PathBuf,
 }
@@ -79,7 +79,7 @@ impl Replay {
         }
     }
 
-    /// Refuses what can be seen to be wrong before anything is read.
+    /// Refuses whatever can be seen to be wrong before anything is read.
     fn check(&self) -> anyhow::Result<()> {
         self.run.check()?;
         self.dataset.options(self.engine.seed)?;
@@ -105,7 +105,8 @@ impl Replay {
         self.check_directory()
     }
 
-    /// Refuses models that are not there: a simulation reads nothing of them, so that a name misspelt would mean something.
+    /// Refuses models that do not exist. A simulation reads nothing of them, so a misspelt name would
+    /// otherwise not be noticed.
     fn check_models(&self) -> anyhow::Result<()> {
         let options = self.engine_options()?;
         let draft = match &options.speculation.draft {
@@ -127,7 +128,8 @@ impl Replay {
         Ok(())
     }
 
-    /// Refuses a directory that holds a run, or to go on with one that holds none, before a model is loaded for nothing.
+    /// Refuses a directory that holds a run already, or, to resume, one that holds none. This comes before
+    /// a model is loaded.
     fn check_directory(&self) -> anyhow::Result<()> {
         let out = &self.out;
         if out.exists() && !out.is_dir() {
@@ -165,7 +167,7 @@ impl Replay {
         Ok(found.map(|tokenizer| Arc::new(Encoder(tokenizer)) as Arc<dyn TextTokens>))
     }
 
-    /// Tokens that a prompt may have, where it must fit a step.
+    /// The most tokens of a prompt, if it must fit in one step.
     fn step_tokens(&self) -> Option<u32> {
         let chunks = self.engine_options().map_or(true, |options| options.enable_chunked_prefill);
         (!chunks).then_some(self.engine.max_num_batched_tokens)
@@ -181,11 +183,11 @@ impl Replay {
         })
     }
 
-    /// What the recorder can't know of a run that begins now.
+    /// The facts that the recorder can't know, of a run that begins now.
     fn facts(&self, workload: &Workload) -> RunFacts {
         let simulates = self.run.simulates();
         RunFacts {
-            // A run in virtual time is the same every time.
+            // A run in virtual time is the same every time, so it has no date.
             date: (!simulates).then(|| super::stamp::compact(SystemTime::now())),
             label: self.out.file_name().map(|name| name.to_string_lossy().into_owned()),
             model_id: (!simulates).then(|| self.engine.model.to_string()),
@@ -204,7 +206,7 @@ impl Replay {
         }
     }
 
-    /// `config.json`: the engine's, and how the workload is replayed.
+    /// `config.json`: the engine's configuration, and how the workload is replayed.
     fn config(
         &self,
         engine: Value,
@@ -238,13 +240,14 @@ impl Replay {
         Ok(config)
     }
 
-    /// The trace of the run's steps, where it has one.
+    /// The trace of the run's steps, if there is one.
     fn trace_in(&self, directory: &RunDirectory) -> anyhow::Result<Option<TraceWriter>> {
         let writer = self.run.traces().then(|| directory.trace(self.engine.trace_format)).transpose();
         writer.map_err(|e| usage(e.into()))
     }
 
-    /// The run's directory, new or as a stopped run left it; the lines that a run in real time goes on behind are told to `before`.
+    /// The run's directory, either new or as a stopped run left it. When a run in real time is resumed,
+    /// `before` is called with the lines that are there.
     fn directory_for(
         &self,
         config: &Value,
@@ -254,11 +257,11 @@ impl Replay {
             (false, _) => RunDirectory::create(&self.out, config),
             (true, false) => {
                 return RunDirectory::resume(&self.out, config, before).map_err(|error: anyhow::Error| {
-                    // What `before` says is marked by it.
+                    // Errors of `before` are marked already.
                     error.downcast::<Error>().map_or_else(|other| other, |error| usage(error.into()))
                 });
             }
-            // The simulation is made again: it gives the same lines.
+            // The simulation is repeated from its beginning, and gives the same lines.
             (true, true) => {
                 note("--resume: a simulation is made again from its beginning, which gives the same lines");
                 RunDirectory::repeat(&self.out, config)

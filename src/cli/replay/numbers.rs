@@ -1,14 +1,14 @@
-//! Numbers and names as flags have them.
+//! Parses numbers and names of flags.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// A name that a library type is written as.
+/// Reads a library type from the name by which it is serialised.
 pub fn named<T: DeserializeOwned>(name: &str) -> Result<T, String> {
     serde_json::from_value(serde_json::Value::String(name.to_owned())).map_err(|e| e.to_string())
 }
 
-/// The name that a library type is written as.
+/// The name by which a library type is serialised.
 pub fn name_of(of: &impl Serialize) -> String {
     match serde_json::to_value(of) {
         Ok(serde_json::Value::String(name)) => name,
@@ -16,25 +16,25 @@ pub fn name_of(of: &impl Serialize) -> String {
     }
 }
 
-/// A number above 0.
+/// Reads a number above 0.
 pub fn positive(text: &str) -> Result<f64, String> {
     let number = text.parse().ok().filter(|n: &f64| n.is_finite() && *n > 0.0);
     number.ok_or_else(|| "a number above 0, such as 2 or 0.5".to_owned())
 }
 
-/// Seconds, not negative.
+/// Reads a number of seconds that is not negative.
 pub fn seconds(text: &str) -> Result<f64, String> {
     let number = text.parse().ok().filter(|n: &f64| n.is_finite() && *n >= 0.0);
     number.ok_or_else(|| "a number of seconds, not negative".to_owned())
 }
 
-/// From 0 to 1.
+/// Reads a number from 0 to 1.
 pub fn share(text: &str) -> Result<f64, String> {
     let share = text.parse().ok().filter(|share| (0.0..=1.0).contains(share));
     share.ok_or_else(|| "a number from 0 to 1".to_owned())
 }
 
-/// Requests a second; `inf` is infinite.
+/// Reads a rate in requests per second; `inf` is infinite.
 pub fn rate(text: &str) -> Result<f64, String> {
     if text == "inf" {
         return Ok(f64::INFINITY);

@@ -1,4 +1,4 @@
-//! What a replay came to: its directory, and a table.
+//! Writes the results of a replay: the files of its directory, and a table.
 
 use std::path::Path;
 
@@ -11,16 +11,16 @@ use super::table;
 use crate::cli::output_file::OutputFile;
 use crate::cli::{Ended, stdout};
 
-/// A run that ended, or was stopped.
+/// The results of a run that ended or was stopped.
 pub struct Outcome {
     pub directory: RunDirectory,
     pub summary: Summary,
-    /// Whether there is a page of it.
+    /// Whether a page is made of it.
     pub report: bool,
 }
 
 impl Outcome {
-    /// Writes the files that come at the end, and the table.
+    /// Writes the files that come at the end, and prints the table.
     pub fn write(self, output: Option<&OutputFile>) -> anyhow::Result<Ended> {
         let path = self.directory.path().clone();
         let stopped = self.summary.facts.stopped;
@@ -40,7 +40,7 @@ impl Outcome {
     }
 }
 
-/// The table, and where the rest is.
+/// The table, and where the other results are.
 fn text(summary: &Summary, path: &Path) -> String {
     let mut text = table::text(summary);
     if let Some(hash) = &summary.facts.event_log_sha256 {

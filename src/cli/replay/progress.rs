@@ -1,4 +1,4 @@
-//! How a run goes on, on standard error.
+//! Shows the progress of a run on standard error.
 
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
@@ -6,28 +6,29 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use pagedraft_workloads::replay::StepReport;
 
-/// How often a line is written where there is no terminal.
+/// How often a line is written if there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
-/// How often a bar is drawn.
+/// How often the bar is drawn.
 const DRAW_EVERY: Duration = Duration::from_millis(200);
 
-/// A bar on a terminal, a line now and then elsewhere.
+/// A bar on a terminal; elsewhere a line from time to time.
 pub struct Progress {
     bar: Option<ProgressBar>,
-    /// What it is that goes on, in front of a line; empty for the run itself.
+    /// The activity, which is put before each line. It is empty for the run itself.
     name: &'static str,
     items: u64,
-    /// Requests that were done with before this part of the run.
+    /// The number of requests that were done before this part of the run.
     before: u64,
     started: Instant,
     told: Instant,
     tokens: u64,
-    /// Tokens when it was told last.
+    /// The number of tokens at the time of the last line.
     tokens_told: u64,
 }
 
 impl Progress {
-    /// Of a run of `items` requests of which `before` are done with; what is left is estimated from the others.
+    /// The progress of a run of `items` requests, of which `before` are done. The time that is left is
+    /// estimated from the others.
     pub fn new(name: &'static str, items: u64, before: u64) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::with_draw_target(Some(items), ProgressDrawTarget::stderr());
@@ -35,7 +36,7 @@ impl Progress {
                 bar.set_style(style);
             }
             bar.set_prefix(name);
-            // The estimate is told where it begins before it is reset.
+            // The position must be set before the estimate is reset, so that the estimate begins there.
             bar.set_position(before);
             bar.tick();
             bar.reset_eta();
@@ -45,13 +46,14 @@ impl Progress {
         Self { bar, name, items, before, started: now, told: now, tokens: 0, tokens_told: 0 }
     }
 
-    /// A step was made; `done` requests are done with.
+    /// Takes note of a step. `done` requests are done.
     pub fn step(&mut self, report: &StepReport, done: u64) {
         let tokens = report.rows.iter().map(|row| u64::from(row.new_tokens)).sum();
         self.stepped(tokens, [report.running, report.waiting], report.end_ns as f64 / 1e9, done);
     }
 
-    /// A step gave `tokens`, with so many running and waiting, and ended `at` seconds after the beginning.
+    /// Takes note of a step that gave `tokens` tokens, with this many requests running and waiting, and
+    /// that ended `at` seconds after the beginning.
     pub fn stepped(&mut self, tokens: u64, [running, waiting]: [u32; 2], at: f64, done: u64) {
         self.tokens += tokens;
         let every = if self.bar.is_some() { DRAW_EVERY } else { LINE_EVERY };
@@ -70,7 +72,7 @@ impl Progress {
             None => {
                 let left =
                     self.left(done).map_or_else(String::new, |left| format!(", about {left:.0} s left"));
-                // A closed standard error is nobody's loss.
+                // It does no harm if the line is lost because standard error is closed.
                 let _ = writeln!(
                     std::io::stderr(),
                     "{}{done}/{} requests, {message}{left}",
@@ -81,14 +83,14 @@ impl Progress {
         }
     }
 
-    /// Seconds that are left, if it goes on as it went.
+    /// The seconds that are left if the run goes on at the same speed.
     fn left(&self, done: u64) -> Option<f64> {
         let here = done.checked_sub(self.before).filter(|&here| here > 0)?;
         let each = self.started.elapsed().as_secs_f64() / here as f64;
         Some(each * self.items.saturating_sub(done) as f64)
     }
 
-    /// Takes the bar away.
+    /// Removes the bar.
     pub fn end(&self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();

@@ -1,4 +1,4 @@
-//! A workload through this engine, in real time.
+//! Replays a workload through this engine in real time.
 
 use std::collections::{HashMap, HashSet};
 use std::io::{BufRead, BufReader, ErrorKind};
@@ -19,7 +19,7 @@ use super::{Replay, recorded};
 use crate::cli::live::{Before, LiveStep, Observe, Stream};
 use crate::cli::{interrupt, recording};
 
-/// Writes lines, and tells how it goes on.
+/// Writes the lines, and shows the progress.
 struct Watch {
     directory: RunDirectory,
     progress: Progress,
@@ -35,7 +35,7 @@ impl Observe for Watch {
     }
 }
 
-/// Runs it to its end, or to Ctrl-C; `None` when there is nothing to show for it.
+/// Runs the workload to its end or to Ctrl-C; `None` if there are no results.
 pub fn run(replay: &Replay, workload: &Workload) -> anyhow::Result<Option<Outcome>> {
     let options = replay.engine_options()?;
     let plain =
@@ -74,7 +74,8 @@ pub fn run(replay: &Replay, workload: &Workload) -> anyhow::Result<Option<Outcom
     watch.progress.end();
     let stopped = !whole.with_context(|| format!("the run in {} did not end", replay.out.display()))?;
     match stopped {
-        // The trace of a run that is gone on with is not at its end: it is not made into its last format.
+        // The trace of a run that may be resumed is not at its end, so it is not converted to its final
+        // format.
         true => drop(session),
         false => session.close(&Value::Null)?,
     }
@@ -83,11 +84,11 @@ pub fn run(replay: &Replay, workload: &Workload) -> anyhow::Result<Option<Outcom
     Ok(Some(Outcome { directory: watch.directory, summary, report: replay.run.reports() }))
 }
 
-/// What the engine can take.
+/// What the engine can accept.
 fn limits(session: &Session, replay: &Replay) -> anyhow::Result<Limits> {
     let info = session.info();
     let vocab_size = u32::try_from(info.vocab_size).unwrap_or(u32::MAX);
-    // Token ids that a dataset brings are the model's own, special ones included.
+    // Token ids in a dataset are the model's own, including special ones.
     let vocabulary = match replay.dataset.has_text() {
         true => 0..vocab_size,
         false => ordinary_ids(tokenizer(&replay.engine.model)?.as_ref(), vocab_size),
@@ -100,22 +101,22 @@ fn limits(session: &Session, replay: &Replay) -> anyhow::Result<Limits> {
     })
 }
 
-/// Requests that a stopped run is done with, as far as its file can be read: what is wrong with it is told when the run is
-/// gone on with.
+/// The requests that a stopped run has done, as far as its file can be read. Errors in it are reported when
+/// the run is resumed.
 fn done_already(out: &Path) -> anyhow::Result<HashSet<u64>> {
     let file = out.join(REQUESTS_FILE);
     let lines = match std::fs::File::open(&file) {
         Ok(lines) => BufReader::new(lines).lines(),
-        // It was stopped before any had ended.
+        // The run was stopped before any request had ended.
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(HashSet::new()),
         Err(error) => return Err(error).with_context(|| format!("can't read {}", file.display())),
     };
-    // The last line may be cut off.
+    // The last line may be cut.
     let index = |line: String| serde_json::from_str::<RequestLine>(&line).ok()?.request_id.parse().ok();
     Ok(lines.map_while(Result::ok).filter_map(index).collect())
 }
 
-/// A request that a stopped run had done, told to the recorder.
+/// Tells the recorder about a request that a stopped run had done.
 fn done_before(
     line: &RequestLine,
     before: &mut Before,
@@ -139,7 +140,7 @@ fn done_before(
     }
     recorder.restore(line);
     let end_s = line.finish_s.or(line.sent_s).unwrap_or(0.0);
-    // Casts of what is too large saturate.
+    // The cast saturates if the value is too large.
     before.end_ns = before.end_ns.max((end_s * 1e9).ceil() as u64);
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! What the plain engine generates, for synthetic drafts: all of a workload that is not done yet, before it is replayed.
+//! Records what the plain engine generates, for synthetic drafts. This is done for all requests of a
+//! workload that are not done yet, before it is replayed.
 
 use std::collections::{HashMap, HashSet};
 use std::io::Write;
@@ -14,11 +15,11 @@ use super::progress::Progress;
 use super::workload::bad;
 use crate::cli::interrupt;
 
-/// Requests in flight: enough to fill the steps, whatever the workload's length.
+/// The number of requests in flight. It is enough to fill the steps, however long the workload is.
 const IN_FLIGHT: usize = 512;
 
-/// Runs every request of `items` that is not `done` without drafts, as fast as it goes; the outputs by index. What the engine
-/// refuses has none; `None` when Ctrl-C ended it.
+/// Runs every request of `items` that is not in `done`, without drafts and as fast as possible. Returns the
+/// outputs by index. A request that the engine refuses has none. The result is `None` if Ctrl-C ended it.
 pub fn record(
     session: &mut Session,
     mut source: impl Iterator<Item = Result<Incoming, DatasetError>>,
@@ -26,7 +27,7 @@ pub fn record(
     done: &HashSet<u64>,
 ) -> anyhow::Result<Option<HashMap<u64, Arc<[u32]>>>> {
     let left = items.saturating_sub(done.len() as u64);
-    // A closed standard error is nobody's loss.
+    // It does no harm if the note is lost because standard error is closed.
     let _ = writeln!(
         std::io::stderr(),
         "note: --draft synthetic proposes what the plain engine generates: its {left} requests are run once without drafts first"
@@ -35,7 +36,7 @@ pub fn record(
     let mut progress = Progress::new("recording: ", left, 0);
     let mut running: HashMap<RequestId, u64> = HashMap::new();
     let mut outputs = HashMap::new();
-    // Of those that are to be recorded: recorded, skipped, or refused.
+    // The number of requests to be recorded that have been recorded, skipped or refused.
     let mut passed = 0;
     let mut open = true;
     loop {
@@ -54,7 +55,7 @@ pub fn record(
             };
             let mut request = Request::new(planned.index.to_string(), planned.prompt, planned.max_tokens);
             request.ignore_eos = !planned.until_stop;
-            // The replay itself tells of what is refused.
+            // The replay itself reports requests that are refused.
             let ids = session.submit(request).unwrap_or_default();
             passed += u64::from(ids.is_empty());
             running.extend(ids.into_iter().map(|id| (id, planned.index)));

@@ -1,4 +1,4 @@
-//! Who runs a workload, and what is kept of it.
+//! The flags that say what runs a workload, and which results are kept.
 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -70,7 +70,7 @@ impl RunFlags {
         self.executor == ExecutorName::Sim
     }
 
-    /// `real` or `sim`.
+    /// The executor's name, `real` or `sim`.
     pub fn executor_name(&self) -> &'static str {
         if self.simulates() { "sim" } else { "real" }
     }
@@ -88,18 +88,18 @@ impl RunFlags {
         !self.no_report
     }
 
-    /// Goals, none where nothing was said.
+    /// The latency goals; none if nothing was said.
     pub fn goals(&self) -> Slo {
         self.slo.unwrap_or_default()
     }
 
-    /// Where the run goes.
+    /// The directory of the run.
     pub fn directory(&self, workload: &str) -> PathBuf {
         let named = || Path::new("runs").join(stamp(workload, SystemTime::now()));
         self.out.clone().unwrap_or_else(named)
     }
 
-    /// Refuses what is the simulation's in a real run, and what a simulation has not.
+    /// Refuses flags that only a simulation has in a real run, and those that a simulation does not have.
     pub fn check(&self) -> anyhow::Result<()> {
         if self.simulates() {
             if self.save_outputs {

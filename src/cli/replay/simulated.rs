@@ -1,7 +1,7 @@
-//! A workload through simulated engines, in virtual time.
+//! Replays a workload through simulated engines in virtual time.
 //!
-//! With a limit of concurrency a seat that a step freed is filled before the next step, as in a live run whose next
-//! prompt is ready.
+//! With a limit of concurrency, a seat that a step has freed is filled before the next step, as in a live
+//! run whose next prompt is ready.
 
 use anyhow::anyhow;
 use pagedraft::exit::{usage, usage_hint};
@@ -26,20 +26,20 @@ use super::progress::Progress;
 use super::workload::{Limits, Workload};
 use crate::cli::interrupt;
 
-/// KV blocks of a simulated pool where nothing is said.
+/// The number of KV blocks of a simulated pool, if nothing is said.
 pub const NUM_BLOCKS: u32 = 65_536;
-/// Greatest length of a simulated sequence where nothing is said.
+/// The greatest length of a simulated sequence, if nothing is said.
 pub const MAX_MODEL_LEN: u32 = 1 << 20;
-/// Token ids of prompts that no tokenizer makes are below this.
+/// Prompts that no tokenizer makes consist of token ids below this.
 const VOCABULARY: u32 = 32_000;
 
-/// Writes lines, and steps where they are asked for.
+/// Writes the lines, and the steps if they are asked for.
 struct Watch {
     directory: RunDirectory,
     progress: Progress,
     done: u64,
     trace: Option<TraceWriter>,
-    /// One an engine, where tables are written as they change.
+    /// One per engine, if tables are written only when they change.
     deltas: Vec<TableDelta>,
 }
 
@@ -74,7 +74,7 @@ impl Observer for Watch {
     }
 }
 
-/// Runs it to its end, or to Ctrl-C.
+/// Runs the workload to its end or to Ctrl-C.
 pub fn run(replay: &Replay, workload: &Workload) -> anyhow::Result<Option<Outcome>> {
     let engine = replay.engine_options()?;
     let cost = cost_model(replay)?;
@@ -109,7 +109,7 @@ pub fn run(replay: &Replay, workload: &Workload) -> anyhow::Result<Option<Outcom
         other => other.into(),
     })?;
     match watch.trace.take() {
-        // The trace of a run that is gone on with is not at its end.
+        // The trace of a run that may be resumed is not at its end.
         Some(trace) if stopped => drop(trace),
         Some(trace) => trace.finish(&Value::Null)?,
         None => {}
@@ -131,7 +131,7 @@ fn cost_model(replay: &Replay) -> anyhow::Result<CostModel> {
     }
 }
 
-/// What the flags ask for.
+/// The options that the flags ask for.
 fn options(replay: &Replay, engine: &EngineOptions, cost: CostModel) -> anyhow::Result<SimOptions> {
     let of_a_device = [
         (engine.device == DeviceRef::Cuda, "--device cuda"),
@@ -193,7 +193,7 @@ fn options(replay: &Replay, engine: &EngineOptions, cost: CostModel) -> anyhow::
     })
 }
 
-/// The engine's part of `config.json`, by the names that a real one's has.
+/// The engine's part of `config.json`, under the names that a real engine has there.
 fn config(engine: &EngineOptions, options: &SimOptions) -> Value {
     let scheduler = &options.scheduler;
     json!({

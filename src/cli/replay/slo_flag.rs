@@ -2,7 +2,7 @@
 
 use pagedraft_workloads::measures::Slo;
 
-/// Goals, each by its name.
+/// Reads latency goals, each by its name.
 pub fn slo(text: &str) -> Result<Slo, String> {
     Slo::parse(text)
 }

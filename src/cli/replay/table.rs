@@ -1,8 +1,8 @@
-//! The table at the end of a replay.
+//! Prints the table at the end of a replay.
 
 use pagedraft_workloads::measures::{Figures, Summary};
 
-/// The figures, for people. Times are milliseconds from intended arrivals.
+/// The figures for people. Times are in milliseconds from intended arrivals.
 pub fn text(summary: &Summary) -> String {
     let mut text = String::new();
     let mut line = |name: &str, what: String| text.push_str(&format!("{name:<16} {what}\n"));
@@ -66,7 +66,7 @@ pub fn text(summary: &Summary) -> String {
         ),
     );
     let kv = &summary.kv;
-    // Nothing ran where there is no pool.
+    // If there is no pool, nothing ran.
     if kv.num_blocks > 0 {
         line(
             "KV pool",
@@ -105,7 +105,7 @@ fn requests(summary: &Summary) -> String {
 
 fn row(figures: &Figures) -> String {
     let values = [figures.mean, figures.median, figures.p90, figures.p99, figures.max];
-    // Hours of queueing stay in their column.
+    // Fewer decimals keep even hours of queueing within the column.
     let digits = |ms: f64| if ms < 1e6 { 3 } else { 0 };
     let told = |value: Option<f64>| {
         value.map_or_else(|| format!("{:>12}", "-"), |ms| format!("{ms:>12.*}", digits(ms)))

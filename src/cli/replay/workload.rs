@@ -1,4 +1,4 @@
-//! A workload that was read once, to its end.
+//! A workload that has been read once to its end.
 
 use std::collections::HashSet;
 use std::io::Read;
@@ -33,7 +33,7 @@ pub struct Workload {
     files: Files,
 }
 
-/// What the files are that it is read from: name, SHA-256, bytes.
+/// The files that it is read from: name, SHA-256 and bytes.
 #[derive(Default)]
 struct Files {
     dataset: Option<Value>,
@@ -53,19 +53,20 @@ impl Files {
     }
 }
 
-/// What an engine can take.
+/// What an engine can accept.
 pub struct Limits {
     pub max_model_len: u32,
     pub pool_tokens: u64,
-    /// Where a prompt must fit a step.
+    /// The most tokens of a prompt, if it must fit in one step.
     pub step_tokens: Option<u32>,
-    /// Token ids that prompts without text are made of.
+    /// The token ids that prompts without text are made of.
     pub vocabulary: Range<u32>,
 }
 
-/// The longest run of ids below `vocab_size` that are ordinary tokens of a tokenizer: ids that it does not know (models often have
-/// more rows) and special ones, which usually are at either end, mean something else to a model than text does. All of them
-/// where there is no tokenizer, or it knows none.
+/// The longest run of ids below `vocab_size` that are ordinary tokens of a tokenizer. Ids that the
+/// tokenizer does not know (models often have more rows) and special tokens mean something else to a model
+/// than text does; they are usually at either end. Without a tokenizer, or if it knows no id, it is all
+/// ids.
 pub fn ordinary_ids(tokenizer: Option<&Tokenizer>, vocab_size: u32) -> Range<u32> {
     let Some(tokenizer) = tokenizer else { return 0..vocab_size };
     let special: HashSet<u32> = tokenizer.special_tokens().into_iter().map(|(id, _)| id).collect();
@@ -82,7 +83,7 @@ pub fn ordinary_ids(tokenizer: Option<&Tokenizer>, vocab_size: u32) -> Range<u32
     if longest.is_empty() { 0..vocab_size } else { longest }
 }
 
-/// A model's tokenizer, as workloads want it.
+/// A model's tokenizer in the form that workloads need.
 pub struct Encoder(pub Tokenizer);
 
 impl TextTokens for Encoder {
@@ -97,7 +98,7 @@ impl TextTokens for Encoder {
 }
 
 impl Workload {
-    /// Reads all of it, and counts; `None` when Ctrl-C ended that.
+    /// Reads the whole workload and counts; `None` if Ctrl-C ended it.
     pub fn survey(
         flags: &DatasetFlags,
         arrivals: &ArrivalFlags,
@@ -108,7 +109,7 @@ impl Workload {
         let (what, encoder) = (dataset.clone(), tokenizer.clone());
         let read = move || {
             let survey = dataset::survey(&what, encoder).map_err(bad)?;
-            // A file without records is an error of its own.
+            // A file without records is reported by another error.
             let files = if survey.items > 0 { Files::identify(&what)? } else { Files::default() };
             Ok((survey, files))
         };
@@ -134,7 +135,7 @@ impl Workload {
         Ok(Some(workload))
     }
 
-    /// Its requests, from the first, as an engine can take them.
+    /// The requests of the workload from the first on, as far as an engine can accept them.
     pub fn source(
         &self,
         limits: &Limits,
@@ -152,7 +153,7 @@ impl Workload {
         };
         let source =
             Source::open(&self.dataset, &self.survey, options, self.tokenizer.clone()).map_err(bad)?;
-        // A closed loop: who has no time of its own should go when there is room for it.
+        // In a closed loop, a request without an arrival time should be sent when there is room for it.
         let closed = self.arrivals == Arrivals::AtOnce && self.max_concurrency.is_some();
         Ok(source.map(move |incoming| match incoming {
             Ok(Incoming::Request(mut request)) if closed => {
@@ -163,11 +164,11 @@ impl Workload {
         }))
     }
 
-    /// For `config.json`.
+    /// The workload's part of `config.json`.
     pub fn config(&self, limits: &Limits) -> anyhow::Result<Value> {
         let mut dataset = serde_json::to_value(&self.dataset)?;
         if let Some(fields) = dataset.as_object_mut() {
-            // Files may lie elsewhere the next time: they are known by what is in them.
+            // Files may lie elsewhere the next time, so they are identified by their contents.
             fields.remove("path");
             fields.insert("file".to_owned(), json!(self.files.dataset));
             if let Some(ruler) = fields.get_mut("ruler").and_then(Value::as_object_mut) {
@@ -229,14 +230,14 @@ mod tests {
         let ids = |size| ordinary_ids(Some(&tokenizer), size);
         let special: Vec<u32> = tokenizer.special_tokens().into_iter().map(|(id, _)| id).collect();
         assert_eq!(special, [0, 1]);
-        // The builtin model's vocabulary has 2,048 tokens, with the special ones in front.
+        // The builtin model's vocabulary has 2,048 tokens, with the special ones first.
         assert_eq!([ids(2048), ids(5000), ids(100)], [2..2048, 2..2048, 2..100]);
         assert_eq!([ids(2), ids(0), ordinary_ids(None, 77)], [0..2, 0..0, 0..77]);
     }
 
     #[test]
     fn special_tokens_do_not_count_as_output() {
-        // One that puts a token before each text, as many do.
+        // Like many tokenizers, this one puts a token before each text.
         let mut json: Value =
             serde_json::from_slice(include_bytes!("../../../assets/target/tokenizer.json")).unwrap();
         json["post_processor"] = json!({

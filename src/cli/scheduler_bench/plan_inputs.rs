@@ -1,13 +1,13 @@
-//! The metadata of a plan whose drafts are all there, as an executor with the MQA scorer writes it.
+//! Writes the metadata of a plan all of whose drafts exist, as an executor with the MQA scorer would.
 
 use pagedraft_attention::{AttentionError, MaskKind, MetadataBuilder};
 use pagedraft_block_manager::GroupId;
 use pagedraft_scheduler::{KvView, PlanRow, StepPlan};
 
-/// Builds metadata in buffers that live from step to step.
+/// Builds metadata in buffers that are reused from step to step.
 pub struct PlanInputs {
     pub builder: MetadataBuilder,
-    /// The plan row of each metadata row.
+    /// For each metadata row, the plan row that it belongs to.
     pub order: Vec<u32>,
 }
 
@@ -20,7 +20,7 @@ impl PlanInputs {
         Ok(Self { builder: MetadataBuilder::new(block_size)?, order: Vec::new() })
     }
 
-    /// Rows of several tokens first, then those of one, each in the plan's order.
+    /// Rows of several tokens come first, then those of one, each in the plan's order.
     pub fn build(&mut self, plan: &StepPlan, kv: &dyn KvView) -> Result<(), AttentionError> {
         self.order.clear();
         let rows = || (0u32..).zip(&plan.rows);

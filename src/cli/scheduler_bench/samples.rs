@@ -1,20 +1,20 @@
-//! Figures of many steps in bounded memory.
+//! Statistics of many steps in bounded memory.
 
 use pagedraft_workloads::latency::Spread;
 
-/// So many steps are kept; of more than that, as many drawn at random.
+/// The most steps that are kept. If there are more, a random sample of this size is kept.
 const MOST: usize = 1 << 16;
 
-/// Parts of a step's time.
+/// The parts of a step's time.
 pub const PARTS: [&str; 4] = ["schedule", "apply", "metadata", "total"];
 
-/// Seconds of each part of steps, the sum last: all of them up to a number, and from there on a uniform sample
-/// (Vitter's algorithm R). Means are of all steps.
+/// The seconds of each part of steps, with the sum last. All steps are kept up to [`MOST`]; with more steps
+/// it is a uniform sample (Vitter's algorithm R). Means are over all steps.
 pub struct Samples {
     kept: Vec<[f64; PARTS.len()]>,
     sums: [f64; PARTS.len()],
     seen: u64,
-    /// splitmix64's state.
+    /// The state of a SplitMix64 generator.
     dice: u64,
 }
 
@@ -40,12 +40,13 @@ impl Samples {
         }
     }
 
-    /// How many steps there were.
+    /// The number of steps.
     pub fn count(&self) -> u64 {
         self.seen
     }
 
-    /// Mean, median and 99th percentile of each part, in microseconds; none without steps.
+    /// The mean, the median and the 99th percentile of each part, in microseconds. There are none without
+    /// steps.
     pub fn figures(&self) -> impl Iterator<Item = (&'static str, [f64; 3])> + '_ {
         PARTS.iter().enumerate().filter_map(|(part, name)| {
             let seconds: Vec<f64> = self.kept.iter().map(|step| step[part]).collect();

@@ -1,5 +1,5 @@
-//! Requests and configurations as their files state them. Files made elsewhere have fields of their own, and `null` for
-//! what they leave out.
+//! Reads requests and configurations from files. Files of other programs may have further fields, and
+//! `null` for fields that they leave out.
 
 use std::collections::{HashMap, VecDeque};
 use std::path::Path;
@@ -14,18 +14,19 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-/// The last step at which a request may arrive: what a double still counts exactly, and far from the end of a `u64`.
+/// The last step at which a request may arrive. A double counts exactly up to here, and it is far from the
+/// greatest `u64`.
 const LAST_ARRIVAL: u64 = 1 << 53;
 
 /// A request that is to be submitted.
 pub struct Coming {
-    /// When.
+    /// The step before which it is submitted.
     pub step: u64,
     /// Its id.
     pub name: String,
     /// What it asks for.
     pub spec: RequestSpec,
-    /// What it gets.
+    /// The output that it gets.
     pub script: Script,
 }
 
@@ -34,7 +35,7 @@ struct Workload {
     requests: Vec<Stated>,
 }
 
-/// A request, and what it gives.
+/// A request, and its output.
 #[derive(Deserialize)]
 struct Stated {
     id: Value,
@@ -52,12 +53,12 @@ struct Stated {
     priority: i32,
 }
 
-/// Reads a file in which `null` stands for a field that is not there.
+/// Reads a file in which `null` counts as a missing field.
 ///
 /// # Errors
 ///
-/// No such file, no JSON, or something else than was expected; each names the file, and the line and the field where there is
-/// one.
+/// The file does not exist, is not JSON, or is something else than expected. The error names the file, and
+/// the line and the field if there is one.
 pub fn read<T: DeserializeOwned>(path: &Path) -> anyhow::Result<T> {
     let text =
         std::fs::read(path).with_context(|| format!("can't read {}", path.display())).map_err(usage)?;
@@ -65,11 +66,12 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> anyhow::Result<T> {
         .map_err(|fault| usage(anyhow!("{}:{}: {fault}", path.display(), fault.line)))
 }
 
-/// The requests of the workload in `path`, in order of arrival: all such that `scheduler` would take them.
+/// The requests of the workload in `path`, in the order of their arrivals. `scheduler` would accept each of
+/// them.
 ///
 /// # Errors
 ///
-/// A file that is no workload, or a request that could not be driven; each names the request.
+/// The file is not a workload, or a request can't be run. The error names the request.
 pub fn arrivals(path: &Path, scheduler: &Scheduler) -> anyhow::Result<VecDeque<Coming>> {
     let workload: Workload = read(path)?;
     let coming = ordered(workload.requests, scheduler);
@@ -103,7 +105,7 @@ fn one(
 ) -> anyhow::Result<Coming> {
     let longest = u64::from(stated.prompt_len.unwrap_or(0)) + u64::from(stated.output_len);
     let longest = longest.min(scheduler.config().max_model_len.into()).min(scheduler.capacity().into());
-    // What every machine has is not asked for.
+    // Only more memory than every machine has is checked.
     if longest > 1 << 24 {
         ensure_fits(&format!("its room for {longest} tokens"), 4 * u128::from(longest))?;
     }
@@ -127,13 +129,13 @@ fn one(
     let mut spec = RequestSpec::new(prompt, stated.output_len);
     spec.priority = stated.priority;
     scheduler.check(&spec)?;
-    // It ends by its length, which is the request's own limit.
+    // The request ends when it reaches its own length limit.
     let script =
         Script { output_len: None, accepted: stated.accepted, seed: number as u64, ..Script::default() };
     Ok(Coming { step, name: name.to_owned(), spec, script })
 }
 
-/// What the scheduler will say of a prompt, before there is one of that length.
+/// Checks a prompt's length as the scheduler will, before a prompt of that length is made.
 fn check_length(length: u32, scheduler: &Scheduler) -> anyhow::Result<()> {
     let max_model_len = scheduler.config().max_model_len;
     ensure!(
@@ -145,7 +147,7 @@ fn check_length(length: u32, scheduler: &Scheduler) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Tokens that no other request has, behind a prefix that its group has.
+/// Tokens that no other request has, after a prefix that its group shares.
 fn prompt(length: u32, number: usize, group: Option<(usize, u32)>) -> Vec<u32> {
     let own = Script { seed: (1 << 40) + number as u64, ..Script::default() };
     let shared =

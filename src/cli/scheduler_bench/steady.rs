@@ -1,4 +1,4 @@
-//! Sequences in decode, and what a step of them costs without a model.
+//! Measures what a step of decoding sequences costs without a model.
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -17,21 +17,22 @@ use super::samples::Samples;
 use crate::allocations::counted;
 use crate::cli::{Ended, interrupt};
 
-/// Prompt tokens of a request.
+/// The number of prompt tokens of a request.
 const PROMPT: u32 = 512;
-/// Steps in decode before those that are timed, so that buffers have grown.
+/// The number of steps in decode before those that are timed, in which buffers grow.
 const WARM_UP: u32 = 64;
-/// Where requests end, one lasts 64 to 319 steps, evenly spread; those that are there when the measurement begins have 1 to
-/// 256 steps left. So about one in 192 ends in a step, whatever their number and their drafts.
+/// With `--churn`, a request lasts 64 to 319 steps, evenly spread. Requests that are there when the
+/// measurement begins have 1 to 256 steps left. So about one in 192 ends in each step, whatever their
+/// number and their drafts.
 const LIFE: (u32, u32) = (64, 256);
-/// Prompt tokens a step that this takes, for each sequence: twice 512 / 192, and some.
+/// The number of prompt tokens per step and sequence that this needs: somewhat more than twice 512 / 192.
 const CHURN_BUDGET: u32 = 6;
-/// Tokens of all sequences at most: their ids alone are 16 GiB then.
+/// The most tokens of all sequences together. Their ids alone then take 16 GiB.
 const MOST_TOKENS: u64 = 1 << 32;
-/// Tokens of one sequence at most.
+/// The most tokens of one sequence.
 const LONGEST: u64 = 1 << 22;
 
-/// What is measured.
+/// The options of the measurement.
 pub struct Steady {
     pub running: u32,
     pub steps: u32,
@@ -42,7 +43,7 @@ pub struct Steady {
 
 struct Bench<'a> {
     asked: &'a Steady,
-    /// Output tokens of a request.
+    /// The number of output tokens of a request.
     output: u32,
     scheduler: Scheduler,
     fake: FakeExecutor,
@@ -51,16 +52,16 @@ struct Bench<'a> {
     outcome: StepOutcome<()>,
     applied: Vec<Applied>,
     submitted: u32,
-    /// Steps of the measurement so far; `None` before it.
+    /// The number of steps of the measurement so far; `None` before it begins.
     measured: Option<u64>,
-    /// Where requests end: the step of the measurement in which each does.
+    /// With `--churn`, the step of the measurement in which each request ends.
     last_step: HashMap<RequestKey, u64>,
-    /// Requests that ended in the measurement.
+    /// The number of requests that ended in the measurement.
     gone: u64,
 }
 
 impl Steady {
-    /// The measurement, up to the last step or Ctrl-C.
+    /// Runs the measurement to its last step or to Ctrl-C.
     pub fn run(&self) -> anyhow::Result<(String, Value, Ended)> {
         let mut bench = Bench::new(self)?;
         interrupt::listen()?;
@@ -130,20 +131,20 @@ impl Steady {
         2048 + if self.churn { u64::from(self.running) * u64::from(CHURN_BUDGET) } else { 0 }
     }
 
-    /// Steps within which all prompts are computed, generously.
+    /// A generous bound on the number of steps in which all prompts are computed.
     fn filling(&self) -> u32 {
         let prompts = u64::from(self.running) * u64::from(PROMPT);
         1000 + u32::try_from(prompts.div_ceil(self.prefill_budget())).unwrap_or(u32::MAX / 4)
     }
 
-    /// Output tokens that no request comes to the end of.
+    /// A number of output tokens that no request reaches.
     fn endless(&self) -> u64 {
         let measured = if self.churn { LIFE.0 + LIFE.1 } else { self.steps };
         let steps = u64::from(measured) + u64::from(self.filling()) + u64::from(WARM_UP);
         steps * (u64::from(self.drafts / 2) + 1)
     }
 
-    /// The configuration, and the output tokens of a request.
+    /// The configuration, and the number of output tokens of a request.
     fn config(&self) -> anyhow::Result<(SchedulerConfig, u32)> {
         let (running, tokens_a_step) = (u64::from(self.running), u64::from(self.drafts) + 1);
         let longest = u64::from(PROMPT) + self.endless() + tokens_a_step;
@@ -201,7 +202,7 @@ impl<'a> Bench<'a> {
     fn submit(&mut self) -> anyhow::Result<()> {
         let number = self.submitted;
         self.submitted = number.wrapping_add(1);
-        // Prompts that share nothing.
+        // The prompts share nothing.
         let script =
             Script { seed: u64::from(number), accepted: vec![self.asked.drafts / 2], ..Script::default() };
         let prompt: Vec<u32> = (0..PROMPT).map(|i| script.token(1_000_000 + i)).collect();
@@ -243,7 +244,7 @@ impl<'a> Bench<'a> {
         Ok(())
     }
 
-    /// Ends those whose last step of the measurement this is, as a stop string does.
+    /// Ends the requests whose last step of the measurement this is, as a stop string would.
     fn stop(&mut self) {
         let Some(now) = self.measured.filter(|_| self.asked.churn) else { return };
         for row in &mut self.outcome.rows {

@@ -1,4 +1,4 @@
-//! A stated workload through the scheduler, with a trace of its plans.
+//! Runs a workload from a file through the scheduler, and traces its plans.
 
 use std::path::Path;
 use std::time::Instant;
@@ -19,7 +19,7 @@ use super::plan_inputs::PlanInputs;
 use super::stated::{self, Coming};
 use crate::cli::{Ended, interrupt};
 
-/// Where a workload run gets and puts its files.
+/// The files of a workload run.
 pub struct WorkloadRun<'a> {
     pub workload: &'a Path,
     pub config: &'a Path,
@@ -27,7 +27,8 @@ pub struct WorkloadRun<'a> {
 }
 
 impl WorkloadRun<'_> {
-    /// Runs to the last request's end, or to Ctrl-C: what to print, figures, and which of the two it was.
+    /// Runs to the end of the last request or to Ctrl-C. Returns what to print, the figures, and which of
+    /// the two it was.
     pub fn run(&self) -> anyhow::Result<(String, Value, Ended)> {
         let config: SchedulerConfig = stated::read(self.config)?;
         let blocks = format!("{}: num_blocks {}", self.config.display(), config.num_blocks);
@@ -166,7 +167,7 @@ impl Drive {
         Ok(())
     }
 
-    /// The inputs of the step: known tokens, and drafts that are right as far as they were accepted.
+    /// The inputs of the step: known tokens, and drafts that are right as far as they will be accepted.
     fn gather(&mut self) {
         self.tokens.clear();
         self.positions.clear();

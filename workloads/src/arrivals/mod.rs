@@ -6,50 +6,57 @@ pub use times::ArrivalTimes;
 
 use serde::{Deserialize, Serialize};
 
-/// How intended arrivals come about.
+/// How the intended arrival times of requests are made.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case", tag = "process")]
 pub enum Arrivals {
-    /// As the trace has them, `speed` times as fast.
+    /// The times are those of the trace, `speed` times as fast.
     Recorded {
-        /// 2 is twice as fast.
+        /// The factor; 2 means twice as fast.
         speed: f64,
     },
-    /// All at the beginning (or, with a limit of concurrency, as soon as there is room).
+    /// All requests arrive at the beginning. With a limit of concurrency, each is sent as soon as there is
+    /// room.
     AtOnce,
-    /// Gaps of equal length: request `i` at `i / rate`, computed from `i`, so that nothing adds up.
+    /// The gaps are equal: request `i` arrives at `i / rate`. This is computed from `i`, so that rounding
+    /// errors do not add up.
     Constant {
         /// Requests a second.
         rate: f64,
     },
-    /// Gaps drawn from a gamma distribution of shape `burstiness` and scale `1 / (rate * burstiness)` (shape 1: exponential,
-    /// a Poisson process; less: bursts; more: more even; the gaps' coefficient of variation is `1 / sqrt(burstiness)`).
+    /// The gaps are drawn from a gamma distribution of shape `burstiness` and scale `1 / (rate *
+    /// burstiness)`. Shape 1 gives exponential gaps, which is a Poisson process; a smaller shape gives
+    /// bursts, and a greater one more even gaps. The gaps' coefficient of variation is `1 /
+    /// sqrt(burstiness)`.
     ///
-    /// As `vllm bench serve` does it, the drawn gaps are then scaled by one factor so that the last of `items` requests comes
-    /// at exactly `items / rate`. So the rate asked is the rate sent, and two seeds offer the same load. It also means that these
-    /// are not `items` independent draws: they are draws given their sum. For Poisson, that is `items - 1` points thrown
-    /// evenly into the run and one at its end; what varies from seed to seed is when requests bunch, not how many come.
+    /// As in `vllm bench serve`, the drawn gaps are then scaled by one factor, so that the last of `items`
+    /// requests comes at exactly `items / rate`. The rate sent is therefore the rate asked for, and two
+    /// seeds offer the same load. It also means that the gaps are not independent draws, but draws given
+    /// their sum. For Poisson this is the same as `items - 1` points thrown evenly into the run and one at
+    /// its end. The seed changes when requests bunch, not how many come.
     Gamma {
         /// Requests a second.
         rate: f64,
         /// The distribution's shape.
         burstiness: f64,
     },
-    /// Exponential gaps whose rate goes from `from` to `to` over the workload's requests: request `i` of `n` has that of progress
-    /// `i / (n - 1)`. Scaled by one factor so that the last request comes at `n / rate_asked`, the expected time of such a ramp.
+    /// The gaps are exponential, and their rate goes from `from` to `to` over the workload: request `i` of
+    /// `n` has the rate of progress `i / (n - 1)`. The gaps are scaled by one factor, so that the last
+    /// request comes at `n / rate_asked`, which is the expected time of such a ramp.
     Ramp {
-        /// Requests a second at the beginning.
+        /// The rate at the beginning, in requests per second.
         from: f64,
-        /// Requests a second at the end.
+        /// The rate at the end, in requests per second.
         to: f64,
-        /// Whether it grows by a constant factor, not by a constant amount.
+        /// Whether the rate grows by a constant factor instead of a constant amount.
         exponential: bool,
     },
 }
 
 impl Arrivals {
-    /// The times of a workload of `items` requests. Drawn times are drawn twice from the same stream, once for their sum, so that
-    /// nothing is kept; above a thousand million requests the sum is taken to be what is expected.
+    /// The arrival times of a workload of `items` requests. Drawn times are drawn twice from the same
+    /// stream, the first time to sum them, so that nothing needs to be kept. Above a thousand million
+    /// requests the expected sum is taken instead.
     ///
     /// # Errors
     ///
@@ -81,14 +88,16 @@ impl Arrivals {
         ArrivalTimes::new(*self, items, seed)
     }
 
-    /// Requests a second that are asked for, where they are; of a ramp, requests by expected duration.
+    /// The rate that is asked for, in requests per second, if there is one. For a ramp it is the number of
+    /// requests over the expected duration.
     #[must_use]
     pub fn rate_asked(&self) -> Option<f64> {
         match *self {
             Self::Recorded { .. } | Self::AtOnce => None,
             Self::Constant { rate } | Self::Gamma { rate, .. } => Some(rate),
             Self::Ramp { from, to, exponential } => {
-                // The inverse of the mean gap: of the integral of 1 / rate(x) over progress x from 0 to 1.
+                // This is the inverse of the mean gap, and the mean gap is the integral of 1 / rate(x) over
+                // the progress x from 0 to 1.
                 let log = (to / from).ln();
                 Some(if (to - from).abs() <= 1e-9 * from.abs() {
                     from
@@ -102,10 +111,10 @@ impl Arrivals {
     }
 }
 
-/// Of a smaller shape most draws underflow to 0, and the few others are not what the law says any more.
+/// With a smaller shape most draws underflow to 0, and the few others no longer follow the distribution.
 const LEAST_BURSTINESS: f64 = 1e-3;
 
-/// Later arrivals are refused: beyond some 580 years nanoseconds overflow, and nobody means them.
+/// Later arrivals are refused. Beyond about 580 years nanoseconds overflow, and nobody means such times.
 const MOST_SECONDS: f64 = 100.0 * 365.25 * 86_400.0;
 
 /// Refuses a workload whose last arrival, `last` seconds after its first, is too far away.

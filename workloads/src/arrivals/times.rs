@@ -5,11 +5,11 @@ use rand_distr::{Exp1, Gamma};
 
 use super::Arrivals;
 
-/// Above this the draws are not summed beforehand: it would take minutes, and the sum of so many is what is expected to
-/// a few parts in a hundred thousand.
+/// With more requests than this, the draws are not summed beforehand. It would take minutes, and the sum of
+/// so many draws deviates from the expected one by only a few parts in a hundred thousand.
 const SUMMED_AT_MOST: u64 = 1_000_000_000;
 
-/// Intended arrivals, one after the other.
+/// The intended arrival times, one after the other.
 #[derive(Clone, Debug)]
 pub struct ArrivalTimes {
     process: Process,
@@ -39,7 +39,7 @@ enum Law {
 }
 
 impl ArrivalTimes {
-    /// Of parameters that were found to be positive.
+    /// Makes the times. The parameters were found to be positive.
     pub(super) fn new(arrivals: Arrivals, items: u64, seed: u64) -> Result<Self, String> {
         let law = match arrivals {
             Arrivals::Recorded { speed } => return Ok(Self::of(Process::Recorded { speed })),
@@ -60,7 +60,7 @@ impl ArrivalTimes {
             let mut draws = gaps.clone();
             let drawn: f64 = (0..items).map(|_| draws.draw()).sum();
             let asked = arrivals.rate_asked().map_or(drawn, |rate| items as f64 / rate);
-            // Draws that all are 0 (or none) leave nothing to scale.
+            // If all draws are 0, or there are none, there is nothing to scale.
             if drawn > 0.0 && (asked / drawn).is_finite() {
                 factor = asked / drawn;
             }
@@ -72,9 +72,9 @@ impl ArrivalTimes {
         Self { process, last_ns: 0 }
     }
 
-    /// The next one in nanoseconds since the run began, `recorded_s` being the trace's own; `None`: as soon as there is room
-    /// (recorded arrivals of a record without a time). Never earlier than the one before. A trace whose times go back
-    /// sends what is late at once.
+    /// The next time, in nanoseconds since the run began. `recorded_s` is the trace's own time. `None`
+    /// means as soon as there is room; this happens for recorded arrivals if the record has no time. No
+    /// time is earlier than the one before: a trace whose times go back sends the late requests at once.
     pub fn next(&mut self, recorded_s: Option<f64>) -> Option<u64> {
         let seconds = match &mut self.process {
             Process::Recorded { speed } => recorded_s? / *speed,
@@ -89,7 +89,7 @@ impl ArrivalTimes {
                 *total * *factor
             }
         };
-        // Casts of what is too large saturate, and NaN is 0.
+        // The cast saturates if the value is too large, and NaN becomes 0.
         self.last_ns = self.last_ns.max((seconds * 1e9).round() as u64);
         Some(self.last_ns)
     }
@@ -124,7 +124,7 @@ mod tests {
         (0..items).map(|_| times.next(None).unwrap()).collect()
     }
 
-    /// Coefficient of variation of the gaps.
+    /// The coefficient of variation of the gaps.
     fn variation(times: &[u64]) -> f64 {
         let gaps: Vec<f64> = times.windows(2).map(|w| (w[1] - w[0]) as f64).collect();
         let mean = gaps.iter().sum::<f64>() / gaps.len() as f64;
@@ -172,7 +172,7 @@ mod tests {
         for burstiness in [0.25, 1.0, 4.0, 100.0] {
             let all = times(Arrivals::Gamma { rate: 10.0, burstiness }, 200_000, 3);
             let (got, want) = (variation(&all), 1.0 / f64::sqrt(burstiness));
-            // The standard error of it at 200,000 gaps is below 1 % for each of these shapes.
+            // The standard error of the variation over 200,000 gaps is below 1 % for each of these shapes.
             assert!((got / want - 1.0).abs() < 0.03, "burstiness {burstiness}: {got} for {want}");
         }
     }
@@ -186,7 +186,8 @@ mod tests {
             let last = *all.last().unwrap() as f64 * 1e-9;
             assert!((last * average / 1e5 - 1.0).abs() < 1e-9, "{last}");
             let rate = |at: usize| 5000.0 / ((all[at + 5000] - all[at]) as f64 * 1e-9);
-            // A twentieth of the requests at each end and in the middle: the mean of 1 / rate over it, within 4 sigma.
+            // Takes a twentieth of the requests at each end and in the middle. The mean of 1 / rate over it
+            // must agree within 4 sigma.
             for (at, progress) in [(0usize, 0.025), (47_500, 0.5), (94_999, 0.975)] {
                 let want = if exponential { 10.0 * 10f64.powf(progress) } else { 10.0 + 90.0 * progress };
                 assert!((rate(at) / want - 1.0).abs() < 0.08, "{exponential} {at}: {} for {want}", rate(at));

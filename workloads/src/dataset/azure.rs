@@ -1,5 +1,5 @@
-//! [Azure's LLM inference traces](https://github.com/Azure/AzurePublicDataset): csv of `TIMESTAMP` (a date and time of day),
-//! `ContextTokens`, `GeneratedTokens`.
+//! [Azure's LLM inference traces](https://github.com/Azure/AzurePublicDataset): csv files with the columns
+//! `TIMESTAMP` (date and time of day), `ContextTokens` and `GeneratedTokens`.
 
 use std::path::Path;
 

@@ -1,5 +1,6 @@
-//! [BurstGPT](https://github.com/HPMLL/BurstGPT): csv of `Timestamp` (seconds, whole or not), `Request tokens`,
-//! `Response tokens`, `Log Type`; later releases have more columns in another order. A request that failed has no response tokens.
+//! [BurstGPT](https://github.com/HPMLL/BurstGPT): csv files with the columns `Timestamp` (seconds, with or
+//! without a fraction), `Request tokens`, `Response tokens` and `Log Type`. Later releases have more
+//! columns in another order. A request that failed has 0 response tokens.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! Conversations as text.
+//! Conversations in the form of text.
 
 use super::{DatasetError, json_items::JsonItem};
 
@@ -8,11 +8,11 @@ pub(super) struct Turn {
     pub(super) text: String,
 }
 
-/// Who speaks.
+/// Who speaks in a turn.
 pub(super) enum Role {
     User,
     Assistant,
-    /// A system prompt, a tool, ...: by the name the file has.
+    /// Somebody else, such as a system prompt or a tool, by the name in the file.
     Other(String),
 }
 
@@ -37,7 +37,7 @@ impl Role {
     }
 }
 
-/// Turns of `conversations`: a list of `{from, value}`.
+/// The turns in the field `conversations`, which is a list of `{from, value}`.
 pub(super) fn turns_of(item: &JsonItem) -> Result<Vec<Turn>, DatasetError> {
     let mut turns = Vec::new();
     for (at, turn) in item.list("conversations")?.iter().enumerate() {
@@ -51,12 +51,12 @@ pub(super) fn turns_of(item: &JsonItem) -> Result<Vec<Turn>, DatasetError> {
     Ok(turns)
 }
 
-/// Text of a conversation, turn by turn.
+/// The text of a conversation, turn by turn.
 #[derive(Default)]
 pub(super) struct Transcript(String);
 
 impl Transcript {
-    /// Adds a turn: a line of who speaks and what.
+    /// Adds a turn as a line: who speaks, and what.
     pub(super) fn push(&mut self, role: &Role, text: &str) {
         self.0.push_str(role.label());
         self.0.push_str(": ");
@@ -64,12 +64,12 @@ impl Transcript {
         self.0.push('\n');
     }
 
-    /// What asks for an answer to all that was said.
+    /// The text as a prompt: it ends with the word after which the assistant's answer belongs.
     pub(super) fn prompt(&self) -> String {
         format!("{}{}:", self.0, Role::Assistant.label())
     }
 
-    /// Whether nothing was said.
+    /// Whether no turn was added.
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

@@ -1,4 +1,4 @@
-//! Rows of a csv file, by the names of its columns.
+//! The rows of a csv file, read by the names of its columns.
 
 use std::path::Path;
 
@@ -8,8 +8,8 @@ use super::likeness::{missing, workload_with};
 use super::text_file::TextFile;
 use super::{DatasetError, quantity};
 
-/// A csv file whose header was read. A row is a line: a quoted field ends in the line that it began in, so that a stray
-/// quote can't swallow the rest of the file.
+/// A csv file whose header has been read. Every line is a row: a quoted field must end in its own line, so
+/// that a stray quote can't swallow the rest of the file.
 pub(super) struct CsvRows {
     file: TextFile,
     fields: Fields,
@@ -31,7 +31,7 @@ pub(super) struct Row<'a> {
 }
 
 impl CsvRows {
-    /// Opens a file that is said to be of the kind `workload`, and reads its header.
+    /// Opens a file for the workload `workload`, and reads its header.
     pub(super) fn open(path: &Path, workload: &'static str) -> Result<Header, DatasetError> {
         let mut file = TextFile::open(path)?;
         let Some((line, text)) = file.next_full_line()? else {
@@ -65,14 +65,14 @@ impl CsvRows {
     }
 }
 
-/// A csv file at the end of its header.
+/// A csv file of which only the header has been read.
 pub(super) struct Header {
     rows: CsvRows,
     workload: &'static str,
 }
 
 impl Header {
-    /// A column that may be missing.
+    /// Finds a column that may be missing.
     pub(super) fn find(&self, name: &'static str) -> Result<Option<Column>, DatasetError> {
         let mut places = (0..self.rows.columns).filter(|&i| self.rows.fields.get(i) == name);
         let Some(place) = places.next() else { return Ok(None) };
@@ -85,7 +85,7 @@ impl Header {
         }
     }
 
-    /// A column.
+    /// Finds a column that must be there.
     pub(super) fn column(&self, name: &'static str) -> Result<Column, DatasetError> {
         self.find(name)?.ok_or_else(|| {
             let found: Vec<&str> = (0..self.rows.columns).map(|i| self.rows.fields.get(i)).collect();
@@ -105,34 +105,34 @@ impl Row<'_> {
         self.fields.get(column.place)
     }
 
-    /// Tokens.
+    /// A field with a number of tokens.
     pub(super) fn tokens(&self, column: Column) -> Result<u32, DatasetError> {
         quantity::tokens(self.text(column)).map_err(|what| self.wrong(column, &what))
     }
 
-    /// A time in seconds, as nanoseconds.
+    /// A field with a time in seconds. Returns nanoseconds.
     pub(super) fn seconds(&self, column: Column) -> Result<i64, DatasetError> {
         quantity::seconds(self.text(column)).map_err(|what| self.wrong(column, &what))
     }
 
-    /// Says what is wrong with a field.
+    /// An error that says what is wrong with a field.
     pub(super) fn wrong(&self, column: Column, what: &str) -> DatasetError {
         let what = format!("column `{}` {what}", column.name);
         DatasetError::Line { path: self.path.to_path_buf(), line: self.line, what }
     }
 }
 
-/// Fields of a line, one buffer for all lines.
+/// The fields of a line. One buffer serves all lines.
 struct Fields {
     reader: Reader,
     text: Vec<u8>,
-    /// Where each field ends in `text`; the next begins there.
+    /// Where each field ends in `text`; the next field begins there.
     ends: Vec<usize>,
 }
 
 impl Default for Fields {
     fn default() -> Self {
-        // A row is a line, so that a carriage return ends none.
+        // Each line is read by itself, so a carriage return must not end a row.
         let reader = ReaderBuilder::new().terminator(Terminator::Any(b'\n')).build();
         Self { reader, text: Vec::new(), ends: Vec::new() }
     }
@@ -142,17 +142,17 @@ impl Fields {
     fn get(&self, i: usize) -> &str {
         let start = i.checked_sub(1).and_then(|before| self.ends.get(before)).copied().unwrap_or(0);
         let field = self.ends.get(i).and_then(|&end| self.text.get(start..end)).unwrap_or_default();
-        // Only quotes and commas were taken out of a text, so that it still is one.
+        // Only quotes and commas were removed from valid UTF-8, so the rest is valid UTF-8.
         std::str::from_utf8(field).unwrap_or_default().trim()
     }
 
-    /// Splits a line as RFC 4180 says: fields in double quotes may hold commas, and quotes that are doubled. The reader is given this
-    /// one line and no more, so that a quote which is not closed in it is an error.
+    /// Splits a line as RFC 4180 says: fields in double quotes may hold commas, and doubled quotes stand
+    /// for one. The reader sees only this line, so a quote that is not closed in it is an error.
     fn split(&mut self, line: &str) -> Result<(), String> {
         self.reader.reset();
         self.text.resize(line.len() + 1, 0);
         self.ends.resize(self.ends.capacity().max(16), 0);
-        // The reader passes over a line without a field.
+        // The reader would skip an empty line.
         if line.is_empty() {
             self.ends.clear();
             self.ends.push(0);
@@ -185,7 +185,7 @@ impl Fields {
     }
 }
 
-/// What to say where a csv header was expected and this line begins with JSON.
+/// The message for a csv file whose first line looks like JSON instead of a header.
 fn json_instead(line: &str) -> Option<String> {
     let text = line.trim_start();
     if !text.starts_with(['{', '[']) {

@@ -5,8 +5,9 @@ use jiff::tz::Offset;
 
 use super::likeness::shown;
 
-/// Nanoseconds from 1970-01-01 00:00:00 to `YYYY-MM-DD HH:MM:SS`, with up to nine digits of a second's fraction, `T` in the
-/// place of the space, and an offset from UTC (`Z`, `+00:00`, `+0000`, `+00`) or none, which is taken as UTC.
+/// Returns the nanoseconds from 1970-01-01 00:00:00 to `YYYY-MM-DD HH:MM:SS`. The seconds may have up to
+/// nine decimals, `T` may stand in place of the space, and an offset from UTC (`Z`, `+00:00`, `+0000`,
+/// `+00`) may follow; without one the time is taken as UTC.
 pub(super) fn nanoseconds_since_1970(text: &str) -> Result<i64, String> {
     parse(text).ok_or_else(|| {
         format!("is {}; expected a time as `2023-11-16 18:15:46.6805900` (years 1970 to 2199)", shown(text))
@@ -14,7 +15,7 @@ pub(super) fn nanoseconds_since_1970(text: &str) -> Result<i64, String> {
 }
 
 fn parse(text: &str) -> Option<i64> {
-    // `jiff` also reads dates without times, and times without seconds.
+    // This check is needed because `jiff` also reads dates without times, and times without seconds.
     const SHAPE: &[u8] = b"0000-00-00 00:00:00";
     let head = text.as_bytes().get(..SHAPE.len())?;
     let fits = |(byte, shape): (&u8, &u8)| match shape {
@@ -22,7 +23,7 @@ fn parse(text: &str) -> Option<i64> {
         b' ' => matches!(byte, b' ' | b'T'),
         _ => byte == shape,
     };
-    // Its leap seconds are taken as the second before them.
+    // `jiff` would take a leap second as the second before it, so 60 seconds are refused here.
     if !head.iter().zip(SHAPE).all(fits) || head.ends_with(b"60") {
         return None;
     }
@@ -92,7 +93,7 @@ mod tests {
     proptest! {
         #[test]
         fn days_are_counted_one_by_one(days in 0_i64..84_000) {
-            // By definition: walk the calendar.
+            // The definition: walks the calendar year by year.
             let leap = |year: i64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
             let days_in = |year: i64, month: i64| match month {
                 2 if leap(year) => 29,

@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-/// Why a dataset can't be read: always with the file, and the line where there is one.
+/// Why a dataset can't be read. Each error names the file, and the line if there is one.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DatasetError {
@@ -9,20 +9,21 @@ pub enum DatasetError {
     Read {
         /// The file.
         path: PathBuf,
-        /// The system's word on it.
+        /// The operating system's error.
         source: std::io::Error,
     },
-    /// A line says something it can't.
+    /// A line holds something that can't be right.
     #[error("{path}:{line}: {what}")]
     Line {
         /// The file.
         path: PathBuf,
-        /// The line, from 1; of a JSON array's element, the one that it begins in.
+        /// The line, counted from 1. For an element of a JSON array it is the line in which the element
+        /// begins.
         line: u64,
         /// What is wrong, and what was expected.
         what: String,
     },
-    /// The file as a whole is not what it should be (empty, a column is missing).
+    /// The file as a whole is not what it should be; it is empty, or a column is missing, for example.
     #[error("{path}: {what}")]
     File {
         /// The file.
@@ -30,7 +31,7 @@ pub enum DatasetError {
         /// What is wrong, and what was expected.
         what: String,
     },
-    /// Options that do not go together.
+    /// The options do not go together.
     #[error("{0}")]
     Options(String),
 }

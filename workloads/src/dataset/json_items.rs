@@ -1,4 +1,4 @@
-//! JSON objects of a file: one a line, or the elements of one array.
+//! The JSON objects of a file, which has one per line or is one array of them.
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,7 @@ use super::likeness::{missing, shown, workload_with};
 use super::text_file::{MAX_LINE, TextFile, not_utf8, too_long};
 use super::{DatasetError, quantity};
 
-/// A file of JSON objects, of which one is held at a time.
+/// A file of JSON objects. One object at a time is in memory.
 pub(super) struct JsonItems {
     file: TextFile,
     workload: &'static str,
@@ -18,25 +18,25 @@ pub(super) struct JsonItems {
 
 enum Shape {
     Lines,
-    /// An array, so many elements of which were read.
+    /// The file is an array, of which this many elements have been read.
     Array(u64),
-    /// An array, to its end.
+    /// The file is an array that has been read to its end.
     Over,
 }
 
-/// An object.
+/// One JSON object of the file.
 pub(super) struct JsonItem {
     map: Map<String, Value>,
     path: PathBuf,
     workload: &'static str,
     /// The line of the file that it begins in, from 1.
     pub(super) line: u64,
-    /// Its number in an array, from 1.
+    /// The object's number in an array, counted from 1.
     element: Option<u64>,
 }
 
 impl JsonItems {
-    /// Opens a file that is said to be of the kind `workload`; its first character tells an array from lines.
+    /// Opens a file for the workload `workload`. Its first character tells whether it is an array or lines.
     pub(super) fn open(path: &Path, workload: &'static str) -> Result<Self, DatasetError> {
         let mut file = TextFile::open(path)?;
         skip_space(&mut file)?;
@@ -58,7 +58,7 @@ impl JsonItems {
         Ok(Self { file, workload, shape, buffer: Vec::new() })
     }
 
-    /// The next object.
+    /// Reads the next object.
     pub(super) fn next_item(&mut self) -> Result<Option<JsonItem>, DatasetError> {
         let (path, workload) = (self.file.path().to_path_buf(), self.workload);
         let number = match self.shape {
@@ -78,7 +78,7 @@ impl JsonItems {
         Ok(Some(JsonItem { map, path, workload, line: begins, element: Some(number) }))
     }
 
-    /// Takes the array's element `number` into the buffer; gives the line it begins in.
+    /// Takes element number `number` of the array into the buffer. Returns the line in which it begins.
     fn next_element(&mut self, number: u64) -> Result<Option<u64>, DatasetError> {
         skip_space(&mut self.file)?;
         let mut next = self.file.peek()?;
@@ -113,7 +113,7 @@ impl JsonItems {
         }
     }
 
-    /// Takes bytes up to the brace that closes the first one. Whether it is JSON is not looked at here.
+    /// Takes the bytes up to the brace that closes the first one. It does not check that they are JSON.
     fn take_object(&mut self, number: u64, begins: u64) -> Result<(), DatasetError> {
         self.buffer.clear();
         let (mut depth, mut in_string, mut escaped, mut over) = (0_u64, false, false, false);
@@ -157,23 +157,23 @@ impl JsonItems {
 }
 
 impl JsonItem {
-    /// Says what is wrong with it.
+    /// An error that says what is wrong with this object.
     pub(super) fn error(&self, what: &str) -> DatasetError {
         let what = self.element.map_or_else(|| what.to_owned(), |number| in_element(number, what));
         DatasetError::Line { path: self.path.clone(), line: self.line, what }
     }
 
-    /// Whether it has such a field, other than `null`.
+    /// Whether the object has this field with a value other than `null`.
     pub(super) fn has(&self, field: &str) -> bool {
         self.find(field).is_some()
     }
 
-    /// A field that may be missing; `null` is as good as missing.
+    /// A field that may be missing; `null` counts as missing.
     pub(super) fn find(&self, field: &str) -> Option<&Value> {
         self.map.get(field).filter(|value| !value.is_null())
     }
 
-    /// A field.
+    /// A field that must be there.
     pub(super) fn field(&self, field: &str) -> Result<&Value, DatasetError> {
         self.find(field).ok_or_else(|| {
             let found: Vec<&str> = self.map.keys().map(String::as_str).collect();
@@ -181,7 +181,8 @@ impl JsonItem {
         })
     }
 
-    /// A field that should be `expected`: one that is `null` is told from one that is missing.
+    /// A field that should be `expected`. The error distinguishes a field that is `null` from one that is
+    /// missing.
     fn value(&self, field: &str, expected: &str) -> Result<&Value, DatasetError> {
         match self.map.get(field) {
             Some(null @ Value::Null) => Err(self.wrong(field, null, expected)),
@@ -189,18 +190,18 @@ impl JsonItem {
         }
     }
 
-    /// A text.
+    /// A field that is a text.
     pub(super) fn text(&self, field: &str) -> Result<&str, DatasetError> {
         let value = self.value(field, "a text")?;
         value.as_str().ok_or_else(|| self.wrong(field, value, "a text"))
     }
 
-    /// A text that may be missing.
+    /// A field that is a text or missing.
     pub(super) fn optional_text(&self, field: &str) -> Result<Option<&str>, DatasetError> {
         self.has(field).then(|| self.text(field)).transpose()
     }
 
-    /// A name: a text or a whole number.
+    /// A field that is a name: a text or a whole number.
     pub(super) fn name(&self, field: &str) -> Option<String> {
         match self.find(field)? {
             Value::String(text) => Some(text.clone()),
@@ -209,13 +210,13 @@ impl JsonItem {
         }
     }
 
-    /// A list.
+    /// A field that is a list.
     pub(super) fn list(&self, field: &str) -> Result<&[Value], DatasetError> {
         let value = self.value(field, "a list")?;
         value.as_array().map(Vec::as_slice).ok_or_else(|| self.wrong(field, value, "a list"))
     }
 
-    /// A list of texts.
+    /// A field that is a list of texts.
     pub(super) fn texts(&self, field: &str) -> Result<Vec<String>, DatasetError> {
         let text = |value: &Value| {
             value.as_str().map(str::to_owned).ok_or_else(|| self.wrong(field, value, "a list of texts"))
@@ -223,7 +224,7 @@ impl JsonItem {
         self.list(field)?.iter().map(text).collect()
     }
 
-    /// A list of whole numbers, none negative.
+    /// A field that is a list of whole numbers of at least 0.
     pub(super) fn numbers(&self, field: &str) -> Result<Vec<u64>, DatasetError> {
         let number = |value: &Value| {
             value.as_u64().ok_or_else(|| self.wrong(field, value, "a list of whole numbers, none negative"))
@@ -231,7 +232,7 @@ impl JsonItem {
         self.list(field)?.iter().map(number).collect()
     }
 
-    /// Tokens.
+    /// A field that is a number of tokens.
     pub(super) fn tokens(&self, field: &str) -> Result<u32, DatasetError> {
         let value = self.value(field, "a number of tokens")?;
         let number = value.as_f64().ok_or_else(|| self.wrong(field, value, "a number of tokens"))?;
@@ -239,7 +240,7 @@ impl JsonItem {
             .map_err(|what| self.error(&format!("field `{field}` {what}")))
     }
 
-    /// A time in units of `unit` nanoseconds, as nanoseconds.
+    /// A field that is a time in units of `unit` nanoseconds. Returns nanoseconds.
     pub(super) fn time(&self, field: &str, unit: i64) -> Result<i64, DatasetError> {
         let value = self.value(field, "a time")?;
         let exact = value.as_i64().and_then(|n| n.checked_mul(unit)).filter(|n| (0..1 << 62).contains(n));
@@ -251,7 +252,7 @@ impl JsonItem {
             .map_err(|what| self.error(&format!("field `{field}` {what}")))
     }
 
-    /// Says that a field is not what it should be.
+    /// An error that says that a field is not what it should be.
     pub(super) fn wrong(&self, field: &str, value: &Value, expected: &str) -> DatasetError {
         let found = match value {
             Value::Null => "null".into(),
@@ -270,7 +271,7 @@ fn in_element(number: u64, what: &str) -> String {
 
 fn object(text: &str) -> Result<Map<String, Value>, String> {
     let parsed = serde_json::from_str(text);
-    // Only what would be refused is looked at again, so that other lines cost nothing.
+    // Only a line that would be refused is looked at again, so that other lines cost nothing.
     let parsed = match parsed {
         Err(e) => match without_lone_surrogates(text) {
             Some(mended) => serde_json::from_str(&mended),
@@ -280,7 +281,8 @@ fn object(text: &str) -> Result<Map<String, Value>, String> {
     };
     parsed.map_err(|e| {
         let whole = e.to_string();
-        // serde counts lines from where it began; in a file of one object a line that would be read as the file's line.
+        // serde counts lines from where the object begins. In a file with one object per line that number
+        // could be mistaken for the file's line, so serde's words for it are cut off.
         let what = whole.split(" at line ").next().unwrap_or_default();
         let line = if e.line() > 1 { format!("line {} of it, ", e.line()) } else { String::new() };
         let cut = if e.is_eof() { ": is the line cut?" } else { "" };
@@ -288,8 +290,10 @@ fn object(text: &str) -> Result<Map<String, Value>, String> {
     })
 }
 
-/// The text with U+FFFD for escapes of surrogates that are no pair (Python writes them where a text was cut in an emoji), of the same
-/// length, so that places in it stay; `None` where there are none. In JSON a backslash stands in strings only.
+/// The text with U+FFFD in place of escaped surrogates that are not a pair, which Python writes if a text
+/// was cut inside an emoji. The length stays the same, so that positions in the text stay valid. `None` if
+/// there are no such escapes. Backslashes are looked for anywhere, because in JSON they occur only in
+/// strings.
 fn without_lone_surrogates(text: &str) -> Option<String> {
     let bytes = text.as_bytes();
     let surrogate = |at: usize| {
@@ -309,7 +313,7 @@ fn without_lone_surrogates(text: &str) -> Option<String> {
                 at += 6;
                 continue;
             }
-            // The escaped character may have several bytes where it is no JSON.
+            // If the text is not JSON, the escaped character may have several bytes.
             (None, _) => 1 + text[at + 1..].chars().next().map_or(0, char::len_utf8),
         };
         mended.push_str(&text[at..at + taken]);
@@ -319,7 +323,7 @@ fn without_lone_surrogates(text: &str) -> Option<String> {
     found.then_some(mended)
 }
 
-/// Steps over what JSON takes as space.
+/// Skips what counts as white space in JSON.
 fn skip_space(file: &mut TextFile) -> Result<(), DatasetError> {
     loop {
         let bytes = file.ahead()?;
@@ -333,7 +337,7 @@ fn skip_space(file: &mut TextFile) -> Result<(), DatasetError> {
     }
 }
 
-/// What to say where JSON was expected and the first line is this.
+/// The message for a file that should be JSON and whose first line is this one.
 fn csv_instead(line: &str) -> String {
     let names: Vec<&str> = line.split(',').map(str::trim).collect();
     let hint = workload_with(&names).map(|kind| format!(": is it --workload {kind}?")).unwrap_or_default();

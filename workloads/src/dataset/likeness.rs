@@ -1,6 +1,7 @@
-//! What a file seems to be, to say so when it is not what was asked for.
+//! Guesses what a file is, for the message when it is not what was asked for.
 
-/// Columns or fields that tell kinds of datasets apart; the first kind that has all of its own.
+/// The columns or fields by which kinds of datasets are recognised. The first kind is taken of which the
+/// file has all.
 const MARKS: [(&str, &[&str]); 11] = [
     ("burstgpt", &["Timestamp", "Request tokens"]),
     ("azure", &["TIMESTAMP", "ContextTokens"]),
@@ -20,7 +21,8 @@ pub(super) fn workload_with(names: &[&str]) -> Option<&'static str> {
     MARKS.iter().find(|(_, marks)| marks.iter().all(|m| names.contains(m))).map(|(kind, _)| *kind)
 }
 
-/// Says that a `what` ("column", "field") is missing, which there are, and what the file seems to be.
+/// The message that a column or field (`what`) is missing. It lists those that there are, and says what the
+/// file seems to be.
 pub(super) fn missing(what: &str, name: &str, found: &[&str], workload: &str) -> String {
     let mut text = format!("has no {what} `{name}`; its {what}s are {}", listed(found));
     if let Some(other) = workload_with(found).filter(|&other| other != workload) {
@@ -31,7 +33,7 @@ pub(super) fn missing(what: &str, name: &str, found: &[&str], workload: &str) ->
     text
 }
 
-/// Names one after the other, not too many of them.
+/// Lists names, but not too many of them.
 fn listed(names: &[&str]) -> String {
     const MOST: usize = 20;
     let mut shown_names: Vec<String> = names.iter().take(MOST).map(|name| shown(name)).collect();
@@ -41,7 +43,7 @@ fn listed(names: &[&str]) -> String {
     if shown_names.is_empty() { "none".into() } else { shown_names.join(", ") }
 }
 
-/// A value of a file as a message quotes it, not too long.
+/// A value of a file as messages quote it, shortened if it is long.
 pub(super) fn shown(value: &str) -> String {
     const MOST: usize = 40;
     let mut text: String = value.chars().take(MOST).map(|c| if c.is_control() { ' ' } else { c }).collect();

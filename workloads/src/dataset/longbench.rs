@@ -1,11 +1,12 @@
-//! [LongBench](https://github.com/THUDM/LongBench) v1: JSON lines of `context`, `input` (a question, may be empty), `answers`, `dataset`.
+//! [LongBench](https://github.com/THUDM/LongBench) v1: JSON lines with the fields `context`, `input` (a
+//! question, which may be empty), `answers` and `dataset`.
 //!
-//! A prompt is the context, an empty line, the input, and a line that asks for what its kind of task wants (`Summary:`, `Answer:`); code is
-//! given as it is, to be gone on with. These are plain prompts, not the wording of the paper's for each of the 21 datasets. The
-//! greatest length of an answer is the paper's.
+//! A prompt is the context, an empty line, the input, and a line that says what kind of answer the task
+//! wants (`Summary:`, `Answer:`). Code is given as it is, to be continued. These are plain prompts, not the
+//! wording that the paper has for each of the 21 datasets. The greatest length of an answer is the paper's.
 //!
-//! An answer is right when it holds one of `answers`. Summaries and code are measured by likeness in the paper, which this crate does not
-//! do: they have no score.
+//! An answer is right if it contains one of `answers`. The paper measures summaries and code by likeness,
+//! which this crate does not do, so they have no score.
 
 use std::path::Path;
 
@@ -13,7 +14,7 @@ use super::json_items::{JsonItem, JsonItems};
 use super::records::{Record, Records, records};
 use super::{DatasetError, Expectation, Item, OutputLength, Prompt, Sample};
 
-/// What a task wants.
+/// The kind of answer that a task wants.
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
     Answer,
@@ -21,7 +22,8 @@ enum Kind {
     Code,
 }
 
-/// The datasets of LongBench v1, what each wants, and the tokens an answer may have (`dataset2maxlen`).
+/// The datasets of LongBench v1: the kind of answer that each wants, and the most tokens of an answer
+/// (`dataset2maxlen`).
 const DATASETS: [(&str, Kind, u32); 21] = [
     ("narrativeqa", Kind::Answer, 128),
     ("qasper", Kind::Answer, 128),
@@ -59,7 +61,7 @@ fn sample(item: &JsonItem) -> Result<Sample, DatasetError> {
     let input = item.text("input")?;
     let answers = item.texts("answers")?;
     let dataset = item.optional_text("dataset")?;
-    // LongBench-E names the same datasets with `_e` behind.
+    // LongBench-E has the same datasets, with `_e` at the end of their names.
     let plain = dataset.map(|name| name.strip_suffix("_e").unwrap_or(name));
     let known = plain.and_then(|name| DATASETS.iter().find(|(known, ..)| *known == name));
     let kind = known.map_or(Kind::Answer, |(_, kind, _)| *kind);

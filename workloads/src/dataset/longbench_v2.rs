@@ -1,5 +1,6 @@
-//! [LongBench v2](https://github.com/THUDM/LongBench): a JSON array or JSON lines of `_id, domain, sub_domain, difficulty, length, question,
-//! choice_A, choice_B, choice_C, choice_D, answer, context`. The prompt is the authors' zero-shot one, and so is the greatest length of an answer.
+//! [LongBench v2](https://github.com/THUDM/LongBench): a JSON array or JSON lines with the fields `_id,
+//! domain, sub_domain, difficulty, length, question, choice_A, choice_B, choice_C, choice_D, answer,
+//! context`. The prompt and the greatest length of an answer are those of the authors' zero-shot setting.
 
 use std::path::Path;
 
@@ -7,7 +8,7 @@ use super::json_items::{JsonItem, JsonItems};
 use super::records::{Record, Records, records};
 use super::{DatasetError, Expectation, Item, OutputLength, Prompt, Sample};
 
-/// Tokens an answer may have.
+/// The most tokens of an answer.
 const ANSWER_TOKENS: u32 = 128;
 
 pub(super) fn read(path: &Path) -> Result<Records, DatasetError> {

@@ -1,11 +1,13 @@
 //! Datasets and production traces, read as they are published, one sample at a time.
 //!
-//! A reader goes by column and field names, takes gzip or plain files, and keeps one record in memory. What it can't read is
-//! an [`Error`](DatasetError) that names file and line. It changes nothing: lengths are those of the file, times are seconds since
-//! the file's first record, and what a file marks as failed (an output of no tokens) is told, not dropped.
+//! A reader goes by the names of columns and fields, takes plain and gzip files, and keeps one record in
+//! memory. If it can't read something, the [error](DatasetError) names the file and the line. It changes
+//! nothing: lengths are those of the file, and times are seconds since the file's first record. Records
+//! that the file marks as failed (with an output of no tokens) are reported, not silently dropped.
 //!
-//! A line, or an element of an array, may have 64 MiB; a longer one is an error that is found without holding it. In csv files quotes do not
-//! span lines. Lengths are at most 100 million tokens. Times must be in order.
+//! A line, or an element of an array, may have up to 64 MiB; a longer one is an error that is found without
+//! holding all of it in memory. In csv files a quoted field ends in its own line. Lengths are at most 100
+//! million tokens. Times must be in order.
 //!
 //! ```no_run
 //! use pagedraft_workloads::dataset::{DatasetOptions, Item, Turns, Workload, open};
@@ -40,6 +42,7 @@ mod likeness;
 mod longbench;
 mod longbench_v2;
 mod mooncake;
+mod options;
 mod quantity;
 mod random;
 mod records;
@@ -55,127 +58,37 @@ mod vidur;
 mod window;
 
 pub use error::DatasetError;
+pub use options::{DatasetOptions, RandomOptions, Turns, Workload};
 pub use sample::{Expectation, Item, OutputLength, Prompt, Sample, SkipReason, Skipped};
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use self::records::{Record, Records};
 use self::window::Window;
-use crate::prompt::TextTokens;
+use crate::text_tokens::TextTokens;
 
-/// A kind of dataset or trace, by the name that `--workload` gives it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Workload {
-    /// BurstGPT's csv (either column order): `Timestamp` in seconds, `Request tokens`, `Response tokens`, and `Log Type`, the category.
-    Burstgpt,
-    /// Azure's LLM inference traces (csv): `TIMESTAMP` (date and time, up to nine digits of a second's fraction, with an offset from
-    /// UTC or none), `ContextTokens`, `GeneratedTokens`.
-    Azure,
-    /// Mooncake's traces (JSON lines): `timestamp` in milliseconds, `input_length`, `output_length`, and `hash_ids`, a name for each
-    /// block of 512 tokens.
-    Mooncake,
-    /// Vidur's processed traces (csv): `num_prefill_tokens`, `num_decode_tokens`, and, in some, `arrived_at` in seconds.
-    Vidur,
-    /// ShareGPT conversations (a JSON array, or JSON lines), or JSON lines of token ids made from them.
-    ///
-    /// A prompt is a line for each turn before the answer (`User: ..`, `Assistant: ..`, `System: ..`, other roles by their names), and then
-    /// `Assistant:`. The recorded answer gives the answer's length. Answers are the turns of `gpt`, `chatgpt`, `bing`, `bard`, `assistant` and
-    /// `model`.
-    Sharegpt,
-    /// RULER's JSON lines (`index`, `input`, `outputs`, `answer_prefix`), or its tasks generated.
-    ///
-    /// The task is that of a field `task`, or of the name of the file or its directory; question answering (`qa_..`) needs one
-    /// of the answers, other tasks all.
-    Ruler,
-    /// LongBench v1 (JSON lines).
-    ///
-    /// The prompt is the context, the input, and `Summary:` or `Answer:` (not the paper's wording); code is given as it is. An
-    /// answer is right if it holds one of `answers`; summaries and code have no score.
-    Longbench,
-    /// LongBench v2 (a JSON array, or JSON lines), in its authors' zero-shot prompt.
-    LongbenchV2,
-    /// Spec-Bench's questions (JSON lines): the first turn of each. With [`Turns::PerUserTurn`] further turns are requests too,
-    /// whose prompt has the user turns before them, without answers, of which the file has none.
-    SpecBench,
-    /// Lengths drawn from ranges.
-    Random,
-}
-
-/// Which turns of a conversation are requests.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Turns {
-    /// One request a conversation: all before the last answer is its prompt.
-    #[default]
-    Full,
-    /// One request an answer: all before it is its prompt. It is named by its conversation and its number, as `id#2`.
-    PerUserTurn,
-}
-
-/// Samples without a file: lengths, and the share of each prompt that all have in common.
-#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct RandomOptions {
-    /// How many.
-    pub num_requests: u64,
-    /// Tokens of a prompt.
-    pub input_len: u32,
-    /// Tokens of an output.
-    pub output_len: u32,
-    /// Lengths are drawn evenly from `len * (1 - r) ..= len * (1 + r)`.
-    pub range_ratio: f64,
-    /// The share of each prompt that is a common prefix, 0 to 1.
-    pub prefix_share: f64,
-}
-
-/// What is read, and which part of it.
-#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct DatasetOptions {
-    /// The kind.
-    pub workload: Workload,
-    /// The file; `None` for samples that are generated.
-    #[serde(serialize_with = "crate::path_text::serialize")]
-    pub path: Option<PathBuf>,
-    /// Which turns of conversations are requests.
-    pub turns: Turns,
-    /// Seconds since the file's first record: earlier ones are left out, and times count from here.
-    pub from_s: Option<f64>,
-    /// Seconds since the file's first record: this one and later ones are left out.
-    pub to_s: Option<f64>,
-    /// The first so many samples of that window; skipped ones count.
-    pub limit: Option<u64>,
-    /// Whether requests that the trace marks as failed (no output) are run, with an output of one token.
-    pub keep_failed: bool,
-    /// For [`Workload::Random`].
-    pub random: Option<RandomOptions>,
-    /// For [`Workload::Ruler`] without a file.
-    pub ruler: Option<crate::tasks::RulerOptions>,
-    /// What is drawn is drawn from this.
-    pub seed: u64,
-}
-
-/// What a first pass over a dataset found.
+/// The result of a first pass over a dataset.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Survey {
-    /// Items that [`open`] gives, skipped ones included.
+    /// The number of items that [`open`] gives, skipped ones included.
     pub items: u64,
-    /// Of these, such as the file itself marks as failed.
+    /// The number of those items that the file itself marks as failed.
     pub skipped: u64,
     /// Whether every sample has an arrival time.
     pub timed: bool,
-    /// Seconds from the window's start to the last arrival, where there are times.
+    /// The seconds from the window's start to the last arrival; 0 if there are no times.
     pub span_s: f64,
 }
 
-/// Samples, one at a time, in the file's order.
+/// The samples of a dataset in the file's order, one at a time.
 pub type Samples = Box<dyn Iterator<Item = Result<Item, DatasetError>> + Send>;
 
 /// Reads a dataset.
 ///
 /// # Errors
 ///
-/// Options that do not go together, a file that is not there or not of the kind. What is wrong further on is an item.
+/// The options do not go together, or the file is not there or not of the kind. Errors further on in the
+/// file are items.
 pub fn open(
     options: &DatasetOptions,
     tokenizer: Option<Arc<dyn TextTokens>>,
@@ -183,18 +96,20 @@ pub fn open(
     Ok(Box::new(Window::open(read(options, tokenizer)?, options)?))
 }
 
-/// Reads all of it once and counts, so that a run begins only with a file that can be read to its end (or the window's).
-/// Nothing is tokenised; samples that are generated from text are counted without being made.
+/// Reads all of a dataset once and counts, so that a run begins only with a file that can be read to its
+/// end (or to the window's). Nothing is tokenised. Samples that are generated from text are counted without
+/// being made.
 ///
 /// # Errors
 ///
-/// The first thing that is wrong with it.
+/// The first error in the dataset.
 pub fn survey(
     options: &DatasetOptions,
     tokenizer: Option<Arc<dyn TextTokens>>,
 ) -> Result<Survey, DatasetError> {
     if let (Workload::Ruler, None, Some(ruler)) = (options.workload, &options.path, &options.ruler) {
-        // Made one by one they would be tokenised; the first one tells whether they can be made.
+        // Making all samples would tokenise them, so only the first one is made. It shows whether samples
+        // can be made.
         drop(open(options, tokenizer)?);
         let items = options.limit.map_or(ruler.samples, |limit| ruler.samples.min(limit));
         return Ok(Survey { items, ..Survey::default() });
@@ -256,7 +171,7 @@ fn read(options: &DatasetOptions, tokenizer: Option<Arc<dyn TextTokens>>) -> Res
     }
 }
 
-/// RULER's tasks, made.
+/// The records of a generated RULER task.
 fn generated_ruler(
     options: &DatasetOptions,
     tokenizer: Option<Arc<dyn TextTokens>>,

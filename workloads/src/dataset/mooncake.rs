@@ -1,6 +1,7 @@
-//! [Mooncake](https://github.com/kvcache-ai/Mooncake)'s traces: JSON lines of `timestamp` (milliseconds), `input_length`,
-//! `output_length`, and `hash_ids`, a name for each block of 512 tokens of the prompt, the last one cut or not. A name stands for the
-//! block and all before it, so that equal names are equal prefixes.
+//! [Mooncake](https://github.com/kvcache-ai/Mooncake)'s traces: JSON lines with the fields `timestamp`
+//! (milliseconds), `input_length`, `output_length`, and `hash_ids`, which has a name for each block of 512
+//! prompt tokens; the last block may be cut. A name stands for its block and all blocks before it, so equal
+//! names mean equal prefixes.
 
 use std::path::Path;
 
@@ -9,7 +10,7 @@ use super::records::{Records, records};
 use super::trace_request::TraceRequest;
 use super::{DatasetError, Prompt};
 
-/// Tokens of a block.
+/// How many tokens a block has.
 const BLOCK: u32 = 512;
 
 pub(super) fn read(path: &Path, keep_failed: bool) -> Result<Records, DatasetError> {

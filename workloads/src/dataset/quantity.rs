@@ -1,17 +1,18 @@
-//! Counts of tokens and moments in time, as files write them.
+//! Numbers of tokens and times, as files write them.
 
 use super::likeness::shown;
 
-/// No prompt or output is longer, in tokens.
+/// The greatest length of a prompt or output, in tokens.
 pub(super) const MAX_TOKENS: u32 = 100_000_000;
 
-/// Nanoseconds of a second.
+/// A second in nanoseconds.
 pub(super) const SECOND: i64 = 1_000_000_000;
 
-/// The latest moment, in seconds since the earliest: some 285 years, so that nanoseconds fit 64 bits.
+/// The latest time in seconds since the earliest one. It is about 285 years, so that nanoseconds fit in 64
+/// bits.
 const MAX_SECONDS: u64 = 9_000_000_000;
 
-/// Tokens written as a whole number (`906`, or `906.0`).
+/// A number of tokens, written as a whole number (`906`, or `906.0`).
 pub(super) fn tokens(text: &str) -> Result<u32, String> {
     if !text.is_empty() && text.len() < 10 && text.bytes().all(|b| b.is_ascii_digit()) {
         let value = text.bytes().fold(0, |n, b| n * 10 + u32::from(b - b'0'));
@@ -24,7 +25,7 @@ pub(super) fn tokens(text: &str) -> Result<u32, String> {
     }
 }
 
-/// The same of a number; `text` is how the file writes it.
+/// The same for a number. `text` is what the file says.
 pub(super) fn bounded(value: f64, text: &str) -> Result<u32, String> {
     if value > f64::from(MAX_TOKENS) {
         Err(format!("is {}, more than the {MAX_TOKENS} tokens that a length may be", shown(text)))
@@ -35,7 +36,7 @@ pub(super) fn bounded(value: f64, text: &str) -> Result<u32, String> {
     }
 }
 
-/// Seconds as nanoseconds; decimals are taken as they are written, so that large moments keep their fractions.
+/// Seconds as nanoseconds. Decimals are read as they are written, so that large times keep their fractions.
 pub(super) fn seconds(text: &str) -> Result<i64, String> {
     decimal(text).map_or_else(
         || match text.parse::<f64>() {
@@ -46,7 +47,7 @@ pub(super) fn seconds(text: &str) -> Result<i64, String> {
     )
 }
 
-/// `value` units of `unit` nanoseconds; `text` is how the file writes it.
+/// `value` units of `unit` nanoseconds. `text` is what the file says.
 pub(super) fn nanoseconds(value: f64, unit: i64, text: &str) -> Result<i64, String> {
     let scaled = (value * unit as f64).round();
     if scaled > (MAX_SECONDS * SECOND as u64) as f64 {
@@ -58,7 +59,8 @@ pub(super) fn nanoseconds(value: f64, unit: i64, text: &str) -> Result<i64, Stri
     }
 }
 
-/// `12`, `12.` or `12.345`, rounded to nanoseconds; `None` for anything else, or too great.
+/// `12`, `12.` or `12.345`, rounded to nanoseconds. `None` for anything else, and for a number that is too
+/// great.
 fn decimal(text: &str) -> Option<i64> {
     let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
     let digits = |s: &str| s.bytes().all(|b| b.is_ascii_digit());

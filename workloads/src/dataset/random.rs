@@ -1,11 +1,11 @@
-//! Samples of drawn lengths.
+//! Samples whose lengths are drawn at random.
 
 use super::quantity::MAX_TOKENS;
 use super::records::{Record, Records};
 use super::{DatasetError, Item, OutputLength, Prompt, RandomOptions, Sample};
 use crate::prompt::{Draws, Purpose};
 
-/// What is drawn of a request.
+/// The numbers that are drawn for a request: first for its prompt, then for its output.
 const INPUT: u64 = 0;
 const OUTPUT: u64 = 1;
 
@@ -13,7 +13,7 @@ pub(super) fn generate(options: &RandomOptions, seed: u64) -> Result<Records, Da
     let options = options.clone();
     check(&options).map_err(DatasetError::Options)?;
     Ok(Box::new((0..options.num_requests).map(move |index| {
-        // A request's lengths are its own, whatever comes before it.
+        // A request's lengths are a function of its own index, whatever comes before it.
         let draws = Draws::new(seed, Purpose::Lengths, index);
         let length = between(options.input_len, options.range_ratio, draws.bits(INPUT));
         let prefix = (f64::from(length) * options.prefix_share).round() as u32;
@@ -54,7 +54,8 @@ fn check(options: &RandomOptions) -> Result<(), String> {
     share("the share of a common prefix (--prefix-share)", options.prefix_share)
 }
 
-/// A whole number of `len * (1 - ratio) ..= len * (1 + ratio)`, at least 1, by 64 random bits: each as likely as another.
+/// A whole number from `len * (1 - ratio) ..= len * (1 + ratio)`, at least 1, chosen by 64 random bits. All
+/// numbers are equally likely.
 fn between(len: u32, ratio: f64, bits: u64) -> u32 {
     let low = (f64::from(len) * (1.0 - ratio)).ceil().max(1.0) as u64;
     let high = ((f64::from(len) * (1.0 + ratio)).floor() as u64).max(low);

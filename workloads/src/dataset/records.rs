@@ -1,18 +1,19 @@
-//! What readers give, before it is cut to a window.
+//! What readers give, before it is cut to the window.
 
-use super::{DatasetError, Item};
+use super::error::DatasetError;
+use super::sample::Item;
 
-/// An item with its time as the file has it: nanoseconds since any fixed moment.
+/// An item and its time in the file, in nanoseconds since any fixed moment.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Record {
     pub(super) time_ns: Option<i64>,
     pub(super) item: Item,
 }
 
-/// Records in the file's order; it ends with the first error.
+/// Records in the file's order. The first error ends them.
 pub(super) type Records = Box<dyn Iterator<Item = Result<Record, DatasetError>> + Send>;
 
-/// Records that `pull` gives until it gives none, or fails.
+/// The records that `pull` gives, until it gives none or fails.
 pub(super) fn records(
     mut pull: impl FnMut() -> Result<Option<Record>, DatasetError> + Send + 'static,
 ) -> Records {

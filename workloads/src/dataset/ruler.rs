@@ -1,9 +1,10 @@
-//! [RULER](https://github.com/NVIDIA/RULER)'s samples: JSON lines of `index`, `input` (the prompt), `outputs` (the answers), and, in newer
-//! files, `answer_prefix` (the beginning of the answer, put behind the prompt).
+//! [RULER](https://github.com/NVIDIA/RULER)'s samples: JSON lines with the fields `index`, `input` (the
+//! prompt), `outputs` (the answers) and, in newer files, `answer_prefix` (the beginning of the answer,
+//! which is appended to the prompt).
 //!
-//! Which task it is stands in a field `task`, or is taken from the file's name (`niah_multikey_3_4096.jsonl`) or its directory's
-//! (`qa_1/validation.jsonl`). Question answering needs one of the answers, all other tasks need every one. The greatest length of
-//! an answer is RULER's own for the task; of a task that is not known, the run's.
+//! The task is named by a field `task`, by the file (`niah_multikey_3_4096.jsonl`) or by its directory
+//! (`qa_1/validation.jsonl`). Question answering needs one of the answers, all other tasks need every one.
+//! The greatest length of an answer is RULER's own for the task; for an unknown task it is the run's.
 
 use std::path::Path;
 
@@ -11,7 +12,7 @@ use super::json_items::{JsonItem, JsonItems};
 use super::records::{Record, Records, records};
 use super::{DatasetError, Expectation, Item, OutputLength, Prompt, Sample};
 
-/// How RULER's task names begin, and the tokens an answer may have (`tokens_to_generate` of its tasks).
+/// How RULER's task names begin, and the most tokens of an answer (`tokens_to_generate` of the task).
 const TASKS: [(&str, u32); 5] = [("niah", 128), ("vt", 30), ("cwe", 120), ("fwe", 50), ("qa", 32)];
 
 pub(super) fn read(path: &Path) -> Result<Records, DatasetError> {
@@ -43,13 +44,13 @@ fn sample(item: &JsonItem, from_path: Option<&str>) -> Result<Sample, DatasetErr
     })
 }
 
-/// The family of a task: `niah` of `niah_single_1`.
+/// The family of a task, such as `niah` for `niah_single_1`, and the most tokens of an answer.
 fn family_of(task: &str) -> Option<(&'static str, u32)> {
     let first = task.split(['_', '-', '.']).next().unwrap_or_default();
     TASKS.into_iter().find(|(name, _)| first.eq_ignore_ascii_case(name))
 }
 
-/// The task that a path names; of `niah_multikey_3_4096_rows001-250.jsonl`, `niah_multikey_3`.
+/// The task that a path names, such as `niah_multikey_3` for `niah_multikey_3_4096_rows001-250.jsonl`.
 fn task_of_path(path: &Path) -> Option<String> {
     let file = path.file_name().and_then(|n| n.to_str());
     let directory = path.parent().and_then(Path::file_name).and_then(|n| n.to_str());
@@ -59,7 +60,8 @@ fn task_of_path(path: &Path) -> Option<String> {
         let mut parts: Vec<&str> = Vec::new();
         for part in name.split('_') {
             let number = part.bytes().all(|b| b.is_ascii_digit());
-            // A task's number has one digit and ends its name; what follows is the file's own (a length, a slice).
+            // A task's number has one digit and ends its name. What follows belongs to the file, such as a
+            // length or a slice.
             if number && part.len() > 1 || part.bytes().any(|b| b.is_ascii_digit()) && !number {
                 break;
             }

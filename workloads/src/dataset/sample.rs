@@ -1,70 +1,70 @@
 use serde::{Deserialize, Serialize};
 
-/// What a dataset gives.
+/// An item that a dataset gives.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Item {
     /// A request.
     Sample(Sample),
-    /// A record that is none.
+    /// A record that is not a request.
     Skipped(Skipped),
 }
 
-/// A request as its dataset tells it.
+/// A request as its dataset describes it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sample {
-    /// The dataset's own name for it, where it has one.
+    /// The dataset's own name for it, if it has one.
     pub source_id: Option<String>,
-    /// The line of the file that it begins in, from 1; 0 when it was generated.
+    /// The line of the file in which it begins, counted from 1; 0 if it was generated.
     pub line: u64,
-    /// Seconds since the window's start, where the dataset has times.
+    /// Its arrival in seconds since the window's start, if the dataset has times.
     pub arrival_s: Option<f64>,
-    /// What is asked.
+    /// The prompt.
     pub prompt: Prompt,
-    /// How much is answered.
+    /// The length of the output.
     pub output: OutputLength,
-    /// What a good answer is, where the dataset says.
+    /// What a good answer is, if the dataset says so.
     pub expect: Option<Expectation>,
-    /// The dataset's category, domain, model or kind of log, where it has one.
+    /// The dataset's category, domain, model or kind of log, if it has one.
     pub category: Option<String>,
 }
 
-/// A prompt, as far as its dataset tells it.
+/// A prompt, as far as its dataset describes it.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Prompt {
-    /// So many tokens, of no other request.
+    /// This many tokens, which no other request shares.
     Length(u32),
-    /// So many tokens, in blocks that are named: equal names are equal tokens. The last block may be cut.
+    /// Tokens in named blocks: blocks of equal names have equal tokens. The last block may be cut.
     Blocks {
-        /// Tokens in all.
+        /// The number of tokens in all.
         length: u32,
-        /// Tokens a block.
+        /// The number of tokens in a block.
         block_size: u32,
-        /// Names of the blocks.
+        /// The names of the blocks.
         ids: Vec<u64>,
     },
-    /// So many tokens, the first of which are those of every prompt of the group.
+    /// Tokens that begin with a prefix which all prompts of the group share.
     SharedPrefix {
-        /// Tokens in all.
+        /// The number of tokens in all.
         length: u32,
-        /// Of these, the group's.
+        /// The number of tokens in the shared prefix.
         prefix: u32,
-        /// Which group.
+        /// The group.
         group: u64,
     },
-    /// Text.
+    /// A text.
     Text(String),
-    /// Token ids (of the dataset's own tokenizer).
+    /// Token ids of the dataset's own tokenizer.
     Tokens(Vec<u32>),
 }
 
-/// How long an answer is.
+/// How long an output is.
 #[derive(Clone, Debug, PartialEq)]
 pub enum OutputLength {
-    /// So many tokens, whatever they are: the engine ignores end-of-sequence tokens.
+    /// This many tokens, whatever they are: the engine ignores end-of-sequence tokens.
     Tokens(u32),
-    /// As many tokens as this text has, likewise.
+    /// As many tokens as this text has, whatever they are.
     AsText(String),
-    /// Until the model stops, at most so many tokens (`None`: the run's default).
+    /// It ends when the model stops, but after at most this many tokens (`None`: the run's default).
     UntilStop(Option<u32>),
 }
 
@@ -72,7 +72,8 @@ pub enum OutputLength {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]
 pub enum Expectation {
-    /// RULER: all of these strings, each its share (or, with `any`, the best of them).
+    /// RULER: the answer should contain these strings. The score is the share that it contains; with `any`,
+    /// one is enough.
     Contains {
         /// The strings.
         answers: Vec<String>,
@@ -81,23 +82,23 @@ pub enum Expectation {
     },
     /// LongBench v2: this choice.
     Choice {
-        /// `A` to `D`.
+        /// The letter of the choice, `A` to `D`.
         answer: char,
     },
 }
 
-/// A record that is no request, and why.
+/// A record that is not run as a request, and the reason.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Skipped {
-    /// The dataset's own name for it, where it has one.
+    /// The dataset's own name for it, if it has one.
     pub source_id: Option<String>,
-    /// The line of the file that it begins in, from 1.
+    /// The line of the file in which it begins, counted from 1.
     pub line: u64,
-    /// Seconds since the window's start, where the dataset has times.
+    /// Its arrival in seconds since the window's start, if the dataset has times.
     pub arrival_s: Option<f64>,
-    /// Tokens of its prompt, where they are known.
+    /// The number of tokens in its prompt, if it is known.
     pub prompt_tokens: Option<u32>,
-    /// Why.
+    /// The reason.
     pub reason: SkipReason,
 }
 
@@ -107,18 +108,18 @@ pub struct Skipped {
 )]
 #[serde(rename_all = "snake_case")]
 pub enum SkipReason {
-    /// The trace has it as failed: no output.
+    /// The trace marks it as failed: it has no output.
     FailedInTrace,
-    /// Its prompt has no token.
+    /// Its prompt has no tokens.
     EmptyPrompt,
-    /// A conversation without an answer.
+    /// It is a conversation without an answer.
     NoAnswer,
     /// Its prompt is longer than `--max-prompt-tokens`.
     PromptTooLong,
-    /// Prompt and output are longer than the model can take.
+    /// Prompt and output together are longer than the model allows.
     LongerThanModel,
-    /// Prompt and output are more than the KV pool holds.
+    /// Prompt and output together take more than the KV pool holds.
     LargerThanPool,
-    /// Its prompt is more than a step's budget, and chunked prefill is off.
+    /// Its prompt is longer than a step's token budget, and chunked prefill is off.
     LargerThanStep,
 }

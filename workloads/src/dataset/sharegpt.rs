@@ -1,8 +1,10 @@
-//! ShareGPT conversations: a JSON array or JSON lines of `conversations`, lists of `{from, value}`. And JSON lines of token ids that
-//! were made from such (`input_toks`, `output_toks`, `input_tok_ids`, `arrival_time_ns`); the fields of each record say which it is.
+//! ShareGPT conversations: a JSON array or JSON lines with the field `conversations`, a list of `{from,
+//! value}`. JSON lines of token ids that were made from such conversations (`input_toks`, `output_toks`,
+//! `input_tok_ids`, `arrival_time_ns`) are read too; the fields of each record show which form it has.
 //!
-//! A prompt is all that was said before an answer, a line a turn (`User: ..`, `Assistant: ..`, `System: ..`, and other roles by their own
-//! names), and then `Assistant:`. The recorded answer says how long the answer is.
+//! A prompt is everything that was said before an answer, one line per turn (`User: ..`, `Assistant: ..`,
+//! `System: ..`, and other roles by their own names), and then `Assistant:`. The length of the recorded
+//! answer is the length of the output.
 
 use std::path::Path;
 
@@ -57,16 +59,16 @@ fn token_request(item: &JsonItem) -> Result<TraceRequest, DatasetError> {
     })
 }
 
-/// A conversation, as far as its requests were not given yet.
+/// A conversation, of which some requests may have been given already.
 struct Conversation {
     source_id: Option<String>,
     line: u64,
     turns: std::vec::IntoIter<Turn>,
     said: Transcript,
     per_user_turn: bool,
-    /// Answers that are left in `turns`.
+    /// The number of answers that are left in `turns`.
     answers_left: usize,
-    /// Requests given.
+    /// The number of requests given so far.
     given: u64,
     over: bool,
 }
@@ -87,7 +89,8 @@ impl Conversation {
         })
     }
 
-    /// The next request; a conversation that has none gives a skipped record. An answer that nothing comes before is none.
+    /// The next request. A conversation without any gives a skipped record. An answer with nothing before
+    /// it is not a request.
     fn next_request(&mut self) -> Option<Record> {
         for turn in self.turns.by_ref() {
             if matches!(turn.role, Role::Assistant) {

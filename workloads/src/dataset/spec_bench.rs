@@ -1,9 +1,9 @@
-//! [Spec-Bench](https://github.com/hemingkx/Spec-Bench)'s questions: JSON lines of `question_id`, `category`, `turns`, the one or two things a
-//! user says.
+//! [Spec-Bench](https://github.com/hemingkx/Spec-Bench)'s questions: JSON lines with the fields
+//! `question_id`, `category` and `turns`, which are the one or two things that a user says.
 //!
-//! There are no answers in the file, so a question is one request of its first turn. With [`Turns::PerUserTurn`] each further turn is
-//! a request of its own, whose prompt has all user turns so far and no answer between them. Prompts are written like those of
-//! ShareGPT: `User: ..`, and then `Assistant:`.
+//! The file has no answers, so a question is one request, made from its first turn. With
+//! [`Turns::PerUserTurn`] each further turn is a request too, whose prompt holds all user turns so far
+//! without answers between them. Prompts have the form of ShareGPT's: `User: ..`, and then `Assistant:`.
 
 use std::path::Path;
 
@@ -41,7 +41,7 @@ pub(super) fn read(path: &Path, turns: Turns) -> Result<Records, DatasetError> {
     }))
 }
 
-/// A question, as far as its requests were not given yet.
+/// A question, of which some requests may have been given already.
 struct Question {
     source_id: Option<String>,
     line: u64,

@@ -1,4 +1,4 @@
-//! Bytes and lines of a text file, gzip or plain.
+//! The bytes and lines of a text file, which may be plain or gzip.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read};
@@ -8,10 +8,11 @@ use flate2::bufread::GzDecoder;
 
 use super::DatasetError;
 
-/// The longest line (of a JSON array: element) that is read. A longer one is an error, found without holding it.
+/// The longest line (or element of a JSON array) that is read, in bytes. A longer one is an error that is
+/// found without holding all of it in memory.
 pub(super) const MAX_LINE: usize = 64 << 20;
 
-/// First bytes of files that are no text, and what to say of them.
+/// The first bytes of files that are not text, and what the message says about them.
 const NOT_TEXT: [(&[u8], &str); 7] = [
     (b"\x28\xb5\x2f\xfd", "is compressed with zstd; only gzip and plain text are read: unpack it"),
     (b"\xfd7zXZ", "is compressed with xz; only gzip and plain text are read: unpack it"),
@@ -22,10 +23,10 @@ const NOT_TEXT: [(&[u8], &str); 7] = [
     (b"\xfe\xff", "is UTF-16; convert it to UTF-8"),
 ];
 
-/// Gzip data of one or more members, and nothing else.
+/// Reads gzip data of one or more members. Anything else in the file is an error.
 struct GzipMembers(Option<GzDecoder<BufReader<File>>>);
 
-/// What is said of a file that goes on behind its gzip data.
+/// The error for a file that goes on with other data behind its gzip data.
 #[derive(Debug, thiserror::Error)]
 #[error("something that is not gzip follows the gzip data; cut it off, or fetch the file again")]
 struct NotGzip;
@@ -47,17 +48,17 @@ impl Read for GzipMembers {
     }
 }
 
-/// A file, read forward once.
+/// A file that is read forwards once.
 pub(super) struct TextFile {
     path: PathBuf,
     reader: Box<dyn BufRead + Send>,
-    /// The line that the next byte stands in, from 1.
+    /// The line of the next byte, counted from 1.
     line: u64,
     buffer: Vec<u8>,
 }
 
 impl TextFile {
-    /// Opens it; gzip is known by its first two bytes. A byte-order mark is stepped over.
+    /// Opens a file. Gzip is recognised by its first two bytes. A byte-order mark is skipped.
     pub(super) fn open(path: &Path) -> Result<Self, DatasetError> {
         let unreadable = |source| DatasetError::Read { path: path.to_path_buf(), source };
         let mut plain = BufReader::with_capacity(1 << 16, File::open(path).map_err(unreadable)?);
@@ -86,7 +87,7 @@ impl TextFile {
         &self.path
     }
 
-    /// The line that the next byte stands in.
+    /// The line of the next byte, counted from 1.
     pub(super) fn line(&self) -> u64 {
         self.line
     }
@@ -99,12 +100,12 @@ impl TextFile {
         DatasetError::File { path: self.path.clone(), what: what.into() }
     }
 
-    /// The next byte, left in its place; `None` at the end.
+    /// The next byte, which is not consumed; `None` at the end.
     pub(super) fn peek(&mut self) -> Result<Option<u8>, DatasetError> {
         Ok(self.ahead()?.first().copied())
     }
 
-    /// Steps over the byte that was peeked at.
+    /// Consumes the byte that was peeked at.
     pub(super) fn bump(&mut self) {
         if let Ok(Some(byte)) = self.peek() {
             self.line += u64::from(byte == b'\n');
@@ -112,7 +113,7 @@ impl TextFile {
         }
     }
 
-    /// Bytes that can be looked at now; empty at the end.
+    /// The bytes that can be looked at now; none at the end.
     pub(super) fn ahead(&mut self) -> Result<&[u8], DatasetError> {
         loop {
             match self.reader.fill_buf() {
@@ -121,20 +122,21 @@ impl TextFile {
                 Err(e) => return Err(self.unreadable(e)),
             }
         }
-        // Asked again because the borrow of a loop's answer can't leave it; it reads nothing.
+        // The buffer is asked for again because the borrow can't leave the loop. This reads nothing more.
         match self.reader.fill_buf() {
             Ok(bytes) => Ok(bytes),
             Err(source) => Err(DatasetError::Read { path: self.path.clone(), source }),
         }
     }
 
-    /// Steps over `n` of the bytes [`ahead`](Self::ahead), `newlines` of which end lines.
+    /// Consumes `n` of the bytes [`ahead`](Self::ahead), of which `newlines` end lines.
     pub(super) fn advance(&mut self, n: usize, newlines: u64) {
         self.reader.consume(n);
         self.line += newlines;
     }
 
-    /// The next line with its number, without its end (`\n`, `\r\n` or the file's); `None` at the end.
+    /// The next line with its number, without its end (`\n`, `\r\n` or the end of the file); `None` at the
+    /// end.
     pub(super) fn next_line(&mut self) -> Result<Option<(u64, &str)>, DatasetError> {
         let number = self.line;
         let mut buffer = std::mem::take(&mut self.buffer);
@@ -169,7 +171,8 @@ impl TextFile {
             match self.next_line()? {
                 Some((_, text)) if text.trim().is_empty() => {}
                 Some((number, _)) => {
-                    // As in `ahead`: asked again, because the borrow can't leave the loop. The bytes were checked.
+                    // The text is made again from the buffer, because the borrow can't leave the loop. The
+                    // bytes were checked before.
                     return Ok(std::str::from_utf8(&self.buffer).ok().map(|text| (number, text)));
                 }
                 None => return Ok(None),

@@ -1,9 +1,9 @@
-//! Requests of production traces: lengths and times, no text.
+//! The requests of production traces, which have lengths and times but no text.
 
 use super::records::Record;
 use super::{Item, OutputLength, Prompt, Sample, SkipReason, Skipped};
 
-/// What a row of a trace says of a request.
+/// What a row of a trace says about a request.
 pub(super) struct TraceRequest {
     pub(super) line: u64,
     pub(super) time_ns: Option<i64>,
@@ -14,8 +14,8 @@ pub(super) struct TraceRequest {
 }
 
 impl TraceRequest {
-    /// A trace has requests without output as failed ones. Kept, they have one token of output, and of a prompt that
-    /// failed before it was counted.
+    /// In a trace, requests without output are failed ones. If they are kept, they have one token of
+    /// output, and one of prompt if the trace failed before it counted the prompt.
     pub(super) fn into_record(self, keep_failed: bool) -> Record {
         let Self { line, time_ns, category, mut prompt, prompt_tokens, output_tokens } = self;
         if output_tokens == 0 && !keep_failed {

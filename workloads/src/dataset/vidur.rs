@@ -1,5 +1,6 @@
-//! [Vidur](https://github.com/microsoft/vidur)'s processed traces: csv of `num_prefill_tokens`, `num_decode_tokens`, and, in some,
-//! `arrived_at` (seconds since the first request).
+//! [Vidur](https://github.com/microsoft/vidur)'s processed traces: csv files with the columns
+//! `num_prefill_tokens`, `num_decode_tokens`, and in some of them `arrived_at` (seconds since the first
+//! request).
 
 use std::path::Path;
 

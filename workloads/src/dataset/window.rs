@@ -1,15 +1,17 @@
-//! The part of a dataset that is asked for, and the order of its times.
+//! Cuts a dataset to the window that was asked for, and checks the order of its times.
 
 use std::path::PathBuf;
 
+use super::error::DatasetError;
+use super::options::DatasetOptions;
 use super::quantity::{self, SECOND};
 use super::records::{Record, Records};
-use super::{DatasetError, DatasetOptions, Item};
+use super::sample::Item;
 
-/// Items of the window, with times from its start.
+/// The items of the window, with times that count from its start.
 pub(super) struct Window {
     records: Records,
-    /// The first record, read when the window was opened.
+    /// The first record, which was read when the window was opened.
     first: Option<Record>,
     path: Option<PathBuf>,
     from_ns: Option<i64>,
@@ -17,14 +19,14 @@ pub(super) struct Window {
     limit: Option<u64>,
     /// The time of the first record that has one.
     origin: Option<i64>,
-    /// The time and line of the record before.
+    /// The time and the line of the record before.
     last: Option<(i64, u64)>,
     given: u64,
     over: bool,
 }
 
 impl Window {
-    /// Reads the first record, so that a file which is not of its kind is told at once.
+    /// Reads the first record at once, so that a file of another kind is reported at once.
     pub(super) fn open(mut records: Records, options: &DatasetOptions) -> Result<Self, DatasetError> {
         let bound = |flag: &str, value: Option<f64>| {
             let Some(value) = value else { return Ok(None) };
@@ -101,7 +103,7 @@ impl Window {
         Ok(None)
     }
 
-    /// Nanoseconds since the first record; an error where the record before it was later.
+    /// The nanoseconds since the first record. It is an error if the record before was later.
     fn in_order(&mut self, time: i64, line: u64) -> Result<i64, DatasetError> {
         let origin = *self.origin.get_or_insert(time);
         let since = |time: i64| time.saturating_sub(origin) as f64 / SECOND as f64;
@@ -139,7 +141,7 @@ impl Iterator for Window {
     }
 }
 
-/// Says what is wrong with the whole of a dataset.
+/// An error that says what is wrong with a dataset as a whole.
 fn whole(path: Option<PathBuf>, what: &str) -> DatasetError {
     match path {
         Some(path) => DatasetError::File { path, what: what.into() },

@@ -2,20 +2,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::latency::quantile;
 
-/// Figures of a count over decode rows (or touched blocks).
+/// Statistics of a count over decode rows, or over the blocks that they read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Tally {
-    /// How many values.
+    /// The number of values.
     pub count: u64,
-    /// The least.
+    /// The least value.
     pub min: f64,
     /// The median: half of the values are not above it. Between two values it is interpolated, as numpy does.
     pub p50: f64,
     /// 95 % of the values are not above it, interpolated likewise.
     pub p95: f64,
-    /// The greatest.
+    /// The greatest value.
     pub max: f64,
-    /// Their mean.
+    /// The mean.
     pub mean: f64,
 }
 
@@ -24,7 +24,7 @@ pub struct Tally {
 pub struct HotBlock {
     /// Its id in the pool.
     pub block_id: u32,
-    /// Decode steps of requests that held it as a part of their cached prefix.
+    /// The number of decode steps of requests that held it as a part of their cached prefix.
     pub touch_count: u64,
     /// The engine whose pool it is in.
     #[serde(default, skip_serializing_if = "is_zero")]
@@ -35,10 +35,11 @@ fn is_zero(value: &u32) -> bool {
     *value == 0
 }
 
-/// Values from 0 to `STEPS`, counted one by one; greater ones in steps of a power of two.
+/// Values from 0 to `STEPS` are counted one by one. If greater ones occur, values are counted in steps of a
+/// power of two.
 const STEPS: usize = 4096;
 
-/// Counts of small whole numbers; of greater ones, to one part in 2,048.
+/// A histogram of small whole numbers. Greater ones are known to one part in 2,048.
 #[derive(Clone, Debug)]
 pub(super) struct Counts {
     counts: Vec<u64>,
@@ -57,7 +58,7 @@ impl Counts {
     #[inline]
     pub(super) fn add(&mut self, value: u64, count: u64) {
         while value >> self.shift > STEPS as u64 {
-            // The steps double: pairs of counts are merged.
+            // The step doubles, so pairs of counts are merged.
             for i in 0..=STEPS / 2 {
                 let second = if i == STEPS / 2 { 0 } else { self.counts[2 * i + 1] };
                 self.counts[i] = self.counts[2 * i] + second;
@@ -71,7 +72,7 @@ impl Counts {
         self.max = self.max.max(value);
     }
 
-    /// With every value multiplied by `unit`.
+    /// The statistics, with every value multiplied by `unit`.
     pub(super) fn tally(&self, unit: f64) -> Tally {
         let count: u64 = self.counts.iter().sum();
         if count == 0 {
@@ -83,7 +84,7 @@ impl Counts {
                 seen += n;
                 seen > rank
             });
-            // The greatest value of the step.
+            // The greatest value that the step covers.
             let value = ((step.unwrap_or(STEPS) as u64 + 1) << self.shift) - 1;
             value.clamp(self.min, self.max) as f64 * unit
         };
@@ -99,29 +100,31 @@ impl Counts {
     }
 }
 
-/// Parts that a share of 1 is counted in.
+/// A share of 1 is counted as this many parts.
 const SHARE: u64 = 4096;
 
-/// Which blocks the decode rows of dense attention read: all of their context.
+/// Counts which blocks the decode rows of dense attention read. They read all of their context.
 #[derive(Clone, Debug)]
 pub(super) struct Touches {
     block_size: u32,
     blocks: Counts,
-    /// Blocks that were read as far as they were written: all but a row's last are full.
+    /// The number of full blocks that were read. All blocks of a row but its last are full.
     full: u64,
-    /// A row's last blocks, by tokens in them (of blocks of more than 4,096 tokens, in as many parts).
+    /// For each number of tokens, how many rows had that many in their last block. If blocks have more than
+    /// 4,096 tokens, the numbers are in units of 1/4096 of a block.
     last: Vec<u64>,
     prefix: Counts,
-    /// By engine and block id.
+    /// For each engine, how often each block id was read.
     hot: std::collections::BTreeMap<u32, Vec<u64>>,
 }
 
-/// The decode rows of one request since their context grew into another block.
+/// The decode rows of one request that have not been counted yet, since its context grew into another
+/// block.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Reading {
-    /// Tokens that fit the blocks it reads.
+    /// How many tokens fit in the blocks that it reads.
     capacity: u32,
-    /// Rows with so many blocks.
+    /// The number of rows that read these blocks.
     rows: u32,
 }
 
@@ -137,13 +140,14 @@ impl Touches {
         }
     }
 
-    /// A decode row over `context` tokens, of which the first `prefix_blocks` blocks were cached.
+    /// Takes note of a decode row over `context` tokens, of which the first `prefix_blocks` blocks were
+    /// cached.
     #[inline]
     pub(super) fn row(&mut self, reading: &mut Reading, context: u32, prefix_blocks: u32) {
         if context == 0 {
             return;
         }
-        // A context never shrinks by a block, but for a row after one whose drafts were missed.
+        // A context shrinks by a block only if the drafts of the row before were rejected.
         if context > reading.capacity || reading.capacity - context >= self.block_size {
             self.end(reading, prefix_blocks);
             let capacity = u64::from(context.div_ceil(self.block_size)) * u64::from(self.block_size);
@@ -159,7 +163,7 @@ impl Touches {
         self.last[part] += 1;
     }
 
-    /// Counts what was put off.
+    /// Counts the rows that `reading` has noted.
     pub(super) fn end(&mut self, reading: &mut Reading, prefix_blocks: u32) {
         let blocks = u64::from(reading.capacity.div_ceil(self.block_size));
         let rows = u64::from(std::mem::take(&mut reading.rows));
@@ -170,7 +174,8 @@ impl Touches {
         }
     }
 
-    /// A request that held these cached blocks ended after `decode_steps`. `pool` blocks there are.
+    /// Takes note that a request which held these cached blocks ended after `decode_steps` decode steps.
+    /// The pool has `pool` blocks.
     pub(super) fn held(&mut self, replica: u32, prefix_blocks: &[u32], decode_steps: u64, pool: u64) {
         if prefix_blocks.is_empty() || decode_steps == 0 {
             return;
@@ -185,12 +190,12 @@ impl Touches {
         }
     }
 
-    /// Blocks read by a decode row.
+    /// The number of blocks that a decode row read.
     pub(super) fn unique_blocks(&self) -> Tally {
         self.blocks.tally(1.0)
     }
 
-    /// Tokens of each block that a decode row read.
+    /// The number of tokens that a decode row read of each block.
     pub(super) fn tokens_per_touched_block(&self) -> Tally {
         let most = self.last.len() as u64 - 1;
         let mut all = Counts::new();
@@ -203,12 +208,12 @@ impl Touches {
         all.tally(1.0)
     }
 
-    /// The share of a decode row's blocks that were its cached prefix.
+    /// The share of a decode row's blocks that belonged to its cached prefix.
     pub(super) fn prefix_share(&self) -> Tally {
         self.prefix.tally(1.0 / SHARE as f64)
     }
 
-    /// The 16 that were read most, most first.
+    /// The 16 blocks that were read most, in falling order.
     pub(super) fn hottest(&self) -> Vec<HotBlock> {
         let mut all: Vec<HotBlock> = Vec::new();
         for (&replica, counts) in &self.hot {
@@ -242,7 +247,7 @@ mod tests {
             let tally = counts.tally(1.0);
             let step = if all[all.len() - 1] <= 4096 { 0.0 } else { all[all.len() - 1] as f64 / 2048.0 };
             for (q, got) in [(0.5, tally.p50), (0.95, tally.p95)] {
-                // By numpy's rule.
+                // This is numpy's rule.
                 let rank = q * (all.len() - 1) as f64;
                 let (low, high) = (all[rank.floor() as usize] as f64, all[rank.ceil() as usize] as f64);
                 let want = low + (high - low) * rank.fract();

@@ -3,7 +3,7 @@ use hdrhistogram::Histogram;
 use super::figures::Figures;
 use crate::latency::quantile;
 
-/// Durations in nanoseconds.
+/// The distribution of durations in nanoseconds.
 ///
 /// The values are kept as well, as runs of equal ones, and as long as there are no more than [`MOST_KEPT`] runs, percentiles are
 /// exactly numpy's. Beyond that there is only a histogram of 3 significant digits, so that memory stays bounded: numpy's rule
@@ -19,14 +19,14 @@ pub(super) struct Distribution {
     max: u64,
 }
 
-/// Longer durations count as this, some 290 years.
+/// Longer durations count as this one, about 290 years.
 const MOST_NS: u64 = i64::MAX as u64;
-/// So many runs of equal values are kept: 512 KiB.
+/// The number of runs that are kept. They take 512 KiB.
 pub(super) const MOST_KEPT: usize = 1 << 15;
 
 impl Distribution {
     pub(super) fn new() -> Self {
-        // It grows with the greatest value, to 440 KB at most.
+        // The histogram grows with the greatest value, up to 440 KB.
         let Ok(histogram) = Histogram::new(3) else { unreachable!("3 digits are between 0 and 5") };
         let kept = Some(Vec::with_capacity(MOST_KEPT));
         Self { histogram, kept, sum: 0, sum_of_squares: 0, max: 0 }
@@ -36,7 +36,7 @@ impl Distribution {
         self.record_n(ns, 1);
     }
 
-    /// The same `count` times.
+    /// Records the same value `count` times.
     pub(super) fn record_n(&mut self, ns: u64, count: u64) {
         if count == 0 {
             return;
@@ -50,7 +50,7 @@ impl Distribution {
                 }
             }
         }
-        // It can only refuse what it can't grow to, and it can grow to every u64.
+        // The histogram refuses a value only if it can't grow to it, and it can grow to every u64.
         let recorded = self.histogram.record_n(ns, count);
         debug_assert!(recorded.is_ok());
         let sum = u128::from(ns) * u128::from(count);
@@ -59,13 +59,13 @@ impl Distribution {
         self.max = self.max.max(ns);
     }
 
-    /// Where `more` runs are kept; `None`, from now on, where they are too many.
+    /// The list of runs if it has room for `more` of them. Otherwise `None`, now and later.
     fn room_for(&mut self, more: usize) -> Option<&mut Vec<(u64, u64)>> {
         self.kept.take_if(|kept| more > MOST_KEPT - kept.len());
         self.kept.as_mut()
     }
 
-    /// Takes in all of `other`.
+    /// Adds all values of `other`.
     pub(super) fn add(&mut self, other: &Self) {
         match &other.kept {
             Some(more) => {
@@ -86,21 +86,21 @@ impl Distribution {
         self.histogram.len()
     }
 
-    /// Variance as `numpy.var` has it (divided by the count), in square nanoseconds.
+    /// The variance as in `numpy.var` (divided by the count), in square nanoseconds.
     fn variance(&self) -> f64 {
         let n = u128::from(self.count().max(1));
-        // Around the mean's whole part everything is a whole number, so that nothing cancels.
+        // Sums around the whole part of the mean are whole numbers, so no digits cancel.
         let (whole, rest) = (self.sum / n, self.sum % n);
         let around = self.sum_of_squares.saturating_sub(whole.saturating_mul(self.sum.saturating_add(rest)));
         (around as f64 / n as f64 - (rest as f64 / n as f64).powi(2)).max(0.0)
     }
 
-    /// In milliseconds; without values all are `None`.
+    /// The statistics in milliseconds. All are `None` if there are no values.
     pub(super) fn figures(&self) -> Figures {
         let n = self.count();
         let of = |value: f64| (n > 0).then_some(value * 1e-6);
         let bins = self.cumulated();
-        // The value behind `rank` others in ascending order.
+        // The value with `rank` values before it in ascending order.
         let ranked =
             |rank: u64| bins.get(bins.partition_point(|bin| bin.0 <= rank)).map_or(self.max, |bin| bin.1);
         let at = |share| (n > 0).then(|| quantile(n, share, |rank| ranked(rank) as f64 / 1e6));
@@ -136,8 +136,9 @@ impl Distribution {
         bins.collect()
     }
 
-    /// `[upper bound in ms, count]` in ascending order, without gaps between the first and the last bucket that hold any:
-    /// buckets by powers of ten, 10 a decade (fewer where that would be more than 80), the same for every run.
+    /// Pairs of `[upper bound in ms, count]` in ascending order, without gaps between the first and the
+    /// last bucket that hold any value. The bounds are powers of ten with 10 buckets per decade (fewer if
+    /// that would make more than 80 buckets), the same in every run.
     pub(super) fn buckets(&self) -> Vec<(f64, u64)> {
         for a_decade in [10i32, 5, 2, 1] {
             let bucket = |ns: u64| ((ns.max(1) as f64).log10() * f64::from(a_decade) - 1e-9).ceil() as i32;
@@ -164,7 +165,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// By definition: the point at `share * (n - 1)` of the line through (rank, value).
+    /// The definition: the point at `share * (n - 1)` of the line through the points (rank, value).
     fn naive(sorted: &[u64], share: f64) -> f64 {
         let x = share * (sorted.len() - 1) as f64;
         let (low, high) = (sorted[x.floor() as usize] as f64, sorted[x.ceil() as usize] as f64);

@@ -2,28 +2,29 @@ use serde::de::{MapAccess, Visitor};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// Figures of one latency, in milliseconds; `None` (`null`) where there is not one value.
+/// The statistics of one latency, in milliseconds. Each is `None` (`null`) if there is no value.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Figures {
-    /// The exact mean.
+    /// The mean. It is exact.
     pub mean: Option<f64>,
-    /// Half of the values are not above it. This and the other percentiles are those of `numpy.percentile`, as in `vllm bench serve`:
-    /// between two values they are interpolated, so that the median of an even number of values is the mean of the middle two.
-    /// They are exact up to 32,768 values; of more values they come from a histogram, and are at most 0.1 % too high.
+    /// The median: half of the values are not above it. This and the other percentiles are those of
+    /// `numpy.percentile`, as in `vllm bench serve`. They are interpolated between two values, so that the
+    /// median of an even number of values is the mean of the middle two. They are exact up to 32,768
+    /// values; with more values they come from a histogram, and are at most 0.1 % too high.
     pub median: Option<f64>,
-    /// The exact standard deviation, as `numpy.std`.
+    /// The standard deviation, as in `numpy.std`. It is exact.
     pub std: Option<f64>,
-    /// 90 % are not above it.
+    /// 90 % of the values are not above it.
     pub p90: Option<f64>,
-    /// 95 % are not above it.
+    /// 95 % of the values are not above it.
     pub p95: Option<f64>,
-    /// 99 % are not above it.
+    /// 99 % of the values are not above it.
     pub p99: Option<f64>,
-    /// 99.9 % are not above it.
+    /// 99.9 % of the values are not above it.
     #[serde(rename = "p99.9")]
     pub p99_9: Option<f64>,
-    /// The exact greatest.
+    /// The greatest value. It is exact.
     pub max: Option<f64>,
 }
 
@@ -31,19 +32,21 @@ pub struct Figures {
 /// `mean_M_ms, median_M_ms, std_M_ms, p90_M_ms, p95_M_ms, p99_M_ms, p99.9_M_ms, max_M_ms` for M of `ttft, tpot, itl, e2el, queue`.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Latencies {
-    /// From the intended arrival to the first token.
+    /// The time from the intended arrival to the first token.
     pub ttft: Figures,
-    /// From the first token to the last, divided by the tokens behind the first; of requests with more than one.
+    /// The time from the first token to the last, divided by the number of tokens after the first. Requests
+    /// with one token have none.
     pub tpot: Figures,
-    /// Between two steps that gave a request tokens, one value a step however many tokens it gave.
+    /// The time between two steps that gave a request tokens. There is one value per step, however many
+    /// tokens the step gave.
     pub itl: Figures,
-    /// From the intended arrival to the last token.
+    /// The time from the intended arrival to the last token.
     pub e2el: Figures,
-    /// From the intended arrival to the beginning of the first step that ran it.
+    /// The time from the intended arrival to the beginning of the first step that ran the request.
     pub queue: Figures,
 }
 
-/// Their names in keys.
+/// The names of the metrics in keys.
 pub(super) const METRICS: [&str; 5] = ["ttft", "tpot", "itl", "e2el", "queue"];
 const FIGURES: [&str; 8] = ["mean", "median", "std", "p90", "p95", "p99", "p99.9", "max"];
 
@@ -97,7 +100,7 @@ impl<'de> Deserialize<'de> for Latencies {
     }
 }
 
-/// Reads the keys that are figures and passes over the others.
+/// Reads the keys that are figures, and ignores the others.
 struct Keys;
 
 impl<'de> Visitor<'de> for Keys {

@@ -3,10 +3,10 @@ use super::speculation::Drafts;
 use crate::dataset::Expectation;
 use crate::replay::Ticket;
 
-/// A time that has not come.
+/// Stands for a time that has not come yet.
 pub(super) const NOT_YET: u64 = u64::MAX;
 
-/// What every step needs of a request: a cache line.
+/// What every step needs of a request. It fits in a cache line.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Progress {
     pub intended_ns: u64,
@@ -16,7 +16,7 @@ pub(super) struct Progress {
     /// When its newest token came, or [`NOT_YET`].
     pub last_token_ns: u64,
     pub output_tokens: u32,
-    /// Steps that gave it tokens behind the first.
+    /// The number of steps that gave it tokens after the first one.
     pub decode_steps: u32,
     pub prefix_blocks: u32,
     pub reading: Reading,
@@ -25,7 +25,7 @@ pub(super) struct Progress {
     live: bool,
 }
 
-/// What only its beginning and end need.
+/// What is needed of a request only at its beginning and its end.
 #[derive(Clone, Debug)]
 pub(super) struct Details {
     pub index: u64,
@@ -39,7 +39,8 @@ pub(super) struct Details {
     pub replica: u32,
 }
 
-/// Requests in flight, by ticket. Places are used again, so that there are never more than were in flight at once.
+/// The requests in flight, by ticket. Tickets are reused, so the lists are never longer than the most
+/// requests in flight at once.
 #[derive(Clone, Debug, Default)]
 pub(super) struct InFlight {
     progress: Vec<Progress>,
@@ -52,12 +53,12 @@ impl InFlight {
         self.progress.len() - self.free.len()
     }
 
-    /// Those in flight.
+    /// The progress of each request in flight.
     pub(super) fn each(&self) -> impl Iterator<Item = &Progress> {
         self.progress.iter().filter(|p| p.live)
     }
 
-    /// Places, taken or not.
+    /// The number of tickets, in use or free.
     #[cfg(test)]
     pub(super) fn places(&self) -> usize {
         self.progress.len()
@@ -78,7 +79,7 @@ impl InFlight {
         };
         if let Some(place) = self.free.pop() {
             let at = place as usize;
-            // The room for drafts is used again too.
+            // The buffer for drafts is reused too.
             std::mem::swap(&mut details.drafts, &mut self.details[at].drafts);
             details.drafts.clear();
             (self.progress[at], self.details[at]) = (progress, details);
@@ -89,7 +90,7 @@ impl InFlight {
         Ticket((self.progress.len() - 1) as u32)
     }
 
-    /// `None` for a ticket that is not in flight.
+    /// The progress of a request; `None` if the ticket is not in flight.
     #[inline]
     pub(super) fn progress(&mut self, ticket: Ticket) -> Option<&mut Progress> {
         self.progress.get_mut(ticket.0 as usize).filter(|p| p.live)
@@ -99,7 +100,7 @@ impl InFlight {
         self.details.get_mut(ticket.0 as usize)
     }
 
-    /// Takes it out. Its details stay until the place is used again.
+    /// Removes a request. Its details stay until the ticket is reused.
     pub(super) fn remove(&mut self, ticket: Ticket) -> Option<(Progress, &mut Details)> {
         let progress = self.progress(ticket)?;
         progress.live = false;

@@ -3,19 +3,21 @@ use serde::{Deserialize, Serialize};
 use super::distribution::Distribution;
 use super::figures::{Figures, Latencies, METRICS};
 
-/// Inter-token latencies by what a step that gives a request `n` tokens after a gap counts as. Without speculation all three are
-/// equal.
+/// Inter-token latencies. If a step gives a request `n` tokens after a gap, this can count in three ways.
+/// Without speculation all three are equal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct InterToken {
-    /// One value, the gap: what a reader of the stream waits for. This is vLLM's `itl`, which has one value a chunk.
+    /// One value, the gap. This is what a reader of the stream waits for, and vLLM's `itl`, which has one
+    /// value per chunk.
     pub step: Figures,
-    /// `n` values of gap / n: as if the tokens had come evenly.
+    /// `n` values of gap / n, as if the tokens had come evenly.
     pub token: Figures,
-    /// One value of the gap and `n - 1` of 0: what a client sees that notes the time of each token.
+    /// One value of the gap and `n - 1` values of 0. This is what a client sees that notes the time of each
+    /// token.
     pub burst: Figures,
 }
 
-/// What a request's latencies were, in nanoseconds.
+/// The latencies of one request, in nanoseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct RequestTimes {
     pub ttft: Option<u64>,
@@ -24,7 +26,7 @@ pub(super) struct RequestTimes {
     pub queue: Option<u64>,
 }
 
-/// Distributions over a set of requests.
+/// The distributions of the latencies of a set of requests.
 #[derive(Clone, Debug)]
 pub(super) struct LatencySet {
     ttft: Distribution,
@@ -52,7 +54,8 @@ impl LatencySet {
         }
     }
 
-    /// So many requests got `tokens` each, so long after their last ones.
+    /// Records that `requests` requests got `tokens` tokens each, `gap_ns` nanoseconds after their last
+    /// ones.
     pub(super) fn gap(&mut self, gap_ns: u64, tokens: u64, requests: u64) {
         self.step.record_n(gap_ns, requests);
         self.burst.record_n(gap_ns, requests);
@@ -88,18 +91,20 @@ impl LatencySet {
         InterToken { step: self.step.figures(), token: self.token.figures(), burst: self.burst.figures() }
     }
 
-    /// By metric: see [`Distribution::buckets`].
+    /// The histogram of each metric; see [`Distribution::buckets`].
     pub(super) fn histograms(&self) -> std::collections::BTreeMap<String, Vec<(f64, u64)>> {
         let all = [&self.ttft, &self.tpot, &self.step, &self.e2el, &self.queue];
         METRICS.iter().map(|m| (*m).to_owned()).zip(all.map(Distribution::buckets)).collect()
     }
 }
 
-/// Gaps of the rows of a step. Nearly all rows of a step have the same one, so that they are counted here first.
+/// The gaps of the rows of a step. Nearly all rows of a step have the same gap, so equal ones are counted
+/// here before they are recorded.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Gaps {
     gap_ns: u64,
-    /// By tokens less one: requests outside of the steady window, and inside.
+    /// At index n, the number of requests that got n + 1 tokens: those outside the steady window, then
+    /// those inside.
     requests: Vec<[u64; 2]>,
 }
 
@@ -117,7 +122,7 @@ impl Gaps {
         self.requests[at][usize::from(steady)] += 1;
     }
 
-    /// Counts what was put off: once a step, or when the gap changes.
+    /// Records what was counted. It is called once per step, and when the gap changes.
     pub(super) fn flush(&mut self, sets: &mut [LatencySet; 2]) {
         for (less_one, requests) in self.requests.iter_mut().enumerate() {
             for (set, requests) in sets.iter_mut().zip(std::mem::take(requests)) {

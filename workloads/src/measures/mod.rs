@@ -1,12 +1,14 @@
-//! What a replay is measured by.
+//! The measures of a replay.
 //!
-//! Latencies count from the intended arrival, so that an engine that stalls, or takes requests late, shows
-//! (coordinated omission). A token's time is the end of the step that gave it.
+//! Latencies count from the intended arrival, so that they show when an engine stalls or takes requests
+//! late (otherwise they would suffer from coordinated omission). A token's time is the end of the step that
+//! gave it.
 //!
-//! Of a step that gives a request several tokens (speculation) there are three readings of the inter-token latency, and all are
-//! reported ([`InterToken`]). Percentiles are those of numpy (linear interpolation), as `vllm bench serve` has
-//! them: exact up to 32,768 values, and from an HDR histogram of 3 significant digits where there are more. Means, deviations and
-//! greatest values are exact ([`Figures`]).
+//! If a step gives a request several tokens (speculation), the inter-token latency can be read in three
+//! ways, and all three are reported ([`InterToken`]). Percentiles are those of numpy (linear
+//! interpolation), as in `vllm bench serve`. They are exact up to 32,768 values; with more values they come
+//! from an HDR histogram of 3 significant digits. Means, deviations and greatest values are always exact
+//! ([`Figures`]).
 
 mod blocks;
 mod distribution;

@@ -1,10 +1,11 @@
-/// Seconds that are kept apart at a time: reports of several engines come in order of their ends to within far less.
+/// How many seconds are kept apart at a time. Reports of several engines are in the order of their ends to
+/// well within this.
 const KEPT: usize = 64;
 
-/// Tokens by second of the run, of which only the greatest is asked for.
+/// Counts tokens by second of the run, of which only the greatest count is asked for.
 #[derive(Clone, Debug)]
 pub(super) struct TokensPerSecond {
-    /// Second and tokens, each second at its place modulo the length.
+    /// Second and tokens. A second is kept at its number modulo the length of the list.
     seconds: [(u64, u64); KEPT],
     greatest: u64,
 }
@@ -44,7 +45,8 @@ mod tests {
         {
             tokens.add(ns, n);
         }
-        // Seconds 0 and 1 had 9 and 10; second 72 is forgotten for second 200, which came before it, at the same place.
+        // Seconds 0 and 1 had 9 and 10 tokens. Second 72 has the same place as second 200, which came
+        // first, so its tokens are not counted.
         assert_eq!(tokens.greatest(), 10);
     }
 }

@@ -1,4 +1,4 @@
-//! Takes in what an engine reports, and keeps what is in flight.
+//! Records what an engine reports, and keeps track of the requests in flight.
 
 mod ends;
 mod result;
@@ -14,28 +14,29 @@ use super::totals::Totals;
 use super::{Slo, Summary};
 use crate::replay::{PlannedRequest, RequestLine, SkippedRequest, StepReport, Ticket};
 
-/// What a recorder is told beforehand.
+/// What a recorder must know beforehand.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RecorderOptions {
-    /// Goals, for goodput.
+    /// The latency goals, for goodput.
     pub slo: Slo,
-    /// Requests of the workload, skipped records included: the steady window is its middle eight tenths.
+    /// The number of requests in the workload, skipped records included. The steady window is the middle
+    /// eight tenths of them.
     pub items: u64,
-    /// Tokens a KV block.
+    /// How many tokens a KV block holds.
     pub block_size: u32,
-    /// Requests a second that were asked for.
+    /// The rate that was asked for, in requests per second.
     pub rate_asked: Option<f64>,
-    /// Whether lines have token ids and text.
+    /// Whether lines hold token ids and text.
     pub save_outputs: bool,
 }
 
-/// The measures of a replay. Its memory is bounded by what is in flight: some hundred bytes a request, and histograms of a few
-/// megabytes.
+/// The measures of a replay. Its memory is bounded by what is in flight: some hundred bytes per request,
+/// and histograms of a few megabytes.
 #[derive(Debug)]
 pub struct Recorder {
     options: RecorderOptions,
     in_flight: InFlight,
-    /// Of requests outside of the steady window, and inside.
+    /// The latencies of requests outside the steady window, then of those inside.
     latencies: [LatencySet; 2],
     totals: [Totals; 2],
     drafts: [DraftTotals; 2],
@@ -47,13 +48,13 @@ pub struct Recorder {
     sent: Sent,
     steps: Steps,
     restored: u64,
-    /// When the last thing happened.
+    /// The time of the last event.
     end_ns: u64,
-    /// When a tenth of the workload was done with, and nine tenths.
+    /// What had been done when a tenth of the workload was finished, and when nine tenths were.
     marks: [Option<Mark>; 2],
 }
 
-/// What was sent, as far as its rate needs it.
+/// What is needed to compute the rate at which requests were sent.
 #[derive(Clone, Copy, Debug, Default)]
 struct Sent {
     requests: u64,
@@ -62,7 +63,7 @@ struct Sent {
     most_in_flight: usize,
 }
 
-/// Counts over steps.
+/// Counts over all steps.
 #[derive(Clone, Copy, Debug, Default)]
 struct Steps {
     steps: u64,
@@ -74,7 +75,7 @@ struct Steps {
     most_rows: usize,
 }
 
-/// What had been done at a moment.
+/// What had been done at some moment.
 #[derive(Clone, Copy, Debug, Default)]
 struct Mark {
     at_ns: u64,
@@ -84,7 +85,7 @@ struct Mark {
 }
 
 impl Recorder {
-    /// A recorder that has seen nothing.
+    /// A recorder that has recorded nothing yet.
     #[must_use]
     pub fn new(options: RecorderOptions) -> Self {
         Self {
@@ -101,13 +102,14 @@ impl Recorder {
             steps: Steps::default(),
             restored: 0,
             end_ns: 0,
-            // Of fewer than ten, the middle begins with the run.
+            // With fewer than ten requests, the middle begins with the run.
             marks: [(options.items < 10).then(Mark::default), None],
             options,
         }
     }
 
-    /// A request is sent: its ticket. `intended_ns` is when it should have been, `sent_ns` when it was.
+    /// Records that a request is sent, and returns its ticket. `intended_ns` is when it should have been
+    /// sent, `sent_ns` when it was.
     pub fn send(&mut self, request: &PlannedRequest, intended_ns: u64, sent_ns: u64) -> Ticket {
         self.sending(intended_ns, sent_ns);
         let details = Details {
@@ -127,16 +129,16 @@ impl Recorder {
         ticket
     }
 
-    /// A record is not run.
+    /// Records that a record is not run, and returns its line.
     pub fn skip(&mut self, request: &SkippedRequest) -> RequestLine {
         let line = ends::skipped(request);
         self.count(&line, &RequestTimes::default(), self.is_steady(request.index));
         line
     }
 
-    /// The engine did not take a request that was sent, or lost it.
+    /// Records that the engine refused a request that was sent, or lost it. Returns its line.
     ///
-    /// A ticket that is not in flight gives a line without a name, and is not counted.
+    /// For a ticket that is not in flight, the line has no name, and nothing is counted.
     pub fn fail(&mut self, ticket: Ticket, now_ns: u64, error: String) -> RequestLine {
         self.end_ns = self.end_ns.max(now_ns);
         let Some((progress, details)) = self.in_flight.remove(ticket) else {
@@ -151,11 +153,11 @@ impl Recorder {
         line
     }
 
-    /// A request of a run that is resumed, as it was written.
+    /// Restores a request of a run that is resumed, from the line that was written for it.
     ///
-    /// Its latencies, lengths, drafts and score count as they did; what is counted step by step can't be had back:
-    /// [`Summary::restored`] says how many are missing there. All lines are restored before the first step: means over time begin
-    /// with that.
+    /// Its latencies, lengths, drafts and score count as before. What is counted step by step can't be
+    /// restored; [`Summary::restored`] says for how many requests it is missing. All lines must be restored
+    /// before the first step, where means over time begin.
     pub fn restore(&mut self, line: &RequestLine) {
         let steady = line.request_id.parse().is_ok_and(|index| self.is_steady(index));
         let times = ends::times_of(line);
@@ -173,12 +175,13 @@ impl Recorder {
         self.count(line, &times, steady);
     }
 
-    /// An engine made a step; the lines of the requests that ended are added to `ended`. Rows whose ticket is not in flight
-    /// are passed over.
+    /// Records a step that an engine made. The lines of requests that ended are added to `ended`. Rows
+    /// whose ticket is not in flight are ignored.
     pub fn step(&mut self, report: &StepReport, ended: &mut Vec<RequestLine>) {
         let end_ns = report.end_ns;
         if self.steps.steps == 0 && self.restored > 0 {
-            // What an earlier part of the run did before this, nobody knows any more: it is not idle time.
+            // What an earlier part of the run did before this step is not known. It must not count as idle
+            // time.
             self.bins.observe_from(report.start_ns);
         }
         let (mut tokens, mut drafts, mut accepted, mut cached) = (0u64, 0u64, 0u64, 0u64);
@@ -241,25 +244,25 @@ impl Recorder {
         }
     }
 
-    /// Requests in flight.
+    /// The number of requests in flight.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.in_flight.len()
     }
 
-    /// Requests that are done with: finished, skipped, failed.
+    /// The number of requests that are finished, skipped or failed.
     #[must_use]
     pub fn done(&self) -> u64 {
         self.totals.iter().map(Totals::done).sum()
     }
 
-    /// What it all came to, so far.
+    /// All measures so far.
     #[must_use]
     pub fn summary(&self) -> Summary {
         self.result()
     }
 
-    /// Counts that something was sent.
+    /// Records that something was sent.
     fn sending(&mut self, intended_ns: u64, sent_ns: u64) {
         self.bins.at(intended_ns).arrivals += 1;
         self.lateness.record(sent_ns.saturating_sub(intended_ns));
@@ -269,13 +272,13 @@ impl Recorder {
         sent.requests += 1;
     }
 
-    /// Whether a place of the workload is in its middle eight tenths.
+    /// Whether the request at this place of the workload is in the steady window, its middle eight tenths.
     fn is_steady(&self, index: u64) -> bool {
         let tenth = self.options.items / 10;
         (tenth..self.options.items - tenth).contains(&index)
     }
 
-    /// Counts a request that is done with.
+    /// Counts a request that is finished, skipped or failed.
     fn count(&mut self, line: &RequestLine, times: &RequestTimes, steady: bool) {
         let (slo, block_size) = (&self.options.slo, self.options.block_size);
         self.totals[usize::from(steady)].add(line, times, slo, block_size);

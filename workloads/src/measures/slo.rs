@@ -1,22 +1,23 @@
 use serde::{Deserialize, Serialize};
 
-/// Latency goals of a request, in milliseconds; all that are given must be met.
+/// The latency goals of a request, in milliseconds. All goals that are given must be met.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Slo {
-    /// Time to the first token.
+    /// The goal for the time to the first token.
     pub ttft_ms: Option<f64>,
-    /// Time per output token.
+    /// The goal for the time per output token.
     pub tpot_ms: Option<f64>,
-    /// End to end.
+    /// The goal for the end-to-end latency.
     pub e2el_ms: Option<f64>,
 }
 
 impl Slo {
-    /// Reads `ttft=200,tpot=50,e2el=5000`, in milliseconds, in any order, any of them.
+    /// Reads goals such as `ttft=200,tpot=50,e2el=5000`, in milliseconds. They may be in any order, and any
+    /// may be missing.
     ///
     /// # Errors
     ///
-    /// What can't be read, in words for the person who typed it (who is told by others that it was `--slo`).
+    /// Says what can't be read, for the person who typed it. The caller adds that it was `--slo`.
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut slo = Self::default();
         for part in text.split(',') {

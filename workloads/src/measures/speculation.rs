@@ -1,31 +1,32 @@
 use serde::{Deserialize, Serialize};
 
-/// How drafts fared, under the keys of `vllm bench serve`.
+/// How many drafts were accepted, under the keys of `vllm bench serve`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Speculation {
-    /// Accepted drafts, percent of those scored.
+    /// Accepted drafts in percent of all scored drafts.
     pub spec_decode_acceptance_rate: f64,
-    /// Tokens a row with drafts gave, on average: 1 + accepted / rows.
+    /// The mean number of tokens that a row with drafts gave: 1 + accepted / rows.
     pub spec_decode_acceptance_length: f64,
-    /// Rows that had drafts.
+    /// The number of rows that had drafts.
     pub spec_decode_num_drafts: u64,
-    /// Drafts scored.
+    /// The number of drafts scored.
     pub spec_decode_draft_tokens: u64,
-    /// Drafts accepted.
+    /// The number of drafts accepted.
     pub spec_decode_accepted_tokens: u64,
-    /// For each place, accepted drafts as a share (0 to 1) of all rows that had drafts: as vLLM does it, not of the rows that
-    /// had a draft at this place.
+    /// For each position among the drafts, the accepted drafts as a share (0 to 1) of all rows that had
+    /// drafts. Like vLLM it divides by all these rows, not by those that had a draft at the position.
     pub spec_decode_per_position_acceptance_rates: Vec<f64>,
-    /// For each place, how many drafts were scored there.
+    /// For each position, the number of drafts scored there.
     pub drafted_by_position: Vec<u64>,
-    /// The same, accepted.
+    /// For each position, the number of drafts accepted there.
     pub accepted_by_position: Vec<u64>,
 }
 
-/// Drafts of one request: rows by how many drafts they had, and by how many were accepted. Empty without drafts.
+/// The drafts of one request: how many rows had how many drafts, and how many were accepted. It is empty
+/// without drafts.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Drafts {
-    /// `rows[n - 1]`: with `n` drafts, and with `n` accepted.
+    /// At index n - 1: the number of rows with `n` drafts, and the number of rows with `n` accepted drafts.
     rows: Vec<(u32, u32)>,
 }
 
@@ -43,7 +44,8 @@ impl Drafts {
         }
     }
 
-    /// Drafts scored and accepted by place: those of a row with `n` are at places 0 to `n - 1`.
+    /// The drafts scored and accepted at each position. A row with `n` drafts has them at the positions below
+    /// `n`.
     pub(super) fn by_position(&self) -> (Vec<u32>, Vec<u32>) {
         let (mut drafted, mut accepted) = (vec![0; self.rows.len()], vec![0; self.rows.len()]);
         let mut behind = (0, 0);
@@ -54,13 +56,13 @@ impl Drafts {
         (drafted, accepted)
     }
 
-    /// Forgets, and keeps its room.
+    /// Forgets everything, but keeps the memory.
     pub(super) fn clear(&mut self) {
         self.rows.clear();
     }
 }
 
-/// Drafts of all requests by place.
+/// The drafts of all requests, by position.
 #[derive(Clone, Debug, Default)]
 pub(super) struct DraftTotals {
     drafted: Vec<u64>,
@@ -77,7 +79,7 @@ impl DraftTotals {
         }
     }
 
-    /// Takes in all of `other`.
+    /// Adds the drafts of `other`.
     pub(super) fn merge(&mut self, other: &Self) {
         for (all, more) in [(&mut self.drafted, &other.drafted), (&mut self.accepted, &other.accepted)] {
             if more.len() > all.len() {
@@ -87,7 +89,7 @@ impl DraftTotals {
         }
     }
 
-    /// `None` without drafts.
+    /// The figures; `None` without drafts.
     pub(super) fn speculation(&self) -> Option<Speculation> {
         let rows = *self.drafted.first().filter(|n| **n > 0)?;
         let (drafts, accepted) = (self.drafted.iter().sum::<u64>(), self.accepted.iter().sum::<u64>());

@@ -4,46 +4,47 @@ use serde::{Deserialize, Serialize};
 
 use crate::replay::StepReport;
 
-/// What happened when, in at most 600 bins of equal width: bins of 100 ms, as often merged in pairs as the run's length asks.
-/// Each list has one value a bin.
+/// What happened when, in at most 600 bins of equal width. Bins have 100 ms at first, and are merged in
+/// pairs whenever a longer run needs it. Each list has one value per bin.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Timeline {
-    /// Seconds a bin; the first begins with the run.
+    /// The width of a bin in seconds. The first bin begins with the run.
     pub bin_s: f64,
-    /// Seconds into the run from which steps were seen: 0, but where a run was resumed, the start of the first step after that.
-    /// What is counted by step (tokens, running, waiting, KV, preemptions, drafts) is not known before it, and 0 there; the bin
-    /// that it is in has its means over what was seen of it.
+    /// The seconds into the run from which steps were seen: 0, or for a resumed run the start of the first
+    /// step after it was resumed. What is counted by step (tokens, running, waiting, KV, preemptions,
+    /// drafts) is not known before this, and 0 there. The bin that contains this moment has means over the
+    /// part that was seen.
     #[serde(default)]
     pub observed_from_s: f64,
-    /// Requests whose intended arrival it was.
+    /// The number of requests whose intended arrival lies in the bin.
     pub arrivals: Vec<u64>,
-    /// Requests that finished.
+    /// The number of requests that finished.
     pub finished: Vec<u64>,
-    /// Tokens generated.
+    /// The number of tokens generated.
     pub output_tokens: Vec<u64>,
-    /// Prompt tokens computed, those computed again after a preemption too.
+    /// The number of prompt tokens computed, including those computed again after a preemption.
     pub prompt_tokens_computed: Vec<u64>,
-    /// Admitted requests, mean over time, of all engines.
+    /// The number of admitted requests of all engines, as a mean over time.
     pub running: Vec<f64>,
-    /// Requests that waited for admission, mean over time, of all engines.
+    /// The number of requests of all engines that waited for admission, as a mean over time.
     pub waiting: Vec<f64>,
-    /// KV blocks that requests held, mean over time, of all engines.
+    /// The number of KV blocks that requests of all engines held, as a mean over time.
     pub kv_used: Vec<f64>,
-    /// The greatest share of an engine's KV blocks in use as a step ran, 0 to 1.
+    /// The greatest share of an engine's KV blocks that was in use during a step, 0 to 1.
     pub kv_max_share: Vec<f64>,
-    /// Preemptions.
+    /// The number of preemptions.
     pub preemptions: Vec<u64>,
-    /// Drafts scored.
+    /// The number of drafts scored.
     pub drafts: Vec<u64>,
-    /// Drafts accepted.
+    /// The number of drafts accepted.
     pub accepted: Vec<u64>,
-    /// Prompt tokens found in the prefix cache, when a request's first token came.
+    /// The number of prompt tokens found in the prefix cache, counted when a request's first token came.
     pub cached_tokens: Vec<u64>,
 }
 
-/// Bins at most.
+/// The most bins.
 const MOST_BINS: usize = 600;
-/// Nanoseconds of a bin, at first.
+/// The width of a bin at first, in nanoseconds.
 const FIRST_BIN_NS: u64 = 100_000_000;
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -57,21 +58,21 @@ pub(super) struct Bin {
     pub accepted: u64,
     pub cached_tokens: u64,
     kv_max_share: f64,
-    /// Value times nanoseconds.
+    /// The value times nanoseconds, like the next two.
     running: u128,
     waiting: u128,
     kv_used: u128,
 }
 
-/// What an engine was last seen to have, from `since_ns` on.
+/// The state of an engine since `since_ns`, as far as it was reported.
 #[derive(Clone, Copy, Debug, Default)]
 struct Engine {
     since_ns: u64,
     running: u64,
     waiting: u64,
-    /// KV blocks in use, after its last step.
+    /// The number of KV blocks in use after its last step.
     kv_used: u64,
-    /// And as that step ran.
+    /// The number of KV blocks in use during that step.
     kv_during: u64,
     num_blocks: u64,
 }
@@ -82,11 +83,11 @@ pub(super) struct Bins {
     bins: Vec<Bin>,
     width_ns: u64,
     engines: BTreeMap<u32, Engine>,
-    /// When steps were first looked at.
+    /// The time from which steps are known, in nanoseconds.
     observed_from_ns: u64,
     pub peak_kv_used: u64,
     pub peak_kv_share: f64,
-    /// KV blocks in use, times nanoseconds.
+    /// The KV blocks in use, times nanoseconds.
     kv_used_time: u128,
 }
 
@@ -103,12 +104,12 @@ impl Bins {
         }
     }
 
-    /// What steps did before this is not known. Told before the first step.
+    /// Says that what steps did before `ns` is not known. It must be called before the first step.
     pub(super) fn observe_from(&mut self, ns: u64) {
         self.observed_from_ns = ns;
     }
 
-    /// The bin that a time is in.
+    /// The bin that contains a time.
     pub(super) fn at(&mut self, ns: u64) -> &mut Bin {
         let mut bin = ns / self.width_ns;
         while bin >= MOST_BINS as u64 {
@@ -123,7 +124,7 @@ impl Bins {
         &mut self.bins[bin]
     }
 
-    /// Takes in what a step says about its engine's state: it ran with so many, and left the pool so.
+    /// Takes in the state of an engine that a step reports, both during the step and after it.
     pub(super) fn step(&mut self, report: &StepReport) {
         let unseen = Engine { since_ns: self.observed_from_ns, ..Engine::default() };
         let mut engine = self.engines.get(&report.replica).copied().unwrap_or(unseen);
@@ -146,7 +147,8 @@ impl Bins {
         engine.kv_used = report.pool.used;
         self.engines.insert(report.replica, engine);
 
-        // Other engines, as they were while this one ran: in a step of theirs that overlapped, or behind it.
+        // The other engines count with their state while this step ran: that during their own step if it
+        // overlapped, else that after it.
         let others = self.engines.iter().filter(|(replica, _)| **replica != report.replica);
         let used = others.fold(during.used, |sum, (_, other)| {
             let overlaps = other.since_ns > start;
@@ -159,11 +161,11 @@ impl Bins {
         bin.kv_max_share = bin.kv_max_share.max(share);
     }
 
-    /// An engine had this from `from` to `to`.
+    /// Adds the state of an engine from `from` to `to`.
     fn hold(&mut self, engine: Engine, from: u64, to: u64) {
         self.kv_used_time += u128::from(engine.kv_used) * u128::from(to - from);
         let mut from = from;
-        // Widens the bins if it must, so that the loop takes 600 turns at most.
+        // This widens the bins if necessary, so that the loop runs at most 600 times.
         self.at(to);
         while from < to {
             let width = self.width_ns;
@@ -177,17 +179,18 @@ impl Bins {
         }
     }
 
-    /// KV blocks of all engines that made a step.
+    /// The number of KV blocks of all engines that made a step.
     pub(super) fn num_blocks(&self) -> u64 {
         self.engines.values().fold(0, |sum, e| sum.saturating_add(e.num_blocks))
     }
 
-    /// KV blocks in use, mean over the time that was seen until `end_ns`.
+    /// The number of KV blocks in use, as a mean over the time from `observed_from_ns` until `end_ns`.
     pub(super) fn mean_kv_used(&self, end_ns: u64) -> f64 {
         self.kv_used_time as f64 / end_ns.saturating_sub(self.observed_from_ns).max(1) as f64
     }
 
-    /// As lists; means are over the part of a bin that was seen: of the last one, that before `end_ns`.
+    /// The bins as lists. A mean covers the part of its bin that was seen; in the last bin that is the part
+    /// before `end_ns`.
     pub(super) fn timeline(&self, end_ns: u64) -> Timeline {
         let width = self.width_ns;
         let counts = |of: fn(&Bin) -> u64| self.bins.iter().map(of).collect();
@@ -196,7 +199,8 @@ impl Bins {
                 let from = (i as u64).saturating_mul(width);
                 let until = end_ns.min(from.saturating_add(width));
                 let passed = until.saturating_sub(from.max(self.observed_from_ns));
-                // 6 decimals: what is beyond them is noise in a picture, and makes the file twice as long.
+                // Rounded to 6 decimals. More of them would be noise in a chart, and make the file twice as
+                // long.
                 (of(bin) as f64 / passed.max(1) as f64 * 1e6).round() / 1e6
             };
             self.bins.iter().enumerate().map(mean).collect()
@@ -241,7 +245,7 @@ impl Bin {
     }
 }
 
-/// 0 of nothing.
+/// `part / whole`, or 0 if `whole` is 0.
 pub(super) fn ratio(part: u64, whole: u64) -> f64 {
     if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
 }

@@ -6,10 +6,10 @@ use super::summary::{Goodput, Score};
 use crate::dataset::SkipReason;
 use crate::replay::{RequestLine, Status};
 
-/// Categories that scores are told apart by; those of further ones are counted together.
+/// The most categories that scores are kept apart by. Scores of further ones are counted together.
 const MOST_CATEGORIES: usize = 256;
 
-/// Counts over requests that are done with, made from their lines.
+/// Counts over requests that are finished, skipped or failed, made from their lines.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Totals {
     pub completed: u64,
@@ -19,7 +19,8 @@ pub(super) struct Totals {
     pub output_tokens: u64,
     pub cached_tokens: u64,
     pub cached_blocks: u64,
-    /// Requests that met their goals: for the first token, a token, the end, all.
+    /// The number of requests that met the goal for the first token, for the time per token, for the end,
+    /// and all of them.
     met: [u64; 4],
     scores: BTreeMap<String, (u64, f64)>,
 }
@@ -44,8 +45,8 @@ impl Totals {
         self.output_tokens += u64::from(line.output_tokens);
         self.cached_tokens += u64::from(line.cached_tokens);
         self.cached_blocks += u64::from(line.cached_tokens / block_size.max(1));
-        // A request with one token has no time a token: it meets every goal for it, as in vLLM. One that kept no token at all has
-        // no first one either, and gave nobody anything in time.
+        // A request with one token has no time per token and therefore meets any goal for it, as in vLLM. A
+        // request without tokens has no first token either, and gave nothing in time.
         let within = |value: Option<u64>, goal: Option<f64>, without| match (value, goal) {
             (_, None) => true,
             (Some(ns), Some(goal)) => ns as f64 / 1e6 <= goal,
@@ -70,12 +71,12 @@ impl Totals {
         *sum += score;
     }
 
-    /// Requests done with.
+    /// The number of requests counted.
     pub(super) fn done(&self) -> u64 {
         self.completed + self.failed + self.skipped.values().sum::<u64>()
     }
 
-    /// Takes in all of `other`.
+    /// Adds the counts of `other`.
     pub(super) fn merge(&mut self, other: &Self) {
         self.completed += other.completed;
         self.failed += other.failed;
@@ -94,7 +95,8 @@ impl Totals {
         }
     }
 
-    /// `None` without goals. `throughput`: completed requests a second.
+    /// How many requests met the goals; `None` without goals. `throughput` is the number of completed
+    /// requests per second.
     pub(super) fn goodput(&self, slo: &Slo, throughput: f64) -> Option<Goodput> {
         let [ttft, tpot, e2el, all] = self.met;
         let share = super::timeline::ratio(all, self.completed);

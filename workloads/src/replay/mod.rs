@@ -1,4 +1,4 @@
-//! A workload through an engine: requests on time, and what became of each.
+//! Sends a workload through an engine: requests go out on time, and each result becomes a line.
 
 mod engine;
 mod request_line;

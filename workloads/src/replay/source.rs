@@ -1,4 +1,4 @@
-//! From samples to requests: prompts, arrivals, and what is not run.
+//! Makes requests from samples: their prompts and arrivals, and the decision which records are not run.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use crate::dataset::{
 };
 use crate::prompt::{PromptMaker, TextTokens};
 
-/// What a source gives next.
+/// The next item of a source.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Incoming {
     /// A request to send.
@@ -19,20 +19,21 @@ pub enum Incoming {
     Skipped(SkippedRequest),
 }
 
-/// A request, with its prompt made and its time.
+/// A request whose prompt has been made and whose time is known.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PlannedRequest {
-    /// Its place in the workload, from 0, skipped records counted: its name.
+    /// Its index in the workload, counted from 0 with skipped records. It is its name.
     pub index: u64,
-    /// The dataset's own name for it.
+    /// The dataset's own name for it, if it has one.
     pub source_id: Option<String>,
     /// The dataset's category for it.
     pub category: Option<String>,
-    /// When it should be sent, in nanoseconds since the run began; `None`: as soon as there is room for it.
+    /// When it should be sent, in nanoseconds since the run began. `None` means as soon as there is room
+    /// for it.
     pub arrival_ns: Option<u64>,
-    /// Token ids.
+    /// The token ids of the prompt.
     pub prompt: Vec<u32>,
-    /// Tokens to generate at most.
+    /// The most tokens to generate.
     pub max_tokens: u32,
     /// Whether end-of-sequence tokens end it.
     pub until_stop: bool,
@@ -43,69 +44,72 @@ pub struct PlannedRequest {
 /// A record that is not run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SkippedRequest {
-    /// Its place in the workload.
+    /// Its index in the workload.
     pub index: u64,
-    /// The dataset's own name for it.
+    /// The dataset's own name for it, if it has one.
     pub source_id: Option<String>,
     /// The dataset's category for it.
     pub category: Option<String>,
     /// When it would have been sent.
     pub arrival_ns: Option<u64>,
-    /// Tokens of its prompt, where they were counted.
+    /// The number of tokens in its prompt, if they were counted.
     pub prompt_tokens: Option<u32>,
-    /// Why.
+    /// The reason.
     pub reason: SkipReason,
 }
 
-/// What requests are made to be.
+/// How requests are made.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SourceOptions {
-    /// When they are sent.
+    /// How their arrivals are made.
     pub arrivals: Arrivals,
-    /// Prompts without text and gaps between arrivals are drawn from this.
+    /// The seed of prompts without text, and of gaps between arrivals.
     pub seed: u64,
-    /// Factor on the lengths of traces that have no text; lengths stay at least 1.
+    /// The factor on the lengths of traces that have no text. Lengths stay at least 1.
     pub length_scale: f64,
-    /// Longer prompts are skipped.
+    /// Requests with longer prompts are skipped.
     pub max_prompt_tokens: Option<u32>,
-    /// Longer outputs are cut to this; also the length of outputs that end by themselves.
+    /// Longer outputs are cut to this. It is also the limit of outputs that end by themselves.
     pub max_new_tokens: Option<u32>,
-    /// The model's greatest length: what can't fit is skipped.
+    /// The model's greatest length. Requests that can't fit are skipped.
     pub max_model_len: u32,
-    /// Tokens that the KV pool holds: what can't fit is skipped. A request's last token is never computed, and needs no place.
+    /// The number of tokens that the KV pool holds. Requests that can't fit are skipped. A request's last
+    /// token is never computed, so it needs no slot.
     pub pool_tokens: u64,
-    /// The budget of a step, where a prompt must fit it (chunked prefill off).
+    /// The token budget of a step, if a prompt must fit in it (chunked prefill is off).
     pub step_tokens: Option<u32>,
-    /// Token ids that prompts without text are made of.
+    /// The token ids that prompts without text are made of.
     pub vocabulary: std::ops::Range<u32>,
 }
 
-/// Tokens of an output that ends by itself, where neither its dataset nor [`SourceOptions::max_new_tokens`] says how many.
+/// The most tokens of an output that ends by itself, if neither its dataset nor
+/// [`SourceOptions::max_new_tokens`] says how many.
 pub const DEFAULT_NEW_TOKENS: u32 = 256;
 
-/// Samples made into requests.
+/// Makes requests from samples.
 ///
-/// A prompt is run whole or not at all: what does not fit is [`Incoming::Skipped`], with the reason.
+/// A prompt is run whole or not at all. If it does not fit, the item is [`Incoming::Skipped`], with the
+/// reason.
 ///
-/// Where arrivals are recorded, every record keeps its own. Where they are made (constant, drawn, a ramp):
+/// Recorded arrivals stay with their records. Where arrivals are made (constant, drawn, a ramp):
 ///
-/// - Of a dataset of lengths or token ids, [`Source::open`] counts the records that fit beforehand. Arrivals are made for these alone, so
-///   that the rate asked is the rate of the requests sent.
-/// - Of text, lengths are known only when it is tokenised, record by record. Arrivals are made for all records that the dataset
-///   does not mark as failed; one that turns out not to fit takes its arrival, which passes without a request. The process keeps
-///   its form and its length, and the rate sent is the rate asked times the share of records that are run. The same holds of
-///   [`Source::new`], which can't read its samples twice.
+/// - For a dataset of lengths or token ids, [`Source::open`] first counts the records that fit. Arrivals are made for these
+///   alone, so that the rate asked for is the rate of the requests sent.
+/// - For text, lengths are known only when it is tokenised, record by record. Arrivals are made for all records that the
+///   dataset does not mark as failed. A record that turns out not to fit takes its arrival, which passes without a request.
+///   The arrivals keep their form and their length, and the rate sent is the rate asked for times the share of records that
+///   are run. The same holds for [`Source::new`], which can't read its samples twice.
 pub struct Source {
     samples: Samples,
-    /// The first item, which was looked at when the source was made.
+    /// The first item, which was read when the source was made.
     first: Option<Item>,
     options: SourceOptions,
     tokenizer: Option<Arc<dyn TextTokens>>,
     maker: PromptMaker,
     times: ArrivalTimes,
-    /// Whether arrivals are made for those alone that fit: a skipped record takes none.
+    /// Whether arrivals are made only for records that fit, so that a skipped record takes none.
     fitting: bool,
-    /// The samples' file, for errors.
+    /// The file of the samples, for errors.
     path: Option<PathBuf>,
     index: u64,
     over: bool,
@@ -121,12 +125,12 @@ impl std::fmt::Debug for Source {
 }
 
 impl Source {
-    /// Requests from `samples`, of which `survey` tells how many there are.
+    /// Makes requests from `samples`. `survey` says how many there are.
     ///
     /// # Errors
     ///
-    /// Options that do not go with the dataset: recorded arrivals without times, text without a tokenizer, a scale for
-    /// lengths of text.
+    /// The options do not go with the dataset: recorded arrivals without times, text without a tokenizer,
+    /// or a scale for the lengths of text.
     pub fn new(
         samples: Samples,
         survey: &Survey,
@@ -136,12 +140,13 @@ impl Source {
         Self::over(samples, survey, None, options, tokenizer)
     }
 
-    /// Requests from a dataset, which `survey` tells of. Where arrivals are made and lengths are known without a tokenizer, it is read
-    /// once more beforehand, to count those that fit. Errors name the dataset's file.
+    /// Makes requests from a dataset, which `survey` describes. If arrivals are made and lengths are known
+    /// without a tokenizer, the dataset is first read once more to count the records that fit. Errors name
+    /// the dataset's file.
     ///
     /// # Errors
     ///
-    /// Those of [`new`](Self::new); a dataset that can't be read.
+    /// The errors of [`new`](Self::new), or a dataset that can't be read.
     pub fn open(
         dataset: &DatasetOptions,
         survey: &Survey,
@@ -219,7 +224,7 @@ impl Source {
         arrival_s.filter(|_| recorded).and_then(|time| self.times.next(Some(time)))
     }
 
-    /// The same, of one that was found not to fit: an arrival that was made for it passes.
+    /// The same for a record that was found not to fit: it takes the arrival that was made for it.
     fn passed(&mut self, arrival_s: Option<f64>) -> Option<u64> {
         match self.options.arrivals {
             Arrivals::Recorded { .. } => self.recorded(arrival_s),
@@ -235,7 +240,8 @@ impl Source {
         if recorded && sample.arrival_s.is_none() {
             return Err(DatasetError::Options(NO_TIMES.into()));
         }
-        // Text is made into tokens before it can be measured; all else is measured first and made only if it is run.
+        // Text must be tokenised before it can be measured. All else is measured first, and made only if it
+        // is run.
         let encoded = match &sample.prompt {
             Prompt::Text(text) => Some(self.encode(text, &sample)?),
             _ => None,
@@ -266,7 +272,7 @@ impl Source {
         }))
     }
 
-    /// Tokens of an output, at least 1.
+    /// The number of output tokens of a sample, at least 1.
     fn output_tokens(&self, sample: &Sample) -> Result<u32, DatasetError> {
         let counted = match &sample.output {
             OutputLength::AsText(text) => self.ask(sample, |tokenizer| tokenizer.count(text))?,
@@ -279,7 +285,7 @@ impl Source {
         self.ask(sample, |tokenizer| tokenizer.encode(text))
     }
 
-    /// Asks the tokenizer about a sample's text.
+    /// Calls the tokenizer for a sample's text, and adds the sample to its error.
     fn ask<T>(
         &self,
         sample: &Sample,
@@ -301,7 +307,7 @@ const NO_TIMES: &str = "the dataset has no arrival times to replay: give --reque
 const NO_TOKENIZER: &str =
     "the dataset is text: it takes a model with a tokenizer to make token ids of it (--model)";
 
-/// How many samples fit; `None` where one is text, of which only a tokenizer can tell.
+/// The number of samples that fit; `None` if one of them is text, which only a tokenizer can measure.
 fn fitting(samples: Samples, options: &SourceOptions) -> Result<Option<u64>, DatasetError> {
     let maker = PromptMaker::new(options.seed, options.vocabulary.clone(), options.length_scale)
         .map_err(DatasetError::Options)?;
@@ -316,7 +322,8 @@ fn fitting(samples: Samples, options: &SourceOptions) -> Result<Option<u64>, Dat
     Ok(Some(fitting))
 }
 
-/// Tokens of an output, at least 1; `counted` is those of one that is as long as a text.
+/// The number of output tokens, at least 1. `counted` is the number for an output that is as long as a
+/// text.
 fn output_tokens(output: &OutputLength, counted: u32, maker: &PromptMaker, options: &SourceOptions) -> u32 {
     let most = options.max_new_tokens;
     let wanted = match output {
@@ -327,7 +334,7 @@ fn output_tokens(output: &OutputLength, counted: u32, maker: &PromptMaker, optio
     most.map_or(wanted, |most| wanted.min(most)).max(1)
 }
 
-/// Why a request of such lengths can't be run.
+/// The reason why a request of these lengths can't be run, if there is one.
 fn misfit(options: &SourceOptions, prompt: u32, output: u32) -> Option<SkipReason> {
     let total = u64::from(prompt) + u64::from(output);
     if prompt == 0 {
@@ -337,7 +344,7 @@ fn misfit(options: &SourceOptions, prompt: u32, output: u32) -> Option<SkipReaso
     } else if total > u64::from(options.max_model_len) {
         Some(SkipReason::LongerThanModel)
     } else if total > options.pool_tokens.saturating_add(1) {
-        // The last token is never computed, and needs no slot.
+        // The last token is never computed, so it needs no slot.
         Some(SkipReason::LargerThanPool)
     } else if options.step_tokens.is_some_and(|most| prompt > most) {
         Some(SkipReason::LargerThanStep)
@@ -346,7 +353,7 @@ fn misfit(options: &SourceOptions, prompt: u32, output: u32) -> Option<SkipReaso
     }
 }
 
-/// Whether a sample goes with the options.
+/// Checks that a sample goes with the options.
 fn check(sample: &Sample, options: &SourceOptions, tokenizer: bool) -> Result<(), DatasetError> {
     let text = matches!(sample.prompt, Prompt::Text(_)) || matches!(sample.output, OutputLength::AsText(_));
     if text && !tokenizer {
@@ -362,7 +369,7 @@ fn check(sample: &Sample, options: &SourceOptions, tokenizer: bool) -> Result<()
 impl Iterator for Source {
     type Item = Result<Incoming, DatasetError>;
 
-    /// The next request; after an error there is none.
+    /// The next request. After an error there is none.
     fn next(&mut self) -> Option<Self::Item> {
         if self.over {
             return None;

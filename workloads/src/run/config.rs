@@ -1,15 +1,16 @@
-//! Whether a run goes on as the one that it was begun as.
+//! Decides whether a resumed run has the configuration that it was begun with.
 
 use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-/// Fields, at any depth, that a run may go on with otherwise.
+/// Fields, at any depth, that may differ when a run is resumed.
 const FREE: [&str; 4] = ["date", "out", "resume", "revision"];
-/// More differences are counted, not told.
+/// The most differences that a message lists. Further ones are counted.
 const TOLD: usize = 12;
 
-/// In which fields two configurations differ, for people; `None` where they are the same run's.
+/// A message that lists the fields in which two configurations differ; `None` if they belong to the same
+/// run.
 pub(super) fn differences(there: &Value, now: &Value) -> Option<String> {
     let mut found = Vec::new();
     compare("", Some(there), Some(now), &mut found);

@@ -1,4 +1,4 @@
-//! Lines from one format into another.
+//! Converts lines from one format into another.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -12,12 +12,13 @@ use super::sink::FRAME_BYTES;
 use crate::Error;
 use crate::trace::replace_file_with;
 
-/// Writes the lines of `from` to `path`, which is there whole or not at all; how many they were. Memory is bounded by a
-/// frame, a row group (some 8 MiB of lines) or a line.
+/// Writes the lines of `from` to `path`, where the file appears whole or not at all. Returns the number of
+/// lines. Memory is bounded by a frame, a row group (some 8 MiB of lines) or a line.
 ///
 /// # Errors
 ///
-/// A line that can't be read, a fault of the disk, a format that this build does not have. Parquet takes only text.
+/// A line can't be read, the disk has a fault, or this build does not have the format. Parquet takes only
+/// text.
 pub fn convert_lines(from: &mut LineReader, path: &Path, format: LineFormat) -> Result<u64, Error> {
     format.check()?;
     let mut lines = 0;
@@ -36,7 +37,7 @@ pub fn convert_lines(from: &mut LineReader, path: &Path, format: LineFormat) -> 
     Ok(lines)
 }
 
-/// On which side it failed.
+/// The side on which a conversion failed.
 pub(super) enum Fault {
     Read(Error),
     Write(std::io::Error),

@@ -13,8 +13,8 @@ use crate::measures::Summary;
 use crate::replay::RequestLine;
 use crate::trace::{CONFIG_FILE, SUMMARY_FILE, TraceWriter, last_step, replace_file};
 
-/// A run directory being written. Dropped before a line was written to it or to its trace, a directory that was made for
-/// the run is gone again.
+/// A run directory that is being written. If it was made for the run and is dropped before a line was
+/// written to it or to its trace, it is removed again.
 #[derive(Debug)]
 pub struct RunDirectory {
     path: PathBuf,
@@ -22,16 +22,17 @@ pub struct RunDirectory {
     begin: Begin,
     next_step: u64,
     leftovers: Arc<Leftovers>,
-    /// Held while the run is written; the system takes it back from a process that was killed.
+    /// Held while the run is written. The system releases it if the process is killed.
     _lock: Option<File>,
 }
 
 impl RunDirectory {
-    /// Makes the directory, and those above it, and writes `config` to its `config.json`, with a `schema_version`.
+    /// Makes the directory and its parents, and writes `config` with a `schema_version` to its
+    /// `config.json`.
     ///
     /// # Errors
     ///
-    /// Before anything is written: it can't be made, or holds a run.
+    /// The directory can't be made, or holds a run already. Nothing has been written then.
     pub fn create(path: &Path, config: &Value) -> Result<Self, Error> {
         if path.exists() && !path.is_dir() {
             return Err(Error::NotADirectory { path: path.to_owned() });
@@ -47,14 +48,15 @@ impl RunDirectory {
         Self::open(path, Begin::New, 0, leftovers, lock)
     }
 
-    /// Goes on with a run that was stopped: its lines are kept, and new ones added behind them. Those that are there are told
-    /// to `before`, one at a time, in the order in which they were written; a cut last line is dropped. Nothing in the
-    /// directory is changed before all of them were.
+    /// Resumes a run that was stopped: its lines are kept, and new ones are appended. `before` is called
+    /// with each line that is there, in the order in which they were written. A last line that is cut is
+    /// dropped. Nothing in the directory is changed before all lines have been read.
     ///
     /// # Errors
     ///
-    /// It holds no run, or one that is finished; a line of it can't be read; its `config.json` differs from `config`: in
-    /// which fields (`date`, `out`, `resume` and `revision` may). What `before` says, as it says it.
+    /// The directory holds no run, or one that is finished; a line of it can't be read; or its
+    /// `config.json` differs from `config` in a field other than `date`, `out`, `resume` and `revision`, in
+    /// which case the error names the fields. Errors of `before` are returned as they are.
     pub fn resume<E: From<Error>>(
         path: &Path,
         config: &Value,
@@ -77,12 +79,12 @@ impl RunDirectory {
         Ok(Self::open(path, Begin::Append, next_step, Arc::new(Leftovers::none(path)), lock)?)
     }
 
-    /// Goes on with a run that was stopped and is made again from its beginning, to the same bytes: lines that are there are
-    /// compared, later ones added.
+    /// Repeats a run that was stopped, from its beginning and to the same bytes. Lines that are there are
+    /// compared, later ones are appended.
     ///
     /// # Errors
     ///
-    /// As [`resume`](Self::resume).
+    /// Those of [`resume`](Self::resume).
     pub fn repeat(path: &Path, config: &Value) -> Result<Self, Error> {
         let lock = lock(path)?;
         check_stopped(path, config)?;
@@ -99,7 +101,7 @@ impl RunDirectory {
         let requests = path.join(REQUESTS_FILE);
         let requests = LineWriter::open(requests, LineFormat::Jsonl, begin, Arc::clone(&leftovers))?;
         if begin != Begin::New {
-            // It was of the part that was run before.
+            // The summary is that of the part that was run before.
             match std::fs::remove_file(path.join(SUMMARY_FILE)) {
                 Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
                     return Err(Error::Unwritable { path: path.to_owned(), source });
@@ -110,45 +112,45 @@ impl RunDirectory {
         Ok(Self { path: path.to_owned(), requests, begin, next_step, leftovers, _lock: lock })
     }
 
-    /// Where it is.
+    /// The path of the directory.
     #[must_use]
     pub fn path(&self) -> &PathBuf {
         &self.path
     }
 
-    /// The step number that its trace goes on from; 0 unless it was resumed.
+    /// The step number with which its trace goes on; 0 unless the run was resumed.
     #[must_use]
     pub fn next_step(&self) -> u64 {
         self.next_step
     }
 
-    /// The trace of its steps, in the same way: new, going on behind what is there (with a line of event `resume`), or
-    /// repeating it. [`TraceWriter::finish`] writes no summary then. Steps that a stopped run stored in one format go on in
-    /// that one (Parquet is made from any).
+    /// Opens the trace of the run's steps in the same way: new, appending to what is there (after a line of
+    /// event `resume`), or repeating it. [`TraceWriter::finish`] then writes no summary. If a stopped run
+    /// has stored steps in one format, they go on in that format (Parquet can be made from any).
     ///
     /// # Errors
     ///
-    /// As [`LineWriter`]'s.
+    /// Those of [`LineWriter`].
     pub fn trace(&self, format: LineFormat) -> Result<TraceWriter, Error> {
         TraceWriter::in_run(&self.path, format, self.begin, self.next_step, Arc::clone(&self.leftovers))
     }
 
-    /// Adds a line to `requests.jsonl`.
+    /// Appends a line to `requests.jsonl`.
     ///
     /// # Errors
     ///
-    /// A fault of the disk; a repeated line that differs from the one that is there.
+    /// The disk has a fault, or a repeated line differs from the one that is there.
     pub fn write(&mut self, line: &RequestLine) -> Result<(), Error> {
         self.requests.write(line)
     }
 
-    /// Waits until every line is with the system, and writes `summary.json`. Of a run that was stopped, as the summary says
-    /// ([`RunFacts::stopped`](crate::measures::RunFacts::stopped)), not all lines that are there need to be repeated; it can be
-    /// gone on with.
+    /// Waits until the system has every line, and writes `summary.json`. If the summary says that the run
+    /// was stopped ([`RunFacts::stopped`](crate::measures::RunFacts::stopped)), some lines that are there
+    /// may not have been repeated yet; the run can be resumed.
     ///
     /// # Errors
     ///
-    /// A fault of the disk; repeated lines that differ, or that are there and were not repeated.
+    /// The disk has a fault, repeated lines differ, or lines that are there were not repeated.
     pub fn finish(self, summary: &Summary) -> Result<(), Error> {
         self.requests.keep();
         if summary.facts.stopped { self.requests.leave() } else { self.requests.close() }?;
@@ -159,8 +161,8 @@ impl RunDirectory {
     }
 }
 
-/// Takes the directory for this process; `None` where the system can't (no such directory yet, no locks on directories): what
-/// follows says what is wrong.
+/// Locks the directory for this process. `None` if the system can't (the directory does not exist yet, or
+/// directories can't be locked); later steps then say what is wrong.
 fn lock(path: &Path) -> Result<Option<File>, Error> {
     let Ok(directory) = File::open(path) else { return Ok(None) };
     match directory.try_lock() {
@@ -173,7 +175,7 @@ fn lock(path: &Path) -> Result<Option<File>, Error> {
     }
 }
 
-/// That `path` holds a run of `config` that was stopped.
+/// Checks that `path` holds a run of `config` that was stopped.
 fn check_stopped(path: &Path, config: &Value) -> Result<(), Error> {
     let bad = |path: &Path, what: &str| Err(Error::Run { path: path.to_owned(), what: what.to_owned() });
     let file = path.join(CONFIG_FILE);

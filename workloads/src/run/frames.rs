@@ -1,4 +1,4 @@
-//! Compressed lines, frame by frame.
+//! Reads compressed lines frame by frame.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Error, ErrorKind, Read};
@@ -6,19 +6,19 @@ use std::io::{BufRead, BufReader, Error, ErrorKind, Read};
 use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
 use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
 
-/// Reads what zstd frames hold, one after the other, in memory bounded by a frame's window. A frame that the end of the
-/// file cuts is read as far as its blocks go.
+/// Reads the contents of zstd frames one after the other, in memory bounded by a frame's window. If the
+/// file ends within a frame, the frame is read as far as its whole blocks go.
 pub(super) struct FrameReader {
     source: Counted,
     decoder: FrameDecoder,
-    /// Whether the decoder has a frame.
+    /// Whether the decoder is inside a frame.
     inside: bool,
     cut: bool,
     last_byte: Option<u8>,
     whole: u64,
 }
 
-/// A file that knows how far it was read.
+/// A file that counts how many bytes were read.
 struct Counted {
     file: BufReader<File>,
     position: u64,
@@ -52,12 +52,12 @@ impl FrameReader {
         self.cut
     }
 
-    /// Bytes of the file up to the end of the last frame that was read whole and ended with a line.
+    /// The number of bytes of the file up to the end of the last frame that is whole and ends with a line.
     pub(super) fn whole(&self) -> u64 {
         self.whole
     }
 
-    /// Begins the next frame; whether there is one.
+    /// Begins the next frame. Returns whether there is one.
     fn begin(&mut self) -> std::io::Result<bool> {
         loop {
             if self.source.file.fill_buf()?.is_empty() {

@@ -1,4 +1,4 @@
-//! What a run that never wrote a line takes away again.
+//! Removes the files of a run that never wrote a line.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,8 +8,8 @@ use parking_lot::Mutex;
 use crate::Error;
 use crate::trace::{CONFIG_FILE, SCHEMA_VERSION, replace_file};
 
-/// The files that were made in a directory, shared by those that write them: whoever is dropped last takes them away, if
-/// none was used.
+/// The files that were made in a directory. All who write them share this. When the last of them is dropped
+/// and no file was used, the files are removed.
 #[derive(Debug)]
 pub(crate) struct Leftovers {
     directory: PathBuf,
@@ -19,7 +19,7 @@ pub(crate) struct Leftovers {
 }
 
 impl Leftovers {
-    /// Makes `directory` if need be, and writes `config` with a `schema_version` to its `config.json`.
+    /// Makes `directory` if necessary, and writes `config` with a `schema_version` to its `config.json`.
     pub(crate) fn start(directory: &Path, config: serde_json::Value) -> Result<Self, Error> {
         let unwritable = |source| Error::Unwritable { path: directory.to_owned(), source };
         let config = with_version(config)?;
@@ -39,7 +39,7 @@ impl Leftovers {
         Ok(leftovers)
     }
 
-    /// Those of a directory that was there before: nothing is taken away.
+    /// For a directory that existed before: nothing will be removed.
     pub(crate) fn none(directory: &Path) -> Self {
         Self {
             directory: directory.to_owned(),
@@ -49,12 +49,12 @@ impl Leftovers {
         }
     }
 
-    /// A file more was made.
+    /// Says that another file was made.
     pub(crate) fn add(&self, file: PathBuf) {
         self.files.lock().push(file);
     }
 
-    /// Something was written that is worth keeping.
+    /// Says that something worth keeping was written.
     pub(crate) fn keep(&self) {
         self.used.store(true, Ordering::Relaxed);
     }
@@ -65,7 +65,7 @@ impl Drop for Leftovers {
         if self.used.load(Ordering::Relaxed) {
             return;
         }
-        // On the way out of another failure: what can't be removed is not worth a second one.
+        // This may run on the way out of another failure, so a file that can't be removed is not reported.
         for file in self.files.get_mut() {
             let _ = std::fs::remove_file(file);
         }
@@ -75,7 +75,7 @@ impl Drop for Leftovers {
     }
 }
 
-/// `config` as it is written.
+/// `config` with a `schema_version`, as it is written.
 pub(super) fn with_version(mut config: serde_json::Value) -> Result<serde_json::Value, Error> {
     let Some(fields) = config.as_object_mut() else { return Err(Error::ConfigNotAnObject) };
     fields.insert("schema_version".to_owned(), SCHEMA_VERSION.into());

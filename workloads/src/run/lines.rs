@@ -1,4 +1,4 @@
-//! Files of JSON lines, written by a thread of their own in whole lines.
+//! Writes files of JSON lines. A thread of its own writes whole lines.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,21 +11,21 @@ use super::Leftovers;
 use super::sink::{Fault, Sink};
 use crate::Error;
 
-/// Lines wait at most so long for the disk ...
+/// Lines wait at most this long before they are written ...
 pub(crate) const FLUSH_EVERY: Duration = Duration::from_millis(100);
-/// ... or until there are so many bytes of them.
+/// ... or until there are this many bytes of them.
 const FLUSH_BYTES: usize = 64 << 10;
-/// Beyond this the caller waits for the disk: memory stays bounded.
+/// With more bytes than this waiting, the caller waits for the disk, so that memory stays bounded.
 const MOST_PENDING: usize = 8 << 20;
 
 /// How lines are stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LineFormat {
-    /// As they are.
+    /// Plain text.
     #[default]
     #[serde(rename = "jsonl")]
     Jsonl,
-    /// Compressed, in frames that can be read one by one.
+    /// Compressed with zstd, in frames that can be read one by one.
     #[serde(rename = "jsonl.zst")]
     JsonlZst,
     /// Apache Parquet, made from lines when the run ends.
@@ -34,10 +34,10 @@ pub enum LineFormat {
 }
 
 impl LineFormat {
-    /// All of them, in the order in which a file is looked for.
+    /// All formats, in the order in which a file is looked for.
     pub const ALL: [Self; 3] = [Self::Jsonl, Self::JsonlZst, Self::Parquet];
 
-    /// How its files' names end, without the dot; also its name.
+    /// The extension of its files without the dot. It is also the format's name.
     #[must_use]
     pub fn extension(self) -> &'static str {
         match self {
@@ -51,7 +51,7 @@ impl LineFormat {
     ///
     /// # Errors
     ///
-    /// It does not, for people.
+    /// This build does not have the format.
     pub fn check(self) -> Result<(), Error> {
         if self == Self::Parquet && !cfg!(feature = "parquet") {
             let what = "this build has no Parquet (cargo feature `parquet`); use jsonl.zst, or another build";
@@ -66,13 +66,14 @@ impl LineFormat {
         format!("{stem}.{}", self.extension())
     }
 
-    /// The file of this format in `directory`.
+    /// The path of the file of this format in `directory`.
     #[must_use]
     pub fn file(self, directory: &Path, stem: &str) -> PathBuf {
         directory.join(self.file_name(stem))
     }
 
-    /// What lines are written as while a run goes on: Parquet can't be read before its end is written.
+    /// The format in which lines are written while a run goes on. A Parquet file can't be read before its
+    /// end is written.
     #[must_use]
     pub fn while_running(self) -> Self {
         match self {
@@ -97,29 +98,32 @@ impl std::str::FromStr for LineFormat {
     }
 }
 
-/// What a file is opened for.
+/// How a file is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Begin {
-    /// It must not be there.
+    /// The file must not exist.
     New,
-    /// Lines are added behind those that are there; what is not whole at its end is cut away. It may be missing.
+    /// Lines are appended to those that are there. What is not whole at the file's end is cut off. The file
+    /// may be missing.
     Append,
-    /// The lines that are there are written again and compared; later ones are added. It may be missing.
+    /// Lines that are there are compared with the ones written; later ones are appended. The file may be
+    /// missing.
     Repeat,
 }
 
-/// Writes whole lines. A line costs its caller one serialisation into a buffer that is used again, and one copy; a
-/// thread of the writer's own does the rest. At most 8 MiB and a line wait for the disk.
+/// Writes whole lines. A line costs its caller one serialisation into a reused buffer, and one copy. A
+/// thread of the writer's own does the rest. At most 8 MiB and one line wait for the disk.
 ///
-/// A killed process leaves a file that is readable up to its last flush: every 100 ms or 64 KiB for `jsonl`, every second
-/// or 256 KiB for `jsonl.zst`. Dropped without [`close`](Self::close), it still writes the lines it was given.
+/// If the process is killed, the file is readable up to the last flush: every 100 ms or 64 KiB for `jsonl`,
+/// every second or 256 KiB for `jsonl.zst`. If the writer is dropped without [`close`](Self::close), it
+/// still writes the lines that it was given.
 #[derive(Debug)]
 pub struct LineWriter {
     path: PathBuf,
     shared: Arc<Shared>,
     thread: Option<std::thread::JoinHandle<()>>,
     line: Vec<u8>,
-    /// Dropped after the thread has ended.
+    /// It is dropped after the thread has ended.
     leftovers: Arc<Leftovers>,
 }
 
@@ -136,23 +140,25 @@ struct State {
     closing: bool,
     failed: Option<Fault>,
     dead: bool,
-    /// Whether all lines were given: none that are there may be left to repeat.
+    /// Whether all lines were given, so that none of those in the file may be left to repeat.
     complete: bool,
 }
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing is left half-done under this lock, so a panic elsewhere doesn't spoil it.
+        // Nothing is left half-done under this lock, so a panic of another thread does not matter.
         self.state.lock()
     }
 }
 
 impl LineWriter {
-    /// Opens `path`, whose lines are stored in `format` (as they are, for Parquet: its file is made afterwards).
+    /// Opens `path`, where lines are stored in `format` (as plain text for Parquet, whose file is made
+    /// afterwards).
     ///
     /// # Errors
     ///
-    /// It can't be opened, or is there though it should be new; what is there can't be read on.
+    /// The file can't be opened, exists although it should be new, or holds something that can't be
+    /// continued.
     pub(crate) fn open(
         path: PathBuf,
         format: LineFormat,
@@ -176,12 +182,12 @@ impl LineWriter {
         Ok(Self { path, shared, thread: Some(thread), line: Vec::new(), leftovers })
     }
 
-    /// Adds one line.
+    /// Appends one line.
     ///
     /// # Errors
     ///
-    /// A value that is no JSON; a fault of the disk in an earlier line, or an earlier line that differs from the one that it
-    /// repeats.
+    /// The value can't be written as JSON, the disk had a fault in an earlier line, or an earlier line
+    /// differs from the one that it repeats.
     pub fn write(&mut self, line: &impl Serialize) -> Result<(), Error> {
         self.line.clear();
         serde_json::to_writer(&mut self.line, line)
@@ -205,37 +211,37 @@ impl LineWriter {
         Ok(())
     }
 
-    /// The file.
+    /// The path of the file.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What is left of the file is kept, though no line was written.
+    /// Keeps the file even if no line was written.
     pub(crate) fn keep(&self) {
         self.leftovers.keep();
     }
 
-    /// Waits until every line is with the system.
+    /// Waits until the system has every line.
     ///
     /// # Errors
     ///
-    /// A fault of the disk; a repeated line that differs from the one that is there; lines that are there and were not
-    /// repeated.
+    /// The disk has a fault, a repeated line differs from the one that is there, or lines that are there
+    /// were not repeated.
     pub fn close(mut self) -> Result<(), Error> {
         self.end(true)
     }
 
-    /// The same, before the end of what is to be written: lines that are there and were not repeated stay.
+    /// Does the same before everything was written: lines that are there and were not repeated stay.
     ///
     /// # Errors
     ///
-    /// A fault of the disk; a repeated line that differs from the one that is there.
+    /// The disk has a fault, or a repeated line differs from the one that is there.
     pub fn leave(mut self) -> Result<(), Error> {
         self.end(false)
     }
 
-    /// A writer to a file that a test made, said to be `path`.
+    /// A writer to a file that a test made. Errors call it `path`.
     #[cfg(test)]
     pub(crate) fn over(path: PathBuf, file: std::fs::File) -> Self {
         let leftovers = Arc::new(Leftovers::none(&path));
@@ -257,7 +263,7 @@ impl LineWriter {
         drop(state);
         self.shared.to_thread.notify_one();
         if let Some(thread) = self.thread.take() {
-            // A panic there has been printed by then, and leaves whole lines behind.
+            // If the thread panicked, the panic has been printed by then, and the file holds whole lines.
             let _ = thread.join();
         }
         let mut state = self.shared.lock();
@@ -267,12 +273,12 @@ impl LineWriter {
 
 impl Drop for LineWriter {
     fn drop(&mut self) {
-        // Nobody is left to be told.
+        // Nobody is left who could be told about an error.
         let _ = self.end(false);
     }
 }
 
-/// Takes whole lines out of `shared` and writes them, until it is closed or the disk fails.
+/// Takes whole lines out of `shared` and writes them, until the writer is closed or the disk fails.
 fn write_lines(mut sink: Sink, shared: &Shared) {
     let mut lines = Vec::new();
     loop {
@@ -286,7 +292,7 @@ fn write_lines(mut sink: Sink, shared: &Shared) {
         shared.to_caller.notify_one();
         let mut taken = sink.take(&lines);
         lines.clear();
-        // Nobody writes while it is closed: `pending` is empty now.
+        // Nothing is added once the writer is closed, so `pending` is empty now.
         if closing && taken.is_ok() {
             taken = sink.end(complete);
             if taken.is_ok() {

@@ -1,10 +1,10 @@
 //! The directory of a run: `config.json`, `requests.jsonl`, `trace_steps.jsonl`, `summary.json`, `report.html`.
 //!
-//! Whoever stops a run, in whatever way, leaves files of whole lines; [`RunDirectory::resume`] goes on behind them.
+//! However a run is stopped, it leaves files of whole lines. [`RunDirectory::resume`] appends to them.
 
-/// Name of the file with one line a request.
+/// The name of the file with one line per request.
 pub const REQUESTS_FILE: &str = "requests.jsonl";
-/// Name of the page.
+/// The name of the report's page.
 pub const REPORT_FILE: &str = "report.html";
 
 mod config;

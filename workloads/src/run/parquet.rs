@@ -1,4 +1,5 @@
-//! Lines in Apache Parquet: a column with each line's text, so that nothing is lost, and columns of what is asked most.
+//! Stores lines in Apache Parquet. One column has each line's text, so that nothing is lost; other columns
+//! have the fields that are most often wanted.
 
 mod columns;
 mod fields;
@@ -21,11 +22,11 @@ use serde_json::Value;
 use self::columns::Columns;
 use self::fields::{STEP, message_type};
 
-/// Name of the column with a line's text.
+/// The name of the column with a line's text.
 const TEXT: &str = "json";
-/// A row group is written when it has so many bytes of lines ...
+/// A row group is written when it has this many bytes of lines ...
 const GROUP_BYTES: usize = if cfg!(test) { 128 << 10 } else { 8 << 20 };
-/// ... or so many lines.
+/// ... or this many lines.
 const GROUP_LINES: usize = 1 << 16;
 
 fn fault(error: ParquetError) -> Error {
@@ -38,7 +39,7 @@ fn fault(error: ParquetError) -> Error {
     }
 }
 
-/// Writes lines, a row group at a time.
+/// Writes lines, one row group at a time.
 pub(super) struct ParquetWriter<W: Write + Send> {
     file: SerializedFileWriter<W>,
     columns: Columns,
@@ -59,12 +60,12 @@ impl<W: Write + Send> ParquetWriter<W> {
         Ok(Self { file, columns: Columns::new(&STEP) })
     }
 
-    /// Adds a line. The inner error says what is wrong with it.
+    /// Adds a line. The inner error says what is wrong with the line.
     pub(super) fn add(&mut self, line: &[u8]) -> Result<Result<(), String>, Error> {
         let Ok(text) = std::str::from_utf8(line) else {
             return Ok(Err("is not UTF-8, which Parquet's text must be".to_owned()));
         };
-        // What is no JSON has its text and nothing else.
+        // A line that is not JSON has its text and no other values.
         let value = serde_json::from_str(text).unwrap_or(Value::Null);
         self.columns.add(&value, text);
         if self.columns.bytes() >= GROUP_BYTES || self.columns.lines() >= GROUP_LINES {
@@ -95,15 +96,15 @@ impl<W: Write + Send> ParquetWriter<W> {
     }
 }
 
-/// Reads the lines of a file back: one that [`ParquetWriter`] made. Other writers' files may have more columns and fewer,
-/// but the texts as they are (no dictionary), and in every row.
+/// Reads the lines of a file back that [`ParquetWriter`] made. A file of another writer may have more
+/// columns or fewer, but every row must have its text, stored plainly (without a dictionary).
 pub(super) struct ParquetLines {
     file: SerializedFileReader<File>,
     column: usize,
     groups: std::ops::Range<usize>,
     pages: Option<Box<dyn PageReader>>,
-    /// Of the page at hand, the lines that were not given yet: each a length in four bytes, little endian, and the text. The
-    /// decoder that comes with pages panics where they are damaged.
+    /// The lines of the present page that were not given yet, each as a length in four little-endian bytes
+    /// and the text. They are decoded here because the library's decoder panics on damaged pages.
     page: Bytes,
     lines: u32,
 }
@@ -124,7 +125,7 @@ impl ParquetLines {
         Ok(Self { file, column, groups, pages: None, page: Bytes::new(), lines: 0 })
     }
 
-    /// Puts the next line into `line`; whether there is one.
+    /// Puts the next line into `line`. Returns whether there is one.
     pub(super) fn next_line(&mut self, line: &mut Vec<u8>) -> Result<bool, Error> {
         while self.lines == 0 {
             if !self.next_page()? {
@@ -140,7 +141,7 @@ impl ParquetLines {
         Ok(true)
     }
 
-    /// Takes the next page; whether there is one.
+    /// Reads the next page. Returns whether there is one.
     fn next_page(&mut self) -> Result<bool, Error> {
         let Some(pages) = &mut self.pages else {
             let Some(group) = self.groups.next() else { return Ok(false) };
@@ -168,7 +169,7 @@ impl ParquetLines {
     }
 }
 
-/// What the library says of a file that is damaged; where it panics instead, that is an error too.
+/// Calls the library for a file that may be damaged. If it panics, the panic becomes an error.
 fn caught<T>(read: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T, Error> {
     match std::panic::catch_unwind(std::panic::AssertUnwindSafe(read)) {
         Ok(read) => read.map_err(fault),

@@ -1,4 +1,4 @@
-//! The lines of a file, one at a time, whatever it is stored as.
+//! Reads the lines of a file one at a time, in any format.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
@@ -8,10 +8,11 @@ use super::LineFormat;
 use super::frames::FrameReader;
 use crate::Error;
 
-/// A step of 1,000 sequences at 32,768 positions is some 15 MB; what is longer is no trace.
+/// The longest line that is read, in bytes. A step of 1,000 sequences at 32,768 positions takes about 15
+/// MB.
 const LONGEST_LINE: u64 = 256 << 20;
 
-/// Reads lines into one buffer, from any of the formats.
+/// Reads lines of any format into one buffer.
 pub struct LineReader {
     path: PathBuf,
     source: Source,
@@ -38,7 +39,7 @@ impl LineReader {
     ///
     /// # Errors
     ///
-    /// It can't be read.
+    /// The file can't be read.
     pub fn open(path: &Path, format: LineFormat) -> Result<Self, Error> {
         let file = File::open(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
         let source = match format {
@@ -59,19 +60,20 @@ impl LineReader {
         Ok(Self { path: path.to_owned(), source, buffer: Vec::new(), number: 0, cut: false })
     }
 
-    /// The file.
+    /// The path of the file.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The number of the line read last, from 1.
+    /// The number of the line that was read last, counted from 1.
     #[must_use]
     pub fn number(&self) -> u64 {
         self.number
     }
 
-    /// Whether the file ended within a line, or a frame, as a killed process leaves it: what it had of it is not given.
+    /// Whether the file ended within a line or a frame, as a killed process leaves it. The unfinished part
+    /// is not given.
     #[must_use]
     pub fn is_cut(&self) -> bool {
         self.cut
@@ -81,7 +83,7 @@ impl LineReader {
     ///
     /// # Errors
     ///
-    /// A fault of the disk, a line longer than 256 MiB, a frame that does not decode.
+    /// The disk has a fault, a line is longer than 256 MiB, or a frame can't be decoded.
     pub fn next_line(&mut self) -> Result<Option<&[u8]>, Error> {
         self.buffer.clear();
         let read = match &mut self.source {
@@ -113,7 +115,7 @@ impl LineReader {
     }
 }
 
-/// Bytes of a file up to the end of its last whole line (or frame of lines).
+/// The number of bytes of a file up to the end of its last whole line (or frame of lines).
 pub(super) fn whole_bytes(path: &Path, format: LineFormat) -> Result<u64, Error> {
     let read = |source| Error::Read { path: path.to_owned(), source };
     let mut file = File::open(path).map_err(read)?;

@@ -1,4 +1,4 @@
-//! The file behind a writer of lines.
+//! Writes lines to a file on behalf of a writer.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -11,11 +11,11 @@ use super::reader::{LineReader, whole_bytes};
 use super::{Begin, LineFormat};
 use crate::Error;
 
-/// A frame waits at most so long for more lines ...
+/// A frame waits at most this long for more lines ...
 const FRAME_EVERY: Duration = Duration::from_secs(1);
-/// ... or until there are so many bytes of them.
+/// ... or until there are this many bytes of them.
 pub(super) const FRAME_BYTES: usize = 256 << 10;
-/// So much of a line is shown where two differ.
+/// How many characters of a line a message shows if two lines differ.
 const SHOWN: usize = 160;
 
 /// Why a sink could not take lines.
@@ -42,11 +42,11 @@ impl Fault {
     }
 }
 
-/// Takes whole lines.
+/// Takes whole lines and writes them.
 #[derive(Debug)]
 pub(super) struct Sink {
     file: File,
-    /// Bytes of the file that are whole lines.
+    /// The number of bytes of the file that are whole lines.
     whole: u64,
     frame: Option<Frame>,
     repeated: Option<LineReader>,
@@ -79,7 +79,7 @@ impl Sink {
         Ok(Self { file, whole, frame, repeated })
     }
 
-    /// Plain lines to a file that a test made.
+    /// Writes plain lines to a file that a test made.
     #[cfg(test)]
     pub(super) fn over(file: File) -> Self {
         Self { file, whole: 0, frame: None, repeated: None }
@@ -99,7 +99,7 @@ impl Sink {
         Ok(())
     }
 
-    /// Writes what it kept. With `complete`, all lines that were there must have been repeated.
+    /// Writes the lines that it kept. With `complete`, all lines that were there must have been repeated.
     pub(super) fn end(&mut self, complete: bool) -> Result<(), Fault> {
         self.write_frame()?;
         if let (true, Some(there)) = (complete, &mut self.repeated)
@@ -125,7 +125,7 @@ impl Sink {
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), Fault> {
         if let Err(source) = self.file.write_all(bytes) {
-            // Back to whole lines; should that fail too, readers ignore a cut last line.
+            // This cuts the file back to whole lines. If it fails too, readers ignore a cut last line.
             let _ = self.file.set_len(self.whole);
             return Err(source.into());
         }
@@ -133,7 +133,8 @@ impl Sink {
         Ok(())
     }
 
-    /// What of `lines` is behind the lines that are there, which the others must be equal to.
+    /// The part of `lines` that goes beyond the lines in the file. Everything before it must equal those
+    /// lines.
     fn compare<'a>(&mut self, lines: &'a [u8]) -> Result<&'a [u8], Fault> {
         let mut rest = lines;
         while let (Some(there), false) = (&mut self.repeated, rest.is_empty()) {
@@ -158,7 +159,7 @@ impl Sink {
     }
 }
 
-/// The part of `line` where it begins to differ from `other`.
+/// The part of `line` around the place where it begins to differ from `other`.
 fn around(line: &[u8], other: &[u8]) -> String {
     let differs = line.iter().zip(other).position(|(a, b)| a != b).unwrap_or(line.len().min(other.len()));
     let start = differs.saturating_sub(SHOWN / 2);

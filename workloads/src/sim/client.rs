@@ -1,4 +1,4 @@
-//! Who sends the requests, on time.
+//! Sends the requests on time.
 
 use super::Observer;
 use crate::Error;
@@ -6,8 +6,8 @@ use crate::dataset::DatasetError;
 use crate::measures::Recorder;
 use crate::replay::{Incoming, PlannedRequest};
 
-/// An open loop: a request is sent at its intended arrival, whatever became of those before it, unless every seat of
-/// the limit is taken. One request is read ahead; those that wait for a seat wait in the source.
+/// An open loop. A request is sent at its intended arrival, whatever became of those before it, unless
+/// every seat of the concurrency limit is taken. One request is read ahead; others wait in the source.
 pub(super) struct Client<'a> {
     source: &'a mut dyn Iterator<Item = Result<Incoming, DatasetError>>,
     next: Option<PlannedRequest>,
@@ -25,7 +25,7 @@ impl<'a> Client<'a> {
         Self { source, next: None, ended: false, in_flight: 0, seats }
     }
 
-    /// Reads on to the next request; records that are not run are told of as they are passed.
+    /// Reads the next request. Records that are not run are reported as they are passed.
     pub(super) fn read(&mut self, recorder: &mut Recorder, observer: &mut dyn Observer) -> Result<(), Error> {
         while self.next.is_none() && !self.ended {
             match self.source.next() {
@@ -38,7 +38,7 @@ impl<'a> Client<'a> {
         Ok(())
     }
 
-    /// When the next request is sent, if nothing ends before; never earlier than `now`.
+    /// When the next request is sent, if no request ends before then. It is never earlier than `now`.
     pub(super) fn due(&self, now: u64) -> Option<u64> {
         if self.in_flight >= self.seats {
             return None;
@@ -46,7 +46,7 @@ impl<'a> Client<'a> {
         self.next.as_ref().map(|request| request.arrival_ns.unwrap_or(now).max(now))
     }
 
-    /// The next request, which takes a seat; with its intended arrival.
+    /// Takes the next request, with its intended arrival. It takes a seat.
     pub(super) fn send(&mut self, now: u64) -> Option<(PlannedRequest, u64)> {
         let request = self.next.take()?;
         let intended = request.arrival_ns.unwrap_or(now).min(now);
@@ -54,7 +54,7 @@ impl<'a> Client<'a> {
         Some((request, intended))
     }
 
-    /// Requests ended, and their seats are free.
+    /// Says that requests ended, which frees their seats.
     pub(super) fn freed(&mut self, seats: usize) {
         self.in_flight -= seats as u64;
     }

@@ -1,4 +1,4 @@
-//! Cost models as JSON: read field by field, so that an error names the field.
+//! Reads cost models from JSON field by field, so that an error names the field.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,15 +9,15 @@ use serde_json::{Map, Value};
 use super::{Acceptance, CostModel, DraftCost, Freeze, Overhead};
 use crate::Error;
 
-/// More bytes are no cost model.
+/// The most bytes of a file. A longer one is not a cost model.
 const MOST_BYTES: u64 = 16 << 20;
 
 impl CostModel {
-    /// Reads a file, and checks it.
+    /// Reads a file and checks it.
     ///
     /// # Errors
     ///
-    /// Those of [`from_json`](Self::from_json), and a file that can't be read; they name the file.
+    /// Those of [`from_json`](Self::from_json), or the file can't be read. They name the file.
     pub fn read(path: &Path) -> Result<Self, Error> {
         use std::io::Read;
         let read = |source| Error::Read { path: path.to_owned(), source };
@@ -31,11 +31,12 @@ impl CostModel {
         Self::from_json(&text).map_err(wrong)
     }
 
-    /// Reads JSON, and checks it: points in any order, `//` no comments.
+    /// Reads JSON and checks it. The points of a curve may be in any order. Comments (`//`) are not
+    /// allowed.
     ///
     /// # Errors
     ///
-    /// What is wrong, and in which field.
+    /// Says what is wrong, and in which field.
     pub fn from_json(text: &str) -> Result<Self, String> {
         let value: Value = serde_json::from_str(text).map_err(|e| format!("it is not JSON: {e}"))?;
         let mut of = Fields::new(String::new(), value)?;
@@ -66,19 +67,20 @@ impl CostModel {
             acceptance: of.given("acceptance", |path, value| map(path, value, acceptance))?,
             freezes: of.given("freezes", |path, value| list(path, value, freeze))?,
         };
-        // What calibration says about itself is for people.
+        // What calibration writes about itself is meant for people, so it is ignored.
         of.take("calibration");
         of.end()?;
         model.check()?;
         Ok(model)
     }
 
-    /// Whether it can be computed with: a target with a point; every number finite, none negative; the points of a curve in
-    /// ascending order, none cheaper than the one before; shares between 0 and 1.
+    /// Checks that the model can be used: the target has a point, every number is finite and none is
+    /// negative, the points of a curve ascend and none is cheaper than the one before, and shares lie
+    /// between 0 and 1.
     ///
     /// # Errors
     ///
-    /// Which field is wrong, and what to write there.
+    /// Says which field is wrong, and what to write there.
     pub fn check(&self) -> Result<(), String> {
         if self.target.points.is_empty() {
             return Err("target.points is empty: give at least one [token rows, microseconds]".into());
@@ -136,9 +138,9 @@ impl CostModel {
     }
 }
 
-/// More microseconds (eleven days) are a mistake, and sums of them would be no times.
+/// The most microseconds (eleven days). More are a mistake, and sums of them would not be valid times.
 const MOST_US: f64 = 1e12;
-/// More seconds (30 years) are a mistake.
+/// The most seconds (30 years). More are a mistake.
 const MOST_S: f64 = 1e9;
 
 fn check_us(at: &str, us: f64) -> Result<(), String> {
@@ -278,7 +280,7 @@ fn map<T>(
         .collect()
 }
 
-/// A value as a message has it: not all of a long one.
+/// A value as messages show it, shortened if it is long.
 fn shown(value: &Value) -> String {
     let text = value.to_string();
     match text.char_indices().nth(40) {
@@ -287,7 +289,7 @@ fn shown(value: &Value) -> String {
     }
 }
 
-/// The fields of an object, taken out one after the other.
+/// The fields of an object, which are taken out one after the other.
 struct Fields {
     path: String,
     left: Map<String, Value>,

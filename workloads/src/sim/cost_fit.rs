@@ -1,4 +1,4 @@
-//! From measured steps to a cost model.
+//! Fits a cost model to measured steps.
 
 use std::collections::BTreeMap;
 
@@ -8,74 +8,78 @@ use serde::{Deserialize, Serialize};
 use super::least_squares::Measurements;
 use super::{CostModel, DraftCost, Overhead, StepCost, StepShape};
 
-/// Token rows that may become points of a curve.
+/// The numbers of token rows that may become points of a curve.
 const KNOTS: [u32; 24] = [
     1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144,
     8192,
 ];
-/// Steps between a knot and the one before that make it one.
+/// A knot becomes a point only if at least this many steps lie between it and the point before.
 const STEPS_OF_A_KNOT: usize = 5;
-/// Steps after idleness that are enough to say what it costs.
+/// The costs of idleness are fitted only if at least this many steps followed idleness.
 const AFTER_IDLE: usize = 10;
-/// A step that took so many times what is told, and so many microseconds more, was another program's.
+/// A step is attributed to another program if it took this many times as long as predicted, and at least
+/// `NEIGHBOUR_US` microseconds longer.
 const NEIGHBOUR: f64 = 2.5;
 const NEIGHBOUR_US: f64 = 5_000.0;
-/// An engine that woke so late waited for another program to leave the core.
+/// An engine that took this many microseconds or more to wake had waited for another program to leave the
+/// core.
 const WOKE_US: f64 = 2_000.0;
-/// One run of steps of so many is held out.
+/// One of this many runs of steps is held out.
 const HELD_OUT: u64 = 4;
 
-/// A step, and what its stages took.
+/// A step, and the time that its stages took.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct MeasuredStep {
-    /// What it had to do.
+    /// The work that it had.
     #[serde(flatten)]
     pub shape: StepShape,
-    /// What that took.
+    /// The time that it took.
     pub took: StepCost,
-    /// Microseconds from the arrival of its first request until the engine, which had nothing to do, took it in.
+    /// The microseconds from the arrival of its first request until the engine, which was idle, noticed it.
     pub woke_us: Option<f64>,
-    /// Who proposed drafts, if anybody was asked.
+    /// The proposer, if one was asked for drafts.
     pub proposer: Option<String>,
-    /// The run of steps that it belongs to: neighbours are alike, so whole runs are held out.
+    /// The run of steps that it belongs to. Neighbouring steps are alike, so whole runs are held out.
     pub run: u64,
 }
 
-/// How well a model tells the times of steps that it was not fitted to.
+/// How well a model predicts the times of steps that it was not fitted to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct FitQuality {
-    /// Steps it was fitted to.
+    /// The number of steps that it was fitted to.
     pub fitted_steps: usize,
-    /// Steps it was not fitted to.
+    /// The number of steps that it was not fitted to (held out).
     pub held_out_steps: usize,
-    /// Of the latter, the median of |told - measured| / measured; `null` where there are none.
+    /// The median of |predicted - measured| / measured over the held-out steps; `null` if there are none.
     pub median_error: Option<f64>,
-    /// Its 90th percentile.
+    /// The 90th percentile of the same.
     pub p90_error: Option<f64>,
-    /// The sum of their times as told, over the sum as measured.
+    /// The sum of the predicted times of the held-out steps, divided by the sum of the measured ones.
     pub sum_told_to_measured: Option<f64>,
 }
 
-/// A model, and how good it is.
+/// A model and its quality.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct CostFit {
-    /// It, without a name or acceptances.
+    /// The model, without a name or acceptances.
     pub model: CostModel,
-    /// Over all held-out steps.
+    /// The quality over all held-out steps.
     pub all: FitQuality,
-    /// Steps with prefill, steps without, and those with drafts of each proposer.
+    /// The quality over steps with prefill, over steps without, and over those with drafts of each
+    /// proposer.
     pub parts: BTreeMap<String, FitQuality>,
 }
 
-/// Fits a model to measured steps, each stage to its own times. `keeps_kv` says of each proposer whether it has a model and
-/// KV of its own; its passes are then priced, else its rows alone.
+/// Fits a model to measured steps. Each stage is fitted to its own times. `keeps_kv` says for each proposer
+/// whether it has a model and KV of its own. If so its passes are priced, otherwise only its rows.
 ///
-/// Residuals count as shares of a step's time, so that short steps matter as much as long ones. A first fit finds what is
-/// typical, whatever lies far from it; a second one the means, without the steps that took so long that another program
-/// of the machine must have had its core. A curve's points never fall.
+/// Residuals count as shares of a step's time, so that short steps matter as much as long ones. A first fit
+/// finds what is typical, and ignores steps that lie far from it. A second fit finds the means, leaving out
+/// steps that took so long that another program must have used the core. A curve's points never fall.
 #[must_use]
 pub fn fit(steps: &[MeasuredStep], keeps_kv: &BTreeMap<String, bool>) -> CostFit {
-    // By a hash: who measures goes round, and every fourth would be of one kind.
+    // Runs are chosen by a hash, because a calibration measures kinds of steps in turn, and every fourth
+    // run would be of the same kind.
     let is_held_out = |step: &&MeasuredStep| {
         let hash = step.run.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         (hash >> 32).is_multiple_of(HELD_OUT)
@@ -108,7 +112,7 @@ pub fn fit(steps: &[MeasuredStep], keeps_kv: &BTreeMap<String, bool>) -> CostFit
     CostFit { all, parts, model }
 }
 
-/// Whether more is computed than is sampled from.
+/// Whether the step computes prompts: it computes more rows than it samples from.
 fn prefills(step: &MeasuredStep) -> bool {
     step.shape.token_rows > step.shape.logit_rows
 }
@@ -145,8 +149,9 @@ fn fit_target(all: &[&MeasuredStep], model: &mut CostModel) {
     let knots = Knots::new(steps.iter().map(|step| step.shape.rows_run()));
     let typical: Vec<f64> = steps.iter().map(|step| step.took.total_us()).collect();
     fit_stages(&steps, &typical, &knots, Measurements::fit, model);
-    // What is typical is not the mean, and a simulation adds times up: their slow tail is part of the sum. By what they are
-    // told to take, as those that took long would count for little by what they took.
+    // What is typical is not the mean. A simulation adds times up, so the slow tail must count. The
+    // residuals are scaled by the predicted time, because scaled by the measured one, slow steps would
+    // count for little.
     let (own, scales): (Vec<&MeasuredStep>, Vec<f64>) = steps
         .iter()
         .filter(|step| !is_neighbours(step, model))
@@ -156,7 +161,7 @@ fn fit_target(all: &[&MeasuredStep], model: &mut CostModel) {
     fit_idleness(&idle, model);
 }
 
-/// Each stage to its own times; residuals count as shares of `scales`.
+/// Fits each stage to its own times. Residuals count as shares of `scales`.
 fn fit_stages(
     steps: &[&MeasuredStep],
     scales: &[f64],
@@ -207,7 +212,8 @@ fn fit_stages(
     model.us_per_token = other.us_per_token;
 }
 
-/// What steps after idleness take more, by their rows and by how long it was: cores and caches wake up.
+/// Fits how much longer steps after idleness take, by their rows and by the length of the idleness: cores
+/// and caches must wake up.
 fn fit_idleness(idle: &[&MeasuredStep], model: &mut CostModel) {
     if idle.len() < AFTER_IDLE {
         return;
@@ -227,12 +233,12 @@ fn fit_idleness(idle: &[&MeasuredStep], model: &mut CostModel) {
     model.us_per_row_and_idle_s = at(3);
 }
 
-/// What a step is told to take without drafts, which are told apart.
+/// The predicted times of a step. Proposing is left as measured, because it is predicted separately.
 fn told(step: &MeasuredStep, model: &CostModel) -> StepCost {
     StepCost { propose: step.took.propose, ..model.step(&step.shape, None) }
 }
 
-/// Whether a step took so much more than it is told to that another program had the core.
+/// Whether a step took so much longer than predicted that another program must have used the core.
 fn is_neighbours(step: &MeasuredStep, model: &CostModel) -> bool {
     let (told, took) = (told(step, model).total_us(), step.took.total_us());
     took > NEIGHBOUR * told && took > told + NEIGHBOUR_US
@@ -274,24 +280,26 @@ fn fit_proposer(steps: &[&MeasuredStep], keeps_kv: bool, model: &CostModel) -> D
         let (told, took) = (typical.us(&step.shape), step.took.propose);
         took <= NEIGHBOUR * told || took <= told + NEIGHBOUR_US
     });
-    // By what they are told to take, as in `fit_target`.
+    // Scaled by the predicted time, as in `fit_target`.
     let total = |step: &MeasuredStep| model.step(&step.shape, Some(&typical)).total_us();
     let own: Vec<_> = own.map(|step| (*step, total(step))).collect();
     fitted(&own, Measurements::mean)
 }
 
-/// The token rows of the proposer's passes in a step.
+/// The numbers of token rows of the proposer's passes in a step.
 fn passes(shape: &StepShape) -> impl Iterator<Item = u32> {
     let first = shape.draft_passes.first().map(|&drafted| shape.draft_catch_up.max(drafted));
     first.into_iter().chain(shape.draft_passes.iter().skip(1).copied())
 }
 
-/// The points of a curve, with what it costs there written as rises: from one to the next there is none that is negative.
+/// The points of a curve. The fit has one coefficient per rise from one point to the next, because rises
+/// can't be negative.
 #[derive(Clone, Debug, Default)]
 struct Knots(Vec<u32>);
 
 impl Knots {
-    /// Points that these steps can tell apart: the fewest rows, and knots with steps enough since the one before.
+    /// The points that these steps can distinguish: the fewest rows, and those knots that have enough steps
+    /// since the point before.
     fn new(rows: impl Iterator<Item = u32>) -> Self {
         let mut rows: Vec<u32> = rows.collect();
         rows.sort_unstable();
@@ -305,7 +313,7 @@ impl Knots {
                 before = upto(knot);
             }
         }
-        // Beyond the last its slope goes on; steps there are part of it.
+        // The last slope goes on beyond the last point, so steps there are covered.
         if knots.len() == 1 && most > least {
             knots.push(most);
         }
@@ -316,7 +324,8 @@ impl Knots {
         self.0.len()
     }
 
-    /// How much of each rise passes of so many rows pay, all together: the first is what any pass pays.
+    /// The share of each rise that passes with these rows pay, all passes together. The first entry is what
+    /// any pass pays.
     fn ramps(&self, passes: impl IntoIterator<Item = u32>) -> Vec<f64> {
         let mut ramps = vec![0.0; self.0.len()];
         for rows in passes {

@@ -1,81 +1,88 @@
-//! What a step costs: measured by `pagedraft bench calibrate`, or given by hand.
+//! Says what a step costs. The figures are measured by `pagedraft bench calibrate`, or given by hand.
 
 use std::collections::BTreeMap;
 
 use pagedraft_scheduler::{CostCurve, StepCosts};
 use serde::{Deserialize, Serialize};
 
-/// What a step has to do, as far as its cost depends on it.
+/// The work of a step, as far as its cost depends on it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StepShape {
-    /// Requests in the step.
+    /// The number of requests in the step.
     pub plan_rows: u32,
-    /// Rows of the attention call.
+    /// The number of rows of the attention call.
     pub metadata_rows: u32,
-    /// Query tokens, drafts included.
+    /// The number of query tokens, drafts included.
     pub token_rows: u32,
-    /// Rows that a graph adds to them.
+    /// The number of rows that a graph adds as padding.
     pub pad_rows: u32,
-    /// Token rows whose logits are computed.
+    /// The number of token rows whose logits are computed.
     pub logit_rows: u32,
-    /// Tokens of KV read, each row of the attention call once: the sum of its contexts.
+    /// The number of tokens whose KV is read, once for each row of the attention call: the sum of its
+    /// contexts.
     pub context_reads: u64,
-    /// Of those, by requests of one query token, without drafts.
+    /// The part of `context_reads` that belongs to requests with one query token and no drafts.
     pub single_reads: u64,
-    /// Pairs of a query token and a token before it: the sum over query tokens of their contexts.
+    /// The number of pairs of a query token and a token before it: the sum of the contexts of all query
+    /// tokens.
     pub context_pairs: u64,
-    /// Of those, in rows that compute prompts.
+    /// The part of `context_pairs` in rows that compute prompts.
     pub prefill_pairs: u64,
-    /// Requests whose prompts are computed.
+    /// The number of requests whose prompts are computed.
     pub prefills: u32,
-    /// Requests that the engine was given before it.
+    /// The number of requests that the engine was given before the step.
     pub begun: u32,
-    /// Requests that end with it.
+    /// The number of requests that end with the step.
     pub ended: u32,
     /// Whether a graph is replayed.
     pub replayed: bool,
-    /// Microseconds that the engine had had nothing to do before it; 0 right behind another step.
+    /// The microseconds that the engine was idle before the step; 0 if it follows another step directly.
     pub idle_us: f64,
-    /// Token rows that the step right before it had computed; 0 after idleness.
+    /// The number of token rows of the step directly before it; 0 after idleness.
     pub rows_before: u32,
-    /// Requests that are drafted for, pass by pass; empty without a proposer.
+    /// For each pass of the proposer, the number of requests that it drafts for. It is empty without a
+    /// proposer.
     pub draft_passes: Vec<u32>,
-    /// Token rows of the first of these passes, lagging tokens included.
+    /// The number of token rows of the first pass, including tokens that the proposer lagged behind.
     pub draft_catch_up: u32,
-    /// Tokens of the proposer's KV read, over all passes: the sum of the contexts of their rows.
+    /// The number of tokens whose KV the proposer reads, over all passes: the sum of the contexts of their
+    /// rows.
     pub draft_reads: u64,
-    /// Pairs of a query token of these passes and a token before it.
+    /// The number of pairs of a query token of these passes and a token before it.
     pub draft_pairs: u64,
 }
 
 impl StepShape {
-    /// Token rows that the forward pass computes, those that a graph adds included.
+    /// The number of token rows that the forward pass computes, including those that a graph adds.
     #[must_use]
     pub fn rows_run(&self) -> u32 {
         self.token_rows.saturating_add(self.pad_rows)
     }
 
-    /// Whether the engine had nothing to do before it.
+    /// Whether the engine was idle before the step.
     #[must_use]
     pub fn after_idle(&self) -> bool {
         self.idle_us > 0.0
     }
 
-    /// Token rows of a greater step before it, whose activations took the caches that this one needs; none of those behind
-    /// [`ROWS_THAT_COUNT`](CostModel::ROWS_THAT_COUNT).
+    /// By how many token rows the step before was greater. The activations of those rows displaced what
+    /// this step needs from the caches. Rows beyond [`ROWS_THAT_COUNT`](CostModel::ROWS_THAT_COUNT) do not
+    /// count.
     #[must_use]
     pub(super) fn rows_displacing(&self) -> u32 {
         self.rows_before.min(CostModel::ROWS_THAT_COUNT).saturating_sub(self.rows_run())
     }
 
-    /// What idleness costs by: 1, its token rows that count, its seconds that count, and those rows times those seconds.
+    /// The four factors by which idleness costs: 1, the token rows that count, the seconds that count, and
+    /// their product.
     pub(super) fn coldness(&self) -> [f64; 4] {
         let rows = f64::from(self.rows_run().min(CostModel::ROWS_THAT_COUNT));
         let seconds = (self.idle_us * 1e-6).min(CostModel::SECONDS_THAT_COUNT);
         [1.0, rows, seconds, rows * seconds]
     }
 
-    /// One more request in the proposer's pass number `depth`, from 0, with `tokens` token rows behind `context` tokens.
+    /// Adds a request to the proposer's pass number `depth`, counted from 0. It has `tokens` token rows
+    /// after `context` tokens.
     pub fn add_draft_row(&mut self, depth: usize, context: u32, tokens: u32) {
         if self.draft_passes.len() <= depth {
             self.draft_passes.resize(depth + 1, 0);
@@ -90,25 +97,25 @@ impl StepShape {
     }
 }
 
-/// Microseconds of a step, by stage.
+/// The microseconds that a step takes, by stage.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StepCost {
-    /// Making the plan.
+    /// The time to make the plan.
     pub schedule: f64,
-    /// Building the metadata.
+    /// The time to build the metadata.
     pub metadata: f64,
-    /// Proposing drafts.
+    /// The time to propose drafts.
     pub propose: f64,
-    /// The forward pass.
+    /// The time of the forward pass.
     pub execute: f64,
-    /// Sampling, and acceptance.
+    /// The time of sampling and acceptance.
     pub sample: f64,
-    /// The rest: bookkeeping, streaming, tracing.
+    /// The time of everything else: bookkeeping, streaming, tracing.
     pub other: f64,
 }
 
 impl StepCost {
-    /// All of it.
+    /// The time of all stages together.
     #[must_use]
     pub fn total_us(&self) -> f64 {
         self.schedule + self.metadata + self.propose + self.execute + self.sample + self.other
@@ -118,54 +125,56 @@ impl StepCost {
 /// What a proposer costs.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct DraftCost {
-    /// A pass, by its token rows; without points for a proposer that has no model.
+    /// The cost of a pass, by its token rows. It has no points for a proposer without a model.
     #[serde(default)]
     pub pass: CostCurve,
-    /// Microseconds of proposing at all, once a step that has drafts.
+    /// The microseconds per step in which it is asked for drafts.
     #[serde(default)]
     pub us_per_step: f64,
-    /// Microseconds a drafted request.
+    /// The microseconds per request that is drafted for.
     #[serde(default)]
     pub us_per_row: f64,
-    /// Whether it keeps KV of its own, so that a request it did not draft for has to be caught up with.
+    /// Whether it has KV of its own, so that it must catch up with a request that it has not drafted for.
     #[serde(default)]
     pub keeps_kv: bool,
 }
 
-/// How drafts fare.
+/// How often drafts are accepted.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Acceptance {
-    /// The probability that the draft at a place is accepted, if those before it were; the last goes on for ever.
+    /// For each position, the probability that the draft there is accepted if those before it were. The
+    /// last entry holds for all later positions.
     pub by_position: Vec<f64>,
-    /// The share of decode rows that are given drafts at all.
+    /// The share of decode rows that get drafts at all.
     pub given: f64,
 }
 
-/// The engine does nothing for a while: a garbage collection, a neighbour, a suspended process.
+/// A time in which the engine does nothing, because of a garbage collection, another program or a suspended
+/// process.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Freeze {
-    /// Seconds since the run began: the step that would begin then, or runs then, waits.
+    /// When it begins, in seconds since the run began. A step that would begin then, or is running, waits.
     pub at_s: f64,
-    /// For so long.
+    /// How many seconds it lasts.
     pub for_s: f64,
 }
 
-/// What a request or a step costs besides the model's work.
+/// The cost of a step besides the model's own work.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Overhead {
-    /// Microseconds a step, whatever is in it.
+    /// The microseconds per step.
     #[serde(default)]
     pub us_per_step: f64,
-    /// Microseconds a request in the step.
+    /// The microseconds per request in the step.
     #[serde(default)]
     pub us_per_row: f64,
-    /// Microseconds a query token.
+    /// The microseconds per query token.
     #[serde(default)]
     pub us_per_token: f64,
 }
 
 impl Overhead {
-    /// Microseconds of a step of so many requests and query tokens.
+    /// The microseconds for a step with this many requests and query tokens.
     #[must_use]
     pub fn us(&self, rows: u32, tokens: u32) -> f64 {
         self.us_per_step + self.us_per_row * f64::from(rows) + self.us_per_token * f64::from(tokens)
@@ -184,14 +193,16 @@ impl Overhead {
 /// | schedule, metadata | those [`Overhead`]s |
 /// | other | `us_per_step`, `us_per_row` a request, `us_per_token` a query token, `us_per_prefill` a request whose prompt is computed, `us_per_begun` a request that was given to the engine before, `us_per_ended` one that ends |
 ///
-/// Between the points of a curve the cost is a straight line; below the first it is the first's, beyond the last it goes
-/// on with the last slope ([`CostCurve::us`]). What is left out costs nothing.
+/// Between the points of a curve the cost is a straight line. Below the first point it is that of the first
+/// point, and beyond the last one the last slope goes on ([`CostCurve::us`]). Whatever is left out costs
+/// nothing.
 ///
-/// # One by hand
+/// # A model written by hand
 ///
-/// Only `name` and `target.points` are needed. A target of 8B parameters in bf16 on an H100 reads 16 GB a pass at some
-/// 3 TB/s (5.3 ms), computes 16 GFLOP a token at some 500 TFLOP/s (32 us a token once that is more), and reads 128 KiB of
-/// KV a token of context (0.044 us). These are figures of a data sheet and none of a measurement:
+/// Only `name` and `target.points` are needed. For example, a target of 8B parameters in bf16 on an H100
+/// reads 16 GB per pass at about 3 TB/s (5.3 ms), computes 16 GFLOP per token at about 500 TFLOP/s (32 µs
+/// per token once that takes longer), and reads 128 KiB of KV per token of context (0.044 µs). These
+/// figures are from a data sheet, none is measured:
 ///
 /// ```
 /// let model = pagedraft_workloads::sim::CostModel::from_json(
@@ -218,99 +229,108 @@ impl Overhead {
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct CostModel {
-    /// What it is of: model, hardware, who measured it when.
+    /// What it describes: the model, the hardware, who measured it and when.
     pub name: String,
-    /// The forward pass, by token rows, and its attention.
+    /// The cost of the forward pass, by token rows, and of its attention.
     pub target: CostCurve,
-    /// Microseconds a step, whatever is in it: bookkeeping, streaming, tracing.
+    /// The microseconds per step for bookkeeping, streaming and tracing.
     #[serde(default)]
     pub us_per_step: f64,
-    /// Microseconds a request in the step, for the same.
+    /// The microseconds per request in the step for the same.
     #[serde(default)]
     pub us_per_row: f64,
-    /// Microseconds a query token, for the same: prefixes that are published.
+    /// The microseconds per query token for the same, such as publishing prefixes.
     #[serde(default)]
     pub us_per_token: f64,
-    /// Microseconds a request whose prompt is computed, for the same: its admission, its first blocks.
+    /// The microseconds per request whose prompt is computed for the same, such as its admission and its
+    /// first blocks.
     #[serde(default)]
     pub us_per_prefill: f64,
-    /// Microseconds a request that the engine is given, for the same.
+    /// The microseconds per request that the engine is given, for the same.
     #[serde(default)]
     pub us_per_begun: f64,
-    /// Microseconds a request that ends, for the same: its output, its line.
+    /// The microseconds per request that ends for the same, such as its output and its line.
     #[serde(default)]
     pub us_per_ended: f64,
-    /// Microseconds a token of context read by a request of one query token, besides `us_per_read`: others read it for several
-    /// tokens, or, in rows of batch expansion, again from the caches.
+    /// The microseconds per token of context read by a request with one query token, in addition to
+    /// `us_per_read`. Other requests share a read among several query tokens, or, with batch expansion,
+    /// read again from the caches.
     #[serde(default)]
     pub us_per_single_read: f64,
-    /// Microseconds a pair of a query token and a token before it in a row that computes a prompt, besides `us_per_context`:
-    /// long rows read their context again and again.
+    /// The microseconds per pair of a query token and a token before it in a row that computes a prompt, in
+    /// addition to `us_per_context`. Long rows read their context repeatedly.
     #[serde(default)]
     pub us_per_prefill_pair: f64,
-    /// Microseconds a row of the attention call, whatever its context.
+    /// The microseconds per row of the attention call, whatever its context.
     #[serde(default)]
     pub us_per_metadata_row: f64,
-    /// Microseconds a token row whose logits are computed.
+    /// The microseconds per token row whose logits are computed.
     #[serde(default)]
     pub us_per_logit_row: f64,
-    /// Microseconds of choosing a token from a row of logits, and of judging a draft.
+    /// The microseconds for choosing a token from a row of logits, or for judging a draft.
     #[serde(default)]
     pub us_per_sampled_row: f64,
-    /// Microseconds that a step takes longer when no graph is replayed.
+    /// The microseconds that a step takes longer if no graph is replayed.
     #[serde(default)]
     pub us_per_eager_step: f64,
-    /// Microseconds from a request's arrival until an engine that had nothing to do looks at it: those that come until then
-    /// share its first step.
+    /// The microseconds from a request's arrival until an idle engine notices it. Requests that arrive in
+    /// that time share its first step.
     #[serde(default)]
     pub us_to_wake: f64,
-    /// Microseconds that a step takes longer for each token row by which the step before it was greater, of its first
-    /// [`ROWS_THAT_COUNT`](Self::ROWS_THAT_COUNT): its activations took the caches.
+    /// The microseconds that a step takes longer for each token row by which the step before it was
+    /// greater. Only the first [`ROWS_THAT_COUNT`](Self::ROWS_THAT_COUNT) rows count, because then the
+    /// caches are full of its activations.
     #[serde(default)]
     pub us_per_row_before: f64,
-    /// Microseconds that a step takes longer when the engine had nothing to do before it: threads and cores wake up.
+    /// The microseconds that a step takes longer if the engine was idle before it, because threads and
+    /// cores must wake up.
     #[serde(default)]
     pub us_after_idle: f64,
-    /// And for each of its first [`ROWS_THAT_COUNT`](Self::ROWS_THAT_COUNT) token rows: caches are cold.
+    /// The additional microseconds after idleness for each of the first
+    /// [`ROWS_THAT_COUNT`](Self::ROWS_THAT_COUNT) token rows, because caches are cold.
     #[serde(default)]
     pub us_per_row_after_idle: f64,
-    /// And for each second of idleness, of the first [`SECONDS_THAT_COUNT`](Self::SECONDS_THAT_COUNT): the colder.
+    /// The additional microseconds for each of the first [`SECONDS_THAT_COUNT`](Self::SECONDS_THAT_COUNT)
+    /// seconds of idleness.
     #[serde(default)]
     pub us_per_idle_s: f64,
-    /// And for each of those rows times each of those seconds.
+    /// The additional microseconds for each of those rows times each of those seconds.
     #[serde(default)]
     pub us_per_row_and_idle_s: f64,
-    /// Making the plan.
+    /// The cost of making the plan.
     #[serde(default)]
     pub schedule: Overhead,
-    /// Building the metadata and binding the inputs.
+    /// The cost of building the metadata and binding the inputs.
     #[serde(default)]
     pub metadata: Overhead,
-    /// Proposers, by name: `draft`, `ngram`, `synthetic`.
+    /// The proposers, by name: `draft`, `ngram`, `synthetic`.
     #[serde(default)]
     pub proposers: BTreeMap<String, DraftCost>,
-    /// How their drafts fared when it was measured, by the same names.
+    /// How often their drafts were accepted when it was measured, by the same names.
     #[serde(default)]
     pub acceptance: BTreeMap<String, Acceptance>,
-    /// When the engine does nothing.
+    /// The times in which the engine does nothing.
     #[serde(default)]
     pub freezes: Vec<Freeze>,
 }
 
 impl CostModel {
-    /// Token rows in which an engine that had nothing to do gets warm, and in which one that is warm fills the caches.
+    /// The number of token rows in which an idle engine gets warm, and in which a warm one fills the
+    /// caches.
     pub const ROWS_THAT_COUNT: u32 = 1024;
-    /// Seconds of idleness behind which an engine gets no colder.
+    /// The seconds of idleness after which an engine gets no colder.
     pub const SECONDS_THAT_COUNT: f64 = 2.0;
 
-    /// What the embedded model costs on the machine this was developed on; its name has both.
+    /// The cost of the embedded model on the machine on which this was developed. Its name says which they
+    /// are.
     #[must_use]
     pub fn builtin() -> Self {
-        // A test reads it. An empty model, if it were none, is refused by `check`.
+        // A test reads this file. Should it be unreadable all the same, `check` refuses the empty model.
         Self::from_json(include_str!("builtin_cost.json")).unwrap_or_default()
     }
 
-    /// What a step of this shape takes. Of a model that [`check`](Self::check)s every part is finite and none negative.
+    /// The time that a step of this shape takes. If the model passed [`check`](Self::check), every part is
+    /// finite and none is negative.
     #[must_use]
     pub fn step(&self, shape: &StepShape, proposer: Option<&DraftCost>) -> StepCost {
         let eager = if shape.replayed { 0.0 } else { self.us_per_eager_step };
@@ -346,8 +366,8 @@ impl CostModel {
         }
     }
 
-    /// What a control of draft lengths starts from: decode rows, whose logits are all computed. A proposer without a name
-    /// here costs nothing.
+    /// The costs that the control of draft lengths starts from. They are for decode rows, whose logits are
+    /// all computed. A proposer that the model does not name costs nothing.
     #[must_use]
     pub fn step_costs(&self, proposer: Option<&str>) -> StepCosts {
         let row_us = self.us_per_logit_row + self.us_per_sampled_row;
@@ -367,18 +387,18 @@ impl CostModel {
 }
 
 impl DraftCost {
-    /// Microseconds of proposing in a step of this shape.
+    /// The microseconds of proposing in a step of this shape.
     #[must_use]
     pub fn us(&self, shape: &StepShape) -> f64 {
         let Some((&drafted, later)) = shape.draft_passes.split_first() else { return 0.0 };
-        // Rows that only catch up take part in the first pass, whether drafted for or not.
+        // Rows that only catch up take part in the first pass, whether they get drafts or not.
         let first =
             with_context(&self.pass, shape.draft_catch_up.max(drafted), shape.draft_reads, shape.draft_pairs);
         let later: f64 = later.iter().map(|&rows| self.pass.us(rows)).sum();
         self.us_per_step + self.us_per_row * f64::from(drafted) + first + later
     }
 
-    /// A pass by its rows, what each row costs besides included.
+    /// The cost of a pass by its rows, including what each row costs in addition.
     fn by_row(&self) -> CostCurve {
         let mut pass = self.pass.clone();
         for (rows, us) in &mut pass.points {

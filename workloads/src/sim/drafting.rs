@@ -1,38 +1,40 @@
-//! Who proposes drafts in a simulation: which are given, which accepted, and what proposing has to do for them.
+//! Simulates a proposer: which rows get drafts, which drafts are accepted, and what work proposing takes.
 
 use super::draws::{Draws, Purpose};
 use super::{CostModel, DraftCost, SimOptions, SimSpeculation, StepShape};
 
 /// How a simulated engine's proposer behaves.
 ///
-/// A proposer with KV of its own goes by the rules of `pagedraft_spec_decode`'s draft model: the first pass of a step feeds
-/// each row what it lacks, rows that lack more than one token share a budget, who is not caught up with by it has no
-/// drafts, and the KV of the last draft is never written. Two things are simpler here: its pool always has room, and its
-/// prefix cache has what the target's had when a request was admitted.
+/// A proposer with KV of its own follows the rules of `pagedraft_spec_decode`'s draft model. The first pass
+/// of a step computes what each row lacks. Rows that lack more than one token share a budget, and a row
+/// that does not catch up within it gets no drafts. The KV of the last draft is never written. Two things
+/// are simpler here: its pool always has room, and its prefix cache has what the target's cache had when a
+/// request was admitted.
 ///
-/// A proposer without is asked for every row that may have drafts, and has some with the probability `given`.
+/// A proposer without KV is asked for every row that may have drafts, and gives some with the probability
+/// `given`.
 #[derive(Clone, Debug)]
 pub(super) struct Drafting {
     pub(super) cost: DraftCost,
     by_position: Vec<f64>,
     given: f64,
     pub(super) batch_expansion: bool,
-    /// Tokens that rows may catch up with in a step, all together; and what is left of them.
+    /// The most tokens that rows may catch up with in a step, all together. `left` is what remains of it.
     catch_up: u32,
     left: u32,
 }
 
-/// What the proposer knows of a request.
+/// The proposer's state for a request.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Drafted {
-    /// Tokens whose KV it has.
+    /// The number of tokens whose KV it has.
     tokens: u32,
 }
 
 impl Drafting {
     /// # Errors
     ///
-    /// A proposer that the cost model does not have; a probability that is none.
+    /// The cost model does not have the proposer, or a share is not a number from 0 to 1.
     pub(super) fn new(options: &SimOptions, speculation: &SimSpeculation) -> Result<Self, String> {
         let SimSpeculation { proposer, acceptance, .. } = speculation;
         let CostModel { name, proposers, acceptance: measured, .. } = &options.cost;
@@ -76,8 +78,8 @@ impl Drafting {
         self.left = self.catch_up;
     }
 
-    /// Drafts for a row whose request is `len` tokens long, `most` of them at most: how many, and how many of those are
-    /// accepted. Adds to `shape` what proposing has to do for it.
+    /// Drafts for a row whose request is `len` tokens long and may have up to `most` drafts. Returns the
+    /// number of drafts, and how many of them are accepted. Adds to `shape` the work that proposing takes.
     pub(super) fn row(
         &mut self,
         draws: Draws,
@@ -92,7 +94,7 @@ impl Drafting {
         if !self.cost.keeps_kv {
             let given = draws.uniform(Purpose::Give, len) < self.given;
             let drafts = if given { most } else { 0 };
-            // It has no KV to read.
+            // A proposer without KV reads no context.
             (0..usize::from(drafts.max(1))).for_each(|depth| shape.add_draft_row(depth, 0, 1));
             return (drafts, self.accepted(draws, len, drafts));
         }
@@ -125,12 +127,13 @@ impl Drafting {
 }
 
 impl Drafted {
-    /// It has a prefix of a request that was admitted.
+    /// Says that the request was admitted, and that the proposer found this many tokens in its prefix
+    /// cache.
     pub(super) fn admitted(&mut self, cached: u32) {
         self.tokens = self.tokens.max(cached);
     }
 
-    /// It gave its blocks back; with a prefix cache the full ones are found again.
+    /// Says that the request was preempted. With a prefix cache its full blocks are found again.
     pub(super) fn preempted(&mut self, block_size: u32, caching: bool) {
         self.tokens = if caching { self.tokens - self.tokens % block_size.max(1) } else { 0 };
     }
@@ -154,10 +157,12 @@ mod tests {
         let mut rows = |drafting: &mut Drafting, shape: &mut StepShape| {
             drafted.each_mut().map(|of| drafting.row(draws, of, 20, 2, shape))
         };
-        // 19 are lacking and 10 are left; then none is. The last row's newest token is its own affair.
+        // Each of three rows lacks 19 tokens, and the budget is 10, so the first row uses it up. The last
+        // row lacks only its newest token, which needs no budget.
         assert_eq!(rows(&mut drafting, &mut shape), [(0, 0), (0, 0), (0, 0), (2, 2)]);
         assert_eq!((&shape.draft_passes[..], shape.draft_catch_up), (&[2, 1][..], 10 + 1));
-        // Contexts: 0 and 19 in the first pass, 20 in the second; ten tokens see 0 to 9.
+        // The contexts are 0 and 19 in the first pass, and 20 in the second. The ten tokens have 0 to 9
+        // tokens before them.
         assert_eq!((shape.draft_reads, shape.draft_pairs), (19 + 20, 45 + 19 + 20));
         drafting.begin();
         assert_eq!(rows(&mut drafting, &mut shape), [(2, 2), (0, 0), (0, 0), (2, 2)]);
@@ -171,7 +176,8 @@ mod tests {
             let (mut drafted, mut shape) = (Drafted { tokens: 9 }, StepShape::default());
             drafting.begin();
             let (drafts, accepted) = drafting.row(Draws::new(0, 0), &mut drafted, 10, most, &mut shape);
-            // One more token than drafts accepted comes out; what of those has no KV is lacking.
+            // A row emits one token more than its accepted drafts. The result is how many of its tokens
+            // then have no KV.
             (drafts, 10 + accepted as u32 + 1 - drafted.tokens)
         };
         assert_eq!(step(0.0, 4), (4, 1));

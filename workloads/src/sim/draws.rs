@@ -1,18 +1,20 @@
-//! Numbers drawn by position, not from a stream: a request that is preempted and computed again draws the same.
+//! Draws numbers by position instead of from a stream, so that a request that is preempted and computed
+//! again draws the same.
 
-/// Simulated tokens are `0 .. VOCABULARY`.
+/// Simulated tokens are `0..VOCABULARY`.
 const VOCABULARY: u64 = 32_000;
 
-/// What a number is drawn for.
+/// The purpose of a number.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Purpose {
-    /// Whether a draft at this position is accepted.
+    /// To decide whether a draft at this position is accepted.
     Accept = 1,
-    /// Whether a row that ends here is given drafts.
+    /// To decide whether a row that ends here gets drafts.
     Give = 2,
 }
 
-/// The draws of one request: functions of (seed, its place in the workload, position, purpose).
+/// The random numbers of one request. Each is a function of (seed, index in the workload, position,
+/// purpose).
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Draws(u64);
 
@@ -27,12 +29,12 @@ impl Draws {
         (((self.bits(u64::from(position)) >> 32) * VOCABULARY) >> 32) as u32
     }
 
-    /// A token that is not the one at a position: a draft that is refused.
+    /// A token that differs from the one at a position: a draft that is rejected.
     pub(super) fn other_token(self, position: u32) -> u32 {
         (self.token(position) + 1) % VOCABULARY as u32
     }
 
-    /// A number from 0 to below 1.
+    /// A number of at least 0 and below 1.
     #[inline]
     pub(super) fn uniform(self, purpose: Purpose, position: u32) -> f64 {
         let bits = self.bits((purpose as u64) << 32 | u64::from(position));

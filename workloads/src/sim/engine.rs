@@ -1,4 +1,5 @@
-//! One simulated engine: a scheduler, and an executor that draws what steps give and prices what they do.
+//! One simulated engine: a scheduler, and an executor that draws what steps emit and computes what they
+//! cost.
 
 use pagedraft_block_manager::{GroupId, SideTable};
 use pagedraft_scheduler::{
@@ -18,9 +19,9 @@ use super::{CostModel, Observer, SimOptions, StepCost, StepShape};
 use crate::Error;
 use crate::replay::{RowReport, StepReport, Ticket};
 
-/// An engine in virtual time. [`begin`](Self::begin) plans a step and draws its outcome, [`finish`](Self::finish) applies it
-/// when its time has come; requests may be submitted in between, which is what a live engine does at the next step's
-/// beginning.
+/// An engine in virtual time. [`begin`](Self::begin) plans a step and draws its outcome, and
+/// [`finish`](Self::finish) applies it when its time has come. Requests may be submitted in between; they
+/// are planned for in the next step, as in a live engine.
 pub(super) struct Engine {
     scheduler: Scheduler,
     cost: CostModel,
@@ -37,22 +38,22 @@ pub(super) struct Engine {
     graph: Option<GraphShape>,
     report: StepReport,
     trace: Option<StepTrace>,
-    /// When the step that runs ends.
+    /// When the running step ends, if one is running.
     ends: Option<u64>,
-    /// When an engine that had nothing to do sees the request that it was given.
+    /// When an idle engine notices the request that it was given.
     wakes: Option<u64>,
-    /// Whether `load` is kept.
+    /// Whether `load` is kept up to date.
     weighed: bool,
     load: u64,
     taken: u64,
-    /// Requests it was given since the last step.
+    /// The number of requests that it was given since the last step.
     begun: u32,
 }
 
 impl Engine {
     /// # Errors
     ///
-    /// Options that can't be.
+    /// The options contradict each other.
     pub(super) fn new(
         replica: u32,
         options: &SimOptions,
@@ -102,27 +103,28 @@ impl Engine {
         &self.scheduler
     }
 
-    /// When the step that runs ends, if one does.
+    /// When the running step ends, if one is running.
     pub(super) fn ends(&self) -> Option<u64> {
         self.ends
     }
 
-    /// When it looks for something to do, if it will: at the end of the step that runs, or when it has woken.
+    /// When it next looks for work: at the end of the running step, or when it has woken. `None` if it will
+    /// not.
     pub(super) fn looks(&self) -> Option<u64> {
         self.ends.or(self.wakes)
     }
 
-    /// Whether it stands still with something to do.
+    /// Whether it has work but no running step.
     pub(super) fn may_begin(&self, now: u64) -> bool {
         self.ends.is_none() && self.wakes.is_none_or(|wakes| wakes <= now) && self.scheduler.has_unfinished()
     }
 
-    /// Tokens that its requests have still to compute or to generate.
+    /// The number of tokens that its requests still have to compute or to generate.
     pub(super) fn load(&self) -> u64 {
         self.load
     }
 
-    /// Requests it was given.
+    /// The number of requests it was given.
     pub(super) fn taken(&self) -> u64 {
         self.taken
     }
@@ -132,11 +134,11 @@ impl Engine {
         &self.report
     }
 
-    /// Takes a request at `now`.
+    /// Accepts a request at time `now`.
     ///
     /// # Errors
     ///
-    /// Why a live engine would not.
+    /// The reason why a live engine would refuse it.
     pub(super) fn submit(
         &mut self,
         now: u64,
@@ -151,7 +153,7 @@ impl Engine {
         let max_len = prompt_len.saturating_add(max_tokens).min(config.max_model_len);
         let spec = RequestSpec::new(prompt, max_tokens);
         self.scheduler.check(&spec).map_err(|e: SubmitError| e.to_string())?;
-        // The last token is never computed, and needs no slot.
+        // The last token is never computed, so it needs no slot.
         if max_len > capacity.saturating_add(1) {
             return Err(format!(
                 "it may grow to {max_len} tokens ({prompt_len} of prompt), and the pool of {} KV blocks holds {capacity}: ask \
@@ -162,7 +164,7 @@ impl Engine {
         let idle = self.ends.is_none() && !self.scheduler.has_unfinished() && now > self.report.end_ns;
         let key = self.scheduler.submit(spec).map_err(|e| e.to_string())?;
         if idle {
-            // A float becomes the nearest integer it can.
+            // The cast gives the nearest integer in range.
             self.wakes = Some(now.saturating_add((self.cost.us_to_wake * 1e3).round() as u64));
         }
         if let Some(trace) = &mut self.trace {
@@ -185,11 +187,11 @@ impl Engine {
         Ok(())
     }
 
-    /// Plans a step at `now`, draws what it gives, and says when it ends.
+    /// Plans a step at time `now`, draws its outcome, and decides when it ends.
     ///
     /// # Errors
     ///
-    /// A fault of the scheduler, or one that has requests but no plan for them.
+    /// The scheduler has a fault, or has requests but makes no plan for them.
     pub(super) fn begin(&mut self, now: u64) -> Result<(), Error> {
         self.wakes = None;
         self.scheduler.step(&mut self.plan).map_err(|e| Error::Engine(e.to_string()))?;
@@ -202,14 +204,14 @@ impl Engine {
         let before = self.shape.token_rows;
         self.execute();
         self.shape.begun = std::mem::take(&mut self.begun);
-        // Before its first step it had nothing to do, even if that comes at once.
+        // Before its first step the engine was idle, even if that step begins at time 0.
         let idle_ns = now.saturating_sub(self.report.end_ns).max(u64::from(self.plan.id.0 == 0));
         self.shape.idle_us = idle_ns as f64 * 1e-3;
         self.shape.rows_before = if self.shape.after_idle() { 0 } else { before };
         self.gather()?;
         let proposer = self.drafting.as_ref().map(|drafting| &drafting.cost);
         self.price = self.cost.step(&self.shape, proposer);
-        // A float becomes the nearest integer it can: what is no number, 0.
+        // The cast gives the nearest integer in range; NaN becomes 0.
         let length = (self.price.total_us() * 1e3).round() as u64;
         let end = self.freezes.end(now, length);
         let stats = self.scheduler.stats();
@@ -237,7 +239,7 @@ impl Engine {
         }
     }
 
-    /// Draws the outcome of the plan, and adds up what it costs.
+    /// Draws the outcome of the plan, and adds up the work.
     fn execute(&mut self) {
         let Self { scheduler, requests, plan, outcome, shape, drafting, report, .. } = self;
         outcome.id = plan.id;
@@ -296,7 +298,7 @@ impl Engine {
         shape.pad_rows = self.graph.map_or(0, |graph| graph.token_rows - shape.token_rows);
     }
 
-    /// Makes what a trace has of the step, where one is written.
+    /// Makes the trace's view of the step, if a trace is written.
     fn gather(&mut self) -> Result<(), Error> {
         let Self { trace: Some(trace), plan, outcome, scheduler, requests, drafting, .. } = self else {
             return Ok(());
@@ -307,11 +309,11 @@ impl Engine {
         gathered.map_err(|e| Error::Engine(format!("the metadata of step {}: {e}", plan.id.0)))
     }
 
-    /// Hands the step that was finished last to an observer that writes traces.
+    /// Passes the step that was finished last to an observer that writes traces.
     ///
     /// # Errors
     ///
-    /// The observer's.
+    /// The observer's errors.
     pub(super) fn tell(&mut self, observer: &mut dyn Observer) -> Result<(), Error> {
         let Self { trace: Some(trace), scheduler, plan, outcome, applied, price, graph, report, .. } = self
         else {
@@ -323,11 +325,11 @@ impl Engine {
         observer.trace(report.replica, trace.event(&made))
     }
 
-    /// Ends the step that runs: [`report`](Self::report) has what it gave.
+    /// Ends the running step. [`report`](Self::report) then says what it did.
     ///
     /// # Errors
     ///
-    /// A fault of the scheduler.
+    /// The scheduler has a fault.
     pub(super) fn finish(&mut self, log: &mut EventLog) -> Result<(), Error> {
         self.ends = None;
         let Self { scheduler, requests, plan, outcome, applied, price, report, .. } = self;

@@ -1,17 +1,17 @@
-//! What happened, as one number: two runs that differ anywhere have other hashes.
+//! Hashes everything that happened, so that runs that differ anywhere have different hashes.
 
 use pagedraft_scheduler::FinishReason;
 use sha2::{Digest, Sha256};
 
 use crate::replay::{RowReport, StepReport};
 
-/// Bytes that are hashed at a time.
+/// How many bytes are hashed at a time.
 const CHUNK: usize = 64 << 10;
 
-/// The SHA-256 of everything that happened in a simulation, in its order, so that two runs can be compared to the byte
+/// The SHA-256 of everything that happened in a simulation, in order. Two runs can be compared to the byte
 /// without keeping either.
 ///
-/// All numbers are little endian. The log is a header and records, each with its kind as the first byte:
+/// All numbers are little-endian. The log is a header and records. The first byte of each is its kind:
 ///
 /// | record | kind | then |
 /// |---|---|---|
@@ -51,7 +51,7 @@ impl EventLog {
         self.flush();
     }
 
-    /// A step; a call of [`row`](Self::row) for each of its rows must follow.
+    /// Logs a step. A call of [`row`](Self::row) for each of its rows must follow.
     pub(super) fn step(&mut self, report: &StepReport, rows: usize) {
         self.flush();
         self.put(b"T");
@@ -79,7 +79,7 @@ impl EventLog {
         self.put(&bytes);
     }
 
-    /// The hash, in hexadecimal digits.
+    /// The hash in hexadecimal digits.
     pub(super) fn finish(mut self) -> String {
         self.sha.update(&self.buffer);
         self.sha.finalize().iter().map(|byte| format!("{byte:02x}")).collect()

@@ -1,19 +1,19 @@
-//! When an engine does nothing.
+//! The times in which an engine does nothing.
 
 use super::Freeze;
 
-/// Spans in which nothing is done, in nanoseconds since the run began: ascending, apart from each other.
+/// Times in which nothing is done, in nanoseconds since the run began. They ascend and do not touch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Freezes {
     spans: Vec<(u64, u64)>,
 }
 
 impl Freezes {
-    /// Freezes that overlap are one.
+    /// Merges freezes that overlap.
     ///
     /// # Errors
     ///
-    /// A time that is negative or no number.
+    /// A time is negative or not a number.
     pub(super) fn new(freezes: &[Freeze]) -> Result<Self, String> {
         let mut spans = Vec::with_capacity(freezes.len());
         for freeze in freezes {
@@ -38,7 +38,7 @@ impl Freezes {
         Ok(Self { spans: merged })
     }
 
-    /// When a step ends that begins at `start` and has `length` to do: whatever of a freeze lies between is waited for.
+    /// When a step ends that begins at `start` and takes `length`. Freezes in between make it longer.
     pub(super) fn end(&self, start: u64, length: u64) -> u64 {
         let mut end = start.saturating_add(length);
         for &(from, to) in &self.spans {
@@ -63,7 +63,8 @@ mod tests {
     #[test]
     fn a_step_waits_for_what_of_a_freeze_lies_before_its_end() {
         let one = freezes(&[(10e-9, 100e-9)]);
-        // It ends as the freeze begins; it runs into it; it begins with it, in it, as it ends.
+        // The step ends as the freeze begins, runs into it, begins with it, begins within it, or begins as
+        // it ends.
         assert_eq!(one.end(5, 5), 10);
         assert_eq!(one.end(5, 6), 111);
         assert_eq!(one.end(10, 5), 115);

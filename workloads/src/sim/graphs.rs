@@ -1,25 +1,26 @@
-//! Which steps an engine replays from a graph: the rule of `pagedraft_model::CaptureSizes`, whose crate this one does not
-//! depend on.
+//! Decides which steps an engine replays from a graph. The rule is that of `pagedraft_model::CaptureSizes`,
+//! on whose crate this one does not depend.
 
 use serde::Serialize;
 
 use super::{SimOptions, StepShape};
 
-/// Token rows whose logits an engine computes at a time, and so the largest graph that it captures.
+/// The most token rows whose logits an engine computes at a time, and therefore the largest graph that it
+/// captures.
 const MOST_ROWS: u32 = 512;
 
-/// The shape of a graph, as traces have it.
+/// The shape of a graph, as traces write it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct GraphShape {
-    /// Token rows, padding included.
+    /// The number of token rows, padding included.
     pub token_rows: u32,
-    /// Query tokens of the longest metadata row.
+    /// The number of query tokens of the longest metadata row.
     pub max_query_len: u32,
-    /// Metadata rows, padding included.
+    /// The number of metadata rows, padding included.
     pub sequences: u32,
 }
 
-/// The shapes that an engine has graphs for; none where every step is eager.
+/// The shapes that an engine has graphs for. There are none if every step is eager.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Graphs {
     most_rows: u32,
@@ -42,7 +43,7 @@ impl Graphs {
         Self { most_rows, longest_query }
     }
 
-    /// The graph that a step replays, if it does.
+    /// The graph that a step replays; `None` if it runs eagerly.
     pub(super) fn replayed(&self, shape: &StepShape, max_query_len: u32) -> Option<GraphShape> {
         let fits = max_query_len <= self.longest_query && shape.token_rows <= self.most_rows;
         fits.then(|| GraphShape {
@@ -52,7 +53,8 @@ impl Graphs {
         })
     }
 
-    /// Every number to 8, then steps of a quarter of an octave.
+    /// The captured size that `rows` is rounded up to: every number up to 8, then steps of a quarter of an
+    /// octave.
     fn padded(&self, rows: u32) -> u32 {
         if rows <= 8 {
             return rows;

@@ -12,9 +12,9 @@ pub(super) struct InFlight {
     pub(super) index: u64,
     pub(super) draws: Draws,
     pub(super) prompt_len: u32,
-    /// Known tokens.
+    /// The number of known tokens.
     pub(super) len: u32,
-    /// Tokens at which it ends.
+    /// The number of tokens at which it ends.
     pub(super) max_len: u32,
     pub(super) begun: bool,
     pub(super) cached: u32,
@@ -22,12 +22,12 @@ pub(super) struct InFlight {
     pub(super) blocks_held: u32,
     pub(super) prefix_blocks: Vec<u32>,
     pub(super) drafted: Drafted,
-    /// What it has still to do, in tokens.
+    /// The number of tokens that it still has to compute or generate.
     pub(super) owes: u32,
 }
 
 impl InFlight {
-    /// What is left to do once `computed` of its tokens are.
+    /// The number of tokens left to compute or generate once `computed` tokens are computed.
     pub(super) fn left(&self, computed: u32) -> u32 {
         self.prompt_len.saturating_sub(computed) + self.max_len.saturating_sub(self.len)
     }

@@ -1,17 +1,18 @@
-//! Straight-line fits whose coefficients are not negative, and that a few wild measurements do not move.
+//! Linear fits whose coefficients are not negative, and that a few wild measurements do not distort.
 
-/// Rounds of weighing anew.
+/// The number of rounds in which measurements are weighed again.
 const ROUNDS: usize = 12;
-/// Of those, the last ones forget outliers altogether.
+/// The number of last rounds that ignore outliers altogether.
 const FORGETTING: usize = 4;
-/// Standard deviations beyond which a residual counts less (Huber 1964), and beyond which not at all (Tukey's bisquare):
-/// both are 95 % as good as least squares where errors are normal.
+/// The number of standard deviations beyond which a residual counts less (Huber 1964), and beyond which it
+/// does not count at all (Tukey's bisquare). Both are 95 % as efficient as least squares if errors are
+/// normal.
 const HUBER: f64 = 1.345;
 const TUKEY: f64 = 4.685;
-/// Standard deviations of a normal distribution in its median absolute deviation.
+/// A normal distribution's standard deviation divided by its median absolute deviation.
 const DEVIATIONS: f64 = 1.4826;
 
-/// What is measured: a row of figures for each measurement, and what it came to.
+/// Measurements: for each one a row of figures, and the measured value.
 #[derive(Clone, Debug)]
 pub(super) struct Measurements {
     columns: usize,
@@ -25,7 +26,7 @@ impl Measurements {
         Self { columns, rows: Vec::new(), values: Vec::new(), weights: Vec::new() }
     }
 
-    /// Takes in one of `columns` figures. Its residual counts as a share of `scale`.
+    /// Adds a measurement with `columns` figures. Its residual counts as a share of `scale`.
     pub(super) fn push(&mut self, row: impl IntoIterator<Item = f64>, value: f64, scale: f64) {
         let before = self.rows.len();
         self.rows.extend(row.into_iter().take(self.columns));
@@ -42,14 +43,14 @@ impl Measurements {
         self.rows.get(i * self.columns..(i + 1) * self.columns).unwrap_or_default()
     }
 
-    /// Residuals, as shares of the scales.
+    /// The residuals, as shares of the scales.
     fn residuals(&self, coefficients: &[f64]) -> Vec<f64> {
         let predicted = |i| self.row(i).iter().zip(coefficients).map(|(x, b)| x * b).sum::<f64>();
         (0..self.len()).map(|i| (self.values[i] - predicted(i)) * self.weights[i]).collect()
     }
 
-    /// The coefficients: the least sum of squares among those that are not negative, with measurements weighed by how far
-    /// they lie from the fit before (iteratively reweighted least squares).
+    /// The coefficients that give the least sum of squares among all that are not negative. Measurements
+    /// are weighed by how far they lie from the fit before (iteratively reweighted least squares).
     pub(super) fn fit(&self) -> Vec<f64> {
         let mut shares = vec![1.0; self.len()];
         let mut coefficients = vec![0.0; self.columns];
@@ -73,13 +74,13 @@ impl Measurements {
         coefficients
     }
 
-    /// The coefficients without any forgetting: the mean of what was measured.
+    /// The coefficients with all measurements weighed equally, which fit the mean.
     pub(super) fn mean(&self) -> Vec<f64> {
         self.least_squares(&vec![1.0; self.len()])
     }
 
-    /// With these weights, by normal equations and Lawson and Hanson's active sets ("Solving Least Squares Problems",
-    /// 1974, chapter 23).
+    /// The coefficients with these weights, by normal equations and the active sets of Lawson and Hanson
+    /// ("Solving Least Squares Problems", 1974, chapter 23).
     fn least_squares(&self, shares: &[f64]) -> Vec<f64> {
         let n = self.columns;
         let (mut gram, mut target) = (vec![0.0; n * n], vec![0.0; n]);
@@ -107,9 +108,9 @@ fn deviation(residuals: &[f64]) -> f64 {
     *median * DEVIATIONS
 }
 
-/// The least of `b' gram b / 2 - target' b` over `b >= 0`.
+/// The minimum of `b' gram b / 2 - target' b` over `b >= 0`.
 fn non_negative(n: usize, gram: &[f64], target: &[f64]) -> Vec<f64> {
-    // Columns of length 1: what is measured in millions then weighs no more than what is measured in ones.
+    // Columns are scaled to length 1, so that a figure in millions has no more weight than one in ones.
     let length: Vec<f64> = (0..n).map(|j| gram[j * n + j].sqrt()).collect();
     let used: Vec<usize> = (0..n).filter(|&j| length[j] > 0.0).collect();
     let g = |i: usize, j: usize| gram[i * n + j] / (length[i] * length[j]);
@@ -127,7 +128,7 @@ fn non_negative(n: usize, gram: &[f64], target: &[f64]) -> Vec<f64> {
         free.push(j);
         loop {
             let solved = solve(&free, &g, &t);
-            // As far as none is negative.
+            // The step is shortened so that no coefficient becomes negative.
             let mut step = 1.0f64;
             for (&j, &to) in free.iter().zip(&solved) {
                 if to <= 0.0 {
@@ -148,14 +149,14 @@ fn non_negative(n: usize, gram: &[f64], target: &[f64]) -> Vec<f64> {
     (0..n).map(|j| if length[j] > 0.0 { (b[j] / length[j]).max(0.0) } else { 0.0 }).collect()
 }
 
-/// Solves for the free ones, by Cholesky's factors.
+/// Solves for the free coefficients by Cholesky factors.
 fn solve(free: &[usize], g: &impl Fn(usize, usize) -> f64, t: &impl Fn(usize) -> f64) -> Vec<f64> {
     let n = free.len();
     let mut l = vec![0.0f64; n * n];
     for i in 0..n {
         for j in 0..=i {
             let known: f64 = (0..j).map(|k| l[i * n + k] * l[j * n + k]).sum();
-            // Columns that say the same share what they say.
+            // The ridge lets columns that carry the same information share their coefficient.
             let ridge = if i == j { 1e-9 } else { 0.0 };
             let rest = g(free[i], free[j]) + ridge - known;
             l[i * n + j] = if i == j { rest.max(1e-12).sqrt() } else { rest / l[j * n + j] };
@@ -186,7 +187,7 @@ mod tests {
         quadratic / 2.0 - target.iter().zip(b).map(|(t, b)| t * b).sum::<f64>()
     }
 
-    /// Coordinate after coordinate, for a long time.
+    /// The same by coordinate descent over very many rounds.
     fn slow(n: usize, gram: &[f64], target: &[f64]) -> Vec<f64> {
         let mut b = vec![0.0; n];
         for _ in 0..200_000 {

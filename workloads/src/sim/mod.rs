@@ -1,35 +1,38 @@
-//! Virtual time: the engine's own scheduler and block manager, steps that cost what a model of costs says, no sleeping.
+//! Virtual time: the engine's own scheduler and block manager, with steps that take as long as a cost model
+//! says, and without sleeping.
 //!
-//! [`simulate`] runs a workload through one engine or several ([`Router`]) as a live replay would, moment by moment. Time is
-//! in whole nanoseconds and goes from one thing that happens to the next: steps end, requests are sent, steps begin, in this
-//! order where they coincide (engines by their number, requests in the workload's order).
+//! [`simulate`] runs a workload through one engine or several ([`Router`]), as a live replay would. Time is
+//! in whole nanoseconds and jumps from event to event. If events coincide, steps end first, then requests
+//! are sent, then steps begin (engines in the order of their numbers, requests in the workload's order).
 //!
 //! # What is as in a live engine
 //!
-//! - **The decisions**: plans, blocks, prefix hits, preemptions and automatic draft lengths are made by the very
-//!   `Scheduler`, told the times of the cost model. A request that comes while a step runs is planned for behind it; an idle
-//!   engine begins as one comes, or when it has woken (`us_to_wake`); the tokens of a step are there at its end.
+//! - **The decisions**: plans, blocks, prefix hits, preemptions and automatic draft lengths are made by the real
+//!   `Scheduler`, which is told the times of the cost model. A request that comes while a step runs is planned for in the
+//!   next step. An idle engine begins when one comes, or when it has woken (`us_to_wake`). The tokens of a step are there
+//!   at its end.
 //! - **The client**: an open loop that sends on time. With a limit of concurrency a request waits for a seat from its
-//!   intended arrival on; one without an arrival of its own is meant to be sent as a seat frees.
-//! - **Proposing**: passes, lagging rows and the catch-up budget of a draft model.
-//! - **Traces**: lines of the same form, from the same plans and block tables, which `pagedraft trace check` takes.
+//!   intended arrival on; one without an arrival of its own is meant to be sent when a seat becomes free.
+//! - **Proposing**: the passes, the lagging rows and the catch-up budget of a draft model.
+//! - **Traces**: lines of the same form, from the same plans and block tables, which `pagedraft trace check` accepts.
 //!
-//! # What is not
+//! # What is different
 //!
 //! - **Tokens say nothing.** They are drawn by (seed, request, position). So are the drafts that are accepted: by the cost
 //!   model's shares, each independently of all others.
-//! - A request is sent as it comes; a live engine takes it in between two steps, and calls that sent.
-//! - **No request stops by itself**: all give `max_tokens` tokens, those that would run until a stop token too.
+//! - A request is sent when it comes. A live engine takes it between two steps, and calls that sent.
+//! - **No request stops by itself**: all give `max_tokens` tokens, even those that would run until a stop token.
 //! - A conversation's later turns hit what its dataset says of the earlier ones, not what was generated here.
-//! - A draft model's own pool always has room, and its prefix cache has what the target's had at a request's admission: it
-//!   has no blocks, and a trace no `draft` group.
+//! - A draft model's own pool always has room, and its prefix cache has what the target's cache had at a request's
+//!   admission. It has no blocks, so a trace has no `draft` group.
 //!
 //! # What it costs
 //!
-//! 36 to 37 us of a core a request of 568 prompt and 275 output tokens with 256 running (some 130 ns a request and step, of which a
-//! third are block hashes and their cache): 1.63 to 1.67 million a minute on a core of its own, without a step trace
-//! (`cargo bench -p pagedraft-workloads --bench simulate`). Memory is that of the pools
-//! and of what is in flight.
+//! A request of 568 prompt and 275 output tokens takes 36 to 37 µs of a core, with 256 requests running
+//! (about 130 ns per request and step, a third of which is for block hashes and their cache). That is 1.63
+//! to 1.67 million requests a minute on a core of its own, without a step trace
+//! (`cargo bench -p pagedraft-workloads --bench simulate`). Memory is that of the pools and of what is in
+//! flight.
 //!
 //! # Example
 //!

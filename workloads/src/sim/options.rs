@@ -5,36 +5,37 @@ use super::{CostModel, Router};
 /// How a simulated engine speculates.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SimSpeculation {
-    /// A name in the cost model's `proposers` and `acceptance`.
+    /// The proposer's name in the cost model's `proposers` and `acceptance`.
     pub proposer: String,
-    /// The probability that a draft is accepted, instead of the cost model's.
+    /// The probability that a draft is accepted, in place of the cost model's.
     pub acceptance: Option<f64>,
-    /// Drafts a row at most.
+    /// The most drafts of a row.
     pub most: u16,
-    /// Whether their number is chosen by what they cost, up to `most`.
+    /// Whether the number of drafts is chosen by what they cost, up to `most`.
     pub auto: bool,
-    /// Whether a verify row is as many rows of one token (batch expansion).
+    /// Whether a verify row becomes as many rows of one token (batch expansion).
     pub batch_expansion: bool,
 }
 
-/// What is simulated.
+/// The options of a simulation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SimOptions {
-    /// Each engine's scheduler; `num_speculative_tokens` is set by `speculation`.
+    /// The scheduler of each engine. `speculation` sets its `num_speculative_tokens`.
     pub scheduler: SchedulerConfig,
-    /// What its steps cost.
+    /// The cost of its steps.
     pub cost: CostModel,
-    /// How it speculates.
+    /// How it speculates; `None` if it does not.
     pub speculation: Option<SimSpeculation>,
-    /// Whether no graph is replayed. Else a step is, as in a live engine, whose longest row has no more tokens than the last
-    /// token and all drafts, and which has no more token rows than those of all seats, a step's budget, or 512.
+    /// Whether every step is eager. Otherwise a step is replayed under the same conditions as in a live
+    /// engine: its longest row has at most a last token and all drafts, and the step has no more token rows
+    /// than those of all seats, a step's budget, or 512.
     pub enforce_eager: bool,
-    /// Engines.
+    /// The number of engines.
     pub replicas: u32,
-    /// Who gets a request.
+    /// How requests are given to engines.
     pub router: Router,
-    /// Requests in flight at most; later ones wait at the client, from their intended arrival on.
+    /// The most requests in flight. Later ones wait at the client, from their intended arrival on.
     pub max_concurrency: Option<u32>,
-    /// Tokens and acceptance are drawn from this; it is in the event log too.
+    /// The seed of tokens and acceptance. It is in the event log too.
     pub seed: u64,
 }

@@ -4,29 +4,31 @@ use serde::{Deserialize, Serialize};
 
 use super::engine::Engine;
 
-/// Who gets a request, of several engines. It is chosen when the request is sent, by what is known of the engines then:
-/// what the steps that ended have computed, not those that run.
+/// How the engine for a request is chosen if there are several. The choice is made when the request is
+/// sent, by what is known then: what finished steps have computed, but not what running ones will.
 ///
-/// An engine's *load* is what its requests, waiting ones too, have still to do in tokens: prompt tokens that are not
-/// computed (after a preemption they count again), and output tokens that are not generated (up to `max_tokens`).
+/// An engine's *load* is the number of tokens that its requests, including waiting ones, still have to
+/// process: prompt tokens that are not computed (after a preemption they count again), and output tokens
+/// that are not generated (up to `max_tokens`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Router {
-    /// Each in turn.
+    /// Each engine in turn.
     #[default]
     RoundRobin,
-    /// Who has the least load; of several, who was given the fewest requests so far, then the first.
+    /// The engine with the least load; if several have it, the one that was given the fewest requests so
+    /// far, then the first.
     LeastLoaded,
-    /// Who has most of its prompt in the prefix cache, unless others have much less to do.
+    /// The engine that has most of the prompt in its prefix cache, unless others have much less to do.
     ///
-    /// An engine is out of the question while its load is more than twice the least load and a step's budget
-    /// (`max_num_batched_tokens`). Of the others, the one with the longest hit gets the request: whole blocks, from the
-    /// first on, that are published now, up to the last token but one. Of several with equal hits it is who has the
-    /// least load, then as under `LeastLoaded`.
+    /// An engine is not considered while its load is more than twice the least load plus a step's budget
+    /// (`max_num_batched_tokens`). Among the others, the one with the longest hit gets the request. A hit
+    /// is the number of whole blocks, from the first on, that are published now, up to the last token but
+    /// one. If several have equal hits, it is the one with the least load, then as under `LeastLoaded`.
     PrefixAware,
 }
 
-/// A router at work.
+/// Chooses engines as requests come.
 #[derive(Debug)]
 pub(super) struct Routing {
     router: Router,
@@ -49,7 +51,7 @@ impl Routing {
         }
     }
 
-    /// Whether it looks at loads.
+    /// Whether the choice depends on loads.
     pub(super) fn weighs(&self) -> bool {
         self.router != Router::RoundRobin
     }
@@ -86,14 +88,14 @@ impl Routing {
             return;
         }
         let mut parent = BlockHash::ROOT;
-        // The last token is always computed.
+        // The last token is always computed, so its block can't be hit whole.
         for block in prompt[..prompt.len().saturating_sub(1)].chunks_exact(self.block_size) {
             parent = BlockHash::of(&parent, block, &Salt::NONE);
             self.hashes.push(parent);
         }
     }
 
-    /// Blocks of the prompt that an engine has.
+    /// The number of blocks of the prompt that an engine has.
     fn hit(&self, scheduler: &Scheduler) -> usize {
         let pool = scheduler.blocks().pool();
         self.hashes.iter().take_while(|hash| pool.lookup(hash, GroupId(0)).is_some()).count()

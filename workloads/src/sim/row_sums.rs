@@ -1,6 +1,6 @@
 use pagedraft_scheduler::{Kind, PlanRow};
 
-/// The parts of a step's shape, as its rows add to them.
+/// The parts of a step's shape that are sums over its rows.
 #[derive(Debug, Default)]
 pub(super) struct RowSums {
     pub(super) metadata_rows: u32,
@@ -17,7 +17,8 @@ pub(super) struct RowSums {
 }
 
 impl RowSums {
-    /// A row and its drafts, whose queries find `context` tokens before them (averaged over the layers); batch expansion makes rows of one token of it, each of which reads its own context.
+    /// Adds a row and its drafts, whose queries have `context` tokens before them (averaged over the
+    /// layers). Batch expansion makes rows of one token of it, each of which reads its own context.
     #[inline]
     pub(super) fn add(&mut self, row: &PlanRow, context: u32, drafts: u16, expands: bool) {
         let (start, new, drafts) = (u64::from(context), row.tokens.len() as u32, u32::from(drafts));

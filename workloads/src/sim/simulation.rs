@@ -1,4 +1,4 @@
-//! Engines under one stream of arrivals, in virtual time.
+//! Runs engines on one stream of arrivals in virtual time.
 
 use super::client::Client;
 use super::engine::Engine;
@@ -10,10 +10,10 @@ use crate::dataset::DatasetError;
 use crate::measures::Recorder;
 use crate::replay::Incoming;
 
-/// What a simulation came to, besides its measures.
+/// The result of a simulation, besides its measures.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SimReport {
-    /// SHA-256 of the event log, in hexadecimal digits.
+    /// The SHA-256 of the event log in hexadecimal digits.
     pub event_log_sha256: String,
     /// When the last step ended, in nanoseconds since the run began.
     pub end_ns: u64,
@@ -21,15 +21,17 @@ pub struct SimReport {
     pub stopped: bool,
 }
 
-/// Runs a workload to its end, or until the observer stops it: requests in flight are then left as they are. What is and is
-/// not as in a live replay, the [module](super) says.
+/// Runs a workload to its end, or until the observer stops it, in which case requests in flight are left as
+/// they are. The [module](super) says in what this differs from a live replay.
 ///
-/// Every request is told of to `recorder`, and what comes of it to `observer`, in the order of time. What the scheduler refuses
-/// (or what no pool of this size could hold to its end, which a live engine refuses) becomes a failed line.
+/// `recorder` records every request, and `observer` sees the results in the order of time. A request that
+/// the scheduler refuses becomes a failed line. So does one that no pool of this size could hold to its
+/// end, which a live engine refuses.
 ///
 /// # Errors
 ///
-/// Options that can't be, a dataset that can't be read on, a fault of the scheduler, an error of the observer.
+/// The options contradict each other, the dataset can't be read on, the scheduler has a fault, or the
+/// observer returns an error.
 pub fn simulate(
     source: &mut dyn Iterator<Item = Result<Incoming, DatasetError>>,
     options: &SimOptions,
@@ -41,7 +43,7 @@ pub fn simulate(
     Ok(SimReport { event_log_sha256: run.log.finish(), end_ns: run.end_ns, stopped })
 }
 
-/// A simulation under way.
+/// A simulation that is running.
 struct Run<'a> {
     client: Client<'a>,
     engines: Vec<Engine>,
@@ -85,7 +87,8 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// Moment by moment: steps that end, then requests that are sent, then steps that begin. Whether it was stopped.
+    /// Processes event after event: steps that end, then requests that are sent, then steps that begin.
+    /// Returns whether it was stopped.
     fn go_on(&mut self) -> Result<bool, Error> {
         self.client.read(self.recorder, self.observer)?;
         while let Some(now) = self.next_moment() {

@@ -1,4 +1,4 @@
-//! What a live engine's trace would have of a simulated step.
+//! Makes of a simulated step what a live engine's trace would have.
 
 use pagedraft_attention::metadata::AttentionMetadata;
 use pagedraft_attention::{AttentionError, MaskKind, MetadataBuilder};
@@ -9,12 +9,12 @@ use super::draws::Draws;
 use super::{GraphShape, SimEvent, StepCost};
 use crate::trace::{KvEvents, PoolCounts, RequestNames, StepEvent, TimesUs};
 
-/// The inputs and the metadata of a step, made as the live engine's executor makes them: rows of several query tokens
-/// first, then the single ones, each in the plan's order; a verify row under batch expansion is as many single ones. Buffers
-/// live from step to step.
+/// The inputs and the metadata of a step, made as the live engine's executor makes them. Rows of several
+/// query tokens come first, then single ones, each in the plan's order. Under batch expansion a verify row
+/// becomes as many single ones. The buffers are reused from step to step.
 #[derive(Debug)]
 pub(super) struct StepTrace {
-    /// Which engine's, where there are several.
+    /// The engine, if there are several.
     replica: Option<u32>,
     builder: MetadataBuilder,
     metadata: AttentionMetadata,
@@ -27,7 +27,7 @@ pub(super) struct StepTrace {
     journal: KvJournal,
 }
 
-/// What a line has besides.
+/// The further parts of a line.
 pub(super) struct Made<'a> {
     pub(super) scheduler: &'a Scheduler,
     pub(super) plan: &'a StepPlan,
@@ -53,12 +53,13 @@ impl StepTrace {
         })
     }
 
-    /// Names a request, before its first step.
+    /// Names a request. It must be called before its first step.
     pub(super) fn name(&mut self, request: RequestKey, index: u64) {
         self.names.insert(request, index.to_string());
     }
 
-    /// Makes the metadata of a step that was planned and drawn, before it is applied: ended requests have no tables.
+    /// Makes the metadata of a step that was planned and drawn. It must be called before the step is
+    /// applied, because requests that ended have no tables after that.
     pub(super) fn gather(
         &mut self,
         plan: &StepPlan,
@@ -103,7 +104,7 @@ impl StepTrace {
         Ok(())
     }
 
-    /// Takes what entered and left the prefix cache, once the step is applied.
+    /// Takes the journal of the prefix cache, once the step is applied.
     pub(super) fn drain(&mut self, scheduler: &mut Scheduler) {
         scheduler.drain_journal(&mut self.journal);
     }

@@ -1,4 +1,5 @@
-//! `cwe`: the ten words of a list that come more often than the others, after a short example of the same.
+//! `cwe` asks for the ten words that occur more often in a list than the others. A short example of the
+//! same task comes first.
 
 use super::draws::{Draws, Part};
 use super::fit::Composition;
@@ -6,25 +7,25 @@ use super::words::{CoinedWords, adjectives, nouns, verbs};
 use rand::seq::SliceRandom;
 use std::fmt::Write;
 
-/// Words that are asked for.
+/// How many words are asked for.
 const COMMON: usize = 10;
-/// The same in short texts, from the greatest to the least.
+/// How many words short texts ask for, from the most to the fewest.
 const SHORT: [usize; 3] = [COMMON, 5, 3];
-/// From this length on lists have more repetitions.
+/// From this length in tokens on, lists have more repetitions.
 const LONG: u32 = 4096;
 
-/// How often words come.
+/// How often words occur.
 #[derive(Clone, Copy, Debug)]
 struct Repeats {
     common: usize,
     others: usize,
 }
 
-/// Where the words are from.
+/// Where the words come from.
 enum Vocabulary {
     /// The lists of English words, shuffled.
     English(Vec<&'static str>),
-    /// Syllables.
+    /// Words made of syllables.
     Coined(CoinedWords),
 }
 
@@ -44,26 +45,26 @@ impl Vocabulary {
     }
 }
 
-/// In the examples of lists that are not long.
+/// How often words occur in examples of lists that are not long.
 const FEW: Repeats = Repeats { common: 3, others: 1 };
 
 /// A sample.
 pub(super) struct CommonWords {
     draws: Draws,
     vocabulary: Vocabulary,
-    /// Words of the example, which the list has not.
+    /// The number of words in the example. The list does not use them.
     example_words: u64,
-    /// `None`: it is left out.
+    /// How often words occur in the example; `None` if it is left out.
     example: Option<Repeats>,
     list: Repeats,
-    /// Words that are asked for.
+    /// How many words are asked for.
     common: usize,
-    /// Words of the list, at least.
+    /// The least number of words in the list.
     least: usize,
 }
 
 impl CommonWords {
-    /// With the words of the English lists, of which there is an end.
+    /// A sample with words of the English lists, which are limited.
     pub(super) fn english(draws: Draws, length: u32) -> Self {
         let mut words = [adjectives(), nouns(), verbs()].concat();
         words.shuffle(&mut draws.of(Part::Words));
@@ -84,15 +85,16 @@ impl CommonWords {
         Self { draws, vocabulary, example_words, example: Some(example), list, common: COMMON, least: COMMON }
     }
 
-    /// For a short text: no example, common words as often as in an example, and at least half as many others; the less of
-    /// them, the greater `shorter`. `None` where it can't be shorter.
+    /// A sample for a short text. It has no example, common words occur as often as in an example, and
+    /// there are at least half as many others. The greater `shorter` is, the fewer words it asks for.
+    /// `None` if it can't be shorter.
     pub(super) fn short(draws: Draws, shorter: usize) -> Option<Self> {
         let common = *SHORT.get(shorter)?;
         let least = common + common.div_ceil(2);
         Some(Self { example: None, list: FEW, common, least, ..Self::english(draws, 0) })
     }
 
-    /// Template and list of words; the first ten are common.
+    /// The template with the list of words. The first words of `words` are the common ones.
     fn text(&self, words: &[String], repeats: Repeats, part: Part) -> String {
         let (asked, common) = (self.common, words.len().min(self.common));
         let mut entries: Vec<&str> =

@@ -2,7 +2,8 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::collections::BTreeSet;
 
-/// Which part of a sample is drawn. Each has its own random numbers, so that a longer haystack changes no needle.
+/// A part of a sample that is drawn. Each part has its own random numbers, so that a longer haystack
+/// changes no needle.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Part {
     Needles = 1,
@@ -15,7 +16,7 @@ pub(super) enum Part {
     Names,
 }
 
-/// The random numbers of one sample: those of (task, seed, index), whatever the length.
+/// The random numbers of one sample. They are a function of (task, seed, index), whatever the length.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Draws {
     pub(super) task: u64,
@@ -33,14 +34,14 @@ impl Draws {
         ChaCha8Rng::from_seed(key)
     }
 
-    /// The random numbers that all samples of a task and seed have in common.
+    /// The random numbers that all samples of a task and seed share.
     pub(super) fn common(&self, part: Part) -> ChaCha8Rng {
         Self { index: u64::MAX, ..*self }.of(part)
     }
 }
 
-/// `count` of the numbers below `below`, ascending; all of them where there are no more. Few of many: each is drawn until
-/// it is a new one.
+/// Draws `count` of the numbers below `below`, in ascending order; all of them if there are no more. If
+/// they are few among many, each one is drawn until it is new.
 pub(super) fn distinct(rng: &mut impl Rng, below: usize, count: usize) -> Vec<usize> {
     let mut drawn = BTreeSet::new();
     while drawn.len() < count.min(below) {

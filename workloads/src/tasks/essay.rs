@@ -1,4 +1,4 @@
-//! Prose to hide needles in.
+//! The prose that needles are hidden in.
 
 use super::draws::{Draws, Part};
 use super::words::{adjectives, nouns, one_of, verbs};
@@ -9,19 +9,19 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-/// The greatest file that is read as a whole.
+/// The greatest file that is read as a whole, in bytes.
 pub(super) const MAX_FILE_BYTES: u64 = 256 << 20;
 
-/// Where the prose is from.
+/// Where the prose comes from.
 #[derive(Clone, Debug)]
 pub(super) enum Essay {
-    /// Sentences of a grammar, the same for all samples of a task and seed, as RULER's essays are.
+    /// Sentences of a grammar. They are the same for all samples of a task and seed, as RULER's essays are.
     Written(Draws),
-    /// A file's.
+    /// A text file.
     File(Arc<FileText>),
 }
 
-/// A text in words.
+/// A text, split into words.
 #[derive(Debug)]
 pub(super) struct FileText {
     text: String,
@@ -37,7 +37,7 @@ impl FileText {
             file(format!("the haystack is not UTF-8 (byte {at}); convert it first"))
         })?;
         let start = text.as_ptr() as usize;
-        // A word's place is found from its address: it is a part of the text.
+        // A word's offset follows from its address, because the word is a slice of the text.
         let words: Vec<_> = text
             .split_whitespace()
             .map(|word| {
@@ -51,7 +51,7 @@ impl FileText {
         Ok(Self { text, words })
     }
 
-    /// Whether a string is in it.
+    /// Whether a string occurs in the text.
     pub(super) fn contains(&self, part: &str) -> bool {
         self.text.contains(part)
     }
@@ -65,7 +65,7 @@ impl FileText {
     }
 }
 
-/// All of a file, unless it is enormous.
+/// Reads all of a file, unless it is greater than [`MAX_FILE_BYTES`].
 pub(super) fn read_whole(path: &Path) -> Result<Vec<u8>, DatasetError> {
     let read = |source| DatasetError::Read { path: path.to_owned(), source };
     let mut bytes = Vec::new();
@@ -78,7 +78,7 @@ pub(super) fn read_whole(path: &Path) -> Result<Vec<u8>, DatasetError> {
     Ok(bytes)
 }
 
-/// Words put together to sentences.
+/// Puts words together into sentences.
 #[derive(Default)]
 struct Sentences {
     whole: Vec<String>,
@@ -96,7 +96,7 @@ impl Sentences {
         }
     }
 
-    /// The sentences; the last may be cut.
+    /// The sentences. The last one may be cut.
     fn end(mut self) -> Vec<String> {
         if !self.current.is_empty() {
             self.whole.push(self.current);
@@ -106,7 +106,7 @@ impl Sentences {
 }
 
 impl Essay {
-    /// Its first so many words, in sentences; the last may be cut.
+    /// The sentences of the first `words` words. The last one may be cut.
     pub(super) fn sentences(&self, words: u64) -> Vec<String> {
         match self {
             Self::File(file) => file.sentences(words),
@@ -127,7 +127,8 @@ impl Essay {
         }
     }
 
-    /// Whether a string is in it; the grammar writes neither digits nor hyphens, which all keys and values have.
+    /// Whether a string may occur in the prose. The grammar writes neither digits nor hyphens, which all
+    /// keys and values have.
     pub(super) fn may_contain(&self, part: &str) -> bool {
         match self {
             Self::Written(_) => false,
@@ -136,7 +137,7 @@ impl Essay {
     }
 }
 
-/// Shapes of sentences: `A` an adjective, `N` a noun, `V` a verb.
+/// The shapes of sentences: `A` is an adjective, `N` a noun, `V` a verb.
 const SHAPES: &[&str] = &[
     "The A N did not V the N until the N was A again.",
     "Most people who V the N will also V the A N beside it.",

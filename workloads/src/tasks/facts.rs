@@ -1,4 +1,4 @@
-//! Made-up facts about made-up places and people, in documents, and questions about them.
+//! Documents of made-up facts about made-up places and people, and questions about them.
 
 use super::draws::{Draws, Part};
 use super::words::{CoinedWords, adjectives, nouns, one_of};
@@ -21,7 +21,7 @@ const WORKS: &[&str] = &[
 const TRADES: &[&str] =
     &["baker", "botanist", "brewer", "cartographer", "clockmaker", "glazier", "mason", "printer", "weaver"];
 
-/// What is known of one work and its architect. No two of a sample have a name in common.
+/// The facts about one work and its architect. Different works of a sample have no name in common.
 #[derive(Clone, Debug)]
 struct Facts {
     work: String,
@@ -39,10 +39,10 @@ struct Facts {
     nouns: [&'static str; 3],
 }
 
-/// Names that one work takes, at most.
+/// The most names that one work takes.
 const NAMES: u64 = 16;
 
-/// The documents of a sample. The first of them (with two hops: the first two) answer its question.
+/// The documents of a sample. The first of them answers its question (with two hops, the first two do).
 #[derive(Clone, Copy, Debug)]
 pub(super) struct World {
     draws: Draws,
@@ -50,28 +50,28 @@ pub(super) struct World {
     two_hops: bool,
 }
 
-/// A question and what is right.
+/// A question and its right answers.
 #[derive(Clone, Debug)]
 pub(super) struct Question {
     pub(super) text: String,
-    /// Each of them is.
+    /// The right answers. Any one of them will do.
     pub(super) answers: Vec<String>,
 }
 
 impl World {
-    /// The most documents: from there on names come twice.
+    /// The most documents. With more, names would occur twice.
     pub(super) const MOST: u64 = CoinedWords::COUNT / NAMES;
 
     pub(super) fn new(draws: Draws, two_hops: bool) -> Self {
         Self { draws, names: CoinedWords::new(&mut draws.of(Part::Names)), two_hops }
     }
 
-    /// Documents that a question needs.
+    /// How many documents the question needs.
     pub(super) fn needed(&self) -> u64 {
         if self.two_hops { 2 } else { 1 }
     }
 
-    /// The first so many documents.
+    /// The first `count` documents.
     pub(super) fn documents(&self, count: u64) -> Vec<String> {
         let mut rng = self.draws.of(Part::Haystack);
         let mut documents = Vec::new();
@@ -94,7 +94,7 @@ impl World {
         documents
     }
 
-    /// The question.
+    /// The question about the first document (with two hops, about the first two).
     pub(super) fn question(&self) -> Question {
         let facts = self.facts(&mut self.draws.of(Part::Haystack), 0);
         let person = |name: &[String; 2]| vec![name.join(" "), name[1].clone()];
@@ -145,7 +145,7 @@ impl World {
 }
 
 impl Facts {
-    /// For questions about one document; without a title, as SQuAD's.
+    /// A document for questions about one document. Like SQuAD's it has no title.
     fn paragraph(&self) -> String {
         let [first, second, third] = self.adjectives;
         let [sign, collection, gift] = self.nouns;
@@ -168,7 +168,7 @@ impl Facts {
         )
     }
 
-    /// The first of two documents; with a title, as HotpotQA's.
+    /// The first of two documents. Like HotpotQA's it has a title.
     fn work_article(&self) -> String {
         let [first, second, _] = self.adjectives;
         let [sign, ..] = self.nouns;
@@ -185,7 +185,7 @@ impl Facts {
         )
     }
 
-    /// The second.
+    /// The second of two documents.
     fn architect_article(&self) -> String {
         let [.., third] = self.adjectives;
         let [_, collection, gift] = self.nouns;

@@ -1,16 +1,16 @@
-//! The greatest haystack that fits, found with few encodings.
+//! Finds the greatest haystack that fits, with few calls of the tokenizer.
 
 use crate::prompt::TextTokens;
 
-/// A sample whose haystack can have any size. A size's prompt is always the same.
+/// A sample whose haystack can have any size. The prompt of a size is always the same.
 pub(super) trait Composition {
-    /// Units (words, lines, documents) the haystack has at least.
+    /// The least number of units (words, lines, documents) in the haystack.
     fn least(&self) -> u64;
-    /// Units it can have at most.
+    /// The most units in the haystack.
     fn most(&self) -> u64;
-    /// The prompt with so many units.
+    /// The prompt with this many units.
     fn prompt(&self, units: u64) -> String;
-    /// What a right answer is; the haystack's size does not change it.
+    /// The right answers. They do not depend on the haystack's size.
     fn answers(&self) -> Vec<String>;
 }
 
@@ -22,22 +22,23 @@ pub(super) struct Fit {
     pub(super) tokens: u64,
 }
 
-/// Why none fits.
+/// Why no prompt fits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Misfit {
-    /// The least haystack's prompt has so many tokens.
+    /// The prompt with the least haystack has this many tokens, which is too many.
     TooLong(u64),
-    /// The tokenizer's word on a prompt.
+    /// The tokenizer's error for a prompt.
     Tokenizer(String),
 }
 
-/// Encodings that aim at the budget before halving takes over.
+/// The number of encodings that aim at the budget, before bisection takes over.
 const AIMED: u32 = 8;
-/// Units added for the first guess at the tokens of one.
+/// The number of units added for the first guess of how many tokens a unit takes.
 const PROBE: u64 = 16;
 
-/// The prompt with the most units that has at most `budget` tokens: with one unit more it has more tokens, or the composition
-/// has no more. It has no more than two units a token, so that a tokenizer that gives none comes to an end.
+/// The prompt with the most units that has at most `budget` tokens: with one unit more it would have too
+/// many, or the composition has no more. It has at most two units per token, so that the search ends even
+/// if a tokenizer returns no tokens.
 pub(super) fn fit(
     composition: &dyn Composition,
     budget: u64,
@@ -53,7 +54,7 @@ pub(super) fn fit(
         return Err(Misfit::TooLong(fits.tokens));
     }
     let most = composition.most().min(budget.saturating_mul(2).saturating_add(fits.units));
-    // Units and tokens of the least prompt known not to fit.
+    // The units and tokens of the smallest prompt that is known not to fit.
     let mut over: Option<(u64, u64)> = None;
     let mut tokens_a_unit = 0.0;
     let mut aimed = 0;
@@ -67,7 +68,7 @@ pub(super) fn fit(
         } else if aimed > AIMED || tokens_a_unit <= 0.0 {
             fits.units + (end - fits.units) / 2
         } else {
-            // The cast saturates.
+            // The cast saturates if the number is too great.
             fits.units.saturating_add(((budget - fits.tokens) as f64 / tokens_a_unit) as u64)
         };
         aimed += 1;

@@ -1,4 +1,4 @@
-//! `fwe`: the three most frequent words of a coded text, whose frequencies are Zipf's.
+//! `fwe` asks for the three most frequent words of a coded text, in which frequencies follow Zipf's law.
 
 use super::draws::{Draws, Part};
 use super::fit::Composition;
@@ -6,33 +6,34 @@ use rand::Rng;
 use rand::seq::SliceRandom;
 use std::collections::BTreeSet;
 
-/// Letters of a coded word.
+/// How many letters a coded word has.
 const LETTERS: usize = 6;
-/// Tokens of a text for each word of its vocabulary.
+/// How many tokens a text has for each word of its vocabulary.
 const TOKENS_A_WORD: u32 = 50;
 /// The zeta function of the exponent, which is 2 (RULER's alpha).
 const ZETA_OF_2: f64 = std::f64::consts::PI * std::f64::consts::PI / 6.0;
-/// Words from which on the shares of the third and fourth coded word, `n (1/16 - 1/25) / zeta(2)`, differ by more than
-/// one: their counts, rounded down, never tie.
+/// The least number of words from which on the expected counts of the third and fourth coded word,
+/// `n / 16 / zeta(2)` and `n / 25 / zeta(2)`, differ by more than one, so that the counts, which are
+/// rounded down, never tie.
 const LEAST: u64 = 74;
-/// Words of a short text, at least: those from which on the third coded word comes at all.
+/// The least number of words of a short text. From here on the third coded word occurs.
 const LEAST_SHORT: u64 = 27;
-/// Below [`LEAST`], the texts whose third and fourth coded word come once each.
+/// Sizes below [`LEAST`] at which the third and the fourth coded word both occur once.
 const TIED: std::ops::Range<u64> = 42..53;
-/// The dots, three words that are asked for, and one that is not.
+/// The dots, the three words that are asked for, and one that is not.
 const LEAST_VOCABULARY: usize = 5;
 
 /// A sample.
 pub(super) struct FrequentWords {
     draws: Draws,
-    /// The most frequent first, which is noise.
+    /// The vocabulary, the most frequent word first. That word is noise (the dots).
     vocabulary: Vec<String>,
     /// Whether the text may have fewer than [`LEAST`] words.
     short: bool,
 }
 
 impl FrequentWords {
-    /// `tokens`: of the prompt, at most.
+    /// `tokens` is the most tokens of the prompt.
     pub(super) fn new(draws: Draws, tokens: u32) -> Self {
         let count = ((tokens / TOKENS_A_WORD) as usize).max(LEAST_VOCABULARY);
         let mut rng = draws.of(Part::Words);
@@ -52,7 +53,8 @@ impl FrequentWords {
         Self { short: true, ..Self::new(draws, tokens) }
     }
 
-    /// Words of a text, before their shares are rounded down: short texts are counted without those that tie.
+    /// The number of words of a text with `units` units, before their shares are rounded down. Short texts
+    /// skip the sizes at which words tie.
     fn words(&self, units: u64) -> u64 {
         if self.short && units >= TIED.start { units + (TIED.end - TIED.start) } else { units }
     }

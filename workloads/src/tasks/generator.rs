@@ -13,20 +13,20 @@ use crate::dataset::{DatasetError, Expectation, OutputLength, Prompt, Sample};
 use crate::prompt::TextTokens;
 use std::sync::Arc;
 
-/// The greatest length, in tokens: a prompt is held in memory whole, several times.
+/// The greatest length in tokens. A prompt is held in memory several times.
 const MAX_LENGTH: u32 = 1 << 22;
-/// Tokens of the example before `vt`, at most.
+/// The most tokens of the example before `vt`.
 const EXAMPLE_TOKENS: u32 = 500;
 
-/// A sample in the shape that fits.
+/// A sample in a shape that fits in the length.
 pub(super) struct Fitted {
     pub(super) composition: Box<dyn Composition>,
     pub(super) fit: Fit,
-    /// Tokens that the answer may have.
+    /// The most tokens of the answer.
     pub(super) answer_tokens: u32,
 }
 
-/// Makes any sample of a RULER task.
+/// Makes the samples of a RULER task, each independently of the others.
 pub struct RulerGenerator {
     task: Task,
     length: u32,
@@ -47,12 +47,12 @@ impl std::fmt::Debug for RulerGenerator {
 }
 
 impl RulerGenerator {
-    /// Reads the files that the options name; makes no sample.
+    /// Reads the files that the options name. It makes no sample.
     ///
     /// # Errors
     ///
-    /// An unknown task, a length that no task can have, a file that the task has no use for, can't be read or is not
-    /// what it should be, more samples than a SQuAD file has questions.
+    /// The task is unknown; no task can have this length; the task has no use for a file, or it can't be
+    /// read or is not what it should be; or more samples are asked for than a SQuAD file has questions.
     pub fn new(
         options: &RulerOptions,
         seed: u64,
@@ -90,11 +90,12 @@ impl RulerGenerator {
         Ok(Self { task, length: options.length, seed, tokenizer, haystack, squad })
     }
 
-    /// The sample at an index, which depends on task, length, seed and index only (and on the files and the tokenizer).
+    /// The sample with an index. It is a function of task, length, seed and index (and of the files and the
+    /// tokenizer).
     ///
     /// # Errors
     ///
-    /// A length that is too small for it (the error says which would do), and what the tokenizer says.
+    /// The length is too small for it (the error says which length would do), or the tokenizer fails.
     pub fn sample(&self, index: u64) -> Result<Sample, DatasetError> {
         let Fitted { composition, fit, answer_tokens } = self.fitted(index)?;
         Ok(Sample {
@@ -108,12 +109,12 @@ impl RulerGenerator {
         })
     }
 
-    /// Tokens a prompt may have, where the answer has all that are meant for it.
+    /// The most tokens of a prompt if the answer gets all tokens that are meant for it.
     fn budget(&self) -> u32 {
         self.length.saturating_sub(self.task.tokens_to_generate())
     }
 
-    /// The first of the sample's shapes that fits, if need be with less room for the answer.
+    /// The first shape of the sample that fits. If necessary, the answer gets less room.
     pub(super) fn fitted(&self, index: u64) -> Result<Fitted, DatasetError> {
         let draws = Draws { task: self.task.number as u64, seed: self.seed, index };
         let whole_answer = self.task.tokens_to_generate();
@@ -138,7 +139,7 @@ impl RulerGenerator {
             let answer = self.least_answer(&composition.answers())?;
             least = least.min(tokens + u64::from(answer));
             if tokens + u64::from(answer) <= u64::from(self.length) {
-                // Fewer than the length: the cast loses nothing.
+                // The number is below the length, so the cast loses nothing.
                 let tokens = tokens as u32;
                 if let Ok(fit) = within(composition.as_ref(), tokens)? {
                     return Ok(Fitted { composition, fit, answer_tokens: self.length - tokens });
@@ -154,7 +155,7 @@ impl RulerGenerator {
         )))
     }
 
-    /// Room that an answer needs at least: twice the tokens of a perfect one.
+    /// The least room for an answer: twice the tokens of a perfect one.
     fn least_answer(&self, answers: &[String]) -> Result<u32, DatasetError> {
         let tokens = |text: &str| match self.tokenizer.encode(text) {
             Ok(tokens) => Ok(u32::try_from(tokens.len()).unwrap_or(u32::MAX)),
@@ -171,7 +172,7 @@ impl RulerGenerator {
         DatasetError::Options(format!("the tokenizer can't encode a prompt of {}: {what}", self.task.name()))
     }
 
-    /// Tokens of a prompt.
+    /// The number of tokens of a prompt.
     #[cfg(test)]
     pub(super) fn tokens(&self, prompt: &str) -> u64 {
         self.tokenizer.encode(prompt).map_or(u64::MAX, |tokens| tokens.len() as u64)
@@ -203,8 +204,8 @@ impl RulerGenerator {
         })
     }
 
-    /// The sample for lengths that have no room for the whole one, the less of it, the greater `shorter`; `None` where it can't be
-    /// shorter.
+    /// A reduced sample, for lengths without room for the whole one. The greater `shorter` is, the more it
+    /// is reduced. `None` if it can't be reduced further.
     fn short(&self, draws: Draws, shorter: usize) -> Option<Box<dyn Composition>> {
         match self.task.kind {
             Kind::Variables => Chain::short(draws, shorter).map(|chain| Box::new(chain) as _),
@@ -219,14 +220,14 @@ impl RulerGenerator {
         let budget = u64::from(EXAMPLE_TOKENS.min(self.length / 3));
         let prompt = match fit(&example, budget, self.tokenizer.as_ref()) {
             Ok(fitted) => fitted.prompt,
-            // The length is small: the least example may do.
+            // The length is small, but the least example may fit.
             Err(Misfit::TooLong(_)) => example.prompt(example.least()),
             Err(Misfit::Tokenizer(what)) => return Err(self.tokenizer_error(&what)),
         };
         Ok(Box::new(Variables { example: example.answered(&prompt), chain: Chain::asked(draws) }))
     }
 
-    /// English words where they are enough.
+    /// Uses English words if there are enough of them.
     fn common_words(&self, draws: Draws) -> Result<Box<dyn Composition>, DatasetError> {
         let english = CommonWords::english(draws, self.length);
         let all = english.prompt(english.most());
@@ -239,12 +240,13 @@ impl RulerGenerator {
     }
 }
 
-/// Samples of a RULER task: the first `options.samples` ones. The first is made at once, so that a length that is too
-/// small is told at once.
+/// The first `options.samples` samples of a RULER task. The first one is made at once, so that a length
+/// that is too small is reported at once.
 ///
 /// # Errors
 ///
-/// Those of [`RulerGenerator::new`] and of the first [`RulerGenerator::sample`]; those of the others are items.
+/// Those of [`RulerGenerator::new`] and of the first [`RulerGenerator::sample`]. Errors of other samples
+/// are items.
 pub fn ruler_samples(
     options: &RulerOptions,
     seed: u64,

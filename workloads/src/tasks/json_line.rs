@@ -1,9 +1,9 @@
 use crate::dataset::{Expectation, OutputLength, Prompt, Sample};
 use serde_json::{Value, json};
 
-/// A sample as a line of RULER's JSON lines: `index`, `input` (the whole prompt), `outputs` (the answers) and `length`: the
-/// prompt's `tokens` and those that may be generated. A prompt that is no text is an empty `input`, and a sample without expected
-/// strings has no `outputs`.
+/// A sample as a line of RULER's JSON lines: `index`, `input` (the whole prompt), `outputs` (the answers),
+/// and `length`, which is the number of the prompt's `tokens` and of those that may be generated. If the
+/// prompt is not a text, `input` is empty, and if no strings are expected, there is no `outputs`.
 #[must_use]
 pub fn ruler_json_line(index: u64, sample: &Sample, tokens: u32) -> Value {
     let input = match &sample.prompt {

@@ -1,26 +1,27 @@
-//! Tasks with right answers: RULER's thirteen, generated at any length, and how answers are scored.
+//! Tasks with right answers: RULER's thirteen tasks, generated at any length, and the scoring of answers.
 //!
-//! RULER (arXiv:2404.06654, NVIDIA/RULER) hides what a prompt asks for in a text of any length. Its templates, the sizes
-//! of its tasks and its scores are kept to the letter, with the answer's first words at the prompt's end (as in the
-//! published JSON lines). A prompt is as long as fits: one more word, line or document and prompt and answer together
-//! would be longer than asked.
+//! RULER (arXiv:2404.06654, NVIDIA/RULER) hides what a prompt asks for in a text of any length. Its
+//! templates, the sizes of its tasks and its scores are kept to the letter. As in the published JSON lines,
+//! a prompt ends with the answer's first words. A prompt is as long as fits: with one more word, line or
+//! document, prompt and answer together would be longer than asked.
 //!
 //! # Short lengths
 //!
-//! Where the whole task does not fit, the first of these is done that is enough; a length that is too small for all of
-//! them is an error that names the least.
+//! If the whole task does not fit, the first of these reductions is used that is enough. A length that is
+//! too small for all of them is an error that names the least possible one.
 //!
-//! 1. The answer has less room than the original gives it, but twice what a perfect one takes.
+//! 1. The answer has less room than the original gives it, but at least twice what a perfect one takes.
 //! 2. `vt` and `cwe` leave their example out; `fwe` has a text of 27 words or more.
-//! 3. `vt` needs one line of noise only, and asks for 5, 4, 3 or 2 variables: the beginning of its chain. `cwe` repeats
-//!    common words 3 times and asks for 10, 5 or 3 of them: the first of the ten.
+//! 3. `vt` needs only one line of noise, and asks for 5, 4, 3 or 2 variables, the beginning of its chain. `cwe` repeats
+//!    common words 3 times and asks for the first 10, 5 or 3 of them.
 //!
-//! By a tokenizer of four bytes a token every task fits into 256 tokens, and the examples are there from some 470 on; by that of
-//! the built-in models, whose tokens are shorter, tasks need 145 (`niah_single_2`) to some 400 tokens (`niah_multikey_3`).
+//! With a tokenizer of four bytes per token every task fits in 256 tokens, and the examples are there from
+//! about 470 tokens on. With that of the built-in models, whose tokens are shorter, tasks need from 145
+//! tokens (`niah_single_2`) to about 400 (`niah_multikey_3`).
 //!
 //! # What differs from the original, and why
 //!
-//! Figures of models on these samples compare with each other, not with published RULER scores.
+//! Results of models on these samples can be compared with each other, but not with published RULER scores.
 //!
 //! | Original | Here | Why |
 //! |---|---|---|

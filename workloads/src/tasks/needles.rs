@@ -1,4 +1,4 @@
-//! `niah_*`: needles in a haystack.
+//! `niah_*`: needles that are hidden in a haystack.
 
 use super::draws::{Draws, Part, distinct};
 use super::essay::Essay;
@@ -9,13 +9,13 @@ use rand::Rng;
 use rand::seq::SliceRandom;
 use std::fmt::Write;
 
-/// The line that noise is made of; of `vt` too.
+/// The line that noise is made of, in `vt` too.
 pub(super) const NOISE: &str =
     "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again.";
 
-/// Depths at which needles go into an essay, in percent: 40 from 0 to 100, evenly.
+/// The depths at which needles go into an essay, in percent: 40 of them, evenly from 0 to 100.
 pub(super) fn depths() -> Vec<usize> {
-    // Rounded: none of them is half a percent.
+    // The division rounds to the nearest number. No depth lies exactly halfway between two numbers.
     (0..40).map(|i| (i * 200 + 39) / 78).collect()
 }
 
@@ -24,9 +24,9 @@ pub(super) struct Needles {
     task: NeedleTask,
     draws: Draws,
     essay: Essay,
-    /// Sentences to hide, in the order of the text.
+    /// The sentences to hide, in the order of the text.
     needles: Vec<String>,
-    /// What is in the needles.
+    /// The strings that the needles hide.
     hidden: Vec<String>,
     queries: Vec<String>,
     answers: Vec<String>,
@@ -39,7 +39,7 @@ impl Needles {
         let mut draw = |strings| {
             loop {
                 let drawn = string(&mut rng, strings);
-                // "old-boat" is in "cold-boat": an answer for one would do for the other.
+                // "old-boat" occurs in "cold-boat", so an answer with one would count as the other.
                 if !hidden.iter().any(|other| other.contains(&drawn) || drawn.contains(other.as_str()))
                     && !essay.may_contain(&drawn)
                 {
@@ -65,7 +65,7 @@ impl Needles {
         Self { task, draws, essay, needles, hidden, queries, answers }
     }
 
-    /// Lines, with needles before lines that are drawn.
+    /// Puts needles before some of the lines, which are drawn.
     fn in_lines(&self, mut lines: Vec<String>) -> String {
         let places = distinct(&mut self.draws.of(Part::Places), lines.len(), self.needles.len());
         for (place, needle) in places.iter().zip(&self.needles).rev() {
@@ -74,7 +74,7 @@ impl Needles {
         lines.join("\n")
     }
 
-    /// Sentences, with needles between them at depths that are drawn.
+    /// Puts needles between the sentences of an essay, at depths that are drawn.
     fn in_essay(&self, words: u64) -> String {
         let sentences = self.essay.sentences(words);
         let depths = depths();
@@ -91,7 +91,7 @@ impl Needles {
         parts.join(" ")
     }
 
-    /// Needles that nobody asks for; none has a key or a value of a hidden one.
+    /// Needles that are not asked for. None has a key or a value of a hidden one.
     fn others(&self, lines: u64) -> Vec<String> {
         let mut rng = self.draws.of(Part::Haystack);
         let mut other = |strings| {
@@ -115,7 +115,7 @@ impl Composition for Needles {
     fn least(&self) -> u64 {
         match self.task.haystack {
             Haystack::Essay => 0,
-            // A needle stands before a line.
+            // Each needle needs a line to stand before.
             Haystack::Noise | Haystack::Needles => self.needles.len() as u64,
         }
     }
@@ -176,7 +176,7 @@ fn string(rng: &mut impl Rng, strings: Strings) -> String {
     }
 }
 
-/// A random UUID (RFC 9562, version 4) of 128 bits, six of which are given.
+/// A random UUID (RFC 9562, version 4) made from 128 bits, six of which are replaced by fixed ones.
 fn uuid(bits: u128) -> String {
     let bits = bits & !(0xf << 76) & !(0b11 << 62) | (4 << 76) | (0b10 << 62);
     let hex = format!("{bits:032x}");

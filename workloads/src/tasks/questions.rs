@@ -1,4 +1,4 @@
-//! `qa_1` and `qa_2`: a question over documents, among others.
+//! `qa_1` and `qa_2`: a question over some documents among many others.
 
 use super::draws::{Draws, Part};
 use super::facts::{Question, World};
@@ -7,10 +7,10 @@ use super::squad::Squad;
 use rand::seq::SliceRandom;
 use std::sync::Arc;
 
-/// Where documents are from.
+/// Where the documents come from.
 enum Source {
     Made(World),
-    /// The question's document and the others: those of its article first.
+    /// A SQuAD file: the question's document and all others, those of the same article first.
     Squad {
         squad: Arc<Squad>,
         document: usize,
@@ -18,7 +18,7 @@ enum Source {
     },
 }
 
-/// A sample. Its units are documents that the question does not need.
+/// A sample. Its units are the documents that the question does not need.
 pub(super) struct Questions {
     draws: Draws,
     source: Source,
@@ -26,13 +26,13 @@ pub(super) struct Questions {
 }
 
 impl Questions {
-    /// Of made-up facts.
+    /// A sample of made-up facts.
     pub(super) fn made(draws: Draws, two_hops: bool) -> Self {
         let world = World::new(draws, two_hops);
         Self { draws, question: world.question(), source: Source::Made(world) }
     }
 
-    /// Of a file; `None` where it has no such question.
+    /// A sample of a file; `None` if the file has no such question.
     pub(super) fn of_squad(draws: Draws, squad: &Arc<Squad>) -> Option<Self> {
         let question = squad.questions.get(usize::try_from(draws.index).ok()?)?;
         let article = squad.articles.get(question.article)?;

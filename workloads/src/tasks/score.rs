@@ -1,10 +1,11 @@
 use crate::dataset::Expectation;
 
-/// How good an answer is, 0 to 1.
+/// The score of an answer, 0 to 1.
 ///
-/// [`Contains`](Expectation::Contains) is RULER's `string_match_all` (the share of the strings that are in the answer) or,
-/// with `any`, its `string_match_part` (whether one of them is); letters are compared in lower case. Nothing
-/// expected is a score of 0. [`Choice`](Expectation::Choice) is 1 when [`choice`] finds the right one.
+/// [`Contains`](Expectation::Contains) is RULER's `string_match_all` (the share of the strings that occur
+/// in the answer) or, with `any`, its `string_match_part` (whether one of them occurs). Letters are
+/// compared in lower case. If nothing is expected, the score is 0. [`Choice`](Expectation::Choice) is 1 if
+/// [`choice`] finds the right one.
 ///
 /// ```
 /// use pagedraft_workloads::{dataset::Expectation, tasks::score};
@@ -24,8 +25,9 @@ pub fn score(expect: &Expectation, text: &str) -> f64 {
     }
 }
 
-/// The choice (`A` to `D`) that an answer to LongBench v2 makes: the first "The correct answer is (X)", or, where there is
-/// none, the first "The correct answer is X"; asterisks don't count. As LongBench v2's `pred.py` does it.
+/// The choice (`A` to `D`) that an answer to LongBench v2 makes: the first "The correct answer is (X)" or,
+/// if there is none, the first "The correct answer is X". Asterisks are ignored. This follows LongBench
+/// v2's `pred.py`.
 #[must_use]
 pub fn choice(text: &str) -> Option<char> {
     let text = text.replace('*', "");

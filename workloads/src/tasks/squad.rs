@@ -1,4 +1,4 @@
-//! SQuAD's file: paragraphs, and questions about them.
+//! Reads SQuAD's file: paragraphs, and questions about them.
 
 use super::essay::read_whole;
 use crate::dataset::DatasetError;
@@ -27,7 +27,7 @@ struct Paragraph {
 struct Asked {
     question: String,
     answers: Vec<Answer>,
-    /// Version 1 has none of these.
+    /// Whether the question has no answer. In version 1 the field is missing.
     #[serde(default)]
     is_impossible: bool,
 }
@@ -42,17 +42,17 @@ struct Answer {
 pub(super) struct SquadQuestion {
     pub(super) text: String,
     pub(super) answers: Vec<String>,
-    /// The paragraph, a place in [`Squad::documents`].
+    /// The paragraph, as an index into [`Squad::documents`].
     pub(super) document: usize,
-    /// Its article, a place in [`Squad::articles`].
+    /// The paragraph's article, as an index into [`Squad::articles`].
     pub(super) article: usize,
 }
 
-/// The file: paragraphs sorted and without repeats, questions in the file's order.
+/// The contents of a file: paragraphs sorted and without repetitions, questions in the file's order.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Squad {
     pub(super) documents: Vec<String>,
-    /// The documents of each article.
+    /// For each article, the indices of its documents.
     pub(super) articles: Vec<Vec<usize>>,
     pub(super) questions: Vec<SquadQuestion>,
 }
@@ -86,7 +86,7 @@ impl Squad {
         for (number, article) in file.data.iter().enumerate() {
             let mut documents = Vec::new();
             for paragraph in &article.paragraphs {
-                // All are in it.
+                // The map has every paragraph, so the default is never used.
                 let document = places.get(paragraph.context.as_str()).copied().unwrap_or_default();
                 documents.push(document);
                 for asked in paragraph.qas.iter().filter(|a| !a.is_impossible && !a.answers.is_empty()) {

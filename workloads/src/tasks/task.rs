@@ -20,7 +20,7 @@ pub const RULER_TASKS: [&str; 13] = [
 /// What needles are hidden in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Haystack {
-    /// One line, again and again.
+    /// One line that is repeated.
     Noise,
     /// Prose.
     Essay,
@@ -28,7 +28,7 @@ pub(super) enum Haystack {
     Needles,
 }
 
-/// What keys or values are.
+/// The kind of keys or values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Strings {
     Words,
@@ -43,13 +43,13 @@ pub(super) struct NeedleTask {
     pub(super) keys: Strings,
     pub(super) values: Strings,
     pub(super) num_keys: usize,
-    /// Values a key.
+    /// The number of values per key.
     pub(super) num_values: usize,
-    /// Keys asked for.
+    /// The number of keys that are asked for.
     pub(super) num_queries: usize,
 }
 
-/// The five programs behind the thirteen tasks.
+/// RULER's five programs, which make the thirteen tasks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Needles(NeedleTask),
@@ -62,16 +62,16 @@ pub(super) enum Kind {
     },
 }
 
-/// One of the thirteen.
+/// One of the thirteen tasks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Task {
-    /// Its place in [`RULER_TASKS`].
+    /// Its index in [`RULER_TASKS`].
     pub(super) number: usize,
     pub(super) kind: Kind,
 }
 
 impl Task {
-    /// The task of that name.
+    /// Finds a task by its name.
     pub(super) fn named(name: &str) -> Result<Self, DatasetError> {
         let number = RULER_TASKS.iter().position(|&task| task == name).ok_or_else(|| {
             DatasetError::Options(format!(
@@ -86,7 +86,7 @@ impl Task {
         RULER_TASKS[self.number]
     }
 
-    /// Tokens an answer may have (`tokens_to_generate`), where the length has room for them.
+    /// The most tokens of an answer (`tokens_to_generate`), if the length has room for them.
     pub(super) fn tokens_to_generate(self) -> u32 {
         match self.kind {
             Kind::Needles(_) => 128,
@@ -103,7 +103,7 @@ impl Task {
     }
 }
 
-/// The arguments of `synthetic.yaml`.
+/// The arguments that `synthetic.yaml` gives to the program.
 fn kind(name: &str) -> Kind {
     use Haystack::{Essay, Noise};
     use Strings::{Numbers, Uuids, Words};

@@ -1,31 +1,31 @@
-//! `vt`: a chain of variable assignments in noise, after a short example of the same.
+//! `vt`: a chain of variable assignments in noise. A short example of the same task comes first.
 
 use super::draws::{Draws, Part, distinct};
 use super::fit::Composition;
 use super::needles::NOISE;
 use rand::Rng;
 
-/// Assignments after the first.
+/// How many assignments follow the first one.
 const HOPS: usize = 4;
 
-/// A chain in noise.
+/// A chain of assignments in noise.
 pub(super) struct Chain {
     draws: Draws,
     places: Part,
     variables: Vec<String>,
     value: String,
-    /// Lines of noise, at least.
+    /// The least number of lines of noise.
     least: u64,
 }
 
 impl Chain {
-    /// The chain that is asked for, of variables of five letters.
+    /// The chain that is asked for. Its variables have five letters.
     pub(super) fn asked(draws: Draws) -> Self {
         Self::new(draws, Part::Needles, Part::Places, 5)
     }
 
-    /// The beginning of that chain, for a short text: `shorter` hops are left out, and one line of noise is enough.
-    /// `None` where no hop would be left.
+    /// The beginning of that chain, for a short text. `shorter` assignments are left out, and one line of
+    /// noise is enough. `None` if no assignment after the first would be left.
     pub(super) fn short(draws: Draws, shorter: usize) -> Option<Self> {
         let hops = HOPS.checked_sub(shorter).filter(|&hops| hops > 0)?;
         let mut chain = Self { least: 1, ..Self::asked(draws) };
@@ -33,7 +33,7 @@ impl Chain {
         Some(chain)
     }
 
-    /// The example's, of variables of three letters.
+    /// The example's chain. Its variables have three letters.
     pub(super) fn example(draws: Draws) -> Self {
         Self::new(draws, Part::Example, Part::ExamplePlaces, 3)
     }
@@ -43,7 +43,7 @@ impl Chain {
         let mut variables: Vec<String> = Vec::new();
         while variables.len() <= HOPS {
             let variable: String = (0..letters).map(|_| char::from(rng.random_range(b'A'..=b'Z'))).collect();
-            // Three letters can make the keyword.
+            // Three random letters may be "VAR", which is the keyword.
             if variable != "VAR" && !variables.contains(&variable) {
                 variables.push(variable);
             }
@@ -52,7 +52,7 @@ impl Chain {
         Self { draws, places, variables, value: rng.random_range(10_000..99_999u32).to_string(), least }
     }
 
-    /// The example's text for one of its prompts: with its answer.
+    /// Turns a prompt of the example into the example's text, by adding the answer.
     pub(super) fn answered(&self, prompt: &str) -> String {
         format!("{prompt} {}\n", self.variables.join(" "))
     }
@@ -71,7 +71,7 @@ impl Composition for Chain {
         let mut lines: Vec<String> = (0..units).map(|_| NOISE.to_owned()).collect();
         let mut rng = self.draws.of(self.places);
         let places = if lines.len() < self.variables.len() {
-            // Some assignments stand together, or at the end.
+            // Several assignments may stand at the same place, or at the end.
             let mut places: Vec<usize> =
                 self.variables.iter().map(|_| rng.random_range(0..=lines.len())).collect();
             places.sort_unstable();
@@ -85,7 +85,7 @@ impl Composition for Chain {
                 place,
                 match i.checked_sub(1) {
                     None => format!("VAR {variable} = {}", self.value),
-                    // RULER's lines have the blank at their end.
+                    // RULER's lines end with the blank.
                     Some(before) => format!("VAR {variable} = VAR {} ", self.variables[before]),
                 },
             );

@@ -1,9 +1,9 @@
-//! Words: own lists of English ones, and as many more as are wanted, made of syllables.
+//! Words: lists of English ones, and any number of further ones made of syllables.
 
 use rand::Rng;
 use std::sync::LazyLock;
 
-/// No word of the three lists is inside another one.
+/// No word of the three lists is part of another one.
 static ADJECTIVES: LazyLock<Vec<&'static str>> =
     LazyLock::new(|| include_str!("words/adjectives.txt").lines().collect());
 static NOUNS: LazyLock<Vec<&'static str>> =
@@ -19,22 +19,22 @@ pub(super) fn nouns() -> &'static [&'static str] {
     &NOUNS
 }
 
-/// Such as take an object.
+/// Verbs that take an object.
 pub(super) fn verbs() -> &'static [&'static str] {
     &VERBS
 }
 
-/// One of a list.
+/// Draws one word of a list.
 pub(super) fn one_of<'a>(rng: &mut impl Rng, list: &[&'a str]) -> &'a str {
     list[rng.random_range(0..list.len())]
 }
 
 const CONSONANTS: &[u8; 20] = b"bcdfghjklmnpqrstvwxz";
 const VOWELS: &[u8; 5] = b"aeiou";
-/// Three syllables of a consonant and a vowel.
+/// The number of words of three syllables, each a consonant and a vowel.
 const COINED: u64 = 1_000_000;
 
-/// A million words of six letters in an order of their own.
+/// A million words of six letters, in an order that is drawn.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct CoinedWords {
     factor: u64,
@@ -44,9 +44,10 @@ pub(super) struct CoinedWords {
 impl CoinedWords {
     pub(super) const COUNT: u64 = COINED;
 
-    /// An order.
+    /// Draws an order.
     pub(super) fn new(rng: &mut impl Rng) -> Self {
-        // Without a factor in common with a million, a multiplication permutes the numbers below it.
+        // Multiplication by a factor that has no divisor in common with a million permutes the numbers
+        // below a million.
         let factor = loop {
             let factor = rng.random_range(100_003..COINED);
             if factor % 2 != 0 && factor % 5 != 0 {
@@ -56,10 +57,11 @@ impl CoinedWords {
         Self { factor, offset: rng.random_range(0..COINED) }
     }
 
-    /// The word at a place; places count modulo a million, and different ones have different words.
+    /// The word at a place. Places count modulo a million, and different ones have different words.
     pub(super) fn at(&self, place: u64) -> String {
         let affine = |number: u64| (number * self.factor + self.offset) % COINED;
-        // Neighbours would differ by one sum: the digits change places in between, which permutes as well.
+        // After one such step, neighbours would differ by the same amount. Therefore the digits are
+        // exchanged and the step is repeated; both permute as well.
         let once = affine(place % COINED);
         let mut number = affine(once % 1_000 * 1_000 + once / 1_000);
         let mut word = String::with_capacity(6);
@@ -72,7 +74,7 @@ impl CoinedWords {
         word
     }
 
-    /// The same with a capital.
+    /// The same word, capitalised.
     pub(super) fn name_at(&self, place: u64) -> String {
         let mut name = self.at(place);
         if let Some(first) = name.get_mut(..1) {

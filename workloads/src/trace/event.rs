@@ -10,78 +10,79 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use super::KvEvents;
 
-/// Where a step's time went, in microseconds.
+/// How the time of a step was spent, in microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TimesUs {
-    /// Making the plan.
+    /// The time to make the plan.
     #[serde(serialize_with = "nanoseconds")]
     #[schemars(with = "f64", range(min = 0.0))]
     pub schedule: f64,
-    /// Building the metadata.
+    /// The time to build the metadata.
     #[serde(serialize_with = "nanoseconds")]
     #[schemars(with = "f64", range(min = 0.0))]
     pub metadata: f64,
-    /// Proposing drafts.
+    /// The time to propose drafts.
     #[serde(serialize_with = "nanoseconds")]
     #[schemars(with = "f64", range(min = 0.0))]
     pub propose: f64,
-    /// The forward pass.
+    /// The time of the forward pass.
     #[serde(serialize_with = "nanoseconds")]
     #[schemars(with = "f64", range(min = 0.0))]
     pub execute: f64,
-    /// Sampling, verification included.
+    /// The time of sampling, verification included.
     #[serde(serialize_with = "nanoseconds")]
     #[schemars(with = "f64", range(min = 0.0))]
     pub sample: f64,
 }
 
-/// Three digits behind the point; what follows is the conversion's noise.
+/// Rounds to three decimals. Further ones would be noise of the conversion.
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
 fn nanoseconds<S: Serializer>(us: &f64, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_f64((us * 1e3).round() / 1e3)
 }
 
-/// The block pool after a step was applied: what ended with the step holds nothing any more.
+/// The block pool after a step was applied. Requests that ended with the step hold nothing any more.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PoolCounts {
-    /// All blocks.
+    /// The number of blocks.
     pub num_blocks: u64,
-    /// Blocks that sequences hold.
+    /// The number of blocks that sequences hold.
     pub used: u64,
-    /// The others.
+    /// The number of other blocks.
     pub free: u64,
-    /// Of the free ones, those with contents that a prefix can still hit.
+    /// The number of free blocks with contents that a prefix can still hit.
     pub cached: u64,
-    /// Bytes of the arena; written, as are the next four, where several KV groups share it. `num_blocks` then counts
-    /// the smallest block.
+    /// The bytes of the arena. This and the next four are written if several KV groups share it.
+    /// `num_blocks` then counts the smallest block.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes_total: Option<u64>,
-    /// Bytes of the blocks that sequences hold.
+    /// The bytes of the blocks that sequences hold.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes_used: Option<u64>,
-    /// The other bytes.
+    /// The bytes of everything else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes_free: Option<u64>,
-    /// Of the free bytes, those of blocks that a prefix can still hit.
+    /// The part of the free bytes in blocks that a prefix can still hit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes_cached: Option<u64>,
-    /// Of the free bytes, those in pages with a block that is held: only the group that owns such a page can take them.
+    /// The part of the free bytes in pages with a block that is held. Only the group that owns such a page
+    /// can use them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes_fragmented: Option<u64>,
 }
 
-/// The blocks of one KV group, where several share the pool.
+/// The blocks of one KV group, if several share the pool.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct GroupCounts {
-    /// Blocks that sequences hold.
+    /// The number of blocks that sequences hold.
     pub used: u64,
-    /// Free blocks with contents that a prefix can still hit.
+    /// The number of free blocks with contents that a prefix can still hit.
     pub cached: u64,
-    /// Bytes that a block of the group takes in the arena.
+    /// The bytes that a block of the group takes in the arena.
     pub block_bytes: u64,
 }
 
-/// The pool as it goes on record.
+/// The pool as a trace writes it.
 #[derive(Serialize)]
 struct Pool<'a> {
     #[serde(flatten)]
@@ -103,7 +104,7 @@ impl From<pagedraft_block_manager::PoolStats> for PoolCounts {
 }
 
 impl PoolCounts {
-    /// The same with its bytes, as it is written where several KV groups share the pool.
+    /// The same with its bytes, which are written if several KV groups share the pool.
     #[must_use]
     pub fn with_bytes(pool: pagedraft_block_manager::PoolStats) -> Self {
         Self {
@@ -119,63 +120,65 @@ impl PoolCounts {
 
 /// What a trace says about requests that plans do not know: their names, and why they ended.
 pub trait StepNames {
-    /// The name its owner gave it. Must be known for every request a plan or outcome mentions, ended ones too.
+    /// The name that its owner gave it. It must be known for every request in a plan or outcome, even one
+    /// that ended.
     fn request_id(&self, request: RequestKey) -> &str;
-    /// Why it ended with this step, if it did.
+    /// Why it ended with this step; `None` if it did not.
     fn finish_reason(&self, request: RequestKey) -> Option<FinishReason>;
-    /// The salt of its block hashes, where that is not the engine's own (`kv_salt` in `config.json`).
+    /// The salt of its block hashes, if that is not the engine's own (`kv_salt` in `config.json`).
     fn kv_salt(&self, request: RequestKey) -> Option<Salt> {
         let _ = request;
         None
     }
 }
 
-/// A step as it goes on record: `M` is the attention metadata, `G` the further KV groups, `K` the graph key, each the
-/// object that was executed from.
+/// A step as a trace writes it. `M` is the attention metadata, `G` the further KV groups, and `K` the graph
+/// key. Each is the object that the step was executed from.
 pub struct StepEvent<'a, M, G, K> {
-    /// Added to the plan's number: more than 0 where the trace goes on from another engine's
+    /// Is added to the plan's number. It is more than 0 if the trace goes on from another engine's
     /// ([`TraceWriter::first_step`](super::TraceWriter::first_step)).
     pub first_step: u64,
-    /// Which engine's, from 0, in a trace of several; `None`, and not written, in that of one.
+    /// The engine, from 0, in a trace of several. `None`, which is not written, in a trace of one.
     pub replica: Option<u32>,
     /// The plan.
     pub plan: &'a StepPlan,
     /// The outcome's rows, in the plan's order.
     pub outcome: &'a [RowOutcome],
-    /// The outcome's tokens, also those that nobody was given: behind a stop token, of an aborted request.
+    /// The outcome's tokens, including those that nobody was given: those behind a stop token and those of
+    /// an aborted request.
     pub tokens: &'a [u32],
-    /// What was kept of the outcome, an entry a plan row whose request was not aborted while the step ran: what was emitted.
-    /// A row without an entry emitted nothing.
+    /// What was kept of the outcome, with one entry per plan row whose request was not aborted while the
+    /// step ran. It says what was emitted. A row without an entry emitted nothing.
     pub applied: &'a [Applied],
-    /// Names and reasons.
+    /// The names of the requests, and the reasons for which they ended.
     pub names: &'a dyn StepNames,
-    /// Who ended with this step's outcome, or was aborted since the line before
-    /// ([`RequestNames::finished`](super::RequestNames::finished)): they and `pool` speak of the time after the step was
-    /// applied, unlike [`StepPlan::finished`].
+    /// The requests that ended with this step's outcome, or were aborted since the line before
+    /// ([`RequestNames::finished`](super::RequestNames::finished)). Unlike [`StepPlan::finished`], this and
+    /// `pool` show the state after the step was applied.
     pub finished: &'a [RequestKey],
-    /// Where the time went.
+    /// How the time was spent.
     pub time_us: TimesUs,
     /// `eager` or `graph`.
     pub mode: &'a str,
     /// The shape that was replayed, if any.
     pub graph_key: Option<&'a K>,
-    /// Token ids, by metadata row.
+    /// The token ids, by metadata row.
     pub input_tokens: &'a [u32],
     /// Their positions.
     pub input_positions: &'a [u32],
-    /// The plan row that each metadata row belongs to: metadata rows are ordered otherwise than the plan's, and may be
-    /// more.
+    /// The plan row that each metadata row belongs to. Metadata rows are in another order than the plan's,
+    /// and there may be more of them.
     pub plan_rows: &'a [u32],
-    /// The attention call.
+    /// The metadata of the attention call.
     pub metadata: &'a M,
-    /// Further KV groups, if any: a map from the name of each to what the step did in it. A group whose rows are not the
-    /// metadata's (a draft model's) says with a `plan_rows` of its own whose they are.
+    /// The further KV groups, if any: a map from the name of each to what the step did in it. A group whose
+    /// rows are not the metadata's (a draft model's) has a `plan_rows` of its own.
     pub groups: Option<&'a G>,
     /// The block pool.
     pub pool: PoolCounts,
-    /// The pool by KV group, where several share it.
+    /// The pool's blocks by KV group, if several share it.
     pub by_group: Option<&'a BTreeMap<String, GroupCounts>>,
-    /// What entered and left the prefix cache since the line before; written where there is any.
+    /// What entered and left the prefix cache since the line before. It is written if there is anything.
     pub kv_events: KvEvents<'a>,
 }
 
@@ -214,7 +217,7 @@ impl<M: Serialize, G: Serialize, K: Serialize> Serialize for StepEvent<'_, M, G,
     }
 }
 
-/// The plan's rows, under the contract's names.
+/// The plan's rows, under the names that the trace format fixes.
 struct Rows<'a> {
     plan: &'a StepPlan,
     outcome: &'a [RowOutcome],
@@ -269,7 +272,7 @@ fn kind_name(kind: &Kind) -> &'static str {
     }
 }
 
-/// The outcome's rows, under the contract's names.
+/// The outcome's rows, under the names that the trace format fixes.
 struct Outcomes<'a> {
     rows: &'a [RowOutcome],
     tokens: &'a [u32],
@@ -309,7 +312,7 @@ impl Serialize for Outcome<'_> {
     }
 }
 
-/// Requests by name.
+/// Requests, written by name.
 struct Names<'a> {
     requests: &'a [RequestKey],
     names: &'a dyn StepNames,

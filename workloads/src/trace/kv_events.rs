@@ -1,4 +1,4 @@
-//! What entered and left the prefix cache, as it goes on record.
+//! Writes what entered and left the prefix cache.
 
 use pagedraft_block_manager::{BlockHash, KvEvent, KvEventKind, KvGroup, KvJournal};
 use schemars::JsonSchema;
@@ -36,7 +36,7 @@ struct Line<'a> {
 impl Serialize for Line<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let KvEvent { kind, group, block, hash, parent, tokens } = self.event;
-        // Everything was forgotten: the event is about no block.
+        // This event means that everything was forgotten, so it names no block.
         let one = (*kind != KvEventKind::Cleared).then_some(());
         let name = self.groups.get(usize::from(group.0)).map(|group| group.name.as_str());
         let mut line = serializer.serialize_struct("KvEvent", 6)?;
@@ -70,7 +70,7 @@ pub struct KvEventRecord {
     /// The KV group of the block.
     #[serde(default)]
     pub group: Option<String>,
-    /// The block.
+    /// The block's id.
     #[serde(default)]
     pub block: Option<u32>,
     /// The last 8 bytes of the hash of its contents and of all that lies before them, as a number.
@@ -79,7 +79,7 @@ pub struct KvEventRecord {
     /// The hash of the block before it; null for a first block, and unless the event is `stored`.
     #[serde(default)]
     pub parent: Option<u64>,
-    /// Tokens of the block; 0 unless the event is `stored`.
+    /// How many tokens the block has; 0 unless the event is `stored`.
     #[serde(default)]
     pub num_tokens: u32,
 }

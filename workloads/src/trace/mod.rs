@@ -1,7 +1,7 @@
 //! Traces: a directory with `config.json`, `trace_steps.jsonl` (one line a step) and `summary.json`.
 //!
-//! Writing: [`StepEvent`] and [`TraceWriter`]. Reading: [`read_steps`] and [`StepRecord`]. Refuting: [`check_dir`]. What lines
-//! look like: [`schema()`].
+//! [`StepEvent`] and [`TraceWriter`] write traces. [`read_steps`] and [`StepRecord`] read them.
+//! [`check_dir`] checks them. [`schema()`] says what lines look like.
 
 mod check;
 mod event;
@@ -30,13 +30,13 @@ pub use steps::{read_steps, steps_file};
 pub use tables::{TableDelta, TraceTables};
 pub use writer::TraceWriter;
 
-/// Version of the trace's form, in `config.json` as `schema_version`.
+/// The version of the trace's form, which is `schema_version` in `config.json`.
 pub const SCHEMA_VERSION: u32 = 1;
-/// What the names of all files with one line a step begin with.
+/// The beginning of the names of all files with one line per step.
 pub const STEPS_STEM: &str = "trace_steps";
-/// Name of the file with one line a step, where its lines are stored as they are.
+/// The name of the file with one line per step, if its lines are plain text.
 pub const STEPS_FILE: &str = "trace_steps.jsonl";
-/// Name of the file with what the run was started with.
+/// The name of the file with the options that the run was started with.
 pub const CONFIG_FILE: &str = "config.json";
-/// Name of the file with what the run came to.
+/// The name of the file with the run's results.
 pub const SUMMARY_FILE: &str = "summary.json";

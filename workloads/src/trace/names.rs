@@ -1,4 +1,4 @@
-//! What a trace calls the requests, and when it tells of their end.
+//! Decides how a trace names the requests, and when it says that they ended.
 
 use std::collections::HashMap;
 
@@ -7,43 +7,45 @@ use pagedraft_scheduler::{Applied, FinishReason, Kind, RequestKey, StepPlan};
 
 use super::StepNames;
 
-/// The names of the requests of a run, and who ended with the step at hand.
+/// The names of the requests of a run, and those that ended with the present step.
 ///
-/// A plan tells of an end one step late: executors keep things for a request until then. A trace tells of it in the line
-/// of the step that ended it, which is also the time that `pool` speaks of. Names are kept until they were told.
+/// A plan lists the requests that ended one step late, because executors keep data for them until then. A
+/// trace lists them in the line of the step that ended them, which is also the time of its `pool`. Names
+/// are kept until they have been written.
 #[derive(Debug, Default)]
 pub struct RequestNames {
     names: HashMap<RequestKey, Named>,
-    /// Who ended with the step, and why.
+    /// The requests that ended with the step, and the reasons.
     ended: Vec<(RequestKey, FinishReason)>,
-    /// Those, and before them who was aborted since the line before.
+    /// The requests that were aborted since the line before, then those that ended with the step.
     finished: Vec<RequestKey>,
 }
 
 #[derive(Debug)]
 struct Named {
     name: String,
-    /// The salt of its block hashes, where it is not the engine's.
+    /// The salt of its block hashes, if it is not the engine's.
     kv_salt: Option<Salt>,
-    /// Whether a line has a row of it.
+    /// Whether a line has had a row of it.
     ran: bool,
 }
 
 impl RequestNames {
-    /// Names a request, before its first step.
+    /// Names a request. It must be called before its first step.
     pub fn insert(&mut self, request: RequestKey, name: impl Into<String>) {
         self.names.insert(request, Named { name: name.into(), kv_salt: None, ran: false });
     }
 
-    /// Says that the hashes of a request that was named have a salt of their own.
+    /// Says that the block hashes of a request, which has been named, have a salt of their own.
     pub fn set_kv_salt(&mut self, request: RequestKey, salt: Salt) {
         if let Some(named) = self.names.get_mut(&request) {
             named.kv_salt = Some(salt);
         }
     }
 
-    /// Takes note of a step that was applied, so that [`finished`](Self::finished) and the names are those of its line.
-    /// A row without an entry in `applied` is one whose request was aborted while the step ran.
+    /// Takes note of a step that was applied, so that [`finished`](Self::finished) and the names are those
+    /// of its line. A row without an entry in `applied` belongs to a request that was aborted while the
+    /// step ran.
     pub fn note(&mut self, plan: &StepPlan, applied: &[Applied]) {
         for told in self.finished.drain(..) {
             self.names.remove(&told);
@@ -52,7 +54,7 @@ impl RequestNames {
         for &request in &plan.finished {
             match self.names.get(&request) {
                 Some(named) if named.ran => self.finished.push(request),
-                // The trace never spoke of it.
+                // The trace never mentioned this request.
                 Some(_) => drop(self.names.remove(&request)),
                 None => {}
             }
@@ -76,8 +78,8 @@ impl RequestNames {
         }
     }
 
-    /// Who ended since the line before: by the outcome of the step that was noted last, or by an abort before it. Each
-    /// request once, and only those that had a row in some line.
+    /// The requests that ended since the line before: by the outcome of the step that was noted last, or by
+    /// an abort before it. Each is listed once, and only if it had a row in some line.
     #[must_use]
     pub fn finished(&self) -> &[RequestKey] {
         &self.finished
@@ -124,7 +126,8 @@ mod tests {
             key
         }
 
-        /// Who the line of the next step names as finished, and their reasons; `abort` comes while it runs.
+        /// The requests that the line of the next step names as finished, with their reasons. `abort`
+        /// arrives while the step runs.
         fn line(&mut self, abort: Option<RequestKey>) -> Vec<(String, Option<FinishReason>)> {
             let (mut outcome, mut applied) = (StepOutcome::default(), Vec::new());
             self.scheduler.step(&mut self.plan).unwrap();

@@ -1,10 +1,10 @@
-//! A step as read back from a trace. The writing side serialises the engine's own objects ([`super::StepEvent`]); these
-//! types are the reader's, and tolerate fields they don't know.
+//! A step as it is read back from a trace. The writing side serialises the engine's own objects
+//! ([`super::StepEvent`]). These types are for readers, and ignore fields that they don't know.
 
 use schemars::{JsonSchema, Schema};
 use serde::Deserialize;
 
-/// Fields that are always written, also where they are null or empty.
+/// Marks fields that are always written, even if they are null or empty.
 fn require(schema: &mut Schema, names: &[&str]) {
     let required = schema.ensure_object().entry("required").or_insert_with(|| serde_json::json!([]));
     if let Some(required) = required.as_array_mut() {
@@ -28,15 +28,15 @@ fn of_a_setup(schema: &mut Schema) {
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[schemars(transform = of_a_step)]
 pub struct StepRecord {
-    /// Its number; each engine counts its own.
+    /// The step's number. Each engine counts its own steps.
     pub step: u64,
-    /// Which engine's, from 0, in a trace of several (`--replicas`); absent in that of one.
+    /// The engine, from 0, in a trace of several (`--replicas`); absent in a trace of one.
     #[serde(default)]
     pub replica: Option<u32>,
     /// `eager` or `graph`.
     #[schemars(extend("enum" = ["eager", "graph"]))]
     pub mode: String,
-    /// Where the time went.
+    /// How the time was spent.
     #[serde(default)]
     #[schemars(required)]
     pub time_us: Option<super::TimesUs>,
@@ -44,29 +44,29 @@ pub struct StepRecord {
     #[serde(default)]
     #[schemars(with = "Option<GraphKeyRecord>")]
     pub graph_key: Option<serde_json::Value>,
-    /// The plan.
+    /// The plan's rows.
     pub rows: Vec<RowRecord>,
-    /// Token ids, by metadata row.
+    /// The token ids, by metadata row.
     pub input_tokens: Vec<u32>,
-    /// Positions of those tokens.
+    /// The positions of those tokens.
     pub input_positions: Vec<u32>,
-    /// The plan row of each metadata row; absent in traces that leave it to be found out.
+    /// The plan row of each metadata row; absent in traces that leave it to the reader to find out.
     #[serde(default)]
     pub plan_rows: Option<Vec<u64>>,
-    /// The attention call.
+    /// The metadata of the attention call.
     pub metadata: MetadataRecord,
     /// KV groups beyond the one in `metadata`.
     #[serde(default)]
     pub groups: Option<std::collections::BTreeMap<String, GroupRecord>>,
-    /// What each plan row gave.
+    /// The result of each plan row.
     pub outcome: Vec<OutcomeRecord>,
-    /// Whose blocks were taken back while the plan was made.
+    /// The requests whose blocks were taken back while the plan was made.
     #[serde(default)]
     pub preempted: Vec<String>,
-    /// Who ended with this step, or was aborted since the line before.
+    /// The requests that ended with this step, or were aborted since the line before.
     #[serde(default)]
     pub finished: Vec<String>,
-    /// Blocks copied before the step wrote anything: (from, to).
+    /// The blocks that were copied before the step wrote anything.
     #[serde(default)]
     pub copies: Vec<CopyRecord>,
     /// The block pool.
@@ -79,30 +79,32 @@ pub struct StepRecord {
 /// The block pool after a step was applied, and what each KV group has of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 pub struct PoolRecord {
-    /// All blocks; where several KV groups share the pool, as many as there could be of the smallest.
+    /// The number of blocks. If several KV groups share the pool, it is the number of smallest blocks that
+    /// would fit.
     pub num_blocks: u64,
-    /// Blocks that sequences hold.
+    /// The number of blocks that sequences hold.
     pub used: u64,
-    /// The others.
+    /// The number of other blocks.
     pub free: u64,
-    /// Of the free ones, those with contents that a prefix can still hit.
+    /// The number of free blocks with contents that a prefix can still hit.
     pub cached: u64,
-    /// Bytes of the arena; written, as are the next four, where several KV groups share it.
+    /// The bytes of the arena. This and the next four are written if several KV groups share it.
     #[serde(default)]
     pub bytes_total: Option<u64>,
-    /// Bytes of the blocks that sequences hold.
+    /// The bytes of the blocks that sequences hold.
     #[serde(default)]
     pub bytes_used: Option<u64>,
-    /// The other bytes.
+    /// The bytes of everything else.
     #[serde(default)]
     pub bytes_free: Option<u64>,
-    /// Of the free bytes, those of blocks that a prefix can still hit.
+    /// The part of the free bytes in blocks that a prefix can still hit.
     #[serde(default)]
     pub bytes_cached: Option<u64>,
-    /// Of the free bytes, those in pages with a block that is held: only the group that owns such a page can take them.
+    /// The part of the free bytes in pages with a block that is held. Only the group that owns such a page
+    /// can use them.
     #[serde(default)]
     pub bytes_fragmented: Option<u64>,
-    /// By KV group, where several share the pool.
+    /// The blocks by KV group, if several share the pool.
     #[serde(default)]
     pub by_group: Option<std::collections::BTreeMap<String, super::GroupCounts>>,
 }
@@ -126,83 +128,84 @@ impl From<&PoolRecord> for super::PoolCounts {
 /// A plan row.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 pub struct RowRecord {
-    /// Whose.
+    /// The request.
     pub request_id: String,
-    /// What kind of work.
+    /// The kind of work.
     pub kind: RowKind,
-    /// Tokens whose KV was there before the step.
+    /// The number of tokens whose KV was stored before the step.
     pub num_computed: u32,
-    /// Query tokens, drafts included.
+    /// The number of query tokens, drafts included.
     pub num_new: u32,
-    /// Drafts planned for.
+    /// The number of drafts that were planned.
     #[serde(default)]
     pub num_drafts: u32,
-    /// Drafts that slots were reserved for, where there were more.
+    /// The number of drafts that slots were reserved for, if it is greater.
     #[serde(default)]
     pub drafts_max: Option<u32>,
-    /// Of a denoise row: the positions of its block, the first and the one behind the last.
+    /// For a denoise row: the first position of its block, and the one after the last.
     #[serde(default)]
     pub block: Option<(u32, u32)>,
-    /// Of a denoise row: whether all of the block is computed.
+    /// For a denoise row: whether the whole block is computed.
     #[serde(default)]
     pub full: Option<bool>,
-    /// The salt of the request's block hashes in hexadecimal digits, where it is not the configuration's `kv_salt`.
+    /// The salt of the request's block hashes in hexadecimal digits, if it is not the configuration's
+    /// `kv_salt`.
     #[serde(default)]
     pub kv_salt: Option<String>,
 }
 
-/// Kind of a plan row.
+/// The kind of a plan row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RowKind {
-    /// Known tokens without KV.
+    /// It computes known tokens without KV.
     Prefill,
-    /// The last token.
+    /// It computes the last token.
     Decode,
-    /// The last token and drafts.
+    /// It computes the last token and drafts.
     Verify,
-    /// A block of a diffusion model.
+    /// It computes a block of a diffusion model.
     Denoise,
 }
 
 /// The attention call of a step.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 pub struct MetadataRecord {
-    /// Metadata rows of more than one query token.
+    /// The number of metadata rows with more than one query token.
     pub num_prefills: u64,
-    /// Their query tokens.
+    /// The number of their query tokens.
     pub num_prefill_tokens: u64,
-    /// Metadata rows of one query token.
+    /// The number of metadata rows with one query token.
     pub num_decode_tokens: u64,
-    /// Slot of each query token, -1 for none.
+    /// The slot of each query token, -1 for none.
     pub slot_mapping: Vec<i64>,
-    /// Context and query of each row; of a bidirectional row also the keys behind its queries.
+    /// The sum of context and query of each row; in a bidirectional row also the keys behind its queries.
     pub seq_lens: Vec<u64>,
-    /// Tokens before the query.
+    /// The number of tokens before the query of each row.
     pub context_lens: Vec<u64>,
-    /// Where each row's query starts, and the total.
+    /// Where each row's query starts, and the total at the end.
     pub query_start_loc: Vec<u64>,
-    /// Where each row's sequence would start were all laid end to end, and the total.
+    /// Where each row's sequence would start if all were laid end to end, and the total at the end.
     pub seq_start_loc: Vec<u64>,
-    /// Greatest query length.
+    /// The greatest query length.
     pub max_query_len: u64,
-    /// Greatest `seq_lens` of the prefill rows.
+    /// The greatest `seq_lens` of the prefill rows.
     pub max_prefill_seq_len: u64,
-    /// Greatest `seq_lens` of the decode rows.
+    /// The greatest `seq_lens` of the decode rows.
     pub max_decode_seq_len: u64,
-    /// A table a row, with -1 for blocks that were given back behind the window; empty or `null`: the one last written
-    /// for the request (`--trace-tables delta`).
+    /// The block table of each row, with -1 for blocks that were given back behind the window. An empty
+    /// list or `null` stands for the last one written for the request (`--trace-tables delta`).
     pub block_tables: Vec<Option<Vec<i64>>>,
-    /// Whether a graph or a tape was replayed.
+    /// Whether a CUDA graph or a tape was replayed.
     pub use_cuda_graph: bool,
-    /// The mask of each row, `causal` or `bidirectional`; absent where all are causal.
+    /// The mask of each row, `causal` or `bidirectional`; absent if all are causal.
     #[serde(default)]
     pub mask_kinds: Vec<String>,
     /// The sliding window of the layers: the query of index i sees no key j with j <= i - window.
     #[serde(default)]
     pub window: Option<u32>,
-    /// Index of each query token among the row's keys, -1 for one that is not kept; absent where the tokens of every row
-    /// are `context_len, context_len + 1, ..`.
+    /// The index of each query token among the row's keys, -1 for one that is not kept; absent if the
+    /// tokens of every row have the indices `context_len, context_len + 1, ..`.
     #[serde(default)]
     pub kv_index: Vec<i64>,
 }
@@ -210,41 +213,42 @@ pub struct MetadataRecord {
 /// The shape of a graph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 pub struct GraphKeyRecord {
-    /// Token rows, padding included.
+    /// The number of token rows, padding included.
     pub token_rows: u64,
-    /// Query tokens of the longest metadata row: exact.
+    /// The number of query tokens of the longest metadata row. A step must match it exactly.
     pub max_query_len: u64,
-    /// Metadata rows, padding included.
+    /// The number of metadata rows, padding included.
     pub sequences: u64,
 }
 
-/// The part of the metadata that a further KV group has of its own.
+/// The part of the metadata that differs in a further KV group.
 ///
-/// Two forms: the rows are the metadata's, or, with `plan_rows`, the group's own, with tokens and positions of their own
-/// (a draft model's).
+/// It has two forms. Without `plan_rows` its rows are the metadata's. With `plan_rows` they are the group's
+/// own, with tokens and positions of their own (a draft model's).
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 pub struct GroupRecord {
-    /// The plan row of each row of the group's own; absent where the rows are the metadata's, as are the next three.
+    /// The plan row of each of the group's own rows; absent if the rows are the metadata's, as are the next
+    /// three fields.
     #[serde(default)]
     pub plan_rows: Option<Vec<u64>>,
-    /// Tokens whose KV was written, row by row.
+    /// The tokens whose KV was written, row by row.
     #[serde(default)]
     pub input_tokens: Vec<u32>,
-    /// Their positions.
+    /// The positions of these tokens.
     #[serde(default)]
     pub input_positions: Vec<u32>,
-    /// Where each row's tokens start, and the end of the last.
+    /// Where each row's tokens start, and the end of the last row.
     #[serde(default)]
     pub query_start_loc: Vec<u64>,
-    /// Slot of each query token in the group, -1 for none.
+    /// The slot of each query token in the group, -1 for none.
     pub slot_mapping: Vec<i64>,
-    /// Tokens of each row in the group.
+    /// The number of tokens of each row in the group.
     pub seq_lens: Vec<u64>,
-    /// Of those, the ones before the step.
+    /// The number of those tokens that were stored before the step.
     pub context_lens: Vec<u64>,
-    /// A table a row, or empty as in [`MetadataRecord::block_tables`].
+    /// The block table of each row; it may be empty as in [`MetadataRecord::block_tables`].
     pub block_tables: Vec<Option<Vec<i64>>>,
-    /// Index of each query token in its group (-1: not kept) where that is not its position.
+    /// The index of each query token in its group (-1: not kept); absent if that is its position.
     #[serde(default)]
     pub kv_index: Option<Vec<i64>>,
     /// The window of the group's layers: the query of index i sees no key j with j <= i - window.
@@ -252,18 +256,19 @@ pub struct GroupRecord {
     pub window: Option<u32>,
 }
 
-/// What a plan row gave.
+/// The result of a plan row.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[schemars(transform = of_an_outcome)]
 pub struct OutcomeRecord {
-    /// Whose.
+    /// The request.
     pub request_id: String,
-    /// Tokens emitted: not those behind an end, and none of a request aborted while the step ran.
+    /// The tokens emitted, without those behind an end. There are none for a request that was aborted while
+    /// the step ran.
     pub token_ids: Vec<u32>,
-    /// Drafts scored.
+    /// The number of drafts scored.
     #[serde(default)]
     pub num_drafts: u32,
-    /// Drafts accepted.
+    /// The number of drafts accepted.
     #[serde(default)]
     pub num_accepted: u32,
     /// Set when the request ended with this step: `stop`, `length` or `abort`.
@@ -275,7 +280,7 @@ pub struct OutcomeRecord {
 /// A block copied for a fork.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 pub struct CopyRecord {
-    /// The KV group of both blocks, by its place in the configuration's `kv_groups`.
+    /// The KV group of both blocks, as an index into the configuration's `kv_groups`.
     #[serde(default)]
     pub group: u8,
     /// The shared block.
@@ -290,24 +295,24 @@ pub struct CopyRecord {
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[schemars(transform = of_a_setup)]
 pub struct SetupRecord {
-    /// Who proposes drafts, as `--draft` has it.
+    /// The proposer, as `--draft` names it.
     pub draft: Option<String>,
-    /// What a token of the synthetic proposer is made to take, as a share of a decode step.
+    /// The time that a token of the synthetic proposer is made to take, as a share of a decode step.
     pub draft_cost: f64,
-    /// Drafts a row at most, or `auto`.
+    /// The most drafts of a row, or `auto`.
     pub num_speculative_tokens: String,
     /// How verify rows become metadata: `mqa` or `batch-expansion`.
     pub scorer: String,
-    /// Which drafts stand: `coupled`, `rejection` or `typical:THRESHOLD,ALPHA`.
+    /// The acceptance rule: `coupled`, `rejection` or `typical:THRESHOLD,ALPHA`.
     pub acceptance: String,
     /// Whether no graph is replayed.
     pub enforce_eager: bool,
 }
 
-/// One line with `"event": "resume"`: a stopped run goes on with a new engine, which has nothing of the old one's: no
-/// blocks, no requests, no prefix cache.
+/// One line with `"event": "resume"`: a stopped run is resumed with a new engine, which has no blocks, no
+/// requests and no prefix cache of the old one.
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
 pub struct ResumeRecord {
-    /// The number of its first step: step numbers go on.
+    /// The number of its first step. Step numbers go on.
     pub step: u64,
 }

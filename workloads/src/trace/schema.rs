@@ -1,4 +1,4 @@
-//! What the files of a run look like, as JSON Schema (draft 2020-12), made from the types that read them.
+//! The form of the files of a run as JSON Schema (draft 2020-12), derived from the types that read them.
 
 use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Value, json};
@@ -8,7 +8,7 @@ use super::record::{ResumeRecord, SetupRecord, StepRecord};
 use crate::measures::Summary;
 use crate::replay::RequestLine;
 
-/// Which file.
+/// The file that a schema is for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SchemaOf {
     /// A line of `trace_steps`.
@@ -29,42 +29,43 @@ pub enum SchemaOf {
 enum Line {
     /// A step of the engine.
     Step(Box<StepRecord>),
-    /// Another way to speculate.
+    /// The engine begins to speculate in another way.
     Setup(SetupRecord),
-    /// A stopped run goes on.
+    /// A stopped run is resumed.
     Resume(ResumeRecord),
 }
 
-/// The configuration of a traced engine: what readers of a trace have to know, beside anything else. In a replay's run
-/// these are fields of `engine`.
+/// The part of a traced engine's configuration that readers of a trace need. In a replay's run these are
+/// fields of `engine`.
 #[derive(JsonSchema)]
 #[allow(dead_code, reason = "only its form is used")]
 struct EngineConfig {
-    /// Tokens a KV block: 16, 32 or 64.
+    /// How many tokens a KV block holds: 16, 32 or 64.
     #[schemars(extend("enum" = [16, 32, 64]))]
     block_size: u32,
-    /// KV blocks.
+    /// The number of KV blocks.
     num_blocks: Option<u64>,
-    /// Whether block tables are in every step (`full`) or where they changed (`delta`).
+    /// Whether block tables are in every step (`full`) or only where they changed (`delta`).
     #[schemars(extend("enum" = ["full", "delta", null]))]
     trace_tables: Option<String>,
-    /// Which drafts stand.
+    /// The acceptance rule.
     acceptance: Option<String>,
-    /// Token rows that graphs were captured at.
+    /// The numbers of token rows that graphs were captured for.
     graph_sizes: Option<Vec<u64>>,
-    /// The KV groups, by their ids. The first is the one that `metadata` is of.
+    /// The KV groups, by their ids. The first is the one that `metadata` describes.
     kv_groups: Option<Vec<KvGroupRecord>>,
-    /// The salt of the hashes in `kv_events` in hexadecimal digits: it stands for the model, the dtypes and the KV groups.
+    /// The salt of the hashes in `kv_events`, in hexadecimal digits. It stands for the model, the dtypes
+    /// and the KV groups.
     kv_salt: Option<String>,
     /// The model's name.
     model_id: Option<String>,
-    /// Engines that the trace is of, each with `num_blocks` of its own; 1 where it is not said.
+    /// The number of engines of the trace, each with `num_blocks` blocks of its own; 1 if it is missing.
     replicas: Option<u32>,
-    /// Seed of anything drawn.
+    /// The seed of everything that is drawn.
     seed: Option<u64>,
 }
 
-/// The schema of a file's lines, or of the file.
+/// The schema of a file, or of its lines.
 #[must_use]
 pub fn schema(of: SchemaOf) -> Value {
     let generator = SchemaGenerator::default();
@@ -76,7 +77,7 @@ pub fn schema(of: SchemaOf) -> Value {
     }
 }
 
-/// One of the events that are known, or an object with the name of another.
+/// One of the known events, or an object with another event's name.
 fn steps(generator: SchemaGenerator) -> Value {
     let mut schema = generator.into_root_schema_for::<Line>().to_value();
     if let Some(events) = schema.get_mut("oneOf").and_then(Value::as_array_mut) {

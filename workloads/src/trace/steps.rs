@@ -1,4 +1,4 @@
-//! The steps of a trace, whatever they are stored as.
+//! Reads the steps of a trace, in whatever format they are stored.
 
 use std::path::{Path, PathBuf};
 
@@ -9,20 +9,20 @@ use crate::Error;
 use crate::json_fault;
 use crate::run::{LineFormat, LineReader};
 
-/// The file with the steps of a trace: the first that is there, of those that are written while a run goes on and then of
-/// those that are made of them.
+/// The file with the steps of a trace. Formats that are written during a run are looked for first, then
+/// those that are made from them afterwards.
 #[must_use]
 pub fn steps_file(directory: &Path) -> Option<(PathBuf, LineFormat)> {
     let mut files = LineFormat::ALL.into_iter().map(|format| (format.file(directory, STEPS_STEM), format));
     files.find(|(path, _)| path.exists())
 }
 
-/// Reads the steps of a trace, line by line, in memory bounded by a line; a cut last line or frame is left out
-/// ([`LineReader::is_cut`]).
+/// Reads the steps of a trace line by line, in memory bounded by a line. A cut last line or frame is left
+/// out ([`LineReader::is_cut`]).
 ///
 /// # Errors
 ///
-/// There are none, or the file can't be read.
+/// There is no such file, or it can't be read.
 pub fn read_steps(directory: &Path) -> Result<LineReader, Error> {
     match steps_file(directory) {
         Some((path, format)) => LineReader::open(&path, format),
@@ -30,7 +30,7 @@ pub fn read_steps(directory: &Path) -> Result<LineReader, Error> {
     }
 }
 
-/// The number of the last step of a trace, as far as its file is whole; `None` where it has none.
+/// The number of the last step of a trace, as far as its file is whole; `None` if there is none.
 pub(crate) fn last_step(directory: &Path) -> Result<Option<u64>, Error> {
     #[derive(Deserialize)]
     struct Step {
@@ -43,7 +43,8 @@ pub(crate) fn last_step(directory: &Path) -> Result<Option<u64>, Error> {
     let mut last = Vec::new();
     let mut number = 0;
     while let Some(line) = lines.next_line()? {
-        // Only the last is parsed: it would take longer than reading them all. A writer begins its lines so.
+        // Only the last line is parsed, because parsing takes longer than reading. The writer begins its
+        // lines in this way.
         if line.starts_with(br#"{"event":"step","#) {
             last.clear();
             last.extend_from_slice(line);

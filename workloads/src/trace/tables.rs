@@ -1,4 +1,4 @@
-//! How much of the block tables goes on record.
+//! Decides which block tables a trace writes.
 
 use std::collections::HashMap;
 
@@ -7,18 +7,20 @@ use pagedraft_block_manager::BlockId;
 use pagedraft_scheduler::{RequestKey, StepPlan};
 use serde::{Deserialize, Serialize};
 
-/// What a trace has of block tables (`--trace-tables`).
+/// Which block tables a trace writes (`--trace-tables`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TraceTables {
     /// Every table in every step.
     #[default]
     Full,
-    /// A table when it differs from the one last written for the request; an empty list stands for the others.
+    /// A table is written only if it differs from the last one written for the request. An empty list
+    /// stands for the others.
     Delta,
 }
 
-/// Leaves tables out of metadata that were written before. Its buffers live from step to step.
+/// Leaves out of the metadata those tables that were written before. Its buffers are reused from step to
+/// step.
 #[derive(Debug, Default)]
 pub struct TableDelta {
     known: HashMap<RequestKey, Vec<BlockId>>,
@@ -26,8 +28,8 @@ pub struct TableDelta {
 }
 
 impl TableDelta {
-    /// `metadata` as it goes on record: `plan_rows` has the plan row of each metadata row. Everything but the tables
-    /// left out is copied unchanged.
+    /// The metadata as the trace writes it. `plan_rows` has the plan row of each metadata row. Everything
+    /// but the tables that are left out is copied unchanged.
     pub fn reduce(
         &mut self,
         plan: &StepPlan,
@@ -56,7 +58,7 @@ impl TableDelta {
         &self.reduced
     }
 
-    /// What [`reduce`](Self::reduce) gave last.
+    /// The result of the last [`reduce`](Self::reduce).
     #[must_use]
     pub fn reduced(&self) -> &AttentionMetadata {
         &self.reduced

@@ -1,4 +1,4 @@
-//! The writing end of a trace.
+//! Writes traces.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,28 +10,29 @@ use super::{CONFIG_FILE, STEPS_STEM, SUMMARY_FILE, replace_file, steps_file};
 use crate::Error;
 use crate::run::{Begin, Leftovers, LineFormat, LineReader, LineWriter, convert_lines};
 
-/// Writes a trace directory, or the steps of a run directory ([`RunDirectory::trace`](crate::run::RunDirectory::trace)).
-/// A step costs its caller what a line costs with [`LineWriter`].
+/// Writes a trace directory, or the steps of a run directory
+/// ([`RunDirectory::trace`](crate::run::RunDirectory::trace)). A step costs its caller what a line of
+/// [`LineWriter`] costs.
 ///
-/// Dropped without [`finish`](Self::finish), it still writes the lines it was given; a run that failed before its first
-/// line leaves nothing behind.
+/// If it is dropped without [`finish`](Self::finish), it still writes the lines that it was given. A run
+/// that failed before its first line leaves nothing behind.
 #[derive(Debug)]
 pub struct TraceWriter {
     directory: PathBuf,
     lines: LineWriter,
     format: LineFormat,
-    /// Whether the directory is a run's, whose summary is written by others.
+    /// Whether the directory belongs to a run, whose summary is written elsewhere.
     in_run: bool,
     first_step: u64,
 }
 
 impl TraceWriter {
-    /// Makes `directory` if need be, and writes `config` with a `schema_version` to its `config.json`.
+    /// Makes `directory` if necessary, and writes `config` with a `schema_version` to its `config.json`.
     ///
     /// # Errors
     ///
-    /// Before anything is written: the path is no directory, can't be written, or holds a trace already; a format that this
-    /// build does not have.
+    /// The path is not a directory, can't be written or holds a trace already, or this build does not have
+    /// the format. Nothing has been written then.
     pub fn create(directory: &Path, config: &impl Serialize, format: LineFormat) -> Result<Self, Error> {
         format.check()?;
         let config = serde_json::to_value(config)
@@ -49,7 +50,7 @@ impl TraceWriter {
         Self::open(directory, format, Begin::New, leftovers)
     }
 
-    /// The name of a file in `directory` that a trace would write or be confused by, if one is there.
+    /// The name of a file in `directory` that a trace would overwrite or be confused by, if there is one.
     #[must_use]
     pub fn occupied(directory: &Path) -> Option<String> {
         let steps = LineFormat::ALL.into_iter().map(|format| format.file_name(STEPS_STEM));
@@ -93,7 +94,7 @@ impl TraceWriter {
             && !path.exists()
             && let Some((made, LineFormat::Parquet)) = steps_file(directory)
         {
-            // The part before was ended in order; its lines are needed as such again.
+            // The earlier part of the run was finished in order. Its lines are needed as lines again.
             convert_lines(&mut LineReader::open(&made, LineFormat::Parquet)?, &path, format.while_running())?;
             std::fs::remove_file(&made).map_err(|source| Error::Unwritable { path: made, source })?;
         }
@@ -101,33 +102,34 @@ impl TraceWriter {
         Ok(Self { directory: directory.to_owned(), lines, format, in_run: false, first_step: 0 })
     }
 
-    /// The number of its first step: what an engine that goes on with another's trace adds to its own
-    /// ([`StepEvent::first_step`](super::StepEvent::first_step)).
+    /// The number of its first step. An engine that goes on with another engine's trace adds it to its own
+    /// numbers ([`StepEvent::first_step`](super::StepEvent::first_step)).
     #[must_use]
     pub fn first_step(&self) -> u64 {
         self.first_step
     }
 
-    /// Adds one line, usually a [`super::StepEvent`].
+    /// Adds a line, usually a [`super::StepEvent`].
     ///
     /// # Errors
     ///
-    /// As [`LineWriter::write`]'s.
+    /// Those of [`LineWriter::write`].
     pub fn write(&mut self, event: &impl Serialize) -> Result<(), Error> {
         self.lines.write(event)
     }
 
-    /// Where the trace goes.
+    /// The directory of the trace.
     #[must_use]
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// Waits until every line is with the system, and writes `summary` to `summary.json`, unless that is a run's.
+    /// Waits until the system has every line, and writes `summary` to `summary.json`, unless the directory
+    /// belongs to a run.
     ///
     /// # Errors
     ///
-    /// A fault of the disk, in these lines or in the summary.
+    /// The disk has a fault, which may concern the lines or the summary.
     pub fn finish(self, summary: &impl Serialize) -> Result<(), Error> {
         let summary = serde_json::to_vec_pretty(summary)
             .map_err(|source| Error::Encode { what: "the summary", source })?;

@@ -1,8 +1,8 @@
-//! The product with AMX tiles.
+//! The matrix product with AMX tiles.
 //!
-//! 16 x 32 inputs by 32 x 16 weights an instruction; two panels, and with more than 16 rows two or three
-//! row tiles, at a time. A row alone is computed by the same instructions as in a tile of 16, which is
-//! configured to have fewer rows.
+//! One instruction multiplies 16 x 32 inputs by 32 x 16 weights. The two panels of a group are computed
+//! together, and with more than 16 rows also two or three row tiles. Fewer than 16 rows are computed by the
+//! same instructions: the tiles are then configured to have fewer rows.
 
 use super::Product;
 use crate::cpu::panel::{GROUP, TILE_LEN, Weights};
@@ -22,8 +22,9 @@ struct TileConfig {
 }
 
 impl TileConfig {
-    /// Tiles 0 to 3 sums, 4 and 5 inputs (more sums where there are three row tiles), all of `rows` rows; 6 and 7
-    /// weights, or anything of 16 rows.
+    /// A configuration for `rows` rows of inputs. Tiles 0 to 3 are sums, and 4 and 5 are inputs (or sums if
+    /// there are three row tiles); these have `rows` rows. Tiles 6 and 7 have 16 rows; they hold weights
+    /// (or inputs in 7 if there are three row tiles).
     fn with_rows(rows: usize) -> TileConfig {
         let mut config =
             TileConfig { palette: 1, start_row: 0, reserved: [0; 14], bytes_a_row: [0; 16], rows: [0; 16] };
@@ -34,11 +35,11 @@ impl TileConfig {
     }
 }
 
-/// Three row tiles of sums.
+/// Room for the sums of three row tiles.
 #[repr(align(64))]
 struct Sums([f32; 3 * TILE_ROWS * GROUP]);
 
-/// Elements by which weights are fetched ahead of their use when they are used once.
+/// How many elements ahead of their use weights are prefetched, if they are used once.
 const AHEAD: usize = 8 * TILE_LEN;
 
 /// A share of a product.
@@ -54,31 +55,31 @@ impl Kernel for Share<'_> {
         let Weights::Bf16(weights) = p.w.weights() else { return };
         let (tiles, m) = (p.w.tiles(), p.x.m());
         if tiles == 0 || m == 0 {
-            // SAFETY: no inputs: the sums are zero. The caller has the features.
+            // SAFETY: there are no inputs, so the sums are zero. The caller has enabled the features.
             return unsafe { finish_zeros::<L>(p) };
         }
         let mut sums = Sums([0.0; 3 * TILE_ROWS * GROUP]);
         let sums = sums.0.as_mut_ptr();
         let config = TileConfig::with_rows(m.min(TILE_ROWS));
-        // SAFETY: AMX is available and permitted (`Product::new`); the configuration is a valid one.
+        // SAFETY: AMX is available and permitted (`Product::new`), and the configuration is valid.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly)) };
         while let Some(run) = p.chunks.draw() {
             for item in run {
                 let (group, blocks) = p.item(item);
                 let w = &weights[group * p.w.group_len()..][..tiles * TILE_LEN];
-                // Weights that are used once are fetched just before; those that are used by several
-                // pairs of row tiles while the group before is computed, bit by bit.
+                // Weights that are used once are prefetched just before their use. Weights that several
+                // pairs of row tiles use are prefetched bit by bit, while the group before is computed.
                 let pairs = blocks.len().div_ceil(2);
                 let mut ahead = w.as_ptr().wrapping_add(if pairs == 1 { AHEAD } else { w.len() });
                 if let 3 | 4 = blocks.len() {
                     let row = blocks.start * TILE_ROWS;
                     let x = [0, 1, 2].map(|i| p.x.row_tile(blocks.start + i));
-                    // SAFETY: as below, and `sums` is three row tiles.
+                    // SAFETY: as for the calls below; `sums` has room for three row tiles.
                     unsafe {
                         three_row_tiles(x, w, tiles, sums, w.as_ptr().wrapping_add(AHEAD));
                         p.finish::<L>(sums, row, (m - row).min(3 * TILE_ROWS), group);
                         if blocks.len() == 4 {
-                            // The weights are in L2 by now; the next group's are fetched meanwhile.
+                            // The weights are in L2 by now, so the next group's are prefetched instead.
                             let row = row + 3 * TILE_ROWS;
                             one_row_tile(
                                 p.x.row_tile(blocks.start + 3),
@@ -96,8 +97,9 @@ impl Kernel for Share<'_> {
                     let row = block * TILE_ROWS;
                     let rows = (m - row).min(TILE_ROWS * (blocks.end - block).min(2));
                     let x = p.x.row_tile(block);
-                    // SAFETY: tiles are configured; `w` has `tiles` tiles, as has each row tile, and `sums`
-                    // is two row tiles; the item is ours alone; the caller has the features.
+                    // SAFETY: the tiles are configured. `w` has `tiles` tiles, and so has each row tile;
+                    // `sums` has room for two row tiles. Only this share computes the item, and the caller
+                    // has enabled the features.
                     unsafe {
                         if block + 1 < blocks.end {
                             let x = [x, p.x.row_tile(block + 1)];
@@ -119,15 +121,15 @@ impl Kernel for Share<'_> {
                 }
             }
         }
-        // SAFETY: gives the tiles back to their initial state, which the kernel need not save.
+        // SAFETY: this returns the tiles to their initial state, so that the kernel need not save them.
         unsafe { asm!("tilerelease", options(nostack, nomem)) };
     }
 }
 
-/// Where two row tiles will go: fetched for writing while they are computed.
+/// Where the sums of two row tiles will go. These lines are prefetched for writing during the computation.
 struct Out {
     at: *mut f32,
-    /// Bytes from row to row.
+    /// How many bytes lie from one row to the next.
     stride: usize,
 }
 
@@ -140,25 +142,26 @@ unsafe fn finish_zeros<L: Lanes>(p: &Product<'_>) {
             for block in blocks {
                 let row = block * TILE_ROWS;
                 let rows = (p.x.m() - row).min(TILE_ROWS);
-                // SAFETY: 16 rows of zeros; the item is ours alone; the caller has the features.
+                // SAFETY: there are 16 rows of zeros. Only this share computes the item, and the caller has
+                // enabled the features.
                 unsafe { p.finish::<L>(zeros.0.as_ptr(), row, rows, group) };
             }
         }
     }
 }
 
-/// The sums of one row tile and a group, `[16][32]`, over `tiles` tiles of inputs.
+/// Computes the sums of one row tile and a group, `[16][32]`, over `tiles` tiles of inputs.
 ///
-/// Half of the lines of each tile of weights are fetched, from `ahead` on, and the processor's own
-/// prefetcher takes that for a stream and fetches the rest. Fetching all of them was slower: they
+/// Half of the cache lines of each tile of weights are prefetched, from `ahead` on. The processor's own
+/// prefetcher recognises a stream and fetches the rest. Prefetching all lines was slower, because they
 /// occupy the line buffers of L1.
 ///
 /// # Safety
 ///
-/// Tiles are configured; the pointers are valid for `tiles` (more than 0) tiles and the sums.
+/// The tiles are configured, and the pointers are valid for `tiles` (more than 0) tiles and for the sums.
 #[inline(always)]
 unsafe fn one_row_tile(x: *const u16, w: &[u16], tiles: usize, sums: *mut f32, ahead: *const u16) {
-    // SAFETY: as the function's own; prefetches may point anywhere.
+    // SAFETY: the caller promises what the block needs. Prefetches may point anywhere.
     unsafe {
         asm!(
             "tilezero tmm0",
@@ -193,14 +196,14 @@ unsafe fn one_row_tile(x: *const u16, w: &[u16], tiles: usize, sums: *mut f32, a
     }
 }
 
-/// The sums of two row tiles and a group, `[32][32]`.
+/// Computes the sums of two row tiles and a group, `[32][32]`.
 ///
-/// For each tile `LINES` lines are fetched from `ahead` on, and `SKIP` bytes passed over; returns
-/// where it came to.
+/// For each tile of weights it prefetches `LINES` cache lines from `ahead` on and then skips `SKIP` bytes.
+/// Returns the address that it has reached.
 ///
 /// # Safety
 ///
-/// As [`one_row_tile`].
+/// As for [`one_row_tile`].
 #[inline(always)]
 unsafe fn two_row_tiles<const LINES: usize, const SKIP: usize>(
     x: [*mut u16; 2],
@@ -210,7 +213,7 @@ unsafe fn two_row_tiles<const LINES: usize, const SKIP: usize>(
     mut ahead: *const u16,
     out: Out,
 ) -> *const u16 {
-    // SAFETY: as the function's own; prefetches may point anywhere.
+    // SAFETY: the caller promises what the block needs. Prefetches may point anywhere.
     unsafe {
         asm!(
             "tilezero tmm0",
@@ -263,15 +266,16 @@ unsafe fn two_row_tiles<const LINES: usize, const SKIP: usize>(
     ahead
 }
 
-/// The sums of three row tiles and a group, `[48][32]`, in one pass over the weights, half of whose lines are fetched
-/// from `ahead` on. Six tiles are sums; of the two left, one has inputs and one weights, those that come from L1 twice.
+/// Computes the sums of three row tiles and a group, `[48][32]`, in one pass over the weights. Half of the
+/// cache lines of the weights are prefetched, from `ahead` on. Six of the eight tiles hold sums, so one is
+/// left for inputs and one for weights. Each tile of weights is loaded twice, the second time from L1.
 ///
 /// # Safety
 ///
-/// As [`one_row_tile`].
+/// As for [`one_row_tile`].
 #[inline(always)]
 unsafe fn three_row_tiles(x: [*mut u16; 3], w: &[u16], tiles: usize, sums: *mut f32, ahead: *const u16) {
-    // SAFETY: as the function's own; prefetches may point anywhere.
+    // SAFETY: the caller promises what the block needs. Prefetches may point anywhere.
     unsafe {
         asm!(
             "tilezero tmm0",

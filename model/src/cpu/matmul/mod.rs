@@ -1,21 +1,21 @@
 //! Matrix products: `out[m, n] (+)= x[m, k] W[n, k]^T (+ bias[n])`, accumulated in f32.
 //!
-//! An output element is reduced by one tree, which depends on nothing but k, the type of the weights
-//! and the instruction set: not on the other rows, on its row's place, on the threads, or on who
-//! computes which columns.
+//! An output element is reduced by one fixed tree, which depends only on k, the type of the weights and the
+//! instruction set. It does not depend on the other rows, on the place of its row, on the threads, or on
+//! who computes which columns.
 //!
-//! - AVX-512, AVX2, NEON: one accumulator, one fused multiply-add an input, inputs in ascending order.
+//! - AVX-512, AVX2, NEON: one accumulator, one fused multiply-add per input, inputs in ascending order.
 //!   All three give the same bits.
-//! - Portable: the same chain, with a rounding after the multiplication as well.
-//! - AMX (bf16 only): 32 inputs at a time; within them, one chain over the even and one over the odd
-//!   inputs, whose sum is added to the accumulator; denormals count as zero throughout. Other types
-//!   take the AVX-512 path.
+//! - Portable: the same chain, but with a rounding after the multiplication as well.
+//! - AMX (bf16 only): 32 inputs at a time. Within them there is one chain over the even and one over the
+//!   odd inputs, and their sum is added to the accumulator. Denormals count as zero throughout. Other
+//!   types take the AVX-512 path.
 //!
-//! Inputs are padded to a multiple of 32 with zeros, which are part of the chain. Then the bias is
-//! added to the sum, and with [`Epilogue::Add`] the result to what was there.
+//! Inputs are padded to a multiple of 32 with zeros, which are part of the chain. Then the bias is added to
+//! the sum; with [`Epilogue::Add`] the result is added to what `out` held.
 //!
-//! What it costs: a product of up to 16 rows reads the weights once, at memory speed; AMX computes 48
-//! rows in 1.3 times that time, and is bound by its own speed from some 100 rows on.
+//! Cost: a product of up to 16 rows reads the weights once, at memory speed. With AMX a product of 48 rows
+//! takes 1.3 times as long, and from about 100 rows on arithmetic limits the speed.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
@@ -28,19 +28,19 @@ use pagedraft_attention::isa::Isa;
 use pagedraft_attention::lanes::Lanes;
 use std::marker::PhantomData;
 
-/// Bytes of packed activations that a core keeps at hand (in L2) while it walks the weights.
+/// How many bytes of packed activations a core keeps in L2 while it walks the weights.
 const ROWS_AT_HAND: usize = 1_200 << 10;
 
-/// Whether a result replaces what was there.
+/// What a product does with what `out` held before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Epilogue {
-    /// It does.
+    /// It is replaced by the result.
     Store,
-    /// It is added to it (a residual).
+    /// The result is added to it (a residual).
     Add,
 }
 
-/// Where a product goes: rows of f32 that begin `stride` apart.
+/// Where a product writes its result: rows of f32 that begin `stride` values apart.
 #[derive(Debug)]
 pub struct OutRows<'a> {
     at: *mut f32,
@@ -51,11 +51,11 @@ pub struct OutRows<'a> {
 }
 
 impl<'a> OutRows<'a> {
-    /// `rows` rows of `width` values in `out`, row r from `r * stride`.
+    /// `rows` rows of `width` values in `out`; row r begins at `r * stride`.
     ///
     /// # Panics
     ///
-    /// Where they overlap or leave `out`.
+    /// Panics if rows overlap or leave `out`.
     #[must_use]
     pub fn new(out: &'a mut [f32], rows: usize, width: usize, stride: usize) -> OutRows<'a> {
         let fits = rows == 0 || (stride >= width && out.len() >= (rows - 1) * stride + width);
@@ -64,9 +64,9 @@ impl<'a> OutRows<'a> {
     }
 }
 
-// SAFETY: a unique borrow of f32, whose parts are written by one share each.
+// SAFETY: it is a unique borrow of f32, and each part is written by one share.
 unsafe impl Send for OutRows<'_> {}
-// SAFETY: as above; nothing is read or written through it except by a product's shares.
+// SAFETY: as above. Only a product's shares read or write through it.
 unsafe impl Sync for OutRows<'_> {}
 
 /// A product that the shares of a job compute together.
@@ -78,17 +78,17 @@ pub struct Product<'a> {
     bias: Option<&'a [f32]>,
     out: OutRows<'a>,
     epilogue: Epilogue,
-    /// Row tiles or row blocks that are done together, the rows at hand.
+    /// How many row tiles or row blocks one item covers. Their activations fit in [`ROWS_AT_HAND`].
     blocks: usize,
     chunks: Chunks,
 }
 
 impl<'a> Product<'a> {
-    /// `out (+)= x W^T (+ bias)`, to be computed by `shares` shares of a job.
+    /// The product `out (+)= x W^T (+ bias)`, which `shares` shares of a job are going to compute.
     ///
     /// # Panics
     ///
-    /// Where shapes disagree, or `x` is not packed for `isa` and the weights' type.
+    /// Panics if shapes disagree, or if `x` is not packed for `isa` and the weights' type.
     #[must_use]
     pub fn new(
         shares: usize,
@@ -108,7 +108,8 @@ impl<'a> Product<'a> {
         assert_eq!(x.form() == Form::Tiles, tiled, "rows packed for another instruction set");
         let all = x.m().div_ceil(x.block_rows());
         let bytes = x.block_rows() * w.tiles() * TILE * if tiled { 2 } else { 4 };
-        // An even number, of which AMX does two at a time; and all passes of like size.
+        // The number is even, because AMX computes two row tiles at a time. All passes over the weights get
+        // about as many.
         let most = (ROWS_AT_HAND / bytes.max(1)).max(2) & !1;
         let passes = all.div_ceil(most).max(1);
         let blocks = all.div_ceil(passes).next_multiple_of(2);
@@ -117,7 +118,7 @@ impl<'a> Product<'a> {
         Product { isa, x, w, bias, out, epilogue, blocks, chunks }
     }
 
-    /// Does a share of it. All shares have to return before the result is whole.
+    /// Does one share of the product. The result is complete when all shares have returned.
     pub fn work(&self) {
         match self.x.form() {
             #[cfg(target_arch = "x86_64")]
@@ -128,7 +129,7 @@ impl<'a> Product<'a> {
         }
     }
 
-    /// The group and the row blocks of an item.
+    /// The group and the row blocks that an item covers.
     #[inline(always)]
     fn item(&self, item: usize) -> (usize, std::ops::Range<usize>) {
         let groups = self.w.groups();
@@ -137,11 +138,11 @@ impl<'a> Product<'a> {
         (item % groups, first..(first + self.blocks).min(all))
     }
 
-    /// Writes `rows` rows of sums to the output, from row `row` and the first column of `group`.
+    /// Writes `rows` rows of sums to the output, starting at row `row` and at the first column of `group`.
     ///
     /// # Safety
     ///
-    /// `sums` holds `rows` rows of 32; nobody else writes these outputs; the caller has the
+    /// `sums` holds `rows` rows of 32. Nobody else writes these outputs, and the caller has enabled the
     /// features of `L`.
     #[inline(always)]
     unsafe fn finish<L: Lanes>(&self, sums: *const f32, row: usize, rows: usize, group: usize) {
@@ -149,7 +150,7 @@ impl<'a> Product<'a> {
         let width = GROUP.min(self.w.n() - column);
         debug_assert!(row + rows <= self.out.rows);
         for r in 0..rows {
-            // SAFETY: the row is inside `out`, `width` of its columns from `column` on are too, and the
+            // SAFETY: the row is inside `out`, and so are `width` of its columns from `column` on. The
             // padded copies have 32 values.
             unsafe {
                 let sums = sums.add(r * GROUP);
@@ -180,7 +181,7 @@ unsafe fn finish_row<L: Lanes>(
     out: *mut f32,
 ) {
     for at in [0, 16] {
-        // SAFETY: the caller gives 32 values each, and has the features.
+        // SAFETY: the caller passes pointers to 32 values each, and has enabled the features.
         unsafe {
             let mut v = L::load(sums.add(at));
             if let Some(bias) = bias {
@@ -198,7 +199,7 @@ unsafe fn finish_row<L: Lanes>(
 ///
 /// # Panics
 ///
-/// Where shapes disagree, or `x` is not packed for `isa` and the weights' type.
+/// Panics if shapes disagree, or if `x` is not packed for `isa` and the weights' type.
 pub fn matmul(
     team: &Team,
     isa: Isa,
@@ -209,7 +210,7 @@ pub fn matmul(
     epilogue: Epilogue,
 ) {
     let product = Product::new(team.members(), isa, x, w, bias, out, epilogue);
-    // A product this small is done sooner than a thread is woken.
+    // A product as small as this takes less time than waking a thread.
     if x.m().div_ceil(TILE_ROWS) * w.bytes() < 64 << 10 {
         product.work();
     } else {

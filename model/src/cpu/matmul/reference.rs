@@ -1,11 +1,11 @@
-//! The product, one output element at a time: slow and obvious.
+//! The matrix product, one output element at a time. It is slow and obvious.
 
 use crate::checkpoint::Dtype;
 use crate::cpu::panel::TILE;
 use half::{bf16, f16};
 use pagedraft_attention::isa::Isa;
 
-/// `x` rounded to `dtype`.
+/// `x`, rounded to `dtype`.
 pub fn rounded(x: f32, dtype: Dtype) -> f32 {
     match dtype {
         Dtype::F32 => x,
@@ -30,7 +30,7 @@ pub fn dot(isa: Isa, dtype: Dtype, x: &[f32], w: &[f32]) -> f32 {
     }
 }
 
-/// Intel's description of `TDPBF16PS`, a tile of 32 inputs after another.
+/// Follows Intel's description of `TDPBF16PS`, for one tile of 32 inputs after another.
 fn tiles(x: &[f32], w: &[f32]) -> f32 {
     let flush = |v: f32| if v.is_subnormal() { 0.0f32.copysign(v) } else { v };
     let mut sum = 0.0f32;

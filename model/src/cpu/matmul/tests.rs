@@ -1,4 +1,4 @@
-//! Products against the slow twin, bit for bit.
+//! Compares products bit for bit with the slow reference.
 
 use super::reference::dot;
 use super::{Epilogue, OutRows, matmul};
@@ -27,11 +27,11 @@ impl Random {
     fn below(&mut self, n: usize) -> usize {
         (self.next() >> 20) as usize % n
     }
-    /// About -1..1.
+    /// A number between about -1 and 1.
     fn number(&mut self) -> f32 {
         (self.next() >> 32) as i32 as f32 / (1u64 << 31) as f32
     }
-    /// Of very different sizes, so that products underflow, cancel, and are large.
+    /// A number of very different sizes, so that products underflow, cancel and get large.
     fn wild(&mut self) -> f32 {
         let scale = [1e-38, 1e-30, 1e-20, 1e-10, 1.0, 1e10, 1e18, 0.0][self.below(8)];
         self.number() * scale
@@ -118,7 +118,7 @@ fn a_row_gives_the_same_bits_alone_in_any_place_and_in_any_batch() {
     println!("seed {seed:#x}");
     let mut random = Random(seed);
     let teams = [Team::new(1).unwrap(), Team::new(2).unwrap(), Team::new(5).unwrap()];
-    // Shapes with several passes over the weights, and inputs walked in parts.
+    // These shapes need several passes over the weights, and walk the inputs in parts.
     for (m, n, k) in [(70, 200, 700), (300, 96, 2900), (33, 40, 5632)] {
         let (x, w) = (random.numbers(m * k), random.numbers(n * k));
         for dtype in DTYPES {

@@ -1,4 +1,5 @@
-//! The product on vector units: weights widened to f32, one chain an output element.
+//! The matrix product on vector units: weights are widened to f32, and each output element is one chain of
+//! multiply-adds.
 
 use std::cell::Cell;
 
@@ -7,17 +8,17 @@ use crate::cpu::panel::{GROUP, TILE, TILE_LEN, Weights};
 use pagedraft_attention::isa::{Isa, Kernel};
 use pagedraft_attention::lanes::{LANES, Lanes};
 
-/// Bytes of a group's weights that are walked at a time when there is more than one row block, so
-/// that they are still in L1 for the next block.
+/// How many bytes of a group's weights are walked at a time if there is more than one row block. They are
+/// then still in L1 for the next row block.
 const WEIGHTS_AT_HAND: usize = 24 << 10;
 
-/// Bytes by which weights are fetched ahead of their first use.
+/// How many bytes ahead of their first use weights are prefetched.
 const AHEAD: usize = 16 << 10;
 
 /// The most rows of a block.
 const MOST_ROWS: usize = 12;
 
-/// Does a share of `product`.
+/// Does one share of `product`.
 pub(super) fn work(product: &Product<'_>) {
     match product.w.weights() {
         Weights::F32(w) => product.isa.run(Share::<PlainF32> { product, weights: w }),
@@ -26,22 +27,24 @@ pub(super) fn work(product: &Product<'_>) {
     }
 }
 
-/// How the elements of a tile become lanes.
+/// How the elements of a tile of weights become lanes.
 trait Element {
-    /// The stored bits.
+    /// The type of the stored bits.
     type Raw: Copy;
-    /// Inputs a step covers.
+    /// How many inputs one step of the inner loop covers.
     const INPUTS: usize;
-    /// Elements from one panel of a tile to the next.
+    /// How many elements lie from one panel of a tile to the next.
     const PANEL: usize;
-    /// Bytes that are fetched in a step: half of what a step uses. The processor's own prefetcher takes
-    /// the half for a stream and fetches the rest; fetching all was slower, and so was any for one row.
+    /// How many bytes are prefetched per step: half of what a step uses. The processor's own prefetcher
+    /// recognises a stream and fetches the rest. Prefetching all was slower, and for a single row any
+    /// prefetching was.
     const FETCH: usize = GROUP * Self::INPUTS * size_of::<Self::Raw>() / 2;
-    /// The 16 outputs of the inputs of a step (one that covers a single input gives it twice).
+    /// Loads the weights of 16 outputs for the inputs of a step. If a step covers a single input, both
+    /// results are the same.
     ///
     /// # Safety
     ///
-    /// `p` is valid for the step; the caller has the features of `L`.
+    /// `p` is valid for one step, and the caller has enabled the features of `L`.
     unsafe fn load<L: Lanes>(p: *const Self::Raw) -> (L, L);
 }
 
@@ -85,7 +88,7 @@ impl Element for PairedBf16 {
 }
 
 thread_local! {
-    /// Sums of a share, kept from product to product.
+    /// The sums of a share. The memory is kept from one product to the next.
     static SUMS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
@@ -101,7 +104,8 @@ impl<E: Element> Kernel for Share<'_, E> {
         let p = self.product;
         let (tiles, block_rows) = (p.w.tiles(), p.x.block_rows());
         let tile_bytes = TILE_LEN * size_of::<E::Raw>();
-        // The sums of all blocks of an item, for as long as its inputs are walked in parts.
+        // The sums of all row blocks of an item. They are kept here because the inputs may be walked in
+        // parts.
         let mut sums = SUMS.take();
         sums.clear();
         sums.resize(p.blocks * block_rows * GROUP, 0.0);
@@ -118,8 +122,9 @@ impl<E: Element> Kernel for Share<'_, E> {
                     for (i, block) in blocks.clone().enumerate() {
                         let (x, rows) = p.x.row_block(block);
                         let sums = sums[i * block_rows * GROUP..].as_mut_ptr();
-                        // SAFETY: the block has `rows` values an input from `tile` on, the group
-                        // `part` tiles from it, `sums` has `rows` rows; the caller has the features.
+                        // SAFETY: the block has `rows` values per input from `tile` on, the group has
+                        // `part` tiles from there, and `sums` has `rows` rows. The caller has enabled the
+                        // features.
                         unsafe {
                             let x = x.add(tile * TILE * rows);
                             let w = w.add(tile * TILE_LEN);
@@ -131,7 +136,8 @@ impl<E: Element> Kernel for Share<'_, E> {
                 for (i, block) in blocks.enumerate() {
                     let rows = block_rows.min(p.x.m() - block * block_rows);
                     let sums = sums[i * block_rows * GROUP..].as_ptr();
-                    // SAFETY: `rows` rows of sums; the item is ours alone; the caller has the features.
+                    // SAFETY: `sums` has `rows` rows. Only this share computes the item, and the caller has
+                    // enabled the features.
                     unsafe { p.finish::<L>(sums, block * block_rows, rows, group) };
                 }
             }
@@ -140,8 +146,9 @@ impl<E: Element> Kernel for Share<'_, E> {
     }
 }
 
-/// Continues the sums `[rows][32]` of a row block over `tiles` tiles. `wide`: there are registers for
-/// two panels of 12 rows at a time; `first`: the weights are still in memory.
+/// Continues the sums `[rows][32]` of a row block over `tiles` tiles. `wide` says that there are enough
+/// registers for two panels of 12 rows at a time. `first` says that this is the first use of the weights,
+/// so that they have to be prefetched from memory.
 #[inline(always)]
 unsafe fn block_product<L: Lanes, E: Element>(
     wide: bool,
@@ -188,8 +195,8 @@ unsafe fn block_product<L: Lanes, E: Element>(
     by_rows!(1 2 3 4 5 6 7 8 9 10 11 12);
 }
 
-/// Continues the sums of `R` rows and `P` panels; `sums` has rows of 32.
-// Counted loops of constant length, so that they unroll and the sums stay in registers.
+/// Continues the sums of `R` rows and `P` panels. The rows of `sums` are 32 values apart.
+// The loops have constant lengths, so that the compiler unrolls them and the sums stay in registers.
 #[allow(clippy::needless_range_loop)]
 #[inline(always)]
 unsafe fn panels<L: Lanes, E: Element, const R: usize, const P: usize>(
@@ -199,8 +206,8 @@ unsafe fn panels<L: Lanes, E: Element, const R: usize, const P: usize>(
     sums: *mut f32,
     first: bool,
 ) {
-    // SAFETY: the caller gives `tiles` tiles of weights, as many inputs of `R` rows, and `R` rows of
-    // sums, and has the features.
+    // SAFETY: the caller passes `tiles` tiles of weights, as many inputs of `R` rows, and `R` rows of sums,
+    // and has enabled the features.
     unsafe {
         let mut acc = [[L::splat(0.0); P]; R];
         for r in 0..R {
@@ -247,7 +254,7 @@ unsafe fn panels<L: Lanes, E: Element, const R: usize, const P: usize>(
     }
 }
 
-/// Fetches a line into L2.
+/// Prefetches a cache line into L2.
 #[inline(always)]
 fn fetch(at: *const u8) {
     #[cfg(target_arch = "x86_64")]

@@ -1,9 +1,10 @@
 //! Keeps the threads of a team off their caller's core.
 //!
-//! A kernel may put a thread that it wakes on the core of whoever wakes it, and only some milliseconds later on one that is
-//! free: Linux does where cores share no cache that it knows of, as on many virtual machines, after some 30 ms of
-//! idleness. A team then works on one core. So members that are about to be woken are forbidden the core that the caller
-//! runs on at the moment; all others are left to the kernel.
+//! A kernel may put a thread that it wakes on the core of the thread that wakes it, and move it to a free
+//! core only some milliseconds later. Linux does so after some 30 ms of idleness if it knows of no cache
+//! that the cores share, as on many virtual machines. The whole team then runs on one core. Before it wakes
+//! members, the caller therefore forbids them the core that it runs on at the moment. The kernel chooses
+//! among all other cores.
 
 #[cfg(target_os = "linux")]
 pub use linux::Cores;
@@ -15,38 +16,39 @@ mod linux {
 
     use rustix::thread::{CpuSet, Pid, gettid, sched_getaffinity, sched_getcpu, sched_setaffinity};
 
-    /// Of no core.
+    /// Stands for no core: the members are not forbidden any.
     const NOWHERE: usize = usize::MAX;
 
     /// The cores that the members of a team may use.
     #[derive(Debug)]
     pub struct Cores {
-        /// Those that the process may use, where there is one for each.
+        /// The cores that the process may use. `None` if there are too few for each member to have one.
         allowed: Option<CpuSet>,
         members: Vec<OnceLock<Pid>>,
-        /// The one that the members were forbidden last.
+        /// The core that the members were forbidden last.
         forbidden: AtomicUsize,
     }
 
     impl Cores {
-        /// Those that the calling thread may use, for so many members beside it.
+        /// The cores that the calling thread may use, for `members` members besides the caller.
         pub fn new(members: usize) -> Self {
-            // As many members as are left cores without the caller's, or fewer: more are the kernel's to spread.
+            // Cores are forbidden only if each member still has one without the caller's. With more members
+            // than that, the kernel spreads them.
             let fits = |cores: &CpuSet| members > 0 && cores.count() as usize > members;
             let allowed = sched_getaffinity(None).ok().filter(fits);
             let members = (0..members).map(|_| OnceLock::new()).collect();
             Self { allowed, members, forbidden: AtomicUsize::new(NOWHERE) }
         }
 
-        /// Of a member, on its own thread.
+        /// Registers a member. It is called on the member's own thread.
         pub fn enter(&self, member: usize) {
             if let Some(slot) = self.members.get(member) {
                 slot.get_or_init(gettid);
             }
         }
 
-        /// Moves every member off the core that this thread runs on. One that is not there yet is left where it is, as it would
-        /// be by a kernel that does not allow this.
+        /// Moves every member off the core that this thread runs on. A member that has not registered yet
+        /// stays where it is; so do all of them if the kernel refuses the call.
         pub fn make_way(&self) {
             let Some(allowed) = &self.allowed else { return };
             let own = sched_getcpu();
@@ -98,7 +100,7 @@ mod linux {
     }
 }
 
-/// Where the system has no such calls.
+/// Does nothing on systems that have no such calls.
 #[cfg(not(target_os = "linux"))]
 #[derive(Debug)]
 pub struct Cores;

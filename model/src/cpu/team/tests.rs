@@ -1,4 +1,4 @@
-//! The team under ordinary and hostile use.
+//! Tests the team under ordinary and hostile use.
 
 use super::*;
 

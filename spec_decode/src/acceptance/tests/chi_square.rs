@@ -1,7 +1,8 @@
 //! Pearson's chi-square test.
 
-/// The probability that counts of draws from `expected` (probabilities, summing to 1) differ at least this much from it;
-/// and the degrees of freedom. Cells that expect fewer than 5 are merged.
+/// The probability that counts of draws from `expected` (probabilities that sum to 1) differ from it at
+/// least as much as these; and the degrees of freedom. Cells in which fewer than 5 draws are expected are
+/// merged.
 pub fn p_value(expected: &[f64], counts: &[u64]) -> (f64, usize) {
     let draws = counts.iter().sum::<u64>() as f64;
     let (mut statistic, mut cells) = (0.0, 0);
@@ -26,7 +27,7 @@ pub fn p_value(expected: &[f64], counts: &[u64]) -> (f64, usize) {
     (tail(statistic, cells - 1), cells - 1)
 }
 
-/// P(chi-square with so many degrees of freedom >= x) = Q(degrees / 2, x / 2).
+/// P(chi-square with `degrees` degrees of freedom >= x) = Q(degrees / 2, x / 2).
 pub fn tail(x: f64, degrees: usize) -> f64 {
     let (a, x) = (degrees as f64 / 2.0, x / 2.0);
     let front = (a * x.ln() - x - ln_gamma(a)).exp();
@@ -60,7 +61,8 @@ pub fn tail(x: f64, degrees: usize) -> f64 {
     front * h
 }
 
-/// Stirling's series, after steps up to where it is exact to the last bits.
+/// The logarithm of the gamma function by Stirling's series. The argument is first raised to where the
+/// series is exact up to the last bits.
 fn ln_gamma(x: f64) -> f64 {
     let (mut x, mut steps) = (x, 1.0f64);
     while x < 15.0 {
@@ -74,7 +76,7 @@ fn ln_gamma(x: f64) -> f64 {
 
 #[test]
 fn the_tail_has_the_values_of_the_tables() {
-    // Abramowitz and Stegun, table 26.8; degrees 2 is e^(-x/2).
+    // The values are from Abramowitz and Stegun, table 26.8; with 2 degrees the tail is e^(-x/2).
     for (x, degrees, p) in [
         (3.841_458_8, 1, 0.05),
         (10.827_566, 1, 0.001),

@@ -1,4 +1,4 @@
-//! What a row costs.
+//! Measures what judging a row costs.
 
 use super::toy::mix;
 use super::*;
@@ -40,7 +40,7 @@ fn the_cost_of_a_row_under_each_rule() {
                     let verdict = verifier.verify(row, &mut emitted).unwrap();
                     micros[usize::from(verdict.accepted)].push(start.elapsed().as_secs_f64() * 1e6);
                 }
-                // The fastest tenth of the rows: other work on the machine does not count.
+                // Only the fastest tenth of the rows counts, so that other work on the machine does not.
                 let fast = |times: &mut Vec<f64>| {
                     times.sort_by(f64::total_cmp);
                     times.get(times.len() / 10).copied().unwrap_or(f64::NAN)

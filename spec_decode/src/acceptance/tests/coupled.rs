@@ -1,4 +1,4 @@
-//! Coupled acceptance: the tokens of the run without drafts.
+//! Tests that coupled acceptance gives the tokens of the run without drafts.
 
 use super::toy::{DRAFT, Generator, Source, TARGET, VOCAB, open_and_filtered, plain};
 use super::*;

@@ -1,10 +1,10 @@
-//! Exactness: the first three tokens of many draws against the target's joint distribution.
+//! Tests exactness: the first three tokens of many draws are compared with the target's joint distribution.
 
 use super::chi_square::{p_value, tail};
 use super::toy::{Generator, Source, VOCAB, joint, open_and_filtered};
 use super::*;
 
-/// The p-value of `draws` sequences, each with a seed of its own.
+/// The p-value of `draws` sequences, each drawn with a seed of its own.
 fn compare(
     rule: Acceptance,
     params: &SamplingParams,
@@ -28,7 +28,8 @@ fn compare(
     p
 }
 
-/// Every case has p > 0.01 / cases, so that one healthy run in a hundred fails; and all together (Fisher) p > 0.01.
+/// Demands p > 0.01 / cases of every case, so that one correct run in a hundred fails, and p > 0.01 of all
+/// together by Fisher's method.
 fn judge(p_values: &[f64]) {
     let least = p_values.iter().copied().fold(1.0, f64::min);
     let below = p_values.iter().filter(|p| **p <= 0.01).count();
@@ -47,7 +48,7 @@ fn rejection_draws_from_the_target() {
     let mut p_values = Vec::new();
     for (f, params) in open_and_filtered().iter().enumerate() {
         for (i, source) in SOURCES.into_iter().enumerate() {
-            // Each source meets each length, with one of the filters.
+            // Each source runs with each draft length, but with one of the two filters only.
             for k in (1..=3).filter(|k| (i + k) % 2 == f) {
                 p_values.push(compare(Acceptance::Rejection, params, source, k, 200_000, (i as u64) << 40));
             }
@@ -58,7 +59,7 @@ fn rejection_draws_from_the_target() {
 
 #[test]
 fn coupled_draws_from_the_target() {
-    // Another proposer or length gives the same tokens (see `coupled`), so one of each does.
+    // Other proposers and lengths give the same tokens (see `coupled`), so one of each is enough.
     let p_values: Vec<f64> = open_and_filtered()
         .iter()
         .zip([Source::SharedNoise, Source::Lookup])
@@ -69,7 +70,7 @@ fn coupled_draws_from_the_target() {
 
 #[test]
 fn the_test_of_exactness_sees_a_distribution_that_is_a_little_off() {
-    // Typical acceptance is not exact, and says so.
+    // Typical acceptance does not keep the distribution, and its documentation says so.
     let [params, _] = open_and_filtered();
     let typical = compare(Acceptance::typical_default(), &params, Source::SharedNoise, 2, 50_000, 0);
     assert!(typical < 1e-10, "{typical}");

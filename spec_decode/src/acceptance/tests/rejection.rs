@@ -1,9 +1,9 @@
-//! Rejection against its formulas, at single rows.
+//! Compares rejection with its formulas, on single rows.
 
 use super::toy::mix;
 use super::*;
 
-/// One draft at one position: whether it stood, and the token.
+/// Verifies one draft at one position. Returns whether it was accepted, and the token emitted there.
 fn verify(p: &[f32], q: Option<&[f64]>, draft: u32, seed: u64) -> (bool, u32) {
     let params = SamplingParams { seed, ..Default::default() };
     let logits = [p, p].concat();
@@ -16,7 +16,8 @@ fn verify(p: &[f32], q: Option<&[f64]>, draft: u32, seed: u64) -> (bool, u32) {
 
 #[test]
 fn a_draft_stands_as_often_as_the_ratio_says_and_the_residual_follows() {
-    // p = 1/2, 1/4, 1/4, 0; q = 1/4, 3/4, 0, 0: a draft 1 stands in 1/3, else come 0 and 2 alike.
+    // Here p = 1/2, 1/4, 1/4, 0 and q = 1/4, 3/4, 0, 0. Draft 1 is accepted with probability 1/3; otherwise
+    // tokens 0 and 2 are equally likely.
     let p = [2.0f32.ln(), 0.0, 0.0, f32::NEG_INFINITY];
     let q = [0.25, 0.75, 0.0, 0.0];
     let (mut stood, mut counts) = (0u32, [0u32; 4]);
@@ -29,7 +30,8 @@ fn a_draft_stands_as_often_as_the_ratio_says_and_the_residual_follows() {
     assert!((f64::from(stood) / draws as f64 - 1.0 / 3.0).abs() < 0.01, "{stood}");
     assert_eq!((counts[1], counts[3]), (0, 0));
     assert!((f64::from(counts[0]) / draws as f64 - 1.0 / 3.0).abs() < 0.01, "{counts:?}");
-    // Without probabilities a draft 1 stands in 1/4, else come 0 and 2 as 2 to 1.
+    // Without stated probabilities, draft 1 is accepted with probability 1/4; otherwise token 0 is twice as
+    // likely as token 2.
     let (mut stood, mut counts) = (0u32, [0u32; 4]);
     for seed in 0..draws {
         let (stands, token) = verify(&p, None, 1, mix(seed));
@@ -58,14 +60,16 @@ fn an_impossible_draft_falls_and_never_comes_back() {
             let (stands, token) = verify(&p, q, 1, seed);
             assert!(!stands && token != 1);
         }
-        // Its proposer says that it cannot be: it falls, though the target could.
+        // The proposer states probability 0 for this draft, so it is rejected although the target could
+        // choose it.
         assert!(!verify(&p, Some(&[1.0, 0.0, 0.0]), 2, seed).0);
     }
 }
 
 #[test]
 fn nothing_left_of_the_residual_falls_back_to_the_target() {
-    // q covers all of p, as only rounding or a wrong statement does; the draft falls as q is 0 there.
+    // Here q covers all of p, which only rounding or a wrong statement can cause. The draft is rejected
+    // because its q is 0.
     let p = [0.0f32, 0.0, f32::NEG_INFINITY];
     let mut seen = [0u32; 3];
     for seed in 0..2000 {

@@ -1,4 +1,4 @@
-//! Rows: what is counted, what must not matter, and what does not fit.
+//! Tests rows: what is counted, what must not matter, and which parts do not fit each other.
 
 use super::toy::mix;
 use super::*;
@@ -9,7 +9,7 @@ fn rules() -> [Acceptance; 3] {
     [Acceptance::Coupled, Acceptance::Rejection, Acceptance::typical_default()]
 }
 
-/// Everything of a row, from a seed.
+/// All parts of a row, made from a seed.
 struct Case {
     params: SamplingParams,
     drafts: Vec<u32>,
@@ -94,7 +94,7 @@ fn the_noncausal_count_is_of_every_draft_alone() {
             let (tokens, verdict) = case.verify(&mut verifier);
             assert_eq!(tokens.len(), usize::from(verdict.accepted) + 1);
             assert_eq!(tokens[..usize::from(verdict.accepted)], case.drafts[..usize::from(verdict.accepted)]);
-            // Each draft as a row of its own.
+            // Each draft is judged as a row of its own.
             let alone = (0..4).map(|j| {
                 let row = VerifyRow {
                     position: 9 + j as u32,
@@ -149,7 +149,7 @@ fn a_row_whose_parts_do_not_fit_is_refused_and_emits_nothing() {
             assert!(error.to_string().contains(message), "{error}, not {message}");
             assert_eq!(emitted, [4]);
         }
-        // A broken row of logits behind an accepted draft takes back what was emitted.
+        // If a row of logits behind an accepted draft is broken, nothing is emitted.
         let mut logits = vec![0.0, 30.0, 0.0, 0.0];
         logits.extend([f32::NAN; 4]);
         let row = VerifyRow {

@@ -1,4 +1,4 @@
-//! How rules are written.
+//! Tests how rules are written and read.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! Toy models: logits are a function of all tokens before, by a seeded hash. And generation with them.
+//! Toy models, whose logits are a seeded hash of all tokens before, and generation with them.
 
 use super::*;
 
@@ -8,7 +8,7 @@ pub const VOCAB: usize = 8;
 #[derive(Clone, Copy)]
 pub struct Toy {
     pub seed: u64,
-    /// What the hash is scaled with, and how much of `shared` comes in.
+    /// The factor of its own logits; those of `shared` have the factor 2.5.
     pub own: f64,
     /// Another toy whose logits are added: a draft that resembles its target.
     pub shared: Option<u64>,
@@ -43,20 +43,20 @@ pub fn mix(x: u64) -> u64 {
 pub const TARGET: Toy = Toy { seed: 11, own: 2.5, shared: None };
 pub const DRAFT: Toy = Toy { seed: 22, own: 1.5, shared: Some(11) };
 
-/// Where drafts come from.
+/// How drafts are made.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Source {
-    /// The draft model, drawing with the target's noise; its probabilities are stated.
+    /// The draft model draws with the target's noise, and its probabilities are stated.
     SharedNoise,
-    /// The draft model, drawing with noise of its own; its probabilities are stated.
+    /// The draft model draws with noise of its own, and its probabilities are stated.
     OwnNoise,
-    /// The draft model, drawing with the target's noise; nothing is stated.
+    /// The draft model draws with the target's noise, and no probabilities are stated.
     Unstated,
-    /// A function of the tokens, as a look-up of n-grams is.
+    /// Drafts are a function of the tokens, as an n-gram look-up would give.
     Lookup,
 }
 
-/// Generates; holds buffers only.
+/// Generates text with the toy models. It holds only buffers.
 pub struct Generator {
     pub verifier: Verifier,
     sampler: Sampler,
@@ -76,7 +76,7 @@ impl Generator {
         }
     }
 
-    /// At least `count` tokens from nothing, by verify steps of `k` drafts.
+    /// Generates at least `count` tokens from an empty prompt, by verify steps with `k` drafts each.
     pub fn run(&mut self, params: &SamplingParams, source: Source, k: usize, count: usize) -> Vec<u32> {
         let mut tokens = Vec::with_capacity(count + k);
         let mut known = Vec::with_capacity(count + 2 * k);
@@ -124,7 +124,7 @@ impl Generator {
     }
 }
 
-/// The tokens without speculation, by the definition.
+/// The tokens without speculation, by the definition of the choice.
 pub fn plain(params: &SamplingParams, count: usize) -> Vec<u32> {
     let mut tokens = Vec::new();
     let mut sampler = Sampler::default();

@@ -1,9 +1,9 @@
-//! Typical acceptance against the formula written out.
+//! Compares typical acceptance with its formula, written out.
 
 use super::toy::mix;
 use super::*;
 
-/// The definition: tokens of a row, and the drafts that pass by themselves.
+/// The definition, written out: the tokens of a row, and how many of its drafts pass.
 fn naive(row: VerifyRow<'_>, threshold: f64, alpha: f64) -> (Vec<u32>, Verdict) {
     let vocab = row.logits.len() / (row.drafts.len() + 1);
     let mut tokens = Vec::new();

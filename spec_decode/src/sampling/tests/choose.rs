@@ -1,8 +1,8 @@
-//! The choice: exact, coupled, and a function of its arguments alone.
+//! Tests that the choice is exact, coupled, and a function of its arguments alone.
 
 use super::*;
 
-/// The definition, with nothing left out.
+/// The definition, written out.
 fn naive(logits: &[f32], params: &SamplingParams, position: u32) -> u32 {
     let kept = Sampler::default().kept(logits, params).unwrap();
     let noise = Noise::new(params, position);
@@ -17,7 +17,7 @@ fn naive(logits: &[f32], params: &SamplingParams, position: u32) -> u32 {
     best.1
 }
 
-/// The chi-square value that 1 in 1000 exceeds, by Wilson and Hilferty's approximation.
+/// The chi-square value that one correct run in 1,000 exceeds, by Wilson and Hilferty's approximation.
 fn chi_square_limit(degrees: usize) -> f64 {
     let d = degrees as f64;
     let step = 2.0 / (9.0 * d);
@@ -31,7 +31,7 @@ fn check_frequencies(logits: &[f32], params: &SamplingParams, draws: u32) {
     for position in 0..draws {
         counts[sampler.choose(logits, params, position).unwrap() as usize] += 1;
     }
-    // Rare tokens share a cell, so that each cell expects at least 8.
+    // Rare tokens share a cell, so that at least 8 draws are expected in each cell.
     let (mut statistic, mut cells) = (0.0, 0);
     let (mut rare_expected, mut rare_count) = (0.0, 0.0);
     for (p, &count) in expected.iter().zip(&counts) {
@@ -149,7 +149,7 @@ fn draws_do_not_depend_on_order_or_on_the_sampler() {
 
 #[test]
 fn a_draft_with_the_same_noise_mostly_agrees() {
-    // Without coupling two draws agree with probability sum p^2, here about 0.05.
+    // Without coupling, two draws agree with probability sum p^2, which is about 0.05 here.
     let mut random = Random::new(2);
     let mut sampler = Sampler::default();
     let mut agreed = 0;
@@ -193,12 +193,12 @@ fn logits_that_are_no_numbers_are_refused() {
 
 #[test]
 fn seeded_choices_are_pinned() {
-    // A seed means the same tokens on every machine and in every version.
+    // A seed must give the same tokens on every machine and in every version.
     let logits: Vec<f32> = (0..1000).map(|i| ((i * 37) % 101) as f32 / 25.0).collect();
     let params = SamplingParams { seed: 42, ..at(1.0) };
     let mut sampler = Sampler::default();
     let tokens: Vec<u32> =
         (0..8).map(|position| sampler.choose(&logits, &params, position).unwrap()).collect();
-    // Found again by an independent program (Python, libm).
+    // An independent program (Python with libm) gave the same tokens.
     assert_eq!(tokens, [791, 338, 90, 941, 56, 898, 523, 636]);
 }

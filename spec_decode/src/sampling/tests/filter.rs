@@ -1,19 +1,19 @@
-//! Filters against a reference that sorts everything.
+//! Compares the filters with a reference that sorts everything.
 
 use std::collections::BTreeMap;
 
 use super::super::filter::{Below, weight};
 use super::*;
 
-/// The tokens by falling logit, then rising id.
+/// The tokens in the order of falling logits; equal ones in the order of their ids.
 fn sorted(logits: &[f32]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..logits.len()).collect();
     order.sort_by(|&a, &b| logits[b].partial_cmp(&logits[a]).unwrap().then(a.cmp(&b)));
     order
 }
 
-/// vLLM's order, literally: softmax at the temperature; min-p; top-k; top-p over the rest.
-/// `mass` weighs a token by how many nats it is below the best one.
+/// The filters in vLLM's order, written out: softmax at the temperature, then min-p, then top-k, then top-p
+/// over the rest. `mass` is the weight of a token that lies this many nats below the best one.
 fn naive(logits: &[f32], params: &SamplingParams, mass: impl Fn(f64) -> f64) -> Vec<u32> {
     let temperature = f64::from(params.temperature);
     let order = sorted(logits);
@@ -72,7 +72,7 @@ fn random_rows_keep_what_sorting_everything_keeps() {
         let scale = [0.3, 2.0, 8.0][random.below(3) as usize];
         let mut logits = random.logits(count, scale);
         if case % 4 == 0 {
-            // Many ties.
+            // Rounding makes many ties.
             logits.iter_mut().for_each(|l| *l = (*l * 2.0).round() / 2.0);
         }
         if case % 5 == 0 {
@@ -84,7 +84,7 @@ fn random_rows_keep_what_sorting_everything_keeps() {
         }
         let params = random_params(&mut random, count);
         let found = sampler.kept(&logits, &params).unwrap();
-        // The reference sums the same whole weights, so the edge is the same to the token.
+        // The reference sums the same whole numbers as weights, so both keep exactly the same tokens.
         let expected = naive(&logits, &params, |below| weight(below) as f64);
         assert_eq!(found, expected, "case {case}: {params:?} of {count}");
     }
@@ -118,7 +118,7 @@ fn ties_at_an_edge_go_to_the_lowest_ids() {
     let flat = [0.25f32; 8];
     let half = SamplingParams { top_p: 0.5, ..at(1.0) };
     assert_eq!(kept(&flat, &half), [0, 1, 2, 3]);
-    // A minus zero is a zero.
+    // -0 counts as equal to 0.
     assert_eq!(kept(&[-0.0, 0.0], &SamplingParams { top_k: Some(1), ..at(1.0) }), [0]);
 }
 
@@ -133,7 +133,7 @@ fn min_p_is_relative_to_the_best_and_keeps_it() {
     assert_eq!(keep(0.5, 1.0), [0, 1]);
     assert_eq!(keep(0.25, 1.0), [0, 1, 2]);
     assert_eq!(keep(1.0, 1.0), [0]);
-    // Temperature comes first: a hotter row is flatter.
+    // The temperature comes first, and a higher temperature makes the row flatter.
     assert_eq!(keep(0.5, 2.0), [0, 1, 2]);
     assert_eq!(keep(1.0, 1e-30), [0]);
 }

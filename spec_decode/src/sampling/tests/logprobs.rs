@@ -1,4 +1,4 @@
-//! Log probabilities against plain f64.
+//! Compares log probabilities with plain f64 arithmetic.
 
 use super::*;
 

@@ -43,7 +43,7 @@ impl Random {
     }
 }
 
-/// Parameters with everything off but what the test sets.
+/// Parameters with every filter off, to which a test adds its own.
 pub(super) fn at(temperature: f32) -> SamplingParams {
     SamplingParams { temperature, ..SamplingParams::default() }
 }

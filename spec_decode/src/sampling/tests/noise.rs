@@ -1,4 +1,4 @@
-//! The generator, the series and the noise made of them.
+//! Tests the generator, the series, and the noise that is made of them.
 
 use super::super::noise::{GUMBEL_MAX, gumbel, gumbel_bound};
 use super::super::series::{exp, ln};
@@ -6,7 +6,7 @@ use super::*;
 
 #[test]
 fn philox_gives_the_known_answers_of_random123() {
-    // kat_vectors of Random123, philox4x32 10.
+    // These cases are the lines `philox4x32 10` of `kat_vectors` in Random123.
     let cases = [
         ([0; 4], [0; 2], [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]),
         ([u32::MAX; 4], [u32::MAX; 2], [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]),

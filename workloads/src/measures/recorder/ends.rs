@@ -1,4 +1,4 @@
-//! The lines of requests that are done with.
+//! Makes the lines of requests that are finished, skipped or failed.
 
 use pagedraft_scheduler::FinishReason;
 use sha2::{Digest, Sha256};
@@ -9,7 +9,7 @@ use crate::measures::latencies::RequestTimes;
 use crate::replay::{EndedRequest, RequestLine, SkippedRequest, Status, StepReport};
 
 impl Recorder {
-    /// A request ended with a step. `None` for one that is not in flight.
+    /// Makes the line of a request that ended with a step. `None` if it is not in flight.
     pub(super) fn end(&mut self, report: &StepReport, end: &EndedRequest) -> Option<RequestLine> {
         let (mut progress, details) = self.in_flight.remove(end.ticket)?;
         details.cached_tokens = end.cached_tokens;
@@ -57,7 +57,7 @@ impl Recorder {
     }
 }
 
-/// What its end does not change. Its status is still to be set.
+/// The line of a request without what its end decides. Its status must still be set.
 pub(super) fn line(progress: &Progress, details: &mut Details) -> RequestLine {
     let (drafted_by_position, accepted_by_position) = details.drafts.by_position();
     let begun = (progress.begun_ns != NOT_YET).then_some(progress.begun_ns);
@@ -79,7 +79,7 @@ pub(super) fn line(progress: &Progress, details: &mut Details) -> RequestLine {
     }
 }
 
-/// What a request that gave all its tokens measures.
+/// The latencies of a request that gave all its tokens.
 fn latencies(progress: &Progress) -> RequestTimes {
     let since = |ns: u64| (ns != NOT_YET).then(|| ns.saturating_sub(progress.intended_ns));
     let behind_first = u64::from(progress.output_tokens.saturating_sub(1));
@@ -92,13 +92,13 @@ fn latencies(progress: &Progress) -> RequestTimes {
     }
 }
 
-/// It did not give what it was asked for.
+/// Marks a line as that of a request which did not give what was asked of it.
 pub(super) fn failed(line: &mut RequestLine, error: String) {
     line.status = Status::Failed;
     line.error = Some(error);
 }
 
-/// A record that is not run.
+/// The line of a record that is not run.
 pub(super) fn skipped(request: &SkippedRequest) -> RequestLine {
     RequestLine {
         source_id: request.source_id.clone(),
@@ -110,7 +110,7 @@ pub(super) fn skipped(request: &SkippedRequest) -> RequestLine {
     }
 }
 
-/// Of a ticket that nobody holds.
+/// The line for a ticket that is not in flight.
 pub(super) fn unknown(error: String) -> RequestLine {
     let mut line = empty(String::new(), Status::Failed);
     line.error = Some(error);
@@ -150,7 +150,7 @@ fn empty(request_id: String, status: Status) -> RequestLine {
     }
 }
 
-/// The latencies of a line that was written before; a failed request has none.
+/// The latencies in a line that was written before. A failed request has none.
 pub(super) fn times_of(line: &RequestLine) -> RequestTimes {
     if line.status != Status::Finished {
         return RequestTimes::default();
@@ -164,12 +164,12 @@ pub(super) fn times_of(line: &RequestLine) -> RequestTimes {
     }
 }
 
-/// Nanoseconds of seconds in a line.
+/// Converts the seconds in a line to nanoseconds.
 pub(super) fn ns_of_s(seconds: f64) -> u64 {
     (seconds * 1e9).round() as u64
 }
 
-/// A whole number of nanoseconds as the nearest number of seconds: it is printed with at most 9 decimals.
+/// Converts nanoseconds to the nearest number of seconds, which is printed with at most 9 decimals.
 fn seconds(ns: u64) -> f64 {
     ns as f64 / 1e9
 }
@@ -178,7 +178,7 @@ fn milliseconds(ns: u64) -> f64 {
     ns as f64 / 1e6
 }
 
-/// SHA-256 of token ids in little-endian bytes: the first 16 hexadecimal digits.
+/// The first 16 hexadecimal digits of the SHA-256 of token ids in little-endian bytes.
 fn hash(token_ids: &[u32]) -> String {
     let mut sha = Sha256::new();
     for id in token_ids {

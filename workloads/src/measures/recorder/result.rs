@@ -1,4 +1,4 @@
-//! What it all came to.
+//! Makes the summary of a recorder.
 
 use std::collections::BTreeMap;
 

@@ -1,7 +1,8 @@
-//! Lines taken apart into columns: values, and for each the levels that say where in its line it is.
+//! Takes lines apart into columns of values. Levels say where in its line each value belongs.
 //!
-//! The definition level of a value counts the fields and lists on the way to it that are there, its repetition level the
-//! lists that go on with it (Parquet's own scheme, after Dremel).
+//! The definition level of a value is the number of optional fields and lists on the way to it that are
+//! present. Its repetition level is the number of lists that continue with it. This is Parquet's own
+//! scheme, after Dremel.
 
 use parquet::data_type::{ByteArray, ByteArrayType, DoubleType, Int64Type};
 use parquet::errors::Result;
@@ -27,18 +28,18 @@ struct Column {
 enum Values {
     Text(Vec<ByteArray>),
     Integer(Vec<i64>),
-    /// Numbers without a sign: the file has their bits.
+    /// Unsigned numbers, stored by their bits.
     Bits(Vec<i64>),
     Real(Vec<f64>),
 }
 
-/// Where a value is in its line.
+/// Where a value belongs in its line.
 #[derive(Clone, Copy)]
 struct Place {
     column: usize,
     definition: i16,
     repetition: i16,
-    /// Lists around it.
+    /// The number of lists around it.
     lists: i16,
 }
 
@@ -49,7 +50,7 @@ impl Columns {
         Self { root, columns, texts: Vec::new(), bytes: 0 }
     }
 
-    /// Takes a line apart.
+    /// Adds a line.
     pub(super) fn add(&mut self, line: &Value, text: &str) {
         if let Field::Group(fields) = self.root {
             let mut place = Place { column: 0, definition: 0, repetition: 0, lists: 0 };
@@ -61,7 +62,7 @@ impl Columns {
         self.bytes += text.len();
     }
 
-    /// Bytes of the lines.
+    /// The number of bytes of the lines.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
@@ -70,7 +71,7 @@ impl Columns {
         self.texts.len()
     }
 
-    /// Puts a part of a line into its columns; the column behind them.
+    /// Puts a part of a line into its columns. Returns the index of the column after them.
     fn shred(&mut self, field: &Field, value: Option<&Value>, place: Place) -> usize {
         let inside = Place { definition: place.definition + 1, ..place };
         match field {
@@ -106,7 +107,7 @@ impl Columns {
         }
     }
 
-    /// Writes a column of the file: the fields' and then the text.
+    /// Writes a column of the file. The columns of the fields come first, then the text.
     pub(super) fn write(&self, index: usize, to: &mut SerializedColumnWriter<'_>) -> Result<()> {
         let Some(column) = self.columns.get(index) else {
             to.typed::<ByteArrayType>().write_batch(&self.texts, None, None)?;

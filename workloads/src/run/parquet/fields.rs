@@ -1,10 +1,10 @@
-//! Which parts of a line have columns.
+//! Defines which parts of a line have columns.
 
-/// A part of a line; each may be missing, or of another type, and is null then.
+/// A part of a line. If it is missing or has another type, its value is null.
 pub(super) enum Field {
     Text,
     Integer,
-    /// 64 bits without a sign, in a column of type UINT_64.
+    /// 64 unsigned bits, in a column of type UINT_64.
     Bits,
     Real,
     Group(&'static [(&'static str, Field)]),
@@ -55,7 +55,7 @@ const KV_EVENT: Field = Group(&[
     ("num_tokens", Integer),
 ]);
 
-/// A line of `trace_steps`: columns have the names of its fields.
+/// A line of `trace_steps`. The columns have the names of its fields.
 pub(super) static STEP: Field = Group(&[
     ("event", Text),
     ("step", Integer),
@@ -96,7 +96,7 @@ pub(super) static STEP: Field = Group(&[
     ("kv_events", List(&KV_EVENT)),
 ]);
 
-/// The schema: the fields' columns in their order, then one with the whole text.
+/// The schema: the columns of the fields in their order, then one with the whole text.
 pub(super) fn message_type(text: &str) -> String {
     let mut message = "message line {\n".to_owned();
     if let Group(fields) = &STEP {

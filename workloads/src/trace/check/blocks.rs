@@ -1,39 +1,40 @@
-//! The checker's own pool: who holds which block, and which tokens were written to it.
+//! The checker's own view of a pool: who holds which block, and which tokens were written to it.
 
 use std::collections::HashMap;
 
-use super::chain::Link;
-use super::lives::UNKNOWN;
-use super::{Fault, Rule};
+use super::fault::Fault;
+use super::link::Link;
+use super::rule::Rule;
+use super::window::UNKNOWN;
 use crate::trace::record::CopyRecord;
 
-/// What the trace so far says about the blocks of a pool.
+/// What the trace has shown of the blocks of a pool.
 #[derive(Default)]
 pub(super) struct Blocks {
     block_size: u32,
     holders: HashMap<u32, Holders>,
     contents: HashMap<u32, Content>,
-    /// Published blocks that nobody holds.
+    /// The number of published blocks that nobody holds.
     cached: u64,
 }
 
-/// What a block has had since it was handed out.
+/// What has happened to a block since it was handed out.
 #[derive(Clone, Default)]
 struct Content {
-    /// A bit a slot of the block (blocks have at most 64): set when it was written or copied.
+    /// One bit per slot of the block (blocks have at most 64), set when the slot was written or copied.
     written: u64,
-    /// The token last written to each slot; of no meaning where none was.
+    /// The token last written to each slot. It has no meaning if the slot was never written.
     tokens: Vec<u32>,
-    /// Whether a prefix can hit it.
+    /// Whether a prefix can hit the block.
     published: bool,
-    /// The name of what it holds, once it was published.
+    /// The hash of its contents, once it was published.
     link: Option<Link>,
 }
 
 struct Holders {
-    /// In how many live tables it is.
+    /// The number of live tables that contain it.
     count: u32,
-    /// At which place; the same in all of them.
+    /// The entry of the table in which it is, which is the same in all of them.
     index: usize,
 }
 
@@ -42,32 +43,32 @@ impl Blocks {
         Self { block_size, ..Self::default() }
     }
 
-    /// Tokens a block.
+    /// How many tokens a block holds.
     pub(super) fn block_size(&self) -> u32 {
         self.block_size
     }
 
-    /// The entry of the live tables that a block is in.
+    /// The entry at which a block is in the live tables.
     pub(super) fn index(&self, block: u32) -> Option<usize> {
         self.holders.get(&block).map(|holders| holders.index)
     }
 
-    /// Distinct blocks in live tables.
+    /// The number of different blocks in live tables.
     pub(super) fn held(&self) -> u64 {
         self.holders.len() as u64
     }
 
-    /// Published blocks that are in no live table.
+    /// The number of published blocks that are in no live table.
     pub(super) fn cached(&self) -> u64 {
         self.cached
     }
 
-    /// How many live tables a block is in.
+    /// The number of live tables that contain a block.
     pub(super) fn holders(&self, block: u32) -> u32 {
         self.holders.get(&block).map_or(0, |holders| holders.count)
     }
 
-    /// A block enters entry `index` of a live table.
+    /// Notes that a block enters a live table at entry `index`.
     pub(super) fn hold(&mut self, block: u32, index: usize) -> Result<(), String> {
         let holders = self.holders.entry(block).or_insert(Holders { count: 0, index });
         if holders.index != index {
@@ -82,7 +83,7 @@ impl Blocks {
         Ok(())
     }
 
-    /// A block leaves a live table.
+    /// Notes that a block leaves a live table.
     pub(super) fn release(&mut self, block: u32) {
         if let Some(holders) = self.holders.get_mut(&block) {
             holders.count -= 1;
@@ -93,14 +94,16 @@ impl Blocks {
         }
     }
 
-    /// A block is handed out to be written: what it had is nobody's. `false` when the cache still has it.
+    /// Notes that a block is handed out to be written, so that its old contents are gone. Returns `false`
+    /// if the cache still has them.
     pub(super) fn hand_out(&mut self, block: u32) -> bool {
         let published = self.contents.remove(&block).is_some_and(|content| content.published);
         self.cached -= u64::from(published && self.holders(block) == 0);
         !published
     }
 
-    /// The KV of `token` is written; `false` when the block is published, so that nobody may.
+    /// Notes that the KV of `token` is written. Returns `false` if the block is published, in which case
+    /// nobody may write it.
     pub(super) fn write(&mut self, slot: u64, token: u32) -> bool {
         let (block, at) = self.place(slot);
         let content = self.contents.entry(block).or_default();
@@ -110,7 +113,7 @@ impl Blocks {
         !content.published
     }
 
-    /// A slot's content is of no use (a rejected draft's).
+    /// Notes that a slot's contents are void, as those of a rejected draft are.
     pub(super) fn forget(&mut self, slot: u64) {
         let (block, at) = self.place(slot);
         if let Some(content) = self.contents.get_mut(&block) {
@@ -123,7 +126,7 @@ impl Blocks {
         (u32::try_from(slot / size).unwrap_or(u32::MAX), (slot % size) as usize)
     }
 
-    /// Takes note that a block can be hit from now on; `false` when it could before.
+    /// Notes that a block can be hit from now on. Returns `false` if it could be hit before.
     pub(super) fn publish(&mut self, block: u32, link: Link) -> bool {
         let content = self.contents.entry(block).or_default();
         content.link = Some(link);
@@ -132,7 +135,7 @@ impl Blocks {
         fresh
     }
 
-    /// The cache forgets a block that it has under `hash`.
+    /// Notes that the cache forgets a block, which it has under `hash`.
     pub(super) fn unpublish(&mut self, block: u32, hash: Option<u64>) -> Result<(), String> {
         match self.contents.get_mut(&block).filter(|content| content.published) {
             None => Err(format!("block {block} leaves the cache, and is not in it")),
@@ -153,18 +156,18 @@ impl Blocks {
         }
     }
 
-    /// The cache forgets everything.
+    /// Notes that the cache forgets everything.
     pub(super) fn clear_published(&mut self) {
         self.contents.values_mut().for_each(|content| content.published = false);
         self.cached = 0;
     }
 
-    /// The name of what a block holds, where it was published since it was handed out.
+    /// The hash of a block's contents, if it was published since it was handed out.
     pub(super) fn link(&self, block: u32) -> Option<Link> {
         self.contents.get(&block)?.link
     }
 
-    /// The tokens of a block, once all of it was written.
+    /// The tokens of a block, if all of its slots were written.
     pub(super) fn tokens(&self, block: u32) -> Option<&[u32]> {
         let content = self.contents.get(&block)?;
         let full = u64::from(content.written.count_ones()) == u64::from(self.block_size);
@@ -184,7 +187,8 @@ impl Blocks {
         (content.written >> at & 1 == 1).then(|| content.tokens.get(at).copied()).flatten()
     }
 
-    /// The first position of `from..to` of a table that holds another token than `tokens`, with the two.
+    /// The first position of `from..to` at which a table holds another token than `tokens` does, with both
+    /// tokens.
     pub(super) fn first_other(
         &self,
         table: &[u32],
@@ -198,7 +202,7 @@ impl Blocks {
         })
     }
 
-    /// The first position of `from..to` of a table that nobody wrote.
+    /// The first position of `from..to` of a table that was never written.
     pub(super) fn first_unwritten(&self, table: &[u32], from: u64, to: u64) -> Option<u64> {
         let size = u64::from(self.block_size);
         let mut at = from;
@@ -217,8 +221,8 @@ impl Blocks {
         None
     }
 
-    /// The copies of a step in a pool of `num_blocks`, made before the step wrote anything: from a block that somebody
-    /// holds to one that nobody holds.
+    /// Applies the copies of a step in a pool of `num_blocks` blocks, before the step has written anything.
+    /// A copy goes from a block that somebody holds to one that nobody holds.
     pub(super) fn copy(&mut self, copies: &[CopyRecord], num_blocks: u64) -> Result<(), Fault> {
         let mut targets: Vec<u32> = Vec::with_capacity(copies.len());
         for &CopyRecord { from, to, .. } in copies {
@@ -248,7 +252,7 @@ impl Blocks {
         Ok(())
     }
 
-    /// Whether every copy went into the table of somebody.
+    /// Checks that every copied block is in somebody's table now.
     pub(super) fn check_copied(&self, copies: &[CopyRecord]) -> Result<(), Fault> {
         let held = |to: i64| u32::try_from(to).is_ok_and(|block| self.holders(block) > 0);
         match copies.iter().find(|copy| !held(copy.to)) {

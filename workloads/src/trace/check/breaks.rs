@@ -1,11 +1,11 @@
-//! Ways to break a line of a sound trace, and the rule that each breaks.
+//! Ways to break a line of a correct trace, each with the rule that it breaks.
 
 use serde_json::{Value, json};
 
 use super::Rule;
 use super::synthetic::{BLOCK, BLOCKS, Dice, recount};
 
-/// Breaks something in a line of a sound trace; false when the line has nothing of the kind.
+/// Breaks something in a line of a correct trace. Returns false if the line has nothing of the kind.
 pub(super) type Break = fn(&mut Value, &mut Dice) -> bool;
 
 fn rows(line: &Value) -> &Vec<Value> {
@@ -31,12 +31,12 @@ fn push(list: &mut Value, value: Value) -> bool {
     true
 }
 
-/// The first change of the prefix cache in a line that is such.
+/// The first change of the prefix cache in a line for which `such` holds.
 fn event(line: &mut Value, such: impl Fn(&Value) -> bool) -> Option<&mut Value> {
     line.get_mut("kv_events")?.as_array_mut()?.iter_mut().find(|event| such(event))
 }
 
-/// Tells a change twice.
+/// Repeats such a change.
 fn again(line: &mut Value, such: impl Fn(&Value) -> bool) -> bool {
     let Some(found) = event(line, such).cloned() else { return false };
     let events = line["kv_events"].as_array_mut().unwrap();
@@ -45,7 +45,7 @@ fn again(line: &mut Value, such: impl Fn(&Value) -> bool) -> bool {
     true
 }
 
-/// Says that a block was published.
+/// Adds an event that says that a block was published.
 fn publish(line: &mut Value, group: &str, block: Value) -> bool {
     let event = json!({"kind": "stored", "group": group, "block": block, "hash": 1, "parent": null, "num_tokens": BLOCK});
     match line.get_mut("kv_events") {
@@ -57,7 +57,8 @@ fn publish(line: &mut Value, group: &str, block: Value) -> bool {
     }
 }
 
-/// Says that a group uses another number of blocks, and counts all else anew; false where there are not so many.
+/// Changes the number of blocks that a group uses, and recounts everything else. Returns false if the pool
+/// has not that many.
 fn use_blocks(line: &mut Value, group: &str, other: fn(i64) -> i64) -> bool {
     let used = &mut line["pool"]["by_group"][group]["used"];
     let most = if group == "kv" { BLOCKS as i64 } else { 14 };
@@ -70,13 +71,13 @@ fn use_blocks(line: &mut Value, group: &str, other: fn(i64) -> i64) -> bool {
     line["pool"]["cached"].as_i64() <= line["pool"]["free"].as_i64()
 }
 
-/// The draft model's part of a line, where it has rows.
+/// The draft model's part of a line, if it has rows.
 fn own(line: &mut Value) -> Option<&mut Value> {
     let group = line.get_mut("groups")?.get_mut("draft")?;
     (group["plan_rows"] != json!([])).then_some(group)
 }
 
-/// The input token that is the first draft of a row with such an outcome, and the row.
+/// The index of the input token that is the first draft of a row whose outcome is `such`, and the row.
 fn first_draft(line: &Value, such: impl Fn(&Value) -> bool) -> Option<(usize, usize)> {
     let drafted = |o: &Value| o["num_drafts"].as_u64() > Some(0) && such(o);
     let r = line["outcome"].as_array()?.iter().position(drafted)?;
@@ -84,7 +85,7 @@ fn first_draft(line: &Value, such: impl Fn(&Value) -> bool) -> Option<(usize, us
     Some((line["metadata"]["query_start_loc"][m].as_u64()? as usize + 1, r))
 }
 
-/// Makes the draft behind the accepted ones the token that was emitted there.
+/// Replaces the draft after the accepted ones by the token that was emitted there.
 pub(super) fn accept_less(line: &mut Value) -> bool {
     let more = |o: &Value| {
         o["num_accepted"].as_u64() < o["num_drafts"].as_u64()
@@ -96,7 +97,8 @@ pub(super) fn accept_less(line: &mut Value) -> bool {
     true
 }
 
-/// A step of one decode row, of a request that isn't a fork (whose first row may start anywhere, with any token).
+/// Whether the step has one row, a decode row of a request that isn't a fork. (A fork's first row may start
+/// anywhere, with any token.)
 fn known_decode_alone(line: &Value) -> bool {
     let fork = |row: &Value| row["request_id"].as_str().unwrap().contains('/');
     rows(line).len() == 1 && rows(line)[0]["kind"] == "decode" && !fork(&rows(line)[0])
@@ -219,7 +221,7 @@ pub(super) const BREAKS: &[(Rule, &str, Break)] = &[
         true
     }),
     (Rule::MetadataRows, "metadata rows are said to be of other plan rows", |l, _| {
-        // Rows of one shape could be each other's.
+        // Rows of the same shape could be exchanged without being noticed.
         let contexts = l["metadata"]["context_lens"].as_array().unwrap();
         let apart = contexts.first() != contexts.last();
         l["plan_rows"].as_array_mut().unwrap().reverse();
@@ -243,13 +245,13 @@ pub(super) const BREAKS: &[(Rule, &str, Break)] = &[
     (Rule::Copy, "a copy to a block that nobody has then", |l, d| {
         let tables = l["metadata"]["block_tables"].to_string();
         let Some(to) = (0..BLOCKS).find(|b| !tables.contains(&b.to_string())) else { return false };
-        // Only a row that ran before surely has its block from before.
+        // Only the block of a row that ran before is known to be from an earlier step.
         if d.below(2) == 0 || !known_decode_alone(l) || l["preempted"] != json!([]) {
             return false;
         }
         let from = l["metadata"]["block_tables"][0][0].clone();
         l["copies"].as_array_mut().unwrap().push(json!({"src": from, "dst": to}));
-        // A block that another request holds is as wrong a target.
+        // A block that another request holds is a wrong target too.
         true
     }),
     (Rule::Kind, "a decode row is called a prefill", |l, _| {
@@ -429,7 +431,7 @@ pub(super) const BREAKS: &[(Rule, &str, Break)] = &[
         set(&mut l["metadata"]["window"], 1000)
     }),
     (Rule::Pool, "a group uses less than its rows have", |l, _| {
-        // Rows whose requests end with the step have no blocks after it.
+        // Requests that end with the step have no blocks after it.
         let goes_on = l["finished"] == json!([]);
         own(l).is_some() && goes_on && use_blocks(l, "draft", |_| 0)
     }),
@@ -438,7 +440,7 @@ pub(super) const BREAKS: &[(Rule, &str, Break)] = &[
         target < 3 && use_blocks(l, "draft", |used| used + 12)
     }),
     (Rule::Pool, "more is used than anybody has", |l, _| {
-        // A block or two may be in reserve for drafts; not so many.
+        // A few blocks may be reserved for drafts, but not as many as this.
         use_blocks(l, "kv", |used| used + 20)
     }),
     (Rule::Pool, "a block is used when nobody runs", |l, _| {
@@ -485,12 +487,12 @@ pub(super) const BREAKS: &[(Rule, &str, Break)] = &[
     }),
 ];
 
-/// Breaks of a trace with a sliding window.
+/// Ways to break a trace of a model with a sliding window.
 pub(super) const WINDOW_BREAKS: &[(Rule, &str, Break)] = &[
     (Rule::Window, "a block that is seen was given back", |l, _| {
         let table = l["metadata"]["block_tables"][0].as_array_mut().unwrap();
         let seen = table.iter().position(|block| block != &json!(-1));
-        // Without a block behind the window it is as if there were none.
+        // If no block lies behind the window, the window changes nothing.
         seen.is_some_and(|seen| {
             table[seen] = json!(-1);
             seen > 0
@@ -513,7 +515,7 @@ pub(super) const WINDOW_BREAKS: &[(Rule, &str, Break)] = &[
         })
     }),
     (Rule::Pool, "a block behind the window is still used", |l, _| {
-        // A block or two may be in reserve for drafts; not so many.
+        // A few blocks may be reserved for drafts, but not as many as this.
         let tables = l["metadata"]["block_tables"].to_string();
         tables.contains("-1") && use_blocks(l, "kv", |used| used + 20)
     }),

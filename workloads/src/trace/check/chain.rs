@@ -1,24 +1,16 @@
-//! The hashes of a request's blocks, as far as the trace tells them, and recomputed where it names the salt.
+//! The hashes of a request's blocks, as far as the trace tells them. If the trace names the salt, they are
+//! recomputed.
 
-use pagedraft_block_manager::{BlockHash, Salt};
+use pagedraft_block_manager::BlockHash;
 
-use super::lives::Life;
+use super::life::Life;
+use super::link::Link;
 use crate::trace::KvEventRecord;
 
-/// The name of the contents of a block, and under which salt it was made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Link {
-    /// As the trace has it.
-    pub(super) hash: u64,
-    /// All of it, where it could be recomputed.
-    full: Option<BlockHash>,
-    salt: Option<Salt>,
-}
-
 impl Life {
-    /// Block `index`, which holds `tokens`, is stored in the prefix cache under a hash that follows from the block
-    /// before it. `tokens` is `None` where the trace does not show them. `unseen`: the block before it was given back
-    /// behind a window, and may never have been this request's.
+    /// Block `index`, which holds `tokens`, is stored in the prefix cache. Its hash must follow from the
+    /// block before it. `tokens` is `None` if the trace does not show them. `unseen` means that the block
+    /// before it was given back behind a window, and may never have been this request's.
     pub(super) fn store(
         &mut self,
         index: usize,
@@ -56,7 +48,7 @@ impl Life {
         Ok(link)
     }
 
-    /// Block `index` was found in the cache, or with another request, under `link`.
+    /// Block `index` was found, in the cache or shared with another request, and has the hash `link`.
     pub(super) fn find(&mut self, index: usize, link: Link) -> Result<(), String> {
         if let (Some(own), Some(other)) = (self.salt, link.salt)
             && own != other

@@ -1,11 +1,12 @@
-//! A request's tokens, as far as the trace shows them, against what it feeds and accepts.
+//! Compares a request's tokens, as far as the trace shows them, with what it feeds and what is accepted.
 
-use super::Rule;
-use super::lives::{Life, UNKNOWN};
+use super::life::Life;
+use super::rule::Rule;
+use super::window::UNKNOWN;
 use crate::trace::{OutcomeRecord, RowKind, RowRecord};
 
 impl Life {
-    /// What a row fed, and what came of it: `input` are its own tokens and the drafts behind them.
+    /// Takes in what a row fed and what resulted. `input` holds its own tokens and the drafts after them.
     pub(super) fn take_tokens(
         &mut self,
         row: &RowRecord,
@@ -41,8 +42,8 @@ impl Life {
 }
 
 impl Life {
-    /// An end keeps back accepted drafts behind it. Nobody was given them, but whoever wrote their KV may have published
-    /// it: to be called once nothing else is to be said of the request's own tokens.
+    /// Adds accepted drafts behind the end of a request, which nobody was given. Their KV was written and
+    /// may have been published. It is called when nothing more is checked against the request's own tokens.
     pub(super) fn take_unkept(&mut self, outcome: &OutcomeRecord, input: &[u32]) {
         let drafts = &input[input.len() - (outcome.num_drafts as usize).min(input.len())..];
         let accepted = &drafts[..(outcome.num_accepted as usize).min(drafts.len())];
@@ -50,8 +51,8 @@ impl Life {
     }
 }
 
-/// Accepted drafts are what was emitted; the first that was not accepted differs, where acceptance is coupled. Tokens behind
-/// an end may be missing.
+/// Checks that accepted drafts are the tokens that were emitted, and that under coupled acceptance the
+/// first rejected one is not. Tokens behind an end may be missing.
 fn check_accepted(drafts: &[u32], outcome: &OutcomeRecord, coupled: bool) -> Result<(), String> {
     let accepted = outcome.num_accepted as usize;
     for (i, (draft, emitted)) in drafts.iter().zip(&outcome.token_ids).enumerate() {

@@ -1,16 +1,18 @@
-//! Who ended, and who lost their blocks.
+//! Checks which requests ended and which were preempted.
 
 use std::collections::HashSet;
 
+use super::fault::Fault;
 use super::lives::Lives;
-use super::{Fault, Rule};
+use super::rule::Rule;
 use crate::trace::StepRecord;
 
-/// What a step may say about why a request ended.
+/// The reasons for which a request may have ended.
 const REASONS: [&str; 3] = ["stop", "length", "abort"];
 
 impl Lives {
-    /// Preemptions are of requests that ran; ends are told in the step that has them, once, of requests that ran.
+    /// Preempted requests must have run. Each end must be told once, in its own step, and of a request that
+    /// ran.
     pub(super) fn check_ends(&self, step: &StepRecord) -> Result<(), Fault> {
         let mut preempted = HashSet::new();
         for id in &step.preempted {

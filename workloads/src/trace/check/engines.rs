@@ -1,22 +1,24 @@
-//! The engines that a trace is of.
+//! Keeps the engines of a trace apart.
 
 use std::collections::BTreeMap;
 
+use super::fault::Fault;
 use super::lives::Lives;
-use super::{Fault, Rule, TraceConfig};
+use super::rule::Rule;
+use super::trace_config::TraceConfig;
 use crate::trace::StepRecord;
 
-/// What is carried from step to step, of each engine for itself.
+/// The state of each engine, which is carried from step to step.
 pub(super) struct Engines<'a> {
     config: &'a TraceConfig,
-    /// Those that a step was of.
+    /// The engines that have made a step.
     seen: BTreeMap<u32, Engine>,
 }
 
-/// One of them.
+/// The state of one engine.
 pub(super) struct Engine {
     pub(super) lives: Lives,
-    /// Blocks that were used after its last step.
+    /// The number of blocks in use after its last step.
     pub(super) blocks_held: u64,
 }
 
@@ -25,7 +27,7 @@ impl<'a> Engines<'a> {
         Self { config, seen: BTreeMap::new() }
     }
 
-    /// The engine that a step is of.
+    /// The engine that made a step.
     pub(super) fn of(&mut self, step: &StepRecord) -> Result<&mut Engine, Fault> {
         let count = self.config.replicas;
         let replica = match step.replica {
@@ -53,10 +55,11 @@ impl<'a> Engines<'a> {
         self.seen.entry(replica).or_insert_with(|| Engine { lives: Lives::new(config), blocks_held: 0 })
     }
 
-    /// New engines go on with the run at step `first`.
+    /// New engines resume the run at step `first`.
     pub(super) fn resume(&mut self, first: u64) -> Result<(), Fault> {
         if self.config.replicas == 1 {
-            // Also before its first step: numbers go on from here.
+            // Engine 0 is made even before its first step, so that it knows the number from which steps
+            // count.
             self.engine(0);
         }
         for engine in self.seen.values_mut() {
@@ -66,7 +69,7 @@ impl<'a> Engines<'a> {
         Ok(())
     }
 
-    /// How many there are steps of.
+    /// The number of engines that have made a step.
     pub(super) fn count(&self) -> u64 {
         self.seen.len() as u64
     }

@@ -1,21 +1,22 @@
-//! What enters and leaves the prefix cache, against the blocks and the tokens that the steps show.
+//! Compares what enters and leaves the prefix cache with the blocks and tokens that the steps show.
 
+use super::fault::Fault;
 use super::lives::Lives;
 use super::own_group::OwnGroup;
+use super::rule::Rule;
 use super::window::FREED;
-use super::{Fault, Rule};
 use crate::trace::{KvChange, KvEventRecord, StepRecord};
 
 /// The group that an event is about.
 enum Place {
-    /// One of the target's, by its place.
+    /// A group of the target, by its index.
     Rows(usize),
-    /// A draft model's, by its name.
+    /// A group of a draft model, by its name.
     Own(String),
 }
 
 impl Lives {
-    /// Blocks that left the cache while the plan was made, before anything of the step entered it.
+    /// Checks the blocks that left the cache while the plan was made, before the step added anything to it.
     pub(super) fn check_early_events(&mut self, step: &StepRecord) -> Result<(), Fault> {
         for event in &step.kv_events[..num_early(step)] {
             self.forget(event)?;
@@ -23,7 +24,7 @@ impl Lives {
         Ok(())
     }
 
-    /// What the step's outcome changed, `nexts` tokens of each plan row being computed by then.
+    /// Checks what the step's outcome changed. By then `nexts` tokens of each plan row are computed.
     pub(super) fn check_late_events(&mut self, step: &StepRecord, nexts: &[u64]) -> Result<(), Fault> {
         for event in &step.kv_events[num_early(step)..] {
             match event.kind {
@@ -52,8 +53,8 @@ impl Lives {
         blocks.unpublish(block, event.hash).map_err(|what| Fault::new(Rule::Published, what))
     }
 
-    /// A block is published: it is full of computed and accepted tokens of a request that has a row, was not published
-    /// before, and its hash follows from its parent's.
+    /// Checks that a block is published correctly: it is full of computed and accepted tokens of a request
+    /// that has a row, it was not published before, and its hash follows from its parent's.
     fn check_stored(&mut self, step: &StepRecord, event: &KvEventRecord, nexts: &[u64]) -> Result<(), Fault> {
         let block = block_of(event)?;
         let at = match self.place(event)? {
@@ -91,7 +92,7 @@ impl Lives {
         group.check_stored(event, block, &mut self.live).map_err(named)
     }
 
-    /// The group that an event names. An engine with one group needs no name for it.
+    /// The group that an event names. An engine with one group need not name it.
     fn place(&self, event: &KvEventRecord) -> Result<Place, Fault> {
         let Some(name) = &event.group else {
             return Err(Fault::new(Rule::Published, format!("a {:?} event names no group", event.kind)));
@@ -116,7 +117,7 @@ impl Lives {
     }
 }
 
-/// Events before the first that stores something: of the time when the plan was made.
+/// The number of events before the first `stored` one. They are from the time when the plan was made.
 fn num_early(step: &StepRecord) -> usize {
     let stored = step.kv_events.iter().position(|event| event.kind == KvChange::Stored);
     stored.unwrap_or(step.kv_events.len())

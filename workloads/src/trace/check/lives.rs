@@ -1,71 +1,53 @@
-//! What a trace says about a request from step to step: its table, its length, its end.
+//! Keeps what a trace says about each request from step to step: its table, its length, its end.
 
 use std::collections::{HashMap, HashSet};
 
 use pagedraft_block_manager::Salt;
 
-use super::chain::Link;
+use super::fault::Fault;
+use super::life::Life;
 use super::own_group::OwnGroup;
 use super::row_group::RowGroup;
 use super::rows::{inputs, query_len};
-use super::{Fault, Rule, TraceConfig};
-use crate::trace::{KvGroupRecord, OutcomeRecord, RowKind, RowRecord, StepRecord};
+use super::rule::Rule;
+use super::trace_config::TraceConfig;
+use crate::trace::{KvGroupRecord, RowKind, StepRecord};
 
-/// Stands for a token that the trace does not show: one behind the window of a request that began with a prefix hit.
-pub(super) const UNKNOWN: u32 = u32::MAX;
-
-/// Everything that is carried from one step to the next.
+/// All state that is carried from one step to the next.
 pub(super) struct Lives {
     pub(super) block_size: u32,
-    /// Whether an empty table stands for the one written before.
+    /// Whether an empty table stands for the last one written.
     pub(super) delta: bool,
     last_step: Option<u64>,
     pub(super) num_blocks: Option<u64>,
     pub(super) live: HashMap<String, Life>,
-    /// Ended requests, so that none comes back.
+    /// The requests that have ended, so that none can come back.
     pub(super) ended: HashSet<String>,
-    /// Slots of the step at hand, and the input token that wrote each: a buffer.
+    /// For each slot of the present step, the input token that wrote it. It is kept to reuse the memory.
     pub(super) written: HashMap<u64, usize>,
-    /// The KV groups of the target, that of the metadata first.
+    /// The KV groups of the target. The first is the one that `metadata` describes.
     pub(super) row_groups: Vec<RowGroup>,
-    /// Whether there are several of them, which may hit differently.
+    /// Whether the target has several groups, in which prefix hits may differ.
     pub(super) several: bool,
     /// KV groups with rows of their own, by name.
     pub(super) own_groups: HashMap<String, OwnGroup>,
-    /// Whether drafts are accepted when they are the target's own choice.
+    /// Whether drafts are accepted exactly if they are the target's own choice.
     pub(super) coupled: bool,
-    /// Token rows that graphs were captured at, where the configuration says so.
+    /// The numbers of token rows that graphs were captured for, if the configuration says so.
     pub(super) graph_sizes: Option<Vec<u64>>,
     /// Whether full blocks are published.
     pub(super) caching: bool,
     /// The KV groups that the configuration names.
     pub(super) kv_groups: Vec<KvGroupRecord>,
-    /// The salt of the hashes of requests that do not name another.
+    /// The salt of block hashes, for requests that do not name another.
     kv_salt: Option<Salt>,
-    /// Bytes of the pool, and the smallest blocks that these are, where several groups share it.
+    /// If several groups share the pool: its bytes, and below the number of smallest blocks that these
+    /// bytes are.
     pub(super) bytes_total: Option<u64>,
     pub(super) num_smallest: Option<u64>,
     seen: u64,
-    /// Requests seen by an engine that was stopped.
+    /// The requests that an engine had which was stopped.
     before: HashSet<String>,
-}
-
-#[derive(Default)]
-pub(super) struct Life {
-    /// Where its next row starts; `None` after a preemption and before the first row.
-    pub(super) next: Option<u64>,
-    /// Its tokens, those without KV too: known once it emitted one.
-    known: Option<u64>,
-    /// Its tokens from the first on, as far as the trace shows them.
-    pub(super) tokens: Vec<u32>,
-    /// Whether what it feeds are not its tokens (a diffusion model's masks), so that `tokens` says nothing.
-    pub(super) opaque: bool,
-    /// The salt of the hashes of its blocks, where it is known.
-    pub(super) salt: Option<Salt>,
-    /// The names of its blocks, as far as they were stored or found in the cache.
-    pub(super) chain: Vec<Option<Link>>,
-    /// The tables last written, by KV group, for rows that leave theirs out. The metadata's group is "".
-    pub(super) written: HashMap<String, Vec<i64>>,
 }
 
 impl Lives {
@@ -93,8 +75,9 @@ impl Lives {
         }
     }
 
-    /// A new engine goes on with the run at step `first`: it has nothing of the old one's. What the old one did and nobody
-    /// took note of is run again, so that even a request that ended may come back.
+    /// A new engine resumes the run at step `first`, with nothing of the old engine's state. What the old
+    /// engine did after the last recorded result is run again, so even a request that had ended may come
+    /// back.
     pub(super) fn resume(&mut self, first: u64) -> Result<(), Fault> {
         if let Some(last) = self.last_step
             && first <= last
@@ -110,7 +93,7 @@ impl Lives {
         Ok(())
     }
 
-    /// Whether a request had a row, since the run was last gone on with.
+    /// Whether a request has had a row since the run was last resumed.
     pub(super) fn has_seen(&self, id: &str) -> bool {
         self.live.contains_key(id) || self.ended.contains(id)
     }
@@ -129,10 +112,11 @@ impl Lives {
         Ok(())
     }
 
-    /// Every rule that needs to know what was before; the number of slots that were re-derived.
+    /// Checks every rule that needs earlier steps. Returns the number of slots that were re-derived.
     ///
-    /// The order is the engine's: blocks were taken back, and aborted requests gave theirs, before the plan's rows got
-    /// any; then the step copied, read and wrote; then its outcome was applied, and `pool` is what that left.
+    /// The order follows the engine. First blocks were taken back and aborted requests gave up theirs,
+    /// before the plan's rows got any. Then the step copied, read and wrote. Then its outcome was applied,
+    /// which `pool` shows.
     pub(super) fn check_step(&mut self, step: &StepRecord, owners: &[usize]) -> Result<u64, Fault> {
         self.check_pool(step)?;
         self.check_rows(step)?;
@@ -159,7 +143,8 @@ impl Lives {
         }
     }
 
-    /// Each row starts where the one before ended, and is of the kind that this makes it.
+    /// Checks that each row starts where the request's row before ended, and is of the kind that this makes
+    /// it.
     fn check_starts(&mut self, step: &StepRecord) -> Result<(), Fault> {
         let kv_salt = self.kv_salt;
         for row in &step.rows {
@@ -188,8 +173,8 @@ impl Lives {
         Ok(())
     }
 
-    /// What the step emitted: tokens, publications, new lengths, ends; the number of slots re-derived in groups with rows
-    /// of their own, whose drafts the outcome speaks of.
+    /// Applies what the step emitted: tokens, publications, new lengths and ends. Returns the number of
+    /// slots re-derived in groups with rows of their own, for whose drafts the outcome is needed.
     fn apply_outcome(&mut self, step: &StepRecord, owners: &[usize]) -> Result<u64, Fault> {
         let inputs = inputs(step, owners);
         let mut nexts = Vec::with_capacity(step.rows.len());
@@ -240,49 +225,5 @@ impl Lives {
         self.drop_table(id);
         self.live.remove(id);
         self.ended.insert(id.to_owned());
-    }
-}
-
-impl Life {
-    /// A row is a decode or verify row exactly when its first token is the last known one, and was generated.
-    fn check_kind(&self, row: &RowRecord) -> Result<(), String> {
-        let decodes = self.known == Some(u64::from(row.num_computed) + 1);
-        let should = match (row.kind, self.known) {
-            (RowKind::Prefill, _) if decodes => "all its known tokens but a generated one are computed",
-            (RowKind::Decode | RowKind::Verify, None) => "it has generated nothing yet",
-            (RowKind::Decode | RowKind::Verify, Some(_)) if !decodes => {
-                "more than one known token is to compute"
-            }
-            _ => return Ok(()),
-        };
-        let kind = format!("{:?}", row.kind).to_lowercase();
-        Err(format!("a {kind} row from {} on, and {should}", row.num_computed))
-    }
-
-    /// A row gives a token and its accepted drafts when it ends at the end of what is known, else nothing.
-    fn check_emitted(&self, row: &RowRecord, outcome: &OutcomeRecord, own: u64) -> Result<(), String> {
-        let ended = outcome.finish_reason.is_some();
-        let (emitted, accepted) = (outcome.token_ids.len() as u64, u64::from(outcome.num_accepted));
-        let end = u64::from(row.num_computed) + own;
-        let wrong = match row.kind {
-            RowKind::Prefill => match self.known {
-                Some(known) if end > known => true,
-                Some(known) if end < known => emitted > 0,
-                Some(_) => emitted > 1 || (emitted == 0 && !ended),
-                None => emitted > 1,
-            },
-            RowKind::Decode | RowKind::Verify => emitted > accepted + 1 || (emitted < accepted + 1 && !ended),
-            RowKind::Denoise => false,
-        };
-        if !wrong {
-            return Ok(());
-        }
-        let mut what =
-            format!("a {:?} row with {accepted} accepted drafts emitted {emitted} tokens", row.kind)
-                .to_lowercase();
-        if let (RowKind::Prefill, Some(known)) = (row.kind, self.known) {
-            what = format!("a prefill row up to {end} of {known} known tokens emitted {emitted}");
-        }
-        Err(what)
     }
 }

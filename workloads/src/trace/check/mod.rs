@@ -1,4 +1,4 @@
-//! Refutes a trace, or fails to.
+//! Checks a trace by trying to refute it.
 
 mod blocks;
 #[cfg(test)]
@@ -7,154 +7,50 @@ mod chain;
 mod contents;
 mod ends;
 mod engines;
+mod fault;
 mod kv_events;
+mod life;
+mod link;
 mod lives;
 mod own_group;
+mod own_groups;
 mod pool;
 mod row_group;
 mod rows;
+mod rule;
 mod shape;
 mod slots;
 #[cfg(test)]
 mod synthetic;
 mod tables;
+mod trace_config;
 mod window;
 
 use std::fmt;
 use std::path::Path;
 
-use pagedraft_block_manager::Salt;
 use serde::Deserialize;
-use serde_json::Value;
 
 use self::engines::Engines;
-use super::{CONFIG_FILE, KvGroupRecord, ResumeRecord, StepRecord, read_steps};
+use self::fault::Fault;
+pub use self::rule::Rule;
+use self::trace_config::TraceConfig;
+use super::{CONFIG_FILE, ResumeRecord, StepRecord, read_steps};
 use crate::Error;
 use crate::json_fault::{self, JsonFault};
-
-/// What a trace must keep to; `Display` gives the name that `pagedraft trace check` prints.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Rule {
-    /// Every line but a cut last one is a JSON object, and a step has the fields of a step.
-    Line,
-    /// Of each engine step numbers increase, also where a stopped run goes on.
-    StepOrder,
-    /// A step of several engines says whose it is, one of the configuration's, and a request is of one engine.
-    Replica,
-    /// A step has at most one plan row a request, with at least one token.
-    PlanRows,
-    /// The outcome has one row for each plan row, in order, and accepts no more drafts than it scored.
-    Outcome,
-    /// Metadata rows are the plan's rows, those that `plan_rows` says: contexts start where the plan's do, queries are as
-    /// long.
-    MetadataRows,
-    /// `seq_lens` = context + query (or more, of a row that also sees the keys behind its queries), and the two start
-    /// locations are running sums.
-    Lengths,
-    /// Counts and maxima are those of the rows, and rows of several query tokens come first.
-    Counts,
-    /// A step was replayed exactly when it has a graph's key, whose shape has room for it and its very query length, and is
-    /// of a size that was captured.
-    Graph,
-    /// Positions follow the context.
-    Positions,
-    /// Block ids lie in the pool, none is twice in a table, and a row's table covers its tokens; only a trace of changes
-    /// may leave it out.
-    BlockTable,
-    /// Table entries are -1 for exactly the blocks that lie wholly behind the window of the row's first query, and windows
-    /// are the configuration's.
-    Window,
-    /// Every slot is `table[i / block_size] * block_size + i % block_size`; tokens whose KV is there already have none.
-    Slot,
-    /// No slot is written twice in a step.
-    SlotTwice,
-    /// A running request's table only grows, except where the step copies a block.
-    TableChange,
-    /// A block that is written is in one request's table only.
-    SharedWrite,
-    /// A block that several tables share is at the same place in each.
-    Alias,
-    /// A step copies a block that somebody holds to one that nobody held, and that a row then has.
-    Copy,
-    /// What a row reads was written before: by an earlier step of whoever had the block then, or by a copy.
-    Unwritten,
-    /// What a row takes as context are the request's own tokens. Blocks that it starts with, fresh or after a preemption,
-    /// were published, or are a running request's that has computed all of them.
-    Context,
-    /// A published block is full of computed and accepted tokens of the request that publishes it, published once until it
-    /// is removed, and neither written nor handed out before then; its hash follows from its tokens, its parent's hash and
-    /// the salt, and its parent was published before it.
-    Published,
-    /// A row starts where the request's row before ended: what was scheduled, less rejected drafts.
-    Growth,
-    /// Decode and verify rows are those that begin with the last known token, a generated one.
-    Kind,
-    /// Rows that sample give their accepted drafts and one token more, or fewer where the request ends; what a row feeds
-    /// are the request's own tokens.
-    Tokens,
-    /// Accepted drafts are the tokens that were emitted; under coupled acceptance the draft behind them is not.
-    Acceptance,
-    /// Requests that ended stay away.
-    FinishedAgain,
-    /// `preempted` names requests that ran, each once.
-    Preempted,
-    /// `finished` names each request that ended, once, in the step whose outcome says so (or after its abort).
-    Finished,
-    /// used + free is the pool's size, which is the configuration's and never changes; cached is at most free. used is the
-    /// blocks of those who run after the step: 0 when nobody does, exactly the tables' without drafts.
-    /// Where several KV groups share the pool, bytes are what the groups' blocks take, each group's blocks are those of
-    /// the tables, and no two blocks that are held share bytes.
-    Pool,
-}
-
-impl fmt::Display for Rule {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Line => "line",
-            Self::StepOrder => "step-order",
-            Self::Replica => "replica",
-            Self::PlanRows => "plan-rows",
-            Self::Outcome => "outcome",
-            Self::MetadataRows => "metadata-rows",
-            Self::Lengths => "lengths",
-            Self::Counts => "counts",
-            Self::Graph => "graph",
-            Self::Positions => "positions",
-            Self::BlockTable => "block-table",
-            Self::Window => "window",
-            Self::Slot => "slot",
-            Self::SlotTwice => "slot-twice",
-            Self::TableChange => "table-change",
-            Self::SharedWrite => "shared-write",
-            Self::Alias => "alias",
-            Self::Copy => "copy",
-            Self::Unwritten => "unwritten",
-            Self::Context => "context",
-            Self::Published => "published",
-            Self::Growth => "growth",
-            Self::Kind => "kind",
-            Self::Tokens => "tokens",
-            Self::Acceptance => "acceptance",
-            Self::FinishedAgain => "finished-again",
-            Self::Preempted => "preempted",
-            Self::Finished => "finished",
-            Self::Pool => "pool",
-        })
-    }
-}
 
 /// The first record that breaks a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
-    /// Its line in `trace_steps.jsonl`, from 1.
+    /// Its line in `trace_steps.jsonl`, counted from 1.
     pub line: u64,
-    /// Its step, where the line could be read that far.
+    /// Its step, if the line could be read that far.
     pub step: Option<u64>,
-    /// The request it is about, where it is about one.
+    /// The request that it is about, if there is one.
     pub request: Option<String>,
-    /// The rule.
+    /// The rule that it breaks.
     pub rule: Rule,
-    /// The values: what is written, and what should be.
+    /// The values: what is written, and what it should be.
     pub what: String,
 }
 
@@ -171,64 +67,46 @@ impl fmt::Display for Violation {
     }
 }
 
-/// What was read, and the first thing found wrong.
+/// What was read, and the first thing that was wrong.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CheckReport {
-    /// Steps that passed.
+    /// The number of steps that passed.
     pub steps: u64,
-    /// Their plan rows.
+    /// The number of their plan rows.
     pub rows: u64,
-    /// Query tokens.
+    /// The number of query tokens.
     pub input_tokens: u64,
-    /// Slots re-derived, further KV groups included.
+    /// The number of slots re-derived, in all KV groups.
     pub slots: u64,
-    /// Tokens emitted.
+    /// The number of tokens emitted.
     pub emitted_tokens: u64,
-    /// Requests seen.
+    /// The number of requests seen.
     pub requests: u64,
-    /// Requests that ended with a finish reason.
+    /// The number of requests that ended with a finish reason.
     pub finished: u64,
-    /// Preemptions.
+    /// The number of preemptions.
     pub preemptions: u64,
-    /// Blocks that were used after the last step, of each engine.
+    /// The number of blocks in use after the last step of each engine.
     pub blocks_held: u64,
-    /// Engines that steps are of.
+    /// The number of engines that made steps.
     pub engines: u64,
-    /// How often a stopped run was gone on with, by a new engine.
+    /// How often a stopped run was resumed by a new engine.
     pub resumed: u64,
-    /// Lines of other events, which are not checked.
+    /// The number of lines with other events, which are not checked.
     pub other_events: u64,
-    /// Whether the last line is cut, as a killed process leaves it; it was ignored.
+    /// Whether the last line is cut, as a killed process leaves it. Such a line is ignored.
     pub cut_last_line: bool,
     /// The first record that breaks a rule; nothing after it was read.
     pub violation: Option<Violation>,
 }
 
-/// A rule broken by the step at hand.
-#[derive(Debug)]
-struct Fault {
-    rule: Rule,
-    request: Option<String>,
-    what: String,
-}
-
-impl Fault {
-    fn new(rule: Rule, what: impl Into<String>) -> Self {
-        Self { rule, request: None, what: what.into() }
-    }
-
-    fn of(rule: Rule, request: &str, what: impl Into<String>) -> Self {
-        Self { rule, request: Some(request.to_owned()), what: what.into() }
-    }
-}
-
-/// Reads a trace directory from its first line to its last or to the first [`Violation`], in memory bounded by what runs
-/// at a time (and a name for each request that ended).
+/// Reads a trace directory from its first line to its last, or to the first [`Violation`]. Memory is
+/// bounded by the requests that run at a time (and a name for each request that ended).
 ///
 /// # Errors
 ///
-/// No trace in `directory`, or a file of it can't be read. A trace that breaks a rule is no error but a
-/// [`CheckReport::violation`].
+/// There is no trace in `directory`, or a file of it can't be read. A trace that breaks a rule is not an
+/// error, but a [`CheckReport::violation`].
 pub fn check_dir(directory: &Path) -> Result<CheckReport, Error> {
     let config = TraceConfig::read(&directory.join(CONFIG_FILE))?;
     let mut lines = read_steps(directory)?;
@@ -297,104 +175,6 @@ fn check_line(
     report.preemptions += step.preempted.len() as u64;
     engine.blocks_held = step.pool.used;
     Ok(())
-}
-
-/// What the checker has to know of a run's configuration.
-struct TraceConfig {
-    block_size: u32,
-    num_blocks: Option<u64>,
-    /// Engines, each with so many blocks.
-    replicas: u32,
-    /// Whether tables that did not change are left out.
-    delta: bool,
-    /// Whether a draft is accepted exactly when it is the token that the target chooses.
-    coupled: bool,
-    /// Token rows that graphs were captured at.
-    graph_sizes: Option<Vec<u64>>,
-    /// Whether full blocks are published to the prefix cache.
-    caching: bool,
-    /// The KV groups, that of the metadata first; empty where nothing is said.
-    kv_groups: Vec<KvGroupRecord>,
-    /// The salt of block hashes, where it is known.
-    kv_salt: Option<Salt>,
-}
-
-impl TraceConfig {
-    fn read(path: &Path) -> Result<Self, Error> {
-        let bytes = std::fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
-        let bad = |what: String| Error::BadConfig { path: path.to_owned(), what };
-        let config: Value =
-            json_fault::parse(&bytes).map_err(|fault| bad(format!("line {}: {fault}", fault.line)))?;
-        let field = |name| {
-            let found = config.get(name).or_else(|| config.get("engine").and_then(|e| e.get(name)));
-            found.filter(|value| !value.is_null())
-        };
-        if let Some(version) = field("schema_version")
-            && version.as_u64() != Some(u64::from(super::SCHEMA_VERSION))
-        {
-            return Err(bad(format!(
-                "schema_version is {version}, this build reads {}",
-                super::SCHEMA_VERSION
-            )));
-        }
-        let Some(size) = field("block_size") else { return Err(bad("no block_size".to_owned())) };
-        let known = size.as_u64().and_then(|size| u32::try_from(size).ok());
-        let Some(block_size) = known.filter(|size| [16, 32, 64].contains(size)) else {
-            return Err(bad(format!("block_size is {size}, not 16, 32 or 64")));
-        };
-        let num_blocks = match field("num_blocks") {
-            None => None,
-            Some(blocks) => {
-                Some(blocks.as_u64().ok_or_else(|| bad(format!("num_blocks is {blocks}, not a number")))?)
-            }
-        };
-        let replicas = match field("replicas") {
-            None => 1,
-            Some(count) => {
-                let known = count.as_u64().and_then(|count| u32::try_from(count).ok());
-                let known = known.filter(|&count| count > 0);
-                known.ok_or_else(|| bad(format!("replicas is {count}, not a number from 1 on")))?
-            }
-        };
-        let delta = match field("trace_tables") {
-            None => false,
-            Some(tables) => match tables.as_str() {
-                Some("full") => false,
-                Some("delta") => true,
-                _ => return Err(bad(format!("trace_tables is {tables}, neither full nor delta"))),
-            },
-        };
-        let coupled = field("acceptance").is_none_or(|rule| rule == "coupled");
-        let graph_sizes = match field("graph_sizes") {
-            None => None,
-            Some(sizes) => {
-                Some(Vec::deserialize(sizes).map_err(|e| bad(format!("graph_sizes {sizes}: {e}")))?)
-            }
-        };
-        let caching = field("enable_prefix_caching").is_none_or(|yes| yes != false);
-        let kv_groups = match field("kv_groups") {
-            None => Vec::new(),
-            Some(groups) => Vec::deserialize(groups).map_err(|e| bad(format!("kv_groups {groups}: {e}")))?,
-        };
-        let kv_salt = match field("kv_salt") {
-            None => None,
-            Some(salt) => {
-                let known = salt.as_str().and_then(Salt::from_hex);
-                Some(known.ok_or_else(|| bad(format!("kv_salt is {salt}, not 64 hexadecimal digits")))?)
-            }
-        };
-        Ok(Self {
-            block_size,
-            num_blocks,
-            replicas,
-            delta,
-            coupled,
-            graph_sizes,
-            caching,
-            kv_groups,
-            kv_salt,
-        })
-    }
 }
 
 #[cfg(test)]

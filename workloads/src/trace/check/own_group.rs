@@ -1,23 +1,24 @@
-//! A KV group with rows and tokens of its own: a draft model's.
+//! Checks a KV group with rows and tokens of its own, which is a draft model's.
 //!
-//! Its owner may drop a request's blocks at any time without a word, when it needs the room or has fallen behind. So a
-//! block can pass from a request that has no row to one that has: what was in it is gone, and the first would be found
-//! out should it still count on it.
+//! A draft model may drop a request's blocks at any time without saying so, if it needs the room or has
+//! fallen behind. A block can therefore pass from a request without a row to one that has a row. Its old
+//! contents are then gone, and the first request is caught if it still relies on them.
 
 use std::collections::{HashMap, HashSet};
 
 use super::blocks::Blocks;
-use super::lives::{Life, Lives, UNKNOWN};
+use super::fault::Fault;
+use super::life::Life;
 use super::rows::query_len;
-use super::slots::{Call, check_positions, check_slots, used_table};
-use super::tables::blocks_of;
-use super::{Fault, Rule};
+use super::rule::Rule;
+use super::slots::{Call, check_positions, check_slots};
+use super::window::UNKNOWN;
 use crate::trace::{GroupRecord, KvEventRecord, RowKind, StepRecord};
 
-/// What the trace so far says about such a group.
+/// What the trace has shown of such a group.
 pub(super) struct OwnGroup {
     pub(super) blocks: Blocks,
-    /// By request.
+    /// For each request, what it holds.
     held: HashMap<String, Held>,
 }
 
@@ -28,105 +29,16 @@ struct Held {
     valid: u64,
 }
 
-/// A step in a group: its rows' plan rows and tables.
-struct GroupCall<'a> {
-    step: &'a StepRecord,
-    group: &'a GroupRecord,
-    /// Query tokens of the plan's rows, for the drafts among them.
-    inputs: &'a [Vec<u32>],
-    owners: Vec<usize>,
-    tables: Vec<Vec<u32>>,
+/// A step in such a group: the plan rows and tables of its rows.
+pub(super) struct GroupCall<'a> {
+    pub(super) step: &'a StepRecord,
+    pub(super) group: &'a GroupRecord,
+    /// The query tokens of the plan's rows. The drafts are among them.
+    pub(super) inputs: &'a [Vec<u32>],
+    pub(super) owners: Vec<usize>,
+    pub(super) tables: Vec<Vec<u32>>,
     /// Whether full blocks are published.
-    caching: bool,
-}
-
-impl Lives {
-    /// Every group of the step that has rows of its own; the number of slots that were re-derived. The outcome's tokens
-    /// are known already, and nobody has ended by it.
-    pub(super) fn check_own_groups(&mut self, step: &StepRecord, inputs: &[Vec<u32>]) -> Result<u64, Fault> {
-        let mut slots = 0;
-        for (name, group) in step.groups.iter().flatten() {
-            let Some(plan_rows) = &group.plan_rows else { continue };
-            let named = |fault: Fault| Fault { what: format!("group {name:?}: {}", fault.what), ..fault };
-            let owners = check_rows(step, group, plan_rows).map_err(named)?;
-            let tables = self.own_tables(step, name, group, &owners).map_err(named)?;
-            let call = GroupCall { step, group, inputs, owners, tables, caching: self.caching };
-            let block_size = self.block_size;
-            let own = self.own_groups.entry(name.clone()).or_insert_with(|| OwnGroup::new(block_size));
-            slots += own.check(&call, &mut self.live, block_size).map_err(named)?;
-        }
-        Ok(slots)
-    }
-
-    fn own_tables(
-        &mut self,
-        step: &StepRecord,
-        name: &str,
-        group: &GroupRecord,
-        owners: &[usize],
-    ) -> Result<Vec<Vec<u32>>, Fault> {
-        let num_blocks = blocks_of(step, name).unwrap_or(u64::from(u32::MAX));
-        let mut tables = Vec::with_capacity(owners.len());
-        for (m, &owner) in owners.iter().enumerate() {
-            let id = step.rows[owner].request_id.as_str();
-            let bad = |rule: Rule, what: String| Fault::of(rule, id, what);
-            let (length, size) = (group.seq_lens[m], self.block_size);
-            let written = self.written_table(id, name, group.block_tables[m].as_deref());
-            let table = used_table(written, length, size, num_blocks, (0, None));
-            let table = table.map_err(|(rule, what)| bad(rule, what))?;
-            let mut seen = HashSet::with_capacity(table.len());
-            if let Some(block) = table.iter().find(|&block| !seen.insert(block)) {
-                return Err(bad(Rule::BlockTable, format!("block {block} is twice in its table")));
-            }
-            tables.push(table);
-        }
-        Ok(tables)
-    }
-}
-
-/// The plan row of each row, once the lists fit together.
-fn check_rows(step: &StepRecord, group: &GroupRecord, plan_rows: &[u64]) -> Result<Vec<usize>, Fault> {
-    let (rows, tokens) = (plan_rows.len(), group.input_tokens.len());
-    let lengths = [
-        ("input_positions", group.input_positions.len(), tokens),
-        ("slot_mapping", group.slot_mapping.len(), tokens),
-        ("seq_lens", group.seq_lens.len(), rows),
-        ("context_lens", group.context_lens.len(), rows),
-        ("block_tables", group.block_tables.len(), rows),
-        ("query_start_loc", group.query_start_loc.len(), rows + 1),
-    ];
-    for (name, is, should) in lengths {
-        if is != should {
-            let what = format!("{name} has {is} entries, should have {should}");
-            return Err(Fault::new(Rule::Lengths, what));
-        }
-    }
-    let loc = &group.query_start_loc;
-    let sums = loc[0] == 0
-        && loc[rows] == tokens as u64
-        && (0..rows).all(|m| {
-            let query = loc[m + 1].checked_sub(loc[m]);
-            query.is_some_and(|query| group.context_lens[m].checked_add(query) == Some(group.seq_lens[m]))
-        });
-    if !sums {
-        let what = format!(
-            "query_start_loc {loc:?}, context_lens {:?}, seq_lens {:?} and {tokens} input tokens don't add up",
-            group.context_lens, group.seq_lens
-        );
-        return Err(Fault::new(Rule::Lengths, what));
-    }
-    let mut owners = Vec::with_capacity(rows);
-    for &row in plan_rows {
-        let owner = usize::try_from(row).ok().filter(|&row| row < step.rows.len());
-        match owner {
-            Some(owner) if !owners.contains(&owner) => owners.push(owner),
-            _ => {
-                let what = format!("plan_rows names row {row} twice, or there is none");
-                return Err(Fault::new(Rule::MetadataRows, what));
-            }
-        }
-    }
-    Ok(owners)
+    pub(super) caching: bool,
 }
 
 impl OwnGroup {
@@ -134,14 +46,14 @@ impl OwnGroup {
         Self { blocks: Blocks::new(block_size), held: HashMap::new() }
     }
 
-    /// A request ended or was preempted.
+    /// Releases the blocks of a request that ended or was preempted.
     pub(super) fn give_back(&mut self, id: &str) {
         if let Some(held) = self.held.remove(id) {
             held.table.iter().for_each(|&block| self.blocks.release(block));
         }
     }
 
-    fn check(
+    pub(super) fn check(
         &mut self,
         call: &GroupCall<'_>,
         live: &mut HashMap<String, Life>,
@@ -175,7 +87,7 @@ impl OwnGroup {
         Ok(slots)
     }
 
-    /// Entries that rows have no more, before any row gets new ones.
+    /// Releases blocks that are no longer in their rows' tables, before any row gets new ones.
     fn let_go(&mut self, call: &GroupCall<'_>, size: u32) {
         for (&owner, table) in call.owners.iter().zip(&call.tables) {
             let held = self.held.entry(call.step.rows[owner].request_id.clone()).or_default();
@@ -187,7 +99,8 @@ impl OwnGroup {
         }
     }
 
-    /// A row's new entries: whole ones of its context are hit, others are the row's alone.
+    /// Adds a row's new entries. Blocks that its context fills must have been hit; others must be the row's
+    /// alone.
     fn hold(
         &mut self,
         call: &GroupCall<'_>,
@@ -199,7 +112,7 @@ impl OwnGroup {
         let from = self.held.get(id).map_or(0, |held| held.table.len());
         for (i, &block) in call.tables[m].iter().enumerate().skip(from) {
             let whole = (i as u64 + 1) * u64::from(size) <= call.group.context_lens[m];
-            // Where nothing is published, a fork shares whole blocks of its parent all the same.
+            // If nothing is published, a fork may still share whole blocks with its parent.
             let shared = !call.caching && self.blocks.index(block) == Some(i);
             if whole && !shared && !self.blocks.is_published(block) {
                 let what = format!("block {block} of its context was neither its own nor published");
@@ -228,7 +141,7 @@ impl OwnGroup {
         Ok(())
     }
 
-    /// Requests without a row that have `block` must have been dropped.
+    /// Drops the requests without a row that held `block`. The draft model must have dropped them.
     fn take_from_idle(&mut self, call: &GroupCall<'_>, block: u32) {
         let rows: HashSet<&str> =
             call.owners.iter().map(|&owner| call.step.rows[owner].request_id.as_str()).collect();
@@ -242,7 +155,7 @@ impl OwnGroup {
         });
     }
 
-    /// A row's context are tokens of its request, and none that is not known yet.
+    /// Checks that a row's context consists of tokens of its request that are known already.
     fn check_context(
         &mut self,
         call: &GroupCall<'_>,
@@ -274,7 +187,8 @@ impl OwnGroup {
         Ok(())
     }
 
-    /// A block is published: one request holds it, and it is full of tokens that the request has.
+    /// Checks that a block is published correctly: a request holds it, and it is full of that request's
+    /// tokens.
     pub(super) fn check_stored(
         &mut self,
         event: &KvEventRecord,
@@ -305,8 +219,8 @@ impl OwnGroup {
         Ok(())
     }
 
-    /// Fewest blocks that are used after a step in which the group had `rows` of the plan: those of the rows whose requests
-    /// go on.
+    /// The least number of blocks in use after a step in which the group had rows of the plan rows `rows`:
+    /// those of the requests that go on.
     pub(super) fn least_used(&self, step: &StepRecord, rows: &[u64]) -> u64 {
         let held = rows.iter().filter_map(|&row| {
             let row = step.rows.get(usize::try_from(row).ok()?)?;
@@ -316,15 +230,15 @@ impl OwnGroup {
     }
 }
 
-/// Tokens that the request of a plan row had before the step's outcome; `None` where the trace does not show them all (in
-/// the midst of a prompt).
+/// The number of tokens that the request of a plan row had before the step's outcome; `None` in the middle
+/// of a prompt, where the trace does not show it.
 fn known_before(call: &GroupCall<'_>, owner: usize) -> Option<u64> {
     let (row, outcome) = (&call.step.rows[owner], &call.step.outcome[owner]);
     let all = matches!(row.kind, RowKind::Decode | RowKind::Verify) || !outcome.token_ids.is_empty();
     all.then(|| u64::from(row.num_computed) + query_len(call.step, owner) - u64::from(outcome.num_drafts))
 }
 
-/// A row feeds the tokens its request has, then the drafts that were verified.
+/// Checks that a row feeds the tokens of its request, and then the drafts that were verified.
 fn check_tokens(call: &GroupCall<'_>, m: usize, live: &HashMap<String, Life>) -> Result<(), Fault> {
     let (group, owner) = (call.group, call.owners[m]);
     let row = &call.step.rows[owner];

@@ -1,14 +1,15 @@
-//! What the pool has left, in blocks and in bytes, against the tables of those who run.
+//! Compares the pool's counts, in blocks and in bytes, with the tables of the running requests.
 
 use std::collections::BTreeMap;
 
+use super::fault::Fault;
 use super::lives::Lives;
 use super::row_group::RowGroup;
-use super::{Fault, Rule};
+use super::rule::Rule;
 use crate::trace::{GroupCounts, PoolRecord, StepRecord};
 
 impl Lives {
-    /// The pool's own arithmetic.
+    /// Checks the arithmetic of the pool's counts.
     pub(super) fn check_pool(&mut self, step: &StepRecord) -> Result<(), Fault> {
         let pool = &step.pool;
         if pool.used.checked_add(pool.free) != Some(pool.num_blocks) {
@@ -19,7 +20,7 @@ impl Lives {
         if pool.cached > pool.free {
             return Err(Fault::new(Rule::Pool, format!("cached {} of free {}", pool.cached, pool.free)));
         }
-        // Where groups share the pool, the configuration counts blocks of all of the target's layers.
+        // If groups share the pool, the configuration counts in blocks of all layers of the target.
         let several = pool.bytes_total.is_some() || self.kv_groups.len() > 1;
         let size = match several {
             true => *self.num_smallest.get_or_insert(pool.num_blocks),
@@ -31,7 +32,7 @@ impl Lives {
         if several { self.check_bytes(pool) } else { Ok(()) }
     }
 
-    /// The same in bytes, where several groups share the pool.
+    /// Checks the bytes, if several groups share the pool.
     fn check_bytes(&mut self, pool: &PoolRecord) -> Result<(), Fault> {
         let bad = |what: String| Err(Fault::new(Rule::Pool, what));
         let (Some(total), Some(used), Some(free), Some(cached), Some(by_group)) =
@@ -81,7 +82,7 @@ impl Lives {
         missing.map_or(Ok(()), |group| bad(format!("by_group does not have {:?}", group.name)))
     }
 
-    /// The pool against the tables of those that still run.
+    /// Compares the pool with the tables of the requests that still run.
     pub(super) fn check_used(&self, step: &StepRecord) -> Result<(), Fault> {
         let pool = &step.pool;
         if self.live.is_empty() && pool.used > 0 {
@@ -89,7 +90,7 @@ impl Lives {
             return Err(Fault::new(Rule::Pool, what));
         }
         let Some(by_group) = &pool.by_group else {
-            // Blocks of further groups are of the same pool, and nothing says how many.
+            // Further groups use blocks of the same pool, but nothing says how many.
             return match &self.row_groups[..] {
                 [only] => {
                     within("used", pool.used, only.bounds(), !self.own_groups.is_empty())?;
@@ -119,8 +120,9 @@ impl Lives {
         self.check_apart(by_group)
     }
 
-    /// No two blocks that are held lie in the same bytes of the arena. A block of a group lies at its id times the group's
-    /// bytes a block. A draft model's KV may have been dropped without a word, and is left out.
+    /// Checks that no two blocks that are held lie in the same bytes of the arena. A block lies at its id
+    /// times the bytes of a block of its group. A draft model's KV is left out, because it may have been
+    /// dropped without being said.
     fn check_apart(&self, by_group: &BTreeMap<String, GroupCounts>) -> Result<(), Fault> {
         if self.row_groups.len() < 2 {
             return Ok(());
@@ -146,8 +148,8 @@ impl Lives {
     }
 }
 
-/// Whether so many blocks are cached as were published and are in no table. Tables do not show all of a request that hit more
-/// than its rows have come to.
+/// Checks that as many blocks are cached as were published and are in no table. It is skipped while a
+/// request has hit more than its rows have reached, because tables do not show those blocks.
 fn is_cached(name: &str, cached: u64, group: &RowGroup) -> Result<(), Fault> {
     let should = group.blocks.cached();
     if cached == should || group.held.values().any(|held| held.hit_beyond) {
@@ -157,7 +159,8 @@ fn is_cached(name: &str, cached: u64, group: &RowGroup) -> Result<(), Fault> {
     Err(Fault::new(Rule::Pool, what))
 }
 
-/// Whether so many blocks are used as tables have at least and at most; `open`: others may use more.
+/// Checks that the number of used blocks is within what the tables hold at least and at most. `open` means
+/// that others may use more.
 fn within(name: &str, used: u64, (least, most): (u64, u64), open: bool) -> Result<(), Fault> {
     if used >= least && (used <= most || open) {
         return Ok(());

@@ -1,43 +1,45 @@
-//! A KV group of the target: the rows of a step are the metadata's.
+//! Checks a KV group of the target. Its rows are those of the metadata.
 
 use std::collections::HashMap;
 
 use super::blocks::Blocks;
-use super::lives::{Life, UNKNOWN};
+use super::fault::Fault;
+use super::life::Life;
 use super::rows::query_len;
+use super::rule::Rule;
 use super::slots::{Call, check_slots};
-use super::window::{FREED, first_block, first_position};
-use super::{Fault, Rule};
+use super::window::{FREED, UNKNOWN, first_block, first_position};
 use crate::trace::record::CopyRecord;
 use crate::trace::{RowKind, RowRecord, StepRecord};
 
-/// What the trace so far says about such a group.
+/// What the trace has shown of such a group.
 pub(super) struct RowGroup {
-    /// Empty where the trace does not name it: the metadata's group of an engine with one.
+    /// The name. It is empty if the trace does not name the group, as for an engine with one group.
     pub(super) name: String,
     pub(super) window: Option<u32>,
     pub(super) blocks: Blocks,
-    /// By request.
+    /// For each request, what it holds.
     pub(super) held: HashMap<String, Held>,
-    /// Whether tokens were left out of it, so that its indices are no positions: of such a group only the slots are checked.
+    /// Whether tokens were left out of the group, so that indices are not positions. Only the slots of such
+    /// a group are checked.
     pub(super) pruned: bool,
 }
 
 #[derive(Default)]
 pub(super) struct Held {
-    /// Its blocks, [`FREED`] for those that were given back behind the window.
+    /// Its blocks. [`FREED`] stands for those that were given back behind the window.
     pub(super) table: Vec<u32>,
     /// Positions before this one are known to be written.
     valid: u64,
-    /// Blocks that its longest row had room for, drafts included.
+    /// The number of blocks that its longest row had room for, drafts included.
     pub(super) reserved: u64,
-    /// Whether it hit more than its rows have come to: the tables do not show those blocks yet.
+    /// Whether it has hit more than its rows have reached. The tables do not show those blocks yet.
     pub(super) hit_beyond: bool,
 }
 
 impl Held {
-    /// Leading blocks whose contents were looked at. While a group has hit more than its rows have come to, the last block
-    /// of the table was seen in part.
+    /// The number of leading blocks whose contents were checked. While a group has hit more than its rows
+    /// have reached, the last block of the table was only seen in part.
     fn known_blocks(&self, block_size: u32) -> usize {
         let whole = usize::try_from(self.valid / u64::from(block_size)).unwrap_or(usize::MAX);
         if self.hit_beyond { whole.min(self.table.len()) } else { self.table.len() }
@@ -49,19 +51,19 @@ pub(super) struct RowCall<'a> {
     pub(super) step: &'a StepRecord,
     pub(super) owners: &'a [usize],
     pub(super) call: Call<'a>,
-    /// By metadata row.
+    /// The table of each metadata row.
     pub(super) tables: Vec<Vec<u32>>,
-    /// By plan row: tokens before this one have KV in the group before the step. More than `num_computed` where the group
-    /// hit more than the others.
+    /// For each plan row: tokens before this one have KV in the group before the step. It is more than
+    /// `num_computed` if the group hit more than the others.
     pub(super) stored: Vec<u64>,
     pub(super) num_blocks: u64,
-    /// Those in the group.
+    /// The copies of the step in this group.
     pub(super) copies: Vec<CopyRecord>,
 }
 
 impl<'a> RowCall<'a> {
-    /// By plan row the tokens that have KV before the step: leading tokens without a slot are such, where `several` groups
-    /// may hit differently.
+    /// For each plan row, the number of tokens that have KV before the step. If `several` groups may hit
+    /// differently, leading tokens without a slot count as such.
     pub(super) fn stored(step: &StepRecord, owners: &[usize], call: &Call<'_>, several: bool) -> Vec<u64> {
         let mut stored: Vec<u64> = step.rows.iter().map(|row| u64::from(row.num_computed)).collect();
         if !several {
@@ -78,8 +80,9 @@ impl<'a> RowCall<'a> {
         stored
     }
 
-    /// Whether a plan row writes nothing in the group, because the group hit all of it and perhaps more. The last block of
-    /// its table is then a cached one, full even where the row ends in the midst of it.
+    /// Whether a plan row writes nothing in the group, because the group has hit all of it and perhaps
+    /// more. The last block of its table is then a cached one, which is full even if the row ends within
+    /// it.
     fn is_all_hit(&self, row: usize) -> bool {
         let computed = u64::from(self.step.rows[row].num_computed);
         self.stored[row] > computed && self.stored[row] >= computed + query_len(self.step, row)
@@ -96,7 +99,8 @@ impl RowGroup {
         Self { name: name.to_owned(), window, blocks, held, pruned: false }
     }
 
-    /// Tables, slots, who else holds the blocks that are written, and what is read; the number of slots.
+    /// Checks tables, slots, who else holds the blocks that are written, and what is read. Returns the
+    /// number of slots.
     pub(super) fn check(
         &mut self,
         at: &RowCall<'_>,
@@ -141,7 +145,7 @@ impl RowGroup {
         Ok(slots)
     }
 
-    /// Takes note of a row's table: it may only grow, or change by a copy of this step.
+    /// Takes in a row's table. It may only grow, or change by a copy of this step.
     fn hold(&mut self, at: &RowCall<'_>, m: usize, table: &[u32]) -> Result<(), Fault> {
         let (id, stored, size) = (at.id(m), at.stored[at.owners[m]], u64::from(self.blocks.block_size()));
         let all_hit = at.is_all_hit(at.owners[m]);
@@ -167,7 +171,8 @@ impl RowGroup {
                 held.table.push(block);
                 continue;
             }
-            // A block that this row begins to write comes fresh from the pool, unless somebody shares it or it is a copy.
+            // A block that this row begins to write comes fresh from the pool, unless somebody shares it or
+            // it is the target of a copy.
             let whole = all_hit || (i as u64 + 1) * size <= stored;
             let target = || at.copies.iter().any(|copy| copy.to == i64::from(block));
             if !whole && blocks.holders(block) == 0 && !target() && !blocks.hand_out(block) {
@@ -198,7 +203,7 @@ impl RowGroup {
         Fault::of(Rule::SharedWrite, id, what)
     }
 
-    /// Every slot that the row sees was written, or copied from one that was, in an earlier step.
+    /// Checks that every slot the row sees was written in an earlier step, or copied from one that was.
     fn check_read(&self, row: &RowRecord, stored: u64) -> Result<(), Fault> {
         let id = row.request_id.as_str();
         let Some(held) = self.held.get(id) else { return Ok(()) };
@@ -213,9 +218,10 @@ impl RowGroup {
         Ok(())
     }
 
-    /// Whoever starts with KV that is there already, found it in blocks that it may have, and of its own tokens. What the
-    /// trace had not shown of them so far is known from here on. A request that goes on may only find more than it had
-    /// computed (`stored`, in `whole` full blocks) behind the `had` blocks that it had.
+    /// Checks a request that starts with stored KV: it must have found it in blocks that it may have, with
+    /// its own tokens. Tokens that the trace had not shown so far are known from here on. A request that
+    /// goes on had `had` blocks, and can only find more behind them: `stored` tokens in all, in `whole`
+    /// full blocks.
     fn check_context(
         &self,
         at: &RowCall<'_>,
@@ -267,7 +273,8 @@ impl RowGroup {
         Ok(())
     }
 
-    /// Whether a running request besides `id` has entry `index` of its table computed: a fork shares it unpublished.
+    /// Whether a running request other than `id` has computed entry `index` of its table, so that a fork
+    /// may share it unpublished.
     fn is_parents(&self, id: &str, block: u32, index: usize, live: &HashMap<String, Life>) -> bool {
         let end = (index as u64 + 1) * u64::from(self.blocks.block_size());
         self.held.iter().any(|(other, held)| {
@@ -276,8 +283,8 @@ impl RowGroup {
         })
     }
 
-    /// Slots of rejected drafts hold nothing, and their blocks are the engine's to keep or return. Blocks behind the window
-    /// of the query at `next` are given back.
+    /// Takes in the end of a row's work. Slots of rejected drafts are void, and the engine may keep or
+    /// return their blocks. Blocks behind the window of the query at position `next` are given back.
     pub(super) fn settle(&mut self, step: &StepRecord, r: usize, next: u64, stored: u64) {
         let (row, size) = (&step.rows[r], u64::from(self.blocks.block_size()));
         let Some(held) = self.held.get_mut(&row.request_id) else { return };
@@ -309,15 +316,15 @@ impl RowGroup {
         held.valid = next;
     }
 
-    /// A request lost its blocks.
+    /// Releases the blocks of a request that lost them.
     pub(super) fn give_back(&mut self, id: &str) {
         let table = self.held.remove(id).map(|held| held.table).unwrap_or_default();
         table.into_iter().filter(|&block| block != FREED).for_each(|block| self.blocks.release(block));
     }
 
-    /// Fewest and most blocks that running requests hold. A sequence holds the blocks of its tokens and, once it had room
-    /// for drafts, up to as many as that took; without drafts both bounds are one number. No greatest number is known of
-    /// a group that hit more than the others.
+    /// The least and the most blocks that running requests hold. A sequence holds the blocks of its tokens
+    /// and, once it had room for drafts, up to as many as that room took; without drafts the two bounds are
+    /// equal. There is no upper bound for a group that has hit more than the others.
     pub(super) fn bounds(&self) -> (u64, u64) {
         let least = self.blocks.held();
         let reserve = |held: &Held| match held.hit_beyond {
@@ -336,7 +343,7 @@ impl RowGroup {
         Some((step.rows.iter().position(holds)?, index))
     }
 
-    /// Whether a block of a request is full of the request's own tokens.
+    /// Checks that a block of a request is full of the request's own tokens.
     pub(super) fn check_contents(&self, life: &Life, id: &str, index: usize) -> Result<(), String> {
         let size = u64::from(self.blocks.block_size());
         let (from, to) = (index as u64 * size, (index as u64 + 1) * size);

@@ -1,11 +1,12 @@
-//! The plan against its outcome, and against the metadata rows it became.
+//! Compares the plan with its outcome, and with the metadata rows that it became.
 
 use std::collections::HashSet;
 
-use super::{Fault, Rule};
+use super::fault::Fault;
+use super::rule::Rule;
 use crate::trace::{RowKind, StepRecord};
 
-/// Plan and outcome, row by row.
+/// Checks plan and outcome row by row.
 pub(super) fn check(step: &StepRecord) -> Result<(), Fault> {
     if step.rows.len() != step.outcome.len() {
         let what = format!("{} plan rows, {} outcome rows", step.rows.len(), step.outcome.len());
@@ -39,13 +40,13 @@ pub(super) fn check(step: &StepRecord) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Query tokens that plan row `row` had in the end: its own and the drafts that were scored.
+/// The number of query tokens that plan row `row` really had: its own and the drafts that were scored.
 pub(super) fn query_len(step: &StepRecord, row: usize) -> u64 {
     let (plan, outcome) = (&step.rows[row], &step.outcome[row]);
     u64::from(plan.num_new) - u64::from(plan.num_drafts) + u64::from(outcome.num_drafts)
 }
 
-/// The query tokens of each plan row, in the order of their positions: its own, then drafts.
+/// The query tokens of each plan row in the order of their positions: its own, then drafts.
 pub(super) fn inputs(step: &StepRecord, owners: &[usize]) -> Vec<Vec<u32>> {
     let loc = &step.metadata.query_start_loc;
     let mut inputs = vec![Vec::new(); step.rows.len()];
@@ -55,9 +56,10 @@ pub(super) fn inputs(step: &StepRecord, owners: &[usize]) -> Vec<Vec<u32>> {
     inputs
 }
 
-/// The plan row of each metadata row: what `plan_rows` says, where it is there. A plan row became one metadata row of as many query tokens, or (batch
-/// expansion) one of a single query token for each. Metadata rows are in the plan's order among those of
-/// several query tokens, and among those of one; any other order that fits is taken as well.
+/// The plan row of each metadata row, as `plan_rows` says if it is there. Otherwise a plan row became one
+/// metadata row with as many query tokens, or (batch expansion) as many metadata rows of one query token.
+/// Metadata rows of several query tokens are in the plan's order, and so are those of one; any other order
+/// that fits is accepted too.
 pub(super) fn owners(step: &StepRecord) -> Result<Vec<usize>, Fault> {
     let meta = &step.metadata;
     let plan = step.rows.len();
@@ -88,7 +90,7 @@ pub(super) fn owners(step: &StepRecord) -> Result<Vec<usize>, Fault> {
         let stated = step.plan_rows.as_ref().map(|rows| rows[m]);
         let found = match stated {
             Some(p) => usize::try_from(p).ok().filter(|&p| p < plan && fits(p)),
-            // A row that is half expanded goes on before another begins.
+            // A row that is partly expanded goes on before another begins.
             None => (0..plan).map(|i| (cursor + i) % plan).find(|&p| fits(p)),
         };
         let Some(p) = found else {

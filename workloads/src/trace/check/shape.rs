@@ -1,9 +1,11 @@
-//! The metadata against itself.
+//! Checks the fields of the metadata against each other.
 
-use super::{Fault, Rule};
+use super::fault::Fault;
+use super::rule::Rule;
 use crate::trace::StepRecord;
 
-/// Lengths, running sums, counts, maxima, and the graph's shape, whose token rows are one of `graph_sizes`.
+/// Checks lengths, running sums, counts, maxima, and the graph's shape, whose token rows must be one of
+/// `graph_sizes`.
 pub(super) fn check(step: &StepRecord, graph_sizes: Option<&[u64]>) -> Result<(), Fault> {
     let meta = &step.metadata;
     let tokens = step.input_tokens.len();
@@ -95,7 +97,7 @@ pub(super) fn check(step: &StepRecord, graph_sizes: Option<&[u64]>) -> Result<()
     step.graph_key.as_ref().map_or(Ok(()), |key| check_key(key, step, graph_sizes))
 }
 
-/// The shape that was replayed has room for the step, and the very query length.
+/// Checks that the shape that was replayed has room for the step, and its exact query length.
 fn check_key(key: &serde_json::Value, step: &StepRecord, graph_sizes: Option<&[u64]>) -> Result<(), Fault> {
     let (rows, tokens) = (step.metadata.context_lens.len() as u64, step.input_tokens.len() as u64);
     let query = step.metadata.max_query_len;

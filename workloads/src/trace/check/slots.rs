@@ -1,12 +1,13 @@
-//! Positions and slots of one attention call, re-derived.
+//! Re-derives the positions and slots of one attention call.
 
 use std::collections::HashMap;
 
+use super::fault::Fault;
+use super::rule::Rule;
 use super::window::{FREED, check_entry, first_block};
-use super::{Fault, Rule};
 use crate::trace::{GroupRecord, MetadataRecord, StepRecord};
 
-/// What slots are derived from, in the first KV group or a further one.
+/// What slots are derived from, in any KV group.
 pub(super) struct Call<'a> {
     pub(super) slots: &'a [i64],
     pub(super) query_start_loc: &'a [u64],
@@ -14,7 +15,7 @@ pub(super) struct Call<'a> {
     pub(super) seq_lens: &'a [u64],
     pub(super) block_tables: &'a [Option<Vec<i64>>],
     pub(super) kv_index: Option<&'a [i64]>,
-    /// The mask of each row, `None` where all are causal.
+    /// The mask of each row; empty if all are causal.
     masks: &'a [String],
 }
 
@@ -31,7 +32,7 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// A group whose rows are those of `meta`.
+    /// The call in a group whose rows are those of `meta`.
     pub(super) fn of_group(group: &'a GroupRecord, meta: &'a MetadataRecord) -> Self {
         Self {
             slots: &group.slot_mapping,
@@ -44,7 +45,7 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// A group with rows of its own.
+    /// The call in a group with rows of its own.
     pub(super) fn of_own(group: &'a GroupRecord) -> Self {
         Self {
             slots: &group.slot_mapping,
@@ -57,12 +58,12 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// Whether the queries of a row see the keys behind them as well.
+    /// Whether the queries of a row also see the keys behind them.
     fn is_bidirectional(&self, row: usize) -> bool {
         self.masks.get(row).is_some_and(|mask| mask == "bidirectional")
     }
 
-    /// The index of a token among the keys of its row; `None` where the group does not keep it.
+    /// The index of a token among the keys of its row; `None` if the group does not keep it.
     fn index(&self, row: usize, place: u64, token: usize) -> Option<u64> {
         match self.kv_index {
             Some(indices) => indices.get(token).and_then(|&index| u64::try_from(index).ok()),
@@ -71,7 +72,7 @@ impl<'a> Call<'a> {
     }
 }
 
-/// Positions go on from the context, row by row.
+/// Checks that positions follow the context in each row.
 pub(super) fn check_positions(
     step: &StepRecord,
     call: &Call<'_>,
@@ -81,7 +82,7 @@ pub(super) fn check_positions(
     for (m, &owner) in owners.iter().enumerate() {
         let (start, end) = (call.query_start_loc[m] as usize, call.query_start_loc[m + 1] as usize);
         for (j, t) in (start..end).enumerate() {
-            // Only the rows of a canvas leave out tokens between two others.
+            // Only the rows of a canvas may leave out tokens between two others.
             let index = if call.is_bidirectional(m) {
                 call.index(m, j as u64, t)
             } else {
@@ -97,8 +98,8 @@ pub(super) fn check_positions(
     Ok(())
 }
 
-/// Re-derives every slot of a call; `written` maps slots to the input token that wrote them. A token has no slot where its
-/// index is -1, and below `stored` (for each plan row), where its KV is there already.
+/// Re-derives every slot of a call. `written` maps slots to the input token that wrote them. A token has no
+/// slot if its index is -1, or below `stored` (for its plan row), where its KV is stored already.
 pub(super) fn check_slots(
     step: &StepRecord,
     call: &Call<'_>,
@@ -143,8 +144,8 @@ fn slot(table: &[u32], index: u64, block_size: u32) -> Option<u64> {
     (block != FREED).then_some(u64::from(block) * u64::from(block_size) + index % u64::from(block_size))
 }
 
-/// The part of a row's written table that its tokens lie in; what is behind is padding or reserve. The row's first query is
-/// at position `at`: blocks wholly behind its window were given back.
+/// The part of a row's written table that holds its tokens. What follows is padding or reserve. The row's
+/// first query is at position `at`; blocks wholly behind its window were given back.
 pub(super) fn used_table(
     written: &[i64],
     length: u64,

@@ -1,32 +1,19 @@
-//! A toy engine that writes traces: an allocator, a budget, chunks, forks with copies, preemptions, verify rows, a prefix
-//! cache, a draft model, graphs, a sliding window.
+//! A toy engine that writes traces. It has an allocator, a budget, chunks, forks with copies, preemptions,
+//! verify rows, a prefix cache, a draft model, graphs and a sliding window.
 
+mod dice;
 mod draft;
 mod pool;
 
+pub(super) use self::dice::Dice;
 use self::draft::{DraftModel, OwnRow};
-use self::pool::Pool;
+pub(super) use self::pool::BLOCK;
+use self::pool::{FREED, Pool};
 use serde_json::{Value, json};
 
-pub(super) const BLOCK: usize = 16;
 pub(super) const BLOCKS: usize = 48;
-/// Bytes of a block of the target, and of the draft model.
+/// The bytes of a block of the target, and of the draft model.
 const BYTES: [usize; 2] = [64, 32];
-/// In a table: a block that was given back behind the window.
-const FREED: usize = usize::MAX;
-
-/// splitmix64.
-pub(super) struct Dice(pub(super) u64);
-
-impl Dice {
-    pub(super) fn below(&mut self, n: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) % n as u64) as usize
-    }
-}
 
 #[derive(Clone)]
 struct Sequence {
@@ -36,7 +23,7 @@ struct Sequence {
     output: usize,
     computed: usize,
     table: Vec<usize>,
-    /// Whether it has to begin, anew or at all.
+    /// Whether it has to begin, again or for the first time.
     fresh: bool,
 }
 
@@ -46,27 +33,27 @@ impl Sequence {
     }
 }
 
-/// What is written of one row.
+/// What is written for one row.
 struct Written {
     plan: Value,
     outcome: Value,
-    /// Metadata rows: context, tokens, table.
+    /// The metadata rows: context, tokens, table.
     rows: Vec<(usize, Vec<u32>, Vec<usize>)>,
     own: Option<OwnRow>,
 }
 
-/// Writes steps until `requests` requests have ended; `expand`: verify rows become rows of one token.
+/// Writes steps until `requests` requests have ended. With `expand`, verify rows become rows of one token.
 pub(super) fn trace(seed: u64, requests: usize, expand: bool) -> Vec<Value> {
     windowed(seed, requests, expand, None)
 }
 
-/// What `config.json` says of the engine.
+/// What `config.json` says about the engine.
 pub(super) fn config(window: Option<usize>) -> Value {
     json!({"kv_groups": [{"name": "kv", "window": window, "lags": false}, {"name": "draft", "window": null, "lags": true}],
         "kv_salt": pagedraft_block_manager::Salt::NONE})
 }
 
-/// The same of an engine whose layers have a sliding window.
+/// The same for an engine whose layers have a sliding window.
 pub(super) fn windowed(seed: u64, requests: usize, expand: bool, window: Option<usize>) -> Vec<Value> {
     let mut engine = Engine {
         window,
@@ -115,7 +102,7 @@ struct Engine {
     window: Option<usize>,
     dice: Dice,
     pool: Pool,
-    /// Blocks that the step filled, and the tokens up to their ends.
+    /// The blocks that the step filled, and the tokens up to their ends.
     sealed: Vec<(usize, Vec<u32>)>,
     draft: DraftModel,
     running: Vec<Sequence>,
@@ -200,7 +187,7 @@ impl Engine {
         pool
     }
 
-    /// Sometimes a decoding sequence gets a twin that shares its blocks, and begins at once.
+    /// Sometimes gives a decoding sequence a twin that shares its blocks and begins at once.
     fn fork(&mut self, copies: &mut Vec<Value>, ended: &mut Vec<usize>) -> Option<Written> {
         if self.running.is_empty() || self.running.len() > 5 || self.dice.below(10) > 0 {
             return None;
@@ -296,7 +283,7 @@ impl Engine {
         })
     }
 
-    /// Blocks for `end` tokens, with a copy of a shared block that would be written.
+    /// Reserves blocks for `end` tokens. A shared block that would be written is copied.
     fn reserve(&mut self, s: usize, end: usize, copies: &mut Vec<Value>) -> bool {
         let first = self.running[s].computed / BLOCK;
         let blocks = end.div_ceil(BLOCK);
@@ -335,7 +322,7 @@ impl Engine {
     }
 }
 
-/// What the pool counts, from what its groups have.
+/// Recomputes the pool's counts from those of its groups.
 pub(super) fn recount(pool: &mut Value) {
     let total = BLOCKS * BYTES[0] + draft::BLOCKS * BYTES[1];
     let sum = |what: &str| -> usize {
@@ -354,7 +341,7 @@ pub(super) fn recount(pool: &mut Value) {
     pool["cached"] = json!(cached / BYTES[1]);
 }
 
-/// Metadata rows of several tokens first.
+/// Writes the metadata. Rows of several tokens come first.
 fn metadata(line: &mut Value, written: Vec<Written>, window: Option<usize>) {
     let numbered = written.into_iter().enumerate().flat_map(|(p, w)| w.rows.into_iter().map(move |r| (p, r)));
     let (mut several, single): (Vec<_>, Vec<_>) = numbered.partition(|(_, r)| r.1.len() > 1);

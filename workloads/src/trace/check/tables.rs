@@ -1,16 +1,18 @@
-//! The tables of a step's rows, in every KV group of the target.
+//! Checks the tables of a step's rows in every KV group of the target.
 
 use std::collections::HashMap;
 
+use super::fault::Fault;
 use super::lives::Lives;
 use super::row_group::{RowCall, RowGroup};
+use super::rule::Rule;
 use super::slots::{Call, check_slots, used_table};
-use super::{Fault, Rule};
 use crate::trace::record::CopyRecord;
 use crate::trace::{GroupRecord, StepRecord};
 
 impl Lives {
-    /// Tables, slots, and who else holds the blocks that are written; the number of slots that were re-derived.
+    /// Checks tables, slots, and who else holds the blocks that are written. Returns the number of slots
+    /// that were re-derived.
     pub(super) fn check_tables(&mut self, step: &StepRecord, owners: &[usize]) -> Result<u64, Fault> {
         let mut groups = std::mem::take(&mut self.row_groups);
         let mut written = std::mem::take(&mut self.written);
@@ -103,7 +105,7 @@ impl Lives {
         group.check(&at, &mut self.live, written)
     }
 
-    /// The copies of a step in the group of a name.
+    /// The copies of a step in the group with this name.
     fn copies_of(&self, step: &StepRecord, name: &str) -> Vec<CopyRecord> {
         let of = |copy: &&CopyRecord| match self.kv_groups.get(usize::from(copy.group)) {
             Some(group) => group.name == name,
@@ -112,7 +114,7 @@ impl Lives {
         step.copies.iter().filter(of).copied().collect()
     }
 
-    /// What a row wrote as its table, or, where it left that out in a trace of changes, what was written before.
+    /// The table that a row wrote, or, if it left that out, the last one written.
     pub(super) fn written_table(&mut self, id: &str, group: &str, now: Option<&[i64]>) -> &[i64] {
         let delta = self.delta;
         let life = self.live.entry(id.to_owned()).or_default();
@@ -125,7 +127,7 @@ impl Lives {
         known
     }
 
-    /// What is left of the rows of a step in every group, once `nexts` tokens of each are computed.
+    /// Takes in the end of the rows' work in every group, once `nexts` tokens of each are computed.
     pub(super) fn settle(&mut self, step: &StepRecord, owners: &[usize], nexts: &[u64]) {
         for (g, group) in self.row_groups.iter_mut().enumerate().filter(|(_, group)| !group.pruned) {
             let other = step.groups.iter().flatten().find(|(name, _)| **name == group.name);
@@ -142,7 +144,7 @@ impl Lives {
     }
 }
 
-/// Blocks that a group could have of the pool at most, where the step says it.
+/// The most blocks of the pool that a group could have, if the step says so.
 pub(super) fn blocks_of(step: &StepRecord, name: &str) -> Option<u64> {
     let counts = step.pool.by_group.as_ref()?.get(name)?;
     step.pool.bytes_total?.checked_div(counts.block_bytes)
@@ -161,7 +163,8 @@ fn check_lengths(step: &StepRecord, owners: &[usize], name: &str, group: &GroupR
     Err(Fault::new(Rule::Lengths, format!("group {name:?} has not {tokens} tokens in {rows} rows")))
 }
 
-/// The group that `metadata` is of is written twice where there are several.
+/// Checks that the group that `metadata` describes is the same in `groups`, where it is written again if
+/// there are several.
 fn check_mirror(step: &StepRecord, name: &str, group: &GroupRecord) -> Result<(), Fault> {
     let meta = &step.metadata;
     let same = group.slot_mapping == meta.slot_mapping

@@ -1,11 +1,11 @@
-//! The toy engine's draft model: a KV group of its own, that drops whoever rests when it needs room.
+//! The toy engine's draft model. Its KV group drops idle requests when it needs room.
 
 use std::collections::HashMap;
 
 use serde_json::{Value, json};
 
-use super::pool::Pool;
-use super::{BLOCK, Dice};
+use super::dice::Dice;
+use super::pool::{BLOCK, Pool};
 
 pub(super) const BLOCKS: usize = 14;
 
@@ -22,9 +22,9 @@ pub(super) type OwnRow = (usize, Vec<u32>, Vec<usize>);
 pub(super) struct DraftModel {
     pub(super) pool: Pool,
     held: HashMap<String, Held>,
-    /// Who has a row in the step.
+    /// The requests that have a row in the step.
     busy: Vec<String>,
-    /// Published by the step's end, and their tokens.
+    /// The blocks that are published at the step's end, and their tokens.
     sealed: Vec<(usize, Vec<u32>)>,
 }
 
@@ -33,7 +33,8 @@ impl DraftModel {
         Self { pool: Pool::new("draft", BLOCKS), held: HashMap::new(), busy: Vec::new(), sealed: Vec::new() }
     }
 
-    /// Writes what it lacks of `tokens`, and all drafts but the last; nothing when there is no room.
+    /// Writes what it lacks of `tokens`, and all drafts but the last. It writes nothing if there is no
+    /// room.
     pub(super) fn propose(
         &mut self,
         id: &str,
@@ -71,7 +72,7 @@ impl DraftModel {
         Some((context, input, table))
     }
 
-    /// Hears how many drafts stand; `tokens` has them.
+    /// Takes note of how many drafts were accepted. `tokens` contains them.
     pub(super) fn verified(&mut self, id: &str, tokens: &[u32], accepted: usize) {
         let Some(held) = self.held.get_mut(id).filter(|_| self.busy.iter().any(|busy| busy == id)) else {
             return;
@@ -90,7 +91,7 @@ impl DraftModel {
         }
     }
 
-    /// The step's record; `rows` are its rows with their plan rows.
+    /// The step's record. `rows` are its rows, with their plan rows.
     pub(super) fn record(&mut self, rows: &[(usize, OwnRow)]) -> Value {
         let (mut tokens, mut positions, mut slots, mut query) = (vec![], vec![], vec![], vec![0]);
         for (_, (context, input, table)) in rows {
@@ -111,7 +112,7 @@ impl DraftModel {
         record
     }
 
-    /// The step is over: what it sealed can be hit.
+    /// Publishes the blocks that the step has filled.
     pub(super) fn publish(&mut self) {
         for (block, tokens) in self.sealed.drain(..) {
             self.pool.publish(block, &tokens);

@@ -5,16 +5,19 @@ use std::collections::HashMap;
 use pagedraft_block_manager::{BlockHash, Salt};
 use serde_json::{Value, json};
 
-use super::{BLOCK, FREED};
+/// The number of tokens of a block.
+pub(in super::super) const BLOCK: usize = 16;
+/// Stands in a table for a block that was given back behind the window.
+pub(super) const FREED: usize = usize::MAX;
 
 pub(super) struct Pool {
-    /// Of the KV group.
+    /// The name of the KV group.
     name: &'static str,
     refs: Vec<u32>,
-    /// Tokens up to the end of a published block, and the block.
+    /// The tokens up to the end of a published block, and the block.
     cache: HashMap<Vec<u32>, usize>,
     names: Vec<Option<Vec<u32>>>,
-    /// What left the cache, and what entered it, since the last line.
+    /// What left the cache and what entered it since the last line.
     removed: Vec<Value>,
     stored: Vec<Value>,
 }
@@ -48,12 +51,12 @@ impl Pool {
         self.refs.iter().filter(|&&refs| refs == 0).count()
     }
 
-    /// Free blocks with contents.
+    /// The number of free blocks with contents that can be hit.
     pub(super) fn cached(&self) -> usize {
         self.refs.iter().zip(&self.names).filter(|(refs, name)| **refs == 0 && name.is_some()).count()
     }
 
-    /// The first free block from `start` on, what was published of it forgotten.
+    /// Takes the first free block from `start` on. If it was published, that is undone.
     pub(super) fn take(&mut self, start: usize) -> Option<usize> {
         let blocks = self.refs.len();
         let block = (0..blocks).map(|b| (start + b) % blocks).find(|&b| self.refs[b] == 0)?;
@@ -81,7 +84,8 @@ impl Pool {
         }
     }
 
-    /// Blocks of the longest published prefix of `tokens` of which the query behind it can see all that `window` lets it.
+    /// The blocks of the longest published prefix of `tokens` that has all blocks which `window` lets the
+    /// next query see.
     pub(super) fn hit(&mut self, tokens: &[u32], window: Option<usize>) -> Vec<usize> {
         let find = |block: usize| self.cache.get(&tokens[..(block + 1) * BLOCK]).copied();
         let first =

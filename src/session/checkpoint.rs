@@ -1,0 +1,24 @@
+//! Opens the checkpoint of a model, which is a directory or is built in.
+
+use anyhow::Context;
+use pagedraft_model::checkpoint::Checkpoint;
+
+use super::builtin;
+use super::options::{EngineOptions, LoadFormat, ModelRef};
+use crate::exit::usage;
+
+/// The checkpoint that `model` names, with the weights that the options ask for.
+pub(super) fn open(model: &ModelRef, options: &EngineOptions) -> anyhow::Result<Checkpoint> {
+    let checkpoint = match (model, options.load_format) {
+        (ModelRef::Builtin(name), LoadFormat::Auto) => builtin::checkpoint(name),
+        (ModelRef::Builtin(name), LoadFormat::Dummy) => {
+            builtin::checkpoint(name).map(|c| Checkpoint::dummy(c.config().clone(), options.seed))
+        }
+        (ModelRef::Directory(dir), LoadFormat::Auto) => {
+            Checkpoint::open(dir).with_context(|| format!("the model {} does not load", dir.display()))
+        }
+        (ModelRef::Directory(dir), LoadFormat::Dummy) => Checkpoint::open_dummy(dir, options.seed)
+            .with_context(|| format!("the model {} does not load", dir.display())),
+    };
+    checkpoint.map_err(usage)
+}
