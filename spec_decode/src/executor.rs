@@ -1,5 +1,7 @@
 //! Runs plans on a model: drafts, metadata, forward pass, verification.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use pagedraft_attention::MetadataBuilder;
@@ -182,6 +184,13 @@ impl<D: Device> ModelExecutor<D> {
     pub fn set_deterministic(&mut self, yes: bool) -> Result<(), ModelError> {
         self.runner.set_deterministic(yes)?;
         self.proposers.iter_mut().try_for_each(|proposer| proposer.set_deterministic(yes))
+    }
+
+    /// Has a step end early while `flag` is set, in the target's forward pass or in the proposers'. [`execute`](Executor::execute) then
+    /// fails with an error that [is an interrupt](ExecuteError::is_interrupt), and the step is not to be applied.
+    pub fn interrupt_on(&mut self, flag: &Arc<AtomicBool>) {
+        self.runner.device_mut().interrupt_on(Arc::clone(flag));
+        self.proposers.iter_mut().for_each(|proposer| proposer.interrupt_on(flag));
     }
 
     /// How the target's steps ran, and the proposer's own if it has any, since [`reset_counts`](Self::reset_counts).

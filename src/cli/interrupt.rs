@@ -1,14 +1,14 @@
 //! Ctrl-C: once is a request to end in order, twice is an end.
 
 use std::path::PathBuf;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use pagedraft::exit;
-use pagedraft::session::{RequestId, Session};
+use pagedraft::session::{RequestId, Session, SessionStep, is_interrupt};
 use parking_lot::Mutex;
 
 /// How often a wait looks for Ctrl-C.
@@ -19,7 +19,8 @@ const PATIENCE: Duration = Duration::from_millis(400);
 /// How long requests that nobody waits for are given back one by one; the system takes back what is left faster.
 const GIVING_BACK: Duration = Duration::from_millis(200);
 
-static PRESSED: AtomicBool = AtomicBool::new(false);
+/// Set at the first Ctrl-C. Engines look at it in the middle of a step.
+static PRESSED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 /// Whether the process does something that it can't be called back from, and that has nothing to show for yet.
 static PREPARES: AtomicBool = AtomicBool::new(false);
 /// Files and directories that go when the process ends in the middle of a preparation.
@@ -55,6 +56,19 @@ fn end_a_preparation() {
 /// Whether it was pressed.
 pub fn pressed() -> bool {
     PRESSED.load(Ordering::Relaxed)
+}
+
+/// What is set when it was pressed, for engines to look at in the middle of a step.
+pub fn flag() -> Arc<AtomicBool> {
+    Arc::clone(&PRESSED)
+}
+
+/// Runs a step; `None` where Ctrl-C ended it in the middle, so that nothing came of it.
+pub fn step(session: &mut Session) -> anyhow::Result<Option<SessionStep>> {
+    match session.step() {
+        Err(error) if is_interrupt(&error) => Ok(None),
+        step => step.map(Some),
+    }
 }
 
 /// Does what takes its time before anything can be shown, such as loading a model: Ctrl-C then ends the process soon, and removes its

@@ -33,7 +33,7 @@ pub fn record<'a>(
         waiting.push((request, ids));
     }
     while session.has_unfinished() && !interrupt::pressed() {
-        session.step()?;
+        interrupt::step(session)?;
     }
     // The last first, since that is how the scheduler finds those that still wait; samples of a request keep their order.
     for (request, ids) in waiting.into_iter().rev() {

@@ -33,7 +33,7 @@ use pagedraft_scheduler::{
     Applied, Executor, Kind, RequestKey, RequestSpec, Scheduler, StepId, StepOutcome, StepPlan, StepTimes,
 };
 use pagedraft_spec_decode::metrics::SpeculationMetrics;
-use pagedraft_spec_decode::{ExecutionRecord, ModelExecutor, Registered};
+use pagedraft_spec_decode::{ExecuteError, ExecutionRecord, ModelExecutor, Registered};
 use pagedraft_workloads::trace::{TraceTables, TraceWriter};
 
 pub use load::{MOST_LOGIT_ROWS, SessionInfo};
@@ -53,6 +53,12 @@ use trace::Trace;
 
 /// A running engine.
 pub struct Session {
+/// Whether a step failed only because [`EngineOptions::interrupt`] was set. Nothing of it was applied, and nothing of it is in the trace.
+/// The session can go on once the flag is clear: the step's requests are computed again.
+pub fn is_interrupt(error: &anyhow::Error) -> bool {
+    error.downcast_ref().is_some_and(ExecuteError::is_interrupt)
+}
+
     info: SessionInfo,
     config: serde_json::Value,
     tokenizer: Option<Arc<Tokenizer>>,
@@ -89,6 +95,9 @@ impl Session {
         loaded.executor.keep_group_steps(trace.is_some());
         log::opened(&loaded.info, loaded.scheduler.blocks().groups());
         Ok(Self {
+        if let Some(flag) = &options.interrupt {
+            loaded.executor.interrupt_on(flag);
+        }
             tokenizer: loaded.tokenizer,
             info: loaded.info,
             config,
@@ -302,6 +311,7 @@ impl Session {
 
     fn run_step(&mut self) -> anyhow::Result<SessionStep> {
         let start = Instant::now();
+            Err(error) if is_interrupt(error) => log::step_interrupted(),
         self.scheduler.step(&mut self.plan)?;
         let schedule = start.elapsed();
         log::preempted(&self.plan, &self.sequences, &self.by_key);

@@ -1,5 +1,7 @@
 //! Proposes drafts with a small model that runs ahead of the target.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use pagedraft_attention::MetadataBuilder;
@@ -230,6 +232,10 @@ impl<D: Device> Proposer for DraftModel<D> {
     }
 
     fn counts(&mut self) -> Option<&RunCounts> {
+    fn interrupt_on(&mut self, flag: &Arc<AtomicBool>) {
+        self.runner.device_mut().interrupt_on(Arc::clone(flag));
+    }
+
         Some(self.runner.counts())
     }
 

@@ -288,7 +288,7 @@ impl<'a> Live<'a> {
 
     fn step(&mut self) -> anyhow::Result<()> {
         self.report.start_ns = self.clock.now_ns();
-        let step = self.session.step()?;
+        let Some(step) = interrupt::step(self.session)? else { return Ok(()) };
         self.report.end_ns = self.clock.now_ns();
         self.report.step = step.step;
         self.report.prefill_tokens = step.prefill_tokens as u32;

@@ -45,7 +45,7 @@ pub trait Observer {
         Ok(())
     }
 
-    /// Whether to stop here; asked before every step.
+    /// Whether to stop here; asked before every step, and before every request that is sent.
     fn stop(&mut self) -> bool {
         false
     }

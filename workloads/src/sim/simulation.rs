@@ -99,6 +99,10 @@ impl<'a> Run<'a> {
                 }
             }
             while self.client.due(now) == Some(now) {
+                // Millions may be due at once.
+                if self.observer.stop() {
+                    return Ok(true);
+                }
                 self.send()?;
             }
             for engine in self.engines.iter_mut().filter(|engine| engine.may_begin(now)) {
