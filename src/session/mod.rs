@@ -14,6 +14,7 @@ mod placement;
 mod request;
 mod row;
 mod sequence;
+mod simulated_kv;
 mod special_stops;
 mod speculation;
 mod text;
@@ -43,6 +44,7 @@ pub use options::{
 pub use placement::InstructionSet;
 pub use request::{Emitted, Request, RequestId, RequestOutput, SessionStep};
 pub use row::StepRow;
+pub use simulated_kv::SimulatedKv;
 pub use speculation::SetupId;
 pub use tokenizer::tokenizer;
 
@@ -51,14 +53,14 @@ use sequence::Sequence;
 use speculation::Setups;
 use trace::Trace;
 
-/// A running engine.
-pub struct Session {
 /// Whether a step failed only because [`EngineOptions::interrupt`] was set. Nothing of it was applied, and nothing of it is in the trace.
 /// The session can go on once the flag is clear: the step's requests are computed again.
 pub fn is_interrupt(error: &anyhow::Error) -> bool {
     error.downcast_ref().is_some_and(ExecuteError::is_interrupt)
 }
 
+/// A running engine.
+pub struct Session {
     info: SessionInfo,
     config: serde_json::Value,
     tokenizer: Option<Arc<Tokenizer>>,
@@ -93,11 +95,11 @@ impl Session {
         let trace = options.trace.as_ref().map(|to| Trace::create(to, &config, groups)).transpose()?;
         loaded.scheduler.keep_journal(trace.is_some());
         loaded.executor.keep_group_steps(trace.is_some());
-        log::opened(&loaded.info, loaded.scheduler.blocks().groups());
-        Ok(Self {
         if let Some(flag) = &options.interrupt {
             loaded.executor.interrupt_on(flag);
         }
+        log::opened(&loaded.info, loaded.scheduler.blocks().groups());
+        Ok(Self {
             tokenizer: loaded.tokenizer,
             info: loaded.info,
             config,
@@ -150,6 +152,11 @@ impl Session {
     /// The model's tokenizer, where it has one.
     pub fn tokenizer(&self) -> Option<&Tokenizer> {
         self.tokenizer.as_deref()
+    }
+
+    /// The longest that a request can get when it has the KV pool for itself, in tokens whose KV is kept.
+    pub fn capacity(&self) -> u32 {
+        self.scheduler.capacity()
     }
 
     /// Whether any request is waiting or running.
@@ -304,6 +311,7 @@ impl Session {
         let ran = self.run_step();
         match &ran {
             Ok(report) => log::stepped(report, &self.outcome.record),
+            Err(error) if is_interrupt(error) => log::step_interrupted(),
             Err(error) => log::step_failed(error),
         }
         ran
@@ -311,7 +319,6 @@ impl Session {
 
     fn run_step(&mut self) -> anyhow::Result<SessionStep> {
         let start = Instant::now();
-            Err(error) if is_interrupt(error) => log::step_interrupted(),
         self.scheduler.step(&mut self.plan)?;
         let schedule = start.elapsed();
         log::preempted(&self.plan, &self.sequences, &self.by_key);

@@ -17,6 +17,7 @@ use super::step_trace::{Made, StepTrace};
 use super::{CostModel, Observer, SimOptions, StepCost, StepShape};
 use crate::Error;
 use crate::replay::{RowReport, StepReport, Ticket};
+use crate::trace::PoolCounts;
 
 /// An engine in virtual time. [`begin`](Self::begin) plans a step and draws its outcome, [`finish`](Self::finish) applies it
 /// when its time has come; requests may be submitted in between, which is what a live engine does at the next step's
@@ -72,7 +73,7 @@ impl Engine {
         }
         let told = (options.replicas > 1).then_some(replica);
         scheduler.keep_journal(traced);
-        let trace = traced.then(|| StepTrace::new(options.scheduler.block_size, told)).transpose();
+        let trace = traced.then(|| StepTrace::new(&scheduler, told)).transpose();
         Ok(Self {
             scheduler,
             freezes: Freezes::new(&options.cost.freezes).map_err(Error::Options)?,
@@ -212,14 +213,14 @@ impl Engine {
         // A float becomes the nearest integer it can: what is no number, 0.
         let length = (self.price.total_us() * 1e3).round() as u64;
         let end = self.freezes.end(now, length);
-        let stats = self.scheduler.stats();
+        let (stats, during) = (self.scheduler.stats(), counts(&self.scheduler));
         let report = &mut self.report;
         report.step = self.plan.id.0;
         (report.start_ns, report.end_ns) = (now, end);
         report.preempted = self.plan.preempted.len() as u32;
         report.running = stats.running as u32;
         report.waiting = stats.waiting as u32;
-        report.pool_during = stats.pool.into();
+        report.pool_during = during;
         report.replayed = self.graph.is_some();
         self.ends = Some(end);
         Ok(())
@@ -320,7 +321,12 @@ impl Engine {
         trace.drain(scheduler);
         let (cost, pool) = (*price, report.pool);
         let made = Made { scheduler, plan, outcome, applied, cost, graph: graph.as_ref(), pool };
-        observer.trace(report.replica, trace.event(&made))
+        trace.note(&made);
+        let groups = trace.groups();
+        match trace.event(&made, groups.as_ref()) {
+            Some(event) => observer.trace(report.replica, event),
+            None => Ok(()),
+        }
     }
 
     /// Ends the step that runs: [`report`](Self::report) has what it gave.
@@ -332,7 +338,7 @@ impl Engine {
         self.ends = None;
         let Self { scheduler, requests, plan, outcome, applied, price, report, .. } = self;
         scheduler.apply(outcome, applied).map_err(|e| Error::Engine(e.to_string()))?;
-        report.pool = scheduler.stats().pool.into();
+        report.pool = counts(scheduler);
         report.rows.clear();
         report.ended.clear();
         log.step(report, applied.len());
@@ -369,4 +375,10 @@ impl Engine {
         });
         Ok(())
     }
+}
+
+/// How full the pool is; with its bytes where several KV groups share it.
+fn counts(scheduler: &Scheduler) -> PoolCounts {
+    let pool = scheduler.stats().pool;
+    if scheduler.blocks().num_groups() > 1 { PoolCounts::with_bytes(pool) } else { pool.into() }
 }

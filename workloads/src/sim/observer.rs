@@ -1,14 +1,19 @@
+use std::collections::BTreeMap;
+
 use pagedraft_attention::metadata::AttentionMetadata;
 
 use super::GraphShape;
 use crate::Error;
 use crate::replay::{RequestLine, StepReport};
-use crate::trace::StepEvent;
+use crate::trace::{GroupRows, StepEvent};
+
+/// The KV groups of a simulated target by name, where it has several: a step's metadata in each.
+pub type SimGroups<'a> = BTreeMap<&'a str, GroupRows<'a>>;
 
 /// A step of a simulated engine, as it goes on record: no KV groups but the target's. A live engine whose draft model keeps KV
 /// writes a group `draft` with that model's own rows, slots and block tables. A simulation counts such a model's tokens and
 /// passes, but has no blocks of it: a group would be made up.
-pub type SimEvent<'a> = StepEvent<'a, AttentionMetadata, (), GraphShape>;
+pub type SimEvent<'a> = StepEvent<'a, AttentionMetadata, SimGroups<'a>, GraphShape>;
 
 /// Who looks on.
 pub trait Observer {

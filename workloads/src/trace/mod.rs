@@ -5,6 +5,7 @@
 
 mod check;
 mod event;
+mod group_rows;
 mod kv_events;
 mod names;
 mod record;
@@ -16,6 +17,7 @@ mod writer;
 
 pub use check::{CheckReport, Rule, Violation, check_dir};
 pub use event::{GroupCounts, PoolCounts, StepEvent, StepNames, TimesUs};
+pub use group_rows::GroupRows;
 pub use kv_events::{KvChange, KvEventRecord, KvEvents, KvGroupRecord};
 pub use names::RequestNames;
 pub use record::{
