@@ -35,6 +35,9 @@ pub struct DraftOptions {
 /// Proposes what a small model of the same vocabulary says. Its KV is a group of its own beside the target's, in the same
 /// arena, whose blocks the scheduler reserves for rows that may have drafts.
 ///
+/// Layers of the draft model may have sliding windows. They read the keys inside the window only, but the group keeps the KV of all
+/// tokens: one table and one length say how far the whole model lags.
+///
 /// The embeddings of the two may be padded to different sizes: no id is proposed that either of them lacks.
 ///
 /// # What it promises
@@ -107,10 +110,12 @@ impl<D: Device> DraftModel<D> {
         if options.catch_up_tokens == 0 {
             return Err(ProposerError::CatchUp);
         }
+        let windows = runner.model().kv().iter().map(|group| group.window).collect();
+        let builder = MetadataBuilder::new(options.block_size)?;
         Ok(Self {
             group: options.group,
             num_blocks: options.num_blocks,
-            passes: Passes::new(MetadataBuilder::new(options.block_size)?, options.group, vocab),
+            passes: Passes::new(builder, options.group, windows, vocab),
             runner,
             catch_up_tokens: u32::try_from(options.catch_up_tokens).unwrap_or(u32::MAX),
             rows: Vec::new(),
@@ -227,15 +232,15 @@ impl<D: Device> Proposer for DraftModel<D> {
         self.runner.set_deterministic(yes)
     }
 
+    fn interrupt_on(&mut self, flag: &Arc<AtomicBool>) {
+        self.runner.device_mut().interrupt_on(Arc::clone(flag));
+    }
+
     fn touch(&mut self) -> Result<(), ModelError> {
         self.runner.touch()
     }
 
     fn counts(&mut self) -> Option<&RunCounts> {
-    fn interrupt_on(&mut self, flag: &Arc<AtomicBool>) {
-        self.runner.device_mut().interrupt_on(Arc::clone(flag));
-    }
-
         Some(self.runner.counts())
     }
 
