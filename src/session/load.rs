@@ -60,6 +60,10 @@ pub struct SessionInfo {
     pub block_size: u32,
     /// Bytes of KV a block, all layers together.
     pub block_bytes: usize,
+    /// KV groups that share the pool, a draft model's included.
+    pub kv_groups: usize,
+    /// The share of the KV memory that padding behind blocks wastes, if all of it belonged to the group that pads most.
+    pub kv_padding_at_worst: f64,
     /// The salt of the hashes of KV blocks: it stands for the model, the dtypes and the KV groups.
     pub kv_salt: Salt,
     /// Tokens that end a sequence.
@@ -255,6 +259,8 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
         num_blocks,
         block_size: options.block_size,
         block_bytes,
+        kv_groups: scheduler.blocks().num_groups(),
+        kv_padding_at_worst: scheduler.blocks().arena().worst_waste(),
         kv_salt,
         eos_token_ids: config.eos_token_ids.clone(),
         dummy_weights: checkpoint.is_dummy(),

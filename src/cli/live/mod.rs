@@ -26,6 +26,8 @@ use pagedraft_workloads::replay::{
     EndedRequest, Incoming, Output, PlannedRequest, RequestLine, RowReport, StepReport, Ticket,
 };
 
+use pagedraft_workloads::trace::PoolCounts;
+
 pub use self::before::Before;
 use self::clock::Clock;
 use self::seats::Seats;
@@ -297,8 +299,9 @@ impl<'a> Live<'a> {
         self.report.running = step.running as u32;
         self.report.waiting = step.waiting as u32;
         self.report.replayed = step.replayed;
-        self.report.pool_during = step.pool_during.into();
-        self.report.pool = step.pool.into();
+        let several = self.session.info().kv_groups > 1;
+        let counts = if several { PoolCounts::with_bytes } else { PoolCounts::from };
+        (self.report.pool_during, self.report.pool) = (counts(step.pool_during), counts(step.pool));
         self.report.rows.clear();
         self.report.ended.clear();
         for row in self.session.step_rows() {

@@ -197,13 +197,19 @@ pub struct PrefixCache {
 /// between steps, as the last one left it. Time before a resumed run's first step is not counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct KvUse {
-    /// Blocks of all engines.
+    /// Blocks of all engines. Where several KV groups share a pool, the smallest block of a group is counted here and below.
     pub num_blocks: u64,
     /// Most blocks in use at once, of all engines together: those of a step, and those of the others in their last step where
     /// that overlapped it, or after it.
     pub peak_used: u64,
     /// The greatest share of one engine's blocks, 0 to 1.
     pub peak_share: f64,
+    /// Bytes of the pool of one engine; told where several KV groups share it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_total: Option<u64>,
+    /// Most bytes of it in use in one engine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak_bytes_used: Option<u64>,
     /// Blocks in use over blocks, mean over the run's time (of a resumed run, that since its first step).
     pub mean_share: f64,
 }

@@ -74,6 +74,8 @@ struct Engine {
     /// And as that step ran.
     kv_during: u64,
     num_blocks: u64,
+    /// Bytes of the pool; 0 where they are not told.
+    bytes_total: u64,
 }
 
 /// Collects a [`Timeline`].
@@ -86,6 +88,8 @@ pub(super) struct Bins {
     observed_from_ns: u64,
     pub peak_kv_used: u64,
     pub peak_kv_share: f64,
+    /// Of one engine; 0 where bytes are not told.
+    pub peak_kv_bytes: u64,
     /// KV blocks in use, times nanoseconds.
     kv_used_time: u128,
 }
@@ -99,6 +103,7 @@ impl Bins {
             observed_from_ns: 0,
             peak_kv_used: 0,
             peak_kv_share: 0.0,
+            peak_kv_bytes: 0,
             kv_used_time: 0,
         }
     }
@@ -140,7 +145,9 @@ impl Bins {
             kv_used: during.used,
             kv_during: during.used,
             num_blocks: during.num_blocks,
+            bytes_total: during.bytes_total.unwrap_or(0),
         };
+        self.peak_kv_bytes = self.peak_kv_bytes.max(during.bytes_used.unwrap_or(0));
         self.hold(engine, start, end);
         engine.running = engine.running.saturating_sub(report.ended.len() as u64);
         engine.kv_used = report.pool.used;
@@ -180,6 +187,11 @@ impl Bins {
     /// KV blocks of all engines that made a step.
     pub(super) fn num_blocks(&self) -> u64 {
         self.engines.values().fold(0, |sum, e| sum.saturating_add(e.num_blocks))
+    }
+
+    /// Bytes of the pool of one engine, the greatest; `None` where they are not told.
+    pub(super) fn bytes_total(&self) -> Option<u64> {
+        self.engines.values().map(|engine| engine.bytes_total).max().filter(|&bytes| bytes > 0)
     }
 
     /// KV blocks in use, mean over the time that was seen until `end_ns`.
