@@ -33,7 +33,14 @@ pub use tables::{TableDelta, TraceTables};
 pub use writer::TraceWriter;
 
 /// Version of the trace's form, in `config.json` as `schema_version`.
-pub const SCHEMA_VERSION: u32 = 1;
+///
+/// | version | what came with it |
+/// |---|---|
+/// | 1 | |
+/// | 2 | `kv_events` says what entered and left the prefix cache. Before, `published` named the blocks that entered it |
+pub const SCHEMA_VERSION: u32 = 2;
+/// The oldest version that is still read.
+pub const OLDEST_SCHEMA_VERSION: u32 = 1;
 /// What the names of all files with one line a step begin with.
 pub const STEPS_STEM: &str = "trace_steps";
 /// Name of the file with one line a step, where its lines are stored as they are.

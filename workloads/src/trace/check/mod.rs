@@ -28,7 +28,9 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use self::engines::Engines;
-use super::{CONFIG_FILE, KvGroupRecord, ResumeRecord, StepRecord, read_steps};
+use super::{
+    CONFIG_FILE, KvGroupRecord, OLDEST_SCHEMA_VERSION, ResumeRecord, SCHEMA_VERSION, StepRecord, read_steps,
+};
 use crate::Error;
 use crate::json_fault::{self, JsonFault};
 
@@ -200,6 +202,8 @@ pub struct CheckReport {
     pub other_events: u64,
     /// Whether the last line is cut, as a killed process leaves it; it was ignored.
     pub cut_last_line: bool,
+    /// The version of the trace's form.
+    pub schema_version: u32,
     /// The first record that breaks a rule; nothing after it was read.
     pub violation: Option<Violation>,
 }
@@ -232,7 +236,7 @@ impl Fault {
 pub fn check_dir(directory: &Path) -> Result<CheckReport, Error> {
     let config = TraceConfig::read(&directory.join(CONFIG_FILE))?;
     let mut lines = read_steps(directory)?;
-    let mut report = CheckReport::default();
+    let mut report = CheckReport { schema_version: config.schema_version, ..CheckReport::default() };
     let mut engines = Engines::new(&config);
     while let Some(line) = lines.next_line()? {
         let mut step = None;
@@ -301,6 +305,7 @@ fn check_line(
 
 /// What the checker has to know of a run's configuration.
 struct TraceConfig {
+    schema_version: u32,
     block_size: u32,
     num_blocks: Option<u64>,
     /// Engines, each with so many blocks.
@@ -329,14 +334,19 @@ impl TraceConfig {
             let found = config.get(name).or_else(|| config.get("engine").and_then(|e| e.get(name)));
             found.filter(|value| !value.is_null())
         };
-        if let Some(version) = field("schema_version")
-            && version.as_u64() != Some(u64::from(super::SCHEMA_VERSION))
-        {
-            return Err(bad(format!(
-                "schema_version is {version}, this build reads {}",
-                super::SCHEMA_VERSION
-            )));
-        }
+        let schema_version = match field("schema_version") {
+            None => SCHEMA_VERSION,
+            Some(version) => {
+                let known = version.as_u64().and_then(|version| u32::try_from(version).ok());
+                let known =
+                    known.filter(|version| (OLDEST_SCHEMA_VERSION..=SCHEMA_VERSION).contains(version));
+                known.ok_or_else(|| {
+                    bad(format!(
+                        "schema_version is {version}, this build reads {OLDEST_SCHEMA_VERSION} to {SCHEMA_VERSION}"
+                    ))
+                })?
+            }
+        };
         let Some(size) = field("block_size") else { return Err(bad("no block_size".to_owned())) };
         let known = size.as_u64().and_then(|size| u32::try_from(size).ok());
         let Some(block_size) = known.filter(|size| [16, 32, 64].contains(size)) else {
@@ -384,6 +394,7 @@ impl TraceConfig {
             }
         };
         Ok(Self {
+            schema_version,
             block_size,
             num_blocks,
             replicas,
