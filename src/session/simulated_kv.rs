@@ -43,13 +43,13 @@ impl SimulatedKv {
                 Err(error) => return Err(usage(error.into())),
             },
         };
+        if !config.windows.iter().flatten().any(|&window| window < max_model_len) {
+            return Ok(Self::default());
+        }
         let on_cpu = EngineOptions { device: DeviceRef::Cpu, ..options.clone() };
         let (placement, _) = Placement::new(&on_cpu, &config, None)?;
         let token_bytes = placement.token_bytes(&config)?;
-        let mut groups = kv_groups(&config.windows, max_model_len as usize, token_bytes);
-        if groups.iter().all(|group| group.window.is_none()) {
-            groups.clear();
-        }
+        let groups = kv_groups(&config.windows, max_model_len as usize, token_bytes);
         Ok(Self { groups, unknown: None })
     }
 }
