@@ -133,6 +133,10 @@ pub fn run(replay: &Replay, workload: &Workload) -> anyhow::Result<Option<Outcom
         None => {}
     }
     let mut summary = recorder.summary();
+    if stopped {
+        // The system takes back a million requests in flight at once, and one by one it may take seconds.
+        std::mem::forget(recorder);
+    }
     summary.describe(RunFacts {
         cost_model: Some(options.cost.name.clone()),
         event_log_sha256: Some(event_log_sha256),

@@ -279,7 +279,7 @@ impl Engine {
                 num_accepted,
                 ..RowOutcome::of(row.request)
             });
-            sums.add(row, scheduler.context_read(row.tokens.start), num_drafts, expands);
+            sums.add(row, |len| scheduler.context_read(len), num_drafts, expands);
         }
         shape.plan_rows = plan.rows.len() as u32;
         shape.metadata_rows = sums.metadata_rows;

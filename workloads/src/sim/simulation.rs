@@ -21,8 +21,9 @@ pub struct SimReport {
     pub stopped: bool,
 }
 
-/// Runs a workload to its end, or until the observer stops it: requests in flight are then left as they are. What is and is
-/// not as in a live replay, the [module](super) says.
+/// Runs a workload to its end, or until the observer stops it: requests in flight are then left as they are, and their memory is not
+/// given back before the process ends, because that may take seconds for millions of them. What is and is not as in a live replay,
+/// the [module](super) says.
 ///
 /// Every request is told of to `recorder`, and what comes of it to `observer`, in the order of time. What the scheduler refuses
 /// (or what no pool of this size could hold to its end, which a live engine refuses) becomes a failed line.
@@ -38,7 +39,11 @@ pub fn simulate(
 ) -> Result<SimReport, Error> {
     let mut run = Run::new(source, options, recorder, observer)?;
     let stopped = run.go_on()?;
-    Ok(SimReport { event_log_sha256: run.log.finish(), end_ns: run.end_ns, stopped })
+    let Run { engines, log, end_ns, .. } = run;
+    if stopped {
+        std::mem::forget(engines);
+    }
+    Ok(SimReport { event_log_sha256: log.finish(), end_ns, stopped })
 }
 
 /// A simulation under way.
