@@ -7,6 +7,7 @@
 //!
 //! It reads traces of every format (`--trace-format`), and holds one line at a time in memory.
 
+use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -24,6 +25,8 @@ struct Line {
 fn main() -> ExitCode {
     match read() {
         Ok(()) => ExitCode::SUCCESS,
+        // Whoever reads the output has seen enough (`| head -1`).
+        Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprint!("{}", exit::report(&error));
             ExitCode::from(exit::code(&error))
@@ -31,15 +34,21 @@ fn main() -> ExitCode {
     }
 }
 
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
+}
+
 fn read() -> anyhow::Result<()> {
     let Some(directory) = std::env::args_os().nth(1).map(PathBuf::from) else {
         bail!("name the directory that --trace-out was given: cargo run --example read_trace -- DIR");
     };
     let mut lines = read_steps(&directory)?;
-    println!(
+    let mut out = std::io::stdout().lock();
+    writeln!(
+        out,
         "{:>6}  {:<6}{:>9}{:>8}{:>8}{:>8}{:>10}{:>9}{:>10}",
         "step", "mode", "prefills", "decodes", "drafts", "tokens", "accepted", "blocks", "ms"
-    );
+    )?;
     let (mut steps, mut tokens) = (0u64, 0);
     while let Some(line) = lines.next_line()? {
         let line = line.to_vec();
@@ -57,7 +66,8 @@ fn read() -> anyhow::Result<()> {
         let ms = step
             .time_us
             .map_or(0.0, |us| (us.schedule + us.metadata + us.propose + us.execute + us.sample) / 1e3);
-        println!(
+        writeln!(
+            out,
             "{:>6}  {:<6}{prefills:>9}{:>8}{:>8}{emitted:>8}{:>10}{:>9}{ms:>10.3}",
             step.step,
             step.mode,
@@ -65,13 +75,14 @@ fn read() -> anyhow::Result<()> {
             sum(&|row| row.num_drafts),
             sum(&|row| row.num_accepted),
             step.pool.used,
-        );
+        )?;
         steps += 1;
         tokens += emitted;
     }
-    println!(
+    writeln!(
+        out,
         "{steps} steps gave {tokens} tokens{}",
         if lines.is_cut() { "; the last line is cut" } else { "" }
-    );
+    )?;
     Ok(())
 }

@@ -156,13 +156,13 @@ fn every_line_is_valid_and_the_schema_has_a_word_for_all_of_it() {
         }
         let written = scratch.json(&format!("{name}/config.json"));
         assert!(config_valid.is_valid(&written), "{name}: {written}");
-        assert!(config_valid.is_valid(&json!({"schema_version": 1, "engine": written})), "{name}");
+        assert!(config_valid.is_valid(&json!({"schema_version": 2, "engine": written})), "{name}");
     }
     assert_eq!(events.into_iter().collect::<Vec<_>>(), ["setup", "step"]);
     assert!(preempted > 0 && graphs > 0, "{preempted} preempted, {graphs} graphs, {copies} copies");
     assert!(lines_valid.is_valid(&json!({"event": "resume", "step": 3})));
     assert!(lines_valid.is_valid(&json!({"event": "dsa_topk", "anything": [1]})));
-    assert!(!config_valid.is_valid(&json!({"schema_version": 1, "num_blocks": 3})), "no block_size");
+    assert!(!config_valid.is_valid(&json!({"schema_version": 2, "num_blocks": 3})), "no block_size");
     assert!(!config_valid.is_valid(&json!({"block_size": 16})), "no version");
 }
 
@@ -304,4 +304,45 @@ fn a_stopped_run_goes_on_in_the_same_trace() {
     }
     let report = check_dir(path).unwrap();
     assert_eq!((report.violation, report.resumed, report.steps), (None, 2, steps));
+}
+
+#[test]
+fn a_trace_of_an_older_form_is_checked_and_its_faults_say_that_it_is_old() {
+    let scratch = Scratch::new("trace-older");
+    let dir = scratch.path("run");
+    let trace =
+        Some(TraceOptions { dir: dir.clone().into(), tables: TraceTables::Full, format: LineFormat::Jsonl });
+    let mut session = Session::open(&EngineOptions { trace, ..options(None, Scorer::Mqa, 64) }).unwrap();
+    serve(&mut session, 2);
+    // It finds what those before it have published.
+    session.submit(Request::new("later", (0..40).collect(), 4)).unwrap();
+    while session.has_unfinished() {
+        session.step().unwrap();
+    }
+    session.close(&json!({})).unwrap();
+    let rewrite = |change: &dyn Fn(&mut Value)| {
+        let lines = scratch.json_lines("run/trace_steps.jsonl").into_iter().map(|mut line| {
+            change(&mut line);
+            format!("{line}\n")
+        });
+        let lines: String = lines.collect();
+        scratch.write("run/trace_steps.jsonl", lines.as_bytes());
+    };
+    let version = |version: u32| {
+        let mut config = scratch.json("run/config.json");
+        config["schema_version"] = json!(version);
+        scratch.write("run/config.json", config.to_string().as_bytes());
+        pagedraft(&["trace", "check", &dir])
+    };
+    assert_eq!(scratch.json("run/config.json")["schema_version"], 2);
+    assert_eq!(version(1).code, Some(0));
+    // What version 1 wrote in place of `kv_events`.
+    rewrite(&|line| {
+        line.as_object_mut().unwrap().remove("kv_events");
+    });
+    let (new, old) = (version(2), version(1));
+    assert_eq!((new.code, old.code), (Some(1), Some(1)));
+    assert!(!new.stderr.contains("older writer"), "{}", new.stderr);
+    assert!(old.stderr.contains("of an older writer: its schema_version is 1"), "{}", old.stderr);
+    assert_eq!(version(3).code, Some(2));
 }

@@ -122,7 +122,55 @@ fn traces_with_windows_and_several_groups_are_valid_sound_and_drawn() {
             let page = scratch.path(&format!("{what}.html"));
             let drawn = pagedraft(&["report", dir.to_str().unwrap(), "--out", &page]);
             assert_eq!(drawn.code, Some(0), "{what}: {}", drawn.stderr);
-            assert!(!std::fs::read_to_string(&page).unwrap().contains("are left out;"), "{what}");
+            let page = std::fs::read_to_string(&page).unwrap();
+            assert!(!page.contains("are left out;"), "{what}");
+            let shown = config["kv_groups"][0]["name"].as_str().unwrap();
+            let named = format!("Blocks are those of the KV group &quot;{shown}&quot;, the first of several");
+            let several = config["kv_groups"].as_array().unwrap().len() > 1;
+            assert_eq!(page.contains(&named), several, "{what}");
+            assert_eq!(page.contains("MiB, "), several, "{what}: the peak in bytes");
+        }
+    }
+}
+
+#[test]
+fn what_several_groups_take_is_told_in_bytes_and_what_they_waste_at_the_start() {
+    let scratch = Scratch::new("groups-told");
+    // A group of 7 layers and one of 5: no page is cut evenly into blocks of both.
+    let kinds = |i| if i % 12 < 7 { "sliding_attention" } else { "full_attention" };
+    let mut config = json!({
+        "architectures": ["Qwen3ForCausalLM"], "vocab_size": 300, "hidden_size": 32, "intermediate_size": 48,
+        "num_hidden_layers": 12, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16,
+        "max_position_embeddings": 256, "tie_word_embeddings": true, "torch_dtype": "float32",
+        "use_sliding_window": true, "sliding_window": 24,
+    });
+    for (name, layers) in
+        [("several", (0..12).map(kinds).collect::<Vec<_>>()), ("one", vec!["full_attention"; 12])]
+    {
+        config["layer_types"] = json!(layers);
+        scratch.write(&format!("{name}/config.json"), config.to_string().as_bytes());
+        let model = scratch.path(name);
+        let engine = ["--model", &model, "--load-format", "dummy", "--num-blocks", "24", "--threads", "1"];
+        let batch = ["bench", "latency", "--input-len", "20", "--output-len", "2", "--batch-size", "1"];
+        let iters = ["--num-iters", "1", "--num-iters-warmup", "0"];
+        let run = pagedraft(&[&batch[..], &iters, &engine].concat());
+        assert_eq!(run.code, Some(0), "{}", run.stderr);
+        let told = "24 KV blocks of 16 tokens, shared by 2 KV groups; padding wastes ";
+        assert_eq!(run.stdout.contains(told), name == "several", "{}", run.stdout);
+        for executor in ["real", "sim"] {
+            let out = scratch.path(&format!("{name}-{executor}"));
+            let replay = ["replay", "--workload", "random", "--num-requests", "4", "--input-len", "100"];
+            let more = ["--output-len", "9", "--executor", executor, "--out", &out, "--max-model-len", "256"];
+            let engine =
+                if executor == "sim" { [&engine[..2], &engine[4..6]].concat() } else { engine.to_vec() };
+            let run = pagedraft(&[&replay[..], &more, &engine].concat());
+            assert_eq!(run.code, Some(0), "{}", run.stderr);
+            let pool = run.stdout.lines().find(|line| line.starts_with("KV pool")).unwrap();
+            // 24 blocks of 16 tokens, 12 layers of 256 bytes a token and layer: 1.125 MiB.
+            let all = if name == "several" { " of 1." } else { " of 24 blocks at most" };
+            assert!(pool.contains(all) && pool.contains(" MiB at most") == (name == "several"), "{pool}");
+            let kv = &scratch.json(&format!("{name}-{executor}/summary.json"))["kv"];
+            assert_eq!(kv["bytes_total"].is_u64(), name == "several", "{kv}");
         }
     }
 }

@@ -101,6 +101,42 @@ fn drafts_scorers_and_graphs_change_no_bit_of_a_windowed_model() {
 }
 
 #[test]
+fn a_draft_model_that_is_the_windowed_target_itself_is_always_right() {
+    for (name, architecture) in [("window-draft-m", "Mistral"), ("window-draft-q", "Qwen3")] {
+        let model = model(name, architecture);
+        let base = options(&model, Dtype::F32, Isa::detect());
+        // Prompts and outputs far beyond the window of 24 tokens.
+        let mut requests = requests(11, 8, 300, 120);
+        requests.iter_mut().for_each(|request| request.max_tokens += 40);
+        let alone = alone(&base, &requests);
+        let mut events = Events::default();
+        for (num_blocks, chunk, enforce_eager) in [(256, None, false), (11, Some(7), true)] {
+            let speculation = SpeculationOptions {
+                draft: Some(DraftRef::Model(model.clone())),
+                length: DraftLength::Fixed(3),
+                ..SpeculationOptions::default()
+            };
+            let options = EngineOptions {
+                speculation,
+                enforce_eager,
+                num_blocks: Some(num_blocks),
+                prefill_chunk: chunk,
+                enable_prefix_caching: enforce_eager,
+                ..base.clone()
+            };
+            let (found, happened) = run(&options, &requests, 1);
+            check(&format!("{name}, {num_blocks} blocks"), &requests, &alone, &found);
+            events.add(happened);
+        }
+        assert!(events.drafted > 500 && events.preempted > 0, "{} drafts", events.drafted);
+        assert_eq!(
+            events.accepted, events.drafted,
+            "{name}: the draft model sees other keys than the target"
+        );
+    }
+}
+
+#[test]
 fn a_request_holds_to_the_block_what_its_full_and_its_windowed_layers_need() {
     for (name, architecture, full_share) in [("window-held-m", "Mistral", 0), ("window-held-q", "Qwen3", 2)] {
         let options = EngineOptions {

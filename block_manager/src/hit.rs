@@ -23,7 +23,8 @@ impl BlockManager {
     /// What the cache has of `tokens`, of which the first `limit` at most may be hit. Takes nothing.
     ///
     /// A hit of h tokens needs, of every group that neither lags nor is scratch, the blocks that the query at
-    /// position h can see: with a window only the last ones. The greatest h in whole blocks is taken. Costs a hash
+    /// position h can see: with a window only the last ones. The greatest h in whole blocks is taken, and none where no
+    /// block would be taken (every window is 1). Costs a hash
     /// a block that was not hashed before, and a look-up a block and group.
     ///
     /// # Errors
@@ -182,6 +183,7 @@ impl Search<'_> {
                 }
             }
         }
-        hit
+        // With a window of 1 a query sees nothing before it. Such a group agrees to any hit, and finds nothing.
+        if hit.blocks == 0 { PrefixHit::default() } else { hit }
     }
 }

@@ -3,7 +3,7 @@
 
 use pagedraft_block_manager::{
     BlockCopy, BlockHash, BlockId, BlockManager, BlockPool, BlockSize, Contents, Error, GroupId, KvGroup,
-    KvIndex, Salt, SequenceId, slot,
+    KvIndex, PrefixHit, Salt, SequenceId, slot,
 };
 
 const KV: GroupId = GroupId(0);
@@ -321,6 +321,21 @@ fn what_cannot_be_is_refused_by_name() {
     assert_eq!(made(1, many.collect()), Err(Error::TooManyGroups { given: 17 }));
     let blind = KvGroup { window: Some(0), ..KvGroup::dense(1, 1) };
     assert_eq!(made(1, vec![blind]), Err(Error::EmptyWindow { name: "kv".to_owned() }));
+}
+
+#[test]
+fn layers_that_see_nothing_before_the_query_hit_nothing() {
+    let hits = [1, 2].map(|window| {
+        let group = KvGroup { window: Some(window), ..KvGroup::dense(1, 1) };
+        let mut manager = BlockManager::new(BlockSize::new(16).unwrap(), 8, vec![group], true).unwrap();
+        let tokens: Vec<u32> = (0..40).collect();
+        let probe = manager.open(Salt::NONE);
+        let empty = manager.lookup(probe, &tokens, 39).unwrap();
+        assert_eq!(empty, PrefixHit::default(), "window {window}: nothing was published");
+        filled(&mut manager, &tokens);
+        manager.lookup(probe, &tokens, 39).unwrap().tokens
+    });
+    assert_eq!(hits, [0, 32]);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! A device whose kind is chosen when the program runs.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use pagedraft_block_manager::{Arena, BlockCopy, KvGroup};
 
@@ -179,6 +180,10 @@ impl Device for AnyDevice {
 
     fn set_deterministic(&mut self, yes: bool) -> Result<(), ModelError> {
         on!(self, device => device.set_deterministic(yes))
+    }
+
+    fn interrupt_on(&mut self, flag: Arc<AtomicBool>) {
+        on!(self, device => device.interrupt_on(flag));
     }
 
     fn copy_blocks(&mut self, copies: &[BlockCopy]) -> Result<(), ModelError> {

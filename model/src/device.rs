@@ -5,6 +5,9 @@
 //! on the CPU. What changes from step to step (token ids, positions, slots, block tables, lengths) is not in the operations
 //! but in the device's persistent [`StepInputs`], so that a captured list stays valid.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
 use pagedraft_block_manager::{BlockCopy, KvGroup};
 
 use crate::checkpoint::Tensor;
@@ -339,6 +342,12 @@ pub trait Device {
             return Ok(());
         }
         Err(ModelError::BadInputs { what: "this device computes in one way only".to_owned() })
+    }
+
+    /// From now on [`run`](Self::run) and [`replay`](Self::replay) end early, with [`ModelError::Interrupted`], while `flag` is set. A
+    /// device may look at it as seldom as once a layer. One whose steps are short, a GPU, need not look at all.
+    fn interrupt_on(&mut self, flag: Arc<AtomicBool>) {
+        let _ = flag;
     }
 
     /// Copies whole KV blocks, all parts and layers of them, before anything of the step is written. Copies name groups of the

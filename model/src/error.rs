@@ -210,6 +210,10 @@ pub enum ModelError {
         /// How they do not fit.
         what: String,
     },
+    /// Somebody set the flag that [`Device::interrupt_on`](crate::Device::interrupt_on) was given, and the step ended in the middle.
+    /// Nothing that it computed may be used.
+    #[error("the step was interrupted before its end; nothing of it is used")]
+    Interrupted,
     /// The device that was asked for cannot be made.
     #[error("{what}")]
     NoDevice {

@@ -1,103 +1,34 @@
 //! A model of two segments: run a segment at a time, eagerly or by graphs, with rows that stop, wait and go on between them.
 #![allow(clippy::unwrap_used, reason = "a test or a bench that fails says where")]
 
+mod cut;
 mod devices;
 
+use cut::{Cut, groups};
 use devices::BLOCK_SIZE;
 use pagedraft_attention::isa::Isa;
 use pagedraft_attention::{AttentionMetadata, MetadataBuilder, MetadataRow};
-use pagedraft_block_manager::{BlockId, GroupId, KvGroup, KvPart, LayerSet, PartKind};
+use pagedraft_block_manager::{BlockId, GroupId};
 use pagedraft_model::checkpoint::{Checkpoint, ModelConfig};
 use pagedraft_model::cpu::{CpuDevice, CpuOptions};
 use pagedraft_model::dense::DenseDecoder;
-use pagedraft_model::{
-    Architecture, BufferId, CaptureSizes, Dtype, Fallback, KvRef, ModelError, Op, PartShape, Ran, Runner,
-    StepInputs, StepLimits,
-};
+use pagedraft_model::{CaptureSizes, Dtype, Fallback, ModelError, Ran, Runner, StepInputs, StepLimits};
 
 const CONFIG: &[u8] = br#"{"architectures": ["LlamaForCausalLM"], "vocab_size": 50, "hidden_size": 32,
     "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
     "max_position_embeddings": 64, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": true}"#;
 const LIMITS: StepLimits = StepLimits { token_rows: 48, logit_rows: 48, max_model_len: 64 };
-/// Layers of the first segment.
-const CUT: usize = 1;
-/// Where rows of the residual stream wait between the segments.
-const HELD: KvRef = KvRef { group: GroupId(2), part: 0, layer: CUT as u16 };
 /// The first page of each group: they share no memory.
 const FIRST: [u32; 3] = [0, 10, 20];
-
-/// The dense decoder, cut behind layer `CUT`. Rows with a slot in group 2 are held behind the first segment, and fetched
-/// before the second.
-struct Cut(DenseDecoder<BufferId>);
-
-impl Architecture<BufferId> for Cut {
-    fn config(&self) -> &ModelConfig {
-        self.0.config()
-    }
-    fn kv(&self) -> &[KvGroup] {
-        self.0.kv()
-    }
-    fn shapes(&self) -> &[Vec<PartShape>] {
-        self.0.shapes()
-    }
-    fn num_segments(&self) -> usize {
-        2
-    }
-    fn segment(&self, index: usize, rows: usize, ops: &mut Vec<Op<BufferId>>) {
-        let x = self.0.residual();
-        if index == 0 {
-            self.0.embed(rows, ops);
-            self.0.layers(0..CUT, rows, ops);
-            ops.push(Op::Hold { x, kv: HELD, rows });
-        } else {
-            ops.push(Op::Fetch { x, kv: HELD, rows });
-            self.0.layers(CUT..self.0.num_layers(), rows, ops);
-        }
-    }
-    fn head(&self, rows: usize, ops: &mut Vec<Op<BufferId>>) {
-        self.0.head(rows, ops);
-    }
-    fn residual(&self) -> BufferId {
-        self.0.residual()
-    }
-    fn logits(&self) -> BufferId {
-        self.0.logits()
-    }
-    fn final_hidden(&self) -> BufferId {
-        self.0.final_hidden()
-    }
-    fn taps(&self) -> &[BufferId] {
-        self.0.taps()
-    }
-    fn set_taps(&mut self, taps: Vec<BufferId>) {
-        self.0.set_taps(taps);
-    }
-}
 
 fn checkpoint() -> Checkpoint {
     Checkpoint::dummy(ModelConfig::parse("config.json".as_ref(), CONFIG).unwrap(), 9)
 }
 
-/// The layers before the cut, those behind it (which take twice the bytes), and the rows that wait.
-fn groups(config: &ModelConfig) -> Vec<KvGroup> {
-    let bytes_per_token = devices::token_bytes(config, Dtype::F32);
-    let group = |id: u8, name: &str, kind, layers, bytes_per_token| KvGroup {
-        id: GroupId(id),
-        name: name.to_owned(),
-        parts: vec![KvPart { kind, layers, bytes_per_token }],
-        ..KvGroup::dense(1, bytes_per_token)
-    };
-    let cut = CUT as u16;
-    vec![
-        group(0, "before", PartKind::Heads, LayerSet::range(0..cut), bytes_per_token),
-        group(1, "behind", PartKind::Heads, LayerSet::range(cut..3), bytes_per_token),
-        group(2, "held", PartKind::Residual, LayerSet::range(cut..cut + 1), 4 * config.hidden_size),
-    ]
-}
-
-fn cut() -> Runner<CpuDevice> {
+fn in_two() -> Runner<CpuDevice> {
     let checkpoint = checkpoint();
-    let groups = groups(checkpoint.config());
+    let config = checkpoint.config();
+    let groups = groups(config.hidden_size, devices::token_bytes(config, Dtype::F32));
     let options = CpuOptions { isa: Isa::detect(), threads: 2, dtype: Dtype::F32, block_size: BLOCK_SIZE };
     let (mut device, _) = devices::of_groups(&groups, &options, 40);
     let model = DenseDecoder::load_grouped(&mut device, &checkpoint, LIMITS, groups).unwrap();
@@ -160,7 +91,7 @@ fn last_logits(runner: &mut Runner<CpuDevice>, rows: usize) -> Vec<u32> {
 
 #[test]
 fn two_segments_give_the_bits_of_one_eagerly_and_by_graphs() {
-    let (mut whole, mut eager, mut graphs) = (whole(), cut(), cut());
+    let (mut whole, mut eager, mut graphs) = (whole(), in_two(), in_two());
     let report = graphs.capture(&CaptureSizes::new(vec![1, 8], vec![1, 5])).unwrap();
     assert_eq!(report.graphs % 2, 0, "each segment has its own graphs");
     let steps = [0..20, 20..25, 25..26, 26..31, 31..32, 32..34];
@@ -241,13 +172,13 @@ fn thinned(runner: &mut Runner<CpuDevice>, chunks: &[std::ops::Range<u32>], wait
 
 #[test]
 fn rows_that_stop_or_wait_between_segments_give_the_bits_of_one_step() {
-    let at_once = thinned(&mut cut(), std::slice::from_ref(&(0..20)), false);
+    let at_once = thinned(&mut in_two(), std::slice::from_ref(&(0..20)), false);
     assert_eq!(at_once.len(), 10 * 50);
     // Of the second chunk, one row goes on.
     let chunks = [0..6, 6..8, 8..20];
     for graphs in [false, true] {
         let runner = || {
-            let mut runner = cut();
+            let mut runner = in_two();
             if graphs {
                 runner.capture(&CaptureSizes::new(vec![8, 16], (1..=12).collect())).unwrap();
             }
@@ -256,7 +187,7 @@ fn rows_that_stop_or_wait_between_segments_give_the_bits_of_one_step() {
         assert!(thinned(&mut runner(), &chunks, false) == at_once, "in chunks, graphs {graphs}");
         assert!(thinned(&mut runner(), &chunks, true) == at_once, "after waiting, graphs {graphs}");
     }
-    let mut dense = cut();
+    let mut dense = in_two();
     let all: Vec<u32> = (0..20).collect();
     assert!(both_segments(&mut dense, &all).1[18 * 50..19 * 50] != at_once[9 * 50..], "nothing was thinned");
 }
@@ -267,7 +198,7 @@ fn what_makes_no_sense_is_refused_by_name() {
         let said = result.unwrap_err().to_string();
         assert!(said.contains(what), "{said}");
     };
-    let (mut one, mut two) = (whole(), cut());
+    let (mut one, mut two) = (whole(), in_two());
     let step = inputs(&[0, 1], vec![row(&one, 0, 0, 2)]);
     one.forward(&step).unwrap();
     told(one.compact(&[0]), "one segment");

@@ -51,3 +51,11 @@ pub enum ExecuteError {
     #[error("acceptance canary: {0}")]
     Canary(crate::canary::CanaryAlarm),
 }
+
+impl ExecuteError {
+    /// Whether the step failed only because it was interrupted.
+    #[must_use]
+    pub fn is_interrupt(&self) -> bool {
+        matches!(self, Self::Model(ModelError::Interrupted))
+    }
+}

@@ -1,5 +1,7 @@
 //! Runs plans on a model: proposes drafts, writes metadata, runs the forward pass, and verifies.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use pagedraft_attention::MetadataBuilder;
@@ -185,6 +187,13 @@ impl<D: Device> ModelExecutor<D> {
     pub fn set_deterministic(&mut self, yes: bool) -> Result<(), ModelError> {
         self.runner.set_deterministic(yes)?;
         self.proposers.iter_mut().try_for_each(|proposer| proposer.set_deterministic(yes))
+    }
+
+    /// Has a step end early while `flag` is set, in the target's forward pass or in the proposers'. [`execute`](Executor::execute) then
+    /// fails with an error that [is an interrupt](ExecuteError::is_interrupt), and the step is not to be applied.
+    pub fn interrupt_on(&mut self, flag: &Arc<AtomicBool>) {
+        self.runner.device_mut().interrupt_on(Arc::clone(flag));
+        self.proposers.iter_mut().for_each(|proposer| proposer.interrupt_on(flag));
     }
 
     /// How the segments of the target ran since [`reset_counts`](Self::reset_counts), and those of the

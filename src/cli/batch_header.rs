@@ -21,7 +21,7 @@ pub fn header(info: &SessionInfo, shape: BatchShape) -> String {
     format!(
         "model    {}, {} parameters, {}{weights}\n\
          machine  {}; {}, {}\n\
-         cache    {} KV blocks of {} tokens\n\
+         cache    {} KV blocks of {} tokens{}\n\
          batch    {} requests x {} prompt tokens -> {} tokens each, greedy\n\
          runs     {} warm-up, {} timed; seed {}, revision {}\n",
         info.model_id,
@@ -32,6 +32,7 @@ pub fn header(info: &SessionInfo, shape: BatchShape) -> String {
         processor(info),
         info.num_blocks,
         info.block_size,
+        shared(info),
         shape.batch_size,
         shape.input_len,
         shape.output_len,
@@ -40,6 +41,17 @@ pub fn header(info: &SessionInfo, shape: BatchShape) -> String {
         shape.seed,
         pagedraft::REVISION,
     )
+}
+
+/// How several KV groups share the cache, and what that wastes at worst.
+fn shared(info: &SessionInfo) -> String {
+    match info.kv_groups {
+        0 | 1 => String::new(),
+        groups => {
+            let waste = info.kv_padding_at_worst * 100.0;
+            format!(", shared by {groups} KV groups; padding wastes {waste:.1} % of it at worst")
+        }
+    }
 }
 
 fn processor(info: &SessionInfo) -> String {

@@ -17,6 +17,7 @@ use pagedraft_scheduler::Policy;
 use pagedraft_workloads::run::LineFormat;
 use pagedraft_workloads::trace::{TraceTables, TraceWriter};
 
+use super::interrupt;
 use super::speculation_flags::SpeculationFlags;
 
 #[derive(Clone, Debug, Args)]
@@ -215,6 +216,7 @@ impl EngineFlags {
             shadow_rate: self.shadow_rate,
             inject_decode_graph_for_verify: self.inject_fault.is_some(),
             trace: self.trace_options()?,
+            interrupt: Some(interrupt::flag()),
         })
     }
 

@@ -136,7 +136,7 @@ fn serve(
                 break;
             }
         }
-        let step = session.step()?;
+        let Some(step) = interrupt::step(session)? else { break };
         next += 1;
         totals.steps += 1;
         for emitted in &step.emitted {

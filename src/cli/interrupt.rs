@@ -1,14 +1,14 @@
 //! Handles Ctrl-C. The first one asks the program to end in order, the second one ends it at once.
 
 use std::path::PathBuf;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use pagedraft::exit;
-use pagedraft::session::{RequestId, Session};
+use pagedraft::session::{RequestId, Session, SessionStep, is_interrupt};
 use parking_lot::Mutex;
 
 /// How often a wait checks for Ctrl-C.
@@ -19,8 +19,9 @@ const PATIENCE: Duration = Duration::from_millis(400);
 /// How long requests that nobody waits for are released one by one. The system frees the rest faster.
 const GIVING_BACK: Duration = Duration::from_millis(200);
 
-static PRESSED: AtomicBool = AtomicBool::new(false);
-/// Whether the process does something that can't be interrupted and that has no results yet.
+/// Set at the first Ctrl-C. Engines look at it in the middle of a step.
+static PRESSED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
+/// Whether the process does something that it can't be called back from, and that has nothing to show for yet.
 static PREPARES: AtomicBool = AtomicBool::new(false);
 /// Files and directories that are removed if the process ends in the middle of a preparation.
 static TEMPORARY: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
@@ -55,6 +56,19 @@ fn end_a_preparation() {
 /// Whether Ctrl-C was pressed.
 pub fn pressed() -> bool {
     PRESSED.load(Ordering::Relaxed)
+}
+
+/// What is set when it was pressed, for engines to look at in the middle of a step.
+pub fn flag() -> Arc<AtomicBool> {
+    Arc::clone(&PRESSED)
+}
+
+/// Runs a step; `None` where Ctrl-C ended it in the middle, so that nothing came of it.
+pub fn step(session: &mut Session) -> anyhow::Result<Option<SessionStep>> {
+    match session.step() {
+        Err(error) if is_interrupt(&error) => Ok(None),
+        step => step.map(Some),
+    }
 }
 
 /// Runs `work`, which takes long before anything can be shown, such as loading a model. Ctrl-C then soon

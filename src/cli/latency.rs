@@ -128,7 +128,7 @@ impl Latency {
                 interrupt::forget(session, &ids)?;
                 return Ok(None);
             }
-            let step = session.step()?;
+            let Some(step) = interrupt::step(session)? else { continue };
             let seconds = step.elapsed.as_secs_f64();
             if step.prefill_tokens > 0 {
                 iteration.prefill_seconds += seconds;

@@ -34,6 +34,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use pagedraft::exit;
+use pagedraft::session::is_interrupt;
 
 /// An LLM serving engine whose scheduler knows about speculation.
 ///
@@ -99,6 +100,7 @@ pub fn run() -> ExitCode {
         Ok(Ended::Done) => ExitCode::SUCCESS,
         Ok(Ended::Difference) => ExitCode::from(exit::FAILED),
         Ok(Ended::Interrupted) => ExitCode::from(exit::INTERRUPTED),
+        Err(error) if is_interrupt(&error) => ExitCode::from(exit::INTERRUPTED),
         // Whoever read our output has seen enough.
         Err(error) if stdout::is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {

@@ -35,7 +35,7 @@ pub fn record<'a>(
         waiting.push((request, ids));
     }
     while session.has_unfinished() && !interrupt::pressed() {
-        session.step()?;
+        interrupt::step(session)?;
     }
     // The last one goes first, because the scheduler searches its queue of waiting requests from the end.
     // Samples of a request keep their order.

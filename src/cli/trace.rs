@@ -8,7 +8,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use pagedraft::exit::{usage, usage_hint};
 use pagedraft_workloads::run::{LineFormat, convert_lines};
 use pagedraft_workloads::trace::{
-    CheckReport, STEPS_FILE, STEPS_STEM, SchemaOf, check_dir, read_steps, schema, steps_file,
+    CheckReport, SCHEMA_VERSION, STEPS_FILE, STEPS_STEM, SchemaOf, check_dir, read_steps, schema, steps_file,
 };
 
 use super::{Ended, stdout};
@@ -80,15 +80,28 @@ impl Check {
             // If standard error is closed, the exit code still says it.
             let _ = writeln!(
                 std::io::stderr(),
-                "error: {violation}\n  {}:{}\n  {} steps before it keep every rule",
+                "error: {violation}\n  {}:{}\n  {} steps before it keep every rule{}",
                 file.display(),
                 violation.line,
                 report.steps,
+                older(&report),
             );
             return Ok(Ended::Difference);
         }
         stdout::print(&sound(&report))?;
         Ok(Ended::Done)
+    }
+}
+
+/// What may be behind a broken rule in a trace that an older program wrote.
+fn older(report: &CheckReport) -> String {
+    match report.schema_version {
+        SCHEMA_VERSION.. => String::new(),
+        version => format!(
+            "\n  the trace is of an older writer: its schema_version is {version}, and this build writes {SCHEMA_VERSION}. Version 1 has no \
+             kv_events, so that what reads a cached prefix may break a rule without being wrong; check it with the program that \
+             wrote it, or run it again"
+        ),
     }
 }
 

@@ -54,7 +54,25 @@ pub fn write(directories: &[PathBuf], out: &Path) -> anyhow::Result<()> {
 ///
 /// Those of [`write()`], or a trace of several engines does not have this one.
 pub fn write_shown(directories: &[PathBuf], out: &Path, shown: Shown) -> anyhow::Result<()> {
+    save(&page(directories, shown)?, out)
+}
+
+/// The page of the runs in `directories`.
+///
+/// # Errors
+///
+/// A directory that holds no run, a file of it that can't be read (which line of it, and why); an engine that a trace of several has
+/// not.
+pub fn page(directories: &[PathBuf], shown: Shown) -> anyhow::Result<String> {
     let runs = directories.iter().map(|dir| Run::read(dir, shown)).collect::<anyhow::Result<Vec<_>>>()?;
-    let page = page::html(&runs)?;
+    page::html(&runs)
+}
+
+/// Writes a page to `out`, as a whole or not at all.
+///
+/// # Errors
+///
+/// It can't be written.
+pub fn save(page: &str, out: &Path) -> anyhow::Result<()> {
     replace_file(out, page.as_bytes()).with_context(|| format!("can't write {}", out.display()))
 }

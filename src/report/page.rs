@@ -89,6 +89,12 @@ fn note(run: &Run) -> String {
             text.push_str(" (--steps A..B shows others)");
         }
     }
+    if let Some(group) = &trace.group {
+        let _ = write!(
+            text,
+            ". Blocks are those of the KV group \"{group}\", the first of several that share the pool; those of the others are not shown"
+        );
+    }
     text.push_str(". States are those after each step; arrow keys, Home, End and space move.");
     text
 }

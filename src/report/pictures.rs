@@ -357,7 +357,19 @@ fn kv(run: &Run, suffix: &str) -> Option<String> {
     let mut chart = piled(&title, "blocks", columns, points.last_step?, layers)?;
     let (peak, all) = (points.peak_used, points.num_blocks);
     let share = 100.0 * peak as f64 / all.max(1) as f64;
-    chart.note(format!("Peak {peak} of {all} blocks, {share:.1} %. {}", means(points).unwrap_or_default()));
+    let told = match points.bytes {
+        // Blocks of several KV groups differ in size; the picture counts the smallest.
+        Some((peak, all)) => {
+            let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+            format!(
+                "Peak {:.2} of {:.2} MiB, {share:.1} %; a block is the smallest of a KV group.",
+                mib(peak),
+                mib(all)
+            )
+        }
+        None => format!("Peak {peak} of {all} blocks, {share:.1} %."),
+    };
+    chart.note(format!("{told} {}", means(points).unwrap_or_default()));
     Some(chart.finish())
 }
 

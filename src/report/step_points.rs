@@ -69,12 +69,22 @@ pub(super) struct StepPoints {
     pub(super) peak_used: u64,
     /// The number of blocks of the pool in the last step.
     pub(super) num_blocks: u64,
+    /// Where several KV groups share the pool: most bytes that were in use in one of them, and those of the pool.
+    pub(super) bytes: Option<(u64, u64)>,
 }
 
 impl StepPoints {
     /// No steps yet.
     pub(super) fn new() -> Self {
-        Self { points: Vec::new(), steps_a_point: 1, steps: 0, last_step: None, peak_used: 0, num_blocks: 0 }
+        Self {
+            points: Vec::new(),
+            steps_a_point: 1,
+            steps: 0,
+            last_step: None,
+            peak_used: 0,
+            num_blocks: 0,
+            bytes: None,
+        }
     }
 
     /// Adds the next step.
@@ -82,6 +92,9 @@ impl StepPoints {
         self.add(StepPoint::of(record));
         self.peak_used = self.peak_used.max(record.pool.used);
         self.num_blocks = record.pool.num_blocks;
+        if let (Some(used), Some(total)) = (record.pool.bytes_used, record.pool.bytes_total) {
+            self.bytes = Some((self.bytes.map_or(used, |(peak, _)| peak.max(used)), total));
+        }
     }
 
     fn add(&mut self, point: StepPoint) {

@@ -21,6 +21,8 @@ pub(super) const MOST_STEPS: usize = 10_000;
 pub(super) struct TraceWindow {
     block_size: u32,
     names: Vec<String>,
+    /// The KV group whose blocks are shown, where there are several.
+    pub(super) group: Option<String>,
     start: Pool,
     pub(super) steps: Vec<StepDelta>,
     /// All steps that were read, in the block view or not.
@@ -61,13 +63,14 @@ impl TraceWindow {
         let mut window = Self {
             block_size,
             names: Vec::new(),
+            group: Self::group(config),
             start: Pool::new(block_size),
             steps: Vec::new(),
             points: StepPoints::new(),
             is_part: false,
             warnings: Vec::new(),
         };
-        let mut deltas = Deltas::new(block_size, Self::group(config));
+        let mut deltas = Deltas::new(block_size, window.group.clone());
         let mut lines = read_steps(directory)?;
         let file = lines.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
         let (mut others, mut engines) = (0u64, 1);

@@ -1,6 +1,6 @@
 //! The draft model of an engine: checks that it fits the target, and makes its parts.
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use pagedraft_block_manager::{GroupId, KvGroup};
 use pagedraft_model::checkpoint::Checkpoint;
 use pagedraft_model::cuda::{Gpu, MemoryNeed};
@@ -39,13 +39,6 @@ impl DraftParts {
         let checkpoint = checkpoint::open(model, options)?;
         let config = checkpoint.config();
         check_vocabularies(options, (model, &checkpoint), target)?;
-        let windows = config.windows.iter().flatten();
-        if let Some(window) = windows.filter(|&&window| window < max_model_len).min() {
-            bail!(
-                "the draft {model} has layers with a sliding window of {window} tokens, and drafts are computed with full \
-                 attention only: use --max-model-len {window}, or another draft"
-            );
-        }
         let longest = config.max_position_embeddings;
         ensure!(
             longest >= max_model_len as usize,
@@ -65,7 +58,8 @@ impl DraftParts {
 }
 
 impl PlacedDraft {
-    /// The KV group of the draft model, which may lag behind the target's.
+    /// The KV group of the draft, which may lag behind the target's. Layers with windows are in it too: one group has one length, which
+    /// is how far the draft lags.
     ///
     /// # Errors
     ///

@@ -34,6 +34,10 @@ pub struct SessionInfo {
     pub block_size: u32,
     /// The bytes of a KV block, all layers together.
     pub block_bytes: usize,
+    /// The number of KV groups that share the pool, a draft model's included.
+    pub kv_groups: usize,
+    /// The share of the KV memory that padding behind blocks wastes, if all of it belonged to the group that pads most.
+    pub kv_padding_at_worst: f64,
     /// The salt of the hashes of KV blocks: it stands for the model, the dtypes and the KV groups.
     pub kv_salt: Salt,
     /// The tokens that end a sequence.

@@ -197,6 +197,8 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
         num_blocks,
         block_size: options.block_size,
         block_bytes,
+        kv_groups: scheduler.blocks().num_groups(),
+        kv_padding_at_worst: scheduler.blocks().arena().worst_waste(),
         kv_salt,
         eos_token_ids: config.eos_token_ids.clone(),
         dummy_weights: checkpoint.is_dummy(),

@@ -110,6 +110,11 @@ pub(super) fn step_failed(error: &anyhow::Error) {
     warn!(target: TARGET, error = format!("{error:#}"), "step failed");
 }
 
+/// Tells that a step was ended by whoever drives the session.
+pub(super) fn step_interrupted() {
+    info!(target: TARGET, "step interrupted");
+}
+
 /// Emits which requests were preempted while a plan was made.
 pub(super) fn preempted(plan: &StepPlan, sequences: &Slab<Sequence>, by_key: &SideTable<RequestId>) {
     if plan.preempted.is_empty() || !enabled!(target: TARGET, Level::DEBUG) {

@@ -16,6 +16,7 @@ mod placement;
 mod request;
 mod row;
 mod sequence;
+mod simulated_kv;
 mod special_stops;
 mod speculation;
 mod step_limits;
@@ -36,7 +37,7 @@ use pagedraft_scheduler::{
     Applied, Executor, Kind, RequestKey, RequestSpec, Scheduler, StepId, StepOutcome, StepPlan, StepTimes,
 };
 use pagedraft_spec_decode::metrics::SpeculationMetrics;
-use pagedraft_spec_decode::{ExecutionRecord, ModelExecutor, Registered};
+use pagedraft_spec_decode::{ExecuteError, ExecutionRecord, ModelExecutor, Registered};
 use pagedraft_workloads::trace::{TraceTables, TraceWriter};
 
 pub use info::SessionInfo;
@@ -46,6 +47,7 @@ pub use options::{
 pub use placement::InstructionSet;
 pub use request::{Emitted, Request, RequestId, RequestOutput, SessionStep};
 pub use row::StepRow;
+pub use simulated_kv::SimulatedKv;
 pub use speculation::SetupId;
 pub use step_limits::MOST_LOGIT_ROWS;
 pub use tokenizer::tokenizer;
@@ -54,6 +56,12 @@ use crate::exit::usage;
 use sequence::Sequence;
 use speculation::Setups;
 use trace::Trace;
+
+/// Whether a step failed only because [`EngineOptions::interrupt`] was set. Nothing of it was applied, and nothing of it is in the trace.
+/// The session can go on once the flag is clear: the step's requests are computed again.
+pub fn is_interrupt(error: &anyhow::Error) -> bool {
+    error.downcast_ref().is_some_and(ExecuteError::is_interrupt)
+}
 
 /// A running engine.
 pub struct Session {
@@ -91,6 +99,9 @@ impl Session {
         let trace = options.trace.as_ref().map(|to| Trace::create(to, &config, groups)).transpose()?;
         loaded.scheduler.keep_journal(trace.is_some());
         loaded.executor.keep_group_steps(trace.is_some());
+        if let Some(flag) = &options.interrupt {
+            loaded.executor.interrupt_on(flag);
+        }
         log::opened(&loaded.info, loaded.scheduler.blocks().groups());
         Ok(Self {
             tokenizer: loaded.tokenizer,
@@ -145,6 +156,11 @@ impl Session {
     /// The model's tokenizer, if it has one.
     pub fn tokenizer(&self) -> Option<&Tokenizer> {
         self.tokenizer.as_deref()
+    }
+
+    /// The longest that a request can get when it has the KV pool for itself, in tokens whose KV is kept.
+    pub fn capacity(&self) -> u32 {
+        self.scheduler.capacity()
     }
 
     /// Whether any request is waiting or running.
@@ -302,6 +318,7 @@ impl Session {
         let ran = self.run_step();
         match &ran {
             Ok(report) => log::stepped(report, &self.outcome.record),
+            Err(error) if is_interrupt(error) => log::step_interrupted(),
             Err(error) => log::step_failed(error),
         }
         ran

@@ -4,6 +4,8 @@ use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use pagedraft_attention::isa::Isa;
 use pagedraft_model::Dtype;
@@ -280,6 +282,9 @@ pub struct EngineOptions {
     pub inject_decode_graph_for_verify: bool,
     /// The trace to write; `None` for none.
     pub trace: Option<TraceOptions>,
+    /// Ends the step that runs while it is set: [`Session::step`](super::Session::step) then fails with an error that
+    /// [is an interrupt](super::is_interrupt). The CPU looks at it once a layer; a GPU's steps are short, and are not interrupted.
+    pub interrupt: Option<Arc<AtomicBool>>,
 }
 
 impl EngineOptions {
@@ -313,6 +318,7 @@ impl EngineOptions {
             shadow_rate: 0.0,
             inject_decode_graph_for_verify: false,
             trace: None,
+            interrupt: None,
         }
     }
 }

@@ -2,13 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use pagedraft_attention::BlockTables;
-use pagedraft_attention::metadata::AttentionMetadata;
 use pagedraft_block_manager::{BlockManager, KvGroup};
 use pagedraft_scheduler::StepPlan;
 use pagedraft_spec_decode::ExecutionRecord;
 use pagedraft_spec_decode::proposer::GroupStep;
-use pagedraft_workloads::trace::{GroupCounts, PoolCounts, TableDelta, TraceTables};
+use pagedraft_workloads::trace::{GroupCounts, GroupRows, PoolCounts, TableDelta, TraceTables};
 use serde::Serialize;
 
 /// The names of the groups, and what is kept about them from line to line.
@@ -24,17 +22,9 @@ pub(super) struct TraceGroups {
 #[derive(Serialize)]
 #[serde(untagged)]
 pub(super) enum GroupLine<'a> {
-    /// A group of the target. Its rows are the metadata rows of the step.
-    Rows {
-        slot_mapping: &'a [i64],
-        seq_lens: &'a [u32],
-        context_lens: &'a [u32],
-        block_tables: &'a BlockTables,
-        kv_index: Option<&'a [i64]>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        window: Option<u32>,
-    },
-    /// A draft model's group, which has rows of its own.
+    /// A group of the target: its rows are the step's metadata rows.
+    Rows(GroupRows<'a>),
+    /// A draft model's group, whose rows are its own.
     Own(&'a GroupStep),
 }
 
@@ -70,16 +60,7 @@ impl TraceGroups {
         if !self.several() {
             return;
         }
-        for group in blocks.groups() {
-            let stats = blocks.group_stats(group.id);
-            let counts = GroupCounts {
-                used: u64::from(stats.used),
-                cached: u64::from(stats.cached),
-                // This includes the padding that makes a whole number of blocks fill a page.
-                block_bytes: blocks.arena().group(group.id).map_or(0, |cut| cut.stride as u64),
-            };
-            self.by_group.insert(group.name.clone(), counts);
-        }
+        GroupCounts::by_group(blocks, &mut self.by_group);
     }
 
     pub fn by_group(&self) -> Option<&BTreeMap<String, GroupCounts>> {
@@ -102,7 +83,7 @@ impl TraceGroups {
         if self.target.len() > 1 {
             for ((name, delta), whole) in self.target.iter().zip(&record.inputs.groups) {
                 let metadata = if tables == TraceTables::Delta { delta.reduced() } else { whole };
-                lines.insert(name.as_str(), GroupLine::of(metadata));
+                lines.insert(name.as_str(), GroupLine::Rows(GroupRows(metadata)));
             }
         }
         if let (Some(name), Some(step)) = (&self.draft, draft)
@@ -111,18 +92,5 @@ impl TraceGroups {
             lines.insert(name.as_str(), GroupLine::Own(step));
         }
         (!lines.is_empty()).then_some(lines)
-    }
-}
-
-impl<'a> GroupLine<'a> {
-    fn of(metadata: &'a AttentionMetadata) -> Self {
-        Self::Rows {
-            slot_mapping: &metadata.slot_mapping,
-            seq_lens: &metadata.seq_lens,
-            context_lens: &metadata.context_lens,
-            block_tables: &metadata.block_tables,
-            kv_index: Some(&metadata.kv_index[..]).filter(|index| !index.is_empty()),
-            window: metadata.window,
-        }
     }
 }

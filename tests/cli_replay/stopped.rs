@@ -244,6 +244,33 @@ fn a_simulation_that_was_stopped_goes_on_to_the_same_bytes() {
 }
 
 #[test]
+fn a_traced_simulation_that_is_stopped_ends_within_a_second_and_leaves_whole_files() {
+    let scratch = Scratch::new("replay-stopped-sim");
+    let arguments = ["replay", "--workload", "random", "--num-requests", "100000", "--executor", "sim"];
+    let more =
+        ["--trace-steps", "--request-rate", "inf", "--input-len", "100", "--out", &scratch.path("run")];
+    let mut run = command(&[&arguments[..], &more].concat());
+    let child = run.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    wait_for(&scratch, "run/trace_steps.jsonl", 1000);
+    let begun = Instant::now();
+    signal(&child, "-INT");
+    let output = child.wait_with_output().unwrap();
+    let took = begun.elapsed();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(130), "{stderr}");
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    assert!(stderr.contains("report.html is left out") && stderr.contains("pagedraft report"), "{stderr}");
+    let there = std::fs::read_dir(scratch.path("run")).unwrap();
+    let mut there: Vec<_> = there.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
+    there.sort();
+    assert_eq!(there, ["config.json", "requests.jsonl", "summary.json", "trace_steps.jsonl"]);
+    assert_eq!(scratch.json("run/summary.json")["stopped"], true);
+    let check = pagedraft(&["trace", "check", &scratch.path("run")]);
+    assert_eq!(check.code, Some(0), "{}", check.stderr);
+    done(&pagedraft(&["report", &scratch.path("run")]));
+}
+
+#[test]
 fn an_engine_that_froze_for_a_second_shows_it() {
     let scratch = Scratch::new("replay-freeze");
     let mut arguments =

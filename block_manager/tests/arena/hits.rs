@@ -42,7 +42,7 @@ impl World {
                 hit.free_blocks += u32::from(!self.held().contains(&(group, id)));
             }
         }
-        hit
+        if hit.blocks == 0 { PrefixHit::default() } else { hit }
     }
 
     pub(crate) fn take_hit(&mut self, s: usize, more: u32) {
@@ -106,6 +106,7 @@ impl World {
             return;
         }
         let len = (0..=limit / SIZE).rev().map(|n| n * SIZE).find(|&len| self.has(s, group, len)).unwrap();
+        let len = if self.seen(group, len).is_empty() { 0 } else { len };
         assert_eq!(got, Ok(len));
         self.took(s, group, len);
     }

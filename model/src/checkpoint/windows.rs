@@ -15,32 +15,44 @@ const DEFAULT_MAX_WINDOW_LAYERS: u64 = 28;
 ///
 /// An explicit `layer_types` says which layers have one. Without it, every layer of Mistral has one, and
 /// of Qwen, where `use_sliding_window` is on, the layers from `max_window_layers` on. The width is
-/// `sliding_window`; where that is null, or a Qwen's `use_sliding_window` is off, no layer has a window
-/// whatever `layer_types` says. A field that decides nothing is not looked at.
+/// `sliding_window`. A field that decides nothing is not looked at.
+///
+/// Where the width is null, or a Qwen's `use_sliding_window` is off, there is no width. Then a model without
+/// `layer_types` has no windows, and one whose list names sliding layers is refused: transformers has no mask
+/// for such a layer either ("Could not find a `sliding_window` argument in the config").
 pub(super) fn windows(
     fields: Fields<'_>,
     architecture: Architecture,
     layers: usize,
 ) -> Result<Vec<Option<u32>>, ModelError> {
-    let sliding = match layer_types(fields, layers)? {
+    let listed = layer_types(fields, layers)?;
+    let by_list = listed.is_some();
+    let sliding = match listed {
         Some(sliding) => sliding,
         None => sliding_by_class(fields, architecture, layers)?,
     };
     let Some(first) = sliding.iter().position(|&sliding| sliding) else {
         return Ok(vec![None; layers]);
     };
-    let width = match architecture {
+    let used = match architecture {
         Architecture::Llama => {
             let feature = format!("{architecture} with sliding_attention (layer_types[{first}])");
             let hint = "a Llama has no windows; if the layers are Mistral's, let architectures say so";
             return Err(fields.unsupported(feature, hint));
         }
-        Architecture::Mistral => width(fields)?,
-        Architecture::Qwen2 | Architecture::Qwen3 if fields.boolean("use_sliding_window", false)? => {
-            width(fields)?
-        }
-        Architecture::Qwen2 | Architecture::Qwen3 => None,
+        Architecture::Mistral => true,
+        Architecture::Qwen2 | Architecture::Qwen3 => fields.boolean("use_sliding_window", false)?,
     };
+    let width = if used { width(fields)? } else { None };
+    if width.is_none() && by_list {
+        let (cause, remedy) = match used {
+            true => ("sliding_window is null", "give sliding_window the width"),
+            false => ("use_sliding_window is off", "set use_sliding_window to true"),
+        };
+        let found = format!("sliding_attention, but {cause}, so it has no width");
+        let expected = format!("full_attention if the layer sees every earlier token; else {remedy}");
+        return Err(fields.bad(&format!("layer_types[{first}]"), found, expected));
+    }
     Ok(sliding.into_iter().map(|sliding| width.filter(|_| sliding)).collect())
 }
 

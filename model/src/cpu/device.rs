@@ -3,6 +3,7 @@
 //! Buffers are host memory. Every [operation](super::operations) runs on all threads of a team.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use pagedraft_attention::KvLayout;
 use pagedraft_attention::isa::Isa;
@@ -46,6 +47,10 @@ pub struct Tape {
     key: GraphKey,
 }
 
+/// Token rows from which on a matrix product may take so long that an interrupt is looked for before each. A smaller step looks once a
+/// layer.
+const LARGE_STEP: usize = 256;
+
 /// The CPU as a device.
 pub struct CpuDevice {
     pub(super) isa: Isa,
@@ -63,6 +68,8 @@ pub struct CpuDevice {
     pub(super) packed: PackedRows,
     /// One scratch memory per thread.
     pub(super) scratch: Vec<Mutex<AttentionScratch>>,
+    /// Set by somebody else when the step that runs is to end early.
+    interrupt: Option<Arc<AtomicBool>>,
 }
 
 impl CpuDevice {
@@ -134,7 +141,22 @@ impl CpuDevice {
             work: Vec::new(),
             selection: Vec::new(),
             packed: PackedRows::with_room_for(0, 0)?,
+            interrupt: None,
         })
+    }
+
+    /// Whether the step is to end before `op`. The flag is looked at before the attention of each layer, and before each matrix product of
+    /// a large step.
+    fn check_interrupt(&self, op: &Op<BufferId>) -> Result<(), ModelError> {
+        let looks = match *op {
+            Op::Attention { .. } => true,
+            Op::MatMul { rows, .. } => rows >= LARGE_STEP,
+            _ => false,
+        };
+        match &self.interrupt {
+            Some(flag) if looks && flag.load(Ordering::Relaxed) => Err(ModelError::Interrupted),
+            _ => Ok(()),
+        }
     }
 
     fn push(&mut self, buffer: Buffer) -> BufferId {
@@ -252,7 +274,10 @@ impl Device for CpuDevice {
     }
 
     fn run(&mut self, ops: &[Op<BufferId>]) -> Result<(), ModelError> {
-        ops.iter().try_for_each(|op| self.run_op(op))
+        ops.iter().try_for_each(|op| {
+            self.check_interrupt(op)?;
+            self.run_op(op)
+        })
     }
 
     fn capture(&mut self, ops: &[Op<BufferId>], key: GraphKey) -> Result<Tape, ModelError> {
@@ -297,6 +322,10 @@ impl Device for CpuDevice {
         let all = self.rows(buffer);
         let limit = all.data().len() / all.width().max(1);
         all.data().get(..rows * all.width()).ok_or(ModelError::StepTooLarge { rows, limit })
+    }
+
+    fn interrupt_on(&mut self, flag: Arc<AtomicBool>) {
+        self.interrupt = Some(flag);
     }
 
     fn copy_blocks(&mut self, copies: &[BlockCopy]) -> Result<(), ModelError> {

@@ -16,7 +16,8 @@ const ALIGNMENT: usize = 4;
 /// The KV groups that one device works on.
 pub(super) struct CpuKv {
     arena: Arc<KvArena>,
-    /// The group of the arena that each of the model's groups 0, 1, .. is.
+    /// Which groups of the arena the model's groups 0, 1, .. are. A single one may stand for all of them, which then lie behind each other
+    /// in its blocks and have one block table.
     ids: Vec<GroupId>,
     groups: Vec<Group>,
 }
@@ -109,22 +110,43 @@ impl CpuKv {
         (dtype, block_size): (Dtype, u32),
     ) -> Result<(), ModelError> {
         let (given, kept) = (self.ids.len(), groups.len());
-        if given != kept || shapes.len() != kept {
+        let shared = given == 1 && kept > 0;
+        if (given != kept && !shared) || shapes.len() != kept {
             return refuse(format!("the model keeps {kept} KV groups, and the device was given {given}"));
         }
-        let attached = self.ids.iter().zip(groups.iter().zip(shapes));
-        self.groups = attached
-            .map(|(&id, (group, shapes))| self.group(id, group, shapes, (dtype, block_size)))
-            .collect::<Result<_, _>>()?;
+        let mut attached = Vec::with_capacity(kept);
+        let mut offset = 0;
+        for (index, (group, shapes)) in groups.iter().zip(shapes).enumerate() {
+            let id = if shared { self.ids[0] } else { self.ids[index] };
+            attached.push(self.group(id, group, shapes, (dtype, block_size), &mut offset)?);
+            if !shared || index + 1 == kept {
+                self.check_bytes(id, &group.name, std::mem::take(&mut offset))?;
+            }
+        }
+        self.groups = attached;
         Ok(())
     }
 
+    /// Refuses a group of the arena whose blocks have other bytes than the `filled` ones, of which the last are the group `name`'s.
+    fn check_bytes(&self, id: GroupId, name: &str, filled: usize) -> Result<(), ModelError> {
+        let planned = self.arena.plan().group(id).map(|planned| (planned.block_bytes, planned.stride));
+        let (bytes, stride) = planned.unwrap_or((0, 0));
+        if filled == bytes && stride.is_multiple_of(ALIGNMENT) {
+            return Ok(());
+        }
+        refuse(format!(
+            "a block of the KV group {name:?} takes {filled} bytes, and the arena gives it {bytes} at multiples of {stride}"
+        ))
+    }
+
+    /// A group of the model in the blocks of group `id` of the arena, from byte `offset` of each on, which is moved behind it.
     fn group(
         &self,
         id: GroupId,
         group: &KvGroup,
         shapes: &[PartShape],
         (dtype, block_size): (Dtype, u32),
+        offset: &mut usize,
     ) -> Result<Group, ModelError> {
         let name = &group.name;
         let Some(planned) = self.arena.plan().group(id) else {
@@ -134,19 +156,12 @@ impl CpuKv {
             let (found, parts) = (shapes.len(), group.parts.len());
             return refuse(format!("the KV group {name:?} has {parts} parts and {found} shapes"));
         }
-        let mut offset = 0;
         let mut parts = Vec::with_capacity(shapes.len());
         for (part, &shape) in group.parts.iter().zip(shapes) {
             let content = Content::new(shape, dtype, block_size)?;
             let layer_bytes = content.token_bytes() * block_size as usize;
-            parts.push(Part { layers: part.layers.clone(), offset, layer_bytes, content });
-            offset += layer_bytes * part.layers.len();
-        }
-        if offset != planned.block_bytes || !planned.stride.is_multiple_of(ALIGNMENT) {
-            let (bytes, stride) = (planned.block_bytes, planned.stride);
-            return refuse(format!(
-                "a block of the KV group {name:?} takes {offset} bytes, and the arena gives it {bytes} at multiples of {stride}"
-            ));
+            parts.push(Part { layers: part.layers.clone(), offset: *offset, layer_bytes, content });
+            *offset += layer_bytes * part.layers.len();
         }
         Ok(Group { stride: planned.stride, num_blocks: planned.num_blocks, block_size, parts })
     }
@@ -207,9 +222,8 @@ impl CpuKv {
     }
 
     fn view(&self, group: &Group, part: &Part, place: usize, layout: KvLayout) -> KvLayer {
-        // SAFETY: `group` has checked that each block of the group holds the part's layers at this offset.
-        // The arena is aligned and zeroed, lives for as long as `self`, and is accessed through such views
-        // alone.
+        // SAFETY: each block of the group holds the part's layers at this offset, as `attach` has found. The arena is aligned and
+        // zeroed, stays for as long as this is, and is accessed through such views alone.
         unsafe {
             let base = self.arena.base().add(part.offset + place * part.layer_bytes);
             KvLayer::new(base, group.stride, group.num_blocks, layout)

@@ -1,5 +1,7 @@
 //! Proposes drafts with a small model that runs ahead of the target.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use pagedraft_attention::MetadataBuilder;
@@ -32,6 +34,9 @@ pub struct DraftOptions {
 
 /// Proposes what a small model of the same vocabulary says. Its KV is a group of its own beside the
 /// target's, in the same arena. The scheduler reserves blocks of it for rows that may have drafts.
+///
+/// Layers of the draft model may have sliding windows. They read the keys inside the window only, but the group keeps the KV of all
+/// tokens: one table and one length say how far the whole model lags.
 ///
 /// The embeddings of the two models may be padded to different sizes. No id is proposed that either of them
 /// lacks.
@@ -108,10 +113,12 @@ impl<D: Device> DraftModel<D> {
         if options.catch_up_tokens == 0 {
             return Err(ProposerError::CatchUp);
         }
+        let windows = runner.model().kv().iter().map(|group| group.window).collect();
+        let builder = MetadataBuilder::new(options.block_size)?;
         Ok(Self {
             group: options.group,
             num_blocks: options.num_blocks,
-            passes: Passes::new(MetadataBuilder::new(options.block_size)?, options.group, vocab),
+            passes: Passes::new(builder, options.group, windows, vocab),
             runner,
             catch_up_tokens: u32::try_from(options.catch_up_tokens).unwrap_or(u32::MAX),
             rows: Vec::new(),
@@ -227,6 +234,10 @@ impl<D: Device> Proposer for DraftModel<D> {
 
     fn set_deterministic(&mut self, yes: bool) -> Result<(), ModelError> {
         self.runner.set_deterministic(yes)
+    }
+
+    fn interrupt_on(&mut self, flag: &Arc<AtomicBool>) {
+        self.runner.device_mut().interrupt_on(Arc::clone(flag));
     }
 
     fn touch(&mut self) -> Result<(), ModelError> {

@@ -96,14 +96,17 @@ pub(super) struct Passes {
     pub log: Option<PassLog>,
     /// The KV group that the passes write.
     group: GroupId,
+    /// The windows of the model's KV groups. All of them lie in `group`, and differ in nothing else.
+    windows: Vec<Option<u32>>,
     /// The drafts of each of the step's rows so far.
     pub drafts: Vec<Vec<u32>>,
 }
 
 impl Passes {
-    pub fn new(builder: MetadataBuilder, group: GroupId, vocab: Vocab) -> Self {
+    pub fn new(builder: MetadataBuilder, group: GroupId, windows: Vec<Option<u32>>, vocab: Vocab) -> Self {
         Self {
             group,
+            windows,
             vocab,
             drafts: Vec::new(),
             builder,
@@ -207,8 +210,15 @@ impl Passes {
                 }
             }
         }
-        let metadata = inputs.metadata_mut();
-        *metadata = self.builder.take(std::mem::take(metadata));
+        let groups = &mut inputs.groups;
+        groups.resize_with(self.windows.len(), Default::default);
+        if let Some((first, others)) = groups.split_first_mut() {
+            *first = self.builder.take(std::mem::take(first));
+            others.iter_mut().for_each(|group| group.clone_from(first));
+        }
+        for (group, &window) in groups.iter_mut().zip(&self.windows) {
+            group.window = window;
+        }
         Ok(())
     }
 
@@ -296,8 +306,12 @@ mod tests {
         let mut scheduler = Scheduler::new(SchedulerConfig::default()).unwrap();
         let request = scheduler.submit(RequestSpec::new((100..120).collect(), 1)).unwrap();
         scheduler.step(&mut StepPlan::default()).unwrap();
-        let mut passes =
-            Passes::new(MetadataBuilder::new(16).unwrap(), GroupId(0), Vocab { own: 120, target: 120 });
+        let mut passes = Passes::new(
+            MetadataBuilder::new(16).unwrap(),
+            GroupId(0),
+            vec![None],
+            Vocab { own: 120, target: 120 },
+        );
         let mut log = PassLog::default();
         passes.begin(3);
         log.begin(3);

@@ -22,6 +22,8 @@ pub use error::ProposerError;
 pub use ngram::NgramProposer;
 pub use synthetic::SyntheticProposer;
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use pagedraft_block_manager::BlockId;
@@ -173,6 +175,12 @@ pub trait Proposer {
     fn set_deterministic(&mut self, yes: bool) -> Result<(), ModelError> {
         let _ = yes;
         Ok(())
+    }
+
+    /// Has its own forward passes, if it has any, end early while `flag` is set: see
+    /// [`Device::interrupt_on`](pagedraft_model::Device::interrupt_on).
+    fn interrupt_on(&mut self, flag: &Arc<AtomicBool>) {
+        let _ = flag;
     }
 
     /// Backs its KV cache and buffers, if it has any, with memory now, so that no step waits for memory.

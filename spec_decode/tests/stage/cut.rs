@@ -3,72 +3,25 @@
 
 use pagedraft_attention::isa::Isa;
 use pagedraft_attention::{AttentionMetadata, MetadataBuilder, MetadataRow};
-use pagedraft_block_manager::{Arena, BlockId, BlockSize, GroupId, KvGroup, KvPart, LayerSet, PartKind};
+use pagedraft_block_manager::{Arena, BlockId, BlockSize, GroupId, KvGroup};
 use pagedraft_model::checkpoint::{Checkpoint, ModelConfig};
 use pagedraft_model::cpu::{CpuDevice, CpuOptions, KvArena};
 use pagedraft_model::dense::DenseDecoder;
-use pagedraft_model::{Architecture, BufferId, Dtype, KvRef, Op, PartShape, Runner, StepInputs, StepLimits};
+use pagedraft_model::{Dtype, Runner, StepInputs, StepLimits};
 use pagedraft_spec_decode::Thin;
 use pagedraft_spec_decode::proposer::{DraftModel, DraftOptions};
 use pagedraft_spec_decode::sampling::{Sampler, SamplingParams};
+
+#[path = "../../../model/tests/cut/mod.rs"]
+mod decoder;
+
+use decoder::Cut;
 
 pub const VOCAB: u32 = 50;
 const CONFIG: &[u8] = br#"{"architectures": ["LlamaForCausalLM"], "vocab_size": 50, "hidden_size": 32,
     "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
     "max_position_embeddings": 96, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": true}"#;
 pub const LIMITS: StepLimits = StepLimits { token_rows: 256, logit_rows: 64, max_model_len: 96 };
-/// Layers of the first segment.
-const CUT: usize = 1;
-/// Where rows of the residual stream wait between the segments.
-const HELD: KvRef = KvRef { group: GroupId(2), part: 0, layer: CUT as u16 };
-
-/// The dense decoder, cut behind layer `CUT`. Rows with a slot in group 2 are held behind the first segment, and fetched
-/// before the second.
-pub struct Cut(DenseDecoder<BufferId>);
-
-impl Architecture<BufferId> for Cut {
-    fn config(&self) -> &ModelConfig {
-        self.0.config()
-    }
-    fn kv(&self) -> &[KvGroup] {
-        self.0.kv()
-    }
-    fn shapes(&self) -> &[Vec<PartShape>] {
-        self.0.shapes()
-    }
-    fn num_segments(&self) -> usize {
-        2
-    }
-    fn segment(&self, index: usize, rows: usize, ops: &mut Vec<Op<BufferId>>) {
-        let x = self.0.residual();
-        if index == 0 {
-            self.0.embed(rows, ops);
-            self.0.layers(0..CUT, rows, ops);
-            ops.push(Op::Hold { x, kv: HELD, rows });
-        } else {
-            ops.push(Op::Fetch { x, kv: HELD, rows });
-            self.0.layers(CUT..self.0.num_layers(), rows, ops);
-        }
-    }
-    fn head(&self, rows: usize, ops: &mut Vec<Op<BufferId>>) {
-        self.0.head(rows, ops);
-    }
-    fn residual(&self) -> BufferId {
-        self.0.residual()
-    }
-    fn logits(&self) -> BufferId {
-        self.0.logits()
-    }
-    fn final_hidden(&self) -> BufferId {
-        self.0.final_hidden()
-    }
-    fn taps(&self) -> &[BufferId] {
-        self.0.taps()
-    }
-    fn set_taps(&mut self, taps: Vec<BufferId>) {
-        self.0.set_taps(taps);
-    }
-}
 
 fn checkpoint(seed: u64) -> Checkpoint {
     Checkpoint::dummy(ModelConfig::parse("config.json".as_ref(), CONFIG).unwrap(), seed)
@@ -78,20 +31,9 @@ fn token_bytes() -> usize {
     CpuDevice::kv_layout(checkpoint(9).config(), Dtype::F32, 16).unwrap().token_bytes()
 }
 
-/// The layers before the cut, those behind it (which take twice the bytes), and the rows that wait.
+/// The KV groups of the model.
 pub fn groups() -> Vec<KvGroup> {
-    let group = |id: u8, name: &str, kind, layers, bytes_per_token| KvGroup {
-        id: GroupId(id),
-        name: name.to_owned(),
-        parts: vec![KvPart { kind, layers, bytes_per_token }],
-        ..KvGroup::dense(1, bytes_per_token)
-    };
-    let cut = CUT as u16;
-    vec![
-        group(0, "before", PartKind::Heads, LayerSet::range(0..cut), token_bytes()),
-        group(1, "behind", PartKind::Heads, LayerSet::range(cut..3), token_bytes()),
-        group(2, "held", PartKind::Residual, LayerSet::range(cut..cut + 1), 4 * 32),
-    ]
+    decoder::groups(32, token_bytes())
 }
 
 /// The KV of a draft model of the same shape.

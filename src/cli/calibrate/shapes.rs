@@ -52,10 +52,9 @@ impl Shapes {
         self.drafts.extend(plan.rows.iter().map(|row| 0u32.wrapping_sub(row.tokens.len() as u32)));
         for (i, &row) in record.plan_rows.iter().enumerate() {
             let queries = metadata.query_start_loc[i + 1] - metadata.query_start_loc[i];
-            let context = session.context_read(metadata.context_lens[i]);
-            let (context, n) = (u64::from(context), u64::from(queries));
-            let pairs = n * context + n * n.saturating_sub(1) / 2;
-            shape.context_reads += context;
+            let context = metadata.context_lens[i];
+            let pairs = StepShape::pairs(context, queries, |len| session.context_read(len));
+            shape.context_reads += u64::from(session.context_read(context));
             shape.context_pairs += pairs;
             shape.prefill_pairs += match plan.rows[row as usize].kind {
                 Kind::Prefill => pairs,
@@ -66,7 +65,7 @@ impl Shapes {
         }
         let single =
             plan.rows.iter().zip(&self.drafts).filter(|(row, drafts)| row.tokens.len() == 1 && **drafts == 0);
-        shape.single_reads = single.map(|(row, _)| u64::from(row.tokens.start)).sum();
+        shape.single_reads = single.map(|(row, _)| u64::from(session.context_read(row.tokens.start))).sum();
         for key in &plan.finished {
             self.drafted.remove(key);
         }

@@ -111,7 +111,7 @@ impl Batch {
                 interrupt::forget(session, &ids)?;
                 return Ok(None);
             }
-            let step = session.step()?;
+            let Some(step) = interrupt::step(session)? else { continue };
             pass.steps_seconds += step.elapsed.as_secs_f64();
             pass.steps += 1;
             pass.stages.add(&step.stages);

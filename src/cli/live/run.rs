@@ -18,6 +18,7 @@ use super::clock::Clock;
 use super::observe::{LiveStep, Observe};
 use super::seats::Seats;
 use crate::cli::interrupt;
+use pagedraft_workloads::trace::PoolCounts;
 
 /// How long an engine without work sleeps before it checks for Ctrl-C.
 const IDLE: Duration = Duration::from_millis(20);
@@ -246,7 +247,7 @@ impl<'a> Live<'a> {
 
     fn step(&mut self) -> anyhow::Result<()> {
         self.report.start_ns = self.clock.now_ns();
-        let step = self.session.step()?;
+        let Some(step) = interrupt::step(self.session)? else { return Ok(()) };
         self.report.end_ns = self.clock.now_ns();
         self.report.step = step.step;
         self.report.prefill_tokens = step.prefill_tokens as u32;
@@ -255,8 +256,9 @@ impl<'a> Live<'a> {
         self.report.running = step.running as u32;
         self.report.waiting = step.waiting as u32;
         self.report.replayed = step.replayed;
-        self.report.pool_during = step.pool_during.into();
-        self.report.pool = step.pool.into();
+        let several = self.session.info().kv_groups > 1;
+        let counts = if several { PoolCounts::with_bytes } else { PoolCounts::from };
+        (self.report.pool_during, self.report.pool) = (counts(step.pool_during), counts(step.pool));
         self.report.rows.clear();
         self.report.ended.clear();
         for row in self.session.step_rows() {

@@ -105,8 +105,8 @@ impl Replay {
         self.check_directory()
     }
 
-    /// Refuses models that do not exist. A simulation reads nothing of them, so a misspelt name would
-    /// otherwise not be noticed.
+    /// Refuses models that are not there: a simulation reads no more of them than their windows, so that a name misspelt would mean
+    /// something.
     fn check_models(&self) -> anyhow::Result<()> {
         let options = self.engine_options()?;
         let draft = match &options.speculation.draft {

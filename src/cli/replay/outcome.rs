@@ -3,13 +3,15 @@
 use std::path::Path;
 
 use anyhow::Context;
+use pagedraft::report::{self, Shown};
 use pagedraft_workloads::measures::Summary;
 use pagedraft_workloads::run::{REPORT_FILE, RunDirectory};
 use pagedraft_workloads::trace::SUMMARY_FILE;
 
 use super::table;
+use crate::cli::engine_flags::note;
 use crate::cli::output_file::OutputFile;
-use crate::cli::{Ended, stdout};
+use crate::cli::{Ended, interrupt, stdout};
 
 /// The results of a run that ended or was stopped.
 pub struct Outcome {
@@ -30,14 +32,31 @@ impl Outcome {
             let summary = std::fs::read_to_string(&file);
             output.write(&summary.with_context(|| format!("can't read {}", file.display()))?)?;
         }
-        if self.report {
-            pagedraft::report::write(std::slice::from_ref(&path), &path.join(REPORT_FILE))?;
-        }
+        let cut = self.report && !report(&path, stopped)?;
         if !matches!(output, Some(OutputFile::Stdout)) {
             stdout::print(&text(&self.summary, &path))?;
         }
-        Ok(if stopped { Ended::Interrupted } else { Ended::Done })
+        Ok(if stopped || cut { Ended::Interrupted } else { Ended::Done })
     }
+}
+
+/// Writes the page of a run. It may take seconds where the trace is long, so that there is none after Ctrl-C, nor where Ctrl-C is
+/// pressed meanwhile: `false` then.
+fn report(path: &Path, stopped: bool) -> anyhow::Result<bool> {
+    let directory = path.to_owned();
+    let page = match stopped {
+        true => None,
+        false => interrupt::or_done(move || report::page(&[directory], Shown::default()))?,
+    };
+    match page {
+        Some(page) => report::save(&page, &path.join(REPORT_FILE))?,
+        None => {
+            let path = path.display();
+            note(&format!("{REPORT_FILE} is left out after Ctrl-C; `pagedraft report {path}` writes it"));
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// The table, and where the other results are.

@@ -95,7 +95,7 @@ fn limits(session: &Session, replay: &Replay) -> anyhow::Result<Limits> {
     };
     Ok(Limits {
         max_model_len: info.max_model_len,
-        pool_tokens: u64::from(info.num_blocks) * u64::from(info.block_size),
+        pool_tokens: u64::from(session.capacity()),
         step_tokens: replay.step_tokens(),
         vocabulary,
     })

@@ -67,7 +67,7 @@ pub fn record(
         if !session.has_unfinished() {
             break;
         }
-        let step = session.step()?;
+        let Some(step) = interrupt::step(session)? else { continue };
         for news in step.emitted.iter().filter(|news| news.finish.is_some()) {
             let index = running.remove(&news.id).context("a request ended that was not sent")?;
             let output = session.take_output(news.id).context("a request gave nothing to record")?;

@@ -3,27 +3,31 @@
 //! With a limit of concurrency, a seat that a step has freed is filled before the next step, as in a live
 //! run whose next prompt is ready.
 
+use std::collections::BTreeMap;
+
 use anyhow::anyhow;
 use pagedraft::exit::{usage, usage_hint};
 use pagedraft::memory_need::{books, ensure_fits};
-use pagedraft::session::{DeviceRef, DraftLength, DraftRef, EngineOptions};
+use pagedraft::session::{DeviceRef, DraftLength, DraftRef, EngineOptions, SimulatedKv};
+use pagedraft_block_manager::KvGroup;
 use pagedraft_model::cuda::KvStorage;
-use pagedraft_scheduler::SchedulerConfig;
+use pagedraft_scheduler::{Scheduler, SchedulerConfig};
 use pagedraft_spec_decode::Scorer;
 use pagedraft_workloads::Error;
 use pagedraft_workloads::measures::RunFacts;
 use pagedraft_workloads::replay::{RequestLine, StepReport};
 use pagedraft_workloads::run::RunDirectory;
 use pagedraft_workloads::sim::{
-    CostModel, Observer, SimEvent, SimOptions, SimReport, SimSpeculation, simulate,
+    CostModel, Observer, SimEvent, SimGroups, SimOptions, SimReport, SimSpeculation, simulate,
 };
-use pagedraft_workloads::trace::{TableDelta, TraceTables, TraceWriter};
+use pagedraft_workloads::trace::{GroupRows, KvGroupRecord, TableDelta, TraceTables, TraceWriter};
 use serde_json::{Value, json};
 
 use super::Replay;
 use super::outcome::Outcome;
 use super::progress::Progress;
 use super::workload::{Limits, Workload};
+use crate::cli::engine_flags::note;
 use crate::cli::interrupt;
 
 /// The number of KV blocks of a simulated pool, if nothing is said.
@@ -39,8 +43,15 @@ struct Watch {
     progress: Progress,
     done: u64,
     trace: Option<TraceWriter>,
-    /// One per engine, if tables are written only when they change.
-    deltas: Vec<TableDelta>,
+    /// One an engine, where tables are written as they change.
+    deltas: Vec<Deltas>,
+}
+
+/// The tables of an engine that were written before.
+#[derive(Default)]
+struct Deltas {
+    metadata: TableDelta,
+    groups: BTreeMap<String, TableDelta>,
 }
 
 impl Observer for Watch {
@@ -62,9 +73,15 @@ impl Observer for Watch {
         let Some(writer) = &mut self.trace else { return Ok(()) };
         match self.deltas.get_mut(replica as usize) {
             None => writer.write(&event),
-            Some(delta) => {
-                let metadata = delta.reduce(event.plan, event.plan_rows, event.metadata);
-                writer.write(&SimEvent { metadata, ..event })
+            Some(deltas) => {
+                let (plan, rows) = (event.plan, event.plan_rows);
+                for (name, of) in event.groups.into_iter().flatten() {
+                    deltas.groups.entry((*name).to_owned()).or_default().reduce(plan, rows, of.0);
+                }
+                let groups: SimGroups<'_> =
+                    deltas.groups.iter().map(|(name, of)| (name.as_str(), GroupRows(of.reduced()))).collect();
+                let metadata = deltas.metadata.reduce(plan, rows, event.metadata);
+                writer.write(&SimEvent { metadata, groups: event.groups.map(|_| &groups), ..event })
             }
         }
     }
@@ -80,14 +97,15 @@ pub fn run(replay: &Replay, workload: &Workload) -> anyhow::Result<Option<Outcom
     let cost = cost_model(replay)?;
     let options = options(replay, &engine, cost)?;
     let (blocks, replicas) = (options.scheduler.num_blocks, options.replicas);
+    let groups = options.scheduler.groups.len() as u128;
     let what = match replicas {
         1 => format!("--num-blocks {blocks}"),
         _ => format!("--num-blocks {blocks} of each of --replicas {replicas}"),
     };
-    ensure_fits(&what, books(blocks, replicas))?;
+    ensure_fits(&what, books(blocks, replicas) * groups)?;
     let limits = Limits {
         max_model_len: options.scheduler.max_model_len,
-        pool_tokens: u64::from(options.scheduler.num_blocks) * u64::from(options.scheduler.block_size),
+        pool_tokens: pool_tokens(&options.scheduler)?,
         step_tokens: replay.step_tokens(),
         vocabulary: 0..VOCABULARY,
     };
@@ -97,7 +115,7 @@ pub fn run(replay: &Replay, workload: &Workload) -> anyhow::Result<Option<Outcom
     let trace = replay.trace_in(&directory)?;
     let deltas = match replay.engine.tables() {
         TraceTables::Full => Vec::new(),
-        TraceTables::Delta => (0..options.replicas).map(|_| TableDelta::default()).collect(),
+        TraceTables::Delta => (0..options.replicas).map(|_| Deltas::default()).collect(),
     };
     let mut recorder = replay.recorder(workload);
     let progress = Progress::new("", workload.survey.items, 0);
@@ -115,6 +133,10 @@ pub fn run(replay: &Replay, workload: &Workload) -> anyhow::Result<Option<Outcom
         None => {}
     }
     let mut summary = recorder.summary();
+    if stopped {
+        // The system takes back a million requests in flight at once, and one by one it may take seconds.
+        std::mem::forget(recorder);
+    }
     summary.describe(RunFacts {
         cost_model: Some(options.cost.name.clone()),
         event_log_sha256: Some(event_log_sha256),
@@ -122,6 +144,29 @@ pub fn run(replay: &Replay, workload: &Workload) -> anyhow::Result<Option<Outcom
         ..replay.facts(workload)
     });
     Ok(Some(Outcome { directory: watch.directory, summary, report: replay.run.reports() }))
+}
+
+/// The longest that a sequence can get when it has the pool for itself.
+fn pool_tokens(scheduler: &SchedulerConfig) -> anyhow::Result<u64> {
+    if !has_windows(scheduler) {
+        return Ok(u64::from(scheduler.num_blocks) * u64::from(scheduler.block_size));
+    }
+    // Layers with a window need no more than the window, and how much that is only the engine's book-keeping knows.
+    let scheduler = Scheduler::new(scheduler.clone()).map_err(|e| usage(e.into()))?;
+    Ok(u64::from(scheduler.capacity()))
+}
+
+fn has_windows(scheduler: &SchedulerConfig) -> bool {
+    scheduler.groups.iter().any(|group| group.window.is_some())
+}
+
+/// The model's KV groups, where it has windows; else one that holds every token.
+fn kv_groups(engine: &EngineOptions, max_model_len: u32) -> anyhow::Result<Vec<KvGroup>> {
+    let kv = SimulatedKv::of(engine, max_model_len)?;
+    if let Some(why) = kv.unknown {
+        note(&format!("{why}; it is simulated as a model whose layers see every token"));
+    }
+    Ok(if kv.groups.is_empty() { SchedulerConfig::default().groups } else { kv.groups })
 }
 
 fn cost_model(replay: &Replay) -> anyhow::Result<CostModel> {
@@ -161,17 +206,19 @@ fn options(replay: &Replay, engine: &EngineOptions, cost: CostModel) -> anyhow::
     let speculation = &engine.speculation;
     let most = speculation.length.most();
     let proposer = speculation.draft.as_ref().filter(|_| most > 0);
+    let max_model_len = engine.max_model_len.unwrap_or(MAX_MODEL_LEN);
     Ok(SimOptions {
         scheduler: SchedulerConfig {
             block_size: engine.block_size,
             num_blocks: engine.num_blocks.unwrap_or(NUM_BLOCKS),
             max_num_seqs: engine.max_num_seqs,
             max_num_batched_tokens: engine.max_num_batched_tokens,
-            max_model_len: engine.max_model_len.unwrap_or(MAX_MODEL_LEN),
+            max_model_len,
             enable_chunked_prefill: engine.enable_chunked_prefill,
             enable_prefix_caching: engine.enable_prefix_caching,
             prefill_chunk: engine.prefill_chunk,
             policy: engine.policy,
+            groups: kv_groups(engine, max_model_len)?,
             ..SchedulerConfig::default()
         },
         cost,
@@ -196,7 +243,8 @@ fn options(replay: &Replay, engine: &EngineOptions, cost: CostModel) -> anyhow::
 /// The engine's part of `config.json`, under the names that a real engine has there.
 fn config(engine: &EngineOptions, options: &SimOptions) -> Value {
     let scheduler = &options.scheduler;
-    json!({
+    let groups: Vec<KvGroupRecord> = scheduler.groups.iter().map(KvGroupRecord::from).collect();
+    let mut config = json!({
         "model_id": Value::Null,
         "vocab_size": VOCABULARY,
         "block_size": scheduler.block_size,
@@ -217,5 +265,11 @@ fn config(engine: &EngineOptions, options: &SimOptions) -> Value {
         "router": options.router,
         "seed": options.seed,
         "revision": pagedraft::REVISION,
-    })
+    });
+    // A model without windows changes nothing of a simulation, which is then of no model.
+    if let (Some(config), true) = (config.as_object_mut(), has_windows(scheduler)) {
+        config.insert("windows_of".to_owned(), json!(engine.model.to_string()));
+        config.insert("kv_groups".to_owned(), json!(groups));
+    }
+    config
 }

@@ -68,16 +68,13 @@ pub fn text(summary: &Summary) -> String {
     let kv = &summary.kv;
     // If there is no pool, nothing ran.
     if kv.num_blocks > 0 {
-        line(
-            "KV pool",
-            format!(
-                "{} of {} blocks at most ({:.1} %), {:.1} % on average",
-                kv.peak_used,
-                kv.num_blocks,
-                kv.peak_share * 100.0,
-                kv.mean_share * 100.0
-            ),
-        );
+        // Blocks of several KV groups differ in size, so that their number says little.
+        let most = match (kv.peak_bytes_used, kv.bytes_total) {
+            (Some(used), Some(total)) => format!("{:.2} of {:.2} MiB", mib(used), mib(total)),
+            _ => format!("{} of {} blocks", kv.peak_used, kv.num_blocks),
+        };
+        let (peak, mean) = (kv.peak_share * 100.0, kv.mean_share * 100.0);
+        line("KV pool", format!("{most} at most ({peak:.1} %), {mean:.1} % on average"));
     }
     line("preemptions", summary.preemptions.to_string());
     line("steps", format!("{}, {} replayed", summary.steps, summary.graph_replays));
@@ -85,6 +82,10 @@ pub fn text(summary: &Summary) -> String {
         line("score", format!("{:.4} of {} requests ({category})", score.mean, score.count));
     }
     text
+}
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
 }
 
 fn requests(summary: &Summary) -> String {

@@ -213,7 +213,7 @@ pub struct PrefixCache {
 /// first step of a resumed run does not count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct KvUse {
-    /// The number of blocks of all engines.
+    /// Blocks of all engines. Where several KV groups share a pool, the smallest block of a group is counted here and below.
     pub num_blocks: u64,
     /// The most blocks in use at once, of all engines together. For each step it adds the blocks of that
     /// step and those of every other engine, during that engine's last step if the two overlapped, and
@@ -221,6 +221,12 @@ pub struct KvUse {
     pub peak_used: u64,
     /// The greatest share of one engine's blocks that was in use, 0 to 1.
     pub peak_share: f64,
+    /// Bytes of the pool of one engine; told where several KV groups share it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_total: Option<u64>,
+    /// Most bytes of it in use in one engine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak_bytes_used: Option<u64>,
     /// The share of blocks in use, as a mean over the run's time (of a resumed run: the time since its
     /// first step).
     pub mean_share: f64,

@@ -75,6 +75,8 @@ struct Engine {
     /// The number of KV blocks in use during that step.
     kv_during: u64,
     num_blocks: u64,
+    /// Bytes of the pool; 0 where they are not told.
+    bytes_total: u64,
 }
 
 /// Collects a [`Timeline`].
@@ -87,6 +89,8 @@ pub(super) struct Bins {
     observed_from_ns: u64,
     pub peak_kv_used: u64,
     pub peak_kv_share: f64,
+    /// Of one engine; 0 where bytes are not told.
+    pub peak_kv_bytes: u64,
     /// The KV blocks in use, times nanoseconds.
     kv_used_time: u128,
 }
@@ -100,6 +104,7 @@ impl Bins {
             observed_from_ns: 0,
             peak_kv_used: 0,
             peak_kv_share: 0.0,
+            peak_kv_bytes: 0,
             kv_used_time: 0,
         }
     }
@@ -141,7 +146,9 @@ impl Bins {
             kv_used: during.used,
             kv_during: during.used,
             num_blocks: during.num_blocks,
+            bytes_total: during.bytes_total.unwrap_or(0),
         };
+        self.peak_kv_bytes = self.peak_kv_bytes.max(during.bytes_used.unwrap_or(0));
         self.hold(engine, start, end);
         engine.running = engine.running.saturating_sub(report.ended.len() as u64);
         engine.kv_used = report.pool.used;
@@ -182,6 +189,11 @@ impl Bins {
     /// The number of KV blocks of all engines that made a step.
     pub(super) fn num_blocks(&self) -> u64 {
         self.engines.values().fold(0, |sum, e| sum.saturating_add(e.num_blocks))
+    }
+
+    /// Bytes of the pool of one engine, the greatest; `None` where they are not told.
+    pub(super) fn bytes_total(&self) -> Option<u64> {
+        self.engines.values().map(|engine| engine.bytes_total).max().filter(|&bytes| bytes > 0)
     }
 
     /// The number of KV blocks in use, as a mean over the time from `observed_from_ns` until `end_ns`.

@@ -53,6 +53,17 @@ pub struct StepShape {
 }
 
 impl StepShape {
+    /// Pairs of a query token and a token before it, of `queries` tokens behind `start`. `reads` says how many tokens one behind so many
+    /// reads, averaged over the layers: all of them, unless some layers have windows.
+    #[must_use]
+    pub fn pairs(start: u32, queries: u32, reads: impl Fn(u32) -> u32) -> u64 {
+        if reads(u32::MAX) == u32::MAX {
+            let (start, n) = (u64::from(start), u64::from(queries));
+            return n * start + n * n.saturating_sub(1) / 2;
+        }
+        (start..start.saturating_add(queries)).map(|len| u64::from(reads(len))).sum()
+    }
+
     /// The number of token rows that the forward pass computes, including those that a graph adds.
     #[must_use]
     pub fn rows_run(&self) -> u32 {

@@ -18,6 +18,7 @@ use super::step_trace::{Made, StepTrace};
 use super::{CostModel, Observer, SimOptions, StepCost, StepShape};
 use crate::Error;
 use crate::replay::{RowReport, StepReport, Ticket};
+use crate::trace::PoolCounts;
 
 /// An engine in virtual time. [`begin`](Self::begin) plans a step and draws its outcome, and
 /// [`finish`](Self::finish) applies it when its time has come. Requests may be submitted in between; they
@@ -73,7 +74,7 @@ impl Engine {
         }
         let told = (options.replicas > 1).then_some(replica);
         scheduler.keep_journal(traced);
-        let trace = traced.then(|| StepTrace::new(options.scheduler.block_size, told)).transpose();
+        let trace = traced.then(|| StepTrace::new(&scheduler, told)).transpose();
         Ok(Self {
             scheduler,
             freezes: Freezes::new(&options.cost.freezes).map_err(Error::Options)?,
@@ -214,14 +215,14 @@ impl Engine {
         // The cast gives the nearest integer in range; NaN becomes 0.
         let length = (self.price.total_us() * 1e3).round() as u64;
         let end = self.freezes.end(now, length);
-        let stats = self.scheduler.stats();
+        let (stats, during) = (self.scheduler.stats(), counts(&self.scheduler));
         let report = &mut self.report;
         report.step = self.plan.id.0;
         (report.start_ns, report.end_ns) = (now, end);
         report.preempted = self.plan.preempted.len() as u32;
         report.running = stats.running as u32;
         report.waiting = stats.waiting as u32;
-        report.pool_during = stats.pool.into();
+        report.pool_during = during;
         report.replayed = self.graph.is_some();
         self.ends = Some(end);
         Ok(())
@@ -280,7 +281,7 @@ impl Engine {
                 num_accepted,
                 ..RowOutcome::of(row.request)
             });
-            sums.add(row, scheduler.context_read(row.tokens.start), num_drafts, expands);
+            sums.add(row, |len| scheduler.context_read(len), num_drafts, expands);
         }
         shape.plan_rows = plan.rows.len() as u32;
         shape.metadata_rows = sums.metadata_rows;
@@ -322,7 +323,12 @@ impl Engine {
         trace.drain(scheduler);
         let (cost, pool) = (*price, report.pool);
         let made = Made { scheduler, plan, outcome, applied, cost, graph: graph.as_ref(), pool };
-        observer.trace(report.replica, trace.event(&made))
+        trace.note(&made);
+        let groups = trace.groups();
+        match trace.event(&made, groups.as_ref()) {
+            Some(event) => observer.trace(report.replica, event),
+            None => Ok(()),
+        }
     }
 
     /// Ends the running step. [`report`](Self::report) then says what it did.
@@ -334,7 +340,7 @@ impl Engine {
         self.ends = None;
         let Self { scheduler, requests, plan, outcome, applied, price, report, .. } = self;
         scheduler.apply(outcome, applied).map_err(|e| Error::Engine(e.to_string()))?;
-        report.pool = scheduler.stats().pool.into();
+        report.pool = counts(scheduler);
         report.rows.clear();
         report.ended.clear();
         log.step(report, applied.len());
@@ -371,4 +377,10 @@ impl Engine {
         });
         Ok(())
     }
+}
+
+/// How full the pool is; with its bytes where several KV groups share it.
+fn counts(scheduler: &Scheduler) -> PoolCounts {
+    let pool = scheduler.stats().pool;
+    if scheduler.blocks().num_groups() > 1 { PoolCounts::with_bytes(pool) } else { pool.into() }
 }

@@ -12,9 +12,11 @@
 //!   next step. An idle engine begins when one comes, or when it has woken (`us_to_wake`). The tokens of a step are there
 //!   at its end.
 //! - **The client**: an open loop that sends on time. With a limit of concurrency a request waits for a seat from its
-//!   intended arrival on; one without an arrival of its own is meant to be sent when a seat becomes free.
-//! - **Proposing**: the passes, the lagging rows and the catch-up budget of a draft model.
-//! - **Traces**: lines of the same form, from the same plans and block tables, which `pagedraft trace check` accepts.
+//!   intended arrival on; one without an arrival of its own is meant to be sent as a seat frees.
+//! - **Windows**: where the scheduler is given the model's KV groups, a windowed one frees its blocks behind the window, and what a step
+//!   reads of it is what the window shows.
+//! - **Proposing**: passes, lagging rows and the catch-up budget of a draft model.
+//! - **Traces**: lines of the same form, from the same plans and block tables, which `pagedraft trace check` takes.
 //!
 //! # What is different
 //!
@@ -103,7 +105,7 @@ mod step_trace;
 pub use cost_fit::{CostFit, FitQuality, MeasuredStep, fit};
 pub use cost_model::{Acceptance, CostModel, DraftCost, Freeze, Overhead, StepCost, StepShape};
 pub use graphs::GraphShape;
-pub use observer::{Observer, SimEvent};
+pub use observer::{Observer, SimEvent, SimGroups};
 pub use options::{SimOptions, SimSpeculation};
 pub use router::Router;
 pub use simulation::{SimReport, simulate};

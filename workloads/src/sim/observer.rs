@@ -1,15 +1,19 @@
+use std::collections::BTreeMap;
+
 use pagedraft_attention::metadata::AttentionMetadata;
 
 use super::GraphShape;
 use crate::Error;
 use crate::replay::{RequestLine, StepReport};
-use crate::trace::StepEvent;
+use crate::trace::{GroupRows, StepEvent};
 
-/// A step of a simulated engine, as a trace writes it. It has no KV groups but the target's. A live engine
-/// whose draft model keeps KV writes a group `draft` with that model's own rows, slots and block tables. A
-/// simulation counts such a model's tokens and passes but has no blocks for it, so the group would be
-/// invented.
-pub type SimEvent<'a> = StepEvent<'a, AttentionMetadata, (), GraphShape>;
+/// The KV groups of a simulated target by name, where it has several: a step's metadata in each.
+pub type SimGroups<'a> = BTreeMap<&'a str, GroupRows<'a>>;
+
+/// A step of a simulated engine, as it goes on record: no KV groups but the target's. A live engine whose draft model keeps KV
+/// writes a group `draft` with that model's own rows, slots and block tables. A simulation counts such a model's tokens and
+/// passes, but has no blocks of it: a group would be made up.
+pub type SimEvent<'a> = StepEvent<'a, AttentionMetadata, SimGroups<'a>, GraphShape>;
 
 /// Observes a simulation.
 pub trait Observer {
@@ -47,7 +51,7 @@ pub trait Observer {
         Ok(())
     }
 
-    /// Whether to stop now. This is asked before every step.
+    /// Whether to stop here; asked before every step, and before every request that is sent.
     fn stop(&mut self) -> bool {
         false
     }

@@ -95,9 +95,34 @@ impl Routing {
         }
     }
 
-    /// The number of blocks of the prompt that an engine has.
+    /// Blocks of the prompt that an engine need not compute: the greatest number of which every KV group has what the next query
+    /// sees. That are all before it, and in a group with a window the last ones.
     fn hit(&self, scheduler: &Scheduler) -> usize {
-        let pool = scheduler.blocks().pool();
-        self.hashes.iter().take_while(|hash| pool.lookup(hash, GroupId(0)).is_some()).count()
+        let blocks = scheduler.blocks();
+        let has = |block: usize, group: GroupId| {
+            self.hashes.get(block).is_some_and(|hash| blocks.pool().lookup(hash, group).is_some())
+        };
+        let mut hit = self.hashes.len();
+        if blocks.groups().iter().all(|group| group.window == Some(1)) {
+            return 0;
+        }
+        for group in blocks.groups().iter().filter(|group| group.window.is_none()) {
+            hit = (0..hit).take_while(|&block| has(block, group.id)).count();
+        }
+        let sees = |hit: usize, window: u32| {
+            (hit * self.block_size + 1).saturating_sub(window as usize) / self.block_size
+        };
+        // The last block that a windowed group lacks before the hit decides how far back the hit must begin.
+        'shorter: while hit > 0 {
+            for group in blocks.groups() {
+                let Some(window) = group.window else { continue };
+                if let Some(lacks) = (sees(hit, window)..hit).rev().find(|&block| !has(block, group.id)) {
+                    hit = lacks;
+                    continue 'shorter;
+                }
+            }
+            break;
+        }
+        hit
     }
 }

@@ -1,5 +1,7 @@
 use pagedraft_scheduler::{Kind, PlanRow};
 
+use super::StepShape;
+
 /// The parts of a step's shape that are sums over its rows.
 #[derive(Debug, Default)]
 pub(super) struct RowSums {
@@ -17,14 +19,14 @@ pub(super) struct RowSums {
 }
 
 impl RowSums {
-    /// Adds a row and its drafts, whose queries have `context` tokens before them (averaged over the
-    /// layers). Batch expansion makes rows of one token of it, each of which reads its own context.
+    /// A row and its drafts. `reads` says how many tokens a query behind so many reads, averaged over the layers. Batch expansion makes
+    /// rows of one token of it, each of which reads its own context.
     #[inline]
-    pub(super) fn add(&mut self, row: &PlanRow, context: u32, drafts: u16, expands: bool) {
-        let (start, new, drafts) = (u64::from(context), row.tokens.len() as u32, u32::from(drafts));
+    pub(super) fn add(&mut self, row: &PlanRow, reads: impl Fn(u32) -> u32, drafts: u16, expands: bool) {
+        let (new, drafts) = (row.tokens.len() as u32, u32::from(drafts));
         let queries = new + drafts;
-        let n = u64::from(queries);
-        let pairs = n * start + n * n.saturating_sub(1) / 2;
+        let pairs = StepShape::pairs(row.tokens.start, queries, &reads);
+        let start = u64::from(reads(row.tokens.start));
         self.token_rows += queries;
         self.context_pairs += pairs;
         if expands && drafts > 0 {

@@ -21,8 +21,9 @@ pub struct SimReport {
     pub stopped: bool,
 }
 
-/// Runs a workload to its end, or until the observer stops it, in which case requests in flight are left as
-/// they are. The [module](super) says in what this differs from a live replay.
+/// Runs a workload to its end, or until the observer stops it: requests in flight are then left as they are, and their memory is not
+/// given back before the process ends, because that may take seconds for millions of them. What is and is not as in a live replay,
+/// the [module](super) says.
 ///
 /// `recorder` records every request, and `observer` sees the results in the order of time. A request that
 /// the scheduler refuses becomes a failed line. So does one that no pool of this size could hold to its
@@ -40,7 +41,11 @@ pub fn simulate(
 ) -> Result<SimReport, Error> {
     let mut run = Run::new(source, options, recorder, observer)?;
     let stopped = run.go_on()?;
-    Ok(SimReport { event_log_sha256: run.log.finish(), end_ns: run.end_ns, stopped })
+    let Run { engines, log, end_ns, .. } = run;
+    if stopped {
+        std::mem::forget(engines);
+    }
+    Ok(SimReport { event_log_sha256: log.finish(), end_ns, stopped })
 }
 
 /// A simulation that is running.
@@ -102,6 +107,10 @@ impl<'a> Run<'a> {
                 }
             }
             while self.client.due(now) == Some(now) {
+                // Millions may be due at once.
+                if self.observer.stop() {
+                    return Ok(true);
+                }
                 self.send()?;
             }
             for engine in self.engines.iter_mut().filter(|engine| engine.may_begin(now)) {

@@ -1,13 +1,15 @@
 //! Makes of a simulated step what a live engine's trace would have.
 
+use std::collections::BTreeMap;
+
 use pagedraft_attention::metadata::AttentionMetadata;
-use pagedraft_attention::{AttentionError, MaskKind, MetadataBuilder};
-use pagedraft_block_manager::{GroupId, KvJournal};
+use pagedraft_attention::{AttentionError, MaskKind, MetadataBuilder, MetadataRow};
+use pagedraft_block_manager::{GroupId, KvGroup, KvJournal};
 use pagedraft_scheduler::{Applied, KvView, RequestKey, Scheduler, StepOutcome, StepPlan};
 
 use super::draws::Draws;
-use super::{GraphShape, SimEvent, StepCost};
-use crate::trace::{KvEvents, PoolCounts, RequestNames, StepEvent, TimesUs};
+use super::{GraphShape, SimEvent, SimGroups, StepCost};
+use crate::trace::{GroupCounts, GroupRows, KvEvents, PoolCounts, RequestNames, StepEvent, TimesUs};
 
 /// The inputs and the metadata of a step, made as the live engine's executor makes them. Rows of several
 /// query tokens come first, then single ones, each in the plan's order. Under batch expansion a verify row
@@ -16,8 +18,9 @@ use crate::trace::{KvEvents, PoolCounts, RequestNames, StepEvent, TimesUs};
 pub(super) struct StepTrace {
     /// The engine, if there are several.
     replica: Option<u32>,
-    builder: MetadataBuilder,
-    metadata: AttentionMetadata,
+    groups: Vec<GroupTrace>,
+    /// The pool by group, where several share it.
+    by_group: BTreeMap<String, GroupCounts>,
     order: Vec<u32>,
     plan_rows: Vec<u32>,
     tokens: Vec<u32>,
@@ -25,6 +28,51 @@ pub(super) struct StepTrace {
     names: RequestNames,
     /// What entered and left the prefix cache in the step.
     journal: KvJournal,
+}
+
+/// The metadata of a step in one KV group.
+#[derive(Debug)]
+struct GroupTrace {
+    id: GroupId,
+    name: String,
+    window: Option<u32>,
+    builder: MetadataBuilder,
+    metadata: AttentionMetadata,
+}
+
+impl GroupTrace {
+    fn new(group: &KvGroup, block_size: u32) -> Result<Self, AttentionError> {
+        Ok(Self {
+            id: group.id,
+            name: group.name.clone(),
+            window: group.window,
+            builder: MetadataBuilder::new(block_size)?,
+            metadata: AttentionMetadata::default(),
+        })
+    }
+
+    /// Appends the `queries` tokens of a request behind the first `start`, as one row, or as `rows` rows of one token; the rows that
+    /// it became.
+    fn push(
+        &mut self,
+        scheduler: &Scheduler,
+        request: RequestKey,
+        start: u32,
+        queries: u32,
+        rows: u32,
+    ) -> Result<u32, AttentionError> {
+        let table = scheduler.block_table(request, self.id);
+        let stored = scheduler.lengths(request, self.id).physical;
+        if stored > start {
+            // The prefix cache has these tokens in this group, and lacks them in another: they are computed again.
+            self.builder.push(MetadataRow { stored, ..MetadataRow::causal(start, queries, table) })?;
+            return Ok(1);
+        }
+        for r in 0..rows {
+            self.builder.push_row(start + r, queries / rows, table, MaskKind::Causal)?;
+        }
+        Ok(rows)
+    }
 }
 
 /// The further parts of a line.
@@ -39,11 +87,14 @@ pub(super) struct Made<'a> {
 }
 
 impl StepTrace {
-    pub(super) fn new(block_size: u32, replica: Option<u32>) -> Result<Self, AttentionError> {
+    /// The trace of an engine with this scheduler.
+    pub(super) fn new(scheduler: &Scheduler, replica: Option<u32>) -> Result<Self, AttentionError> {
+        let groups = scheduler.blocks().groups().iter();
+        let groups = groups.map(|group| GroupTrace::new(group, scheduler.block_size()));
         Ok(Self {
             replica,
-            builder: MetadataBuilder::new(block_size)?,
-            metadata: AttentionMetadata::default(),
+            groups: groups.collect::<Result<_, _>>()?,
+            by_group: BTreeMap::new(),
             order: Vec::new(),
             plan_rows: Vec::new(),
             tokens: Vec::new(),
@@ -80,7 +131,10 @@ impl StepTrace {
         self.plan_rows.clear();
         self.tokens.clear();
         self.positions.clear();
-        self.builder.begin();
+        for group in &mut self.groups {
+            group.builder.begin();
+            group.builder.set_window(group.window);
+        }
         for &i in &self.order {
             let row = &plan.rows[i as usize];
             let (start, end, drafts) = (row.tokens.start, row.tokens.end, drafts(i));
@@ -92,15 +146,17 @@ impl StepTrace {
                 false => draws.other_token(end + d),
             }));
             self.positions.extend(start..end + drafts);
-            let table = scheduler.block_table(row.request, GroupId(0));
             let queries = end - start + drafts;
-            let (rows, each) = if expands && drafts > 0 { (queries, 1) } else { (1, queries) };
-            for r in 0..rows {
-                self.builder.push_row(start + r, each, table, MaskKind::Causal)?;
-                self.plan_rows.push(i);
+            let rows = if expands && drafts > 0 { queries } else { 1 };
+            let mut pushed = 0;
+            for group in &mut self.groups {
+                pushed = group.push(scheduler, row.request, start, queries, rows)?;
             }
+            self.plan_rows.extend((0..pushed).map(|_| i));
         }
-        self.metadata = self.builder.take(std::mem::take(&mut self.metadata));
+        for group in &mut self.groups {
+            group.metadata = group.builder.take(std::mem::take(&mut group.metadata));
+        }
         Ok(())
     }
 
@@ -109,13 +165,39 @@ impl StepTrace {
         scheduler.drain_journal(&mut self.journal);
     }
 
-    /// The line of the step that was gathered last, once it is applied.
-    pub(super) fn event<'a>(&'a mut self, made: &Made<'a>) -> SimEvent<'a> {
+    /// Whether several KV groups share the pool.
+    fn has_several_groups(&self) -> bool {
+        self.groups.len() > 1
+    }
+
+    /// Takes note of a step that was applied, for its [line](Self::event).
+    pub(super) fn note(&mut self, made: &Made<'_>) {
+        self.names.note(made.plan, made.applied);
+        for group in &mut self.groups {
+            group.metadata.use_cuda_graph = made.graph.is_some();
+        }
+        if self.has_several_groups() {
+            GroupCounts::by_group(made.scheduler.blocks(), &mut self.by_group);
+        }
+    }
+
+    /// The metadata of each KV group, where there are several.
+    pub(super) fn groups(&self) -> Option<SimGroups<'_>> {
+        self.has_several_groups().then(|| {
+            let groups = self.groups.iter();
+            groups.map(|group| (group.name.as_str(), GroupRows(&group.metadata))).collect()
+        })
+    }
+
+    /// The line of the step that was gathered last, once it was [noted](Self::note); `None` of an engine without KV groups.
+    pub(super) fn event<'a>(
+        &'a self,
+        made: &Made<'a>,
+        groups: Option<&'a SimGroups<'a>>,
+    ) -> Option<SimEvent<'a>> {
         let Made { scheduler, plan, outcome, applied, cost, graph, pool } = *made;
-        self.names.note(plan, applied);
-        self.metadata.use_cuda_graph = graph.is_some();
         let StepCost { schedule, metadata, propose, execute, sample, .. } = cost;
-        StepEvent {
+        Some(StepEvent {
             plan,
             first_step: 0,
             replica: self.replica,
@@ -130,11 +212,11 @@ impl StepTrace {
             input_tokens: &self.tokens,
             input_positions: &self.positions,
             plan_rows: &self.plan_rows,
-            metadata: &self.metadata,
-            groups: None,
+            metadata: &self.groups.first()?.metadata,
+            groups,
             pool,
-            by_group: None,
+            by_group: self.has_several_groups().then_some(&self.by_group),
             kv_events: KvEvents { journal: &self.journal, groups: scheduler.blocks().groups() },
-        }
+        })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use pagedraft_block_manager::Salt;
+use pagedraft_block_manager::{BlockManager, Salt};
 use pagedraft_scheduler::{Applied, FinishReason, Kind, PlanRow, RequestKey, RowOutcome, StepPlan};
 use schemars::JsonSchema;
 use serde::ser::{SerializeSeq, SerializeStruct};
@@ -80,6 +80,23 @@ pub struct GroupCounts {
     pub cached: u64,
     /// The bytes that a block of the group takes in the arena.
     pub block_bytes: u64,
+}
+
+impl GroupCounts {
+    /// Fills `counts` with those of each group of `blocks`, by the groups' names.
+    pub fn by_group(blocks: &BlockManager, counts: &mut BTreeMap<String, Self>) {
+        counts.clear();
+        for group in blocks.groups() {
+            let stats = blocks.group_stats(group.id);
+            let of = Self {
+                used: u64::from(stats.used),
+                cached: u64::from(stats.cached),
+                // With the padding that makes whole pages of its blocks.
+                block_bytes: blocks.arena().group(group.id).map_or(0, |cut| cut.stride as u64),
+            };
+            counts.insert(group.name.clone(), of);
+        }
+    }
 }
 
 /// The pool as a trace writes it.

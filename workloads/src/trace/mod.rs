@@ -5,6 +5,7 @@
 
 mod check;
 mod event;
+mod group_rows;
 mod kv_events;
 mod names;
 mod record;
@@ -16,6 +17,7 @@ mod writer;
 
 pub use check::{CheckReport, Rule, Violation, check_dir};
 pub use event::{GroupCounts, PoolCounts, StepEvent, StepNames, TimesUs};
+pub use group_rows::GroupRows;
 pub use kv_events::{KvChange, KvEventRecord, KvEvents, KvGroupRecord};
 pub use names::RequestNames;
 pub use record::{
@@ -30,9 +32,16 @@ pub use steps::{read_steps, steps_file};
 pub use tables::{TableDelta, TraceTables};
 pub use writer::TraceWriter;
 
-/// The version of the trace's form, which is `schema_version` in `config.json`.
-pub const SCHEMA_VERSION: u32 = 1;
-/// The beginning of the names of all files with one line per step.
+/// Version of the trace's form, in `config.json` as `schema_version`.
+///
+/// | version | what came with it |
+/// |---|---|
+/// | 1 | |
+/// | 2 | `kv_events` says what entered and left the prefix cache. Before, `published` named the blocks that entered it |
+pub const SCHEMA_VERSION: u32 = 2;
+/// The oldest version that is still read.
+pub const OLDEST_SCHEMA_VERSION: u32 = 1;
+/// What the names of all files with one line a step begin with.
 pub const STEPS_STEM: &str = "trace_steps";
 /// The name of the file with one line per step, if its lines are plain text.
 pub const STEPS_FILE: &str = "trace_steps.jsonl";

@@ -75,9 +75,6 @@ fn without_use_sliding_window_a_qwens_window_fields_mean_nothing() {
                     "max_window_layers": first});
                 assert_eq!(windows(class, changes), NONE);
             }
-            let listed =
-                json!({"use_sliding_window": on, "sliding_window": 9, "layer_types": vec![SLIDING; 4]});
-            assert_eq!(windows(class, listed), NONE);
         }
     }
 }
@@ -98,12 +95,28 @@ fn an_explicit_list_of_layer_types_wins() {
         assert_eq!(with(json!(vec![FULL; 4]), json!(9)), NONE, "{class}");
         // No window is wanted, so that its width is not looked at.
         assert_eq!(with(json!(vec![FULL; 4]), json!("x")), NONE, "{class}");
-        assert_eq!(with(alternating.clone(), json!(null)), NONE, "{class}");
     }
     let unset = json!({"use_sliding_window": true, "max_window_layers": "x", "layer_types": alternating});
     assert_eq!(windows("Qwen3", unset), [None, Some(4096), None, Some(4096)]);
     let null = json!({"layer_types": null, "sliding_window": 9});
     assert_eq!(windows("Mistral", null), [W; 4]);
+}
+
+#[test]
+fn a_sliding_layer_without_a_width_is_refused_by_name() {
+    let types = json!([FULL, SLIDING, FULL, SLIDING]);
+    for class in ["Mistral", "Qwen2", "Qwen3"] {
+        let null = json!({"use_sliding_window": true, "sliding_window": null, "layer_types": types});
+        refused(class, null, &["layer_types[1]", "sliding_window is null", FULL]);
+    }
+    for class in ["Qwen2", "Qwen3"] {
+        for on in [json!({"use_sliding_window": false}), json!({"use_sliding_window": null}), json!({})] {
+            let mut off = on.clone();
+            off["sliding_window"] = json!(9);
+            off["layer_types"] = types.clone();
+            refused(class, off, &["layer_types[1]", "use_sliding_window is off", FULL]);
+        }
+    }
 }
 
 #[test]

@@ -61,6 +61,8 @@ impl Recorder {
                 num_blocks,
                 peak_used: self.bins.peak_kv_used,
                 peak_share: self.bins.peak_kv_share,
+                bytes_total: self.bins.bytes_total(),
+                peak_bytes_used: self.bins.bytes_total().map(|_| self.bins.peak_kv_bytes),
                 mean_share: if num_blocks == 0 {
                     0.0
                 } else {

@@ -2,7 +2,7 @@ use serde_json::json;
 
 use super::*;
 use crate::measures::RunFacts;
-use crate::trace::{STEPS_FILE, read_steps};
+use crate::trace::{SCHEMA_VERSION, STEPS_FILE, read_steps};
 
 /// A path that is free, and free again afterwards.
 struct Fresh(PathBuf);
@@ -74,7 +74,7 @@ fn a_run_has_its_config_its_lines_and_its_summary() {
     run.write(&request(0)).unwrap();
     run.finish(&Summary::default()).unwrap();
     let read = |name| read_object(&path.join(name)).unwrap();
-    assert_eq!(read(CONFIG_FILE)["schema_version"], json!(1));
+    assert_eq!(read(CONFIG_FILE)["schema_version"], json!(SCHEMA_VERSION));
     assert_eq!(read(CONFIG_FILE)["replay"], json!({"limit": 200}));
     assert!(read(SUMMARY_FILE).is_object());
     let text = std::fs::read_to_string(path.join(REQUESTS_FILE)).unwrap();

@@ -92,3 +92,18 @@ fn a_step_costs_what_the_table_says() {
     let without_drafts = StepShape { draft_passes: Vec::new(), ..shape };
     assert_eq!(model.step(&without_drafts, Some(&draft)).propose, 0.0);
 }
+
+#[test]
+fn pairs_are_those_that_the_windows_show() {
+    let one_by_one = |start: u32, queries: u32, reads: &dyn Fn(u32) -> u32| -> u64 {
+        (start..start + queries).map(|len| u64::from(reads(len))).sum()
+    };
+    // Every layer sees all, every layer has a window of 24, half of them have.
+    let kinds: [&dyn Fn(u32) -> u32; 3] = [&|len| len, &|len| len.min(24), &|len| len / 2 + len.min(24) / 2];
+    for reads in kinds {
+        for (start, queries) in [(0, 1), (0, 100), (10, 30), (5000, 4), (7, 0)] {
+            assert_eq!(StepShape::pairs(start, queries, reads), one_by_one(start, queries, reads));
+        }
+    }
+    assert_eq!(StepShape::pairs(0, 1000, |len| len.min(24)), 24 * 23 / 2 + 976 * 24);
+}

@@ -96,6 +96,8 @@ pub struct CheckReport {
     pub other_events: u64,
     /// Whether the last line is cut, as a killed process leaves it. Such a line is ignored.
     pub cut_last_line: bool,
+    /// The version of the trace's form.
+    pub schema_version: u32,
     /// The first record that breaks a rule; nothing after it was read.
     pub violation: Option<Violation>,
 }
@@ -110,7 +112,7 @@ pub struct CheckReport {
 pub fn check_dir(directory: &Path) -> Result<CheckReport, Error> {
     let config = TraceConfig::read(&directory.join(CONFIG_FILE))?;
     let mut lines = read_steps(directory)?;
-    let mut report = CheckReport::default();
+    let mut report = CheckReport { schema_version: config.schema_version, ..CheckReport::default() };
     let mut engines = Engines::new(&config);
     while let Some(line) = lines.next_line()? {
         let mut step = None;

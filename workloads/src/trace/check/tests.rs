@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::breaks::{BREAKS, Break, WINDOW_BREAKS};
 use super::synthetic::{self, BLOCK, Dice, trace, windowed};
-use super::{CheckReport, Rule, check_dir};
+use super::{CheckReport, Rule, SCHEMA_VERSION, check_dir};
 
 struct Directory(PathBuf, Value);
 
@@ -33,7 +33,7 @@ impl Directory {
     }
 
     fn configure(&self, more: &Value) {
-        let mut config = json!({"schema_version": 1, "block_size": BLOCK});
+        let mut config = json!({"schema_version": SCHEMA_VERSION, "block_size": BLOCK});
         for part in [&self.1, more] {
             config.as_object_mut().unwrap().extend(part.as_object().unwrap().clone());
         }

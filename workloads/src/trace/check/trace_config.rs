@@ -8,10 +8,11 @@ use serde_json::Value;
 
 use crate::Error;
 use crate::json_fault;
-use crate::trace::{KvGroupRecord, SCHEMA_VERSION};
+use crate::trace::{KvGroupRecord, OLDEST_SCHEMA_VERSION, SCHEMA_VERSION};
 
 /// What the checker must know of a run's configuration.
 pub(super) struct TraceConfig {
+    pub(super) schema_version: u32,
     pub(super) block_size: u32,
     pub(super) num_blocks: Option<u64>,
     /// The number of engines. Each has `num_blocks` blocks.
@@ -40,11 +41,19 @@ impl TraceConfig {
             let found = config.get(name).or_else(|| config.get("engine").and_then(|e| e.get(name)));
             found.filter(|value| !value.is_null())
         };
-        if let Some(version) = field("schema_version")
-            && version.as_u64() != Some(u64::from(SCHEMA_VERSION))
-        {
-            return Err(bad(format!("schema_version is {version}, this build reads {}", SCHEMA_VERSION)));
-        }
+        let schema_version = match field("schema_version") {
+            None => SCHEMA_VERSION,
+            Some(version) => {
+                let known = version.as_u64().and_then(|version| u32::try_from(version).ok());
+                let known =
+                    known.filter(|version| (OLDEST_SCHEMA_VERSION..=SCHEMA_VERSION).contains(version));
+                known.ok_or_else(|| {
+                    bad(format!(
+                        "schema_version is {version}, this build reads {OLDEST_SCHEMA_VERSION} to {SCHEMA_VERSION}"
+                    ))
+                })?
+            }
+        };
         let Some(size) = field("block_size") else { return Err(bad("no block_size".to_owned())) };
         let known = size.as_u64().and_then(|size| u32::try_from(size).ok());
         let Some(block_size) = known.filter(|size| [16, 32, 64].contains(size)) else {
@@ -92,6 +101,7 @@ impl TraceConfig {
             }
         };
         Ok(Self {
+            schema_version,
             block_size,
             num_blocks,
             replicas,

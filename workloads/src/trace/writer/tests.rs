@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use super::super::{CONFIG_FILE, STEPS_FILE, SUMMARY_FILE};
+use super::super::{CONFIG_FILE, SCHEMA_VERSION, STEPS_FILE, SUMMARY_FILE};
 use super::TraceWriter;
 use crate::Error;
 use crate::run::{FLUSH_EVERY, LineFormat, LineWriter};
@@ -50,7 +50,7 @@ fn a_trace_has_its_config_its_lines_in_order_and_its_summary() {
     }
     writer.finish(&json!({"steps": 20_000})).unwrap();
     let read = |name| serde_json::from_slice::<Value>(&std::fs::read(path.join(name)).unwrap()).unwrap();
-    assert_eq!(read(CONFIG_FILE), json!({"block_size": 16, "schema_version": 1}));
+    assert_eq!(read(CONFIG_FILE), json!({"block_size": 16, "schema_version": SCHEMA_VERSION}));
     assert_eq!(read(SUMMARY_FILE), json!({"steps": 20_000}));
     assert!(lines(&path).iter().enumerate().all(|(i, line)| line["step"] == json!(i)));
     assert_eq!(std::fs::read_dir(&path).unwrap().count(), 3, "no temporary file is left");
