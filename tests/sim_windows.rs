@@ -43,7 +43,7 @@ fn requests() -> Vec<(Vec<u32>, u32)> {
     let prompt = |i: u32| {
         let shared = (0..70).map(move |p| p * 7 % 300);
         let own = (0..20 + i * 13 % 90).map(move |p| (p * 11 + i * 29) % 300);
-        shared.take(if i % 2 == 0 { 70 } else { 0 }).chain(own).collect::<Vec<u32>>()
+        shared.take(if i.is_multiple_of(2) { 70 } else { 0 }).chain(own).collect::<Vec<u32>>()
     };
     (0..14).map(|i| (prompt(i), 20 + i * 17 % 60)).collect()
 }
