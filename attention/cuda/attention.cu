@@ -1,22 +1,26 @@
-// Attention over the paged cache, of decode, verify and prefill rows alike.
+// Attention over the paged KV cache, for decode, verify and prefill rows alike.
 //
-// The keys of a sequence are cut at absolute positions, into spans of 256 and those into tiles of 64. A query's result is one
-// tree, whatever item it is in and however many queries and items there are:
+// The keys of a sequence are cut at absolute positions into spans of 256, and spans into tiles of 64. A query's result is
+// computed as one tree of operations. The tree does not depend on which item the query is in, or on how many queries and
+// items there are:
 //
-//   1. Scores of a tile: multiplications over ascending 16s of the head dimension, from 0, times the scale.
-//   2. Greatest score so far; weights 2^(score - greatest); what was summed before is multiplied with 2^(before - greatest). The sum of
-//      weights is kept in 16 parts of a span (4 warps of 16 keys a tile, of which a lane has 4: (0 + 1) + (2 + 3)), joined
-//      at the span's end: lanes 1 apart, 2 apart, then warps as (0 + 1) + (2 + 3).
-//   3. Sums of values: multiplications over ascending 16s of the tile's keys, weights rounded to ACT.
-//   4. Spans are joined in order, from nothing (softmax.cuh); in the end values are divided by weights.
+//   1. The scores of a tile: matrix multiplications over 16 values of the head dimension at a time, in ascending order, starting from
+//      0. The sums are multiplied by the scale.
+//   2. The greatest score so far. A key's weight is 2^(score - greatest). When the greatest score rises, what was summed before is
+//      multiplied by 2^(before - greatest). The sum of a span's weights is kept in 16 parts: each of 4 warps has 16 keys of a tile,
+//      and 4 lanes share them. A lane adds its 4 weights as (0 + 1) + (2 + 3). The parts are joined at the span's end: first lanes
+//      1 apart, then lanes 2 apart, then the warps as (0 + 1) + (2 + 3).
+//   3. The sums of values: matrix multiplications over 16 keys of the tile at a time, in ascending order, with weights rounded to ACT.
+//   4. Spans are joined in order, starting from an empty part (softmax.cuh). At the end the values are divided by the sum of weights.
 //
-// A row is one query token in one head of the group. Its tree takes nothing from other rows: keys that it does not see weigh 0 exactly,
-// and a tile or span of such keys changes no bit of it. V behind the item's last key is not read; V that some rows see and
-// others do not is cleaned of infinities and NaNs, since 0 times those is not 0. The same instructions do all rows.
+// A row is one query token in one head of the group. Its tree takes nothing from other rows: a key that the row does not
+// see has a weight of exactly 0, and a tile or span of such keys changes no bit of the result. The V of keys behind the
+// item's last key is not read. Infinities and NaNs are removed from the V of keys that some rows see and others do not,
+// because 0 times those is not 0. All rows are computed by the same instructions.
 //
-// q, out: [rows][HEADS HEAD_DIM]; cache: the layer's part of block 0; tables: block ids; items: see below; partial:
-// [slots][KV_HEADS][R][HEAD_DIM + 2]; arrived: [groups][KV_HEADS], zeroes before and after.
-// Grid (any, KV_HEADS), block 128, dynamic shared memory up to 32 bytes behind `Shared<R>::BLOCKS`.
+// q, out: [rows][HEADS HEAD_DIM]; cache: the layer's part of block 0; tables: block ids; items: see `Item`; partial:
+// [slots][KV_HEADS][R][HEAD_DIM + 2]; arrived: [groups][KV_HEADS], zeroes before and after the launch.
+// Grid (any, KV_HEADS), block 128. The dynamic shared memory extends up to 32 bytes beyond `Shared<R>::BLOCKS`.
 #include <kv_layout.cuh>
 #include <reduce.cuh>
 #include <softmax.cuh>
@@ -30,7 +34,7 @@ constexpr u32 KEYS = TILE / WARPS;
 constexpr u32 STAGES = 2;
 constexpr u32 CHUNKS = HEAD_DIM / 8;
 constexpr u32 STEPS = HEAD_DIM / 16;
-// Columns of 8 values that a warp has.
+// The number of columns, each of 8 values of the head dimension. A warp has OWN of them.
 constexpr u32 COLUMNS = HEAD_DIM / 8;
 constexpr u32 OWN = (COLUMNS + WARPS - 1) / WARPS;
 constexpr u32 ENTRIES = TILE / BLOCK_SIZE;
@@ -41,19 +45,20 @@ using Weights = Tile<TILE / 8>;
 
 // Some consecutive queries of one sequence, and some spans of its keys.
 struct Item {
-    // First token row of q and out.
+    // The row in q and out of the first query token.
     u32 token;
     u32 queries;
-    // Keys that the first query sees, and how many more each following one: 1, or 0.
+    // The number of keys that the first query sees, and how many more each following query sees: 1 or 0.
     u32 first_visible, visible_step;
-    // Where the sequence's blocks begin in `tables`.
+    // The index in `tables` where the sequence's blocks begin.
     u32 table;
     u32 span_begin, span_end;
-    // First slot of the group, or NO_PARTIAL: the item has all spans, and writes the output.
+    // The first slot of the group, or NO_PARTIAL if the item has all spans and writes the output itself.
     u32 partial;
-    // The items that have the same queries: their counter, and how many they are.
+    // The items that have the same queries form a group: the index of its counter, and the number of its items.
     u32 group, parts;
-    // The first `prefix` spans are joined by one item and share a slot, the others have one each.
+    // The number of spans that one item joins, so that they share the first slot; and the number of all spans. Each span
+    // after the first `prefix` ones has a slot of its own.
     u32 prefix, spans;
 
     __device__ __forceinline__ u32 last_visible() const { return first_visible + (queries - 1) * visible_step; }
@@ -64,30 +69,31 @@ template <u32 R> struct Shared {
     static constexpr u32 Q = 0;
     static constexpr u32 Q_BYTES = R * Rows::row_bytes;
     static constexpr u32 TILE_BYTES = TILE * Rows::row_bytes;
-    // [stages][K, V] as they are multiplied; fp8 has one stage of those, and stages of what is stored.
+    // [stages][K, V]: tiles as they are multiplied. With fp8 there is one stage of these, and RAW has the stages as they
+    // are stored.
     static constexpr u32 KV_TILES = Q + Q_BYTES;
     static constexpr u32 RAW = KV_TILES + 2 * TILE_BYTES * (IS_FP8 ? 1 : STAGES);
     static constexpr u32 RAW_BYTES = IS_FP8 ? TILE * HEAD_DIM : 0;
-    // [stages][K, V][TILE] scales.
+    // [stages][K, V][TILE]: the scales of fp8.
     static constexpr u32 SCALES = RAW + 2 * STAGES * RAW_BYTES;
     static constexpr u32 WEIGHTS = SCALES + (IS_FP8 ? 2 * STAGES * TILE * 4 : 0);
     static constexpr u32 GREATEST = WEIGHTS + R * Weights::row_bytes;
     static constexpr u32 SUMS = GREATEST + WARPS * R * 4;
     static constexpr u32 BLOCKS = SUMS + WARPS * R * 4;
-    // Then the blocks of two tiles.
+    // The block ids of two tiles follow.
 };
 
-// What a block of threads works on.
+// The part of the cache that a block of threads works on.
 struct Context {
     const u8 *head;
     const u32 *table;
     u64 block_stride;
-    // First key of the first tile, and the end of the last.
+    // The position of the first key of the first tile, and the end of the last tile's keys.
     u32 begin, end;
     u32 first_visible;
 };
 
-// Starts copying a tile whose blocks are `blocks`; keys from the end on become 0.
+// Starts copying a tile whose KV blocks are `blocks`. Keys from `c.end` on become 0.
 template <u32 R> __device__ __forceinline__ void load_tile(const Context &c, u32 tile, const u32 *blocks) {
     u8 *shared = shared_memory();
     u32 first = c.begin + tile * TILE, stage = tile % STAGES;
@@ -116,7 +122,7 @@ template <u32 R> __device__ __forceinline__ void load_tile(const Context &c, u32
         copy_async(v, from + V_OFFSET, valid);
     }
     if (IS_FP8 && threadIdx.x < 2 * TILE / 4) {
-        // Four keys' scales: of K, then of V.
+        // A thread copies the scales of four keys: the first 16 threads those of K, the next 16 those of V.
         u32 row = threadIdx.x % (TILE / 4) * 4;
         bool valid = first + row < c.end;
         const u8 *from = c.head;
@@ -128,7 +134,7 @@ template <u32 R> __device__ __forceinline__ void load_tile(const Context &c, u32
     }
 }
 
-// Cleans the V that this thread has copied, of keys that not all rows see.
+// Replaces infinities and NaNs by 0 in the V that this thread has copied, for keys that not all rows see.
 template <u32 R> __device__ __forceinline__ void clean_values(const Context &c, u32 tile) {
     u8 *v = shared_memory() + Shared<R>::KV_TILES + (2 * (tile % STAGES) + 1) * Shared<R>::TILE_BYTES;
     for (u32 i = threadIdx.x; i < TILE * CHUNKS; i += THREADS) {
@@ -142,7 +148,7 @@ template <u32 R> __device__ __forceinline__ void clean_values(const Context &c, 
     }
 }
 
-// Widens a tile of fp8, cleaning V likewise.
+// Widens a tile of fp8 to ACT, and replaces infinities and NaNs in V as `clean_values` does.
 template <u32 R> __device__ __forceinline__ void widen_tile(const Context &c, u32 tile) {
     u8 *shared = shared_memory();
     for (u32 i = threadIdx.x; i < 2 * TILE * CHUNKS; i += THREADS) {
@@ -164,9 +170,9 @@ template <u32 R> __device__ __forceinline__ void widen_tile(const Context &c, u3
     }
 }
 
-// One 16 rows' share of a thread: rows lane / 4 and 8 more; the columns that its warp has.
+// A thread's share of 16 rows. It has the rows lane / 4 and lane / 4 + 8, and the columns of its warp.
 struct Sixteen {
-    // Of the span at work.
+    // Of the present span.
     f32 greatest[2], weights[2];
     f32 values[OWN][4];
     // Of the spans before it.
@@ -174,7 +180,7 @@ struct Sixteen {
     f32 total_values[OWN][4];
 };
 
-// The scores of the warp's 16 keys, as [row tile][8 keys][..].
+// Computes the scores of the warp's 16 keys: s[tile of 16 rows][group of 8 keys][value].
 template <u32 R> __device__ __forceinline__ void score(f32 (&s)[R / 16][2][4], const u8 *q, const u8 *k) {
     u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 #pragma unroll
@@ -189,7 +195,7 @@ template <u32 R> __device__ __forceinline__ void score(f32 (&s)[R / 16][2][4], c
     }
 #pragma unroll(R == 64 ? 1 : STEPS)
     for (u32 step = 0; step < STEPS; step++) {
-        // Keys 0 to 7 and 8 to 15, each with 2 chunks.
+        // Keys 0 to 7 and 8 to 15, two chunks of each.
         u32 b[4];
         u32 key = warp * KEYS + lane / 16 * 8 + lane % 8;
         load_matrices(b, k + Rows::at(key, 2 * step + lane / 8 % 2));
@@ -215,7 +221,7 @@ template <u32 R> __device__ __forceinline__ void add_values(Sixteen (&rows)[R / 
         }
 #pragma unroll
         for (u32 i = 0; i < OWN; i += 2) {
-            // Two columns; the second may be nobody's.
+            // Two columns are loaded at once. The second one may not exist.
             u32 column = warp * OWN + i, mine = column + lane / 16;
             u32 b[4];
             load_transposed(b, v + Rows::at(step * 16 + lane % 16, mine < COLUMNS ? mine : COLUMNS - 1));
@@ -241,12 +247,12 @@ __device__ __forceinline__ f32 quad_max(f32 x) {
     return fmaxf(x, shuffle_xor(x, 2));
 }
 
-// The four warps' sums of row `row`.
+// The sum of the four warps' sums for row `row`.
 template <u32 R> __device__ __forceinline__ f32 four_sum(const f32 *sums, u32 row) {
     return (sums[row] + sums[R + row]) + (sums[2 * R + row] + sums[3 * R + row]);
 }
 
-// Where a row's partial result is: HEAD_DIM values, the greatest score, the sum of weights.
+// Where the partial result of a row lies: HEAD_DIM values, the greatest score, and the sum of weights.
 template <u32 R> __device__ __forceinline__ f32 *partial_row(f32 *partial, u32 slot, u32 row) {
     return partial + ((u64(slot) * KV_HEADS + blockIdx.y) * R + row) * (HEAD_DIM + 2);
 }
@@ -266,7 +272,7 @@ template <u32 R> __device__ __forceinline__ void join_parts(const Item &item, f3
         for (u32 n = 0; n < slots; n++) {
             const f32 *from = partial_row<R>(partial, item.partial + n, row);
             Pair values = *(const Pair *)(from + d), rest = *(const Pair *)(from + HEAD_DIM);
-            // No key of the span is seen by this row.
+            // The row sees no key of the span.
             if (rest.x == MINUS_INFINITY) {
                 continue;
             }
@@ -318,7 +324,7 @@ __device__ __forceinline__ void attend(const ACT *q, ACT *out, const u8 *cache, 
     copy_commit();
 
     Sixteen rows[TILES];
-    // Keys that a row sees; none where there is no row.
+    // The number of keys that a row sees. It is 0 for rows behind the item's last one.
     auto visible = [&](u32 row) { return row < live ? item.first_visible + row / GROUP * item.visible_step : 0; };
 #pragma unroll
     for (u32 t = 0; t < TILES; t++) {
@@ -336,7 +342,7 @@ __device__ __forceinline__ void attend(const ACT *q, ACT *out, const u8 *cache, 
             }
         }
     }
-    // Exponents of two: scores times log2 e.
+    // Weights are powers of two, so scores are multiplied by log2(e) as well.
     f32 factor_of_scores = scale * 1.44269504f;
 
     for (u32 tile = 0; tile < tiles; tile++) {
@@ -346,7 +352,7 @@ __device__ __forceinline__ void attend(const ACT *q, ACT *out, const u8 *cache, 
         if (!IS_FP8 && mixed) {
             clean_values<R>(c, tile);
         }
-        // The tile is there, and all are done with the one before.
+        // The tile has arrived, and all threads have finished with the tile before.
         __syncthreads();
         u32 next_block = 0;
         if (tile + 1 < tiles) {
@@ -403,7 +409,7 @@ __device__ __forceinline__ void attend(const ACT *q, ACT *out, const u8 *cache, 
                 for (u32 w = 0; w < WARPS; w++) {
                     most = fmaxf(most, greatest[w * R + row]);
                 }
-                // A row that has seen no key yet: anything finite.
+                // If the row has seen no key yet, any finite number will do.
                 f32 against = most == MINUS_INFINITY ? 0.0f : most;
                 fallen[h] = power_of_two(rows[t].greatest[h] - against);
                 rows[t].greatest[h] = most;
@@ -447,7 +453,7 @@ __device__ __forceinline__ void attend(const ACT *q, ACT *out, const u8 *cache, 
         if (tile + 1 < tiles && (first + TILE) % SPAN != 0) {
             continue;
         }
-        // The end of a span.
+        // This is the end of a span.
 #pragma unroll
         for (u32 t = 0; t < TILES; t++) {
 #pragma unroll
@@ -465,7 +471,7 @@ __device__ __forceinline__ void attend(const ACT *q, ACT *out, const u8 *cache, 
 #pragma unroll
             for (u32 h = 0; h < 2; h++) {
                 Part part{rows[t].greatest[h], four_sum<R>(sums, t * 16 + h * 8 + lane / 4)};
-                // A span of which the row sees no key leaves it as it is.
+                // A span of which the row sees no key does not change the row's total.
                 if (part.greatest != MINUS_INFINITY) {
                     Factors factors = join(rows[t].total[h], part);
 #pragma unroll
@@ -488,7 +494,7 @@ __device__ __forceinline__ void attend(const ACT *q, ACT *out, const u8 *cache, 
                 }
             }
         }
-        // The slot is full: after every span, or after the last of the prefix.
+        // The slot is full: after the last span of the prefix, or after any span behind it.
         if (item.partial != NO_PARTIAL && (!joined || tile + 1 == tiles)) {
             u32 slot = item.slot(span);
 #pragma unroll

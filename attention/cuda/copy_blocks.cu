@@ -1,7 +1,8 @@
-// Copies whole KV blocks, all layers at once: the first write to a forked sequence's shared block.
+// Copies whole KV blocks with all layers at once. This is done before a sequence that was forked writes to a shared block
+// for the first time.
 //
-// cache: the arena; pairs: [copies][2] source and target block; block_stride: bytes, a multiple of 16.
-// Grid (copies, ceil(block_stride / 4096)), block 256: a thread moves 16 bytes.
+// cache: the arena; pairs: [copies][2], the source block and the target block; block_stride: in bytes, a multiple of 16.
+// Grid (copies, ceil(block_stride / 4096)), block 256: a thread copies 16 bytes.
 #include <types.cuh>
 
 extern "C" __global__ void __launch_bounds__(256) copy_blocks(u8 *cache, const u32 *pairs, u64 block_stride) {

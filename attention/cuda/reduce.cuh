@@ -1,8 +1,8 @@
-// Sums and greatest values over a warp, a block, and the blocks that share a result.
+// Sums and greatest values over a warp, over a block of threads, and over the blocks that share a result.
 #pragma once
 #include <types.cuh>
 
-// The sum over the 32 lanes, in every lane: lanes 16 apart first, then 8, 4, 2, 1.
+// The sum over the 32 lanes, in every lane. Lanes 16 apart are added first, then those 8, 4, 2 and 1 apart.
 __device__ __forceinline__ f32 warp_sum(f32 x) {
 #pragma unroll
     for (u32 mask = 16; mask > 0; mask /= 2) {
@@ -24,7 +24,8 @@ __device__ __forceinline__ u64 shuffle_xor(u64 x, u32 mask) {
     return (u64(high) << 32) | low;
 }
 
-// The sum over a block of THREADS, in every thread: each warp's, then those in order. One call a kernel between barriers.
+// The sum over a block of THREADS threads, in every thread: first within each warp, then over the warps in order. A kernel
+// may call it only once between two barriers.
 template <u32 THREADS> __device__ __forceinline__ f32 block_sum(f32 x) {
     __shared__ f32 sums[THREADS / 32];
     x = warp_sum(x);
@@ -40,7 +41,7 @@ template <u32 THREADS> __device__ __forceinline__ f32 block_sum(f32 x) {
     return total;
 }
 
-// The greatest over a block of THREADS, in every thread.
+// The greatest value over a block of THREADS threads, in every thread.
 template <u32 THREADS> __device__ __forceinline__ u64 block_max(u64 x) {
     __shared__ u64 greatest[THREADS / 32];
 #pragma unroll
@@ -60,8 +61,8 @@ template <u32 THREADS> __device__ __forceinline__ u64 block_max(u64 x) {
     return x;
 }
 
-// Says that this block has written its part, and whether it is the last of `parts` to do so: then all of them are there to be
-// read, and the counter is 0 again. For all threads of a block.
+// Signals that this block of threads has written its part. Returns whether it is the last of `parts` blocks to do so. In
+// that case all parts can be read, and the counter is 0 again. All threads of the block must call it.
 __device__ __forceinline__ bool last_to_arrive(u32 *counter, u32 parts) {
     __shared__ u32 last;
     __threadfence();

@@ -1,15 +1,18 @@
-// Norms q and k a head where asked, rotates both by the row's position, writes q out, and k and v to the row's slot.
+// Normalises each head of q and k if there are weights for it, rotates q and k by the row's position, writes q out, and
+// writes k and v to the row's slot in the KV cache.
 //
-// qkv: [rows][(HEADS + 2 KV_HEADS) HEAD_DIM]; q_weight, k_weight: [HEAD_DIM] or null; rope: [positions][HEAD_DIM], cosines then
-// sines; slots: -1 writes no K and V; q: [rows][HEADS HEAD_DIM]; cache: the layer's part of block 0.
-// Grid (rows, ceil((HEADS + 2 KV_HEADS) / 4)), block 128: a warp has a head of a row. Value i is rotated with i + HEAD_DIM / 2.
+// qkv: [rows][(HEADS + 2 KV_HEADS) HEAD_DIM]; q_weight, k_weight: [HEAD_DIM] or null; rope: [positions][HEAD_DIM], first
+// cosines, then sines; slots: at -1, K and V are not written; q: [rows][HEADS HEAD_DIM]; cache: the layer's part of
+// block 0.
+// Grid (rows, ceil((HEADS + 2 KV_HEADS) / 4)), block 128: a warp has one head of a row. Value i is rotated together with
+// value i + HEAD_DIM / 2.
 #include <kv_layout.cuh>
 #include <reduce.cuh>
 
 namespace {
 
 constexpr u32 HALF = HEAD_DIM / 2;
-// Pairs of values a lane has; the last lanes may have none.
+// The number of pairs of values that a lane has. The last lanes may have fewer.
 constexpr u32 PAIRS = (HALF + 31) / 32;
 
 struct Head {
@@ -59,7 +62,7 @@ template <class T> __device__ __forceinline__ void store(const Head &head, T *to
     }
 }
 
-// Scale of a head for fp8: its greatest magnitude becomes 448.
+// The scale of a head for fp8, by which its greatest magnitude becomes 448.
 __device__ __forceinline__ f32 scale_of(const Head &head) {
     f32 greatest = 0.0f;
 #pragma unroll

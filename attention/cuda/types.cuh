@@ -1,4 +1,4 @@
-// Number types: what is stored, how it is widened to f32 and rounded from it (to nearest even).
+// Number types: how values are stored, widened to f32, and rounded from f32 (to nearest even).
 #pragma once
 #include <ptx.cuh>
 
@@ -6,11 +6,11 @@
 struct bf16 {
     u16 bits;
 };
-// 16-bit IEEE.
+// An IEEE number of 16 bits.
 struct f16 {
     u16 bits;
 };
-// 8 bits: sign, 4 of exponent (bias 7), 3 of fraction; no infinities, NaN is 0x7f.
+// 8 bits: a sign, 4 bits of exponent (bias 7) and 3 of fraction. There are no infinities; 0x7f is NaN.
 struct fp8 {
     u8 bits;
 };
@@ -49,7 +49,7 @@ __device__ __forceinline__ f64 double_of(u64 bits) {
 
 __device__ __forceinline__ f32 widen(bf16 x) { return float_of(u32(x.bits) << 16); }
 __device__ __forceinline__ f32 widen(f16 x) { return f32_of_f16(x.bits); }
-// Exact, subnormals too: an e4m3 is an f32 of the same fields, 2^120 times as large.
+// This is exact, even for subnormals: an e4m3 is 2^120 times as large as the f32 with the same fields.
 __device__ __forceinline__ f32 widen(fp8 x) {
     u32 magnitude = x.bits & 0x7fu;
     f32 value = float_of((u32(x.bits & 0x80u) << 24) | (magnitude << 20)) * float_of(0x7b800000u);
@@ -58,7 +58,7 @@ __device__ __forceinline__ f32 widen(fp8 x) {
 
 __device__ __forceinline__ void narrow(f32 x, bf16 &out) { out.bits = bf16_of_f32(x); }
 __device__ __forceinline__ void narrow(f32 x, f16 &out) { out.bits = f16_of_f32(x); }
-// What is beyond 448 becomes 448.
+// Magnitudes above 448 become 448.
 __device__ __forceinline__ void narrow(f32 x, fp8 &out) {
     u32 sign = (bits_of(x) >> 24) & 0x80u, code;
     f32 magnitude = fabsf(x);
@@ -67,7 +67,7 @@ __device__ __forceinline__ void narrow(f32 x, fp8 &out) {
     } else if (magnitude >= 448.0f) {
         code = 0x7e;
     } else if (magnitude < 0.015625f) {
-        // Multiples of 2^-9: adding 2^23 rounds to a whole number.
+        // Subnormals are multiples of 2^-9. Adding 2^23 rounds to a whole number of them.
         code = bits_of(magnitude * 512.0f + 8388608.0f) & 0xfu;
     } else {
         u32 bits = bits_of(magnitude);
@@ -76,7 +76,7 @@ __device__ __forceinline__ void narrow(f32 x, fp8 &out) {
     out.bits = u8(sign | code);
 }
 
-// Two values in a word, the first in its lower half.
+// Packs two values into a word, the first in its lower half.
 __device__ __forceinline__ u32 pack(f32 first, f32 second, bf16) { return bf16x2_of_f32(first, second); }
 __device__ __forceinline__ u32 pack(f32 first, f32 second, f16) { return f16x2_of_f32(first, second); }
 
@@ -91,7 +91,7 @@ template <class T> __device__ __forceinline__ f32 upper(u32 word) {
     return widen(x);
 }
 
-// Zeroes those of two values that are infinite or NaN.
+// Replaces by 0 each of two values that is infinite or NaN.
 __device__ __forceinline__ u32 keep_finite(u32 word, u32 exponent) {
     if ((word & exponent) == exponent) {
         word &= 0xffff0000u;
@@ -104,7 +104,7 @@ __device__ __forceinline__ u32 keep_finite(u32 word, u32 exponent) {
 __device__ __forceinline__ u32 keep_finite(u32 word, bf16) { return keep_finite(word, 0x7f80u); }
 __device__ __forceinline__ u32 keep_finite(u32 word, f16) { return keep_finite(word, 0x7c00u); }
 
-// 16 bytes, moved at once.
+// 16 bytes that are copied at once.
 struct alignas(16) Chunk {
     u32 words[4];
 };

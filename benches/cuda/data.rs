@@ -1,8 +1,8 @@
-//! What memory holds while something is timed: a GPU's clock depends on the bits that it moves.
+//! Fills memory with varied values for timings, because a GPU's clock rate depends on the bits that it moves.
 
 use pagedraft_model::cuda::Backend;
 
-/// Bytes that are made on the host; copies on the GPU make the rest.
+/// The number of bytes that are made on the host. The rest is copied from them on the GPU.
 const MADE: usize = 16 << 20;
 
 /// Fills memory with bf16 values of either sign between 0.5 and 1.

@@ -1,12 +1,12 @@
-//! Everything that is asked of the CUDA device, checked and timed on one GPU; a table last.
+//! Checks and times the CUDA device on one GPU, and prints a table at the end.
 //!
-//! `cargo bench --bench cuda [-- --only WORD,WORD]`, or `scripts/h100.sh`, which adds PyTorch's figures where it can be imported.
-//! A word picks the sections whose names have it. Several sections run in a process each: a kernel's fault loses the whole
-//! process's GPU.
+//! Run it with `cargo bench --bench cuda [-- --only WORD,WORD]`, or with `scripts/h100.sh`, which adds PyTorch's figures if
+//! it can be imported. A word selects the sections whose names contain it. If there are several sections, each runs in a
+//! process of its own, because a kernel's fault makes the GPU unusable for the whole process.
 //!
-//! Weights are drawn from a seed. Times are the GPU's own, by events, medians of some tens of steps; `wall` is the host's clock
-//! around a whole step, the chosen tokens read back. Without a driver's library or a GPU it says so and ends well; anything else
-//! that is missing is an error.
+//! Weights are drawn from a seed. Times are measured by the GPU's own events and are medians of some tens of steps. `wall`
+//! is the host's clock around a whole step, in which the chosen tokens are read back. Without the driver's library or
+//! without a GPU, the bench says so and ends successfully. If anything else is missing, that is an error.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a bench that fails says where")]
 
 mod data;
@@ -63,7 +63,8 @@ fn main() {
     }
 }
 
-/// Whether nobody could have run anything here. On a machine with a GPU, whatever else is missing must not pass for a success.
+/// Whether there is no GPU to run anything on. On a machine with a GPU, nothing else that is missing may pass for a
+/// success.
 fn no_gpu(why: &CudaError) -> bool {
     match why {
         CudaError::NoLibrary { name, .. } => *name == "libcuda",
@@ -91,7 +92,7 @@ fn small(config: usize, options: CudaOptions) -> Runner<CudaDevice> {
     Runner::load(device, &checkpoint, steps::limits()).expect("a model")
 }
 
-/// What the emulator's tests hold the kernels to, on the real ones.
+/// Runs the checks of the emulator's tests with the real kernels.
 fn checks(table: &mut Table) {
     for overlap in [false, true] {
         let options = |dtype| CudaOptions { overlap, ..steps::options(dtype) };

@@ -1,4 +1,4 @@
-//! The timings, and the floors and goals that they are held to.
+//! The timings, and the lower bounds and goals that they are compared with.
 
 use std::time::Instant;
 
@@ -13,13 +13,15 @@ use crate::data::fill;
 use crate::shapes::{LLAMA_8B, ONE_LAYER, QWEN3_0_6B, Room, Shape, scaled, small};
 use crate::table::Table;
 
-/// Steps that are timed, after some that are not.
+/// The number of steps that are timed, after the steps of the warm-up.
 const STEPS: usize = 40;
 const WARM_UP: usize = 5;
-/// bf16 with f32 sums, dense, of an H100 SXM (its data sheet): the other floor of a step.
+/// The operations per second of an H100 SXM on dense bf16 with f32 sums, from its data sheet. A step's operations divided
+/// by this are a lower bound of its time, as is the time to read its bytes.
 const FLOPS: f64 = 989e12;
 
-/// A step of equal rows: sequences, the context of each, its query tokens; with `expanded`, each token a row of its own.
+/// A step of equal rows: the number of sequences, the context of each, and its number of query tokens. With `expanded`,
+/// each query token is a row of its own.
 #[derive(Clone, Copy)]
 pub struct Case {
     pub sequences: u32,
@@ -35,7 +37,7 @@ impl Case {
         let mut builder = MetadataBuilder::new(16).expect("a block size");
         let mut positions = Vec::new();
         for s in 0..sequences {
-            // Scattered, as a pool in use has them.
+            // The blocks are scattered, as they are in a pool after some use.
             let all = sequences * per_sequence;
             let block = |b: u32| BlockId((u64::from(s * per_sequence + b) * 7919 % u64::from(all)) as u32);
             let table: Vec<_> = (0..(context + queries).div_ceil(16)).map(block).collect();
@@ -53,7 +55,7 @@ impl Case {
     }
 }
 
-/// Medians of a step, in seconds: by the GPU's clock, and by the host's.
+/// The median times of a step in seconds, by the GPU's clock and by the host's.
 #[derive(Clone, Copy, Debug)]
 pub struct Time {
     pub gpu: f64,
@@ -67,14 +69,14 @@ fn median(values: &[f64]) -> f64 {
 const GREEDY: Choice =
     Choice { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed: 0, sample: 0, position: 0 };
 
-/// The rows that a step chooses a token for: all, or the last where that is more than has logits.
+/// The rows for which a step chooses a token: all, or the last one alone if logits are not kept for so many rows.
 fn chosen_rows(runner: &Runner<CudaDevice>, inputs: &StepInputs) -> Vec<u32> {
     let rows = inputs.tokens.len() as u32;
     let first = if rows as usize > runner.limits().logit_rows { rows - 1 } else { 0 };
     (first..rows).collect()
 }
 
-/// Times steps that end with tokens chosen.
+/// Measures steps that end with the choice of tokens.
 fn time(runner: &mut Runner<CudaDevice>, inputs: &StepInputs) -> Time {
     let rows = chosen_rows(runner, inputs);
     let choices = vec![GREEDY; rows.len()];
@@ -94,7 +96,7 @@ fn time(runner: &mut Runner<CudaDevice>, inputs: &StepInputs) -> Time {
     Time { gpu: median(&gpu), wall: median(&wall) }
 }
 
-/// Seconds that the GPU was at work since this was last asked, copies of inputs aside.
+/// The seconds that the GPU was at work since the last call, without copies of inputs.
 fn busy(device: &mut CudaDevice) -> f64 {
     device.busy().map_or(0.0, |busy| (busy.forward + busy.choice).as_secs_f64())
 }
@@ -122,7 +124,7 @@ impl Copies {
         backend.copy(self.from, self.to, bytes.min(self.bytes)).expect("a copy");
     }
 
-    /// Bytes a second that a copy reads and writes.
+    /// The bytes per second that a copy reads and writes.
     fn bandwidth(&self, runner: &mut Runner<CudaDevice>) -> f64 {
         const TIMES: usize = 20;
         let backend = runner.device_mut().backend();
@@ -137,8 +139,8 @@ impl Copies {
         2.0 * self.bytes as f64 / best
     }
 
-    /// The median of the GPU's time for `work` behind a copy that leaves nothing of use in its cache, and that takes it longer
-    /// than the host takes to issue the work.
+    /// The median of the GPU's time for `work` behind a copy. The copy leaves nothing useful in the GPU's cache, and it
+    /// takes longer than the host needs to issue the work.
     fn time_behind(
         &self,
         runner: &mut Runner<CudaDevice>,
@@ -157,8 +159,8 @@ impl Copies {
     }
 }
 
-/// Bytes that a step must read: every weight once (of the embedding its rows alone, unless it is the head too), and the KV of
-/// every sequence.
+/// The bytes that a step must read: every weight once, and the KV of every sequence. Of the embedding only the rows of the
+/// tokens are read, unless it is the head's weight as well.
 fn bytes(shape: &Shape, case: Case) -> f64 {
     let c = shape.config();
     let embedding = if c.tie_word_embeddings { 0 } else { c.vocab_size * c.hidden_size };
@@ -167,8 +169,8 @@ fn bytes(shape: &Shape, case: Case) -> f64 {
     weights + f64::from(case.sequences) * f64::from(case.context) * kv as f64
 }
 
-/// What a step multiplies and adds: every row by the layers' weights, rows whose token is chosen by the head's, and every
-/// query by the keys and values that it sees.
+/// The floating point operations of a step: every row is multiplied by the layers' weights, every row whose token is chosen
+/// by the head's, and every query by the keys and values that it sees.
 fn flops(shape: &Shape, case: Case, chosen: usize) -> f64 {
     let c = shape.config();
     let head = (c.vocab_size * c.hidden_size) as f64;
@@ -184,7 +186,7 @@ fn decode_case(sequences: u32, context: u32) -> Case {
     Case { sequences, context, queries: 1, expanded: false }
 }
 
-/// Decode at batch 1, 8 and 64: graph and eager, against the floors.
+/// Times decode steps at batch sizes 1, 8 and 64, with graphs and eagerly, against the lower bounds.
 pub fn decode(table: &mut Table, shape: &Shape) {
     let length = scaled(2048);
     let name = shape.name;
@@ -227,8 +229,8 @@ pub fn decode(table: &mut Table, shape: &Shape) {
     }
 }
 
-/// What a replayed step takes and what its kernels take one by one, the choice of the token among both: each behind a copy, and
-/// less what timing nothing takes.
+/// The time of a replayed step, and the sum of the times of its kernels one by one. Both include the choice of the token.
+/// Each is measured behind a copy, less the time that measuring nothing takes.
 fn replay_and_kernels(runner: &mut Runner<CudaDevice>, inputs: &StepInputs, copies: &Copies) -> (f64, f64) {
     let rows = chosen_rows(runner, inputs);
     let choices = vec![GREEDY; rows.len()];
@@ -240,7 +242,7 @@ fn replay_and_kernels(runner: &mut Runner<CudaDevice>, inputs: &StepInputs, copi
         runner.forward(inputs).expect("a step");
         choose(runner);
     });
-    // The logits of a replayed step are there: it is the choice alone.
+    // The logits of the replayed step are still there, so this times the choice alone.
     let choice = copies.time_behind(runner, choose);
     runner.forward_eager(inputs).expect("a step");
     let mut each = vec![("choice".to_owned(), (choice - nothing).max(0.0))];
@@ -258,11 +260,11 @@ fn replay_and_kernels(runner: &mut Runner<CudaDevice>, inputs: &StepInputs, copi
         let times: Vec<f64> = each.iter().filter(|(k, _)| k == kind).map(|&(_, time)| time).collect();
         println!("  {kind:<14}{:>4} x {:>8.2} us", times.len(), median(&times) * 1e6);
     }
-    // A replayed step is two spans: the graph, and the choice.
+    // A replayed step is measured as two spans: the graph and the choice.
     (replay - 2.0 * nothing, each.iter().map(|(_, time)| time).sum())
 }
 
-/// Decode attention of 64 sequences of 8K against the copy, and verify rows against it.
+/// Times decode attention of 64 sequences of 8K tokens against a copy, and verify rows against decode rows.
 pub fn attention(table: &mut Table) {
     let (sequences, context, length) = (scaled(64), scaled(8192), scaled(8448));
     let room = Room { sequences, length, token_rows: scaled(512), deterministic: true, overlap: false };
@@ -297,7 +299,7 @@ pub fn attention(table: &mut Table) {
     table.figure("attention: the same as single tokens / decode", format!("{:.2}", expanded / decode), "");
 }
 
-/// MQA against batch expansion in scoring.
+/// Times the MQA scorer against batch expansion.
 pub fn scoring(table: &mut Table) {
     let (sequences, length) = (scaled(64), scaled(1040) + 6);
     let room = Room { sequences, length, token_rows: scaled(512), deterministic: true, overlap: false };
@@ -321,7 +323,7 @@ pub fn scoring(table: &mut Table) {
     }
 }
 
-/// Prefills of 2K tokens.
+/// Times prefills of 2K tokens.
 pub fn prefill(table: &mut Table) {
     for shape in [&QWEN3_0_6B, &LLAMA_8B] {
         let (tokens, length) = (scaled(2048), scaled(2064));
@@ -339,7 +341,7 @@ pub fn prefill(table: &mut Table) {
     }
 }
 
-/// What the same bits for every batch cost, against cuBLASLt's free choice.
+/// Times what it costs to get the same bits for every batch, against the free choice of kernels by cuBLASLt.
 pub fn promise(table: &mut Table) {
     for shape in [&QWEN3_0_6B, &LLAMA_8B] {
         let (length, batches) = (scaled(1040), [1, 8, 64].map(scaled));

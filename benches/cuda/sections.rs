@@ -1,11 +1,11 @@
-//! Which sections run, and each in a process of its own.
+//! Selects the sections to run, and runs each in a process of its own.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
 use crate::table::{HEADING, Table};
 
-/// The names that have one of `words`, which have commas between them; all names where there is no word.
+/// The names that contain one of `words`, which are separated by commas; all names if there is no word.
 pub fn picked<const N: usize>(words: &str, names: [&'static str; N]) -> Result<Vec<&'static str>, String> {
     let words: Vec<&str> = words.split(',').map(str::trim).filter(|word| !word.is_empty()).collect();
     if let Some(word) = words.iter().find(|word| !names.iter().any(|name| name.contains(*word))) {
@@ -15,7 +15,7 @@ pub fn picked<const N: usize>(words: &str, names: [&'static str; N]) -> Result<V
     Ok(names.into_iter().filter(wanted).collect())
 }
 
-/// Runs a section in a process of its own, and takes its table's lines up.
+/// Runs a section in a process of its own, and adds the lines of its table to `table`.
 pub fn run_apart(name: &str, table: &mut Table) {
     let program = std::env::current_exe().expect("this program's path");
     let small = crate::shapes::small().then_some("--small");
@@ -38,7 +38,7 @@ pub fn run_apart(name: &str, table: &mut Table) {
         }
     }
     let ended = child.wait().expect("its end");
-    // One that failed with its table written has said so there.
+    // A section that fails after writing its table has reported the failure there.
     if lines == 0 || ended.code().is_none_or(|code| code > 1) {
         println!("{name}: {ended}");
         table.failed(name);

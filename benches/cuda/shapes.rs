@@ -10,13 +10,14 @@ use pagedraft_model::{CaptureSizes, Dtype, Runner, StepLimits};
 
 use crate::data::fill;
 
-/// With `--small`, the sections run on a tiny model and few tokens: to try the bench itself, emulated.
+/// With `--small`, the sections run on a tiny model with few tokens, so that the bench itself can be tried with the
+/// emulator.
 pub fn small() -> bool {
     static SMALL: OnceLock<bool> = OnceLock::new();
     *SMALL.get_or_init(|| std::env::args().any(|word| word == "--small"))
 }
 
-/// A number of tokens or sequences; fewer of them with `--small`.
+/// A number of tokens or sequences. It is reduced with `--small`.
 pub fn scaled(n: u32) -> u32 {
     if small() { n.div_ceil(16) } else { n }
 }
@@ -48,7 +49,7 @@ pub const LLAMA_8B: Shape = Shape {
         "tie_word_embeddings": false, "torch_dtype": "bfloat16"}"#,
 };
 
-/// One layer of [`LLAMA_8B`], for its attention.
+/// One layer of [`LLAMA_8B`], to measure its attention.
 pub const ONE_LAYER: Shape = Shape {
     name: "one layer of 8B",
     config: r#"{"architectures": ["LlamaForCausalLM"], "vocab_size": 1024, "hidden_size": 4096,
@@ -57,7 +58,7 @@ pub const ONE_LAYER: Shape = Shape {
         "tie_word_embeddings": true, "torch_dtype": "bfloat16"}"#,
 };
 
-/// What a device of the bench is made for.
+/// The room and the options that a device of the bench has.
 #[derive(Clone, Copy)]
 pub struct Room {
     pub sequences: u32,
@@ -67,7 +68,7 @@ pub struct Room {
     pub overlap: bool,
 }
 
-/// A device on the GPU for a model, with a KV arena of `num_blocks` blocks to itself.
+/// Opens a device on the GPU for a model, with a KV arena of `num_blocks` blocks of its own.
 pub fn open(config: &ModelConfig, options: &CudaOptions, num_blocks: u32) -> CudaDevice {
     let bytes = part_bytes(config, options.dtype, options.kv, options.block_size);
     let per_token = bytes / options.block_size as usize;
@@ -80,7 +81,7 @@ pub fn open(config: &ModelConfig, options: &CudaOptions, num_blocks: u32) -> Cud
 }
 
 impl Shape {
-    /// The text of its `config.json`.
+    /// The text of the model's `config.json`.
     pub fn text(&self) -> &'static str {
         if small() { TINY } else { self.config }
     }
@@ -102,7 +103,8 @@ impl Shape {
         }
     }
 
-    /// The model on the GPU, its KV cache filled, with a graph for each of these token rows and query lengths up to `longest`.
+    /// The model on the GPU with a filled KV cache. It has a graph for each of these numbers of token rows and each query
+    /// length up to `longest`.
     pub fn open(&self, room: Room, graphs: &[u32], longest: u32) -> Runner<CudaDevice> {
         let (config, options) = (self.config(), self.options(room));
         let num_blocks = room.sequences * room.length.div_ceil(16);

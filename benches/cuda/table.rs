@@ -1,11 +1,11 @@
-//! What a run of the bench found.
+//! The table of what a run of the bench found.
 
-/// The line before a table; what follows it are the table's lines alone.
+/// The line before a table. Only the table's lines follow it.
 pub const HEADING: &str = "== table";
 
 const FAILED: &str = "FAILED";
 
-/// What was found, a line each.
+/// What was found, one line each.
 #[derive(Default)]
 pub struct Table {
     lines: Vec<(String, String, String)>,
@@ -13,46 +13,46 @@ pub struct Table {
 }
 
 impl Table {
-    /// A figure, and what it is to be compared with.
+    /// Adds a figure, and what it is to be compared with.
     pub fn figure(&mut self, name: &str, value: String, goal: &str) {
         println!("{name}: {value}  {goal}");
         self.lines.push((name.to_owned(), value, goal.to_owned()));
     }
 
-    /// A share, and the least it should be.
+    /// Adds a share, and the least value that it should have.
     pub fn at_least(&mut self, name: &str, value: f64, goal: f64) {
         let verdict = if value >= goal { "met" } else { "missed" };
         self.figure(name, format!("{value:.3}"), &format!("goal {goal}: {verdict}"));
     }
 
-    /// A ratio, and the most it should be.
+    /// Adds a ratio, and the greatest value that it should have.
     pub fn at_most(&mut self, name: &str, value: f64, goal: f64) {
         let verdict = if value <= goal { "met" } else { "missed" };
         self.figure(name, format!("{value:.3}"), &format!("goal {goal}: {verdict}"));
     }
 
-    /// A check that passed or didn't.
+    /// Adds a check that passed or failed.
     pub fn check(&mut self, name: &str, passed: bool) {
         self.failed |= !passed;
         self.figure(name, if passed { "passed" } else { FAILED }.to_owned(), "");
     }
 
-    /// A section that did not come to its end.
+    /// Adds a section that did not reach its end.
     pub fn failed(&mut self, name: &str) {
         self.check(name, false);
     }
 
-    /// Whether a check failed, or a section.
+    /// Whether a check or a section failed.
     pub fn any_failed(&self) -> bool {
         self.failed
     }
 
-    /// Its lines: name, value and goal, with a tab before the latter two.
+    /// The lines of the table: name, value and goal, with tabs between them.
     pub fn text(&self) -> String {
         self.lines.iter().map(|(name, value, goal)| format!("{name:<72}\t{value:>12}\t{goal}\n")).collect()
     }
 
-    /// Takes a line of another's [`text`](Self::text) up.
+    /// Adds a line of another table's [`text`](Self::text).
     pub fn take(&mut self, line: &str) {
         let mut fields = line.splitn(3, '\t').map(|field| field.trim().to_owned());
         let mut next = || fields.next().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! 100,000 tokens with and without speculation: not one may differ.
+//! Generates 100,000 tokens with and without speculation. All tokens must be the same.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,8 +13,8 @@ use pagedraft_model::Dtype;
 use crate::shapes::{QWEN3_0_6B, scaled};
 use crate::table::Table;
 
-/// Requests of a batch. With four drafts each, 64 have more verify rows than logits are kept of, so that those steps are eager;
-/// 40 have fewer, and theirs are replayed.
+/// The number of requests of a batch. With four drafts each, 64 requests have more verify rows than there are rows of
+/// logits, so those steps run eagerly. 40 requests have fewer, and their steps are replayed.
 const BATCHES: [u32; 2] = [64, 40];
 const TOKENS: u32 = 1600;
 
@@ -65,7 +65,7 @@ fn compare(table: &mut Table, requests: u32) {
     }
 }
 
-/// The tokens of every request, the seconds that all took, and how the steps ran.
+/// The tokens of every request, the seconds that all took together, and how the steps ran.
 struct Generated {
     tokens: Vec<Vec<u32>>,
     seconds: f64,
@@ -73,7 +73,7 @@ struct Generated {
     eager: u64,
 }
 
-/// Runs greedy requests and drawn ones.
+/// Runs requests, half of them greedy and half of them sampled.
 fn generate(options: &EngineOptions, requests: u32, recorded: &[Arc<[u32]>]) -> Generated {
     let mut session = Session::open(options).expect("an engine");
     let mut ids = Vec::new();
@@ -96,7 +96,7 @@ fn generate(options: &EngineOptions, requests: u32, recorded: &[Arc<[u32]>]) -> 
     Generated { tokens, seconds, replays: counts.replays, eager: counts.eager }
 }
 
-/// A directory with the model's configuration, gone afterwards.
+/// A directory with the model's configuration, which is removed afterwards.
 struct Directory(PathBuf);
 
 impl Directory {

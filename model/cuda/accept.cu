@@ -1,9 +1,11 @@
-// Greedy or coupled acceptance: drafts stand up to the first that is not the target's choice.
+// Greedy or coupled acceptance: drafts are accepted up to the first one that is not the target's choice.
 //
-// A plan row's choices lie one after the other, one for each draft and one more. chosen, drafts: [selected rows]; drafts[i] is compared
-// with chosen[i], the last of each plan row with nothing. starts: [plan_rows + 1]. accepted, noncausal: [plan_rows]; the row emits
-// chosen[start ..= start + accepted]; accepted is NO_TOKEN where one of those is. noncausal counts drafts behind the first miss too.
-// Grid (ceil(plan_rows / 128)), block 128: a thread has a plan row.
+// The choices of a plan row lie one after the other: one for each draft, and one more. chosen, drafts: [selected rows];
+// drafts[i] is compared with chosen[i], but the last choice of each plan row is compared with nothing. starts: [plan_rows +
+// 1]. accepted, noncausal: [plan_rows]. A row emits chosen[start ..= start + accepted]. If one of these is NO_TOKEN,
+// accepted is NO_TOKEN. noncausal counts all drafts that equal the target's choice, even those behind the first that does
+// not.
+// Grid (ceil(plan_rows / 128)), block 128: a thread has one plan row.
 #include <choice.cuh>
 
 extern "C" __global__ void __launch_bounds__(128)

@@ -1,7 +1,8 @@
-// The lowest token with the greatest logit of each row.
+// Finds the token with the greatest logit of each row; of equal logits, the lowest token.
 //
-// logits: [rows][vocab]; best, arrived: [rows], zeroes before and after; chosen: [rows], NO_TOKEN where a logit is NaN or plus
-// infinity, or none is finite. Grid (rows, PARTS), block 256: a row is shared by PARTS blocks; greatest values need no order.
+// logits: [rows][vocab]; best, arrived: [rows], zeroes before and after the launch; chosen: [rows], NO_TOKEN if a logit of
+// the row is NaN or plus infinity, or if none is finite. Grid (rows, PARTS), block 256: PARTS blocks share a row. They may
+// finish in any order, because a maximum does not depend on it.
 #include <choice.cuh>
 #include <reduce.cuh>
 
@@ -27,7 +28,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         atomicMax(best + row, greatest);
     }
     if (last_to_arrive(arrived + row, PARTS) && threadIdx.x == 0) {
-        // Past the caches of this multiprocessor.
+        // An atomic operation reads past the L1 cache of this multiprocessor.
         greatest = atomicExch(best + row, 0ull);
         chosen[row] = token_of(greatest);
     }

@@ -1,4 +1,4 @@
-// Looks token rows up: out[r] = table[tokens[r]], widened.
+// Looks up the rows of an embedding table and widens them: out[r] = table[tokens[r]].
 //
 // table: [vocab][width]; tokens: [rows]; out: [rows][width]. width is a multiple of 8. Grid (rows), block 128.
 #include <types.cuh>

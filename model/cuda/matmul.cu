@@ -1,20 +1,23 @@
 // Matrix products: out[r] (+)= x[r] W^T (+ bias), with the same bits for any number of rows.
 //
-// W's rows are the left operand of the multiplications and token rows the right one, so that one token row costs a tile of 8. An
-// element of the result is a chain of multiplications over ascending 16s of k, from 0; where the weight is split along k, one
-// chain for each split of whole 64s, added in order. Tile sizes, and whether the splits of a tile are done by blocks of their own or
-// by one after the other, show in no bit; `splits` does, so it is a function of the weight's shape alone.
+// The rows of W are the left operand of the multiplications, and token rows are the right one, so that a single token row
+// costs no more than a tile of 8. An element of the result is a chain of multiplications over 16 values of k at a time, in
+// ascending order, starting from 0. If the weight is split along k, there is a chain for each split, and the chains are
+// added in order; a split consists of whole groups of 64 values. Neither the tile size, nor whether the splits of a tile
+// are done by blocks of their own or one after the other by the same block, changes a bit. `splits` does change bits, so it
+// is a function of the weight's shape alone.
 //
-// x: [rows][k]; w: [n][k]; bias: [n] or null; out: [rows][n], f32 or ACT by mode (0: store f32, 1: add to f32, 2: store ACT);
-// partial: [tiles][splits][T][N], tile = blockIdx.y * gridDim.x + blockIdx.x; arrived: [tiles], zeroes before and after.
-// k is a multiple of 8, n of 4. Grid (ceil(rows / T), ceil(n / N), splits, or 1 of the serial kernel), block 32 WARPS, dynamic
-// shared memory STAGES (N + T) 128.
+// x: [rows][k]; w: [n][k]; bias: [n] or null; out: [rows][n], f32 or ACT as `mode` says (0: store f32, 1: add to f32, 2:
+// store ACT); partial: [tiles][splits][T][N], where tile = blockIdx.y * gridDim.x + blockIdx.x; arrived: [tiles], zeroes
+// before and after the launch.
+// k is a multiple of 8, and n of 4. Grid (ceil(rows / T), ceil(n / N), splits; 1 for a serial kernel), block 32 WARPS,
+// dynamic shared memory of STAGES (N + T) 128 bytes.
 #include <reduce.cuh>
 #include <tile.cuh>
 
 namespace {
 
-// Values of k in a stage: a line of 128 bytes a row.
+// The number of values of k in a stage: 128 bytes of each row.
 constexpr u32 DEPTH = 64;
 using Lines = Tile<DEPTH / 8>;
 
@@ -30,21 +33,22 @@ struct Product {
     u32 rows, n, k, splits, mode;
 };
 
-// N weight rows by T token rows, on WN x WT warps.
+// A tile of N weight rows by T token rows, computed by WN x WT warps.
 template <u32 N_, u32 T_, u32 WN_, u32 WT_, u32 STAGES_, bool SERIAL_> struct Shape {
     static constexpr u32 N = N_, T = T_, WN = WN_, WT = WT_, STAGES = STAGES_;
     static constexpr bool SERIAL = SERIAL_;
     static constexpr u32 THREADS = 32 * WN * WT;
-    // Multiplications of 16 weight rows and 8 token rows that a warp has.
+    // How many multiplications a warp has along weight rows (16 each) and along token rows (8 each).
     static constexpr u32 NN = N / WN / 16, NT = T / WT / 8;
     static constexpr u32 STAGE = (N + T) * Lines::row_bytes;
-    // Values from one token row of the finished tile to the next.
+    // The number of values from one token row of the finished tile to the next.
     static constexpr u32 PITCH = N + 4;
     static_assert(NT == 1 || NT % 2 == 0, "two tiles of 8 token rows are loaded at once");
     static_assert(T * PITCH * 4 <= STAGES * STAGE, "the finished tile takes the place of the stages");
 };
 
-// Starts copying ROWS lines, of rows from `first` on, from value `at` on; zeroes behind the end of rows and of k.
+// Starts copying ROWS lines: of rows from `first` on, the values from `at` on. Values behind the end of the rows or of k
+// become zeroes.
 template <u32 ROWS, u32 THREADS>
 __device__ __forceinline__ void load_lines(u8 *to, const ACT *from, u32 first, u32 end, u32 at, u32 k) {
     constexpr u32 AT_ONCE = THREADS / 8;
@@ -62,7 +66,7 @@ __device__ __forceinline__ void load_lines(u8 *to, const ACT *from, u32 first, u
     }
 }
 
-// Adds a stage to the warp's tile.
+// Multiplies a stage and adds it to the warp's tile.
 template <class S> __device__ __forceinline__ void multiply_stage(f32 (&acc)[S::NN][S::NT][4], const u8 *stage) {
     u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     u32 n = warp % S::WN * (S::N / S::WN), t = warp / S::WN * (S::T / S::WT);
@@ -94,7 +98,7 @@ template <class S> __device__ __forceinline__ void multiply_stage(f32 (&acc)[S::
 
 __device__ __forceinline__ Four add(Four a, Four b) { return Four{a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w}; }
 
-// Writes four neighbours of an output row.
+// Writes four adjacent values of an output row.
 __device__ __forceinline__ void store(const Product &p, u32 row, u32 n, Four sum) {
     if (p.bias) {
         sum = add(sum, *(const Four *)(p.bias + n));
@@ -129,7 +133,7 @@ template <class S> __device__ __forceinline__ void run(const Product p) {
         load_lines<S::T, S::THREADS>(to, p.x, first_t, p.rows, (begin + step) * DEPTH, p.k);
     };
 
-    // Weights don't depend on the kernel before.
+    // The weights do not depend on the kernel before, so they are loaded before waiting for it.
 #pragma unroll
     for (u32 step = 0; step < S::STAGES - 1; step++) {
         if (step < steps) {
@@ -158,12 +162,12 @@ template <class S> __device__ __forceinline__ void run(const Product p) {
         }
     }
 
-    // Of a serial kernel every split, else the one that this block has.
+    // A serial kernel does every split, any other kernel only that of this block.
     for (u32 split = 0; split < steps; split += per_split) {
         u32 stop = split + per_split < steps ? split + per_split : steps;
         for (u32 step = split; step < stop; step++) {
             copy_wait<S::STAGES - 2>();
-            // The stage is there, and all are done with the one that is loaded over.
+            // The stage has arrived, and all threads have finished with the stage that is overwritten next.
             __syncthreads();
             if (step + S::STAGES - 1 < steps) {
                 load_w(step + S::STAGES - 1);
@@ -189,7 +193,7 @@ template <class S> __device__ __forceinline__ void run(const Product p) {
     copy_wait<0>();
     __syncthreads();
 
-    // The finished tile, token row by token row.
+    // The finished tile, one token row after the other.
     f32 *tile = (f32 *)shared;
 #pragma unroll
     for (u32 i = 0; i < S::NN; i++) {
@@ -220,7 +224,7 @@ template <class S> __device__ __forceinline__ void run(const Product p) {
             return;
         }
     }
-    // Splits that have no depth left are not added.
+    // Splits for which no values of k are left are not added.
     u32 used = (depths + per_split - 1) / per_split;
     for (u32 i = threadIdx.x; i < rows * (S::N / 4); i += S::THREADS) {
         u32 t = i / (S::N / 4), n = i % (S::N / 4) * 4;

@@ -1,6 +1,7 @@
-// Random numbers out of a counter, and logarithms and exponentials of fixed bits.
+// Random numbers from a counter, and logarithms and exponentials whose bits are fixed.
 //
-// These are the numbers of the CPU sampler, bit for bit: f64 additions, multiplications and divisions in the same order, none fused.
+// These are the numbers of the CPU sampler, bit for bit: f64 additions, multiplications and divisions in the same order,
+// none of them fused.
 #pragma once
 #include <types.cuh>
 
@@ -27,7 +28,7 @@ __device__ __forceinline__ Words philox(u32 a, u32 b, u32 c, u32 d, u64 key) {
 __device__ __forceinline__ f64 ln2_high() { return double_of(0x3fe62e42fee00000ull); }
 __device__ __forceinline__ f64 ln2_low() { return double_of(0x3dea39ef35793c76ull); }
 
-// e^x for x at most 0; 0 below -700.
+// e^x for x of at most 0. It is 0 below -700.
 __device__ __forceinline__ f64 exponential(f64 x) {
     const f64 round = 6755399441055744.0;
     f64 inside = x < -700.0 ? -700.0 : x;
@@ -45,7 +46,7 @@ __device__ __forceinline__ f64 exponential(f64 x) {
     return x < -700.0 ? 0.0 : sum * power;
 }
 
-// The natural logarithm of a normal number above 0.
+// The natural logarithm of a positive normal number.
 __device__ __forceinline__ f64 logarithm(f64 x) {
     i64 above = i64(bits_of(x) - 0x3fe6a09e667f3bcdull) >> 52;
     f64 fraction = double_of(bits_of(x) - (u64(above) << 52));
@@ -62,7 +63,7 @@ __device__ __forceinline__ f64 logarithm(f64 x) {
     return exponent * ln2_high() + (2.0 * s + (tail + exponent * ln2_low()));
 }
 
-// Standard Gumbel noise of 32 random bits; below 23.
+// Turns 32 random bits into standard Gumbel noise, which is below 23.
 __device__ __forceinline__ f64 gumbel(u32 bits) {
     return -logarithm(-logarithm((f64(bits) + 0.5) / 4294967296.0));
 }

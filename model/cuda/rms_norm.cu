@@ -1,7 +1,9 @@
-// Root mean square norm: out = weight * x / sqrt(mean(x^2) + eps), with or without adding to x first.
+// Root mean square norm: out = weight * x / sqrt(mean(x^2) + eps). One kernel adds y to x first.
 //
-// x: [rows][width] f32; weight: [width] f32; out: [rows][width]; y: [rows][width]. width is a multiple of 8. Grid (rows), block 256.
-// Squares: a thread has 4 neighbours of every 1,024 in order, one chain; threads by block_sum.
+// x: [rows][width] f32; weight: [width] f32; out: [rows][width]; y: [rows][width]. width is a multiple of 8. Grid (rows),
+// block 256.
+// Squares are summed in a fixed order: a thread adds up 4 adjacent values of every 1,024 as one chain, and block_sum adds
+// up the threads.
 #include <reduce.cuh>
 
 namespace {
@@ -36,7 +38,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     scale(row, (const Four *)weight, out + u64(blockIdx.x) * width, width, sum, eps);
 }
 
-// x += y first.
+// Adds y to x before the norm.
 extern "C" __global__ void __launch_bounds__(THREADS)
     add_rms_norm(f32 *x, const ACT *y, const f32 *weight, ACT *out, u32 width, f32 eps) {
     wait_for_previous();
@@ -54,6 +56,6 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         row[i] = v;
         sum = squares(v, sum);
     }
-    // Each thread reads what it wrote.
+    // Each thread reads only what it wrote itself.
     scale(row, (const Four *)weight, out + u64(blockIdx.x) * width, width, sum, eps);
 }

@@ -1,6 +1,7 @@
-// Moves rows, and adds a bias to them. Widths are multiples of 4. Grid (rows), block 256.
+// Moves rows, and adds a bias to rows. Widths are multiples of 4. Grid (rows), block 256.
 //
-// gather_rows: out[i] = x[selection[i]]; copy_rows: out[i] = x[i]; widen_rows: the same from ACT; add_bias, add_bias_act: x[i] += bias.
+// gather_rows: out[i] = x[selection[i]]; copy_rows: out[i] = x[i]; widen_rows: the same from ACT to f32; add_bias,
+// add_bias_act: x[i] += bias.
 #include <types.cuh>
 
 namespace {

@@ -1,10 +1,13 @@
-// The coupled choice: argmax over kept tokens of logit / T + Gumbel noise of (seed, sample, position, token); the argmax at T = 0.
+// The coupled choice. At a temperature T of 0 it is the token with the greatest logit. Otherwise it is the kept token with
+// the greatest logit / T + Gumbel noise, where the noise is a function of (seed, sample, position, token).
 //
-// Kept are those that min-p, then top-k, then top-p leave, as the CPU sampler has it, and the numbers are its numbers: the same
-// logits give the same token. Weights of top-p are whole multiples of 2^-44, whose sums know no order; they fit in 64 bits up to
-// 2^18 tokens, which the vocabulary must not exceed.
+// Kept are the tokens that remain after min-p, then top-k, then top-p, as in the CPU sampler. The numbers are also the same
+// as there, so the same logits give the same token. The weights of top-p are whole multiples of 2^-44, so that their sum
+// does not depend on the order. The sum fits into 64 bits for a vocabulary of up to 2^18 tokens, which must not be
+// exceeded.
 //
-// logits: [rows][vocab]; temperature, top_k (0: off), top_p, min_p, seed, sample, position, chosen: [rows]; chosen as argmax has it.
+// logits: [rows][vocab]; temperature, top_k (0: off), top_p, min_p, seed, sample, position, chosen: [rows]. chosen is
+// NO_TOKEN in the same cases as in argmax.
 // Grid (rows), block 1024.
 #include <choice.cuh>
 #include <noise.cuh>
@@ -14,10 +17,10 @@
 namespace {
 
 constexpr u32 THREADS = 1024;
-// Above any noise.
+// The Gumbel noise of a token is below this.
 constexpr f64 MOST_NOISE = 23.0;
 
-// A token in the race for the greatest noisy logit.
+// A token that competes for the greatest score: its logit / T plus its noise.
 struct Runner {
     f64 score;
     u32 token;
@@ -31,7 +34,7 @@ __device__ __forceinline__ Runner shuffle_xor(Runner a, u32 mask) {
     return Runner{double_of(::shuffle_xor(bits_of(a.score), mask)), ::shuffle_xor(a.token, mask)};
 }
 
-// The winner over the block, in thread 0.
+// The token with the best score over the block. Only thread 0 gets it.
 __device__ __forceinline__ Runner block_best(Runner best) {
     __shared__ Runner leaders[THREADS / 32];
 #pragma unroll
@@ -72,7 +75,7 @@ __device__ __forceinline__ f64 min_p_floor(const Sampling &s, f64 max) {
     return floor < max ? floor : max;
 }
 
-// What weighs a token in top-p: e^((logit - max) / T) as a multiple of 2^-44.
+// The weight of a token in top-p: e^((logit - max) / T), as a multiple of 2^-44.
 __device__ __forceinline__ u64 weight(f64 max, f32 logit, f64 inverse_temperature) {
     f64 nats = (max - f64(logit)) * inverse_temperature;
     return u64(exponential(-nats) * 17592186044416.0 + 0.5);
@@ -117,7 +120,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     }
 
     f64 max = f64(own[best]), floor = min_p_floor(s, max);
-    // Candidates are those of rank `least` or above that reach the floor.
+    // Candidates are the tokens whose rank is at least `least` and whose logit reaches the floor.
     u64 least = 1;
     auto rank = [&](u32 token) -> u64 {
         f32 logit = own[token];
@@ -144,7 +147,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         }
         f64 target = f64(s.top_p) * f64(block_sum_exact(total, &sum));
         u64 reached = select(bins, vocab, rank, mass, [&](u64 sum) { return f64(sum) >= target; });
-        // It is rounded down where no candidate is left out by that.
+        // `select` may round a rank down, if that lets in no other candidate. It must not go below `least`, which would let
+        // in tokens that top-k has excluded.
         least = reached > least ? reached : least;
     }
 

@@ -1,15 +1,15 @@
-// Finds the rank down to which candidates are kept, digit by digit from the top.
+// Finds the least rank of the candidates that are kept, digit by digit from the top.
 #pragma once
 #include <types.cuh>
 
 constexpr u32 DIGIT = 11, BINS = 1u << DIGIT;
 
-// What the candidates of each value of a digit amount to, and how many they are.
+// For each value of a digit, the sum of its candidates' masses, and the number of its candidates.
 struct Bins {
     u64 mass[BINS];
     u32 count[BINS];
     u64 group[BINS / 64];
-    // The answer.
+    // The result of `find_digit`.
     u32 digit, found;
     u64 before;
 };
@@ -22,8 +22,10 @@ __device__ __forceinline__ void clear(Bins &bins) {
     __syncthreads();
 }
 
-// The greatest digit at which the masses of it and all above it, added to `before`, are enough; `bins.digit`, and in `bins.before`
-// the mass above it. `enough` is monotone, and holds for all masses together. By all threads, between barriers.
+// Finds the greatest digit for which `before`, its mass and the masses of all greater digits together are enough. It writes
+// the digit to `bins.digit`, the number of its candidates to `bins.found`, and `before` with the masses of the greater
+// digits to `bins.before`. `enough` must be monotone, and true for the sum of all masses. All threads must call it, between
+// barriers.
 template <class Enough> __device__ __forceinline__ void find_digit(Bins &bins, u64 before, Enough enough) {
     if (threadIdx.x < BINS / 64) {
         u64 sum = 0;
@@ -51,8 +53,9 @@ template <class Enough> __device__ __forceinline__ void find_digit(Bins &bins, u
     __syncthreads();
 }
 
-// The least rank that is kept: candidates enter best first until what entered is enough. `rank(i)` of candidates i below `end` are
-// above 0 and differ; 0 is none. `mass(i)` is what one adds. By all threads.
+// The least rank that is kept, if the candidates are taken from the best one on until the sum of their masses is enough.
+// For i below `end`, `rank(i)` is 0 if i is no candidate; all other ranks differ. `mass(i)` is the mass of candidate i. All
+// threads must call it.
 template <class Rank, class Mass, class Enough>
 __device__ __forceinline__ u64 select(Bins &bins, u32 end, Rank rank, Mass mass, Enough enough) {
     u64 prefix = 0, before = 0;
@@ -74,7 +77,7 @@ __device__ __forceinline__ u64 select(Bins &bins, u32 end, Rank rank, Mass mass,
         find_digit(bins, before, enough);
         prefix = (prefix << bits) | bins.digit;
         before = bins.before;
-        // Nothing else begins like this one.
+        // Only one candidate's rank begins with these digits.
         if (bins.found == 1) {
             break;
         }

@@ -1,6 +1,7 @@
-// out[r] = gate / (1 + e^-gate) * up, where a row of x is gate, then up.
+// out[r] = gate / (1 + e^-gate) * up, where a row of x consists of gate, then up.
 //
-// x: [rows][2 width]; out: [rows][width]; width is a multiple of 8. Grid (rows, ceil(width / 1024)), block 128: a thread has 8 values.
+// x: [rows][2 width]; out: [rows][width]; width is a multiple of 8. Grid (rows, ceil(width / 1024)), block 128: a thread
+// computes 8 values.
 #include <types.cuh>
 
 namespace {

@@ -1,9 +1,10 @@
-// Runs kernels on the CPU, for tests: the sources as they are, compiled by g++ with this file before them.
+// Runs kernels on the CPU, for tests. The sources are compiled unchanged by g++, with this file before them.
 //
-// A block's threads are fibers of one system thread. Blocks run one after the other, in an order drawn from a seed; so do the warps of a
-// block between two barriers. A warp's collective operations wait for all 32 lanes, a barrier for all threads: a kernel in which some don't come
-// is stopped with a message. Shared memory starts as 0xff (NaN), its end is the end of a page behind which nothing may be touched. Asynchronous
-// copies happen at once, or only when they are waited for, as the seed says: both are what a GPU may do.
+// A block's threads are fibers of one system thread. Blocks run one after the other, in an order drawn from a seed. The
+// warps of a block also run in a drawn order between two barriers. A collective operation of a warp waits for all 32 lanes,
+// and a barrier waits for all threads. A kernel in which some of them don't arrive is stopped with a message. Shared memory
+// starts as 0xff (NaN). It ends at the end of a page, and the page behind it must not be touched. Asynchronous copies
+// happen at once, or only when they are waited for, as the seed says, because a GPU may do either.
 #pragma once
 #include <csetjmp>
 #include <cmath>
@@ -29,7 +30,7 @@ struct Three {
     unsigned x, y, z;
 };
 
-// A copy that was started: 16 bytes.
+// A copy of 16 bytes that was started.
 struct Copy {
     void *to;
     const void *from;
@@ -47,11 +48,11 @@ struct Fiber {
     jmp_buf context;
     ucontext_t start;
     bool started;
-    // Of the collective operation waited for: which, and this lane's part of it.
+    // The collective operation that the fiber waits for, and this lane's operands.
     Operation operation;
     const void *in;
     void *out;
-    // Groups of copies, the open one last.
+    // Groups of copies. The last one is the group to which new copies are added.
     std::vector<std::vector<Copy>> copies;
 };
 
@@ -89,7 +90,7 @@ template <class T> void shuffle(std::vector<T> &items) {
     }
 }
 
-// Gives the turn back; returns when what is waited for has happened.
+// Lets other fibers run. Returns when what the fiber waits for has happened.
 __attribute__((noinline)) inline void pause(Wait wait) {
     Launch &l = launch;
     l.current->wait = wait;
@@ -116,7 +117,7 @@ __attribute__((noinline)) inline void resume(Fiber &fiber) {
     }
 }
 
-// An operation of a whole warp: it is done once all lanes have come to it.
+// An operation of a whole warp. It is done once all lanes have reached it.
 template <class In, class Out> void collective(Operation operation, const In &in, Out &out) {
     Fiber &own = *launch.current;
     own.operation = operation;
@@ -125,8 +126,8 @@ template <class In, class Out> void collective(Operation operation, const In &in
     pause(Wait::Warp);
 }
 
-// Lets a warp run to its next operation, and does that once all 32 lanes have come to it. False where it stands: at a barrier, or
-// at its end.
+// Lets a warp run to its next operation, and does the operation once all 32 lanes have reached it. Returns false if the
+// warp can't go on, because it is at a barrier or has ended.
 inline bool step_warp(Fiber *lanes, std::vector<size_t> &order) {
     shuffle(order);
     for (size_t lane : order) {
@@ -157,8 +158,8 @@ inline bool step_warp(Fiber *lanes, std::vector<size_t> &order) {
     return true;
 }
 
-// Between two barriers warps run in an order drawn anew, each mostly to the barrier before the next one starts: what a missing barrier
-// should have ordered is then out of order.
+// Between two barriers, warps run in an order that is drawn anew, and a warp mostly runs to the barrier before the next one
+// starts. Memory accesses that a missing barrier should have ordered therefore happen out of order.
 inline void run_block() {
     Launch &l = launch;
     std::vector<size_t> lanes(32), warps, standing;
@@ -223,7 +224,8 @@ inline int run(void (*body)(void **), const unsigned *grid, const unsigned *bloc
     size_t pages = (shared_bytes + PAGE - 1) / PAGE * PAGE;
     unsigned char *memory = map(pages + PAGE), *stacks = map(threads * STACK);
     mprotect(memory + pages, PAGE, PROT_NONE);
-    // Aligned as the kernel asks: what is lost at the end is less than 128 bytes.
+    // The start is aligned as kernels need it. This leaves less than 128 bytes at the end in which an access goes
+    // unnoticed.
     l.shared = memory + pages - (shared_bytes + 127) / 128 * 128;
     l.fibers = std::vector<Fiber>(threads);
 
@@ -259,7 +261,7 @@ inline int run(void (*body)(void **), const unsigned *grid, const unsigned *bloc
     return 0;
 }
 
-// Unpacks the arguments of a kernel out of pointers to them.
+// Passes a kernel its arguments, which are given as pointers.
 template <auto KERNEL> struct Call;
 template <class... Arguments, void (*KERNEL)(Arguments...)> struct Call<KERNEL> {
     template <size_t... I> static void with(void **arguments, std::index_sequence<I...>) {
@@ -279,7 +281,7 @@ template <class... Arguments, void (*KERNEL)(Arguments...)> struct Call<KERNEL> 
 inline void __syncthreads() { emulate::pause(emulate::Wait::Barrier); }
 inline void __threadfence() {}
 
-// Blocks and threads take turns, so that these need no care.
+// Blocks and threads run in turns, so these need not be atomic.
 template <class T> T atomicAdd(T *at, T x) {
     T before = *at;
     *at += x;
@@ -292,7 +294,8 @@ template <class T> T atomicMax(T *at, T x) {
 }
 template <class T> T atomicExch(T *at, T x) { return std::exchange(*at, x); }
 
-// emulate_NAME(grid, block, shared bytes, seed, pointers to the arguments, how many they are): 0, or 1 for another number.
+// emulate_NAME(grid, block, shared bytes, seed, pointers to the arguments, number of arguments) returns 0, or 1 if the
+// kernel takes another number of arguments.
 #define EMULATED(NAME)                                                                                                         \
     extern "C" int emulate_##NAME(const unsigned *grid, const unsigned *block, unsigned shared, unsigned long long seed,       \
                                   void **arguments, unsigned count) {                                                          \

@@ -1,8 +1,8 @@
-// The emulator's side of ptx.cuh: the same functions, on the CPU.
+// The emulator's version of ptx.cuh, with the same functions on the CPU.
 //
-// A multiplication adds its 16 products to the sum in ascending order, each addition rounded to f32; the products are exact. GPUs add in
-// another order and with other roundings, the same for all elements: what is compared bit for bit here is the order in which a kernel uses
-// them.
+// A multiplication adds its 16 products to the sum in ascending order and rounds each addition to f32. The products are
+// exact. GPUs add in another order and round differently, but they treat all elements alike. What tests compare bit for bit
+// here is therefore the order in which a kernel uses the elements.
 #pragma once
 
 using u8 = unsigned char;
@@ -50,7 +50,7 @@ inline void check_row(const void *row) {
     }
 }
 
-// COUNT matrices of 8 x 8.
+// Loads COUNT matrices of 8 x 8 values.
 template <u32 COUNT, bool TRANSPOSED> void load_lanes(Fiber *lanes) {
     u16 values[COUNT][8][8];
     for (u32 m = 0; m < COUNT; m++) {
@@ -131,7 +131,7 @@ inline void copy_async(void *to, const void *from, bool valid) {
 inline void copy_commit() { emulate::launch.current->copies.emplace_back(); }
 template <u32 N> void copy_wait() {
     auto &groups = emulate::launch.current->copies;
-    // The last one is open: it is not waited for.
+    // The last group is still open, and is not waited for.
     while (groups.size() > N + 1) {
         for (const emulate::Copy &copy : groups.front()) {
             emulate::copy_now(copy);
@@ -175,7 +175,7 @@ inline f32 f32_of_f16(u16 bits) {
     if (magnitude >= 0x7c00u) {
         return f32_of_bits(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);
     }
-    // A half is an f32 of the same fields, 2^112 times as large.
+    // A half is 2^112 times as large as the f32 with the same fields.
     f32 value = f32_of_bits(magnitude << 13) * f32_of_bits(0x77800000u);
     return f32_of_bits(sign | bits_of_f32(value));
 }
@@ -188,7 +188,7 @@ inline u16 f16_of_f32(f32 x) {
         return u16(sign | 0x7c00u);
     }
     if (magnitude < 0x38800000u) {
-        // Multiples of 2^-24: adding 0.5 (of unit 2^-24) rounds to one.
+        // Subnormals are multiples of 2^-24. Adding 0.5, whose last bit is worth 2^-24, rounds to such a multiple.
         return u16(sign | (bits_of_f32(f32_of_bits(magnitude) + 0.5f) - 0x3f000000u));
     }
     u32 rounded = magnitude + 0xfffu + (magnitude >> 13 & 1u);

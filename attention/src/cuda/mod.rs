@@ -1,6 +1,7 @@
-//! The CUDA side of attention: sources, shapes, and the work of a step.
+//! The CUDA side of attention: the kernel sources, their shapes, and how the work of a step is planned.
 //!
-//! What the kernels compute and how they are launched is in `cuda/README.md` beside the sources. Nothing here needs a GPU.
+//! What the kernels compute and how they are launched is described in `cuda/README.md` beside the sources. Nothing here
+//! needs a GPU.
 
 pub mod nvrtc;
 pub mod plan;

@@ -1,57 +1,57 @@
 //! Compiles a kernel source to a cubin.
 //!
-//! The compiler is `libnvrtc.so.13`, which is loaded when first asked for. It comes with the CUDA toolkit, or as a Python wheel
-//! (`pip install nvidia-cuda-nvrtc==13.0.88`); a copy outside the loader's path has to be opened before (`RTLD_GLOBAL`), with
-//! its `libnvrtc-builtins.so.13.0` before it. No header files are needed.
+//! The compiler is `libnvrtc.so.13`, which is loaded when it is first asked for. It comes with the CUDA toolkit, or as a
+//! Python wheel (`pip install nvidia-cuda-nvrtc==13.0.88`). A copy outside the loader's path has to be opened before
+//! (`RTLD_GLOBAL`), after its `libnvrtc-builtins.so.13.0`. No header files are needed.
 
 use std::ffi::{CString, c_char};
 
 use cudarc::nvrtc::{result, sys};
 
-/// Options that every source is compiled with; they are part of what the kernels compute.
+/// The options that every source is compiled with. They affect the results of the kernels.
 pub const OPTIONS: [&str; 3] = ["--std=c++17", "--fmad=false", "-default-device"];
 
 /// A compiled module.
 #[derive(Clone, Debug)]
 pub struct Compiled {
-    /// What a GPU of the architecture loads.
+    /// The code that a GPU of the architecture loads.
     pub cubin: Vec<u8>,
-    /// The compiler's words: warnings, and what options asked it to tell.
+    /// What the compiler printed: warnings, and what its options ask for.
     pub log: String,
 }
 
 /// Why a source was not compiled.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum CompileError {
-    /// There is no compiler.
+    /// The compiler is not found.
     #[error(
         "libnvrtc.so.13 is not found; install the CUDA 13 toolkit, or `pip install nvidia-cuda-nvrtc==13.0.88`"
     )]
     NoCompiler,
-    /// A source or option with a zero in it.
+    /// A source or an option contains a zero byte.
     #[error("{name}: a source or option contains a zero byte")]
     ZeroByte {
-        /// The source.
+        /// The name of the source.
         name: String,
     },
-    /// The compiler refused.
+    /// The compiler refused the source.
     #[error("{name} does not compile for {arch} ({code:?}): {log}")]
     Refused {
-        /// The source.
+        /// The name of the source.
         name: String,
         /// The architecture.
         arch: String,
-        /// What it returned.
+        /// The error code of the compiler.
         code: sys::nvrtcResult,
-        /// What it said.
+        /// What the compiler printed.
         log: String,
     },
 }
 
-/// Whether the compiler can be loaded. Asks the loader each time.
+/// Whether the compiler can be loaded. This asks the loader each time.
 #[must_use]
 pub fn is_present() -> bool {
-    // SAFETY: looks for the library by name and opens it.
+    // SAFETY: this only looks for the library by name and opens it.
     unsafe { sys::is_culib_present() }
 }
 
@@ -65,17 +65,17 @@ pub fn version() -> Result<(i32, i32), CompileError> {
         return Err(CompileError::NoCompiler);
     }
     let (mut major, mut minor) = (0, 0);
-    // SAFETY: both are written to.
+    // SAFETY: both pointers are to local variables, which are written to.
     unsafe { sys::nvrtcVersion(&mut major, &mut minor) }.result().map_err(|_| CompileError::NoCompiler)?;
     Ok((major, minor))
 }
 
-/// Compiles `text`, which is whole in itself ([`Source::expanded`](super::Source::expanded)), for `arch` (`sm_90a`) with [`OPTIONS`] and
-/// `more`.
+/// Compiles `text`, which must need no other file ([`Source::expanded`](super::Source::expanded)), for `arch` (such as
+/// `sm_90a`) with [`OPTIONS`] and `more`.
 ///
 /// # Errors
 ///
-/// [`CompileError`]: the library is missing, or the source is wrong.
+/// [`CompileError`]: the library is missing, or the compiler refuses the source.
 pub fn compile(name: &str, text: &str, arch: &str, more: &[String]) -> Result<Compiled, CompileError> {
     if !is_present() {
         return Err(CompileError::NoCompiler);
@@ -117,7 +117,7 @@ impl Program {
 
     fn cubin(&self) -> Result<Vec<u8>, result::NvrtcError> {
         let mut size = 0usize;
-        // SAFETY: the program is alive; the size is written to.
+        // SAFETY: the program is alive, and the size is a local variable, which is written to.
         unsafe { sys::nvrtcGetCUBINSize(self.0, &mut size) }.result()?;
         let mut cubin = vec![0u8; size];
         // SAFETY: there is room for as many bytes as the compiler said.
@@ -128,7 +128,7 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        // SAFETY: the program is alive, and not used any more.
+        // SAFETY: the program is alive, and is not used any more.
         let _ = unsafe { result::destroy_program(self.0) };
     }
 }

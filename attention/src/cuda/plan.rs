@@ -1,7 +1,8 @@
-//! The work of a step's attention, cut into items that blocks of a GPU take.
+//! Cuts the attention of a step into items, which blocks of threads on a GPU take one after the other.
 //!
-//! How it is cut shows in no bit of a result: keys are cut at multiples of [`AttentionShape::SPAN`], spans are joined in order, and a
-//! query's sums know nothing of the other queries of its item. So the cut is free to follow the load.
+//! How the work is cut changes no bit of a result: keys are cut at multiples of [`AttentionShape::SPAN`], spans are joined
+//! in order, and the sums of a query do not depend on the other queries of its item. The cut is therefore free to follow
+//! the load.
 
 use std::ops::Range;
 
@@ -11,15 +12,16 @@ use crate::kernel::work::checked_row;
 use crate::metadata::AttentionMetadata;
 use crate::window::NO_WINDOW;
 
-/// Stands in an item that covers the whole context of its queries, so that it has no partial sums to join.
+/// Stands in an item that covers the whole context of its queries, so that there are no partial sums to join.
 const NO_PARTIAL: u32 = u32::MAX;
 
-/// What a plan is made for.
+/// What a plan depends on besides the metadata.
 #[derive(Clone, Copy, Debug)]
 pub struct PlanOptions {
     /// The kernel: one of [`AttentionShape::ROWS`].
     pub rows: u32,
-    /// How many items of one key head run at once: multiprocessors times [`AttentionShape::blocks_at_once`], over key heads.
+    /// How many items of one key head run at once: the number of multiprocessors times [`AttentionShape::blocks_at_once`],
+    /// divided by the number of key heads.
     pub at_once: u32,
     /// How many slots the workspace has.
     pub max_slots: u32,
@@ -27,7 +29,7 @@ pub struct PlanOptions {
     pub num_blocks: u32,
 }
 
-/// What plans of a size need at most.
+/// What any plan for steps of some size needs at most, or what a plan has used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PlanBounds {
     /// How many items a plan has.
@@ -38,14 +40,14 @@ pub struct PlanBounds {
     pub groups: u32,
 }
 
-/// The items of some metadata rows; the memory is reused from step to step.
+/// The items of some metadata rows. The memory is reused from step to step.
 #[derive(Debug, Default)]
 pub struct AttentionPlan {
     items: Vec<[u32; AttentionShape::ITEM_WORDS]>,
     used: PlanBounds,
 }
 
-/// Queries that share an item, or several.
+/// Queries that share one or several items.
 struct Group {
     token: u32,
     queries: u32,
@@ -67,7 +69,7 @@ impl AttentionPlan {
         Self::default()
     }
 
-    /// The items, in the order they are best taken: long ones first.
+    /// The items in the order in which they are best taken: long ones first.
     #[must_use]
     pub fn items(&self) -> &[[u32; AttentionShape::ITEM_WORDS]] {
         &self.items
@@ -79,14 +81,13 @@ impl AttentionPlan {
         self.used
     }
 
-    /// Cuts the metadata rows `rows`. `table_starts` says for each row of the step where its blocks begin among the ids that the
-    /// kernel is given. Pad rows get no item.
+    /// Plans the metadata rows `rows`. `table_starts` has, for each row of the step, the index of its first block among the
+    /// block ids that the kernel is given. Pad rows get no item.
     ///
     /// # Errors
     ///
-    /// What is wrong with a row: [`AttentionError::Inconsistent`], [`AttentionError::ShortTable`],
-    /// [`AttentionError::NoSuchBlock`], and [`AttentionError::NoCudaWindow`] where a window is smaller than a
-    /// row; there are no items then.
+    /// A row is wrong: [`AttentionError::Inconsistent`], [`AttentionError::ShortTable`], [`AttentionError::NoSuchBlock`],
+    /// or [`AttentionError::NoCudaWindow`] if a window is smaller than a row. There are no items then.
     pub fn plan(
         &mut self,
         shape: &AttentionShape,
@@ -112,9 +113,10 @@ impl AttentionPlan {
 
     fn push(&mut self, options: PlanOptions, all_spans: u64, group: &Group) {
         let spans = group.spans();
-        // Half of what each of the blocks gets: long pieces that are taken first then end about together.
+        // This is half of the spans that each block of threads gets on average. The long pieces, which are taken first,
+        // then end at about the same time.
         let fair = (all_spans / (2 * u64::from(options.at_once.max(1)))).clamp(1, u64::from(spans)) as u32;
-        // Its share of the slots, of which one is the prefix's.
+        // The share of the slots that the group gets. The prefix needs one of them.
         let slots = u64::from(options.max_slots) * u64::from(spans) / all_spans.max(1);
         let single = u64::from(spans - fair).min(slots.saturating_sub(1)) as u32;
         let prefix = spans - single;
@@ -144,7 +146,8 @@ impl AttentionPlan {
         }
     }
 
-    /// What any plan of a step needs at most that has up to so many token rows and sequences, none longer than `max_len`.
+    /// What any plan needs at most for a step of up to `token_rows` token rows and `sequences` sequences, none of them
+    /// longer than `max_len`.
     #[must_use]
     pub fn bounds(
         shape: &AttentionShape,

@@ -1,4 +1,4 @@
-//! What the attention kernels are compiled for, and the memory that follows from it.
+//! The shape that attention kernels are compiled for, and the memory that follows from it.
 
 use crate::error::AttentionError;
 
@@ -9,7 +9,7 @@ pub enum Element {
     Bf16,
     /// IEEE floating point of 16 bits (half precision).
     F16,
-    /// 8 bits, e4m3, with an f32 scale a token and head: of the KV cache only.
+    /// 8 bits (e4m3), with an f32 scale for each token and head. It is for the KV cache only.
     Fp8,
 }
 
@@ -34,7 +34,7 @@ impl Element {
     }
 }
 
-/// Heads, block size and number types: a module is compiled for each.
+/// The heads, the block size and the number types. A module is compiled for each such shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct AttentionShape {
     heads: u32,
@@ -48,19 +48,19 @@ pub struct AttentionShape {
 impl AttentionShape {
     /// How many keys a tile has.
     pub const TILE: u32 = 64;
-    /// How many keys a span has; contexts are cut at its multiples.
+    /// How many keys a span has. Contexts are cut at multiples of it.
     pub const SPAN: u32 = 256;
-    /// Rows (queries times heads of a key head) that an item may have, one kernel each.
+    /// The numbers of rows (queries times heads of a key head) that an item may have. There is a kernel for each.
     pub const ROWS: [u32; 3] = [16, 32, 64];
     /// How many 32-bit words an item has.
     pub const ITEM_WORDS: usize = 12;
 
-    /// A shape that there are kernels for: head dimensions are multiples of 16 up to 128, key heads have up to 16 query heads,
-    /// `kv` is `act` or fp8.
+    /// A shape for which there are kernels: the head dimension is a multiple of 16 up to 128, a key head has up to 16 query
+    /// heads, and `kv` is `act` or fp8.
     ///
     /// # Errors
     ///
-    /// [`AttentionError::BlockSize`], [`AttentionError::Shape`], [`AttentionError::NoCudaKernel`].
+    /// [`AttentionError::BlockSize`], [`AttentionError::Shape`] or [`AttentionError::NoCudaKernel`].
     pub fn new(
         heads: usize,
         kv_heads: usize,
@@ -139,14 +139,14 @@ impl AttentionShape {
         self.kv_heads as usize * self.block_size as usize * token
     }
 
-    /// The least of [`ROWS`](Self::ROWS) that holds `queries` query tokens; the greatest where none does.
+    /// The least of [`ROWS`](Self::ROWS) that holds `queries` query tokens, or the greatest if none does.
     #[must_use]
     pub fn rows_for(&self, queries: u32) -> u32 {
         let wanted = queries.saturating_mul(self.group());
         Self::ROWS.into_iter().find(|&rows| rows >= wanted).unwrap_or(64)
     }
 
-    /// Dynamic shared memory of `attention_{rows}`, in bytes.
+    /// The bytes of dynamic shared memory of `attention_{rows}`.
     #[must_use]
     pub const fn shared_bytes(&self, rows: u32) -> u32 {
         let chunks = self.head_dim / 8;
@@ -156,11 +156,13 @@ impl AttentionShape {
             Element::Fp8 => 2 * tile + 4 * Self::TILE * self.head_dim + 4 * Self::TILE * 4,
             _ => 4 * tile,
         };
-        // Queries, keys and values, weights, greatest scores and sums of 4 warps, the blocks of two tiles.
+        // The summands are the queries, the keys and values, the weights, the greatest scores and sums of 4 warps, and the
+        // blocks of two tiles.
         rows * row + kv + rows * Self::TILE * 2 + 2 * 4 * rows * 4 + 32
     }
 
-    /// Blocks of `attention_{rows}` that one multiprocessor runs at once: what its registers, and 227 KiB of shared memory, hold.
+    /// The number of blocks of `attention_{rows}` that one multiprocessor runs at once. It is limited by registers and by
+    /// 227 KiB of shared memory.
     #[must_use]
     pub const fn blocks_at_once(&self, rows: u32) -> u32 {
         let by_memory = 227 * 1024 / (self.shared_bytes(rows) + 1024 + 128);
@@ -168,7 +170,7 @@ impl AttentionShape {
         if by_memory < by_registers { if by_memory == 0 { 1 } else { by_memory } } else { by_registers }
     }
 
-    /// f32 values of the workspace `partial` a slot.
+    /// The number of f32 values of the workspace `partial` that a slot takes.
     #[must_use]
     pub const fn slot_values(&self, rows: u32) -> usize {
         self.kv_heads as usize * rows as usize * (self.head_dim as usize + 2)

@@ -1,4 +1,4 @@
-//! The kernel sources of this crate, and how one is put together.
+//! The kernel sources of this crate, and how a source is put together with the headers it includes.
 
 /// A file that sources include: its name and its text.
 pub type Header = (&'static str, &'static str);
@@ -6,9 +6,9 @@ pub type Header = (&'static str, &'static str);
 /// A CUDA C++ source.
 #[derive(Clone, Copy, Debug)]
 pub struct Source {
-    /// File name.
+    /// The name of the file.
     pub name: &'static str,
-    /// The kernels in it.
+    /// The names of the kernels in it.
     pub kernels: &'static [&'static str],
     text: &'static str,
     headers: &'static [Header],
@@ -26,7 +26,7 @@ impl Source {
         Self { name, kernels, text, headers }
     }
 
-    /// The source with all it includes in it, each file once. Lines are numbered as in the files.
+    /// The source with the text of all that it includes, each file once. Lines are numbered as in the files.
     #[must_use]
     pub fn expanded(&self) -> String {
         let mut whole = String::new();
@@ -64,7 +64,7 @@ macro_rules! header {
     };
 }
 
-/// What sources of any crate may include.
+/// The headers that sources of any crate may include.
 pub const HEADERS: &[Header] = &[
     header!("ptx.cuh"),
     header!("types.cuh"),

@@ -16,24 +16,24 @@ pub struct CudaArena<B: Backend = GpuBackend> {
 }
 
 impl CudaArena {
-    /// Zeroed memory of a GPU for this plan.
+    /// Allocates zeroed memory on a GPU for this plan.
     ///
     /// # Errors
     ///
-    /// Not enough memory.
+    /// There is not enough memory.
     pub fn open(gpu: &Gpu, plan: &Arena) -> Result<Self, CudaError> {
         Ok(Self::over(plan, GpuMemory::zeroed(gpu, plan.bytes(), Purpose::KvCache)?))
     }
 }
 
 impl<B: Backend> CudaArena<B> {
-    /// An arena in memory that has the bytes of the plan, zeroed.
+    /// An arena in memory that has the plan's number of bytes, zeroed.
     #[must_use]
     pub fn over(plan: &Arena, memory: B::Shared) -> Self {
         Self { plan: plan.clone(), memory }
     }
 
-    /// How it is cut into blocks.
+    /// How the arena is cut into blocks.
     #[must_use]
     pub fn plan(&self) -> &Arena {
         &self.plan

@@ -1,8 +1,8 @@
-//! Matrix products by cuBLASLt, for `--no-deterministic`: it picks a kernel for each number of rows, so that a row's sums
+//! Matrix products by cuBLASLt, for `--no-deterministic`. It picks a kernel for each number of rows, so that a row's sums
 //! depend on how many rows there are.
 //!
-//! A product is planned once a shape (descriptors, layouts, the heuristic's choice), so that issuing it is one call: the shapes
-//! of graphs before they are captured, others when a step first has them.
+//! A product is planned once for each shape (descriptors, layouts, the heuristic's choice), so that issuing it is a single
+//! call. The shapes of graphs are planned before they are captured, other shapes when a step first has them.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -18,10 +18,10 @@ use super::memory::DeviceMemory;
 use super::purpose::Purpose;
 use crate::checkpoint::Dtype;
 
-/// What NVIDIA recommends for Hopper.
+/// The number of bytes that NVIDIA recommends for Hopper.
 pub(super) const WORKSPACE: usize = 32 << 20;
 
-/// A handle of cuBLASLt and what was planned with it.
+/// A handle of cuBLASLt, and the products that were planned with it.
 pub(super) struct Blas {
     handle: sys::cublasLtHandle_t,
     dtype: sys::cudaDataType,
@@ -29,7 +29,7 @@ pub(super) struct Blas {
     plans: HashMap<ProductShape, Plan>,
 }
 
-// SAFETY: the handle belongs to the context, not to a thread; it is used through a mutable borrow.
+// SAFETY: the handle belongs to the context, not to a thread, and it is used through a mutable borrow.
 unsafe impl Send for Blas {}
 
 impl Blas {
@@ -49,7 +49,7 @@ impl Blas {
     ///
     /// # Safety
     ///
-    /// The addresses are those of matrices of this shape, in memory that stays until the product is done.
+    /// The addresses are those of matrices of this shape, in memory that lives until the product is done.
     pub unsafe fn multiply(
         &mut self,
         gpu: &Gpu,
@@ -64,8 +64,8 @@ impl Blas {
         };
         let (alpha, beta) = (1.0f32, f32::from(u8::from(shape.add)));
         let at = |address: u64| address as *const c_void;
-        // SAFETY: the plan's layouts are those of the shape, and the operands are as the caller promises; the scalars are read
-        // during the call.
+        // SAFETY: the plan's layouts are those of the shape, the operands are as the caller promises, and the scalars are
+        // read during the call.
         unsafe {
             lt::matmul(
                 self.handle,
@@ -93,12 +93,12 @@ impl Blas {
 impl Drop for Blas {
     fn drop(&mut self) {
         self.plans.clear();
-        // SAFETY: made in `new`, destroyed once. There is nobody to tell of an error.
+        // SAFETY: the handle was made in `new` and is destroyed once. There is nobody to report an error to.
         let _ = unsafe { lt::destroy_handle(self.handle) };
     }
 }
 
-/// A planned product: in cuBLASLt's columns, `out^T = (w^T)^T x^T`.
+/// A planned product. cuBLASLt's matrices are column-major, so it computes `out^T = (w^T)^T x^T`.
 struct Plan {
     product: sys::cublasLtMatmulDesc_t,
     weights: sys::cublasLtMatrixLayout_t,
@@ -130,9 +130,9 @@ impl Plan {
             algorithm: sys::cublasLtMatmulAlgo_t { data: [0; 8] },
             workspace: 0,
         };
-        // Transposed, and not.
+        // The weights are transposed, x is not.
         for (attribute, value) in [(CUBLASLT_MATMUL_DESC_TRANSA, 1i32), (CUBLASLT_MATMUL_DESC_TRANSB, 0)] {
-            // SAFETY: a live descriptor, and a value of the attribute's size.
+            // SAFETY: the descriptor is live, and the value has the attribute's size.
             unsafe {
                 lt::set_matmul_desc_attribute(product, attribute, (&raw const value).cast(), size_of::<i32>())
             }
@@ -146,7 +146,7 @@ impl Plan {
         plan.out = layout(out, n, rows)?;
         let preference = lt::create_matmul_pref().doing(what)?;
         let (limit, size) = (WORKSPACE, size_of::<usize>());
-        // SAFETY: live descriptors, and a value of the attribute's size.
+        // SAFETY: the descriptors are live, and the value has the attribute's size.
         let found = unsafe {
             let set = lt::set_matmul_pref_attribute(
                 preference,
@@ -175,7 +175,7 @@ impl Plan {
 
 impl Drop for Plan {
     fn drop(&mut self) {
-        // SAFETY: made in `new`, destroyed once; layouts that were not made are null.
+        // SAFETY: they were made in `new` and are destroyed once. Layouts that were not made are null.
         unsafe {
             let _ = lt::destroy_matmul_desc(self.product);
             for layout in [self.weights, self.x, self.out].into_iter().filter(|layout| !layout.is_null()) {

@@ -6,18 +6,18 @@ use crate::device::BufferId;
 
 use Argument::{At, U32};
 
-/// Every part starts at a multiple of this many words: 128 bytes.
+/// Every part starts at a multiple of this many words, which are 128 bytes.
 const LINE: usize = 32;
 
-/// One array a parameter, of as many rows as logits can have; then the chosen tokens, and what the argmax works with. Words of
-/// 32 bits.
+/// An array for each parameter, with one element for each row that can have logits; then the chosen tokens, and what the
+/// argmax works with. All consist of words of 32 bits.
 #[derive(Clone, Copy, Debug)]
 pub struct ChoiceTable {
     rows: usize,
     address: u64,
 }
 
-/// The arrays in their order; a seed has two words.
+/// The arrays in their order. A seed takes two words.
 #[derive(Clone, Copy)]
 enum Part {
     Temperature = 0,
@@ -28,30 +28,30 @@ enum Part {
     Sample = 6,
     Position = 7,
     Chosen = 8,
-    /// Zeroes between launches, of two words.
+    /// Two words per row, which are zero between launches.
     Best = 9,
 }
 
 impl ChoiceTable {
-    /// For selections of up to `rows` rows.
+    /// A table for selections of up to `rows` rows.
     #[must_use]
     pub fn new(rows: usize) -> Self {
         Self { rows, address: 0 }
     }
 
-    /// The same at an address.
+    /// The same table at an address.
     #[must_use]
     pub fn at(self, address: u64) -> Self {
         Self { address, ..self }
     }
 
-    /// Where it lies.
+    /// The address of the table.
     #[must_use]
     pub fn address(&self) -> u64 {
         self.address
     }
 
-    /// Where the chosen tokens lie.
+    /// The address of the chosen tokens.
     #[must_use]
     pub fn chosen_address(&self) -> u64 {
         self.address + (self.part(Part::Chosen) * size_of::<u32>()) as u64
@@ -61,19 +61,19 @@ impl ChoiceTable {
         part as usize * self.rows.next_multiple_of(LINE)
     }
 
-    /// Words of all of it.
+    /// The number of words of the whole table.
     #[must_use]
     pub fn words(&self) -> usize {
         self.part(Part::Best) + 2 * self.rows.next_multiple_of(LINE)
     }
 
-    /// Words of the parameters.
+    /// The number of words of the parameters.
     #[must_use]
     pub fn parameter_words(&self) -> usize {
         self.part(Part::Chosen)
     }
 
-    /// Writes the parameters of `choices` in the places of `rows`; the other rows' choice is the argmax.
+    /// Writes the parameters of `choices` in the places of `rows`. For all other rows the argmax is chosen.
     pub fn pack(&self, rows: &[u32], choices: &[Choice], words: &mut [u32]) {
         let at = |part, row: u32| self.part(part) + row as usize;
         words[..self.part(Part::TopK)].fill(0);

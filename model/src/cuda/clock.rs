@@ -1,4 +1,4 @@
-//! How long the GPU was at work, by its own events.
+//! Measures how long the GPU was at work, with its own events.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -9,15 +9,15 @@ use super::driver::Gpu;
 use super::error::{CudaError, Doing};
 use crate::device_times::{DeviceTimes, Stage};
 
-/// Spans that are left open before it is asked which have ended.
+/// When this many spans are open, those that have ended are added up before another one begins.
 const MANY: usize = 32;
 
-/// Takes the time of spans of the stream; nobody waits for it.
+/// Measures spans of the stream. Nothing waits for it.
 #[derive(Debug, Default)]
 pub(super) struct Clock {
-    /// In the stream's order, so that the first end first.
+    /// The spans in the order of the stream, so that the first one ends first.
     open: VecDeque<Span>,
-    /// Events to be used again.
+    /// Events that can be used again.
     spare: Vec<(CudaEvent, CudaEvent)>,
     times: DeviceTimes,
 }
@@ -30,7 +30,7 @@ struct Span {
 }
 
 impl Clock {
-    /// A span of the stream begins.
+    /// Begins a span of the stream.
     pub fn start(&mut self, gpu: &Gpu, stage: Stage) -> Result<(), CudaError> {
         if self.open.len() >= MANY {
             self.collect()?;
@@ -44,7 +44,7 @@ impl Clock {
         Ok(())
     }
 
-    /// It ends.
+    /// Ends the span that began last.
     pub fn stop(&mut self, gpu: &Gpu) -> Result<(), CudaError> {
         let Some(span) = self.open.back() else { return Ok(()) };
         let ended = span.end.record(gpu.stream()).doing("taking the time");
@@ -54,7 +54,7 @@ impl Clock {
         ended
     }
 
-    /// It has no end: what it was to take failed.
+    /// Drops the span that began last, because the work in it failed to be put on the stream.
     pub fn give_up(&mut self) {
         self.spare.extend(self.open.pop_back().map(|span| (span.start, span.end)));
     }
@@ -70,7 +70,7 @@ impl Clock {
         Ok(())
     }
 
-    /// Adds up all of them. The stream was waited for.
+    /// Adds up all spans. The caller must have waited for the stream.
     pub fn settle(&mut self) -> Result<(), CudaError> {
         while !self.open.is_empty() {
             self.add_first()?;
@@ -86,7 +86,7 @@ impl Clock {
         Ok(())
     }
 
-    /// What was added up since this was last asked.
+    /// The times that were added up since the last call.
     pub fn take(&mut self) -> DeviceTimes {
         std::mem::take(&mut self.times)
     }

@@ -1,9 +1,9 @@
-//! Compiled kernels, kept on disk by what they were compiled from.
+//! A cache on disk of compiled kernels. Its keys are all that the kernels were compiled from.
 //!
 //! A file is named by the source's name and a hash of everything that decides its contents: the source, the options, the
-//! architecture and the compiler's version. It is written beside its place and moved there, so that nobody sees half of one,
-//! and it carries a hash of its own contents: one that is damaged is compiled anew. Without a directory to write to, kernels
-//! are compiled at every start.
+//! architecture and the compiler's version. It is written beside its place and then moved there, so that nobody sees half a
+//! file. It carries a hash of its own contents, and a damaged file is compiled anew. Without a directory that can be
+//! written to, kernels are compiled at every start.
 
 use std::fs;
 use std::io::Write;
@@ -16,18 +16,18 @@ use super::error::CudaError;
 
 const MAGIC: &[u8; 16] = b"pagedraft cubin1";
 
-/// What a compiled module is a function of.
+/// Everything that a compiled module depends on.
 #[derive(Clone, Copy, Debug)]
 pub struct CubinKey<'a> {
-    /// Name of the source.
+    /// The name of the source.
     pub name: &'a str,
-    /// The source.
+    /// The text of the source.
     pub source: &'a str,
-    /// Options of the compiler, those that only say where to look excepted.
+    /// The options of the compiler, except for those that only say where to look.
     pub options: &'a [String],
     /// The target, such as `sm_90a`.
     pub arch: &'a str,
-    /// Version of the compiler.
+    /// The version of the compiler.
     pub compiler: (i32, i32),
 }
 
@@ -52,13 +52,14 @@ pub struct CubinCache {
 }
 
 impl CubinCache {
-    /// In this directory, which is made when something is first written.
+    /// A cache in this directory, which is made when something is first written.
     #[must_use]
     pub fn in_directory(dir: PathBuf) -> Self {
         Self { dir: Some(dir) }
     }
 
-    /// `pagedraft/kernels` in the user's cache directory (`XDG_CACHE_HOME`, or `.cache` at home); none where neither is set.
+    /// A cache in `pagedraft/kernels` in the user's cache directory (`XDG_CACHE_HOME`, or `.cache` in the home directory),
+    /// or no cache if neither variable is set.
     #[must_use]
     pub fn of_user() -> Self {
         let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
@@ -66,7 +67,7 @@ impl CubinCache {
         Self { dir: base.map(|base| base.join("pagedraft/kernels")) }
     }
 
-    /// The module of this key: out of the cache, or compiled and then kept there where that is possible.
+    /// The module of this key. It is taken from the cache, or compiled and then stored there if possible.
     ///
     /// # Errors
     ///
@@ -82,7 +83,7 @@ impl CubinCache {
         }
         let cubin = compile()?;
         if let Some(path) = &path {
-            // A cache that cannot be written costs the next start a compilation, and this one nothing.
+            // If the cache can't be written, the next start has to compile again, but this one loses nothing.
             let _ = write(path, &cubin);
         }
         Ok(cubin)
@@ -115,7 +116,7 @@ fn write(path: &Path, cubin: &[u8]) -> std::io::Result<()> {
     moved
 }
 
-/// A field and its length, so that no two lists of fields run together.
+/// Hashes a field together with its length, so that two different lists of fields never give the same bytes.
 fn field(hash: &mut Sha256, bytes: &[u8]) {
     hash.update((bytes.len() as u64).to_le_bytes());
     hash.update(bytes);

@@ -1,4 +1,4 @@
-//! A GPU, opened: its context and the one stream that everything runs on.
+//! An open GPU: its context, and the one stream on which everything runs.
 
 use std::sync::Arc;
 
@@ -15,20 +15,20 @@ pub struct Gpu {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
     name: String,
-    /// Major and minor compute capability.
+    /// The major and the minor compute capability.
     capability: (u32, u32),
     multiprocessors: u32,
-    /// Of the compiler of its kernels.
+    /// The version of the compiler of its kernels.
     nvrtc: (i32, i32),
 }
 
-/// Whether a GPU could be [opened](Gpu::open), found out without taking memory on it; one older than sm_80 could not.
+/// Checks whether a GPU can be [opened](Gpu::open), without taking memory on it. A GPU older than sm_80 can't be opened.
 ///
 /// # Errors
 ///
-/// Why not.
+/// The error says why not.
 pub fn probe() -> Result<(), CudaError> {
-    // What else it lacks is of no interest where there is no GPU.
+    // If there is no GPU, it does not matter what else the driver lacks.
     DRIVER.require_some(&["cuInit"])?;
     match result::init() {
         Ok(()) => {}
@@ -40,7 +40,7 @@ pub fn probe() -> Result<(), CudaError> {
         return Err(no_gpu());
     }
     capability()?;
-    // SAFETY: the library is there, with this function in it.
+    // SAFETY: the library was found, and it has this function.
     let version = unsafe { driver_version() }.doing("asking for the driver's version")?;
     NVRTC.require()?;
     let (major, minor) = nvrtc_version()?;
@@ -61,14 +61,14 @@ fn no_gpu() -> CudaError {
     CudaError::NoGpu { what: what.to_owned() }
 }
 
-/// Major and minor compute capability of the first GPU, where the kernels run on it.
+/// The major and the minor compute capability of the first GPU, if the kernels can run on it.
 fn capability() -> Result<(u32, u32), CudaError> {
     use sys::CUdevice_attribute::{
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR,
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
     };
     let device = result::device::get(0).doing("looking at the GPU")?;
-    // SAFETY: the driver gave this device.
+    // SAFETY: the driver returned this device.
     let part = |of| unsafe { result::device::get_attribute(device, of) }.doing("looking at the GPU");
     let (major, minor) = (part(MAJOR)?.unsigned_abs(), part(MINOR)?.unsigned_abs());
     if (major, minor) < (8, 0) {
@@ -83,17 +83,17 @@ fn capability() -> Result<(u32, u32), CudaError> {
 
 /// # Safety
 ///
-/// The driver's library is there.
+/// The driver's library was found.
 unsafe fn driver_version() -> Result<i32, DriverError> {
     let mut version = 0;
-    // SAFETY: the number is ours.
+    // SAFETY: the number is a local variable.
     unsafe { sys::cuDriverGetVersion(&raw mut version) }.result()?;
     Ok(version)
 }
 
 fn nvrtc_version() -> Result<(i32, i32), CudaError> {
     let (mut major, mut minor) = (0, 0);
-    // SAFETY: the library was found, with this function in it.
+    // SAFETY: the library was found, and it has this function.
     let asked = unsafe { nvrtc::sys::nvrtcVersion(&raw mut major, &raw mut minor) };
     asked
         .result()
@@ -102,15 +102,16 @@ fn nvrtc_version() -> Result<(i32, i32), CudaError> {
 }
 
 impl Gpu {
-    /// Opens the first GPU that the environment shows (`CUDA_VISIBLE_DEVICES`).
+    /// Opens the first GPU that the environment allows (`CUDA_VISIBLE_DEVICES`).
     ///
     /// # Errors
     ///
-    /// Those of [`probe`]; a fault of the driver.
+    /// Those of [`probe`], or the driver has a fault.
     pub fn open() -> Result<Self, CudaError> {
         probe()?;
         let context = CudaContext::new(0).doing("opening the GPU")?;
-        // Before anything is allocated: with tracking on, waits on events from outside break every capture.
+        // This has to come before anything is allocated. With tracking on, waits for events from outside break every
+        // capture.
         // SAFETY: there is one stream, which orders everything.
         unsafe { context.disable_event_tracking() };
         let name = context.name().doing("naming the GPU")?;
@@ -122,41 +123,41 @@ impl Gpu {
         Ok(Self { context, stream, name, capability, multiprocessors, nvrtc: nvrtc_version()? })
     }
 
-    /// Its name.
+    /// The name of the GPU.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The target that its kernels are compiled for: `sm_90a`.
+    /// The target that its kernels are compiled for, such as `sm_90a`.
     #[must_use]
     pub fn arch(&self) -> String {
         arch(self.capability)
     }
 
-    /// Major and minor compute capability.
+    /// The major and the minor compute capability.
     #[must_use]
     pub fn capability(&self) -> (u32, u32) {
         self.capability
     }
 
-    /// Multiprocessors.
+    /// The number of multiprocessors.
     #[must_use]
     pub fn multiprocessors(&self) -> u32 {
         self.multiprocessors
     }
 
-    /// Version of the compiler of its kernels.
+    /// The version of the compiler of its kernels.
     #[must_use]
     pub fn nvrtc_version(&self) -> (i32, i32) {
         self.nvrtc
     }
 
-    /// Free and total memory, in bytes.
+    /// The numbers of bytes of free memory and of all memory.
     ///
     /// # Errors
     ///
-    /// A fault of the driver.
+    /// The driver has a fault.
     pub fn memory(&self) -> Result<(usize, usize), CudaError> {
         self.context.mem_get_info().doing("asking for the GPU's memory")
     }
@@ -173,25 +174,26 @@ impl Gpu {
         self.stream.cu_stream()
     }
 
-    /// Makes the context the calling thread's, and tells of errors that nobody could be told of before.
+    /// Makes the context that of the calling thread. It also returns errors that could not be reported before.
     pub(super) fn bind(&self) -> Result<(), CudaError> {
         self.context.bind_to_thread().doing("taking up the GPU's context")
     }
 
-    /// Waits until everything issued is done; tells of anything that went wrong in it.
+    /// Waits until everything that was issued is done, and returns any error that occurred in it.
     pub(super) fn wait(&self) -> Result<(), CudaError> {
         self.stream.synchronize().doing("running the step")?;
         self.context.check_err().doing("freeing something earlier")
     }
 
-    /// An event; with `timed`, one that takes the time.
+    /// Makes an event. With `timed`, the event records the time.
     pub(super) fn event(&self, timed: bool) -> Result<CudaEvent, CudaError> {
         let flags = timed.then_some(sys::CUevent_flags::CU_EVENT_DEFAULT);
         self.context.new_event(flags).doing("making an event")
     }
 }
 
-/// Architecture-specific instructions (`a`) exist from 9.0 on, and are asked for where they exist.
+/// The target of a compute capability. Architecture-specific instructions (`a`) exist from 9.0 on, and are asked for if
+/// they exist.
 fn arch((major, minor): (u32, u32)) -> String {
     let specific = if (major, minor) >= (9, 0) { "a" } else { "" };
     format!("sm_{major}{minor}{specific}")

@@ -1,4 +1,4 @@
-//! What can go wrong on a GPU, or on the way to it.
+//! What can go wrong on a GPU, or before one is in use.
 
 use std::path::PathBuf;
 
@@ -11,99 +11,99 @@ use super::purpose::Purpose;
 /// A fault of a GPU, of its driver or of one of its libraries.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum CudaError {
-    /// A library that is not there.
+    /// A library is missing.
     #[error("{name} is not found{looked}: {hint}")]
     NoLibrary {
-        /// The library.
+        /// The name of the library.
         name: &'static str,
-        /// Where it was looked for beside the loader's path; empty, or starting with " (".
+        /// Where it was looked for apart from the loader's path. It is empty, or starts with " (".
         looked: String,
-        /// What brings it.
+        /// How to get it.
         hint: &'static str,
     },
-    /// A library that lacks what is called here.
+    /// A library lacks a function that is called here.
     #[error("{name} has no {symbol}: {hint}")]
     OldLibrary {
-        /// The library.
+        /// The name of the library.
         name: &'static str,
-        /// The missing function.
+        /// The name of the missing function.
         symbol: &'static str,
-        /// What to do.
+        /// What to do about it.
         hint: &'static str,
     },
-    /// No GPU that could be used.
+    /// There is no GPU that can be used.
     #[error("{what}")]
     NoGpu {
-        /// Why, and what to do.
+        /// The reason, and what to do about it.
         what: String,
     },
-    /// The driver refused, or the GPU failed.
+    /// The driver refused a call, or the GPU failed.
     #[error("{doing}: the CUDA driver says {code:?}{}", hint(*code))]
     Driver {
         /// What was being done.
         doing: &'static str,
-        /// The driver's word.
+        /// The driver's error code.
         code: CUresult,
     },
-    /// A piece of the GPU's memory that is not to be had.
+    /// There is not enough of the GPU's memory.
     #[error(
         "{purpose} of the model: the GPU has no piece of {bytes} bytes (of its {total}, {free} are free); {}",
         purpose.remedy()
     )]
     NoMemory {
-        /// What it is for.
+        /// The purpose of the memory.
         purpose: Purpose,
-        /// Its length.
+        /// The number of bytes that were asked for.
         bytes: usize,
-        /// Memory that is free.
+        /// The number of bytes that are free.
         free: usize,
-        /// Memory that there is.
+        /// The number of bytes that the GPU has.
         total: usize,
     },
-    /// cuBLASLt refused.
+    /// cuBLASLt refused a call.
     #[error("{doing}: cuBLASLt says {said}")]
     Blas {
         /// What was being done.
         doing: &'static str,
-        /// Its word.
+        /// The error code of cuBLASLt.
         said: String,
     },
-    /// A kernel source that does not compile.
+    /// A kernel source does not compile.
     #[error("the kernels of {name} do not compile for {arch}: {log}")]
     Compile {
-        /// The source.
+        /// The name of the source.
         name: String,
         /// The GPU's architecture.
         arch: String,
-        /// The compiler's words.
+        /// What the compiler printed.
         log: String,
     },
-    /// A kernel that the compiled modules lack: a fault of this program.
+    /// The compiled modules lack a kernel, which is a fault of this program.
     #[error("there is no kernel {kernel}")]
     NoKernel {
-        /// Its name.
+        /// The name of the kernel.
         kernel: String,
     },
-    /// A copy beyond the memory that was allocated: a fault of this program.
+    /// A copy goes beyond the memory that was allocated, which is a fault of this program.
     #[error("{bytes} bytes from {at:#x} are copied, and do not lie in one piece of this device's memory")]
     Outside {
-        /// Where the range begins.
+        /// The address where the range begins.
         at: u64,
-        /// Its length.
+        /// The number of bytes of the range.
         bytes: usize,
     },
-    /// A shape that no kernel is made for.
+    /// There is no kernel for a shape.
     #[error("{what}")]
     Unsupported {
-        /// What, and what is supported.
+        /// What was asked for, and what is supported.
         what: String,
     },
-    /// The cache of compiled kernels.
+    /// The cache of compiled kernels can't be used.
     #[error("cannot write the kernel cache {}: {said}", path.display())]
     Cache {
         /// The file or directory.
         path: PathBuf,
-        /// What the operating system said.
+        /// The error of the operating system.
         said: String,
     },
 }
@@ -129,14 +129,14 @@ fn hint(code: CUresult) -> &'static str {
     }
 }
 
-/// Says what was being done when a library refused.
+/// Adds to a library's error what was being done.
 pub(super) trait Doing<T> {
     fn doing(self, doing: &'static str) -> Result<T, CudaError>;
 }
 
 impl<T> Doing<T> for Result<T, DriverError> {
     fn doing(self, doing: &'static str) -> Result<T, CudaError> {
-        // Not by the driver's own words: asking for them is one more call to a driver that has just failed.
+        // The driver's own text is not used, because asking for it is one more call to a driver that has just failed.
         self.map_err(|DriverError(code)| CudaError::Driver { doing, code })
     }
 }

@@ -19,15 +19,16 @@ use crate::checkpoint::Dtype;
 use crate::device_times::{DeviceTimes, Stage};
 use crate::graph::GraphKey;
 
-/// Memory, kernels and graphs of one device on a GPU. Several may share the GPU: its one stream orders what they do.
+/// The memory, kernels and graphs of one device on a GPU. Several devices may share the GPU: its one stream orders their
+/// work.
 pub struct GpuBackend {
     gpu: Gpu,
     kernels: Loaded,
-    /// The vendor's library of products; `None` as long as results must not depend on how many rows there are.
+    /// The vendor's library of products. It is `None` if results must not depend on the number of rows.
     blas: Option<Blas>,
     /// Every piece of memory by its address.
     memory: BTreeMap<u64, Arc<DeviceMemory>>,
-    /// Two pieces of page-locked memory that are taken in turns, so that one is filled while the other is copied.
+    /// Two pieces of page-locked memory that are used in turns, so that one can be filled while the other is copied.
     staged: [Staging; 2],
     turn: usize,
     fetched: Option<Pinned>,
@@ -36,22 +37,22 @@ pub struct GpuBackend {
     stage: Stage,
 }
 
-/// Memory of a GPU that several devices on it use.
+/// Memory on a GPU that several devices on it use.
 #[derive(Clone, Debug)]
 pub struct GpuMemory(Arc<DeviceMemory>);
 
 impl GpuMemory {
-    /// Zeroed memory.
+    /// Allocates zeroed memory.
     ///
     /// # Errors
     ///
-    /// Not enough memory, and for what.
+    /// There is not enough memory. The error names the purpose.
     pub fn zeroed(gpu: &Gpu, bytes: usize, purpose: Purpose) -> Result<Self, CudaError> {
         Ok(Self(Arc::new(DeviceMemory::zeroed(gpu, bytes, purpose)?)))
     }
 }
 
-/// Page-locked words, and the copy to the GPU that last read them.
+/// Page-locked words, and the last copy to the GPU that read them.
 #[derive(Debug, Default)]
 struct Staging {
     words: Option<Pinned>,
@@ -59,7 +60,7 @@ struct Staging {
 }
 
 impl GpuBackend {
-    /// A backend with these kernels and without memory. `blas` is the dtype of products by cuBLASLt, if there are to be any.
+    /// A backend with these kernels and without memory. `blas` is the dtype of products by cuBLASLt, if any are wanted.
     pub(super) fn new(gpu: Gpu, kernels: Loaded, blas: Option<Dtype>) -> Result<Self, CudaError> {
         let blas = blas.map(|dtype| Blas::new(&gpu, dtype)).transpose()?;
         Ok(Self {
@@ -75,13 +76,13 @@ impl GpuBackend {
         })
     }
 
-    /// The GPU.
+    /// The GPU that the backend runs on.
     #[must_use]
     pub fn gpu(&self) -> &Gpu {
         &self.gpu
     }
 
-    /// Refuses a range that is not all in one piece of memory.
+    /// Refuses a range that does not lie in a single piece of memory.
     fn own(&self, at: u64, bytes: usize) -> Result<(), CudaError> {
         match self.memory.range(..=at).next_back() {
             Some((_, memory)) if memory.holds(at, bytes) => Ok(()),
@@ -91,7 +92,7 @@ impl GpuBackend {
 
     /// # Safety
     ///
-    /// That of [`run`](Backend::run).
+    /// The same as for [`run`](Backend::run).
     unsafe fn issue(&mut self, commands: &[Command]) -> Result<(), CudaError> {
         for command in commands {
             match (command, &mut self.blas) {
@@ -109,7 +110,7 @@ impl GpuBackend {
         Ok(())
     }
 
-    /// Ends the span of something that was put on the stream, or not.
+    /// Ends the span of work that was put on the stream, or drops the span if the work failed to be put there.
     fn took(&mut self, issued: Result<(), CudaError>) -> Result<(), CudaError> {
         match issued {
             Ok(()) => self.clock.stop(&self.gpu),
@@ -156,7 +157,7 @@ impl Backend for GpuBackend {
     fn write(&mut self, at: u64, bytes: &[u8]) -> Result<(), CudaError> {
         self.own(at, bytes.len())?;
         self.gpu.bind()?;
-        // SAFETY: the range is ours, and the copy is waited for while the bytes are borrowed.
+        // SAFETY: the range is in this backend's memory, and the copy is waited for while the bytes are borrowed.
         unsafe { result::memcpy_htod_async(at, bytes, self.gpu.raw_stream()) }.doing("copying to the GPU")?;
         self.gpu.wait()
     }
@@ -166,7 +167,7 @@ impl Backend for GpuBackend {
         self.own(to, bytes)?;
         self.gpu.bind()?;
         self.clock.start(&self.gpu, self.stage)?;
-        // SAFETY: both ranges are ours.
+        // SAFETY: both ranges are in this backend's memory.
         let copied = unsafe { result::memcpy_dtod_async(to, from, bytes, self.gpu.raw_stream()) };
         self.took(copied.doing("copying on the GPU"))
     }
@@ -198,7 +199,8 @@ impl Backend for GpuBackend {
         };
         let copied = staging.copied.insert(copied);
         clock.start(gpu, *stage)?;
-        // SAFETY: the range is ours; the words are changed or freed once the copy's event, or else the stream, was waited for.
+        // SAFETY: the range is in this backend's memory. The words are changed or freed only after waiting for the copy's
+        // event, or else for the stream.
         let sent = unsafe { result::memcpy_htod_async(at, words, gpu.raw_stream()) };
         let sent = sent.doing("copying to the GPU").and_then(|()| {
             let marked = copied.record(gpu.stream()).doing("marking a copy to the GPU");
@@ -220,7 +222,7 @@ impl Backend for GpuBackend {
         self.gpu.bind()?;
         self.clock.start(&self.gpu, self.stage)?;
         let to = &mut pinned.words_mut()[..words];
-        // SAFETY: the range is ours; the stream is waited for before anybody reads or frees the words.
+        // SAFETY: the range is in this backend's memory. The stream is waited for before anybody reads or frees the words.
         let copied = unsafe { result::memcpy_dtoh_async(to, at, self.gpu.raw_stream()) };
         let timed = self.took(copied.doing("copying from the GPU"));
         self.gpu.wait()?;
@@ -256,7 +258,7 @@ impl Backend for GpuBackend {
     }
 
     fn busy(&mut self) -> DeviceTimes {
-        // Sticks to the context, for the next fetch to tell.
+        // An error stays in the context, and the next fetch reports it.
         let _ = self.gpu.wait().and_then(|()| self.clock.settle());
         self.clock.take()
     }
@@ -264,7 +266,7 @@ impl Backend for GpuBackend {
 
 impl Drop for GpuBackend {
     fn drop(&mut self) {
-        // Nothing that still runs may lose its memory; who would be told of an error is gone.
+        // Memory must not be freed while anything that uses it still runs. Nobody is left to report an error to.
         let _ = self.gpu.wait();
     }
 }

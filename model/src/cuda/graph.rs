@@ -15,13 +15,13 @@ pub struct CudaGraph {
     bytes: usize,
 }
 
-// SAFETY: CUDA asks that a graph be used by one thread at a time, whichever it is: a graph is neither shared (it is not `Sync`) nor
-// copied, and every call on it, the last one in `drop` too, binds the context to its thread first.
+// SAFETY: CUDA requires that a graph is used by one thread at a time, but any thread will do. A graph is neither shared (it
+// is not `Sync`) nor copied, and every call on it, including the last one in `drop`, first binds the context to its thread.
 unsafe impl Send for CudaGraph {}
 
 impl CudaGraph {
-    /// Captures what `issue` puts on the stream: kernels over fixed buffers that have all run before (a first run loads code,
-    /// which a capture must not).
+    /// Captures what `issue` puts on the stream. These must be kernels over fixed buffers that have all run before, because
+    /// a first run loads code, which is not allowed during a capture.
     pub(super) fn capture(
         gpu: &Gpu,
         key: GraphKey,
@@ -29,11 +29,12 @@ impl CudaGraph {
     ) -> Result<Self, CudaError> {
         let (free, _) = gpu.memory()?;
         let stream = gpu.stream();
-        // Other threads may go on with what a capture forbids.
+        // In this mode, other threads may still make calls that are not allowed during a capture.
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         stream.begin_capture(mode).doing("beginning to capture a graph")?;
         let issued = issue();
-        // Ended in any case, or the stream could not be used again; the first error names the culprit.
+        // The capture is ended in any case, since the stream could not be used again otherwise. The error of `issue` is
+        // returned first, because it names the cause.
         let graph = stream.end_capture(CUgraphInstantiate_flags(0)).doing("capturing a graph");
         issued?;
         let Some(graph) = graph? else {
@@ -44,7 +45,8 @@ impl CudaGraph {
         Ok(Self { gpu: gpu.clone(), graph, key, bytes })
     }
 
-    /// Memory of the GPU that capturing took: the driver hands it out in large pieces, so that many graphs take none.
+    /// The number of bytes of the GPU's memory that capturing took. It is 0 for many graphs, because the driver takes
+    /// memory in large pieces.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
@@ -56,7 +58,7 @@ impl CudaGraph {
 
 impl Drop for CudaGraph {
     fn drop(&mut self) {
-        // The graph itself goes next, and does not see to it.
+        // The graph itself is dropped next. Its own `drop` does not bind the context.
         self.gpu.context().record_err(self.gpu.context().bind_to_thread());
     }
 }

@@ -1,7 +1,7 @@
 //! The inputs of a step, packed into one buffer that goes to the GPU in one copy.
 //!
-//! Every part that a kernel reads starts at a place that depends on the device's limits alone, so that graphs can hold fixed
-//! pointers. Only as much is copied as the step uses. The buffer consists of words of 32 bits:
+//! Every part that a kernel reads starts at a place that depends only on the device's limits, so that graphs can hold fixed
+//! pointers. Only the part of the buffer that the step uses is copied. The buffer consists of words of 32 bits:
 //!
 //! ```text
 //! tokens     [token rows]
@@ -12,7 +12,7 @@
 //! blocks     [..]              of all sequences; an item says where its sequence's begin, counted from the first word of all
 //! ```
 //!
-//! For a graph, the inputs are padded with rows of token 0 at position 0 in slot -1, for which there is no item.
+//! For a graph, the inputs are padded with rows of token 0 at position 0 in slot -1, which belong to no item.
 
 use pagedraft_attention::cuda::{AttentionPlan, AttentionShape};
 use pagedraft_attention::metadata::{AttentionMetadata, PAD_SLOT};
@@ -25,12 +25,12 @@ use crate::step_inputs::StepInputs;
 
 /// Every part starts at a multiple of this many words, which are 128 bytes.
 const LINE: usize = 32;
-/// Words of an item.
+/// The number of words of an item.
 const ITEM_WORDS: usize = AttentionShape::ITEM_WORDS;
-/// Word of an item that says where its sequence's blocks begin.
+/// The word of an item that says where its sequence's blocks begin.
 const ITEM_TABLE: usize = 4;
 
-/// Where the parts lie, in words.
+/// Where the parts of the inputs lie, in words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InputLayout {
     rows: usize,
@@ -46,7 +46,7 @@ impl InputLayout {
         Self { rows, blocks_a_row, items }
     }
 
-    /// The layout for the steps of a device of these options.
+    /// The layout for the steps of a device with these options.
     #[must_use]
     pub fn of(options: &CudaOptions, work: &AttentionWork) -> Self {
         let rows = options.token_rows;
@@ -54,7 +54,7 @@ impl InputLayout {
         Self::new(rows, blocks_a_row, work.items_of_any(rows as u32) as usize)
     }
 
-    /// Token rows of a step, at most.
+    /// The greatest number of token rows of a step.
     #[must_use]
     pub fn rows(self) -> usize {
         self.rows
@@ -64,76 +64,76 @@ impl InputLayout {
         number * self.rows.next_multiple_of(LINE)
     }
 
-    /// Word at which token ids start.
+    /// The word at which the token ids start.
     #[must_use]
     pub fn tokens(self) -> usize {
         self.part(0)
     }
 
-    /// Positions.
+    /// The word at which the positions start.
     #[must_use]
     pub fn positions(self) -> usize {
         self.part(1)
     }
 
-    /// Slots, two words each.
+    /// The word at which the slots start. A slot takes two words.
     #[must_use]
     pub fn slots(self) -> usize {
         self.part(2)
     }
 
-    /// The number of items.
+    /// The word that holds the number of items.
     #[must_use]
     pub fn num_items(self) -> usize {
         self.part(4)
     }
 
-    /// Items.
+    /// The word at which the items start.
     #[must_use]
     pub fn items(self) -> usize {
         self.part(4) + LINE
     }
 
-    /// Words of all of it, at most.
+    /// The greatest number of words of all parts together.
     #[must_use]
     pub fn words(self) -> usize {
         self.items() + self.items * ITEM_WORDS + self.rows * self.blocks_a_row
     }
 }
 
-/// What was packed.
+/// The size of what was packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packed {
-    /// Words that are used, from the first on.
+    /// The number of words that are used, from the first on.
     pub words: usize,
-    /// Items of attention.
+    /// The number of items of attention.
     pub items: u32,
 }
 
-/// Packs the inputs of steps; its buffers are kept from step to step.
+/// Packs the inputs of steps. Its buffers are kept from step to step.
 #[derive(Debug)]
 pub struct Packer {
     layout: InputLayout,
     plan: AttentionPlan,
-    /// Blocks of the sequences, and where each metadata row's begin.
+    /// The blocks of the sequences, and where those of each metadata row begin.
     blocks: Vec<u32>,
     starts: Vec<u32>,
 }
 
 impl Packer {
-    /// A packer for inputs that lie as `layout` says.
+    /// A packer for inputs that are laid out as `layout` says.
     #[must_use]
     pub fn new(layout: InputLayout) -> Self {
         Self { layout, plan: AttentionPlan::new(), blocks: Vec::new(), starts: Vec::new() }
     }
 
-    /// Packs a step's inputs into `words`, padded to `key`; attention is planned by `work` for rows of up to `longest` query
-    /// tokens.
+    /// Packs a step's inputs into `words`, padded to `key`. Attention is planned by `work` for rows of up to `longest`
+    /// query tokens.
     ///
     /// # Errors
     ///
-    /// Inputs that contradict each other, that are larger than the key or than the layout, or that name a block or slot
-    /// outside the pool of (blocks, tokens a block).
+    /// The inputs contradict each other, are larger than the key or the layout allows, or name a block or slot outside the
+    /// pool of (number of blocks, tokens per block).
     pub fn pack(
         &mut self,
         inputs: &StepInputs,
@@ -206,7 +206,8 @@ impl Packer {
                     table.len()
                 ));
             };
-            // Rows of one sequence, as batch expansion writes them, share their blocks: each has those of the row before.
+            // Batch expansion writes several rows of one sequence, which share their blocks: each row begins with the
+            // blocks of the row before.
             let before = &blocks[last..];
             let shared = !before.is_empty()
                 && table.len() >= before.len()
@@ -229,7 +230,7 @@ impl Packer {
     }
 }
 
-/// `values`, then as many zeroes as make `len`.
+/// `values`, followed by as many zeroes as are needed for a length of `len`.
 fn fill(to: &mut [u32], values: &[u32], len: usize) {
     to[..values.len()].copy_from_slice(values);
     to[values.len()..len].fill(0);
@@ -285,8 +286,8 @@ mod tests {
         (u64::from(words[at]) | (u64::from(words[at + 1]) << 32)) as i64
     }
 
-    /// What the attention kernel finds: of each item its first token row, its queries, what the first of them sees, and the
-    /// blocks of that.
+    /// Reads the items as the attention kernel does: for each item its first token row, its number of queries, the number
+    /// of keys that the first query sees, and the blocks that its queries read.
     fn items(layout: InputLayout, words: &[u32]) -> Vec<(u32, u32, u32, Vec<u32>)> {
         let items = &words[layout.items()..][..ITEM_WORDS * words[layout.num_items()] as usize];
         let mut found: Vec<_> = (items.as_chunks::<ITEM_WORDS>().0.iter())

@@ -14,7 +14,7 @@ const HEADERS: &[Header] = &[
     ("select.cuh", text!("select.cuh")),
 ];
 
-/// The sources of this crate; those of attention are [`pagedraft_attention::cuda::SOURCES`].
+/// The kernel sources of this crate. Those of attention are [`pagedraft_attention::cuda::SOURCES`].
 pub const SOURCES: &[Source] = &[
     Source::new("embed.cu", &["embed"], text!("embed.cu"), HEADERS),
     Source::new("rms_norm.cu", &["rms_norm", "add_rms_norm"], text!("rms_norm.cu"), HEADERS),
@@ -36,27 +36,27 @@ pub const SOURCES: &[Source] = &[
     Source::new("accept.cu", &["accept"], text!("accept.cu"), HEADERS),
 ];
 
-/// One of the matrix products: the tile that a block of threads computes.
+/// One of the matrix product kernels, and the tile that a block of threads computes in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MatmulTile {
-    /// The kernel.
+    /// The name of the kernel.
     pub kernel: &'static str,
-    /// Token rows.
+    /// The number of token rows of a tile.
     pub rows: u32,
-    /// Weight rows.
+    /// The number of weight rows of a tile.
     pub n: u32,
-    /// Threads.
+    /// The number of threads of a block.
     pub threads: u32,
-    /// Whether a block does all splits, one after the other.
+    /// Whether a block computes all splits, one after the other.
     pub serial: bool,
     stages: u32,
 }
 
-/// Values of k that splits consist of.
+/// Splits consist of whole groups of this many values of k.
 const DEPTH: u32 = 64;
 
 impl MatmulTile {
-    /// All of them. Every one gives the same bits.
+    /// All kernels. They all give the same bits.
     pub const ALL: [Self; 6] = [
         Self { kernel: "matmul_8", rows: 8, n: 64, threads: 128, serial: false, stages: 6 },
         Self { kernel: "matmul_16", rows: 16, n: 64, threads: 128, serial: false, stages: 5 },
@@ -66,7 +66,7 @@ impl MatmulTile {
         Self { kernel: "matmul_128_serial", rows: 128, n: 128, threads: 256, serial: true, stages: 3 },
     ];
 
-    /// The one for `rows` token rows by a weight of `[n, k]`, on a GPU of `multiprocessors`.
+    /// The kernel for `rows` token rows by a weight of `[n, k]`, on a GPU of `multiprocessors`.
     #[must_use]
     pub fn choose(rows: u32, n: u32, k: u32, multiprocessors: u32) -> Self {
         let [t8, t16, t32, t64, t128, serial] = Self::ALL;
@@ -75,15 +75,16 @@ impl MatmulTile {
             9..=16 => t16,
             17..=32 => t32,
             33..=64 => t64,
-            // Where nothing is split the serial one has nothing to do for it.
+            // If nothing is split, the serial kernel has no advantage.
             _ if splits(n, k) == 1 => t128,
-            // Blocks enough without splits: then nothing has to go through memory to be added.
+            // There are enough blocks without splits. The serial kernel then adds splits in registers instead of through
+            // memory.
             _ if rows.div_ceil(128) * n.div_ceil(128) >= multiprocessors => serial,
             _ => t128,
         }
     }
 
-    /// Dynamic shared memory, in bytes.
+    /// The bytes of dynamic shared memory.
     #[must_use]
     pub const fn shared_bytes(&self) -> u32 {
         self.stages * (self.n + self.rows) * DEPTH * 2
@@ -95,22 +96,23 @@ impl MatmulTile {
         [rows.div_ceil(self.rows), n.div_ceil(self.n), if self.serial { 1 } else { splits(n, k) }]
     }
 
-    /// f32 values of the workspace `partial`.
+    /// The number of f32 values that the kernel needs of the workspace `partial`.
     #[must_use]
     pub fn partial_values(&self, rows: u32, n: u32, k: u32) -> usize {
         let [x, y, z] = self.grid(rows, n, k);
         if z == 1 { 0 } else { x as usize * y as usize * z as usize * (self.rows * self.n) as usize }
     }
 
-    /// Counters of the workspace `arrived`.
+    /// The number of counters that the kernel needs of the workspace `arrived`.
     #[must_use]
     pub fn counters(&self, rows: u32, n: u32) -> usize {
         rows.div_ceil(self.rows) as usize * n.div_ceil(self.n) as usize
     }
 }
 
-/// Into how many parts the sums over k of a weight of `[n, k]` are cut: part of what they are, so a function of the weight's shape
-/// alone. As many as give a GPU 320 tiles of 64 rows, of at least 256 values each, and 8 at most.
+/// Into how many parts the sums over k are cut for a weight of `[n, k]`. The sums depend on it, so it is a function of the
+/// weight's shape alone. There are as many parts as are needed for 320 tiles of 64 rows, but at most 8, and each has at
+/// least 256 values.
 #[must_use]
 pub fn splits(n: u32, k: u32) -> u32 {
     let depths = k.div_ceil(DEPTH).max(1);

@@ -1,25 +1,25 @@
-//! A kernel to be launched, as data.
+//! The launch of a kernel, as data.
 
 use crate::device::BufferId;
 
-/// Memory that a kernel is given, by what it is; the device knows where it lies.
+/// Memory that a kernel is given, named by what it is for. The device knows its address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// Nothing: a null pointer.
+    /// No memory: a null pointer.
     Null,
-    /// A buffer, from its start.
+    /// A buffer, from its start on.
     Buffer(BufferId),
     /// The step's packed inputs, from this word on.
     Inputs(usize),
-    /// The rows selected for a gather.
+    /// The rows that were selected for a gather.
     Selection,
     /// The KV cache, from this byte on.
     Cache(usize),
-    /// Partial sums of a kernel that is split.
+    /// The partial sums of a split kernel.
     Partial,
-    /// Counters of a kernel that is split: zeroes between launches.
+    /// The counters of a split kernel, which are zero between launches.
     Arrived,
-    /// The chosen tokens of the last selection, and what they are chosen by.
+    /// The chosen tokens of the last selection, and the parameters they are chosen by.
     Choice(usize),
 }
 
@@ -32,21 +32,21 @@ pub enum Argument {
     U32(u32),
     /// A number of 64 bits.
     U64(u64),
-    /// A number.
+    /// A floating point number of 32 bits.
     F32(f32),
 }
 
-/// One launch.
+/// One launch of a kernel.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Launch {
     /// The kernel's name.
     pub kernel: &'static str,
-    /// Blocks of threads.
+    /// The number of blocks of threads.
     pub grid: [u32; 3],
-    /// Threads a block.
+    /// The number of threads per block.
     pub block: u32,
-    /// Dynamic shared memory of a block, in bytes.
+    /// The bytes of dynamic shared memory of a block.
     pub shared: u32,
-    /// Arguments in the kernel's order.
+    /// The arguments in the kernel's order.
     pub arguments: Vec<Argument>,
 }

@@ -1,8 +1,8 @@
-//! The shared libraries of CUDA: where they are found, and whether they have what is called.
+//! The shared libraries of CUDA: where they are found, and whether they have the functions that are called.
 //!
-//! cudarc loads them when they are first called, and panics where one is missing; so each is asked for here before. A
-//! library outside the loader's path is opened by its absolute path and kept: the loader then gives that one to whoever
-//! asks for its name.
+//! cudarc loads a library when it is first called, and panics if it is missing. Each library is therefore looked for here
+//! first. A library outside the loader's path is opened by its absolute path and kept open, so that the loader returns it
+//! to anyone who asks for its name.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -15,17 +15,17 @@ use super::error::CudaError;
 /// A library that the CUDA device calls.
 pub struct SharedLibrary {
     name: &'static str,
-    /// The stem that cudarc looks for.
+    /// The stem of the file name that cudarc looks for.
     stem: &'static str,
-    /// The file to open by path where the loader does not know it.
+    /// The file that is opened by its path if the loader does not find the library.
     file: Option<&'static str>,
-    /// How the files begin that it needs beside it.
+    /// The beginning of the names of files that the library needs beside it.
     needs: Option<&'static str>,
     symbols: &'static [&'static str],
     hint: &'static str,
 }
 
-/// The driver's own.
+/// The library of the driver.
 pub const DRIVER: SharedLibrary = SharedLibrary {
     name: "libcuda",
     stem: "cuda",
@@ -77,7 +77,7 @@ pub const DRIVER: SharedLibrary = SharedLibrary {
     hint: "install the NVIDIA driver (580 or newer), or run with --device cpu",
 };
 
-/// The compiler of the kernels.
+/// The library of the compiler of the kernels.
 pub const NVRTC: SharedLibrary = SharedLibrary {
     name: "libnvrtc",
     stem: "nvrtc",
@@ -96,7 +96,7 @@ pub const NVRTC: SharedLibrary = SharedLibrary {
     hint: "install the CUDA 13.0 toolkit, or `pip install nvidia-cuda-nvrtc==13.0.88`; CUDA_HOME or VIRTUAL_ENV says where",
 };
 
-/// Matrix products whose sums depend on the rows of a step.
+/// The library of matrix products whose sums depend on the number of rows of a step.
 pub const CUBLASLT: SharedLibrary = SharedLibrary {
     name: "libcublasLt",
     stem: "cublasLt",
@@ -120,16 +120,16 @@ pub const CUBLASLT: SharedLibrary = SharedLibrary {
 };
 
 impl SharedLibrary {
-    /// Finds it and everything of it that is called, so that no later call can fail to.
+    /// Finds the library and every function of it that is called, so that no later call can fail for lack of one.
     ///
     /// # Errors
     ///
-    /// [`CudaError::NoLibrary`], [`CudaError::OldLibrary`].
+    /// [`CudaError::NoLibrary`] or [`CudaError::OldLibrary`].
     pub fn require(&self) -> Result<(), CudaError> {
         self.require_some(self.symbols)
     }
 
-    /// Finds it, and some functions of it.
+    /// Finds the library and some functions of it.
     ///
     /// # Errors
     ///
@@ -137,12 +137,12 @@ impl SharedLibrary {
     pub fn require_some(&self, symbols: &[&'static str]) -> Result<(), CudaError> {
         let library = self.open()?;
         for &symbol in symbols {
-            // SAFETY: only its address is asked for.
+            // SAFETY: only the address of the symbol is asked for.
             if unsafe { library.get::<*const ()>(symbol.as_bytes()) }.is_err() {
                 return Err(CudaError::OldLibrary { name: self.name, symbol, hint: self.hint });
             }
         }
-        // Kept for ever: cudarc's own handle is then this very library.
+        // The library stays open for ever, so that cudarc's own handle refers to this same library.
         std::mem::forget(library);
         Ok(())
     }
@@ -171,14 +171,15 @@ impl SharedLibrary {
         Err(CudaError::NoLibrary { name: self.name, looked, hint: self.hint })
     }
 
-    /// The names that cudarc tries, in its order.
+    /// Opens the library under the names that cudarc tries, in its order.
     fn known_to_loader(&self) -> Option<Library> {
         let names = cudarc::get_lib_name_candidates(self.stem);
-        // SAFETY: opening one of CUDA's libraries runs nothing but its own initialisers.
+        // SAFETY: opening one of CUDA's libraries runs only its own initialisers.
         names.iter().find_map(|name| unsafe { Library::new(name) }.ok())
     }
 
-    /// Opens it out of a directory, and what it needs before it, for everyone and for ever.
+    /// Opens the library from a directory, after the files that it needs. All are visible to everyone and stay open for
+    /// ever.
     fn keep_from(&self, dir: &Path) -> bool {
         let Some(path) = self.file.map(|file| dir.join(file)).filter(|path| path.exists()) else {
             return false;
@@ -187,7 +188,7 @@ impl SharedLibrary {
         let needed =
             |name: &OsStr| self.needs.is_some_and(|begins| name.to_string_lossy().starts_with(begins));
         for name in names.filter(|name| needed(name)) {
-            // Where it does not open, the library says so itself.
+            // If this one does not open, opening the library itself fails.
             let _ = open_for_all(&dir.join(name));
         }
         open_for_all(&path)
@@ -207,8 +208,8 @@ fn open_for_all(_: &Path) -> bool {
     false
 }
 
-/// The directories that libraries are looked for in, beside the loader's own path: those of `CUDA_HOME` and `CUDA_PATH`,
-/// of the usual toolkit, and what pip puts beside the Pythons of this environment.
+/// The directories in which libraries are looked for besides the loader's own path: those of `CUDA_HOME` and `CUDA_PATH`,
+/// of the usual toolkit, and those that pip installs for the Pythons of this environment.
 #[must_use]
 pub fn directories() -> Vec<PathBuf> {
     let mut found = Vec::new();
@@ -220,7 +221,7 @@ pub fn directories() -> Vec<PathBuf> {
     found
 }
 
-/// The directories of CUDA's headers, found likewise.
+/// The directories of CUDA's headers, which are found in the same way.
 #[must_use]
 pub fn include_directories() -> Vec<PathBuf> {
     let roots = toolkits().into_iter().chain(wheels());
@@ -235,7 +236,7 @@ fn toolkits() -> Vec<PathBuf> {
     named.chain([PathBuf::from("/usr/local/cuda")]).collect()
 }
 
-/// `nvidia/cu13` of every site-packages near by.
+/// The directories `nvidia/cu13` of all site-packages that `VIRTUAL_ENV`, `CONDA_PREFIX`, `PATH` and `HOME` lead to.
 fn wheels() -> BTreeSet<PathBuf> {
     let environments =
         ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(std::env::var_os).map(PathBuf::from);
@@ -246,7 +247,7 @@ fn wheels() -> BTreeSet<PathBuf> {
     prefixes.chain(home).flat_map(|prefix| site_packages(&prefix)).collect()
 }
 
-/// The prefixes of a program at every step of its links, and where they end.
+/// The installation prefixes of a program: one for each step along its links, and one for the file at their end.
 fn prefixes(program: &Path) -> Vec<PathBuf> {
     let target = |link: &PathBuf| Some(link.parent()?.join(std::fs::read_link(link).ok()?));
     let steps = std::iter::successors(Some(program.to_owned()), target).take(16);

@@ -1,4 +1,4 @@
-//! Compiled kernels on a GPU, by name.
+//! The compiled kernels that are loaded on a GPU, by name.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -10,25 +10,25 @@ use super::backend::ReadyLaunch;
 use super::driver::Gpu;
 use super::error::{CudaError, Doing};
 
-/// Dynamic shared memory that a kernel may have without being allowed more: 48 KiB less its static shared memory, which is
-/// under 1 KiB wherever there is any dynamic.
+/// The bytes of dynamic shared memory that a kernel may have without being allowed more: 48 KiB less its static shared
+/// memory, which is under 1 KiB in every kernel that has dynamic shared memory.
 const PLAIN_SHARED: u32 = 47 << 10;
 
-/// Kernels that were loaded.
+/// The kernels that were loaded.
 pub(super) struct Loaded {
     by_name: HashMap<&'static str, Kernel>,
-    /// Whether each kernel is set up while the one before it still runs: they wait for each other themselves.
+    /// Whether each kernel is set up while the one before it still runs. The kernels themselves wait for each other.
     overlap: bool,
 }
 
 struct Kernel {
     function: CudaFunction,
-    /// Dynamic shared memory it may have.
+    /// The bytes of dynamic shared memory that it may have.
     allowed: u32,
 }
 
 impl Loaded {
-    /// None yet.
+    /// A set without kernels.
     pub fn new(gpu: &Gpu, overlap: bool) -> Self {
         Self { by_name: HashMap::new(), overlap: overlap && gpu.capability() >= (9, 0) }
     }
@@ -45,8 +45,8 @@ impl Loaded {
 
     /// # Safety
     ///
-    /// The arguments are those of the kernel's list, and what it reads and writes through them is memory that stays until
-    /// it is done.
+    /// The arguments are those that the kernel takes, and the memory that it reads and writes through them lives until it
+    /// is done.
     pub unsafe fn launch(&mut self, gpu: &Gpu, launch: &ReadyLaunch) -> Result<(), CudaError> {
         let Some(kernel) = self.by_name.get_mut(launch.kernel) else {
             return Err(CudaError::NoKernel { kernel: launch.kernel.to_owned() });
@@ -73,7 +73,7 @@ impl Loaded {
     }
 }
 
-/// Most arguments of a kernel.
+/// The greatest number of arguments of a kernel.
 const MOST_ARGUMENTS: usize = 16;
 
 /// Pointers to a launch's arguments.
@@ -106,7 +106,7 @@ impl Arguments {
 
 /// # Safety
 ///
-/// That of a launch.
+/// The same as for a launch.
 unsafe fn launch_overlapped(
     gpu: &Gpu,
     function: sys::CUfunction,

@@ -1,7 +1,7 @@
-//! From operations to kernel launches, as a function of shapes alone.
+//! Turns operations into kernel launches, as a function of shapes alone.
 //!
-//! What is launched for a row does not depend on the rows beside it in a way that shows in a bit: which of the matrix
-//! kernels runs is chosen by the number of rows, and they all sum in one order; `splits` is a function of the weight alone.
+//! The rows beside a row do not change a bit of its result. The number of rows decides which of the matrix kernels runs,
+//! but all of them sum in the same order. `splits` is a function of the weight alone.
 
 use pagedraft_attention::cuda::AttentionShape;
 
@@ -17,54 +17,54 @@ use crate::kv::KvRef;
 
 use Argument::{At, F32, U32, U64};
 
-/// What a buffer is, as far as kernels care.
+/// The shape of a buffer, as kernels see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
     /// Activations in f32.
     Full {
-        /// Rows.
+        /// The number of rows.
         rows: usize,
-        /// Values a row.
+        /// The number of values per row.
         width: usize,
     },
     /// Activations in the dtype of the weights.
     Working {
-        /// Rows.
+        /// The number of rows.
         rows: usize,
-        /// Values a row.
+        /// The number of values per row.
         width: usize,
     },
-    /// Norm weights, biases, rotations, in f32.
+    /// Norm weights, biases or rotations, in f32.
     Vector {
-        /// Values.
+        /// The number of values.
         len: usize,
     },
     /// A weight or an embedding, `[n, k]`, in the dtype of the weights.
     Matrix {
-        /// Rows.
+        /// The number of rows.
         n: usize,
-        /// Values a row.
+        /// The number of values per row.
         k: usize,
     },
 }
 
-/// The KV cache's shape, and the GPU's.
+/// The shape of the KV cache, and what launches depend on of the GPU.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Geometry {
-    /// Heads, block size and types of the attention kernels.
+    /// The heads, block size and types of the attention kernels.
     pub attention: AttentionShape,
-    /// Layers.
+    /// The number of layers.
     pub layers: usize,
-    /// Bytes from one KV block to the next.
+    /// The number of bytes from one KV block to the next.
     pub stride: usize,
-    /// Multiprocessors of the GPU.
+    /// The number of multiprocessors of the GPU.
     pub multiprocessors: u32,
     /// Where the step's inputs lie.
     pub inputs: InputLayout,
 }
 
 impl Geometry {
-    /// Bytes from one block to the next.
+    /// The number of bytes from one KV block to the next.
     #[must_use]
     pub fn block_stride(&self) -> usize {
         self.stride
@@ -74,24 +74,25 @@ impl Geometry {
 /// The shapes of a device's buffers, and what else launches depend on.
 #[derive(Clone, Copy, Debug)]
 pub struct Lowering<'a> {
-    /// The shape of the KV cache, and the GPU's.
+    /// The shape of the KV cache, and what launches depend on of the GPU.
     pub geometry: &'a Geometry,
     /// The shape of each buffer, by its handle.
     pub shapes: &'a [Shape],
     /// How attention is launched for the step that is bound, or for the graph's key.
     pub attention: AttentionLaunch,
-    /// Token rows that attention writes: those of the step that is bound, or of the graph's key.
+    /// The number of token rows that attention writes: those of the step that is bound, or of the graph's key.
     pub bound: usize,
-    /// Rows that can be selected, and that products have a workspace for.
+    /// The greatest number of rows that can be selected, and for which products have a workspace.
     pub most_rows: usize,
 }
 
 impl Lowering<'_> {
-    /// Appends the launches of an operation; none where it has no rows.
+    /// Appends the launches of an operation. An operation without rows has none.
     ///
     /// # Errors
     ///
-    /// More rows than a buffer of it has; a buffer that the operation cannot have in that place.
+    /// The operation has more rows than one of its buffers, or a buffer is not of the kind that the operation needs in that
+    /// place.
     pub fn lower(&self, op: &Op<BufferId>, launches: &mut Vec<Launch>) -> Result<(), ModelError> {
         let g = self.geometry;
         let mut push = |kernel, grid: [usize; 3], block, shared, arguments: &[Argument]| {
@@ -188,7 +189,7 @@ impl Lowering<'_> {
                     at(q),
                     at(out),
                     cache,
-                    // An item counts its blocks from the start of the inputs.
+                    // An item counts the position of its blocks from the start of the inputs.
                     input(0),
                     input(g.inputs.items()),
                     input(g.inputs.num_items()),
@@ -230,7 +231,7 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    /// The shape of a product, its operands found to have it.
+    /// The shape of a product, after checking that its operands have it.
     ///
     /// # Errors
     ///
@@ -271,7 +272,7 @@ impl Lowering<'_> {
         Ok(At(Place::Cache(layer * self.geometry.attention.part_bytes())))
     }
 
-    /// Width of f32 activations that have `rows` rows.
+    /// The width of f32 activations, which must have at least `rows` rows.
     fn full(&self, buffer: BufferId, rows: usize) -> Result<usize, ModelError> {
         match self.shape(buffer)? {
             Shape::Full { rows: limit, width } => within(rows, limit).map(|()| width),
@@ -279,7 +280,7 @@ impl Lowering<'_> {
         }
     }
 
-    /// Width of activations in the dtype of the weights that have `rows` rows.
+    /// The width of activations in the dtype of the weights, which must have at least `rows` rows.
     fn working(&self, buffer: BufferId, rows: usize) -> Result<usize, ModelError> {
         match self.shape(buffer)? {
             Shape::Working { rows: limit, width } => within(rows, limit).map(|()| width),
@@ -306,7 +307,7 @@ fn within(rows: usize, limit: usize) -> Result<(), ModelError> {
     if rows <= limit { Ok(()) } else { Err(ModelError::StepTooLarge { rows, limit }) }
 }
 
-/// Refuses a buffer whose rows have another length than the operation gives them.
+/// Refuses a buffer whose rows do not have the length that the operation needs.
 fn same(found: usize, wanted: usize) -> Result<(), ModelError> {
     if found == wanted {
         return Ok(());

@@ -1,4 +1,4 @@
-//! How much of a GPU's memory a model takes, known before any of it is taken.
+//! Computes how much of a GPU's memory a model takes, before any of it is allocated.
 
 use super::attention_work::AttentionWork;
 use super::blas;
@@ -9,25 +9,25 @@ use super::options::CudaOptions;
 use super::workspace::Workspace;
 use crate::checkpoint::ModelConfig;
 
-/// Bytes that a model takes on a device, but for its graphs, the code of its kernels, and what the driver rounds each piece
-/// up to.
+/// The bytes that a model takes on a device, not counting its graphs, the code of its kernels, and what the driver adds by
+/// rounding each piece up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryNeed {
-    /// Bytes of its weights.
+    /// The bytes of its weights.
     pub weights: u64,
-    /// Bytes of its KV arena.
+    /// The bytes of its KV arena.
     pub kv_cache: u64,
-    /// Bytes of the buffers of a step.
+    /// The bytes of the buffers of a step.
     pub step: u64,
 }
 
 impl MemoryNeed {
-    /// What a device of these options takes for a model on a GPU of so many multiprocessors. `kv_cache` is what its KV arena
-    /// takes in bytes: 0 for a second model in the arena of the first.
+    /// The need of a model on a device with these options, on a GPU of `multiprocessors`. `kv_cache` is the number of bytes
+    /// of its KV arena, which is 0 for a second model in the arena of the first.
     ///
     /// # Errors
     ///
-    /// A model or dtype without kernels.
+    /// There are no kernels for the model or the dtype.
     pub fn of(
         config: &ModelConfig,
         options: &CudaOptions,
@@ -40,7 +40,7 @@ impl MemoryNeed {
             let values: u64 = shape.iter().map(|&n| n as u64).product();
             values * if shape.len() == 1 { full } else { working }
         };
-        // A tied embedding is there once.
+        // A tied embedding is counted once.
         let tensors: u64 = c.tensors().iter().map(|(_, shape)| of_tensor(shape)).sum();
         let rotations = options.max_model_len as u64 * c.head_dim as u64 * full;
 
@@ -48,7 +48,7 @@ impl MemoryNeed {
         let (q, qkv) = (c.q_size() as u64, c.q_size() as u64 + 2 * c.kv_size() as u64);
         let row = hidden * full + (hidden + qkv + 2 * q + 3 * inner) * working;
         let logit_row = hidden * (full + working) + c.vocab_size as u64 * full;
-        // The number of blocks decides nothing about the memory of a step.
+        // The memory of a step does not depend on the number of blocks.
         let work = AttentionWork::of(c, options, 0, multiprocessors)?;
         let (hidden, inner) = (c.hidden_size, c.intermediate_size);
         let weights = [
@@ -72,7 +72,7 @@ impl MemoryNeed {
         Ok(Self { weights: tensors + rotations, kv_cache, step })
     }
 
-    /// All of it.
+    /// The bytes of all parts together.
     #[must_use]
     pub fn total(&self) -> u64 {
         self.weights + self.kv_cache + self.step

@@ -1,28 +1,28 @@
 //! An NVIDIA GPU as a [`Device`](crate::Device).
 //!
-//! One binary runs everywhere: CUDA's libraries are looked for when a GPU is asked for ([`probe`]), and whatever is missing is
-//! an error that says what brings it. Kernels are compiled for the GPU found, once ([`CubinCache`]).
+//! One binary runs everywhere. CUDA's libraries are looked for when a GPU is asked for ([`probe`]), and an error about a
+//! missing one says how to get it. Kernels are compiled once for the GPU that is found ([`CubinCache`]).
 //!
 //! # What it promises
 //!
-//! - **A row's bits are a function of the row.** The same kernels as everywhere in this program's own sources do all matrix
-//!   products, with the sums over k cut by the weight's shape alone, so that a row gives the same alone, in a batch, padded in a
-//!   graph. With `deterministic` off, products are cuBLASLt's, which picks kernels by the number of rows.
-//! - **What a step needs goes over in one copy** ([`InputLayout`]), and what is chosen comes back as token ids; logits stay
-//!   where they are unless somebody reads them.
-//! - **What is greater than a buffer is refused.** Rows and widths of every operation are compared with its buffers before it is
-//!   launched. [`Runner`](crate::Runner) makes sure that token ids and positions are the model's.
-//! - **What has no kernels is refused by name**: several KV groups, sliding windows, rows held between steps.
-//! - **Padding touches nothing.** A pad row of a graph has slot -1 and no item of attention.
-//! - **Nothing panics for want of a library**, and every error of the driver becomes a [`CudaError`]. A kernel's fault is told
-//!   by the next read, and is final: the context is lost.
+//! - **A row's bits are a function of the row.** All matrix products are done by kernels of this program's own sources, which cut the
+//!   sums over k by the weight's shape alone. A row therefore gives the same bits alone, in a batch, and padded in a graph. With
+//!   `deterministic` off, products are done by cuBLASLt, which picks kernels by the number of rows.
+//! - **The inputs of a step are sent in one copy** ([`InputLayout`]), and the chosen tokens come back as token ids. Logits stay on
+//!   the GPU unless somebody reads them.
+//! - **Rows that do not fit a buffer are refused.** Rows and widths of every operation are compared with its buffers before it is
+//!   launched. [`Runner`](crate::Runner) makes sure that token ids and positions are within the model's range.
+//! - **Models without kernels are refused by name**: those with several KV groups, sliding windows, or rows held between steps.
+//! - **Padding touches nothing.** A pad row of a graph has slot -1 and belongs to no item of attention.
+//! - **Nothing panics because a library is missing**, and every error of the driver becomes a [`CudaError`]. A kernel's fault is
+//!   reported by the next read, and is final: the context is lost.
 //!
 //! # How it is made
 //!
-//! Operations are [lowered](Lowering) to [launches](Launch) by a function of shapes alone; a [`CudaDevice`] puts them on a
-//! [`Backend`]: the GPU, or in tests an emulator that runs the same sources over host memory.
+//! Operations are [lowered](Lowering) to [launches](Launch) by a function of shapes alone. A [`CudaDevice`] puts the
+//! launches on a [`Backend`], which is the GPU, or in tests an emulator that runs the same sources over host memory.
 //!
-//! It is one thread's at a time: a device is moved between threads, never shared.
+//! One thread uses a device at a time: it may be moved between threads, but is never shared.
 
 mod arena;
 mod attention_work;

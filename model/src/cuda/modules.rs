@@ -1,4 +1,4 @@
-//! The kernels of a model, compiled for a GPU.
+//! Compiles and loads the kernels of a model for a GPU.
 
 use pagedraft_attention::cuda::{self as attention, AttentionShape, Element, Source, nvrtc};
 
@@ -15,7 +15,7 @@ use crate::checkpoint::{Dtype, ModelConfig};
 ///
 /// # Errors
 ///
-/// A model or dtype that there are no kernels for.
+/// There are no kernels for the model or the dtype.
 pub fn attention_shape(config: &ModelConfig, options: &CudaOptions) -> Result<AttentionShape, CudaError> {
     let act = match options.dtype {
         Dtype::F16 => Element::F16,
@@ -30,13 +30,13 @@ pub fn attention_shape(config: &ModelConfig, options: &CudaOptions) -> Result<At
         .map_err(|e| CudaError::Unsupported { what: format!("{e}; --device cpu runs it") })
 }
 
-/// Every source that a device runs.
+/// All sources that a device runs.
 #[must_use]
 pub fn sources() -> Vec<Source> {
     attention::SOURCES.iter().chain(SOURCES).copied().collect()
 }
 
-/// Compiles what the cache lacks, and loads all of it.
+/// Compiles the sources that the cache lacks, and loads all kernels.
 pub(super) fn load(
     gpu: &Gpu,
     cache: &CubinCache,
@@ -46,7 +46,7 @@ pub(super) fn load(
     let shape = attention_shape(config, options)?;
     let mut kernels = Loaded::new(gpu, options.overlap);
     let (arch, more) = (gpu.arch(), shape.defines());
-    // What the compiler is always given decides what comes out just as well.
+    // The options that the compiler is always given also decide what is compiled, so they belong to the key.
     let all: Vec<String> = nvrtc::OPTIONS.iter().map(ToString::to_string).chain(more.clone()).collect();
     NVRTC.require()?;
     for source in sources() {

@@ -1,4 +1,4 @@
-//! What a device on a GPU is built from.
+//! The options of a device on a GPU.
 
 use super::error::CudaError;
 use crate::checkpoint::{Dtype, ModelConfig};
@@ -9,24 +9,24 @@ pub enum KvStorage {
     /// The type of the weights.
     #[default]
     Model,
-    /// 8 bits (e4m3) with an f32 scale a token and head.
+    /// Numbers of 8 bits (e4m3), with an f32 scale for each token and head.
     Fp8,
 }
 
-/// What a device on a GPU is built from.
+/// The options of a device on a GPU.
 #[derive(Clone, Copy, Debug)]
 pub struct CudaOptions {
-    /// Type of weights and of what goes into matrix products: bfloat16 or float16.
+    /// The type of the weights and of the operands of matrix products: bfloat16 or float16.
     pub dtype: Dtype,
-    /// Type of keys and values.
+    /// The type of keys and values.
     pub kv: KvStorage,
-    /// Tokens a KV block.
+    /// The number of tokens per KV block.
     pub block_size: u32,
-    /// Greatest number of token rows in a step.
+    /// The greatest number of token rows in a step.
     pub token_rows: usize,
-    /// Greatest number of rows whose logits are computed at a time.
+    /// The greatest number of rows whose logits are computed at a time.
     pub logit_rows: usize,
-    /// Positions a sequence may have.
+    /// The greatest number of positions of a sequence.
     pub max_model_len: usize,
     /// Whether a row's bits are a function of the row alone. If not, products are computed by cuBLASLt.
     pub deterministic: bool,
@@ -35,14 +35,14 @@ pub struct CudaOptions {
 }
 
 impl CudaOptions {
-    /// Rows that can be selected, and that products have a workspace for.
+    /// The greatest number of rows that can be selected, and for which products have a workspace.
     #[must_use]
     pub fn most_rows(&self) -> usize {
         self.token_rows.max(self.logit_rows)
     }
 }
 
-/// Bytes of one layer's part of a KV block: the keys and values of each head, then the scales of both.
+/// The bytes of one layer's part of a KV block: the keys and values of each head, then the scales of both.
 #[must_use]
 pub fn part_bytes(config: &ModelConfig, dtype: Dtype, kv: KvStorage, block_size: u32) -> usize {
     let (element, scales) = match kv {
@@ -55,11 +55,11 @@ pub fn part_bytes(config: &ModelConfig, dtype: Dtype, kv: KvStorage, block_size:
 /// The most tokens that a vocabulary may have, because top-p adds up their weights in 64 bits.
 const MOST_TOKENS: usize = 1 << 18;
 
-/// Refuses what there are no kernels for, in an engine for sequences of up to `max_model_len` positions.
+/// Refuses options for which there are no kernels, in an engine for sequences of up to `max_model_len` positions.
 ///
 /// # Errors
 ///
-/// What was asked for, and what there are kernels for.
+/// The error says what was asked for, and what there are kernels for.
 pub fn check(
     config: &ModelConfig,
     dtype: Dtype,
@@ -105,7 +105,8 @@ pub fn check(
         ("intermediate_size", config.intermediate_size),
         ("vocab_size", config.vocab_size),
     ] {
-        // The head's output is f32, of which four are written at once; other widths are copied in eights.
+        // The head's output is f32, of which four are written at once. Rows of other widths are copied in groups of eight
+        // values.
         let multiple = if name == "vocab_size" { 4 } else { 8 };
         if !width.is_multiple_of(multiple) {
             return refuse(format!(

@@ -1,4 +1,4 @@
-//! Page-locked host memory, from which copies run beside the CPU.
+//! Page-locked host memory, which the GPU can copy while the CPU does other work.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use cudarc::driver::{CudaContext, result, sys};
 use super::driver::Gpu;
 use super::error::{CudaError, Doing};
 
-/// `len` page-locked 32-bit words, zeroed. Whoever copies from or to it sees to the order: nothing here waits.
+/// `len` page-locked 32-bit words, zeroed. Nothing here waits: whoever copies from or to the words has to keep the order.
 #[derive(Debug)]
 pub(super) struct Pinned {
     at: *mut u32,
@@ -22,17 +22,17 @@ impl Pinned {
     pub fn new(gpu: &Gpu, len: usize) -> Result<Self, CudaError> {
         gpu.bind()?;
         let bytes = len.max(1) * size_of::<u32>();
-        // Not write-combined: it is read back as well.
-        // SAFETY: a fresh allocation.
+        // It is not write-combined, because it is read back as well.
+        // SAFETY: this is a fresh allocation.
         let at = unsafe { result::malloc_host(bytes, sys::CU_MEMHOSTALLOC_PORTABLE) };
         let at = at.doing("allocating page-locked memory")?.cast::<u32>();
-        // SAFETY: `bytes` bytes, ours.
+        // SAFETY: these are `bytes` bytes of the allocation above.
         unsafe { std::ptr::write_bytes(at.cast::<u8>(), 0, bytes) };
         Ok(Self { at, len, context: Arc::clone(gpu.context()) })
     }
 
     pub fn words(&self) -> &[u32] {
-        // SAFETY: `len` initialised words of ours.
+        // SAFETY: these are `len` initialised words that this value owns.
         unsafe { std::slice::from_raw_parts(self.at, self.len) }
     }
 
@@ -45,7 +45,7 @@ impl Pinned {
 impl Drop for Pinned {
     fn drop(&mut self) {
         self.context.record_err(self.context.bind_to_thread());
-        // SAFETY: allocated in `new`, freed once.
+        // SAFETY: the memory was allocated in `new` and is freed once.
         self.context.record_err(unsafe { result::free_host(self.at.cast()) });
     }
 }

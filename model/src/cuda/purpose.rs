@@ -1,20 +1,20 @@
-//! The purposes that memory of a GPU is allocated for.
+//! The purposes for which memory of a GPU is allocated.
 
 use std::fmt;
 
-/// What a piece of the GPU's memory is for.
+/// The purpose of a piece of the GPU's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// Weights of matrices and norms, and the table of rotations.
+    /// The weights of matrices and norms, and the table of rotations.
     Weights,
-    /// Keys and values of all KV blocks.
+    /// The keys and values of all KV blocks.
     KvCache,
-    /// Inputs, activations, logits and partial sums of the largest step.
+    /// The inputs, activations, logits and partial sums of the largest step.
     Step,
 }
 
 impl Purpose {
-    /// What a user can do when the GPU has too little memory for it.
+    /// What a user can do if the GPU has too little memory for it.
     #[must_use]
     pub fn remedy(self) -> &'static str {
         match self {

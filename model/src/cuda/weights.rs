@@ -1,22 +1,22 @@
-//! Weights on their way to the GPU: rounded to its dtype by all the CPU's cores, a piece at a time.
+//! Sends weights to the GPU. All the CPU's cores round them to the GPU's dtype, a piece at a time.
 //!
-//! They lie there as the checkpoint has them, row-major, for products and look-ups alike: an embedding that is the head's
-//! weight too is there once.
+//! They are stored as in the checkpoint, row-major, for products and for look-ups alike. An embedding that is the head's
+//! weight as well is therefore stored once.
 
 use half::{bf16, f16};
 
 use crate::checkpoint::{Dtype, Tensor};
 use crate::error::ModelError;
 
-/// Bytes that are rounded before they are sent.
+/// The number of bytes that are rounded before they are sent.
 const PIECE: usize = 64 << 20;
 
-/// Rounds the rows of `stacked`, each tensor `[.., k]`, one behind the other, and gives them to `send` with the byte they
-/// start at.
+/// Rounds the rows of the tensors in `stacked`, each of shape `[.., k]`, one tensor after the other. Gives them to `send`
+/// together with the byte at which they start.
 ///
 /// # Errors
 ///
-/// Tensors that do not stack, and those of `send`.
+/// The tensors do not stack, or `send` fails.
 pub(super) fn send_rows(
     stacked: &[Tensor<'_>],
     dtype: Dtype,
@@ -128,7 +128,7 @@ mod tests {
                     _ => f16::from_le_bytes(two).to_f32(),
                 })
                 .collect();
-            // Drawn weights are exact in both types.
+            // Drawn weights can be represented exactly in both types.
             assert_eq!(widened, values);
         }
         let other = [checkpoint.weight(0, Part::Gate).unwrap(), checkpoint.weight(0, Part::Down).unwrap()];

@@ -17,7 +17,7 @@ use crate::graph::GraphKey;
 use crate::kv::{PartShape, copied};
 use crate::step_inputs::StepInputs;
 
-/// Bytes at a multiple of which every KV block has to begin: kernels copy 16 at once.
+/// Every KV block has to begin at a multiple of this many bytes, because kernels copy 16 bytes at once.
 const ALIGNMENT: usize = 16;
 
 impl<B: Backend> Device for CudaDevice<B> {
@@ -124,7 +124,7 @@ impl<B: Backend> Device for CudaDevice<B> {
         let pool = (self.group.num_blocks, self.options.block_size);
         let packed = self.packer.pack(inputs, key, pool, (&self.work, longest), words)?;
         let items = match key {
-            // The graph was captured for the most items of its key.
+            // The graph was captured for the greatest number of items of its key.
             Some(key) => self.work.most_items(key.token_rows, longest),
             None => packed.items,
         };
@@ -137,7 +137,7 @@ impl<B: Backend> Device for CudaDevice<B> {
     }
 
     fn select(&mut self, rows: &[u32]) -> Result<(), ModelError> {
-        // Replays select the same rows every time.
+        // Replays of a graph select the same rows every time.
         if self.selected.get(..rows.len()) == Some(rows) {
             return Ok(());
         }
@@ -160,12 +160,13 @@ impl<B: Backend> Device for CudaDevice<B> {
     fn run(&mut self, ops: &[Op<BufferId>]) -> Result<(), ModelError> {
         self.lower(ops)?;
         self.backend.enter(Stage::Forward);
-        // SAFETY: `lower` gives kernels their lists, over buffers of this device that have the rows.
+        // SAFETY: `lower` gives kernels the arguments that they take, over buffers of this device that have the rows.
         unsafe { self.backend.run(&self.commands) }?;
         Ok(())
     }
 
-    /// Where a kernel has not run yet, the operations are run on padding first, which loads its code: a capture must not.
+    /// Runs the operations on padding first if one of the kernels has not run yet. This loads its code, which is not
+    /// allowed during a capture.
     fn capture(&mut self, ops: &[Op<BufferId>], key: GraphKey) -> Result<Captured<B::Graph>, ModelError> {
         self.bind(&StepInputs::default(), Some(key))?;
         self.select(&(0..key.token_rows).collect::<Vec<_>>())?;
@@ -176,7 +177,7 @@ impl<B: Backend> Device for CudaDevice<B> {
         };
         if self.commands.iter().any(cold) {
             self.backend.enter(Stage::Forward);
-            // SAFETY: `lower` gives kernels their lists, over buffers of this device that have the rows.
+            // SAFETY: `lower` gives kernels the arguments that they take, over buffers of this device that have the rows.
             unsafe { self.backend.run(&self.commands) }?;
             self.backend.fetch(self.selection, 1)?;
             self.warm.extend(self.commands.iter().filter_map(|command| match command {
@@ -205,7 +206,7 @@ impl<B: Backend> Device for CudaDevice<B> {
             return Err(ModelError::BadInputs { what });
         }
         self.backend.enter(Stage::Forward);
-        // SAFETY: this device captured it, on this backend.
+        // SAFETY: this device captured it, on this same backend.
         unsafe { self.backend.replay(&graph.graph) }?;
         Ok(())
     }
@@ -226,7 +227,8 @@ impl<B: Backend> Device for CudaDevice<B> {
             let arguments = vec![from, to, width as u64];
             let grid = [rows as u32, 1, 1];
             let launch = ReadyLaunch { kernel: "widen_rows", grid, block: 256, shared: 0, arguments };
-            // SAFETY: the kernel's list; `rows` rows are within the buffer and within what they are widened into.
+            // SAFETY: these are the arguments that the kernel takes, and `rows` rows lie within the buffer and within the
+            // memory that they are widened into.
             unsafe { self.backend.run(&[Command::Launch(launch)]) }?;
             from = to;
         }
@@ -299,7 +301,7 @@ impl<B: Backend> Device for CudaDevice<B> {
     }
 }
 
-/// The keys and values that the kernels are made for.
+/// The shape of the keys and values for which the kernels are compiled.
 fn heads(shape: &AttentionShape) -> PartShape {
     PartShape::Heads {
         heads: shape.heads() as usize,
@@ -313,6 +315,6 @@ fn unsupported<T>(what: String) -> Result<T, ModelError> {
 }
 
 fn as_floats(words: &[u32]) -> &[f32] {
-    // SAFETY: every pattern of 32 bits is an f32, of the same size and alignment.
+    // SAFETY: every pattern of 32 bits is an f32, which has the same size and alignment.
     unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), words.len()) }
 }

@@ -1,8 +1,8 @@
 //! An NVIDIA GPU as a [`Device`].
 //!
-//! Every buffer has one address for as long as the device lives. A step's inputs are packed on the host and go over in one
-//! copy; operations are [lowered](super::lowering) to launches over fixed addresses, and put on one stream. Nothing waits
-//! before something is read.
+//! Every buffer has one address for as long as the device lives. A step's inputs are packed on the host and sent in one
+//! copy. Operations are [lowered](super::lowering) to launches over fixed addresses and put on one stream. Nothing waits
+//! for the GPU until a result is read.
 
 mod interface;
 
@@ -31,10 +31,10 @@ use crate::device::{BufferId, Op};
 use crate::error::ModelError;
 use crate::graph::GraphKey;
 
-/// How many devices were made so far; a device's number is the count before it.
+/// The number of devices made so far. A device's number is the count before it.
 static DEVICES: AtomicU64 = AtomicU64::new(0);
 
-/// Operations that were captured, and the device and the shape they are for.
+/// Operations that were captured, with the device and the shape that they are for.
 #[derive(Debug)]
 pub struct Captured<G> {
     graph: G,
@@ -42,10 +42,10 @@ pub struct Captured<G> {
     key: GraphKey,
 }
 
-/// An NVIDIA GPU; with another `B`, the same over something that runs the kernels elsewhere.
+/// An NVIDIA GPU. With another `B`, the same device over a backend that runs the kernels elsewhere.
 pub struct CudaDevice<B: Backend = GpuBackend> {
     backend: B,
-    /// A number that no other device has, by which a graph knows its own.
+    /// A number that no other device has. A captured graph names its device by it.
     number: u64,
     options: CudaOptions,
     geometry: Geometry,
@@ -53,16 +53,18 @@ pub struct CudaDevice<B: Backend = GpuBackend> {
     shapes: Vec<Shape>,
     /// The address of each buffer, by its handle.
     addresses: Vec<u64>,
-    /// How the KV arena is cut into blocks, which of its groups is the model's, and where the arena lies.
+    /// How the KV arena is cut into blocks, which of its groups belongs to the model, and where the arena lies.
     arena: Arena,
     group: GroupArena,
     cache: u64,
     inputs: u64,
     selection: u64,
     choices: ChoiceTable,
-    /// Addresses of partial sums and counters of split kernels. Their memory is taken once all weights are known.
+    /// The addresses of the partial sums and counters of split kernels. Their memory is allocated once all weights are
+    /// known.
     workspace: Option<(u64, u64)>,
-    /// Where activations of the weights' dtype are widened to be read, and the number of values that fit.
+    /// The address where activations in the weights' dtype are widened before they are read, and the number of values that
+    /// fit there.
     widened: Option<(u64, usize)>,
     packer: Packer,
     /// The key that the inputs were padded to, their token rows, and how attention is launched for them.
@@ -74,17 +76,17 @@ pub struct CudaDevice<B: Backend = GpuBackend> {
     launches: Vec<Launch>,
     commands: Vec<Command>,
     chosen: Vec<u32>,
-    /// Kernels that have run already, so that their code is loaded.
+    /// Kernels that have run before, so that their code is loaded.
     warm: HashSet<&'static str>,
 }
 
 impl CudaDevice {
-    /// A device on a GPU that keeps its KV in group `group` of `arena`, and has no weights yet. Kernels that are not in the
-    /// user's cache are compiled. Several devices on a GPU run in turns.
+    /// A device on a GPU that keeps its KV in group `group` of `arena` and has no weights yet. Kernels that are not in the
+    /// user's cache are compiled. Several devices on one GPU run in turns.
     ///
     /// # Errors
     ///
-    /// A model or dtype without kernels, an arena without the group, or not enough memory.
+    /// There are no kernels for the model or the dtype, the arena lacks the group, or there is not enough memory.
     pub fn open_on(
         gpu: &Gpu,
         options: &CudaOptions,
@@ -98,7 +100,7 @@ impl CudaDevice {
         Self::on(GpuBackend::new(gpu.clone(), kernels, blas)?, options, config, arena, group)
     }
 
-    /// The GPU.
+    /// The GPU that the device runs on.
     #[must_use]
     pub fn gpu(&self) -> &Gpu {
         self.backend.gpu()
@@ -110,7 +112,7 @@ impl<B: Backend> CudaDevice<B> {
     ///
     /// # Errors
     ///
-    /// A model or dtype without kernels, an arena without the group, or not enough memory.
+    /// There are no kernels for the model or the dtype, the arena lacks the group, or there is not enough memory.
     pub fn on(
         mut backend: B,
         options: &CudaOptions,
@@ -167,7 +169,7 @@ impl<B: Backend> CudaDevice<B> {
         })
     }
 
-    /// The backend, to look into.
+    /// The backend, for inspection.
     pub fn backend(&mut self) -> &mut B {
         &mut self.backend
     }
@@ -176,19 +178,19 @@ impl<B: Backend> CudaDevice<B> {
     ///
     /// # Errors
     ///
-    /// A fault of the device, or of anything that ran before.
+    /// The device, or anything that ran before, has a fault.
     pub fn wait(&mut self) -> Result<(), ModelError> {
         self.backend.fetch(self.inputs, 1)?;
         Ok(())
     }
 
-    /// Address of the KV arena, which is that of block 0 of every group.
+    /// The address of the KV arena. Block 0 of every group begins there.
     #[must_use]
     pub fn cache(&self) -> u64 {
         self.cache
     }
 
-    /// The shape of its KV cache and of its inputs.
+    /// The shape of the KV cache and of the inputs.
     #[must_use]
     pub fn geometry(&self) -> &Geometry {
         &self.geometry
@@ -226,7 +228,7 @@ impl<B: Backend> CudaDevice<B> {
         }
     }
 
-    /// Takes the memory that split kernels share.
+    /// Allocates the memory that split kernels share.
     fn take_workspace(&mut self) -> Result<(), CudaError> {
         if self.workspace.is_some() {
             return Ok(());
@@ -277,7 +279,7 @@ impl<B: Backend> CudaDevice<B> {
         Ok(())
     }
 
-    /// The operation as a product of the vendor's library, where those are allowed and it is one.
+    /// The operation as a product of the vendor's library, if those are allowed and the operation is a product.
     fn product(&self, op: &Op<BufferId>, lowering: &Lowering<'_>) -> Result<Option<Command>, ModelError> {
         let Op::MatMul { x, matrix, bias: None, out, into, rows } = *op else { return Ok(None) };
         if self.options.deterministic || rows == 0 {
@@ -310,8 +312,8 @@ impl<B: Backend> CudaDevice<B> {
         unsafe { self.backend.run(&commands) }
     }
 
-    /// The address of so many f32 to widen into. Callers ask for all rows of a buffer at once, because a piece of memory that
-    /// was too small is not given back.
+    /// The address of memory into which so many f32 can be widened. Callers ask for all rows of a buffer at once, because
+    /// memory that turned out too small is not freed.
     fn take_widened(&mut self, values: usize) -> Result<u64, CudaError> {
         match self.widened {
             Some((at, has)) if has >= values => Ok(at),
@@ -324,7 +326,7 @@ impl<B: Backend> CudaDevice<B> {
     }
 }
 
-/// The dtype that a model runs in on a GPU where nothing is said: its own, or bfloat16 for float32.
+/// The dtype in which a model runs on a GPU if none is asked for: its own, or bfloat16 instead of float32.
 #[must_use]
 pub fn default_dtype(config: &ModelConfig) -> Dtype {
     match config.torch_dtype {

@@ -5,18 +5,19 @@ use super::*;
 
 const ROWS: usize = 8;
 const LOGIT_ROWS: usize = 3;
-/// Heads, key heads and values of a head.
+/// The numbers of heads, of key heads, and of values per head.
 const HEADS: (usize, usize, usize) = (4, 2, 16);
 const HIDDEN: usize = 24;
-/// Bytes from one block to the next, of which two layers leave some unused.
+/// The number of bytes from one block to the next. Two layers leave some of them unused.
 const STRIDE: usize = 5 * 1024;
 
 fn buffer(number: usize) -> BufferId {
     BufferId::new(number)
 }
 
-/// Buffers 0 to 8: the residual stream, its norm, qkv, q, the attended, a product's f32 output and a short one, gates, their product;
-/// 9 to 13: a weight, an embedding, a norm's weight, rotations, gate and up's weight.
+/// Buffers 0 to 8 are the residual stream, its norm, qkv, q, the output of attention, a product's f32 output, a short such
+/// output, the gates, and their product. Buffers 9 to 13 are a weight, an embedding, a norm's weight, the rotations, and
+/// the weight of gate and up.
 fn shapes() -> Vec<Shape> {
     let (heads, kv_heads, d) = HEADS;
     let (q, qkv) = (heads * d, (heads + 2 * kv_heads) * d);
@@ -38,7 +39,7 @@ fn shapes() -> Vec<Shape> {
     ]
 }
 
-/// One of every operation, of so many rows; and the most rows that it can have.
+/// One of every operation with so many rows, and the greatest number of rows that it can have.
 fn operations(rows: usize) -> Vec<(Op<BufferId>, usize)> {
     let b = buffer;
     let product = |matrix, out, into| Op::MatMul { x: b(1), matrix, bias: None, out, into, rows };
