@@ -15,7 +15,8 @@
 //! - **What has no kernels is refused by name**: several KV groups, sliding windows, rows held between steps.
 //! - **Padding touches nothing.** A pad row of a graph has slot -1 and no item of attention.
 //! - **Nothing panics for want of a library**, and every error of the driver becomes a [`CudaError`]. A kernel's fault is told
-//!   by the next read, and is final: the context is lost.
+//!   by the next read, and is final: the context is lost. With `PAGEDRAFT_CUDA_SYNC=1` in the environment every command outside a
+//!   graph is waited for, and the error names the kernel, its grid and its arguments (slow: for finding faults).
 //!
 //! # How it is made
 //!
@@ -63,8 +64,9 @@ pub use graph::CudaGraph;
 pub use inputs::{InputLayout, Packed, Packer};
 pub use launch::{Argument, Launch, Place};
 pub use library::{CUBLASLT, DRIVER, NVRTC, SharedLibrary, directories, include_directories};
+pub use loaded::KernelFacts;
 pub use lowering::{Geometry, Lowering, Shape};
 pub use memory_need::MemoryNeed;
-pub use modules::{attention_shape, sources};
+pub use modules::{attention_shape, modules, sources};
 pub use options::{CudaOptions, KvStorage, check, part_bytes};
 pub use purpose::Purpose;
