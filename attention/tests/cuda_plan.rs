@@ -113,16 +113,21 @@ fn one_long_sequence_is_shared_and_many_are_nearly_balanced() {
         let (metadata, starts) = metadata(rows, MaskKind::Causal);
         let mut plan = AttentionPlan::new();
         plan.plan(&shape(4), OPTIONS, &metadata, 0..rows.len(), &starts).unwrap();
-        // Taken in order by whoever is free first.
+        // Block x takes items x, x + at_once, and so on, as the kernel does.
         let mut ends = vec![0u32; OPTIONS.at_once as usize];
-        for item in plan.items() {
-            let first = ends.iter_mut().min().unwrap();
-            *first += item[6] - item[5];
+        for (i, item) in plan.items().iter().enumerate() {
+            ends[i % OPTIONS.at_once as usize] += item[6] - item[5];
         }
         let all: u32 = ends.iter().sum();
         f64::from(*ends.iter().max().unwrap()) / (f64::from(all) / f64::from(OPTIONS.at_once)).max(1.0)
     };
     assert!(longest(&[(8191, 1)]) <= 1.0, "spans of one sequence wait for each other");
+    assert!(
+        longest(&[(131_071, 1)]) < 1.1,
+        "1 sequence of 128K ends {} times late",
+        longest(&[(131_071, 1)])
+    );
+    assert!(longest(&[(32_767, 1); 8]) < 1.1, "8 of 32K end {} times late", longest(&[(32_767, 1); 8]));
     assert!(longest(&[(8191, 1); 64]) < 1.1, "64 sequences end {} times late", longest(&[(8191, 1); 64]));
     let mixed: Vec<(u32, u32)> = (0..50).map(|i| (100 + 300 * i, 1)).collect();
     assert!(longest(&mixed) < 1.1, "mixed lengths end {} times late", longest(&mixed));

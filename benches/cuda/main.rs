@@ -1,8 +1,11 @@
 //! Checks and times the CUDA device on one GPU, and prints a table at the end.
 //!
-//! Run it with `cargo bench --bench cuda [-- --only WORD,WORD]`, or with `scripts/h100.sh`, which adds PyTorch's figures if
-//! it can be imported. A word selects the sections whose names contain it. If there are several sections, each runs in a
-//! process of its own, because a kernel's fault makes the GPU unusable for the whole process.
+//! Run it with `cargo bench --bench cuda [-- --only WORD,WORD]`, or with `scripts/gpu.sh`, which ends each section after its time
+//! and adds PyTorch's figures if it can be imported. A word selects the sections whose names contain it. If there are several
+//! sections, each runs in a process of its own, because a kernel's fault makes the GPU unusable for the whole process.
+//!
+//! `--compile sm_90a` compiles the kernels into the user's cache (`XDG_CACHE_HOME`) for a GPU of that architecture, on a machine that
+//! need not have one, and does nothing else. `--present` says whether there is a GPU, and nothing else.
 //!
 //! Weights are drawn from a seed. Times are measured by the GPU's own events and are medians of some tens of steps. `wall`
 //! is the host's clock around a whole step, in which the chosen tokens are read back. Without the driver's library or
@@ -12,6 +15,9 @@
 mod data;
 #[path = "../support/flag.rs"]
 mod flag;
+mod kernels;
+#[path = "../../model/tests/launches/mod.rs"]
+mod launches;
 mod measure;
 mod sections;
 mod shapes;
@@ -34,6 +40,11 @@ fn main() {
         eprintln!("error: {why}");
         std::process::exit(2)
     });
+    let arch = flag("--compile", String::new());
+    if !arch.is_empty() {
+        kernels::compile(&arch);
+        return;
+    }
     match cuda::probe() {
         Ok(()) => {}
         Err(why) if no_gpu(&why) => {
@@ -44,6 +55,10 @@ fn main() {
             eprintln!("error: {why}");
             std::process::exit(1)
         }
+    }
+    if std::env::args().any(|word| word == "--present") {
+        println!("a GPU is here");
+        return;
     }
     let start = Instant::now();
     let mut table = Table::default();
@@ -75,7 +90,11 @@ fn no_gpu(why: &CudaError) -> bool {
 
 type Section = fn(&mut Table);
 
-const SECTIONS: [(&str, Section); 8] = [
+const SECTIONS: [(&str, Section); 12] = [
+    ("probe", kernels::probe),
+    ("rows", kernels::rows),
+    ("products", kernels::products),
+    ("heads", kernels::attention),
     ("checks", checks),
     ("0.6B decode", |table| measure::decode(table, &shapes::QWEN3_0_6B)),
     ("8B decode", |table| measure::decode(table, &shapes::LLAMA_8B)),

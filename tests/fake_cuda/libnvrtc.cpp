@@ -42,7 +42,7 @@ int nvrtcCompileProgram(Program *program, int count, const char *const *options)
     std::string base = getenv("FAKE_CUDA_OUT") + std::string(stem);
     std::ofstream(base + ".cpp") << text;
     program->library = base + ".so";
-    std::string command = "g++ -std=c++20 -O2 -ffp-contract=off -fno-strict-aliasing -w -shared -fPIC -fcf-protection=none -U_FORTIFY_SOURCE -include emulate.h " +
+    std::string command = "g++ -std=c++20 -O2 -ffp-contract=off -fno-strict-aliasing -w -shared -fPIC -fcf-protection=none -U_FORTIFY_SOURCE -Wl,-Bsymbolic -include emulate.h " +
                           std::string(getenv("FAKE_CUDA_INCLUDE")) + defines + " " + base + ".cpp -o " + program->library;
     return system(command.c_str()) ? 6 : 0;
 }

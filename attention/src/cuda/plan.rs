@@ -113,10 +113,10 @@ impl AttentionPlan {
 
     fn push(&mut self, options: PlanOptions, all_spans: u64, group: &Group) {
         let spans = group.spans();
-        // This is half of the spans that each block of threads gets on average. The long pieces, which are taken first,
-        // then end at about the same time.
-        let fair = (all_spans / (2 * u64::from(options.at_once.max(1)))).clamp(1, u64::from(spans)) as u32;
-        // The share of the slots that the group gets. The prefix needs one of them.
+        // An eighth of what each of the blocks of threads gets. A block takes every `at_once`th item whatever the others have done, so a
+        // first piece much longer than the rest would keep those that got two of them at work when the others have ended.
+        let fair = (all_spans / (8 * u64::from(options.at_once.max(1)))).clamp(1, u64::from(spans)) as u32;
+        // Its share of the slots, of which one is the prefix's.
         let slots = u64::from(options.max_slots) * u64::from(spans) / all_spans.max(1);
         let single = u64::from(spans - fair).min(slots.saturating_sub(1)) as u32;
         let prefix = spans - single;

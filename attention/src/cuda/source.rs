@@ -1,5 +1,7 @@
 //! The kernel sources of this crate, and how a source is put together with the headers it includes.
 
+use std::collections::HashSet;
+
 /// A file that sources include: its name and its text.
 pub type Header = (&'static str, &'static str);
 
@@ -32,6 +34,18 @@ impl Source {
         let mut whole = String::new();
         self.append(self.name, self.text, &mut Vec::new(), &mut whole);
         whole
+    }
+
+    /// Those of `defines` (`-DNAME=VALUE`) whose names the expanded source `text` has as a word. The others cannot change what is
+    /// compiled, so a kernel that knows nothing of heads is compiled once for models of all heads.
+    #[must_use]
+    pub fn defines_used(text: &str, defines: &[String]) -> Vec<String> {
+        let words: HashSet<&str> = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').collect();
+        let used = |define: &&String| {
+            let name = define.strip_prefix("-D").and_then(|rest| rest.split('=').next());
+            name.is_none_or(|name| words.contains(name))
+        };
+        defines.iter().filter(used).cloned().collect()
     }
 
     fn append(&self, name: &str, text: &str, done: &mut Vec<&'static str>, whole: &mut String) {
@@ -99,6 +113,20 @@ mod tests {
             for kernel in source.kernels.iter().filter(|kernel| !kernel.starts_with("attention_")) {
                 assert!(whole.contains(&format!("{kernel}(")), "{kernel}");
             }
+        }
+    }
+
+    #[test]
+    fn a_source_is_given_the_macros_that_it_names_and_options_that_are_no_macros() {
+        let defines = ["-DACT=bf16", "-DHEADS=4", "-DKV_HEADS=2", "--ptxas-options=-v"].map(str::to_owned);
+        let used = |text: &str| Source::defines_used(text, &defines);
+        assert_eq!(
+            used("u32 n = KV_HEADS * 2; ACT *x;"),
+            ["-DACT=bf16", "-DKV_HEADS=2", "--ptxas-options=-v"]
+        );
+        assert_eq!(used("nothing"), ["--ptxas-options=-v"]);
+        for source in SOURCES.iter().filter(|source| source.name != "copy_blocks.cu") {
+            assert_eq!(Source::defines_used(&source.expanded(), &defines), defines, "{}", source.name);
         }
     }
 

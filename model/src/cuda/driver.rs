@@ -91,7 +91,7 @@ unsafe fn driver_version() -> Result<i32, DriverError> {
     Ok(version)
 }
 
-fn nvrtc_version() -> Result<(i32, i32), CudaError> {
+pub(super) fn nvrtc_version() -> Result<(i32, i32), CudaError> {
     let (mut major, mut minor) = (0, 0);
     // SAFETY: the library was found, and it has this function.
     let asked = unsafe { nvrtc::sys::nvrtcVersion(&raw mut major, &raw mut minor) };

@@ -45,6 +45,14 @@ pub enum CudaError {
         /// The driver's error code.
         code: CUresult,
     },
+    /// A command went wrong, found out because every command was waited for (`PAGEDRAFT_CUDA_SYNC=1`).
+    #[error("{command}: {error}")]
+    After {
+        /// What ran.
+        command: String,
+        /// What was said when it was waited for.
+        error: Box<CudaError>,
+    },
     /// There is not enough of the GPU's memory.
     #[error(
         "{purpose} of the model: the GPU has no piece of {bytes} bytes (of its {total}, {free} are free); {}",
@@ -117,7 +125,7 @@ fn hint(code: CUresult) -> &'static str {
         | CUresult::CUDA_ERROR_MISALIGNED_ADDRESS
         | CUresult::CUDA_ERROR_LAUNCH_FAILED
         | CUresult::CUDA_ERROR_ILLEGAL_INSTRUCTION => {
-            "; a kernel went wrong, and the GPU's context is lost: compute-sanitizer tells which"
+            "; a kernel went wrong, and the GPU's context is lost: PAGEDRAFT_CUDA_SYNC=1 tells which, compute-sanitizer where in it"
         }
         CUresult::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH | CUresult::CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE => {
             "; the driver's parts are of different versions: restart after an update"

@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaEvent, result};
 
-use super::backend::{Backend, Command};
+use super::backend::{Backend, Command, ReadyLaunch};
 use super::blas::Blas;
 use super::clock::Clock;
 use super::driver::Gpu;
 use super::error::{CudaError, Doing};
 use super::graph::CudaGraph;
-use super::loaded::Loaded;
+use super::loaded::{KernelFacts, Loaded};
 use super::memory::DeviceMemory;
 use super::pinned::Pinned;
 use super::purpose::Purpose;
@@ -35,6 +35,8 @@ pub struct GpuBackend {
     clock: Clock,
     /// The stage that the clock counts time for.
     stage: Stage,
+    /// Whether every command outside a graph is waited for, so that a fault is told with the kernel that it happened in.
+    wait_for_each: bool,
 }
 
 /// Memory on a GPU that several devices on it use.
@@ -73,6 +75,7 @@ impl GpuBackend {
             fetched: None,
             clock: Clock::default(),
             stage: Stage::default(),
+            wait_for_each: std::env::var_os("PAGEDRAFT_CUDA_SYNC").is_some_and(|value| value != "0"),
         })
     }
 
@@ -80,6 +83,21 @@ impl GpuBackend {
     #[must_use]
     pub fn gpu(&self) -> &Gpu {
         &self.gpu
+    }
+
+    /// What became of a kernel, launched with so many threads a block and bytes of dynamic shared memory.
+    ///
+    /// # Errors
+    ///
+    /// No such kernel; a fault of the driver.
+    pub fn kernel_facts(
+        &mut self,
+        kernel: &str,
+        threads: u32,
+        shared: u32,
+    ) -> Result<KernelFacts, CudaError> {
+        self.gpu.bind()?;
+        self.kernels.facts(kernel, threads, shared)
     }
 
     /// Refuses a range that does not lie in a single piece of memory.
@@ -93,7 +111,7 @@ impl GpuBackend {
     /// # Safety
     ///
     /// The same as for [`run`](Backend::run).
-    unsafe fn issue(&mut self, commands: &[Command]) -> Result<(), CudaError> {
+    unsafe fn issue(&mut self, commands: &[Command], wait_for_each: bool) -> Result<(), CudaError> {
         for command in commands {
             match (command, &mut self.blas) {
                 // SAFETY: as the caller promises; memory stays until the backend is dropped, which waits.
@@ -105,6 +123,12 @@ impl GpuBackend {
                 (Command::Product { .. }, None) => {
                     return Err(CudaError::Unsupported { what: "cuBLASLt was not opened".to_owned() });
                 }
+            }
+            if wait_for_each {
+                self.gpu.wait().map_err(|error| CudaError::After {
+                    command: described(command),
+                    error: Box::new(error),
+                })?;
             }
         }
         Ok(())
@@ -235,7 +259,7 @@ impl Backend for GpuBackend {
         self.gpu.bind()?;
         self.clock.start(&self.gpu, self.stage)?;
         // SAFETY: as the caller promises.
-        let issued = unsafe { self.issue(commands) };
+        let issued = unsafe { self.issue(commands, self.wait_for_each) };
         self.took(issued)
     }
 
@@ -243,7 +267,7 @@ impl Backend for GpuBackend {
         self.gpu.wait()?;
         let gpu = self.gpu.clone();
         // SAFETY: as the caller promises.
-        CudaGraph::capture(&gpu, key, || unsafe { self.issue(commands) })
+        CudaGraph::capture(&gpu, key, || unsafe { self.issue(commands, false) })
     }
 
     fn graph_bytes(&self, graph: &CudaGraph) -> usize {
@@ -261,6 +285,20 @@ impl Backend for GpuBackend {
         // An error stays in the context, and the next fetch reports it.
         let _ = self.gpu.wait().and_then(|()| self.clock.settle());
         self.clock.take()
+    }
+}
+
+/// A command in words, for an error.
+fn described(command: &Command) -> String {
+    match command {
+        Command::Launch(ReadyLaunch { kernel, grid, block, shared, arguments }) => {
+            let arguments: Vec<String> = arguments.iter().map(|word| format!("{word:#x}")).collect();
+            let arguments = arguments.join(", ");
+            format!(
+                "kernel {kernel}, grid {grid:?}, {block} threads, {shared} bytes of shared memory, arguments {arguments}"
+            )
+        }
+        Command::Product { shape, .. } => format!("cuBLASLt's product of {shape:?}"),
     }
 }
 

@@ -9,10 +9,24 @@ use cudarc::nvrtc::Ptx;
 use super::backend::ReadyLaunch;
 use super::driver::Gpu;
 use super::error::{CudaError, Doing};
+use super::library::DRIVER;
 
 /// The bytes of dynamic shared memory that a kernel may have without being allowed more: 48 KiB less its static shared
 /// memory, which is under 1 KiB in every kernel that has dynamic shared memory.
 const PLAIN_SHARED: u32 = 47 << 10;
+
+/// What the compiler made of a kernel, and how much of it a multiprocessor runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KernelFacts {
+    /// Registers of a thread.
+    pub registers: i32,
+    /// Bytes of a thread that did not fit into registers.
+    pub local_bytes: i32,
+    /// Bytes of shared memory of a block, those given at the launch left out.
+    pub shared_bytes: i32,
+    /// Blocks that one multiprocessor runs at once.
+    pub blocks_at_once: u32,
+}
 
 /// The kernels that were loaded.
 pub(super) struct Loaded {
@@ -25,6 +39,19 @@ struct Kernel {
     function: CudaFunction,
     /// The bytes of dynamic shared memory that it may have.
     allowed: u32,
+}
+
+impl Kernel {
+    /// Lets it have so much dynamic shared memory.
+    fn allow(&mut self, shared: u32) -> Result<(), CudaError> {
+        if shared > self.allowed {
+            let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            let set = self.function.set_attribute(attribute, shared as i32);
+            set.doing("giving a kernel its shared memory")?;
+            self.allowed = shared;
+        }
+        Ok(())
+    }
 }
 
 impl Loaded {
@@ -43,6 +70,26 @@ impl Loaded {
         Ok(())
     }
 
+    /// What became of a kernel, launched with so many threads a block and bytes of dynamic shared memory.
+    pub fn facts(&mut self, kernel: &str, threads: u32, shared: u32) -> Result<KernelFacts, CudaError> {
+        DRIVER
+            .require_some(&["cuFuncGetAttribute", "cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags"])?;
+        let Some(kernel) = self.by_name.get_mut(kernel) else {
+            return Err(CudaError::NoKernel { kernel: kernel.to_owned() });
+        };
+        kernel.allow(shared)?;
+        let function = &kernel.function;
+        let doing = "looking at a kernel";
+        Ok(KernelFacts {
+            registers: function.num_regs().doing(doing)?,
+            local_bytes: function.local_size_bytes().doing(doing)?,
+            shared_bytes: function.shared_size_bytes().doing(doing)?,
+            blocks_at_once: function
+                .occupancy_max_active_blocks_per_multiprocessor(threads, shared as usize, None)
+                .doing(doing)?,
+        })
+    }
+
     /// # Safety
     ///
     /// The arguments are those that the kernel takes, and the memory that it reads and writes through them lives until it
@@ -51,12 +98,7 @@ impl Loaded {
         let Some(kernel) = self.by_name.get_mut(launch.kernel) else {
             return Err(CudaError::NoKernel { kernel: launch.kernel.to_owned() });
         };
-        if launch.shared > kernel.allowed {
-            let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            let set = kernel.function.set_attribute(attribute, launch.shared as i32);
-            set.doing("giving a kernel its shared memory")?;
-            kernel.allowed = launch.shared;
-        }
+        kernel.allow(launch.shared)?;
         let mut arguments = Arguments::of(launch)?;
         let function = kernel.function.cu_function();
         // SAFETY: as the caller promises; the driver copies the arguments during the call.

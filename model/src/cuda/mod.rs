@@ -15,7 +15,9 @@
 //! - **Models without kernels are refused by name**: those with several KV groups, sliding windows, or rows held between steps.
 //! - **Padding touches nothing.** A pad row of a graph has slot -1 and belongs to no item of attention.
 //! - **Nothing panics because a library is missing**, and every error of the driver becomes a [`CudaError`]. A kernel's fault is
-//!   reported by the next read, and is final: the context is lost.
+//!   reported by the next read, and is final: the context is lost. With `PAGEDRAFT_CUDA_SYNC=1` in the environment every command
+//!   outside a graph is waited for, and the error names the kernel, its grid and its arguments. That is slow, and is for finding
+//!   faults.
 //!
 //! # How it is made
 //!
@@ -63,8 +65,9 @@ pub use graph::CudaGraph;
 pub use inputs::{InputLayout, Packed, Packer};
 pub use launch::{Argument, Launch, Place};
 pub use library::{CUBLASLT, DRIVER, NVRTC, SharedLibrary, directories, include_directories};
+pub use loaded::KernelFacts;
 pub use lowering::{Geometry, Lowering, Shape};
 pub use memory_need::MemoryNeed;
-pub use modules::{attention_shape, sources};
+pub use modules::{attention_shape, modules, sources};
 pub use options::{CudaOptions, KvStorage, check, part_bytes};
 pub use purpose::Purpose;

@@ -3,7 +3,7 @@
 use pagedraft_attention::cuda::{self as attention, AttentionShape, Element, Source, nvrtc};
 
 use super::cubin_cache::{CubinCache, CubinKey};
-use super::driver::Gpu;
+use super::driver::{Gpu, nvrtc_version};
 use super::error::CudaError;
 use super::kernels::SOURCES;
 use super::library::NVRTC;
@@ -36,36 +36,49 @@ pub fn sources() -> Vec<Source> {
     attention::SOURCES.iter().chain(SOURCES).copied().collect()
 }
 
-/// Compiles the sources that the cache lacks, and loads all kernels.
+/// The modules of a model's kernels for an architecture (`sm_90a`), each with its source: those that the cache lacks are compiled
+/// and kept there. No GPU is needed, so a cache can be filled on one machine and taken to another.
+///
+/// # Errors
+///
+/// No compiler, a model or dtype without kernels, or a source that does not compile.
+pub fn modules(
+    cache: &CubinCache,
+    arch: &str,
+    options: &CudaOptions,
+    config: &ModelConfig,
+) -> Result<Vec<(Source, Vec<u8>)>, CudaError> {
+    let defines = attention_shape(config, options)?.defines();
+    NVRTC.require()?;
+    let compiler = nvrtc_version()?;
+    let module = |source: Source| {
+        let text = source.expanded();
+        let more = Source::defines_used(&text, &defines);
+        // What the compiler is always given decides what comes out just as well.
+        let all: Vec<String> = nvrtc::OPTIONS.iter().map(ToString::to_string).chain(more.clone()).collect();
+        let key = CubinKey { name: source.name, source: &text, options: &all, arch, compiler };
+        let cubin = cache.get(&key, || {
+            let compiled = nvrtc::compile(source.name, &text, arch, &more);
+            compiled.map(|compiled| compiled.cubin).map_err(|error| CudaError::Compile {
+                name: source.name.to_owned(),
+                arch: arch.to_owned(),
+                log: error.to_string(),
+            })
+        })?;
+        Ok((source, cubin))
+    };
+    sources().into_iter().map(module).collect()
+}
+
+/// Compiles what the cache lacks, and loads all of it.
 pub(super) fn load(
     gpu: &Gpu,
     cache: &CubinCache,
     options: &CudaOptions,
     config: &ModelConfig,
 ) -> Result<Loaded, CudaError> {
-    let shape = attention_shape(config, options)?;
     let mut kernels = Loaded::new(gpu, options.overlap);
-    let (arch, more) = (gpu.arch(), shape.defines());
-    // The options that the compiler is always given also decide what is compiled, so they belong to the key.
-    let all: Vec<String> = nvrtc::OPTIONS.iter().map(ToString::to_string).chain(more.clone()).collect();
-    NVRTC.require()?;
-    for source in sources() {
-        let text = source.expanded();
-        let key = CubinKey {
-            name: source.name,
-            source: &text,
-            options: &all,
-            arch: &arch,
-            compiler: gpu.nvrtc_version(),
-        };
-        let cubin = cache.get(&key, || {
-            let compiled = nvrtc::compile(source.name, &text, &arch, &more);
-            compiled.map(|compiled| compiled.cubin).map_err(|error| CudaError::Compile {
-                name: source.name.to_owned(),
-                arch: arch.clone(),
-                log: error.to_string(),
-            })
-        })?;
+    for (source, cubin) in modules(cache, &gpu.arch(), options, config)? {
         kernels.load(gpu, cubin, source.kernels)?;
     }
     Ok(kernels)
