@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 
 use super::breaks::{BREAKS, Break, WINDOW_BREAKS};
 use super::synthetic::{self, BLOCK, Dice, trace, windowed};
-use super::{CheckReport, Rule, SCHEMA_VERSION, check_dir};
+use super::{CheckReport, Rule, check_dir};
+use crate::trace::SCHEMA_VERSION;
 
 struct Directory(PathBuf, Value);
 
