@@ -15,6 +15,8 @@
 //! - Everything the kernels rely on is checked when a step is planned ([`WorkList::plan`]), once for all
 //!   layers.
 //!
+//! - [Sparse attention](sparse) over latents keeps the same promises: exact selections, one path for every kind of row.
+//!
 //! # What it doesn't
 //!
 //! - It has no threads: callers run [`AttentionCall::run_item`] on theirs.
@@ -82,6 +84,7 @@ pub mod lanes;
 pub mod metadata;
 pub mod metadata_row;
 pub mod reference;
+pub mod sparse;
 pub mod token_rows;
 
 pub use block_tables::BlockTables;

@@ -14,7 +14,7 @@ pub(crate) mod element;
 mod item;
 mod registers;
 mod rows;
-mod scratch;
+pub(crate) mod scratch;
 mod tile;
 pub(crate) mod work;
 

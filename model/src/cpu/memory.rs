@@ -40,6 +40,8 @@ unsafe impl Plain for u8 {}
 // SAFETY: plain numbers.
 unsafe impl Plain for u16 {}
 // SAFETY: plain numbers.
+unsafe impl Plain for u32 {}
+// SAFETY: plain numbers.
 unsafe impl Plain for f32 {}
 
 /// A fixed number of `T`, zeroed, from an address that is a multiple of 64 bytes.

@@ -8,7 +8,7 @@ use pagedraft_attention::lanes::{LANES, Lanes};
 
 /// Loads up to 16 values of `x` from `at`, zeros behind its end.
 #[inline(always)]
-unsafe fn load_group<L: Lanes>(x: &[f32], at: usize) -> L {
+pub(super) unsafe fn load_group<L: Lanes>(x: &[f32], at: usize) -> L {
     let left = x.len() - at;
     if left >= LANES {
         // SAFETY: 16 values are left; the caller has the features.
@@ -22,7 +22,7 @@ unsafe fn load_group<L: Lanes>(x: &[f32], at: usize) -> L {
 
 /// Stores up to 16 lanes to `x` from `at`, as many as there is room for.
 #[inline(always)]
-unsafe fn store_group<L: Lanes>(lanes: L, x: &mut [f32], at: usize) {
+pub(super) unsafe fn store_group<L: Lanes>(lanes: L, x: &mut [f32], at: usize) {
     let left = x.len() - at;
     if left >= LANES {
         // SAFETY: there is room for 16 values; the caller has the features.
