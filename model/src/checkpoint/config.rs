@@ -67,6 +67,16 @@ impl ModelConfig {
         self.num_kv_heads * self.head_dim
     }
 
+    /// Values that a step's activations take for each token row, all buffers together.
+    pub fn row_values(&self) -> usize {
+        match &self.dsa {
+            Some(dsa) => dsa.row_values(self),
+            None => {
+                2 * self.hidden_size + 3 * self.q_size() + 2 * self.kv_size() + 3 * self.intermediate_size
+            }
+        }
+    }
+
     /// Whether a layer of this model has that part.
     pub fn has_part(&self, part: Part) -> bool {
         match part {

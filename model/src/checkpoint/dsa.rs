@@ -95,6 +95,22 @@ impl DsaConfig {
         self.expert_layers.get(layer).copied().unwrap_or(false)
     }
 
+    /// Values that a step's activations take for each token row, all buffers together; a key that may be chosen counts as one.
+    pub(super) fn row_values(&self, config: &ModelConfig) -> usize {
+        let (hidden, heads, experts) = (config.hidden_size, config.num_heads, &self.experts);
+        let queries =
+            2 * self.q_lora_rank + heads * (self.qk_head_dim() + 2 * self.kv_lora_rank + self.v_head_dim);
+        let indexer = (self.index_heads + 1) * (self.index_head_dim + 1) + self.index_topk;
+        let widths = config.intermediate_size + (experts.shared + 1) * experts.intermediate_size;
+        4 * hidden
+            + queries
+            + self.latent_width()
+            + indexer
+            + 3 * widths
+            + experts.count
+            + 2 * experts.per_token
+    }
+
     /// Every tensor of a layer of this model, with its shape.
     pub(super) fn layer_tensors(&self, config: &ModelConfig, layer: usize) -> Vec<(String, Vec<usize>)> {
         let mut tensors = Vec::new();
