@@ -233,7 +233,7 @@ fn a_model_whose_layers_share_indexers_chooses_and_computes_as_glm() {
             let selected = &json["cases"][case]["selected"];
             let mut sequence = Sequence::open(&dir, isa, 2);
             assert_eq!(sequence.runner.indexer_layers(), [0, 3]);
-            let mut check = |sequence: &mut Sequence, first: usize, rows: usize| {
+            let check = |sequence: &mut Sequence, first: usize, rows: usize| {
                 for layer in [0u16, 3] {
                     for row in 0..rows {
                         let list = ids(&selected[layer.to_string()][first + row]);

@@ -4,9 +4,9 @@
 //! [`AttentionCall::run_item`] runs one. Which thread runs which item, and in which order, is the
 //! caller's choice and shows in no bit. What is computed is written out in [`crate::reference`].
 //!
-//! Where more goes: explicit key lists (sparse attention) and pruned tree masks replace the walk over
-//! tiles in `item.rs` by a list of the groups to load and, for trees, `visible` by a bit mask of the
-//! tile. Latents (MLA) are another layout with another `Tile`. Splitting one long context over
+//! Explicit key lists and latents (sparse attention) have kernels of their own: see [`crate::sparse`].
+//!
+//! Where more goes: pruned tree masks replace `visible` by a bit mask of the tile. Splitting one long context over
 //! threads has to use splits at fixed absolute indices, merged by a fixed tree, for every query and
 //! at every thread count: it changes the reduction, thus the reference first.
 

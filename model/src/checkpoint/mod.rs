@@ -4,7 +4,7 @@
 //! [`Checkpoint::open`] reads `config.json` (and `generation_config.json` where there is one), maps
 //! `model.safetensors` or the shards of `model.safetensors.index.json`, and compares every tensor that
 //! the configuration demands with what the headers offer, before one weight is touched. What a
-//! checkpoint asks for and the engine does not do (other architectures, yarn, quantised weights,
+//! checkpoint asks for and the engine does not do (other architectures, yarn in a dense model, quantised weights,
 //! biases the configuration does not mention) is an error that names the file and the field.
 //!
 //! Weights are read row by row as f32 ([`Tensor::read_row`]), from any number of threads; nothing is
@@ -313,6 +313,9 @@ impl Checkpoint {
     /// is not as it must be because the weights are quantised, that is the error.
     fn check(&self) -> Result<(), ModelError> {
         self.check_tensors().map_err(|error| {
+            if self.fp8_block().is_some() {
+                return error;
+            }
             let Weights::Stored { index, .. } = &self.weights else { return error };
             let Some(tool) = quantisation::by_tensors(index.keys().map(String::as_str)) else { return error };
             let (feature, hint) = quantisation::quantised_by(tool);

@@ -327,6 +327,7 @@ impl Device for CpuDevice {
         }
         let widest = self.buffers.iter().filter_map(|buffer| match buffer {
             Buffer::Matrix(matrix) => Some(matrix.k()),
+            Buffer::Matrices(matrices) => matrices.first().map(PackedMatrix::k),
             _ => None,
         });
         self.packed.reserve(self.isa, self.dtype, rows, widest.max().unwrap_or(0).min(width))?;
