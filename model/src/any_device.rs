@@ -10,7 +10,7 @@ use crate::cpu::{CpuDevice, KvArena, Tape};
 use crate::cuda::{Captured, CudaArena, CudaDevice, CudaGraph, Gpu};
 use crate::device::{BufferId, Device, Op, Precision};
 use crate::device_times::DeviceTimes;
-use crate::dsa::MatrixStack;
+use crate::dsa::{FillMatrices, MatrixStack};
 use crate::error::ModelError;
 use crate::graph::GraphKey;
 use crate::kv::PartShape;
@@ -115,11 +115,7 @@ impl Device for AnyDevice {
         on!(self, device => device.table_and_matrix(tensor))
     }
 
-    fn matrices(
-        &mut self,
-        stack: MatrixStack,
-        fill: &(dyn Fn(usize, usize, &mut [f32]) -> Result<(), ModelError> + Sync),
-    ) -> Result<BufferId, ModelError> {
+    fn matrices(&mut self, stack: MatrixStack, fill: &FillMatrices<'_>) -> Result<BufferId, ModelError> {
         on!(self, device => device.matrices(stack, fill))
     }
 

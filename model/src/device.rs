@@ -10,7 +10,7 @@ use pagedraft_block_manager::{BlockCopy, KvGroup};
 use crate::checkpoint::Tensor;
 use crate::choice::Choice;
 use crate::device_times::DeviceTimes;
-use crate::dsa::{MatrixStack, SparseOp};
+use crate::dsa::{FillMatrices, MatrixStack, SparseOp};
 use crate::error::ModelError;
 use crate::graph::GraphKey;
 use crate::kv::{KvRef, PartShape};
@@ -247,11 +247,7 @@ pub trait Device {
     /// # Errors
     ///
     /// Not enough memory, an error of `fill`, or a device without these operations.
-    fn matrices(
-        &mut self,
-        stack: MatrixStack,
-        fill: &(dyn Fn(usize, usize, &mut [f32]) -> Result<(), ModelError> + Sync),
-    ) -> Result<Self::Buf, ModelError> {
+    fn matrices(&mut self, stack: MatrixStack, fill: &FillMatrices<'_>) -> Result<Self::Buf, ModelError> {
         let _ = (stack, fill);
         Err(no_sparse_operations())
     }

@@ -12,8 +12,9 @@ pub struct Candidates {
     keys: Vec<u64>,
     /// Where quickselect works.
     work: Vec<u64>,
-    /// What a new candidate has to exceed.
-    floor: u64,
+    /// The score that a new candidate has to exceed; `None` while everything is taken in. A later one that equals it is no better, because
+    /// its position is higher.
+    floor: Option<f32>,
 }
 
 /// A number by which candidates are ordered: the greater the better, and no two are equal.
@@ -29,6 +30,15 @@ fn key(score: f32, position: u32) -> u64 {
     u64::from(order) << 32 | u64::from(!position)
 }
 
+/// The score of a candidate; `None` of a NaN.
+fn score(key: u64) -> Option<f32> {
+    match (key >> 32) as u32 {
+        0 => None,
+        order if order >> 31 == 1 => Some(f32::from_bits(order ^ 1 << 31)),
+        order => Some(f32::from_bits(!order)),
+    }
+}
+
 impl Candidates {
     /// None yet.
     #[must_use]
@@ -40,15 +50,20 @@ impl Candidates {
     pub fn begin(&mut self, k: usize) {
         self.k = k.max(1);
         self.keys.clear();
-        self.floor = 0;
+        self.floor = None;
     }
 
     /// Takes in the scores of the positions from `first` on. Positions ascend from call to call.
     pub fn push(&mut self, first: u32, scores: &[f32]) {
-        for (position, &score) in (first..).zip(scores) {
-            let key = key(score, position);
-            if key > self.floor {
-                self.keys.push(key);
+        let scores_at = (first..).zip(scores);
+        match self.floor {
+            None => self.keys.extend(scores_at.map(|(position, &score)| key(score, position))),
+            Some(floor) => {
+                for (position, &score) in scores_at {
+                    if score > floor {
+                        self.keys.push(key(score, position));
+                    }
+                }
             }
         }
         // At least a tile's worth between two cuts, or a small k would be cut again and again.
@@ -62,7 +77,7 @@ impl Candidates {
         self.work.clear();
         self.work.extend_from_slice(&self.keys);
         let (_, &mut worst, _) = self.work.select_nth_unstable_by(self.k - 1, |a, b| b.cmp(a));
-        self.floor = worst;
+        self.floor = score(worst);
         self.keys.retain(|&key| key >= worst);
     }
 

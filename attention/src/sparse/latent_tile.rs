@@ -87,8 +87,8 @@ impl HeadGroup {
                 }
             }
             let scale = L::splat(self.scale);
-            for j in 0..K {
-                scale.mul(dots[j]).store(self.weights.add((first + j) * LANES));
+            for (j, &dot) in dots.iter().enumerate() {
+                scale.mul(dot).store(self.weights.add((first + j) * LANES));
             }
         }
     }

@@ -133,7 +133,7 @@ impl SelectRow<'_> {
     unsafe fn select<L: Lanes, E: Element>(self) {
         let SelectRow { call, row, scratch } = self;
         let layout = call.keys.layout();
-        let (dim, stride) = (layout.width(), layout.stride());
+        let stride = layout.stride();
         let query = call.query(row, &mut scratch.q, &mut scratch.weights);
         let wide = scratch.wide.reserve(AT_ONCE * stride);
         let table = call.metadata.block_tables.get(row.row as usize).unwrap_or(&[]);
@@ -161,7 +161,6 @@ impl SelectRow<'_> {
             }
             scratch.candidates.push(start as u32, &scores[..count]);
         }
-        debug_assert_eq!(query.dim, dim);
         // SAFETY: `SelectCall::new` has found that the row exists; it is this item's.
         unsafe { call.out.write(row.token as usize, scratch.candidates.finish()) };
     }

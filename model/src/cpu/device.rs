@@ -21,7 +21,7 @@ use crate::cpu::rows::PackedRows;
 use crate::cpu::sparse::{Choices, SparseState};
 use crate::cpu::team::Team;
 use crate::device::{BufferId, Device, Op, Precision};
-use crate::dsa::MatrixStack;
+use crate::dsa::{FillMatrices, MatrixStack};
 use crate::error::ModelError;
 use crate::graph::GraphKey;
 use crate::kv::PartShape;
@@ -205,11 +205,7 @@ impl Device for CpuDevice {
         Ok(self.push(Buffer::Table(table)))
     }
 
-    fn matrices(
-        &mut self,
-        stack: MatrixStack,
-        fill: &(dyn Fn(usize, usize, &mut [f32]) -> Result<(), ModelError> + Sync),
-    ) -> Result<BufferId, ModelError> {
+    fn matrices(&mut self, stack: MatrixStack, fill: &FillMatrices<'_>) -> Result<BufferId, ModelError> {
         let MatrixStack { count, n, k } = stack;
         let fault = Mutex::new(None);
         let packed = (0..count).map(|i| {

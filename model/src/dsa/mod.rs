@@ -19,4 +19,4 @@ mod op;
 
 pub use decoder::SparseDecoder;
 pub use groups::{kv_groups, shapes};
-pub use op::{HeadColumns, MatrixStack, Rotation, Router, SparseOp};
+pub use op::{FillMatrices, HeadColumns, MatrixStack, Rotation, Router, SparseOp};

@@ -1,5 +1,6 @@
 //! The operations of sparse attention over latents, and of experts.
 
+use crate::error::ModelError;
 use crate::kv::KvRef;
 
 /// Matrices of one shape, each `[n, k]`.
@@ -12,6 +13,9 @@ pub struct MatrixStack {
     /// Inputs of each.
     pub k: usize,
 }
+
+/// Writes a row of a matrix of a [stack](MatrixStack): which matrix, which row, and where its values go.
+pub type FillMatrices<'a> = dyn Fn(usize, usize, &mut [f32]) -> Result<(), ModelError> + Sync + 'a;
 
 /// Where the values of each head lie in a row: those of head h begin at `h * stride + offset`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
