@@ -16,6 +16,8 @@
 //! - Everything the kernels rely on is checked when a step is planned ([`WorkList::plan`]), once for all
 //!   layers.
 //!
+//! - [Sparse attention](sparse) over latents keeps the same promises: exact selections, one path for every kind of row.
+//!
 //! # What it doesn't promise
 //!
 //! - It has no threads: callers run [`AttentionCall::run_item`] on theirs.
@@ -84,6 +86,7 @@ pub mod metadata;
 mod metadata_check;
 pub mod metadata_row;
 pub mod reference;
+pub mod sparse;
 pub mod token_rows;
 mod window;
 

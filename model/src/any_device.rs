@@ -11,6 +11,7 @@ use crate::cpu::{CpuDevice, KvArena, Tape};
 use crate::cuda::{Captured, CudaArena, CudaDevice, CudaGraph, Gpu};
 use crate::device::{BufferId, Device, Op, Precision};
 use crate::device_times::DeviceTimes;
+use crate::dsa::{FillMatrices, MatrixStack};
 use crate::error::ModelError;
 use crate::graph::GraphKey;
 use crate::kv::PartShape;
@@ -113,6 +114,22 @@ impl Device for AnyDevice {
 
     fn table_and_matrix(&mut self, tensor: &Tensor<'_>) -> Result<(BufferId, BufferId), ModelError> {
         on!(self, device => device.table_and_matrix(tensor))
+    }
+
+    fn matrices(&mut self, stack: MatrixStack, fill: &FillMatrices<'_>) -> Result<BufferId, ModelError> {
+        on!(self, device => device.matrices(stack, fill))
+    }
+
+    fn full_matrix(&mut self, tensor: &Tensor<'_>) -> Result<BufferId, ModelError> {
+        on!(self, device => device.full_matrix(tensor))
+    }
+
+    fn choices(&mut self, rows: usize, per_row: usize) -> Result<BufferId, ModelError> {
+        on!(self, device => device.choices(rows, per_row))
+    }
+
+    fn read_choices(&mut self, buffer: BufferId, row: usize) -> Result<&[u32], ModelError> {
+        on!(self, device => device.read_choices(buffer, row))
     }
 
     fn bind(&mut self, inputs: &StepInputs, key: Option<GraphKey>) -> Result<(), ModelError> {

@@ -47,4 +47,25 @@ pub trait Architecture<B>: Send {
     /// Takes buffers in which every later step keeps the residual stream as it enters each layer, and as it leaves the last:
     /// `num_layers + 1` buffers of `[token rows, hidden]` in f32.
     fn set_taps(&mut self, taps: Vec<B>);
+
+    /// The layers whose indexers choose keys, ascending; empty of a model whose attention is not sparse.
+    fn indexer_layers(&self) -> &[u16] {
+        &[]
+    }
+
+    /// The most keys that an indexer chooses for a token row.
+    fn selected_keys(&self) -> usize {
+        0
+    }
+
+    /// The buffers given to [`set_selections`](Self::set_selections); empty before.
+    fn selections(&self) -> &[B] {
+        &[]
+    }
+
+    /// Takes a buffer of [choices](crate::Device::choices) for each of the [indexer layers](Self::indexer_layers), in which every
+    /// later step keeps the keys that the layer chose. Otherwise all layers use one buffer, and only the last choice is kept.
+    fn set_selections(&mut self, selections: Vec<B>) {
+        let _ = selections;
+    }
 }

@@ -13,6 +13,7 @@ use pagedraft_block_manager::{BlockCopy, KvGroup};
 use crate::checkpoint::Tensor;
 use crate::choice::Choice;
 use crate::device_times::DeviceTimes;
+use crate::dsa::{FillMatrices, MatrixStack, SparseOp};
 use crate::error::ModelError;
 use crate::graph::GraphKey;
 use crate::kv::{KvRef, PartShape};
@@ -173,6 +174,8 @@ pub enum Op<B> {
         /// Token rows.
         rows: usize,
     },
+    /// An operation of sparse attention over latents, or of experts.
+    Sparse(SparseOp<B>),
 }
 
 /// Something that holds buffers, weights and KV, and runs operations over them.
@@ -240,6 +243,46 @@ pub trait Device {
     /// Not enough memory.
     fn table_and_matrix(&mut self, tensor: &Tensor<'_>) -> Result<(Self::Buf, Self::Buf), ModelError> {
         Ok((self.table(tensor)?, self.matrix(std::slice::from_ref(tensor))?))
+    }
+
+    /// Several matrices of one shape, for [`SparseOp`]. `fill(i, row, values)` writes row `row` of matrix i.
+    ///
+    /// # Errors
+    ///
+    /// Not enough memory, an error of `fill`, or a device without these operations.
+    fn matrices(&mut self, stack: MatrixStack, fill: &FillMatrices<'_>) -> Result<Self::Buf, ModelError> {
+        let _ = (stack, fill);
+        Err(no_sparse_operations())
+    }
+
+    /// A weight matrix for [`Op::MatMul`] that is kept, and computed with, in f32 whatever the device's dtype is.
+    ///
+    /// # Errors
+    ///
+    /// Not enough memory, or a device without such products.
+    fn full_matrix(&mut self, tensor: &Tensor<'_>) -> Result<Self::Buf, ModelError> {
+        let _ = tensor;
+        Err(no_sparse_operations())
+    }
+
+    /// A buffer for the `per_row` keys, or experts, that are chosen for each of `rows` token rows.
+    ///
+    /// # Errors
+    ///
+    /// Not enough memory, or a device without such choices.
+    fn choices(&mut self, rows: usize, per_row: usize) -> Result<Self::Buf, ModelError> {
+        let _ = (rows, per_row);
+        Err(no_sparse_operations())
+    }
+
+    /// What the last step chose for a token row in a buffer of [`choices`](Self::choices), ascending.
+    ///
+    /// # Errors
+    ///
+    /// A row that the buffer does not have, or another buffer.
+    fn read_choices(&mut self, buffer: Self::Buf, row: usize) -> Result<&[u32], ModelError> {
+        let _ = (buffer, row);
+        Err(no_sparse_operations())
     }
 
     /// Puts the step's inputs where the operations read them. For the replay of a graph they are padded to its key: a pad row
@@ -357,4 +400,10 @@ pub trait Device {
     ///
     /// A group that the arena does not have, or a block outside its group.
     fn copy_blocks(&mut self, copies: &[BlockCopy]) -> Result<(), ModelError>;
+}
+
+/// What a device without [`SparseOp`] says.
+fn no_sparse_operations() -> ModelError {
+    let what = "this device has no sparse attention over latents and no experts: use --device cpu".to_owned();
+    ModelError::BadInputs { what }
 }

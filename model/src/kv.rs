@@ -36,6 +36,11 @@ pub enum PartShape {
         /// Values of a head.
         head_dim: usize,
     },
+    /// One vector a token in the dtype of the cache: a latent with its rotated key, or a key of an indexer.
+    Vectors {
+        /// Values of a vector.
+        width: usize,
+    },
     /// A row of f32 values, such as a row of the residual stream that is held between two steps.
     Rows {
         /// Values of a row.

@@ -44,6 +44,7 @@ pub mod cuda;
 pub mod dense;
 mod device;
 mod device_times;
+pub mod dsa;
 mod error;
 mod graph;
 mod kv;

@@ -47,6 +47,9 @@ pub struct EngineFlags {
     /// Greatest length of a sequence (default: the model's)
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_model_len: Option<u32>,
+    /// Most keys that a query attends to, of a model with sparse attention (default: the model's)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    index_topk: Option<u32>,
     /// Greatest piece of a prompt in a step (default: what the token budget leaves)
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..))]
     pub prefill_chunk: Option<u32>,
@@ -179,6 +182,7 @@ impl EngineFlags {
             max_num_seqs: self.max_num_seqs,
             max_num_batched_tokens: self.max_num_batched_tokens,
             max_model_len: self.max_model_len,
+            index_topk: self.index_topk,
             prefill_chunk: self.prefill_chunk,
             enable_prefix_caching: said(self.enable_prefix_caching, self.no_enable_prefix_caching)
                 .unwrap_or(prefix_caching),
@@ -241,6 +245,12 @@ impl EngineFlags {
     pub fn tell_of_the_device(&self, info: &SessionInfo) {
         if let (Some(Device::Auto), Some(why)) = (self.device, &info.no_gpu) {
             note(&format!("--device auto runs on the CPU: {why}"));
+        }
+        if info.skipped_layers > 0 {
+            let layers = info.skipped_layers;
+            note(&format!(
+                "{layers} layer(s) for multi-token prediction are left out: nothing here drafts with them"
+            ));
         }
         if self.no_deterministic && matches!(info.isa, InstructionSet::Cpu(_)) {
             note("--no-deterministic changes nothing: the CPU's kernels are deterministic always");

@@ -66,9 +66,18 @@ impl PlacedDraft {
     /// There are no kernels for the dtype or the block size.
     pub fn group(&self, id: GroupId) -> anyhow::Result<KvGroup> {
         let config = self.checkpoint.config();
-        let bytes = self.placement.token_bytes(config)?;
-        let layers = u16::try_from(config.num_layers).unwrap_or(u16::MAX);
-        let mut group = KvGroup { id, name: "draft".to_owned(), lags: true, ..KvGroup::dense(layers, bytes) };
+        let own = match config.dsa {
+            Some(_) => self.placement.kv_groups(config, config.max_position_embeddings)?.into_iter().next(),
+            None => None,
+        };
+        let own = match own {
+            Some(own) => own,
+            None => {
+                let layers = u16::try_from(config.num_layers).unwrap_or(u16::MAX);
+                KvGroup::dense(layers, self.placement.token_bytes(config)?)
+            }
+        };
+        let mut group = KvGroup { id, name: "draft".to_owned(), lags: true, ..own };
         let (fingerprint, dtype) = (self.checkpoint.fingerprint(), self.placement.dtype());
         group.salt = KvModel { fingerprint, dtype, kv_dtype: dtype }.group_salt(&group);
         Ok(group)

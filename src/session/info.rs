@@ -42,6 +42,8 @@ pub struct SessionInfo {
     pub kv_salt: Salt,
     /// The tokens that end a sequence.
     pub eos_token_ids: Vec<u32>,
+    /// The number of layers of the checkpoint that are left out: those for multi-token prediction.
+    pub skipped_layers: usize,
     /// Whether the weights are drawn from a seed.
     pub dummy_weights: bool,
     /// What capturing graphs took, the draft model's included; `None` if every step is eager.

@@ -6,7 +6,6 @@ use anyhow::{Context, ensure};
 use pagedraft_block_manager::{Arena, GroupId};
 use pagedraft_model::checkpoint::ModelConfig;
 use pagedraft_model::cpu::MemoryLimit;
-use pagedraft_model::dense::kv_groups;
 use pagedraft_model::tokenizer::Tokenizer;
 use pagedraft_model::{AnyArena, AnyDevice, ModelError, Runner};
 use pagedraft_scheduler::{Scheduler, SchedulerConfig};
@@ -71,15 +70,13 @@ fn check_memory(
         (None, None) => format!("the default KV cache of {} bytes", default_kv_cache_memory()),
     };
     ensure!(num_blocks > 0, "{flag} holds no KV block: one takes {block_bytes} bytes");
-    let (hidden, inner) = (config.hidden_size as u128, config.intermediate_size as u128);
-    let attention = 2 * config.q_size() as u128 + (config.q_size() + 2 * config.kv_size()) as u128;
     let rows = u128::from(options.max_num_batched_tokens);
     if on_gpu {
         return ensure_fits(&flag, books(num_blocks, 1));
     }
     let parts = [
         (flag, u128::from(num_blocks) * block_bytes.max(books(1, 1))),
-        (format!("--max-num-batched-tokens {rows}"), 4 * rows * (2 * hidden + attention + 3 * inner)),
+        (format!("--max-num-batched-tokens {rows}"), 4 * rows * config.row_values() as u128),
         (format!("--max-model-len {max_model_len}"), 4 * u128::from(max_model_len) * config.head_dim as u128),
     ];
     parts.iter().try_for_each(|(flag, bytes)| ensure_fits(flag, *bytes))
@@ -87,7 +84,11 @@ fn check_memory(
 
 pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
     let _span = tracing::debug_span!("load", model = %options.model).entered();
-    let checkpoint = checkpoint::open(&options.model, options)?;
+    let mut checkpoint = checkpoint::open(&options.model, options)?;
+    if let Some(keys) = options.index_topk {
+        let refused = |e| usage(anyhow::Error::from(e).context("--index-topk"));
+        checkpoint.set_index_topk(keys as usize).map_err(refused)?;
+    }
     let config = checkpoint.config().clone();
     let max_model_len = max_model_len(options, &config)?;
     let refused = |e: anyhow::Error| usage(e.context("the model that --draft names is refused"));
@@ -111,9 +112,8 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
     let (all_bytes, on_gpu) = (block_bytes + draft_bytes, placement.is_gpu());
     check_memory(options, &config, num_blocks, all_bytes, max_model_len, on_gpu).map_err(usage)?;
     let block_bytes = usize::try_from(block_bytes).unwrap_or(usize::MAX);
-    // The scheduler refuses bad numbers before anything large is allocated.
-    let token_bytes = placement.token_bytes(&config)?;
-    let mut target_groups = kv_groups(&config.windows, max_model_len as usize, token_bytes);
+    // The scheduler refuses bad figures before anything large is allocated.
+    let mut target_groups = placement.kv_groups(&config, max_model_len as usize)?;
     let target_ids: Vec<GroupId> = target_groups.iter().map(|group| group.id).collect();
     let dtype = placement.dtype();
     let kv_model = KvModel { fingerprint: checkpoint.fingerprint(), dtype, kv_dtype: dtype };
@@ -201,6 +201,7 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
         kv_padding_at_worst: scheduler.blocks().arena().worst_waste(),
         kv_salt,
         eos_token_ids: config.eos_token_ids.clone(),
+        skipped_layers: checkpoint.skipped_layers(),
         dummy_weights: checkpoint.is_dummy(),
         capture,
         graph_sizes,

@@ -246,6 +246,8 @@ pub struct EngineOptions {
     pub max_num_batched_tokens: u32,
     /// The greatest length of a sequence; by default the model's.
     pub max_model_len: Option<u32>,
+    /// The most keys that a query attends to in a target with sparse attention; by default the model's.
+    pub index_topk: Option<u32>,
     /// The most tokens of a prompt in one step; by default what the budget leaves.
     pub prefill_chunk: Option<u32>,
     /// Whether prompts reuse the KV of equal prefixes.
@@ -301,6 +303,7 @@ impl EngineOptions {
             max_num_seqs: 256,
             max_num_batched_tokens: 2048,
             max_model_len: None,
+            index_topk: None,
             prefill_chunk: None,
             enable_prefix_caching: true,
             enable_chunked_prefill: true,

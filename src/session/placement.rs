@@ -3,10 +3,11 @@
 use std::fmt;
 
 use pagedraft_attention::isa::Isa;
-use pagedraft_block_manager::GroupId;
+use pagedraft_block_manager::{GroupId, KvGroup};
 use pagedraft_model::checkpoint::ModelConfig;
 use pagedraft_model::cpu::{CpuDevice, CpuOptions};
 use pagedraft_model::cuda::{self, CudaDevice, CudaOptions, Gpu, KvStorage, MemoryNeed};
+use pagedraft_model::dense::kv_groups;
 use pagedraft_model::{AnyArena, AnyDevice, Dtype, StepLimits};
 
 use super::options::{DeviceRef, EngineOptions, ModelRef};
@@ -167,17 +168,39 @@ impl Placement {
 
     /// The bytes of a KV block, all layers together.
     pub fn block_bytes(&self, config: &ModelConfig) -> anyhow::Result<u128> {
+        if config.dsa.is_some() {
+            let groups = self.kv_groups(config, self.max_model_len(config))?;
+            let token: u128 = groups.iter().map(|group| group.bytes_per_token() as u128).sum();
+            return Ok(token * u128::from(self.block_size));
+        }
         Ok(self.part_bytes(config)? as u128 * config.num_layers as u128)
+    }
+
+    /// The KV groups of a model, for sequences of up to `max_model_len` tokens.
+    pub fn kv_groups(&self, config: &ModelConfig, max_model_len: usize) -> anyhow::Result<Vec<KvGroup>> {
+        match self.target {
+            Target::Cpu(_) => {
+                self.refuse_fp8()?;
+                CpuDevice::kv_groups(config, self.dtype, self.block_size, max_model_len)
+                    .map_err(|e| usage(e.into()))
+            }
+            Target::Cuda => Ok(kv_groups(&config.windows, max_model_len, self.token_bytes(config)?)),
+        }
+    }
+
+    /// Refuses an 8-bit KV cache on the CPU.
+    fn refuse_fp8(&self) -> anyhow::Result<()> {
+        if self.kv == KvStorage::Fp8 {
+            let error = anyhow::anyhow!("--kv-cache-dtype fp8: the CPU's kernels have no 8-bit KV cache");
+            return Err(usage_hint(error, "leave the flag out, or run on a GPU"));
+        }
+        Ok(())
     }
 
     fn part_bytes(&self, config: &ModelConfig) -> anyhow::Result<usize> {
         Ok(match self.target {
             Target::Cpu(_) => {
-                if self.kv == KvStorage::Fp8 {
-                    let error =
-                        anyhow::anyhow!("--kv-cache-dtype fp8: the CPU's kernels have no 8-bit KV cache");
-                    return Err(usage_hint(error, "leave the flag out, or run on a GPU"));
-                }
+                self.refuse_fp8()?;
                 CpuDevice::kv_layout(config, self.dtype, self.block_size)
                     .map_err(|e| usage(e.into()))?
                     .block_bytes()

@@ -50,6 +50,7 @@ pub(super) fn engine_config(
         "kv_padding_at_worst": blocks.arena().worst_waste(),
         "kv_salt": info.kv_salt,
         "max_model_len": info.max_model_len,
+        "index_topk": options.index_topk,
         "max_num_seqs": options.max_num_seqs,
         "max_num_batched_tokens": options.max_num_batched_tokens,
         "prefill_chunk": options.prefill_chunk,

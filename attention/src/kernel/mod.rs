@@ -4,18 +4,18 @@
 //! head), and [`AttentionCall::run_item`] runs one of them. The caller chooses which thread runs which item
 //! and in which order; the result is the same to the bit. [`crate::reference`] writes out what is computed.
 //!
-//! Where extensions belong. Explicit key lists (sparse attention) and pruned tree masks replace the walk
-//! over tiles in `item.rs` by a list of the groups to load; trees also replace `visible` by a bit mask of
-//! the tile. Latents (MLA) are another layout with another `Tile`. Splitting one long context over threads
-//! has to use splits at fixed absolute indices, merged by a fixed tree, for every query and at every thread
-//! count. That changes the order of reduction, so the reference has to change first.
+//! Explicit key lists and latents (sparse attention) have kernels of their own: see [`crate::sparse`].
+//!
+//! Where more goes: pruned tree masks replace `visible` by a bit mask of the tile. Splitting one long context over
+//! threads has to use splits at fixed absolute indices, merged by a fixed tree, for every query and
+//! at every thread count: it changes the reduction, thus the reference first.
 
 pub(crate) mod element;
 mod enter;
 mod item;
 mod registers;
 mod rows;
-mod scratch;
+pub(crate) mod scratch;
 mod tile;
 pub(crate) mod work;
 

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-/// A family of models. All four share one block (RMS norms, grouped-query attention with rotary
-/// positions, SwiGLU) and differ in biases and head norms.
+/// A family of models. The first four share one block (RMS norms, grouped-query attention with rotary
+/// positions, SwiGLU) and differ in biases and head norms; the others attend over latents, sparsely.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Architecture {
     /// Llama 1 to 3.
@@ -14,12 +14,22 @@ pub enum Architecture {
     Qwen2,
     /// Qwen3: an RMS norm on every head of q and k before the rotation.
     Qwen3,
+    /// DeepSeek-V3.2: latent attention over the keys that an indexer chooses, and experts.
+    DeepseekV32,
+    /// GLM-5: the same, with indexers that layers may share.
+    GlmMoeDsa,
 }
 
 impl Architecture {
     /// All of them.
-    pub const ALL: [Architecture; 4] =
-        [Architecture::Llama, Architecture::Mistral, Architecture::Qwen2, Architecture::Qwen3];
+    pub const ALL: [Architecture; 6] = [
+        Architecture::Llama,
+        Architecture::Mistral,
+        Architecture::Qwen2,
+        Architecture::Qwen3,
+        Architecture::DeepseekV32,
+        Architecture::GlmMoeDsa,
+    ];
 
     /// The class name that `architectures` in `config.json` holds.
     pub const fn class_name(self) -> &'static str {
@@ -28,6 +38,8 @@ impl Architecture {
             Architecture::Mistral => "MistralForCausalLM",
             Architecture::Qwen2 => "Qwen2ForCausalLM",
             Architecture::Qwen3 => "Qwen3ForCausalLM",
+            Architecture::DeepseekV32 => "DeepseekV32ForCausalLM",
+            Architecture::GlmMoeDsa => "GlmMoeDsaForCausalLM",
         }
     }
 
@@ -38,7 +50,14 @@ impl Architecture {
             Architecture::Mistral => "mistral",
             Architecture::Qwen2 => "qwen2",
             Architecture::Qwen3 => "qwen3",
+            Architecture::DeepseekV32 => "deepseek_v32",
+            Architecture::GlmMoeDsa => "glm_moe_dsa",
         }
+    }
+
+    /// Whether its models attend over latents, sparsely.
+    pub const fn is_sparse(self) -> bool {
+        matches!(self, Architecture::DeepseekV32 | Architecture::GlmMoeDsa)
     }
 }
 

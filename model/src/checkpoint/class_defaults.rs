@@ -45,7 +45,8 @@ impl ClassDefaults {
             ..llama
         };
         match architecture {
-            Architecture::Llama => llama,
+            // The sparse ones have defaults of their own: see `dsa_parse`.
+            Architecture::Llama | Architecture::DeepseekV32 | Architecture::GlmMoeDsa => llama,
             Architecture::Mistral => ClassDefaults {
                 intermediate_size: 14_336,
                 num_key_value_heads: Some(8),

@@ -1,13 +1,14 @@
 //! `config.json` as a plain struct: what shape a model has.
 
 use super::architecture::{Architecture, EMBED_TOKENS, FINAL_NORM, LM_HEAD, Part};
+use super::dsa::DsaConfig;
 use super::dtype::Dtype;
 use super::rope::Rope;
 
 /// The greatest number of positions that a configuration may ask for. The bound keeps products of two sizes in 64 bits.
 pub(super) const MOST_POSITIONS: u64 = (1 << 31) - 1;
 
-/// The shape and the constants of a model of the Llama family.
+/// The shape and the constants of a model.
 ///
 /// Made by [`ModelConfig::parse`], which checks every field; a value built by hand is not checked.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,6 +54,9 @@ pub struct ModelConfig {
     pub eos_token_ids: Vec<u32>,
     /// The token that starts a text.
     pub bos_token_id: Option<u32>,
+    /// What models with sparse attention over latents have besides; `None` of the others. In such a model `head_dim` is the width of
+    /// a query head.
+    pub dsa: Option<Box<DsaConfig>>,
 }
 
 impl ModelConfig {
@@ -64,6 +68,16 @@ impl ModelConfig {
     /// Key (or value) elements a token and layer: `num_kv_heads * head_dim`.
     pub fn kv_size(&self) -> usize {
         self.num_kv_heads * self.head_dim
+    }
+
+    /// Values that a step's activations take for each token row, all buffers together.
+    pub fn row_values(&self) -> usize {
+        match &self.dsa {
+            Some(dsa) => dsa.row_values(self),
+            None => {
+                2 * self.hidden_size + 3 * self.q_size() + 2 * self.kv_size() + 3 * self.intermediate_size
+            }
+        }
     }
 
     /// Whether a layer of this model has that part.
@@ -110,6 +124,9 @@ impl ModelConfig {
 
     /// Every tensor a layer has, with its shape.
     pub fn layer_tensors(&self, layer: usize) -> Vec<(String, Vec<usize>)> {
+        if let Some(dsa) = &self.dsa {
+            return dsa.layer_tensors(self, layer);
+        }
         let mut tensors = Vec::new();
         for part in Part::ALL {
             if self.has_part(part) {
@@ -139,8 +156,12 @@ impl ModelConfig {
     /// Number of parameters; a tied matrix counts once.
     pub fn num_parameters(&self) -> u64 {
         let count = |shape: &[usize]| shape.iter().map(|&n| n as u64).product::<u64>();
-        let layer: u64 = self.layer_tensors(0).iter().map(|(_, s)| count(s)).sum();
+        let layer = |l| self.layer_tensors(l).iter().map(|(_, s)| count(s)).sum::<u64>();
+        let layers = match self.dsa {
+            Some(_) => (0..self.num_layers).map(layer).sum(),
+            None => layer(0) * self.num_layers as u64,
+        };
         let matrices = if self.tie_word_embeddings { 1 } else { 2 };
-        layer * self.num_layers as u64 + matrices * count(&self.embedding_shape()) + self.hidden_size as u64
+        layers + matrices * count(&self.embedding_shape()) + self.hidden_size as u64
     }
 }

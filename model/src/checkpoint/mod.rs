@@ -4,7 +4,7 @@
 //! [`Checkpoint::open`] reads `config.json` (and `generation_config.json` where there is one), maps
 //! `model.safetensors` or the shards of `model.safetensors.index.json`, and compares every tensor that
 //! the configuration demands with what the headers offer, before one weight is touched. What a
-//! checkpoint asks for and the engine does not do (other architectures, yarn, quantised weights,
+//! checkpoint asks for and the engine does not do (other architectures, yarn in a dense model, quantised weights,
 //! biases the configuration does not mention) is an error that names the file and the field.
 //!
 //! Weights are read row by row as f32 ([`Tensor::read_row`]), from any number of threads; nothing is
@@ -16,17 +16,23 @@
 mod architecture;
 mod class_defaults;
 mod config;
+mod dsa;
+mod dsa_parse;
 mod dtype;
 mod dummy;
 mod fields;
 mod files;
 mod fingerprint;
 mod foreign;
+mod fp8;
+mod index_sharing;
 mod parse;
 mod quantisation;
 mod rope;
 mod rope_parameters;
+mod rope_yarn;
 mod shard;
+mod sparse_weights;
 mod tensor;
 #[cfg(test)]
 mod tests;
@@ -40,6 +46,7 @@ use safetensors::Dtype as StoredDtype;
 
 pub use architecture::{Architecture, EMBED_TOKENS, FINAL_NORM, LM_HEAD, Part};
 pub use config::ModelConfig;
+pub use dsa::{DsaConfig, ExpertsConfig, INDEX_NORM_EPS, LATENT_NORM_EPS};
 pub use dtype::Dtype;
 pub use fingerprint::Fingerprint;
 pub use rope::{Rope, RopeScaling};
@@ -136,6 +143,7 @@ impl Checkpoint {
             files,
             "checkpoint opened"
         );
+        self.tell_skipped();
     }
 
     /// A model of the given shape whose weights are drawn from a seed: small, centred numbers that
@@ -231,6 +239,9 @@ impl Checkpoint {
             StoredDtype::F32 => Dtype::F32,
             StoredDtype::F16 => Dtype::F16,
             StoredDtype::BF16 => Dtype::Bf16,
+            StoredDtype::F8_E4M3 if self.fp8_block().is_some() => {
+                return self.fp8_tensor(name, shape, stored.bytes);
+            }
             other => {
                 return Err(ModelError::UnsupportedDtype {
                     path: path.to_owned(),
@@ -302,6 +313,9 @@ impl Checkpoint {
     /// is not as it must be because the weights are quantised, that is the error.
     fn check(&self) -> Result<(), ModelError> {
         self.check_tensors().map_err(|error| {
+            if self.fp8_block().is_some() {
+                return error;
+            }
             let Weights::Stored { index, .. } = &self.weights else { return error };
             let Some(tool) = quantisation::by_tensors(index.keys().map(String::as_str)) else { return error };
             let (feature, hint) = quantisation::quantised_by(tool);
@@ -313,6 +327,9 @@ impl Checkpoint {
         self.embedding()?;
         self.lm_head()?;
         self.final_norm()?;
+        if self.config.dsa.is_some() {
+            return self.check_sparse_tensors();
+        }
         for layer in 0..self.config.num_layers {
             for part in Part::ALL {
                 if self.config.has_part(part) {

@@ -12,6 +12,7 @@ use serde_json::Value;
 use super::architecture::Architecture;
 use super::class_defaults::ClassDefaults;
 use super::config::{MOST_POSITIONS, ModelConfig};
+use super::dsa_parse;
 use super::dtype::Dtype;
 use super::fields::{Fields, parse_object};
 use super::quantisation;
@@ -20,9 +21,9 @@ use super::windows::windows;
 use crate::error::ModelError;
 
 /// Bounds that keep every product of two sizes inside 64 bits.
-const MOST_WIDTH: u64 = 1 << 24;
-const MOST_LAYERS: u64 = (1 << 16) - 1;
-const MOST_VOCAB: u64 = 1 << 28;
+pub(super) const MOST_WIDTH: u64 = 1 << 24;
+pub(super) const MOST_LAYERS: u64 = (1 << 16) - 1;
+pub(super) const MOST_VOCAB: u64 = 1 << 28;
 
 impl ModelConfig {
     /// Reads a configuration. `path` is used in complaints only.
@@ -33,6 +34,9 @@ impl ModelConfig {
         let object = parse_object(path, json)?;
         let fields = Fields::new(path, &object);
         let architecture = architecture(fields)?;
+        if architecture.is_sparse() {
+            return dsa_parse::parse(fields, architecture, dtype(fields)?);
+        }
         refuse_unsupported(fields)?;
 
         let defaults = ClassDefaults::of(architecture);
@@ -64,7 +68,7 @@ impl ModelConfig {
         }
         let attention_bias = match architecture {
             Architecture::Llama | Architecture::Qwen3 => fields.boolean("attention_bias", false)?,
-            Architecture::Mistral | Architecture::Qwen2 => false,
+            _ => false,
         };
         Ok(ModelConfig {
             architecture,
@@ -93,6 +97,7 @@ impl ModelConfig {
                 true => fields.token_ids("bos_token_id")?.first().copied(),
                 false => defaults.bos_token_id,
             },
+            dsa: None,
         })
     }
 
@@ -116,6 +121,7 @@ impl ModelConfig {
 }
 
 fn architecture(fields: Fields<'_>) -> Result<Architecture, ModelError> {
+    refuse_later_models(fields)?;
     let unknown = |found: String| ModelError::UnknownArchitecture {
         path: fields.path().to_owned(),
         found,
@@ -146,6 +152,22 @@ fn architecture(fields: Fields<'_>) -> Result<Architecture, ModelError> {
     }
 }
 
+/// Refuses models that look like those with sparse attention and compute something else.
+fn refuse_later_models(fields: Fields<'_>) -> Result<(), ModelError> {
+    const LATER: [(&str, &str, &str); 2] = [
+        ("deepseek_v4", "DeepseekV4ForCausalLM", "its compressed caches are not done here"),
+        ("glm5_next", "Glm5NextForCausalLM", "its linear layers and pooled indexer keys are not done here"),
+    ];
+    let classes = fields.get("architectures").and_then(Value::as_array);
+    for (model_type, class, hint) in LATER {
+        let by_class = classes.is_some_and(|names| names.iter().any(|name| name.as_str() == Some(class)));
+        if by_class || fields.get("model_type").and_then(Value::as_str) == Some(model_type) {
+            return Err(fields.unsupported(format!("model_type {model_type}"), hint));
+        }
+    }
+    Ok(())
+}
+
 /// Fields that other models of these shapes have and that change what is computed, with the number at
 /// which each changes nothing.
 const REFUSED_NUMBERS: [(&str, Option<f64>); 9] = [
@@ -168,14 +190,20 @@ fn refuse_unsupported(fields: Fields<'_>) -> Result<(), ModelError> {
         return Err(fields.unsupported(feature, "the models of this family use silu"));
     }
     quantisation::refuse(fields)?;
+    refuse_numbers(fields)?;
+    if !fields.boolean("is_causal", true)? {
+        return Err(fields.unsupported("is_causal false", "a token never sees later ones here"));
+    }
+    Ok(())
+}
+
+/// Refuses each of [`REFUSED_NUMBERS`] that would change something.
+pub(super) fn refuse_numbers(fields: Fields<'_>) -> Result<(), ModelError> {
     for (name, neutral) in REFUSED_NUMBERS {
         if let Some(value) = fields.get(name).filter(|value| neutral.is_none() || value.as_f64() != neutral) {
             let hint = "the models of this family have no such step, and leaving it out would be wrong";
             return Err(fields.unsupported(format!("{name} {value}"), hint));
         }
-    }
-    if !fields.boolean("is_causal", true)? {
-        return Err(fields.unsupported("is_causal false", "a token never sees later ones here"));
     }
     Ok(())
 }

@@ -32,6 +32,17 @@ pub enum RopeScaling {
         /// The length the model was first trained at.
         original_max_position_embeddings: usize,
     },
+    /// YaRN: pairs that turn often over the first training's length are kept, slow ones divided by `factor`, those between blended.
+    Yarn {
+        /// By how much slow pairs are divided.
+        factor: f64,
+        /// Pairs that turn more often are kept.
+        beta_fast: f64,
+        /// Pairs that turn less often are divided.
+        beta_slow: f64,
+        /// The length the model was first trained at.
+        original_max_position_embeddings: usize,
+    },
 }
 
 impl Rope {
@@ -45,17 +56,39 @@ impl Rope {
     /// Llama 3 scaling: `modeling_rope_utils._compute_llama3_parameters`.
     pub fn inv_freq(&self, head_dim: usize) -> Vec<f32> {
         let theta = f64::from(self.theta as f32);
+        let ramp = self.ramp(head_dim);
         (0..head_dim / 2)
             .map(|i| {
                 let exponent = (2 * i) as f32 / head_dim as f32;
-                self.scale(1.0 / theta.powf(f64::from(exponent)) as f32)
+                let frequency = 1.0 / theta.powf(f64::from(exponent)) as f32;
+                match (&self.scaling, ramp) {
+                    (RopeScaling::Yarn { factor, .. }, Some((low, high))) => {
+                        let divided = ((i as f32 - low) / (high - low)).clamp(0.0, 1.0);
+                        frequency / *factor as f32 * divided + frequency * (1.0 - divided)
+                    }
+                    _ => self.scale(frequency),
+                }
             })
             .collect()
     }
 
+    /// The pairs between which YaRN blends: transformers' `find_correction_range`.
+    fn ramp(&self, head_dim: usize) -> Option<(f32, f32)> {
+        let RopeScaling::Yarn { beta_fast, beta_slow, original_max_position_embeddings, .. } = self.scaling
+        else {
+            return None;
+        };
+        let (d, original) = (head_dim as f64, original_max_position_embeddings as f64);
+        let pair =
+            |turns: f64| d * (original / (turns * 2.0 * std::f64::consts::PI)).ln() / (2.0 * self.theta.ln());
+        let low = pair(beta_fast).floor().max(0.0) as f32;
+        let high = pair(beta_slow).ceil().min(d - 1.0) as f32;
+        Some((low, if low == high { high + 0.001 } else { high }))
+    }
+
     fn scale(&self, frequency: f32) -> f32 {
         match self.scaling {
-            RopeScaling::None => frequency,
+            RopeScaling::None | RopeScaling::Yarn { .. } => frequency,
             RopeScaling::Linear { factor } => frequency / factor as f32,
             RopeScaling::Llama3 {
                 factor,

@@ -22,6 +22,16 @@ pub(super) fn rope(fields: Fields<'_>) -> Result<Rope, ModelError> {
         return Err(fields.unsupported(feature, hint));
     }
     refuse_partial(fields)?;
+    let theta = theta(fields, parameters)?;
+    let scaling = match parameters {
+        Some(nested) => scaling(fields, nested)?,
+        None => RopeScaling::None,
+    };
+    Ok(Rope { theta, scaling })
+}
+
+/// The base of the frequencies: of the object, or of the file around it.
+pub(super) fn theta(fields: Fields<'_>, parameters: Option<Fields<'_>>) -> Result<f64, ModelError> {
     let nested_theta = match parameters {
         Some(nested) => nested.optional_positive("rope_theta")?,
         None => None,
@@ -33,11 +43,7 @@ pub(super) fn rope(fields: Fields<'_>) -> Result<Rope, ModelError> {
     if theta as f32 <= 1.0 || !(theta as f32).is_finite() {
         return Err(fields.bad("rope_theta", theta, "a number above 1, such as 10000"));
     }
-    let scaling = match parameters {
-        Some(nested) => scaling(fields, nested)?,
-        None => RopeScaling::None,
-    };
-    Ok(Rope { theta, scaling })
+    Ok(theta)
 }
 
 fn refuse_partial(fields: Fields<'_>) -> Result<(), ModelError> {

@@ -4,6 +4,7 @@ use half::{bf16, f16};
 
 use super::dtype::Dtype;
 use super::dummy::Generator;
+use super::fp8::Blocks;
 use crate::error::ModelError;
 
 /// A weight: a view of a file's bytes, or values drawn from a seed. Cheap to make and to clone;
@@ -25,6 +26,8 @@ enum Values<'a> {
     /// Little-endian, row by row, `rows * row_len * dtype.size()` bytes.
     Stored(&'a [u8]),
     Drawn(Generator),
+    /// In fp8 with a scale for each block; the tensor's dtype is what it is widened to.
+    Blocks(Blocks<'a>),
 }
 
 impl<'a> Tensor<'a> {
@@ -38,6 +41,11 @@ impl<'a> Tensor<'a> {
         Tensor::new(name, dtype, shape, Values::Drawn(generator))
     }
 
+    /// The caller has checked that bytes and scales have the shapes that go with the tensor's.
+    pub(super) fn blocks(name: &str, shape: &[usize], blocks: Blocks<'a>) -> Self {
+        Tensor::new(name, Dtype::F32, shape, Values::Blocks(blocks))
+    }
+
     fn new(name: &str, dtype: Dtype, shape: &[usize], values: Values<'a>) -> Self {
         let row_len = shape.last().copied().unwrap_or(1);
         let rows = shape.iter().rev().skip(1).product();
@@ -49,7 +57,7 @@ impl<'a> Tensor<'a> {
         &self.name
     }
 
-    /// The type it is stored in; for dummy weights, the configuration's.
+    /// The type it is stored in; for dummy weights, the configuration's; float32 for weights in fp8, which are widened.
     pub fn dtype(&self) -> Dtype {
         self.dtype
     }
@@ -78,8 +86,9 @@ impl<'a> Tensor<'a> {
         if row >= self.rows || out.len() != self.row_len {
             return Err(self.no_such_row(row, out.len()));
         }
-        match self.values {
+        match &self.values {
             Values::Drawn(generator) => generator.fill_row(row, out),
+            Values::Blocks(blocks) => blocks.read_row(row, out)?,
             Values::Stored(_) => {
                 let bytes = self.raw_row(row).ok_or_else(|| self.no_such_row(row, out.len()))?;
                 widen(self.dtype, bytes, out);
@@ -88,7 +97,7 @@ impl<'a> Tensor<'a> {
         Ok(())
     }
 
-    /// The little-endian bytes of a row as stored; `None` for dummy weights and past the end.
+    /// The little-endian bytes of a row as stored; `None` for dummy weights, for fp8 and past the end.
     pub fn raw_row(&self, row: usize) -> Option<&'a [u8]> {
         let Values::Stored(bytes) = self.values else {
             return None;
@@ -98,11 +107,11 @@ impl<'a> Tensor<'a> {
         bytes.get(start..start.checked_add(length)?)
     }
 
-    /// All the bytes as stored, row by row, little-endian; `None` for dummy weights.
+    /// All the bytes as stored, row by row, little-endian; `None` for dummy weights and fp8.
     pub fn raw(&self) -> Option<&'a [u8]> {
         match self.values {
             Values::Stored(bytes) => Some(bytes),
-            Values::Drawn(_) => None,
+            Values::Drawn(_) | Values::Blocks(_) => None,
         }
     }
 

@@ -5,6 +5,7 @@ use half::{bf16, f16};
 use crate::checkpoint::{Dtype, Tensor};
 use crate::cpu::memory::{Memory, OutOfMemory};
 use crate::cpu::panel::PackedMatrix;
+use crate::cpu::sparse::Choices;
 use crate::error::ModelError;
 
 /// One buffer of a device.
@@ -18,6 +19,10 @@ pub(super) enum Buffer {
     Matrix(PackedMatrix),
     /// An embedding table.
     Table(Table),
+    /// Several matrices of one shape.
+    Matrices(Vec<PackedMatrix>),
+    /// Keys or experts that were chosen for each token row.
+    Choices(Choices),
 }
 
 /// Activations, `[rows, width]` in row-major order. Threads of one operation write different rows through
@@ -95,6 +100,15 @@ unsafe impl Sync for RowsMut {}
 impl RowsMut {
     pub fn width(self) -> usize {
         self.width
+    }
+
+    /// Values of all rows.
+    pub fn len(self) -> usize {
+        self.len
+    }
+
+    pub fn as_ptr(self) -> *mut f32 {
+        self.data
     }
 
     /// One row.
@@ -192,4 +206,6 @@ impl Buffer {
     accessor!(vector, Vector, &[f32]);
     accessor!(matrix, Matrix, &PackedMatrix);
     accessor!(table, Table, &Table);
+    accessor!(matrices, Matrices, &[PackedMatrix]);
+    accessor!(choices, Choices, &Choices);
 }

@@ -19,8 +19,10 @@ use crate::cpu::kv::{self, CpuKv};
 use crate::cpu::memory::Memory;
 use crate::cpu::panel::PackedMatrix;
 use crate::cpu::rows::PackedRows;
+use crate::cpu::sparse::{Choices, SparseState};
 use crate::cpu::team::Team;
 use crate::device::{BufferId, Device, Op, Precision};
+use crate::dsa::{FillMatrices, MatrixStack};
 use crate::error::ModelError;
 use crate::graph::GraphKey;
 use crate::kv::PartShape;
@@ -70,6 +72,8 @@ pub struct CpuDevice {
     pub(super) scratch: Vec<Mutex<AttentionScratch>>,
     /// Set by somebody else when the step that runs is to end early.
     interrupt: Option<Arc<AtomicBool>>,
+    /// What sparse attention and experts need.
+    pub(super) sparse: SparseState,
 }
 
 impl CpuDevice {
@@ -129,6 +133,7 @@ impl CpuDevice {
         team: Arc<Team>,
     ) -> Result<Self, ModelError> {
         Ok(Self {
+            sparse: SparseState::new(team.members())?,
             scratch: (0..team.members()).map(|_| Mutex::default()).collect(),
             isa: options.isa,
             dtype: options.dtype,
@@ -177,6 +182,7 @@ impl Device for CpuDevice {
         self.kv.attach(groups, shapes, (self.dtype, self.block_size))?;
         self.work.resize_with(groups.len(), WorkList::new);
         self.inputs.groups.resize_with(groups.len(), AttentionMetadata::default);
+        self.sparse.attach(groups.len());
         Ok(())
     }
 
@@ -223,6 +229,50 @@ impl Device for CpuDevice {
         Ok(self.push(Buffer::Table(table)))
     }
 
+    fn matrices(&mut self, stack: MatrixStack, fill: &FillMatrices<'_>) -> Result<BufferId, ModelError> {
+        let MatrixStack { count, n, k } = stack;
+        let fault = Mutex::new(None);
+        let packed = (0..count).map(|i| {
+            let fill = |row: usize, out: &mut [f32]| {
+                if let Err(e) = fill(i, row, out) {
+                    *fault.lock() = Some(e);
+                }
+            };
+            PackedMatrix::pack(&self.team, self.dtype, n, k, &fill)
+        });
+        let packed = packed.collect::<Result<Vec<_>, _>>()?;
+        match fault.into_inner() {
+            Some(e) => Err(e),
+            None => Ok(self.push(Buffer::Matrices(packed))),
+        }
+    }
+
+    fn full_matrix(&mut self, tensor: &Tensor<'_>) -> Result<BufferId, ModelError> {
+        let fault = Mutex::new(None);
+        let fill = |row: usize, out: &mut [f32]| {
+            if let Err(e) = tensor.read_row(row, out) {
+                *fault.lock() = Some(e);
+            }
+        };
+        let matrix = PackedMatrix::pack(&self.team, Dtype::F32, tensor.rows(), tensor.row_len(), &fill)?;
+        match fault.into_inner() {
+            Some(e) => Err(e),
+            None => Ok(self.push(Buffer::Matrix(matrix))),
+        }
+    }
+
+    fn choices(&mut self, rows: usize, per_row: usize) -> Result<BufferId, ModelError> {
+        let choices = Choices::new(rows, per_row)?;
+        Ok(self.push(Buffer::Choices(choices)))
+    }
+
+    fn read_choices(&mut self, buffer: BufferId, row: usize) -> Result<&[u32], ModelError> {
+        match self.buffers.get(buffer.index()) {
+            Some(Buffer::Choices(choices)) => choices.row(row),
+            _ => Err(ModelError::BadInputs { what: "the buffer holds no choices".to_owned() }),
+        }
+    }
+
     fn bind(&mut self, inputs: &StepInputs, key: Option<GraphKey>) -> Result<(), ModelError> {
         let bad = |what| Err(ModelError::BadInputs { what });
         let (rows, positions) = (inputs.tokens.len(), inputs.positions.len());
@@ -248,7 +298,11 @@ impl Device for CpuDevice {
             if let Some((heads, layer)) = self.kv.attended(group) {
                 work.plan(inputs.group(group), heads, &layer)?;
             }
+            if let Some((block_size, num_blocks)) = self.kv.vector_blocks(group) {
+                self.sparse.plan(group, inputs.group(group), block_size, num_blocks)?;
+            }
         }
+        self.sparse.set_rows(rows);
         self.inputs.tokens.clone_from(&inputs.tokens);
         self.inputs.positions.clone_from(&inputs.positions);
         for (group, metadata) in self.inputs.groups.iter_mut().enumerate() {
@@ -297,6 +351,7 @@ impl Device for CpuDevice {
         }
         let widest = self.buffers.iter().filter_map(|buffer| match buffer {
             Buffer::Matrix(matrix) => Some(matrix.k()),
+            Buffer::Matrices(matrices) => matrices.first().map(PackedMatrix::k),
             _ => None,
         });
         self.packed.reserve(self.isa, self.dtype, rows, widest.max().unwrap_or(0).min(width))?;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use pagedraft_attention::sparse::{VectorLayer, VectorLayout};
 use pagedraft_attention::{KvDtype, KvLayer, KvLayout};
 use pagedraft_block_manager::{GroupId, KvGroup, LayerSet};
 
@@ -43,6 +44,8 @@ struct Part {
 enum Content {
     /// Keys and values, which `heads` query heads read.
     Heads { layout: KvLayout, heads: usize },
+    /// One vector a token.
+    Vectors { layout: VectorLayout },
     /// A row of `width` f32 values per token.
     Rows { width: usize },
 }
@@ -53,6 +56,9 @@ impl Content {
             PartShape::Heads { heads, kv_heads, head_dim } => {
                 Self::Heads { layout: layout(dtype, block_size, kv_heads, head_dim)?, heads }
             }
+            PartShape::Vectors { width } => {
+                Self::Vectors { layout: VectorLayout::new(kv_dtype(dtype), block_size, width)? }
+            }
             PartShape::Rows { width } => Self::Rows { width },
         })
     }
@@ -61,6 +67,7 @@ impl Content {
     fn token_bytes(self) -> usize {
         match self {
             Self::Heads { layout, .. } => layout.token_bytes(),
+            Self::Vectors { layout } => layout.token_bytes(),
             Self::Rows { width } => width * size_of::<f32>(),
         }
     }
@@ -73,12 +80,15 @@ pub(super) fn layout(
     kv_heads: usize,
     head_dim: usize,
 ) -> Result<KvLayout, ModelError> {
-    let dtype = match dtype {
+    Ok(KvLayout::new(kv_dtype(dtype), block_size, kv_heads, head_dim)?)
+}
+
+fn kv_dtype(dtype: Dtype) -> KvDtype {
+    match dtype {
         Dtype::F32 => KvDtype::F32,
         Dtype::F16 => KvDtype::F16,
         Dtype::Bf16 => KvDtype::Bf16,
-    };
-    Ok(KvLayout::new(dtype, block_size, kv_heads, head_dim)?)
+    }
 }
 
 /// How many bytes a token takes in one layer of a part of this shape.
@@ -178,7 +188,32 @@ impl CpuKv {
         let mut parts = group.parts.iter();
         parts.find_map(|part| match part.content {
             Content::Heads { layout, heads } => Some((heads, self.view(group, part, 0, layout))),
-            Content::Rows { .. } => None,
+            Content::Vectors { .. } | Content::Rows { .. } => None,
+        })
+    }
+
+    /// Block size and number of blocks of a group that holds [vectors](PartShape::Vectors); `None` of another.
+    pub fn vector_blocks(&self, group: usize) -> Option<(u32, u32)> {
+        let group = self.groups.get(group)?;
+        let vectors = group.parts.iter().any(|part| matches!(part.content, Content::Vectors { .. }));
+        vectors.then_some((group.block_size, group.num_blocks))
+    }
+
+    /// The vectors of a layer.
+    ///
+    /// # Errors
+    ///
+    /// A group, part or layer that the model does not have, or a part that holds something else.
+    pub fn vectors(&self, kv: KvRef) -> Result<VectorLayer, ModelError> {
+        let (group, part, place) = self.find(kv)?;
+        let Content::Vectors { layout } = part.content else {
+            return refuse(format!("{kv:?} holds no vectors, which are needed"));
+        };
+        // SAFETY: each block of the group holds the part's layers at this offset, as `group` has found. The arena is aligned and
+        // zeroed, stays for as long as this is, and is accessed through such views alone.
+        Ok(unsafe {
+            let base = self.arena.base().add(part.offset + place * part.layer_bytes);
+            VectorLayer::new(base, group.stride, group.num_blocks, layout)
         })
     }
 
@@ -191,7 +226,9 @@ impl CpuKv {
         let (group, part, place) = self.find(kv)?;
         match part.content {
             Content::Heads { layout, heads } => Ok((self.view(group, part, place, layout), heads)),
-            Content::Rows { .. } => refuse(format!("{kv:?} holds rows where keys and values are needed")),
+            Content::Vectors { .. } | Content::Rows { .. } => {
+                refuse(format!("{kv:?} holds rows where keys and values are needed"))
+            }
         }
     }
 

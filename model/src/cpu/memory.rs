@@ -40,6 +40,8 @@ unsafe impl Plain for u8 {}
 // SAFETY: `u16` is a plain number.
 unsafe impl Plain for u16 {}
 // SAFETY: `f32` is a plain number.
+unsafe impl Plain for u32 {}
+// SAFETY: `f32` is a plain number.
 unsafe impl Plain for f32 {}
 
 /// A fixed number of zeroed `T`, at an address that is a multiple of 64 bytes.

@@ -4,6 +4,7 @@ mod arena;
 mod buffer;
 mod device;
 mod kv;
+mod kv_groups;
 pub mod matmul;
 pub mod memory;
 mod memory_limit;
@@ -11,6 +12,7 @@ mod operations;
 pub mod panel;
 pub mod rows;
 pub mod rowwise;
+mod sparse;
 pub mod team;
 
 pub use arena::KvArena;

@@ -26,7 +26,7 @@ enum Way {
 }
 
 impl CpuDevice {
-    fn buffer(&self, buf: BufferId) -> &Buffer {
+    pub(super) fn buffer(&self, buf: BufferId) -> &Buffer {
         &self.buffers[buf.index()]
     }
 
@@ -35,10 +35,9 @@ impl CpuDevice {
         self.buffer(buf).activations().rows()
     }
 
-    /// Calls `each` for every row, with the rows shared among the threads. If there is little to do, this
-    /// thread does all of it. `cost` is the number of elements in a row.
-    fn for_rows(&self, rows: usize, cost: usize, each: impl Fn(usize) + Sync) {
-        // Waking the team takes about as long as computing some thousand elements.
+    /// Runs `each` for every row, the rows split among the threads; a step of few rows stays on this one.
+    pub(super) fn for_rows(&self, rows: usize, cost: usize, each: impl Fn(usize) + Sync) {
+        // Waking the team costs about as much as some thousand elements.
         if rows < 2 || rows * cost < 8 * 1024 {
             (0..rows).for_each(each);
             return;
@@ -117,11 +116,12 @@ impl CpuDevice {
             }
             Op::Hold { x, kv, rows } => self.hold_or_fetch(x, kv, rows, Way::Hold)?,
             Op::Fetch { x, kv, rows } => self.hold_or_fetch(x, kv, rows, Way::Fetch)?,
+            Op::Sparse(op) => self.run_sparse(op)?,
         }
         Ok(())
     }
 
-    fn rows_mut(&self, buf: BufferId) -> RowsMut {
+    pub(super) fn rows_mut(&self, buf: BufferId) -> RowsMut {
         self.buffer(buf).activations().rows_mut()
     }
 
@@ -203,7 +203,7 @@ impl CpuDevice {
     }
 
     /// The slots of the first `rows` token rows in a group.
-    fn slots(&self, kv: KvRef, rows: usize) -> Result<&[i64], ModelError> {
+    pub(super) fn slots(&self, kv: KvRef, rows: usize) -> Result<&[i64], ModelError> {
         let all = &self.inputs.group(usize::from(kv.group.0)).slot_mapping;
         all.get(..rows).ok_or_else(|| ModelError::BadInputs {
             what: format!("{} slots in KV group {}, and {rows} token rows", all.len(), kv.group.0),

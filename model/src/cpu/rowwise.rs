@@ -9,7 +9,7 @@ use pagedraft_attention::lanes::{LANES, Lanes};
 
 /// Loads up to 16 values of `x` from `at` on. Lanes behind the end of `x` are 0.
 #[inline(always)]
-unsafe fn load_group<L: Lanes>(x: &[f32], at: usize) -> L {
+pub(super) unsafe fn load_group<L: Lanes>(x: &[f32], at: usize) -> L {
     let left = x.len() - at;
     if left >= LANES {
         // SAFETY: 16 values are left, and the caller has enabled the features.
@@ -23,7 +23,7 @@ unsafe fn load_group<L: Lanes>(x: &[f32], at: usize) -> L {
 
 /// Stores up to 16 lanes to `x` from `at` on, as many as there is room for.
 #[inline(always)]
-unsafe fn store_group<L: Lanes>(lanes: L, x: &mut [f32], at: usize) {
+pub(super) unsafe fn store_group<L: Lanes>(lanes: L, x: &mut [f32], at: usize) {
     let left = x.len() - at;
     if left >= LANES {
         // SAFETY: there is room for 16 values, and the caller has enabled the features.

@@ -222,7 +222,7 @@ impl Lowering<'_> {
                 same(self.full(x, rows)?, width)?;
                 push("copy_rows", [rows, 1, 1], 256, 0, &[at(x), at(out), U32(width as u32)]);
             }
-            Op::Hold { .. } | Op::Fetch { .. } => {
+            Op::Hold { .. } | Op::Fetch { .. } | Op::Sparse(_) => {
                 let what = "the model holds rows of its residual stream between steps, for which there are no CUDA kernels: use \
                             --device cpu";
                 return Err(CudaError::Unsupported { what: what.to_owned() }.into());

@@ -67,6 +67,12 @@ pub fn check(
     max_model_len: usize,
 ) -> Result<(), CudaError> {
     let refuse = |what: String| Err(CudaError::Unsupported { what });
+    if config.dsa.is_some() {
+        return refuse(format!(
+            "the model is a {}; there are no CUDA kernels for sparse attention over latents: use --device cpu",
+            config.architecture
+        ));
+    }
     let windows = config.windows.iter().flatten().copied();
     if let Some(window) = windows.filter(|&w| (w as usize) < max_model_len).min() {
         return refuse(format!(

@@ -2,6 +2,7 @@
 
 mod forward;
 mod logits;
+mod selections;
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -14,6 +15,7 @@ use crate::captured::CapturedGraphs;
 use crate::checkpoint::{Checkpoint, ModelConfig};
 use crate::dense::{DenseDecoder, StepLimits};
 use crate::device::{Device, Op, Precision};
+use crate::dsa::SparseDecoder;
 use crate::error::ModelError;
 use crate::graph::{CaptureReport, CaptureSizes, GraphKey, Ran, RunCounts};
 
@@ -41,12 +43,16 @@ pub struct Runner<D: Device> {
 }
 
 impl<D: Device> Runner<D> {
-    /// Loads the dense model of `checkpoint` onto `device`. Steps run eagerly until graphs are [captured](Self::capture).
+    /// Loads the model of `checkpoint` onto `device`: a dense one, or one with sparse attention. Steps run eagerly until graphs are [captured](Self::capture).
     ///
     /// # Errors
     ///
-    /// Those of [`DenseDecoder::load`] and of [`with`](Self::with).
+    /// Those of [`DenseDecoder::load`] or [`SparseDecoder::load`], and of [`with`](Self::with).
     pub fn load(mut device: D, checkpoint: &Checkpoint, limits: StepLimits) -> Result<Self, ModelError> {
+        if checkpoint.config().dsa.is_some() {
+            let model = SparseDecoder::load(&mut device, checkpoint, limits)?;
+            return Self::with(device, Box::new(model), limits);
+        }
         let model = DenseDecoder::load(&mut device, checkpoint, limits)?;
         Self::with(device, Box::new(model), limits)
     }

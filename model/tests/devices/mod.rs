@@ -12,7 +12,6 @@ use pagedraft_block_manager::{Arena, BlockSize, GroupId, KvGroup};
 use pagedraft_model::Dtype;
 use pagedraft_model::checkpoint::ModelConfig;
 use pagedraft_model::cpu::{CpuDevice, CpuOptions, KvArena};
-use pagedraft_model::dense::kv_groups;
 
 /// Tokens a KV block of every test.
 pub const BLOCK_SIZE: u32 = 16;
@@ -41,6 +40,6 @@ pub fn cpu(
     num_blocks: u32,
     max_model_len: usize,
 ) -> CpuDevice {
-    let groups = kv_groups(&config.windows, max_model_len, token_bytes(config, dtype));
+    let groups = CpuDevice::kv_groups(config, dtype, BLOCK_SIZE, max_model_len).unwrap();
     of_groups(&groups, &CpuOptions { isa, threads, dtype, block_size: BLOCK_SIZE }, num_blocks).0
 }

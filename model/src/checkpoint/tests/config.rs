@@ -35,6 +35,7 @@ fn a_llama_config_gives_every_field() {
         torch_dtype: Dtype::F32,
         eos_token_ids: vec![2],
         bos_token_id: Some(1),
+        dsa: None,
     };
     assert_eq!(config, expected);
 }

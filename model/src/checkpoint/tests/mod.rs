@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod config;
+mod dsa;
 mod dummy;
 mod foreign;
 mod golden;

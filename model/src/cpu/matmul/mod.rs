@@ -21,6 +21,7 @@
 mod amx;
 mod widening;
 
+use crate::cpu::buffer::RowsMut;
 use crate::cpu::panel::{GROUP, PackedMatrix, TILE, Weights};
 use crate::cpu::rows::{Form, PackedRows, TILE_ROWS};
 use crate::cpu::team::{Chunks, Team};
@@ -61,6 +62,28 @@ impl<'a> OutRows<'a> {
         let fits = rows == 0 || (stride >= width && out.len() >= (rows - 1) * stride + width);
         assert!(fits, "{rows} rows of {width}, {stride} apart, in {} values", out.len());
         OutRows { at: out.as_mut_ptr(), rows, width, stride, lifetime: PhantomData }
+    }
+}
+
+impl OutRows<'_> {
+    /// `width` columns from column `first` on of the first `rows` rows of a buffer.
+    ///
+    /// # Panics
+    ///
+    /// Where they leave the buffer.
+    ///
+    /// # Safety
+    ///
+    /// Nobody else uses these columns while the value lives, and the buffer outlives it.
+    pub(in crate::cpu) unsafe fn columns<'a>(
+        out: RowsMut,
+        first: usize,
+        rows: usize,
+        width: usize,
+    ) -> OutRows<'a> {
+        assert!(first + width <= out.width() && rows * out.width() <= out.len(), "columns leave the buffer");
+        let at = out.as_ptr().wrapping_add(first);
+        OutRows { at, rows, width, stride: out.width(), lifetime: PhantomData }
     }
 }
 

@@ -1,0 +1,89 @@
+//! The token rows of a step, and the keys that each sees.
+
+use crate::error::AttentionError;
+use crate::kernel::work::checked_row;
+use crate::metadata::AttentionMetadata;
+use crate::window::NO_WINDOW;
+
+/// A query token of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SparseRow {
+    /// Its row in q and in the output.
+    pub token: u32,
+    /// The metadata row that it belongs to, whose block table says where the keys are.
+    pub row: u32,
+    /// It sees the keys of index 0 up to and without this one.
+    pub visible: u32,
+}
+
+/// The query tokens of a step: one list serves all layers of a KV group. The memory is reused from step to step.
+///
+/// Planning checks all that the kernels rely on: tables reach the end of their sequences and name blocks that exist.
+#[derive(Debug, Default)]
+pub struct SparseRows {
+    rows: Vec<SparseRow>,
+    tokens: usize,
+    geometry: Option<(u32, u32)>,
+}
+
+impl SparseRows {
+    /// No rows.
+    #[must_use]
+    pub fn new() -> SparseRows {
+        SparseRows::default()
+    }
+
+    /// The rows, in the order of their tokens. Pad rows have none.
+    #[must_use]
+    pub fn rows(&self) -> &[SparseRow] {
+        &self.rows
+    }
+
+    /// How many query tokens the step has, those of pad rows included.
+    pub(crate) fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// Block size and number of blocks that the rows were planned for.
+    pub(crate) fn geometry(&self) -> Option<(u32, u32)> {
+        self.geometry
+    }
+
+    /// Lists the query tokens of a step over a cache of `num_blocks` blocks of `block_size` tokens.
+    ///
+    /// # Errors
+    ///
+    /// [`AttentionError::Inconsistent`] (a window, or lengths that disagree), [`AttentionError::ShortTable`],
+    /// [`AttentionError::NoSuchBlock`]; the list is empty then.
+    pub fn plan(
+        &mut self,
+        metadata: &AttentionMetadata,
+        block_size: u32,
+        num_blocks: u32,
+    ) -> Result<(), AttentionError> {
+        self.rows.clear();
+        self.tokens = 0;
+        for row in 0..metadata.num_rows() {
+            let queries =
+                checked_row(metadata, row, block_size, num_blocks).inspect_err(|_| self.rows.clear())?;
+            let Some(queries) = queries else { continue };
+            if queries.window != NO_WINDOW {
+                self.rows.clear();
+                return Err(AttentionError::Inconsistent {
+                    field: "window",
+                    index: row,
+                    found: i64::from(queries.window),
+                    expected: i64::from(NO_WINDOW),
+                });
+            }
+            self.rows.extend((0..queries.len).map(|i| SparseRow {
+                token: queries.token + i,
+                row: row as u32,
+                visible: queries.first_visible + i * queries.visible_step,
+            }));
+        }
+        self.tokens = metadata.num_tokens();
+        self.geometry = Some((block_size, num_blocks));
+        Ok(())
+    }
+}

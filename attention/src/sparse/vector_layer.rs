@@ -1,0 +1,242 @@
+//! A part of the KV cache that holds one vector a token: a latent, or an indexer's key.
+
+use crate::error::AttentionError;
+use crate::isa::{Isa, Kernel};
+use crate::kernel::element::{Bf16, Element, F16, F32};
+use crate::kv_layout::KvDtype;
+use crate::lanes::{LANES, Lanes};
+use crate::metadata::PAD_SLOT;
+use crate::token_rows::TokenRows;
+use pagedraft_block_manager::BlockId;
+
+/// The inside of one layer's part of a block: `[token][width, padded to 16]`. Padding is written as 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct VectorLayout {
+    dtype: KvDtype,
+    block_size: u32,
+    width: usize,
+}
+
+impl VectorLayout {
+    /// Vectors of `width` values in blocks of 16, 32 or 64 tokens.
+    ///
+    /// # Errors
+    ///
+    /// [`AttentionError::BlockSize`], [`AttentionError::Shape`] (a width of 0).
+    pub fn new(dtype: KvDtype, block_size: u32, width: usize) -> Result<VectorLayout, AttentionError> {
+        if !matches!(block_size, 16 | 32 | 64) {
+            return Err(AttentionError::BlockSize { block_size });
+        }
+        if width == 0 {
+            return Err(AttentionError::Shape { heads: 1, kv_heads: 1, head_dim: width });
+        }
+        Ok(VectorLayout { dtype, block_size, width })
+    }
+
+    /// The type of the elements.
+    #[must_use]
+    pub fn dtype(&self) -> KvDtype {
+        self.dtype
+    }
+
+    /// How many tokens a block holds.
+    #[must_use]
+    pub fn block_size(&self) -> u32 {
+        self.block_size
+    }
+
+    /// How many values a vector has.
+    #[must_use]
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Elements from one token to the next: the width rounded up to 16.
+    #[must_use]
+    pub fn stride(&self) -> usize {
+        self.width.next_multiple_of(LANES)
+    }
+
+    /// How many bytes a token takes in one layer.
+    #[must_use]
+    pub fn token_bytes(&self) -> usize {
+        self.stride() * self.dtype.size()
+    }
+
+    /// How many bytes a block takes in one layer.
+    #[must_use]
+    pub fn block_bytes(&self) -> usize {
+        self.token_bytes() * self.block_size as usize
+    }
+}
+
+/// A view of one layer's vectors in every block: block b lies at `base + b * block_stride` bytes.
+///
+/// It is a raw view, copied freely among threads; who may write which slot is the block manager's business.
+#[derive(Clone, Copy, Debug)]
+pub struct VectorLayer {
+    base: *mut u8,
+    block_stride: usize,
+    num_blocks: u32,
+    layout: VectorLayout,
+}
+
+// SAFETY: the view owns nothing; the methods that dereference it are unsafe, and demand what threads have to keep to.
+unsafe impl Send for VectorLayer {}
+// SAFETY: as above.
+unsafe impl Sync for VectorLayer {}
+
+impl VectorLayer {
+    /// A view of `num_blocks` blocks from `base` on.
+    ///
+    /// # Safety
+    ///
+    /// For as long as the view or a copy is used: `base` is aligned to 4 bytes, initialised (zeroes will do) and valid for reads
+    /// and writes of `layout.block_bytes()` at every multiple of `block_stride` (a multiple of 4) below `num_blocks *
+    /// block_stride`, and is accessed through such views only.
+    #[must_use]
+    pub unsafe fn new(
+        base: *mut u8,
+        block_stride: usize,
+        num_blocks: u32,
+        layout: VectorLayout,
+    ) -> VectorLayer {
+        VectorLayer { base, block_stride, num_blocks, layout }
+    }
+
+    /// The inside of a block.
+    #[must_use]
+    pub fn layout(&self) -> &VectorLayout {
+        &self.layout
+    }
+
+    /// How many blocks there are.
+    #[must_use]
+    pub fn num_blocks(&self) -> u32 {
+        self.num_blocks
+    }
+
+    /// The first byte of the vector of index `index` in a sequence with this block table. The address is in bounds if the
+    /// table names the block and the block exists.
+    #[inline(always)]
+    pub(crate) fn at(&self, table: &[BlockId], index: usize) -> *const u8 {
+        let size = self.layout.block_size as usize;
+        let block = table.get(index / size).map_or(0, |block| block.0 as usize);
+        self.base
+            .wrapping_add(block * self.block_stride + index % size * self.layout.token_bytes())
+            .cast_const()
+    }
+
+    /// Stores `rows` (`width` values a token) at `slots`, rounded to the element type, to nearest even; slot -1 stores nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`AttentionError::NoSuchSlot`], [`AttentionError::SmallBuffer`], [`AttentionError::Isa`]; nothing is stored then.
+    ///
+    /// # Safety
+    ///
+    /// No other thread reads these slots or writes them meanwhile.
+    pub unsafe fn write(&self, isa: Isa, slots: &[i64], rows: TokenRows<'_>) -> Result<(), AttentionError> {
+        rows.check("vectors", slots.len(), self.layout.width)?;
+        let num_slots = u64::from(self.num_blocks) * u64::from(self.layout.block_size);
+        let wrong = |&slot: &i64| slot != PAD_SLOT && u64::try_from(slot).map_or(true, |s| s >= num_slots);
+        if let Some(token) = slots.iter().position(wrong) {
+            return Err(AttentionError::NoSuchSlot { token, slot: slots[token], num_slots });
+        }
+        isa.require()?.run(Store { layer: self, slots, rows });
+        Ok(())
+    }
+
+    /// One value of a token's vector as stored, widened; slow, for references and tests.
+    ///
+    /// # Safety
+    ///
+    /// `slot` and `d` exist; nobody writes the slot meanwhile.
+    #[must_use]
+    pub unsafe fn value(&self, slot: u64, d: usize) -> f32 {
+        let size = u64::from(self.layout.block_size);
+        let block = (slot / size) as usize * self.block_stride;
+        let at = self.base.wrapping_add(block + (slot % size) as usize * self.layout.token_bytes());
+        // SAFETY: the element lies in the block, and blocks are aligned for their elements.
+        unsafe {
+            match self.layout.dtype {
+                KvDtype::F32 => *at.cast::<f32>().add(d),
+                KvDtype::F16 => half::f16::from_bits(*at.cast::<u16>().add(d)).to_f32(),
+                KvDtype::Bf16 => half::bf16::from_bits(*at.cast::<u16>().add(d)).to_f32(),
+            }
+        }
+    }
+}
+
+/// The arguments of [`VectorLayer::write`].
+struct Store<'a> {
+    layer: &'a VectorLayer,
+    slots: &'a [i64],
+    rows: TokenRows<'a>,
+}
+
+impl Kernel for Store<'_> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(self) {
+        // SAFETY: the caller has the features; `write` has checked slots and rows.
+        unsafe {
+            match self.layer.layout.dtype {
+                KvDtype::F32 => self.store::<L, F32>(),
+                KvDtype::F16 => self.store::<L, F16>(),
+                KvDtype::Bf16 => self.store::<L, Bf16>(),
+            }
+        }
+    }
+}
+
+impl Store<'_> {
+    #[inline(always)]
+    unsafe fn store<L: Lanes, E: Element>(&self) {
+        let layout = &self.layer.layout;
+        let size = layout.block_size as usize;
+        for (token, &slot) in self.slots.iter().enumerate() {
+            let Ok(slot) = usize::try_from(slot) else { continue };
+            let at = slot / size * self.layer.block_stride + slot % size * layout.token_bytes();
+            let to = self.layer.base.wrapping_add(at).cast::<E::Raw>();
+            let from = self.rows.row(token);
+            let mut d = 0;
+            while d < layout.width {
+                let n = (layout.width - d).min(LANES);
+                // SAFETY: the row has `width` values; the slot has room for the width rounded up to 16.
+                unsafe {
+                    if n == LANES {
+                        E::store(L::load(from.add(d)), to.add(d));
+                    } else {
+                        let mut rest = [0.0; LANES];
+                        std::ptr::copy_nonoverlapping(from.add(d), rest.as_mut_ptr(), n);
+                        E::store(L::load(rest.as_ptr()), to.add(d));
+                    }
+                }
+                d += LANES;
+            }
+        }
+    }
+}
+
+/// The f32 values of a stored vector: itself if it is stored as f32, otherwise widened into `room`.
+///
+/// # Safety
+///
+/// `stored` has `groups` times 16 elements, and `room` has room for as many values; the caller has the features of `L`.
+#[inline(always)]
+pub(crate) unsafe fn widened<L: Lanes, E: Element>(
+    stored: *const u8,
+    groups: usize,
+    room: *mut f32,
+) -> *const f32 {
+    if size_of::<E::Raw>() == size_of::<f32>() {
+        return stored.cast();
+    }
+    let stored = stored.cast::<E::Raw>();
+    for group in 0..groups {
+        // SAFETY: as the caller promises.
+        unsafe { E::load::<L>(stored.add(group * LANES)).store(room.add(group * LANES)) };
+    }
+    room.cast_const()
+}

@@ -1,0 +1,372 @@
+//! Sparse attention against its twin, bit for bit: selections and outputs, whatever the step around a row looks like.
+#![allow(clippy::unwrap_used, clippy::undocumented_unsafe_blocks, reason = "a test that fails says where")]
+
+mod world;
+
+use pagedraft_attention::isa::Isa;
+use pagedraft_attention::reference::Arithmetic;
+use pagedraft_attention::sparse::{
+    IndexShape, LatentCall, LatentScratch, LatentShape, SelectCall, SelectScratch, SelectionView, SparseRows,
+    VectorLayer, VectorLayout, reference::best,
+};
+use pagedraft_attention::{AttentionMetadata, KvDtype, MaskKind, MetadataBuilder, TokenRows};
+use pagedraft_block_manager::BlockId;
+use world::{Rng, sets};
+
+/// A cache of vectors whose every byte is 0xff at first: a NaN in each element type.
+struct Vectors {
+    _memory: Vec<u64>,
+    layer: VectorLayer,
+}
+
+impl Vectors {
+    fn new(layout: VectorLayout, num_blocks: u32) -> Vectors {
+        let stride = layout.block_bytes() + 32;
+        let mut memory = vec![u64::MAX; stride * num_blocks as usize / 8 + 8];
+        let layer = unsafe { VectorLayer::new(memory.as_mut_ptr().cast(), stride, num_blocks, layout) };
+        Vectors { _memory: memory, layer }
+    }
+
+    fn slot(&self, table: &[BlockId], index: usize) -> u64 {
+        let size = self.layer.layout().block_size() as usize;
+        u64::from(table[index / size].0) * size as u64 + (index % size) as u64
+    }
+
+    fn store(&self, isa: Isa, table: &[BlockId], values: &[f32]) {
+        let width = self.layer.layout().width();
+        let slots: Vec<i64> = (0..values.len() / width).map(|i| self.slot(table, i) as i64).collect();
+        unsafe { self.layer.write(isa, &slots, TokenRows::new(values, width)) }.unwrap();
+    }
+
+    fn vector(&self, table: &[BlockId], index: usize) -> Vec<f32> {
+        let slot = self.slot(table, index);
+        (0..self.layer.layout().width()).map(|d| unsafe { self.layer.value(slot, d) }).collect()
+    }
+}
+
+/// Shapes of one case.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    dtype: KvDtype,
+    block_size: u32,
+    heads: usize,
+    rank: usize,
+    rope: usize,
+    nope: usize,
+    index_heads: usize,
+    index_dim: usize,
+    k: usize,
+}
+
+/// A sequence: its keys as stored, and a query for each of its tokens.
+struct Sequence {
+    table: Vec<BlockId>,
+    len: usize,
+    index_q: Vec<f32>,
+    index_w: Vec<f32>,
+    absorbed: Vec<f32>,
+    q: Vec<f32>,
+}
+
+struct Case {
+    shape: Shape,
+    keys: Vectors,
+    latents: Vectors,
+    sequences: Vec<Sequence>,
+    scale: f32,
+    index_scale: f32,
+}
+
+/// What scores are like.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Scores {
+    Random,
+    /// Few different keys.
+    Tied,
+    /// All weights are 0.
+    Zero,
+    /// All keys are the same.
+    Equal,
+}
+
+impl Case {
+    fn new(shape: Shape, lens: &[usize], scores: Scores, rng: &mut Rng) -> Case {
+        let blocks: u32 = lens.iter().map(|&len| (len as u32).div_ceil(shape.block_size)).sum();
+        let num_blocks = blocks + 7;
+        let layout = |width| VectorLayout::new(shape.dtype, shape.block_size, width).unwrap();
+        let keys = Vectors::new(layout(shape.index_dim), num_blocks);
+        let latents = Vectors::new(layout(shape.rank + shape.rope), num_blocks);
+        let mut free: Vec<BlockId> = (0..num_blocks).map(BlockId).collect();
+        rng.shuffle(&mut free);
+        let isa = Isa::detect();
+        let kinds: Vec<Vec<f32>> = (0..3).map(|_| rng.normals(shape.index_dim)).collect();
+        let sequences = lens.iter().map(|&len| {
+            let table = free.split_off(free.len() - len.div_ceil(shape.block_size as usize));
+            let index_keys: Vec<f32> = (0..len)
+                .flat_map(|_| match scores {
+                    Scores::Random | Scores::Zero => rng.normals(shape.index_dim),
+                    Scores::Tied => kinds[rng.below(3)].clone(),
+                    Scores::Equal => kinds[0].clone(),
+                })
+                .collect();
+            keys.store(isa, &table, &index_keys);
+            latents.store(isa, &table, &rng.normals(len * (shape.rank + shape.rope)));
+            let mut index_w = rng.normals(len * shape.index_heads);
+            if scores == Scores::Zero {
+                index_w.fill(0.0);
+            }
+            Sequence {
+                table,
+                len,
+                index_q: rng.normals(len * shape.index_heads * shape.index_dim),
+                index_w,
+                absorbed: rng.normals(len * shape.heads * shape.rank),
+                q: rng.normals(len * shape.heads * (shape.nope + shape.rope)),
+            }
+        });
+        let sequences = sequences.collect();
+        Case { shape, keys, latents, sequences, scale: 0.21, index_scale: 0.37 }
+    }
+
+    /// What the twin chooses and computes for token `t` of a sequence.
+    fn expected(&self, isa: Isa, sequence: &Sequence, t: usize) -> (Vec<u32>, Vec<f32>) {
+        let s = self.shape;
+        let arithmetic = Arithmetic::of(isa);
+        let (iq, head) = (s.index_heads * s.index_dim, s.nope + s.rope);
+        let score = |j| {
+            arithmetic.index_score(
+                &sequence.index_q[t * iq..(t + 1) * iq],
+                &sequence.index_w[t * s.index_heads..(t + 1) * s.index_heads],
+                self.index_scale,
+                &self.keys.vector(&sequence.table, j),
+            )
+        };
+        let scores: Vec<f32> = (0..=t).map(score).collect();
+        let list = best(&scores, s.k);
+        let latents: Vec<Vec<f32>> =
+            list.iter().map(|&j| self.latents.vector(&sequence.table, j as usize)).collect();
+        let mut out = Vec::new();
+        for h in 0..s.heads {
+            let absorbed = (t * s.heads + h) * s.rank;
+            let rotated = (t * s.heads + h) * head + s.nope;
+            let mut q = sequence.absorbed[absorbed..absorbed + s.rank].to_vec();
+            q.extend(&sequence.q[rotated..rotated + s.rope]);
+            out.extend(arithmetic.attend_list(&q, s.rank, self.scale, list.len(), |j, d| latents[j][d]));
+        }
+        (list, out)
+    }
+
+    /// Runs one step of these rows (sequence, first token, tokens), in this order of items; what each token row chose and got.
+    fn run(
+        &self,
+        isa: Isa,
+        rows: &[(usize, usize, usize)],
+        pads: usize,
+        backwards: bool,
+    ) -> Vec<(Vec<u32>, Vec<f32>)> {
+        let s = self.shape;
+        let mut builder = MetadataBuilder::new(s.block_size).unwrap();
+        builder.begin();
+        for &(sequence, first, count) in rows {
+            let table = &self.sequences[sequence].table;
+            let blocks = (first + count).div_ceil(s.block_size as usize);
+            builder.push_row(first as u32, count as u32, &table[..blocks], MaskKind::Causal).unwrap();
+        }
+        for _ in 0..pads {
+            builder.push_pad_row(1).unwrap();
+        }
+        let metadata: &AttentionMetadata = builder.finish();
+        let widths =
+            [s.index_heads * s.index_dim, s.index_heads, s.heads * s.rank, s.heads * (s.nope + s.rope)];
+        let mut buffers = widths.map(|_| Vec::new());
+        for &(sequence, first, count) in rows {
+            let sequence = &self.sequences[sequence];
+            let all = [&sequence.index_q, &sequence.index_w, &sequence.absorbed, &sequence.q];
+            for ((buffer, all), width) in buffers.iter_mut().zip(all).zip(widths) {
+                buffer.extend_from_slice(&all[first * width..(first + count) * width]);
+            }
+        }
+        let tokens = rows.iter().map(|row| row.2).sum::<usize>();
+        for (buffer, width) in buffers.iter_mut().zip(widths) {
+            buffer.extend(std::iter::repeat_n(f32::NAN, pads * width));
+        }
+        let mut plan = SparseRows::new();
+        plan.plan(metadata, s.block_size, self.keys.layer.num_blocks()).unwrap();
+        assert_eq!(plan.rows().len(), tokens, "pad rows are left out");
+        let all = tokens + pads;
+        let (mut positions, mut lens) = (vec![u32::MAX; all * s.k], vec![0u32; all]);
+        let selection = SelectionView::new(&mut positions, &mut lens, s.k);
+        let of = |i: usize| TokenRows::new(&buffers[i], widths[i]);
+        let index = IndexShape { heads: s.index_heads, scale: self.index_scale };
+        let select =
+            SelectCall::new(isa, metadata, &plan, self.keys.layer, index, of(0), of(1), selection).unwrap();
+        let mut scratch = SelectScratch::default();
+        let order = |n: usize| (0..n).map(move |i| if backwards { n - 1 - i } else { i });
+        for item in order(select.num_items()) {
+            unsafe { select.run_item(item, &mut scratch) };
+        }
+        let shape = LatentShape {
+            heads: s.heads,
+            rank: s.rank,
+            rotated_stride: s.nope + s.rope,
+            rotated_offset: s.nope,
+            scale: self.scale,
+        };
+        let width = s.heads * s.rank;
+        let mut out = vec![f32::NAN; all * width];
+        let attend = LatentCall::new(
+            isa,
+            metadata,
+            &plan,
+            self.latents.layer,
+            selection,
+            shape,
+            of(2),
+            of(3),
+            &mut out,
+            width,
+        )
+        .unwrap();
+        let mut scratch = LatentScratch::default();
+        for item in order(attend.num_items()) {
+            unsafe { attend.run_item(item, &mut scratch) };
+        }
+        assert!(out[tokens * width..].iter().all(|x| x.is_nan()), "a pad row was written");
+        (0..tokens)
+            .map(|r| (unsafe { selection.row(r) }.to_vec(), out[r * width..(r + 1) * width].to_vec()))
+            .collect()
+    }
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+fn shape(rng: &mut Rng) -> Shape {
+    Shape {
+        dtype: rng.pick(&[KvDtype::F32, KvDtype::F16, KvDtype::Bf16]),
+        block_size: rng.pick(&[16, 32, 64]),
+        heads: rng.pick(&[1, 2, 3, 4, 16, 17, 35]),
+        rank: rng.pick(&[5, 16, 24, 32, 48, 80]),
+        rope: rng.pick(&[2, 8, 16]),
+        nope: rng.pick(&[0, 3, 16]),
+        index_heads: rng.pick(&[1, 4, 16, 20, 33]),
+        index_dim: rng.pick(&[4, 16, 20, 32]),
+        k: rng.pick(&[1, 7, 32, 64, 100]),
+    }
+}
+
+#[test]
+fn selections_and_outputs_are_those_of_the_twin_on_random_steps() {
+    let seed = 20_261_130;
+    println!("seed {seed}");
+    let mut rng = Rng(seed);
+    for case in 0..60 {
+        let shape = shape(&mut rng);
+        let scores = [Scores::Random, Scores::Tied, Scores::Zero, Scores::Equal][case % 4];
+        // Shorter than k, k, k + 1, one token, and block borders.
+        let block = shape.block_size as usize;
+        let lens = [
+            1,
+            shape.k,
+            shape.k + 1,
+            block,
+            block + 1,
+            rng.between(1, 300),
+            shape.k.saturating_sub(1).max(1),
+        ];
+        let world = Case::new(shape, &lens, scores, &mut rng);
+        let mut rows: Vec<(usize, usize, usize)> = world
+            .sequences
+            .iter()
+            .enumerate()
+            .map(|(i, sequence)| {
+                let count = rng.between(1, sequence.len.min(9));
+                (i, sequence.len - count, count)
+            })
+            .collect();
+        rng.shuffle(&mut rows);
+        // Rows of several tokens come first.
+        rows.sort_by_key(|row| row.2 == 1);
+        let pads = rng.below(3);
+        for isa in sets() {
+            let found = world.run(isa, &rows, pads, case % 2 == 1);
+            let tokens =
+                rows.iter().flat_map(|&(i, first, count)| (first..first + count).map(move |t| (i, t)));
+            for ((i, t), (list, out)) in tokens.zip(&found) {
+                let (expected, values) = world.expected(isa, &world.sequences[i], t);
+                assert_eq!(list, &expected, "case {case} on {isa}: {shape:?}, {scores:?}, token {t}");
+                assert_eq!(
+                    bits(out),
+                    bits(&values),
+                    "case {case} on {isa}: {shape:?}, {scores:?}, token {t}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_has_the_same_bits_alone_in_chunks_and_beside_others() {
+    let seed = 77;
+    println!("seed {seed}");
+    let mut rng = Rng(seed);
+    for case in 0..8 {
+        let shape = Shape { k: 40, ..shape(&mut rng) };
+        let world = Case::new(shape, &[150, 97, 3], Scores::Random, &mut rng);
+        for isa in sets() {
+            let whole = world.run(isa, &[(0, 0, 150), (1, 0, 97), (2, 0, 3)], 0, false);
+            for chunk in [1, 7, 64] {
+                let mut first = 0;
+                while first < 150 {
+                    let count = chunk.min(150 - first);
+                    let mate = (1, 96, 1);
+                    let found = world.run(isa, &[(0, first, count), mate], 2, chunk == 7);
+                    for (r, (list, out)) in found[..count].iter().enumerate() {
+                        let (expected, values) = &whole[first + r];
+                        assert_eq!(list, expected, "case {case} on {isa}, token {}", first + r);
+                        assert_eq!(bits(out), bits(values), "case {case} on {isa}, token {}", first + r);
+                    }
+                    first += count;
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_context_of_no_more_keys_than_k_is_attended_densely() {
+    let mut rng = Rng(5);
+    let shape = Shape { k: 1000, ..shape(&mut rng) };
+    let mut world = Case::new(shape, &[200], Scores::Random, &mut rng);
+    let dense = world.run(Isa::detect(), &[(0, 0, 200)], 0, false);
+    for (t, (list, _)) in dense.iter().enumerate() {
+        assert!(list.iter().copied().eq(0..=t as u32));
+    }
+    world.shape.k = 200;
+    let same = world.run(Isa::detect(), &[(0, 0, 200)], 0, false);
+    assert!(dense.iter().zip(&same).all(|(a, b)| bits(&a.1) == bits(&b.1)));
+}
+
+#[test]
+fn the_twin_agrees_with_f64() {
+    let mut rng = Rng(9);
+    let arithmetic = Arithmetic::of(Isa::detect());
+    let (width, rank, n) = (40, 32, 150);
+    let (q, latents) = (rng.normals(width), rng.normals(n * width));
+    let found = arithmetic.attend_list(&q, rank, 0.2, n, |j, d| latents[j * width + d]);
+    let dot = |j: usize| (0..width).map(|d| f64::from(q[d]) * f64::from(latents[j * width + d])).sum::<f64>();
+    let weights: Vec<f64> = (0..n).map(|j| (0.2 * dot(j)).exp()).collect();
+    let total: f64 = weights.iter().sum();
+    for (d, found) in found.iter().enumerate() {
+        let expected = (0..n).map(|j| weights[j] * f64::from(latents[j * width + d])).sum::<f64>() / total;
+        assert!((f64::from(*found) - expected).abs() < 1e-5, "{d}: {found} {expected}");
+    }
+    let (heads, dim) = (5, 12);
+    let (q, weights, key) = (rng.normals(heads * dim), rng.normals(heads), rng.normals(dim));
+    let found = arithmetic.index_score(&q, &weights, 0.3, &key);
+    let relu =
+        |h: usize| (0..dim).map(|d| f64::from(q[h * dim + d]) * f64::from(key[d])).sum::<f64>().max(0.0);
+    let expected: f64 = (0..heads).map(|h| 0.3 * f64::from(weights[h]) * relu(h)).sum();
+    assert!((f64::from(found) - expected).abs() < 1e-5);
+}

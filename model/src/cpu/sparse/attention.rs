@@ -1,0 +1,103 @@
+//! Which keys a row attends to, and attention over them.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use pagedraft_attention::TokenRows;
+use pagedraft_attention::sparse::{IndexShape, LatentCall, LatentShape, SelectCall};
+
+use super::state::ThreadRoom;
+use crate::cpu::device::CpuDevice;
+use crate::device::BufferId;
+use crate::dsa::HeadColumns;
+use crate::error::ModelError;
+use crate::kv::KvRef;
+
+impl CpuDevice {
+    /// Runs `item(index, room)` for each index below `items`, on all threads.
+    fn for_items(&self, items: usize, item: impl Fn(usize, &mut ThreadRoom) + Sync) {
+        let next = AtomicUsize::new(0);
+        let work = |share: usize| {
+            let mut room = self.sparse.rooms[share].lock();
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                if index >= items {
+                    return;
+                }
+                item(index, &mut room);
+            }
+        };
+        // A single item is done sooner than a thread is woken.
+        if items < 2 {
+            work(0);
+        } else {
+            self.team.run(&|share, _| work(share));
+        }
+    }
+
+    pub(super) fn select_keys(
+        &self,
+        (q, weights): (BufferId, BufferId),
+        (heads, scale): (usize, f32),
+        kv: KvRef,
+        out: BufferId,
+        rows: usize,
+    ) -> Result<(), ModelError> {
+        self.slots(kv, rows)?;
+        let group = usize::from(kv.group.0);
+        let (metadata, plan) = (self.inputs.group(group), self.sparse.rows_of(group)?);
+        let (q, weights) = (self.rows(q), self.rows(weights));
+        let call = SelectCall::new(
+            self.isa,
+            metadata,
+            plan,
+            self.kv.vectors(kv)?,
+            IndexShape { heads, scale },
+            TokenRows::new(q.data(), q.width()),
+            TokenRows::new(weights.data(), weights.width()),
+            self.buffer(out).choices().view(),
+        )?;
+        // SAFETY: the rows were planned from this step's metadata, and its keys are stored. Each item is drawn once.
+        self.for_items(call.num_items(), |item, room| unsafe { call.run_item(item, &mut room.select) });
+        Ok(())
+    }
+
+    pub(super) fn attend_selected(
+        &self,
+        (absorbed, q): (BufferId, BufferId),
+        (columns, rank, scale): (HeadColumns, usize, f32),
+        kv: KvRef,
+        selection: BufferId,
+        out: BufferId,
+        rows: usize,
+    ) -> Result<(), ModelError> {
+        self.slots(kv, rows)?;
+        let group = usize::from(kv.group.0);
+        let (metadata, plan) = (self.inputs.group(group), self.sparse.rows_of(group)?);
+        let (absorbed, q, out) = (self.rows(absorbed), self.rows(q), self.rows_mut(out));
+        let shape = LatentShape {
+            heads: columns.heads,
+            rank,
+            rotated_stride: columns.stride,
+            rotated_offset: columns.offset,
+            scale,
+        };
+        // SAFETY: the attention call is the only one that touches `out`.
+        let (data, width) = (unsafe { out.all() }, out.width());
+        let call = LatentCall::new(
+            self.isa,
+            metadata,
+            plan,
+            self.kv.vectors(kv)?,
+            self.buffer(selection).choices().view(),
+            shape,
+            TokenRows::new(absorbed.data(), absorbed.width()),
+            TokenRows::new(q.data(), q.width()),
+            data,
+            width,
+        )?;
+        // SAFETY: the rows were planned from this step's metadata, its latents are stored, and the selection is made. Each item is drawn
+        // once.
+        self.for_items(call.num_items(), |item, room| unsafe { call.run_item(item, &mut room.latent) });
+        Ok(())
+    }
+}

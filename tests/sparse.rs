@@ -1,0 +1,133 @@
+//! Sparse attention over latents: a small model with random weights gives the same tokens and bits under every schedule.
+#![allow(clippy::unwrap_used, reason = "a test or a bench that fails says where")]
+
+mod schedule;
+
+use std::path::Path;
+
+use pagedraft::attention::isa::Isa;
+use pagedraft::model::Dtype;
+use pagedraft::session::{
+    DeviceRef, DraftLength, DraftRef, EngineOptions, ModelRef, Request, Session, SpeculationOptions,
+};
+use pagedraft::spec_decode::Scorer;
+use schedule::{Events, Output, check, options, requests, run, schedules};
+
+/// A small DeepSeek-V3.2, or a GLM-5 whose layers share indexers; the indexers choose 24 keys.
+fn model(name: &str, architecture: &str, more: &str) -> ModelRef {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    std::fs::create_dir_all(&dir).unwrap();
+    let config = format!(
+        r#"{{"architectures": ["{architecture}ForCausalLM"], "vocab_size": 300, "hidden_size": 64, "intermediate_size": 96,
+        "moe_intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 4, "q_lora_rank": 40, "kv_lora_rank": 32,
+        "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16, "index_n_heads": 4, "index_head_dim": 16,
+        "index_topk": 24, "first_k_dense_replace": 1, "n_routed_experts": 8, "num_experts_per_tok": 3, "n_group": 4,
+        "topk_group": 2, "n_shared_experts": 1, "max_position_embeddings": 1024, "rope_theta": 10000.0,
+        "tie_word_embeddings": true, "torch_dtype": "float32"{more}}}"#
+    );
+    // Tests that run at once may ask for the same model: none may see half a file.
+    let own = dir.join(format!("config-{:?}.json", std::thread::current().id()));
+    std::fs::write(&own, config).unwrap();
+    std::fs::rename(&own, dir.join("config.json")).unwrap();
+    ModelRef::Directory(dir)
+}
+
+fn deepseek(name: &str) -> ModelRef {
+    model(name, "DeepseekV32", "")
+}
+
+fn glm(name: &str) -> ModelRef {
+    model(name, "GlmMoeDsa", r#", "index_topk_pattern": "FSF""#)
+}
+
+fn alone(base: &EngineOptions, requests: &[Request]) -> Vec<Output> {
+    requests.iter().flat_map(|request| run(base, std::slice::from_ref(request), 0).0).collect()
+}
+
+#[test]
+fn sparse_models_give_the_same_bits_under_every_schedule() {
+    for (model, seeds) in [(deepseek("sparse-deepseek"), [3, 4]), (glm("sparse-glm"), [5, 6])] {
+        let mut events = Events::default();
+        for (dtype, seed) in [Dtype::F32, Dtype::Bf16].into_iter().zip(seeds) {
+            println!("seed {seed}, {model}, {dtype:?}");
+            let base = options(&model, dtype, Isa::detect());
+            let requests = requests(seed, 12, 300, 120);
+            let alone = alone(&base, &requests);
+            for (schedule, apart, options) in schedules(&base, 14) {
+                let (found, happened) = run(&options, &requests, apart);
+                check(&format!("{model}, seed {seed}, {dtype:?}: {schedule}"), &requests, &alone, &found);
+                events.add(happened);
+            }
+        }
+        events.check();
+    }
+}
+
+#[test]
+fn drafts_scorers_and_graphs_change_no_bit_of_a_sparse_model() {
+    let model = glm("sparse-drafts");
+    let base = options(&model, Dtype::F32, Isa::detect());
+    // Few different tokens, so that look-ups find something.
+    let mut requests = requests(9, 8, 5, 90);
+    requests.iter_mut().for_each(|request| request.max_tokens += 20);
+    let alone = alone(&EngineOptions { enforce_eager: true, ..base.clone() }, &requests);
+    let mut events = Events::default();
+    for draft in [DraftRef::Ngram, DraftRef::Model(model.clone())] {
+        for scorer in [Scorer::Mqa, Scorer::BatchExpansion] {
+            for (enforce_eager, num_blocks, chunk) in
+                [(true, 256, None), (false, 256, Some(7)), (false, 11, None)]
+            {
+                let speculation = SpeculationOptions {
+                    draft: Some(draft.clone()),
+                    length: DraftLength::Fixed(3),
+                    scorer,
+                    ..SpeculationOptions::default()
+                };
+                let options = EngineOptions {
+                    speculation,
+                    enforce_eager,
+                    num_blocks: Some(num_blocks),
+                    prefill_chunk: chunk,
+                    enable_prefix_caching: !enforce_eager,
+                    ..base.clone()
+                };
+                let (found, happened) = run(&options, &requests, 1);
+                let name = format!("{draft}, {scorer}, eager {enforce_eager}, {num_blocks} blocks");
+                check(&name, &requests, &alone, &found);
+                assert_eq!(happened.replays > 0, !enforce_eager);
+                events.add(happened);
+            }
+        }
+    }
+    assert!(events.accepted > 0 && events.preempted > 0, "no draft was accepted, or nobody was preempted");
+}
+
+#[test]
+fn the_number_of_keys_that_is_asked_for_is_the_number_that_is_attended_to() {
+    let model = deepseek("sparse-topk");
+    let base = options(&model, Dtype::F32, Isa::detect());
+    let prompt: Vec<u32> = (0..100).map(|i| i * 7 % 300).collect();
+    let request = Request { ignore_eos: true, ..Request::new("one", prompt, 8) };
+    let logits = |index_topk| {
+        let options = EngineOptions { index_topk, ..base.clone() };
+        run(&options, std::slice::from_ref(&request), 0).0.remove(0).logits
+    };
+    let (own, same, dense, denser) = (logits(None), logits(Some(24)), logits(Some(512)), logits(Some(1024)));
+    assert!(own == same && dense == denser && own != dense);
+    for (keys, word) in [(0, "0 keys"), (1025, "1024 positions")] {
+        let options = EngineOptions { index_topk: Some(keys), ..base.clone() };
+        let message = format!("{:#}", Session::open(&options).err().unwrap());
+        assert!(message.contains("--index-topk") && message.contains(word), "{message}");
+    }
+}
+
+#[test]
+fn a_gpu_refuses_the_model_by_name_and_auto_takes_the_cpu() {
+    let base = options(&deepseek("sparse-gpu"), Dtype::Bf16, Isa::detect());
+    let session = Session::open(&EngineOptions { device: DeviceRef::Auto, ..base.clone() }).unwrap();
+    assert!(session.info().no_gpu.is_some());
+    let error = Session::open(&EngineOptions { device: DeviceRef::Cuda, ..base }).err().unwrap();
+    let message = format!("{error:#}");
+    // Without a GPU that is what is said first.
+    assert!(message.contains("there is no GPU") || message.contains("sparse attention"), "{message}");
+}
