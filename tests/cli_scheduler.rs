@@ -126,7 +126,7 @@ fn a_step_has_the_fields_of_the_contract() {
     );
     assert_eq!(verify["outcome"][0]["finish_reason"], json!("length"));
     let config = scratch.json("t/config.json");
-    assert_eq!((&config["schema_version"], &config["block_size"]), (&json!(1), &json!(16)));
+    assert_eq!((&config["schema_version"], &config["block_size"]), (&json!(2), &json!(16)));
     assert_eq!(scratch.json("t/summary.json")["output_tokens"], json!(3));
 }
 

@@ -114,8 +114,11 @@ fn the_number_of_keys_that_is_asked_for_is_the_number_that_is_attended_to() {
     };
     let (own, same, dense, denser) = (logits(None), logits(Some(24)), logits(Some(512)), logits(Some(1024)));
     assert!(own == same && dense == denser && own != dense);
-    for (keys, word) in [(0, "0 keys"), (1025, "1024 positions")] {
-        let options = EngineOptions { index_topk: Some(keys), ..base.clone() };
+    let dense = ModelRef::Builtin("target".into());
+    for (model, keys, word) in
+        [(&model, 0, "from 1 to 1024"), (&model, 1025, "1024 positions"), (&dense, 5, "no sparse attention")]
+    {
+        let options = EngineOptions { model: model.clone(), index_topk: Some(keys), ..base.clone() };
         let message = format!("{:#}", Session::open(&options).err().unwrap());
         assert!(message.contains("--index-topk") && message.contains(word), "{message}");
     }

@@ -86,8 +86,19 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
     let _span = tracing::debug_span!("load", model = %options.model).entered();
     let mut checkpoint = checkpoint::open(&options.model, options)?;
     if let Some(keys) = options.index_topk {
-        let refused = |e| usage(anyhow::Error::from(e).context("--index-topk"));
-        checkpoint.set_index_topk(keys as usize).map_err(refused)?;
+        let positions = checkpoint.config().max_position_embeddings;
+        if checkpoint.config().dsa.is_none() {
+            let model = &options.model;
+            return Err(usage(anyhow::anyhow!(
+                "--index-topk {keys}: {model} has no sparse attention, so nothing chooses its keys; leave the flag out"
+            )));
+        }
+        if keys == 0 || keys as usize > positions {
+            return Err(usage(anyhow::anyhow!(
+                "--index-topk {keys}: the model has {positions} positions; give a number from 1 to {positions}"
+            )));
+        }
+        checkpoint.set_index_topk(keys as usize).map_err(|e| usage(e.into()))?;
     }
     let config = checkpoint.config().clone();
     let max_model_len = max_model_len(options, &config)?;
