@@ -1,8 +1,10 @@
-//! Sparse attention of one decode row on one thread: 16 heads over latents of 512 + 64 values, an indexer of 16 heads of 128 values,
-//! 2,048 keys chosen, bf16, random values. A plain program: `cargo bench -p pagedraft-attention --bench sparse`.
+//! Sparse attention of one decode row on one thread: 16 heads over latents of 512 + 64 values, an indexer of 16 heads of
+//! 128 values, 2,048 keys chosen, bf16, random values. A plain program:
+//! `cargo bench -p pagedraft-attention --bench sparse`.
 //!
-//! Cases are interleaved, round after round. Printed for each context: the median time of the indexer (scores and choice), of attention over
-//! the keys chosen, and of attention over all keys; and how long the choice alone takes beside a quickselect of the same scores.
+//! Cases are interleaved, round after round. Printed for each context: the median time of the indexer (scores and choice),
+//! of attention over the keys chosen, and of attention over all keys; and how long the choice alone takes beside a
+//! quickselect of the same scores.
 #![allow(clippy::unwrap_used, reason = "a fault here is a failed bench")]
 
 use std::time::Instant;

@@ -1,4 +1,5 @@
-//! Reference checkpoints with sparse attention over latents: what the original implementations choose and compute, this engine must.
+//! Reference checkpoints with sparse attention over latents: what the original implementations choose and compute, this
+//! engine must.
 //!
 //! The files are not part of the repository; without them these tests say so and pass.
 #![allow(clippy::unwrap_used, reason = "a test or a bench that fails says where")]

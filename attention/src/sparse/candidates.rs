@@ -3,8 +3,9 @@
 /// The `k` best of scores that arrive in the order of their positions. Of equal scores the lowest position is better; a NaN is
 /// worse than every number.
 ///
-/// It keeps at most `2 k` candidates and a few more. When it is full, the k-th best is found (quickselect), and what is worse is
-/// dropped; later scores that are no better are not taken in at all. Cost: a comparison a score, and O(k) for every k taken in.
+/// It keeps at most `2 k` candidates and a few more. When it is full, the k-th best is found (quickselect), and what is
+/// worse is dropped; later scores that are no better are not taken in at all. Cost: a comparison a score, and O(k) for
+/// every k taken in.
 #[derive(Debug, Default)]
 pub struct Candidates {
     k: usize,
@@ -12,8 +13,8 @@ pub struct Candidates {
     keys: Vec<u64>,
     /// Where quickselect works.
     work: Vec<u64>,
-    /// The score that a new candidate has to exceed; `None` while everything is taken in. A later one that equals it is no better, because
-    /// its position is higher.
+    /// The score that a new candidate has to exceed; `None` while everything is taken in. A later one that equals it is no
+    /// better, because its position is higher.
     floor: Option<f32>,
 }
 

@@ -128,13 +128,13 @@ impl<'a> LatentCall<'a> {
         self.rows.rows().len() * self.head_groups()
     }
 
-    /// Runs one item: writes the output of one query token in up to 16 heads. An index beyond the last does nothing. A row whose
-    /// list is empty, or names a key that it does not see, is left as it was.
+    /// Runs one item: writes the output of one query token in up to 16 heads. An index beyond the last does nothing. A row
+    /// whose list is empty, or names a key that it does not see, is left as it was.
     ///
     /// # Safety
     ///
-    /// The rows were planned from this very metadata, unchanged since. The step's own latents are stored, and nobody writes a slot
-    /// of these rows, or the selection, meanwhile. No other thread runs the same item at the same time.
+    /// The rows were planned from this very metadata, unchanged since. The step's own latents are stored, and nobody writes
+    /// a slot of these rows, or the selection, meanwhile. No other thread runs the same item at the same time.
     pub unsafe fn run_item(&self, index: usize, scratch: &mut LatentScratch) {
         let Some(&row) = self.rows.rows().get(index / self.head_groups()) else { return };
         // SAFETY: nobody writes the selection, as the caller promises.
@@ -182,8 +182,8 @@ impl AttendRow<'_> {
         let table = call.metadata.block_tables.get(row.row as usize).unwrap_or(&[]);
         let mut entries = [std::ptr::null(); TILE];
         for list in list.chunks(TILE) {
-            // SAFETY: the list names keys that the row sees, which its table reaches, as the plan has found. There is room for the
-            // vectors of a tile.
+            // SAFETY: the list names keys that the row sees, which its table reaches, as the plan has found. There is room
+            // for the vectors of a tile.
             unsafe {
                 for (j, (&index, entry)) in list.iter().zip(&mut entries).enumerate() {
                     let stored = call.latents.at(table, index as usize);

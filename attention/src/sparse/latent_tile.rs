@@ -1,7 +1,12 @@
 //! A tile of latents against 16 heads of one query token.
 
+use std::ops::Range;
+
 use super::TILE;
 use crate::lanes::{LANES, Lanes};
+
+/// Values of the queries that are at hand in the first-level cache (12 KiB) while all entries of a tile are scored.
+const AT_HAND: usize = 192;
 
 /// What a group of 16 heads has summed so far, and the query.
 #[derive(Clone, Copy)]
@@ -46,20 +51,26 @@ impl HeadGroup {
         debug_assert!(entries.len() <= TILE);
         // SAFETY: as the caller promises.
         unsafe {
-            let mut j = 0;
-            while j + 4 <= entries.len() {
-                let four = [entries[j], entries[j + 1], entries[j + 2], entries[j + 3]];
-                self.score::<L, 4>(&four, j);
-                j += 4;
-            }
-            while j < entries.len() {
-                self.score::<L, 1>(&[entries[j]], j);
-                j += 1;
+            for start in (0..self.width).step_by(AT_HAND) {
+                let values = start..self.width.min(start + AT_HAND);
+                let mut j = 0;
+                while j + 4 <= entries.len() {
+                    let four = [entries[j], entries[j + 1], entries[j + 2], entries[j + 3]];
+                    self.multiply::<L, 4>(&four, j, values.clone());
+                    j += 4;
+                }
+                while j < entries.len() {
+                    self.multiply::<L, 1>(&[entries[j]], j, values.clone());
+                    j += 1;
+                }
             }
             let before = L::load(self.maxima);
-            let mut maximum = before;
+            let (mut maximum, scale) = (before, L::splat(self.scale));
             for j in 0..entries.len() {
-                maximum = maximum.max(L::load(self.weights.add(j * LANES)));
+                let at = self.weights.add(j * LANES);
+                let score = scale.mul(L::load(at));
+                score.store(at);
+                maximum = maximum.max(score);
             }
             maximum.store(self.maxima);
             let factor = before.sub(maximum).exp();
@@ -75,20 +86,30 @@ impl HeadGroup {
         }
     }
 
+    /// Goes on with the products of `K` entries over some values; the first values begin them.
     #[inline(always)]
-    unsafe fn score<L: Lanes, const K: usize>(&self, entries: &[*const f32; K], first: usize) {
+    unsafe fn multiply<L: Lanes, const K: usize>(
+        &self,
+        entries: &[*const f32; K],
+        first: usize,
+        values: Range<usize>,
+    ) {
         // SAFETY: as the caller promises.
         unsafe {
             let mut dots = [L::splat(0.0); K];
-            for d in 0..self.width {
+            if values.start > 0 {
+                for (j, dot) in dots.iter_mut().enumerate() {
+                    *dot = L::load(self.weights.add((first + j) * LANES));
+                }
+            }
+            for d in values {
                 let q = L::load(self.q.add(d * LANES));
                 for j in 0..K {
                     dots[j] = q.mul_add(L::splat(*entries[j].add(d)), dots[j]);
                 }
             }
-            let scale = L::splat(self.scale);
             for (j, &dot) in dots.iter().enumerate() {
-                scale.mul(dot).store(self.weights.add((first + j) * LANES));
+                dot.store(self.weights.add((first + j) * LANES));
             }
         }
     }
@@ -100,30 +121,32 @@ impl HeadGroup {
     /// As [`weigh`](Self::weigh), which ran before.
     #[inline(always)]
     pub unsafe fn add_values<L: Lanes>(&self, latents: &Latents<'_>) {
-        let mut head = 0;
+        let mut d = 0;
+        // The values of a few columns stay in the first-level cache while all heads take them.
         // SAFETY: as the caller promises.
         unsafe {
-            while head + 2 <= self.heads {
-                self.add_to_heads::<L, 2>(latents, head);
-                head += 2;
+            while d + 2 * LANES <= self.rank {
+                self.add_columns::<L, 2>(latents, d);
+                d += 2 * LANES;
             }
-            if head < self.heads {
-                self.add_to_heads::<L, 1>(latents, head);
+            if d < self.rank {
+                self.add_columns::<L, 1>(latents, d);
             }
         }
     }
 
+    /// `G` times 16 values of all heads.
     #[inline(always)]
-    unsafe fn add_to_heads<L: Lanes, const H: usize>(&self, latents: &Latents<'_>, head: usize) {
-        let mut d = 0;
+    unsafe fn add_columns<L: Lanes, const G: usize>(&self, latents: &Latents<'_>, d: usize) {
+        let mut head = 0;
         // SAFETY: as the caller promises.
         unsafe {
-            while d + 2 * LANES <= self.rank {
-                self.add_block::<L, H, 2>(latents, head, d);
-                d += 2 * LANES;
+            while head + 2 <= self.heads {
+                self.add_block::<L, 2, G>(latents, head, d);
+                head += 2;
             }
-            if d < self.rank {
-                self.add_block::<L, H, 1>(latents, head, d);
+            if head < self.heads {
+                self.add_block::<L, 1, G>(latents, head, d);
             }
         }
     }

@@ -6,11 +6,11 @@
 //!
 //! Both work on token rows: [`SparseRows::plan`] finds for each row of a step which keys it sees. Prefill, chunk, decode and
 //! verify rows take one path, so a row's bits do not depend on which of them it is. What is computed is written out in
-//! [`reference`]; the kernels give these very bits.
+//! [`mod@reference`]; the kernels give these very bits.
 //!
-//! Neither call holds a matrix of rows times keys. Scores are made 64 keys at a time and go into a [selection](Candidates) that
-//! keeps at most twice the keys to be chosen. A row that sees no more keys than may be chosen takes all of them, and no score is
-//! computed.
+//! Neither call holds a matrix of rows times keys. Scores are made 64 keys at a time and go into a [selection](Candidates)
+//! that keeps at most twice the keys to be chosen. A row that sees no more keys than may be chosen takes all of them, and
+//! no score is computed.
 
 mod candidates;
 mod index_scores;

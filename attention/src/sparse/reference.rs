@@ -3,12 +3,12 @@
 //! *The score of a key* is `sum over heads h of (scale * w_h) * max(0, q_h . k)`:
 //!
 //! 1. Each product `q_h . k` is one chain of multiply-adds over ascending d that starts at 0.
-//! 2. Heads 16 apart share a partial sum that starts at 0: one multiply-add each of `scale * w_h` (rounded) and the product, or 0
-//!    where that is negative, over ascending h.
+//! 2. Heads 16 apart share a partial sum that starts at 0: one multiply-add each of `scale * w_h` (rounded) and the
+//!    product, or 0 where that is negative, over ascending h.
 //! 3. The 16 partial sums are added in halves folded onto each other (8, 4, 2, 1).
 //!
-//! *The selection* is the k keys of the greatest scores (all, if there are fewer); of equal scores the lowest position is chosen.
-//! It is in ascending order.
+//! *The selection* is the k keys of the greatest scores (all, if there are fewer); of equal scores the lowest position is
+//! chosen. It is in ascending order.
 //!
 //! *Attention* of one head over a list of n keys:
 //!
@@ -18,7 +18,8 @@
 //!    maximum - new)`, the *factor*.
 //! 4. The weight of an entry is `exp(score - maximum)`. A tile's weights are added up one by one from 0; the sum becomes
 //!    `sum * factor + tile` (one multiply-add).
-//! 5. Each output value is one chain: times the factor, then a multiply-add of weight and latent value for each entry, ascending.
+//! 5. Each output value is one chain: times the factor, then a multiply-add of weight and latent value for each entry,
+//!    ascending.
 //! 6. In the end each output value is divided by the sum.
 
 use super::TILE;
@@ -62,8 +63,8 @@ impl Arithmetic {
         sums[0]
     }
 
-    /// The output of one head over a list of keys: the weighted mean of the first `rank` values of their latents. `latent(j, d)`
-    /// gives value d of entry j as stored; `q` has as many values as a latent.
+    /// The output of one head over a list of keys: the weighted mean of the first `rank` values of their latents.
+    /// `latent(j, d)` gives value d of entry j as stored; `q` has as many values as a latent.
     #[must_use]
     pub fn attend_list(
         self,

@@ -40,7 +40,8 @@ impl<'a> SelectionView<'a> {
     ///
     /// # Safety
     ///
-    /// For as long as the view lives, there are `rows * k` positions and `rows` lengths, which are used through such views only.
+    /// For as long as the view lives, there are `rows * k` positions and `rows` lengths, which are used through such views
+    /// only.
     #[must_use]
     pub unsafe fn from_raw(positions: *mut u32, lens: *mut u32, rows: usize, k: usize) -> SelectionView<'a> {
         SelectionView { positions, lens, rows, k, borrowed: PhantomData }

@@ -91,8 +91,8 @@ impl VectorLayer {
     ///
     /// # Safety
     ///
-    /// For as long as the view or a copy is used: `base` is aligned to 4 bytes, initialised (zeroes will do) and valid for reads
-    /// and writes of `layout.block_bytes()` at every multiple of `block_stride` (a multiple of 4) below `num_blocks *
+    /// For as long as the view or a copy is used: `base` is aligned to 4 bytes, initialised (zeroes will do) and valid for
+    /// reads and writes of `layout.block_bytes()` at every multiple of `block_stride` (a multiple of 4) below `num_blocks *
     /// block_stride`, and is accessed through such views only.
     #[must_use]
     pub unsafe fn new(

@@ -54,8 +54,8 @@ pub struct ModelConfig {
     pub eos_token_ids: Vec<u32>,
     /// The token that starts a text.
     pub bos_token_id: Option<u32>,
-    /// What models with sparse attention over latents have besides; `None` of the others. In such a model `head_dim` is the width of
-    /// a query head.
+    /// What models with sparse attention over latents have besides; `None` of the others. In such a model `head_dim`
+    /// is the width of a query head.
     pub dsa: Option<Box<DsaConfig>>,
 }
 

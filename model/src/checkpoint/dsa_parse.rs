@@ -1,7 +1,7 @@
 //! `config.json` of DeepSeek-V3.2 and GLM-5 into a [`ModelConfig`].
 //!
-//! Defaults are those of transformers' `DeepseekV32Config` and `GlmMoeDsaConfig`, but for the indexer's three sizes, which have to be
-//! written: a configuration without them is more likely that of another model.
+//! Defaults are those of transformers' `DeepseekV32Config` and `GlmMoeDsaConfig`, but for the indexer's three sizes, which
+//! have to be written: a configuration without them is more likely that of another model.
 
 use serde_json::Value;
 

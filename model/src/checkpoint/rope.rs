@@ -32,7 +32,8 @@ pub enum RopeScaling {
         /// The length the model was first trained at.
         original_max_position_embeddings: usize,
     },
-    /// YaRN: pairs that turn often over the first training's length are kept, slow ones divided by `factor`, those between blended.
+    /// YaRN: pairs that turn often over the first training's length are kept, slow ones divided by `factor`, those
+    /// between blended.
     Yarn {
         /// By how much slow pairs are divided.
         factor: f64,

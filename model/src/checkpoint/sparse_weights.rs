@@ -70,12 +70,13 @@ impl Checkpoint {
     /// 0, more than the model has positions, or a model without an indexer.
     pub fn set_index_topk(&mut self, keys: usize) -> Result<(), ModelError> {
         let positions = self.config.max_position_embeddings;
-        let bad = |what| Err(ModelError::BadInputs { what });
+        let (path, feature) = (self.name.clone(), format!("a choice of {keys} keys a query"));
+        let refuse = |hint| Err(ModelError::Unsupported { path, feature, hint });
         match &mut self.config.dsa {
-            None => bad(format!("{keys} keys a query, of a model whose attention is not sparse")),
-            Some(_) if !(1..=positions).contains(&keys) => bad(format!(
-                "{keys} keys a query: from 1 to the {positions} positions of the model can be chosen"
-            )),
+            None => refuse("the model's attention is not sparse".to_owned()),
+            Some(_) if !(1..=positions).contains(&keys) => {
+                refuse(format!("from 1 to the {positions} positions of the model can be chosen"))
+            }
             Some(dsa) => {
                 dsa.index_topk = keys;
                 Ok(())

@@ -9,8 +9,8 @@ use crate::error::ModelError;
 use crate::{dense, dsa};
 
 impl CpuDevice {
-    /// The KV groups that a model of this configuration keeps, for sequences of up to `max_model_len` positions: an arena is planned from
-    /// them before there is a device.
+    /// The KV groups that a model of this configuration keeps, for sequences of up to `max_model_len` positions: an arena
+    /// is planned from them before there is a device.
     ///
     /// # Errors
     ///

@@ -12,8 +12,9 @@ pub fn shapes(dsa: &DsaConfig) -> [PartShape; 2] {
     [PartShape::Vectors { width: dsa.latent_width() }, PartShape::Vectors { width: dsa.index_head_dim }]
 }
 
-/// The one KV group of the model: part 0 are the latents of all layers, part 1 the indexer keys of the layers that have an indexer of their
-/// own. `token_bytes` says what a token takes in one layer of a part: see [`Device::token_bytes`](crate::Device::token_bytes).
+/// The one KV group of the model: part 0 are the latents of all layers, part 1 the indexer keys of the layers that have an
+/// indexer of their own. `token_bytes` says what a token takes in one layer of a part: see
+/// [`Device::token_bytes`](crate::Device::token_bytes).
 ///
 /// # Errors
 ///

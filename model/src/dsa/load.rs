@@ -270,8 +270,8 @@ fn activations<D: Device>(
     })
 }
 
-/// The rotations of `[positions, qk_rope_head_dim]`: for each position p the cosines of its angles, then their sines. An angle is the f32
-/// product of position and inverse frequency, as the reference implementations have it.
+/// The rotations of `[positions, qk_rope_head_dim]`: for each position p the cosines of its angles, then their sines. An
+/// angle is the f32 product of position and inverse frequency, as the reference implementations have it.
 fn rotations(config: &ModelConfig, dsa: &DsaConfig, positions: usize) -> Vec<f32> {
     let inv_freq = config.rope.inv_freq(dsa.qk_rope_head_dim);
     let scale = f64::from(dsa.rotation_scale);

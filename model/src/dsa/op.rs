@@ -56,7 +56,8 @@ pub struct Router {
     pub scale: f32,
 }
 
-/// One operation; `B` is the device's buffer handle, `rows` are token rows. Each is batch-invariant, as every [`Op`](crate::Op) is.
+/// One operation; `B` is the device's buffer handle, `rows` are token rows. Each is batch-invariant, as every
+/// [`Op`](crate::Op) is.
 #[derive(Clone, Copy, Debug)]
 pub enum SparseOp<B> {
     /// Rotates some values of each head of `x` in place, by the row's position.
@@ -113,8 +114,8 @@ pub enum SparseOp<B> {
         /// Token rows.
         rows: usize,
     },
-    /// Chooses for each row the keys of the greatest scores `sum_h scale w_h max(0, q_h . k)`, as many as `out` has room for; all, if there
-    /// are no more. Equal scores: the lowest position. Written in ascending order.
+    /// Chooses for each row the keys of the greatest scores `sum_h scale w_h max(0, q_h . k)`, as many as `out` has room
+    /// for; all, if there are no more. Equal scores: the lowest position. Written in ascending order.
     Select {
         /// `[rows, heads width]`, rotated.
         q: B,
@@ -152,9 +153,9 @@ pub enum SparseOp<B> {
         /// Token rows.
         rows: usize,
     },
-    /// Chooses experts for each row. With s = sigmoid(logits) and c = s + bias: the groups of the greatest sums of their two greatest c are
-    /// kept, in them the experts of the greatest c are chosen. Weights are s, if so configured divided by their sum + 1e-20, times the
-    /// scale. Equal values: the lowest group or expert.
+    /// Chooses experts for each row. With s = sigmoid(logits) and c = s + bias: the groups of the greatest sums of their
+    /// two greatest c are kept, in them the experts of the greatest c are chosen. Weights are s, if so configured divided
+    /// by their sum + 1e-20, times the scale. Equal values: the lowest group or expert.
     Route {
         /// `[rows, experts]`.
         logits: B,
@@ -181,7 +182,8 @@ pub enum SparseOp<B> {
         gate_up: B,
         /// A matrix `[hidden, inner]` an expert.
         down: B,
-        /// Room for the rows of one expert: `[rows, hidden]`, `[rows, 2 inner]`, `[rows, inner]`, and the sums, `[rows, hidden]`.
+        /// Room for the rows of one expert: `[rows, hidden]`, `[rows, 2 inner]`, `[rows, inner]`, and the sums, `[rows,
+        /// hidden]`.
         room: [B; 4],
         /// `[rows, hidden]`.
         out: B,

@@ -5,9 +5,10 @@ use crate::device::Device;
 use crate::error::ModelError;
 
 impl<D: Device> Runner<D> {
-    /// Keeps what each indexer chooses in every later step for [`selected_keys`](Self::selected_keys). It costs no time, and 4 bytes for each key that
-    /// may be chosen for a token row of the largest step in each layer with an indexer. To be called before [`capture`](Self::capture):
-    /// graphs that were captured earlier do not keep it. A model whose attention is not sparse keeps nothing.
+    /// Keeps what each indexer chooses in every later step for [`selected_keys`](Self::selected_keys). It costs no time,
+    /// and 4 bytes for each key that may be chosen for a token row of the largest step in each layer with an indexer. To be
+    /// called before [`capture`](Self::capture): graphs that were captured earlier do not keep it. A model whose attention
+    /// is not sparse keeps nothing.
     ///
     /// # Errors
     ///
@@ -27,9 +28,9 @@ impl<D: Device> Runner<D> {
         self.model.indexer_layers()
     }
 
-    /// The keys that the `place`-th of the [indexer layers](Self::indexer_layers) chose for a token row of the last forward pass: indices
-    /// in the KV group, ascending. They are all that the row sees, if it sees no more than may be chosen. `None` unless selections are
-    /// [tapped](Self::tap_selections).
+    /// The keys that the `place`-th of the [indexer layers](Self::indexer_layers) chose for a token row of the last forward
+    /// pass: indices in the KV group, ascending. They are all that the row sees, if it sees no more than may be chosen.
+    /// `None` unless selections are [tapped](Self::tap_selections).
     ///
     /// # Errors
     ///

@@ -95,8 +95,8 @@ impl CpuDevice {
             data,
             width,
         )?;
-        // SAFETY: the rows were planned from this step's metadata, its latents are stored, and the selection is made. Each item is drawn
-        // once.
+        // SAFETY: the rows were planned from this step's metadata, its latents are stored, and the selection is made. Each
+        // item is drawn once.
         self.for_items(call.num_items(), |item, room| unsafe { call.run_item(item, &mut room.latent) });
         Ok(())
     }

@@ -5,8 +5,8 @@ use pagedraft_attention::sparse::SelectionView;
 use crate::cpu::memory::{Memory, OutOfMemory};
 use crate::error::ModelError;
 
-/// `[rows, per_row]` choices, of which each row has some, ascending. Operations of different threads write different rows through
-/// [`view`](Self::view).
+/// `[rows, per_row]` choices, of which each row has some, ascending. Operations of different threads write different rows
+/// through [`view`](Self::view).
 #[derive(Debug)]
 pub(in crate::cpu) struct Choices {
     chosen: Memory<u32>,

@@ -18,8 +18,8 @@ use crate::dsa::SparseOp;
 use crate::error::ModelError;
 
 impl CpuDevice {
-    /// Runs one operation on all threads. A row of any result is computed by one fixed sequence of operations, whichever thread has it and
-    /// whatever rows stand beside it.
+    /// Runs one operation on all threads. A row of any result is computed by one fixed sequence of operations, whichever
+    /// thread has it and whatever rows stand beside it.
     pub(super) fn run_sparse(&mut self, op: SparseOp<BufferId>) -> Result<(), ModelError> {
         match op {
             SparseOp::Rotate { x, columns, rotation, rows } => {

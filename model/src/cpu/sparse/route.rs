@@ -47,7 +47,8 @@ impl CpuDevice {
     }
 }
 
-/// Puts the `k` greatest of `values` among `among` into `out`, ascending; of equal values the first. A NaN is below every number.
+/// Puts the `k` greatest of `values` among `among` into `out`, ascending; of equal values the first. A NaN is below every
+/// number.
 fn greatest(values: &[f32], among: impl Iterator<Item = u32>, k: usize, out: &mut Vec<u32>) {
     let value = |i: u32| match values[i as usize] {
         nan if nan.is_nan() => f32::NEG_INFINITY,

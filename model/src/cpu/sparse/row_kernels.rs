@@ -1,4 +1,5 @@
-//! What is computed of one row between products: a layer norm, a sigmoid, a weighted sum. A row's result depends on that row alone.
+//! What is computed of one row between products: a layer norm, a sigmoid, a weighted sum. A row's result depends on that
+//! row alone.
 
 use pagedraft_attention::isa::{Isa, Kernel};
 use pagedraft_attention::lanes::{LANES, Lanes};
