@@ -219,6 +219,8 @@ impl EngineFlags {
             graph_sizes: self.graph_sizes.clone(),
             shadow_rate: self.shadow_rate,
             inject_decode_graph_for_verify: self.inject_fault.is_some(),
+            // Only `generate` has a flag for it.
+            return_indexer_topk: false,
             trace: self.trace_options()?,
             interrupt: Some(interrupt::flag()),
         })

@@ -282,6 +282,10 @@ pub struct EngineOptions {
     /// Whether verify steps are replayed on graphs of single tokens, which is wrong. It serves to show that
     /// the fault is noticed.
     pub inject_decode_graph_for_verify: bool,
+    /// Whether requests may ask for the keys that the indexers chose
+    /// ([`Request::return_indexer_topk`](super::Request::return_indexer_topk)). The target must have sparse
+    /// attention.
+    pub return_indexer_topk: bool,
     /// The trace to write; `None` for none.
     pub trace: Option<TraceOptions>,
     /// Ends the step that runs while it is set: [`Session::step`](super::Session::step) then fails with an error that
@@ -320,6 +324,7 @@ impl EngineOptions {
             graph_sizes: None,
             shadow_rate: 0.0,
             inject_decode_graph_for_verify: false,
+            return_indexer_topk: false,
             trace: None,
             interrupt: None,
         }
