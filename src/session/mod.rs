@@ -26,6 +26,7 @@ mod text;
 mod token_rows;
 mod tokenizer;
 mod trace;
+mod trace_dsa;
 mod trace_groups;
 
 use std::sync::Arc;
@@ -46,7 +47,8 @@ use pagedraft_workloads::trace::{TraceTables, TraceWriter};
 pub use indexer_topk::IndexerTopk;
 pub use info::SessionInfo;
 pub use options::{
-    DeviceRef, DraftLength, DraftRef, EngineOptions, LoadFormat, ModelRef, SpeculationOptions, TraceOptions,
+    DeviceRef, DraftLength, DraftRef, DsaTraceOptions, EngineOptions, LoadFormat, ModelRef,
+    SpeculationOptions, TraceOptions,
 };
 pub use placement::InstructionSet;
 pub use request::{Emitted, Request, RequestId, RequestOutput, SessionStep};
@@ -102,8 +104,12 @@ impl Session {
         let mut loaded = load::load(options)?;
         let blocks = loaded.scheduler.blocks();
         let groups = blocks.groups();
-        let config = trace::engine_config(options, &loaded.info, blocks);
-        let trace = options.trace.as_ref().map(|to| Trace::create(to, &config, groups)).transpose()?;
+        let (_, index_topk) = selections::shape(loaded.executor.runner());
+        let dsa =
+            options.trace.as_ref().and_then(|_| trace_dsa::config(&options.trace_dsa, groups, index_topk));
+        let config = trace::engine_config(options, &loaded.info, blocks, dsa.as_ref());
+        let create = |to| Trace::create(to, &config, groups, dsa, options.block_size);
+        let trace = options.trace.as_ref().map(create).transpose()?;
         loaded.scheduler.keep_journal(trace.is_some());
         loaded.executor.keep_group_steps(trace.is_some());
         if let Some(flag) = &options.interrupt {
@@ -367,6 +373,7 @@ impl Session {
             self.scheduler.drain_journal(&mut self.journal);
             let (draft, blocks) = (self.executor.group_step(), self.scheduler.blocks());
             trace.step(schedule, &self.plan, &self.outcome, &self.applied, draft, (blocks, &self.journal))?;
+            trace.dsa((&self.plan, &self.outcome), self.executor.runner(), &self.scheduler)?;
         }
         for applied in self.applied.iter().filter(|a| a.finish.is_some()) {
             self.by_key.remove(applied.request);

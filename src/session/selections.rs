@@ -3,6 +3,7 @@
 use anyhow::{anyhow, ensure};
 use pagedraft_model::checkpoint::ModelConfig;
 use pagedraft_model::{Device, Runner};
+use pagedraft_workloads::trace::DsaRows;
 
 use super::options::EngineOptions;
 use super::request::Request;
@@ -17,7 +18,8 @@ use crate::memory_need::ensure_fits;
 ///
 /// The options ask for it, and the model has no indexer, or there is no memory for it.
 pub(super) fn wanted(options: &EngineOptions, config: &ModelConfig) -> anyhow::Result<bool> {
-    if !options.return_indexer_topk {
+    let traces = options.trace.is_some() && options.trace_dsa.rows != DsaRows::Off;
+    if !options.return_indexer_topk && (!traces || config.dsa.is_none()) {
         return Ok(false);
     }
     let Some(dsa) = &config.dsa else {
