@@ -7,15 +7,15 @@ use anyhow::anyhow;
 use clap::{Args, ValueEnum};
 use pagedraft::exit::{usage, usage_hint};
 use pagedraft::session::{
-    DeviceRef, EngineOptions, InstructionSet, LoadFormat, MOST_LOGIT_ROWS, ModelRef, SessionInfo,
-    TraceOptions,
+    DeviceRef, DsaTraceOptions, EngineOptions, InstructionSet, LoadFormat, MOST_LOGIT_ROWS, ModelRef,
+    SessionInfo, TraceOptions,
 };
 use pagedraft_attention::isa::Isa;
 use pagedraft_model::Dtype;
 use pagedraft_model::cuda::{self, KvStorage};
 use pagedraft_scheduler::Policy;
 use pagedraft_workloads::run::LineFormat;
-use pagedraft_workloads::trace::{TraceTables, TraceWriter};
+use pagedraft_workloads::trace::{DsaRows, TraceTables, TraceWriter};
 
 use super::interrupt;
 use super::speculation_flags::SpeculationFlags;
@@ -111,6 +111,19 @@ pub struct EngineFlags {
     /// jsonl, jsonl.zst, or parquet (made when the run ends)
     #[arg(long, value_name = "FORMAT", default_value_t)]
     pub trace_format: LineFormat,
+    /// Which rows of a model with sparse attention have records of what they attended to, in `dsa_topk.jsonl` beside the steps: off,
+    /// decode, verify (those too), or all (prefills too)
+    #[arg(long, value_name = "ROWS", default_value_t)]
+    trace_dsa: DsaRows,
+    /// How these records are stored
+    #[arg(long, value_enum, default_value = "jsonl")]
+    trace_dsa_format: DsaFormat,
+    /// Share of the query tokens that have such records
+    #[arg(long, value_name = "RATE", default_value_t = 1.0, value_parser = rate)]
+    trace_sample_rate: f64,
+    /// Tokens of a prompt that `prefix_key` in these records stands for, at most
+    #[arg(long, value_name = "TOKENS", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
+    trace_prefix_key_tokens: u32,
     #[command(flatten)]
     pub speculation: SpeculationFlags,
 }
@@ -161,6 +174,12 @@ enum Device {
     Auto,
     Cpu,
     Cuda,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum DsaFormat {
+    /// A JSON object a line
+    Jsonl,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -219,7 +238,10 @@ impl EngineFlags {
             graph_sizes: self.graph_sizes.clone(),
             shadow_rate: self.shadow_rate,
             inject_decode_graph_for_verify: self.inject_fault.is_some(),
+            // Only `generate` has a flag for it.
+            return_indexer_topk: false,
             trace: self.trace_options()?,
+            trace_dsa: self.trace_dsa_options(),
             interrupt: Some(interrupt::flag()),
         })
     }
@@ -292,6 +314,17 @@ impl EngineFlags {
             return Err(usage_hint(error, "name another directory, or an empty one"));
         }
         Ok(Some(TraceOptions { dir: dir.clone(), tables: self.tables(), format: self.trace_format }))
+    }
+
+    /// What a trace records of sparse attention.
+    fn trace_dsa_options(&self) -> DsaTraceOptions {
+        // There is no other format yet.
+        let DsaFormat::Jsonl = self.trace_dsa_format;
+        DsaTraceOptions {
+            rows: self.trace_dsa,
+            sample_rate: self.trace_sample_rate,
+            prefix_key_tokens: self.trace_prefix_key_tokens,
+        }
     }
 
     /// Which block tables a trace has.

@@ -26,6 +26,10 @@ pub struct Generate {
     /// Write the results to this file: a JSON object, or one a line (`.jsonl`, or several of them)
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     output_json: Option<PathBuf>,
+    /// Add to each output which keys the indexers of a model with sparse attention chose for each token (the base64 of a .npy
+    /// array); prompts are then computed in whole, without the prefix cache
+    #[arg(long, help_heading = "Output")]
+    return_indexer_topk: bool,
     #[command(flatten)]
     engine: EngineFlags,
 }
@@ -43,7 +47,8 @@ struct Totals {
 
 impl Generate {
     pub fn run(&self) -> anyhow::Result<Ended> {
-        let options = self.engine.options(true)?;
+        let mut options = self.engine.options(true)?;
+        options.return_indexer_topk = self.return_indexer_topk;
         let prompts = self.source.read(&self.sampling, self.engine.seed)?;
         let output = self.output_json.as_deref().map(OutputFile::reserve).transpose()?;
         self.engine.tell_what_is_idle();
@@ -54,6 +59,9 @@ impl Generate {
         self.engine.tell_of_the_device(session.info());
         let mut arrivals =
             prompts.into_iter().map(|p| p.arrival(&session)).collect::<anyhow::Result<Vec<_>>>()?;
+        for arrival in &mut arrivals {
+            arrival.request.return_indexer_topk = self.return_indexer_topk;
+        }
         // Requests are checked before anything runs, so that a bad line far down does not cost the work on
         // those before it.
         arrivals.iter().try_for_each(|arrival| session.check(&arrival.request))?;

@@ -275,6 +275,7 @@ impl Line {
             n,
             cache_salt: self.cache_salt,
             recorded: Vec::new(),
+            return_indexer_topk: false,
         };
         Ok(Prompt { text, request, arrival_step: self.arrival_step, place })
     }

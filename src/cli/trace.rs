@@ -1,14 +1,15 @@
 //! `pagedraft trace`.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
 use clap::{Args, Subcommand, ValueEnum};
 use pagedraft::exit::{usage, usage_hint};
-use pagedraft_workloads::run::{LineFormat, convert_lines};
+use pagedraft_workloads::run::{LineFormat, LineReader, convert_lines};
 use pagedraft_workloads::trace::{
-    CheckReport, SCHEMA_VERSION, STEPS_FILE, STEPS_STEM, SchemaOf, check_dir, read_steps, schema, steps_file,
+    CheckReport, DSA_STEM, SCHEMA_VERSION, STEPS_FILE, STEPS_STEM, SchemaOf, check_dir, read_steps, schema,
+    steps_file,
 };
 
 use super::{Ended, stdout};
@@ -17,7 +18,7 @@ use super::{Ended, stdout};
 pub enum Trace {
     /// Re-derive every slot of a trace, and name the first record that breaks a rule
     Check(Check),
-    /// Write the steps of a trace in another format
+    /// Write the lines of a trace in another format
     Export(Export),
     /// Print the JSON Schema of a file of a run
     Schema(Schema),
@@ -35,12 +36,48 @@ pub struct Export {
     /// What --trace-out wrote, or the directory of a run
     #[arg(value_name = "DIR")]
     directory: PathBuf,
+    /// Which lines
+    #[arg(long, value_enum, default_value = "step")]
+    event: Event,
     /// jsonl, jsonl.zst or parquet
     #[arg(long, value_name = "FORMAT")]
     format: LineFormat,
     /// Where to; by default a file beside the steps
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+enum Event {
+    /// Everything in `trace_steps`
+    Step,
+    /// The records of sparse attention
+    #[value(name = "dsa_topk")]
+    DsaTopk,
+}
+
+impl Event {
+    /// What the names of its files begin with.
+    fn stem(self) -> &'static str {
+        match self {
+            Self::Step => STEPS_STEM,
+            Self::DsaTopk => DSA_STEM,
+        }
+    }
+
+    /// The lines of a trace.
+    fn lines(self, directory: &Path) -> anyhow::Result<LineReader> {
+        if self == Self::Step {
+            return read_steps(directory).map_err(|e| usage(e.into()));
+        }
+        let path = LineFormat::Jsonl.file(directory, DSA_STEM);
+        if directory.is_dir() && !path.exists() {
+            let error = anyhow!("{} has no records of sparse attention ({DSA_STEM})", directory.display());
+            let hint = "trace a model with sparse attention, and not with --trace-dsa off";
+            return Err(usage_hint(error, hint));
+        }
+        LineReader::open(&path, LineFormat::Jsonl).map_err(|e| usage(e.into()))
+    }
 }
 
 #[derive(Debug, Args)]
@@ -124,6 +161,10 @@ fn sound(report: &CheckReport) -> String {
     if report.resumed > 0 {
         text.push_str(&format!("          stopped and resumed {} times\n", report.resumed));
     }
+    if report.dsa_records > 0 {
+        let records = report.dsa_records;
+        text.push_str(&format!("          {records} records of sparse attention proved\n"));
+    }
     if report.other_events > 0 {
         text.push_str(&format!("          {} lines of other events, not checked\n", report.other_events));
     }
@@ -135,8 +176,9 @@ fn sound(report: &CheckReport) -> String {
 
 impl Export {
     fn run(&self) -> anyhow::Result<Ended> {
-        let out = self.out.clone().unwrap_or_else(|| self.format.file(&self.directory, STEPS_STEM));
-        let mut lines = read_steps(&self.directory).map_err(|e| usage(e.into()))?;
+        let stem = self.event.stem();
+        let out = self.out.clone().unwrap_or_else(|| self.format.file(&self.directory, stem));
+        let mut lines = self.event.lines(&self.directory)?;
         if out.exists() {
             let error = anyhow!("{} is there already", out.display());
             return Err(usage_hint(error, "name another file (--out FILE)"));

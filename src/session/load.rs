@@ -19,6 +19,7 @@ use super::kv_salt::KvModel;
 use super::log;
 use super::options::EngineOptions;
 use super::placement::{Place, Placement, instruction_set};
+use super::selections;
 use super::speculation::Setups;
 use super::step_limits::{capture_sizes, step_limits};
 use crate::exit::usage;
@@ -101,6 +102,7 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
         checkpoint.set_index_topk(keys as usize).map_err(|e| usage(e.into()))?;
     }
     let config = checkpoint.config().clone();
+    let taps = selections::wanted(options, &config)?;
     let max_model_len = max_model_len(options, &config)?;
     let refused = |e: anyhow::Error| usage(e.context("the model that --draft names is refused"));
     let draft = DraftParts::open(options, &checkpoint, max_model_len).map_err(refused)?;
@@ -180,6 +182,10 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
     let device = placement.open(&config, limits, place).with_context(failed)?;
     let isa = instruction_set(&device);
     let mut runner = Runner::load(device, &checkpoint, limits).with_context(failed)?;
+    if taps {
+        // Graphs that are captured earlier would not keep what is chosen.
+        runner.tap_selections().with_context(failed)?;
+    }
     let most_drafts = u32::from(options.speculation.length.most());
     let mut capture = None;
     let mut graph_sizes = Vec::new();

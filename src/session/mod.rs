@@ -6,6 +6,7 @@ mod builtin;
 mod checkpoint;
 mod draft;
 mod gpu_memory;
+mod indexer_topk;
 mod info;
 mod instruments;
 mod kv_salt;
@@ -15,14 +16,17 @@ mod options;
 mod placement;
 mod request;
 mod row;
+mod selections;
 mod sequence;
 mod simulated_kv;
 mod special_stops;
 mod speculation;
 mod step_limits;
 mod text;
+mod token_rows;
 mod tokenizer;
 mod trace;
+mod trace_dsa;
 mod trace_groups;
 
 use std::sync::Arc;
@@ -40,9 +44,11 @@ use pagedraft_spec_decode::metrics::SpeculationMetrics;
 use pagedraft_spec_decode::{ExecuteError, ExecutionRecord, ModelExecutor, Registered};
 use pagedraft_workloads::trace::{TraceTables, TraceWriter};
 
+pub use indexer_topk::IndexerTopk;
 pub use info::SessionInfo;
 pub use options::{
-    DeviceRef, DraftLength, DraftRef, EngineOptions, LoadFormat, ModelRef, SpeculationOptions, TraceOptions,
+    DeviceRef, DraftLength, DraftRef, DsaTraceOptions, EngineOptions, LoadFormat, ModelRef,
+    SpeculationOptions, TraceOptions,
 };
 pub use placement::InstructionSet;
 pub use request::{Emitted, Request, RequestId, RequestOutput, SessionStep};
@@ -81,6 +87,9 @@ pub struct Session {
     /// What each row of the last step did.
     rows: Vec<StepRow>,
     trace: Option<Trace>,
+    /// The layers with an indexer and the keys that each chooses at most, if requests may ask for what was
+    /// chosen.
+    indexer_topk_shape: Option<(usize, usize)>,
     /// What entered and left the prefix cache in the last step, if a trace is written.
     journal: KvJournal,
 }
@@ -95,13 +104,19 @@ impl Session {
         let mut loaded = load::load(options)?;
         let blocks = loaded.scheduler.blocks();
         let groups = blocks.groups();
-        let config = trace::engine_config(options, &loaded.info, blocks);
-        let trace = options.trace.as_ref().map(|to| Trace::create(to, &config, groups)).transpose()?;
+        let (_, index_topk) = selections::shape(loaded.executor.runner());
+        let dsa =
+            options.trace.as_ref().and_then(|_| trace_dsa::config(&options.trace_dsa, groups, index_topk));
+        let config = trace::engine_config(options, &loaded.info, blocks, dsa.as_ref());
+        let create = |to| Trace::create(to, &config, groups, dsa, options.block_size);
+        let trace = options.trace.as_ref().map(create).transpose()?;
         loaded.scheduler.keep_journal(trace.is_some());
         loaded.executor.keep_group_steps(trace.is_some());
         if let Some(flag) = &options.interrupt {
             loaded.executor.interrupt_on(flag);
         }
+        let indexer_topk_shape =
+            options.return_indexer_topk.then(|| selections::shape(loaded.executor.runner()));
         log::opened(&loaded.info, loaded.scheduler.blocks().groups());
         Ok(Self {
             tokenizer: loaded.tokenizer,
@@ -118,6 +133,7 @@ impl Session {
             by_key: SideTable::default(),
             rows: Vec::new(),
             trace,
+            indexer_topk_shape,
             journal: KvJournal::default(),
         })
     }
@@ -193,9 +209,13 @@ impl Session {
         let mut first = None;
         for sample in 0..request.n {
             let mut spec = self.spec(&request);
-            // If log probabilities of the prompt are asked for, all of it must be computed.
+            // If log probabilities or selections of the prompt are asked for, all of it must be computed.
             spec.fork_of = first.filter(|_| spec.reads_cache);
-            let sequence = Sequence::new(&request, sample, &spec.stop_token_ids, self.tokenizer.as_ref())?;
+            let mut sequence =
+                Sequence::new(&request, sample, &spec.stop_token_ids, self.tokenizer.as_ref())?;
+            if let Some((layers, k)) = self.indexer_topk_shape.filter(|_| request.return_indexer_topk) {
+                sequence.keep_indexer_topk(IndexerTopk::new(layers, k));
+            }
             let salt = spec.salt;
             let key = self.scheduler.submit(spec)?;
             first = first.or(Some(key));
@@ -251,6 +271,7 @@ impl Session {
             request.stop.is_empty() || self.tokenizer.is_some(),
             "stop strings need a tokenizer, and the model has none: use stop token ids"
         );
+        self.check_selections(request)?;
         // If the whole pool could not hold a request to its end, it would end early, and how early would
         // depend on the pool.
         let most = (request.prompt.len() as u64 + u64::from(request.max_tokens))
@@ -274,7 +295,7 @@ impl Session {
             spec.stop_token_ids.extend(&self.info.eos_token_ids);
         }
         spec.priority = request.priority;
-        spec.reads_cache = request.sampling.prompt_logprobs.is_none();
+        spec.reads_cache = request.sampling.prompt_logprobs.is_none() && !request.return_indexer_topk;
         spec.salt = match &request.cache_salt {
             Some(tenant) => kv_salt::of_tenant(self.info.kv_salt, tenant),
             None => self.info.kv_salt,
@@ -330,6 +351,7 @@ impl Session {
         let schedule = start.elapsed();
         log::preempted(&self.plan, &self.sequences, &self.by_key);
         self.executor.execute(&self.plan, &self.scheduler, &mut self.outcome)?;
+        self.collect_selections()?;
         self.scan_stops()?;
         // This must come before the step is applied, because requests that end with it have no table and no
         // seat afterwards.
@@ -351,6 +373,7 @@ impl Session {
             self.scheduler.drain_journal(&mut self.journal);
             let (draft, blocks) = (self.executor.group_step(), self.scheduler.blocks());
             trace.step(schedule, &self.plan, &self.outcome, &self.applied, draft, (blocks, &self.journal))?;
+            trace.dsa((&self.plan, &self.outcome), self.executor.runner(), &self.scheduler)?;
         }
         for applied in self.applied.iter().filter(|a| a.finish.is_some()) {
             self.by_key.remove(applied.request);

@@ -14,7 +14,7 @@ use pagedraft_scheduler::Policy;
 use pagedraft_spec_decode::Scorer;
 use pagedraft_spec_decode::acceptance::Acceptance;
 use pagedraft_workloads::run::LineFormat;
-use pagedraft_workloads::trace::TraceTables;
+use pagedraft_workloads::trace::{DsaRows, TraceTables};
 
 /// Where a model comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -227,6 +227,23 @@ pub struct TraceOptions {
     pub format: LineFormat,
 }
 
+/// What a trace records of what a model with sparse attention attends to. It has no effect on other models.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DsaTraceOptions {
+    /// Which rows have records.
+    pub rows: DsaRows,
+    /// The share of the query tokens that have records, from 0 to 1.
+    pub sample_rate: f64,
+    /// How many tokens of a prompt `prefix_key` stands for, at most.
+    pub prefix_key_tokens: u32,
+}
+
+impl Default for DsaTraceOptions {
+    fn default() -> Self {
+        Self { rows: DsaRows::default(), sample_rate: 1.0, prefix_key_tokens: 256 }
+    }
+}
+
 /// The options of an engine, which are the engine flags of the command line.
 #[derive(Clone, Debug)]
 pub struct EngineOptions {
@@ -282,8 +299,14 @@ pub struct EngineOptions {
     /// Whether verify steps are replayed on graphs of single tokens, which is wrong. It serves to show that
     /// the fault is noticed.
     pub inject_decode_graph_for_verify: bool,
+    /// Whether requests may ask for the keys that the indexers chose
+    /// ([`Request::return_indexer_topk`](super::Request::return_indexer_topk)). The target must have sparse
+    /// attention.
+    pub return_indexer_topk: bool,
     /// The trace to write; `None` for none.
     pub trace: Option<TraceOptions>,
+    /// What that trace records of sparse attention.
+    pub trace_dsa: DsaTraceOptions,
     /// Ends the step that runs while it is set: [`Session::step`](super::Session::step) then fails with an error that
     /// [is an interrupt](super::is_interrupt). The CPU looks at it once a layer; a GPU's steps are short, and are not interrupted.
     pub interrupt: Option<Arc<AtomicBool>>,
@@ -320,7 +343,9 @@ impl EngineOptions {
             graph_sizes: None,
             shadow_rate: 0.0,
             inject_decode_graph_for_verify: false,
+            return_indexer_topk: false,
             trace: None,
+            trace_dsa: DsaTraceOptions::default(),
             interrupt: None,
         }
     }

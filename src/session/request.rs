@@ -8,6 +8,8 @@ use serde::Serialize;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::IndexerTopk;
+
 /// Names one sample of one request, from its submission to the end of the session. The default names none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RequestId(pub(super) Handle);
@@ -38,6 +40,10 @@ pub struct Request {
     pub cache_salt: Option<String>,
     /// What the run without speculation generated, one list per sample. The synthetic proposer needs it.
     pub recorded: Vec<Arc<[u32]>>,
+    /// Whether the output says which keys the indexers of a model with sparse attention chose for every token.
+    /// All of the prompt is then computed: nothing is read from the prefix cache. The engine must have been
+    /// opened for it ([`EngineOptions::return_indexer_topk`](super::EngineOptions::return_indexer_topk)).
+    pub return_indexer_topk: bool,
 }
 
 impl Request {
@@ -56,6 +62,7 @@ impl Request {
             n: 1,
             cache_salt: None,
             recorded: Vec::new(),
+            return_indexer_topk: false,
         }
     }
 }
@@ -102,6 +109,9 @@ pub struct RequestOutput {
     pub drafted_by_position: Vec<u32>,
     /// For each position, the number of drafts accepted there.
     pub accepted_by_position: Vec<u32>,
+    /// Which keys the indexers chose for every token but the last, if asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub indexer_topk: Option<IndexerTopk>,
     /// The number of KV blocks that it held in the last step that ran it.
     #[serde(skip)]
     pub num_blocks: u32,

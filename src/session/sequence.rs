@@ -8,6 +8,7 @@ use pagedraft_scheduler::{Applied, FinishReason, RequestInfo, RequestKey};
 use pagedraft_spec_decode::PromptLogprobs;
 use pagedraft_spec_decode::sampling::RowLogprobs;
 
+use super::IndexerTopk;
 use super::request::{Request, RequestOutput};
 use super::text::StopScan;
 
@@ -59,6 +60,7 @@ impl Sequence {
                 num_accepted: 0,
                 drafted_by_position: Vec::new(),
                 accepted_by_position: Vec::new(),
+                indexer_topk: None,
                 num_blocks: 0,
                 prefix_blocks: Vec::new(),
             },
@@ -121,6 +123,16 @@ impl Sequence {
         output.accepted_by_position[..accepted].iter_mut().for_each(|n| *n += 1);
     }
 
+    /// Keeps what the indexers choose from now on, in `empty`.
+    pub fn keep_indexer_topk(&mut self, empty: IndexerTopk) {
+        self.output.indexer_topk = Some(empty);
+    }
+
+    /// What the indexers chose, if it is kept.
+    pub fn indexer_topk(&mut self) -> Option<&mut IndexerTopk> {
+        self.output.indexer_topk.as_mut()
+    }
+
     pub fn logits(&mut self, logits: Vec<f32>) {
         if self.logits.len() < self.length {
             self.logits.push(logits);
@@ -165,6 +177,11 @@ impl Sequence {
         self.output.token_ids.extend_from_slice(tokens);
         let text = self.scan.take(finish.is_some())?;
         if finish.is_some() {
+            // The last token is never computed. Tokens behind an end were computed in vain.
+            let tokens = self.output.prompt_token_ids.len() + self.output.token_ids.len();
+            if let Some(topk) = &mut self.output.indexer_topk {
+                topk.truncate(tokens.saturating_sub(1));
+            }
             self.output.finish_reason = finish;
             self.output.text = self.scan.text().to_owned();
         }

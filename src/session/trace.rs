@@ -3,17 +3,19 @@
 use std::time::Duration;
 
 use pagedraft_block_manager::{BlockManager, KvGroup, KvJournal, Salt};
-use pagedraft_model::Ran;
-use pagedraft_scheduler::{Applied, RequestKey, StepOutcome, StepPlan};
+use pagedraft_model::{Device, Ran, Runner};
+use pagedraft_scheduler::{Applied, RequestKey, Scheduler, StepOutcome, StepPlan};
 use pagedraft_spec_decode::ExecutionRecord;
 use pagedraft_spec_decode::proposer::GroupStep;
 use pagedraft_workloads::trace::{
-    KvEvents, KvGroupRecord, RequestNames, StepEvent, TableDelta, TimesUs, TraceTables, TraceWriter,
+    DsaTraceConfig, KvEvents, KvGroupRecord, RequestNames, StepEvent, TableDelta, TimesUs, TraceTables,
+    TraceWriter,
 };
 use serde_json::json;
 
 use super::info::SessionInfo;
 use super::options::{EngineOptions, SpeculationOptions, TraceOptions};
+use super::trace_dsa::TraceDsa;
 use super::trace_groups::TraceGroups;
 use crate::exit::usage;
 
@@ -24,6 +26,7 @@ pub(super) struct Trace {
     delta: TableDelta,
     names: RequestNames,
     groups: TraceGroups,
+    dsa: Option<TraceDsa>,
 }
 
 /// The options of an engine, for the `config.json` of its trace.
@@ -31,6 +34,7 @@ pub(super) fn engine_config(
     options: &EngineOptions,
     info: &SessionInfo,
     blocks: &BlockManager,
+    dsa: Option<&DsaTraceConfig>,
 ) -> serde_json::Value {
     let groups: Vec<KvGroupRecord> = blocks.groups().iter().map(KvGroupRecord::from).collect();
     json!({
@@ -51,6 +55,8 @@ pub(super) fn engine_config(
         "kv_salt": info.kv_salt,
         "max_model_len": info.max_model_len,
         "index_topk": options.index_topk,
+        // What the records of sparse attention are about, if this trace has any.
+        "dsa": dsa,
         "max_num_seqs": options.max_num_seqs,
         "max_num_batched_tokens": options.max_num_batched_tokens,
         "prefill_chunk": options.prefill_chunk,
@@ -77,11 +83,21 @@ impl Trace {
     /// # Errors
     ///
     /// The directory can't be written, or holds a trace.
-    pub fn create(to: &TraceOptions, engine: &serde_json::Value, groups: &[KvGroup]) -> anyhow::Result<Self> {
+    pub fn create(
+        to: &TraceOptions,
+        engine: &serde_json::Value,
+        groups: &[KvGroup],
+        dsa: Option<DsaTraceConfig>,
+        block_size: u32,
+    ) -> anyhow::Result<Self> {
         let mut config = engine.clone();
         config["trace_tables"] = json!(to.tables);
-        let writer = TraceWriter::create(&to.dir, &config, to.format).map_err(|e| usage(e.into()))?;
-        Ok(Self::new(writer, to.tables, groups))
+        let mut writer = TraceWriter::create(&to.dir, &config, to.format).map_err(|e| usage(e.into()))?;
+        if dsa.is_some() {
+            writer.keep_dsa()?;
+        }
+        let dsa = dsa.map(|dsa| TraceDsa::new(dsa, block_size));
+        Ok(Self { dsa, ..Self::new(writer, to.tables, groups) })
     }
 
     /// A trace whose directory and configuration exist already.
@@ -92,6 +108,7 @@ impl Trace {
             delta: TableDelta::default(),
             names: RequestNames::default(),
             groups: TraceGroups::new(groups),
+            dsa: None,
         }
     }
 
@@ -176,6 +193,23 @@ impl Trace {
             kv_events: KvEvents { journal, groups: blocks.groups() },
         })?;
         Ok(())
+    }
+
+    /// Writes what the layers of a model with sparse attention attended to in a step whose line was written.
+    ///
+    /// # Errors
+    ///
+    /// The disk or the device has a fault.
+    pub fn dsa<D: Device>(
+        &mut self,
+        step: (&StepPlan, &StepOutcome<ExecutionRecord>),
+        runner: &mut Runner<D>,
+        scheduler: &Scheduler,
+    ) -> anyhow::Result<()> {
+        match &mut self.dsa {
+            Some(dsa) => dsa.step(step, runner, scheduler, &self.names, &mut self.writer),
+            None => Ok(()),
+        }
     }
 
     /// Ends the trace.

@@ -4,6 +4,7 @@
 //! [`check_dir`] checks them. [`schema()`] says what lines look like.
 
 mod check;
+mod dsa;
 mod event;
 mod group_rows;
 mod kv_events;
@@ -16,6 +17,10 @@ mod tables;
 mod writer;
 
 pub use check::{CheckReport, Rule, Violation, check_dir};
+pub use dsa::{
+    DSA_STEM, DsaFacts, DsaFetch, DsaPrefix, DsaRow, DsaRows, DsaScores, DsaSource, DsaTopkRecord,
+    DsaTouched, DsaTraceConfig, prefix_key,
+};
 pub use event::{GroupCounts, PoolCounts, StepEvent, StepNames, TimesUs};
 pub use group_rows::GroupRows;
 pub use kv_events::{KvChange, KvEventRecord, KvEvents, KvGroupRecord};

@@ -3,6 +3,7 @@
 use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Value, json};
 
+use super::dsa::{DsaTopkRecord, DsaTraceConfig};
 use super::kv_events::KvGroupRecord;
 use super::record::{ResumeRecord, SetupRecord, StepRecord};
 use crate::measures::Summary;
@@ -33,6 +34,8 @@ enum Line {
     Setup(SetupRecord),
     /// A stopped run is resumed.
     Resume(ResumeRecord),
+    /// What a layer with sparse attention attended to for a query token. These lines are in `dsa_topk.jsonl`.
+    DsaTopk(Box<DsaTopkRecord>),
 }
 
 /// The part of a traced engine's configuration that readers of a trace need. In a replay's run these are
@@ -52,6 +55,8 @@ struct EngineConfig {
     acceptance: Option<String>,
     /// The numbers of token rows that graphs were captured for.
     graph_sizes: Option<Vec<u64>>,
+    /// What the records of sparse attention are about; null if there are none.
+    dsa: Option<DsaTraceConfig>,
     /// The KV groups, by their ids. The first is the one that `metadata` describes.
     kv_groups: Option<Vec<KvGroupRecord>>,
     /// The salt of the hashes in `kv_events`, in hexadecimal digits. It stands for the model, the dtypes

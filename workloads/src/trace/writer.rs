@@ -6,7 +6,8 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde_json::json;
 
-use super::{CONFIG_FILE, STEPS_STEM, SUMMARY_FILE, replace_file, steps_file};
+use super::dsa::DsaLine;
+use super::{CONFIG_FILE, DSA_STEM, DsaTopkRecord, STEPS_STEM, SUMMARY_FILE, replace_file, steps_file};
 use crate::Error;
 use crate::run::{Begin, Leftovers, LineFormat, LineReader, LineWriter, convert_lines};
 
@@ -24,6 +25,9 @@ pub struct TraceWriter {
     /// Whether the directory belongs to a run, whose summary is written elsewhere.
     in_run: bool,
     first_step: u64,
+    /// The records of sparse attention, if there are any.
+    dsa: Option<LineWriter>,
+    leftovers: Arc<Leftovers>,
 }
 
 impl TraceWriter {
@@ -54,6 +58,7 @@ impl TraceWriter {
     #[must_use]
     pub fn occupied(directory: &Path) -> Option<String> {
         let steps = LineFormat::ALL.into_iter().map(|format| format.file_name(STEPS_STEM));
+        let steps = steps.chain([LineFormat::Jsonl.file_name(DSA_STEM)]);
         let mut files = steps.chain([CONFIG_FILE, SUMMARY_FILE].map(str::to_owned));
         files.find(|file| directory.join(file).exists())
     }
@@ -98,8 +103,9 @@ impl TraceWriter {
             convert_lines(&mut LineReader::open(&made, LineFormat::Parquet)?, &path, format.while_running())?;
             std::fs::remove_file(&made).map_err(|source| Error::Unwritable { path: made, source })?;
         }
-        let lines = LineWriter::open(path, format, begin, leftovers)?;
-        Ok(Self { directory: directory.to_owned(), lines, format, in_run: false, first_step: 0 })
+        let lines = LineWriter::open(path, format, begin, Arc::clone(&leftovers))?;
+        let directory = directory.to_owned();
+        Ok(Self { directory, lines, format, in_run: false, first_step: 0, dsa: None, leftovers })
     }
 
     /// The number of its first step. An engine that goes on with another engine's trace adds it to its own
@@ -118,6 +124,32 @@ impl TraceWriter {
         self.lines.write(event)
     }
 
+    /// Opens the file for [`write_dsa`](Self::write_dsa), `dsa_topk.jsonl`.
+    ///
+    /// # Errors
+    ///
+    /// The file is there already, or can't be opened.
+    pub fn keep_dsa(&mut self) -> Result<(), Error> {
+        let path = LineFormat::Jsonl.file(&self.directory, DSA_STEM);
+        let leftovers = Arc::clone(&self.leftovers);
+        self.dsa = Some(LineWriter::open(path, LineFormat::Jsonl, Begin::New, leftovers)?);
+        Ok(())
+    }
+
+    /// Adds a record of what a layer attended to, if such records are [kept](Self::keep_dsa). Records are
+    /// written in the order of the steps, in a step in the order of its query tokens, and for a token in the
+    /// order of the layers.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`LineWriter::write`].
+    pub fn write_dsa(&mut self, record: &DsaTopkRecord) -> Result<(), Error> {
+        match &mut self.dsa {
+            Some(lines) => lines.write(&DsaLine::DsaTopk(record)),
+            None => Ok(()),
+        }
+    }
+
     /// The directory of the trace.
     #[must_use]
     pub fn directory(&self) -> &Path {
@@ -134,6 +166,9 @@ impl TraceWriter {
         let summary = serde_json::to_vec_pretty(summary)
             .map_err(|source| Error::Encode { what: "the summary", source })?;
         self.lines.keep();
+        if let Some(dsa) = self.dsa {
+            dsa.close()?;
+        }
         let written = self.lines.path().to_owned();
         self.lines.close()?;
         if self.format != self.format.while_running() {

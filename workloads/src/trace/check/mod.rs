@@ -5,6 +5,7 @@ mod blocks;
 mod breaks;
 mod chain;
 mod contents;
+mod dsa;
 mod ends;
 mod engines;
 mod fault;
@@ -31,6 +32,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
+use self::dsa::DsaCheck;
 use self::engines::Engines;
 use self::fault::Fault;
 pub use self::rule::Rule;
@@ -92,6 +94,8 @@ pub struct CheckReport {
     pub engines: u64,
     /// How often a stopped run was resumed by a new engine.
     pub resumed: u64,
+    /// The number of records of sparse attention that were proved.
+    pub dsa_records: u64,
     /// The number of lines with other events, which are not checked.
     pub other_events: u64,
     /// Whether the last line is cut, as a killed process leaves it. Such a line is ignored.
@@ -114,14 +118,23 @@ pub fn check_dir(directory: &Path) -> Result<CheckReport, Error> {
     let mut lines = read_steps(directory)?;
     let mut report = CheckReport { schema_version: config.schema_version, ..CheckReport::default() };
     let mut engines = Engines::new(&config);
+    let mut dsa = DsaCheck::open(directory, &config)?;
     while let Some(line) = lines.next_line()? {
         let mut step = None;
-        let outcome = check_line(line, &mut engines, &mut report, &mut step);
+        let outcome = check_line(line, &mut engines, dsa.as_mut(), &mut report, &mut step);
         if let Err(fault) = outcome {
             let Fault { rule, request, what } = fault;
             report.violation = Some(Violation { line: lines.number(), step, request, rule, what });
             break;
         }
+    }
+    if let Some(dsa) = &mut dsa {
+        if report.violation.is_none()
+            && let Err(Fault { rule, request, what }) = dsa.check_end()
+        {
+            report.violation = Some(Violation { line: lines.number(), step: None, request, rule, what });
+        }
+        report.dsa_records = dsa.records;
     }
     report.cut_last_line = lines.is_cut();
     (report.engines, report.requests) = (engines.count(), engines.requests_seen());
@@ -139,6 +152,7 @@ struct Event<'a> {
 fn check_line(
     bytes: &[u8],
     engines: &mut Engines<'_>,
+    dsa: Option<&mut DsaCheck>,
     report: &mut CheckReport,
     number: &mut Option<u64>,
 ) -> Result<(), Fault> {
@@ -169,6 +183,9 @@ fn check_line(
     let owner = rows::owners(&step)?;
     slots::check_positions(&step, &slots::Call::of_metadata(&step.metadata), &step.input_positions, &owner)?;
     report.slots += lives.check_step(&step, &owner)?;
+    if let Some(dsa) = dsa {
+        dsa.check_step(&step, &owner)?;
+    }
     report.steps += 1;
     report.rows += step.rows.len() as u64;
     report.input_tokens += step.input_tokens.len() as u64;

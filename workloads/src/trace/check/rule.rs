@@ -83,6 +83,10 @@ pub enum Rule {
     /// what the groups' blocks take, each group's blocks are those of the tables, and no two blocks that
     /// are held share bytes.
     Pool,
+    /// Every query token of the kinds and the share that `dsa` in the configuration names has one record for
+    /// each layer. It has as many keys as the layer attends to; a layer that shares an indexer has the keys of
+    /// the other. Blocks, counts, coverage, bytes and prefix follow from the keys and the step's tables.
+    DsaTopk,
 }
 
 impl fmt::Display for Rule {
@@ -117,6 +121,7 @@ impl fmt::Display for Rule {
             Self::Preempted => "preempted",
             Self::Finished => "finished",
             Self::Pool => "pool",
+            Self::DsaTopk => "dsa-topk",
         })
     }
 }

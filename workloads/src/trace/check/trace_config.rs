@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::Error;
 use crate::json_fault;
-use crate::trace::{KvGroupRecord, OLDEST_SCHEMA_VERSION, SCHEMA_VERSION};
+use crate::trace::{DsaTraceConfig, KvGroupRecord, OLDEST_SCHEMA_VERSION, SCHEMA_VERSION};
 
 /// What the checker must know of a run's configuration.
 pub(super) struct TraceConfig {
@@ -29,6 +29,8 @@ pub(super) struct TraceConfig {
     pub(super) kv_groups: Vec<KvGroupRecord>,
     /// The salt of block hashes, if it is known.
     pub(super) kv_salt: Option<Salt>,
+    /// What the records of sparse attention are about, if there are any.
+    pub(super) dsa: Option<DsaTraceConfig>,
 }
 
 impl TraceConfig {
@@ -100,6 +102,10 @@ impl TraceConfig {
                 Some(known.ok_or_else(|| bad(format!("kv_salt is {salt}, not 64 hexadecimal digits")))?)
             }
         };
+        let dsa = match field("dsa") {
+            None => None,
+            Some(dsa) => Some(DsaTraceConfig::deserialize(dsa).map_err(|e| bad(format!("dsa {dsa}: {e}")))?),
+        };
         Ok(Self {
             schema_version,
             block_size,
@@ -111,6 +117,7 @@ impl TraceConfig {
             caching,
             kv_groups,
             kv_salt,
+            dsa,
         })
     }
 }

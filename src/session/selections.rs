@@ -1,0 +1,78 @@
+//! Reads which keys the indexers of a model with sparse attention chose in a step.
+
+use anyhow::{anyhow, ensure};
+use pagedraft_model::checkpoint::ModelConfig;
+use pagedraft_model::{Device, Runner};
+use pagedraft_workloads::trace::DsaRows;
+
+use super::options::EngineOptions;
+use super::request::Request;
+use super::token_rows::token_rows;
+use super::{IndexerTopk, Session, sequence};
+use crate::exit::usage;
+use crate::memory_need::ensure_fits;
+
+/// Whether the engine has to keep what its indexers choose.
+///
+/// # Errors
+///
+/// The options ask for it, and the model has no indexer, or there is no memory for it.
+pub(super) fn wanted(options: &EngineOptions, config: &ModelConfig) -> anyhow::Result<bool> {
+    let traces = options.trace.is_some() && options.trace_dsa.rows != DsaRows::Off;
+    if !options.return_indexer_topk && (!traces || config.dsa.is_none()) {
+        return Ok(false);
+    }
+    let Some(dsa) = &config.dsa else {
+        return Err(usage(anyhow!(
+            "--return-indexer-topk: the model {} has no indexer, because its attention is not sparse",
+            options.model
+        )));
+    };
+    let rows = options.max_num_batched_tokens;
+    let bytes = IndexerTopk::bytes(u64::from(rows), dsa.indexer_layers().count(), dsa.index_topk);
+    ensure_fits(&format!("keeping what indexers choose (--max-num-batched-tokens {rows})"), bytes)?;
+    Ok(true)
+}
+
+/// The layers with an indexer, and the keys that each chooses at most.
+pub(super) fn shape<D: Device>(runner: &Runner<D>) -> (usize, usize) {
+    (runner.indexer_layers().len(), runner.model().selected_keys())
+}
+
+impl Session {
+    /// Whether a request may ask for what it asks for, and whether there is room for it.
+    pub(super) fn check_selections(&self, request: &Request) -> anyhow::Result<()> {
+        if !request.return_indexer_topk {
+            return Ok(());
+        }
+        let Some((layers, k)) = self.indexer_topk_shape else {
+            return Err(anyhow!(
+                "it asks for what the indexers chose, and the engine was not opened for that"
+            ));
+        };
+        let most = (request.prompt.len() as u64 + u64::from(request.max_tokens))
+            .min(u64::from(self.info.max_model_len));
+        // The array, its file, and the text of the file are there at once.
+        let bytes = 3 * IndexerTopk::bytes(most * u64::from(request.n), layers, k);
+        ensure_fits("what the indexers choose for it", bytes)?;
+        Ok(())
+    }
+
+    /// Hands each request that asked for it what the indexers chose for its tokens in the last step. Drafts
+    /// that were rejected are left out.
+    pub(super) fn collect_selections(&mut self) -> anyhow::Result<()> {
+        let Some((layers, _)) = self.indexer_topk_shape else { return Ok(()) };
+        let runner = self.executor.runner();
+        for row in token_rows(&self.plan, &self.outcome).filter(|row| row.kept) {
+            let request = self.plan.rows[row.plan_row].request;
+            let topk = sequence(&mut self.sequences, &self.by_key, request);
+            let Some(topk) = topk.and_then(|sequence| sequence.indexer_topk()) else { continue };
+            for place in 0..layers {
+                let chosen = runner.selected_keys(place, row.token)?;
+                ensure!(chosen.is_some(), "the model does not keep what its indexers choose");
+                topk.set(row.position, place, chosen.unwrap_or_default());
+            }
+        }
+        Ok(())
+    }
+}

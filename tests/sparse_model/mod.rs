@@ -1,0 +1,33 @@
+//! Small models with sparse attention, whose weights are drawn from a seed.
+#![allow(dead_code, reason = "each test takes what it needs")]
+
+use std::path::Path;
+
+use pagedraft::session::ModelRef;
+
+/// A small DeepSeek-V3.2, or a GLM-5 whose layers share indexers; the indexers choose 24 keys.
+fn model(name: &str, architecture: &str, more: &str) -> ModelRef {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    std::fs::create_dir_all(&dir).unwrap();
+    let config = format!(
+        r#"{{"architectures": ["{architecture}ForCausalLM"], "vocab_size": 300, "hidden_size": 64, "intermediate_size": 96,
+        "moe_intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 4, "q_lora_rank": 40, "kv_lora_rank": 32,
+        "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16, "index_n_heads": 4, "index_head_dim": 16,
+        "index_topk": 24, "first_k_dense_replace": 1, "n_routed_experts": 8, "num_experts_per_tok": 3, "n_group": 4,
+        "topk_group": 2, "n_shared_experts": 1, "max_position_embeddings": 1024, "rope_theta": 10000.0,
+        "tie_word_embeddings": true, "torch_dtype": "float32"{more}}}"#
+    );
+    // Tests that run at once may ask for the same model: none may see half a file.
+    let own = dir.join(format!("config-{:?}.json", std::thread::current().id()));
+    std::fs::write(&own, config).unwrap();
+    std::fs::rename(&own, dir.join("config.json")).unwrap();
+    ModelRef::Directory(dir)
+}
+
+pub fn deepseek(name: &str) -> ModelRef {
+    model(name, "DeepseekV32", "")
+}
+
+pub fn glm(name: &str) -> ModelRef {
+    model(name, "GlmMoeDsa", r#", "index_topk_pattern": "FSF""#)
+}

@@ -1,0 +1,113 @@
+//! Records of what sparse attention (DSA) chose: one for each layer of each query token.
+
+mod derive;
+mod record;
+
+use std::fmt;
+use std::str::FromStr;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use derive::{DsaFacts, prefix_key};
+pub(super) use record::DsaLine;
+pub use record::{DsaFetch, DsaPrefix, DsaRow, DsaScores, DsaSource, DsaTopkRecord, DsaTouched};
+
+/// What the names of the files with these records begin with.
+pub const DSA_STEM: &str = "dsa_topk";
+
+/// Which rows of a step have records (`--trace-dsa`). Each kind has the rows of those before it too.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DsaRows {
+    /// None.
+    Off,
+    /// Rows that decode one token.
+    #[default]
+    Decode,
+    /// And those that verify drafts.
+    Verify,
+    /// And those that compute tokens of a prompt, or tokens whose KV was lost.
+    All,
+}
+
+impl DsaRows {
+    /// Whether rows of a kind have records.
+    #[must_use]
+    pub fn has(self, row: DsaRow) -> bool {
+        match row {
+            DsaRow::Decode => self != Self::Off,
+            DsaRow::Verify => matches!(self, Self::Verify | Self::All),
+            DsaRow::Prefill => self == Self::All,
+        }
+    }
+}
+
+impl fmt::Display for DsaRows {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Off => "off",
+            Self::Decode => "decode",
+            Self::Verify => "verify",
+            Self::All => "all",
+        })
+    }
+}
+
+impl FromStr for DsaRows {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let all = [Self::Off, Self::Decode, Self::Verify, Self::All];
+        let found = all.into_iter().find(|rows| rows.to_string() == text);
+        found.ok_or_else(|| format!("{text:?} is none of off, decode, verify, all"))
+    }
+}
+
+/// What a trace with these records says about them in `config.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct DsaTraceConfig {
+    /// Which rows have records.
+    pub rows: DsaRows,
+    /// The share of the query tokens that have records. Whether a token has them depends on its request's name
+    /// and its position alone.
+    pub sample_rate: f64,
+    /// How many tokens of a prompt `prefix_key` stands for, at most.
+    pub prefix_key_tokens: u32,
+    /// The keys that a query attends to, at most.
+    pub index_topk: u32,
+    /// The layers of the model.
+    pub layers: u16,
+    /// Those that have an indexer, ascending. Another layer uses the choice of the one before it.
+    pub indexer_layers: Vec<u16>,
+    /// The bytes of a token's latent in one layer.
+    pub latent_bytes: u64,
+}
+
+impl DsaTraceConfig {
+    /// Whether a query token has records.
+    #[must_use]
+    pub fn samples(&self, request_id: &str, position: u32) -> bool {
+        if self.sample_rate >= 1.0 {
+            return true;
+        }
+        // FNV-1a of the name and the position, mixed by the last steps of SplitMix64.
+        let bytes = request_id.bytes().chain(position.to_le_bytes());
+        let mut z = bytes.fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^= z >> 31;
+        ((z >> 11) as f64) < self.sample_rate * (1u64 << 53) as f64
+    }
+
+    /// The layer whose indexer chose for a layer; `None` if there is none.
+    #[must_use]
+    pub fn selection_layer(&self, layer: u16) -> Option<u16> {
+        self.indexer_layers.iter().copied().rfind(|&own| own <= layer)
+    }
+}
+
+#[cfg(test)]
+mod tests;
