@@ -1,11 +1,12 @@
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 
 use super::super::{CONFIG_FILE, SCHEMA_VERSION, STEPS_FILE, SUMMARY_FILE};
 use super::TraceWriter;
 use crate::Error;
-use crate::run::{FLUSH_EVERY, LineFormat, LineWriter};
+use crate::run::{FLUSH_EVERY, Leftovers, LineFormat, LineWriter};
 
 /// A path that is free, and free again afterwards.
 struct Fresh(PathBuf);
@@ -120,16 +121,15 @@ fn a_full_disk_is_an_error_that_names_the_file_and_there_is_no_summary() {
     let lines = LineWriter::over(path.join(STEPS_FILE), full);
     let directory = path.to_owned();
     let leftovers = Arc::new(Leftovers::none(&directory));
-    let mut writer =
-        TraceWriter {
-            directory,
-            lines,
-            format: LineFormat::Jsonl,
-            in_run: false,
-            first_step: 0,
-            dsa: None,
-            leftovers,
-        };
+    let mut writer = TraceWriter {
+        directory,
+        lines,
+        format: LineFormat::Jsonl,
+        in_run: false,
+        first_step: 0,
+        dsa: None,
+        leftovers,
+    };
     writer.write(&json!({"step": 0})).unwrap();
     let error = writer.finish(&json!({})).unwrap_err().to_string();
     assert!(error.contains("trace_steps.jsonl") && error.contains("space"), "{error}");
