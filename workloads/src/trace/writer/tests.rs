@@ -120,16 +120,15 @@ fn a_full_disk_is_an_error_that_names_the_file_and_there_is_no_summary() {
     let lines = LineWriter::over(path.join(STEPS_FILE), full);
     let directory = path.to_owned();
     let leftovers = Arc::new(Leftovers::none(&directory));
-    let mut writer =
-        TraceWriter {
-            directory,
-            lines,
-            format: LineFormat::Jsonl,
-            in_run: false,
-            first_step: 0,
-            dsa: None,
-            leftovers,
-        };
+    let mut writer = TraceWriter {
+        directory,
+        lines,
+        format: LineFormat::Jsonl,
+        in_run: false,
+        first_step: 0,
+        dsa: None,
+        leftovers,
+    };
     writer.write(&json!({"step": 0})).unwrap();
     let error = writer.finish(&json!({})).unwrap_err().to_string();
     assert!(error.contains("trace_steps.jsonl") && error.contains("space"), "{error}");
