@@ -112,9 +112,9 @@ pub struct EngineFlags {
     #[arg(long, value_name = "FORMAT", default_value_t)]
     pub trace_format: LineFormat,
     /// Which rows of a model with sparse attention have records of what they attended to, in `dsa_topk.jsonl` beside the steps: off,
-    /// decode, verify (those too), or all (prefills too)
-    #[arg(long, value_name = "ROWS", default_value_t)]
-    trace_dsa: DsaRows,
+    /// decode, verify (those too), or all (prefills too) [default: decode]
+    #[arg(long, value_name = "ROWS")]
+    trace_dsa: Option<DsaRows>,
     /// How these records are stored
     #[arg(long, value_enum, default_value = "jsonl")]
     trace_dsa_format: DsaFormat,
@@ -321,14 +321,24 @@ impl EngineFlags {
         // There is no other format yet.
         let DsaFormat::Jsonl = self.trace_dsa_format;
         DsaTraceOptions {
-            rows: self.trace_dsa,
+            rows: self.trace_dsa.unwrap_or_default(),
             sample_rate: self.trace_sample_rate,
             prefix_key_tokens: self.trace_prefix_key_tokens,
         }
     }
 
-    /// Which block tables a trace has.
-    pub fn tables(&self) -> TraceTables {
+    /// Refuses records of sparse attention where they are asked for and `command` writes none.
+    pub fn refuse_trace_dsa(&self, command: &str) -> anyhow::Result<()> {
+        match self.trace_dsa.filter(|&rows| rows != DsaRows::Off) {
+            None => Ok(()),
+            Some(rows) => Err(usage_hint(
+                anyhow!("--trace-dsa {rows}: {command} does not write these records yet"),
+                "leave it out, or run the prompts with `pagedraft generate --prompts FILE --trace-out DIR`",
+            )),
+        }
+    }
+
+    /// Which block tables a trace has.(&self) -> TraceTables {
         match self.trace_tables {
             Tables::Full => TraceTables::Full,
             Tables::Delta => TraceTables::Delta,

@@ -62,6 +62,7 @@ impl Replay {
     pub fn run(mut self) -> anyhow::Result<Ended> {
         self.out = self.run.directory(&self.dataset.name());
         self.check()?;
+        self.engine.refuse_trace_dsa("replay")?;
         let output = self.run.output_json.as_deref().map(OutputFile::reserve).transpose()?;
         if !self.run.simulates() {
             self.engine.tell_what_is_idle();
