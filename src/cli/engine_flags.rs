@@ -338,7 +338,8 @@ impl EngineFlags {
         }
     }
 
-    /// Which block tables a trace has.(&self) -> TraceTables {
+    /// Which block tables a trace has.
+    pub fn tables(&self) -> TraceTables {
         match self.trace_tables {
             Tables::Full => TraceTables::Full,
             Tables::Delta => TraceTables::Delta,
