@@ -161,7 +161,8 @@ fn every_line_is_valid_and_the_schema_has_a_word_for_all_of_it() {
     assert_eq!(events.into_iter().collect::<Vec<_>>(), ["setup", "step"]);
     assert!(preempted > 0 && graphs > 0, "{preempted} preempted, {graphs} graphs, {copies} copies");
     assert!(lines_valid.is_valid(&json!({"event": "resume", "step": 3})));
-    assert!(lines_valid.is_valid(&json!({"event": "dsa_topk", "anything": [1]})));
+    assert!(lines_valid.is_valid(&json!({"event": "kv_fetch", "anything": [1]})));
+    assert!(!lines_valid.is_valid(&json!({"event": "dsa_topk", "anything": [1]})));
     assert!(!config_valid.is_valid(&json!({"schema_version": 2, "num_blocks": 3})), "no block_size");
     assert!(!config_valid.is_valid(&json!({"block_size": 16})), "no version");
 }
