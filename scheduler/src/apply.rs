@@ -6,8 +6,9 @@ use serde::Serialize;
 use crate::error::of;
 use crate::piece::Piece;
 use crate::request::Request;
+use crate::role::Role;
 use crate::scheduler::FlightRow;
-use crate::segments::{Role, Segments};
+use crate::segments::Segments;
 use crate::{
     Error, FinishReason, Phase, Progress, RequestKey, RowOutcome, Scheduler, SlotCounts, StepOutcome,
 };
@@ -267,7 +268,7 @@ fn commit_thinned<R>(
 ) -> Result<(), Error> {
     let fault = of(row.request);
     let (first, last) = row.segments;
-    let reach: [u32; crate::segments::MAX_SEGMENTS] = std::array::from_fn(|segment| {
+    let reach: [u32; crate::role::MAX_SEGMENTS] = std::array::from_fn(|segment| {
         let prompt = segment.checked_sub(1).and_then(|cut| request.kept.get(cut));
         prompt.map_or(known, |prompt| prompt + (known - request.prompt_len))
     });

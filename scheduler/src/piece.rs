@@ -3,7 +3,8 @@ use std::ops::Range;
 use pagedraft_block_manager::{Error as BlockError, MAX_GROUPS};
 
 use crate::request::Request;
-use crate::segments::{Budget, Role};
+use crate::role::Role;
+use crate::segments::Budget;
 use crate::{Kind, PlanRow, Scheduler, SchedulerConfig};
 
 /// The known tokens that a request's next row computes, and the segments that they run through; see [`PlanRow`].

@@ -433,7 +433,7 @@ impl Scheduler {
     fn spec_fits(&self, positions: u32) -> bool {
         let mut need = ByGroup::default();
         for (need, role) in need.iter_mut().zip(self.segments.roles()) {
-            *need = if matches!(role, crate::segments::Role::Kv(_)) { positions } else { 0 };
+            *need = if matches!(role, crate::role::Role::Kv(_)) { positions } else { 0 };
         }
         self.arena_holds(&need[..self.segments.num_groups()])
     }
@@ -448,9 +448,9 @@ impl Scheduler {
                 prompt.map_or(len, |prompt| prompt + (len - prompt_len))
             };
             *need = match *role {
-                crate::segments::Role::Kv(segment) => reach(segment),
+                crate::role::Role::Kv(segment) => reach(segment),
                 // A prompt longer than a step's budget waits behind its segment, a piece after the other.
-                crate::segments::Role::Hold(segment) if reach(segment) > piece => reach(segment),
+                crate::role::Role::Hold(segment) if reach(segment) > piece => reach(segment),
                 _ => 0,
             };
         }

@@ -1,22 +1,9 @@
 use pagedraft_block_manager::GroupId;
 
 use crate::config::SegmentKv;
+use crate::role::{MAX_SEGMENTS, Role};
 use crate::shares::Shares;
 use crate::{ConfigError, SchedulerConfig};
-
-/// Segments of a model at most.
-pub(crate) const MAX_SEGMENTS: usize = 16;
-
-/// What a KV group is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Role {
-    /// Layers of this segment write it.
-    Kv(u16),
-    /// Residual rows wait in it behind this segment.
-    Hold(u16),
-    /// A proposer's KV, which may lag behind.
-    Lagging,
-}
 
 /// The model's segments, and what each KV group is for.
 #[derive(Debug)]

@@ -1,6 +1,6 @@
 use pagedraft_block_manager::KvGroup;
 
-use crate::segments::{MAX_SEGMENTS, Role};
+use crate::role::{MAX_SEGMENTS, Role};
 
 /// What share of the target's work each KV group and each segment has, so that rows and contexts that do not go through
 /// all of the model are priced by the part that they go through.
