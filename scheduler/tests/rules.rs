@@ -445,6 +445,27 @@ fn what_could_never_be_served_is_refused() {
 }
 
 #[test]
+fn a_canvas_that_cannot_be_denoised_is_refused() {
+    let limits = SchedulerConfig { max_model_len: 100, max_num_batched_tokens: 60, ..config() };
+    let mut scheduler = Scheduler::new(limits).unwrap();
+    let mut submit = |prompt: usize, len: u32, kept: &[u32]| {
+        let canvas = Some(pagedraft_scheduler::Canvas { len, block: 4 });
+        let spec = RequestSpec::new(vec![1; prompt], len);
+        scheduler.submit(RequestSpec { canvas, kept: kept.to_vec(), ..spec })
+    };
+    for (prompt, len, kept, why) in [
+        (4, 10, &[][..], "whole blocks"),
+        (4, 8, &[2], "drops prompt tokens"),
+        (90, 16, &[], "max_model_len"),
+        (50, 16, &[], "max_num_batched_tokens"),
+    ] {
+        let message = submit(prompt, len, kept).unwrap_err().to_string();
+        assert!(message.contains(why), "{message}");
+    }
+    assert!(submit(4, 8, &[]).is_ok());
+}
+
+#[test]
 fn a_configuration_under_which_nothing_runs_is_refused() {
     let made = |config| Scheduler::new(config).map(|_| ()).unwrap_err();
     let zero = |name| ConfigError::Zero { name };
