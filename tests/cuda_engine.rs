@@ -64,14 +64,12 @@ impl Machine {
 
     fn run(&self, arguments: &[&str]) -> Run {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let include = ["attention/cuda/emulate", "attention/cuda", "model/cuda"];
-        let include = include.map(|dir| format!("-I{}", root.join(dir).display())).join(" ");
+        let compile = root.join("attention/cuda/emulate/compile.sh");
         let output = command(arguments)
             .env("LD_LIBRARY_PATH", self.scratch.path(""))
             .env("XDG_CACHE_HOME", self.scratch.path("cache"))
             .env("FAKE_CUDA_SOURCES", self.scratch.path("sources.txt"))
-            .env("FAKE_CUDA_INCLUDE", include)
-            .env("FAKE_CUDA_OUT", self.scratch.path(""))
+            .env("FAKE_CUDA_COMPILE", format!("'{}' '{}'", compile.display(), env!("CARGO_TARGET_TMPDIR")))
             .envs(self.settings.clone())
             .output()
             .unwrap();

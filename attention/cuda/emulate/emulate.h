@@ -37,6 +37,8 @@ struct Copy {
     bool valid;
 };
 
+constexpr size_t PAGE = 4096, STACK = 256 * 1024;
+
 struct Fiber;
 using Operation = void (*)(Fiber *lanes);
 
@@ -46,7 +48,6 @@ struct Fiber {
     Three thread;
     Wait wait;
     jmp_buf context;
-    ucontext_t start;
     bool started;
     // The collective operation that the fiber waits for, and this lane's operands.
     Operation operation;
@@ -56,9 +57,24 @@ struct Fiber {
     std::vector<std::vector<Copy>> copies;
 };
 
+// The stacks of the fibers. A fiber lives on from block to block and from launch to launch, because to start one takes system calls.
+struct Stacks {
+    unsigned char *at = nullptr;
+    size_t count = 0;
+
+    void clear() {
+        if (count > 0) {
+            munmap(at, count * STACK);
+        }
+        count = 0;
+    }
+    ~Stacks() { clear(); }
+};
+
 struct Launch {
     Three grid, block, at;
     std::vector<Fiber> fibers;
+    Stacks stacks;
     Fiber *current;
     jmp_buf scheduler;
     unsigned char *shared;
@@ -99,10 +115,12 @@ __attribute__((noinline)) inline void pause(Wait wait) {
     }
 }
 
+// A fiber runs one thread of a block after the other.
 __attribute__((noinline)) inline void run_fiber() {
-    launch.body(launch.arguments);
-    launch.current->wait = Wait::Done;
-    _longjmp(launch.scheduler, 1);
+    for (;;) {
+        launch.body(launch.arguments);
+        pause(Wait::Done);
+    }
 }
 
 __attribute__((noinline)) inline void resume(Fiber &fiber) {
@@ -113,7 +131,13 @@ __attribute__((noinline)) inline void resume(Fiber &fiber) {
             _longjmp(fiber.context, 1);
         }
         fiber.started = true;
-        setcontext(&fiber.start);
+        ucontext_t start;
+        getcontext(&start);
+        start.uc_stack.ss_sp = l.stacks.at + (&fiber - l.fibers.data()) * STACK;
+        start.uc_stack.ss_size = STACK;
+        start.uc_link = nullptr;
+        makecontext(&start, run_fiber, 0);
+        setcontext(&start);
     }
 }
 
@@ -168,7 +192,7 @@ inline void run_block() {
     }
     for (;;) {
         warps.clear();
-        for (size_t warp = 0; warp < l.fibers.size(); warp += 32) {
+        for (size_t warp = 0; warp < l.block.x; warp += 32) {
             warps.push_back(warp);
         }
         while (!warps.empty()) {
@@ -182,22 +206,20 @@ inline void run_block() {
             }
         }
         size_t barrier = 0;
-        for (const Fiber &fiber : l.fibers) {
-            barrier += fiber.wait == Wait::Barrier;
+        for (size_t i = 0; i < l.block.x; i++) {
+            barrier += l.fibers[i].wait == Wait::Barrier;
         }
         if (barrier == 0) {
             return;
         }
-        if (barrier != l.fibers.size()) {
+        if (barrier != l.block.x) {
             fail("some threads don't come to a barrier");
         }
-        for (Fiber &fiber : l.fibers) {
-            fiber.wait = Wait::None;
+        for (size_t i = 0; i < l.block.x; i++) {
+            l.fibers[i].wait = Wait::None;
         }
     }
 }
-
-constexpr size_t PAGE = 4096, STACK = 256 * 1024;
 
 inline unsigned char *map(size_t bytes) {
     void *at = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -222,12 +244,17 @@ inline int run(void (*body)(void **), const unsigned *grid, const unsigned *bloc
     l.body = body;
     l.arguments = arguments;
     size_t pages = (shared_bytes + PAGE - 1) / PAGE * PAGE;
-    unsigned char *memory = map(pages + PAGE), *stacks = map(threads * STACK);
+    unsigned char *memory = map(pages + PAGE);
     mprotect(memory + pages, PAGE, PROT_NONE);
     // The start is aligned as kernels need it. This leaves less than 128 bytes at the end in which an access goes
     // unnoticed.
     l.shared = memory + pages - (shared_bytes + 127) / 128 * 128;
-    l.fibers = std::vector<Fiber>(threads);
+    if (l.stacks.count < threads) {
+        l.stacks.clear();
+        l.stacks.at = map(threads * STACK);
+        l.stacks.count = threads;
+        l.fibers = std::vector<Fiber>(threads);
+    }
 
     std::vector<Three> blocks;
     for (unsigned z = 0; z < grid[2]; z++) {
@@ -246,18 +273,11 @@ inline int run(void (*body)(void **), const unsigned *grid, const unsigned *bloc
             Fiber &fiber = l.fibers[i];
             fiber.thread = Three{unsigned(i), 0, 0};
             fiber.wait = Wait::None;
-            fiber.started = false;
             fiber.copies.assign(1, {});
-            getcontext(&fiber.start);
-            fiber.start.uc_stack.ss_sp = stacks + i * STACK;
-            fiber.start.uc_stack.ss_size = STACK;
-            fiber.start.uc_link = nullptr;
-            makecontext(&fiber.start, run_fiber, 0);
         }
         run_block();
     }
     munmap(memory, pages + PAGE);
-    munmap(stacks, threads * STACK);
     return 0;
 }
 

@@ -2,18 +2,10 @@
 #![allow(dead_code)] // each test file uses a part
 
 use std::collections::HashMap;
-use std::collections::hash_map::DefaultHasher;
 use std::ffi::{CString, c_char, c_int, c_uint, c_ulonglong, c_void};
-use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Mutex, OnceLock, PoisonError};
-
-/// The directories of CUDA sources, the emulator's first.
-fn directories() -> [PathBuf; 3] {
-    let crates = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    ["attention/cuda/emulate", "attention/cuda", "model/cuda"].map(|dir| crates.join(dir))
-}
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// Whether kernels can be emulated here; says so where not.
 pub fn available() -> bool {
@@ -77,13 +69,14 @@ pub struct Launch<'a> {
 }
 
 impl Module {
-    /// Compiles a source, once a process, and once at all for the same text.
+    /// Compiles a source, once a process for the same macros. Two threads may compile two sources at the same time.
     pub fn build(name: &str, kernels: &[&str], defines: &[String]) -> Module {
-        static BUILT: OnceLock<Mutex<HashMap<u64, usize>>> = OnceLock::new();
+        type Built = HashMap<(String, Vec<String>), Arc<OnceLock<usize>>>;
+        static BUILT: OnceLock<Mutex<Built>> = OnceLock::new();
         let mut built = BUILT.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
-        let key = hash(name, defines);
-        let library = *built.entry(key).or_insert_with(|| open(&compile(name, kernels, defines, key)));
-        Module { library }
+        let once = Arc::clone(built.entry((name.to_owned(), defines.to_vec())).or_default());
+        drop(built);
+        Module { library: *once.get_or_init(|| open(&compile(name, kernels, defines))) }
     }
 
     /// Runs a kernel to its end. A fault of the kernel ends the process with a message.
@@ -113,65 +106,14 @@ impl Module {
     }
 }
 
-/// Nothing is fused or reordered; kernels are found in their own library before any other (`accept` is in libc too).
-const FLAGS: [&str; 12] = [
-    "-std=c++20",
-    "-O2",
-    "-ffp-contract=off",
-    "-fno-strict-aliasing",
-    "-w",
-    "-shared",
-    "-fPIC",
-    "-fcf-protection=none",
-    "-U_FORTIFY_SOURCE",
-    "-Wl,-Bsymbolic",
-    "-include",
-    "emulate.h",
-];
-
-/// What a library is a function of: all sources, its name, flags and macros.
-fn hash(name: &str, defines: &[String]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    (name, FLAGS, defines).hash(&mut hasher);
-    for dir in directories() {
-        let mut files: Vec<_> = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
-        files.sort();
-        for file in files.iter().filter(|file| file.is_file()) {
-            std::fs::read(file).unwrap().hash(&mut hasher);
-        }
-    }
-    hasher.finish()
-}
-
-fn compile(name: &str, kernels: &[&str], defines: &[String], key: u64) -> PathBuf {
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let stem = format!("{}-{key:016x}", name.trim_end_matches(".cu"));
-    let library = dir.join(format!("{stem}.so"));
-    if library.exists() {
-        return library;
-    }
-    let entries: String = kernels.iter().map(|kernel| format!("EMULATED({kernel})\n")).collect();
-    let source = dir.join(format!("{stem}-{}.cpp", std::process::id()));
-    std::fs::write(&source, format!("#include <{name}>\n{entries}")).unwrap();
-    let beside = source.with_extension("so");
-    let mut command = Command::new("g++");
-    command.args([
-        "-std=c++20",
-        "-O2",
-        "-g1",
-        "-ffp-contract=off",
-        "-fno-strict-aliasing",
-        "-w",
-        "-shared",
-        "-fPIC",
-    ]);
-    command.args(["-fcf-protection=none", "-Wl,-Bsymbolic", "-U_FORTIFY_SOURCE", "-include", "emulate.h"]);
-    command.args(directories().map(|dir| format!("-I{}", dir.display()))).args(defines);
-    let output = command.arg(&source).arg("-o").arg(&beside).output().unwrap();
+fn compile(name: &str, kernels: &[&str], defines: &[String]) -> PathBuf {
+    let script =
+        Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("attention/cuda/emulate/compile.sh");
+    let mut command = Command::new(script);
+    command.arg(env!("CARGO_TARGET_TMPDIR")).args([name, &kernels.join(" ")]).args(defines);
+    let output = command.output().unwrap();
     assert!(output.status.success(), "{name} {defines:?}: {}", String::from_utf8_lossy(&output.stderr));
-    std::fs::rename(&beside, &library).unwrap();
-    std::fs::remove_file(&source).unwrap();
-    library
+    PathBuf::from(String::from_utf8(output.stdout).unwrap().trim_end())
 }
 
 fn open(library: &Path) -> usize {
