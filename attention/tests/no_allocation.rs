@@ -1,39 +1,16 @@
 //! Once its buffers have grown, a steady step allocates nothing: metadata, work list, store, attention.
 #![allow(clippy::unwrap_used, clippy::undocumented_unsafe_blocks)] // a fault here is a failed test
 
+#[path = "../../block_manager/tests/counting/mod.rs"]
+mod counting;
 mod world;
 
+use counting::ALLOCATIONS;
 use pagedraft_attention::isa::Isa;
 use pagedraft_attention::{
     AttentionCall, AttentionScratch, KvDtype, MaskKind, MetadataBuilder, TokenRows, WorkList,
 };
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use world::*;
-
-struct Counting;
-
-thread_local! {
-    /// Of this thread: the test harness has threads of its own.
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn realloc(&self, p: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        unsafe { System.realloc(p, layout, size) }
-    }
-    unsafe fn dealloc(&self, p: *mut u8, layout: Layout) {
-        unsafe { System.dealloc(p, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 #[test]
 fn a_steady_step_makes_no_heap_allocation() {

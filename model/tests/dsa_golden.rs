@@ -4,6 +4,7 @@
 //! The files are not part of the repository; without them these tests say so and pass.
 #![allow(clippy::unwrap_used, reason = "a test or a bench that fails says where")]
 
+mod agreement;
 mod devices;
 
 use std::path::{Path, PathBuf};
@@ -18,6 +19,7 @@ use pagedraft_model::dsa::{SparseDecoder, SparseOp};
 use pagedraft_model::{Architecture, Device, Dtype, Op, Runner, StepInputs, StepLimits};
 use safetensors::SafeTensors;
 
+use agreement::{argmax, relative};
 use devices::BLOCK_SIZE;
 
 const NUM_BLOCKS: u32 = 32;
@@ -110,24 +112,6 @@ fn inputs(builder: &mut MetadataBuilder, table: &[BlockId], context: u32, tokens
     builder.begin();
     builder.push_row(context, n, table, MaskKind::Causal).unwrap();
     StepInputs::dense(tokens.to_vec(), (context..context + n).collect(), builder.finish().clone())
-}
-
-fn relative(found: &[f32], expected: &[f32]) -> f64 {
-    assert_eq!(found.len(), expected.len());
-    let greatest = expected.iter().fold(0.0f64, |m, &v| m.max(f64::from(v).abs()));
-    let differences = found.iter().zip(expected).map(|(&a, &b)| (f64::from(a) - f64::from(b)).abs());
-    // NaN must not slip through a fold by max.
-    differences.fold(0.0f64, |m, d| if d > m || d.is_nan() { d } else { m }) / greatest
-}
-
-fn argmax(row: &[f32]) -> u32 {
-    let mut best = 0;
-    for (i, &v) in row.iter().enumerate() {
-        if v > row[best] {
-            best = i;
-        }
-    }
-    best as u32
 }
 
 #[test]

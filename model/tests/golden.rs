@@ -3,6 +3,7 @@
 //! The files are not part of the repository; without them these tests say so and pass.
 #![allow(clippy::unwrap_used, reason = "a test or a bench that fails says where")]
 
+mod agreement;
 mod devices;
 
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use pagedraft_model::cpu::CpuDevice;
 use pagedraft_model::{Dtype, Runner, StepInputs, StepLimits};
 use safetensors::SafeTensors;
 
+use agreement::{argmax, relative};
 use devices::BLOCK_SIZE;
 
 const NUM_BLOCKS: u32 = 64;
@@ -84,24 +86,6 @@ impl Sequence {
         self.len += n;
         self.runner.logits(&(0..n).collect::<Vec<_>>()).unwrap().block(0..n as usize).to_vec()
     }
-}
-
-fn relative(found: &[f32], expected: &[f32]) -> f64 {
-    assert_eq!(found.len(), expected.len());
-    let greatest = expected.iter().fold(0.0f64, |m, &v| m.max(f64::from(v).abs()));
-    let differences = found.iter().zip(expected).map(|(&a, &b)| (f64::from(a) - f64::from(b)).abs());
-    // NaN must not slip through a fold by max.
-    differences.fold(0.0f64, |m, d| if d > m || d.is_nan() { d } else { m }) / greatest
-}
-
-fn argmax(row: &[f32]) -> u32 {
-    let mut best = 0;
-    for (i, &v) in row.iter().enumerate() {
-        if v > row[best] {
-            best = i;
-        }
-    }
-    best as u32
 }
 
 #[test]

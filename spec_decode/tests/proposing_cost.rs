@@ -1,13 +1,13 @@
 //! What proposing costs beside the passes: no allocation once buffers have grown, and little time.
 #![allow(clippy::unwrap_used, clippy::undocumented_unsafe_blocks, reason = "a fault here is a failed test")]
 
+#[path = "../../block_manager/tests/counting/mod.rs"]
+mod counting;
 mod stage;
 #[path = "stage/tiny.rs"]
 mod tiny;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
-
+use counting::ALLOCATIONS;
 use pagedraft_attention::{MaskKind, MetadataBuilder};
 use pagedraft_block_manager::BlockId;
 use pagedraft_model::{StepInputs, StepLimits};
@@ -17,30 +17,6 @@ use pagedraft_spec_decode::sampling::SamplingParams;
 use pagedraft_spec_decode::{Drafts, Registered};
 use stage::{Dice, Stage};
 use tiny::{Setup, VOCAB};
-
-struct Counting;
-
-thread_local! {
-    /// Of this thread: the test harness has threads of its own.
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn realloc(&self, p: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        unsafe { System.realloc(p, layout, size) }
-    }
-    unsafe fn dealloc(&self, p: *mut u8, layout: Layout) {
-        unsafe { System.dealloc(p, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 /// Allocations of each of `steps` steps of four requests.
 fn allocations(proposer: &mut impl Proposer, steps: usize) -> Vec<u64> {
