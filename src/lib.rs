@@ -14,6 +14,7 @@ pub use pagedraft_workloads as workloads;
 
 pub mod exit;
 pub mod memory_need;
+pub mod prune;
 pub mod report;
 pub mod session;
 #[cfg(feature = "train")]

@@ -4,7 +4,7 @@ use crate::group::check_groups;
 use crate::{BlockSize, Error, GroupId, KvGroup};
 
 /// The most KV groups that one arena can hold.
-pub const MAX_GROUPS: usize = 16;
+pub const MAX_GROUPS: usize = 24;
 
 /// The most page sizes that are tried, besides the small multiples of the largest block.
 const MOST_CANDIDATES: usize = 2048;

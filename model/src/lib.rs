@@ -41,6 +41,7 @@ pub mod checkpoint;
 mod choice;
 pub mod cpu;
 pub mod cuda;
+pub mod cut;
 pub mod dense;
 mod device;
 mod device_times;

@@ -1,17 +1,15 @@
 //! A model of two segments: run a segment at a time, eagerly or by graphs, with rows that stop, wait and go on between them.
 #![allow(clippy::unwrap_used, reason = "a test or a bench that fails says where")]
 
-mod cut;
 mod devices;
 
-use cut::{Cut, groups};
 use devices::BLOCK_SIZE;
 use pagedraft_attention::isa::Isa;
 use pagedraft_attention::{AttentionMetadata, MetadataBuilder, MetadataRow};
 use pagedraft_block_manager::{BlockId, GroupId};
 use pagedraft_model::checkpoint::{Checkpoint, ModelConfig};
 use pagedraft_model::cpu::{CpuDevice, CpuOptions};
-use pagedraft_model::dense::DenseDecoder;
+use pagedraft_model::cut::{CutDecoder, kv_groups};
 use pagedraft_model::{CaptureSizes, Dtype, Fallback, ModelError, Ran, Runner, StepInputs, StepLimits};
 
 const CONFIG: &[u8] = br#"{"architectures": ["LlamaForCausalLM"], "vocab_size": 50, "hidden_size": 32,
@@ -28,11 +26,11 @@ fn checkpoint() -> Checkpoint {
 fn in_two() -> Runner<CpuDevice> {
     let checkpoint = checkpoint();
     let config = checkpoint.config();
-    let groups = groups(config.hidden_size, devices::token_bytes(config, Dtype::F32));
+    let groups = kv_groups(config, &[0], devices::token_bytes(config, Dtype::F32));
     let options = CpuOptions { isa: Isa::detect(), threads: 2, dtype: Dtype::F32, block_size: BLOCK_SIZE };
     let (mut device, _) = devices::of_groups(&groups, &options, 40);
-    let model = DenseDecoder::load_grouped(&mut device, &checkpoint, LIMITS, groups).unwrap();
-    Runner::with(device, Box::new(Cut(model)), LIMITS).unwrap()
+    let model = CutDecoder::load(&mut device, &checkpoint, LIMITS, &[0]).unwrap();
+    Runner::with(device, Box::new(model), LIMITS).unwrap()
 }
 
 fn whole() -> Runner<CpuDevice> {

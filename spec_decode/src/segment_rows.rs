@@ -58,6 +58,22 @@ impl<'a> Sources<'a> {
             && self.requests.get(row.request).is_ok_and(|known| known.thinning.is_some())
     }
 
+    /// The position in the sequence after the last known token of a row that runs in a segment.
+    fn end(&self, row: &PlanRow, segment: u16) -> Result<u32, ExecuteError> {
+        if segment == 0 || !self.thins(row) {
+            return Ok(row.tokens.end);
+        }
+        let (thinned, prompt_len) = self.thinned(row)?;
+        let (first, known) = self.span(row, segment);
+        Ok((first + known).checked_sub(1).map_or(0, |last| thinned.position(segment, last, prompt_len) + 1))
+    }
+
+    /// Whether the row's tokens are numbered anew behind each cut.
+    fn is_compact(&self, row: &PlanRow) -> bool {
+        let thinning = self.requests.get(row.request).ok().and_then(|known| known.thinning.as_ref());
+        thinning.is_some_and(|thinning| thinning.compact)
+    }
+
     /// The known tokens of a plan row that run in a segment: the index of the first one among all the
     /// sequence's tokens that reach the segment, and how many they are.
     fn span(&self, row: &PlanRow, segment: u16) -> (u32, u32) {
@@ -97,8 +113,7 @@ impl SegmentRows {
             let i = self.order[at];
             self.starts[i as usize] = inputs.tokens.len() as u32;
             let rows = push_row(from, i as usize, segment, kv, builders, inputs)?;
-            let last = (self.starts[i as usize] + self.known[i as usize]) as usize;
-            self.ends[i as usize] = last.checked_sub(1).map_or(0, |last| inputs.positions[last] + 1);
+            self.ends[i as usize] = from.end(&from.plan.rows[i as usize], segment)?;
             self.plan_rows.extend((0..rows).map(|_| i));
         }
         for (builder, metadata) in builders.iter_mut().zip(&mut inputs.groups) {
@@ -239,39 +254,50 @@ fn push_row(
     let drafts = from.drafts_of(i);
     let (first, known) = from.span(row, segment);
     let tokens = from.kv.tokens(row.request);
+    let compact = segment > 0 && from.is_compact(row);
     if from.thins(row) && segment > 0 {
         let (thinned, prompt_len) = from.thinned(row)?;
         for index in first..first + known {
             let position = thinned.position(segment, index, prompt_len);
             let token = tokens.get(position as usize);
             inputs.tokens.push(*token.ok_or(wrong("it has fewer tokens than the row asks for"))?);
-            inputs.positions.push(position);
+            inputs.positions.push(if compact { index } else { position });
         }
     } else {
         let known = tokens.get(first as usize..(first + known) as usize);
-        inputs.tokens.extend_from_slice(known.ok_or(wrong("it has fewer tokens than the row asks for"))?);
+        let known = known.ok_or(wrong("it has fewer tokens than the row asks for"))?;
+        inputs.tokens.extend_from_slice(known);
         inputs.tokens.extend_from_slice(drafts);
-        inputs.positions.extend(row.tokens.start..row.tokens.end + drafts.len() as u32);
+        let start = match kv.groups.first() {
+            Some(&group) if compact => context(from, row, group, first),
+            _ => row.tokens.start,
+        };
+        inputs.positions.extend(start..start + known.len() as u32 + drafts.len() as u32);
     }
     let count = known + drafts.len() as u32;
     let mut rows = 0;
     for &group in &kv.groups {
-        let lengths = from.kv.lengths(row.request, group);
+        let context = context(from, row, group, first);
         let explicit = matches!(from.kv.index(row.request, group), KvIndex::Explicit(_));
-        // While a prompt is thinned, a token's index in a group is its index among the tokens that reach
-        // the segment. After that, new tokens are stored behind those that were kept.
-        let context = if explicit && !from.thins(row) {
-            lengths.physical + first.saturating_sub(lengths.logical)
-        } else {
-            first
-        };
-        let stored = if explicit { 0 } else { lengths.physical };
+        let stored = if explicit { 0 } else { from.kv.lengths(row.request, group).physical };
         let table = from.kv.block_table(row.request, group);
         let builder =
             builders.get_mut(usize::from(group.0)).ok_or(wrong("it names a KV group that is not there"))?;
         rows = push_metadata(from.scorer, builder, context, count, !drafts.is_empty(), stored, table)?;
     }
     Ok(rows)
+}
+
+/// The index in a group of the first token of a row, which is token `first` of those that reach the segment.
+///
+/// While a prompt is thinned, a token's index in a group is its index among the tokens that reach the segment. After that,
+/// new tokens are stored behind those that were kept.
+fn context(from: &Sources<'_>, row: &PlanRow, group: GroupId, first: u32) -> u32 {
+    let lengths = from.kv.lengths(row.request, group);
+    match from.kv.index(row.request, group) {
+        KvIndex::Explicit(_) if !from.thins(row) => lengths.physical + first.saturating_sub(lengths.logical),
+        _ => first,
+    }
 }
 
 fn push_metadata(

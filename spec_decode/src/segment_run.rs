@@ -118,13 +118,17 @@ impl<D: Device> ModelExecutor<D> {
             thinned.scores.truncate(first as usize);
             for j in 0..known.min(prompt.saturating_sub(first)) {
                 let at = (start + j) as usize * hidden;
-                thinned.scores.push(rule.score(segment as u16, &residual[at..at + hidden]));
+                let position = thinned.position(segment as u16, first + j, prompt_len);
+                thinned.scores.push(rule.score(segment as u16, position, &residual[at..at + hidden]));
             }
             let whole = first + known == prompt + (kv.tokens(row.request).len() as u32 - prompt_len);
             if !whole {
                 continue;
             }
-            let chosen = rule.keep(segment as u16, &thinned.scores, count as usize).and_then(|chosen| {
+            let positions: Vec<u32> =
+                (0..prompt).map(|index| thinned.position(segment as u16, index, prompt_len)).collect();
+            let chosen = rule.keep(segment as u16, &thinned.scores, &positions, count as usize);
+            let chosen = chosen.and_then(|chosen| {
                 let sound = chosen.len() == count as usize
                     && chosen.is_sorted_by(|a, b| a < b)
                     && chosen.last().is_none_or(|&last| last < prompt);
@@ -132,12 +136,8 @@ impl<D: Device> ModelExecutor<D> {
             });
             match chosen {
                 Ok(chosen) => {
-                    let positions = chosen
-                        .iter()
-                        .map(|&index| thinned.position(segment as u16, index, prompt_len))
-                        .collect();
                     thinned.kept.truncate(segment);
-                    thinned.kept.push(positions);
+                    thinned.kept.push(chosen.iter().map(|&index| positions[index as usize]).collect());
                     thinned.scores.clear();
                 }
                 Err(why) => {

@@ -8,19 +8,21 @@ use pagedraft_scheduler::RequestKey;
 
 /// Decides which of a prompt's tokens go on into the model's next segment.
 ///
-/// A token's score is a function of its own residual row, so that chunks of a prompt can be scored one by
-/// one. Which tokens stay is decided once, over the whole prompt.
+/// A token's score is a function of its own residual row and its position, so that chunks of a prompt can be
+/// scored one by one. Which tokens stay is decided once, over the whole prompt.
 pub trait Thin: Send + Sync + fmt::Debug {
-    /// The score of a token whose residual row is `row` (`[hidden]`) behind segment `segment`.
-    fn score(&self, segment: u16, row: &[f32]) -> f32;
+    /// The score of the token at this position of the prompt, whose residual row is `row` (`[hidden]`) behind
+    /// segment `segment`.
+    fn score(&self, segment: u16, position: u32, row: &[f32]) -> f32;
 
-    /// Chooses which `count` of the prompt's tokens that reached segment `segment` go on. Returns their
-    /// indices into `scores`, in ascending order.
+    /// Chooses which `count` of the prompt's tokens that reached the end of segment `segment` go on. `scores`
+    /// and `positions` have an entry for each of them. Returns their indices in ascending order.
     ///
     /// # Errors
     ///
     /// The reason why nothing can be chosen, such as a score that is not a number. Only this request fails.
-    fn keep(&self, segment: u16, scores: &[f32], count: usize) -> Result<Vec<u32>, String>;
+    fn keep(&self, segment: u16, scores: &[f32], positions: &[u32], count: usize)
+    -> Result<Vec<u32>, String>;
 }
 
 /// How a request's prompt is thinned.
@@ -31,6 +33,9 @@ pub struct Thinning {
     /// How many prompt tokens go on behind each cut. The request was submitted with the same numbers
     /// ([`RequestSpec::kept`](pagedraft_scheduler::RequestSpec::kept)).
     pub kept: Vec<u32>,
+    /// Whether tokens are numbered anew behind each cut: a token's position is then its index among the tokens
+    /// that reach the segment. Otherwise every token keeps its position in the sequence.
+    pub compact: bool,
 }
 
 /// What has been decided about a prompt that is being thinned.

@@ -134,7 +134,8 @@ fn run(way: Way, asked: &[Asked], slow: &mut Slow) -> Ran {
         .iter()
         .map(|one| {
             let kept = if one.thins { vec![kept(&one.prompt)] } else { vec![] };
-            let thinning = one.thins.then(|| Thinning { rule: Arc::clone(&rule), kept: kept.clone() });
+            let thinning =
+                one.thins.then(|| Thinning { rule: Arc::clone(&rule), kept: kept.clone(), compact: false });
             let spec = RequestSpec { kept, ..RequestSpec::new(one.prompt.clone(), one.max_tokens) };
             let key = scheduler.submit(spec).unwrap();
             let recorded = Some(slow.tokens(&one.prompt, one.thins, &one.sampling, one.max_tokens).into());
@@ -292,7 +293,7 @@ fn a_rule_that_gives_up_ends_its_request_alone() {
             let key = scheduler.submit(spec).unwrap();
             let rule: Arc<dyn pagedraft_spec_decode::Thin> =
                 if i == 1 { Arc::new(cut::GivesUp) } else { Arc::new(cut::LargestHalf) };
-            let thinning = Some(Thinning { rule, kept });
+            let thinning = Some(Thinning { rule, kept, compact: false });
             let (sampling, prompt_len) = (one.sampling.clone(), one.prompt.len() as u32);
             executor.register(key, Registered { sampling, prompt_len, thinning, recorded: None });
             key

@@ -18,6 +18,7 @@ use pagedraft_workloads::run::LineFormat;
 use pagedraft_workloads::trace::{DsaRows, TraceTables, TraceWriter};
 
 use super::interrupt;
+use super::prune_flags::PruneFlags;
 use super::speculation_flags::SpeculationFlags;
 
 #[derive(Clone, Debug, Args)]
@@ -124,6 +125,8 @@ pub struct EngineFlags {
     /// Tokens of a prompt that `prefix_key` in these records stands for, at most
     #[arg(long, value_name = "TOKENS", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
     trace_prefix_key_tokens: u32,
+    #[command(flatten)]
+    prune: PruneFlags,
     #[command(flatten)]
     pub speculation: SpeculationFlags,
 }
@@ -240,6 +243,7 @@ impl EngineFlags {
             inject_decode_graph_for_verify: self.inject_fault.is_some(),
             // Only `generate` has a flag for it.
             return_indexer_topk: false,
+            prune: self.prune.options(),
             trace: self.trace_options()?,
             trace_dsa: self.trace_dsa_options(),
             interrupt: Some(interrupt::flag()),

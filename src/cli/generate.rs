@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::engine_flags::EngineFlags;
 use super::output_file::OutputFile;
-use super::prompts::{Arrival, PromptSource, SamplingFlags};
+use super::prompts::{Arrival, Prompt, PromptSource, SamplingFlags};
 use super::step_figures::no_drafts;
 use super::{Ended, interrupt, recording, stdout};
 
@@ -50,6 +50,7 @@ impl Generate {
         let mut options = self.engine.options(true)?;
         options.return_indexer_topk = self.return_indexer_topk;
         let prompts = self.source.read(&self.sampling, self.engine.seed)?;
+        options.prune.others = prompts.iter().filter_map(Prompt::prune).cloned().collect();
         let output = self.output_json.as_deref().map(OutputFile::reserve).transpose()?;
         self.engine.tell_what_is_idle();
         interrupt::listen()?;

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow};
 use clap::Args;
 use pagedraft::exit::{usage, usage_hint};
-use pagedraft::session::{Request, Session};
+use pagedraft::prune::{PruneChoice, PruneSpec};
+use pagedraft::session::{Request, RequestPrune, Session};
 use pagedraft_spec_decode::sampling::SamplingParams;
 use pagedraft_workloads::json_fault::{self, JsonName, JsonTexts};
 use serde::Deserialize;
@@ -115,6 +116,24 @@ struct Line {
     logprobs: Option<u32>,
     prompt_logprobs: Option<u32>,
     priority: Option<i32>,
+    /// Absent: as the engine's flags say; null: not at all; a spec, or the name of a preset.
+    #[serde(default, deserialize_with = "said")]
+    prune: Option<Option<serde_json::Value>>,
+}
+
+/// A field that is there, though it may be null.
+fn said<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Option<serde_json::Value>>, D::Error> {
+    Deserialize::deserialize(from).map(Some)
+}
+
+/// How a line's prompt is pruned. Modules lie relative to `folder`.
+fn prune(said: Option<Option<serde_json::Value>>, folder: &Path) -> anyhow::Result<RequestPrune> {
+    Ok(match said {
+        None => RequestPrune::AsEngine,
+        Some(None) => RequestPrune::Never,
+        Some(Some(serde_json::Value::String(name))) => RequestPrune::Choice(PruneChoice::named(&name)?),
+        Some(Some(spec)) => RequestPrune::Choice(PruneChoice::Spec(PruneSpec::from_json(spec, folder)?)),
+    })
 }
 
 fn token_id(text: &str) -> Result<u32, String> {
@@ -189,7 +208,10 @@ fn read_list(path: &Path, flags: &SamplingFlags, seed: u64) -> anyhow::Result<Ve
             let step = line.arrival_step;
             return Err(usage(anyhow!("{place}: arrival_step {step} is beyond the last step, {LAST_STEP}")));
         }
-        let prompt = line.prompt(name, place, flags, seed)?;
+        let prune = prune(line.prune.take(), path.parent().unwrap_or(Path::new("")));
+        let prune = prune.with_context(|| format!("{place}: bad prune")).map_err(usage)?;
+        let mut prompt = line.prompt(name, place, flags, seed)?;
+        prompt.request.prune = prune;
         // In traces, samples of one prompt are distinguished by a number after the name.
         let name = &prompt.request.request_id;
         let samples = (0..prompt.request.n).filter(|_| prompt.request.n > 1).map(|i| format!("{name}/{i}"));
@@ -276,12 +298,21 @@ impl Line {
             cache_salt: self.cache_salt,
             recorded: Vec::new(),
             return_indexer_topk: false,
+            prune: RequestPrune::default(),
         };
         Ok(Prompt { text, request, arrival_step: self.arrival_step, place })
     }
 }
 
 impl Prompt {
+    /// How it asks to be pruned, if it does.
+    pub fn prune(&self) -> Option<&PruneChoice> {
+        match &self.request.prune {
+            RequestPrune::Choice(choice) => Some(choice),
+            RequestPrune::AsEngine | RequestPrune::Never => None,
+        }
+    }
+
     /// Makes the request for this model by tokenising the text.
     pub fn arrival(mut self, session: &Session) -> anyhow::Result<Arrival> {
         if let Some(text) = &self.text {

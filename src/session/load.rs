@@ -6,6 +6,7 @@ use anyhow::{Context, ensure};
 use pagedraft_block_manager::{Arena, GroupId};
 use pagedraft_model::checkpoint::ModelConfig;
 use pagedraft_model::cpu::MemoryLimit;
+use pagedraft_model::cut::{self, CutDecoder};
 use pagedraft_model::tokenizer::Tokenizer;
 use pagedraft_model::{AnyArena, AnyDevice, ModelError, Runner};
 use pagedraft_scheduler::{Scheduler, SchedulerConfig};
@@ -19,10 +20,11 @@ use super::kv_salt::KvModel;
 use super::log;
 use super::options::EngineOptions;
 use super::placement::{Place, Placement, instruction_set};
+use super::pruning::{self, Pruning};
 use super::selections;
 use super::speculation::Setups;
 use super::step_limits::{capture_sizes, step_limits};
-use crate::exit::usage;
+use crate::exit::{usage, usage_hint};
 use crate::memory_need::{books, ensure_fits};
 
 /// The bytes of KV cache if nothing is said. It is less if this is more than a quarter of the memory that
@@ -35,6 +37,7 @@ pub(super) struct Loaded {
     pub executor: ModelExecutor<AnyDevice>,
     pub setups: Setups,
     pub info: SessionInfo,
+    pub pruning: Option<Pruning>,
 }
 
 fn max_model_len(options: &EngineOptions, config: &ModelConfig) -> anyhow::Result<u32> {
@@ -103,6 +106,7 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
     }
     let config = checkpoint.config().clone();
     let taps = selections::wanted(options, &config)?;
+    let cuts = pruning::cuts(options, &config)?;
     let max_model_len = max_model_len(options, &config)?;
     let refused = |e: anyhow::Error| usage(e.context("the model that --draft names is refused"));
     let draft = DraftParts::open(options, &checkpoint, max_model_len).map_err(refused)?;
@@ -110,6 +114,12 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
     let (placement, no_gpu) = Placement::new(options, &config, beside)?;
     let draft = draft.map(|draft| draft.place(options, &placement)).transpose().map_err(refused)?;
 
+    if !cuts.is_empty() && placement.is_gpu() {
+        let error = anyhow::anyhow!(
+            "prompts can't be pruned on a GPU yet: it keeps the KV of all layers in one group"
+        );
+        return Err(usage_hint(error, "--device cpu"));
+    }
     let block_bytes = placement.block_bytes(&config)?;
     let draft_bytes = draft.as_ref().map_or(0, PlacedDraft::block_bytes);
     let blocks_in =
@@ -126,7 +136,17 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
     check_memory(options, &config, num_blocks, all_bytes, max_model_len, on_gpu).map_err(usage)?;
     let block_bytes = usize::try_from(block_bytes).unwrap_or(usize::MAX);
     // The scheduler refuses bad figures before anything large is allocated.
-    let mut target_groups = placement.kv_groups(&config, max_model_len as usize)?;
+    let pruning = if cuts.is_empty() {
+        None
+    } else {
+        let token_bytes = placement.token_bytes(&config)?;
+        Some(Pruning::new(options, &config, cuts.clone(), placement.dtype(), token_bytes))
+    };
+    let segments = pruning.as_ref().map(Pruning::segments).unwrap_or_default();
+    let mut target_groups = match &pruning {
+        Some(_) => cut::kv_groups(&config, &cuts, placement.token_bytes(&config)?),
+        None => placement.kv_groups(&config, max_model_len as usize)?,
+    };
     let target_ids: Vec<GroupId> = target_groups.iter().map(|group| group.id).collect();
     let dtype = placement.dtype();
     let kv_model = KvModel { fingerprint: checkpoint.fingerprint(), dtype, kv_dtype: dtype };
@@ -149,7 +169,7 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
         num_speculative_tokens: 0,
         policy: options.policy,
         groups,
-        segments: Vec::new(),
+        segments: segments.clone(),
     })
     .map_err(|e| usage(e.into()))?;
 
@@ -181,7 +201,13 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
     let place = Place { arena: &arena, groups: &target_ids, gpu: gpu.as_ref(), beside: None };
     let device = placement.open(&config, limits, place).with_context(failed)?;
     let isa = instruction_set(&device);
-    let mut runner = Runner::load(device, &checkpoint, limits).with_context(failed)?;
+    let mut runner = if cuts.is_empty() {
+        Runner::load(device, &checkpoint, limits).with_context(failed)?
+    } else {
+        let mut device = device;
+        let model = CutDecoder::load(&mut device, &checkpoint, limits, &cuts).with_context(failed)?;
+        Runner::with(device, Box::new(model), limits).with_context(failed)?
+    };
     if taps {
         // Graphs that are captured earlier would not keep what is chosen.
         runner.tap_selections().with_context(failed)?;
@@ -228,7 +254,11 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
         Err(ModelError::NoTokenizer { .. }) => None,
         Err(e) => return Err(usage(e.into())),
     };
-    let mut executor = ModelExecutor::new(runner, options.block_size)?;
+    let mut executor = if segments.is_empty() {
+        ModelExecutor::new(runner, options.block_size)?
+    } else {
+        ModelExecutor::with_segments(runner, options.block_size, segments)?
+    };
     let mut setups = Setups::new(options.max_num_seqs, num_blocks, options.block_size);
     if let (Some(draft), Some(named)) = (draft, &options.speculation.draft) {
         let target = &*executor.runner();
@@ -247,5 +277,5 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
     let (mut scheduler, setup) =
         (scheduler, setups.prepare(&options.speculation, options.enforce_eager, &mut executor)?);
     setups.switch(setup, &mut scheduler, &mut executor)?;
-    Ok(Loaded { tokenizer, scheduler, executor, setups, info })
+    Ok(Loaded { tokenizer, scheduler, executor, setups, info, pruning })
 }

@@ -14,6 +14,7 @@ mod load;
 mod log;
 mod options;
 mod placement;
+mod pruning;
 mod request;
 mod row;
 mod selections;
@@ -47,11 +48,12 @@ use pagedraft_workloads::trace::{TraceTables, TraceWriter};
 pub use indexer_topk::IndexerTopk;
 pub use info::SessionInfo;
 pub use options::{
-    DeviceRef, DraftLength, DraftRef, DsaTraceOptions, EngineOptions, LoadFormat, ModelRef,
+    DeviceRef, DraftLength, DraftRef, DsaTraceOptions, EngineOptions, LoadFormat, ModelRef, PruneOptions,
     SpeculationOptions, TraceOptions,
 };
 pub use placement::InstructionSet;
-pub use request::{Emitted, Request, RequestId, RequestOutput, SessionStep};
+pub use pruning::PruneOutput;
+pub use request::{Emitted, Request, RequestId, RequestOutput, RequestPrune, SessionStep};
 pub use row::StepRow;
 pub use simulated_kv::SimulatedKv;
 pub use speculation::SetupId;
@@ -59,6 +61,8 @@ pub use step_limits::MOST_LOGIT_ROWS;
 pub use tokenizer::tokenizer;
 
 use crate::exit::usage;
+use crate::prune::Pruner;
+use pruning::Pruning;
 use sequence::Sequence;
 use speculation::Setups;
 use trace::Trace;
@@ -90,6 +94,8 @@ pub struct Session {
     /// The layers with an indexer and the keys that each chooses at most, if requests may ask for what was
     /// chosen.
     indexer_topk_shape: Option<(usize, usize)>,
+    /// The cuts of the model, if prompts may be pruned.
+    pruning: Option<Pruning>,
     /// What entered and left the prefix cache in the last step, if a trace is written.
     journal: KvJournal,
 }
@@ -134,6 +140,7 @@ impl Session {
             rows: Vec::new(),
             trace,
             indexer_topk_shape,
+            pruning: loaded.pruning,
             journal: KvJournal::default(),
         })
     }
@@ -205,16 +212,21 @@ impl Session {
     /// fit. Nothing is queued then.
     pub fn submit(&mut self, request: Request) -> anyhow::Result<Vec<RequestId>> {
         self.check(&request)?;
+        let pruner = self.pruner(&request)?;
         let mut ids = Vec::with_capacity(request.n as usize);
         let mut first = None;
         for sample in 0..request.n {
-            let mut spec = self.spec(&request);
+            let mut spec = self.spec(&request, pruner.as_deref());
             // If log probabilities or selections of the prompt are asked for, all of it must be computed.
             spec.fork_of = first.filter(|_| spec.reads_cache);
             let mut sequence =
                 Sequence::new(&request, sample, &spec.stop_token_ids, self.tokenizer.as_ref())?;
             if let Some((layers, k)) = self.indexer_topk_shape.filter(|_| request.return_indexer_topk) {
                 sequence.keep_indexer_topk(IndexerTopk::new(layers, k));
+            }
+            if let Some(pruning) = &self.pruning {
+                let empty = |pruner: &Arc<_>| pruning.empty_output(pruner, request.prompt.len() as u32);
+                sequence.prune(pruner.as_ref().map(empty));
             }
             let salt = spec.salt;
             let key = self.scheduler.submit(spec)?;
@@ -223,7 +235,8 @@ impl Session {
             sampling.sample += sample;
             let recorded = request.recorded.get(sample as usize).cloned();
             let prompt_len = request.prompt.len() as u32;
-            self.executor.register(key, Registered { sampling, prompt_len, recorded, thinning: None });
+            let thinning = pruner.as_ref().filter(|pruner| pruner.scores()).map(pruning::thinning);
+            self.executor.register(key, Registered { sampling, prompt_len, recorded, thinning });
             if let Some(trace) = &mut self.trace {
                 let name = &request.request_id;
                 let name = if request.n > 1 { format!("{name}/{sample}") } else { name.clone() };
@@ -244,7 +257,9 @@ impl Session {
     /// Those of [`submit`](Self::submit).
     pub fn check(&self, request: &Request) -> anyhow::Result<()> {
         let parameters = self.check_parameters(request);
-        let checked = parameters.and_then(|()| Ok(self.scheduler.check(&self.spec(request))?));
+        let pruner = parameters.and_then(|()| self.pruner(request));
+        let checked =
+            pruner.and_then(|pruner| Ok(self.scheduler.check(&self.spec(request, pruner.as_deref()))?));
         match checked {
             Ok(_) => Ok(()),
             Err(e) => Err(usage(e.context(format!("request {:?} is refused", request.request_id)))),
@@ -288,8 +303,11 @@ impl Session {
         Ok(())
     }
 
-    fn spec(&self, request: &Request) -> RequestSpec {
+    fn spec(&self, request: &Request, pruner: Option<&Pruner>) -> RequestSpec {
         let mut spec = RequestSpec::new(request.prompt.clone(), request.max_tokens);
+        if let Some(pruner) = pruner.filter(|pruner| pruner.scores()) {
+            spec.kept = pruner.counts().to_vec();
+        }
         spec.stop_token_ids.clone_from(&request.stop_token_ids);
         if !request.ignore_eos {
             spec.stop_token_ids.extend(&self.info.eos_token_ids);
@@ -352,6 +370,7 @@ impl Session {
         log::preempted(&self.plan, &self.sequences, &self.by_key);
         self.executor.execute(&self.plan, &self.scheduler, &mut self.outcome)?;
         self.collect_selections()?;
+        self.collect_kept();
         self.scan_stops()?;
         // This must come before the step is applied, because requests that end with it have no table and no
         // seat afterwards.

@@ -16,6 +16,8 @@ use pagedraft_spec_decode::acceptance::Acceptance;
 use pagedraft_workloads::run::LineFormat;
 use pagedraft_workloads::trace::{DsaRows, TraceTables};
 
+use crate::prune::PruneChoice;
+
 /// Where a model comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ModelRef {
@@ -42,6 +44,17 @@ impl fmt::Display for ModelRef {
             ModelRef::Builtin(name) => write!(f, "builtin:{name}"),
         }
     }
+}
+
+/// Which prompts are pruned, and where the model is cut for them.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PruneOptions {
+    /// How requests are pruned that say nothing about it.
+    pub all: Option<PruneChoice>,
+    /// What other requests will ask for.
+    pub others: Vec<PruneChoice>,
+    /// The layers behind which the model is cut; by default those that `all` and `others` name.
+    pub layers: Option<Vec<u16>>,
 }
 
 /// Where to run.
@@ -303,6 +316,8 @@ pub struct EngineOptions {
     /// ([`Request::return_indexer_topk`](super::Request::return_indexer_topk)). The target must have sparse
     /// attention.
     pub return_indexer_topk: bool,
+    /// Where the model is cut for requests whose prompts are pruned.
+    pub prune: PruneOptions,
     /// The trace to write; `None` for none.
     pub trace: Option<TraceOptions>,
     /// What that trace records of sparse attention.
@@ -344,6 +359,7 @@ impl EngineOptions {
             shadow_rate: 0.0,
             inject_decode_graph_for_verify: false,
             return_indexer_topk: false,
+            prune: PruneOptions::default(),
             trace: None,
             trace_dsa: DsaTraceOptions::default(),
             interrupt: None,

@@ -8,7 +8,8 @@ use serde::Serialize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::IndexerTopk;
+use super::{IndexerTopk, PruneOutput};
+use crate::prune::PruneChoice;
 
 /// Names one sample of one request, from its submission to the end of the session. The default names none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -44,6 +45,21 @@ pub struct Request {
     /// All of the prompt is then computed: nothing is read from the prefix cache. The engine must have been
     /// opened for it ([`EngineOptions::return_indexer_topk`](super::EngineOptions::return_indexer_topk)).
     pub return_indexer_topk: bool,
+    /// Whether and how its prompt is pruned.
+    pub prune: RequestPrune,
+}
+
+/// Whether and how a request's prompt is pruned.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum RequestPrune {
+    /// As the engine's options say for all requests.
+    #[default]
+    AsEngine,
+    /// Not at all.
+    Never,
+    /// In this way. The engine's model must be cut behind the layers it names
+    /// ([`EngineOptions::prune`](super::EngineOptions::prune)).
+    Choice(PruneChoice),
 }
 
 impl Request {
@@ -63,6 +79,7 @@ impl Request {
             cache_salt: None,
             recorded: Vec::new(),
             return_indexer_topk: false,
+            prune: RequestPrune::default(),
         }
     }
 }
@@ -112,6 +129,9 @@ pub struct RequestOutput {
     /// Which keys the indexers chose for every token but the last, if asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub indexer_topk: Option<IndexerTopk>,
+    /// What pruning left of the prompt (`null` for a request that is not pruned), if the engine prunes any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prune: Option<Option<PruneOutput>>,
     /// The number of KV blocks that it held in the last step that ran it.
     #[serde(skip)]
     pub num_blocks: u32,

@@ -8,9 +8,9 @@ use pagedraft_scheduler::{Applied, FinishReason, RequestInfo, RequestKey};
 use pagedraft_spec_decode::PromptLogprobs;
 use pagedraft_spec_decode::sampling::RowLogprobs;
 
-use super::IndexerTopk;
 use super::request::{Request, RequestOutput};
 use super::text::StopScan;
+use super::{IndexerTopk, PruneOutput};
 
 /// One sample of a request: its output so far, and its text.
 pub(super) struct Sequence {
@@ -61,6 +61,7 @@ impl Sequence {
                 drafted_by_position: Vec::new(),
                 accepted_by_position: Vec::new(),
                 indexer_topk: None,
+                prune: None,
                 num_blocks: 0,
                 prefix_blocks: Vec::new(),
             },
@@ -126,6 +127,23 @@ impl Sequence {
     /// Keeps what the indexers choose from now on, in `empty`.
     pub fn keep_indexer_topk(&mut self, empty: IndexerTopk) {
         self.output.indexer_topk = Some(empty);
+    }
+
+    /// Takes note of what becomes of the prompt, if it is pruned.
+    pub fn prune(&mut self, output: Option<PruneOutput>) {
+        self.output.prune = Some(output);
+    }
+
+    /// Takes note of the positions of the tokens that were kept behind a layer, if the prompt is pruned there. The last ones may be
+    /// generated tokens, if the request is computed again.
+    pub fn keep(&mut self, layer: u16, positions: &[u32]) {
+        let prompt_len = self.output.prompt_token_ids.len();
+        if let Some(Some(output)) = &mut self.output.prune
+            && output.keep_k.contains_key(&layer)
+        {
+            let prompt = positions.iter().copied().filter(|&position| (position as usize) < prompt_len);
+            output.kept.insert(layer, prompt.collect());
+        }
     }
 
     /// What the indexers chose, if it is kept.

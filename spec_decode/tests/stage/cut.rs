@@ -6,16 +6,11 @@ use pagedraft_attention::{AttentionMetadata, MetadataBuilder, MetadataRow};
 use pagedraft_block_manager::{Arena, BlockId, BlockSize, GroupId, KvGroup};
 use pagedraft_model::checkpoint::{Checkpoint, ModelConfig};
 use pagedraft_model::cpu::{CpuDevice, CpuOptions, KvArena};
-use pagedraft_model::dense::DenseDecoder;
+use pagedraft_model::cut::{self, CutDecoder};
 use pagedraft_model::{Dtype, Runner, StepInputs, StepLimits};
 use pagedraft_spec_decode::Thin;
 use pagedraft_spec_decode::proposer::{DraftModel, DraftOptions};
 use pagedraft_spec_decode::sampling::{Sampler, SamplingParams};
-
-#[path = "../../../model/tests/cut/mod.rs"]
-mod decoder;
-
-use decoder::Cut;
 
 pub const VOCAB: u32 = 50;
 const CONFIG: &[u8] = br#"{"architectures": ["LlamaForCausalLM"], "vocab_size": 50, "hidden_size": 32,
@@ -33,7 +28,7 @@ fn token_bytes() -> usize {
 
 /// The KV groups of the model.
 pub fn groups() -> Vec<KvGroup> {
-    decoder::groups(32, token_bytes())
+    cut::kv_groups(checkpoint(9).config(), &[0], token_bytes())
 }
 
 /// The KV of a draft model of the same shape.
@@ -51,8 +46,8 @@ fn options() -> CpuOptions {
 pub fn runner(arena: &Arena) -> Runner<CpuDevice> {
     let ids = [0, 1, 2].map(GroupId);
     let mut device = CpuDevice::new(&options(), &KvArena::new(arena).unwrap(), &ids).unwrap();
-    let model = DenseDecoder::load_grouped(&mut device, &checkpoint(9), LIMITS, groups()).unwrap();
-    Runner::with(device, Box::new(Cut(model)), LIMITS).unwrap()
+    let model = CutDecoder::load(&mut device, &checkpoint(9), LIMITS, &[0]).unwrap();
+    Runner::with(device, Box::new(model), LIMITS).unwrap()
 }
 
 /// A draft model of other weights.
@@ -78,11 +73,11 @@ fn norm(row: &[f32]) -> f32 {
 pub struct LargestHalf;
 
 impl Thin for LargestHalf {
-    fn score(&self, _: u16, row: &[f32]) -> f32 {
+    fn score(&self, _: u16, _: u32, row: &[f32]) -> f32 {
         norm(row)
     }
 
-    fn keep(&self, _: u16, scores: &[f32], count: usize) -> Result<Vec<u32>, String> {
+    fn keep(&self, _: u16, scores: &[f32], _: &[u32], count: usize) -> Result<Vec<u32>, String> {
         let last = scores.len() as u32 - 1;
         let mut order: Vec<u32> = (0..last).collect();
         order.sort_by(|&a, &b| scores[b as usize].total_cmp(&scores[a as usize]).then(a.cmp(&b)));
@@ -98,11 +93,11 @@ impl Thin for LargestHalf {
 pub struct GivesUp;
 
 impl Thin for GivesUp {
-    fn score(&self, _: u16, _: &[f32]) -> f32 {
+    fn score(&self, _: u16, _: u32, _: &[f32]) -> f32 {
         f32::NAN
     }
 
-    fn keep(&self, _: u16, _: &[f32], _: usize) -> Result<Vec<u32>, String> {
+    fn keep(&self, _: u16, _: &[f32], _: &[u32], _: usize) -> Result<Vec<u32>, String> {
         Err("no score is a number".to_owned())
     }
 }

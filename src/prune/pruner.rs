@@ -1,0 +1,137 @@
+//! The rule by which one request's prompt is pruned.
+
+use std::sync::Arc;
+
+use anyhow::ensure;
+use pagedraft_spec_decode::Thin;
+
+use super::modules::Modules;
+use super::spec::{PruneScorer, PruneSpec};
+
+/// A prompt's way through a model that is cut behind some layers.
+#[derive(Clone, Debug)]
+pub struct Pruner {
+    spec: Arc<PruneSpec>,
+    modules: Option<Arc<Modules>>,
+    prompt_len: u32,
+    /// The layers behind which the model is cut.
+    cuts: Arc<[u16]>,
+    /// How many of the prompt's tokens go on behind each cut.
+    counts: Vec<u32>,
+}
+
+impl Pruner {
+    /// Prunes a prompt of `prompt_len` tokens in a model that is cut behind `cuts`.
+    ///
+    /// # Errors
+    ///
+    /// The spec names a layer behind which the model is not cut.
+    pub fn new(
+        spec: Arc<PruneSpec>,
+        modules: Option<Arc<Modules>>,
+        prompt_len: u32,
+        cuts: Arc<[u16]>,
+    ) -> anyhow::Result<Self> {
+        for (layer, _) in &spec.layers {
+            ensure!(
+                cuts.contains(layer),
+                "it prunes behind layer {layer}, and this engine cuts its model behind {cuts:?} only: name the layer in --prune-layers"
+            );
+        }
+        let mut n = prompt_len;
+        let ratio =
+            |cut: &u16| spec.layers.iter().find(|(layer, _)| layer == cut).map_or(1.0, |(_, ratio)| *ratio);
+        let counts = cuts
+            .iter()
+            .map(|cut| {
+                n = spec.count(ratio(cut), n, prompt_len);
+                n
+            })
+            .collect();
+        Ok(Self { spec, modules, prompt_len, cuts, counts })
+    }
+
+    /// How many of the prompt's tokens go on behind each cut.
+    #[must_use]
+    pub fn counts(&self) -> &[u32] {
+        &self.counts
+    }
+
+    /// The spec.
+    #[must_use]
+    pub fn spec(&self) -> &PruneSpec {
+        &self.spec
+    }
+
+    /// Whether any layer keeps less than all, so that tokens are scored.
+    #[must_use]
+    pub fn scores(&self) -> bool {
+        self.spec.layers.iter().any(|&(_, ratio)| ratio < 1.0)
+    }
+
+    /// The cuts at which tokens are scored: their index, and the layer.
+    pub fn points(&self) -> impl Iterator<Item = (usize, u16)> {
+        let prunes = |layer: u16| self.spec.layers.iter().any(|&(l, ratio)| l == layer && ratio < 1.0);
+        self.cuts.iter().copied().enumerate().filter(move |&(_, layer)| prunes(layer))
+    }
+
+    fn prunes_behind(&self, segment: u16) -> Option<u16> {
+        self.points().find(|&(cut, _)| cut == usize::from(segment)).map(|(_, layer)| layer)
+    }
+}
+
+/// A fixed number for each position and layer, between 0 and 1.
+fn chance(position: u32, layer: u16) -> f32 {
+    let mut z =
+        (u64::from(position) << 16 | u64::from(layer)).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    ((z ^ (z >> 31)) >> 40) as f32 / (1u64 << 24) as f32
+}
+
+impl Thin for Pruner {
+    fn score(&self, segment: u16, position: u32, row: &[f32]) -> f32 {
+        let Some(layer) = self.prunes_behind(segment) else { return 0.0 };
+        match (self.spec.scorer, &self.modules) {
+            (PruneScorer::Random, _) => chance(position, layer),
+            (PruneScorer::FirstLast, _) => -(position.min(self.prompt_len - 1 - position) as f32),
+            (_, Some(modules)) => modules.score(layer, row),
+            (_, None) => f32::NAN,
+        }
+    }
+
+    fn keep(
+        &self,
+        segment: u16,
+        scores: &[f32],
+        positions: &[u32],
+        count: usize,
+    ) -> Result<Vec<u32>, String> {
+        let all = 0..positions.len() as u32;
+        let Some(layer) = self.prunes_behind(segment) else { return Ok(all.collect()) };
+        if let Some(at) = scores.iter().position(|score| score.is_nan()) {
+            return Err(format!(
+                "behind layer {layer} the score of its token {} is not a number",
+                positions[at]
+            ));
+        }
+        let stays =
+            |&i: &u32| self.spec.stays(positions[i as usize], positions.len() as u32, self.prompt_len);
+        let (mut kept, mut others): (Vec<u32>, Vec<u32>) = all.partition(stays);
+        // Scores are compared as numbers, so that 0 and -0 are equal; equal ones go lowest position first.
+        let best = |&a: &u32, &b: &u32| {
+            let (x, y) = (scores[a as usize], scores[b as usize]);
+            y.partial_cmp(&x).unwrap_or(std::cmp::Ordering::Equal).then(a.cmp(&b))
+        };
+        let room = count.saturating_sub(kept.len());
+        if room < others.len() {
+            if room > 0 {
+                others.select_nth_unstable_by(room - 1, best);
+            }
+            others.truncate(room);
+        }
+        kept.append(&mut others);
+        kept.sort_unstable();
+        Ok(kept)
+    }
+}

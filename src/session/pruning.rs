@@ -1,0 +1,220 @@
+//! Requests whose prompts are pruned: the cuts of the engine's model, and what became of each prompt.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{anyhow, bail, ensure};
+use pagedraft_block_manager::GroupId;
+use pagedraft_model::Dtype;
+use pagedraft_model::checkpoint::ModelConfig;
+use pagedraft_model::cut::{LayerRun, layer_runs};
+use pagedraft_scheduler::SegmentKv;
+use pagedraft_spec_decode::Thinning;
+use parking_lot::Mutex;
+use serde::Serialize;
+
+use super::options::EngineOptions;
+use super::request::{Request, RequestPrune};
+use super::{Session, sequence};
+use crate::exit::usage;
+use crate::prune::{Modules, Positions, PruneChoice, PruneScorer, Pruner};
+
+/// What pruning left of a prompt.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct PruneOutput {
+    /// For each layer behind which tokens were dropped, the positions of those that were kept, ascending.
+    pub kept: BTreeMap<u16, Vec<u32>>,
+    /// For each of these layers, how many were kept.
+    pub keep_k: BTreeMap<u16, u32>,
+    /// For each layer, the tokens whose keys and values it holds behind the prefill.
+    pub kv_lens_after_prefill: Vec<u32>,
+    /// The bytes of the KV blocks that hold them.
+    pub kv_bytes: u64,
+    /// The bytes of the KV blocks that would hold the whole prompt.
+    pub kv_bytes_dense: u64,
+}
+
+/// The cuts of an engine's model.
+#[derive(Debug)]
+pub(super) struct Pruning {
+    cuts: Arc<[u16]>,
+    runs: Vec<LayerRun>,
+    all: Option<PruneChoice>,
+    num_layers: u16,
+    hidden: usize,
+    dtype: Dtype,
+    block_size: u32,
+    /// The bytes of a block in one layer.
+    layer_block_bytes: u64,
+    modules: Mutex<HashMap<PathBuf, Arc<Modules>>>,
+}
+
+/// The layers behind which the model of an engine is cut, ascending; none if nothing is to be pruned.
+///
+/// # Errors
+///
+/// The model has no such layers, or cannot be cut.
+pub(super) fn cuts(options: &EngineOptions, config: &ModelConfig) -> anyhow::Result<Vec<u16>> {
+    let num_layers = config.num_layers as u16;
+    let prune = &options.prune;
+    let mut cuts: Vec<u16> = match &prune.layers {
+        Some(layers) => layers.clone(),
+        None => {
+            let choices = prune.all.iter().chain(&prune.others);
+            choices.flat_map(|choice| choice.layers(num_layers)).map(|(layer, _)| layer).collect()
+        }
+    };
+    cuts.sort_unstable();
+    cuts.dedup();
+    let Some(&last) = cuts.last() else { return Ok(cuts) };
+    let refuse = |why: String| Err(usage(anyhow!("{} cannot be pruned: {why}", options.model)));
+    if last + 1 >= num_layers {
+        return refuse(format!(
+            "tokens are to be dropped behind layer {last}, and its last layer is {}: name layers from 0 to {}",
+            num_layers - 1,
+            num_layers.saturating_sub(2)
+        ));
+    }
+    if config.dsa.is_some() {
+        return refuse(
+            "its attention is sparse, and only dense decoders can be cut between their layers".to_owned(),
+        );
+    }
+    if config.windows.iter().any(Option::is_some) {
+        return refuse("it has layers with a sliding window".to_owned());
+    }
+    Ok(cuts)
+}
+
+impl Pruning {
+    /// The pruning of an engine whose model is cut behind `cuts`. A token takes `token_bytes` bytes in each layer.
+    pub fn new(
+        options: &EngineOptions,
+        config: &ModelConfig,
+        cuts: Vec<u16>,
+        dtype: Dtype,
+        token_bytes: usize,
+    ) -> Self {
+        let num_layers = config.num_layers as u16;
+        Self {
+            runs: layer_runs(num_layers, &cuts),
+            cuts: cuts.into(),
+            all: options.prune.all.clone(),
+            num_layers,
+            hidden: config.hidden_size,
+            dtype,
+            block_size: options.block_size,
+            layer_block_bytes: token_bytes as u64 * u64::from(options.block_size),
+            modules: Mutex::default(),
+        }
+    }
+
+    /// The groups of each segment of the step.
+    pub fn segments(&self) -> Vec<SegmentKv> {
+        self.runs.iter().map(|run| SegmentKv { groups: vec![run.group], hold: run.hold }).collect()
+    }
+
+    /// How a request's prompt is pruned; `None` if all of it goes through the whole model.
+    ///
+    /// # Errors
+    ///
+    /// The request names a layer behind which the model is not cut, or modules that don't fit.
+    pub fn pruner(&self, request: &Request) -> anyhow::Result<Option<Arc<Pruner>>> {
+        let choice = match &request.prune {
+            RequestPrune::Never => None,
+            RequestPrune::AsEngine => self.all.as_ref(),
+            RequestPrune::Choice(choice) => Some(choice),
+        };
+        let Some(choice) = choice else { return Ok(None) };
+        ensure!(
+            request.sampling.prompt_logprobs.is_none(),
+            "its prompt is pruned, so that not every prompt token has a log probability: leave out prompt_logprobs, or prune"
+        );
+        let spec = match choice {
+            PruneChoice::Spec(spec) => Arc::new(spec.clone()),
+            PruneChoice::Preset(_) => bail!(
+                "a preset scores tokens with trained modules, and this model has none: write a spec that names modules or another scorer"
+            ),
+        };
+        let modules = match (&spec.modules, spec.scorer) {
+            (Some(path), PruneScorer::Learned) => {
+                let layers: Vec<u16> = spec.layers.iter().map(|&(layer, _)| layer).collect();
+                let mut known = self.modules.lock();
+                if let Some(modules) = known.get(path).filter(|modules| modules.have(&layers)) {
+                    Some(Arc::clone(modules))
+                } else {
+                    let modules = Arc::new(Modules::read(path, &layers, self.hidden, self.dtype)?);
+                    known.insert(path.clone(), Arc::clone(&modules));
+                    Some(modules)
+                }
+            }
+            _ => None,
+        };
+        Ok(Some(Arc::new(Pruner::new(spec, modules, request.prompt.len() as u32, Arc::clone(&self.cuts))?)))
+    }
+
+    /// What is known of a prompt before it is computed.
+    pub fn empty_output(&self, pruner: &Pruner, prompt_len: u32) -> PruneOutput {
+        let counts = pruner.counts();
+        let mut lens = Vec::with_capacity(usize::from(self.num_layers));
+        for (segment, run) in self.runs.iter().enumerate() {
+            let len = segment.checked_sub(1).map_or(prompt_len, |cut| counts[cut]);
+            lens.extend(run.layers.clone().map(|_| len));
+        }
+        let blocks = |len: &u32| u64::from(len.div_ceil(self.block_size)) * self.layer_block_bytes;
+        PruneOutput {
+            kept: BTreeMap::new(),
+            keep_k: pruner.points().map(|(cut, layer)| (layer, counts[cut])).collect(),
+            kv_bytes: lens.iter().map(blocks).sum(),
+            kv_bytes_dense: blocks(&prompt_len) * u64::from(self.num_layers),
+            kv_lens_after_prefill: lens,
+        }
+    }
+
+    /// The layer behind which the tokens that a group holds were chosen.
+    fn layer_before(&self, group: GroupId) -> Option<u16> {
+        let run = self.runs.iter().find(|run| run.group == group)?;
+        run.layers.start.checked_sub(1)
+    }
+}
+
+/// How the executor thins the prompt.
+pub(super) fn thinning(pruner: &Arc<Pruner>) -> Thinning {
+    Thinning {
+        rule: Arc::clone(pruner) as _,
+        kept: pruner.counts().to_vec(),
+        compact: pruner.spec().positions == Positions::Compact,
+    }
+}
+
+impl Session {
+    /// How a request's prompt is pruned, if it is.
+    pub(super) fn pruner(&self, request: &Request) -> anyhow::Result<Option<Arc<Pruner>>> {
+        match (&self.pruning, &request.prune) {
+            (Some(pruning), _) => pruning.pruner(request),
+            (None, RequestPrune::Choice(_)) => {
+                bail!(
+                    "it is to be pruned, and the engine was not opened for that: name its layers in --prune-layers"
+                )
+            }
+            (None, _) => Ok(None),
+        }
+    }
+
+    /// Takes note of the prompt tokens that were kept in the step.
+    pub(super) fn collect_kept(&mut self) {
+        let Some(pruning) = &self.pruning else { return };
+        for kept in &self.outcome.kept {
+            let Some(row) = self.plan.rows.get(kept.row as usize) else { continue };
+            let Some(sequence) = sequence(&mut self.sequences, &self.by_key, row.request) else { continue };
+            let range = kept.positions.start as usize..kept.positions.end as usize;
+            let (Some(layer), Some(positions)) =
+                (pruning.layer_before(kept.group), self.outcome.kept_positions.get(range))
+            else {
+                continue;
+            };
+            sequence.keep(layer, positions);
+        }
+    }
+}
