@@ -6,16 +6,15 @@ use crate::{BlockManager, BlockPool, BlockSize, Error, GroupId, KvGroup, MAX_GRO
 
 impl BlockManager {
     /// The longest a sequence can get when it has the arena for itself, in positions, when rows of at most `piece`
-    /// tokens are computed at once. A group with a window then holds the window and the piece, a scratch group the
-    /// piece, every other group all positions.
+    /// tokens are computed at once and run through all layers. A group with a window then holds the window and the piece,
+    /// a scratch group nothing, every other group all positions.
     #[must_use]
     pub fn capacity(&self, piece: u32) -> u32 {
         let pages = |positions: u32| -> u64 {
             let groups = self.groups.iter().zip(self.pool.arena().groups());
-            let primary = groups.filter(|(group, _)| self.groups.len() == 1 || !group.lags);
+            let primary = groups.filter(|(group, _)| self.groups.len() == 1 || group.is_looked_up());
             let blocks = primary.map(|(group, cut)| {
-                let slots = if group.is_scratch() { positions.min(piece) } else { positions };
-                let blocks = most_held(slots, piece, group.window, self.block_size);
+                let blocks = most_held(positions, piece, group.window, self.block_size);
                 u64::from(blocks.div_ceil(cut.per_page))
             });
             blocks.sum()

@@ -52,7 +52,8 @@ impl Scheduler {
             return Err(Error::NoSuchRequest { request: key });
         };
         let (len, sequence) = (request.len(), request.sequence);
-        let hit = if request.reads_cache && request.canvas.is_none() {
+        // Whoever drops prompt tokens has other KV behind a cut than those who keep them.
+        let hit = if request.reads_cache && request.keeps_all() {
             self.blocks.lookup(sequence, &request.tokens, len - 1).map_err(of(key))?
         } else {
             PrefixHit::default()

@@ -164,6 +164,10 @@ impl Session {
     /// There is a trace already, or requests were submitted before, whose names the trace would not know.
     pub fn attach_trace(&mut self, writer: TraceWriter, tables: TraceTables) -> anyhow::Result<()> {
         ensure!(self.trace.is_none(), "the session has a trace already");
+        ensure!(
+            self.pruning.is_none(),
+            "the steps of pruned prompts are not traced yet: leave out the prune flags"
+        );
         ensure!(!self.has_unfinished(), "a trace can't begin while requests run");
         self.trace = Some(Trace::new(writer, tables, self.scheduler.blocks().groups()));
         self.scheduler.keep_journal(true);

@@ -1,0 +1,339 @@
+//! Pruned prefills through the whole engine: what the reference keeps and generates, under every schedule, to the bit.
+#![allow(clippy::unwrap_used, reason = "a test or a bench that fails says where")]
+
+mod schedule;
+
+use std::path::{Path, PathBuf};
+
+use pagedraft::attention::isa::Isa;
+use pagedraft::model::Dtype;
+use pagedraft::prune::{PruneChoice, PruneSpec};
+use pagedraft::session::{
+    DraftLength, DraftRef, EngineOptions, LoadFormat, ModelRef, PruneOptions, Request, RequestPrune, Session,
+    SpeculationOptions,
+};
+use pagedraft::spec_decode::Scorer;
+use schedule::{Events, Output, check, options, requests, run, schedules};
+
+const HIDDEN: usize = 64;
+const LAYERS: u16 = 6;
+
+/// A small dense model, its weights drawn from a seed.
+fn model(name: &str) -> ModelRef {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    std::fs::create_dir_all(&dir).unwrap();
+    let config = format!(
+        r#"{{"architectures": ["LlamaForCausalLM"], "vocab_size": 300, "hidden_size": {HIDDEN}, "intermediate_size": 96,
+        "num_hidden_layers": {LAYERS}, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+        "max_position_embeddings": 1024, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": true,
+        "torch_dtype": "float32"}}"#
+    );
+    std::fs::write(dir.join("config.json"), config).unwrap();
+    ModelRef::Directory(dir)
+}
+
+fn spec(json: &str) -> PruneChoice {
+    PruneChoice::Spec(PruneSpec::from_json(serde_json::from_str(json).unwrap(), Path::new("")).unwrap())
+}
+
+/// Modules of random numbers behind layers 1 and 3, and a spec that scores with them.
+fn learned(name: &str) -> PruneChoice {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.safetensors"));
+    let mut random = schedule::Random(17);
+    let mut values = |n: usize| -> Vec<u8> {
+        let value = |_| ((random.next() >> 40) as f32 / (1 << 23) as f32 - 1.0).to_le_bytes();
+        (0..n).flat_map(value).collect()
+    };
+    let shapes = [
+        ("0.weight", vec![HIDDEN / 4, HIDDEN]),
+        ("0.bias", vec![HIDDEN / 4]),
+        ("2.weight", vec![1, HIDDEN / 4]),
+        ("2.bias", vec![1]),
+    ];
+    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = [1, 3]
+        .iter()
+        .flat_map(|layer| shapes.clone().map(|(name, shape)| (format!("{layer}.scorer.{name}"), shape)))
+        .map(|(name, shape)| {
+            let bytes = values(shape.iter().product());
+            (name, shape, bytes)
+        })
+        .collect();
+    let views = tensors.iter().map(|(name, shape, bytes)| {
+        (name, safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes).unwrap())
+    });
+    safetensors::serialize_to_file(views, None, &path).unwrap();
+    spec(&format!(
+        r#"{{"layers": [1, 3], "keep_ratio": [0.7, 0.5], "min_tail_tokens": 3, "modules": {:?}}}"#,
+        path.to_str().unwrap()
+    ))
+}
+
+/// Prunes three quarters of the requests, each in one of these ways. Of those that begin alike some are pruned, and the dense ones hit
+/// each other's prefixes.
+fn some_pruned(requests: &mut [Request], ways: &[PruneChoice]) {
+    for (i, request) in requests.iter_mut().enumerate() {
+        let dense = i % 3 == 0 && i != 6;
+        request.prune =
+            if dense { RequestPrune::Never } else { RequestPrune::Choice(ways[i % ways.len()].clone()) };
+    }
+}
+
+fn alone(base: &EngineOptions, requests: &[Request]) -> Vec<Output> {
+    requests.iter().flat_map(|request| run(base, std::slice::from_ref(request), 0).0).collect()
+}
+
+#[test]
+fn pruned_and_dense_requests_give_the_same_bits_under_every_schedule() {
+    let model = model("prune-schedules");
+    let ways = [
+        learned("prune-schedules"),
+        spec(
+            r#"{"layers": [0, 2, 4], "keep_ratio": 0.6, "scorer": "random", "positions": "compact", "min_tail_tokens": 2}"#,
+        ),
+        spec(
+            r#"{"layers": [2], "keep_ratio": 0.3, "scorer": "first-last", "mode": "prompt", "protect": [[20, 30]]}"#,
+        ),
+    ];
+    let mut events = Events::default();
+    for (dtype, seed) in [(Dtype::F32, 3), (Dtype::Bf16, 4)] {
+        println!("seed {seed}");
+        let prune = PruneOptions { others: ways.to_vec(), ..PruneOptions::default() };
+        let base = EngineOptions { prune, ..options(&model, dtype, Isa::detect()) };
+        let mut requests = requests(seed, 12, 300, 120);
+        some_pruned(&mut requests, &ways);
+        let alone = alone(&base, &requests);
+        for (schedule, apart, options) in schedules(&base, 24) {
+            let (found, happened) = run(&options, &requests, apart);
+            check(&format!("seed {seed}, {dtype:?}: {schedule}"), &requests, &alone, &found);
+            events.add(happened);
+        }
+    }
+    events.check();
+}
+
+#[test]
+fn drafts_scorers_and_graphs_change_no_bit_of_pruned_requests() {
+    let model = model("prune-drafts");
+    let ways = [
+        learned("prune-drafts"),
+        spec(
+            r#"{"layers": [0, 2], "keep_ratio": 0.6, "scorer": "random", "positions": "compact", "min_tail_tokens": 2}"#,
+        ),
+    ];
+    let prune = PruneOptions { others: ways.to_vec(), ..PruneOptions::default() };
+    let base = EngineOptions { prune, ..options(&model, Dtype::F32, Isa::detect()) };
+    // Few different tokens, so that look-ups find something.
+    let mut requests = requests(9, 8, 5, 90);
+    requests.iter_mut().for_each(|request| request.max_tokens += 20);
+    some_pruned(&mut requests, &ways);
+    let alone = alone(&base, &requests);
+    let mut events = Events::default();
+    for (draft, scorer) in [
+        (DraftRef::Ngram, Scorer::Mqa),
+        (DraftRef::Ngram, Scorer::BatchExpansion),
+        (DraftRef::Model(model.clone()), Scorer::Mqa),
+    ] {
+        for (enforce_eager, num_blocks, chunk) in
+            [(true, 256, None), (false, 256, Some(7)), (false, 20, None)]
+        {
+            let speculation = SpeculationOptions {
+                draft: Some(draft.clone()),
+                length: DraftLength::Fixed(3),
+                scorer,
+                ..SpeculationOptions::default()
+            };
+            let options = EngineOptions {
+                speculation,
+                enforce_eager,
+                num_blocks: Some(num_blocks),
+                prefill_chunk: chunk,
+                ..base.clone()
+            };
+            let (found, happened) = run(&options, &requests, 1);
+            check(
+                &format!("{draft}, {scorer}, eager {enforce_eager}, {num_blocks} blocks"),
+                &requests,
+                &alone,
+                &found,
+            );
+            assert_eq!(happened.replays > 0, !enforce_eager);
+            events.add(happened);
+        }
+    }
+    assert!(events.accepted > 0 && events.preempted > 0, "no draft was accepted, or nobody was preempted");
+}
+
+#[test]
+fn a_ratio_of_1_gives_the_bits_of_a_dense_request() {
+    let model = model("prune-ratio-1");
+    let base = options(&model, Dtype::F32, Isa::detect());
+    let mut requests = requests(5, 6, 300, 90);
+    let dense = alone(&base, &requests);
+    let all = spec(r#"{"layers": [1, 3], "keep_ratio": 1.0, "scorer": "random"}"#);
+    some_pruned(&mut requests, std::slice::from_ref(&all));
+    let prune = PruneOptions { all: Some(all), ..PruneOptions::default() };
+    let cut = EngineOptions { prune, ..base };
+    check("all kept", &requests, &dense, &run(&cut, &requests, 0).0);
+}
+
+#[test]
+fn memory_that_pruning_frees_serves_others_at_once() {
+    let half = spec(r#"{"layers": [0], "keep_ratio": 0.25, "scorer": "first-last"}"#);
+    let prune = PruneOptions { all: Some(half), ..PruneOptions::default() };
+    // Eight dense requests of 160 + 16 tokens fill 88 blocks, and a few more where pages are cut for two groups.
+    let base = options(&model("prune-memory"), Dtype::F32, Isa::detect());
+    let options = EngineOptions { num_blocks: Some(92), prune, ..base };
+    let most_running = |prune: RequestPrune| {
+        let mut session = Session::open(&options).unwrap();
+        for i in 0..24u32 {
+            let prompt: Vec<u32> = (0..160).map(|j| (j * 7 + i * 13) % 300).collect();
+            let request =
+                Request { ignore_eos: true, prune: prune.clone(), ..Request::new(i.to_string(), prompt, 16) };
+            session.submit(request).unwrap();
+        }
+        let (mut most, mut preempted) = (0, 0);
+        while session.has_unfinished() {
+            let step = session.step().unwrap();
+            most = most.max(step.running);
+            preempted += step.preempted;
+        }
+        (most, preempted)
+    };
+    assert_eq!(most_running(RequestPrune::Never), (8, 0));
+    // Five layers of six hold 40 + 16 tokens in place of 176: less than half of the memory.
+    let (most, _) = most_running(RequestPrune::AsEngine);
+    assert!(most >= 16, "{most} ran at once");
+}
+
+#[test]
+fn a_score_that_is_no_number_fails_its_request_alone_and_names_the_layer() {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("prune-nan.safetensors");
+    let nan: Vec<u8> = (0..HIDDEN / 4).flat_map(|_| f32::NAN.to_le_bytes()).collect();
+    let zeros = vec![0u8; HIDDEN * HIDDEN];
+    let view = |shape: &[usize], bytes| {
+        safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.to_vec(), bytes).unwrap()
+    };
+    let tensors = [
+        ("3.scorer.0.weight", view(&[HIDDEN / 4, HIDDEN], &zeros[..])),
+        ("3.scorer.0.bias", view(&[HIDDEN / 4], &zeros[..HIDDEN])),
+        ("3.scorer.2.weight", view(&[1, HIDDEN / 4], &nan[..])),
+        ("3.scorer.2.bias", view(&[1], &zeros[..4])),
+    ];
+    safetensors::serialize_to_file(tensors, None, &path).unwrap();
+    let bad =
+        spec(&format!(r#"{{"layers": [3], "keep_ratio": 0.5, "modules": {:?}}}"#, path.to_str().unwrap()));
+    let prune = PruneOptions { others: vec![bad.clone()], ..PruneOptions::default() };
+    let options = EngineOptions { prune, ..options(&model("prune-nan"), Dtype::F32, Isa::detect()) };
+    let mut session = Session::open(&options).unwrap();
+    let prompt: Vec<u32> = (0..60).collect();
+    let asks = [RequestPrune::Never, RequestPrune::Choice(bad), RequestPrune::Never];
+    let ids: Vec<_> = (0..3)
+        .flat_map(|i: usize| {
+            let request =
+                Request { prune: asks[i].clone(), ..Request::new(i.to_string(), prompt.clone(), 4) };
+            session.submit(Request { ignore_eos: true, ..request }).unwrap()
+        })
+        .collect();
+    while session.has_unfinished() {
+        session.step().unwrap();
+    }
+    let outputs: Vec<_> = ids.into_iter().map(|id| session.take_output(id).unwrap()).collect();
+    let why = outputs[1].error.as_deref().unwrap();
+    assert!(
+        why.contains("request \"1\"") && why.contains("layer 3") && why.contains("not a number"),
+        "{why}"
+    );
+    assert_eq!(outputs[0].token_ids, outputs[2].token_ids);
+    assert_eq!(outputs[0].token_ids.len(), 4);
+}
+
+#[test]
+fn what_cannot_be_pruned_is_refused_with_a_reason() {
+    let model = model("prune-refused");
+    let base = options(&model, Dtype::F32, Isa::detect());
+    let open = |prune: PruneOptions| {
+        Session::open(&EngineOptions { prune, ..base.clone() }).map(|_| ()).unwrap_err()
+    };
+    let last = spec(r#"{"layers": [5], "keep_ratio": 0.5, "scorer": "random"}"#);
+    let error = format!("{:#}", open(PruneOptions { all: Some(last), ..PruneOptions::default() }));
+    assert!(error.contains("behind layer 5") && error.contains("from 0 to 4"), "{error}");
+    let one = spec(r#"{"layers": [1], "keep_ratio": 0.5, "scorer": "random"}"#);
+    let layers = PruneOptions { layers: Some(vec![1]), ..PruneOptions::default() };
+    let session = Session::open(&EngineOptions { prune: layers, ..base.clone() }).unwrap();
+    let other = spec(r#"{"layers": [2], "keep_ratio": 0.5, "scorer": "random"}"#);
+    let missing = spec(r#"{"layers": [1], "keep_ratio": 0.5, "modules": "/nowhere/modules.safetensors"}"#);
+    for (choice, logprobs, says) in [
+        (other, None, "behind layer 2"),
+        (missing, None, "/nowhere/modules.safetensors"),
+        (one, Some(1), "prompt_logprobs"),
+        (PruneChoice::Preset("keep07".parse().unwrap()), None, "trained modules"),
+    ] {
+        let mut request = Request::new("r", vec![1, 2, 3], 4);
+        request.prune = RequestPrune::Choice(choice);
+        request.sampling.prompt_logprobs = logprobs;
+        let error = format!("{:#}", session.check(&request).unwrap_err());
+        assert!(error.contains(says), "{error}");
+    }
+}
+
+#[test]
+fn the_reference_keeps_and_generates_the_same_under_every_schedule() {
+    let dir: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/reference/prune/eight-layers");
+    if !dir.is_dir() {
+        println!("skipped: the reference outputs of pruned prefills are not here");
+        return;
+    }
+    // Python writes infinities that JSON does not have.
+    let text = std::fs::read_to_string(dir.join("expected.json")).unwrap().replace("Infinity", "null");
+    let expected: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let bytes = std::fs::read(dir.join("expected.safetensors")).unwrap();
+    let floats = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let cases = expected["cases"].as_object().unwrap();
+    let ids = |value: &serde_json::Value| -> Vec<u32> { serde_json::from_value(value.clone()).unwrap() };
+    let mut ways = Vec::new();
+    let requests: Vec<Request> = cases
+        .iter()
+        .map(|(name, case)| {
+            let file = dir.join(format!("{}.json", name.split('.').next().unwrap()));
+            let way = PruneChoice::Spec(PruneSpec::read(&file).unwrap());
+            ways.push(way.clone());
+            let request = Request::new(name, ids(&case["prompt_token_ids"]), 20);
+            Request { ignore_eos: true, prune: RequestPrune::Choice(way), ..request }
+        })
+        .collect();
+    let base = EngineOptions {
+        load_format: LoadFormat::Auto,
+        prune: PruneOptions { others: ways, ..PruneOptions::default() },
+        ..options(&ModelRef::Directory(dir), Dtype::F32, Isa::detect())
+    };
+    let mut worst = 0.0f32;
+    for (schedule, apart, options) in schedules(&base, 40) {
+        let mut session = Session::open(&options).unwrap();
+        session.keep_logits();
+        let mut running = Vec::new();
+        for request in &requests {
+            running.extend(session.submit(request.clone()).unwrap());
+            (0..apart).for_each(|_| drop(session.step().unwrap()));
+        }
+        while session.has_unfinished() {
+            session.step().unwrap();
+        }
+        for (id, (name, case)) in running.into_iter().zip(cases) {
+            let logits = session.take_logits(id).concat();
+            let output = session.take_output(id).unwrap();
+            assert_eq!(output.token_ids, ids(&case["token_ids"]), "{name}: {schedule}");
+            let pruned = serde_json::to_value(output.prune.unwrap().unwrap()).unwrap();
+            for field in ["kept", "keep_k", "kv_lens_after_prefill"] {
+                assert_eq!(pruned[field], case[field], "{name}: {schedule}: {field}");
+            }
+            let want = floats.tensor(&format!("{name}.logits")).unwrap();
+            let want: Vec<f32> = want.data().as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect();
+            assert_eq!(logits.len(), want.len());
+            let greatest = want.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+            let off = logits.iter().zip(&want).fold(0.0f32, |most, (a, b)| most.max((a - b).abs()));
+            worst = worst.max(off / greatest);
+        }
+    }
+    println!("logits are off by {worst:e} of the greatest");
+    assert!(worst < 1e-4, "{worst}");
+}
