@@ -10,9 +10,13 @@ use pagedraft::model::Dtype;
 use pagedraft::prune::{PruneChoice, PruneSpec};
 use pagedraft::session::{
     DraftLength, DraftRef, EngineOptions, LoadFormat, ModelRef, PruneOptions, Request, RequestPrune, Session,
-    SpeculationOptions,
+    SpeculationOptions, TraceOptions,
 };
 use pagedraft::spec_decode::Scorer;
+use pagedraft::workloads::run::LineFormat;
+use pagedraft::workloads::trace::{TraceTables, check_dir};
+use serde_json::Value;
+
 use schedule::{Events, Output, check, options, requests, run, schedules};
 
 const HIDDEN: usize = 64;
@@ -161,6 +165,98 @@ fn drafts_scorers_and_graphs_change_no_bit_of_pruned_requests() {
         }
     }
     assert!(events.accepted > 0 && events.preempted > 0, "no draft was accepted, or nobody was preempted");
+}
+
+/// What `trace check` says of a trace in which the last line that `change` can change is changed.
+fn check_changed(dir: &Path, change: impl Fn(&mut Value) -> bool) -> String {
+    let path = dir.join("trace_steps.jsonl");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let mut lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(lines.iter_mut().rev().any(change), "no line has what is to be changed");
+    std::fs::write(&path, lines.iter().map(|line| format!("{line}\n")).collect::<String>()).unwrap();
+    let violation = check_dir(dir).unwrap().violation;
+    std::fs::write(&path, text).unwrap();
+    violation.map(|violation| violation.to_string()).unwrap_or_default()
+}
+
+/// The rows of a step in the group of segment 1 behind its first row, if it has some.
+fn later_segment(line: &mut Value) -> Option<&mut Value> {
+    let groups = line["groups"].as_object_mut()?;
+    let group = groups.values_mut().find(|group| group["segment"] == 1)?;
+    (group["slot_mapping"].as_array()?.len() > 2).then_some(group)
+}
+
+#[test]
+fn traces_of_pruned_prompts_are_proved_from_their_counts_under_every_schedule() {
+    let model = model("prune-traced");
+    let ways = [
+        learned("prune-traced"),
+        spec(
+            r#"{"layers": [0, 2], "keep_ratio": 0.6, "scorer": "random", "positions": "compact", "min_tail_tokens": 2}"#,
+        ),
+    ];
+    let prune = PruneOptions { others: ways.to_vec(), ..PruneOptions::default() };
+    let base = EngineOptions { prune, ..options(&model, Dtype::F32, Isa::detect()) };
+    let mut requests = requests(13, 9, 6, 100);
+    some_pruned(&mut requests, &ways);
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("prune-trace");
+    let drafts = |scorer| SpeculationOptions {
+        draft: Some(DraftRef::Ngram),
+        length: DraftLength::Fixed(3),
+        scorer,
+        ..SpeculationOptions::default()
+    };
+    let more = [Scorer::Mqa, Scorer::BatchExpansion].map(|scorer| {
+        let options = EngineOptions {
+            speculation: drafts(scorer),
+            num_blocks: Some(24),
+            prefill_chunk: Some(11),
+            enable_prefix_caching: true,
+            ..base.clone()
+        };
+        ("drafts in a tight pool", 1, options)
+    });
+    for (schedule, apart, options) in schedules(&base, 24).into_iter().chain(more) {
+        for tables in [TraceTables::Full, TraceTables::Delta] {
+            let _ = std::fs::remove_dir_all(&dir);
+            let trace = TraceOptions { dir: dir.clone(), format: LineFormat::Jsonl, tables };
+            let options = EngineOptions { trace: Some(trace), ..options.clone() };
+            let mut session = Session::open(&options).unwrap();
+            for request in &requests {
+                session.submit(request.clone()).unwrap();
+                (0..apart).for_each(|_| drop(session.step().unwrap()));
+            }
+            while session.has_unfinished() {
+                session.step().unwrap();
+            }
+            session.close(&serde_json::json!({})).unwrap();
+            let report = check_dir(&dir).unwrap();
+            assert!(report.violation.is_none(), "{schedule}, {tables:?}: {}", report.violation.unwrap());
+            assert_eq!(report.finished, 9, "{schedule}");
+        }
+    }
+    // Whoever says that another number was kept, or has tokens in other slots or rows, is found out.
+    let fewer_kept = |line: &mut Value| {
+        let rows = line["rows"].as_array_mut().into_iter().flatten();
+        let mut kept = rows.filter(|row| row["kind"] == "prefill").filter_map(|row| row.get_mut("kept"));
+        kept.next().is_some_and(|kept| {
+            let last = kept.as_array().unwrap().len() - 1;
+            let is = kept[last].as_u64().unwrap();
+            kept[last] = (is - 1).into();
+            is > 1
+        })
+    };
+    let found = check_changed(&dir, fewer_kept);
+    assert!(found.contains("kept is") || found.contains("segment"), "{found:?}");
+    for (field, rule) in [("slot_mapping", "slot"), ("plan_rows", "metadata-rows"), ("seq_lens", "lengths")] {
+        let other = |line: &mut Value| {
+            let Some(group) = later_segment(line) else { return false };
+            group[field][0] = (group[field][0].as_u64().unwrap() + 1000).into();
+            true
+        };
+        let found = check_changed(&dir, other);
+        assert!(found.contains(rule), "{field}: {found:?}");
+    }
 }
 
 #[test]

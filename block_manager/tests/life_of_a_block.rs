@@ -317,8 +317,8 @@ fn what_cannot_be_is_refused_by_name() {
     assert_eq!(made(1, two(1, 16)), Ok(()), "blocks may differ in size");
     let empty = made(1, two(1, 0)).unwrap_err().to_string();
     assert!(empty.contains("`indexer` has 0 bytes a token"), "{empty}");
-    let many = (0..17).map(|id| KvGroup { id: GroupId(id), ..KvGroup::dense(1, 1) });
-    assert_eq!(made(1, many.collect()), Err(Error::TooManyGroups { given: 17 }));
+    let many = (0..25).map(|id| KvGroup { id: GroupId(id), ..KvGroup::dense(1, 1) });
+    assert_eq!(made(1, many.collect()), Err(Error::TooManyGroups { given: 25 }));
     let blind = KvGroup { window: Some(0), ..KvGroup::dense(1, 1) };
     assert_eq!(made(1, vec![blind]), Err(Error::EmptyWindow { name: "kv".to_owned() }));
 }

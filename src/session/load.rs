@@ -114,10 +114,6 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
     let (placement, no_gpu) = Placement::new(options, &config, beside)?;
     let draft = draft.map(|draft| draft.place(options, &placement)).transpose().map_err(refused)?;
 
-    if !cuts.is_empty() && options.trace.is_some() {
-        let error = anyhow::anyhow!("--trace-out: the steps of pruned prompts are not traced yet");
-        return Err(usage_hint(error, "leave out --trace-out, or the prune flags"));
-    }
     if !cuts.is_empty() && placement.is_gpu() {
         let error = anyhow::anyhow!(
             "prompts can't be pruned on a GPU yet: it keeps the KV of all layers in one group"

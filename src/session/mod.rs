@@ -114,7 +114,8 @@ impl Session {
         let dsa =
             options.trace.as_ref().and_then(|_| trace_dsa::config(&options.trace_dsa, groups, index_topk));
         let config = trace::engine_config(options, &loaded.info, blocks, dsa.as_ref());
-        let create = |to| Trace::create(to, &config, groups, dsa, options.block_size);
+        let segments = loaded.pruning.as_ref().map(Pruning::segments).unwrap_or_default();
+        let create = |to| Trace::create(to, &config, (groups, &segments), dsa, options.block_size);
         let trace = options.trace.as_ref().map(create).transpose()?;
         loaded.scheduler.keep_journal(trace.is_some());
         loaded.executor.keep_group_steps(trace.is_some());
@@ -164,12 +165,9 @@ impl Session {
     /// There is a trace already, or requests were submitted before, whose names the trace would not know.
     pub fn attach_trace(&mut self, writer: TraceWriter, tables: TraceTables) -> anyhow::Result<()> {
         ensure!(self.trace.is_none(), "the session has a trace already");
-        ensure!(
-            self.pruning.is_none(),
-            "the steps of pruned prompts are not traced yet: leave out the prune flags"
-        );
         ensure!(!self.has_unfinished(), "a trace can't begin while requests run");
-        self.trace = Some(Trace::new(writer, tables, self.scheduler.blocks().groups()));
+        let segments = self.pruning.as_ref().map(Pruning::segments).unwrap_or_default();
+        self.trace = Some(Trace::new(writer, tables, (self.scheduler.blocks().groups(), &segments)));
         self.scheduler.keep_journal(true);
         self.executor.keep_group_steps(true);
         Ok(())
@@ -244,7 +242,8 @@ impl Session {
             if let Some(trace) = &mut self.trace {
                 let name = &request.request_id;
                 let name = if request.n > 1 { format!("{name}/{sample}") } else { name.clone() };
-                trace.name(key, name, Some(salt).filter(|&salt| salt != self.info.kv_salt));
+                let kept = pruner.as_ref().filter(|pruner| pruner.scores()).map(pruning::kept_counts);
+                trace.name(key, name, Some(salt).filter(|&salt| salt != self.info.kv_salt), kept);
             }
             log::submitted(&request, sample);
             let id = RequestId(self.sequences.insert(sequence.with_key(key)));

@@ -11,6 +11,7 @@ use pagedraft_model::checkpoint::ModelConfig;
 use pagedraft_model::cut::{LayerRun, layer_runs};
 use pagedraft_scheduler::SegmentKv;
 use pagedraft_spec_decode::Thinning;
+use pagedraft_workloads::trace::KeptCounts;
 use parking_lot::Mutex;
 use serde::Serialize;
 
@@ -186,6 +187,11 @@ pub(super) fn thinning(pruner: &Arc<Pruner>) -> Thinning {
         kept: pruner.counts().to_vec(),
         compact: pruner.spec().positions == Positions::Compact,
     }
+}
+
+/// What a trace says of how a prompt is pruned.
+pub(super) fn kept_counts(pruner: &Arc<Pruner>) -> KeptCounts {
+    KeptCounts { counts: pruner.counts().to_vec(), compact: pruner.spec().positions == Positions::Compact }
 }
 
 impl Session {

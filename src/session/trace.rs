@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use pagedraft_block_manager::{BlockManager, KvGroup, KvJournal, Salt};
 use pagedraft_model::{Device, Ran, Runner};
-use pagedraft_scheduler::{Applied, RequestKey, Scheduler, StepOutcome, StepPlan};
+use pagedraft_scheduler::{Applied, RequestKey, Scheduler, SegmentKv, StepOutcome, StepPlan};
 use pagedraft_spec_decode::ExecutionRecord;
 use pagedraft_spec_decode::proposer::GroupStep;
 use pagedraft_workloads::trace::{
-    DsaTraceConfig, KvEvents, KvGroupRecord, RequestNames, StepEvent, TableDelta, TimesUs, TraceTables,
-    TraceWriter,
+    DsaTraceConfig, KeptCounts, KvEvents, KvGroupRecord, RequestNames, StepEvent, TableDelta, TimesUs,
+    TraceTables, TraceWriter,
 };
 use serde_json::json;
 
@@ -86,7 +86,7 @@ impl Trace {
     pub fn create(
         to: &TraceOptions,
         engine: &serde_json::Value,
-        groups: &[KvGroup],
+        groups: (&[KvGroup], &[SegmentKv]),
         dsa: Option<DsaTraceConfig>,
         block_size: u32,
     ) -> anyhow::Result<Self> {
@@ -100,14 +100,14 @@ impl Trace {
         Ok(Self { dsa, ..Self::new(writer, to.tables, groups) })
     }
 
-    /// A trace whose directory and configuration exist already.
-    pub fn new(writer: TraceWriter, tables: TraceTables, groups: &[KvGroup]) -> Self {
+    /// A trace whose directory and configuration exist already, of an engine with these groups and segments of its model.
+    pub fn new(writer: TraceWriter, tables: TraceTables, groups: (&[KvGroup], &[SegmentKv])) -> Self {
         Self {
             writer,
             tables,
             delta: TableDelta::default(),
             names: RequestNames::default(),
-            groups: TraceGroups::new(groups),
+            groups: TraceGroups::new(groups.0, groups.1),
             dsa: None,
         }
     }
@@ -130,9 +130,13 @@ impl Trace {
         Ok(())
     }
 
-    /// Names a request when it is submitted, with the salt of its block hashes if that is not the engine's.
-    pub fn name(&mut self, request: RequestKey, name: String, salt: Option<Salt>) {
+    /// Names a request when it is submitted, with the salt of its block hashes if that is not the engine's, and how it drops tokens of
+    /// its prompt if it does.
+    pub fn name(&mut self, request: RequestKey, name: String, salt: Option<Salt>, kept: Option<KeptCounts>) {
         self.names.insert(request, name);
+        if let Some(kept) = kept {
+            self.names.set_kept(request, kept);
+        }
         if let Some(salt) = salt {
             self.names.set_kv_salt(request, salt);
         }
@@ -178,7 +182,8 @@ impl Trace {
                 execute: times.execute,
                 sample: times.sample,
             },
-            mode: if record.is_replayed() { "graph" } else { "eager" },
+            // The line's metadata is that of the first segment, and so is the graph.
+            mode: if matches!(record.ran, Ran::Graph(_)) { "graph" } else { "eager" },
             graph_key: match &record.ran {
                 Ran::Graph(key) => Some(key),
                 Ran::Eager(_) => None,

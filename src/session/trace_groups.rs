@@ -3,19 +3,29 @@
 use std::collections::BTreeMap;
 
 use pagedraft_block_manager::{BlockManager, KvGroup};
-use pagedraft_scheduler::StepPlan;
+use pagedraft_model::StepInputs;
+use pagedraft_scheduler::{SegmentKv, StepPlan};
 use pagedraft_spec_decode::ExecutionRecord;
 use pagedraft_spec_decode::proposer::GroupStep;
-use pagedraft_workloads::trace::{GroupCounts, GroupRows, PoolCounts, TableDelta, TraceTables};
+use pagedraft_workloads::trace::{GroupCounts, GroupRows, PoolCounts, SegmentRows, TableDelta, TraceTables};
 use serde::Serialize;
 
 /// The names of the groups, and what is kept about them from line to line.
 pub(super) struct TraceGroups {
     /// The target's groups: their names, and the tables written before.
-    target: Vec<(String, TableDelta)>,
+    target: Vec<TargetGroup>,
     /// The group of a draft model.
     draft: Option<String>,
     by_group: BTreeMap<String, GroupCounts>,
+}
+
+/// A group of the target.
+struct TargetGroup {
+    name: String,
+    /// The segment of the model whose layers write it. `None` for a group in which rows wait between two segments: it has no tables
+    /// of interest.
+    segment: Option<u16>,
+    delta: TableDelta,
 }
 
 /// What a trace writes about a group.
@@ -24,15 +34,26 @@ pub(super) struct TraceGroups {
 pub(super) enum GroupLine<'a> {
     /// A group of the target: its rows are the step's metadata rows.
     Rows(GroupRows<'a>),
+    /// A group of the target that a later segment writes, with the rows that reached it.
+    Segment(SegmentRows<'a>),
     /// A draft model's group, whose rows are its own.
     Own(&'a GroupStep),
 }
 
 impl TraceGroups {
-    pub fn new(groups: &[KvGroup]) -> Self {
+    /// The groups of an engine whose model has these segments; none if it has one.
+    pub fn new(groups: &[KvGroup], segments: &[SegmentKv]) -> Self {
         let name = |group: &&KvGroup| group.name.clone();
+        let target = |group: &KvGroup| TargetGroup {
+            name: group.name.clone(),
+            segment: match segments.iter().position(|segment| segment.groups.contains(&group.id)) {
+                Some(segment) => Some(segment as u16),
+                None => segments.is_empty().then_some(0),
+            },
+            delta: TableDelta::default(),
+        };
         Self {
-            target: groups.iter().filter(|g| !g.lags).map(|g| (name(&g), TableDelta::default())).collect(),
+            target: groups.iter().filter(|g| !g.lags).map(target).collect(),
             draft: groups.iter().find(|g| g.lags).map(|g| name(&g)),
             by_group: BTreeMap::new(),
         }
@@ -52,8 +73,11 @@ impl TraceGroups {
         tables: TraceTables,
     ) {
         if tables == TraceTables::Delta && self.target.len() > 1 {
-            for ((_, delta), metadata) in self.target.iter_mut().zip(&record.inputs.groups) {
-                delta.reduce(plan, &record.plan_rows, metadata);
+            for (at, group) in self.target.iter_mut().enumerate() {
+                let ran = group.segment.and_then(|segment| ran(record, segment));
+                if let Some((inputs, plan_rows)) = ran {
+                    group.delta.reduce(plan, plan_rows, &inputs.groups[at]);
+                }
             }
         }
         self.by_group.clear();
@@ -81,9 +105,18 @@ impl TraceGroups {
     ) -> Option<BTreeMap<&'a str, GroupLine<'a>>> {
         let mut lines = BTreeMap::new();
         if self.target.len() > 1 {
-            for ((name, delta), whole) in self.target.iter().zip(&record.inputs.groups) {
-                let metadata = if tables == TraceTables::Delta { delta.reduced() } else { whole };
-                lines.insert(name.as_str(), GroupLine::Rows(GroupRows(metadata)));
+            for (at, group) in self.target.iter().enumerate() {
+                let Some(segment) = group.segment else { continue };
+                let Some((inputs, plan_rows)) = ran(record, segment) else { continue };
+                let delta = tables == TraceTables::Delta;
+                let metadata = if delta { group.delta.reduced() } else { &inputs.groups[at] };
+                let line = if segment == 0 {
+                    GroupLine::Rows(GroupRows(metadata))
+                } else {
+                    let tokens = (&inputs.tokens[..], &inputs.positions[..]);
+                    GroupLine::Segment(SegmentRows::new(segment, tokens, plan_rows, metadata))
+                };
+                lines.insert(group.name.as_str(), line);
             }
         }
         if let (Some(name), Some(step)) = (&self.draft, draft)
@@ -93,4 +126,13 @@ impl TraceGroups {
         }
         (!lines.is_empty()).then_some(lines)
     }
+}
+
+/// What a segment of the step ran with, and the plan row of each of its metadata rows. `None` if no token reached it.
+fn ran(record: &ExecutionRecord, segment: u16) -> Option<(&StepInputs, &[u32])> {
+    let Some(later) = usize::from(segment).checked_sub(1) else {
+        return Some((&record.inputs, &record.plan_rows));
+    };
+    let ran = record.more.get(..record.more_segments)?.get(later)?;
+    (!ran.inputs.tokens.is_empty()).then_some((&ran.inputs, &ran.plan_rows[..]))
 }

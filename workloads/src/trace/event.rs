@@ -147,6 +147,20 @@ pub trait StepNames {
         let _ = request;
         None
     }
+    /// How many of its prompt's tokens go on behind each cut of the model, if it drops any.
+    fn kept(&self, request: RequestKey) -> Option<&KeptCounts> {
+        let _ = request;
+        None
+    }
+}
+
+/// How a request drops tokens of its prompt on the way through the model.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KeptCounts {
+    /// How many of the prompt's tokens go on behind each cut.
+    pub counts: Vec<u32>,
+    /// Whether tokens are numbered anew behind each cut.
+    pub compact: bool,
 }
 
 /// A step as a trace writes it. `M` is the attention metadata, `G` the further KV groups, and `K` the graph
@@ -275,6 +289,11 @@ impl Serialize for Row<'_> {
         }
         if let Some(salt) = self.names.kv_salt(self.row.request) {
             row.serialize_field("kv_salt", &salt)?;
+        }
+        if let Some(kept) = self.names.kept(self.row.request) {
+            row.serialize_field("kept", &kept.counts)?;
+            row.serialize_field("compact", &kept.compact)?;
+            row.serialize_field("segments", &(self.row.segments.start, self.row.segments.end))?;
         }
         row.end()
     }

@@ -12,6 +12,7 @@ mod names;
 mod record;
 mod replace;
 mod schema;
+mod segment_rows;
 mod steps;
 mod tables;
 mod writer;
@@ -21,7 +22,7 @@ pub use dsa::{
     DSA_STEM, DsaFacts, DsaFetch, DsaPrefix, DsaRow, DsaRows, DsaScores, DsaSource, DsaTopkRecord,
     DsaTouched, DsaTraceConfig, prefix_key,
 };
-pub use event::{GroupCounts, PoolCounts, StepEvent, StepNames, TimesUs};
+pub use event::{GroupCounts, KeptCounts, PoolCounts, StepEvent, StepNames, TimesUs};
 pub use group_rows::GroupRows;
 pub use kv_events::{KvChange, KvEventRecord, KvEvents, KvGroupRecord};
 pub use names::RequestNames;
@@ -32,6 +33,7 @@ pub use record::{
 pub use replace::replace_file;
 pub(crate) use replace::replace_file_with;
 pub use schema::{SchemaOf, schema};
+pub use segment_rows::SegmentRows;
 pub(crate) use steps::last_step;
 pub use steps::{read_steps, steps_file};
 pub use tables::{TableDelta, TraceTables};

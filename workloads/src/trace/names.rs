@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use pagedraft_block_manager::Salt;
 use pagedraft_scheduler::{Applied, FinishReason, Kind, RequestKey, StepPlan};
 
-use super::StepNames;
+use super::{KeptCounts, StepNames};
 
 /// The names of the requests of a run, and those that ended with the present step.
 ///
@@ -26,6 +26,8 @@ struct Named {
     name: String,
     /// The salt of its block hashes, if it is not the engine's.
     kv_salt: Option<Salt>,
+    /// How it drops tokens of its prompt, if it does.
+    kept: Option<KeptCounts>,
     /// Whether a line has had a row of it.
     ran: bool,
 }
@@ -33,7 +35,14 @@ struct Named {
 impl RequestNames {
     /// Names a request. It must be called before its first step.
     pub fn insert(&mut self, request: RequestKey, name: impl Into<String>) {
-        self.names.insert(request, Named { name: name.into(), kv_salt: None, ran: false });
+        self.names.insert(request, Named { name: name.into(), kv_salt: None, kept: None, ran: false });
+    }
+
+    /// Says that a request, which has been named, drops tokens of its prompt.
+    pub fn set_kept(&mut self, request: RequestKey, kept: KeptCounts) {
+        if let Some(named) = self.names.get_mut(&request) {
+            named.kept = Some(kept);
+        }
     }
 
     /// Says that the block hashes of a request, which has been named, have a salt of their own.
@@ -97,6 +106,10 @@ impl StepNames for RequestNames {
 
     fn kv_salt(&self, request: RequestKey) -> Option<Salt> {
         self.names.get(&request)?.kv_salt
+    }
+
+    fn kept(&self, request: RequestKey) -> Option<&KeptCounts> {
+        self.names.get(&request)?.kept.as_ref()
     }
 }
 

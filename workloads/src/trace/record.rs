@@ -152,6 +152,30 @@ pub struct RowRecord {
     /// `kv_salt`.
     #[serde(default)]
     pub kv_salt: Option<String>,
+    /// Of a request that drops tokens of its prompt: how many of them go on behind each cut of the model.
+    #[serde(default)]
+    pub kept: Option<Vec<u32>>,
+    /// Of such a request: whether its tokens are numbered anew behind each cut.
+    #[serde(default)]
+    pub compact: bool,
+    /// Of such a request: the first segment of the model that the row runs through, and the one after the last. In a
+    /// prefill row, `num_computed` and `num_new` then count the tokens that reach the first of them.
+    #[serde(default)]
+    pub segments: Option<(u16, u16)>,
+}
+
+impl RowRecord {
+    /// Whether it computes part of a prompt of which not all tokens go on.
+    #[must_use]
+    pub fn thins(&self) -> bool {
+        self.kept.is_some() && self.kind == RowKind::Prefill
+    }
+
+    /// The first segment that it runs through.
+    #[must_use]
+    pub fn first_segment(&self) -> u16 {
+        self.segments.map_or(0, |(first, _)| first)
+    }
 }
 
 /// The kind of a plan row.
@@ -254,6 +278,10 @@ pub struct GroupRecord {
     /// The window of the group's layers: the query of index i sees no key j with j <= i - window.
     #[serde(default)]
     pub window: Option<u32>,
+    /// The segment of the model that the group belongs to, if it is not the first. Its rows are then the group's own, one for each
+    /// plan row that reaches the segment.
+    #[serde(default)]
+    pub segment: Option<u16>,
 }
 
 /// The result of a plan row.

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use pagedraft_block_manager::Salt;
 
 use super::link::Link;
+use super::thinned::Thinned;
 use crate::trace::{OutcomeRecord, RowKind, RowRecord};
 
 /// A request from its first row to its end.
@@ -14,6 +15,8 @@ pub(super) struct Life {
     pub(super) next: Option<u64>,
     /// The number of its tokens, including those without KV. It is known once it has emitted a token.
     pub(super) known: Option<u64>,
+    /// The way of its prompt through the model, if not all of its tokens go on.
+    pub(super) thinned: Option<Thinned>,
     /// Its tokens from the first one on, as far as the trace shows them.
     pub(super) tokens: Vec<u32>,
     /// Whether it feeds something else than its tokens (a diffusion model's masks), so that `tokens` says

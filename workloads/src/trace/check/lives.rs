@@ -161,6 +161,10 @@ impl Lives {
                 })?),
             };
             let start = u64::from(row.num_computed);
+            if row.thins() {
+                life.check_thinned(row).map_err(|what| Fault::of(Rule::Growth, id, what))?;
+                continue;
+            }
             if let Some(next) = life.next
                 && row.kind != RowKind::Denoise
                 && next != start
@@ -184,6 +188,11 @@ impl Lives {
             let next = u64::from(row.num_computed) + own + u64::from(outcome.num_accepted);
             let coupled = self.coupled;
             let life = self.live.entry(id.to_owned()).or_default();
+            if row.thins() {
+                let computed = life.take_thinned(row, outcome, &inputs[r]);
+                nexts.push(computed.map_err(|what| Fault::of(Rule::Tokens, id, what))?);
+                continue;
+            }
             life.check_emitted(row, outcome, own).map_err(|what| Fault::of(Rule::Tokens, id, what))?;
             life.take_tokens(row, outcome, &inputs[r], coupled)
                 .map_err(|(rule, what)| Fault::of(rule, id, what))?;
@@ -218,6 +227,9 @@ impl Lives {
             self.row_groups.iter_mut().for_each(|group| group.give_back(id));
             life.written.clear();
             life.next = None;
+            if let Some(thinned) = &mut life.thinned {
+                thinned.begin_again();
+            }
         }
     }
 

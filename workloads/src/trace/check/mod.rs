@@ -24,6 +24,7 @@ mod slots;
 #[cfg(test)]
 mod synthetic;
 mod tables;
+mod thinned;
 mod trace_config;
 mod window;
 
@@ -181,7 +182,9 @@ fn check_line(
     rows::check(&step)?;
     shape::check(&step, lives.graph_sizes.as_deref())?;
     let owner = rows::owners(&step)?;
-    slots::check_positions(&step, &slots::Call::of_metadata(&step.metadata), &step.input_positions, &owner)?;
+    let all: Vec<usize> = (0..owner.len()).collect();
+    let call = slots::Call::of_metadata(&step.metadata);
+    slots::check_positions(&step, &call, &step.input_positions, (&owner, &all))?;
     report.slots += lives.check_step(&step, &owner)?;
     if let Some(dsa) = dsa {
         dsa.check_step(&step, &owner)?;

@@ -12,6 +12,7 @@ use super::life::Life;
 use super::rows::query_len;
 use super::rule::Rule;
 use super::slots::{Call, check_positions, check_slots};
+use super::thinned::Thinned;
 use super::window::UNKNOWN;
 use crate::trace::{GroupRecord, KvEventRecord, RowKind, StepRecord};
 
@@ -41,6 +42,19 @@ pub(super) struct GroupCall<'a> {
     pub(super) caching: bool,
 }
 
+impl<'a> GroupCall<'a> {
+    fn id(&self, m: usize) -> &'a str {
+        self.step.rows[self.owners[m]].request_id.as_str()
+    }
+
+    /// The way of a row's prompt through the model, if it drops tokens and the group belongs to a later segment.
+    fn thinned<'l>(&self, m: usize, live: &'l HashMap<String, Life>) -> Option<(&'l Life, &'l Thinned, u16)> {
+        let segment = self.group.segment?;
+        let life = live.get(self.id(m))?;
+        Some((life, life.thinned.as_ref()?, segment))
+    }
+}
+
 impl OwnGroup {
     pub(super) fn new(block_size: u32) -> Self {
         Self { blocks: Blocks::new(block_size), held: HashMap::new() }
@@ -60,14 +74,19 @@ impl OwnGroup {
         size: u32,
     ) -> Result<u64, Fault> {
         let (step, group) = (call.step, call.group);
-        check_positions(step, &Call::of_own(group), &group.input_positions, &call.owners)?;
+        let rows = 0..call.owners.len();
+        let (thinned, whole): (Vec<usize>, Vec<usize>) = rows.partition(|&m| call.thinned(m, live).is_some());
+        check_positions(step, &Call::of_own(group), &group.input_positions, (&call.owners, &whole))?;
         self.let_go(call, size);
         for m in 0..call.owners.len() {
             self.hold(call, m, live, size)?;
         }
-        for m in 0..call.owners.len() {
+        for m in whole {
             self.check_context(call, m, live)?;
             check_tokens(call, m, live)?;
+        }
+        for m in thinned {
+            self.check_thinned(call, m, live)?;
         }
         let mut written = HashMap::new();
         let own = Call::of_own(group);
@@ -153,6 +172,68 @@ impl OwnGroup {
             }
             !dropped
         });
+    }
+
+    /// Checks a row of a request that drops tokens of its prompt: how many tokens it has in the group follows from its counts, and each is
+    /// the request's token at its position.
+    fn check_thinned(
+        &mut self,
+        call: &GroupCall<'_>,
+        m: usize,
+        live: &HashMap<String, Life>,
+    ) -> Result<(), Fault> {
+        let Some((life, thinned, segment)) = call.thinned(m, live) else { return Ok(()) };
+        let (group, owner, id) = (call.group, call.owners[m], call.id(m));
+        let (row, outcome) = (&call.step.rows[owner], &call.step.outcome[owner]);
+        let (context, length) = (group.context_lens[m], group.seq_lens[m]);
+        let computed = u64::from(row.num_computed);
+        let should = if !row.thins() {
+            let context = thinned.held(segment, computed);
+            (context, context + query_len(call.step, owner))
+        } else if row.first_segment() == segment {
+            (computed, computed + u64::from(row.num_new))
+        } else {
+            (0, thinned.reach(segment))
+        };
+        if (context, length) != should {
+            let what = format!(
+                "has tokens {context}..{length} in segment {segment}, where its counts say {}..{}",
+                should.0, should.1
+            );
+            return Err(Fault::of(Rule::Lengths, id, what));
+        }
+        let Some(held) = self.held.get_mut(id) else { return Ok(()) };
+        if let Some(index) = self.blocks.first_unwritten(&held.table, 0, context) {
+            let what = format!("reads {context} tokens, and that of index {index} was never written");
+            return Err(Fault::of(Rule::Unwritten, id, what));
+        }
+        held.valid = length - u64::from(outcome.num_drafts - outcome.num_accepted);
+        let tokens = group.query_start_loc[m] as usize..group.query_start_loc[m + 1] as usize;
+        let mut before = None;
+        for (index, t) in (context..).zip(tokens) {
+            let (position, token) = (u64::from(group.input_positions[t]), group.input_tokens[t]);
+            if thinned.compact {
+                if position != index {
+                    let what = format!("input token {t} is at position {position}, should be at {index}");
+                    return Err(Fault::of(Rule::Positions, id, what));
+                }
+                continue;
+            }
+            if before.is_some_and(|before| before >= position) {
+                let what = format!("input token {t} is at position {position}, not behind the one before");
+                return Err(Fault::of(Rule::Positions, id, what));
+            }
+            before = Some(position);
+            let drafted = !row.thins() && position > computed;
+            let known = life.tokens.get(position as usize).filter(|_| !drafted);
+            if let Some(&known) = known
+                && known != token
+            {
+                let what = format!("feeds token {token} at position {position}, where it has {known}");
+                return Err(Fault::of(Rule::Tokens, id, what));
+            }
+        }
+        Ok(())
     }
 
     /// Checks that a row's context consists of tokens of its request that are known already.

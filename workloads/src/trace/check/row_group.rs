@@ -126,9 +126,11 @@ impl RowGroup {
             }
         }
         for (r, row) in at.step.rows.iter().enumerate() {
-            self.check_read(row, at.stored[r])?;
+            if row.first_segment() == 0 {
+                self.check_read(row, at.stored[r])?;
+            }
         }
-        for (r, row) in at.step.rows.iter().enumerate() {
+        for (r, row) in at.step.rows.iter().enumerate().filter(|(_, row)| row.first_segment() == 0) {
             let had = had[r].unwrap_or(0);
             let whole = match at.is_all_hit(r) {
                 true => at.stored[r].div_ceil(u64::from(block_size)),
@@ -287,6 +289,9 @@ impl RowGroup {
     /// return their blocks. Blocks behind the window of the query at position `next` are given back.
     pub(super) fn settle(&mut self, step: &StepRecord, r: usize, next: u64, stored: u64) {
         let (row, size) = (&step.rows[r], u64::from(self.blocks.block_size()));
+        if row.first_segment() > 0 {
+            return;
+        }
         let Some(held) = self.held.get_mut(&row.request_id) else { return };
         let reserved = u64::from(row.num_new)
             .saturating_add(u64::from(row.drafts_max.unwrap_or(0).saturating_sub(row.num_drafts)))

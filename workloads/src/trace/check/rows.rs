@@ -46,6 +46,11 @@ pub(super) fn query_len(step: &StepRecord, row: usize) -> u64 {
     u64::from(plan.num_new) - u64::from(plan.num_drafts) + u64::from(outcome.num_drafts)
 }
 
+/// The number of query tokens that plan row `row` has in the first segment of the model: none if it goes on in a later one.
+fn first_query_len(step: &StepRecord, row: usize) -> u64 {
+    if step.rows[row].first_segment() == 0 { query_len(step, row) } else { 0 }
+}
+
 /// The query tokens of each plan row in the order of their positions: its own, then drafts.
 pub(super) fn inputs(step: &StepRecord, owners: &[usize]) -> Vec<Vec<u32>> {
     let loc = &step.metadata.query_start_loc;
@@ -83,7 +88,7 @@ pub(super) fn owners(step: &StepRecord) -> Result<Vec<usize>, Fault> {
             (cursor, was_single) = (0, query == 1);
         }
         let fits = |p: usize| {
-            let whole = query_len(step, p);
+            let whole = first_query_len(step, p);
             let next = u64::from(step.rows[p].num_computed) + taken[p];
             next == context && if query == 1 { taken[p] < whole } else { taken[p] == 0 && query == whole }
         };
@@ -99,15 +104,15 @@ pub(super) fn owners(step: &StepRecord) -> Result<Vec<usize>, Fault> {
             return Err(Fault::new(Rule::MetadataRows, what));
         };
         taken[p] += query;
-        cursor = if taken[p] == query_len(step, p) { (p + 1) % plan } else { p };
+        cursor = if taken[p] == first_query_len(step, p) { (p + 1) % plan } else { p };
         owners.push(p);
     }
     for (p, row) in step.rows.iter().enumerate() {
-        if taken[p] != query_len(step, p) {
+        if taken[p] != first_query_len(step, p) {
             let what = format!(
                 "{} of its {} query tokens from {} are in metadata rows",
                 taken[p],
-                query_len(step, p),
+                first_query_len(step, p),
                 row.num_computed
             );
             return Err(Fault::of(Rule::MetadataRows, &row.request_id, what));

@@ -72,14 +72,15 @@ impl<'a> Call<'a> {
     }
 }
 
-/// Checks that positions follow the context in each row.
+/// Checks that positions follow the context in each of these rows. `owners` has the plan row of every row.
 pub(super) fn check_positions(
     step: &StepRecord,
     call: &Call<'_>,
     positions: &[u32],
-    owners: &[usize],
+    (owners, rows): (&[usize], &[usize]),
 ) -> Result<(), Fault> {
-    for (m, &owner) in owners.iter().enumerate() {
+    for &m in rows {
+        let owner = owners[m];
         let (start, end) = (call.query_start_loc[m] as usize, call.query_start_loc[m + 1] as usize);
         for (j, t) in (start..end).enumerate() {
             // Only the rows of a canvas may leave out tokens between two others.

@@ -1,0 +1,137 @@
+//! Checks requests that drop tokens of their prompts between two segments of the model.
+
+use super::life::Life;
+use crate::trace::{OutcomeRecord, RowRecord};
+
+/// How far such a prompt has come.
+#[derive(Default)]
+pub(super) struct Thinned {
+    /// The segment that its next row begins in, and how many of the tokens that reach it have passed it.
+    next: (u16, u64),
+    /// How many of the prompt's tokens go on behind each cut.
+    kept: Vec<u32>,
+    /// How many tokens it has while its prompt is computed: the prompt, and what was generated before a preemption. It is 0 until a row
+    /// goes on behind the first segment.
+    known: u64,
+    /// The length of the prompt; 0 until it is known.
+    prompt_len: u64,
+    /// Whether its tokens are numbered anew behind each cut.
+    pub(super) compact: bool,
+}
+
+impl Thinned {
+    /// How many of its tokens reach a segment while the prompt is computed.
+    pub(super) fn reach(&self, segment: u16) -> u64 {
+        match usize::from(segment).checked_sub(1).and_then(|cut| self.kept.get(cut)) {
+            Some(&kept) => u64::from(kept) + self.known.saturating_sub(self.prompt_len),
+            None => self.known,
+        }
+    }
+
+    /// How many tokens a group of a later segment holds once `tokens` tokens of the request have KV there.
+    pub(super) fn held(&self, segment: u16, tokens: u64) -> u64 {
+        let kept = usize::from(segment).checked_sub(1).and_then(|cut| self.kept.get(cut));
+        kept.map_or(tokens, |&kept| (u64::from(kept) + tokens).saturating_sub(self.prompt_len))
+    }
+
+    /// It lost its blocks, so that its prompt is computed again.
+    pub(super) fn begin_again(&mut self) {
+        (self.next, self.known) = ((0, 0), 0);
+    }
+
+    /// All its tokens, of which there are `known`, have passed the first segment.
+    fn is_through_the_first(&mut self, known: u64) {
+        self.known = known;
+        if self.prompt_len == 0 {
+            self.prompt_len = known;
+        }
+    }
+}
+
+impl Life {
+    /// Checks that a row of a thinned prompt begins where its row before ended, and that its counts are those of the rows before.
+    pub(super) fn check_thinned(&mut self, row: &RowRecord) -> Result<(), String> {
+        let kept = row.kept.as_deref().unwrap_or_default();
+        let (first, last) = row.segments.unwrap_or((0, kept.len() as u16 + 1));
+        if first >= last || usize::from(last) > kept.len() + 1 {
+            return Err(format!("segments {first}..{last} of a model that is cut {} times", kept.len()));
+        }
+        if !kept.is_sorted_by(|a, b| a >= b) || kept.contains(&0) {
+            return Err(format!(
+                "kept is {kept:?}: a later cut keeps more than an earlier one, or a cut keeps nothing"
+            ));
+        }
+        let tokens = self.tokens.len() as u64;
+        let thinned = self.thinned.get_or_insert_with(Thinned::default);
+        if thinned.kept.is_empty() {
+            (thinned.kept, thinned.compact) = (kept.to_vec(), row.compact);
+        }
+        if (&thinned.kept[..], thinned.compact) != (kept, row.compact) {
+            return Err(format!("kept is {kept:?}, and was {:?}", thinned.kept));
+        }
+        if thinned.next.0 == 0 && thinned.next.1 > 0 && first == 1 {
+            // The row before had the last of its tokens, which its line did not say.
+            thinned.is_through_the_first(tokens);
+            thinned.next = (1, 0);
+        }
+        let (segment, passed) = thinned.next;
+        if (segment, passed) != (first, u64::from(row.num_computed)) {
+            return Err(format!(
+                "begins at token {} of segment {first}, and the rows before come to token {passed} of segment {segment}",
+                row.num_computed
+            ));
+        }
+        Ok(())
+    }
+
+    /// Takes in a row of a thinned prompt and what it emitted. Returns how many of its tokens have KV in the first segment.
+    pub(super) fn take_thinned(
+        &mut self,
+        row: &RowRecord,
+        outcome: &OutcomeRecord,
+        input: &[u32],
+    ) -> Result<u64, String> {
+        for (position, &fed) in (row.num_computed as usize..).zip(input) {
+            match self.tokens.get(position) {
+                Some(&token) if token != fed => {
+                    return Err(format!("feeds token {fed} at position {position}, where it has {token}"));
+                }
+                None if position == self.tokens.len() => self.tokens.push(fed),
+                Some(_) | None => {}
+            }
+        }
+        let tokens = self.tokens.len() as u64;
+        let Some(thinned) = &mut self.thinned else { return Ok(0) };
+        let (first, last) = row.segments.unwrap_or((0, thinned.kept.len() as u16 + 1));
+        if last > 1 && thinned.known == 0 {
+            thinned.is_through_the_first(tokens);
+        }
+        let alone = u64::from(row.num_computed) + u64::from(row.num_new);
+        let passed = if last - first == 1 { alone } else { thinned.reach(last - 1) };
+        let reach = thinned.reach(last - 1);
+        if last > 1 && passed > reach {
+            return Err(format!("{passed} of its tokens pass segment {}, and {reach} reach it", last - 1));
+        }
+        let whole = last > 1 && passed == reach;
+        let ends = whole && usize::from(last) == thinned.kept.len() + 1;
+        let emitted = outcome.token_ids.len();
+        if emitted > usize::from(ends) || (ends && emitted == 0 && outcome.finish_reason.is_none()) {
+            return Err(format!(
+                "emits {emitted} tokens once {passed} tokens have passed segment {}",
+                last - 1
+            ));
+        }
+        let computed = if last == 1 { passed } else { thinned.known };
+        thinned.next = match (ends, whole) {
+            (true, _) => (0, 0),
+            (false, true) => (last, 0),
+            (false, false) => (last - 1, passed),
+        };
+        if ends {
+            self.known = Some(thinned.known + emitted as u64);
+            self.tokens.extend_from_slice(&outcome.token_ids);
+        }
+        self.next = Some(computed);
+        Ok(computed)
+    }
+}
