@@ -233,6 +233,8 @@ fn traces_of_pruned_prompts_are_proved_from_their_counts_under_every_schedule() 
             let report = check_dir(&dir).unwrap();
             assert!(report.violation.is_none(), "{schedule}, {tables:?}: {}", report.violation.unwrap());
             assert_eq!(report.finished, 9, "{schedule}");
+            // The first way prunes at two layers, the second at two others, and preempted prompts are pruned again.
+            assert!(report.prune_records >= 12, "{schedule}: {} records", report.prune_records);
         }
     }
     // Whoever says that another number was kept, or has tokens in other slots or rows, is found out.
@@ -248,6 +250,16 @@ fn traces_of_pruned_prompts_are_proved_from_their_counts_under_every_schedule() 
     };
     let found = check_changed(&dir, fewer_kept);
     assert!(found.contains("kept is") || found.contains("segment"), "{found:?}");
+    let another_kept = |line: &mut Value| {
+        if line["event"] != "prune" {
+            return false;
+        }
+        let kept = line["kept"].as_array_mut().unwrap();
+        let middle = kept.len() / 2;
+        kept[middle] = 1_000_000.into();
+        true
+    };
+    assert!(check_changed(&dir, another_kept).contains("does not ascend"));
     for (field, rule) in [("slot_mapping", "slot"), ("plan_rows", "metadata-rows"), ("seq_lens", "lengths")] {
         let other = |line: &mut Value| {
             let Some(group) = later_segment(line) else { return false };

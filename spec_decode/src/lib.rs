@@ -96,7 +96,7 @@ mod thinning;
 pub use drafts::Drafts;
 pub use error::ExecuteError;
 pub use executor::{ModelExecutor, ProposerId, TARGET_GROUP};
-pub use record::{ExecutionRecord, PromptLogprobs, SegmentRecord, StageTimes};
+pub use record::{CutRecord, ExecutionRecord, PromptLogprobs, SegmentRecord, StageTimes};
 pub use requests::{Registered, Requests};
 pub use scorer::Scorer;
 pub use shadow::Shadow;

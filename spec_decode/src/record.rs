@@ -52,6 +52,21 @@ pub struct SegmentRecord {
     pub ran: Ran,
 }
 
+/// What was decided about a prompt between two segments: which of its tokens go on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CutRecord {
+    /// The request.
+    pub request: RequestKey,
+    /// The segment behind which tokens were dropped.
+    pub segment: u16,
+    /// How many of the prompt's tokens had reached its end.
+    pub reached: u32,
+    /// The positions of those that go on, ascending.
+    pub kept: Vec<u32>,
+    /// The least, the greatest and the mean score.
+    pub scores: [f32; 3],
+}
+
 /// The record of a step: the inputs and the metadata that it ran with.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct ExecutionRecord {
@@ -71,6 +86,9 @@ pub struct ExecutionRecord {
     /// How many further segments the model has.
     #[serde(skip)]
     pub more_segments: usize,
+    /// What was decided about prompts that drop tokens, in order.
+    #[serde(skip)]
+    pub cuts: Vec<CutRecord>,
     /// Requests that failed in this step, each with the reason.
     #[serde(skip)]
     pub faults: Vec<(RequestKey, String)>,
@@ -94,6 +112,7 @@ impl ExecutionRecord {
     pub(crate) fn clear(&mut self) {
         self.ran = Ran::default();
         self.plan_rows.clear();
+        self.cuts.clear();
         self.faults.clear();
         self.logprobs.clear();
         self.prompt_logprobs.clear();

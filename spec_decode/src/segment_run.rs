@@ -7,7 +7,7 @@ use pagedraft_scheduler::{Kept, KvView, StepOutcome, StepPlan};
 
 use crate::error::ExecuteError;
 use crate::executor::ModelExecutor;
-use crate::record::{ExecutionRecord, SegmentRecord};
+use crate::record::{CutRecord, ExecutionRecord, SegmentRecord};
 use crate::segment_rows::Sources;
 
 impl<D: Device> ModelExecutor<D> {
@@ -42,7 +42,7 @@ impl<D: Device> ModelExecutor<D> {
             inputs.groups.iter_mut().for_each(|metadata| metadata.use_cuda_graph = replays);
             *ran = self.runner.forward_segment(segment, inputs)?;
             if segment + 1 < segments {
-                self.cut(segment, plan, kv)?;
+                self.cut(segment, plan, kv, &mut outcome.record.cuts)?;
             }
         }
         if segments > 1 {
@@ -96,7 +96,13 @@ impl<D: Device> ModelExecutor<D> {
 
     /// Scores the tokens of thinned prompts that have run through a segment. If a prompt's last token is
     /// among them, decides which of its tokens go on.
-    fn cut(&mut self, segment: usize, plan: &StepPlan, kv: &dyn KvView) -> Result<(), ExecuteError> {
+    fn cut(
+        &mut self,
+        segment: usize,
+        plan: &StepPlan,
+        kv: &dyn KvView,
+        records: &mut Vec<CutRecord>,
+    ) -> Result<(), ExecuteError> {
         let thins = |row: &&u32| self.sources(plan, kv).thins(&plan.rows[**row as usize]);
         let rows: Vec<u32> = self.rows[segment].order.iter().filter(thins).copied().collect();
         for i in rows {
@@ -136,8 +142,16 @@ impl<D: Device> ModelExecutor<D> {
             });
             match chosen {
                 Ok(chosen) => {
+                    let kept: Vec<u32> = chosen.iter().map(|&index| positions[index as usize]).collect();
+                    records.push(CutRecord {
+                        request: row.request,
+                        segment: segment as u16,
+                        reached: prompt,
+                        kept: kept.clone(),
+                        scores: spread(&thinned.scores),
+                    });
                     thinned.kept.truncate(segment);
-                    thinned.kept.push(chosen.iter().map(|&index| positions[index as usize]).collect());
+                    thinned.kept.push(kept);
                     thinned.scores.clear();
                 }
                 Err(why) => {
@@ -180,4 +194,12 @@ impl<D: Device> ModelExecutor<D> {
         }
         Ok(())
     }
+}
+
+/// The least, the greatest and the mean of some scores.
+fn spread(scores: &[f32]) -> [f32; 3] {
+    let least = scores.iter().copied().fold(f32::INFINITY, f32::min);
+    let greatest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = scores.iter().map(|&score| f64::from(score)).sum();
+    [least, greatest, (sum / scores.len().max(1) as f64) as f32]
 }

@@ -165,6 +165,9 @@ fn sound(report: &CheckReport) -> String {
         let records = report.dsa_records;
         text.push_str(&format!("          {records} records of sparse attention proved\n"));
     }
+    if report.prune_records > 0 {
+        text.push_str(&format!("          {} records of pruned prompts proved\n", report.prune_records));
+    }
     if report.other_events > 0 {
         text.push_str(&format!("          {} lines of other events, not checked\n", report.other_events));
     }

@@ -397,6 +397,7 @@ impl Session {
             trace.step(schedule, &self.plan, &self.outcome, &self.applied, draft, (blocks, &self.journal))?;
             trace.dsa((&self.plan, &self.outcome), self.executor.runner(), &self.scheduler)?;
         }
+        self.trace_cuts()?;
         for applied in self.applied.iter().filter(|a| a.finish.is_some()) {
             self.by_key.remove(applied.request);
         }

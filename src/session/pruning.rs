@@ -11,7 +11,7 @@ use pagedraft_model::checkpoint::ModelConfig;
 use pagedraft_model::cut::{LayerRun, layer_runs};
 use pagedraft_scheduler::SegmentKv;
 use pagedraft_spec_decode::Thinning;
-use pagedraft_workloads::trace::KeptCounts;
+use pagedraft_workloads::trace::{KeptCounts, PruneRecord};
 use parking_lot::Mutex;
 use serde::Serialize;
 
@@ -206,6 +206,44 @@ impl Session {
             }
             (None, _) => Ok(None),
         }
+    }
+
+    /// Writes to the trace what was decided about prompts in the step.
+    pub(super) fn trace_cuts(&mut self) -> anyhow::Result<()> {
+        let (Some(pruning), Some(trace)) = (&self.pruning, &mut self.trace) else { return Ok(()) };
+        for cut in &self.outcome.record.cuts {
+            let (Some(&layer), Some(&id)) =
+                (pruning.cuts.get(usize::from(cut.segment)), self.by_key.get(cut.request))
+            else {
+                continue;
+            };
+            let prunes = self.sequences.get(id.0).is_some_and(|sequence| sequence.prunes_behind(layer));
+            if !prunes {
+                continue;
+            }
+            let (kept, [least, greatest, mean]) = (cut.kept.len() as u32, cut.scores);
+            let blocks = |tokens: u32| tokens.div_ceil(pruning.block_size);
+            trace.prune(
+                PruneRecord {
+                    request_id: String::new(),
+                    layer,
+                    step: self.plan.id.0,
+                    input_seq_len: cut.reached,
+                    keep_k: kept,
+                    tokens_kept: kept,
+                    tokens_pruned: cut.reached - kept,
+                    pruning_ratio: f64::from(cut.reached - kept) / f64::from(cut.reached),
+                    scores_min: least,
+                    scores_max: greatest,
+                    scores_mean: mean,
+                    fallback_applied: least == greatest,
+                    kept: cut.kept.clone(),
+                    blocks_freed: blocks(cut.reached) - blocks(kept),
+                },
+                cut.request,
+            )?;
+        }
+        Ok(())
     }
 
     /// Takes note of the prompt tokens that were kept in the step.

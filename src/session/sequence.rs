@@ -138,12 +138,18 @@ impl Sequence {
     /// generated tokens, if the request is computed again.
     pub fn keep(&mut self, layer: u16, positions: &[u32]) {
         let prompt_len = self.output.prompt_token_ids.len();
-        if let Some(Some(output)) = &mut self.output.prune
-            && output.keep_k.contains_key(&layer)
-        {
+        if !self.prunes_behind(layer) {
+            return;
+        }
+        if let Some(Some(output)) = &mut self.output.prune {
             let prompt = positions.iter().copied().filter(|&position| (position as usize) < prompt_len);
             output.kept.insert(layer, prompt.collect());
         }
+    }
+
+    /// Whether tokens of its prompt are dropped behind a layer.
+    pub fn prunes_behind(&self, layer: u16) -> bool {
+        matches!(&self.output.prune, Some(Some(output)) if output.keep_k.contains_key(&layer))
     }
 
     /// What the indexers chose, if it is kept.

@@ -8,9 +8,10 @@ use pagedraft_scheduler::{Applied, RequestKey, Scheduler, SegmentKv, StepOutcome
 use pagedraft_spec_decode::ExecutionRecord;
 use pagedraft_spec_decode::proposer::GroupStep;
 use pagedraft_workloads::trace::{
-    DsaTraceConfig, KeptCounts, KvEvents, KvGroupRecord, RequestNames, StepEvent, TableDelta, TimesUs,
-    TraceTables, TraceWriter,
+    DsaTraceConfig, KeptCounts, KvEvents, KvGroupRecord, PruneRecord, RequestNames, StepEvent, StepNames,
+    TableDelta, TimesUs, TraceTables, TraceWriter,
 };
+use serde::Serialize;
 use serde_json::json;
 
 use super::info::SessionInfo;
@@ -18,6 +19,14 @@ use super::options::{EngineOptions, SpeculationOptions, TraceOptions};
 use super::trace_dsa::TraceDsa;
 use super::trace_groups::TraceGroups;
 use crate::exit::usage;
+
+/// A line about a pruned prompt.
+#[derive(Serialize)]
+struct PruneLine {
+    event: &'static str,
+    #[serde(flatten)]
+    record: PruneRecord,
+}
 
 /// A trace that is being written.
 pub(super) struct Trace {
@@ -215,6 +224,19 @@ impl Trace {
             Some(dsa) => dsa.step(step, runner, scheduler, &self.names, &mut self.writer),
             None => Ok(()),
         }
+    }
+
+    /// Writes what was decided about a prompt that drops tokens, with the name of its request.
+    ///
+    /// # Errors
+    ///
+    /// The disk has a fault.
+    pub fn prune(&mut self, record: PruneRecord, request: RequestKey) -> anyhow::Result<()> {
+        let request_id = self.names.request_id(request).to_owned();
+        let step = record.step + self.writer.first_step();
+        Ok(self
+            .writer
+            .write(&PruneLine { event: "prune", record: PruneRecord { request_id, step, ..record } })?)
     }
 
     /// Ends the trace.

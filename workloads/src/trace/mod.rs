@@ -9,6 +9,7 @@ mod event;
 mod group_rows;
 mod kv_events;
 mod names;
+mod prune;
 mod record;
 mod replace;
 mod schema;
@@ -26,6 +27,7 @@ pub use event::{GroupCounts, KeptCounts, PoolCounts, StepEvent, StepNames, Times
 pub use group_rows::GroupRows;
 pub use kv_events::{KvChange, KvEventRecord, KvEvents, KvGroupRecord};
 pub use names::RequestNames;
+pub use prune::PruneRecord;
 pub use record::{
     CopyRecord, GraphKeyRecord, GroupRecord, MetadataRecord, OutcomeRecord, PoolRecord, ResumeRecord,
     RowKind, RowRecord, SetupRecord, StepRecord,

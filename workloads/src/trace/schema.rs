@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::dsa::{DsaTopkRecord, DsaTraceConfig};
 use super::kv_events::KvGroupRecord;
+use super::prune::PruneRecord;
 use super::record::{ResumeRecord, SetupRecord, StepRecord};
 use crate::measures::Summary;
 use crate::replay::RequestLine;
@@ -34,6 +35,8 @@ enum Line {
     Setup(SetupRecord),
     /// A stopped run is resumed.
     Resume(ResumeRecord),
+    /// Which tokens of a prompt went on behind a layer.
+    Prune(Box<PruneRecord>),
     /// What a layer with sparse attention attended to for a query token. These lines are in `dsa_topk.jsonl`.
     DsaTopk(Box<DsaTopkRecord>),
 }

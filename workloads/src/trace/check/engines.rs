@@ -6,7 +6,7 @@ use super::fault::Fault;
 use super::lives::Lives;
 use super::rule::Rule;
 use super::trace_config::TraceConfig;
-use crate::trace::StepRecord;
+use crate::trace::{PruneRecord, StepRecord};
 
 /// The state of each engine, which is carried from step to step.
 pub(super) struct Engines<'a> {
@@ -25,6 +25,35 @@ pub(super) struct Engine {
 impl<'a> Engines<'a> {
     pub(super) fn new(config: &'a TraceConfig) -> Self {
         Self { config, seen: BTreeMap::new() }
+    }
+
+    /// Checks a record of a pruned prompt, whose request had a row in the step before the line.
+    pub(super) fn check_prune(&mut self, record: &PruneRecord) -> Result<(), Fault> {
+        let bad = |what: String| Err(Fault::of(Rule::Prune, &record.request_id, what));
+        let size = self.config.block_size;
+        let (kept, reached) = (record.kept.len() as u32, record.input_seq_len);
+        if !record.kept.is_sorted_by(|a, b| a < b) {
+            return bad(format!("kept behind layer {} does not ascend", record.layer));
+        }
+        if kept != record.keep_k
+            || kept != record.tokens_kept
+            || reached.checked_sub(kept) != Some(record.tokens_pruned)
+        {
+            return bad(format!(
+                "{kept} of {reached} tokens were kept behind layer {}, and the line says {} kept of {} to keep, {} dropped",
+                record.layer, record.tokens_kept, record.keep_k, record.tokens_pruned
+            ));
+        }
+        let freed = reached.div_ceil(size) - kept.div_ceil(size);
+        if freed != record.blocks_freed {
+            return bad(format!("blocks_freed is {}, the counts give {freed}", record.blocks_freed));
+        }
+        let known = self.seen.values_mut().find_map(|engine| engine.lives.thinned_mut(&record.request_id));
+        match known {
+            Some(thinned) => thinned.take_kept(record).or_else(bad),
+            // It ended with the step.
+            None => Ok(()),
+        }
     }
 
     /// The engine that made a step.

@@ -10,6 +10,7 @@ use super::own_group::OwnGroup;
 use super::row_group::RowGroup;
 use super::rows::{inputs, query_len};
 use super::rule::Rule;
+use super::thinned::Thinned;
 use super::trace_config::TraceConfig;
 use crate::trace::{KvGroupRecord, RowKind, StepRecord};
 
@@ -96,6 +97,11 @@ impl Lives {
     /// Whether a request has had a row since the run was last resumed.
     pub(super) fn has_seen(&self, id: &str) -> bool {
         self.live.contains_key(id) || self.ended.contains(id)
+    }
+
+    /// The way of a running request's prompt through the model, if it drops tokens.
+    pub(super) fn thinned_mut(&mut self, id: &str) -> Option<&mut Thinned> {
+        self.live.get_mut(id)?.thinned.as_mut()
     }
 
     pub(super) fn requests_seen(&self) -> u64 {

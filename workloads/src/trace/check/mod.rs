@@ -38,7 +38,7 @@ use self::engines::Engines;
 use self::fault::Fault;
 pub use self::rule::Rule;
 use self::trace_config::TraceConfig;
-use super::{CONFIG_FILE, ResumeRecord, StepRecord, read_steps};
+use super::{CONFIG_FILE, PruneRecord, ResumeRecord, StepRecord, read_steps};
 use crate::Error;
 use crate::json_fault::{self, JsonFault};
 
@@ -97,6 +97,8 @@ pub struct CheckReport {
     pub resumed: u64,
     /// The number of records of sparse attention that were proved.
     pub dsa_records: u64,
+    /// The number of records of pruned prompts that were proved.
+    pub prune_records: u64,
     /// The number of lines with other events, which are not checked.
     pub other_events: u64,
     /// Whether the last line is cut, as a killed process leaves it. Such a line is ignored.
@@ -164,6 +166,12 @@ fn check_line(
         let resume: ResumeRecord = json_fault::parse(bytes).map_err(malformed)?;
         engines.resume(resume.step)?;
         report.resumed += 1;
+        return Ok(());
+    }
+    if event.event == "prune" {
+        let record: PruneRecord = json_fault::parse(bytes).map_err(malformed)?;
+        engines.check_prune(&record)?;
+        report.prune_records += 1;
         return Ok(());
     }
     if event.event != "step" {

@@ -87,6 +87,9 @@ pub enum Rule {
     /// each layer. It has as many keys as the layer attends to; a layer that shares an indexer has the keys of
     /// the other. Blocks, counts, coverage, bytes and prefix follow from the keys and the step's tables.
     DsaTopk,
+    /// What was kept of a prompt behind a layer ascends, is as many tokens as the request's rows say, and is part of what was kept
+    /// behind the layer before. The counts and the blocks freed follow from it.
+    Prune,
 }
 
 impl fmt::Display for Rule {
@@ -122,6 +125,7 @@ impl fmt::Display for Rule {
             Self::Finished => "finished",
             Self::Pool => "pool",
             Self::DsaTopk => "dsa-topk",
+            Self::Prune => "prune",
         })
     }
 }

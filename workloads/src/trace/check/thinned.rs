@@ -1,7 +1,9 @@
 //! Checks requests that drop tokens of their prompts between two segments of the model.
 
+use std::collections::BTreeMap;
+
 use super::life::Life;
-use crate::trace::{OutcomeRecord, RowRecord};
+use crate::trace::{OutcomeRecord, PruneRecord, RowRecord};
 
 /// How far such a prompt has come.
 #[derive(Default)]
@@ -15,6 +17,8 @@ pub(super) struct Thinned {
     known: u64,
     /// The length of the prompt; 0 until it is known.
     prompt_len: u64,
+    /// The positions that were kept behind each layer, as far as the trace told them.
+    positions: BTreeMap<u16, Vec<u32>>,
     /// Whether its tokens are numbered anew behind each cut.
     pub(super) compact: bool,
 }
@@ -32,6 +36,33 @@ impl Thinned {
     pub(super) fn held(&self, segment: u16, tokens: u64) -> u64 {
         let kept = usize::from(segment).checked_sub(1).and_then(|cut| self.kept.get(cut));
         kept.map_or(tokens, |&kept| (u64::from(kept) + tokens).saturating_sub(self.prompt_len))
+    }
+
+    /// Checks what was kept of the prompt behind a layer against its counts, and against what was kept behind the layer before.
+    pub(super) fn take_kept(&mut self, record: &PruneRecord) -> Result<(), String> {
+        let (reached, kept) = (record.input_seq_len, record.kept.len() as u32);
+        if self.prompt_len == 0 {
+            // All of it passed the first segment in this step, and goes on in a later one.
+            self.prompt_len = u64::from(reached);
+        }
+        let before = [self.prompt_len as u32].into_iter().chain(self.kept.iter().copied());
+        let is_a_cut = self.kept.iter().zip(before).any(|(&own, before)| own == kept && before == reached);
+        if !is_a_cut {
+            return Err(format!(
+                "{kept} of {reached} tokens were kept behind layer {}, and its counts are {} and then {:?}",
+                record.layer, self.prompt_len, self.kept
+            ));
+        }
+        self.positions.retain(|&layer, _| layer < record.layer);
+        let within = match self.positions.last_key_value() {
+            Some((_, before)) => record.kept.iter().all(|position| before.binary_search(position).is_ok()),
+            None => record.kept.last().is_none_or(|&last| u64::from(last) < self.prompt_len),
+        };
+        if !within {
+            return Err(format!("behind layer {} tokens go on that were dropped before", record.layer));
+        }
+        self.positions.insert(record.layer, record.kept.clone());
+        Ok(())
     }
 
     /// It lost its blocks, so that its prompt is computed again.
