@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use anyhow::anyhow;
 use pagedraft::exit::{usage, usage_hint};
 use pagedraft::memory_need::{books, ensure_fits};
-use pagedraft::session::{DeviceRef, DraftLength, DraftRef, EngineOptions, SimulatedKv};
+use pagedraft::session::{DeviceRef, DraftLength, DraftRef, EngineOptions, PruneOptions, SimulatedKv};
 use pagedraft_block_manager::KvGroup;
 use pagedraft_model::cuda::KvStorage;
 use pagedraft_scheduler::{Scheduler, SchedulerConfig};
@@ -200,6 +200,12 @@ fn options(replay: &Replay, engine: &EngineOptions, cost: CostModel) -> anyhow::
             anyhow!(
                 "--shadow-rate and --inject-fault: a simulated engine computes nothing that could differ"
             ),
+            "leave them out, or use --executor real",
+        ));
+    }
+    if engine.prune != PruneOptions::default() {
+        return Err(usage_hint(
+            anyhow!("--prune-spec and --prune-layers: the prompts of a simulated engine are not pruned yet"),
             "leave them out, or use --executor real",
         ));
     }
