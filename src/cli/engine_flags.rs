@@ -121,6 +121,9 @@ pub struct EngineFlags {
     /// Share of the query tokens that have such records
     #[arg(long, value_name = "RATE", default_value_t = 1.0, value_parser = rate)]
     trace_sample_rate: f64,
+    /// Have the score of each chosen key in such records, and not only the least, the mean and the greatest
+    #[arg(long)]
+    trace_store_scores: bool,
     /// Tokens of a prompt that `prefix_key` in these records stands for, at most
     #[arg(long, value_name = "TOKENS", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
     trace_prefix_key_tokens: u32,
@@ -324,6 +327,7 @@ impl EngineFlags {
             rows: self.trace_dsa.unwrap_or_default(),
             sample_rate: self.trace_sample_rate,
             prefix_key_tokens: self.trace_prefix_key_tokens,
+            store_scores: self.trace_store_scores,
         }
     }
 

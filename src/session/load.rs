@@ -182,9 +182,9 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
     let device = placement.open(&config, limits, place).with_context(failed)?;
     let isa = instruction_set(&device);
     let mut runner = Runner::load(device, &checkpoint, limits).with_context(failed)?;
-    if taps {
+    if let Some(keep) = taps {
         // Graphs that are captured earlier would not keep what is chosen.
-        runner.tap_selections().with_context(failed)?;
+        runner.tap_selections(keep).with_context(failed)?;
     }
     let most_drafts = u32::from(options.speculation.length.most());
     let mut capture = None;

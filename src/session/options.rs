@@ -236,11 +236,13 @@ pub struct DsaTraceOptions {
     pub sample_rate: f64,
     /// How many tokens of a prompt `prefix_key` stands for, at most.
     pub prefix_key_tokens: u32,
+    /// Whether the records have the score of each chosen key.
+    pub store_scores: bool,
 }
 
 impl Default for DsaTraceOptions {
     fn default() -> Self {
-        Self { rows: DsaRows::default(), sample_rate: 1.0, prefix_key_tokens: 256 }
+        Self { rows: DsaRows::default(), sample_rate: 1.0, prefix_key_tokens: 256, store_scores: false }
     }
 }
 

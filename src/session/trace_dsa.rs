@@ -8,7 +8,7 @@ use pagedraft_model::{Device, Runner};
 use pagedraft_scheduler::{Kind, KvView, RequestKey, Scheduler, StepOutcome, StepPlan};
 use pagedraft_spec_decode::ExecutionRecord;
 use pagedraft_workloads::trace::{
-    DsaFacts, DsaRow, DsaTopkRecord, DsaTraceConfig, StepNames, TraceWriter, prefix_key,
+    DsaFacts, DsaRow, DsaScores, DsaTopkRecord, DsaTraceConfig, StepNames, TraceWriter, prefix_key,
 };
 
 use super::options::DsaTraceOptions;
@@ -26,6 +26,8 @@ pub(super) struct TraceDsa {
     config: DsaTraceConfig,
     block_size: u32,
     prefixes: HashMap<RequestKey, Prefix>,
+    /// The scores of a row.
+    each_score: Vec<f32>,
 }
 
 /// What `config.json` says about the records of a trace. `None` of a model without sparse attention, and
@@ -42,6 +44,7 @@ pub(super) fn config(
         rows: options.rows,
         sample_rate: options.sample_rate,
         prefix_key_tokens: options.prefix_key_tokens,
+        store_scores: options.store_scores,
         index_topk: u32::try_from(index_topk).unwrap_or(u32::MAX),
         layers: u16::try_from(latents.layers.len()).unwrap_or(u16::MAX),
         indexer_layers: keys.layers.iter().collect(),
@@ -51,7 +54,7 @@ pub(super) fn config(
 
 impl TraceDsa {
     pub fn new(config: DsaTraceConfig, block_size: u32) -> Self {
-        Self { config, block_size, prefixes: HashMap::new() }
+        Self { config, block_size, prefixes: HashMap::new(), each_score: Vec::new() }
     }
 
     /// Writes the records of the last step, after its line.
@@ -89,6 +92,11 @@ impl TraceDsa {
                 let place = source
                     .and_then(|source| self.config.indexer_layers.iter().position(|&own| own == source));
                 let (Some(selection_layer), Some(place)) = (source, place) else { continue };
+                let kept = runner.selected_scores(place, token.token)?;
+                let scores = kept.map(|of| DsaScores { min: of.min, mean: of.mean, max: of.max });
+                // The next call may not see what the last one lent.
+                self.each_score.clear();
+                self.each_score.extend_from_slice(kept.map_or(&[], |of| of.each));
                 let selected = runner.selected_keys(place, token.token)?;
                 ensure!(selected.is_some(), "the model does not keep what its indexers choose");
                 let facts = DsaFacts {
@@ -100,6 +108,8 @@ impl TraceDsa {
                     row: kind,
                     accepted: token.verified.then_some(token.kept),
                     selected: selected.unwrap_or_default(),
+                    scores,
+                    each_score: &self.each_score,
                     block_size: self.block_size,
                     latent_bytes: self.config.latent_bytes,
                     cached_blocks: prefix.cached_blocks,

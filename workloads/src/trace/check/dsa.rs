@@ -13,7 +13,8 @@ use crate::Error;
 use crate::json_fault;
 use crate::run::{LineFormat, LineReader};
 use crate::trace::{
-    DSA_STEM, DsaFacts, DsaRow, DsaTopkRecord, DsaTraceConfig, RowKind, SUMMARY_FILE, StepRecord, prefix_key,
+    DSA_STEM, DsaFacts, DsaRow, DsaScores, DsaTopkRecord, DsaTraceConfig, RowKind, SUMMARY_FILE, StepRecord,
+    prefix_key,
 };
 
 /// The records of a trace, read beside its steps.
@@ -166,6 +167,9 @@ impl DsaCheck {
                 Some(_) => {}
                 None => chosen.push((selection_layer, record.selected_token_pos.clone())),
             }
+            if let Err(what) = check_scores(&record, &self.config, u64::from(token.position) + 1 > most) {
+                return Err(self.fault(id, what));
+            }
             let proved = {
                 let Some(known) = self.requests.get_mut(id) else { return Ok(()) };
                 let key = known.key.get_or_insert_with(|| record.prefix.prefix_key.clone());
@@ -178,6 +182,8 @@ impl DsaCheck {
                     row: kind,
                     accepted: (kind == DsaRow::Verify).then(|| u64::from(token.position) < kept),
                     selected: &record.selected_token_pos,
+                    scores: record.scores_stats,
+                    each_score: record.scores_topk.as_deref().unwrap_or_default(),
                     block_size: self.block_size,
                     latent_bytes: self.config.latent_bytes,
                     cached_blocks: known.cached_blocks.unwrap_or(0),
@@ -243,6 +249,32 @@ impl DsaCheck {
     fn fault(&self, id: &str, what: String) -> Fault {
         let line = self.lines.as_ref().map_or(0, LineReader::number);
         Fault::of(Rule::DsaTopk, id, format!("line {line} of {DSA_STEM}: {what}"))
+    }
+}
+
+/// Checks what can be known about scores: where there are any, and that their figures fit.
+fn check_scores(record: &DsaTopkRecord, config: &DsaTraceConfig, chose: bool) -> Result<(), String> {
+    let (stats, each) = (record.scores_stats, record.scores_topk.as_deref());
+    if !chose && (stats.is_some() || each.is_some()) {
+        return Err("there are scores, and every key was taken".to_owned());
+    }
+    if each.is_some() != (config.store_scores && stats.is_some()) {
+        return Err("scores_topk is there where it should not be, or missing".to_owned());
+    }
+    if let Some(each) = each {
+        let chosen = record.selected_token_pos.len();
+        if each.len() != chosen {
+            return Err(format!("scores_topk has {} scores of {chosen} keys", each.len()));
+        }
+        if DsaScores::of(each) != stats {
+            return Err(format!("scores_stats is {stats:?}, the scores give {:?}", DsaScores::of(each)));
+        }
+    }
+    match stats {
+        Some(DsaScores { min, mean, max }) if !(min <= mean && mean <= max) => {
+            Err(format!("scores_stats has least {min}, mean {mean} and greatest {max}"))
+        }
+        _ => Ok(()),
     }
 }
 

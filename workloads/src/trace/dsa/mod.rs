@@ -74,6 +74,8 @@ pub struct DsaTraceConfig {
     pub sample_rate: f64,
     /// How many tokens of a prompt `prefix_key` stands for, at most.
     pub prefix_key_tokens: u32,
+    /// Whether records have the score of each chosen key.
+    pub store_scores: bool,
     /// The keys that a query attends to, at most.
     pub index_topk: u32,
     /// The layers of the model.
