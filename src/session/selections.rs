@@ -19,7 +19,8 @@ use crate::memory_need::ensure_fits;
 ///
 /// The options ask for it, and the model has no indexer, or there is no memory for it.
 pub(super) fn wanted(options: &EngineOptions, config: &ModelConfig) -> anyhow::Result<Option<KeepScores>> {
-    let traces = options.trace.is_some() && options.trace_dsa.rows != DsaRows::Off;
+    let traces =
+        (options.trace.is_some() || options.attaches_trace) && options.trace_dsa.rows != DsaRows::Off;
     if !options.return_indexer_topk && (!traces || config.dsa.is_none()) {
         return Ok(None);
     }

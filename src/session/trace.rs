@@ -8,8 +8,7 @@ use pagedraft_scheduler::{Applied, RequestKey, Scheduler, StepOutcome, StepPlan}
 use pagedraft_spec_decode::ExecutionRecord;
 use pagedraft_spec_decode::proposer::GroupStep;
 use pagedraft_workloads::trace::{
-    DsaTraceConfig, KvEvents, KvGroupRecord, RequestNames, StepEvent, TableDelta, TimesUs, TraceTables,
-    TraceWriter,
+    KvEvents, KvGroupRecord, RequestNames, StepEvent, TableDelta, TimesUs, TraceTables, TraceWriter,
 };
 use serde_json::json;
 
@@ -34,7 +33,7 @@ pub(super) fn engine_config(
     options: &EngineOptions,
     info: &SessionInfo,
     blocks: &BlockManager,
-    dsa: Option<&DsaTraceConfig>,
+    dsa: Option<&TraceDsa>,
 ) -> serde_json::Value {
     let groups: Vec<KvGroupRecord> = blocks.groups().iter().map(KvGroupRecord::from).collect();
     json!({
@@ -56,7 +55,7 @@ pub(super) fn engine_config(
         "max_model_len": info.max_model_len,
         "index_topk": options.index_topk,
         // What the records of sparse attention are about, if this trace has any.
-        "dsa": dsa,
+        "dsa": dsa.map(TraceDsa::config),
         "max_num_seqs": options.max_num_seqs,
         "max_num_batched_tokens": options.max_num_batched_tokens,
         "prefill_chunk": options.prefill_chunk,
@@ -87,29 +86,34 @@ impl Trace {
         to: &TraceOptions,
         engine: &serde_json::Value,
         groups: &[KvGroup],
-        dsa: Option<DsaTraceConfig>,
-        block_size: u32,
+        dsa: Option<TraceDsa>,
     ) -> anyhow::Result<Self> {
         let mut config = engine.clone();
         config["trace_tables"] = json!(to.tables);
-        let mut writer = TraceWriter::create(&to.dir, &config, to.format).map_err(|e| usage(e.into()))?;
-        if dsa.is_some() {
-            writer.keep_dsa()?;
-        }
-        let dsa = dsa.map(|dsa| TraceDsa::new(dsa, block_size));
-        Ok(Self { dsa, ..Self::new(writer, to.tables, groups) })
+        let writer = TraceWriter::create(&to.dir, &config, to.format).map_err(|e| usage(e.into()))?;
+        Self::new(writer, to.tables, groups, dsa)
     }
 
     /// A trace whose directory and configuration exist already.
-    pub fn new(writer: TraceWriter, tables: TraceTables, groups: &[KvGroup]) -> Self {
-        Self {
+    ///
+    /// # Errors
+    ///
+    /// The file of the records of sparse attention can't be opened.
+    pub fn new(
+        mut writer: TraceWriter,
+        tables: TraceTables,
+        groups: &[KvGroup],
+        dsa: Option<TraceDsa>,
+    ) -> anyhow::Result<Self> {
+        dsa.iter().try_for_each(|dsa| dsa.open(&mut writer))?;
+        Ok(Self {
             writer,
             tables,
             delta: TableDelta::default(),
             names: RequestNames::default(),
             groups: TraceGroups::new(groups),
-            dsa: None,
-        }
+            dsa,
+        })
     }
 
     /// Writes that the engine speculates in another way from here on.

@@ -18,8 +18,9 @@ mod writer;
 
 pub use check::{CheckReport, Rule, Violation, check_dir};
 pub use dsa::{
-    DSA_STEM, DsaFacts, DsaFetch, DsaPrefix, DsaRow, DsaRows, DsaScores, DsaSource, DsaTopkRecord,
-    DsaTouched, DsaTraceConfig, prefix_key,
+    DSA_STEM, DsaFacts, DsaFetch, DsaFormat, DsaPrefix, DsaRecords, DsaRow, DsaRows, DsaScores, DsaSelection,
+    DsaSource, DsaToken, DsaTopkRecord, DsaTouched, DsaTraceConfig, dsa_file, npy_header, prefix_key,
+    read_compact, write_npy,
 };
 pub use event::{GroupCounts, PoolCounts, StepEvent, StepNames, TimesUs};
 pub use group_rows::GroupRows;

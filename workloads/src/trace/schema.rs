@@ -34,7 +34,7 @@ enum Line {
     Setup(SetupRecord),
     /// A stopped run is resumed.
     Resume(ResumeRecord),
-    /// What a layer with sparse attention attended to for a query token. These lines are in `dsa_topk.jsonl`.
+    /// What a layer with sparse attention attended to for a query token. These lines are in `dsa_topk.jsonl`, or coded in `dsa_topk.bin`.
     DsaTopk(Box<DsaTopkRecord>),
 }
 
