@@ -1,5 +1,7 @@
 //! `pagedraft trace`.
 
+mod analyze;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -20,6 +22,11 @@ pub enum Trace {
     Check(Check),
     /// Write the lines of a trace in another format
     Export(Export),
+    /// Compute figures of the records of a trace
+    Analyze {
+        #[command(subcommand)]
+        what: analyze::Analyze,
+    },
     /// Print the JSON Schema of a file of a run
     Schema(Schema),
 }
@@ -120,6 +127,7 @@ impl Trace {
         match self {
             Self::Check(check) => check.run(),
             Self::Export(export) => export.run(),
+            Self::Analyze { what } => what.run(),
             Self::Schema(schema) => schema.run(),
         }
     }

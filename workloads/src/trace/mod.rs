@@ -3,6 +3,7 @@
 //! [`StepEvent`] and [`TraceWriter`] write traces. [`read_steps`] and [`StepRecord`] read them.
 //! [`check_dir`] checks them. [`schema()`] says what lines look like.
 
+pub mod analyze;
 mod check;
 mod dsa;
 mod event;
@@ -16,6 +17,7 @@ mod steps;
 mod tables;
 mod writer;
 
+pub use analyze::analyze_dsa;
 pub use check::{CheckReport, Rule, Violation, check_dir};
 pub use dsa::{
     DSA_STEM, DsaFacts, DsaFetch, DsaFormat, DsaPrefix, DsaRecords, DsaRow, DsaRows, DsaScores, DsaSelection,
