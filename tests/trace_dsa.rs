@@ -15,7 +15,10 @@ use pagedraft::session::{
     SpeculationOptions, TraceOptions,
 };
 use pagedraft::spec_decode::Scorer;
-use pagedraft_workloads::trace::{DsaRows, Rule, SchemaOf, TraceTables, check_dir, schema};
+use pagedraft_workloads::run::{LineFormat, convert_lines};
+use pagedraft_workloads::trace::{
+    DsaFormat, DsaRecords, DsaRows, Rule, SchemaOf, TraceTables, check_dir, dsa_file, schema, write_npy,
+};
 use schedule::{options, requests};
 use serde_json::{Value, json};
 use sparse_model::glm;
@@ -51,8 +54,12 @@ fn serve(options: &EngineOptions, requests: &[Request]) -> Vec<RequestOutput> {
 }
 
 fn records(dir: &Path) -> Vec<Value> {
-    let text = std::fs::read_to_string(dir.join("dsa_topk.jsonl")).unwrap();
-    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    let mut lines = DsaRecords::open(dir).unwrap().unwrap().into_lines();
+    let mut records = Vec::new();
+    while let Some(line) = lines.next_line().unwrap() {
+        records.push(serde_json::from_slice(line).unwrap());
+    }
+    records
 }
 
 fn few_tokens() -> Vec<Request> {
@@ -71,14 +78,16 @@ fn every_record_is_proved_and_valid_and_has_the_keys_that_requests_are_given() {
     let model = glm("dsa-records");
     let validator = jsonschema::validator_for(&schema(SchemaOf::Steps)).unwrap();
     let mut kinds = HashMap::new();
-    for (name, scorer, num_blocks, tables, caching) in [
-        ("mqa", Scorer::Mqa, 256, TraceTables::Full, true),
-        ("expanded-tight", Scorer::BatchExpansion, 11, TraceTables::Delta, true),
+    for (name, scorer, num_blocks, tables, format) in [
+        ("mqa", Scorer::Mqa, 256, TraceTables::Full, DsaFormat::Jsonl),
+        ("expanded-tight", Scorer::BatchExpansion, 11, TraceTables::Delta, DsaFormat::Compact),
     ] {
         let dir = directory(&format!("dsa-{name}"));
         let mut options = traced(&model, &dir);
         options.trace.as_mut().unwrap().tables = tables;
-        options.enable_prefix_caching = caching;
+        options.enable_prefix_caching = true;
+        options.trace_dsa.format = format;
+        options.trace_dsa.store_scores = format == DsaFormat::Compact;
         options.speculation = drafting(scorer);
         options.num_blocks = Some(num_blocks);
         options.prefill_chunk = Some(20);
@@ -101,6 +110,10 @@ fn every_record_is_proved_and_valid_and_has_the_keys_that_requests_are_given() {
             assert!(faults.is_empty(), "{faults:?}: {record}");
             let kind = format!("{} {}", record["row"], record["accepted"]);
             *kinds.entry(kind).or_insert(0) += 1;
+            let chose = record["seq_len_current"].as_u64().unwrap() > 24;
+            assert_eq!(record["scores_stats"].is_object(), chose, "{record}");
+            let scores = record["scores_topk"].as_array().map(Vec::len);
+            assert_eq!(scores, (chose && format == DsaFormat::Compact).then_some(24), "{record}");
             hits += u32::from(record["prefix"]["prefix_cache_hit"] == true);
             let output = by_name[record["request_id"].as_str().unwrap()];
             let (Some(topk), false) = (&output.indexer_topk, record["accepted"] == false) else { continue };
@@ -135,7 +148,7 @@ fn rows_that_are_not_asked_for_have_no_records_and_dense_models_have_none() {
         options.speculation = drafting(Scorer::Mqa);
         serve(&options, &requests);
         assert_eq!(check_dir(&dir).unwrap().violation, None, "{name}");
-        dir.join("dsa_topk.jsonl").exists().then(|| records(&dir))
+        dsa_file(&dir).map(|_| records(&dir))
     };
     assert!(count("dsa-off", DsaRows::Off, 1.0).is_none());
     let decode = count("dsa-decode", DsaRows::Decode, 1.0).unwrap();
@@ -151,7 +164,7 @@ fn rows_that_are_not_asked_for_have_no_records_and_dense_models_have_none() {
         &EngineOptions { num_blocks: Some(64), ..traced(&ModelRef::Builtin("target".into()), &dir) },
         &requests[..1],
     );
-    assert!(!dir.join("dsa_topk.jsonl").exists());
+    assert_eq!(dsa_file(&dir), None);
     assert_eq!(check_dir(&dir).unwrap().violation, None);
 }
 
@@ -159,7 +172,10 @@ fn rows_that_are_not_asked_for_have_no_records_and_dense_models_have_none() {
 fn a_changed_byte_a_missing_record_and_one_too_many_are_found() {
     let dir = directory("dsa-changed");
     let request = Request { ignore_eos: true, ..Request::new("one", (0..40).collect(), 3) };
-    serve(&traced(&glm("dsa-changed-model"), &dir), &[request]);
+    let mut options = traced(&glm("dsa-changed-model"), &dir);
+    options.trace_dsa.format = DsaFormat::Jsonl;
+    options.trace_dsa.store_scores = true;
+    serve(&options, &[request]);
     let path = dir.join("dsa_topk.jsonl");
     let sound = std::fs::read(&path).unwrap();
     assert_eq!(check_dir(&dir).unwrap().violation, None);
@@ -169,15 +185,26 @@ fn a_changed_byte_a_missing_record_and_one_too_many_are_found() {
         check_dir(&dir).unwrap().violation.map(|violation| violation.rule)
     };
     // A record of a prefill row, and one of a decode row: of layer 1, which uses the choice of layer 0. Which keys of a block an
-    // indexer chose cannot be seen from tables.
+    // indexer chose cannot be seen from tables. The last digit of a score may not matter, so that scores are left to the end.
     for line in [lines.len() / 2, lines.len() - 2] {
         let start: usize = lines[..line].iter().map(|line| line.len()).sum();
-        for at in start..start + lines[line].len() - 1 {
+        let place = |word: &[u8]| lines[line].windows(word.len()).position(|own| own == word).unwrap();
+        let scores = place(b"scores_stats\":") + 14..place(b",\"block_size_tokens");
+        for at in (0..lines[line].len() - 1).filter(|at| !scores.contains(at)).map(|at| start + at) {
             let mut bytes = sound.clone();
             // Another digit, another letter, another sign.
             bytes[at] ^= 1;
             assert_eq!(broken(&bytes), Some(Rule::DsaTopk), "byte {} of {line}", at - start);
         }
+    }
+    // Another least score, of layer 2, which is the only one to say it; and another first score.
+    for (word, line) in [("\"min\":", lines.len() - 1), ("\"scores_topk\":[", lines.len() - 3)] {
+        let text = String::from_utf8(sound.clone()).unwrap();
+        let mut changed: Vec<String> = text.lines().map(str::to_owned).collect();
+        let at = changed[line].find(word).unwrap() + word.len();
+        let end = at + changed[line][at..].find(',').unwrap();
+        changed[line].replace_range(at..end, "-123.5");
+        assert_eq!(broken((changed.join("\n") + "\n").as_bytes()), Some(Rule::DsaTopk), "{word}");
     }
     assert_eq!(broken(&lines[..lines.len() - 1].concat()), Some(Rule::DsaTopk));
     assert_eq!(broken(&[&lines[1..], &lines[..1]].concat().concat()), Some(Rule::DsaTopk));
@@ -186,4 +213,69 @@ fn a_changed_byte_a_missing_record_and_one_too_many_are_found() {
     std::fs::remove_file(dir.join("summary.json")).unwrap();
     assert_eq!(broken(&lines[..lines.len() - 1].concat()), None);
     assert_eq!(broken(&sound[..sound.len() - 9]), None);
+}
+
+#[test]
+fn both_formats_give_the_same_records_and_arrays_are_those_that_requests_are_given() {
+    let model = glm("dsa-formats");
+    let mut texts = Vec::new();
+    for (name, format) in [("compact", DsaFormat::Compact), ("jsonl", DsaFormat::Jsonl)] {
+        let dir = directory(&format!("dsa-{name}"));
+        let mut options = traced(&model, &dir);
+        (options.trace_dsa.format, options.trace_dsa.store_scores) = (format, true);
+        options.speculation = drafting(Scorer::Mqa);
+        options.return_indexer_topk = true;
+        let mut requests = few_tokens();
+        requests.iter_mut().for_each(|request| request.return_indexer_topk = true);
+        let outputs = serve(&options, &requests);
+        let report = check_dir(&dir).unwrap();
+        assert_eq!(report.violation, None, "{name}");
+        let text = dir.join("text.jsonl");
+        let mut lines = DsaRecords::open(&dir).unwrap().unwrap().into_lines();
+        assert_eq!(convert_lines(&mut lines, &text, LineFormat::Jsonl).unwrap(), report.dsa_records);
+        texts.push(std::fs::read_to_string(text).unwrap());
+        let arrays = write_npy(&dir, &dir.join("arrays")).unwrap();
+        assert_eq!(arrays.len(), outputs.len());
+        for output in outputs {
+            let made = std::fs::read(dir.join("arrays").join(format!("{}.npy", output.request_id))).unwrap();
+            assert!(made == output.indexer_topk.unwrap().npy(), "{name}: request {}", output.request_id);
+        }
+    }
+    assert!(texts[0] == texts[1]);
+    let own =
+        std::fs::read_to_string(directory("dsa-none").with_file_name("dsa-jsonl").join("dsa_topk.jsonl"));
+    assert!(own.unwrap() == texts[0], "lines that are made are those that are written");
+}
+
+#[test]
+fn every_changed_byte_of_a_compact_file_is_found_and_a_torn_end_is_left_out() {
+    let dir = directory("dsa-torn");
+    let request = Request { ignore_eos: true, ..Request::new("one", (0..40).collect(), 3) };
+    serve(&traced(&glm("dsa-torn-model"), &dir), &[request]);
+    let path = dir.join("dsa_topk.bin");
+    let sound = std::fs::read(&path).unwrap();
+    let all = records(&dir);
+    let first = sound.iter().position(|&byte| byte == b'\n').unwrap() + 1;
+    for at in first..sound.len() {
+        for flip in [1, 0x40] {
+            let mut bytes = sound.clone();
+            bytes[at] ^= flip;
+            std::fs::write(&path, bytes).unwrap();
+            let violation = check_dir(&dir).unwrap().violation.unwrap_or_else(|| panic!("byte {at} passes"));
+            assert_eq!(violation.rule, Rule::DsaTopk);
+        }
+    }
+    std::fs::remove_file(dir.join("summary.json")).unwrap();
+    for end in [sound.len() - 1, sound.len() - 30, first + 5, first] {
+        std::fs::write(&path, &sound[..end]).unwrap();
+        let found = records(&dir);
+        assert!(found.len() < all.len() && found[..] == all[..found.len()], "{end}");
+        assert_eq!(check_dir(&dir).unwrap().violation, None, "{end}");
+    }
+    for bytes in [&b"{}\n"[..], b"\x00\x01"] {
+        std::fs::write(&path, bytes).unwrap();
+        let error = DsaRecords::open(&dir).unwrap_err();
+        let text = format!("{error} {:?}", std::error::Error::source(&error));
+        assert!(text.contains("dsa_topk.bin") && text.contains("first line"), "{text}");
+    }
 }

@@ -128,11 +128,10 @@ impl Case {
         Case { shape, keys, latents, sequences, scale: 0.21, index_scale: 0.37 }
     }
 
-    /// What the twin chooses and computes for token `t` of a sequence.
-    fn expected(&self, isa: Isa, sequence: &Sequence, t: usize) -> (Vec<u32>, Vec<f32>) {
+    /// What the twin scores the keys of token `t` of a sequence.
+    fn scores(&self, isa: Isa, sequence: &Sequence, t: usize) -> Vec<f32> {
         let s = self.shape;
-        let arithmetic = Arithmetic::of(isa);
-        let (iq, head) = (s.index_heads * s.index_dim, s.nope + s.rope);
+        let (arithmetic, iq) = (Arithmetic::of(isa), s.index_heads * s.index_dim);
         let score = |j| {
             arithmetic.index_score(
                 &sequence.index_q[t * iq..(t + 1) * iq],
@@ -141,8 +140,14 @@ impl Case {
                 &self.keys.vector(&sequence.table, j),
             )
         };
-        let scores: Vec<f32> = (0..=t).map(score).collect();
-        let list = best(&scores, s.k);
+        (0..=t).map(score).collect()
+    }
+
+    /// What the twin chooses and computes for token `t` of a sequence.
+    fn expected(&self, isa: Isa, sequence: &Sequence, t: usize) -> (Vec<u32>, Vec<f32>) {
+        let s = self.shape;
+        let (arithmetic, head) = (Arithmetic::of(isa), s.nope + s.rope);
+        let list = best(&self.scores(isa, sequence, t), s.k);
         let latents: Vec<Vec<f32>> =
             list.iter().map(|&j| self.latents.vector(&sequence.table, j as usize)).collect();
         let mut out = Vec::new();
@@ -195,7 +200,11 @@ impl Case {
         assert_eq!(plan.rows().len(), tokens, "pad rows are left out");
         let all = tokens + pads;
         let (mut positions, mut lens) = (vec![u32::MAX; all * s.k], vec![0u32; all]);
+        let (mut stats, mut scores) = (vec![f32::NAN; all * 3], vec![f32::NAN; all * s.k]);
         let selection = SelectionView::new(&mut positions, &mut lens, s.k);
+        // The figures of scores are kept always, and each score in every second run.
+        let each = if backwards { scores.as_mut_ptr() } else { std::ptr::null_mut() };
+        let selection = unsafe { selection.with_scores(stats.as_mut_ptr(), each) };
         let of = |i: usize| TokenRows::new(&buffers[i], widths[i]);
         let index = IndexShape { heads: s.index_heads, scale: self.index_scale };
         let select =
@@ -204,6 +213,18 @@ impl Case {
         let order = |n: usize| (0..n).map(move |i| if backwards { n - 1 - i } else { i });
         for item in order(select.num_items()) {
             unsafe { select.run_item(item, &mut scratch) };
+        }
+        let queries = rows.iter().flat_map(|&(i, first, count)| (first..first + count).map(move |t| (i, t)));
+        for (r, (i, t)) in queries.enumerate() {
+            let (chosen, kept) = unsafe { (selection.row(r), selection.scores(r)) };
+            assert_eq!(kept.is_some(), t >= s.k, "what chooses nothing scores nothing: token {t}");
+            let Some(kept) = kept else { continue };
+            let all = self.scores(isa, &self.sequences[i], t);
+            let own: Vec<f32> = chosen.iter().map(|&key| all[key as usize]).collect();
+            let (min, max) = own.iter().fold((f32::MAX, f32::MIN), |(a, b), &s| (a.min(s), b.max(s)));
+            let mean = own.iter().copied().map(f64::from).sum::<f64>() / own.len() as f64;
+            assert_eq!((kept.min, kept.mean, kept.max), (min, mean as f32, max), "token {t}");
+            assert_eq!(kept.each, if backwards { &own[..] } else { &[] }, "token {t}");
         }
         let shape = LatentShape {
             heads: s.heads,

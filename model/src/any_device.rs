@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use pagedraft_attention::sparse::{ChosenScores, KeepScores};
 use pagedraft_block_manager::{Arena, BlockCopy, KvGroup};
 
 use crate::checkpoint::Tensor;
@@ -124,12 +125,16 @@ impl Device for AnyDevice {
         on!(self, device => device.full_matrix(tensor))
     }
 
-    fn choices(&mut self, rows: usize, per_row: usize) -> Result<BufferId, ModelError> {
-        on!(self, device => device.choices(rows, per_row))
+    fn choices(&mut self, rows: usize, per_row: usize, keep: KeepScores) -> Result<BufferId, ModelError> {
+        on!(self, device => device.choices(rows, per_row, keep))
     }
 
     fn read_choices(&mut self, buffer: BufferId, row: usize) -> Result<&[u32], ModelError> {
         on!(self, device => device.read_choices(buffer, row))
+    }
+
+    fn read_scores(&mut self, buffer: BufferId, row: usize) -> Result<Option<ChosenScores<'_>>, ModelError> {
+        on!(self, device => device.read_scores(buffer, row))
     }
 
     fn bind(&mut self, inputs: &StepInputs, key: Option<GraphKey>) -> Result<(), ModelError> {

@@ -8,6 +8,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use pagedraft_attention::sparse::{ChosenScores, KeepScores};
 use pagedraft_block_manager::{BlockCopy, KvGroup};
 
 use crate::checkpoint::Tensor;
@@ -265,13 +266,14 @@ pub trait Device {
         Err(no_sparse_operations())
     }
 
-    /// A buffer for the `per_row` keys, or experts, that are chosen for each of `rows` token rows.
+    /// A buffer for the `per_row` keys, or experts, that are chosen for each of `rows` token rows, and for what is to be kept of the
+    /// scores of keys.
     ///
     /// # Errors
     ///
     /// Not enough memory, or a device without such choices.
-    fn choices(&mut self, rows: usize, per_row: usize) -> Result<Self::Buf, ModelError> {
-        let _ = (rows, per_row);
+    fn choices(&mut self, rows: usize, per_row: usize, keep: KeepScores) -> Result<Self::Buf, ModelError> {
+        let _ = (rows, per_row, keep);
         Err(no_sparse_operations())
     }
 
@@ -281,6 +283,17 @@ pub trait Device {
     ///
     /// A row that the buffer does not have, or another buffer.
     fn read_choices(&mut self, buffer: Self::Buf, row: usize) -> Result<&[u32], ModelError> {
+        let _ = (buffer, row);
+        Err(no_sparse_operations())
+    }
+
+    /// The scores of these keys. `None` if the buffer does not keep them, if the row sees no more keys than may be chosen, so that
+    /// none was scored, or if a score is not finite.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`read_choices`](Self::read_choices).
+    fn read_scores(&mut self, buffer: Self::Buf, row: usize) -> Result<Option<ChosenScores<'_>>, ModelError> {
         let _ = (buffer, row);
         Err(no_sparse_operations())
     }

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use pagedraft_attention::MetadataBuilder;
 use pagedraft_attention::isa::Isa;
 use pagedraft_attention::metadata::MaskKind;
+use pagedraft_attention::sparse::KeepScores;
 use pagedraft_block_manager::BlockId;
 use pagedraft_model::checkpoint::Checkpoint;
 use pagedraft_model::cpu::CpuDevice;
@@ -88,7 +89,7 @@ impl Sequence {
         let device = devices::cpu(checkpoint.config(), (isa, threads, Dtype::F32), NUM_BLOCKS, 512);
         let mut runner = Runner::load(device, &checkpoint, LIMITS).unwrap();
         runner.tap_hidden().unwrap();
-        runner.tap_selections().unwrap();
+        runner.tap_selections(KeepScores::Nothing).unwrap();
         Self { runner, builder: MetadataBuilder::new(BLOCK_SIZE).unwrap(), table: table(), len: 0 }
     }
 

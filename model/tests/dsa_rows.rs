@@ -6,6 +6,7 @@ mod devices;
 use pagedraft_attention::MetadataBuilder;
 use pagedraft_attention::isa::Isa;
 use pagedraft_attention::metadata::MaskKind;
+use pagedraft_attention::sparse::KeepScores;
 use pagedraft_block_manager::{BlockId, PartKind};
 use pagedraft_model::checkpoint::{Checkpoint, ModelConfig};
 use pagedraft_model::cpu::CpuDevice;
@@ -55,7 +56,7 @@ impl World {
         let checkpoint = Checkpoint::dummy(config(""), 5);
         let device = devices::cpu(checkpoint.config(), (isa, threads, dtype), NUM_BLOCKS, 256);
         let mut runner = Runner::load(device, &checkpoint, LIMITS).unwrap();
-        runner.tap_selections().unwrap();
+        runner.tap_selections(KeepScores::Nothing).unwrap();
         if captured {
             runner.capture(&CaptureSizes::new(vec![1, 2, 4, 8, 16, 32], vec![1, 2, 5])).unwrap();
         }
@@ -158,7 +159,7 @@ fn another_number_of_keys_computes_something_else_and_enough_keys_are_dense() {
         let device = devices::cpu(checkpoint.config(), (Isa::detect(), 1, Dtype::F32), NUM_BLOCKS, 256);
         let runner = Runner::load(device, &checkpoint, LIMITS).unwrap();
         let mut world = World { runner, builder: MetadataBuilder::new(BLOCK_SIZE).unwrap(), replays: 0 };
-        world.runner.tap_selections().unwrap();
+        world.runner.tap_selections(KeepScores::Nothing).unwrap();
         world.step(&[(0, 0, 150)]).into_iter().map(|(bits, _)| bits).collect::<Vec<_>>()
     };
     let (sparse, dense, all) = (run(TOPK), run(150), run(256));

@@ -15,7 +15,7 @@ use pagedraft_model::Dtype;
 use pagedraft_model::cuda::{self, KvStorage};
 use pagedraft_scheduler::Policy;
 use pagedraft_workloads::run::LineFormat;
-use pagedraft_workloads::trace::{DsaRows, TraceTables, TraceWriter};
+use pagedraft_workloads::trace::{DsaFormat, DsaRows, TraceTables, TraceWriter};
 
 use super::interrupt;
 use super::prune_flags::PruneFlags;
@@ -112,16 +112,19 @@ pub struct EngineFlags {
     /// jsonl, jsonl.zst, or parquet (made when the run ends)
     #[arg(long, value_name = "FORMAT", default_value_t)]
     pub trace_format: LineFormat,
-    /// Which rows of a model with sparse attention have records of what they attended to, in `dsa_topk.jsonl` beside the steps: off,
+    /// Which rows of a model with sparse attention have records of what they attended to, in `dsa_topk.*` beside the steps: off,
     /// decode, verify (those too), or all (prefills too) [default: decode]
     #[arg(long, value_name = "ROWS")]
     trace_dsa: Option<DsaRows>,
     /// How these records are stored
-    #[arg(long, value_enum, default_value = "jsonl")]
-    trace_dsa_format: DsaFormat,
+    #[arg(long, value_enum, default_value = "compact")]
+    trace_dsa_format: DsaFormatName,
     /// Share of the query tokens that have such records
     #[arg(long, value_name = "RATE", default_value_t = 1.0, value_parser = rate)]
     trace_sample_rate: f64,
+    /// Have the score of each chosen key in such records, and not only the least, the mean and the greatest
+    #[arg(long)]
+    trace_store_scores: bool,
     /// Tokens of a prompt that `prefix_key` in these records stands for, at most
     #[arg(long, value_name = "TOKENS", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
     trace_prefix_key_tokens: u32,
@@ -180,7 +183,9 @@ enum Device {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum DsaFormat {
+enum DsaFormatName {
+    /// Coded, some 40 times smaller; `trace export` makes JSON, Parquet or .npy of it
+    Compact,
     /// A JSON object a line
     Jsonl,
 }
@@ -246,6 +251,7 @@ impl EngineFlags {
             prune: self.prune.options(),
             trace: self.trace_options()?,
             trace_dsa: self.trace_dsa_options(),
+            attaches_trace: false,
             interrupt: Some(interrupt::flag()),
         })
     }
@@ -322,22 +328,25 @@ impl EngineFlags {
 
     /// What a trace records of sparse attention.
     fn trace_dsa_options(&self) -> DsaTraceOptions {
-        // There is no other format yet.
-        let DsaFormat::Jsonl = self.trace_dsa_format;
         DsaTraceOptions {
             rows: self.trace_dsa.unwrap_or_default(),
             sample_rate: self.trace_sample_rate,
             prefix_key_tokens: self.trace_prefix_key_tokens,
+            store_scores: self.trace_store_scores,
+            format: match self.trace_dsa_format {
+                DsaFormatName::Compact => DsaFormat::Compact,
+                DsaFormatName::Jsonl => DsaFormat::Jsonl,
+            },
         }
     }
 
-    /// Refuses records of sparse attention where they are asked for and `command` writes none.
-    pub fn refuse_trace_dsa(&self, command: &str) -> anyhow::Result<()> {
+    /// Refuses records of sparse attention where they are asked for and the run writes none, because of `why`.
+    pub fn refuse_trace_dsa(&self, why: &str) -> anyhow::Result<()> {
         match self.trace_dsa.filter(|&rows| rows != DsaRows::Off) {
             None => Ok(()),
             Some(rows) => Err(usage_hint(
-                anyhow!("--trace-dsa {rows}: {command} does not write these records yet"),
-                "leave it out, or run the prompts with `pagedraft generate --prompts FILE --trace-out DIR`",
+                anyhow!("--trace-dsa {rows}: {why}"),
+                "leave it out, or run the model and let it write a trace",
             )),
         }
     }

@@ -127,6 +127,23 @@ impl Chart {
         );
     }
 
+    /// Fills rectangles between the values `[left, right, floor, top]`, each as strongly as its share of 1 says, in steps of a tenth.
+    pub(super) fn cells(&mut self, cells: &[([f64; 4], f64)], class: &'static str) {
+        // One path for all cells of a strength keeps the page small.
+        let mut paths = vec![String::new(); 11];
+        for &([left, right, floor, top], strength) in cells {
+            let (left, right, floor, top) =
+                (self.x.at(left), self.x.at(right), self.y.at(floor), self.y.at(top));
+            let path = &mut paths[(strength.clamp(0.0, 1.0) * 10.0).ceil() as usize];
+            let (width, height) = (right - left, floor - top);
+            let _ = write!(path, "M{left:.1} {top:.1}h{width:.1}v{height:.1}h{:.1}z", -width);
+        }
+        for (tenths, path) in paths.iter().enumerate().filter(|(_, path)| !path.is_empty()) {
+            let opacity = tenths as f64 / 10.0;
+            let _ = write!(self.body, r#"<path class="bar {class}" fill-opacity="{opacity}" d="{path}"/>"#);
+        }
+    }
+
     /// Draws a mark on a line, with a label beside it.
     pub(super) fn mark(&mut self, x: f64, y: f64, class: &'static str, text: &str) {
         let (at_x, at_y) = (self.x.at(x), self.y.at(y));

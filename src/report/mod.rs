@@ -1,8 +1,8 @@
 //! `report.html`: one self-contained page about what runs wrote, with charts and with the KV blocks step by
 //! step.
 //!
-//! It is made from `config.json`, `summary.json`, `requests.jsonl` and `trace_steps.jsonl`, as far as a
-//! directory has them. A run that was stopped has no summary; its figures are then computed from its
+//! It is made from `config.json`, `summary.json`, `requests.jsonl`, `trace_steps.jsonl` and the records of
+//! sparse attention, as far as a directory has them. A run that was stopped has no summary; its figures are then computed from its
 //! requests. What `--trace-out` writes has no requests; its page has the charts by step and the blocks. The
 //! page needs no network and no server.
 //!
@@ -22,6 +22,7 @@ mod run;
 mod scale;
 mod series;
 mod shown;
+mod sparse;
 mod steady;
 mod step_delta;
 mod step_points;

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::requests::Requests;
 use super::shown::Shown;
+use super::sparse::Sparse;
 use super::trace_window::TraceWindow;
 
 const TRACE_LEFT_OUT: &str = "The trace is left out, and with it the pictures by step and the blocks: config.json has no block_size \
@@ -25,6 +26,8 @@ pub(super) struct Run {
     pub(super) summary_left_out: Option<String>,
     pub(super) requests: Option<Requests>,
     pub(super) trace: Option<TraceWindow>,
+    /// What sparse attention chose.
+    pub(super) sparse: Option<Sparse>,
     /// Why the trace is left out although there is a file, for people.
     pub(super) trace_left_out: Option<String>,
 }
@@ -58,6 +61,9 @@ impl Run {
             requests: Requests::read(directory)?,
             trace: TraceWindow::read(directory, &config, shown)
                 .with_context(|| format!("can't read the trace in {}", directory.display()))?,
+            sparse: Sparse::read(directory).with_context(|| {
+                format!("can't read what sparse attention chose in {}", directory.display())
+            })?,
             config,
         })
     }

@@ -2,6 +2,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use pagedraft_workloads::trace::npy_header;
 use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 
@@ -69,18 +70,8 @@ impl IndexerTopk {
     /// The array as a `.npy` file (version 1.0, little-endian int32, C order).
     #[must_use]
     pub fn npy(&self) -> Vec<u8> {
-        let [tokens, layers, k] = self.shape();
-        let mut header =
-            format!("{{'descr': '<i4', 'fortran_order': False, 'shape': ({tokens}, {layers}, {k}), }}");
-        // The magic, the version and the length of the header take 10 bytes, and the array begins at a
-        // multiple of 64.
-        let padding = 63 - (header.len() + 10) % 64;
-        header.extend(std::iter::repeat_n(' ', padding));
-        header.push('\n');
-        let mut file = Vec::with_capacity(10 + header.len() + 4 * self.positions.len());
-        file.extend_from_slice(b"\x93NUMPY\x01\x00");
-        file.extend_from_slice(&(header.len() as u16).to_le_bytes());
-        file.extend_from_slice(header.as_bytes());
+        let mut file = npy_header(self.shape());
+        file.reserve(4 * self.positions.len());
         file.extend(self.positions.iter().flat_map(|position| position.to_le_bytes()));
         file
     }

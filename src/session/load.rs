@@ -208,9 +208,9 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
         let model = CutDecoder::load(&mut device, &checkpoint, limits, &cuts).with_context(failed)?;
         Runner::with(device, Box::new(model), limits).with_context(failed)?
     };
-    if taps {
+    if let Some(keep) = taps {
         // Graphs that are captured earlier would not keep what is chosen.
-        runner.tap_selections().with_context(failed)?;
+        runner.tap_selections(keep).with_context(failed)?;
     }
     let most_drafts = u32::from(options.speculation.length.most());
     let mut capture = None;

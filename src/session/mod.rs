@@ -66,6 +66,7 @@ use pruning::Pruning;
 use sequence::Sequence;
 use speculation::Setups;
 use trace::Trace;
+use trace_dsa::TraceDsa;
 
 /// Whether a step failed only because [`EngineOptions::interrupt`] was set. Nothing of it was applied, and nothing of it is in the trace.
 /// The session can go on once the flag is clear: the step's requests are computed again.
@@ -91,6 +92,8 @@ pub struct Session {
     /// What each row of the last step did.
     rows: Vec<StepRow>,
     trace: Option<Trace>,
+    /// What a trace that is attached records of sparse attention.
+    trace_dsa: Option<TraceDsa>,
     /// The layers with an indexer and the keys that each chooses at most, if requests may ask for what was
     /// chosen.
     indexer_topk_shape: Option<(usize, usize)>,
@@ -111,11 +114,12 @@ impl Session {
         let blocks = loaded.scheduler.blocks();
         let groups = blocks.groups();
         let (_, index_topk) = selections::shape(loaded.executor.runner());
-        let dsa =
-            options.trace.as_ref().and_then(|_| trace_dsa::config(&options.trace_dsa, groups, index_topk));
+        let traces = options.trace.is_some() || options.attaches_trace;
+        let dsa = traces.then(|| TraceDsa::new(&options.trace_dsa, groups, index_topk, options.block_size));
+        let dsa = dsa.flatten();
         let config = trace::engine_config(options, &loaded.info, blocks, dsa.as_ref());
         let segments = loaded.pruning.as_ref().map(Pruning::segments).unwrap_or_default();
-        let create = |to| Trace::create(to, &config, (groups, &segments), dsa, options.block_size);
+        let create = |to| Trace::create(to, &config, (groups, &segments), dsa.clone());
         let trace = options.trace.as_ref().map(create).transpose()?;
         loaded.scheduler.keep_journal(trace.is_some());
         loaded.executor.keep_group_steps(trace.is_some());
@@ -140,6 +144,7 @@ impl Session {
             by_key: SideTable::default(),
             rows: Vec::new(),
             trace,
+            trace_dsa: dsa,
             indexer_topk_shape,
             pruning: loaded.pruning,
             journal: KvJournal::default(),
@@ -162,12 +167,13 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// There is a trace already, or requests were submitted before, whose names the trace would not know.
+    /// There is a trace already, its files can't be opened, or requests were submitted before, whose names the trace would not know.
     pub fn attach_trace(&mut self, writer: TraceWriter, tables: TraceTables) -> anyhow::Result<()> {
         ensure!(self.trace.is_none(), "the session has a trace already");
         ensure!(!self.has_unfinished(), "a trace can't begin while requests run");
         let segments = self.pruning.as_ref().map(Pruning::segments).unwrap_or_default();
-        self.trace = Some(Trace::new(writer, tables, (self.scheduler.blocks().groups(), &segments)));
+        let groups = (self.scheduler.blocks().groups(), &segments[..]);
+        self.trace = Some(Trace::new(writer, tables, groups, self.trace_dsa.clone())?);
         self.scheduler.keep_journal(true);
         self.executor.keep_group_steps(true);
         Ok(())

@@ -14,7 +14,7 @@ use pagedraft_scheduler::Policy;
 use pagedraft_spec_decode::Scorer;
 use pagedraft_spec_decode::acceptance::Acceptance;
 use pagedraft_workloads::run::LineFormat;
-use pagedraft_workloads::trace::{DsaRows, TraceTables};
+use pagedraft_workloads::trace::{DsaFormat, DsaRows, TraceTables};
 
 use crate::prune::PruneChoice;
 
@@ -249,11 +249,21 @@ pub struct DsaTraceOptions {
     pub sample_rate: f64,
     /// How many tokens of a prompt `prefix_key` stands for, at most.
     pub prefix_key_tokens: u32,
+    /// Whether the records have the score of each chosen key.
+    pub store_scores: bool,
+    /// How the records are stored.
+    pub format: DsaFormat,
 }
 
 impl Default for DsaTraceOptions {
     fn default() -> Self {
-        Self { rows: DsaRows::default(), sample_rate: 1.0, prefix_key_tokens: 256 }
+        Self {
+            rows: DsaRows::default(),
+            sample_rate: 1.0,
+            prefix_key_tokens: 256,
+            store_scores: false,
+            format: DsaFormat::default(),
+        }
     }
 }
 
@@ -322,6 +332,8 @@ pub struct EngineOptions {
     pub trace: Option<TraceOptions>,
     /// What that trace records of sparse attention.
     pub trace_dsa: DsaTraceOptions,
+    /// Whether a trace will be [attached](crate::session::Session::attach_trace).
+    pub attaches_trace: bool,
     /// Ends the step that runs while it is set: [`Session::step`](super::Session::step) then fails with an error that
     /// [is an interrupt](super::is_interrupt). The CPU looks at it once a layer; a GPU's steps are short, and are not interrupted.
     pub interrupt: Option<Arc<AtomicBool>>,
@@ -362,6 +374,7 @@ impl EngineOptions {
             prune: PruneOptions::default(),
             trace: None,
             trace_dsa: DsaTraceOptions::default(),
+            attaches_trace: false,
             interrupt: None,
         }
     }

@@ -1,6 +1,7 @@
 //! Reads which keys the indexers of a model with sparse attention chose in a step.
 
 use anyhow::{anyhow, ensure};
+use pagedraft_attention::sparse::KeepScores;
 use pagedraft_model::checkpoint::ModelConfig;
 use pagedraft_model::{Device, Runner};
 use pagedraft_workloads::trace::DsaRows;
@@ -12,15 +13,16 @@ use super::{IndexerTopk, Session, sequence};
 use crate::exit::usage;
 use crate::memory_need::ensure_fits;
 
-/// Whether the engine has to keep what its indexers choose.
+/// What the engine has to keep of its indexers' choices; `None` if nothing.
 ///
 /// # Errors
 ///
 /// The options ask for it, and the model has no indexer, or there is no memory for it.
-pub(super) fn wanted(options: &EngineOptions, config: &ModelConfig) -> anyhow::Result<bool> {
-    let traces = options.trace.is_some() && options.trace_dsa.rows != DsaRows::Off;
+pub(super) fn wanted(options: &EngineOptions, config: &ModelConfig) -> anyhow::Result<Option<KeepScores>> {
+    let traces =
+        (options.trace.is_some() || options.attaches_trace) && options.trace_dsa.rows != DsaRows::Off;
     if !options.return_indexer_topk && (!traces || config.dsa.is_none()) {
-        return Ok(false);
+        return Ok(None);
     }
     let Some(dsa) = &config.dsa else {
         return Err(usage(anyhow!(
@@ -28,10 +30,16 @@ pub(super) fn wanted(options: &EngineOptions, config: &ModelConfig) -> anyhow::R
             options.model
         )));
     };
+    let keep = match (traces, options.trace_dsa.store_scores) {
+        (false, _) => KeepScores::Nothing,
+        (true, false) => KeepScores::Stats,
+        (true, true) => KeepScores::Each,
+    };
     let rows = options.max_num_batched_tokens;
-    let bytes = IndexerTopk::bytes(u64::from(rows), dsa.indexer_layers().count(), dsa.index_topk);
+    let arrays = if keep == KeepScores::Each { 2 } else { 1 };
+    let bytes = arrays * IndexerTopk::bytes(u64::from(rows), dsa.indexer_layers().count(), dsa.index_topk);
     ensure_fits(&format!("keeping what indexers choose (--max-num-batched-tokens {rows})"), bytes)?;
-    Ok(true)
+    Ok(Some(keep))
 }
 
 /// The layers with an indexer, and the keys that each chooses at most.

@@ -8,8 +8,8 @@ use pagedraft_scheduler::{Applied, RequestKey, Scheduler, SegmentKv, StepOutcome
 use pagedraft_spec_decode::ExecutionRecord;
 use pagedraft_spec_decode::proposer::GroupStep;
 use pagedraft_workloads::trace::{
-    DsaTraceConfig, KeptCounts, KvEvents, KvGroupRecord, PruneRecord, RequestNames, StepEvent, StepNames,
-    TableDelta, TimesUs, TraceTables, TraceWriter,
+    KeptCounts, KvEvents, KvGroupRecord, PruneRecord, RequestNames, StepEvent, StepNames, TableDelta,
+    TimesUs, TraceTables, TraceWriter,
 };
 use serde::Serialize;
 use serde_json::json;
@@ -43,7 +43,7 @@ pub(super) fn engine_config(
     options: &EngineOptions,
     info: &SessionInfo,
     blocks: &BlockManager,
-    dsa: Option<&DsaTraceConfig>,
+    dsa: Option<&TraceDsa>,
 ) -> serde_json::Value {
     let groups: Vec<KvGroupRecord> = blocks.groups().iter().map(KvGroupRecord::from).collect();
     json!({
@@ -65,7 +65,7 @@ pub(super) fn engine_config(
         "max_model_len": info.max_model_len,
         "index_topk": options.index_topk,
         // What the records of sparse attention are about, if this trace has any.
-        "dsa": dsa,
+        "dsa": dsa.map(TraceDsa::config),
         "max_num_seqs": options.max_num_seqs,
         "max_num_batched_tokens": options.max_num_batched_tokens,
         "prefill_chunk": options.prefill_chunk,
@@ -96,29 +96,34 @@ impl Trace {
         to: &TraceOptions,
         engine: &serde_json::Value,
         groups: (&[KvGroup], &[SegmentKv]),
-        dsa: Option<DsaTraceConfig>,
-        block_size: u32,
+        dsa: Option<TraceDsa>,
     ) -> anyhow::Result<Self> {
         let mut config = engine.clone();
         config["trace_tables"] = json!(to.tables);
-        let mut writer = TraceWriter::create(&to.dir, &config, to.format).map_err(|e| usage(e.into()))?;
-        if dsa.is_some() {
-            writer.keep_dsa()?;
-        }
-        let dsa = dsa.map(|dsa| TraceDsa::new(dsa, block_size));
-        Ok(Self { dsa, ..Self::new(writer, to.tables, groups) })
+        let writer = TraceWriter::create(&to.dir, &config, to.format).map_err(|e| usage(e.into()))?;
+        Self::new(writer, to.tables, groups, dsa)
     }
 
     /// A trace whose directory and configuration exist already, of an engine with these groups and segments of its model.
-    pub fn new(writer: TraceWriter, tables: TraceTables, groups: (&[KvGroup], &[SegmentKv])) -> Self {
-        Self {
+    ///
+    /// # Errors
+    ///
+    /// The file of the records of sparse attention can't be opened.
+    pub fn new(
+        mut writer: TraceWriter,
+        tables: TraceTables,
+        groups: (&[KvGroup], &[SegmentKv]),
+        dsa: Option<TraceDsa>,
+    ) -> anyhow::Result<Self> {
+        dsa.iter().try_for_each(|dsa| dsa.open(&mut writer))?;
+        Ok(Self {
             writer,
             tables,
             delta: TableDelta::default(),
             names: RequestNames::default(),
             groups: TraceGroups::new(groups.0, groups.1),
-            dsa: None,
-        }
+            dsa,
+        })
     }
 
     /// Writes that the engine speculates in another way from here on.

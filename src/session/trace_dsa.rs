@@ -2,56 +2,81 @@
 
 use std::collections::HashMap;
 
-use anyhow::{anyhow, ensure};
+use anyhow::ensure;
 use pagedraft_block_manager::{KvGroup, PartKind};
 use pagedraft_model::{Device, Runner};
 use pagedraft_scheduler::{Kind, KvView, RequestKey, Scheduler, StepOutcome, StepPlan};
 use pagedraft_spec_decode::ExecutionRecord;
 use pagedraft_workloads::trace::{
-    DsaFacts, DsaRow, DsaTopkRecord, DsaTraceConfig, StepNames, TraceWriter, prefix_key,
+    DsaFormat, DsaRow, DsaScores, DsaSelection, DsaToken, DsaTraceConfig, StepNames, TraceWriter, prefix_key,
 };
 
 use super::options::DsaTraceOptions;
 use super::token_rows::token_rows;
 
 /// What is known about a request from its admission on.
+#[derive(Clone)]
 struct Prefix {
+    request_id: String,
     /// How many of its first blocks came from the prefix cache.
     cached_blocks: u32,
     key: String,
 }
 
 /// What records are made of from step to step.
+#[derive(Clone)]
 pub(super) struct TraceDsa {
     config: DsaTraceConfig,
+    format: DsaFormat,
     block_size: u32,
     prefixes: HashMap<RequestKey, Prefix>,
-}
-
-/// What `config.json` says about the records of a trace. `None` of a model without sparse attention, and
-/// where none are asked for.
-pub(super) fn config(
-    options: &DsaTraceOptions,
-    groups: &[KvGroup],
-    index_topk: usize,
-) -> Option<DsaTraceConfig> {
-    let parts = &groups.first()?.parts;
-    let part = |kind: PartKind| parts.iter().find(|part| part.kind == kind);
-    let (latents, keys) = (part(PartKind::Latent)?, part(PartKind::IndexKeys)?);
-    options.rows.has(DsaRow::Decode).then(|| DsaTraceConfig {
-        rows: options.rows,
-        sample_rate: options.sample_rate,
-        prefix_key_tokens: options.prefix_key_tokens,
-        index_topk: u32::try_from(index_topk).unwrap_or(u32::MAX),
-        layers: u16::try_from(latents.layers.len()).unwrap_or(u16::MAX),
-        indexer_layers: keys.layers.iter().collect(),
-        latent_bytes: latents.bytes_per_token as u64,
-    })
+    /// The token that is being written. Its memory is used again.
+    token: DsaToken,
 }
 
 impl TraceDsa {
-    pub fn new(config: DsaTraceConfig, block_size: u32) -> Self {
-        Self { config, block_size, prefixes: HashMap::new() }
+    /// `None` of a model without sparse attention, and where no records are asked for.
+    pub fn new(
+        options: &DsaTraceOptions,
+        groups: &[KvGroup],
+        index_topk: usize,
+        block_size: u32,
+    ) -> Option<Self> {
+        let parts = &groups.first()?.parts;
+        let part = |kind: PartKind| parts.iter().find(|part| part.kind == kind);
+        let (latents, keys) = (part(PartKind::Latent)?, part(PartKind::IndexKeys)?);
+        let config = options.rows.has(DsaRow::Decode).then(|| DsaTraceConfig {
+            rows: options.rows,
+            sample_rate: options.sample_rate,
+            prefix_key_tokens: options.prefix_key_tokens,
+            store_scores: options.store_scores,
+            index_topk: u32::try_from(index_topk).unwrap_or(u32::MAX),
+            layers: u16::try_from(latents.layers.len()).unwrap_or(u16::MAX),
+            indexer_layers: keys.layers.iter().collect(),
+            latent_bytes: latents.bytes_per_token as u64,
+        })?;
+        let selections = vec![DsaSelection::default(); config.indexer_layers.len()];
+        Some(Self {
+            config,
+            format: options.format,
+            block_size,
+            prefixes: HashMap::new(),
+            token: DsaToken { selections, ..DsaToken::default() },
+        })
+    }
+
+    /// What `config.json` says about the records.
+    pub fn config(&self) -> &DsaTraceConfig {
+        &self.config
+    }
+
+    /// Opens the file of the records.
+    ///
+    /// # Errors
+    ///
+    /// It can't be opened.
+    pub fn open(&self, writer: &mut TraceWriter) -> anyhow::Result<()> {
+        Ok(writer.keep_dsa(&self.config, self.block_size, self.format)?)
     }
 
     /// Writes the records of the last step, after its line.
@@ -67,7 +92,7 @@ impl TraceDsa {
         names: &dyn StepNames,
         writer: &mut TraceWriter,
     ) -> anyhow::Result<()> {
-        self.note(plan, scheduler);
+        self.note(plan, scheduler, names, writer);
         let step = writer.first_step().saturating_add(plan.id.0);
         let tables = &outcome.record.inputs.metadata().block_tables;
         for token in token_rows(plan, outcome) {
@@ -83,43 +108,43 @@ impl TraceDsa {
                 continue;
             }
             let Some(prefix) = self.prefixes.get(&row.request) else { continue };
+            let own = &mut self.token;
+            request_id.clone_into(&mut own.request_id);
+            own.prefix_key.clone_from(&prefix.key);
+            (own.step, own.step_idx, own.row) = (step, token.position, kind);
+            own.accepted = token.verified.then_some(token.kept);
+            own.cached_blocks = prefix.cached_blocks;
+            own.table.clear();
             let table = tables.get(token.metadata_row).unwrap_or_default();
-            for layer in 0..self.config.layers {
-                let source = self.config.selection_layer(layer);
-                let place = source
-                    .and_then(|source| self.config.indexer_layers.iter().position(|&own| own == source));
-                let (Some(selection_layer), Some(place)) = (source, place) else { continue };
+            own.table.extend(table.iter().map(|block| block.0));
+            for (place, selection) in own.selections.iter_mut().enumerate() {
+                let kept = runner.selected_scores(place, token.token)?;
+                selection.scores = kept.map(|of| DsaScores { min: of.min, mean: of.mean, max: of.max });
+                selection.each_score.clear();
+                selection.each_score.extend_from_slice(kept.map_or(&[], |of| of.each));
                 let selected = runner.selected_keys(place, token.token)?;
                 ensure!(selected.is_some(), "the model does not keep what its indexers choose");
-                let facts = DsaFacts {
-                    request_id,
-                    layer_id: layer,
-                    selection_layer,
-                    step,
-                    step_idx: token.position,
-                    row: kind,
-                    accepted: token.verified.then_some(token.kept),
-                    selected: selected.unwrap_or_default(),
-                    block_size: self.block_size,
-                    latent_bytes: self.config.latent_bytes,
-                    cached_blocks: prefix.cached_blocks,
-                    prefix_key: &prefix.key,
-                };
-                let block = |place: u32| table.get(place as usize).map(|block| block.0);
-                let record = DsaTopkRecord::of(facts, block).map_err(|what| {
-                    anyhow!("layer {layer}, request {request_id:?}, position {}: {what}", token.position)
-                })?;
-                writer.write_dsa(&record)?;
+                selection.positions.clear();
+                selection.positions.extend_from_slice(selected.unwrap_or_default());
             }
+            writer.write_dsa(own)?;
         }
         Ok(())
     }
 
     /// Takes note of the requests that were admitted with the step: its first row begins behind the blocks
     /// that it found in the prefix cache.
-    fn note(&mut self, plan: &StepPlan, scheduler: &Scheduler) {
+    fn note(
+        &mut self,
+        plan: &StepPlan,
+        scheduler: &Scheduler,
+        names: &dyn StepNames,
+        writer: &mut TraceWriter,
+    ) {
         for request in plan.preempted.iter().chain(&plan.finished) {
-            self.prefixes.remove(request);
+            if let Some(prefix) = self.prefixes.remove(request) {
+                writer.forget_dsa(&prefix.request_id);
+            }
         }
         for row in &plan.rows {
             if self.prefixes.contains_key(&row.request) {
@@ -129,7 +154,8 @@ impl TraceDsa {
             let tokens = scheduler.tokens(row.request);
             let key = prefix_key(&tokens[..prompt.min(tokens.len())], self.config.prefix_key_tokens);
             let cached_blocks = row.tokens.start / self.block_size.max(1);
-            self.prefixes.insert(row.request, Prefix { cached_blocks, key });
+            let request_id = names.request_id(row.request).to_owned();
+            self.prefixes.insert(row.request, Prefix { request_id, cached_blocks, key });
         }
     }
 }

@@ -8,6 +8,9 @@ mod flags;
 #[path = "../program/mod.rs"]
 mod program;
 mod seats;
+mod sparse;
+#[path = "../sparse_model/mod.rs"]
+mod sparse_model;
 #[cfg(unix)]
 mod stopped;
 mod tokens;

@@ -24,6 +24,18 @@ fn model(name: &str, architecture: &str, more: &str) -> ModelRef {
     ModelRef::Directory(dir)
 }
 
+/// A small DeepSeek-V3.2 with the tokenizer of the embedded models, for workloads of text.
+pub fn with_tokenizer(name: &str) -> ModelRef {
+    let model = model(name, "DeepseekV32", "");
+    let ModelRef::Directory(dir) = &model else { return model };
+    let config = std::fs::read_to_string(dir.join("config.json")).unwrap();
+    let config = config.replace("\"vocab_size\": 300", "\"vocab_size\": 2048");
+    std::fs::write(dir.join("config.json"), config.replace(": 1024,", ": 8192,")).unwrap();
+    let tokenizer = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/target/tokenizer.json");
+    std::fs::copy(tokenizer, dir.join("tokenizer.json")).unwrap();
+    model
+}
+
 pub fn deepseek(name: &str) -> ModelRef {
     model(name, "DeepseekV32", "")
 }

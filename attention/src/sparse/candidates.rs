@@ -89,6 +89,11 @@ impl Candidates {
         }
         self.keys.iter().map(|&key| !(key as u32))
     }
+
+    /// The scores of what [`finish`](Self::finish) gave, in its order. Negative zero has become zero.
+    pub fn scores(&self) -> impl ExactSizeIterator<Item = f32> {
+        self.keys.iter().map(|&key| score(key).unwrap_or(f32::NAN))
+    }
 }
 
 #[cfg(test)]
@@ -131,6 +136,8 @@ mod tests {
             }
             let found: Vec<u32> = candidates.finish().collect();
             assert_eq!(found, best(&scores, k), "case {case}: {k} of {n}, {levels} levels");
+            let own: Vec<f32> = found.iter().map(|&position| scores[position as usize]).collect();
+            assert_eq!(candidates.scores().collect::<Vec<_>>(), own, "case {case}");
             assert!(candidates.keys.capacity() <= 2 * (2 * 150 + 128), "the scratch is not bounded");
         }
     }

@@ -26,7 +26,7 @@ pub use candidates::Candidates;
 pub use latent_call::{LatentCall, LatentScratch, LatentShape};
 pub use rows::{SparseRow, SparseRows};
 pub use select_call::{IndexShape, SelectCall, SelectScratch};
-pub use selection::SelectionView;
+pub use selection::{ChosenScores, KeepScores, SelectionView};
 pub use vector_layer::{VectorLayer, VectorLayout};
 
 /// Keys of a tile: entries of the list in attention, keys in a row when scores are made.

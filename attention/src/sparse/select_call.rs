@@ -99,7 +99,10 @@ impl<'a> SelectCall<'a> {
         let Some(&row) = self.rows.rows().get(index) else { return };
         if row.visible as usize <= self.out.k() {
             // SAFETY: `new` has found that the row exists; it is this item's.
-            unsafe { self.out.write(row.token as usize, 0..row.visible) };
+            unsafe {
+                self.out.write(row.token as usize, 0..row.visible);
+                self.out.write_scores(row.token as usize, std::iter::empty());
+            }
             return;
         }
         self.isa.run(SelectRow { call: self, row, scratch });
@@ -162,7 +165,12 @@ impl SelectRow<'_> {
             scratch.candidates.push(start as u32, &scores[..count]);
         }
         // SAFETY: `SelectCall::new` has found that the row exists; it is this item's.
-        unsafe { call.out.write(row.token as usize, scratch.candidates.finish()) };
+        unsafe {
+            call.out.write(row.token as usize, scratch.candidates.finish());
+            if call.out.keeps_scores() {
+                call.out.write_scores(row.token as usize, scratch.candidates.scores());
+            }
+        }
     }
 }
 

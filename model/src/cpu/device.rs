@@ -9,6 +9,7 @@ use pagedraft_attention::KvLayout;
 use pagedraft_attention::isa::Isa;
 use pagedraft_attention::kernel::{AttentionScratch, WorkList};
 use pagedraft_attention::metadata::{AttentionMetadata, PAD_SLOT};
+use pagedraft_attention::sparse::{ChosenScores, KeepScores};
 use pagedraft_block_manager::{BlockCopy, GroupId, KvGroup};
 use parking_lot::Mutex;
 
@@ -261,14 +262,21 @@ impl Device for CpuDevice {
         }
     }
 
-    fn choices(&mut self, rows: usize, per_row: usize) -> Result<BufferId, ModelError> {
-        let choices = Choices::new(rows, per_row)?;
+    fn choices(&mut self, rows: usize, per_row: usize, keep: KeepScores) -> Result<BufferId, ModelError> {
+        let choices = Choices::new(rows, per_row, keep)?;
         Ok(self.push(Buffer::Choices(choices)))
     }
 
     fn read_choices(&mut self, buffer: BufferId, row: usize) -> Result<&[u32], ModelError> {
         match self.buffers.get(buffer.index()) {
             Some(Buffer::Choices(choices)) => choices.row(row),
+            _ => Err(ModelError::BadInputs { what: "the buffer holds no choices".to_owned() }),
+        }
+    }
+
+    fn read_scores(&mut self, buffer: BufferId, row: usize) -> Result<Option<ChosenScores<'_>>, ModelError> {
+        match self.buffers.get(buffer.index()) {
+            Some(Buffer::Choices(choices)) => Ok(choices.scores(row)),
             _ => Err(ModelError::BadInputs { what: "the buffer holds no choices".to_owned() }),
         }
     }

@@ -1,5 +1,7 @@
 //! The decoder's weights and buffers, brought onto a device.
 
+use pagedraft_attention::sparse::KeepScores;
+
 use super::decoder::{Activations, FeedForward, Indexer, Layer, Linear, Sizes, SparseDecoder};
 use super::groups;
 use super::op::{HeadColumns, MatrixStack, Router};
@@ -231,8 +233,8 @@ fn activations<D: Device>(
     let expert = |width: usize| if has_experts { width } else { 0 };
     let dense = if dsa.expert_layers.contains(&false) { config.intermediate_size } else { 0 };
     let shared = expert(e.shared * e.intermediate_size);
-    let selection = device.choices(rows, index_topk)?;
-    let expert_choices = device.choices(rows, e.per_token)?;
+    let selection = device.choices(rows, index_topk, KeepScores::Nothing)?;
+    let expert_choices = device.choices(rows, e.per_token, KeepScores::Nothing)?;
     let x = device.activations(rows, hidden, Precision::Full)?;
     let selected = device.activations(logit_rows, hidden, Precision::Full)?;
     let selected_normed = device.activations(logit_rows, hidden, Precision::Working)?;

@@ -1,22 +1,25 @@
 //! Which keys the indexers of a model with sparse attention chose.
 
+use pagedraft_attention::sparse::{ChosenScores, KeepScores};
+
 use super::Runner;
 use crate::device::Device;
 use crate::error::ModelError;
 
 impl<D: Device> Runner<D> {
-    /// Keeps what each indexer chooses in every later step for [`selected_keys`](Self::selected_keys). It costs no time,
-    /// and 4 bytes for each key that may be chosen for a token row of the largest step in each layer with an indexer. To be
-    /// called before [`capture`](Self::capture): graphs that were captured earlier do not keep it. A model whose attention
+    /// Keeps what each indexer chooses in every later step for [`selected_keys`](Self::selected_keys), and what `keep` says of the
+    /// scores for [`selected_scores`](Self::selected_scores). Keys cost no time, and 4 bytes for each that may be chosen for a
+    /// token row of the largest step in each layer with an indexer; scores take as much if each is kept, and 12 bytes a row if not.
+    /// To be called before [`capture`](Self::capture): graphs that were captured earlier do not keep it. A model whose attention
     /// is not sparse keeps nothing.
     ///
     /// # Errors
     ///
     /// Not enough memory.
-    pub fn tap_selections(&mut self) -> Result<(), ModelError> {
+    pub fn tap_selections(&mut self, keep: KeepScores) -> Result<(), ModelError> {
         let (layers, keys) = (self.model.indexer_layers().len(), self.model.selected_keys());
         let rows = self.limits.token_rows;
-        let buffers = (0..layers).map(|_| self.device.choices(rows, keys));
+        let buffers = (0..layers).map(|_| self.device.choices(rows, keys, keep));
         let buffers = buffers.collect::<Result<_, _>>()?;
         self.model.set_selections(buffers);
         Ok(())
@@ -41,6 +44,26 @@ impl<D: Device> Runner<D> {
         }
         match self.model.selections().get(place) {
             Some(&buffer) => self.device.read_choices(buffer, row).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The scores of these keys. `None` unless they are [kept](Self::tap_selections), if the row sees no more keys than may be chosen,
+    /// so that none was scored, and if a score is not finite.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`selected_keys`](Self::selected_keys).
+    pub fn selected_scores(
+        &mut self,
+        place: usize,
+        row: usize,
+    ) -> Result<Option<ChosenScores<'_>>, ModelError> {
+        if row >= self.rows {
+            return Err(ModelError::NoSuchTokenRow { row, rows: self.rows });
+        }
+        match self.model.selections().get(place) {
+            Some(&buffer) => self.device.read_scores(buffer, row),
             None => Ok(None),
         }
     }

@@ -62,7 +62,6 @@ impl Replay {
     pub fn run(mut self) -> anyhow::Result<Ended> {
         self.out = self.run.directory(&self.dataset.name());
         self.check()?;
-        self.engine.refuse_trace_dsa("replay")?;
         let output = self.run.output_json.as_deref().map(OutputFile::reserve).transpose()?;
         if !self.run.simulates() {
             self.engine.tell_what_is_idle();
@@ -84,6 +83,13 @@ impl Replay {
     fn check(&self) -> anyhow::Result<()> {
         self.run.check()?;
         self.dataset.options(self.engine.seed)?;
+        if self.run.simulates() {
+            self.engine
+                .refuse_trace_dsa("a simulated engine computes no attention that could be recorded")?;
+        } else if !self.run.traces() {
+            self.engine
+                .refuse_trace_dsa("these records lie in the trace, and --no-trace says that there is none")?;
+        }
         if self.run.simulates() {
             self.check_models()?;
         }
@@ -156,7 +162,9 @@ impl Replay {
     }
 
     fn engine_options(&self) -> anyhow::Result<EngineOptions> {
-        self.engine.options(true)
+        let options = self.engine.options(true)?;
+        let attaches_trace = !self.run.simulates() && self.run.traces();
+        Ok(EngineOptions { attaches_trace, ..options })
     }
 
     /// The tokenizer of the model, where the workload has text.

@@ -81,6 +81,7 @@ pub fn run(replay: &Replay, workload: &Workload) -> anyhow::Result<Option<Outcom
     }
     let mut summary = recorder.summary();
     summary.describe(RunFacts { stopped, ..facts });
+    summary.read_sparse_blocks(&replay.out)?;
     Ok(Some(Outcome { directory: watch.directory, summary, report: replay.run.reports() }))
 }
 

@@ -18,6 +18,7 @@ mod latencies;
 mod peaks;
 mod recorder;
 mod slo;
+mod sparse_blocks;
 mod speculation;
 mod summary;
 mod timeline;

@@ -105,16 +105,20 @@ pub struct Summary {
     /// The run seen as a service, in the form of the DSA traces.
     pub serving: Serving,
     /// The number of blocks that a decode row read. Dense attention reads all of its context, drafts
-    /// included. All rows count that gave tokens after a request's first one.
+    /// included. All rows count that gave tokens after a request's first one. If the run has records of sparse
+    /// attention (`--trace-dsa`), this and the next four are about them: one value a layer of each decoded token that was kept.
     pub unique_blocks: Tally,
     /// The number of tokens that a decode row read of each block. All its blocks are full but the last.
     pub tokens_per_touched_block: Tally,
+    /// The distance from a token to each key that sparse attention chose for it, in tokens. Left out without such records.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offsets: Option<Tally>,
     /// The share of a decode row's blocks that belong to its cached prefix, 0 to 1, counted in parts of
     /// 1/4096.
     pub prefix_intersection_ratio: Tally,
     /// The cached blocks with the most decode steps of requests that held them, at most 16, in falling
     /// order. Dense attention reads the same blocks in every layer, so the one key `"0"` stands for all
-    /// layers.
+    /// layers. Of sparse attention: for each layer those that were chosen from most often.
     pub prefix_hot_blocks: BTreeMap<String, Vec<HotBlock>>,
 }
 

@@ -172,6 +172,15 @@ impl LineWriter {
         Self::start(path, sink, leftovers)
     }
 
+    /// Opens a file of anything for [`write_bytes`](Self::write_bytes): a new one, or one that is appended to as it is.
+    pub(crate) fn open_bytes(path: PathBuf, begin: Begin, leftovers: Arc<Leftovers>) -> Result<Self, Error> {
+        let sink = Sink::open_bytes(&path, begin)?;
+        if begin == Begin::New {
+            leftovers.add(path.clone());
+        }
+        Self::start(path, sink, leftovers)
+    }
+
     fn start(path: PathBuf, sink: Sink, leftovers: Arc<Leftovers>) -> Result<Self, Error> {
         let shared = Arc::new(Shared::default());
         let thread = {
@@ -193,6 +202,18 @@ impl LineWriter {
         serde_json::to_writer(&mut self.line, line)
             .map_err(|source| Error::Encode { what: "a line", source })?;
         self.line.push(b'\n');
+        let line = std::mem::take(&mut self.line);
+        let written = self.write_bytes(&line);
+        self.line = line;
+        written
+    }
+
+    /// Appends bytes that belong together.
+    ///
+    /// # Errors
+    ///
+    /// The disk had a fault in earlier ones.
+    pub(crate) fn write_bytes(&mut self, bytes: &[u8]) -> Result<(), Error> {
         self.leftovers.keep();
         let mut state = self.shared.lock();
         while state.pending.len() > MOST_PENDING && !state.dead {
@@ -202,7 +223,7 @@ impl LineWriter {
             return Err(self.fault(&mut state));
         }
         let before = state.pending.len();
-        state.pending.extend_from_slice(&self.line);
+        state.pending.extend_from_slice(bytes);
         let full = before < FLUSH_BYTES && state.pending.len() >= FLUSH_BYTES;
         drop(state);
         if full {

@@ -25,3 +25,4 @@ pub(crate) use leftovers::Leftovers;
 pub(crate) use lines::FLUSH_EVERY;
 pub use lines::{Begin, LineFormat, LineWriter};
 pub use reader::LineReader;
+pub(crate) use reader::LineSource;

@@ -26,6 +26,16 @@ enum Source {
     Frames(Box<BufReader<FrameReader>>),
     #[cfg(feature = "parquet")]
     Parquet(Box<super::parquet::ParquetLines>),
+    Other(Box<dyn LineSource>),
+}
+
+/// Makes lines of something else.
+pub(crate) trait LineSource: Send + 'static {
+    /// Appends the next line to `line`, without an end. Returns whether there is one.
+    fn next_line(&mut self, line: &mut Vec<u8>) -> std::io::Result<bool>;
+
+    /// Whether what it reads ended too early, as a killed process leaves it.
+    fn is_cut(&self) -> bool;
 }
 
 impl std::fmt::Debug for LineReader {
@@ -60,6 +70,11 @@ impl LineReader {
         Ok(Self { path: path.to_owned(), source, buffer: Vec::new(), number: 0, cut: false })
     }
 
+    /// Reads the lines that are made of the file `path`.
+    pub(crate) fn over(path: PathBuf, source: impl LineSource) -> Self {
+        Self { path, source: Source::Other(Box::new(source)), buffer: Vec::new(), number: 0, cut: false }
+    }
+
     /// The path of the file.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -92,6 +107,13 @@ impl LineReader {
             #[cfg(feature = "parquet")]
             Source::Parquet(lines) => {
                 let there = lines.next_line(&mut self.buffer).map_err(|source| self.fault(source))?;
+                self.number += u64::from(there);
+                return Ok(there.then_some(&self.buffer[..]));
+            }
+            Source::Other(lines) => {
+                let there = lines.next_line(&mut self.buffer);
+                self.cut = lines.is_cut();
+                let there = there.map_err(|source| self.fault(source))?;
                 self.number += u64::from(there);
                 return Ok(there.then_some(&self.buffer[..]));
             }

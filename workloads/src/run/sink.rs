@@ -79,6 +79,16 @@ impl Sink {
         Ok(Self { file, whole, frame, repeated })
     }
 
+    /// Opens a file that is new, or appended to as it is.
+    pub(super) fn open_bytes(path: &Path, begin: Begin) -> Result<Self, Error> {
+        let unwritable = |source| Error::Unwritable { path: path.to_owned(), source };
+        let mut options = OpenOptions::new();
+        let options = options.append(true).create_new(begin == Begin::New);
+        let file = options.open(path).map_err(unwritable)?;
+        let whole = file.metadata().map_err(unwritable)?.len();
+        Ok(Self { file, whole, frame: None, repeated: None })
+    }
+
     /// Writes plain lines to a file that a test made.
     #[cfg(test)]
     pub(super) fn over(file: File) -> Self {

@@ -3,6 +3,7 @@
 //! [`StepEvent`] and [`TraceWriter`] write traces. [`read_steps`] and [`StepRecord`] read them.
 //! [`check_dir`] checks them. [`schema()`] says what lines look like.
 
+pub mod analyze;
 mod check;
 mod dsa;
 mod event;
@@ -18,10 +19,12 @@ mod steps;
 mod tables;
 mod writer;
 
+pub use analyze::analyze_dsa;
 pub use check::{CheckReport, Rule, Violation, check_dir};
 pub use dsa::{
-    DSA_STEM, DsaFacts, DsaFetch, DsaPrefix, DsaRow, DsaRows, DsaScores, DsaSource, DsaTopkRecord,
-    DsaTouched, DsaTraceConfig, prefix_key,
+    DSA_STEM, DsaFacts, DsaFetch, DsaFormat, DsaPrefix, DsaRecords, DsaRow, DsaRows, DsaScores, DsaSelection,
+    DsaSource, DsaToken, DsaTopkRecord, DsaTouched, DsaTraceConfig, dsa_file, npy_header, prefix_key,
+    read_compact, write_npy,
 };
 pub use event::{GroupCounts, KeptCounts, PoolCounts, StepEvent, StepNames, TimesUs};
 pub use group_rows::GroupRows;

@@ -37,7 +37,7 @@ enum Line {
     Resume(ResumeRecord),
     /// Which tokens of a prompt went on behind a layer.
     Prune(Box<PruneRecord>),
-    /// What a layer with sparse attention attended to for a query token. These lines are in `dsa_topk.jsonl`.
+    /// What a layer with sparse attention attended to for a query token. These lines are in `dsa_topk.jsonl`, or coded in `dsa_topk.bin`.
     DsaTopk(Box<DsaTopkRecord>),
 }
 

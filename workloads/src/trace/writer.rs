@@ -6,8 +6,11 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde_json::json;
 
-use super::dsa::DsaLine;
-use super::{CONFIG_FILE, DSA_STEM, DsaTopkRecord, STEPS_STEM, SUMMARY_FILE, replace_file, steps_file};
+use super::dsa::{DsaWriter, compact_file};
+use super::{
+    CONFIG_FILE, DSA_STEM, DsaFormat, DsaToken, DsaTraceConfig, STEPS_STEM, SUMMARY_FILE, replace_file,
+    steps_file,
+};
 use crate::Error;
 use crate::run::{Begin, Leftovers, LineFormat, LineReader, LineWriter, convert_lines};
 
@@ -26,7 +29,9 @@ pub struct TraceWriter {
     in_run: bool,
     first_step: u64,
     /// The records of sparse attention, if there are any.
-    dsa: Option<LineWriter>,
+    dsa: Option<DsaWriter>,
+    /// Whether it goes on with what a stopped run left.
+    appends: bool,
     leftovers: Arc<Leftovers>,
 }
 
@@ -58,7 +63,7 @@ impl TraceWriter {
     #[must_use]
     pub fn occupied(directory: &Path) -> Option<String> {
         let steps = LineFormat::ALL.into_iter().map(|format| format.file_name(STEPS_STEM));
-        let steps = steps.chain([LineFormat::Jsonl.file_name(DSA_STEM)]);
+        let steps = steps.chain([compact_file(), LineFormat::Jsonl.file_name(DSA_STEM)]);
         let mut files = steps.chain([CONFIG_FILE, SUMMARY_FILE].map(str::to_owned));
         files.find(|file| directory.join(file).exists())
     }
@@ -82,7 +87,7 @@ impl TraceWriter {
         let mut writer = Self::open(directory, format, begin, leftovers)?;
         writer.in_run = true;
         if begin == Begin::Append {
-            writer.first_step = first_step;
+            (writer.first_step, writer.appends) = (first_step, true);
             writer.write(&json!({"event": "resume", "step": first_step}))?;
         }
         Ok(writer)
@@ -105,7 +110,16 @@ impl TraceWriter {
         }
         let lines = LineWriter::open(path, format, begin, Arc::clone(&leftovers))?;
         let directory = directory.to_owned();
-        Ok(Self { directory, lines, format, in_run: false, first_step: 0, dsa: None, leftovers })
+        Ok(Self {
+            directory,
+            lines,
+            format,
+            in_run: false,
+            first_step: 0,
+            dsa: None,
+            appends: false,
+            leftovers,
+        })
     }
 
     /// The number of its first step. An engine that goes on with another engine's trace adds it to its own
@@ -124,29 +138,38 @@ impl TraceWriter {
         self.lines.write(event)
     }
 
-    /// Opens the file for [`write_dsa`](Self::write_dsa), `dsa_topk.jsonl`.
+    /// Opens the file for [`write_dsa`](Self::write_dsa). The records that a stopped run left of steps that its trace has are
+    /// kept.
     ///
     /// # Errors
     ///
     /// The file is there already, or can't be opened.
-    pub fn keep_dsa(&mut self) -> Result<(), Error> {
-        let path = LineFormat::Jsonl.file(&self.directory, DSA_STEM);
-        let leftovers = Arc::clone(&self.leftovers);
-        self.dsa = Some(LineWriter::open(path, LineFormat::Jsonl, Begin::New, leftovers)?);
+    pub fn keep_dsa(
+        &mut self,
+        config: &DsaTraceConfig,
+        block_size: u32,
+        format: DsaFormat,
+    ) -> Result<(), Error> {
+        let (directory, leftovers) = (&self.directory, Arc::clone(&self.leftovers));
+        let keep = self.appends.then_some(self.first_step);
+        self.dsa = Some(DsaWriter::open(directory, config, block_size, format, keep, leftovers)?);
         Ok(())
     }
 
-    /// Adds a record of what a layer attended to, if such records are [kept](Self::keep_dsa). Records are
-    /// written in the order of the steps, in a step in the order of its query tokens, and for a token in the
-    /// order of the layers.
+    /// Adds the records of a token, if such records are [kept](Self::keep_dsa). Tokens are written in the order of the steps, and in
+    /// a step in the order in which the model was given them.
     ///
     /// # Errors
     ///
-    /// Those of [`LineWriter::write`].
-    pub fn write_dsa(&mut self, record: &DsaTopkRecord) -> Result<(), Error> {
-        match &mut self.dsa {
-            Some(lines) => lines.write(&DsaLine::DsaTopk(record)),
-            None => Ok(()),
+    /// Those of [`LineWriter::write`], or a choice that can't be.
+    pub fn write_dsa(&mut self, token: &DsaToken) -> Result<(), Error> {
+        self.dsa.as_mut().map_or(Ok(()), |dsa| dsa.write(token))
+    }
+
+    /// Says that a request ended or was preempted, so that nothing has to be remembered for its records.
+    pub fn forget_dsa(&mut self, request_id: &str) {
+        if let Some(dsa) = &mut self.dsa {
+            dsa.forget(request_id);
         }
     }
 

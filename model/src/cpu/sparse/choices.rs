@@ -1,31 +1,49 @@
 //! Keys or experts that were chosen for each token row.
 
-use pagedraft_attention::sparse::SelectionView;
+use pagedraft_attention::sparse::{ChosenScores, KeepScores, SelectionView};
 
 use crate::cpu::memory::{Memory, OutOfMemory};
 use crate::error::ModelError;
 
-/// `[rows, per_row]` choices, of which each row has some, ascending. Operations of different threads write different rows
+/// `[rows, per_row]` choices, of which each row has some, ascending, and perhaps their scores. Operations of different threads write different rows
 /// through [`view`](Self::view).
 #[derive(Debug)]
 pub(in crate::cpu) struct Choices {
     chosen: Memory<u32>,
     lens: Memory<u32>,
     per_row: usize,
+    /// Three figures a row, if scores are kept.
+    stats: Option<Memory<f32>>,
+    /// `[rows, per_row]`, if each score is kept.
+    scores: Option<Memory<f32>>,
 }
 
 impl Choices {
     /// Nothing chosen for `rows` rows.
-    pub fn new(rows: usize, per_row: usize) -> Result<Self, OutOfMemory> {
+    pub fn new(rows: usize, per_row: usize, keep: KeepScores) -> Result<Self, OutOfMemory> {
         let values = rows.checked_mul(per_row).ok_or(OutOfMemory { bytes: usize::MAX })?;
-        Ok(Self { chosen: Memory::zeroed(values)?, lens: Memory::zeroed(rows)?, per_row })
+        let kept = |keep: bool, len| keep.then(|| Memory::zeroed(len)).transpose();
+        Ok(Self {
+            chosen: Memory::zeroed(values)?,
+            lens: Memory::zeroed(rows)?,
+            per_row,
+            stats: kept(keep != KeepScores::Nothing, rows.saturating_mul(3))?,
+            scores: kept(keep == KeepScores::Each, values)?,
+        })
     }
 
     /// A view that threads can write rows through.
     pub fn view(&self) -> SelectionView<'_> {
         // SAFETY: the buffer lives as long as the view, has these shapes, and is written through such views alone.
         unsafe {
-            SelectionView::from_raw(self.chosen.as_ptr(), self.lens.as_ptr(), self.lens.len(), self.per_row)
+            let view = SelectionView::from_raw(
+                self.chosen.as_ptr(),
+                self.lens.as_ptr(),
+                self.lens.len(),
+                self.per_row,
+            );
+            let at = |kept: &Option<Memory<f32>>| kept.as_ref().map_or(std::ptr::null_mut(), Memory::as_ptr);
+            view.with_scores(at(&self.stats), at(&self.scores))
         }
     }
 
@@ -36,5 +54,11 @@ impl Choices {
         }
         // SAFETY: operations have ended when this device is asked, so that nobody writes.
         Ok(unsafe { self.view().row(row) })
+    }
+
+    /// The scores of what was chosen for a row, if they are kept (see [`SelectionView::scores`]).
+    pub fn scores(&self, row: usize) -> Option<ChosenScores<'_>> {
+        // SAFETY: operations have ended when this device is asked, so that nobody writes.
+        unsafe { self.view().scores(row) }
     }
 }

@@ -91,6 +91,7 @@ impl Recorder {
             },
             unique_blocks: touches.unique_blocks(),
             tokens_per_touched_block: touches.tokens_per_touched_block(),
+            offsets: None,
             prefix_intersection_ratio: touches.prefix_share(),
             prefix_hot_blocks: BTreeMap::from([("0".to_owned(), touches.hottest())]),
             ..Summary::default()

@@ -3,17 +3,15 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use serde::Deserialize;
-
+use super::dsa_fields::{self, Stated};
 use super::fault::Fault;
 use super::rows::query_len;
 use super::rule::Rule;
 use super::trace_config::TraceConfig;
 use crate::Error;
-use crate::json_fault;
-use crate::run::{LineFormat, LineReader};
 use crate::trace::{
-    DSA_STEM, DsaFacts, DsaRow, DsaTopkRecord, DsaTraceConfig, RowKind, SUMMARY_FILE, StepRecord, prefix_key,
+    DSA_STEM, DsaRecords, DsaRow, DsaTopkRecord, DsaTraceConfig, RowKind, SUMMARY_FILE, StepRecord,
+    prefix_key,
 };
 
 /// The records of a trace, read beside its steps.
@@ -21,11 +19,13 @@ pub(super) struct DsaCheck {
     config: DsaTraceConfig,
     block_size: u32,
     delta: bool,
-    lines: Option<LineReader>,
+    records_there: Option<DsaRecords>,
+    /// A record that was read before its step.
+    held: Option<DsaTopkRecord>,
+    /// What is wrong if the run was not stopped here and resumed: records are missing.
+    gap: Option<Fault>,
     /// Whether the run came to its end, so that no record may be missing.
     whole: bool,
-    /// The records of a stopped run may end before its steps do.
-    ended: bool,
     requests: HashMap<String, Known>,
     /// How many records were proved.
     pub(super) records: u64,
@@ -45,12 +45,6 @@ struct Known {
     key: Option<String>,
 }
 
-#[derive(Deserialize)]
-#[serde(tag = "event", rename_all = "snake_case")]
-enum Line {
-    DsaTopk(Box<DsaTopkRecord>),
-}
-
 /// A query token that must have a record for each layer.
 struct Token {
     row: usize,
@@ -61,15 +55,14 @@ impl DsaCheck {
     /// Opens the records of a trace; `None` if its configuration says that there are none.
     pub(super) fn open(directory: &Path, config: &TraceConfig) -> Result<Option<Self>, Error> {
         let Some(dsa) = config.dsa.clone() else { return Ok(None) };
-        let path = LineFormat::Jsonl.file(directory, DSA_STEM);
-        let lines = path.exists().then(|| LineReader::open(&path, LineFormat::Jsonl)).transpose()?;
         Ok(Some(Self {
             config: dsa,
             block_size: config.block_size,
             delta: config.delta,
-            lines,
+            records_there: DsaRecords::open(directory)?,
+            held: None,
+            gap: None,
             whole: directory.join(SUMMARY_FILE).exists(),
-            ended: false,
             requests: HashMap::new(),
             records: 0,
         }))
@@ -87,8 +80,17 @@ impl DsaCheck {
         Ok(())
     }
 
+    /// A new engine goes on with the run. The one that was stopped may have left fewer records than steps.
+    pub(super) fn resume(&mut self) {
+        self.requests.clear();
+        self.gap = None;
+    }
+
     /// Checks that nothing follows the records of the last step.
     pub(super) fn check_end(&mut self) -> Result<(), Fault> {
+        if let Some(gap) = self.gap.take_if(|_| self.whole) {
+            return Err(gap);
+        }
         match self.next()? {
             Some(record) if self.whole => {
                 Err(self.fault(&record.request_id, "belongs to no row of the steps".to_owned()))
@@ -142,52 +144,54 @@ impl DsaCheck {
         let own = query_len(step, token.row) - u64::from(outcome.num_drafts);
         let kept = u64::from(row.num_computed) + own + u64::from(outcome.num_accepted);
         let Some(kind) = kind_of(row.kind) else { return Ok(()) };
-        let mut chosen: Vec<(u16, Vec<u32>)> = Vec::new();
+        let mut chosen: Vec<DsaTopkRecord> = Vec::new();
+        let missing = |layer: u16| format!("position {} of layer {layer} has no record", token.position);
         for layer in 0..self.config.layers {
             let Some(selection_layer) = self.config.selection_layer(layer) else { continue };
-            let Some(record) = self.next()? else {
-                if self.whole && !self.ended {
-                    let what = format!("position {} of layer {layer} has no record", token.position);
-                    return Err(self.fault(id, what));
+            let record = self.next()?.filter(|record| {
+                let later = record.step > step.step;
+                if later {
+                    self.held = Some(record.clone());
                 }
-                self.ended = true;
+                !later
+            });
+            let Some(record) = record else {
+                let gap = self.fault(id, missing(layer));
+                self.gap.get_or_insert(gap);
                 return Ok(());
             };
-            let most = u64::from(self.config.index_topk).min(u64::from(token.position) + 1);
-            if record.selected_token_pos.len() as u64 != most {
-                let what = format!("{} keys are chosen, and not {most}", record.selected_token_pos.len());
-                return Err(self.fault(id, what));
-            }
-            match chosen.iter().find(|(own, _)| *own == selection_layer) {
-                Some((_, keys)) if *keys != record.selected_token_pos => {
-                    let what = format!("layer {layer} does not use the choice of layer {selection_layer}");
-                    return Err(self.fault(id, what));
-                }
-                Some(_) => {}
-                None => chosen.push((selection_layer, record.selected_token_pos.clone())),
+            if let Some(gap) = self.gap.take() {
+                return Err(gap);
             }
             let proved = {
                 let Some(known) = self.requests.get_mut(id) else { return Ok(()) };
                 let key = known.key.get_or_insert_with(|| record.prefix.prefix_key.clone());
-                let facts = DsaFacts {
+                let stated = Stated {
                     request_id: id,
-                    layer_id: layer,
+                    layer,
                     selection_layer,
                     step: step.step,
-                    step_idx: token.position,
+                    position: token.position,
                     row: kind,
                     accepted: (kind == DsaRow::Verify).then(|| u64::from(token.position) < kept),
-                    selected: &record.selected_token_pos,
+                    table: &known.table,
                     block_size: self.block_size,
-                    latent_bytes: self.config.latent_bytes,
                     cached_blocks: known.cached_blocks.unwrap_or(0),
                     prefix_key: key,
                 };
-                let table = &known.table;
-                DsaTopkRecord::of(facts, |place| u32::try_from(*table.get(place as usize)?).ok())
+                dsa_fields::check(&record, &self.config, &stated)
             };
-            let proved = proved.map_err(|what| self.fault(id, what))?;
-            self.compare(&proved, &record)?;
+            proved.map_err(|what| self.fault(id, what))?;
+            let choice =
+                |of: &DsaTopkRecord| (of.selected_token_pos.clone(), of.scores_stats, of.scores_topk.clone());
+            match chosen.iter().find(|own| own.layer_id == selection_layer) {
+                Some(own) if choice(own) != choice(&record) => {
+                    let what = format!("layer {layer} does not use the choice of layer {selection_layer}");
+                    return Err(self.fault(id, what));
+                }
+                Some(_) => {}
+                None => chosen.push(record),
+            }
             self.records += 1;
         }
         self.check_key(id)
@@ -208,41 +212,16 @@ impl DsaCheck {
     }
 
     fn next(&mut self) -> Result<Option<DsaTopkRecord>, Fault> {
-        let Some(lines) = &mut self.lines else { return Ok(None) };
-        let number = lines.number() + 1;
-        let bad = |what: String| Fault::new(Rule::DsaTopk, format!("line {number} of {DSA_STEM}: {what}"));
-        match lines.next_line().map_err(|error| bad(error.to_string()))? {
-            None => Ok(None),
-            Some(line) => {
-                let Line::DsaTopk(record) =
-                    json_fault::parse(line).map_err(|error| bad(error.to_string()))?;
-                Ok(Some(*record))
-            }
+        if let Some(record) = self.held.take() {
+            return Ok(Some(record));
         }
-    }
-
-    /// Names the first field in which a record differs from what was proved.
-    fn compare(&self, proved: &DsaTopkRecord, record: &DsaTopkRecord) -> Result<(), Fault> {
-        if proved == record {
-            return Ok(());
-        }
-        let value = |of| serde_json::to_value(of).unwrap_or_default();
-        let (should, is) = (value(proved), value(record));
-        let fields = should.as_object().into_iter().flatten();
-        let differs = fields.into_iter().find(|(name, should)| is.get(name.as_str()) != Some(*should));
-        let what = match differs {
-            Some((name, should)) => {
-                let is = is.get(name.as_str()).cloned().unwrap_or_default();
-                format!("{name} is {is}, the step gives {should}")
-            }
-            None => "it differs from what the step gives".to_owned(),
-        };
-        Err(self.fault(&proved.request_id, what))
+        let Some(records) = &mut self.records_there else { return Ok(None) };
+        records.next_record().map_err(|error| Fault::new(Rule::DsaTopk, error.to_string()))
     }
 
     fn fault(&self, id: &str, what: String) -> Fault {
-        let line = self.lines.as_ref().map_or(0, LineReader::number);
-        Fault::of(Rule::DsaTopk, id, format!("line {line} of {DSA_STEM}: {what}"))
+        let number = self.records_there.as_ref().map_or(0, DsaRecords::number);
+        Fault::of(Rule::DsaTopk, id, format!("record {number} of {DSA_STEM}: {what}"))
     }
 }
 

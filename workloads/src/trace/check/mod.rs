@@ -6,6 +6,7 @@ mod breaks;
 mod chain;
 mod contents;
 mod dsa;
+mod dsa_fields;
 mod ends;
 mod engines;
 mod fault;
@@ -165,6 +166,7 @@ fn check_line(
     if event.event == "resume" {
         let resume: ResumeRecord = json_fault::parse(bytes).map_err(malformed)?;
         engines.resume(resume.step)?;
+        dsa.into_iter().for_each(DsaCheck::resume);
         report.resumed += 1;
         return Ok(());
     }

@@ -2,7 +2,7 @@
 
 use sha2::{Digest, Sha256};
 
-use super::record::{DsaFetch, DsaPrefix, DsaRow, DsaSource, DsaTopkRecord, DsaTouched};
+use super::record::{DsaFetch, DsaPrefix, DsaRow, DsaScores, DsaSource, DsaTopkRecord, DsaTouched};
 
 /// What a record is made of.
 #[derive(Clone, Copy, Debug)]
@@ -23,6 +23,10 @@ pub struct DsaFacts<'a> {
     pub accepted: Option<bool>,
     /// The positions chosen.
     pub selected: &'a [u32],
+    /// Figures of their scores, if they were scored.
+    pub scores: Option<DsaScores>,
+    /// Each score, if that is kept; empty otherwise.
+    pub each_score: &'a [f32],
     /// Tokens a block.
     pub block_size: u32,
     /// The bytes of a token's latent in the layer.
@@ -127,8 +131,8 @@ impl DsaTopkRecord {
             // Distances ascend where positions descend.
             offset_p50: step_idx - selected[selected.len() / 2],
             offset_max: step_idx - first,
-            scores_stats: None,
-            scores_topk: None,
+            scores_stats: facts.scores,
+            scores_topk: (!facts.each_score.is_empty()).then(|| facts.each_score.to_vec()),
             block_size_tokens: block_size,
             unique_blocks: unique,
             coverage: rounded(f64::from(unique) / f64::from(keys.div_ceil(block_size))),

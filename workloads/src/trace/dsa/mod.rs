@@ -1,17 +1,37 @@
 //! Records of what sparse attention (DSA) chose: one for each layer of each query token.
 
+mod bits;
+mod compact;
+mod compact_reader;
+mod compact_writer;
 mod derive;
+mod npy;
 mod record;
+mod records;
+mod selection_code;
+mod subset;
+mod token;
+mod writer;
 
 use std::fmt;
+use std::path::Path;
 use std::str::FromStr;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
+use super::CONFIG_FILE;
+use crate::{Error, json_fault};
+
+pub(super) use compact::compact_file;
 pub use derive::{DsaFacts, prefix_key};
+pub use npy::{npy_header, write_npy};
 pub(super) use record::DsaLine;
 pub use record::{DsaFetch, DsaPrefix, DsaRow, DsaScores, DsaSource, DsaTopkRecord, DsaTouched};
+pub use records::{DsaRecords, dsa_file, read_compact};
+pub use token::{DsaSelection, DsaToken};
+pub(super) use writer::DsaWriter;
 
 /// What the names of the files with these records begin with.
 pub const DSA_STEM: &str = "dsa_topk";
@@ -64,6 +84,16 @@ impl FromStr for DsaRows {
     }
 }
 
+/// How these records are stored (`--trace-dsa-format`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DsaFormat {
+    /// Coded positions, in `dsa_topk.bin`.
+    #[default]
+    Compact,
+    /// A JSON object a line, in `dsa_topk.jsonl`.
+    Jsonl,
+}
+
 /// What a trace with these records says about them in `config.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DsaTraceConfig {
@@ -74,6 +104,8 @@ pub struct DsaTraceConfig {
     pub sample_rate: f64,
     /// How many tokens of a prompt `prefix_key` stands for, at most.
     pub prefix_key_tokens: u32,
+    /// Whether records have the score of each chosen key.
+    pub store_scores: bool,
     /// The keys that a query attends to, at most.
     pub index_topk: u32,
     /// The layers of the model.
@@ -100,6 +132,22 @@ impl DsaTraceConfig {
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^= z >> 31;
         ((z >> 11) as f64) < self.sample_rate * (1u64 << 53) as f64
+    }
+
+    /// What the `config.json` of a trace says about its records.
+    ///
+    /// # Errors
+    ///
+    /// The file can't be read, or says nothing about such records.
+    pub fn of_trace(directory: &Path) -> Result<Self, Error> {
+        let path = directory.join(CONFIG_FILE);
+        let bytes = std::fs::read(&path).map_err(|source| Error::Read { path: path.clone(), source })?;
+        let bad = |what: String| Error::BadConfig { path: path.clone(), what };
+        let config: Value =
+            json_fault::parse(&bytes).map_err(|fault| bad(format!("line {}: {fault}", fault.line)))?;
+        let dsa = config.get("dsa").filter(|dsa| !dsa.is_null());
+        let dsa = dsa.ok_or_else(|| bad("no `dsa`, which says what the records are about".to_owned()))?;
+        Self::deserialize(dsa).map_err(|e| bad(format!("dsa {dsa}: {e}")))
     }
 
     /// The layer whose indexer chose for a layer; `None` if there is none.

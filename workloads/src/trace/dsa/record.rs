@@ -15,16 +15,28 @@ pub enum DsaRow {
     Verify,
 }
 
-/// The scores of the keys that were chosen.
+/// The scores that the indexer gave to the keys that were chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DsaScores {
     /// The least.
-    pub min: f64,
-    /// Their mean.
-    pub mean: f64,
+    pub min: f32,
+    /// Their mean: the sum in 64 bits over ascending positions, divided by their number and rounded to 32 bits.
+    pub mean: f32,
     /// The greatest.
-    pub max: f64,
+    pub max: f32,
+}
+
+impl DsaScores {
+    /// The figures of some scores; `None` if there are none, or if one is not finite.
+    #[must_use]
+    pub fn of(scores: &[f32]) -> Option<Self> {
+        let sum = scores.iter().fold(0.0, |sum, &score| sum + f64::from(score));
+        let mean = (sum / scores.len() as f64) as f32;
+        let (min, max) = (f32::INFINITY, f32::NEG_INFINITY);
+        let (min, max) = scores.iter().fold((min, max), |(min, max), &s| (min.min(s), max.max(s)));
+        mean.is_finite().then_some(Self { min, mean, max })
+    }
 }
 
 /// How many chosen tokens lie in each block that has any.
@@ -112,9 +124,11 @@ pub struct DsaTopkRecord {
     pub offset_p50: u32,
     /// The greatest distance.
     pub offset_max: u32,
-    /// The scores of the chosen keys; null, because they are not kept yet.
+    /// The scores of the chosen keys. Null if the token sees no more keys than may be chosen, because nothing is scored then, and if
+    /// a score is not finite.
     pub scores_stats: Option<DsaScores>,
-    /// Each of these scores; null unless they are asked for.
+    /// Each of these scores, in the order of the positions. Null unless they are asked for (`--trace-store-scores`), and where
+    /// `scores_stats` is null.
     pub scores_topk: Option<Vec<f32>>,
     /// Tokens a block.
     pub block_size_tokens: u32,

@@ -128,6 +128,7 @@ fn a_full_disk_is_an_error_that_names_the_file_and_there_is_no_summary() {
         in_run: false,
         first_step: 0,
         dsa: None,
+        appends: false,
         leftovers,
     };
     writer.write(&json!({"step": 0})).unwrap();

@@ -1,5 +1,7 @@
 //! `pagedraft trace`.
 
+mod analyze;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -8,8 +10,8 @@ use clap::{Args, Subcommand, ValueEnum};
 use pagedraft::exit::{usage, usage_hint};
 use pagedraft_workloads::run::{LineFormat, LineReader, convert_lines};
 use pagedraft_workloads::trace::{
-    CheckReport, DSA_STEM, SCHEMA_VERSION, STEPS_FILE, STEPS_STEM, SchemaOf, check_dir, read_steps, schema,
-    steps_file,
+    CheckReport, DSA_STEM, DsaRecords, SCHEMA_VERSION, STEPS_FILE, STEPS_STEM, SchemaOf, check_dir,
+    read_steps, schema, steps_file, write_npy,
 };
 
 use super::{Ended, stdout};
@@ -20,6 +22,11 @@ pub enum Trace {
     Check(Check),
     /// Write the lines of a trace in another format
     Export(Export),
+    /// Compute figures of the records of a trace
+    Analyze {
+        #[command(subcommand)]
+        what: analyze::Analyze,
+    },
     /// Print the JSON Schema of a file of a run
     Schema(Schema),
 }
@@ -39,12 +46,26 @@ pub struct Export {
     /// Which lines
     #[arg(long, value_enum, default_value = "step")]
     event: Event,
-    /// jsonl, jsonl.zst or parquet
-    #[arg(long, value_name = "FORMAT")]
-    format: LineFormat,
-    /// Where to; by default a file beside the steps
+    /// jsonl, jsonl.zst or parquet; of dsa_topk also npy: an array a request, as --return-indexer-topk gives
+    #[arg(long, value_name = "FORMAT", value_parser = format)]
+    format: Format,
+    /// Where to; by default a file beside the steps (npy: a directory with a file a request)
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+}
+
+/// What lines are made into.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Format {
+    Lines(LineFormat),
+    Npy,
+}
+
+fn format(text: &str) -> Result<Format, String> {
+    match text {
+        "npy" => Ok(Format::Npy),
+        _ => text.parse().map(Format::Lines).map_err(|what: String| format!("{what}, npy")),
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
@@ -70,13 +91,15 @@ impl Event {
         if self == Self::Step {
             return read_steps(directory).map_err(|e| usage(e.into()));
         }
-        let path = LineFormat::Jsonl.file(directory, DSA_STEM);
-        if directory.is_dir() && !path.exists() {
+        if !directory.is_dir() {
+            return Err(usage(anyhow!("{} is not a directory", directory.display())));
+        }
+        let Some(records) = DsaRecords::open(directory).map_err(|e| usage(e.into()))? else {
             let error = anyhow!("{} has no records of sparse attention ({DSA_STEM})", directory.display());
             let hint = "trace a model with sparse attention, and not with --trace-dsa off";
             return Err(usage_hint(error, hint));
-        }
-        LineReader::open(&path, LineFormat::Jsonl).map_err(|e| usage(e.into()))
+        };
+        Ok(records.into_lines())
     }
 }
 
@@ -104,6 +127,7 @@ impl Trace {
         match self {
             Self::Check(check) => check.run(),
             Self::Export(export) => export.run(),
+            Self::Analyze { what } => what.run(),
             Self::Schema(schema) => schema.run(),
         }
     }
@@ -180,13 +204,18 @@ fn sound(report: &CheckReport) -> String {
 impl Export {
     fn run(&self) -> anyhow::Result<Ended> {
         let stem = self.event.stem();
-        let out = self.out.clone().unwrap_or_else(|| self.format.file(&self.directory, stem));
+        let name = match self.format {
+            Format::Lines(format) => format.file_name(stem),
+            Format::Npy => format!("{stem}.npy"),
+        };
+        let out = self.out.clone().unwrap_or_else(|| self.directory.join(name));
         let mut lines = self.event.lines(&self.directory)?;
         if out.exists() {
             let error = anyhow!("{} is there already", out.display());
             return Err(usage_hint(error, "name another file (--out FILE)"));
         }
-        let written = convert_lines(&mut lines, &out, self.format).map_err(|e| usage(e.into()))?;
+        let Format::Lines(format) = self.format else { return self.arrays(&out) };
+        let written = convert_lines(&mut lines, &out, format).map_err(|e| usage(e.into()))?;
         let mut text = format!("{written} lines of {} in {}\n", lines.path().display(), out.display());
         if lines.is_cut() {
             text.push_str(
@@ -194,6 +223,19 @@ impl Export {
             );
         }
         stdout::print(&text)?;
+        Ok(Ended::Done)
+    }
+}
+
+impl Export {
+    /// Writes an array for each request.
+    fn arrays(&self, out: &Path) -> anyhow::Result<Ended> {
+        if self.event != Event::DsaTopk {
+            let error = anyhow!("--format npy: steps are no arrays");
+            return Err(usage_hint(error, "add --event dsa_topk, or name another format"));
+        }
+        let made = write_npy(&self.directory, out).map_err(|e| usage(e.into()))?;
+        stdout::print(&format!("arrays of {} requests in {}\n", made.len(), out.display()))?;
         Ok(Ended::Done)
     }
 }
