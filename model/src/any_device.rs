@@ -16,6 +16,7 @@ use crate::error::ModelError;
 use crate::graph::GraphKey;
 use crate::kv::PartShape;
 use crate::step_inputs::StepInputs;
+use crate::tiers::Tiers;
 
 /// A CPU or a GPU.
 pub enum AnyDevice {
@@ -205,5 +206,9 @@ impl Device for AnyDevice {
 
     fn copy_blocks(&mut self, copies: &[BlockCopy]) -> Result<(), ModelError> {
         on!(self, device => device.copy_blocks(copies))
+    }
+
+    fn tiers(&mut self) -> Option<&mut Tiers> {
+        on!(self, device => device.tiers())
     }
 }

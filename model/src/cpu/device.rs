@@ -27,6 +27,7 @@ use crate::error::ModelError;
 use crate::graph::GraphKey;
 use crate::kv::PartShape;
 use crate::step_inputs::StepInputs;
+use crate::tiers::{TierOptions, Tiers};
 
 /// What a CPU device is built from.
 #[derive(Clone, Copy, Debug)]
@@ -112,6 +113,12 @@ impl CpuDevice {
         groups: &[GroupId],
     ) -> Result<Self, ModelError> {
         Self::on_team(options, arena, groups, Arc::clone(&self.team))
+    }
+
+    /// Has the latents of a model with sparse attention kept in tiers. Its part of the arena's plan must be
+    /// [tiered](pagedraft_block_manager::KvPart::tiered) then. To be called before a model is loaded.
+    pub fn keep_in_tiers(&mut self, options: TierOptions) {
+        self.kv.keep_in_tiers(options);
     }
 
     /// The instruction set that it runs on.
@@ -303,6 +310,9 @@ impl Device for CpuDevice {
             }
         }
         self.sparse.set_rows(rows);
+        if let Some(tiers) = self.kv.tiers_mut() {
+            tiers.begin_step();
+        }
         self.inputs.tokens.clone_from(&inputs.tokens);
         self.inputs.positions.clone_from(&inputs.positions);
         for (group, metadata) in self.inputs.groups.iter_mut().enumerate() {
@@ -342,6 +352,9 @@ impl Device for CpuDevice {
         // SAFETY: no operation is running, neither on this device nor on another one in the arena, because
         // they run in turns.
         unsafe { self.kv.arena().touch() };
+        if let Some(tiers) = self.kv.tiers_mut() {
+            tiers.touch();
+        }
         let (mut rows, mut width) = (0, 0);
         for buffer in &mut self.buffers {
             if let Buffer::Rows(activations) = buffer {
@@ -388,7 +401,12 @@ impl Device for CpuDevice {
             // SAFETY: no operation is running, neither on this device nor on another one in the arena,
             // because they run in turns.
             unsafe { self.kv.arena().copy_block(copy)? };
+            self.kv.copy_in_tiers(copy);
         }
         Ok(())
+    }
+
+    fn tiers(&mut self) -> Option<&mut Tiers> {
+        self.kv.tiers_mut()
     }
 }

@@ -65,7 +65,7 @@ pub fn groups(hidden_size: usize, bytes_per_token: usize) -> Vec<KvGroup> {
     let group = |id: u8, name: &str, kind, layers, bytes_per_token| KvGroup {
         id: GroupId(id),
         name: name.to_owned(),
-        parts: vec![KvPart { kind, layers, bytes_per_token }],
+        parts: vec![KvPart { kind, layers, bytes_per_token, tiered: false }],
         ..KvGroup::dense(1, bytes_per_token)
     };
     let cut = CUT as u16;
