@@ -13,6 +13,7 @@ use pagedraft_model::cuda::KvStorage;
 use pagedraft_scheduler::Policy;
 use pagedraft_spec_decode::Scorer;
 use pagedraft_spec_decode::acceptance::Acceptance;
+use super::tiers::KvTiers;
 use pagedraft_workloads::run::LineFormat;
 use pagedraft_workloads::trace::{DsaRows, TraceTables};
 
@@ -265,6 +266,8 @@ pub struct EngineOptions {
     pub max_model_len: Option<u32>,
     /// The most keys that a query attends to in a target with sparse attention; by default the model's.
     pub index_topk: Option<u32>,
+    /// Where the latents of a target with sparse attention are kept.
+    pub kv_tiers: KvTiers,
     /// The most tokens of a prompt in one step; by default what the budget leaves.
     pub prefill_chunk: Option<u32>,
     /// Whether prompts reuse the KV of equal prefixes.
@@ -327,6 +330,7 @@ impl EngineOptions {
             max_num_batched_tokens: 2048,
             max_model_len: None,
             index_topk: None,
+            kv_tiers: KvTiers::default(),
             prefill_chunk: None,
             enable_prefix_caching: true,
             enable_chunked_prefill: true,

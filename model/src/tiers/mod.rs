@@ -19,20 +19,28 @@ mod attend;
 mod below;
 mod checksum;
 mod counts;
+mod directory_pool;
 mod frames;
 mod memory_pool;
 mod options;
 mod policy;
 mod pool;
 mod prefixes;
+#[cfg(feature = "remote-pool")]
+mod redis_pool;
+mod remote;
 mod watched;
 
 pub(crate) use attend::{Attended, GatherRoom};
 pub use below::{Below, BelowCounts};
 pub use counts::{Fetch, TierCounts, Waited};
+pub use directory_pool::DirectoryPool;
 pub use frames::Tiers;
 pub use memory_pool::MemoryPool;
 pub use options::{LocalPool, TierOptions};
 pub use policy::Policy;
 pub use pool::{Key, Pool, PoolError, TierId};
+#[cfg(feature = "remote-pool")]
+pub use redis_pool::RedisPool;
+pub use remote::open_remote;
 pub use watched::Watched;
