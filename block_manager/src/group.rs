@@ -50,7 +50,11 @@ impl KvGroup {
     /// Bytes that one token takes in all parts and layers that lie in the arena.
     #[must_use]
     pub fn bytes_per_token(&self) -> usize {
-        self.parts.iter().filter(|part| !part.tiered).map(|part| part.bytes_per_token * part.layers.len()).sum()
+        self.parts
+            .iter()
+            .filter(|part| !part.tiered)
+            .map(|part| part.bytes_per_token * part.layers.len())
+            .sum()
     }
 
     /// Bytes that a block of `size` tokens takes in all parts and layers that lie in the arena.

@@ -256,7 +256,8 @@ impl Scheduler {
         }
         // The last token is computed in any case.
         let limit = request.len() - 1;
-        let restore = self.blocks.begin_restore(request.salt, &request.tokens, limit, has).map_err(of(key))?;
+        let restore =
+            self.blocks.begin_restore(request.salt, &request.tokens, limit, has).map_err(of(key))?;
         Ok(restore.map(|restore| (key, restore)))
     }
 

@@ -350,7 +350,9 @@ impl<D: Device> ModelExecutor<D> {
         let starts = &record.inputs.metadata().query_start_loc;
         for &token in tiers.lost_rows() {
             let behind = starts.partition_point(|&start| start <= token);
-            let Some(&row) = behind.checked_sub(1).and_then(|row| record.plan_rows.get(row)) else { continue };
+            let Some(&row) = behind.checked_sub(1).and_then(|row| record.plan_rows.get(row)) else {
+                continue;
+            };
             if !self.lost.contains(&row) {
                 self.lost.push(row);
                 // Nothing is sampled from such a row.
@@ -426,6 +428,7 @@ impl<D: Device> Executor for ModelExecutor<D> {
             if self.lost.contains(&(i as u32)) {
                 *result = pagedraft_scheduler::RowOutcome {
                     progress: Progress::Lost,
+                    num_drafts: self.draft_row[i].map_or(0, |d| self.drafts.row(d as usize).len()) as u16,
                     ..pagedraft_scheduler::RowOutcome::of(row.request)
                 };
                 outcome.record.forget(row.request);

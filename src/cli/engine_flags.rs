@@ -7,8 +7,8 @@ use anyhow::anyhow;
 use clap::{Args, ValueEnum};
 use pagedraft::exit::{usage, usage_hint};
 use pagedraft::session::{
-    DeviceRef, DsaTraceOptions, EngineOptions, InstructionSet, KvTiers, LoadFormat, MOST_LOGIT_ROWS, ModelRef,
-    SessionInfo, TraceOptions, local_pool,
+    DeviceRef, DsaTraceOptions, EngineOptions, InstructionSet, KvTiers, LoadFormat, MOST_LOGIT_ROWS,
+    ModelRef, Session, SessionInfo, TraceOptions, local_pool,
 };
 use pagedraft_attention::isa::Isa;
 use pagedraft_model::Dtype;
@@ -292,11 +292,42 @@ impl EngineFlags {
         }
         if let Some(asked) = self.num_blocks.filter(|&asked| asked > info.num_blocks) {
             let held = info.num_blocks;
-            note(&format!("tier 0 and the local pool hold {held} KV blocks, so there are no {asked} (--num-blocks)"));
+            note(&format!(
+                "tier 0 and the local pool hold {held} KV blocks, so there are no {asked} (--num-blocks)"
+            ));
         }
         if self.no_deterministic && matches!(info.isa, InstructionSet::Cpu(_)) {
             note("--no-deterministic changes nothing: the CPU's kernels are deterministic always");
         }
+    }
+
+    /// Writes to standard error what the KV tiers did, if there are any.
+    pub fn tell_of_the_tiers(&self, session: &mut Session) {
+        let Some(counts) = session.tier_counts() else { return };
+        let below = counts.local_pool.cells + counts.remote_pool.cells + counts.refuge.cells;
+        let share = 100.0 * counts.hits as f64 / (counts.hits + below).max(1) as f64;
+        note(&format!(
+            "KV tiers: {share:.1} % of {} reads of a block in a layer were in tier 0, {} came from the local pool, {} from the \
+             remote one, {} from memory of last resort; {} were lost, and {} token rows computed again",
+            counts.hits + below,
+            counts.local_pool.cells,
+            counts.remote_pool.cells,
+            counts.refuge.cells,
+            counts.lost_cells,
+            counts.lost_rows
+        ));
+    }
+
+    /// Refuses KV tiers where they are asked for and `who` has none.
+    pub fn refuse_tiers(&self, who: &str) -> anyhow::Result<()> {
+        let flag = match (&self.kv_hbm_blocks, &self.kv_local_pool, &self.kv_remote_pool) {
+            (Some(_), _, _) => "--kv-hbm-blocks",
+            (_, Some(_), _) => "--kv-local-pool",
+            (_, _, Some(_)) => "--kv-remote-pool",
+            _ => return Ok(()),
+        };
+        let error = anyhow!("{flag}: {who} keeps no KV, and so has no tiers for it");
+        Err(usage_hint(error, "leave it out, or use --executor real with a model"))
     }
 
     /// Writes notes to standard error about flags that have no effect.

@@ -36,8 +36,8 @@ use std::time::Instant;
 use anyhow::{bail, ensure};
 
 use pagedraft_block_manager::{KvJournal, SideTable, Slab};
-use pagedraft_model::{AnyDevice, Device};
 use pagedraft_model::tokenizer::Tokenizer;
+use pagedraft_model::{AnyDevice, Device};
 use pagedraft_scheduler::{
     Applied, Executor, Kind, RequestKey, RequestSpec, Scheduler, StepId, StepOutcome, StepPlan, StepTimes,
 };

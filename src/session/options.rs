@@ -7,13 +7,13 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use super::tiers::KvTiers;
 use pagedraft_attention::isa::Isa;
 use pagedraft_model::Dtype;
 use pagedraft_model::cuda::KvStorage;
 use pagedraft_scheduler::Policy;
 use pagedraft_spec_decode::Scorer;
 use pagedraft_spec_decode::acceptance::Acceptance;
-use super::tiers::KvTiers;
 use pagedraft_workloads::run::LineFormat;
 use pagedraft_workloads::trace::{DsaRows, TraceTables};
 

@@ -182,7 +182,8 @@ impl Session {
         }
         for at in 0..MOST_RESTORED {
             let Some(tiers) = self.executor.runner().device_mut().tiers() else { return Ok(()) };
-            let Some((key, restore)) = self.scheduler.begin_restore(at, &mut |hash| tiers.has_prefix(hash))?
+            let Some((key, restore)) =
+                self.scheduler.begin_restore(at, &mut |hash| tiers.has_prefix(hash))?
             else {
                 // Those behind a request that cannot be admitted wait too.
                 if at < self.scheduler.stats().waiting { continue } else { return Ok(()) }
@@ -232,10 +233,7 @@ impl Session {
 }
 
 /// Reads `SIZE[:FILE]`, given how a size is read.
-pub fn local_pool(
-    text: &str,
-    bytes: impl Fn(&str) -> Result<u64, String>,
-) -> Result<LocalPool, String> {
+pub fn local_pool(text: &str, bytes: impl Fn(&str) -> Result<u64, String>) -> Result<LocalPool, String> {
     let (size, file) = match text.split_once(':') {
         Some((_, "")) => return Err("the name of the file behind the colon is missing".to_owned()),
         Some((size, file)) => (size, Some(PathBuf::from(file))),

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use anyhow::{anyhow, ensure};
 use pagedraft_block_manager::{KvGroup, PartKind};
+use pagedraft_model::tiers::{Fetch, TierId, Tiers};
 use pagedraft_model::{Device, Runner};
 use pagedraft_scheduler::{Kind, KvView, RequestKey, Scheduler, StepOutcome, StepPlan};
 use pagedraft_spec_decode::ExecutionRecord;
@@ -49,6 +50,49 @@ pub(super) fn config(
     })
 }
 
+/// What a step fetched for each layer of each token row.
+struct Fetched {
+    fetches: HashMap<(u16, u32), Vec<Fetch>>,
+    found: HashMap<(u16, u32), f64>,
+}
+
+impl Fetched {
+    /// `None` without tiers.
+    fn of(tiers: Option<&mut Tiers>) -> Option<Self> {
+        let (fetches, waited) = tiers?.fetches();
+        let mut fetched = Self { fetches: HashMap::new(), found: HashMap::new() };
+        for &fetch in fetches {
+            fetched.fetches.entry((fetch.layer, fetch.token)).or_default().push(fetch);
+        }
+        fetched.found.extend(waited.iter().map(|waited| ((waited.layer, waited.token), waited.us)));
+        Some(fetched)
+    }
+
+    /// Notes in a record where its blocks were. A block that two token rows chose was fetched for the first of them, unless that one
+    /// is a row which stored into it; host memory of last resort counts as the local pool.
+    fn note(&self, record: &mut DsaTopkRecord, row: (u16, u32), block_bytes: u64) {
+        let of = |remote: bool| -> Vec<(u32, f64)> {
+            let own = self.fetches.get(&row).into_iter().flatten();
+            let own = own.filter(|fetch| (fetch.tier == TierId::RemotePool) == remote);
+            let chosen = own.filter(|fetch| record.selected_block_ids.contains(&fetch.block));
+            let mut blocks: Vec<(u32, f64)> = Vec::new();
+            for fetch in chosen {
+                match blocks.iter_mut().find(|(block, _)| *block == fetch.block) {
+                    // A row that needs more blocks than tier 0 holds may fetch one twice.
+                    Some((_, us)) => *us += fetch.us,
+                    None => blocks.push((fetch.block, fetch.us)),
+                }
+            }
+            blocks
+        };
+        let (local, mut remote) = (of(false), of(true));
+        remote.retain(|(block, _)| local.iter().all(|(other, _)| other != block));
+        let found = self.found.get(&row).copied().unwrap_or(0.0);
+        record.kv_fetch =
+            std::mem::take(&mut record.kv_fetch).from_tiers(&local, &remote, block_bytes, found);
+    }
+}
+
 impl TraceDsa {
     pub fn new(config: DsaTraceConfig, block_size: u32) -> Self {
         Self { config, block_size, prefixes: HashMap::new() }
@@ -68,6 +112,7 @@ impl TraceDsa {
         writer: &mut TraceWriter,
     ) -> anyhow::Result<()> {
         self.note(plan, scheduler);
+        let fetched = Fetched::of(runner.device_mut().tiers());
         let step = writer.first_step().saturating_add(plan.id.0);
         let tables = &outcome.record.inputs.metadata().block_tables;
         for token in token_rows(plan, outcome) {
@@ -106,9 +151,13 @@ impl TraceDsa {
                     prefix_key: &prefix.key,
                 };
                 let block = |place: u32| table.get(place as usize).map(|block| block.0);
-                let record = DsaTopkRecord::of(facts, block).map_err(|what| {
+                let mut record = DsaTopkRecord::of(facts, block).map_err(|what| {
                     anyhow!("layer {layer}, request {request_id:?}, position {}: {what}", token.position)
                 })?;
+                if let Some(fetched) = &fetched {
+                    let bytes = self.config.latent_bytes.saturating_mul(u64::from(self.block_size));
+                    fetched.note(&mut record, (layer, token.token as u32), bytes);
+                }
                 writer.write_dsa(&record)?;
             }
         }

@@ -121,6 +121,19 @@ impl CpuDevice {
         self.kv.keep_in_tiers(options);
     }
 
+    /// Writes what a [choice](crate::dsa::SparseOp::Select) of keys for a token row would have been: for measurements under selections
+    /// that are known. They ascend.
+    ///
+    /// # Errors
+    ///
+    /// A row that the buffer does not have, or another buffer.
+    pub fn set_choices(&mut self, buffer: BufferId, row: usize, keys: &[u32]) -> Result<(), ModelError> {
+        match self.buffers.get(buffer.index()) {
+            Some(Buffer::Choices(choices)) => choices.set_row(row, keys),
+            _ => Err(ModelError::BadInputs { what: "the buffer holds no choices".to_owned() }),
+        }
+    }
+
     /// The instruction set that it runs on.
     #[must_use]
     pub fn isa(&self) -> Isa {

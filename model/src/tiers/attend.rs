@@ -226,10 +226,7 @@ impl GatherRoom {
     }
 
     /// The step of one row that attends to all that was gathered, and the latents, which lie as `like` says.
-    pub(crate) fn step(
-        &mut self,
-        like: &VectorLayer,
-    ) -> Result<(Attended<'_>, VectorLayer), AttentionError> {
+    pub(crate) fn step(&mut self, like: &VectorLayer) -> Result<(Attended<'_>, VectorLayer), AttentionError> {
         let layout = *like.layout();
         let (Some(builder), Some(memory)) = (&self.builder, &self.memory) else {
             return Err(AttentionError::ForeignPlan { what: "step" });

@@ -335,10 +335,10 @@ impl Tiers {
         if more == 0 {
             return;
         }
-        let (pass, policy) = (self.pass, self.policy);
+        let (pass, policy, now) = (self.pass, self.policy, self.now);
         let free = own.frames.iter().zip(0..).filter(|(frame, _)| frame.block != EMPTY && frame.held != pass);
         self.candidates.clear();
-        self.candidates.extend(free.map(|(frame, index)| (frame.uses.score(policy), index)));
+        self.candidates.extend(free.map(|(frame, index)| (frame.uses.score(policy, now), index)));
         let more = more.min(self.candidates.len());
         if more == 0 {
             return;

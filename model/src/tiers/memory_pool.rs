@@ -109,7 +109,8 @@ fn map(path: &Path, len: usize) -> Result<Backing, String> {
     let mut left = len - MAGIC.len();
     while left > 0 {
         let piece = left.min(zeros.len());
-        file.write_all(&zeros[..piece]).map_err(|error| format!("{error}; {left} of {len} bytes are missing"))?;
+        file.write_all(&zeros[..piece])
+            .map_err(|error| format!("{error}; {left} of {len} bytes are missing"))?;
         left -= piece;
     }
     // SAFETY: the file is locked against other engines, and as long as the mapping. Another program that cuts it short meanwhile

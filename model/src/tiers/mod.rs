@@ -38,7 +38,7 @@ pub use directory_pool::DirectoryPool;
 pub use frames::Tiers;
 pub use memory_pool::MemoryPool;
 pub use options::{LocalPool, TierOptions};
-pub use policy::Policy;
+pub use policy::{Policy, Uses};
 pub use pool::{Key, Pool, PoolError, TierId};
 #[cfg(feature = "remote-pool")]
 pub use redis_pool::RedisPool;

@@ -8,8 +8,9 @@ use std::str::FromStr;
 pub enum Policy {
     /// The one that was touched longest ago.
     Lru,
-    /// The one that was touched in the fewest steps, older steps counting less and less (LRFU, Lee et al. 2001): what most steps
-    /// select stays although a step in between did without it.
+    /// Of those that the last step did not select, the one that was touched in the fewest steps, older steps counting less and less
+    /// (LRFU, Lee et al. 2001): what most steps select stays although a few in between did without it. What the last step selected
+    /// goes after all others, because most of it is selected again.
     #[default]
     Frequency,
 }
@@ -54,12 +55,15 @@ impl Uses {
         }
     }
 
-    /// The less, the sooner it goes down. Scores of different steps can be compared: all weights fade alike.
+    /// The less, the sooner it goes down in step `now`.
     #[must_use]
-    pub fn score(&self, policy: Policy) -> f64 {
+    pub fn score(&self, policy: Policy, now: u64) -> f64 {
+        let age = now.saturating_sub(self.last) as f64;
         match policy {
-            Policy::Lru => self.last as f64,
-            Policy::Frequency => self.weight.log2() + self.last as f64 / HALF_LIFE,
+            Policy::Lru => -age,
+            // A weight is between 1 and 13. So the scores of the last selection are above 0, and all others below it.
+            Policy::Frequency if age <= 1.0 => self.weight,
+            Policy::Frequency => self.weight.log2() - age / HALF_LIFE - 12.0,
         }
     }
 }

@@ -28,7 +28,8 @@ impl RedisPool {
         let said = |error: RedisError| format!("there is no Redis server to be had: {error}");
         let client = Client::open(url).map_err(said)?;
         let mut pool = Self { client, patience, connection: None, hash: String::new() };
-        let number: u64 = pool.ask(|connection| cmd("INCR").arg("pagedraft:pools").query(connection)).map_err(said)?;
+        let number: u64 =
+            pool.ask(|connection| cmd("INCR").arg("pagedraft:pools").query(connection)).map_err(said)?;
         pool.hash = format!("pagedraft:pool:{number}");
         Ok(pool)
     }

@@ -186,7 +186,12 @@ impl DsaCheck {
                 let table = &known.table;
                 DsaTopkRecord::of(facts, |place| u32::try_from(*table.get(place as usize)?).ok())
             };
-            let proved = proved.map_err(|what| self.fault(id, what))?;
+            let mut proved = proved.map_err(|what| self.fault(id, what))?;
+            if record.kv_fetch.hbm.latency_us.is_some() {
+                let block_bytes = self.config.latent_bytes.saturating_mul(u64::from(self.block_size));
+                record.kv_fetch.check(&proved.kv_fetch, block_bytes).map_err(|what| self.fault(id, what))?;
+                proved.kv_fetch.clone_from(&record.kv_fetch);
+            }
             self.compare(&proved, &record)?;
             self.records += 1;
         }

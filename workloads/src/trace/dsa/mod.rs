@@ -1,6 +1,7 @@
 //! Records of what sparse attention (DSA) chose: one for each layer of each query token.
 
 mod derive;
+mod fetch;
 mod record;
 
 use std::fmt;
