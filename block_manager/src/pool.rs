@@ -35,6 +35,8 @@ pub struct BlockPool {
     /// Counts releases.
     pub(crate) clock: u64,
     pub(crate) journal: Option<KvJournal>,
+    /// Whether what is published comes from elsewhere.
+    pub(crate) restoring: bool,
 }
 
 impl BlockPool {
@@ -64,6 +66,7 @@ impl BlockPool {
             cache: PrefixCache::new(places),
             clock: 0,
             journal: None,
+            restoring: false,
             arena,
         }
     }
@@ -179,7 +182,7 @@ impl BlockPool {
         let place = self.place(group, id);
         self.cache.insert(place, CacheKey { hash, group });
         if let Some(journal) = &mut self.journal {
-            journal.stored(group, id, &contents());
+            journal.stored(group, id, &contents(), self.restoring);
         }
         Sealed::new(group, id)
     }

@@ -79,7 +79,9 @@ impl BlockManager {
     /// Faults of the book-keeping; nothing is held any more then.
     pub fn end_restore(&mut self, restore: Restore, tokens: &[u32], filled: u32) -> Result<(), Error> {
         let upto = restore.from + filled.min(restore.blocks.len() as u32) * self.block_size.get();
+        self.pool.restoring = true;
         let committed = self.commit(restore.sequence, restore.group, tokens, upto);
+        self.pool.restoring = false;
         self.free(restore.sequence)?;
         committed.map(drop)
     }

@@ -27,7 +27,8 @@ struct Reply {
 /// A pool behind a thread. A request that takes longer than the time given counts as failed. The pool is then left behind with its
 /// thread: whatever was in it is lost.
 pub struct Watched {
-    ask: Sender<Ask>,
+    /// `None` once the pool is to end.
+    ask: Option<Sender<Ask>>,
     replies: Receiver<Reply>,
     patience: Duration,
     hangs: bool,
@@ -63,16 +64,18 @@ impl Watched {
                     }
                 };
                 if reply.send(done).is_err() {
-                    return;
+                    break;
                 }
             }
+            // Before the channel of replies ends, by which the other side sees that this is done.
+            drop(pool);
         };
         thread::Builder::new()
             .name("kv-tier".to_owned())
             .spawn(work)
             .map_err(|error| ModelError::NoDevice { what: format!("no thread for a KV tier: {error}") })?;
         Ok(Self {
-            ask,
+            ask: Some(ask),
             replies,
             patience,
             hangs: false,
@@ -111,7 +114,8 @@ impl Watched {
         if self.hangs {
             return Err(PoolError::Timeout);
         }
-        self.ask.send(ask).map_err(|_| PoolError::Failed("its thread has ended".to_owned()))
+        let ended = || PoolError::Failed("its thread has ended".to_owned());
+        self.ask.as_ref().ok_or_else(ended)?.send(ask).map_err(|_| ended())
     }
 
     /// Drops what was fetched ahead under a key that changes.
@@ -172,6 +176,16 @@ impl Pool for Watched {
             {
                 self.coming.insert(key);
             }
+        }
+    }
+}
+
+impl Drop for Watched {
+    /// Waits until the pool has tidied up, unless it hangs.
+    fn drop(&mut self) {
+        self.ask = None;
+        if !self.hangs {
+            while self.replies.recv_timeout(self.patience).is_ok() {}
         }
     }
 }
