@@ -35,7 +35,8 @@ impl KvGroup {
     /// each layer.
     #[must_use]
     pub fn dense(layers: u16, bytes_per_token: usize) -> Self {
-        let part = KvPart { kind: PartKind::Heads, layers: LayerSet::range(0..layers), bytes_per_token };
+        let layers = LayerSet::range(0..layers);
+        let part = KvPart { kind: PartKind::Heads, layers, bytes_per_token, tiered: false };
         Self {
             id: GroupId(0),
             name: "kv".to_owned(),
@@ -46,13 +47,17 @@ impl KvGroup {
         }
     }
 
-    /// Bytes that one token takes in all parts and layers.
+    /// Bytes that one token takes in all parts and layers that lie in the arena.
     #[must_use]
     pub fn bytes_per_token(&self) -> usize {
-        self.parts.iter().map(|part| part.bytes_per_token * part.layers.len()).sum()
+        self.parts
+            .iter()
+            .filter(|part| !part.tiered)
+            .map(|part| part.bytes_per_token * part.layers.len())
+            .sum()
     }
 
-    /// Bytes that a block of `size` tokens takes in all parts and layers.
+    /// Bytes that a block of `size` tokens takes in all parts and layers that lie in the arena.
     #[must_use]
     pub fn block_bytes(&self, size: BlockSize) -> usize {
         self.bytes_per_token() * size.get() as usize

@@ -10,6 +10,8 @@ use crate::{BlockHash, BlockId, GroupId};
 pub enum KvEventKind {
     /// A block was published: from here on it can be hit.
     Stored,
+    /// A block was published whose contents the cache had before, and which came back from elsewhere.
+    Restored,
     /// A published block was forgotten, because it was handed out anew or is written again.
     Removed,
     /// Everything published was forgotten.
@@ -27,9 +29,9 @@ pub struct KvEvent {
     pub block: BlockId,
     /// The name of its contents.
     pub hash: BlockHash,
-    /// The name of the block before it; `None` for a first block, and unless the event is `Stored`.
+    /// The name of the block before it; `None` for a first block, and unless the event is `Stored` or `Restored`.
     pub parent: Option<BlockHash>,
-    /// Where its tokens are in [`KvJournal::tokens`]; empty unless the event is `Stored`.
+    /// Where its tokens are in [`KvJournal::tokens`]; empty unless the event is `Stored` or `Restored`.
     pub tokens: Range<u32>,
 }
 
@@ -49,12 +51,14 @@ impl KvJournal {
         self.tokens.clear();
     }
 
-    pub(crate) fn stored(&mut self, group: GroupId, block: BlockId, contents: &Contents<'_>) {
+    /// Notes that a block was stored, or `restored` from elsewhere.
+    pub(crate) fn stored(&mut self, group: GroupId, block: BlockId, contents: &Contents<'_>, restored: bool) {
         let start = self.tokens.len() as u32;
         self.tokens.extend_from_slice(contents.tokens);
         let tokens = start..self.tokens.len() as u32;
         let Contents { hash, parent, .. } = *contents;
-        self.events.push(KvEvent { kind: KvEventKind::Stored, group, block, hash, parent, tokens });
+        let kind = if restored { KvEventKind::Restored } else { KvEventKind::Stored };
+        self.events.push(KvEvent { kind, group, block, hash, parent, tokens });
     }
 
     pub(crate) fn removed(&mut self, group: GroupId, block: BlockId, hash: BlockHash) {

@@ -225,6 +225,11 @@ impl BlockManager {
         self.pool.clear_cache();
     }
 
+    /// Takes one block out of the prefix cache, whose contents turned out to be lost; whether it was in it. Nobody's blocks change.
+    pub fn unpublish(&mut self, group: GroupId, block: BlockId) -> bool {
+        self.pool.unpublish(group, block)
+    }
+
     /// The block table of a sequence in a group; empty for a sequence or group that does not exist.
     #[must_use]
     pub fn block_table(&self, sequence: SequenceId, group: GroupId) -> &[BlockId] {

@@ -25,6 +25,9 @@ pub struct KvPart {
     pub layers: LayerSet,
     /// Bytes that one token takes in one layer.
     pub bytes_per_token: usize,
+    /// Whether the device keeps the rows in memory tiers of its own. They then take no bytes of the arena.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub tiered: bool,
 }
 
 impl KvPart {

@@ -35,6 +35,8 @@ pub struct BlockPool {
     /// Counts releases.
     pub(crate) clock: u64,
     pub(crate) journal: Option<KvJournal>,
+    /// Whether what is published comes from elsewhere.
+    pub(crate) restoring: bool,
 }
 
 impl BlockPool {
@@ -64,6 +66,7 @@ impl BlockPool {
             cache: PrefixCache::new(places),
             clock: 0,
             journal: None,
+            restoring: false,
             arena,
         }
     }
@@ -179,7 +182,7 @@ impl BlockPool {
         let place = self.place(group, id);
         self.cache.insert(place, CacheKey { hash, group });
         if let Some(journal) = &mut self.journal {
-            journal.stored(group, id, &contents());
+            journal.stored(group, id, &contents(), self.restoring);
         }
         Sealed::new(group, id)
     }
@@ -315,17 +318,7 @@ impl BlockPool {
         }
         for group in (0..self.pages.shares.len()).map(|group| GroupId(group as u8)) {
             while let Some(place) = self.oldest_cached(group) {
-                if self.pages.is_one_group() {
-                    self.pages.empty_cached(place);
-                    continue;
-                }
-                self.unlist(group, place);
-                let at = place / self.most_per_page;
-                let page = self.pages.page_mut(at);
-                self.links.stack(page.top, place);
-                page.top = place;
-                let (held, cached) = (page.held, page.cached - 1);
-                self.pages.set(at, held, cached, self.clock, Put::Back);
+                self.discard(group, place);
             }
         }
         if self.pages.num_empty() == self.pages.len() {
@@ -334,6 +327,36 @@ impl BlockPool {
         if let Some(journal) = &mut self.journal {
             journal.cleared();
         }
+    }
+
+    /// Takes one block out of the cache, so that nobody can hit it any more; whether it was in it. Leases are not touched.
+    pub fn unpublish(&mut self, group: GroupId, id: BlockId) -> bool {
+        let Some(place) = self.owned_place(group, id) else { return false };
+        let published = self.forget(place);
+        if published && self.holders[place as usize] == 0 {
+            self.discard(group, place);
+        }
+        published
+    }
+
+    /// Makes a free block, which was published, one without contents.
+    fn discard(&mut self, group: GroupId, place: u32) {
+        if self.pages.is_one_group() {
+            return self.pages.empty_cached(place);
+        }
+        self.unlist(group, place);
+        let at = place / self.most_per_page;
+        let page = self.pages.page_mut(at);
+        self.links.stack(page.top, place);
+        page.top = place;
+        let (held, cached) = (page.held, page.cached - 1);
+        self.pages.set(at, held, cached, self.clock, Put::Back);
+    }
+
+    /// What was noted since the last [`drain_journal`](Self::drain_journal), if anything is.
+    #[must_use]
+    pub fn journal(&self) -> Option<&KvJournal> {
+        self.journal.as_ref()
     }
 
     /// From here on changes of the cache are noted, or not.

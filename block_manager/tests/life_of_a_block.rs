@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 use pagedraft_block_manager::{
-    BlockCopy, BlockHash, BlockId, BlockManager, BlockPool, BlockSize, Contents, Error, GroupId, KvGroup,
-    KvIndex, PrefixHit, Salt, SequenceId, slot,
+    BlockCopy, BlockHash, BlockId, BlockManager, BlockPool, BlockSize, Contents, Error, GroupId, KvEventKind,
+    KvGroup, KvIndex, KvJournal, PrefixHit, Salt, SequenceId, slot,
 };
 
 const KV: GroupId = GroupId(0);
@@ -381,4 +381,55 @@ fn a_lease_ends_by_being_given_back() {
 fn a_lease_that_is_dropped_is_reported_in_debug_builds() {
     let mut pool = BlockPool::new(2).unwrap();
     drop(pool.allocate(KV));
+}
+
+#[test]
+fn a_prefix_that_comes_back_from_elsewhere_is_hit_and_a_lost_block_is_not() {
+    let mut manager = manager(6);
+    manager.keep_journal(true);
+    let tokens: Vec<u32> = (0..80).collect();
+    let compute = |manager: &mut BlockManager, tokens: &[u32]| {
+        let sequence = manager.open(Salt::NONE);
+        let hit = manager.lookup(sequence, tokens, tokens.len() as u32).unwrap();
+        manager.take_hit(sequence, tokens, &hit).unwrap();
+        manager.reserve(sequence, &[tokens.len() as u32]).unwrap().unwrap();
+        manager.commit_all(sequence, tokens, tokens.len() as u32).unwrap();
+        manager.free(sequence).unwrap();
+        hit.tokens
+    };
+    assert_eq!(compute(&mut manager, &tokens), 0);
+    // Another prompt takes four of the six blocks, and with them the last ones of the first prompt.
+    assert_eq!(compute(&mut manager, &(100..164).collect::<Vec<u32>>()), 0);
+    let mut journal = KvJournal::default();
+    manager.drain_journal(&mut journal);
+    let gone: Vec<_> = journal
+        .events
+        .iter()
+        .filter(|event| event.kind == KvEventKind::Removed)
+        .map(|event| event.hash)
+        .collect();
+    assert_eq!(gone.len(), 3);
+    let restore = manager.begin_restore(Salt::NONE, &tokens, 79, &mut |hash| gone.contains(hash));
+    let restore = restore.unwrap().unwrap();
+    assert_eq!(restore.blocks.len(), 2, "the last of the five has a token that is computed in any case");
+    assert!(restore.blocks.iter().all(|(_, hash)| gone.contains(hash)));
+    let lost = restore.blocks[1].0;
+    manager.end_restore(restore, &tokens, 2).unwrap();
+    manager.drain_journal(&mut journal);
+    let kinds: Vec<_> = journal.events.iter().map(|event| event.kind).collect();
+    assert_eq!(kinds[kinds.len() - 2..], [KvEventKind::Restored; 2]);
+    assert_eq!(manager.stats().used, 0);
+    assert!(manager.unpublish(GroupId(0), lost) && !manager.unpublish(GroupId(0), lost));
+    assert_eq!(compute(&mut manager, &tokens), 48, "three of four blocks are left");
+    // What was not filled is given back, and cannot be hit.
+    manager.clear_cache();
+    let none = manager.begin_restore(Salt::NONE, &tokens, 79, &mut |_| false).unwrap();
+    assert!(none.is_none());
+    let restore = manager.begin_restore(Salt::NONE, &tokens, 79, &mut |_| true).unwrap().unwrap();
+    assert_eq!(restore.blocks.len(), 4);
+    manager.end_restore(restore, &tokens, 1).unwrap();
+    assert_eq!((manager.stats().used, manager.stats().cached), (0, 1));
+    let wide =
+        manager.begin_restore(Salt::NONE, &(0..200).collect::<Vec<u32>>(), 199, &mut |_| true).unwrap();
+    assert!(wide.is_none() && manager.stats().used == 0, "there is no room for twelve blocks");
 }

@@ -17,6 +17,7 @@ use crate::error::ModelError;
 use crate::graph::GraphKey;
 use crate::kv::PartShape;
 use crate::step_inputs::StepInputs;
+use crate::tiers::{TierOptions, Tiers};
 
 /// A CPU or a GPU.
 pub enum AnyDevice {
@@ -78,6 +79,26 @@ macro_rules! on {
 
 fn foreign<T>() -> Result<T, ModelError> {
     Err(ModelError::BadInputs { what: "the graph was captured on another device".to_owned() })
+}
+
+impl AnyDevice {
+    /// Has the latents of a model with sparse attention kept in tiers. To be called before a model is loaded.
+    ///
+    /// # Errors
+    ///
+    /// A device without tiers.
+    pub fn keep_in_tiers(&mut self, options: TierOptions) -> Result<(), ModelError> {
+        match self {
+            Self::Cpu(device) => {
+                device.keep_in_tiers(options);
+                Ok(())
+            }
+            Self::Cuda(_) => {
+                let what = "this device has no KV tiers: use --device cpu".to_owned();
+                Err(ModelError::BadInputs { what })
+            }
+        }
+    }
 }
 
 impl Device for AnyDevice {
@@ -210,5 +231,9 @@ impl Device for AnyDevice {
 
     fn copy_blocks(&mut self, copies: &[BlockCopy]) -> Result<(), ModelError> {
         on!(self, device => device.copy_blocks(copies))
+    }
+
+    fn tiers(&mut self) -> Option<&mut Tiers> {
+        on!(self, device => device.tiers())
     }
 }

@@ -47,7 +47,7 @@ pub fn kv_groups(config: &ModelConfig, cuts: &[u16], token_bytes: usize) -> Vec<
     let group = |id: GroupId, name: String, kind, layers: Range<u16>, bytes_per_token| KvGroup {
         id,
         name,
-        parts: vec![KvPart { kind, layers: LayerSet::range(layers), bytes_per_token }],
+        parts: vec![KvPart { kind, layers: LayerSet::range(layers), bytes_per_token, tiered: false }],
         ..KvGroup::dense(1, bytes_per_token)
     };
     let kept = runs.iter().map(|run| {

@@ -19,6 +19,7 @@ use crate::error::ModelError;
 use crate::graph::GraphKey;
 use crate::kv::{KvRef, PartShape};
 use crate::step_inputs::StepInputs;
+use crate::tiers::Tiers;
 
 /// Handle of a buffer of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -413,6 +414,11 @@ pub trait Device {
     ///
     /// A group that the arena does not have, or a block outside its group.
     fn copy_blocks(&mut self, copies: &[BlockCopy]) -> Result<(), ModelError>;
+
+    /// The tiers that latents lie in, if the device keeps them so.
+    fn tiers(&mut self) -> Option<&mut Tiers> {
+        None
+    }
 }
 
 /// What a device without [`SparseOp`] says.

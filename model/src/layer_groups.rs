@@ -36,7 +36,12 @@ pub fn kv_groups(windows: &[Option<u32>], max_model_len: usize, token_bytes: usi
                 Some(width) => format!("window-{width}"),
             },
             salt: Salt::NONE,
-            parts: vec![KvPart { kind: PartKind::Heads, layers, bytes_per_token: token_bytes }],
+            parts: vec![KvPart {
+                kind: PartKind::Heads,
+                layers,
+                bytes_per_token: token_bytes,
+                tiered: false,
+            }],
             window,
             lags: false,
         }

@@ -55,6 +55,7 @@ mod runner;
 mod selected;
 mod single_tokens;
 mod step_inputs;
+pub mod tiers;
 pub mod tokenizer;
 
 pub use any_device::{AnyArena, AnyDevice, AnyGraph};

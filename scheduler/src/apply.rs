@@ -98,7 +98,7 @@ impl Scheduler {
         applied: &mut Vec<Applied>,
     ) -> Result<(), Error> {
         let key = row.request;
-        let Self { requests, blocks, segments, ended, .. } = self;
+        let Self { requests, blocks, segments, ended, lost, .. } = self;
         let Some(request) = requests.get_mut(key.0) else {
             return Ok(());
         };
@@ -123,6 +123,7 @@ impl Scheduler {
         }
         match result.progress {
             Progress::Failed => finish = Some(FinishReason::Failed),
+            Progress::Lost => lost.push(key),
             // The canvas is rewritten until it ends: no block of it is ever sealed or shared.
             Progress::Canvas { refresh } => request.refresh = refresh || kept > 0,
             Progress::Append if thinning => {
@@ -330,7 +331,7 @@ fn wrong_with(row: &FlightRow, result: &RowOutcome, num_tokens: usize) -> Option
         Some("is of another request than its plan row")
     } else if emitted.is_none() || end as usize > num_tokens {
         Some("names tokens that are not there")
-    } else if result.progress == Progress::Failed {
+    } else if matches!(result.progress, Progress::Failed | Progress::Lost) {
         (emitted != Some(0)).then_some("failed and emitted tokens")
     } else if matches!(result.progress, Progress::Canvas { .. }) != row.canvas.is_some() {
         Some("appends to a canvas, or rewrites a sequence that is appended to")

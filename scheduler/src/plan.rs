@@ -135,6 +135,9 @@ pub enum Progress {
     /// The request cannot go on, and ends here: its logits are not numbers, for example. The other rows are not
     /// touched by that. Who runs the plan says why on record.
     Failed,
+    /// KV that the request needs is gone. It emitted nothing, and is preempted when the next step is planned, so that it is
+    /// computed again.
+    Lost,
 }
 
 /// What a plan row gave.

@@ -1,6 +1,8 @@
 use std::num::NonZeroU32;
 
-use pagedraft_block_manager::{BlockId, BlockManager, GroupId, KvIndex, KvJournal, Lengths, PoolStats, Slab};
+use pagedraft_block_manager::{
+    BlockHash, BlockId, BlockManager, GroupId, KvIndex, KvJournal, Lengths, PoolStats, Restore, Slab,
+};
 use serde::Serialize;
 
 use crate::error::of;
@@ -46,6 +48,8 @@ pub struct Scheduler {
     pub(crate) finished: Vec<RequestKey>,
     /// Preempted by a call of `step` that failed, to be reported by the next plan.
     pub(crate) preempted: Vec<RequestKey>,
+    /// Requests whose KV was lost in the step that was applied last, to be preempted by the next one.
+    pub(crate) lost: Vec<RequestKey>,
     /// Whether a running request had no row in the step before.
     pub(crate) any_starved: bool,
     /// Whether the proposer in use keeps KV in the group that lags.
@@ -108,6 +112,7 @@ impl Scheduler {
             ended: Vec::new(),
             finished: Vec::new(),
             preempted: Vec::new(),
+            lost: Vec::new(),
             any_starved: false,
             drafts_have_kv: false,
             next_step: 0,
@@ -222,6 +227,48 @@ impl Scheduler {
     /// [`drain_journal`](Self::drain_journal).
     pub fn keep_journal(&mut self, yes: bool) {
         self.blocks.keep_journal(yes);
+    }
+
+    /// Says that the contents of a block are lost: nobody can hit it from here on. Requests that hold it are found out when they
+    /// read it ([`Progress::Lost`](crate::Progress::Lost)).
+    pub fn lose_block(&mut self, group: GroupId, block: BlockId) {
+        self.blocks.unpublish(group, block);
+    }
+
+    /// Takes blocks for what the prefix cache lacks of the tokens of the `at`-th waiting request, as far as `has` says that it is kept
+    /// elsewhere: see [`BlockManager::begin_restore`]. `Ok(None)` if there is no such request or nothing to restore, or if the request
+    /// could not be admitted now.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the book-keeping, which names the request.
+    pub fn begin_restore(
+        &mut self,
+        at: usize,
+        has: &mut dyn FnMut(&BlockHash) -> bool,
+    ) -> Result<Option<(RequestKey, Restore)>, Error> {
+        let Some(key) = self.waiting.get(at) else { return Ok(None) };
+        let Some(request) = self.requests.get(key.0) else { return Ok(None) };
+        let blocks = self.blocks.block_size().blocks_for(request.len());
+        let seated = self.running.len() + at < self.config.max_num_seqs as usize;
+        if !seated || !request.reads_cache || request.canvas.is_some() || self.blocks.stats().free < blocks {
+            return Ok(None);
+        }
+        // The last token is computed in any case.
+        let limit = request.len() - 1;
+        let restore =
+            self.blocks.begin_restore(request.salt, &request.tokens, limit, has).map_err(of(key))?;
+        Ok(restore.map(|restore| (key, restore)))
+    }
+
+    /// Publishes the first `filled` blocks of a restore.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the book-keeping, which names the request.
+    pub fn end_restore(&mut self, key: RequestKey, restore: Restore, filled: u32) -> Result<(), Error> {
+        let tokens = self.requests.get(key.0).map_or(&[][..], |request| &request.tokens);
+        self.blocks.end_restore(restore, tokens, filled).map_err(of(key))
     }
 
     /// Moves what entered and left the prefix cache since the last call into `journal`, whose former contents go.

@@ -58,6 +58,7 @@ impl Scheduler {
 
     fn plan(&mut self, plan: &mut StepPlan) -> Result<(), Error> {
         self.give_up_flight(plan)?;
+        self.preempt_lost(plan)?;
         for key in self.ended.drain(..) {
             self.requests.remove(key.0);
             self.finished.push(key);
@@ -91,6 +92,17 @@ impl Scheduler {
             fault = fault.and(done);
         }
         fault
+    }
+
+    /// Preempts the requests whose KV was lost in the last step, last row first, so that they keep their order.
+    fn preempt_lost(&mut self, plan: &mut StepPlan) -> Result<(), Error> {
+        while let Some(key) = self.lost.pop() {
+            if self.requests.get(key.0).is_some_and(|request| request.phase == Phase::Running) {
+                plan.preempted.push(key);
+                self.preempt(key)?;
+            }
+        }
+        Ok(())
     }
 
     fn plan_running(&mut self, plan: &mut StepPlan, budget: &mut Budget) -> Result<(), Error> {

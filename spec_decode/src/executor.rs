@@ -50,6 +50,8 @@ pub struct ModelExecutor<D: Device> {
     pub(crate) thinned: ThinnedPrompts,
     /// For each plan row, the reason why its request cannot go on, if there is one.
     pub(crate) faults: Vec<Option<String>>,
+    /// The plan rows that need KV which the device could not get back.
+    lost: Vec<u32>,
     /// For each token row of a segment, the token row of the segment before that it continues.
     pub(crate) continued: Vec<u32>,
     pub(crate) requests: Requests,
@@ -105,6 +107,7 @@ impl<D: Device> ModelExecutor<D> {
             segments,
             thinned: ThinnedPrompts::default(),
             faults: Vec::new(),
+            lost: Vec::new(),
             continued: Vec::new(),
             runner,
             requests: Requests::default(),
@@ -340,6 +343,24 @@ impl<D: Device> ModelExecutor<D> {
         self.draft_row[plan_row].map_or(&[], |d| self.drafts.row(d as usize))
     }
 
+    /// Takes note of the plan rows that need latents which the device could not get back.
+    fn note_lost_rows(&mut self, record: &ExecutionRecord) {
+        self.lost.clear();
+        let Some(tiers) = self.runner.device_mut().tiers() else { return };
+        let starts = &record.inputs.metadata().query_start_loc;
+        for &token in tiers.lost_rows() {
+            let behind = starts.partition_point(|&start| start <= token);
+            let Some(&row) = behind.checked_sub(1).and_then(|row| record.plan_rows.get(row)) else {
+                continue;
+            };
+            if !self.lost.contains(&row) {
+                self.lost.push(row);
+                // Nothing is sampled from such a row.
+                self.faults[row as usize].get_or_insert_with(|| "its KV was lost".to_owned());
+            }
+        }
+    }
+
     /// Counts a step that succeeded, if a proposer was asked.
     fn count(&mut self, times: SpeculationTimes) {
         for &(drafts, verdict) in &self.verdicts {
@@ -396,14 +417,22 @@ impl<D: Device> Executor for ModelExecutor<D> {
         let proposed = Instant::now();
         self.runner.copy_blocks(&plan.copies)?;
         let gather_us = self.run_segments(plan, kv, outcome)?;
+        self.note_lost_rows(&outcome.record);
         let forwarded = Instant::now();
         let (head_us, sample_us) = self.sample(plan, outcome)?;
         self.shadow(plan, outcome)?;
         let shadowed = Instant::now();
         let prompt_head_us = self.prompt_logprobs(plan, kv, &mut outcome.record)?;
         let prompt_done = Instant::now();
-        for ((fault, row), result) in self.faults.iter_mut().zip(&plan.rows).zip(&mut outcome.rows) {
-            if let Some(why) = fault.take() {
+        for (i, (row, result)) in plan.rows.iter().zip(&mut outcome.rows).enumerate() {
+            if self.lost.contains(&(i as u32)) {
+                *result = pagedraft_scheduler::RowOutcome {
+                    progress: Progress::Lost,
+                    num_drafts: self.draft_row[i].map_or(0, |d| self.drafts.row(d as usize).len()) as u16,
+                    ..pagedraft_scheduler::RowOutcome::of(row.request)
+                };
+                outcome.record.forget(row.request);
+            } else if let Some(why) = self.faults[i].take() {
                 *result = pagedraft_scheduler::RowOutcome {
                     progress: Progress::Failed,
                     ..pagedraft_scheduler::RowOutcome::of(row.request)

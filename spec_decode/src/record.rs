@@ -120,6 +120,14 @@ impl ExecutionRecord {
         self.hidden.clear();
     }
 
+    /// Drops what was written for a request whose row is void.
+    pub(crate) fn forget(&mut self, request: RequestKey) {
+        self.logprobs.retain(|(own, _)| *own != request);
+        self.prompt_logprobs.retain(|own| own.request != request);
+        self.logits.retain(|(own, _)| *own != request);
+        self.hidden.retain(|(own, _)| *own != request);
+    }
+
     /// Whether all segments of the step were replayed from graphs.
     #[must_use]
     pub fn is_replayed(&self) -> bool {

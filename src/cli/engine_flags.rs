@@ -7,12 +7,13 @@ use anyhow::anyhow;
 use clap::{Args, ValueEnum};
 use pagedraft::exit::{usage, usage_hint};
 use pagedraft::session::{
-    DeviceRef, DsaTraceOptions, EngineOptions, InstructionSet, LoadFormat, MOST_LOGIT_ROWS, ModelRef,
-    SessionInfo, TraceOptions,
+    DeviceRef, DsaTraceOptions, EngineOptions, InstructionSet, KvTiers, LoadFormat, MOST_LOGIT_ROWS,
+    ModelRef, Session, SessionInfo, TraceOptions, local_pool,
 };
 use pagedraft_attention::isa::Isa;
 use pagedraft_model::Dtype;
 use pagedraft_model::cuda::{self, KvStorage};
+use pagedraft_model::tiers::LocalPool;
 use pagedraft_scheduler::Policy;
 use pagedraft_workloads::run::LineFormat;
 use pagedraft_workloads::trace::{DsaFormat, DsaRows, TraceTables, TraceWriter};
@@ -51,6 +52,15 @@ pub struct EngineFlags {
     /// Most keys that a query attends to, of a model with sparse attention (default: the model's)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     index_topk: Option<u32>,
+    /// KV blocks of a model with sparse attention that tier 0 holds in each layer (default: all); the others' latents lie in the pools
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    kv_hbm_blocks: Option<u32>,
+    /// The pool behind tier 0: its size, as 4G, in host memory or in a file that is mapped
+    #[arg(long, value_name = "SIZE[:FILE]", value_parser = |text: &str| local_pool(text, bytes))]
+    kv_local_pool: Option<LocalPool>,
+    /// The pool behind that: file:///DIRECTORY, or redis://HOST:PORT where the program was built with `remote-pool`
+    #[arg(long, value_name = "URL")]
+    kv_remote_pool: Option<String>,
     /// Greatest piece of a prompt in a step (default: what the token budget leaves)
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..))]
     pub prefill_chunk: Option<u32>,
@@ -210,6 +220,12 @@ impl EngineFlags {
             max_num_batched_tokens: self.max_num_batched_tokens,
             max_model_len: self.max_model_len,
             index_topk: self.index_topk,
+            kv_tiers: KvTiers {
+                hbm_blocks: self.kv_hbm_blocks,
+                local_pool: self.kv_local_pool.clone(),
+                remote_pool: self.kv_remote_pool.clone(),
+                ..KvTiers::default()
+            },
             prefill_chunk: self.prefill_chunk,
             enable_prefix_caching: said(self.enable_prefix_caching, self.no_enable_prefix_caching)
                 .unwrap_or(prefix_caching),
@@ -284,9 +300,44 @@ impl EngineFlags {
                 "{layers} layer(s) for multi-token prediction are left out: nothing here drafts with them"
             ));
         }
+        if let Some(asked) = self.num_blocks.filter(|&asked| asked > info.num_blocks) {
+            let held = info.num_blocks;
+            note(&format!(
+                "tier 0 and the local pool hold {held} KV blocks, so there are no {asked} (--num-blocks)"
+            ));
+        }
         if self.no_deterministic && matches!(info.isa, InstructionSet::Cpu(_)) {
             note("--no-deterministic changes nothing: the CPU's kernels are deterministic always");
         }
+    }
+
+    /// Writes to standard error what the KV tiers did, if there are any.
+    pub fn tell_of_the_tiers(&self, session: &mut Session) {
+        let Some(counts) = session.tier_counts() else { return };
+        let below = counts.local_pool.cells + counts.remote_pool.cells + counts.refuge.cells;
+        let share = 100.0 * counts.hits as f64 / (counts.hits + below).max(1) as f64;
+        note(&format!(
+            "KV tiers: {share:.1} % of {} reads of a block in a layer were in tier 0, {} came from the local pool, {} from the \
+             remote one, {} from memory of last resort; {} were lost, and {} token rows computed again",
+            counts.hits + below,
+            counts.local_pool.cells,
+            counts.remote_pool.cells,
+            counts.refuge.cells,
+            counts.lost_cells,
+            counts.lost_rows
+        ));
+    }
+
+    /// Refuses KV tiers where they are asked for and `who` has none.
+    pub fn refuse_tiers(&self, who: &str) -> anyhow::Result<()> {
+        let flag = match (&self.kv_hbm_blocks, &self.kv_local_pool, &self.kv_remote_pool) {
+            (Some(_), _, _) => "--kv-hbm-blocks",
+            (_, Some(_), _) => "--kv-local-pool",
+            (_, _, Some(_)) => "--kv-remote-pool",
+            _ => return Ok(()),
+        };
+        let error = anyhow!("{flag}: {who} keeps no KV, and so has no tiers for it");
+        Err(usage_hint(error, "leave it out, or use --executor real with a model"))
     }
 
     /// Writes notes to standard error about flags that have no effect.

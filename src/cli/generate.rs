@@ -95,6 +95,7 @@ impl Generate {
             None => stdout::print(&samples(&outputs))?,
         }
         totals.tell(&options.speculation);
+        self.engine.tell_of_the_tiers(&mut session);
         for why in outputs.iter().filter_map(|output| output.error.as_deref()) {
             // Of a list, the other prompts were served. If there is only one prompt, its failure is the
             // only result.

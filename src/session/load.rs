@@ -24,6 +24,7 @@ use super::pruning::{self, Pruning};
 use super::selections;
 use super::speculation::Setups;
 use super::step_limits::{capture_sizes, step_limits};
+use super::tiers::PlannedTiers;
 use crate::exit::{usage, usage_hint};
 use crate::memory_need::{books, ensure_fits};
 
@@ -132,10 +133,7 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
         // without it.
         (None, None) => blocks_in(default_kv_cache_memory(), block_bytes),
     };
-    let (all_bytes, on_gpu) = (block_bytes + draft_bytes, placement.is_gpu());
-    check_memory(options, &config, num_blocks, all_bytes, max_model_len, on_gpu).map_err(usage)?;
-    let block_bytes = usize::try_from(block_bytes).unwrap_or(usize::MAX);
-    // The scheduler refuses bad figures before anything large is allocated.
+    let on_gpu = placement.is_gpu();
     let pruning = if cuts.is_empty() {
         None
     } else {
@@ -147,12 +145,26 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
         Some(_) => cut::kv_groups(&config, &cuts, placement.token_bytes(&config)?),
         None => placement.kv_groups(&config, max_model_len as usize)?,
     };
+    let tiers = PlannedTiers::new(options, &config, &target_groups, on_gpu)?;
+    let (mut num_blocks, mut arena_bytes) = (num_blocks, block_bytes);
+    if let Some(tiers) = &tiers {
+        num_blocks = tiers.num_blocks(num_blocks, options.num_blocks.is_some());
+        tiers.check_memory(num_blocks)?;
+        arena_bytes = block_bytes.saturating_sub(tiers.latent_bytes());
+    }
+    let all_bytes = arena_bytes + draft_bytes;
+    check_memory(options, &config, num_blocks, all_bytes, max_model_len, on_gpu).map_err(usage)?;
+    let block_bytes = usize::try_from(block_bytes).unwrap_or(usize::MAX);
+    // The scheduler refuses bad figures before anything large is allocated.
     let target_ids: Vec<GroupId> = target_groups.iter().map(|group| group.id).collect();
     let dtype = placement.dtype();
     let kv_model = KvModel { fingerprint: checkpoint.fingerprint(), dtype, kv_dtype: dtype };
     let kv_salt = kv_model.salt(&target_groups);
     for group in &mut target_groups {
         group.salt = kv_model.group_salt(group);
+    }
+    if let Some(tiers) = &tiers {
+        tiers.mark(&mut target_groups);
     }
     let draft_id = GroupId(u8::try_from(target_groups.len()).unwrap_or(u8::MAX));
     let mut groups = target_groups;
@@ -199,12 +211,14 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
         if on_gpu { anyhow::Error::from(e).context(failed()) } else { usage(e.into()) }
     })?;
     let place = Place { arena: &arena, groups: &target_ids, gpu: gpu.as_ref(), beside: None };
-    let device = placement.open(&config, limits, place).with_context(failed)?;
+    let mut device = placement.open(&config, limits, place).with_context(failed)?;
+    if let Some(tiers) = &tiers {
+        tiers.open(&mut device)?;
+    }
     let isa = instruction_set(&device);
     let mut runner = if cuts.is_empty() {
         Runner::load(device, &checkpoint, limits).with_context(failed)?
     } else {
-        let mut device = device;
         let model = CutDecoder::load(&mut device, &checkpoint, limits, &cuts).with_context(failed)?;
         Runner::with(device, Box::new(model), limits).with_context(failed)?
     };

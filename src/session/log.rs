@@ -150,3 +150,13 @@ pub(super) fn stepped(report: &SessionStep, record: &ExecutionRecord) {
         "step"
     );
 }
+
+/// Emits that blocks of a prefix came back from a lower tier, or did not.
+pub(super) fn restored(filled: usize, asked: usize) {
+    debug!(target: TARGET, filled, asked, "blocks restored to the prefix cache");
+}
+
+/// Emits that KV could not be had back, and how many token rows needed it.
+pub(super) fn lost(blocks: &[u32], rows: usize) {
+    tracing::warn!(target: TARGET, ?blocks, rows, "KV blocks are lost; their requests are computed again");
+}

@@ -24,6 +24,7 @@ mod special_stops;
 mod speculation;
 mod step_limits;
 mod text;
+mod tiers;
 mod token_rows;
 mod tokenizer;
 mod trace;
@@ -36,8 +37,8 @@ use std::time::Instant;
 use anyhow::{bail, ensure};
 
 use pagedraft_block_manager::{KvJournal, SideTable, Slab};
-use pagedraft_model::AnyDevice;
 use pagedraft_model::tokenizer::Tokenizer;
+use pagedraft_model::{AnyDevice, Device};
 use pagedraft_scheduler::{
     Applied, Executor, Kind, RequestKey, RequestSpec, Scheduler, StepId, StepOutcome, StepPlan, StepTimes,
 };
@@ -58,6 +59,7 @@ pub use row::StepRow;
 pub use simulated_kv::SimulatedKv;
 pub use speculation::SetupId;
 pub use step_limits::MOST_LOGIT_ROWS;
+pub use tiers::{KvTiers, local_pool};
 pub use tokenizer::tokenizer;
 
 use crate::exit::usage;
@@ -101,6 +103,10 @@ pub struct Session {
     pruning: Option<Pruning>,
     /// What entered and left the prefix cache in the last step, if a trace is written.
     journal: KvJournal,
+    /// Whether blocks that the prefix cache forgets go down to other tiers.
+    keeps_prefixes: bool,
+    /// How many events of the scheduler's journal were looked at for that.
+    journal_seen: usize,
 }
 
 impl Session {
@@ -121,7 +127,12 @@ impl Session {
         let segments = loaded.pruning.as_ref().map(Pruning::segments).unwrap_or_default();
         let create = |to| Trace::create(to, &config, (groups, &segments), dsa.clone());
         let trace = options.trace.as_ref().map(create).transpose()?;
-        loaded.scheduler.keep_journal(trace.is_some());
+        let keeps_prefixes = options.enable_prefix_caching
+            && (options.kv_tiers.local_pool.is_some() || options.kv_tiers.remote_pool.is_some());
+        loaded.scheduler.keep_journal(trace.is_some() || keeps_prefixes);
+        if let Some(tiers) = loaded.executor.runner().device_mut().tiers() {
+            tiers.keep_fetches(trace.is_some());
+        }
         loaded.executor.keep_group_steps(trace.is_some());
         if let Some(flag) = &options.interrupt {
             loaded.executor.interrupt_on(flag);
@@ -148,6 +159,8 @@ impl Session {
             indexer_topk_shape,
             pruning: loaded.pruning,
             journal: KvJournal::default(),
+            keeps_prefixes,
+            journal_seen: 0,
         })
     }
 
@@ -374,7 +387,9 @@ impl Session {
 
     fn run_step(&mut self) -> anyhow::Result<SessionStep> {
         let start = Instant::now();
+        self.restore_prefixes()?;
         self.scheduler.step(&mut self.plan)?;
+        self.save_prefixes();
         let schedule = start.elapsed();
         log::preempted(&self.plan, &self.sequences, &self.by_key);
         self.executor.execute(&self.plan, &self.scheduler, &mut self.outcome)?;
@@ -395,10 +410,15 @@ impl Session {
             ..SessionStep::default()
         };
         self.scheduler.apply(&self.outcome, &mut self.applied)?;
+        self.forget_lost_blocks();
         report.pool = self.scheduler.stats().pool;
         self.collect(&mut report)?;
-        if let Some(trace) = &mut self.trace {
+        if self.trace.is_some() || self.keeps_prefixes {
+            self.save_prefixes();
             self.scheduler.drain_journal(&mut self.journal);
+            self.journal_seen = 0;
+        }
+        if let Some(trace) = &mut self.trace {
             let (draft, blocks) = (self.executor.group_step(), self.scheduler.blocks());
             trace.step(schedule, &self.plan, &self.outcome, &self.applied, draft, (blocks, &self.journal))?;
             trace.dsa((&self.plan, &self.outcome), self.executor.runner(), &self.scheduler)?;
@@ -523,8 +543,12 @@ impl Session {
     /// The trace can't be written.
     pub fn close(&mut self, summary: &serde_json::Value) -> anyhow::Result<()> {
         log::closed();
+        let mut summary = summary.clone();
+        if let (Some(counts), Some(summary)) = (self.tier_counts(), summary.as_object_mut()) {
+            summary.insert("kv_tiers".to_owned(), serde_json::to_value(counts)?);
+        }
         match self.trace.take() {
-            Some(trace) => trace.finish(summary),
+            Some(trace) => trace.finish(&summary),
             None => Ok(()),
         }
     }

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use super::tiers::KvTiers;
 use pagedraft_attention::isa::Isa;
 use pagedraft_model::Dtype;
 use pagedraft_model::cuda::KvStorage;
@@ -288,6 +289,8 @@ pub struct EngineOptions {
     pub max_model_len: Option<u32>,
     /// The most keys that a query attends to in a target with sparse attention; by default the model's.
     pub index_topk: Option<u32>,
+    /// Where the latents of a target with sparse attention are kept.
+    pub kv_tiers: KvTiers,
     /// The most tokens of a prompt in one step; by default what the budget leaves.
     pub prefill_chunk: Option<u32>,
     /// Whether prompts reuse the KV of equal prefixes.
@@ -354,6 +357,7 @@ impl EngineOptions {
             max_num_batched_tokens: 2048,
             max_model_len: None,
             index_topk: None,
+            kv_tiers: KvTiers::default(),
             prefill_chunk: None,
             enable_prefix_caching: true,
             enable_chunked_prefill: true,

@@ -64,6 +64,9 @@ pub(super) fn engine_config(
         "kv_salt": info.kv_salt,
         "max_model_len": info.max_model_len,
         "index_topk": options.index_topk,
+        "kv_hbm_blocks": options.kv_tiers.hbm_blocks,
+        "kv_local_pool": options.kv_tiers.local_pool.as_ref().map(|pool| pool.bytes),
+        "kv_remote_pool": options.kv_tiers.remote_pool.as_ref(),
         // What the records of sparse attention are about, if this trace has any.
         "dsa": dsa.map(TraceDsa::config),
         "max_num_seqs": options.max_num_seqs,

@@ -1,14 +1,16 @@
 //! Writes what the layers of a model with sparse attention attended to, beside the steps of a trace.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use anyhow::ensure;
 use pagedraft_block_manager::{KvGroup, PartKind};
+use pagedraft_model::tiers::{Fetch, TierId, Tiers};
 use pagedraft_model::{Device, Runner};
 use pagedraft_scheduler::{Kind, KvView, RequestKey, Scheduler, StepOutcome, StepPlan};
 use pagedraft_spec_decode::ExecutionRecord;
 use pagedraft_workloads::trace::{
-    DsaFormat, DsaRow, DsaScores, DsaSelection, DsaToken, DsaTraceConfig, StepNames, TraceWriter, prefix_key,
+    DsaFetched, DsaFormat, DsaRow, DsaScores, DsaSelection, DsaTiers, DsaToken, DsaTraceConfig, StepNames,
+    TraceWriter, prefix_key,
 };
 
 use super::options::DsaTraceOptions;
@@ -32,6 +34,48 @@ pub(super) struct TraceDsa {
     prefixes: HashMap<RequestKey, Prefix>,
     /// The token that is being written. Its memory is used again.
     token: DsaToken,
+}
+
+/// What a step fetched for each layer of each token row.
+struct Fetched {
+    fetches: HashMap<(u16, u32), Vec<Fetch>>,
+    found: HashMap<(u16, u32), f64>,
+}
+
+impl Fetched {
+    /// `None` without tiers.
+    fn of(tiers: Option<&mut Tiers>) -> Option<Self> {
+        let (fetches, waited) = tiers?.fetches();
+        let mut fetched = Self { fetches: HashMap::new(), found: HashMap::new() };
+        for &fetch in fetches {
+            fetched.fetches.entry((fetch.layer, fetch.token)).or_default().push(fetch);
+        }
+        fetched.found.extend(waited.iter().map(|waited| ((waited.layer, waited.token), waited.us)));
+        Some(fetched)
+    }
+
+    /// Where the chosen `blocks` of a layer's token row were. A block that two token rows chose was fetched for the first of them, unless
+    /// that one is a row which stored into it; host memory of last resort counts as the local pool.
+    fn tiers(&self, row: (u16, u32), blocks: &HashSet<u32>) -> DsaTiers {
+        let of = |remote: bool| -> BTreeMap<u32, f64> {
+            let own = self.fetches.get(&row).into_iter().flatten();
+            let own = own.filter(|fetch| (fetch.tier == TierId::RemotePool) == remote);
+            let mut fetched = BTreeMap::new();
+            for fetch in own.filter(|fetch| blocks.contains(&fetch.block)) {
+                // A row that needs more blocks than tier 0 holds may fetch one twice.
+                *fetched.entry(fetch.block).or_insert(0.0) += fetch.us;
+            }
+            fetched
+        };
+        let (local, mut remote) = (of(false), of(true));
+        remote.retain(|block, _| !local.contains_key(block));
+        let fetched = |from: BTreeMap<u32, f64>| DsaFetched {
+            us: from.values().sum(),
+            blocks: from.into_keys().collect(),
+        };
+        let found_us = self.found.get(&row).copied().unwrap_or(0.0);
+        DsaTiers { found_us, local: fetched(local), remote: fetched(remote) }
+    }
 }
 
 impl TraceDsa {
@@ -93,6 +137,7 @@ impl TraceDsa {
         writer: &mut TraceWriter,
     ) -> anyhow::Result<()> {
         self.note(plan, scheduler, names, writer);
+        let fetched = Fetched::of(runner.device_mut().tiers());
         let step = writer.first_step().saturating_add(plan.id.0);
         let tables = &outcome.record.inputs.metadata().block_tables;
         for token in token_rows(plan, outcome) {
@@ -126,6 +171,17 @@ impl TraceDsa {
                 ensure!(selected.is_some(), "the model does not keep what its indexers choose");
                 selection.positions.clear();
                 selection.positions.extend_from_slice(selected.unwrap_or_default());
+            }
+            own.tiers.clear();
+            if let Some(fetched) = &fetched {
+                for layer in 0..self.config.layers {
+                    let place = self.config.indexer_layers.iter().rposition(|&indexer| indexer <= layer);
+                    let positions = place.map_or(&[][..], |place| &own.selections[place].positions);
+                    let block =
+                        |position: &u32| own.table.get((position / self.block_size) as usize).copied();
+                    let blocks: HashSet<u32> = positions.iter().filter_map(block).collect();
+                    own.tiers.push(fetched.tiers((layer, token.token as u32), &blocks));
+                }
             }
             writer.write_dsa(own)?;
         }

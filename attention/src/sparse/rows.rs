@@ -1,5 +1,7 @@
 //! The token rows of a step, and the keys that each sees.
 
+use std::ops::Range;
+
 use crate::error::AttentionError;
 use crate::kernel::work::checked_row;
 use crate::metadata::AttentionMetadata;
@@ -37,6 +39,13 @@ impl SparseRows {
     #[must_use]
     pub fn rows(&self) -> &[SparseRow] {
         &self.rows
+    }
+
+    /// Becomes some of the rows of `whole`, of the same step: calls may be made for a part of it at a time.
+    pub fn clone_part(&mut self, whole: &SparseRows, part: Range<usize>) {
+        self.rows.clear();
+        self.rows.extend_from_slice(whole.rows.get(part).unwrap_or_default());
+        (self.tokens, self.geometry) = (whole.tokens, whole.geometry);
     }
 
     /// How many query tokens the step has, those of pad rows included.

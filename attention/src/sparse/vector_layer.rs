@@ -70,7 +70,8 @@ impl VectorLayout {
     }
 }
 
-/// A view of one layer's vectors in every block: block b lies at `base + b * block_stride` bytes.
+/// A view of one layer's vectors in every block: block b lies at `base + b * block_stride` bytes, or, in
+/// [frames](Self::in_frames), at `base + frames[b] * block_stride`.
 ///
 /// It is a raw view, copied freely among threads; who may write which slot is the block manager's business.
 #[derive(Clone, Copy, Debug)]
@@ -79,6 +80,8 @@ pub struct VectorLayer {
     block_stride: usize,
     num_blocks: u32,
     layout: VectorLayout,
+    /// The frame of each block; null where block b lies in frame b.
+    frames: *const u32,
 }
 
 // SAFETY: the view owns nothing; the methods that dereference it are unsafe, and demand what threads have to keep to.
@@ -101,7 +104,31 @@ impl VectorLayer {
         num_blocks: u32,
         layout: VectorLayout,
     ) -> VectorLayer {
-        VectorLayer { base, block_stride, num_blocks, layout }
+        VectorLayer { base, block_stride, num_blocks, layout, frames: std::ptr::null() }
+    }
+
+    /// The same blocks in frames: block b lies in frame `frames[b]`. Blocks that are not there may share a frame, which is not to
+    /// be read for its contents.
+    ///
+    /// # Safety
+    ///
+    /// For as long as the view or a copy is used: there are as many `frames` as blocks, which nobody changes meanwhile, and
+    /// `base` is valid at the multiple of `block_stride` that each of them names, as [`new`](Self::new) has it for blocks.
+    #[must_use]
+    pub unsafe fn in_frames(self, frames: *const u32) -> VectorLayer {
+        VectorLayer { frames, ..self }
+    }
+
+    /// The first byte of a block. The address is in bounds if the block exists.
+    #[inline(always)]
+    fn block(&self, block: usize) -> *mut u8 {
+        let place = if self.frames.is_null() || block >= self.num_blocks as usize {
+            block
+        } else {
+            // SAFETY: there is a frame for each block.
+            unsafe { *self.frames.add(block) as usize }
+        };
+        self.base.wrapping_add(place * self.block_stride)
     }
 
     /// The inside of a block.
@@ -122,9 +149,7 @@ impl VectorLayer {
     pub(crate) fn at(&self, table: &[BlockId], index: usize) -> *const u8 {
         let size = self.layout.block_size as usize;
         let block = table.get(index / size).map_or(0, |block| block.0 as usize);
-        self.base
-            .wrapping_add(block * self.block_stride + index % size * self.layout.token_bytes())
-            .cast_const()
+        self.block(block).wrapping_add(index % size * self.layout.token_bytes()).cast_const()
     }
 
     /// Stores `rows` (`width` values a token) at `slots`, rounded to the element type, to nearest even; slot -1 stores nothing.
@@ -155,8 +180,8 @@ impl VectorLayer {
     #[must_use]
     pub unsafe fn value(&self, slot: u64, d: usize) -> f32 {
         let size = u64::from(self.layout.block_size);
-        let block = (slot / size) as usize * self.block_stride;
-        let at = self.base.wrapping_add(block + (slot % size) as usize * self.layout.token_bytes());
+        let block = self.block((slot / size) as usize);
+        let at = block.wrapping_add((slot % size) as usize * self.layout.token_bytes());
         // SAFETY: the element lies in the block, and blocks are aligned for their elements.
         unsafe {
             match self.layout.dtype {
@@ -197,8 +222,8 @@ impl Store<'_> {
         let size = layout.block_size as usize;
         for (token, &slot) in self.slots.iter().enumerate() {
             let Ok(slot) = usize::try_from(slot) else { continue };
-            let at = slot / size * self.layer.block_stride + slot % size * layout.token_bytes();
-            let to = self.layer.base.wrapping_add(at).cast::<E::Raw>();
+            let block = self.layer.block(slot / size);
+            let to = block.wrapping_add(slot % size * layout.token_bytes()).cast::<E::Raw>();
             let from = self.rows.row(token);
             let mut d = 0;
             while d < layout.width {

@@ -20,6 +20,7 @@ impl World {
                 kind: PartKind::Residual,
                 layers: LayerSet::range(0..1),
                 bytes_per_token: draws[1].bytes,
+                tiered: false,
             };
             groups[1] = KvGroup { parts: vec![part], window: None, ..groups[1].clone() };
             prunes[1] = false;

@@ -28,6 +28,7 @@ use crate::error::ModelError;
 use crate::graph::GraphKey;
 use crate::kv::PartShape;
 use crate::step_inputs::StepInputs;
+use crate::tiers::{TierOptions, Tiers};
 
 /// What a CPU device is built from.
 #[derive(Clone, Copy, Debug)]
@@ -113,6 +114,25 @@ impl CpuDevice {
         groups: &[GroupId],
     ) -> Result<Self, ModelError> {
         Self::on_team(options, arena, groups, Arc::clone(&self.team))
+    }
+
+    /// Has the latents of a model with sparse attention kept in tiers. Its part of the arena's plan must be
+    /// [tiered](pagedraft_block_manager::KvPart::tiered) then. To be called before a model is loaded.
+    pub fn keep_in_tiers(&mut self, options: TierOptions) {
+        self.kv.keep_in_tiers(options);
+    }
+
+    /// Writes what a [choice](crate::dsa::SparseOp::Select) of keys for a token row would have been: for measurements under selections
+    /// that are known. They ascend.
+    ///
+    /// # Errors
+    ///
+    /// A row that the buffer does not have, or another buffer.
+    pub fn set_choices(&mut self, buffer: BufferId, row: usize, keys: &[u32]) -> Result<(), ModelError> {
+        match self.buffers.get(buffer.index()) {
+            Some(Buffer::Choices(choices)) => choices.set_row(row, keys),
+            _ => Err(ModelError::BadInputs { what: "the buffer holds no choices".to_owned() }),
+        }
     }
 
     /// The instruction set that it runs on.
@@ -311,6 +331,9 @@ impl Device for CpuDevice {
             }
         }
         self.sparse.set_rows(rows);
+        if let Some(tiers) = self.kv.tiers_mut() {
+            tiers.begin_step();
+        }
         self.inputs.tokens.clone_from(&inputs.tokens);
         self.inputs.positions.clone_from(&inputs.positions);
         for (group, metadata) in self.inputs.groups.iter_mut().enumerate() {
@@ -350,6 +373,9 @@ impl Device for CpuDevice {
         // SAFETY: no operation is running, neither on this device nor on another one in the arena, because
         // they run in turns.
         unsafe { self.kv.arena().touch() };
+        if let Some(tiers) = self.kv.tiers_mut() {
+            tiers.touch();
+        }
         let (mut rows, mut width) = (0, 0);
         for buffer in &mut self.buffers {
             if let Buffer::Rows(activations) = buffer {
@@ -396,7 +422,12 @@ impl Device for CpuDevice {
             // SAFETY: no operation is running, neither on this device nor on another one in the arena,
             // because they run in turns.
             unsafe { self.kv.arena().copy_block(copy)? };
+            self.kv.copy_in_tiers(copy);
         }
         Ok(())
+    }
+
+    fn tiers(&mut self) -> Option<&mut Tiers> {
+        self.kv.tiers_mut()
     }
 }

@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use pagedraft_attention::sparse::{VectorLayer, VectorLayout};
 use pagedraft_attention::{KvDtype, KvLayer, KvLayout};
-use pagedraft_block_manager::{GroupId, KvGroup, LayerSet};
+use pagedraft_block_manager::{BlockCopy, GroupId, KvGroup, LayerSet, PartKind};
+use parking_lot::Mutex;
 
 use crate::checkpoint::Dtype;
 use crate::cpu::arena::KvArena;
 use crate::error::ModelError;
 use crate::kv::{KvRef, PartShape};
+use crate::tiers::{TierOptions, Tiers};
 
 /// Every block begins at a multiple of this many bytes, the size of an f32.
 const ALIGNMENT: usize = 4;
@@ -21,6 +23,10 @@ pub(super) struct CpuKv {
     /// in its blocks and have one block table.
     ids: Vec<GroupId>,
     groups: Vec<Group>,
+    /// What the latents are to be kept in, until the groups are known.
+    tier_options: Option<Mutex<TierOptions>>,
+    /// The latents, if they lie in tiers.
+    tiers: Option<Mutex<Tiers>>,
 }
 
 /// A group of the model. Its block b begins at byte `b * stride` of the arena.
@@ -37,6 +43,8 @@ struct Part {
     offset: usize,
     layer_bytes: usize,
     content: Content,
+    /// Whether it lies in tiers, and not in the arena.
+    tiered: bool,
 }
 
 /// What one layer of a part holds in a block.
@@ -99,7 +107,27 @@ pub(super) fn token_bytes(shape: PartShape, dtype: Dtype, block_size: u32) -> Re
 impl CpuKv {
     /// The groups `ids` of the arena, whose parts are not known yet.
     pub fn new(arena: Arc<KvArena>, ids: &[GroupId]) -> Self {
-        Self { arena, ids: ids.to_vec(), groups: Vec::new() }
+        Self { arena, ids: ids.to_vec(), groups: Vec::new(), tier_options: None, tiers: None }
+    }
+
+    /// Has the latents of the groups that will be attached kept in tiers.
+    pub fn keep_in_tiers(&mut self, options: TierOptions) {
+        self.tier_options = Some(Mutex::new(options));
+    }
+
+    /// The latents, if they lie in tiers.
+    pub fn tiers_mut(&mut self) -> Option<&mut Tiers> {
+        self.tiers.as_mut().map(Mutex::get_mut)
+    }
+
+    /// The tiers that hold a part, and the place of a layer in it; `None` of a part that lies in the arena.
+    ///
+    /// # Errors
+    ///
+    /// A group, part or layer that the model does not have.
+    pub fn tiered(&self, kv: KvRef) -> Result<Option<(&Mutex<Tiers>, usize)>, ModelError> {
+        let (_, part, place) = self.find(kv)?;
+        Ok(self.tiers.as_ref().filter(|_| part.tiered).map(|tiers| (tiers, place)))
     }
 
     /// The memory that holds the KV.
@@ -134,7 +162,32 @@ impl CpuKv {
             }
         }
         self.groups = attached;
+        if let Some(options) = self.tier_options.take() {
+            self.tiers = Some(Mutex::new(self.make_tiers(options.into_inner())?));
+        }
         Ok(())
+    }
+
+    /// Copies what tiers hold of a block onto another one, where they hold anything of its group.
+    pub fn copy_in_tiers(&mut self, copy: BlockCopy) {
+        let tiered = |group: &Group| group.parts.iter().any(|part| part.tiered);
+        let held = self.ids.iter().zip(&self.groups).any(|(&id, group)| id == copy.group && tiered(group));
+        if let Some(tiers) = self.tiers_mut().filter(|_| held) {
+            tiers.copy_block(copy.src.0, copy.dst.0);
+        }
+    }
+
+    fn make_tiers(&self, options: TierOptions) -> Result<Tiers, ModelError> {
+        let tiered = self.groups.iter().zip(&self.ids).find_map(|(group, &id)| {
+            let part = group.parts.iter().find(|part| part.tiered)?;
+            Some((id, group, part))
+        });
+        let Some((id, group, Part { content: Content::Vectors { layout }, layers, .. })) = tiered else {
+            return refuse("tiers hold latents, and the model has none".to_owned());
+        };
+        let mut tiers = Tiers::new(*layout, layers.len(), group.num_blocks, options)?;
+        tiers.set_indexer_keys(Arc::clone(&self.arena), id);
+        Ok(tiers)
     }
 
     /// Refuses a group of the arena whose blocks have other bytes than the `filled` ones, of which the last are the group `name`'s.
@@ -170,8 +223,11 @@ impl CpuKv {
         for (part, &shape) in group.parts.iter().zip(shapes) {
             let content = Content::new(shape, dtype, block_size)?;
             let layer_bytes = content.token_bytes() * block_size as usize;
-            parts.push(Part { layers: part.layers.clone(), offset: *offset, layer_bytes, content });
-            *offset += layer_bytes * part.layers.len();
+            let tiered = self.tier_options.is_some() && part.kind == PartKind::Latent;
+            parts.push(Part { layers: part.layers.clone(), offset: *offset, layer_bytes, content, tiered });
+            if !tiered {
+                *offset += layer_bytes * part.layers.len();
+            }
         }
         Ok(Group { stride: planned.stride, num_blocks: planned.num_blocks, block_size, parts })
     }
@@ -209,6 +265,9 @@ impl CpuKv {
         let Content::Vectors { layout } = part.content else {
             return refuse(format!("{kv:?} holds no vectors, which are needed"));
         };
+        if let Some(tiers) = self.tiers.as_ref().filter(|_| part.tiered) {
+            return Ok(tiers.lock().vectors(place));
+        }
         // SAFETY: each block of the group holds the part's layers at this offset, as `group` has found. The arena is aligned and
         // zeroed, stays for as long as this is, and is accessed through such views alone.
         Ok(unsafe {

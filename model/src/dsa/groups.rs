@@ -26,7 +26,7 @@ pub fn kv_groups(
     let [latents, keys] = shapes(dsa);
     let layers = u16::try_from(dsa.index_sources.len()).unwrap_or(u16::MAX);
     let part = |kind, layers, shape| -> Result<KvPart, ModelError> {
-        Ok(KvPart { kind, layers, bytes_per_token: token_bytes(shape)? })
+        Ok(KvPart { kind, layers, bytes_per_token: token_bytes(shape)?, tiered: false })
     };
     Ok(vec![KvGroup {
         id: GroupId(0),

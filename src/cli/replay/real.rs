@@ -73,6 +73,8 @@ pub fn run(replay: &Replay, workload: &Workload) -> anyhow::Result<Option<Outcom
     let whole = stream.serve(&mut session, &mut recorder, &mut watch);
     watch.progress.end();
     let stopped = !whole.with_context(|| format!("the run in {} did not end", replay.out.display()))?;
+    replay.engine.tell_of_the_tiers(&mut session);
+    let kv_tiers = session.tier_counts().map(serde_json::to_value).transpose()?;
     match stopped {
         // The trace of a run that may be resumed is not at its end, so it is not converted to its final
         // format.
@@ -80,7 +82,7 @@ pub fn run(replay: &Replay, workload: &Workload) -> anyhow::Result<Option<Outcom
         false => session.close(&Value::Null)?,
     }
     let mut summary = recorder.summary();
-    summary.describe(RunFacts { stopped, ..facts });
+    summary.describe(RunFacts { stopped, kv_tiers, ..facts });
     summary.read_sparse_blocks(&replay.out)?;
     Ok(Some(Outcome { directory: watch.directory, summary, report: replay.run.reports() }))
 }

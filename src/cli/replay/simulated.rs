@@ -94,6 +94,7 @@ impl Observer for Watch {
 /// Runs the workload to its end or to Ctrl-C.
 pub fn run(replay: &Replay, workload: &Workload) -> anyhow::Result<Option<Outcome>> {
     let engine = replay.engine_options()?;
+    replay.engine.refuse_tiers("a simulated engine")?;
     let cost = cost_model(replay)?;
     let options = options(replay, &engine, cost)?;
     let (blocks, replicas) = (options.scheduler.num_blocks, options.replicas);

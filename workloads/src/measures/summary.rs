@@ -160,6 +160,9 @@ pub struct RunFacts {
     pub router: Option<String>,
     /// Whether the run was stopped before its end.
     pub stopped: bool,
+    /// What the KV tiers did, if there were any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kv_tiers: Option<serde_json::Value>,
     /// How requests arrived.
     pub arrivals: Option<Arrivals>,
     /// The most requests in a step.

@@ -56,6 +56,8 @@ impl Serialize for Line<'_> {
 pub enum KvChange {
     /// A block was published: from here on it can be hit.
     Stored,
+    /// A block was published whose contents the cache had before, and which came back from a pool of another tier.
+    Restored,
     /// A published block was forgotten, because it was handed out anew or is written again.
     Removed,
     /// Everything published was forgotten, in all groups; the other fields are null.
@@ -76,10 +78,10 @@ pub struct KvEventRecord {
     /// The last 8 bytes of the hash of its contents and of all that lies before them, as a number.
     #[serde(default)]
     pub hash: Option<u64>,
-    /// The hash of the block before it; null for a first block, and unless the event is `stored`.
+    /// The hash of the block before it; null for a first block, and unless the event is `stored` or `restored`.
     #[serde(default)]
     pub parent: Option<u64>,
-    /// How many tokens the block has; 0 unless the event is `stored`.
+    /// How many tokens the block has; 0 unless the event is `stored` or `restored`.
     #[serde(default)]
     pub num_tokens: u32,
 }

@@ -22,9 +22,9 @@ mod writer;
 pub use analyze::analyze_dsa;
 pub use check::{CheckReport, Rule, Violation, check_dir};
 pub use dsa::{
-    DSA_STEM, DsaFacts, DsaFetch, DsaFormat, DsaPrefix, DsaRecords, DsaRow, DsaRows, DsaScores, DsaSelection,
-    DsaSource, DsaToken, DsaTopkRecord, DsaTouched, DsaTraceConfig, dsa_file, npy_header, prefix_key,
-    read_compact, write_npy,
+    DSA_STEM, DsaFacts, DsaFetch, DsaFetched, DsaFormat, DsaPrefix, DsaRecords, DsaRow, DsaRows, DsaScores,
+    DsaSelection, DsaSource, DsaTiers, DsaToken, DsaTopkRecord, DsaTouched, DsaTraceConfig, dsa_file,
+    npy_header, prefix_key, read_compact, write_npy,
 };
 pub use event::{GroupCounts, KeptCounts, PoolCounts, StepEvent, StepNames, TimesUs};
 pub use group_rows::GroupRows;

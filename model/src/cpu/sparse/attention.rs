@@ -3,14 +3,24 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use pagedraft_attention::TokenRows;
-use pagedraft_attention::sparse::{IndexShape, LatentCall, LatentShape, SelectCall};
+use pagedraft_attention::sparse::{IndexShape, LatentCall, LatentShape, SelectCall, VectorLayer};
 
 use super::state::ThreadRoom;
+use crate::cpu::buffer::{Rows, RowsMut};
 use crate::cpu::device::CpuDevice;
 use crate::device::BufferId;
 use crate::dsa::HeadColumns;
 use crate::error::ModelError;
 use crate::kv::KvRef;
+use crate::tiers::Attended;
+
+/// What attention over latents reads, besides them, and where it writes.
+pub(super) struct Operands<'a> {
+    pub shape: LatentShape,
+    pub absorbed: Rows<'a>,
+    pub rotated: Rows<'a>,
+    pub out: RowsMut,
+}
 
 impl CpuDevice {
     /// Runs `item(index, room)` for each index below `items`, on all threads.
@@ -72,8 +82,6 @@ impl CpuDevice {
     ) -> Result<(), ModelError> {
         self.slots(kv, rows)?;
         let group = usize::from(kv.group.0);
-        let (metadata, plan) = (self.inputs.group(group), self.sparse.rows_of(group)?);
-        let (absorbed, q, out) = (self.rows(absorbed), self.rows(q), self.rows_mut(out));
         let shape = LatentShape {
             heads: columns.heads,
             rank,
@@ -81,19 +89,40 @@ impl CpuDevice {
             rotated_offset: columns.offset,
             scale,
         };
+        let selection = self.buffer(selection).choices().view();
+        let (metadata, rows) = (self.inputs.group(group), self.sparse.rows_of(group)?);
+        let step = Attended { rows, metadata, selection };
+        let (absorbed, q, out) = (self.rows(absorbed), self.rows(q), self.rows_mut(out));
+        let operands = Operands { shape, absorbed, rotated: q, out };
+        if let Some((tiers, place)) = self.kv.tiered(kv)?.filter(|(tiers, _)| !tiers.lock().is_whole()) {
+            return self.attend_in_tiers(&mut tiers.lock(), place, step, &operands);
+        }
+        self.attend_over(self.kv.vectors(kv)?, step, &operands, 0)
+    }
+
+    /// Attention of the rows of `step`, whose row 0 is row `first` of the operands.
+    pub(super) fn attend_over(
+        &self,
+        latents: VectorLayer,
+        step: Attended<'_>,
+        operands: &Operands<'_>,
+        first: usize,
+    ) -> Result<(), ModelError> {
+        let Operands { absorbed, rotated, out, .. } = operands;
+        let tokens = |rows: &Rows<'_>| first * rows.width();
         // SAFETY: the attention call is the only one that touches `out`.
-        let (data, width) = (unsafe { out.all() }, out.width());
+        let data = unsafe { out.all() };
         let call = LatentCall::new(
             self.isa,
-            metadata,
-            plan,
-            self.kv.vectors(kv)?,
-            self.buffer(selection).choices().view(),
-            shape,
-            TokenRows::new(absorbed.data(), absorbed.width()),
-            TokenRows::new(q.data(), q.width()),
-            data,
-            width,
+            step.metadata,
+            step.rows,
+            latents,
+            step.selection,
+            operands.shape,
+            TokenRows::new(&absorbed.data()[tokens(absorbed)..], absorbed.width()),
+            TokenRows::new(&rotated.data()[tokens(rotated)..], rotated.width()),
+            &mut data[first * out.width()..],
+            out.width(),
         )?;
         // SAFETY: the rows were planned from this step's metadata, its latents are stored, and the selection is made. Each
         // item is drawn once.

@@ -47,6 +47,16 @@ impl Choices {
         }
     }
 
+    /// Says what was chosen for a row.
+    pub fn set_row(&self, row: usize, chosen: &[u32]) -> Result<(), ModelError> {
+        if row >= self.lens.len() {
+            return Err(ModelError::NoSuchTokenRow { row, rows: self.lens.len() });
+        }
+        // SAFETY: the device is borrowed mutably, so that no operation runs.
+        unsafe { self.view().write(row, chosen.iter().copied()) };
+        Ok(())
+    }
+
     /// What was chosen for a row.
     pub fn row(&self, row: usize) -> Result<&[u32], ModelError> {
         if row >= self.lens.len() {

@@ -103,6 +103,9 @@ impl CpuDevice {
     fn store_vectors(&self, x: BufferId, kv: KvRef, rows: usize) -> Result<(), ModelError> {
         let (layer, slots) = (self.kv.vectors(kv)?, self.slots(kv, rows)?);
         let stored = self.rows(x);
+        if let Some((tiers, place)) = self.kv.tiered(kv)?.filter(|(tiers, _)| !tiers.lock().is_whole()) {
+            return self.store_in_tiers(&mut tiers.lock(), place, slots, stored);
+        }
         // SAFETY: no other operation runs, so nobody reads or writes the cache meanwhile.
         unsafe { layer.write(self.isa, slots, TokenRows::new(stored.data(), stored.width())) }?;
         Ok(())

@@ -8,6 +8,7 @@ mod latents;
 mod route;
 mod row_kernels;
 mod state;
+mod tiered;
 
 pub(super) use choices::Choices;
 pub(super) use state::SparseState;

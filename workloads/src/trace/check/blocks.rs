@@ -14,6 +14,8 @@ pub(super) struct Blocks {
     block_size: u32,
     holders: HashMap<u32, Holders>,
     contents: HashMap<u32, Content>,
+    /// What the cache has forgotten, by its hash: it may come back.
+    forgotten: HashMap<u64, Content>,
     /// The number of published blocks that nobody holds.
     cached: u64,
 }
@@ -150,10 +152,26 @@ impl Blocks {
                     ));
                 }
                 content.published = false;
+                if let Some(hash) = hash {
+                    self.forgotten.insert(hash, content.clone());
+                }
                 self.cached -= u64::from(self.holders(block) == 0);
                 Ok(())
             }
         }
+    }
+
+    /// Notes that a block, which nobody holds, has contents again that the cache has forgotten.
+    pub(super) fn restore(&mut self, block: u32, hash: Option<u64>) -> Result<(), String> {
+        let Some(content) = hash.and_then(|hash| self.forgotten.get(&hash)) else {
+            return Err(format!("block {block} is restored, and the cache never had its contents"));
+        };
+        if self.holders(block) > 0 || self.is_published(block) {
+            return Err(format!("block {block} is restored, and it is in use"));
+        }
+        self.contents.insert(block, Content { published: true, ..content.clone() });
+        self.cached += 1;
+        Ok(())
     }
 
     /// Notes that the cache forgets everything.

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::trace::{DsaRow, DsaScores, DsaSource, DsaTopkRecord, DsaTraceConfig};
+use crate::trace::{DsaFetch, DsaRow, DsaScores, DsaSource, DsaTopkRecord, DsaTraceConfig};
 
 /// What the steps say about a record.
 pub(super) struct Stated<'a> {
@@ -133,9 +133,8 @@ pub(super) fn check(
         latency_us: None,
         batch_size: unique,
     };
-    same("kv_fetch.hbm", &record.kv_fetch.hbm, &hbm)?;
-    same("kv_fetch.local_pool", &record.kv_fetch.local_pool, &DsaSource::default())?;
-    same("kv_fetch.remote_pool", &record.kv_fetch.remote_pool, &DsaSource::default())?;
+    let whole = DsaFetch { hbm, ..DsaFetch::default() };
+    record.kv_fetch.check(&whole, config.latent_bytes.saturating_mul(u64::from(stated.block_size)))?;
 
     let prefix = &record.prefix;
     let shared: Vec<u32> =
@@ -175,7 +174,9 @@ fn check_scores(record: &DsaTopkRecord, config: &DsaTraceConfig, chose: bool) ->
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::trace::{DsaRows, DsaSelection, DsaToken};
+    use std::collections::BTreeSet;
+
+    use crate::trace::{DsaFetched, DsaRows, DsaSelection, DsaTiers, DsaToken};
 
     #[test]
     fn what_the_writer_derives_is_what_the_checker_derives_and_no_other_field_passes() {
@@ -210,6 +211,15 @@ mod tests {
             };
             let mut table: Vec<u32> = (0..200).collect();
             table.iter_mut().for_each(|block| *block = *block * 7 % 211);
+            // In half of the cases some blocks come from other tiers.
+            let chosen: BTreeSet<u32> =
+                selection.positions.iter().map(|position| table[*position as usize / 4]).collect();
+            let fetched = |rest: usize| DsaFetched {
+                blocks: chosen.iter().copied().skip(rest).step_by(3).collect(),
+                us: 1.5,
+            };
+            let tiers = DsaTiers { found_us: 0.5, local: fetched(0), remote: fetched(1) };
+            let tiers = if random(2) == 0 { Vec::new() } else { vec![tiers; 2] };
             let token = DsaToken {
                 request_id: "a".to_owned(),
                 step: 5,
@@ -220,6 +230,7 @@ mod tests {
                 prefix_key: "k".to_owned(),
                 table: table.clone(),
                 selections: vec![selection],
+                tiers,
             };
             let record = token.record(&config, 4, 1).unwrap().unwrap();
             let table: Vec<i64> = table.iter().map(|&block| i64::from(block)).collect();

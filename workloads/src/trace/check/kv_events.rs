@@ -19,7 +19,10 @@ impl Lives {
     /// Checks the blocks that left the cache while the plan was made, before the step added anything to it.
     pub(super) fn check_early_events(&mut self, step: &StepRecord) -> Result<(), Fault> {
         for event in &step.kv_events[..num_early(step)] {
-            self.forget(event)?;
+            match event.kind {
+                KvChange::Restored => self.restore(event)?,
+                _ => self.forget(event)?,
+            }
         }
         Ok(())
     }
@@ -29,10 +32,22 @@ impl Lives {
         for event in &step.kv_events[num_early(step)..] {
             match event.kind {
                 KvChange::Stored => self.check_stored(step, event, nexts)?,
+                KvChange::Restored => self.restore(event)?,
                 KvChange::Removed | KvChange::Cleared => self.forget(event)?,
             }
         }
         Ok(())
+    }
+
+    /// Checks that a block which comes back has contents that the cache has had.
+    fn restore(&mut self, event: &KvEventRecord) -> Result<(), Fault> {
+        let block = block_of(event)?;
+        let Place::Rows(at) = self.place(event)? else {
+            let what = format!("block {block} of a draft model is restored, which no tier keeps");
+            return Err(Fault::new(Rule::Published, what));
+        };
+        let blocks = &mut self.row_groups[at].blocks;
+        blocks.restore(block, event.hash).map_err(|what| Fault::new(Rule::Published, what))
     }
 
     fn forget(&mut self, event: &KvEventRecord) -> Result<(), Fault> {

@@ -13,7 +13,7 @@
 //! follow. A body has, in this order:
 //!
 //! 1. A byte: the kind of row (bits 0 and 1: prefill, decode, verify), `accepted` (bits 2 and 3: null, false, true), whether the request is
-//!    introduced here (bit 4), whether its block table changed (bit 5).
+//!    introduced here (bit 4), whether its block table changed (bit 5), whether there are tiers (bit 6).
 //! 2. Varint: the request's number. If it is introduced: its name and its `prefix_key` (a varint length and bytes each), and varint
 //!    `prefix_cached_blocks`. Its table is empty then, and no layer has a last selection. A number is used again for another request.
 //! 3. Varint `step`, varint `step_idx`.
@@ -22,6 +22,9 @@
 //! 5. For each layer with an indexer a byte: how its selection is written (bits 0 and 1: all keys, fresh, delta), whether it was scored
 //!    (bit 2). The number of keys as a varint, unless all are selected. If it was scored: `scores_stats` (least, mean, greatest) in 32-bit floats, or,
 //!    with `--trace-store-scores`, each score. Then the selection's bits, filled up to a byte.
+//! 6. If there are tiers, for each layer: the microseconds that it took to find the blocks (a 64-bit float), and for the local and then the
+//!    remote pool a varint, the number of blocks that were fetched from it, each of them as the difference from the one before (a
+//!    varint), and, if there are any, the microseconds that it took (a 64-bit float).
 //!
 //! A fresh selection is a set of positions below `seq_len_current`; a delta is the varint number of keys that the layer's last
 //! selection for the request had too, the set of their ranks in it, and the set of the new positions. A set is coded as it stands in `subset.rs`: a

@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Error, ErrorKind, Read, Result};
 
 use super::compact::{CompactHeader, FORMAT, FRAME_HEAD, MOST_KEYS, VERSION, crc, length_check};
 use super::selection_code::{self, Mode, Room, read_varint};
-use super::{DsaRow, DsaScores, DsaSelection, DsaToken, DsaTraceConfig};
+use super::{DsaFetched, DsaRow, DsaScores, DsaSelection, DsaTiers, DsaToken, DsaTraceConfig};
 
 /// The longest first line, in bytes.
 const LONGEST_HEADER: u64 = 1 << 20;
@@ -191,7 +191,37 @@ fn read_body(
     for (selection, last) in token.selections.iter_mut().zip(&mut slot.last) {
         read_selection(from, keys, header, last, room, selection)?;
     }
+    token.tiers.clear();
+    if flags >> 6 & 1 == 1 {
+        for _ in 0..header.dsa.layers {
+            token.tiers.push(DsaTiers {
+                found_us: float(from)?,
+                local: read_fetched(from)?,
+                remote: read_fetched(from)?,
+            });
+        }
+    }
     Ok(())
+}
+
+fn float(from: &mut &[u8]) -> Outcome<f64> {
+    let bytes = take(from, 8)?;
+    Ok(f64::from_le_bytes(bytes.try_into().map_err(|_| CUT)?))
+}
+
+fn read_fetched(from: &mut &[u8]) -> Outcome<DsaFetched> {
+    let count = number(from)? as usize;
+    if count > from.len() {
+        return Err("it has an impossible number of blocks that were fetched");
+    }
+    let mut blocks = Vec::with_capacity(count);
+    let mut before = 0u32;
+    for _ in 0..count {
+        before = before.checked_add(number(from)?).ok_or("it has an impossible block that was fetched")?;
+        blocks.push(before);
+    }
+    let us = if blocks.is_empty() { 0.0 } else { float(from)? };
+    Ok(DsaFetched { blocks, us })
 }
 
 fn read_table(from: &mut &[u8], table: &mut Vec<u32>) -> Outcome<()> {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::compact::{CompactHeader, FORMAT, FRAME_HEAD, VERSION, crc, length_check};
 use super::selection_code::{self, Mode, Room, write_varint};
-use super::{DsaRow, DsaSelection, DsaToken, DsaTraceConfig};
+use super::{DsaFetched, DsaRow, DsaSelection, DsaToken, DsaTraceConfig};
 
 /// Makes frames of tokens. It remembers each request's table and what the layers chose for it last.
 #[derive(Debug, Default)]
@@ -59,7 +59,12 @@ impl CompactWriter {
             DsaRow::Verify => 2,
         };
         let accepted = token.accepted.map_or(0, |accepted| 1 + u8::from(accepted));
-        out.push(kind | accepted << 2 | u8::from(introduced) << 4 | u8::from(changed) << 5);
+        out.push(
+            kind | accepted << 2
+                | u8::from(introduced) << 4
+                | u8::from(changed) << 5
+                | u8::from(!token.tiers.is_empty()) << 6,
+        );
         write_varint(u64::from(slot.number), out);
         if introduced {
             for text in [&token.request_id, &token.prefix_key] {
@@ -76,6 +81,11 @@ impl CompactWriter {
         let keys = token.step_idx.saturating_add(1);
         for (selection, last) in token.selections.iter().zip(&mut slot.last) {
             write_selection(selection, keys, last, &mut self.room, out);
+        }
+        for tiers in &token.tiers {
+            out.extend(tiers.found_us.to_le_bytes());
+            write_fetched(&tiers.local, out);
+            write_fetched(&tiers.remote, out);
         }
         let body = &out[FRAME_HEAD..];
         let (length, check) = ((body.len() as u32).to_le_bytes(), crc(body).to_le_bytes());
@@ -98,6 +108,18 @@ fn write_table(known: &mut Vec<u32>, table: &[u32], out: &mut Vec<u8>) {
     }
     known.truncate(same);
     known.extend_from_slice(&table[same..]);
+}
+
+fn write_fetched(fetched: &DsaFetched, out: &mut Vec<u8>) {
+    write_varint(fetched.blocks.len() as u64, out);
+    let mut before = 0;
+    for &block in &fetched.blocks {
+        write_varint(u64::from(block - before), out);
+        before = block;
+    }
+    if !fetched.blocks.is_empty() {
+        out.extend(fetched.us.to_le_bytes());
+    }
 }
 
 fn write_selection(

@@ -5,6 +5,7 @@ mod compact;
 mod compact_reader;
 mod compact_writer;
 mod derive;
+mod fetch;
 mod npy;
 mod record;
 mod records;
@@ -26,6 +27,7 @@ use crate::{Error, json_fault};
 
 pub(super) use compact::compact_file;
 pub use derive::{DsaFacts, prefix_key};
+pub use fetch::{DsaFetched, DsaTiers};
 pub use npy::{npy_header, write_npy};
 pub(super) use record::DsaLine;
 pub use record::{DsaFetch, DsaPrefix, DsaRow, DsaScores, DsaSource, DsaTopkRecord, DsaTouched};

@@ -55,13 +55,14 @@ pub struct DsaTouched {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DsaSource {
-    /// The physical blocks that were there, ascending.
+    /// The physical blocks that were there, ascending. A block that an earlier query token of the step had fetched is in the pool.
     pub hit_blocks: Vec<u32>,
-    /// The bytes read: the latents of the chosen tokens in this layer. Other tokens of these blocks are not read.
+    /// The bytes read. Of the pool: the latents of the chosen tokens in this layer, which all lie there when attention reads them; other
+    /// tokens of these blocks are not read. Of a tier below: the blocks, as this layer has them.
     pub bytes_read: u64,
-    /// The number of reads: one for each latent.
+    /// The number of reads: of the pool one for each latent, of a tier below one for each block.
     pub read_ops: u64,
-    /// The microseconds that it took; null if there are no tiers.
+    /// The microseconds that it took; of the pool the time to find its blocks. Null if there are no tiers.
     pub latency_us: Option<f64>,
     /// The number of blocks that were read from together.
     pub batch_size: u32,
@@ -73,9 +74,9 @@ pub struct DsaSource {
 pub struct DsaFetch {
     /// The pool. It is called so on the CPU too.
     pub hbm: DsaSource,
-    /// The tier below; there is none yet.
+    /// The tier below: host memory, or a mapped file.
     pub local_pool: DsaSource,
-    /// The last tier; there is none yet.
+    /// The last tier.
     pub remote_pool: DsaSource,
 }
 

@@ -1,6 +1,6 @@
 //! What the layers chose for one query token.
 
-use super::{DsaFacts, DsaRow, DsaScores, DsaTopkRecord, DsaTraceConfig};
+use super::{DsaFacts, DsaRow, DsaScores, DsaTiers, DsaTopkRecord, DsaTraceConfig};
 
 /// What one indexer chose for a query token.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -34,6 +34,8 @@ pub struct DsaToken {
     pub table: Vec<u32>,
     /// For each layer with an indexer, in their order, what it chose.
     pub selections: Vec<DsaSelection>,
+    /// For each layer, where the blocks of its choice were; empty without tiers.
+    pub tiers: Vec<DsaTiers>,
 }
 
 impl Default for DsaToken {
@@ -48,6 +50,7 @@ impl Default for DsaToken {
             prefix_key: String::new(),
             table: Vec::new(),
             selections: Vec::new(),
+            tiers: Vec::new(),
         }
     }
 }
@@ -83,6 +86,11 @@ impl DsaToken {
             prefix_key: &self.prefix_key,
         };
         let block = |place: u32| self.table.get(place as usize).copied();
-        Some(DsaTopkRecord::of(facts, block))
+        let mut record = DsaTopkRecord::of(facts, block);
+        if let (Ok(record), Some(tiers)) = (&mut record, self.tiers.get(usize::from(layer))) {
+            let block_bytes = config.latent_bytes.saturating_mul(u64::from(block_size));
+            record.kv_fetch = std::mem::take(&mut record.kv_fetch).from_tiers(tiers, block_bytes);
+        }
+        Some(record)
     }
 }
