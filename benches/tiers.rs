@@ -223,7 +223,8 @@ fn print_steps(rounds: usize, threads: usize) {
             blocks.iter().flat_map(|b| (0..10).map(move |i| b * SIZE + offset + i)).collect();
         let mut taken = vec![0.0; worlds.len()];
         // Who begins changes from round to round.
-        for at in (0..worlds.len()).map(|at| (at + round) % worlds.len()) {
+        let count = worlds.len();
+        for at in (0..count).map(|at| (at + round) % count) {
             taken[at] = worlds[at].1.step(&keys);
         }
         if round >= 5 {
