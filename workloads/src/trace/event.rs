@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use pagedraft_block_manager::{BlockManager, Salt};
-use pagedraft_scheduler::{Applied, FinishReason, Kind, PlanRow, RequestKey, RowOutcome, StepPlan};
+use pagedraft_scheduler::{Applied, FinishReason, Kind, PlanRow, Progress, RequestKey, RowOutcome, StepPlan};
 use schemars::JsonSchema;
 use serde::ser::{SerializeSeq, SerializeStruct};
 use serde::{Deserialize, Serialize, Serializer};
@@ -338,12 +338,15 @@ struct Outcome<'a> {
 
 impl Serialize for Outcome<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut out = serializer.serialize_struct("Outcome", 5)?;
+        let mut out = serializer.serialize_struct("Outcome", 6)?;
         out.serialize_field("request_id", self.of.names.request_id(self.row.request))?;
         out.serialize_field("token_ids", self.emitted)?;
         out.serialize_field("num_drafts", &self.row.num_drafts)?;
         out.serialize_field("num_accepted", &self.row.num_accepted)?;
         out.serialize_field("finish_reason", &self.of.names.finish_reason(self.row.request))?;
+        if self.row.progress == Progress::Lost {
+            out.serialize_field("lost", &true)?;
+        }
         out.end()
     }
 }

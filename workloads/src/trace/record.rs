@@ -303,6 +303,9 @@ pub struct OutcomeRecord {
     #[serde(default)]
     #[schemars(extend("enum" = ["stop", "length", "abort", null]))]
     pub finish_reason: Option<String>,
+    /// Whether KV that the row needs was lost, so that it gave nothing and is computed again.
+    #[serde(default)]
+    pub lost: bool,
 }
 
 /// A block copied for a fork.

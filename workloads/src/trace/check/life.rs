@@ -15,6 +15,8 @@ pub(super) struct Life {
     pub(super) next: Option<u64>,
     /// The number of its tokens, including those without KV. It is known once it has emitted a token.
     pub(super) known: Option<u64>,
+    /// Whether KV of it was lost, so that it has to be preempted before it has another row.
+    pub(super) lost: bool,
     /// The way of its prompt through the model, if not all of its tokens go on.
     pub(super) thinned: Option<Thinned>,
     /// Its tokens from the first one on, as far as the trace shows them.
@@ -60,6 +62,7 @@ impl Life {
         let (emitted, accepted) = (outcome.token_ids.len() as u64, u64::from(outcome.num_accepted));
         let end = u64::from(row.num_computed) + own;
         let wrong = match row.kind {
+            _ if outcome.lost => emitted > 0 || accepted > 0,
             RowKind::Prefill => match self.known {
                 Some(known) if end > known => true,
                 Some(known) if end < known => emitted > 0,

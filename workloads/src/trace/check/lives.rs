@@ -166,6 +166,9 @@ impl Lives {
                     Fault::of(Rule::Line, id, format!("kv_salt {text:?} is not 64 hexadecimal digits"))
                 })?),
             };
+            if life.lost {
+                return Err(Fault::of(Rule::Preempted, id, "its KV was lost, and it was not preempted"));
+            }
             let start = u64::from(row.num_computed);
             if row.thins() {
                 life.check_thinned(row).map_err(|what| Fault::of(Rule::Growth, id, what))?;
@@ -191,7 +194,10 @@ impl Lives {
         for (r, (row, outcome)) in step.rows.iter().zip(&step.outcome).enumerate() {
             let id = row.request_id.as_str();
             let own = query_len(step, r) - u64::from(outcome.num_drafts);
-            let next = u64::from(row.num_computed) + own + u64::from(outcome.num_accepted);
+            let next = match outcome.lost {
+                true => u64::from(row.num_computed),
+                false => u64::from(row.num_computed) + own + u64::from(outcome.num_accepted),
+            };
             let coupled = self.coupled;
             let life = self.live.entry(id.to_owned()).or_default();
             if row.thins() {
@@ -199,6 +205,7 @@ impl Lives {
                 nexts.push(computed.map_err(|what| Fault::of(Rule::Tokens, id, what))?);
                 continue;
             }
+            life.lost = outcome.lost;
             life.check_emitted(row, outcome, own).map_err(|what| Fault::of(Rule::Tokens, id, what))?;
             life.take_tokens(row, outcome, &inputs[r], coupled)
                 .map_err(|(rule, what)| Fault::of(rule, id, what))?;
@@ -233,6 +240,7 @@ impl Lives {
             self.row_groups.iter_mut().for_each(|group| group.give_back(id));
             life.written.clear();
             life.next = None;
+            life.lost = false;
             if let Some(thinned) = &mut life.thinned {
                 thinned.begin_again();
             }
