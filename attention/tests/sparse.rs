@@ -6,8 +6,8 @@ mod world;
 use pagedraft_attention::isa::Isa;
 use pagedraft_attention::reference::Arithmetic;
 use pagedraft_attention::sparse::{
-    IndexShape, LatentCall, LatentScratch, LatentShape, SelectCall, SelectScratch, SelectionView, SparseRows,
-    VectorLayer, VectorLayout, reference::best,
+    IndexShape, LatentCall, LatentScores, LatentScratch, LatentShape, SelectCall, SelectScratch,
+    SelectionView, SparseRows, VectorLayer, VectorLayout, reference::best,
 };
 use pagedraft_attention::{AttentionMetadata, KvDtype, MaskKind, MetadataBuilder, TokenRows};
 use pagedraft_block_manager::BlockId;
@@ -202,8 +202,22 @@ impl Case {
             SelectCall::new(isa, metadata, &plan, self.keys.layer, index, of(0), of(1), selection).unwrap();
         let mut scratch = SelectScratch::default();
         let order = |n: usize| (0..n).map(move |i| if backwards { n - 1 - i } else { i });
+        // As threads share an item, where there are few.
+        let parts = if pads > 0 { 3 } else { 1 };
         for item in order(select.num_items()) {
-            unsafe { select.run_item(item, &mut scratch) };
+            if parts == 1 {
+                unsafe { select.run_item(item, &mut scratch) };
+                continue;
+            }
+            let mut others = [SelectScratch::default(), SelectScratch::default()];
+            unsafe {
+                select.run_part(item, (0, parts), &mut scratch);
+                for (part, other) in others.iter_mut().enumerate() {
+                    select.run_part(item, (part + 1, parts), other);
+                }
+                let [second, third] = &others;
+                select.join(item, &mut scratch, &[second, third]);
+            }
         }
         let shape = LatentShape {
             heads: s.heads,
@@ -228,8 +242,19 @@ impl Case {
         )
         .unwrap();
         let mut scratch = LatentScratch::default();
+        let mut scores = LatentScores::default();
+        scores.prepare(&attend);
         for item in order(attend.num_items()) {
-            unsafe { attend.run_item(item, &mut scratch) };
+            if parts == 1 {
+                unsafe { attend.run_item(item, &mut scratch) };
+                continue;
+            }
+            for part in order(parts) {
+                unsafe { attend.score_part(item, (part, parts), &scores, &mut scratch) };
+            }
+            for part in order(parts) {
+                unsafe { attend.sum_part(item, (part, parts), &scores, &mut scratch) };
+            }
         }
         assert!(out[tokens * width..].iter().all(|x| x.is_nan()), "a pad row was written");
         (0..tokens)

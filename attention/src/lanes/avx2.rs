@@ -159,6 +159,15 @@ impl Lanes for Avx2 {
         unsafe { Avx2(_mm256_min_ps(self.0, other.0), _mm256_min_ps(self.1, other.1)) }
     }
     #[inline(always)]
+    unsafe fn above(self, other: Self) -> u32 {
+        // SAFETY: see the impl.
+        unsafe {
+            let low = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(self.0, other.0));
+            let high = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(self.1, other.1));
+            low as u32 | (high as u32) << 8
+        }
+    }
+    #[inline(always)]
     unsafe fn keep_first(self, n: usize, fill: f32) -> Self {
         // SAFETY: see the impl.
         unsafe {

@@ -87,6 +87,11 @@ impl Lanes for Avx512 {
         Avx512(unsafe { _mm512_min_ps(self.0, other.0) })
     }
     #[inline(always)]
+    unsafe fn above(self, other: Self) -> u32 {
+        // SAFETY: see the impl.
+        u32::from(unsafe { _mm512_cmp_ps_mask::<_CMP_GT_OQ>(self.0, other.0) })
+    }
+    #[inline(always)]
     unsafe fn keep_first(self, n: usize, fill: f32) -> Self {
         let mask = if n >= 16 { u16::MAX } else { (1 << n) - 1 };
         // SAFETY: see the impl.

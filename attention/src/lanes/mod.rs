@@ -26,6 +26,22 @@ pub use portable::Portable;
 /// How many f32 a value of [`Lanes`] holds.
 pub const LANES: usize = 16;
 
+/// Bytes of a cache line.
+pub(crate) const LINE: usize = 64;
+
+/// Prefetches the cache line at an address, which need not be valid. It has no other effect.
+#[inline(always)]
+pub(crate) fn prefetch(at: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch never faults.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
 /// Sixteen f32 values.
 ///
 /// # Safety
@@ -65,6 +81,8 @@ pub trait Lanes: Copy {
     /// The smaller of the two values in each lane. Where one is NaN the result is unspecified, so kernels
     /// mask first.
     unsafe fn min(self, other: Self) -> Self;
+    /// A bit for each lane, lane 0 the lowest: 1 where `self` is greater than `other`, 0 where it is not or one is NaN.
+    unsafe fn above(self, other: Self) -> u32;
     /// Keeps the first `n` lanes and puts `fill` in the others (`n >= 16` keeps all).
     unsafe fn keep_first(self, n: usize, fill: f32) -> Self;
     /// Puts `fill` in the first `n` lanes and keeps the others (`n >= 16` keeps none).

@@ -173,6 +173,15 @@ impl Lanes for Neon {
         unsafe { self.zip(other, min4) }
     }
     #[inline(always)]
+    unsafe fn above(self, other: Self) -> u32 {
+        // SAFETY: see the impl.
+        unsafe {
+            let bits = vld1q_u32([1u32, 2, 4, 8].as_ptr());
+            let four = |i: usize| vaddvq_u32(vandq_u32(vcgtq_f32(self.0[i], other.0[i]), bits));
+            four(0) | four(1) << 4 | four(2) << 8 | four(3) << 12
+        }
+    }
+    #[inline(always)]
     unsafe fn keep_first(mut self, n: usize, fill: f32) -> Self {
         // SAFETY: see the impl.
         unsafe {

@@ -78,6 +78,11 @@ impl Lanes for Portable {
         self.zip(other, |a, b| if a < b { a } else { b })
     }
     #[inline(always)]
+    unsafe fn above(self, other: Self) -> u32 {
+        let pairs = self.0.iter().zip(&other.0);
+        pairs.rev().fold(0, |bits, (a, b)| bits << 1 | u32::from(a > b))
+    }
+    #[inline(always)]
     unsafe fn keep_first(self, n: usize, fill: f32) -> Self {
         Portable(std::array::from_fn(|i| if i < n { self.0[i] } else { fill }))
     }

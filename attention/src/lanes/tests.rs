@@ -78,7 +78,11 @@ impl Kernel for Everything {
                     ("exp2", integral.exp2_int().to_array()),
                     ("exp", b.exp().to_array()),
                 ],
-                bits: vec![("store_bf16", narrow[0].to_vec()), ("store_f16", narrow[1].to_vec())],
+                bits: vec![
+                    ("store_bf16", narrow[0].to_vec()),
+                    ("store_f16", narrow[1].to_vec()),
+                    ("above", vec![a.above(c) as u16]),
+                ],
                 scalars: vec![("sum", b.sum()), ("max_lane", b.max_lane())],
             }
         }
@@ -140,6 +144,7 @@ fn twin(input: &Everything, fused: bool) -> Results {
         bits: vec![
             ("store_bf16", a.map(|x| bf16::from_f32(x).to_bits()).to_vec()),
             ("store_f16", a.map(|x| f16::from_f32(x).to_bits()).to_vec()),
+            ("above", vec![(0..LANES).map(|i| u16::from(a[i] > c[i]) << i).sum()]),
         ],
         scalars: vec![("sum", tree[0]), ("max_lane", b.iter().copied().fold(f32::NEG_INFINITY, f32::max))],
     }

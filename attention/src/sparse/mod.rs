@@ -15,6 +15,7 @@
 mod candidates;
 mod index_scores;
 mod latent_call;
+mod latent_row;
 mod latent_tile;
 pub mod reference;
 mod rows;
@@ -23,7 +24,7 @@ mod selection;
 mod vector_layer;
 
 pub use candidates::Candidates;
-pub use latent_call::{LatentCall, LatentScratch, LatentShape};
+pub use latent_call::{LatentCall, LatentScores, LatentScratch, LatentShape};
 pub use rows::{SparseRow, SparseRows};
 pub use select_call::{IndexShape, SelectCall, SelectScratch};
 pub use selection::SelectionView;
