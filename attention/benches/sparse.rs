@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use pagedraft_attention::isa::Isa;
 use pagedraft_attention::sparse::{
     Candidates, IndexShape, LatentCall, LatentScratch, LatentShape, SelectCall, SelectScratch, SelectionView,
-    SparseRows, VectorLayer, VectorLayout,
+    SparseRows, VectorDtype, VectorLayer, VectorLayout,
 };
 use pagedraft_attention::{
     AttentionCall, AttentionMetadata, AttentionScratch, KvDtype, KvLayer, KvLayout, MaskKind,
@@ -37,6 +37,7 @@ const BLOCK: usize = 16;
 /// Values of a head of the expanded form: the mean of 192 and 128.
 const EXPANDED: usize = 160;
 const ROUNDS: usize = 5;
+const DECODE_ROUNDS: usize = 15;
 /// Rows of a chunk whose time is measured.
 const CHUNK: usize = 64;
 /// Rows of a step whose memory is measured.
@@ -109,6 +110,19 @@ impl Times {
     }
 }
 
+/// Zeroed memory on huge pages, as the engine's arena is.
+fn on_huge_pages(bytes: usize) -> Vec<u64> {
+    let memory = vec![0u64; bytes.div_ceil(8)];
+    #[cfg(target_os = "linux")]
+    {
+        let from = memory.as_ptr().addr().next_multiple_of(2 << 20);
+        let end = memory.as_ptr_range().end.addr();
+        // SAFETY: this only advises the kernel about pages of the memory.
+        unsafe { libc::madvise(from as *mut _, end.saturating_sub(from), libc::MADV_HUGEPAGE) };
+    }
+    memory
+}
+
 /// A sequence's cache in one layer.
 struct Cache {
     _memory: [Vec<u64>; 2],
@@ -124,8 +138,8 @@ impl Cache {
         let mut random = Random(9);
         (1..blocks).for_each(|i| table.swap(i, random.next() as usize % (i + 1)));
         let make = |width: usize| {
-            let layout = VectorLayout::new(KvDtype::Bf16, BLOCK as u32, width).unwrap();
-            let mut memory = vec![0u64; layout.block_bytes() * blocks / 8];
+            let layout = VectorLayout::new(VectorDtype::Plain(KvDtype::Bf16), BLOCK as u32, width).unwrap();
+            let mut memory = on_huge_pages(layout.block_bytes() * blocks);
             let at = memory.as_mut_ptr().cast();
             // SAFETY: the memory is returned beside the view.
             let layer = unsafe { VectorLayer::new(at, layout.block_bytes(), blocks as u32, layout) };
@@ -184,7 +198,7 @@ impl Step {
     /// Chooses keys for all rows; the time it takes.
     fn select(&mut self, cache: &Cache, scratch: &mut SelectScratch) -> f64 {
         let chosen = SelectionView::new(&mut self.positions, &mut self.lens, self.k);
-        let shape = IndexShape { heads: INDEX_HEADS, scale: 0.1 };
+        let shape = IndexShape { heads: INDEX_HEADS, scale: 0.1, hadamard: false };
         let q = TokenRows::new(&self.index_q, INDEX_HEADS * INDEX_DIM);
         let weights = TokenRows::new(&self.index_weights, INDEX_HEADS);
         let call =
@@ -217,36 +231,61 @@ impl Step {
     }
 }
 
+/// A decode row at the end of a context.
+struct DecodeCase {
+    context: usize,
+    cache: Cache,
+    sparse: Step,
+    dense: Step,
+    times: [Times; 3],
+}
+
 fn decode(isa: Isa) {
-    println!("\nA decode row, microseconds, least / median of {ROUNDS} rounds");
+    println!("\nA decode row, microseconds, least / median of {DECODE_ROUNDS} rounds");
     println!(
         "{:>8} {:>15} {:>15} {:>17} {:>13} {:>13}",
         "context", "indexer", "attention", "dense, absorbed", "without index", "with index"
     );
-    for context in [4, 8, 16, 32, 64, 128].map(|k| k * 1024usize) {
+    let (mut select, mut latent) = (SelectScratch::default(), LatentScratch::default());
+    let case = |context: usize| {
         let cache = Cache::new(isa, context);
-        let (mut select, mut latent) = (SelectScratch::default(), LatentScratch::default());
-        let mut sparse = Step::new(isa, &cache, context, 1, TOPK);
-        let mut dense = Step::new(isa, &cache, context, 1, context);
-        dense.select(&cache, &mut select);
-        let mut times: [Times; 3] = Default::default();
-        for round in 0..=ROUNDS {
+        let (sparse, dense) =
+            (Step::new(isa, &cache, context, 1, TOPK), Step::new(isa, &cache, context, 1, context));
+        DecodeCase { context, cache, sparse, dense, times: Default::default() }
+    };
+    let mut cases: Vec<DecodeCase> = [4, 8, 16, 32, 64, 128].map(|k| case(k * 1024)).into();
+    cases.iter_mut().for_each(|case| _ = case.dense.select(&case.cache, &mut select));
+    for round in 0..=DECODE_ROUNDS {
+        for DecodeCase { cache, sparse, dense, times, .. } in &mut cases {
             let took = [
-                sparse.select(&cache, &mut select),
-                sparse.attend(&cache, &mut latent),
-                dense.attend(&cache, &mut latent),
+                sparse.select(cache, &mut select),
+                sparse.attend(cache, &mut latent),
+                dense.attend(cache, &mut latent),
             ];
             if round > 0 {
                 times.iter_mut().zip(took).for_each(|(times, took)| times.0.push(took));
             }
         }
-        let [indexer, attention, dense] = &times;
+    }
+    for DecodeCase { context, times: [indexer, attention, dense], .. } in &cases {
         let show = |times: &Times| format!("{:.0} / {:.0}", times.least(), times.median());
         let faster = |f: fn(&Times) -> f64, index: f64| f(dense) / (f(attention) + index * f(indexer));
         let ratio =
             |index| format!("{:.1} / {:.1}", faster(Times::least, index), faster(Times::median, index));
         let (i, a, d, without, with) = (show(indexer), show(attention), show(dense), ratio(0.0), ratio(1.0));
         println!("{context:>8} {i:>15} {a:>15} {d:>17} {without:>13} {with:>13}");
+    }
+    if let [first, .., last] = &cases[..] {
+        let grows = |f: fn(&Times) -> f64, part: usize| f(&last.times[part]) / f(&first.times[part]);
+        println!(
+            "from {} to {} attention grows {:.2} / {:.2} times, the indexer {:.1} / {:.1} times",
+            first.context,
+            last.context,
+            grows(Times::least, 1),
+            grows(Times::median, 1),
+            grows(Times::least, 0),
+            grows(Times::median, 0)
+        );
     }
 }
 
@@ -260,7 +299,7 @@ impl Expanded {
     fn new(isa: Isa, cache: &Cache) -> Expanded {
         let layout = KvLayout::new(KvDtype::Bf16, BLOCK as u32, HEADS, EXPANDED).unwrap();
         let blocks = cache.table.len();
-        let mut memory = vec![0u64; layout.block_bytes() * blocks / 8];
+        let mut memory = on_huge_pages(layout.block_bytes() * blocks);
         let at = memory.as_mut_ptr().cast();
         // SAFETY: the memory is returned beside the view.
         let layer = unsafe { KvLayer::new(at, layout.block_bytes(), blocks as u32, layout) };
@@ -426,8 +465,8 @@ fn main() {
     let isa = Isa::detect();
     println!("{isa}, one thread");
     let part = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
-    let runs: [(&str, fn(Isa)); 4] =
-        [("choice", choice), ("decode", decode), ("prefill", prefill), ("memory", memory)];
+    type Part = (&'static str, fn(Isa));
+    let runs: [Part; 4] = [("choice", choice), ("decode", decode), ("prefill", prefill), ("memory", memory)];
     for (name, run) in runs {
         if part.as_ref().is_none_or(|part| part == name) {
             run(isa);

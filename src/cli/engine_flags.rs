@@ -7,8 +7,8 @@ use anyhow::anyhow;
 use clap::{Args, ValueEnum};
 use pagedraft::exit::{usage, usage_hint};
 use pagedraft::session::{
-    DeviceRef, DsaTraceOptions, EngineOptions, InstructionSet, LoadFormat, MOST_LOGIT_ROWS, ModelRef,
-    SessionInfo, TraceOptions,
+    DeviceRef, DsaTraceOptions, EngineOptions, IndexerKvDtype, InstructionSet, LoadFormat, MOST_LOGIT_ROWS,
+    ModelRef, SessionInfo, TraceOptions,
 };
 use pagedraft_attention::isa::Isa;
 use pagedraft_model::Dtype;
@@ -50,6 +50,9 @@ pub struct EngineFlags {
     /// Most keys that a query attends to, of a model with sparse attention (default: the model's)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     index_topk: Option<u32>,
+    /// How the indexer's keys of a model with sparse attention are cached
+    #[arg(long, value_enum, default_value_t)]
+    indexer_kv_dtype: IndexerKvDtype,
     /// Greatest piece of a prompt in a step (default: what the token budget leaves)
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..))]
     pub prefill_chunk: Option<u32>,
@@ -202,6 +205,7 @@ impl EngineFlags {
             max_num_batched_tokens: self.max_num_batched_tokens,
             max_model_len: self.max_model_len,
             index_topk: self.index_topk,
+            indexer_kv_dtype: self.indexer_kv_dtype,
             prefill_chunk: self.prefill_chunk,
             enable_prefix_caching: said(self.enable_prefix_caching, self.no_enable_prefix_caching)
                 .unwrap_or(prefix_caching),

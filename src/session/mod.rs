@@ -47,7 +47,7 @@ use pagedraft_workloads::trace::{TraceTables, TraceWriter};
 pub use indexer_topk::IndexerTopk;
 pub use info::SessionInfo;
 pub use options::{
-    DeviceRef, DraftLength, DraftRef, DsaTraceOptions, EngineOptions, LoadFormat, ModelRef,
+    DeviceRef, DraftLength, DraftRef, DsaTraceOptions, EngineOptions, IndexerKvDtype, LoadFormat, ModelRef,
     SpeculationOptions, TraceOptions,
 };
 pub use placement::InstructionSet;

@@ -9,6 +9,7 @@ use std::sync::atomic::AtomicBool;
 
 use pagedraft_attention::isa::Isa;
 use pagedraft_model::Dtype;
+use pagedraft_model::checkpoint::IndexKeys;
 use pagedraft_model::cuda::KvStorage;
 use pagedraft_scheduler::Policy;
 use pagedraft_spec_decode::Scorer;
@@ -64,6 +65,31 @@ pub enum LoadFormat {
     Auto,
     /// Drawn from the seed. Only `config.json` is read.
     Dummy,
+}
+
+/// How the keys of the indexer of a model with sparse attention are cached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum IndexerKvDtype {
+    /// As all other KV.
+    #[default]
+    Auto,
+    /// In fp8 (e4m3) with an f32 scale a key.
+    Fp8,
+    /// In fp8, multiplied with a Hadamard matrix before.
+    Fp8Hadamard,
+}
+
+impl IndexerKvDtype {
+    /// What the model is told.
+    #[must_use]
+    pub fn keys(self) -> IndexKeys {
+        match self {
+            IndexerKvDtype::Auto => IndexKeys::Plain,
+            IndexerKvDtype::Fp8 => IndexKeys::Fp8 { hadamard: false },
+            IndexerKvDtype::Fp8Hadamard => IndexKeys::Fp8 { hadamard: true },
+        }
+    }
 }
 
 /// Who proposes drafts.
@@ -265,6 +291,8 @@ pub struct EngineOptions {
     pub max_model_len: Option<u32>,
     /// The most keys that a query attends to in a target with sparse attention; by default the model's.
     pub index_topk: Option<u32>,
+    /// How the keys of the target's indexer are cached.
+    pub indexer_kv_dtype: IndexerKvDtype,
     /// The most tokens of a prompt in one step; by default what the budget leaves.
     pub prefill_chunk: Option<u32>,
     /// Whether prompts reuse the KV of equal prefixes.
@@ -327,6 +355,7 @@ impl EngineOptions {
             max_num_batched_tokens: 2048,
             max_model_len: None,
             index_topk: None,
+            indexer_kv_dtype: IndexerKvDtype::default(),
             prefill_chunk: None,
             enable_prefix_caching: true,
             enable_chunked_prefill: true,

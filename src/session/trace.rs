@@ -55,6 +55,7 @@ pub(super) fn engine_config(
         "kv_salt": info.kv_salt,
         "max_model_len": info.max_model_len,
         "index_topk": options.index_topk,
+        "indexer_kv_dtype": options.indexer_kv_dtype,
         // What the records of sparse attention are about, if this trace has any.
         "dsa": dsa,
         "max_num_seqs": options.max_num_seqs,

@@ -22,6 +22,7 @@ pub use avx512::Avx512;
 #[cfg(target_arch = "aarch64")]
 pub use neon::Neon;
 pub use portable::Portable;
+pub(crate) use portable::e4m3;
 
 /// How many f32 a value of [`Lanes`] holds.
 pub const LANES: usize = 16;
@@ -41,6 +42,10 @@ pub(crate) fn prefetch(at: *const u8) {
     #[cfg(not(target_arch = "x86_64"))]
     let _ = at;
 }
+
+/// What the bits of an e4m3 value, moved to the place of an f32's, are to be multiplied with: the exponents are biased by 7 and
+/// by 127.
+const E4M3_UNIT: f32 = f32::from_bits(247 << 23);
 
 /// Sixteen f32 values.
 ///
@@ -62,6 +67,8 @@ pub trait Lanes: Copy {
     unsafe fn load_bf16(p: *const u16) -> Self;
     /// Loads 16 f16 values, given as bits, and widens them exactly.
     unsafe fn load_f16(p: *const u16) -> Self;
+    /// Loads 16 e4m3 values, given as bits, and widens them exactly; the two NaN of e4m3 become 480 and -480.
+    unsafe fn load_e4m3(p: *const u8) -> Self;
     /// Loads 16 pairs of bf16 (32 values) and widens them exactly: first those of even index, then those of
     /// odd index.
     unsafe fn load_bf16_pairs(p: *const u16) -> (Self, Self);

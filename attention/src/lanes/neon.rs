@@ -117,6 +117,14 @@ impl Lanes for Neon {
         unsafe { Self::load(wide.as_ptr()) }
     }
     #[inline(always)]
+    unsafe fn load_e4m3(p: *const u8) -> Self {
+        // SAFETY: see the impl.
+        let bits = unsafe { p.cast::<[u8; 16]>().read_unaligned() };
+        let wide = bits.map(super::e4m3);
+        // SAFETY: see the impl.
+        unsafe { Self::load(wide.as_ptr()) }
+    }
+    #[inline(always)]
     unsafe fn load_bf16_pairs(p: *const u16) -> (Self, Self) {
         // SAFETY: see the impl.
         unsafe {

@@ -55,6 +55,7 @@ impl Kernel for Everything {
                     ("splat", L::splat(self.a[3]).to_array()),
                     ("bf16", L::load_bf16(self.raw.as_ptr()).to_array()),
                     ("f16", L::load_f16(self.raw.as_ptr()).to_array()),
+                    ("e4m3", L::load_e4m3(self.raw.as_ptr().cast()).to_array()),
                     ("even", even.to_array()),
                     ("odd", odd.to_array()),
                     ("add", a.add(b).to_array()),
@@ -89,6 +90,13 @@ impl Kernel for Everything {
     }
 }
 
+/// The value of an e4m3 by its definition, with 480 for its NaN.
+fn e4m3(bits: u8) -> f32 {
+    let (exponent, fraction) = (i32::from(bits >> 3 & 15), f32::from(bits & 7) / 8.0);
+    let size = if exponent == 0 { fraction / 64.0 } else { (1.0 + fraction) * 2f32.powi(exponent - 7) };
+    if bits >> 7 == 1 { -size } else { size }
+}
+
 /// The results of `Everything`, computed one scalar at a time.
 fn twin(input: &Everything, fused: bool) -> Results {
     let Everything { a, b, c, raw } = input;
@@ -118,6 +126,7 @@ fn twin(input: &Everything, fused: bool) -> Results {
             ("splat", [a[3]; LANES]),
             ("bf16", each(&bf)),
             ("f16", each(&|i| f16::from_bits(raw[i]).to_f32())),
+            ("e4m3", each(&|i| e4m3(raw[i / 2].to_ne_bytes()[i % 2]))),
             ("even", each(&|i| bf(2 * i))),
             ("odd", each(&|i| bf(2 * i + 1))),
             ("add", each(&|i| a[i] + b[i])),

@@ -101,35 +101,36 @@ impl Candidates {
     #[inline(always)]
     unsafe fn take_above<L: Lanes>(&mut self, floor: f32, first: u32, scores: &[f32]) {
         let (groups, rest) = scores.as_chunks::<LANES>();
-        let mut position = first;
+        // `begin` and `append` have made room for a tile, which indices modulo its length cannot leave.
+        let room = self.len..self.len + super::TILE;
+        let (orders, positions) = (&mut self.orders[room.clone()], &mut self.positions[room]);
+        let (mut taken, mut position) = (0, first);
+        let mut take = |position: u32, score: f32| {
+            (orders[taken % super::TILE], positions[taken % super::TILE]) = (order(score), position);
+            taken += 1;
+        };
         for group in groups {
             // SAFETY: as the caller promises; a group has 16 values.
             let mut above = unsafe { L::load(group.as_ptr()).above(L::splat(floor)) };
             while above != 0 {
                 let lane = above.trailing_zeros();
-                self.take(position + lane, group[lane as usize % LANES]);
+                take(position + lane, group[lane as usize % LANES]);
                 above &= above - 1;
             }
             position += LANES as u32;
         }
         for (&score, at) in rest.iter().zip(position..) {
             if score > floor {
-                self.take(at, score);
+                take(at, score);
             }
         }
-    }
-
-    #[inline(always)]
-    fn take(&mut self, position: u32, score: f32) {
-        self.orders[self.len] = order(score);
-        self.positions[self.len] = position;
-        self.len += 1;
+        self.len += taken;
     }
 
     /// Takes in the candidates of another, whose positions are all greater.
     pub(crate) fn append(&mut self, other: &Candidates) {
         let end = self.len + other.len;
-        self.make_room(end);
+        self.make_room(end + super::TILE);
         self.orders[self.len..end].copy_from_slice(&other.orders[..other.len]);
         self.positions[self.len..end].copy_from_slice(&other.positions[..other.len]);
         self.len = end;
@@ -156,8 +157,9 @@ impl Candidates {
         let shift = (u32::BITS - (high - low).leading_zeros()).saturating_sub(BINS.ilog2());
         self.bins.clear();
         self.bins.resize(BINS, 0);
+        let Some(bins) = self.bins.first_chunk_mut::<BINS>() else { return };
         for &order in orders {
-            self.bins[((order - low) >> shift) as usize % BINS] += 1;
+            bins[((order - low) >> shift) as usize % BINS] += 1;
         }
         // The k-th best lies in bin `bin`, and `better` candidates in the bins above.
         let (mut better, mut bin) = (0, BINS - 1);
@@ -188,12 +190,12 @@ impl Candidates {
     /// Drops the candidates of which `keep` says no.
     #[inline(always)]
     fn keep(&mut self, mut keep: impl FnMut(u32) -> bool) {
+        let (orders, positions) = (&mut self.orders[..self.len], &mut self.positions[..self.len]);
         let mut kept = 0;
-        for at in 0..self.len {
-            let order = self.orders[at];
+        for at in 0..orders.len() {
+            let (order, position) = (orders[at], positions[at]);
             // Written without a branch, which would be foreseen half of the time.
-            self.orders[kept] = order;
-            self.positions[kept] = self.positions[at];
+            (orders[kept], positions[kept]) = (order, position);
             kept += usize::from(keep(order));
         }
         self.len = kept;

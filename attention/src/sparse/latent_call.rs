@@ -4,7 +4,7 @@ use super::TILE;
 use super::latent_row::{AttendRow, Stage};
 use super::rows::SparseRows;
 use super::selection::SelectionView;
-use super::vector_layer::VectorLayer;
+use super::vector_layer::{VectorDtype, VectorLayer};
 use crate::error::AttentionError;
 use crate::isa::Isa;
 use crate::kernel::scratch::Floats;
@@ -102,7 +102,7 @@ impl<'a> LatentCall<'a> {
     ///
     /// # Errors
     ///
-    /// [`AttentionError::ForeignPlan`], [`AttentionError::Shape`], [`AttentionError::SmallBuffer`], [`AttentionError::Isa`].
+    /// [`AttentionError::ForeignPlan`], [`AttentionError::Fp8Latents`], [`AttentionError::Shape`], [`AttentionError::SmallBuffer`], [`AttentionError::Isa`].
     #[allow(clippy::too_many_arguments)] // they are the operands of one operation
     pub fn new(
         isa: Isa,
@@ -122,6 +122,9 @@ impl<'a> LatentCall<'a> {
         }
         if rows.tokens() != metadata.num_tokens() {
             return Err(AttentionError::ForeignPlan { what: "step" });
+        }
+        if let VectorDtype::Fp8 { .. } = latents.layout().dtype() {
+            return Err(AttentionError::Fp8Latents);
         }
         let LatentShape { heads, rank, rotated_stride, rotated_offset, .. } = shape;
         let width = latents.layout().width();

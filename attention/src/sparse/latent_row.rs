@@ -6,7 +6,7 @@ use super::TILE;
 use super::latent_call::{LatentCall, LatentScratch};
 use super::latent_tile::{HeadGroup, Latents};
 use super::rows::SparseRow;
-use super::vector_layer::widened;
+use super::vector_layer::{VectorDtype, widened};
 use crate::isa::Kernel;
 use crate::kernel::element::{Bf16, Element, F16, F32};
 use crate::kv_layout::KvDtype;
@@ -41,9 +41,11 @@ impl Kernel for AttendRow<'_> {
         // SAFETY: the caller has the features; the call was checked when it was made.
         unsafe {
             match self.call.latents.layout().dtype() {
-                KvDtype::F32 => self.attend::<L, F32>(),
-                KvDtype::F16 => self.attend::<L, F16>(),
-                KvDtype::Bf16 => self.attend::<L, Bf16>(),
+                VectorDtype::Plain(KvDtype::F32) => self.attend::<L, F32>(),
+                VectorDtype::Plain(KvDtype::F16) => self.attend::<L, F16>(),
+                VectorDtype::Plain(KvDtype::Bf16) => self.attend::<L, Bf16>(),
+                // `LatentCall::new` refuses these.
+                VectorDtype::Fp8 { .. } => {}
             }
         }
     }

@@ -13,6 +13,7 @@
 //! no score is computed.
 
 mod candidates;
+pub mod fp8;
 mod index_scores;
 mod latent_call;
 mod latent_row;
@@ -28,7 +29,7 @@ pub use latent_call::{LatentCall, LatentScores, LatentScratch, LatentShape};
 pub use rows::{SparseRow, SparseRows};
 pub use select_call::{IndexShape, SelectCall, SelectScratch};
 pub use selection::SelectionView;
-pub use vector_layer::{VectorLayer, VectorLayout};
+pub use vector_layer::{VectorDtype, VectorLayer, VectorLayout};
 
 /// Keys of a tile: entries of the list in attention, keys in a row when scores are made.
 pub(crate) const TILE: usize = 64;

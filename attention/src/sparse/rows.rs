@@ -93,7 +93,7 @@ impl SparseRows {
                 });
             }
             for i in 0..queries.len {
-                if i as usize % RUN == 0 && !self.rows.is_empty() {
+                if (i as usize).is_multiple_of(RUN) && !self.rows.is_empty() {
                     self.runs.push(self.rows.len() as u32);
                 }
                 self.rows.push(SparseRow {

@@ -2,16 +2,17 @@
 
 use super::TILE;
 use super::candidates::Candidates;
+use super::fp8::{hadamard, scale_of, to_e4m3};
 use super::index_scores::IndexQuery;
 use super::rows::{RUN, SparseRow, SparseRows};
 use super::selection::SelectionView;
-use super::vector_layer::{VectorLayer, widened};
+use super::vector_layer::{VectorDtype, VectorLayer, widened};
 use crate::error::AttentionError;
 use crate::isa::{Isa, Kernel};
-use crate::kernel::element::{Bf16, Element, F16, F32};
+use crate::kernel::element::{Bf16, E4m3, Element, F16, F32};
 use crate::kernel::scratch::Floats;
 use crate::kv_layout::KvDtype;
-use crate::lanes::{LANES, LINE, Lanes};
+use crate::lanes::{LANES, LINE, Lanes, e4m3};
 use crate::metadata::AttentionMetadata;
 use crate::token_rows::TokenRows;
 use std::ops::Range;
@@ -23,6 +24,9 @@ pub struct IndexShape {
     pub heads: usize,
     /// What the weights of the heads are multiplied with.
     pub scale: f32,
+    /// Whether queries are [transformed](super::fp8::hadamard) before they meet keys, which were before they were stored. A
+    /// head's values are then a power of two.
+    pub hadamard: bool,
 }
 
 /// So many keys are worth being shared by threads.
@@ -80,6 +84,10 @@ impl<'a> SelectCall<'a> {
         }
         if rows.tokens() != metadata.num_tokens() {
             return Err(AttentionError::ForeignPlan { what: "step" });
+        }
+        if shape.hadamard && !keys.layout().width().is_power_of_two() {
+            let head_dim = keys.layout().width();
+            return Err(AttentionError::Shape { heads: shape.heads, kv_heads: 1, head_dim });
         }
         q.check("index q", rows.tokens(), shape.heads * keys.layout().width())?;
         weights.check("index weights", rows.tokens(), shape.heads)?;
@@ -175,9 +183,10 @@ impl Kernel for ScoreRows<'_> {
         // SAFETY: the caller has the features; the call was checked when it was made.
         unsafe {
             match self.call.keys.layout().dtype() {
-                KvDtype::F32 => self.score::<L, F32>(),
-                KvDtype::F16 => self.score::<L, F16>(),
-                KvDtype::Bf16 => self.score::<L, Bf16>(),
+                VectorDtype::Plain(KvDtype::F32) => self.score::<L, F32>(),
+                VectorDtype::Plain(KvDtype::F16) => self.score::<L, F16>(),
+                VectorDtype::Plain(KvDtype::Bf16) => self.score::<L, Bf16>(),
+                VectorDtype::Fp8 { .. } => self.score::<L, E4m3>(),
             }
         }
     }
@@ -196,17 +205,18 @@ impl ScoreRows<'_> {
             *query = call.query(*row, &mut scratch.q, &mut scratch.weights);
             scratch.candidates.begin(call.out.k());
         }
-        let (mut keys, mut scores) = ([std::ptr::null(); TILE], [0.0; TILE]);
+        let (mut keys, mut scores, mut scales) = ([std::ptr::null(); TILE], [0.0; TILE], [1.0; TILE]);
         let (mut next, lines) = ([std::ptr::null(); TILE], call.keys.layout().token_bytes().div_ceil(LINE));
         for tile in tiles {
             let start = tile * TILE;
             let seen = |row: &SparseRow| (row.visible as usize).saturating_sub(start).min(TILE);
-            for (j, key) in keys[..seen(last)].iter_mut().enumerate() {
+            for (j, (key, scale)) in keys[..seen(last)].iter_mut().zip(&mut scales).enumerate() {
+                let stored = call.keys.at(table, start + j);
                 // SAFETY: the rows' table reaches what the last one sees, as the plan has found; there is room for a tile.
-                *key = unsafe {
-                    let stored = call.keys.at(table, start + j);
-                    widened::<L, E>(stored, 0..stride / LANES, wide.add(j * stride))
-                };
+                unsafe {
+                    *scale = call.keys.scale_at(stored);
+                    *key = widened::<L, E>(stored, 0..stride / LANES, wide.add(j * stride));
+                }
             }
             let ahead = (last.visible as usize).saturating_sub(start + TILE).min(TILE);
             for (j, next) in next[..ahead].iter_mut().enumerate() {
@@ -219,6 +229,9 @@ impl ScoreRows<'_> {
                 // SAFETY: the keys were just widened.
                 unsafe {
                     query.score_all::<L>(&keys[..count], (ahead, lines), &mut scores);
+                    if size_of::<E::Raw>() == 1 {
+                        scores.iter_mut().zip(&scales).for_each(|(score, scale)| *score *= scale);
+                    }
                     scratch.candidates.take_in::<L>(start as u32, &scores[..count]);
                 }
                 ahead = &[];
@@ -228,19 +241,33 @@ impl ScoreRows<'_> {
 }
 
 impl SelectCall<'_> {
-    /// Lays a query out by value, then head.
+    /// Lays a query out by value, then head. Where keys are in fp8, each head is too, and its scale goes into its weight.
     fn query(&self, row: SparseRow, q: &mut Floats, weights: &mut Floats) -> IndexQuery {
         let (heads, dim) = (self.shape.heads, self.keys.layout().width());
         let padded = heads.next_multiple_of(LANES);
-        let (q, weights) = (q.reserve(dim * padded), weights.reserve(padded));
+        // Behind the query there is room for one head.
+        let (q, weights) = (q.reserve(dim * (padded + 1)), weights.reserve(padded));
         let token = row.token as usize;
-        // SAFETY: `new` has found that q and weights have the row; there is room for the padded shapes.
+        // SAFETY: `new` has found that q and weights have the row; there is room for the padded shapes and a head.
         unsafe {
+            std::slice::from_raw_parts_mut(q, dim * padded).fill(0.0);
+            std::slice::from_raw_parts_mut(weights, padded).fill(0.0);
+            let head = std::slice::from_raw_parts_mut(q.add(dim * padded), dim);
             let (from, own) = (self.q.row(token), self.weights.row(token));
-            for h in 0..padded {
-                *weights.add(h) = if h < heads { self.shape.scale * *own.add(h) } else { 0.0 };
-                for d in 0..dim {
-                    *q.add(d * padded + h) = if h < heads { *from.add(h * dim + d) } else { 0.0 };
+            for h in 0..heads {
+                head.copy_from_slice(std::slice::from_raw_parts(from.add(h * dim), dim));
+                if self.shape.hadamard {
+                    hadamard(head);
+                }
+                let mut weight = self.shape.scale * *own.add(h);
+                if let VectorDtype::Fp8 { power_of_two } = self.keys.layout().dtype() {
+                    let scale = scale_of(head, power_of_two);
+                    head.iter_mut().for_each(|x| *x = e4m3(to_e4m3(*x / scale)));
+                    weight *= scale;
+                }
+                *weights.add(h) = weight;
+                for (d, &value) in head.iter().enumerate() {
+                    *q.add(d * padded + h) = value;
                 }
             }
         }

@@ -1,8 +1,9 @@
 //! A part of the KV cache that holds one vector a token: a latent, or an indexer's key.
 
+use super::fp8::scale_of;
 use crate::error::AttentionError;
 use crate::isa::{Isa, Kernel};
-use crate::kernel::element::{Bf16, Element, F16, F32};
+use crate::kernel::element::{Bf16, E4m3, Element, F16, F32};
 use crate::kv_layout::KvDtype;
 use crate::lanes::{LANES, Lanes};
 use crate::metadata::PAD_SLOT;
@@ -10,10 +11,23 @@ use crate::token_rows::TokenRows;
 use pagedraft_block_manager::BlockId;
 use std::ops::Range;
 
-/// The inside of one layer's part of a block: `[token][width, padded to 16]`. Padding is written as 0.
+/// How the values of a vector are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum VectorDtype {
+    /// Each by itself.
+    Plain(KvDtype),
+    /// In fp8 (e4m3), with one f32 scale behind the vector: see [`super::fp8::scale_of`].
+    Fp8 {
+        /// Whether the scale is a power of two.
+        power_of_two: bool,
+    },
+}
+
+/// The inside of one layer's part of a block: `[token][width, padded to 16]`, of fp8 with a scale behind each token's. Padding is
+/// written as 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct VectorLayout {
-    dtype: KvDtype,
+    dtype: VectorDtype,
     block_size: u32,
     width: usize,
 }
@@ -24,7 +38,7 @@ impl VectorLayout {
     /// # Errors
     ///
     /// [`AttentionError::BlockSize`], [`AttentionError::Shape`] (a width of 0).
-    pub fn new(dtype: KvDtype, block_size: u32, width: usize) -> Result<VectorLayout, AttentionError> {
+    pub fn new(dtype: VectorDtype, block_size: u32, width: usize) -> Result<VectorLayout, AttentionError> {
         if !matches!(block_size, 16 | 32 | 64) {
             return Err(AttentionError::BlockSize { block_size });
         }
@@ -34,9 +48,9 @@ impl VectorLayout {
         Ok(VectorLayout { dtype, block_size, width })
     }
 
-    /// The type of the elements.
+    /// How values are stored.
     #[must_use]
-    pub fn dtype(&self) -> KvDtype {
+    pub fn dtype(&self) -> VectorDtype {
         self.dtype
     }
 
@@ -61,7 +75,10 @@ impl VectorLayout {
     /// How many bytes a token takes in one layer.
     #[must_use]
     pub fn token_bytes(&self) -> usize {
-        self.stride() * self.dtype.size()
+        match self.dtype {
+            VectorDtype::Plain(dtype) => self.stride() * dtype.size(),
+            VectorDtype::Fp8 { .. } => self.stride() + size_of::<f32>(),
+        }
     }
 
     /// How many bytes a block takes in one layer.
@@ -128,7 +145,8 @@ impl VectorLayer {
         self.base.wrapping_add(block * self.block_stride + token * self.layout.token_bytes()).cast_const()
     }
 
-    /// Stores `rows` (`width` values a token) at `slots`, rounded to the element type, to nearest even; slot -1 stores nothing.
+    /// Stores `rows` (`width` values a token) at `slots`, rounded to the element type, to nearest even, in fp8 divided by the
+    /// scale before; slot -1 stores nothing.
     ///
     /// # Errors
     ///
@@ -148,7 +166,7 @@ impl VectorLayer {
         Ok(())
     }
 
-    /// One value of a token's vector as stored, widened; slow, for references and tests.
+    /// One value of a token's vector as stored, widened, of fp8 without the scale; slow, for references and tests.
     ///
     /// # Safety
     ///
@@ -161,10 +179,41 @@ impl VectorLayer {
         // SAFETY: the element lies in the block, and blocks are aligned for their elements.
         unsafe {
             match self.layout.dtype {
-                KvDtype::F32 => *at.cast::<f32>().add(d),
-                KvDtype::F16 => half::f16::from_bits(*at.cast::<u16>().add(d)).to_f32(),
-                KvDtype::Bf16 => half::bf16::from_bits(*at.cast::<u16>().add(d)).to_f32(),
+                VectorDtype::Plain(KvDtype::F32) => *at.cast::<f32>().add(d),
+                VectorDtype::Plain(KvDtype::F16) => half::f16::from_bits(*at.cast::<u16>().add(d)).to_f32(),
+                VectorDtype::Plain(KvDtype::Bf16) => half::bf16::from_bits(*at.cast::<u16>().add(d)).to_f32(),
+                VectorDtype::Fp8 { .. } => crate::lanes::e4m3(*at.add(d)),
             }
+        }
+    }
+
+    /// The scale of a token's vector: 1 if it is not in fp8.
+    ///
+    /// # Safety
+    ///
+    /// `slot` exists; nobody writes it meanwhile.
+    #[must_use]
+    pub unsafe fn scale(&self, slot: u64) -> f32 {
+        let size = u64::from(self.layout.block_size);
+        let block = (slot / size) as usize * self.block_stride;
+        let at = self.base.wrapping_add(block + (slot % size) as usize * self.layout.token_bytes());
+        // SAFETY: as the caller promises.
+        unsafe { self.scale_at(at) }
+    }
+
+    /// The scale of the vector that is stored at `stored`: 1 if it is not in fp8.
+    ///
+    /// # Safety
+    ///
+    /// A vector of this layer is stored there.
+    #[inline(always)]
+    pub(crate) unsafe fn scale_at(&self, stored: *const u8) -> f32 {
+        match self.layout.dtype {
+            VectorDtype::Plain(_) => 1.0,
+            // SAFETY: the scale lies behind the values.
+            VectorDtype::Fp8 { .. } => unsafe {
+                stored.add(self.layout.stride()).cast::<f32>().read_unaligned()
+            },
         }
     }
 }
@@ -183,9 +232,10 @@ impl Kernel for Store<'_> {
         // SAFETY: the caller has the features; `write` has checked slots and rows.
         unsafe {
             match self.layer.layout.dtype {
-                KvDtype::F32 => self.store::<L, F32>(),
-                KvDtype::F16 => self.store::<L, F16>(),
-                KvDtype::Bf16 => self.store::<L, Bf16>(),
+                VectorDtype::Plain(KvDtype::F32) => self.store::<L, F32>(),
+                VectorDtype::Plain(KvDtype::F16) => self.store::<L, F16>(),
+                VectorDtype::Plain(KvDtype::Bf16) => self.store::<L, Bf16>(),
+                VectorDtype::Fp8 { .. } => self.store::<L, E4m3>(),
             }
         }
     }
@@ -201,18 +251,34 @@ impl Store<'_> {
             let at = slot / size * self.layer.block_stride + slot % size * layout.token_bytes();
             let to = self.layer.base.wrapping_add(at).cast::<E::Raw>();
             let from = self.rows.row(token);
+            let scale = match layout.dtype {
+                VectorDtype::Plain(_) => None,
+                VectorDtype::Fp8 { power_of_two } => {
+                    // SAFETY: the row has `width` values, and the slot has room for its scale.
+                    let scale = unsafe {
+                        let scale = scale_of(std::slice::from_raw_parts(from, layout.width), power_of_two);
+                        to.cast::<u8>().add(layout.stride()).cast::<f32>().write_unaligned(scale);
+                        scale
+                    };
+                    Some(scale)
+                }
+            };
             let mut d = 0;
             while d < layout.width {
                 let n = (layout.width - d).min(LANES);
                 // SAFETY: the row has `width` values; the slot has room for the width rounded up to 16.
                 unsafe {
-                    if n == LANES {
-                        E::store(L::load(from.add(d)), to.add(d));
+                    let mut values = if n == LANES {
+                        L::load(from.add(d))
                     } else {
                         let mut rest = [0.0; LANES];
                         std::ptr::copy_nonoverlapping(from.add(d), rest.as_mut_ptr(), n);
-                        E::store(L::load(rest.as_ptr()), to.add(d));
+                        L::load(rest.as_ptr())
+                    };
+                    if let Some(scale) = scale {
+                        values = values.div(L::splat(scale));
                     }
+                    E::store(values, to.add(d));
                 }
                 d += LANES;
             }

@@ -38,7 +38,7 @@ impl CpuDevice {
     pub(super) fn select_keys(
         &self,
         (q, weights): (BufferId, BufferId),
-        (heads, scale): (usize, f32),
+        shape: IndexShape,
         kv: KvRef,
         out: BufferId,
         rows: usize,
@@ -52,7 +52,7 @@ impl CpuDevice {
             metadata,
             plan,
             self.kv.vectors(kv)?,
-            IndexShape { heads, scale },
+            shape,
             TokenRows::new(q.data(), q.width()),
             TokenRows::new(weights.data(), weights.width()),
             self.buffer(out).choices().view(),
