@@ -67,7 +67,8 @@ fn serve(
         let output = session.take_output(id).unwrap();
         preempted += output.num_preemptions;
         let bits = |row: Vec<f32>| row.into_iter().map(f32::to_bits).collect();
-        Output { tokens: output.token_ids, logits: logits.into_iter().map(bits).collect() }
+        let chosen = output.indexer_topk;
+        Output { tokens: output.token_ids, logits: logits.into_iter().map(bits).collect(), chosen }
     });
     let outputs = outputs.collect();
     let counts = session.tier_counts().unwrap();

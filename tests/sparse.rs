@@ -7,11 +7,72 @@ mod sparse_model;
 use pagedraft::attention::isa::Isa;
 use pagedraft::model::Dtype;
 use pagedraft::session::{
-    DeviceRef, DraftLength, DraftRef, EngineOptions, ModelRef, Request, Session, SpeculationOptions,
+    DeviceRef, DraftLength, DraftRef, EngineOptions, IndexerKvDtype, ModelRef, Request, Session,
+    SpeculationOptions,
 };
 use pagedraft::spec_decode::Scorer;
 use schedule::{Events, Output, check, options, requests, run, schedules};
 use sparse_model::{deepseek, glm};
+
+/// Asks every request that may not hit the prefix cache what its indexers chose.
+fn ask(options: &EngineOptions, requests: &[Request]) -> (EngineOptions, Vec<Request>) {
+    let mut requests = requests.to_vec();
+    for (i, request) in requests.iter_mut().enumerate() {
+        request.return_indexer_topk = !options.enable_prefix_caching || i % 2 == 1;
+    }
+    (EngineOptions { return_indexer_topk: true, ..options.clone() }, requests)
+}
+
+/// Runs a model under every schedule; the token rows whose choices were compared, and the rows whose logits were.
+fn matrix(model: &ModelRef, dtype: Dtype, seed: u64, kv: IndexerKvDtype, events: &mut Events) -> [usize; 2] {
+    println!("seed {seed}, {model}, {dtype:?}, {kv:?}");
+    let base = EngineOptions { indexer_kv_dtype: kv, ..options(model, dtype, Isa::detect()) };
+    let (base, requests) = ask(&base, &requests(seed, 12, 300, 200));
+    let alone = alone(&base, &requests);
+    let mut rows = [0, 0];
+    let mut compare = |name: &str, apart: usize, options: &EngineOptions| {
+        let (options, requests) = ask(options, &requests);
+        let (found, happened) = run(&options, &requests, apart);
+        check(&format!("{model}, seed {seed}, {dtype:?}: {name}"), &requests, &alone, &found);
+        events.add(happened);
+        for output in &found {
+            rows[0] += output.chosen.as_ref().map_or(0, |chosen| chosen.shape()[0]);
+            rows[1] += output.logits.len();
+        }
+    };
+    for (name, apart, options) in schedules(&base, 17) {
+        compare(name, apart, &options);
+    }
+    for (scorer, threads) in [(Scorer::Mqa, 1), (Scorer::BatchExpansion, 2)] {
+        let draft = Some(DraftRef::Model(model.clone()));
+        let length = DraftLength::Fixed(3);
+        let speculation = SpeculationOptions { draft, length, scorer, ..SpeculationOptions::default() };
+        let options = EngineOptions { speculation, threads, prefill_chunk: Some(33), ..base.clone() };
+        compare(&format!("drafts, {scorer}"), 1, &options);
+    }
+    rows
+}
+
+#[test]
+#[ignore = "a campaign of minutes"]
+fn no_choice_and_no_logit_of_100_000_rows_depends_on_the_schedule() {
+    let (mut events, mut rows, mut seed) = (Events::default(), [0, 0], 20_261_130);
+    let models = [deepseek("sparse-matrix-deepseek"), glm("sparse-matrix-glm")];
+    let kinds = [IndexerKvDtype::Auto, IndexerKvDtype::Fp8, IndexerKvDtype::Fp8Hadamard];
+    while rows[0] < 100_000 || seed < 20_261_136 {
+        let (model, kv) = (&models[seed as usize % 2], kinds[seed as usize % 3]);
+        let dtype = [Dtype::F32, Dtype::Bf16, Dtype::F16][seed as usize / 2 % 3];
+        let [chosen, logits] = matrix(model, dtype, seed, kv, &mut events);
+        rows = [rows[0] + chosen, rows[1] + logits];
+        seed += 1;
+    }
+    events.check();
+    assert!(events.accepted > 0, "no draft was accepted");
+    println!(
+        "{} rows of chosen keys and {} rows of logits, none differs; {} preemptions, {} cached tokens, {} drafts accepted",
+        rows[0], rows[1], events.preempted, events.cached, events.accepted
+    );
+}
 
 fn alone(base: &EngineOptions, requests: &[Request]) -> Vec<Output> {
     requests.iter().flat_map(|request| run(base, std::slice::from_ref(request), 0).0).collect()
@@ -19,21 +80,12 @@ fn alone(base: &EngineOptions, requests: &[Request]) -> Vec<Output> {
 
 #[test]
 fn sparse_models_give_the_same_bits_under_every_schedule() {
-    for (model, seeds) in [(deepseek("sparse-deepseek"), [3, 4]), (glm("sparse-glm"), [5, 6])] {
-        let mut events = Events::default();
-        for (dtype, seed) in [Dtype::F32, Dtype::Bf16].into_iter().zip(seeds) {
-            println!("seed {seed}, {model}, {dtype:?}");
-            let base = options(&model, dtype, Isa::detect());
-            let requests = requests(seed, 12, 300, 120);
-            let alone = alone(&base, &requests);
-            for (schedule, apart, options) in schedules(&base, 14) {
-                let (found, happened) = run(&options, &requests, apart);
-                check(&format!("{model}, seed {seed}, {dtype:?}: {schedule}"), &requests, &alone, &found);
-                events.add(happened);
-            }
-        }
-        events.check();
-    }
+    let mut events = Events::default();
+    let glm = glm("sparse-glm");
+    matrix(&deepseek("sparse-deepseek"), Dtype::F32, 3, IndexerKvDtype::Auto, &mut events);
+    matrix(&glm, Dtype::Bf16, 6, IndexerKvDtype::Auto, &mut events);
+    matrix(&glm, Dtype::F32, 5, IndexerKvDtype::Fp8Hadamard, &mut events);
+    events.check();
 }
 
 #[test]

@@ -35,6 +35,9 @@ pub enum AttentionError {
         /// The number type of keys and values in the cache.
         kv: &'static str,
     },
+    /// Latents that are stored in fp8.
+    #[error("there is no attention over latents in fp8; store them in the dtype of the model")]
+    Fp8Latents,
     /// A metadata row without query tokens.
     #[error("metadata row {row} has no query token")]
     EmptyRow {

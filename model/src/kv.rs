@@ -41,6 +41,13 @@ pub enum PartShape {
         /// Values of a vector.
         width: usize,
     },
+    /// One vector a token in fp8 with an f32 scale, whatever the dtype of the cache: a key of an indexer.
+    Fp8Vectors {
+        /// Values of a vector.
+        width: usize,
+        /// Whether the scale is a power of two.
+        power_of_two: bool,
+    },
     /// A row of f32 values, such as a row of the residual stream that is held between two steps.
     Rows {
         /// Values of a row.

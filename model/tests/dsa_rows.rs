@@ -8,13 +8,13 @@ use pagedraft_attention::isa::Isa;
 use pagedraft_attention::metadata::MaskKind;
 use pagedraft_attention::sparse::KeepScores;
 use pagedraft_block_manager::{BlockId, PartKind};
-use pagedraft_model::checkpoint::{Checkpoint, ModelConfig};
+use pagedraft_model::checkpoint::{Checkpoint, IndexKeys, ModelConfig};
 use pagedraft_model::cpu::CpuDevice;
 use pagedraft_model::{CaptureSizes, Dtype, Ran, Runner, StepInputs, StepLimits};
 
 use devices::BLOCK_SIZE;
 
-const NUM_BLOCKS: u32 = 40;
+const NUM_BLOCKS: u32 = 48;
 const LIMITS: StepLimits = StepLimits { token_rows: 256, logit_rows: 256, max_model_len: 256 };
 const TOPK: usize = 20;
 
@@ -40,20 +40,30 @@ struct World {
     replays: usize,
 }
 
+/// A sequence of the same tokens as the first one, which has its first blocks: they were found in the prefix cache.
+const HIT: usize = 3;
+const HIT_BLOCKS: u32 = 144 / BLOCK_SIZE;
+
 /// A metadata row: which sequence, how many tokens before it, how many of its own.
 type Piece = (usize, u32, u32);
 
 fn table(sequence: usize) -> Vec<BlockId> {
+    if sequence == HIT {
+        let own = (0..13 - HIT_BLOCKS).map(|i| BlockId(39 + i));
+        return table(0)[..HIT_BLOCKS as usize].iter().copied().chain(own).collect();
+    }
     (0..13).map(|i| BlockId((i * 3 + sequence as u32) % 39)).collect()
 }
 
 fn token(sequence: usize, position: u32) -> u32 {
+    let sequence = if sequence == HIT { 0 } else { sequence };
     (position * 17 + position * position / 7 + sequence as u32 * 31) % 60
 }
 
 impl World {
-    fn new((isa, threads, dtype): (Isa, usize, Dtype), captured: bool) -> Self {
-        let checkpoint = Checkpoint::dummy(config(""), 5);
+    fn new((isa, threads, dtype): (Isa, usize, Dtype), keys: IndexKeys, captured: bool) -> Self {
+        let mut checkpoint = Checkpoint::dummy(config(""), 5);
+        checkpoint.set_index_keys(keys).unwrap();
         let device = devices::cpu(checkpoint.config(), (isa, threads, dtype), NUM_BLOCKS, 256);
         let mut runner = Runner::load(device, &checkpoint, LIMITS).unwrap();
         runner.tap_selections(KeepScores::Nothing).unwrap();
@@ -98,11 +108,19 @@ const LENS: [u32; 3] = [150, 90, 19];
 #[test]
 fn prefill_chunk_verify_and_decode_rows_choose_and_compute_the_same_bits() {
     let mut differing = 0;
-    for (dtype, isa) in [Dtype::F32, Dtype::F16, Dtype::Bf16]
+    let fp8 = |hadamard| IndexKeys::Fp8 { hadamard };
+    let kinds = [
+        (Dtype::F32, IndexKeys::Plain),
+        (Dtype::F16, IndexKeys::Plain),
+        (Dtype::Bf16, IndexKeys::Plain),
+        (Dtype::F32, fp8(false)),
+        (Dtype::Bf16, fp8(true)),
+    ];
+    for ((dtype, keys), isa) in kinds
         .into_iter()
-        .flat_map(|dtype| Isa::ALL.into_iter().filter(|isa| isa.available()).map(move |isa| (dtype, isa)))
+        .flat_map(|kind| Isa::ALL.into_iter().filter(|isa| isa.available()).map(move |isa| (kind, isa)))
     {
-        let mut whole = World::new((isa, 1, dtype), false);
+        let mut whole = World::new((isa, 1, dtype), keys, false);
         let alone: Vec<Vec<Row>> = (0..3).map(|s| whole.step(&[(s, 0, LENS[s])])).collect();
         for rows in &alone {
             for (t, (_, chosen)) in rows.iter().enumerate() {
@@ -110,8 +128,9 @@ fn prefill_chunk_verify_and_decode_rows_choose_and_compute_the_same_bits() {
             }
         }
         let check = |name: &str, pieces: &[Piece], found: &[Row]| {
-            let expected =
-                pieces.iter().flat_map(|&(s, first, n)| &alone[s][first as usize..(first + n) as usize]);
+            let expected = pieces
+                .iter()
+                .flat_map(|&(s, first, n)| &alone[s % HIT][first as usize..(first + n) as usize]);
             for (row, (found, expected)) in found.iter().zip(expected).enumerate() {
                 assert_eq!(
                     found.1, expected.1,
@@ -122,8 +141,8 @@ fn prefill_chunk_verify_and_decode_rows_choose_and_compute_the_same_bits() {
         };
         for (captured, threads) in [(false, 2), (true, 1), (true, 3)] {
             for chunk in [1, 7, 64] {
-                let mut world = World::new((isa, threads, dtype), captured);
-                let name = format!("chunks of {chunk}, captured {captured}, {threads} threads");
+                let mut world = World::new((isa, threads, dtype), keys, captured);
+                let name = format!("chunks of {chunk}, captured {captured}, {threads} threads, {keys:?}");
                 let mut done = [0u32; 3];
                 while done != LENS {
                     // All three advance side by side, those of one token last.
@@ -136,6 +155,7 @@ fn prefill_chunk_verify_and_decode_rows_choose_and_compute_the_same_bits() {
                     check(&name, &pieces, &found);
                     pieces.iter().for_each(|&(s, _, n)| done[s] += n);
                 }
+                assert_eq!(captured && chunk == 1, world.replays > 20, "{}", world.replays);
                 // Verify rows over what is stored: one row of five tokens, then five rows of one.
                 let verify = [(0, 145, 5), (1, 85, 5)];
                 let found = world.step(&verify);
@@ -143,7 +163,16 @@ fn prefill_chunk_verify_and_decode_rows_choose_and_compute_the_same_bits() {
                 let expanded: Vec<Piece> = (0..5).flat_map(|i| [(0, 145 + i, 1), (1, 85 + i, 1)]).collect();
                 let found = world.step(&expanded);
                 check("expanded verify rows", &expanded, &found);
-                assert_eq!(captured && chunk == 1, world.replays > 20, "{}", world.replays);
+                // After a prefix hit, in one piece and then token by token.
+                let first = HIT_BLOCKS * BLOCK_SIZE;
+                let hit = [(HIT, first, LENS[0] - first)];
+                let found = world.step(&hit);
+                check("after a prefix hit", &hit, &found);
+                for position in first..LENS[0] {
+                    let hit = [(HIT, position, 1)];
+                    let found = world.step(&hit);
+                    check("decode rows after a prefix hit", &hit, &found);
+                }
                 differing += found.len();
             }
         }
@@ -183,6 +212,15 @@ fn a_layer_that_shares_an_indexer_owns_no_bytes_of_indexer_keys() {
     assert_eq!(kinds, [(PartKind::Latent, 5), (PartKind::IndexKeys, 2)]);
     // Latents are 32 values, indexer keys 16.
     assert_eq!(shared, block * (5 * 32 + 2 * 16));
+    // In fp8 a key of 16 values has a byte a value and a scale, in F32 as in any other dtype; one of 128 values has 132 bytes.
+    for (values, expected) in [(16, 20), (128, 132)] {
+        let mut config = config("");
+        let dsa = config.dsa.as_mut().unwrap();
+        (dsa.index_head_dim, dsa.index_keys) = (values, IndexKeys::Fp8 { hadamard: true });
+        let groups = CpuDevice::kv_groups(&config, Dtype::F32, BLOCK_SIZE, 256).unwrap();
+        let keys = groups[0].parts.iter().find(|part| part.kind == PartKind::IndexKeys).unwrap();
+        assert_eq!(keys.bytes_per_token, expected);
+    }
     let full = r#", "indexer_types": ["full", "full", "full", "full", "full"]"#;
     let (kinds, all) = bytes(full);
     assert_eq!(kinds, [(PartKind::Latent, 5), (PartKind::IndexKeys, 5)]);

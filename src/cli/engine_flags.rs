@@ -7,8 +7,8 @@ use anyhow::anyhow;
 use clap::{Args, ValueEnum};
 use pagedraft::exit::{usage, usage_hint};
 use pagedraft::session::{
-    DeviceRef, DsaTraceOptions, EngineOptions, InstructionSet, KvTiers, LoadFormat, MOST_LOGIT_ROWS,
-    ModelRef, Session, SessionInfo, TraceOptions, local_pool,
+    DeviceRef, DsaTraceOptions, EngineOptions, IndexerKvDtype, InstructionSet, KvTiers, LoadFormat,
+    MOST_LOGIT_ROWS, ModelRef, Session, SessionInfo, TraceOptions, local_pool,
 };
 use pagedraft_attention::isa::Isa;
 use pagedraft_model::Dtype;
@@ -61,6 +61,9 @@ pub struct EngineFlags {
     /// The pool behind that: file:///DIRECTORY, or redis://HOST:PORT where the program was built with `remote-pool`
     #[arg(long, value_name = "URL")]
     kv_remote_pool: Option<String>,
+    /// How the indexer's keys of a model with sparse attention are cached
+    #[arg(long, value_enum, default_value_t)]
+    indexer_kv_dtype: IndexerKvDtype,
     /// Greatest piece of a prompt in a step (default: what the token budget leaves)
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..))]
     pub prefill_chunk: Option<u32>,
@@ -226,6 +229,7 @@ impl EngineFlags {
                 remote_pool: self.kv_remote_pool.clone(),
                 ..KvTiers::default()
             },
+            indexer_kv_dtype: self.indexer_kv_dtype,
             prefill_chunk: self.prefill_chunk,
             enable_prefix_caching: said(self.enable_prefix_caching, self.no_enable_prefix_caching)
                 .unwrap_or(prefix_caching),

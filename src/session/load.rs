@@ -18,7 +18,7 @@ use super::gpu_memory::EngineNeed;
 use super::info::SessionInfo;
 use super::kv_salt::KvModel;
 use super::log;
-use super::options::EngineOptions;
+use super::options::{EngineOptions, IndexerKvDtype};
 use super::placement::{Place, Placement, instruction_set};
 use super::pruning::{self, Pruning};
 use super::selections;
@@ -104,6 +104,10 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
             )));
         }
         checkpoint.set_index_topk(keys as usize).map_err(|e| usage(e.into()))?;
+    }
+    if options.indexer_kv_dtype != IndexerKvDtype::Auto {
+        let set = checkpoint.set_index_keys(options.indexer_kv_dtype.keys());
+        set.map_err(|e| usage(anyhow::Error::from(e).context("--indexer-kv-dtype is refused")))?;
     }
     let config = checkpoint.config().clone();
     let taps = selections::wanted(options, &config)?;

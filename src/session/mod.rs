@@ -49,8 +49,8 @@ use pagedraft_workloads::trace::{TraceTables, TraceWriter};
 pub use indexer_topk::IndexerTopk;
 pub use info::SessionInfo;
 pub use options::{
-    DeviceRef, DraftLength, DraftRef, DsaTraceOptions, EngineOptions, LoadFormat, ModelRef, PruneOptions,
-    SpeculationOptions, TraceOptions,
+    DeviceRef, DraftLength, DraftRef, DsaTraceOptions, EngineOptions, IndexerKvDtype, LoadFormat, ModelRef,
+    PruneOptions, SpeculationOptions, TraceOptions,
 };
 pub use placement::InstructionSet;
 pub use pruning::PruneOutput;

@@ -10,6 +10,7 @@ use std::sync::atomic::AtomicBool;
 use super::tiers::KvTiers;
 use pagedraft_attention::isa::Isa;
 use pagedraft_model::Dtype;
+use pagedraft_model::checkpoint::IndexKeys;
 use pagedraft_model::cuda::KvStorage;
 use pagedraft_scheduler::Policy;
 use pagedraft_spec_decode::Scorer;
@@ -78,6 +79,31 @@ pub enum LoadFormat {
     Auto,
     /// Drawn from the seed. Only `config.json` is read.
     Dummy,
+}
+
+/// How the keys of the indexer of a model with sparse attention are cached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum IndexerKvDtype {
+    /// As all other KV.
+    #[default]
+    Auto,
+    /// In fp8 (e4m3) with an f32 scale a key.
+    Fp8,
+    /// In fp8, multiplied with a Hadamard matrix before.
+    Fp8Hadamard,
+}
+
+impl IndexerKvDtype {
+    /// What the model is told.
+    #[must_use]
+    pub fn keys(self) -> IndexKeys {
+        match self {
+            IndexerKvDtype::Auto => IndexKeys::Plain,
+            IndexerKvDtype::Fp8 => IndexKeys::Fp8 { hadamard: false },
+            IndexerKvDtype::Fp8Hadamard => IndexKeys::Fp8 { hadamard: true },
+        }
+    }
 }
 
 /// Who proposes drafts.
@@ -291,6 +317,8 @@ pub struct EngineOptions {
     pub index_topk: Option<u32>,
     /// Where the latents of a target with sparse attention are kept.
     pub kv_tiers: KvTiers,
+    /// How the keys of the target's indexer are cached.
+    pub indexer_kv_dtype: IndexerKvDtype,
     /// The most tokens of a prompt in one step; by default what the budget leaves.
     pub prefill_chunk: Option<u32>,
     /// Whether prompts reuse the KV of equal prefixes.
@@ -358,6 +386,7 @@ impl EngineOptions {
             max_model_len: None,
             index_topk: None,
             kv_tiers: KvTiers::default(),
+            indexer_kv_dtype: IndexerKvDtype::default(),
             prefill_chunk: None,
             enable_prefix_caching: true,
             enable_chunked_prefill: true,

@@ -67,6 +67,7 @@ pub(super) fn engine_config(
         "kv_hbm_blocks": options.kv_tiers.hbm_blocks,
         "kv_local_pool": options.kv_tiers.local_pool.as_ref().map(|pool| pool.bytes),
         "kv_remote_pool": options.kv_tiers.remote_pool.as_ref(),
+        "indexer_kv_dtype": options.indexer_kv_dtype,
         // What the records of sparse attention are about, if this trace has any.
         "dsa": dsa.map(TraceDsa::config),
         "max_num_seqs": options.max_num_seqs,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use pagedraft::attention::isa::Isa;
 use pagedraft::model::Dtype;
 use pagedraft::scheduler::Policy;
-use pagedraft::session::{EngineOptions, LoadFormat, ModelRef, Request, Session};
+use pagedraft::session::{EngineOptions, IndexerTopk, LoadFormat, ModelRef, Request, Session};
 use pagedraft::spec_decode::sampling::SamplingParams;
 
 /// A counter-based stream of numbers, so that a failure is reproduced by its printed seed.
@@ -26,11 +26,12 @@ impl Random {
     }
 }
 
-/// What a sample generated, and the logits each of its tokens was chosen from.
+/// What a sample generated, the logits each of its tokens was chosen from, and what its indexers chose where it asked for that.
 #[derive(PartialEq)]
 pub struct Output {
     pub tokens: Vec<u32>,
     pub logits: Vec<Vec<u32>>,
+    pub chosen: Option<IndexerTopk>,
 }
 
 pub fn options(model: &ModelRef, dtype: Dtype, isa: Isa) -> EngineOptions {
@@ -104,7 +105,8 @@ pub fn run(options: &EngineOptions, requests: &[Request], apart: usize) -> (Vec<
         events.drafted += output.num_drafts;
         events.accepted += output.num_accepted;
         let bits = |row: Vec<f32>| row.into_iter().map(f32::to_bits).collect();
-        Output { tokens: output.token_ids, logits: logits.into_iter().map(bits).collect() }
+        let chosen = output.indexer_topk;
+        Output { tokens: output.token_ids, logits: logits.into_iter().map(bits).collect(), chosen }
     });
     let outputs = outputs.collect();
     (outputs, events)
@@ -120,6 +122,11 @@ pub fn check(name: &str, requests: &[Request], alone: &[Output], found: &[Output
             assert!(x == y, "{name}: request {}: logit {at:?} of token {i} differs", request.request_id);
         }
         assert_eq!(a.logits.len(), b.logits.len(), "{name}: request {}", request.request_id);
+        let differs = match (&a.chosen, &b.chosen) {
+            (Some(a), Some(b)) => a != b,
+            _ => false,
+        };
+        assert!(!differs, "{name}: request {}: other keys were chosen", request.request_id);
     }
 }
 

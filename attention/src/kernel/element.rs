@@ -14,6 +14,8 @@ pub(crate) trait Element {
     unsafe fn store<L: Lanes>(lanes: L, p: *mut Self::Raw);
 }
 
+/// Numbers of 8 bits; the values of a vector have a common scale, which is not part of them.
+pub(crate) struct E4m3;
 pub(crate) struct F32;
 pub(crate) struct F16;
 pub(crate) struct Bf16;
@@ -57,5 +59,22 @@ impl Element for Bf16 {
     unsafe fn store<L: Lanes>(lanes: L, p: *mut u16) {
         // SAFETY: as the trait demands.
         unsafe { lanes.store_bf16(p) }
+    }
+}
+
+impl Element for E4m3 {
+    type Raw = u8;
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(p: *const u8) -> L {
+        // SAFETY: as the trait demands.
+        unsafe { L::load_e4m3(p) }
+    }
+    #[inline(always)]
+    unsafe fn store<L: Lanes>(lanes: L, p: *mut u8) {
+        // SAFETY: as the trait demands.
+        for (i, value) in unsafe { lanes.to_array() }.into_iter().enumerate() {
+            // SAFETY: as above.
+            unsafe { *p.add(i) = crate::sparse::fp8::to_e4m3(value) };
+        }
     }
 }

@@ -6,7 +6,7 @@
 #![allow(clippy::needless_range_loop)] // indices say which register of a block; iterators hide that
 
 use super::registers::Registers;
-use crate::lanes::LANES;
+use crate::lanes::{LANES, prefetch};
 
 /// How many keys a tile has. Tiles are counted from index 0 of the group, whatever the block size.
 pub(crate) const TILE: usize = 64;
@@ -48,19 +48,6 @@ impl Tile {
             );
         Tile { next, ..*self }
     }
-}
-
-/// Prefetches the cache line at an address, which need not be valid. It has no other effect.
-#[inline(always)]
-fn prefetch(at: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch never faults.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(at.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = at;
 }
 
 /// The state of R rows that are worked on: `maxima[R]`, `factors[R]`, `sums[R][16]`, `acc[R][v_stride]` and

@@ -107,6 +107,20 @@ impl Lanes for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn load_e4m3(p: *const u8) -> Self {
+        // SAFETY: see the impl.
+        unsafe {
+            let widen = |p: *const u8| {
+                let bits = _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()));
+                let sign = _mm256_slli_epi32::<24>(_mm256_and_si256(bits, _mm256_set1_epi32(0x80)));
+                let rest = _mm256_slli_epi32::<20>(_mm256_and_si256(bits, _mm256_set1_epi32(0x7f)));
+                let unit = _mm256_set1_ps(super::E4M3_UNIT);
+                _mm256_mul_ps(_mm256_castsi256_ps(_mm256_or_si256(sign, rest)), unit)
+            };
+            Avx2(widen(p), widen(p.add(8)))
+        }
+    }
+    #[inline(always)]
     unsafe fn load_bf16_pairs(p: *const u16) -> (Self, Self) {
         // SAFETY: see the impl.
         unsafe {
@@ -157,6 +171,15 @@ impl Lanes for Avx2 {
     unsafe fn min(self, other: Self) -> Self {
         // SAFETY: see the impl.
         unsafe { Avx2(_mm256_min_ps(self.0, other.0), _mm256_min_ps(self.1, other.1)) }
+    }
+    #[inline(always)]
+    unsafe fn above(self, other: Self) -> u32 {
+        // SAFETY: see the impl.
+        unsafe {
+            let low = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(self.0, other.0));
+            let high = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(self.1, other.1));
+            low as u32 | (high as u32) << 8
+        }
     }
     #[inline(always)]
     unsafe fn keep_first(self, n: usize, fill: f32) -> Self {

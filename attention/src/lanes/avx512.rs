@@ -42,6 +42,17 @@ impl Lanes for Avx512 {
         Avx512(unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) })
     }
     #[inline(always)]
+    unsafe fn load_e4m3(p: *const u8) -> Self {
+        // SAFETY: see the impl.
+        unsafe {
+            let bits = _mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()));
+            let sign = _mm512_slli_epi32::<24>(_mm512_and_si512(bits, _mm512_set1_epi32(0x80)));
+            let rest = _mm512_slli_epi32::<20>(_mm512_and_si512(bits, _mm512_set1_epi32(0x7f)));
+            let unit = _mm512_set1_ps(super::E4M3_UNIT);
+            Avx512(_mm512_mul_ps(_mm512_castsi512_ps(_mm512_or_si512(sign, rest)), unit))
+        }
+    }
+    #[inline(always)]
     unsafe fn load_bf16_pairs(p: *const u16) -> (Self, Self) {
         // SAFETY: see the impl.
         unsafe {
@@ -85,6 +96,11 @@ impl Lanes for Avx512 {
     unsafe fn min(self, other: Self) -> Self {
         // SAFETY: see the impl.
         Avx512(unsafe { _mm512_min_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    unsafe fn above(self, other: Self) -> u32 {
+        // SAFETY: see the impl.
+        u32::from(unsafe { _mm512_cmp_ps_mask::<_CMP_GT_OQ>(self.0, other.0) })
     }
     #[inline(always)]
     unsafe fn keep_first(self, n: usize, fill: f32) -> Self {

@@ -22,9 +22,30 @@ pub use avx512::Avx512;
 #[cfg(target_arch = "aarch64")]
 pub use neon::Neon;
 pub use portable::Portable;
+pub(crate) use portable::e4m3;
 
 /// How many f32 a value of [`Lanes`] holds.
 pub const LANES: usize = 16;
+
+/// Bytes of a cache line.
+pub(crate) const LINE: usize = 64;
+
+/// Prefetches the cache line at an address, which need not be valid. It has no other effect.
+#[inline(always)]
+pub(crate) fn prefetch(at: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch never faults.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
+/// What the bits of an e4m3 value, moved to the place of an f32's, are to be multiplied with: the exponents are biased by 7 and
+/// by 127.
+const E4M3_UNIT: f32 = f32::from_bits(247 << 23);
 
 /// Sixteen f32 values.
 ///
@@ -46,6 +67,8 @@ pub trait Lanes: Copy {
     unsafe fn load_bf16(p: *const u16) -> Self;
     /// Loads 16 f16 values, given as bits, and widens them exactly.
     unsafe fn load_f16(p: *const u16) -> Self;
+    /// Loads 16 e4m3 values, given as bits, and widens them exactly; the two NaN of e4m3 become 480 and -480.
+    unsafe fn load_e4m3(p: *const u8) -> Self;
     /// Loads 16 pairs of bf16 (32 values) and widens them exactly: first those of even index, then those of
     /// odd index.
     unsafe fn load_bf16_pairs(p: *const u16) -> (Self, Self);
@@ -65,6 +88,8 @@ pub trait Lanes: Copy {
     /// The smaller of the two values in each lane. Where one is NaN the result is unspecified, so kernels
     /// mask first.
     unsafe fn min(self, other: Self) -> Self;
+    /// A bit for each lane, lane 0 the lowest: 1 where `self` is greater than `other`, 0 where it is not or one is NaN.
+    unsafe fn above(self, other: Self) -> u32;
     /// Keeps the first `n` lanes and puts `fill` in the others (`n >= 16` keeps all).
     unsafe fn keep_first(self, n: usize, fill: f32) -> Self;
     /// Puts `fill` in the first `n` lanes and keeps the others (`n >= 16` keeps none).

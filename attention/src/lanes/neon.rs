@@ -117,6 +117,14 @@ impl Lanes for Neon {
         unsafe { Self::load(wide.as_ptr()) }
     }
     #[inline(always)]
+    unsafe fn load_e4m3(p: *const u8) -> Self {
+        // SAFETY: see the impl.
+        let bits = unsafe { p.cast::<[u8; 16]>().read_unaligned() };
+        let wide = bits.map(super::e4m3);
+        // SAFETY: see the impl.
+        unsafe { Self::load(wide.as_ptr()) }
+    }
+    #[inline(always)]
     unsafe fn load_bf16_pairs(p: *const u16) -> (Self, Self) {
         // SAFETY: see the impl.
         unsafe {
@@ -171,6 +179,15 @@ impl Lanes for Neon {
     unsafe fn min(self, other: Self) -> Self {
         // SAFETY: see the impl.
         unsafe { self.zip(other, min4) }
+    }
+    #[inline(always)]
+    unsafe fn above(self, other: Self) -> u32 {
+        // SAFETY: see the impl.
+        unsafe {
+            let bits = vld1q_u32([1u32, 2, 4, 8].as_ptr());
+            let four = |i: usize| vaddvq_u32(vandq_u32(vcgtq_f32(self.0[i], other.0[i]), bits));
+            four(0) | four(1) << 4 | four(2) << 8 | four(3) << 12
+        }
     }
     #[inline(always)]
     unsafe fn keep_first(mut self, n: usize, fill: f32) -> Self {

@@ -8,6 +8,13 @@ use half::{bf16, f16};
 #[repr(align(64))]
 pub struct Portable([f32; LANES]);
 
+/// The value of an e4m3's bits.
+#[inline(always)]
+pub(crate) fn e4m3(bits: u8) -> f32 {
+    let (sign, rest) = (u32::from(bits & 0x80) << 24, u32::from(bits & 0x7f) << 20);
+    f32::from_bits(sign | rest) * super::E4M3_UNIT
+}
+
 impl Portable {
     #[inline(always)]
     fn zip(self, other: Self, f: impl Fn(f32, f32) -> f32) -> Self {
@@ -43,6 +50,11 @@ impl Lanes for Portable {
         Portable(bits.map(|b| f16::from_bits(b).to_f32()))
     }
     #[inline(always)]
+    unsafe fn load_e4m3(p: *const u8) -> Self {
+        // SAFETY: the caller gives 16 readable bytes.
+        Portable(unsafe { p.cast::<[u8; LANES]>().read_unaligned() }.map(e4m3))
+    }
+    #[inline(always)]
     unsafe fn load_bf16_pairs(p: *const u16) -> (Self, Self) {
         // SAFETY: the caller gives 32 readable bf16.
         let pairs = unsafe { p.cast::<[[u16; 2]; LANES]>().read_unaligned() };
@@ -76,6 +88,11 @@ impl Lanes for Portable {
     #[inline(always)]
     unsafe fn min(self, other: Self) -> Self {
         self.zip(other, |a, b| if a < b { a } else { b })
+    }
+    #[inline(always)]
+    unsafe fn above(self, other: Self) -> u32 {
+        let pairs = self.0.iter().zip(&other.0);
+        pairs.rev().fold(0, |bits, (a, b)| bits << 1 | u32::from(a > b))
     }
     #[inline(always)]
     unsafe fn keep_first(self, n: usize, fill: f32) -> Self {

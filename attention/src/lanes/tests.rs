@@ -55,6 +55,7 @@ impl Kernel for Everything {
                     ("splat", L::splat(self.a[3]).to_array()),
                     ("bf16", L::load_bf16(self.raw.as_ptr()).to_array()),
                     ("f16", L::load_f16(self.raw.as_ptr()).to_array()),
+                    ("e4m3", L::load_e4m3(self.raw.as_ptr().cast()).to_array()),
                     ("even", even.to_array()),
                     ("odd", odd.to_array()),
                     ("add", a.add(b).to_array()),
@@ -78,11 +79,22 @@ impl Kernel for Everything {
                     ("exp2", integral.exp2_int().to_array()),
                     ("exp", b.exp().to_array()),
                 ],
-                bits: vec![("store_bf16", narrow[0].to_vec()), ("store_f16", narrow[1].to_vec())],
+                bits: vec![
+                    ("store_bf16", narrow[0].to_vec()),
+                    ("store_f16", narrow[1].to_vec()),
+                    ("above", vec![a.above(c) as u16]),
+                ],
                 scalars: vec![("sum", b.sum()), ("max_lane", b.max_lane())],
             }
         }
     }
+}
+
+/// The value of an e4m3 by its definition, with 480 for its NaN.
+fn e4m3(bits: u8) -> f32 {
+    let (exponent, fraction) = (i32::from(bits >> 3 & 15), f32::from(bits & 7) / 8.0);
+    let size = if exponent == 0 { fraction / 64.0 } else { (1.0 + fraction) * 2f32.powi(exponent - 7) };
+    if bits >> 7 == 1 { -size } else { size }
 }
 
 /// The results of `Everything`, computed one scalar at a time.
@@ -114,6 +126,7 @@ fn twin(input: &Everything, fused: bool) -> Results {
             ("splat", [a[3]; LANES]),
             ("bf16", each(&bf)),
             ("f16", each(&|i| f16::from_bits(raw[i]).to_f32())),
+            ("e4m3", each(&|i| e4m3(raw[i / 2].to_ne_bytes()[i % 2]))),
             ("even", each(&|i| bf(2 * i))),
             ("odd", each(&|i| bf(2 * i + 1))),
             ("add", each(&|i| a[i] + b[i])),
@@ -140,6 +153,7 @@ fn twin(input: &Everything, fused: bool) -> Results {
         bits: vec![
             ("store_bf16", a.map(|x| bf16::from_f32(x).to_bits()).to_vec()),
             ("store_f16", a.map(|x| f16::from_f32(x).to_bits()).to_vec()),
+            ("above", vec![(0..LANES).map(|i| u16::from(a[i] > c[i]) << i).sum()]),
         ],
         scalars: vec![("sum", tree[0]), ("max_lane", b.iter().copied().fold(f32::NEG_INFINITY, f32::max))],
     }

@@ -1,16 +1,14 @@
 //! The attention of one layer in one step over chosen latents.
 
 use super::TILE;
-use super::latent_tile::{HeadGroup, Latents};
-use super::rows::{SparseRow, SparseRows};
+use super::latent_row::{AttendRow, Stage};
+use super::rows::SparseRows;
 use super::selection::SelectionView;
-use super::vector_layer::{VectorLayer, widened};
+use super::vector_layer::{VectorDtype, VectorLayer};
 use crate::error::AttentionError;
-use crate::isa::{Isa, Kernel};
-use crate::kernel::element::{Bf16, Element, F16, F32};
+use crate::isa::Isa;
 use crate::kernel::scratch::Floats;
-use crate::kv_layout::KvDtype;
-use crate::lanes::{LANES, Lanes};
+use crate::lanes::LANES;
 use crate::metadata::AttentionMetadata;
 use crate::token_rows::{TokenRows, check_rows};
 use std::marker::PhantomData;
@@ -33,11 +31,47 @@ pub struct LatentShape {
 /// The working memory of a thread. It grows to the greatest item it has met: some 350 KiB for latents of 576 values.
 #[derive(Debug, Default)]
 pub struct LatentScratch {
-    q: Floats,
-    weights: Floats,
-    state: Floats,
-    acc: Floats,
-    wide: Floats,
+    pub(super) q: Floats,
+    pub(super) weights: Floats,
+    pub(super) state: Floats,
+    pub(super) acc: Floats,
+    pub(super) wide: Floats,
+}
+
+/// Lists of so many entries are worth being shared by threads.
+const WORTH_SHARING: usize = 2 * TILE;
+
+/// Scores of items that threads share: see [`LatentCall::score_part`].
+#[derive(Debug)]
+pub struct LatentScores {
+    floats: Floats,
+    at: *mut f32,
+}
+
+// SAFETY: it only points into memory of its own; `LatentCall` demands that threads use different parts.
+unsafe impl Send for LatentScores {}
+// SAFETY: as above.
+unsafe impl Sync for LatentScores {}
+
+impl Default for LatentScores {
+    fn default() -> LatentScores {
+        LatentScores { floats: Floats::default(), at: std::ptr::null_mut() }
+    }
+}
+
+impl LatentScores {
+    /// Makes room for the scores of a call.
+    pub fn prepare(&mut self, call: &LatentCall<'_>) {
+        self.at = self.floats.reserve(call.num_items() * Self::item_len(call));
+    }
+
+    fn item_len(call: &LatentCall<'_>) -> usize {
+        call.selection.k().next_multiple_of(TILE) * LANES
+    }
+
+    fn of_item(&self, call: &LatentCall<'_>, index: usize) -> *mut f32 {
+        self.at.wrapping_add(index * Self::item_len(call))
+    }
 }
 
 /// Attention over a list of keys a query token: `out_h = sum over the list of softmax(scale (q_h . latent)) latent[..rank]`, as
@@ -45,15 +79,15 @@ pub struct LatentScratch {
 #[derive(Debug)]
 pub struct LatentCall<'a> {
     isa: Isa,
-    metadata: &'a AttentionMetadata,
+    pub(super) metadata: &'a AttentionMetadata,
     rows: &'a SparseRows,
-    latents: VectorLayer,
+    pub(super) latents: VectorLayer,
     selection: SelectionView<'a>,
-    shape: LatentShape,
-    absorbed: TokenRows<'a>,
-    rotated: TokenRows<'a>,
-    out: *mut f32,
-    out_stride: usize,
+    pub(super) shape: LatentShape,
+    pub(super) absorbed: TokenRows<'a>,
+    pub(super) rotated: TokenRows<'a>,
+    pub(super) out: *mut f32,
+    pub(super) out_stride: usize,
     borrowed: PhantomData<&'a mut [f32]>,
 }
 
@@ -68,7 +102,7 @@ impl<'a> LatentCall<'a> {
     ///
     /// # Errors
     ///
-    /// [`AttentionError::ForeignPlan`], [`AttentionError::Shape`], [`AttentionError::SmallBuffer`], [`AttentionError::Isa`].
+    /// [`AttentionError::ForeignPlan`], [`AttentionError::Fp8Latents`], [`AttentionError::Shape`], [`AttentionError::SmallBuffer`], [`AttentionError::Isa`].
     #[allow(clippy::too_many_arguments)] // they are the operands of one operation
     pub fn new(
         isa: Isa,
@@ -88,6 +122,9 @@ impl<'a> LatentCall<'a> {
         }
         if rows.tokens() != metadata.num_tokens() {
             return Err(AttentionError::ForeignPlan { what: "step" });
+        }
+        if let VectorDtype::Fp8 { .. } = latents.layout().dtype() {
+            return Err(AttentionError::Fp8Latents);
         }
         let LatentShape { heads, rank, rotated_stride, rotated_offset, .. } = shape;
         let width = latents.layout().width();
@@ -136,6 +173,54 @@ impl<'a> LatentCall<'a> {
     /// The rows were planned from this very metadata, unchanged since. The step's own latents are stored, and nobody writes
     /// a slot of these rows, or the selection, meanwhile. No other thread runs the same item at the same time.
     pub unsafe fn run_item(&self, index: usize, scratch: &mut LatentScratch) {
+        // SAFETY: as the caller promises.
+        unsafe { self.run(index, Stage::Whole, scratch) }
+    }
+
+    /// Into how many parts threads had better cut each item: 1, unless there are fewer items than `threads` and lists are long.
+    #[must_use]
+    pub fn parts(&self, threads: usize) -> usize {
+        let longest = self.rows.rows().iter().map(|row| row.visible as usize).max().unwrap_or(0);
+        let items = self.num_items();
+        let long = longest.min(self.selection.k()) >= WORTH_SHARING;
+        if long && items < threads { threads.div_ceil(items.max(1)) } else { 1 }
+    }
+
+    /// Does a part (which, of how many) of the first half of an item: scores for `scores`.
+    ///
+    /// # Safety
+    ///
+    /// As [`run_item`](Self::run_item), but other threads may do other parts. `scores` was made for this call.
+    pub unsafe fn score_part(
+        &self,
+        index: usize,
+        (part, parts): (usize, usize),
+        scores: &LatentScores,
+        scratch: &mut LatentScratch,
+    ) {
+        let stage = Stage::Dots { part, parts, dots: scores.of_item(self, index) };
+        // SAFETY: as the caller promises.
+        unsafe { self.run(index, stage, scratch) }
+    }
+
+    /// Does a part of the second half of an item: some columns of the output.
+    ///
+    /// # Safety
+    ///
+    /// As [`score_part`](Self::score_part); all parts of the first half are done.
+    pub unsafe fn sum_part(
+        &self,
+        index: usize,
+        (part, parts): (usize, usize),
+        scores: &LatentScores,
+        scratch: &mut LatentScratch,
+    ) {
+        let stage = Stage::Sums { part, parts, dots: scores.of_item(self, index) };
+        // SAFETY: as the caller promises.
+        unsafe { self.run(index, stage, scratch) }
+    }
+
+    unsafe fn run(&self, index: usize, stage: Stage, scratch: &mut LatentScratch) {
         let Some(&row) = self.rows.rows().get(index / self.head_groups()) else { return };
         // SAFETY: nobody writes the selection, as the caller promises.
         let list = unsafe { self.selection.row(row.token as usize) };
@@ -144,113 +229,6 @@ impl<'a> LatentCall<'a> {
             return;
         }
         let first = index % self.head_groups() * LANES;
-        self.isa.run(AttendRow { call: self, row, list, first, scratch });
-    }
-}
-
-struct AttendRow<'a> {
-    call: &'a LatentCall<'a>,
-    row: SparseRow,
-    list: &'a [u32],
-    /// The first head.
-    first: usize,
-    scratch: &'a mut LatentScratch,
-}
-
-impl Kernel for AttendRow<'_> {
-    type Output = ();
-    #[inline(always)]
-    unsafe fn run<L: Lanes>(self) {
-        // SAFETY: the caller has the features; the call was checked when it was made.
-        unsafe {
-            match self.call.latents.layout().dtype() {
-                KvDtype::F32 => self.attend::<L, F32>(),
-                KvDtype::F16 => self.attend::<L, F16>(),
-                KvDtype::Bf16 => self.attend::<L, Bf16>(),
-            }
-        }
-    }
-}
-
-impl AttendRow<'_> {
-    #[inline(always)]
-    unsafe fn attend<L: Lanes, E: Element>(mut self) {
-        let group = self.begin();
-        let AttendRow { call, row, list, first, scratch } = self;
-        let stride = call.latents.layout().stride();
-        let wide = scratch.wide.reserve(TILE * stride);
-        let table = call.metadata.block_tables.get(row.row as usize).unwrap_or(&[]);
-        let mut entries = [std::ptr::null(); TILE];
-        for list in list.chunks(TILE) {
-            // SAFETY: the list names keys that the row sees, which its table reaches, as the plan has found. There is room
-            // for the vectors of a tile.
-            unsafe {
-                for (j, (&index, entry)) in list.iter().zip(&mut entries).enumerate() {
-                    let stored = call.latents.at(table, index as usize);
-                    *entry = widened::<L, E>(stored, stride / LANES, wide.add(j * stride));
-                }
-                let latents = Latents { entries: &entries[..list.len()] };
-                group.weigh::<L>(&latents);
-                group.add_values::<L>(&latents);
-            }
-        }
-        let rank = call.shape.rank;
-        for h in 0..group.heads {
-            // SAFETY: the item's own part of `out`; a last partial vector goes through a buffer.
-            unsafe {
-                let out = call.out.add(row.token as usize * call.out_stride + (first + h) * rank);
-                let sum = L::splat(*group.sums.add(h));
-                for d in (0..rank).step_by(LANES) {
-                    let values = L::load(group.acc.add(h * group.rank + d)).div(sum);
-                    if rank - d >= LANES {
-                        values.store(out.add(d));
-                    } else {
-                        std::ptr::copy_nonoverlapping(values.to_array().as_ptr(), out.add(d), rank - d);
-                    }
-                }
-            }
-        }
-    }
-
-    /// The state before the first tile, and the queries laid out by value, then head.
-    fn begin(&mut self) -> HeadGroup {
-        let Self { call, row, first, scratch, .. } = self;
-        let shape = call.shape;
-        let (width, rank) = (call.latents.layout().width(), shape.rank.next_multiple_of(LANES));
-        let heads = (shape.heads - *first).min(LANES);
-        let state = scratch.state.reserve(3 * LANES);
-        let group = HeadGroup {
-            q: scratch.q.reserve(width * LANES),
-            weights: scratch.weights.reserve(TILE * LANES),
-            maxima: state,
-            factors: state.wrapping_add(LANES),
-            sums: state.wrapping_add(2 * LANES),
-            acc: scratch.acc.reserve(LANES * rank),
-            width,
-            rank,
-            heads,
-            scale: shape.scale,
-        };
-        let q = group.q.cast_mut();
-        let token = row.token as usize;
-        // SAFETY: `new` has found that both parts of q have the row; the buffers were just reserved.
-        unsafe {
-            std::slice::from_raw_parts_mut(group.maxima, LANES).fill(f32::NEG_INFINITY);
-            std::slice::from_raw_parts_mut(group.sums, LANES).fill(0.0);
-            std::slice::from_raw_parts_mut(group.acc, LANES * rank).fill(0.0);
-            std::slice::from_raw_parts_mut(q, width * LANES).fill(0.0);
-            for lane in 0..heads {
-                let h = *first + lane;
-                let absorbed = call.absorbed.row(token).add(h * shape.rank);
-                for d in 0..shape.rank {
-                    *q.add(d * LANES + lane) = *absorbed.add(d);
-                }
-                let rotated = call.rotated.row(token).add(h * shape.rotated_stride + shape.rotated_offset);
-                for d in shape.rank..width {
-                    *q.add(d * LANES + lane) = *rotated.add(d - shape.rank);
-                }
-            }
-        }
-        group
+        self.isa.run(AttendRow { call: self, row, list, first, stage, scratch });
     }
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::TILE;
-use crate::lanes::{LANES, Lanes};
+use crate::lanes::{LANES, LINE, Lanes, prefetch};
 
 /// Values of the queries that are at hand in the first-level cache (12 KiB) while all entries of a tile are scored.
 const AT_HAND: usize = 192;
@@ -37,36 +37,46 @@ pub(crate) struct HeadGroup {
 pub(crate) struct Latents<'a> {
     /// The first value of each entry.
     pub entries: &'a [*const f32],
+    /// Entries of the next tile as stored, which are prefetched meanwhile: no more than `entries`.
+    pub next: &'a [*const u8],
+    /// Bytes of a stored value.
+    pub size: usize,
 }
 
 impl HeadGroup {
-    /// Steps 2 to 4 of [`super::reference`]: from scores to weights.
+    /// The products of step 2 of [`super::reference`].
     ///
     /// # Safety
     ///
     /// The pointers are valid for the shapes; the caller has the features of `L`.
     #[inline(always)]
-    pub unsafe fn weigh<L: Lanes>(&self, latents: &Latents<'_>) {
-        let entries = latents.entries;
-        debug_assert!(entries.len() <= TILE);
+    pub unsafe fn multiply_all<L: Lanes>(&self, latents: &Latents<'_>) {
+        debug_assert!(latents.entries.len() <= TILE);
+        for start in (0..self.width).step_by(AT_HAND) {
+            let values = start..self.width.min(start + AT_HAND);
+            let mut done = 0;
+            // SAFETY: as the caller promises.
+            unsafe {
+                // Six entries and 16 heads fill the registers of AVX2.
+                done += self.multiply_some::<L, 6>(latents, done, &values);
+                done += self.multiply_some::<L, 4>(latents, done, &values);
+                self.multiply_some::<L, 1>(latents, done, &values);
+            }
+        }
+    }
+
+    /// Steps 2 to 4: from the products of some entries to their weights.
+    ///
+    /// # Safety
+    ///
+    /// As [`multiply_all`](Self::multiply_all), which ran before.
+    #[inline(always)]
+    pub unsafe fn weigh<L: Lanes>(&self, entries: usize) {
         // SAFETY: as the caller promises.
         unsafe {
-            for start in (0..self.width).step_by(AT_HAND) {
-                let values = start..self.width.min(start + AT_HAND);
-                let mut j = 0;
-                while j + 4 <= entries.len() {
-                    let four = [entries[j], entries[j + 1], entries[j + 2], entries[j + 3]];
-                    self.multiply::<L, 4>(&four, j, values.clone());
-                    j += 4;
-                }
-                while j < entries.len() {
-                    self.multiply::<L, 1>(&[entries[j]], j, values.clone());
-                    j += 1;
-                }
-            }
             let before = L::load(self.maxima);
             let (mut maximum, scale) = (before, L::splat(self.scale));
-            for j in 0..entries.len() {
+            for j in 0..entries {
                 let at = self.weights.add(j * LANES);
                 let score = scale.mul(L::load(at));
                 score.store(at);
@@ -76,7 +86,7 @@ impl HeadGroup {
             let factor = before.sub(maximum).exp();
             factor.store(self.factors);
             let mut total = L::splat(0.0);
-            for j in 0..entries.len() {
+            for j in 0..entries {
                 let at = self.weights.add(j * LANES);
                 let weight = L::load(at).sub(maximum).exp();
                 weight.store(at);
@@ -86,13 +96,34 @@ impl HeadGroup {
         }
     }
 
-    /// Goes on with the products of `K` entries over some values; the first values begin them.
+    /// Goes on with the products of the entries from `first` on, `K` at a time while there are so many; returns how many
+    /// that were.
+    #[inline(always)]
+    unsafe fn multiply_some<L: Lanes, const K: usize>(
+        &self,
+        latents: &Latents<'_>,
+        first: usize,
+        values: &Range<usize>,
+    ) -> usize {
+        let (groups, _) = latents.entries[first..].as_chunks::<K>();
+        for (i, group) in groups.iter().enumerate() {
+            let first = first + i * K;
+            let next = latents.next.get(first..first + K).unwrap_or(&[]);
+            // SAFETY: as the caller promises.
+            unsafe { self.multiply::<L, K>(group, first, values.clone(), (next, latents.size)) };
+        }
+        groups.len() * K
+    }
+
+    /// Goes on with the products of `K` entries over some values; the first values begin them. The same values of the
+    /// entries `next` are prefetched.
     #[inline(always)]
     unsafe fn multiply<L: Lanes, const K: usize>(
         &self,
         entries: &[*const f32; K],
         first: usize,
         values: Range<usize>,
+        (next, size): (&[*const u8], usize),
     ) {
         // SAFETY: as the caller promises.
         unsafe {
@@ -102,10 +133,14 @@ impl HeadGroup {
                     *dot = L::load(self.weights.add((first + j) * LANES));
                 }
             }
-            for d in values {
-                let q = L::load(self.q.add(d * LANES));
-                for j in 0..K {
-                    dots[j] = q.mul_add(L::splat(*entries[j].add(d)), dots[j]);
+            let line = LINE / size;
+            for start in values.clone().step_by(line) {
+                next.iter().for_each(|entry| prefetch(entry.wrapping_add(start * size)));
+                for d in start..values.end.min(start + line) {
+                    let q = L::load(self.q.add(d * LANES));
+                    for j in 0..K {
+                        dots[j] = q.mul_add(L::splat(*entries[j].add(d)), dots[j]);
+                    }
                 }
             }
             for (j, &dot) in dots.iter().enumerate() {
@@ -114,76 +149,61 @@ impl HeadGroup {
         }
     }
 
-    /// Step 5: adds the weighted values of the tile.
+    /// Step 5: adds the weighted values of the tile, some groups of 16 columns.
     ///
     /// # Safety
     ///
     /// As [`weigh`](Self::weigh), which ran before.
     #[inline(always)]
-    pub unsafe fn add_values<L: Lanes>(&self, latents: &Latents<'_>) {
-        let mut d = 0;
-        // The values of a few columns stay in the first-level cache while all heads take them.
-        // SAFETY: as the caller promises.
-        unsafe {
-            while d + 2 * LANES <= self.rank {
-                self.add_columns::<L, 2>(latents, d);
-                d += 2 * LANES;
-            }
-            if d < self.rank {
-                self.add_columns::<L, 1>(latents, d);
-            }
-        }
-    }
-
-    /// `G` times 16 values of all heads.
-    #[inline(always)]
-    unsafe fn add_columns<L: Lanes, const G: usize>(&self, latents: &Latents<'_>, d: usize) {
-        let mut head = 0;
-        // SAFETY: as the caller promises.
-        unsafe {
-            while head + 2 <= self.heads {
-                self.add_block::<L, 2, G>(latents, head, d);
-                head += 2;
-            }
-            if head < self.heads {
-                self.add_block::<L, 1, G>(latents, head, d);
+    pub unsafe fn add_values<L: Lanes>(&self, latents: &Latents<'_>, columns: Range<usize>) {
+        // Six heads and 16 columns fill the registers of AVX2. The values of a few columns stay in the first-level cache while
+        // all heads take them.
+        for d in columns.map(|group| group * LANES) {
+            let mut head = 0;
+            // SAFETY: as the caller promises.
+            unsafe {
+                head += self.add_heads::<L, 6>(latents, head, d);
+                head += self.add_heads::<L, 4>(latents, head, d);
+                self.add_heads::<L, 1>(latents, head, d);
             }
         }
     }
 
-    /// `G` times 16 values of `H` heads.
+    /// 16 values of the heads from `first` on, `H` at a time while there are so many; returns how many that were.
     #[inline(always)]
-    unsafe fn add_block<L: Lanes, const H: usize, const G: usize>(
+    unsafe fn add_heads<L: Lanes, const H: usize>(
         &self,
         latents: &Latents<'_>,
-        head: usize,
+        first: usize,
         d: usize,
-    ) {
+    ) -> usize {
+        let groups = (self.heads - first) / H;
+        for i in 0..groups {
+            // SAFETY: as the caller promises.
+            unsafe { self.add_block::<L, H>(latents, first + i * H, d) };
+        }
+        groups * H
+    }
+
+    /// 16 values of `H` heads.
+    #[inline(always)]
+    unsafe fn add_block<L: Lanes, const H: usize>(&self, latents: &Latents<'_>, head: usize, d: usize) {
         // SAFETY: as the caller promises.
         unsafe {
-            let mut acc = [[L::splat(0.0); G]; H];
+            let mut acc = [L::splat(0.0); H];
             for (h, acc) in acc.iter_mut().enumerate() {
                 let factor = L::splat(*self.factors.add(head + h));
-                for (g, acc) in acc.iter_mut().enumerate() {
-                    *acc = L::load(self.acc.add((head + h) * self.rank + d + g * LANES)).mul(factor);
-                }
+                *acc = L::load(self.acc.add((head + h) * self.rank + d)).mul(factor);
             }
             for (j, &entry) in latents.entries.iter().enumerate() {
-                let mut values = [L::splat(0.0); G];
-                for (g, values) in values.iter_mut().enumerate() {
-                    *values = L::load(entry.add(d + g * LANES));
-                }
+                let values = L::load(entry.add(d));
+                let weights = self.weights.add(j * LANES + head);
                 for (h, acc) in acc.iter_mut().enumerate() {
-                    let weight = L::splat(*self.weights.add(j * LANES + head + h));
-                    for (g, acc) in acc.iter_mut().enumerate() {
-                        *acc = weight.mul_add(values[g], *acc);
-                    }
+                    *acc = L::splat(*weights.add(h)).mul_add(values, *acc);
                 }
             }
             for (h, acc) in acc.iter().enumerate() {
-                for (g, acc) in acc.iter().enumerate() {
-                    acc.store(self.acc.add((head + h) * self.rank + d + g * LANES));
-                }
+                acc.store(self.acc.add((head + h) * self.rank + d));
             }
         }
     }

@@ -13,8 +13,10 @@
 //! no score is computed.
 
 mod candidates;
+pub mod fp8;
 mod index_scores;
 mod latent_call;
+mod latent_row;
 mod latent_tile;
 pub mod reference;
 mod rows;
@@ -23,11 +25,11 @@ mod selection;
 mod vector_layer;
 
 pub use candidates::Candidates;
-pub use latent_call::{LatentCall, LatentScratch, LatentShape};
+pub use latent_call::{LatentCall, LatentScores, LatentScratch, LatentShape};
 pub use rows::{SparseRow, SparseRows};
 pub use select_call::{IndexShape, SelectCall, SelectScratch};
 pub use selection::{ChosenScores, KeepScores, SelectionView};
-pub use vector_layer::{VectorLayer, VectorLayout};
+pub use vector_layer::{VectorDtype, VectorLayer, VectorLayout};
 
 /// Keys of a tile: entries of the list in attention, keys in a row when scores are made.
 pub(crate) const TILE: usize = 64;

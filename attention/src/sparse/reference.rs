@@ -7,6 +7,9 @@
 //!    product, or 0 where that is negative, over ascending h.
 //! 3. The 16 partial sums are added in halves folded onto each other (8, 4, 2, 1).
 //!
+//! Where keys are stored in fp8 (see [`super::fp8`]), `k` are the stored values and `q_h` those of the query divided by the
+//! scale of its head and rounded; `scale * w_h`, rounded, is multiplied with that scale, and the sum in the end with the key's.
+//!
 //! *The selection* is the k keys of the greatest scores (all, if there are fewer); of equal scores the lowest position is
 //! chosen. It is in ascending order.
 //!

@@ -18,12 +18,17 @@ pub struct SparseRow {
     pub visible: u32,
 }
 
+/// The most rows of a run.
+pub(crate) const RUN: usize = 8;
+
 /// The query tokens of a step: one list serves all layers of a KV group. The memory is reused from step to step.
 ///
 /// Planning checks all that the kernels rely on: tables reach the end of their sequences and name blocks that exist.
 #[derive(Debug, Default)]
 pub struct SparseRows {
     rows: Vec<SparseRow>,
+    /// The end of each run in `rows`: up to [`RUN`] rows of one metadata row, whose keys are read once.
+    runs: Vec<u32>,
     tokens: usize,
     geometry: Option<(u32, u32)>,
 }
@@ -44,8 +49,24 @@ impl SparseRows {
     /// Becomes some of the rows of `whole`, of the same step: calls may be made for a part of it at a time.
     pub fn clone_part(&mut self, whole: &SparseRows, part: Range<usize>) {
         self.rows.clear();
-        self.rows.extend_from_slice(whole.rows.get(part).unwrap_or_default());
+        self.rows.extend_from_slice(whole.rows.get(part.clone()).unwrap_or_default());
+        let within = |&end: &u32| (end as usize).clamp(part.start, part.end.max(part.start)) - part.start;
+        self.runs.clear();
+        self.runs.extend(whole.runs.iter().map(within).filter(|&end| end > 0).map(|end| end as u32));
+        self.runs.dedup();
         (self.tokens, self.geometry) = (whole.tokens, whole.geometry);
+    }
+
+    /// How many runs there are.
+    pub(crate) fn num_runs(&self) -> usize {
+        self.runs.len()
+    }
+
+    /// The rows of a run, none of which sees fewer keys than the one before; empty beyond the last run.
+    pub(crate) fn run(&self, index: usize) -> &[SparseRow] {
+        let end = |run: usize| self.runs.get(run).map_or(0, |&end| end as usize);
+        let first = index.checked_sub(1).map_or(0, end);
+        self.rows.get(first..end(index)).unwrap_or(&[])
     }
 
     /// How many query tokens the step has, those of pad rows included.
@@ -70,14 +91,13 @@ impl SparseRows {
         block_size: u32,
         num_blocks: u32,
     ) -> Result<(), AttentionError> {
-        self.rows.clear();
+        self.clear();
         self.tokens = 0;
         for row in 0..metadata.num_rows() {
-            let queries =
-                checked_row(metadata, row, block_size, num_blocks).inspect_err(|_| self.rows.clear())?;
+            let queries = checked_row(metadata, row, block_size, num_blocks).inspect_err(|_| self.clear())?;
             let Some(queries) = queries else { continue };
             if queries.window != NO_WINDOW {
-                self.rows.clear();
+                self.clear();
                 return Err(AttentionError::Inconsistent {
                     field: "window",
                     index: row,
@@ -85,14 +105,27 @@ impl SparseRows {
                     expected: i64::from(NO_WINDOW),
                 });
             }
-            self.rows.extend((0..queries.len).map(|i| SparseRow {
-                token: queries.token + i,
-                row: row as u32,
-                visible: queries.first_visible + i * queries.visible_step,
-            }));
+            for i in 0..queries.len {
+                if (i as usize).is_multiple_of(RUN) && !self.rows.is_empty() {
+                    self.runs.push(self.rows.len() as u32);
+                }
+                self.rows.push(SparseRow {
+                    token: queries.token + i,
+                    row: row as u32,
+                    visible: queries.first_visible + i * queries.visible_step,
+                });
+            }
+        }
+        if !self.rows.is_empty() {
+            self.runs.push(self.rows.len() as u32);
         }
         self.tokens = metadata.num_tokens();
         self.geometry = Some((block_size, num_blocks));
         Ok(())
+    }
+
+    fn clear(&mut self) {
+        self.rows.clear();
+        self.runs.clear();
     }
 }

@@ -1,18 +1,33 @@
 //! A part of the KV cache that holds one vector a token: a latent, or an indexer's key.
 
+use super::fp8::scale_of;
 use crate::error::AttentionError;
 use crate::isa::{Isa, Kernel};
-use crate::kernel::element::{Bf16, Element, F16, F32};
+use crate::kernel::element::{Bf16, E4m3, Element, F16, F32};
 use crate::kv_layout::KvDtype;
 use crate::lanes::{LANES, Lanes};
 use crate::metadata::PAD_SLOT;
 use crate::token_rows::TokenRows;
 use pagedraft_block_manager::BlockId;
+use std::ops::Range;
 
-/// The inside of one layer's part of a block: `[token][width, padded to 16]`. Padding is written as 0.
+/// How the values of a vector are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum VectorDtype {
+    /// Each by itself.
+    Plain(KvDtype),
+    /// In fp8 (e4m3), with one f32 scale behind the vector: see [`super::fp8::scale_of`].
+    Fp8 {
+        /// Whether the scale is a power of two.
+        power_of_two: bool,
+    },
+}
+
+/// The inside of one layer's part of a block: `[token][width, padded to 16]`, of fp8 with a scale behind each token's. Padding is
+/// written as 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct VectorLayout {
-    dtype: KvDtype,
+    dtype: VectorDtype,
     block_size: u32,
     width: usize,
 }
@@ -23,7 +38,7 @@ impl VectorLayout {
     /// # Errors
     ///
     /// [`AttentionError::BlockSize`], [`AttentionError::Shape`] (a width of 0).
-    pub fn new(dtype: KvDtype, block_size: u32, width: usize) -> Result<VectorLayout, AttentionError> {
+    pub fn new(dtype: VectorDtype, block_size: u32, width: usize) -> Result<VectorLayout, AttentionError> {
         if !matches!(block_size, 16 | 32 | 64) {
             return Err(AttentionError::BlockSize { block_size });
         }
@@ -33,9 +48,9 @@ impl VectorLayout {
         Ok(VectorLayout { dtype, block_size, width })
     }
 
-    /// The type of the elements.
+    /// How values are stored.
     #[must_use]
-    pub fn dtype(&self) -> KvDtype {
+    pub fn dtype(&self) -> VectorDtype {
         self.dtype
     }
 
@@ -60,7 +75,10 @@ impl VectorLayout {
     /// How many bytes a token takes in one layer.
     #[must_use]
     pub fn token_bytes(&self) -> usize {
-        self.stride() * self.dtype.size()
+        match self.dtype {
+            VectorDtype::Plain(dtype) => self.stride() * dtype.size(),
+            VectorDtype::Fp8 { .. } => self.stride() + size_of::<f32>(),
+        }
     }
 
     /// How many bytes a block takes in one layer.
@@ -147,12 +165,15 @@ impl VectorLayer {
     /// table names the block and the block exists.
     #[inline(always)]
     pub(crate) fn at(&self, table: &[BlockId], index: usize) -> *const u8 {
-        let size = self.layout.block_size as usize;
-        let block = table.get(index / size).map_or(0, |block| block.0 as usize);
-        self.block(block).wrapping_add(index % size * self.layout.token_bytes()).cast_const()
+        // A shift, because a division takes longer than all the rest.
+        let (size, shift) = (self.layout.block_size as usize, self.layout.block_size.trailing_zeros());
+        let block = table.get(index >> shift).map_or(0, |block| block.0 as usize);
+        let token = index & (size - 1);
+        self.block(block).wrapping_add(token * self.layout.token_bytes()).cast_const()
     }
 
-    /// Stores `rows` (`width` values a token) at `slots`, rounded to the element type, to nearest even; slot -1 stores nothing.
+    /// Stores `rows` (`width` values a token) at `slots`, rounded to the element type, to nearest even, in fp8 divided by the
+    /// scale before; slot -1 stores nothing.
     ///
     /// # Errors
     ///
@@ -172,7 +193,7 @@ impl VectorLayer {
         Ok(())
     }
 
-    /// One value of a token's vector as stored, widened; slow, for references and tests.
+    /// One value of a token's vector as stored, widened, of fp8 without the scale; slow, for references and tests.
     ///
     /// # Safety
     ///
@@ -185,10 +206,41 @@ impl VectorLayer {
         // SAFETY: the element lies in the block, and blocks are aligned for their elements.
         unsafe {
             match self.layout.dtype {
-                KvDtype::F32 => *at.cast::<f32>().add(d),
-                KvDtype::F16 => half::f16::from_bits(*at.cast::<u16>().add(d)).to_f32(),
-                KvDtype::Bf16 => half::bf16::from_bits(*at.cast::<u16>().add(d)).to_f32(),
+                VectorDtype::Plain(KvDtype::F32) => *at.cast::<f32>().add(d),
+                VectorDtype::Plain(KvDtype::F16) => half::f16::from_bits(*at.cast::<u16>().add(d)).to_f32(),
+                VectorDtype::Plain(KvDtype::Bf16) => half::bf16::from_bits(*at.cast::<u16>().add(d)).to_f32(),
+                VectorDtype::Fp8 { .. } => crate::lanes::e4m3(*at.add(d)),
             }
+        }
+    }
+
+    /// The scale of a token's vector: 1 if it is not in fp8.
+    ///
+    /// # Safety
+    ///
+    /// `slot` exists; nobody writes it meanwhile.
+    #[must_use]
+    pub unsafe fn scale(&self, slot: u64) -> f32 {
+        let size = u64::from(self.layout.block_size);
+        let block = self.block((slot / size) as usize);
+        let at = block.wrapping_add((slot % size) as usize * self.layout.token_bytes());
+        // SAFETY: as the caller promises.
+        unsafe { self.scale_at(at) }
+    }
+
+    /// The scale of the vector that is stored at `stored`: 1 if it is not in fp8.
+    ///
+    /// # Safety
+    ///
+    /// A vector of this layer is stored there.
+    #[inline(always)]
+    pub(crate) unsafe fn scale_at(&self, stored: *const u8) -> f32 {
+        match self.layout.dtype {
+            VectorDtype::Plain(_) => 1.0,
+            // SAFETY: the scale lies behind the values.
+            VectorDtype::Fp8 { .. } => unsafe {
+                stored.add(self.layout.stride()).cast::<f32>().read_unaligned()
+            },
         }
     }
 }
@@ -207,9 +259,10 @@ impl Kernel for Store<'_> {
         // SAFETY: the caller has the features; `write` has checked slots and rows.
         unsafe {
             match self.layer.layout.dtype {
-                KvDtype::F32 => self.store::<L, F32>(),
-                KvDtype::F16 => self.store::<L, F16>(),
-                KvDtype::Bf16 => self.store::<L, Bf16>(),
+                VectorDtype::Plain(KvDtype::F32) => self.store::<L, F32>(),
+                VectorDtype::Plain(KvDtype::F16) => self.store::<L, F16>(),
+                VectorDtype::Plain(KvDtype::Bf16) => self.store::<L, Bf16>(),
+                VectorDtype::Fp8 { .. } => self.store::<L, E4m3>(),
             }
         }
     }
@@ -225,18 +278,34 @@ impl Store<'_> {
             let block = self.layer.block(slot / size);
             let to = block.wrapping_add(slot % size * layout.token_bytes()).cast::<E::Raw>();
             let from = self.rows.row(token);
+            let scale = match layout.dtype {
+                VectorDtype::Plain(_) => None,
+                VectorDtype::Fp8 { power_of_two } => {
+                    // SAFETY: the row has `width` values, and the slot has room for its scale.
+                    let scale = unsafe {
+                        let scale = scale_of(std::slice::from_raw_parts(from, layout.width), power_of_two);
+                        to.cast::<u8>().add(layout.stride()).cast::<f32>().write_unaligned(scale);
+                        scale
+                    };
+                    Some(scale)
+                }
+            };
             let mut d = 0;
             while d < layout.width {
                 let n = (layout.width - d).min(LANES);
                 // SAFETY: the row has `width` values; the slot has room for the width rounded up to 16.
                 unsafe {
-                    if n == LANES {
-                        E::store(L::load(from.add(d)), to.add(d));
+                    let mut values = if n == LANES {
+                        L::load(from.add(d))
                     } else {
                         let mut rest = [0.0; LANES];
                         std::ptr::copy_nonoverlapping(from.add(d), rest.as_mut_ptr(), n);
-                        E::store(L::load(rest.as_ptr()), to.add(d));
+                        L::load(rest.as_ptr())
+                    };
+                    if let Some(scale) = scale {
+                        values = values.div(L::splat(scale));
                     }
+                    E::store(values, to.add(d));
                 }
                 d += LANES;
             }
@@ -244,22 +313,23 @@ impl Store<'_> {
     }
 }
 
-/// The f32 values of a stored vector: itself if it is stored as f32, otherwise widened into `room`.
+/// The f32 values of a stored vector: itself if it is stored as f32, otherwise some groups of 16 values are widened into
+/// `room`, each to its place.
 ///
 /// # Safety
 ///
-/// `stored` has `groups` times 16 elements, and `room` has room for as many values; the caller has the features of `L`.
+/// `stored` has these groups, and `room` has room for them; the caller has the features of `L`.
 #[inline(always)]
 pub(crate) unsafe fn widened<L: Lanes, E: Element>(
     stored: *const u8,
-    groups: usize,
+    groups: Range<usize>,
     room: *mut f32,
 ) -> *const f32 {
     if size_of::<E::Raw>() == size_of::<f32>() {
         return stored.cast();
     }
     let stored = stored.cast::<E::Raw>();
-    for group in 0..groups {
+    for group in groups {
         // SAFETY: as the caller promises.
         unsafe { E::load::<L>(stored.add(group * LANES)).store(room.add(group * LANES)) };
     }

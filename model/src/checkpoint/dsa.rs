@@ -40,8 +40,26 @@ pub struct DsaConfig {
     pub expert_layers: Vec<bool>,
     /// The experts of the layers that have them.
     pub experts: ExpertsConfig,
+    /// How the indexer's keys are cached.
+    pub index_keys: IndexKeys,
+    /// Whether scales of what is quantised while the model runs are powers of two (`scale_fmt` "ue8m0").
+    pub power_of_two_scales: bool,
     /// Rows and columns of the blocks of a weight that share a scale, where weights are stored in fp8.
     pub fp8_block: Option<[usize; 2]>,
+}
+
+/// How the keys of the indexer are cached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IndexKeys {
+    /// In the dtype of the cache.
+    #[default]
+    Plain,
+    /// In fp8 with a scale a key; queries are rounded alike.
+    Fp8 {
+        /// Whether keys and queries are multiplied with a Hadamard matrix before, as DeepSeek's own program does: it spreads
+        /// outliers over all values, and changes no score but by rounding.
+        hadamard: bool,
+    },
 }
 
 /// The experts of a layer, and how a token finds its own (`noaux_tc`).

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::architecture::Architecture;
 use super::config::MOST_POSITIONS;
 use super::config::ModelConfig;
-use super::dsa::{DsaConfig, ExpertsConfig};
+use super::dsa::{DsaConfig, ExpertsConfig, IndexKeys};
 use super::dtype::Dtype;
 use super::fields::Fields;
 use super::fp8;
@@ -99,9 +99,10 @@ pub(super) fn parse(
         return Err(fields.unsupported("q_lora_rank null", hint));
     }
     let (rope, yarn) = rope_and_yarn(fields)?;
-    if yarn.is_some() && glm {
-        let hint = "engines disagree whether its softmax scale follows";
-        return Err(fields.unsupported("yarn in a glm_moe_dsa model", hint));
+    if glm && yarn.is_some_and(|yarn| yarn.softmax_factor() != 1.0) {
+        let hint =
+            "engines disagree whether the softmax scale of this family follows it; leave mscale_all_dim out";
+        return Err(fields.unsupported("yarn with mscale_all_dim in a glm_moe_dsa model", hint));
     }
     let mut softmax_scale = 1.0 / ((nope + rope_dim) as f64).sqrt();
     softmax_scale *= yarn.map_or(1.0, Yarn::softmax_factor);
@@ -132,6 +133,8 @@ pub(super) fn parse(
         index_sources: index_sources(fields, architecture, num_layers)?,
         expert_layers: expert_layers(fields, num_layers)?,
         experts: experts(fields, d.groups)?,
+        index_keys: IndexKeys::default(),
+        power_of_two_scales: fp8::power_of_two_scales(fields)?,
         fp8_block: fp8::block_of(fields)?,
     };
     Ok(ModelConfig {

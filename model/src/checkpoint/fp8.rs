@@ -40,6 +40,33 @@ pub(super) fn block_of(fields: Fields<'_>) -> Result<Option<[usize; 2]>, ModelEr
     }
 }
 
+/// Whether the scales of this configuration are powers of two (`scale_fmt` "ue8m0").
+///
+/// # Errors
+///
+/// Another format of scales.
+pub(super) fn power_of_two_scales(fields: Fields<'_>) -> Result<bool, ModelError> {
+    let Some(nested) = fields.nested("quantization_config", "quantization_config.")? else {
+        return Ok(false);
+    };
+    match nested.text("scale_fmt")? {
+        None | Some("float") => Ok(false),
+        Some("ue8m0") => Ok(true),
+        Some(other) => {
+            Err(nested.unsupported(format!("scales of format {other}"), "ue8m0 and plain numbers are read"))
+        }
+    }
+}
+
+/// A power of two in 8 bits (E8M0: the exponent plus 127; 255 is NaN).
+pub(super) fn power_of_two(bits: u8) -> f32 {
+    match bits {
+        0 => 2f32.powi(-127),
+        255 => f32::NAN,
+        bits => f32::from_bits(u32::from(bits) << 23),
+    }
+}
+
 /// The 256 values of e4m3 (no infinities; 0x7f and 0xff are NaN).
 static VALUES: LazyLock<[f32; 256]> = LazyLock::new(|| std::array::from_fn(|bits| value(bits as u8)));
 

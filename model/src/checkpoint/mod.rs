@@ -46,7 +46,7 @@ use safetensors::Dtype as StoredDtype;
 
 pub use architecture::{Architecture, EMBED_TOKENS, FINAL_NORM, LM_HEAD, Part};
 pub use config::ModelConfig;
-pub use dsa::{DsaConfig, ExpertsConfig, INDEX_NORM_EPS, LATENT_NORM_EPS};
+pub use dsa::{DsaConfig, ExpertsConfig, INDEX_NORM_EPS, IndexKeys, LATENT_NORM_EPS};
 pub use dtype::Dtype;
 pub use fingerprint::Fingerprint;
 pub use rope::{Rope, RopeScaling};
@@ -241,6 +241,9 @@ impl Checkpoint {
             StoredDtype::BF16 => Dtype::Bf16,
             StoredDtype::F8_E4M3 if self.fp8_block().is_some() => {
                 return self.fp8_tensor(name, shape, stored.bytes);
+            }
+            StoredDtype::F8_E8M0 if self.fp8_block().is_some() && name.ends_with(fp8::SCALES) => {
+                return Ok(Tensor::powers(name, shape, stored.bytes));
             }
             other => {
                 return Err(ModelError::UnsupportedDtype {

@@ -1,6 +1,7 @@
 //! The weights of a checkpoint with sparse attention: fp8 blocks, and layers that are left out.
 
 use super::architecture::Part;
+use super::dsa::IndexKeys;
 use super::fp8::{Blocks, SCALES};
 use super::tensor::Tensor;
 use super::{Checkpoint, Weights};
@@ -79,6 +80,29 @@ impl Checkpoint {
             }
             Some(dsa) => {
                 dsa.index_topk = keys;
+                Ok(())
+            }
+        }
+    }
+
+    /// Caches the keys of the indexer in another way than in the dtype of the cache.
+    ///
+    /// # Errors
+    ///
+    /// A model without an indexer; a Hadamard transform of keys whose values are not a power of two.
+    pub fn set_index_keys(&mut self, keys: IndexKeys) -> Result<(), ModelError> {
+        let (path, feature) = (self.name.clone(), "fp8 keys of an indexer".to_owned());
+        let refuse = |hint| Err(ModelError::Unsupported { path, feature, hint });
+        match &mut self.config.dsa {
+            None => refuse("the model's attention is not sparse".to_owned()),
+            Some(dsa)
+                if keys == IndexKeys::Fp8 { hadamard: true } && !dsa.index_head_dim.is_power_of_two() =>
+            {
+                let values = dsa.index_head_dim;
+                refuse(format!("a Hadamard transform of {values} values, which are not a power of two"))
+            }
+            Some(dsa) => {
+                dsa.index_keys = keys;
                 Ok(())
             }
         }

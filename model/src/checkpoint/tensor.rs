@@ -4,7 +4,7 @@ use half::{bf16, f16};
 
 use super::dtype::Dtype;
 use super::dummy::Generator;
-use super::fp8::Blocks;
+use super::fp8::{Blocks, power_of_two};
 use crate::error::ModelError;
 
 /// A weight: a view of a file's bytes, or values drawn from a seed. Cheap to make and to clone;
@@ -26,6 +26,8 @@ enum Values<'a> {
     /// Little-endian, row by row, `rows * row_len * dtype.size()` bytes.
     Stored(&'a [u8]),
     Drawn(Generator),
+    /// Powers of two, a byte each (E8M0), row by row.
+    Powers(&'a [u8]),
     /// In fp8 with a scale for each block; the tensor's dtype is what it is widened to.
     Blocks(Blocks<'a>),
 }
@@ -39,6 +41,11 @@ impl<'a> Tensor<'a> {
     pub(super) fn drawn(name: &str, dtype: Dtype, shape: &[usize], seed: u64) -> Self {
         let generator = Generator::new(seed, name);
         Tensor::new(name, dtype, shape, Values::Drawn(generator))
+    }
+
+    /// Powers of two in E8M0. The caller has checked that `bytes` has the length of the shape.
+    pub(super) fn powers(name: &str, shape: &[usize], bytes: &'a [u8]) -> Self {
+        Tensor::new(name, Dtype::F32, shape, Values::Powers(bytes))
     }
 
     /// The caller has checked that bytes and scales have the shapes that go with the tensor's.
@@ -89,6 +96,10 @@ impl<'a> Tensor<'a> {
         match &self.values {
             Values::Drawn(generator) => generator.fill_row(row, out),
             Values::Blocks(blocks) => blocks.read_row(row, out)?,
+            Values::Powers(bytes) => {
+                let bytes = bytes.get(row * out.len()..(row + 1) * out.len()).unwrap_or(&[]);
+                out.iter_mut().zip(bytes).for_each(|(out, &byte)| *out = power_of_two(byte));
+            }
             Values::Stored(_) => {
                 let bytes = self.raw_row(row).ok_or_else(|| self.no_such_row(row, out.len()))?;
                 widen(self.dtype, bytes, out);
@@ -111,7 +122,7 @@ impl<'a> Tensor<'a> {
     pub fn raw(&self) -> Option<&'a [u8]> {
         match self.values {
             Values::Stored(bytes) => Some(bytes),
-            Values::Drawn(_) | Values::Blocks(_) => None,
+            Values::Drawn(_) | Values::Blocks(_) | Values::Powers(_) => None,
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use pagedraft_attention::sparse::{VectorLayer, VectorLayout};
+use pagedraft_attention::sparse::{VectorDtype, VectorLayer, VectorLayout};
 use pagedraft_attention::{KvDtype, KvLayer, KvLayout};
 use pagedraft_block_manager::{BlockCopy, GroupId, KvGroup, LayerSet, PartKind};
 use parking_lot::Mutex;
@@ -65,7 +65,12 @@ impl Content {
                 Self::Heads { layout: layout(dtype, block_size, kv_heads, head_dim)?, heads }
             }
             PartShape::Vectors { width } => {
-                Self::Vectors { layout: VectorLayout::new(kv_dtype(dtype), block_size, width)? }
+                let dtype = VectorDtype::Plain(kv_dtype(dtype));
+                Self::Vectors { layout: VectorLayout::new(dtype, block_size, width)? }
+            }
+            PartShape::Fp8Vectors { width, power_of_two } => {
+                let dtype = VectorDtype::Fp8 { power_of_two };
+                Self::Vectors { layout: VectorLayout::new(dtype, block_size, width)? }
             }
             PartShape::Rows { width } => Self::Rows { width },
         })

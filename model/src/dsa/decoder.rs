@@ -103,6 +103,7 @@ pub(super) struct Sizes {
     pub index_columns: HeadColumns,
     pub index_interleaved: bool,
     pub index_scale: f32,
+    pub index_hadamard: bool,
     pub index_topk: usize,
     pub rotated_values: usize,
     pub rank: usize,
@@ -197,6 +198,7 @@ impl<B: Copy> SparseDecoder<B> {
             norm: indexer.key_norm,
             eps: INDEX_NORM_EPS,
             rotation,
+            hadamard: s.index_hadamard,
             kv: keys,
             rows,
         }));
@@ -206,6 +208,7 @@ impl<B: Copy> SparseDecoder<B> {
             weights: at.index_weights,
             scale: s.index_scale,
             heads: columns.heads,
+            hadamard: s.index_hadamard,
             kv: keys,
             out: selection,
             rows,

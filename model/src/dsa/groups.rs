@@ -2,14 +2,19 @@
 
 use pagedraft_block_manager::{GroupId, KvGroup, KvPart, LayerSet, PartKind, Salt};
 
-use crate::checkpoint::DsaConfig;
+use crate::checkpoint::{DsaConfig, IndexKeys};
 use crate::error::ModelError;
 use crate::kv::PartShape;
 
 /// The shapes of the parts of [`kv_groups`]: latents with their rotated keys, and indexer keys.
 #[must_use]
 pub fn shapes(dsa: &DsaConfig) -> [PartShape; 2] {
-    [PartShape::Vectors { width: dsa.latent_width() }, PartShape::Vectors { width: dsa.index_head_dim }]
+    let width = dsa.index_head_dim;
+    let keys = match dsa.index_keys {
+        IndexKeys::Plain => PartShape::Vectors { width },
+        IndexKeys::Fp8 { .. } => PartShape::Fp8Vectors { width, power_of_two: dsa.power_of_two_scales },
+    };
+    [PartShape::Vectors { width: dsa.latent_width() }, keys]
 }
 
 /// The one KV group of the model: part 0 are the latents of all layers, part 1 the indexer keys of the layers that have an

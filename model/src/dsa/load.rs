@@ -5,7 +5,7 @@ use pagedraft_attention::sparse::KeepScores;
 use super::decoder::{Activations, FeedForward, Indexer, Layer, Linear, Sizes, SparseDecoder};
 use super::groups;
 use super::op::{HeadColumns, MatrixStack, Router};
-use crate::checkpoint::{Checkpoint, DsaConfig, ModelConfig, Tensor};
+use crate::checkpoint::{Checkpoint, DsaConfig, IndexKeys, ModelConfig, Tensor};
 use crate::dense::StepLimits;
 use crate::device::{Device, Precision};
 use crate::error::ModelError;
@@ -203,6 +203,7 @@ fn sizes(config: &ModelConfig, dsa: &DsaConfig, limits: StepLimits) -> Sizes {
         index_columns: columns(index_heads, index_dim, 0),
         index_interleaved: dsa.index_rope_interleaved,
         index_scale: (1.0 / ((index_heads as f64).sqrt() * (index_dim as f64).sqrt())) as f32,
+        index_hadamard: dsa.index_keys == IndexKeys::Fp8 { hadamard: true },
         // A sequence has no more keys.
         index_topk: dsa.index_topk.min(limits.max_model_len).max(1),
         rotated_values: dsa.qk_rope_head_dim,

@@ -86,7 +86,8 @@ pub enum SparseOp<B> {
         /// Token rows.
         rows: usize,
     },
-    /// Norms (layer norm) the indexer's key of each row, rotates its first values, and stores it at the row's slot.
+    /// Norms (layer norm) the indexer's key of each row, rotates its first values, transforms it if so wanted, and stores it at
+    /// the row's slot.
     CacheIndexKeys {
         /// `[rows, width]`; changed in place.
         x: B,
@@ -96,6 +97,8 @@ pub enum SparseOp<B> {
         eps: f32,
         /// By what the first values are rotated.
         rotation: Rotation<B>,
+        /// Whether the key is multiplied with a Hadamard matrix.
+        hadamard: bool,
         /// Where it is stored.
         kv: KvRef,
         /// Token rows.
@@ -125,6 +128,8 @@ pub enum SparseOp<B> {
         scale: f32,
         /// Heads.
         heads: usize,
+        /// Whether queries are multiplied with a Hadamard matrix, as the keys were.
+        hadamard: bool,
         /// The indexer's keys.
         kv: KvRef,
         /// [Choices](crate::Device::choices).

@@ -93,7 +93,12 @@ fn yarn_changes_frequencies_and_the_softmax_scale() {
     refused(with("original_max_position_embeddings", Value::Null), &["original_max_position_embeddings"]);
     let mut config = with("factor", json!(40));
     config["architectures"] = json!(["GlmMoeDsaForCausalLM"]);
-    refused(config, &["yarn", "glm_moe_dsa"]);
+    refused(config, &["yarn", "glm_moe_dsa", "mscale_all_dim"]);
+    // Without that field all agree: cosines and sines are larger.
+    let mut config = with("mscale_all_dim", Value::Null);
+    config["architectures"] = json!(["GlmMoeDsaForCausalLM"]);
+    let glm = dsa(&config);
+    assert_eq!((glm.rotation_scale, glm.softmax_scale), (other.rotation_scale, other.softmax_scale));
 }
 
 #[test]
@@ -240,9 +245,12 @@ fn e4m3(byte: u8) -> f32 {
 
 #[test]
 fn fp8_weights_are_those_of_a_dequantised_checkpoint_on_ragged_blocks_too() {
-    for block in [[4usize, 7usize], [16, 16], [128, 128], [1, 3]] {
-        let quantised = tiny(json!({"quantization_config": {
-            "quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": block}}));
+    for (block, powers) in [([4usize, 7usize], false), ([16, 16], true), ([128, 128], false), ([1, 3], true)]
+    {
+        let format = if powers { json!("ue8m0") } else { Value::Null };
+        let quantised =
+            tiny(json!({"quantization_config": {"quant_method": "fp8", "fmt": "e4m3", "scale_fmt": format,
+            "activation_scheme": "dynamic", "weight_block_size": block}}));
         let parsed = parse(&quantised).unwrap();
         let plain = tiny_tensors(&parsed);
         let (mut small, mut wide) = (plain.clone(), plain.clone());
@@ -255,7 +263,12 @@ fn fp8_weights_are_those_of_a_dequantised_checkpoint_on_ragged_blocks_too() {
             }
             let values = bytes(rows * columns, i as u64);
             let (down, across) = (rows.div_ceil(block[0]), columns.div_ceil(block[1]));
-            let scales: Vec<f32> = (0..down * across).map(|j| 0.001 * (1 + j * 7 % 11) as f32).collect();
+            // Powers of two are stored as their exponents, E8M0.
+            let exponents: Vec<u8> = (0..down * across).map(|j| (112 + j * 7 % 11) as u8).collect();
+            let scales: Vec<f32> = match powers {
+                true => exponents.iter().map(|&exponent| 2f32.powi(i32::from(exponent) - 127)).collect(),
+                false => (0..down * across).map(|j| 0.001 * (1 + j * 7 % 11) as f32).collect(),
+            };
             let mut all = Vec::new();
             for r in 0..rows {
                 for c in 0..columns {
@@ -265,8 +278,14 @@ fn fp8_weights_are_those_of_a_dequantised_checkpoint_on_ragged_blocks_too() {
             }
             wide.insert(name.clone(), (StoredDtype::F32, shape.clone(), all));
             small.insert(name.clone(), (StoredDtype::F8_E4M3, shape.clone(), values));
-            let scales: Vec<u8> = scales.iter().flat_map(|scale| scale.to_le_bytes()).collect();
-            small.insert(format!("{name}_scale_inv"), (StoredDtype::F32, vec![down, across], scales));
+            let scales = match powers {
+                true => (StoredDtype::F8_E8M0, vec![down, across], exponents),
+                false => {
+                    let bytes = scales.iter().flat_map(|scale| scale.to_le_bytes()).collect();
+                    (StoredDtype::F32, vec![down, across], bytes)
+                }
+            };
+            small.insert(format!("{name}_scale_inv"), scales);
         }
         let (small_file, wide_file) = (file_of(&small), file_of(&wide));
         let quantised_model = open(&quantised, small_file).unwrap();
@@ -300,6 +319,16 @@ fn the_number_of_keys_can_be_set_within_the_models_positions() {
     for keys in [0, 65] {
         assert!(complaint(checkpoint.set_index_topk(keys)).contains("64 positions"));
     }
+    // So does how keys are cached: blocks of one way must not be found by another.
+    let fp8 = |hadamard| IndexKeys::Fp8 { hadamard };
+    let names = [IndexKeys::Plain, fp8(false), fp8(true)].map(|keys| {
+        checkpoint.set_index_keys(keys).unwrap();
+        checkpoint.fingerprint().to_string()
+    });
+    assert!(names[0] != names[1] && names[1] != names[2] && names[0] != names[2]);
+    checkpoint.config.dsa.as_mut().unwrap().index_head_dim = 12;
+    assert!(complaint(checkpoint.set_index_keys(fp8(true))).contains("power of two"));
     let mut dense = Checkpoint::dummy(parse(&tiny_config(json!({}))).unwrap(), 1);
     assert!(complaint(dense.set_index_topk(4)).contains("not sparse"));
+    assert!(complaint(dense.set_index_keys(fp8(false))).contains("not sparse"));
 }

@@ -3,7 +3,10 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use pagedraft_attention::TokenRows;
-use pagedraft_attention::sparse::{IndexShape, LatentCall, LatentShape, SelectCall, VectorLayer};
+use pagedraft_attention::sparse::{
+    IndexShape, LatentCall, LatentShape, SelectCall, SelectScratch, VectorLayer,
+};
+use parking_lot::Mutex;
 
 use super::state::ThreadRoom;
 use crate::cpu::buffer::{Rows, RowsMut};
@@ -47,7 +50,7 @@ impl CpuDevice {
     pub(super) fn select_keys(
         &self,
         (q, weights): (BufferId, BufferId),
-        (heads, scale): (usize, f32),
+        shape: IndexShape,
         kv: KvRef,
         out: BufferId,
         rows: usize,
@@ -61,13 +64,31 @@ impl CpuDevice {
             metadata,
             plan,
             self.kv.vectors(kv)?,
-            IndexShape { heads, scale },
+            shape,
             TokenRows::new(q.data(), q.width()),
             TokenRows::new(weights.data(), weights.width()),
             self.buffer(out).choices().view(),
         )?;
-        // SAFETY: the rows were planned from this step's metadata, and its keys are stored. Each item is drawn once.
-        self.for_items(call.num_items(), |item, room| unsafe { call.run_item(item, &mut room.select) });
+        let (items, parts) = (call.num_items(), call.parts(self.team.members()));
+        if parts == 1 {
+            // SAFETY: the rows were planned from this step's metadata, and its keys are stored. Each item is drawn once.
+            self.for_items(items, |item, room| unsafe { call.run_item(item, &mut room.select) });
+            return Ok(());
+        }
+        let mut shared = self.sparse.shared.lock();
+        let found = &mut shared.parts;
+        found.resize_with(found.len().max(items * parts), Mutex::default);
+        // SAFETY: as above; a part has memory of its own.
+        self.for_items(items * parts, |i, _| unsafe {
+            call.run_part(i / parts, (i % parts, parts), &mut found[i].lock());
+        });
+        for (item, found) in found.chunks_exact_mut(parts).take(items).enumerate() {
+            let mut found = found.iter_mut().map(Mutex::get_mut);
+            let Some(first) = found.next() else { continue };
+            let others: Vec<&SelectScratch> = found.map(|part| &*part).collect();
+            // SAFETY: all parts are done.
+            unsafe { call.join(item, first, &others) };
+        }
         Ok(())
     }
 
@@ -124,9 +145,23 @@ impl CpuDevice {
             &mut data[first * out.width()..],
             out.width(),
         )?;
-        // SAFETY: the rows were planned from this step's metadata, its latents are stored, and the selection is made. Each
-        // item is drawn once.
-        self.for_items(call.num_items(), |item, room| unsafe { call.run_item(item, &mut room.latent) });
+        let (items, parts) = (call.num_items(), call.parts(self.team.members()));
+        if parts == 1 {
+            // SAFETY: the rows were planned from this step's metadata, its latents are stored, and the selection is made. Each
+            // item is drawn once.
+            self.for_items(items, |item, room| unsafe { call.run_item(item, &mut room.latent) });
+            return Ok(());
+        }
+        let scores = &mut self.sparse.shared.lock().scores;
+        scores.prepare(&call);
+        // SAFETY: as above, for parts; the second halves begin when all first halves are done.
+        self.for_items(items * parts, |i, room| unsafe {
+            call.score_part(i / parts, (i % parts, parts), scores, &mut room.latent);
+        });
+        // SAFETY: as above.
+        self.for_items(items * parts, |i, room| unsafe {
+            call.sum_part(i / parts, (i % parts, parts), scores, &mut room.latent);
+        });
         Ok(())
     }
 }

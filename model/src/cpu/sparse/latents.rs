@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 
 use pagedraft_attention::TokenRows;
+use pagedraft_attention::sparse::fp8;
 
 use super::row_kernels::{layer_norm, rotate_pairs};
 use crate::cpu::device::CpuDevice;
@@ -85,7 +86,7 @@ impl CpuDevice {
         &self,
         x: BufferId,
         ((weight, bias), eps): ((BufferId, BufferId), f32),
-        rotation: Rotation<BufferId>,
+        (rotation, hadamard): (Rotation<BufferId>, bool),
         kv: KvRef,
         rows: usize,
     ) -> Result<(), ModelError> {
@@ -96,6 +97,9 @@ impl CpuDevice {
             let row = unsafe { rows_mut.row(r) };
             layer_norm(self.isa, row, weight, bias, eps);
             turn.turn(&mut row[..rotation.values], r);
+            if hadamard {
+                fp8::hadamard(row);
+            }
         });
         self.store_vectors(x, kv, rows)
     }

@@ -17,6 +17,7 @@ use super::device::CpuDevice;
 use crate::device::BufferId;
 use crate::dsa::SparseOp;
 use crate::error::ModelError;
+use pagedraft_attention::sparse::IndexShape;
 
 impl CpuDevice {
     /// Runs one operation on all threads. A row of any result is computed by one fixed sequence of operations, whichever
@@ -29,14 +30,14 @@ impl CpuDevice {
             SparseOp::CacheLatents { x, weight, eps, rotation, kv, rows } => {
                 self.cache_latents(x, (weight, eps), rotation, kv, rows)?;
             }
-            SparseOp::CacheIndexKeys { x, norm, eps, rotation, kv, rows } => {
-                self.cache_index_keys(x, (norm, eps), rotation, kv, rows)?;
+            SparseOp::CacheIndexKeys { x, norm, eps, rotation, hadamard, kv, rows } => {
+                self.cache_index_keys(x, (norm, eps), (rotation, hadamard), kv, rows)?;
             }
             SparseOp::HeadMatMul { x, columns, matrices, out, rows } => {
                 self.head_product(x, columns, matrices, out, rows)?;
             }
-            SparseOp::Select { q, weights, scale, heads, kv, out, rows } => {
-                self.select_keys((q, weights), (heads, scale), kv, out, rows)?;
+            SparseOp::Select { q, weights, scale, heads, hadamard, kv, out, rows } => {
+                self.select_keys((q, weights), IndexShape { heads, scale, hadamard }, kv, out, rows)?;
             }
             SparseOp::Attend { absorbed, q, columns, kv, selection, scale, rank, out, rows } => {
                 self.attend_selected((absorbed, q), (columns, rank, scale), kv, selection, out, rows)?;

@@ -1,7 +1,7 @@
 //! What sparse attention and experts keep between operations.
 
 use pagedraft_attention::metadata::AttentionMetadata;
-use pagedraft_attention::sparse::{LatentScratch, SelectScratch, SparseRows};
+use pagedraft_attention::sparse::{LatentScores, LatentScratch, SelectScratch, SparseRows};
 use parking_lot::Mutex;
 
 use crate::cpu::memory::OutOfMemory;
@@ -14,6 +14,15 @@ pub(in crate::cpu) struct ThreadRoom {
     pub latent: LatentScratch,
     /// The rows of one head.
     pub packed: PackedRows,
+}
+
+/// What threads share where a step has fewer items than there are threads.
+#[derive(Default)]
+pub(in crate::cpu) struct SharedRoom {
+    /// Parts of the choice of keys.
+    pub parts: Vec<Mutex<SelectScratch>>,
+    /// Scores of latents.
+    pub scores: LatentScores,
 }
 
 /// A token row and one of its experts.
@@ -33,6 +42,7 @@ pub(in crate::cpu) struct SparseState {
     rows: usize,
     /// One for each thread.
     pub rooms: Vec<Mutex<ThreadRoom>>,
+    pub shared: Mutex<SharedRoom>,
     pub routed: Vec<Routed>,
 }
 
@@ -44,7 +54,7 @@ impl SparseState {
             Ok(Mutex::new(ThreadRoom { select, latent, packed }))
         };
         let rooms = (0..threads).map(|_| room()).collect::<Result<_, _>>()?;
-        Ok(Self { plans: Vec::new(), rows: 0, rooms, routed: Vec::new() })
+        Ok(Self { plans: Vec::new(), rows: 0, rooms, shared: Mutex::default(), routed: Vec::new() })
     }
 
     /// Makes place for the plans of so many groups.
