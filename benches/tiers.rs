@@ -221,9 +221,9 @@ fn print_steps(rounds: usize, threads: usize) {
         let offset = (random.next() * 6.0) as u32;
         let keys: Vec<u32> =
             blocks.iter().flat_map(|b| (0..10).map(move |i| b * SIZE + offset + i)).collect();
-        let mut taken = vec![0.0; worlds.len()];
-        // Who begins changes from round to round.
         let count = worlds.len();
+        let mut taken = vec![0.0; count];
+        // Who begins changes from round to round.
         for at in (0..count).map(|at| (at + round) % count) {
             taken[at] = worlds[at].1.step(&keys);
         }

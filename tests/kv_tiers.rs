@@ -298,7 +298,8 @@ fn a_pool_too_small_for_the_load_costs_preemptions_and_no_token() {
     drop(session);
     let (found, counts, preempted) = serve(&options, &requests, |_| ());
     check("small", &requests, &alone, &found);
-    assert!(preempted > 0 && counts.local_pool.cells > 0 && counts.below.refuge_peak == 0, "{counts:?}");
+    // A cell that goes down before the one that takes its frame is read needs a place for that moment.
+    assert!(preempted > 0 && counts.local_pool.cells > 0 && counts.below.refuge_peak <= 6 * 3, "{counts:?}");
 }
 
 #[test]

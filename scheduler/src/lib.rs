@@ -155,6 +155,7 @@ mod piece;
 mod plan;
 mod queues;
 mod request;
+mod restore;
 mod role;
 mod scheduler;
 mod segments;
