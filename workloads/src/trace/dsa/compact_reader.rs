@@ -178,15 +178,20 @@ fn read_body(
     let slot = requests.get_mut(&slot).ok_or("it is of a request that was not introduced")?;
     token.step = read_varint(from).ok_or(CUT)?;
     token.step_idx = number(from)?;
-    if flags >> 5 & 1 == 1 {
+    let changed = flags >> 5 & 1 == 1;
+    if changed {
         read_table(from, &mut slot.table)?;
     }
-    if flags >> 4 & 1 == 1 || token.request_id != slot.request_id {
+    let other = flags >> 4 & 1 == 1 || token.request_id != slot.request_id;
+    if other {
         token.request_id.clone_from(&slot.request_id);
         token.prefix_key.clone_from(&slot.prefix_key);
         token.cached_blocks = slot.cached_blocks;
     }
-    token.table.clone_from(&slot.table);
+    // The table of a long request is longer than what a token says.
+    if changed || other {
+        token.table.clone_from(&slot.table);
+    }
     let keys = token.step_idx.checked_add(1).ok_or("its position is too large")?;
     for (selection, last) in token.selections.iter_mut().zip(&mut slot.last) {
         read_selection(from, keys, header, last, room, selection)?;
