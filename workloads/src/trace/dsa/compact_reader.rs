@@ -106,9 +106,11 @@ impl CompactReader {
             return Err(at("its checksum differs, so it is damaged"));
         }
         let mut body = self.body.as_slice();
-        read_body(&mut body, &self.header, &mut self.requests, &mut self.room, &mut self.token)
-            .and_then(|()| if body.is_empty() { Ok(()) } else { Err("it has bytes too many") })
-            .map_err(at)?;
+        match read_body(&mut body, &self.header, &mut self.requests, &mut self.room, &mut self.token) {
+            Ok(()) if body.is_empty() => {}
+            Ok(()) => return Err(at("it has bytes too many")),
+            Err(what) => return Err(at(what)),
+        }
         self.position += (FRAME_HEAD + read) as u64;
         Ok(true)
     }
