@@ -53,10 +53,11 @@ impl Sparse {
     fn coverage(&self, suffix: &str) -> Option<Chart> {
         let contexts = &self.analysis.all.coverage_by_context;
         let (first, last) = (contexts.first()?, contexts.last()?);
+        let most = contexts.iter().map(|c| c.coverage.max(c.coverage_random)).fold(0.0, f64::max);
         let mut chart = Chart::new(
             &format!("Blocks that sparse attention touches{suffix}"),
             ("keys seen, logarithmic", Axis::Log(first.from_keys as f64, last.below_keys as f64)),
-            ("share of the request's blocks", Axis::Linear(0.0, 1.05)),
+            ("share of the request's blocks", Axis::Linear(0.0, most * 1.08)),
         );
         for (name, class, random) in [("chosen keys", "s0", false), ("as many at random", "s1", true)] {
             let middle = |from: u64, below: u64| (from as f64 * below as f64).sqrt();
@@ -128,7 +129,7 @@ impl Choices {
         Ok(found)
     }
 
-    /// Each cell shows which share of its keys was chosen.
+    /// Each cell shows which share of its keys was chosen, beside the cell with the greatest share.
     fn heat_map(&self, suffix: &str) -> Option<Chart> {
         let (&first, &last) = (self.chosen.first_key_value()?.0, self.chosen.last_key_value()?.0);
         let width = (last - first + 1).div_ceil(CELLS[0]).max(1);
@@ -154,10 +155,14 @@ impl Choices {
             let right = (left + f64::from(width)).min(to);
             ([left, right, floor, (floor + f64::from(height)).min(to)], f64::from(count) / all)
         };
-        chart.cells(&cells.into_iter().map(rectangle).collect::<Vec<_>>(), "s0");
+        let mut cells: Vec<([f64; 4], f64)> = cells.into_iter().map(rectangle).collect();
+        let most = cells.iter().map(|cell| cell.1).fold(f64::MIN_POSITIVE, f64::max);
+        cells.iter_mut().for_each(|cell| cell.1 /= most);
+        chart.cells(&cells, "s0");
         chart.note(format!(
-            "{} tokens; the darker, the greater the share of keys chosen. Cells are {width} tokens wide and {height} keys high.",
-            number(self.chosen.len() as f64)
+            "{} tokens; the darker, the greater the share of keys chosen, {:.1} % in the darkest. Cells are {width} tokens wide and {height} keys high.",
+            number(self.chosen.len() as f64),
+            100.0 * most
         ));
         Some(chart)
     }

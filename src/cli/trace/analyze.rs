@@ -126,7 +126,7 @@ fn text(found: &DsaAnalysis) -> String {
     );
     let mut line = |name: &str, cells: Vec<String>| {
         let _ = write!(text, "{name:<30}");
-        cells.iter().for_each(|cell| text.push_str(&format!("{cell:>11}")));
+        cells.iter().for_each(|cell| text.push_str(&format!("{cell:>13}")));
         text.push('\n');
     };
     line("", heads.clone());

@@ -106,9 +106,11 @@ impl CompactReader {
             return Err(at("its checksum differs, so it is damaged"));
         }
         let mut body = self.body.as_slice();
-        read_body(&mut body, &self.header, &mut self.requests, &mut self.room, &mut self.token)
-            .and_then(|()| if body.is_empty() { Ok(()) } else { Err("it has bytes too many") })
-            .map_err(at)?;
+        match read_body(&mut body, &self.header, &mut self.requests, &mut self.room, &mut self.token) {
+            Ok(()) if body.is_empty() => {}
+            Ok(()) => return Err(at("it has bytes too many")),
+            Err(what) => return Err(at(what)),
+        }
         self.position += (FRAME_HEAD + read) as u64;
         Ok(true)
     }
@@ -178,15 +180,20 @@ fn read_body(
     let slot = requests.get_mut(&slot).ok_or("it is of a request that was not introduced")?;
     token.step = read_varint(from).ok_or(CUT)?;
     token.step_idx = number(from)?;
-    if flags >> 5 & 1 == 1 {
+    let changed = flags >> 5 & 1 == 1;
+    if changed {
         read_table(from, &mut slot.table)?;
     }
-    if flags >> 4 & 1 == 1 || token.request_id != slot.request_id {
+    let other = flags >> 4 & 1 == 1 || token.request_id != slot.request_id;
+    if other {
         token.request_id.clone_from(&slot.request_id);
         token.prefix_key.clone_from(&slot.prefix_key);
         token.cached_blocks = slot.cached_blocks;
     }
-    token.table.clone_from(&slot.table);
+    // The table of a long request is longer than what a token says.
+    if changed || other {
+        token.table.clone_from(&slot.table);
+    }
     let keys = token.step_idx.checked_add(1).ok_or("its position is too large")?;
     for (selection, last) in token.selections.iter_mut().zip(&mut slot.last) {
         read_selection(from, keys, header, last, room, selection)?;
