@@ -236,7 +236,7 @@ struct Faulty {
 impl Pool for Faulty {
     fn put(&mut self, key: Key, bytes: &[u8]) -> Result<(), PoolError> {
         if matches!(self.fault, Fault::RefusesPuts | Fault::FailsPuts)
-            && random(&mut self.state) % self.one_in == 0
+            && random(&mut self.state).is_multiple_of(self.one_in)
         {
             self.faults.fetch_add(1, Ordering::Relaxed);
             self.kept.remove(&key);
@@ -253,7 +253,7 @@ impl Pool for Faulty {
         let bytes = self.kept.get(&key).ok_or(PoolError::Missing)?;
         into.copy_from_slice(bytes);
         if matches!(self.fault, Fault::RefusesPuts | Fault::FailsPuts)
-            || random(&mut self.state) % self.one_in > 0
+            || !random(&mut self.state).is_multiple_of(self.one_in)
         {
             return Ok(());
         }

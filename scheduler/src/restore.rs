@@ -13,7 +13,7 @@ impl Scheduler {
     }
 
     /// Takes blocks for what the prefix cache lacks of the tokens of the `at`-th waiting request, as far as `has` says that it is kept
-    /// elsewhere: see [`BlockManager::begin_restore`]. `Ok(None)` if there is no such request or nothing to restore, or if the request
+    /// elsewhere: see [`BlockManager::begin_restore`](pagedraft_block_manager::BlockManager::begin_restore). `Ok(None)` if there is no such request or nothing to restore, or if the request
     /// could not be admitted now.
     ///
     /// # Errors
