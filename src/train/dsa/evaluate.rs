@@ -15,7 +15,9 @@ pub fn right(logits: &Tensor, next: &[u32]) -> Result<Vec<bool>> {
     Ok(with_floats(logits, |logits| {
         let rows = logits.chunks_exact(vocab).zip(next);
         let first = |row: &[f32]| {
-            row.iter().enumerate().fold(0, |best, (token, score)| if *score > row[best] { token } else { best })
+            row.iter()
+                .enumerate()
+                .fold(0, |best, (token, score)| if *score > row[best] { token } else { best })
         };
         rows.map(|(row, &token)| first(row) == token as usize).collect()
     })?)

@@ -78,10 +78,12 @@ impl CustomOp1 for ExpertWeights {
         with_floats(x, |x| {
             with_floats(grad, |grad| {
                 let chosen = self.choices.chunks_exact(self.per_token).zip(grad.chunks_exact(self.per_token));
-                for ((x, dx), (chosen, grad)) in x.chunks_exact(experts).zip(dx.chunks_exact_mut(experts)).zip(chosen)
+                for ((x, dx), (chosen, grad)) in
+                    x.chunks_exact(experts).zip(dx.chunks_exact_mut(experts)).zip(chosen)
                 {
                     let sum: f32 = chosen.iter().map(|&e| sigmoid(x[e])).sum();
-                    let mean: f32 = chosen.iter().zip(grad).map(|(&e, g)| g * sigmoid(x[e])).sum::<f32>() / sum;
+                    let mean: f32 =
+                        chosen.iter().zip(grad).map(|(&e, g)| g * sigmoid(x[e])).sum::<f32>() / sum;
                     for (&e, g) in chosen.iter().zip(grad) {
                         let s = sigmoid(x[e]);
                         dx[e] = self.scale * (g - mean) / sum * s * (1.0 - s);

@@ -299,7 +299,9 @@ impl CustomOp3 for LayerNorm {
         with_floats(x, |x| {
             with_floats(w, |w| {
                 with_floats(grad, |grad| {
-                    for ((dx, x), g) in dx.chunks_exact_mut(n).zip(x.chunks_exact(n)).zip(grad.chunks_exact(n)) {
+                    for ((dx, x), g) in
+                        dx.chunks_exact_mut(n).zip(x.chunks_exact(n)).zip(grad.chunks_exact(n))
+                    {
                         let (mean, inverse) = self.moments(x);
                         let (mut sum, mut along) = (0f32, 0f32);
                         for i in 0..n {

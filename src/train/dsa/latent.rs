@@ -5,7 +5,9 @@
 
 use crate::train::attention::{Rotary, rotate_pairs};
 use crate::train::kernels::{exp, floats, with_floats};
-use candle_core::{CpuStorage, CustomOp3, Device, InplaceOp1, InplaceOp2, Layout, Result, Shape, Tensor, bail};
+use candle_core::{
+    CpuStorage, CustomOp3, Device, InplaceOp1, InplaceOp2, Layout, Result, Shape, Tensor, bail,
+};
 use std::sync::Arc;
 
 /// Query rows of a block.
@@ -118,9 +120,11 @@ impl Geometry {
         let (nope, rope, value, heads) = (self.nope, self.rope, self.value, self.heads);
         let (dim, wide) = (nope + rope, nope + value);
         let all = self.batch * heads * self.time;
-        let (mut qs, mut ks, mut vs) = (vec![0f32; all * dim], vec![0f32; all * dim], vec![0f32; all * value]);
+        let (mut qs, mut ks, mut vs) =
+            (vec![0f32; all * dim], vec![0f32; all * dim], vec![0f32; all * value]);
         self.each(|at, row, head, t| {
-            let (q, kv) = (&q[(row * heads + head) * dim..][..dim], &kv[(row * heads + head) * wide..][..wide]);
+            let (q, kv) =
+                (&q[(row * heads + head) * dim..][..dim], &kv[(row * heads + head) * wide..][..wide]);
             let (out_q, out_k) = (&mut qs[at * dim..][..dim], &mut ks[at * dim..][..dim]);
             out_q[..nope].copy_from_slice(&q[..nope]);
             rotate_pairs(&q[nope..], &mut out_q[nope..], &self.rotary, t, 1.0);
@@ -223,7 +227,13 @@ impl InplaceOp2 for SoftmaxGradient {
         "train-latent-softmax-gradient"
     }
 
-    fn cpu_fwd(&self, storage: &mut CpuStorage, gl: &Layout, weights: &CpuStorage, wl: &Layout) -> Result<()> {
+    fn cpu_fwd(
+        &self,
+        storage: &mut CpuStorage,
+        gl: &Layout,
+        weights: &CpuStorage,
+        wl: &Layout,
+    ) -> Result<()> {
         let weights = floats(weights, wl)?;
         let CpuStorage::F32(gradients) = storage else { bail!("gradients must be f32") };
         if gl.contiguous_offsets() != Some((0, gradients.len())) {

@@ -54,7 +54,7 @@ pub struct TrainDsaArgs {
     #[arg(long, default_value_t = 128)]
     pub hidden: usize,
     /// Layers
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 3)]
     pub layers: usize,
     /// Heads
     #[arg(long, default_value_t = 4)]
@@ -93,7 +93,7 @@ pub struct TrainDsaArgs {
     #[arg(long, default_value_t = 4)]
     pub index_heads: usize,
     /// Elements of a head of the indexer
-    #[arg(long, default_value_t = 32)]
+    #[arg(long, default_value_t = 48)]
     pub index_dim: usize,
     /// Keys that a query attends to
     #[arg(long, default_value_t = 64)]

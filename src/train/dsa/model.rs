@@ -1,9 +1,9 @@
 //! A sparse model that can be differentiated: DeepSeek-V3.2's block over candle variables.
 
-use super::fresh;
 use super::experts::{Combine, ExpertWeights, Take, choose};
+use super::fresh;
 use super::indexer::{self, LayerNorm, Lesson, divergence};
-use super::latent::{self, Chosen, Weights, attend};
+use super::latent::{self, Weights, attend};
 use super::shape::{NORM_EPS, Shape};
 use crate::train::attention::Rotary;
 use crate::train::kernels::{Dropout, RmsNorm, SwiGlu, linear, with_floats};
@@ -115,8 +115,9 @@ impl Sparse {
             let var: &Var = weights.get(name).with_context(|| format!("tensor {name} is missing"))?;
             Ok(var.as_tensor().clone())
         };
-        let layers =
-            (0..shape.num_hidden_layers).map(|layer| Layer::new(&shape, layer, &get)).collect::<Result<_>>()?;
+        let layers = (0..shape.num_hidden_layers)
+            .map(|layer| Layer::new(&shape, layer, &get))
+            .collect::<Result<_>>()?;
         let (embedding, norm) = (get("model.embed_tokens.weight")?, get("model.norm.weight")?);
         Ok(Self { shape, weights, embedding, norm, layers })
     }
@@ -204,10 +205,7 @@ impl Layer {
             o: get("self_attn.o_proj.weight")?,
             index_q: get("self_attn.indexer.wq_b.weight")?,
             index_k: get("self_attn.indexer.wk.weight")?,
-            index_norm: (
-                get("self_attn.indexer.k_norm.weight")?,
-                get("self_attn.indexer.k_norm.bias")?,
-            ),
+            index_norm: (get("self_attn.indexer.k_norm.weight")?, get("self_attn.indexer.k_norm.bias")?),
             index_w: get("self_attn.indexer.weights_proj.weight")?,
             post_norm: get("post_attention_layernorm.weight")?,
             feed_forward: match shape.has_experts(layer) {
@@ -327,8 +325,11 @@ impl FeedForward {
             done += rows.len();
             outputs.push(expert.run(&x.apply_op1(Take { rows })?)?);
         }
-        let weights =
-            logits.apply_op1(ExpertWeights { choices, per_token, scale: shape.routed_scaling_factor as f32 })?;
+        let weights = logits.apply_op1(ExpertWeights {
+            choices,
+            per_token,
+            scale: shape.routed_scaling_factor as f32,
+        })?;
         let routed = Tensor::cat(&outputs, 0)?.apply_op2(&weights, Combine { from, per_token })?;
         routed + shared.run(x)?
     }

@@ -84,7 +84,7 @@ impl Words {
         }
         found.sort_unstable();
         let (held_out, trained): (Vec<_>, Vec<_>) =
-            found.into_iter().partition(|(id, _)| scramble(u64::from(*id)) % 6 == 0);
+            found.into_iter().partition(|(id, _)| scramble(u64::from(*id)).is_multiple_of(6));
         let words = |found: Vec<(u32, String)>| found.into_iter().map(|(_, word)| word).collect();
         Ok(Self { trained: words(trained), held_out: words(held_out) })
     }

@@ -108,11 +108,13 @@ impl Recipe {
         None
     }
 
-    /// The generator of a stage. Statements take up to half of a row, and most have a question.
+    /// The generator of a stage. Short rows are full of statements, so that there is much to learn from; long ones have
+    /// any number of them.
     fn generator(&self, source: &Source<'_>, time: usize) -> Result<RecallGenerator> {
-        let most = (time / 24).clamp(1, 16);
+        let most = (time / 20).clamp(1, 16);
+        let least = if time < 512 { most.div_ceil(2) } else { 1 };
         let seed = Noise::new(self.seed, "recall", time as u64).bits();
-        recall(source.tokenizer, &source.text, &source.words.trained, (time + 1, 1..=most, most), seed)
+        recall(source.tokenizer, &source.text, &source.words.trained, (time + 1, least..=most, most), seed)
     }
 
     fn rows(&self, source: &Source<'_>, generator: &RecallGenerator, step: u64, stage: &Stage) -> Rows {
@@ -126,7 +128,15 @@ impl Recipe {
         rows
     }
 
-    fn work(&self, model: &Sparse, rows: &Rows, all: &Rows, kind: Kind, key: u64, shards: f64) -> Result<Worked> {
+    fn work(
+        &self,
+        model: &Sparse,
+        rows: &Rows,
+        all: &Rows,
+        kind: Kind,
+        key: u64,
+        shards: f64,
+    ) -> Result<Worked> {
         let dropping = Dropping { rate: self.dropout, key };
         let lessons = match kind {
             Kind::Dense => Vec::new(),

@@ -68,7 +68,9 @@ impl RecallGenerator {
     ) -> Result<Self, DatasetError> {
         let error = |what: String| DatasetError::Options(what);
         let encode = |text: &str| {
-            tokenizer.encode(text).map_err(|what| error(format!("the tokenizer can't encode {text:?}: {what}")))
+            tokenizer
+                .encode(text)
+                .map_err(|what| error(format!("the tokenizer can't encode {text:?}: {what}")))
         };
         let most = *options.needles.end();
         if most == 0 || options.questions == 0 || options.needles.is_empty() {
@@ -123,7 +125,8 @@ impl RecallGenerator {
             let words = self.keys[key].len() + self.values[value].len();
             self.lead.len() + words + self.link.len() + self.stop.len()
         };
-        let fixed = pairs.iter().map(length).sum::<usize>() + asked.iter().map(|&i| length(&pairs[i])).sum::<usize>();
+        let fixed =
+            pairs.iter().map(length).sum::<usize>() + asked.iter().map(|&i| length(&pairs[i])).sum::<usize>();
         let mut room = self.options.length - fixed;
         let first = draws.of(Part::Haystack).random_range(0..self.lines.len());
         let text = self.lines.iter().cycle().skip(first).take_while(|line| {
@@ -136,7 +139,8 @@ impl RecallGenerator {
         let mut places: Vec<usize> = (0..count).map(|_| rng.random_range(0..=text.len())).collect();
         places.sort_unstable();
 
-        let mut sample = RecallSample { tokens: Vec::with_capacity(self.options.length), answers: Vec::new() };
+        let mut sample =
+            RecallSample { tokens: Vec::with_capacity(self.options.length), answers: Vec::new() };
         let mut done = 0;
         for (&place, pair) in places.iter().zip(&pairs) {
             text[done..place].iter().for_each(|line| sample.tokens.extend(*line));
