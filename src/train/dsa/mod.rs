@@ -1,6 +1,6 @@
 //! `pagedraft train dsa`: trains the embedded sparse model, on a CPU, from plain texts and recall tasks.
 //!
-//! The model is a DeepSeek-V3.2 of a few million parameters: latents, a lightning indexer, experts. A run goes
+//! The model is a DeepSeek-V3.2 of some million parameters: latents, a lightning indexer, experts. A run goes
 //! through `--stages`, from short rows to long ones: attention is dense first, then the indexers learn to foretell
 //! it, then attention sees what they choose. Everything random is keyed by `--seed`, so that a killed run goes on with
 //! `--resume` as if it had not been killed.
@@ -103,14 +103,15 @@ pub struct TrainDsaArgs {
     pub rope_theta: f64,
     /// Stages, each LENGTH:STEPS:KIND; kinds are dense, index (dense, and the indexers learn) and sparse
     #[arg(long, value_name = "STAGE", num_args = 1.., default_values = [
-        "128:1600:dense", "256:400:dense", "512:300:dense", "1024:200:dense", "1024:200:index", "1024:200:sparse"
+        "128:60:index", "256:40:index", "512:40:index", "1024:100:index", "1024:120:sparse", "256:120:sparse",
+        "1024:40:sparse"
     ])]
     pub stages: Vec<Stage>,
     /// Stop after this step, leaving a checkpoint to --resume from, perhaps with other options
     #[arg(long, value_name = "STEP")]
     pub until: Option<u64>,
     /// Tokens a step
-    #[arg(long, default_value_t = 4096)]
+    #[arg(long, default_value_t = 2048)]
     pub tokens: usize,
     /// Share of the rows that are text; the others ask questions
     #[arg(long, default_value_t = 0.25)]
@@ -125,10 +126,10 @@ pub struct TrainDsaArgs {
     #[arg(long, default_value_t = 2)]
     pub shards: usize,
     /// Highest learning rate
-    #[arg(long, default_value_t = 3e-3)]
+    #[arg(long, default_value_t = 2e-3)]
     pub lr: f64,
     /// Steps over which it rises
-    #[arg(long, default_value_t = 100)]
+    #[arg(long, default_value_t = 30)]
     pub warmup: u64,
     /// Decay of weights (AdamW)
     #[arg(long, default_value_t = 0.05)]
@@ -140,7 +141,7 @@ pub struct TrainDsaArgs {
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
     /// Steps between checkpoints
-    #[arg(long, default_value_t = 100)]
+    #[arg(long, default_value_t = 20)]
     pub checkpoint_every: u64,
     /// Directory of the checkpoint (by default that of --out with `.checkpoint` added)
     #[arg(long, value_name = "DIR")]

@@ -73,18 +73,21 @@ pub struct Words {
 }
 
 impl Words {
-    /// The lower-case words of four letters or more that are one token behind a space. One in six is held out.
+    /// Of the tokens that are three letters or more behind a space: one in six of the lower-case ones of four letters or
+    /// more is held out, and the others are trained.
     pub fn of(tokenizer: &Tokenizer) -> Result<Self> {
         let mut found: Vec<(u32, String)> = Vec::new();
         for (token, id) in tokenizer.get_vocab(false) {
             let Some(word) = token.strip_prefix('Ġ') else { continue };
-            if word.len() >= 4 && word.bytes().all(|b| b.is_ascii_lowercase()) {
+            if word.len() >= 3 && word.bytes().all(|b| b.is_ascii_alphabetic()) {
                 found.push((id, word.to_owned()));
             }
         }
         found.sort_unstable();
-        let (held_out, trained): (Vec<_>, Vec<_>) =
-            found.into_iter().partition(|(id, _)| scramble(u64::from(*id)).is_multiple_of(6));
+        let (held_out, trained): (Vec<_>, Vec<_>) = found.into_iter().partition(|(id, word)| {
+            let plain = word.len() >= 4 && word.bytes().all(|b| b.is_ascii_lowercase());
+            plain && scramble(u64::from(*id)).is_multiple_of(6)
+        });
         let words = |found: Vec<(u32, String)>| found.into_iter().map(|(_, word)| word).collect();
         Ok(Self { trained: words(trained), held_out: words(held_out) })
     }

@@ -12,7 +12,7 @@ use crate::train::corpus::Corpus;
 use crate::train::llama::Dropping;
 use crate::train::loss::cross_entropy;
 use crate::train::noise::Noise;
-use crate::train::{bpe, checkpoint};
+use crate::train::{bpe, checkpoint, corpus};
 use candle_core::{DType, Device, Tensor};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -77,7 +77,8 @@ fn compare_slopes(model: &Sparse, of: impl Fn(&str) -> bool, loss: impl Fn() -> 
 
 #[test]
 fn the_gradient_is_the_slope_of_the_loss_dense_and_with_few_keys() {
-    let model = Sparse::new(tiny(11), 3).unwrap();
+    // Every token has every expert: the loss jumps where a choice among them changes.
+    let model = Sparse::new(Shape { num_experts_per_tok: 4, ..tiny(11) }, 3).unwrap();
     let (inputs, next) = (draw(14, 11, 1), draw(14, 11, 2));
     for attention in [Attention::Dense, Attention::Random(5)] {
         let loss = || {
@@ -208,16 +209,6 @@ fn a_router_takes_the_lowest_among_equal_experts_and_heeds_the_bias() {
     assert_eq!(choose(&[-1.0, 3.0, 2.0], &[0.0; 3], 2), [1, 2]);
 }
 
-/// Text in which half of the words are in the tokenizer as one token each.
-fn verse() -> String {
-    let mut noise = Noise::new(7, "verse", 0);
-    let words = [
-        "forest", "arden", "sings", "none", "fools", "river", "stone", "light", "under", "never", "crown",
-        "word", "The", "for", "is", "the", ".\n",
-    ];
-    (0..3000).map(|_| words[noise.below(words.len())]).collect::<Vec<_>>().join(" ")
-}
-
 struct World {
     tokenizer: tokenizers::Tokenizer,
     corpus: Corpus,
@@ -227,9 +218,10 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let texts = vec![verse()];
+        let assets = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("assets");
+        let texts = vec![corpus::read(&assets.join("held_out.txt")).unwrap()];
         let (heads, tails) = Corpus::split(&texts, 0.2);
-        let tokenizer = bpe::train(&heads, 320).unwrap();
+        let tokenizer = bpe::load(&assets.join("target/tokenizer.json")).unwrap();
         let corpus = Corpus::new(&tokenizer, &heads, &tails, &[], 64).unwrap();
         Self { corpus, heads: heads.concat(), tails: tails.concat(), tokenizer }
     }
@@ -241,8 +233,8 @@ impl World {
             text: self.heads.clone(),
             held_out: self.tails.clone(),
             words: Words {
-                trained: words(&["forest", "arden", "sings", "none", "fools", "river"]),
-                held_out: words(&["stone", "light", "under", "never", "crown"]),
+                trained: words(&["good", "love", "know", "lord", "king", "heart"]),
+                held_out: words(&["father", "world", "fear", "house", "truth"]),
             },
             tokenizer: &self.tokenizer,
             specials: (0, 1),
@@ -275,7 +267,7 @@ fn recipe(out: PathBuf) -> Recipe {
 fn a_resumed_run_ends_where_an_uninterrupted_one_does() {
     let world = World::new();
     let source = world.source();
-    let start = || Sparse::new(tiny(320), 5).unwrap();
+    let start = || Sparse::new(tiny(2048), 5).unwrap();
     let (whole, parts) = (folder("whole"), folder("parts"));
     recipe(whole.clone()).run(start(), &source, false).unwrap();
     Recipe { until: 4, ..recipe(parts.clone()) }.run(start(), &source, false).unwrap();
@@ -323,12 +315,12 @@ fn answers_of_recall_rows_stand_behind_their_questions_and_lessons_have_them() {
 #[test]
 fn the_engine_gives_an_exported_model_the_logits_of_the_trainer() {
     let world = World::new();
-    let shape = Shape { index_topk: 16, ..tiny(320) };
+    let shape = Shape { index_topk: 16, ..tiny(2048) };
     let model = Sparse::new(shape, 8).unwrap();
     let out = folder("engine");
     bpe::save(&world.tokenizer, &out).unwrap();
     export::save(&model, (0, 1), DType::F32, &out).unwrap();
-    let tokens = draw(90, 320, 4);
+    let tokens = draw(90, 2048, 4);
     for (attention, index_topk) in [(Attention::Sparse, None), (Attention::Dense, Some(128))] {
         let mut options = EngineOptions::new(ModelRef::Directory(out.clone()));
         options.max_model_len = Some(128);
