@@ -1,8 +1,11 @@
 //! The embedded models are what their READMEs say: of one tokenizer, small, long enough, and worth drafting with.
 #![allow(clippy::unwrap_used, reason = "a test or a bench that fails says where")]
 
+use pagedraft::model::tokenizer::Tokenizer;
 use pagedraft::session::{EngineOptions, ModelRef, Request, Session};
 use pagedraft::spec_decode::sampling::SamplingParams;
+use pagedraft::workloads::prompt::TextTokens;
+use pagedraft::workloads::tasks::{RecallGenerator, RecallOptions, RecallSample};
 
 /// Text that neither model was trained on.
 const HELD_OUT: &str = include_str!("../assets/held_out.txt");
@@ -62,17 +65,81 @@ fn the_draft_agrees_with_the_target_on_half_of_the_positions_of_unseen_text() {
 }
 
 #[test]
-fn both_models_have_one_tokenizer_and_reach_32768_positions_in_16_megabytes() {
-    let (target, draft) = (engine("target"), engine("draft"));
-    for text in [&HELD_OUT[..2000], "Ünïcode — 漢字 🙂", ""] {
-        let ids = target.tokenizer().unwrap().encode(text, false).unwrap();
-        assert_eq!(ids, draft.tokenizer().unwrap().encode(text, false).unwrap());
-        assert_eq!(target.tokenizer().unwrap().decode(&ids, false).unwrap(), text);
-    }
-    for session in [&target, &draft] {
+fn the_models_have_one_tokenizer_and_reach_32768_positions_in_30_megabytes() {
+    let sessions = ["target", "draft", "dsa"].map(engine);
+    let first = sessions[0].tokenizer().unwrap();
+    for session in &sessions {
+        for text in [&HELD_OUT[..2000], "Ünïcode — 漢字 🙂", ""] {
+            let ids = session.tokenizer().unwrap().encode(text, false).unwrap();
+            assert_eq!(ids, first.encode(text, false).unwrap());
+            assert_eq!(session.tokenizer().unwrap().decode(&ids, false).unwrap(), text);
+        }
         assert_eq!(session.info().max_model_len, 32_768);
         assert_eq!(session.info().vocab_size, 2048);
     }
-    let bytes = 2 * (target.info().parameters + draft.info().parameters);
-    assert!(bytes <= 16 << 20, "{bytes} bytes of weights");
+    assert!(sessions[2].info().parameters <= 3_000_000);
+    let bytes = 2 * sessions.iter().map(|session| session.info().parameters).sum::<u64>();
+    assert!(bytes <= 30_000_000, "{bytes} bytes of weights");
+}
+
+struct Tokens<'a>(&'a Tokenizer);
+
+impl TextTokens for Tokens<'_> {
+    fn encode(&self, text: &str) -> Result<Vec<u32>, String> {
+        self.0.encode(text, false).map_err(|e| e.to_string())
+    }
+}
+
+/// Words that were neither key nor value in training.
+const NEW_WORDS: [&str; 16] = [
+    "love", "father", "friend", "fear", "world", "long", "network", "dead", "house", "court", "prince",
+    "truth", "voice", "public", "fault", "order",
+];
+
+/// How many of `samples` questions the sparse model answers, each about one of `needles` statements in 1,024 tokens.
+fn recalled(index_topk: Option<u32>, needles: usize, samples: u64) -> usize {
+    let options = EngineOptions {
+        index_topk,
+        enable_prefix_caching: false,
+        threads: 2,
+        ..EngineOptions::new(ModelRef::Builtin("dsa".into()))
+    };
+    let mut session = Session::open(&options).unwrap();
+    let words: Vec<String> = NEW_WORDS.iter().map(|word| (*word).to_owned()).collect();
+    let recall = RecallOptions {
+        length: 1024,
+        needles: needles..=needles,
+        questions: 1,
+        keys: words.clone(),
+        values: words,
+    };
+    let generator = RecallGenerator::new(recall, 1, HELD_OUT, &Tokens(session.tokenizer().unwrap())).unwrap();
+    let mut asked = Vec::new();
+    for index in 0..samples {
+        let RecallSample { tokens, answers } = generator.sample(index);
+        let answer = answers[0].clone();
+        let request = Request::new("question", tokens[..answer.start].to_vec(), answer.len() as u32);
+        asked.push((session.submit(request).unwrap()[0], tokens[answer].to_vec()));
+    }
+    while session.has_unfinished() {
+        session.step().unwrap();
+    }
+    asked.into_iter().filter(|(id, answer)| session.take_output(*id).unwrap().token_ids == *answer).count()
+}
+
+#[test]
+fn the_sparse_model_finds_what_a_text_of_1024_tokens_hides_with_64_keys_as_with_all() {
+    let (dense, sparse) = (recalled(Some(1024), 1, 20), recalled(None, 1, 20));
+    println!("of 20 questions: {dense} right with all keys, {sparse} with 64");
+    assert!(dense >= 18 && sparse >= 17, "{dense} and {sparse}");
+}
+
+#[test]
+#[ignore = "some minutes"]
+fn the_sparse_model_keeps_its_accuracy_over_200_questions() {
+    for needles in [1, 4] {
+        let (dense, sparse) = (recalled(Some(1024), needles, 200), recalled(None, needles, 200));
+        println!("{needles} statements, 200 questions: {dense} right with all keys, {sparse} with 64");
+        assert!(dense >= 180 && sparse + 6 >= dense, "{needles} statements: {dense} and {sparse}");
+    }
 }

@@ -15,6 +15,8 @@ pub struct Train {
 enum What {
     /// Train a language model on plain texts
     Lm(pagedraft::train::TrainLmArgs),
+    /// Train the sparse model on plain texts and recall tasks
+    Dsa(pagedraft::train::dsa::TrainDsaArgs),
 }
 
 #[cfg(not(feature = "train"))]
@@ -26,19 +28,27 @@ enum What {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
         rest: Vec<std::ffi::OsString>,
     },
+    /// Train the sparse model on plain texts and recall tasks
+    Dsa {
+        /// The trainer's flags
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+        rest: Vec<std::ffi::OsString>,
+    },
 }
 
 impl Train {
     #[cfg(feature = "train")]
     pub fn run(&self) -> anyhow::Result<Ended> {
-        let What::Lm(arguments) = &self.what;
-        pagedraft::train::run(arguments)?;
+        match &self.what {
+            What::Lm(arguments) => pagedraft::train::run(arguments)?,
+            What::Dsa(arguments) => pagedraft::train::dsa::run(arguments)?,
+        }
         Ok(Ended::Done)
     }
 
     #[cfg(not(feature = "train"))]
     pub fn run(&self) -> anyhow::Result<Ended> {
-        let What::Lm { rest: _ } = &self.what;
+        let (What::Lm { rest: _ } | What::Dsa { rest: _ }) = &self.what;
         let error = anyhow::anyhow!("this build has no trainer");
         Err(pagedraft::exit::usage_hint(error, "cargo build --release --features train"))
     }

@@ -1,4 +1,4 @@
-//! The embedded models: `builtin:target` and `builtin:draft`.
+//! The embedded models: `builtin:target`, `builtin:draft` and `builtin:dsa`.
 
 use anyhow::{Context, bail};
 use pagedraft_model::checkpoint::Checkpoint;
@@ -21,7 +21,7 @@ macro_rules! builtin {
     };
 }
 
-const BUILTINS: [Builtin; 2] = [builtin!("target"), builtin!("draft")];
+const BUILTINS: [Builtin; 3] = [builtin!("target"), builtin!("draft"), builtin!("dsa")];
 
 /// Reads the embedded model with this name.
 ///
@@ -31,7 +31,7 @@ const BUILTINS: [Builtin; 2] = [builtin!("target"), builtin!("draft")];
 pub fn checkpoint(name: &str) -> anyhow::Result<Checkpoint> {
     let Some(found) = BUILTINS.iter().find(|b| b.name == name) else {
         let names: Vec<_> = BUILTINS.iter().map(|b| format!("builtin:{}", b.name)).collect();
-        bail!("there is no embedded model builtin:{name}; there are {}", names.join(" and "));
+        bail!("there is no embedded model builtin:{name}; there are {}", names.join(", "));
     };
     let path = format!("builtin:{name}");
     Checkpoint::from_bytes(&path, found.config, found.weights, found.tokenizer)

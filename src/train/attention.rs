@@ -73,7 +73,8 @@ impl Heads {
     }
 }
 
-fn rotate(x: &[f32], y: &mut [f32], rotary: &Rotary, position: usize, sign: f32) {
+/// `x` rotated by its position (backwards with a `sign` of -1) into `y`, pairs half the vector apart.
+pub fn rotate(x: &[f32], y: &mut [f32], rotary: &Rotary, position: usize, sign: f32) {
     let half = x.len() / 2;
     let cos = &rotary.cos[position * half..][..half];
     let sin = &rotary.sin[position * half..][..half];
@@ -81,6 +82,18 @@ fn rotate(x: &[f32], y: &mut [f32], rotary: &Rotary, position: usize, sign: f32)
         let (a, b, c, s) = (x[i], x[i + half], cos[i], sign * sin[i]);
         y[i] = a * c - b * s;
         y[i + half] = b * c + a * s;
+    }
+}
+
+/// The same with neighbouring pairs (2i, 2i + 1).
+pub fn rotate_pairs(x: &[f32], y: &mut [f32], rotary: &Rotary, position: usize, sign: f32) {
+    let half = x.len() / 2;
+    let cos = &rotary.cos[position * half..][..half];
+    let sin = &rotary.sin[position * half..][..half];
+    for i in 0..half {
+        let (a, b, c, s) = (x[2 * i], x[2 * i + 1], cos[i], sign * sin[i]);
+        y[2 * i] = a * c - b * s;
+        y[2 * i + 1] = b * c + a * s;
     }
 }
 

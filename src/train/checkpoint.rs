@@ -1,10 +1,9 @@
 //! Everything a run needs to go on: one safetensors file, replaced whole.
 
 use super::export;
-use super::llama::{Config, Llama};
-use super::optimise::{AdamW, Moments};
+use super::optimise::{AdamW, Moments, Weights};
 use anyhow::{Context, Result, ensure};
-use candle_core::{Device, Tensor, Var};
+use candle_core::{Device, Tensor};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
@@ -28,15 +27,21 @@ pub fn file(folder: &Path) -> PathBuf {
 }
 
 /// A copy of the model's weights that training won't change.
-pub fn copy(weights: &BTreeMap<String, Var>) -> Result<Best> {
+pub fn copy(weights: &Weights) -> Result<Best> {
     weights.iter().map(|(name, var)| Ok((name.clone(), var.as_detached_tensor().copy()?))).collect()
 }
 
 /// Writes the state of a run into `folder`.
-pub fn save(folder: &Path, model: &Llama, optimiser: &AdamW, best: &Best, progress: &Progress) -> Result<()> {
+pub fn save(
+    folder: &Path,
+    weights: &Weights,
+    optimiser: &AdamW,
+    best: &Best,
+    progress: &Progress,
+) -> Result<()> {
     std::fs::create_dir_all(folder).with_context(|| format!("{} can't be made", folder.display()))?;
     let mut all = HashMap::new();
-    for (name, var) in &model.weights {
+    for (name, var) in weights {
         all.insert(format!("weight/{name}"), var.as_detached_tensor());
     }
     for (name, state) in &optimiser.moments {
@@ -53,8 +58,31 @@ pub fn save(folder: &Path, model: &Llama, optimiser: &AdamW, best: &Best, progre
     export::save_tensors(&file(folder), &all)
 }
 
-/// Reads what [`save`] wrote: the model, its optimiser's moments, the best weights and the progress.
-pub fn load(folder: &Path, config: &Config) -> Result<(Llama, BTreeMap<String, Moments>, Best, Progress)> {
+/// What a checkpoint holds.
+pub struct State {
+    /// The file it was read from.
+    pub file: PathBuf,
+    /// The weights as they were.
+    pub weights: HashMap<String, Tensor>,
+    /// The optimiser's.
+    pub moments: BTreeMap<String, Moments>,
+    /// The weights that were kept.
+    pub best: Best,
+    /// How far the run was.
+    pub progress: Progress,
+}
+
+impl State {
+    /// The model of the weights, as `build` makes it.
+    pub fn model<M>(&self, build: impl FnOnce(&HashMap<String, Tensor>) -> Result<M>) -> Result<M> {
+        build(&self.weights).with_context(|| {
+            format!("{} is of another model: give the options it was started with", self.file.display())
+        })
+    }
+}
+
+/// Reads what [`save`] wrote.
+pub fn load(folder: &Path) -> Result<State> {
     let file = file(folder);
     let all = candle_core::safetensors::load(&file, &Device::Cpu)
         .with_context(|| format!("{} can't be read: run without --resume to start afresh", file.display()))?;
@@ -64,17 +92,15 @@ pub fn load(folder: &Path, config: &Config) -> Result<(Llama, BTreeMap<String, M
             .filter_map(|(name, tensor)| Some((name.strip_prefix(prefix)?.to_owned(), tensor.clone())));
         named.collect()
     };
-    let model = Llama::from_tensors(config.clone(), &part("weight/")).with_context(|| {
-        format!("{} is of another model: give the options it was started with", file.display())
-    })?;
+    let weights = part("weight/");
     let mut moments = BTreeMap::new();
-    for (name, var) in &model.weights {
+    for (name, weight) in &weights {
         let get = |kind: &str| -> Result<Vec<f32>> {
             let tensor = all.get(&format!("{kind}/{name}"));
             let values = tensor
                 .with_context(|| format!("{} has no {kind}/{name}", file.display()))?
                 .to_vec1::<f32>()?;
-            ensure!(values.len() == var.elem_count(), "{}: {kind}/{name} is cut", file.display());
+            ensure!(values.len() == weight.elem_count(), "{}: {kind}/{name} is cut", file.display());
             Ok(values)
         };
         moments.insert(name.clone(), Moments { first: get("first")?, second: get("second")? });
@@ -86,5 +112,6 @@ pub fn load(folder: &Path, config: &Config) -> Result<(Llama, BTreeMap<String, M
     let [step, seconds, best] = figures[..] else {
         anyhow::bail!("{}: progress has {} figures, not 3", file.display(), figures.len());
     };
-    Ok((model, moments, part("best/"), Progress { step: step as u64, seconds, best }))
+    let progress = Progress { step: step as u64, seconds, best };
+    Ok(State { weights, moments, best: part("best/"), progress, file })
 }

@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// `max_position_embeddings` of the exported models: what an engine may be asked for, far more than
 /// they were trained on.
@@ -68,42 +68,64 @@ pub fn save(
     save_tensors(&folder.join("model.safetensors"), &rounded)
 }
 
-/// Reads a directory that [`save`] wrote, widened to f32.
-pub fn load(folder: &Path) -> Result<Llama> {
+/// A `config.json` that was read.
+pub struct ConfigFile {
+    json: Value,
+    file: PathBuf,
+}
+
+impl ConfigFile {
+    /// A field that is a whole number.
+    pub fn size(&self, name: &str) -> Result<usize> {
+        let value = self.json.get(name).and_then(Value::as_u64);
+        Ok(value.with_context(|| format!("{} has no number {name}", self.file.display()))? as usize)
+    }
+
+    /// A field that is a number.
+    pub fn real(&self, name: &str) -> Result<f64> {
+        let value = self.json.get(name).and_then(Value::as_f64);
+        value.with_context(|| format!("{} has no number {name}", self.file.display()))
+    }
+}
+
+/// Reads the `config.json` of a directory that the trainer wrote.
+pub fn read_config(folder: &Path) -> Result<ConfigFile> {
     let file = folder.join("config.json");
     let text = fs::read_to_string(&file)
         .with_context(|| format!("{} can't be read: give a model's directory", file.display()))?;
     let json: Value =
         serde_json::from_str(&text).with_context(|| format!("{} isn't JSON", file.display()))?;
-    let size = |name: &str| -> Result<usize> {
-        let value = json.get(name).and_then(Value::as_u64);
-        Ok(value.with_context(|| format!("{} has no number {name}", file.display()))? as usize)
-    };
-    let real = |name: &str| {
-        let value = json.get(name).and_then(Value::as_f64);
-        value.with_context(|| format!("{} has no number {name}", file.display()))
-    };
     ensure!(
         json.get("tie_word_embeddings").and_then(Value::as_bool) == Some(true),
-        "{} doesn't tie its embeddings: only models that `train lm` wrote can be used here",
+        "{} doesn't tie its embeddings: only models that `train` wrote can be used here",
         file.display()
     );
-    let config = Config {
-        vocab_size: size("vocab_size")?,
-        hidden_size: size("hidden_size")?,
-        num_hidden_layers: size("num_hidden_layers")?,
-        num_attention_heads: size("num_attention_heads")?,
-        num_key_value_heads: size("num_key_value_heads")?,
-        head_dim: size("head_dim")?,
-        intermediate_size: size("intermediate_size")?,
-        rope_theta: real("rope_theta")?,
-        rms_norm_eps: real("rms_norm_eps")?,
-    };
+    Ok(ConfigFile { json, file })
+}
+
+/// Reads the `model.safetensors` of a directory, widened to f32.
+pub fn read_tensors(folder: &Path) -> Result<HashMap<String, Tensor>> {
     let file = folder.join("model.safetensors");
-    let tensors = candle_core::safetensors::load(&file, &Device::Cpu)
+    candle_core::safetensors::load(&file, &Device::Cpu)
         .with_context(|| format!("{} can't be read", file.display()))?
         .into_iter()
         .map(|(name, tensor)| Ok((name, tensor.to_dtype(DType::F32)?)))
-        .collect::<Result<HashMap<_, _>>>()?;
-    Llama::from_tensors(config, &tensors).with_context(|| format!("{}", file.display()))
+        .collect()
+}
+
+/// Reads a directory that [`save`] wrote, widened to f32.
+pub fn load(folder: &Path) -> Result<Llama> {
+    let json = read_config(folder)?;
+    let config = Config {
+        vocab_size: json.size("vocab_size")?,
+        hidden_size: json.size("hidden_size")?,
+        num_hidden_layers: json.size("num_hidden_layers")?,
+        num_attention_heads: json.size("num_attention_heads")?,
+        num_key_value_heads: json.size("num_key_value_heads")?,
+        head_dim: json.size("head_dim")?,
+        intermediate_size: json.size("intermediate_size")?,
+        rope_theta: json.real("rope_theta")?,
+        rms_norm_eps: json.real("rms_norm_eps")?,
+    };
+    Llama::from_tensors(config, &read_tensors(folder)?).with_context(|| format!("{}", folder.display()))
 }

@@ -165,8 +165,9 @@ impl CustomOp2 for Linear {
 /// `silu(gate) * up`, elementwise (Shazeer, 2020).
 pub struct SwiGlu;
 
+/// The logistic function.
 #[inline(always)]
-fn sigmoid(x: f32) -> f32 {
+pub fn sigmoid(x: f32) -> f32 {
     let e = exp(-x.abs());
     (if x >= 0.0 { 1.0 } else { e }) / (1.0 + e)
 }

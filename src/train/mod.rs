@@ -17,6 +17,7 @@ pub mod attention;
 pub mod bpe;
 pub mod checkpoint;
 pub mod corpus;
+pub mod dsa;
 pub mod evaluate;
 pub mod export;
 pub mod kernels;
@@ -32,7 +33,7 @@ mod tests;
 use anyhow::{Context, Result, ensure};
 use corpus::Corpus;
 use llama::{Config, Llama};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use training::Recipe;
 
 /// Trains a language model on plain texts, or says how good a trained one is.
@@ -161,11 +162,6 @@ impl TrainLmArgs {
     }
 
     fn recipe(&self) -> Recipe {
-        let beside = || {
-            let mut name = self.out.clone().into_os_string();
-            name.push(".checkpoint");
-            PathBuf::from(name)
-        };
         Recipe {
             steps: self.steps,
             until: self.until.unwrap_or(self.steps).min(self.steps),
@@ -183,7 +179,7 @@ impl TrainLmArgs {
             checkpoint_every: self.checkpoint_every.max(1),
             seed: self.seed,
             out: self.out.clone(),
-            checkpoint: self.checkpoint.clone().unwrap_or_else(beside),
+            checkpoint: self.checkpoint.clone().unwrap_or_else(|| checkpoint_beside(&self.out)),
         }
     }
 
@@ -204,6 +200,13 @@ impl TrainLmArgs {
         );
         Ok(())
     }
+}
+
+/// Where the checkpoint of a model lies by default.
+fn checkpoint_beside(out: &Path) -> PathBuf {
+    let mut name = out.as_os_str().to_owned();
+    name.push(".checkpoint");
+    PathBuf::from(name)
 }
 
 /// Runs `train lm`.

@@ -90,7 +90,7 @@ impl Recipe {
             self.lr
         );
         let lr = learning_rate(self.lr, step, self.warmup, self.steps);
-        optimiser.step(model, &mean(model, &gradients)?, lr as f32, step + 1)?;
+        optimiser.step(&model.weights, &mean(&model.weights, &gradients)?, lr as f32, step + 1)?;
         Ok(value)
     }
 
@@ -138,11 +138,13 @@ impl Recipe {
         specials: (u32, u32),
         resume: bool,
     ) -> Result<()> {
-        let mut optimiser = AdamW::new(&model, self.weight_decay, CLIP);
+        let mut optimiser = AdamW::new(&model.weights, self.weight_decay, CLIP);
         let mut progress = Progress { step: 0, seconds: 0.0, best: f64::INFINITY };
         let mut best = checkpoint::Best::new();
         if resume {
-            (model, optimiser.moments, best, progress) = checkpoint::load(&self.checkpoint, &model.config)?;
+            let state = checkpoint::load(&self.checkpoint)?;
+            model = state.model(|tensors| Llama::from_tensors(model.config, tensors))?;
+            (optimiser.moments, best, progress) = (state.moments, state.best, state.progress);
             println!("resumed after step {}", progress.step);
         }
         println!(
@@ -188,7 +190,7 @@ impl Recipe {
                 since = Instant::now();
             }
             if progress.step.is_multiple_of(self.checkpoint_every) || last {
-                checkpoint::save(&self.checkpoint, &model, &optimiser, &best, &progress)?;
+                checkpoint::save(&self.checkpoint, &model.weights, &optimiser, &best, &progress)?;
             }
         }
         println!(

@@ -4,6 +4,7 @@ mod files;
 mod fitting;
 mod lengths;
 mod published;
+mod recall;
 mod texts;
 mod word_lists;
 
