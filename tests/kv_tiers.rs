@@ -17,13 +17,9 @@ use pagedraft::session::{
 };
 use pagedraft::spec_decode::Scorer;
 use pagedraft_workloads::trace::{DsaRecords, DsaRows, TraceTables, check_dir};
-use schedule::{Output, Random, check, options, requests, run, schedules};
+use schedule::{Output, Random, alone, check, options, requests, run, schedules};
 use serde_json::{Value, json};
 use sparse_model::{deepseek, glm};
-
-fn alone(base: &EngineOptions, requests: &[Request]) -> Vec<Output> {
-    requests.iter().flat_map(|request| run(base, std::slice::from_ref(request), 0).0).collect()
-}
 
 fn directory(name: &str) -> PathBuf {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);

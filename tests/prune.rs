@@ -17,7 +17,7 @@ use pagedraft::workloads::run::LineFormat;
 use pagedraft::workloads::trace::{TraceTables, check_dir};
 use serde_json::Value;
 
-use schedule::{Events, Output, check, options, requests, run, schedules};
+use schedule::{Events, alone, check, options, requests, run, schedules};
 
 const HIDDEN: usize = 64;
 const LAYERS: u16 = 6;
@@ -80,10 +80,6 @@ fn some_pruned(requests: &mut [Request], ways: &[PruneChoice]) {
         request.prune =
             if dense { RequestPrune::Never } else { RequestPrune::Choice(ways[i % ways.len()].clone()) };
     }
-}
-
-fn alone(base: &EngineOptions, requests: &[Request]) -> Vec<Output> {
-    requests.iter().flat_map(|request| run(base, std::slice::from_ref(request), 0).0).collect()
 }
 
 #[test]

@@ -11,7 +11,7 @@ use pagedraft::session::{
     SpeculationOptions,
 };
 use pagedraft::spec_decode::Scorer;
-use schedule::{Events, Output, check, options, requests, run, schedules};
+use schedule::{Events, alone, check, options, requests, run, schedules};
 use sparse_model::{deepseek, glm};
 
 /// Asks every request that may not hit the prefix cache what its indexers chose.
@@ -72,10 +72,6 @@ fn no_choice_and_no_logit_of_100_000_rows_depends_on_the_schedule() {
         "{} rows of chosen keys and {} rows of logits, none differs; {} preemptions, {} cached tokens, {} drafts accepted",
         rows[0], rows[1], events.preempted, events.cached, events.accepted
     );
-}
-
-fn alone(base: &EngineOptions, requests: &[Request]) -> Vec<Output> {
-    requests.iter().flat_map(|request| run(base, std::slice::from_ref(request), 0).0).collect()
 }
 
 #[test]

@@ -11,7 +11,7 @@ use pagedraft::session::{
     DraftLength, DraftRef, EngineOptions, LoadFormat, ModelRef, Request, Session, SpeculationOptions,
 };
 use pagedraft::spec_decode::Scorer;
-use schedule::{Events, Output, check, options, requests, run, schedules};
+use schedule::{Events, alone, check, options, requests, run, schedules};
 
 const WINDOW: u32 = 24;
 
@@ -34,10 +34,6 @@ fn model(name: &str, architecture: &str) -> ModelRef {
     );
     std::fs::write(dir.join("config.json"), config).unwrap();
     ModelRef::Directory(dir)
-}
-
-fn alone(base: &EngineOptions, requests: &[Request]) -> Vec<Output> {
-    requests.iter().flat_map(|request| run(base, std::slice::from_ref(request), 0).0).collect()
 }
 
 #[test]

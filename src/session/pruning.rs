@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{anyhow, bail, ensure};
-use pagedraft_block_manager::GroupId;
+use pagedraft_block_manager::{GroupId, MAX_GROUPS};
 use pagedraft_model::Dtype;
 use pagedraft_model::checkpoint::ModelConfig;
 use pagedraft_model::cut::{LayerRun, layer_runs};
@@ -35,6 +35,10 @@ pub struct PruneOutput {
     /// The bytes of the KV blocks that would hold the whole prompt.
     pub kv_bytes_dense: u64,
 }
+
+/// The most layers behind which a model is cut: each cut needs a group of KV and one of rows that wait, beside the first layers' group and a
+/// draft model's.
+const MOST_CUTS: usize = (MAX_GROUPS - 2) / 2;
 
 /// The cuts of an engine's model.
 #[derive(Debug)]
@@ -75,6 +79,12 @@ pub(super) fn cuts(options: &EngineOptions, config: &ModelConfig) -> anyhow::Res
             "tokens are to be dropped behind layer {last}, and its last layer is {}: name layers from 0 to {}",
             num_layers - 1,
             num_layers.saturating_sub(2)
+        ));
+    }
+    if cuts.len() > MOST_CUTS {
+        return refuse(format!(
+            "tokens are to be dropped behind {} layers, and {MOST_CUTS} are the most: name fewer",
+            cuts.len()
         ));
     }
     if config.dsa.is_some() {

@@ -82,6 +82,11 @@ pub fn requests(seed: u64, count: usize, vocab: usize, longest: u64) -> Vec<Requ
         .collect()
 }
 
+/// What each request gives alone.
+pub fn alone(base: &EngineOptions, requests: &[Request]) -> Vec<Output> {
+    requests.iter().flat_map(|request| run(base, std::slice::from_ref(request), 0).0).collect()
+}
+
 /// Runs the requests, `apart` steps between two arrivals; the outputs, and what happened on the way.
 pub fn run(options: &EngineOptions, requests: &[Request], apart: usize) -> (Vec<Output>, Events) {
     let mut session = Session::open(options).unwrap();
