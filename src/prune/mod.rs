@@ -7,8 +7,10 @@
 mod counts;
 mod modules;
 mod pruner;
+mod simulated;
 mod spec;
 
 pub use modules::Modules;
 pub use pruner::Pruner;
+pub use simulated::SimulatedPruner;
 pub use spec::{Positions, Preset, PruneChoice, PruneScorer, PruneSpec};
