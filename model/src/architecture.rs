@@ -44,8 +44,8 @@ pub trait Architecture<B>: Send {
     /// The buffers given to [`set_taps`](Self::set_taps); empty before.
     fn taps(&self) -> &[B];
 
-    /// Takes buffers in which every later step keeps the residual stream as it enters each layer, and as it leaves the last:
-    /// `num_layers + 1` buffers of `[token rows, hidden]` in f32.
+    /// Takes buffers in which every later step keeps the residual stream as it enters each layer, and as it leaves the last: up to
+    /// `num_layers + 1` buffers of `[token rows, hidden]` in f32, for the first layers if they are fewer.
     fn set_taps(&mut self, taps: Vec<B>);
 
     /// The layers whose indexers choose keys, ascending; empty of a model whose attention is not sparse.

@@ -21,7 +21,7 @@ pub struct LayerRun {
     pub layers: Range<u16>,
     /// The group of its keys and values.
     pub group: GroupId,
-    /// The scratch group in which rows wait behind it; `None` for the last run.
+    /// The scratch group in which rows wait behind it; `None` if they never do, as behind the last run.
     pub hold: Option<GroupId>,
 }
 
@@ -39,11 +39,21 @@ pub fn layer_runs(num_layers: u16, cuts: &[u16]) -> Vec<LayerRun> {
     (0u8..).zip(ends).map(run).collect()
 }
 
-/// The KV groups of a dense decoder that is cut behind `cuts`: one for each [run](layer_runs) of layers, then those in which rows wait. A
+/// The runs of layers of a model with this configuration. Rows of a canvas never wait: a pass over it is whole in a step.
+#[must_use]
+pub fn model_runs(config: &ModelConfig, cuts: &[u16]) -> Vec<LayerRun> {
+    let mut runs = layer_runs(config.num_layers as u16, cuts);
+    if config.mask_token_id.is_some() {
+        runs.iter_mut().for_each(|run| run.hold = None);
+    }
+    runs
+}
+
+/// The KV groups of a dense decoder that is cut behind `cuts`: one for each [run](model_runs) of layers, then those in which rows wait. A
 /// token takes `token_bytes` bytes in each layer.
 #[must_use]
 pub fn kv_groups(config: &ModelConfig, cuts: &[u16], token_bytes: usize) -> Vec<KvGroup> {
-    let runs = layer_runs(config.num_layers as u16, cuts);
+    let runs = model_runs(config, cuts);
     let group = |id: GroupId, name: String, kind, layers: Range<u16>, bytes_per_token| KvGroup {
         id,
         name,
@@ -94,7 +104,7 @@ impl<B: Copy> CutDecoder<B> {
             ));
         }
         let groups = kv_groups(config, cuts, device.token_bytes(heads_shape(config))?);
-        let runs = layer_runs(config.num_layers as u16, cuts);
+        let runs = model_runs(config, cuts);
         Ok(Self { dense: DenseDecoder::load_grouped(device, checkpoint, limits, groups)?, runs })
     }
 
@@ -125,9 +135,9 @@ impl<B: Copy + Send> Architecture<B> for CutDecoder<B> {
     fn segment(&self, index: usize, rows: usize, ops: &mut Vec<Op<B>>) {
         let x = self.dense.residual();
         let Some(run) = self.runs.get(index) else { return };
-        match index.checked_sub(1).and_then(|before| self.held(before)) {
+        match index.checked_sub(1) {
             None => self.dense.embed(rows, ops),
-            Some(kv) => ops.push(Op::Fetch { x, kv, rows }),
+            Some(before) => ops.extend(self.held(before).map(|kv| Op::Fetch { x, kv, rows })),
         }
         self.dense.layers(run.layers.start.into()..run.layers.end.into(), rows, ops);
         if let Some(kv) = self.held(index) {

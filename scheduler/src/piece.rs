@@ -55,7 +55,8 @@ impl Scheduler {
         let chunk = self.config.prefill_chunk.unwrap_or(u32::MAX);
         if let Some(canvas) = request.canvas {
             let start = if request.refresh { 0 } else { request.len() };
-            let end = if request.refresh { request.prompt_len + canvas.len } else { start + canvas.block };
+            let whole = request.refresh || canvas.suffix;
+            let end = if whole { request.prompt_len + canvas.len } else { start + canvas.block };
             let fits = end - start <= budget.least().saturating_sub(reserved);
             return Piece { tokens: start..if fits { end } else { start }, segments: 0..all };
         }

@@ -72,6 +72,8 @@ pub struct Canvas {
     pub len: u32,
     /// Positions a block; divides `len`.
     pub block: u32,
+    /// Whether passes that are not full compute what is behind their block as well.
+    pub suffix: bool,
 }
 
 impl RequestSpec {

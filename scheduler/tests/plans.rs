@@ -94,7 +94,8 @@ fn arrivals() -> impl Strategy<Value = Arrival> {
             |((step, family, shared, own, max_tokens), (priority, salted, reads_cache), rest, canvas)| {
                 let (forks, stops, accepted, output_len, seed) = rest;
                 let (canvas, passes, refresh_every) = canvas;
-                let canvas = canvas.map(|(blocks, block)| Canvas { len: blocks * block, block });
+                let canvas =
+                    canvas.map(|(blocks, block)| Canvas { len: blocks * block, block, suffix: false });
                 Arrival {
                     step,
                     family,

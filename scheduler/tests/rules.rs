@@ -449,7 +449,7 @@ fn a_canvas_that_cannot_be_denoised_is_refused() {
     let limits = SchedulerConfig { max_model_len: 100, max_num_batched_tokens: 60, ..config() };
     let mut scheduler = Scheduler::new(limits).unwrap();
     let mut submit = |prompt: usize, len: u32, kept: &[u32]| {
-        let canvas = Some(pagedraft_scheduler::Canvas { len, block: 4 });
+        let canvas = Some(pagedraft_scheduler::Canvas { len, block: 4, suffix: false });
         let spec = RequestSpec::new(vec![1; prompt], len);
         scheduler.submit(RequestSpec { canvas, kept: kept.to_vec(), ..spec })
     };

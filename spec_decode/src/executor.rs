@@ -8,11 +8,12 @@ use pagedraft_attention::MetadataBuilder;
 use pagedraft_block_manager::GroupId;
 use pagedraft_model::{Device, ModelError, RunCounts, Runner};
 use pagedraft_scheduler::{
-    CostCurve, Executor, Kind, KvView, Progress, RequestKey, SegmentKv, StepOutcome, StepPlan,
+    CostCurve, Executor, KvView, Progress, RequestKey, SegmentKv, StepOutcome, StepPlan,
 };
 
 use crate::acceptance::{Acceptance, Verdict, Verifier};
 use crate::canary::CanaryReport;
+use crate::canvas::Canvases;
 use crate::drafts::Drafts;
 use crate::error::ExecuteError;
 use crate::metrics::{SpeculationMetrics, SpeculationTimes};
@@ -48,6 +49,7 @@ pub struct ModelExecutor<D: Device> {
     /// For each segment, the rows that run in it.
     pub(crate) rows: Vec<SegmentRows>,
     pub(crate) thinned: ThinnedPrompts,
+    pub(crate) canvases: Canvases,
     /// For each plan row, the reason why its request cannot go on, if there is one.
     pub(crate) faults: Vec<Option<String>>,
     /// The plan rows that need KV which the device could not get back.
@@ -106,6 +108,7 @@ impl<D: Device> ModelExecutor<D> {
             rows: segments.iter().map(|_| SegmentRows::default()).collect(),
             segments,
             thinned: ThinnedPrompts::default(),
+            canvases: Canvases::default(),
             faults: Vec::new(),
             lost: Vec::new(),
             continued: Vec::new(),
@@ -407,19 +410,16 @@ impl<D: Device> Executor for ModelExecutor<D> {
         outcome.record.clear();
         self.faults.clear();
         self.faults.resize(plan.rows.len(), None);
-        if let Some(row) = plan.rows.iter().find(|row| matches!(row.kind, Kind::Denoise { .. })) {
-            let kind = format!("{:?}", row.kind);
-            return Err(ExecuteError::Unsupported { request: row.request, kind });
-        }
-
         let start = Instant::now();
         self.propose(plan, kv)?;
+        self.begin_passes(plan)?;
         let proposed = Instant::now();
         self.runner.copy_blocks(&plan.copies)?;
         let gather_us = self.run_segments(plan, kv, outcome)?;
         self.note_lost_rows(&outcome.record);
         let forwarded = Instant::now();
         let (head_us, sample_us) = self.sample(plan, outcome)?;
+        self.fill_masks(plan, outcome)?;
         self.shadow(plan, outcome)?;
         let shadowed = Instant::now();
         let prompt_head_us = self.prompt_logprobs(plan, kv, &mut outcome.record)?;

@@ -76,6 +76,7 @@
 pub mod acceptance;
 pub mod calibrate;
 pub mod canary;
+mod canvas;
 mod drafts;
 mod error;
 mod executor;
@@ -93,6 +94,7 @@ mod shadow;
 mod shadow_run;
 mod thinning;
 
+pub use canvas::{CanvasPass, Denoising, Guard, Remasking, Skip, SkipPolicy, SkipStates};
 pub use drafts::Drafts;
 pub use error::ExecuteError;
 pub use executor::{ModelExecutor, ProposerId, TARGET_GROUP};

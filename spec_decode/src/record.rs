@@ -4,6 +4,7 @@ use pagedraft_model::{Ran, StepInputs};
 use pagedraft_scheduler::RequestKey;
 use serde::Serialize;
 
+use crate::canvas::CanvasPass;
 use crate::sampling::RowLogprobs;
 
 /// The microseconds that a step spent in each of its stages.
@@ -89,6 +90,9 @@ pub struct ExecutionRecord {
     /// What was decided about prompts that drop tokens, in order.
     #[serde(skip)]
     pub cuts: Vec<CutRecord>,
+    /// What the passes over canvases did, in the order of the plan's rows.
+    #[serde(skip)]
+    pub passes: Vec<CanvasPass>,
     /// Requests that failed in this step, each with the reason.
     #[serde(skip)]
     pub faults: Vec<(RequestKey, String)>,
@@ -113,6 +117,7 @@ impl ExecutionRecord {
         self.ran = Ran::default();
         self.plan_rows.clear();
         self.cuts.clear();
+        self.passes.clear();
         self.faults.clear();
         self.logprobs.clear();
         self.prompt_logprobs.clear();

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use pagedraft_block_manager::SideTable;
 use pagedraft_scheduler::RequestKey;
 
+use crate::canvas::Denoising;
 use crate::error::ExecuteError;
 use crate::sampling::SamplingParams;
 use crate::thinning::Thinning;
@@ -20,6 +21,8 @@ pub struct Registered {
     pub recorded: Option<Arc<[u32]>>,
     /// How its prompt is thinned. `None` means that all tokens go through the whole model.
     pub thinning: Option<Thinning>,
+    /// How its canvas is denoised, if its output is one. The scheduler must have been given a canvas of the same length and blocks.
+    pub denoising: Option<Denoising>,
 }
 
 /// The requests that may be in a plan.

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use pagedraft_model::{Device, NO_CHOICE};
-use pagedraft_scheduler::{KvView, StepOutcome, StepPlan};
+use pagedraft_scheduler::{Kind, KvView, StepOutcome, StepPlan};
 
 use crate::error::ExecuteError;
 use crate::executor::ModelExecutor;
@@ -36,7 +36,8 @@ impl<D: Device> ModelExecutor<D> {
         sampled.begin();
         self.verdicts.clear();
         for (i, row) in plan.rows.iter().enumerate() {
-            if row.samples && self.faults[i].is_none() {
+            let of_a_canvas = matches!(row.kind, Kind::Denoise { .. });
+            if row.samples && !of_a_canvas && self.faults[i].is_none() {
                 let rows = self.last_rows();
                 let first = (rows.starts[i] + rows.known[i]).saturating_sub(1);
                 sampled.push(i as u32, first..first + 1 + self.drafts_of(i).len() as u32);

@@ -1,11 +1,12 @@
 //! The token rows of a step in one segment of the model.
 
-use pagedraft_attention::metadata::PAD_SLOT;
+use pagedraft_attention::metadata::{MaskKind, PAD_SLOT};
 use pagedraft_attention::{MetadataBuilder, MetadataRow};
 use pagedraft_block_manager::{GroupId, KvIndex, slot};
 use pagedraft_model::StepInputs;
 use pagedraft_scheduler::{Kind, KvView, PlanRow, SegmentKv, StepPlan};
 
+use crate::canvas::Canvases;
 use crate::drafts::Drafts;
 use crate::error::ExecuteError;
 use crate::requests::Requests;
@@ -40,6 +41,7 @@ pub(crate) struct Sources<'a> {
     pub draft_row: &'a [Option<u32>],
     pub requests: &'a Requests,
     pub thinned: &'a ThinnedPrompts,
+    pub canvases: &'a Canvases,
     pub segments: &'a [SegmentKv],
     pub scorer: Scorer,
     /// For each plan row, the reason why it cannot go on, if there is one.
@@ -68,6 +70,14 @@ impl<'a> Sources<'a> {
         Ok((first + known).checked_sub(1).map_or(0, |last| thinned.position(segment, last, prompt_len) + 1))
     }
 
+    /// The positions of a block of a canvas that run through a segment, if only some do.
+    fn active(&self, row: &PlanRow, segment: u16) -> Option<&'a [u32]> {
+        if segment == 0 || !matches!(row.kind, Kind::Denoise { .. }) {
+            return None;
+        }
+        self.canvases.get(row.request)?.active()
+    }
+
     /// Whether the row's tokens are numbered anew behind each cut.
     fn is_compact(&self, row: &PlanRow) -> bool {
         let thinning = self.requests.get(row.request).ok().and_then(|known| known.thinning.as_ref());
@@ -77,6 +87,9 @@ impl<'a> Sources<'a> {
     /// The known tokens of a plan row that run in a segment: the index of the first one among all the
     /// sequence's tokens that reach the segment, and how many they are.
     fn span(&self, row: &PlanRow, segment: u16) -> (u32, u32) {
+        if let Some(active) = self.active(row, segment) {
+            return (0, active.len() as u32);
+        }
         if segment == row.segments.start || !self.thins(row) {
             return (row.tokens.start, row.tokens.end - row.tokens.start);
         }
@@ -224,6 +237,10 @@ impl Sources<'_> {
         for &i in &here.order {
             let (i, row) = (i as usize, &self.plan.rows[i as usize]);
             let rows = here.known[i] + self.drafts_of(i).len() as u32;
+            if let Some(active) = self.active(row, segment) {
+                source.extend(active.iter().map(|position| before.starts[i] + (position - row.tokens.start)));
+                continue;
+            }
             if !self.thins(row) {
                 source.extend(before.starts[i]..before.starts[i] + rows);
                 continue;
@@ -250,6 +267,9 @@ fn push_row(
     inputs: &mut StepInputs,
 ) -> Result<u32, ExecuteError> {
     let row = &from.plan.rows[i];
+    if matches!(row.kind, Kind::Denoise { .. }) {
+        return push_canvas(from, row, segment, kv, builders, inputs);
+    }
     let wrong = |what| ExecuteError::Plan { request: row.request, what };
     let drafts = from.drafts_of(i);
     let (first, known) = from.span(row, segment);
@@ -286,6 +306,47 @@ fn push_row(
         rows = push_metadata(from.scorer, builder, context, count, !drafts.is_empty(), stored, table)?;
     }
     Ok(rows)
+}
+
+/// Appends a pass over a canvas. Its tokens see the whole sequence: what is before them, and what is behind them.
+fn push_canvas(
+    from: &Sources<'_>,
+    row: &PlanRow,
+    segment: u16,
+    kv: &SegmentKv,
+    builders: &mut [MetadataBuilder],
+    inputs: &mut StepInputs,
+) -> Result<u32, ExecuteError> {
+    let wrong = |what| ExecuteError::Plan { request: row.request, what };
+    let canvas = from.canvases.get(row.request).ok_or(wrong("its canvas is not there"))?;
+    let registered = from.requests.get(row.request)?;
+    let prompt = from.kv.tokens(row.request).get(..registered.prompt_len as usize).unwrap_or_default();
+    let all = registered.prompt_len + registered.denoising.as_ref().map_or(0, |denoising| denoising.len);
+    let active = from.active(row, segment);
+    let from_here = inputs.positions.len();
+    match active {
+        Some(active) => inputs.positions.extend_from_slice(active),
+        None => inputs.positions.extend(row.tokens.clone()),
+    }
+    let ids = inputs.positions[from_here..].iter().map(|&position| match prompt.get(position as usize) {
+        Some(&token) => token,
+        None => canvas.token(position),
+    });
+    inputs.tokens.extend(ids);
+    let positions = &inputs.positions[from_here..];
+    let (query_len, context_len) = (positions.len() as u32, positions.first().copied().unwrap_or(0));
+    for &group in &kv.groups {
+        let builder =
+            builders.get_mut(usize::from(group.0)).ok_or(wrong("it names a KV group that is not there"))?;
+        let row = MetadataRow {
+            behind: all.saturating_sub(context_len + query_len),
+            mask: MaskKind::Bidirectional,
+            index: active,
+            ..MetadataRow::causal(context_len, query_len, from.kv.block_table(row.request, group))
+        };
+        builder.push(row)?;
+    }
+    Ok(1)
 }
 
 /// The index in a group of the first token of a row, which is token `first` of those that reach the segment.

@@ -41,6 +41,9 @@ impl<D: Device> ModelExecutor<D> {
             let replays = self.runner.replays_segment(segment, inputs);
             inputs.groups.iter_mut().for_each(|metadata| metadata.use_cuda_graph = replays);
             *ran = self.runner.forward_segment(segment, inputs)?;
+            if segment == 0 {
+                self.judge_passes(plan)?;
+            }
             if segment + 1 < segments {
                 self.cut(segment, plan, kv, &mut outcome.record.cuts)?;
             }
@@ -59,6 +62,7 @@ impl<D: Device> ModelExecutor<D> {
             draft_row: &self.draft_row,
             requests: &self.requests,
             thinned: &self.thinned,
+            canvases: &self.canvases,
             segments: &self.segments,
             scorer: self.scorer,
             faults: &self.faults,

@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use pagedraft::exit::{usage, usage_hint};
 use pagedraft::session::{
     DeviceRef, DsaTraceOptions, EngineOptions, IndexerKvDtype, InstructionSet, KvTiers, LoadFormat,
-    MOST_LOGIT_ROWS, ModelRef, Session, SessionInfo, TraceOptions, local_pool,
+    MOST_LOGIT_ROWS, ModelRef, Session, SessionInfo, SkipLayers, TraceOptions, local_pool,
 };
 use pagedraft_attention::isa::Isa;
 use pagedraft_model::Dtype;
@@ -269,6 +269,8 @@ impl EngineFlags {
             // Only `generate` has a flag for it.
             return_indexer_topk: false,
             prune: self.prune.options(),
+            // Only `generate` has a flag for it.
+            skip_layers: SkipLayers::default(),
             trace: self.trace_options()?,
             trace_dsa: self.trace_dsa_options(),
             attaches_trace: false,

@@ -11,6 +11,7 @@ use pagedraft::session::{Emitted, RequestId, RequestOutput, Session, Speculation
 use pagedraft_spec_decode::metrics::SpeculationMetrics;
 use serde_json::json;
 
+use super::diffusion_flags::DiffusionFlags;
 use super::engine_flags::EngineFlags;
 use super::output_file::OutputFile;
 use super::prompts::{Arrival, Prompt, PromptSource, SamplingFlags};
@@ -31,6 +32,8 @@ pub struct Generate {
     #[arg(long, help_heading = "Output")]
     return_indexer_topk: bool,
     #[command(flatten)]
+    diffusion: DiffusionFlags,
+    #[command(flatten)]
     engine: EngineFlags,
 }
 
@@ -49,6 +52,7 @@ impl Generate {
     pub fn run(&self) -> anyhow::Result<Ended> {
         let mut options = self.engine.options(true)?;
         options.return_indexer_topk = self.return_indexer_topk;
+        options.skip_layers = self.diffusion.skip_layers();
         let prompts = self.source.read(&self.sampling, self.engine.seed)?;
         options.prune.others = prompts.iter().filter_map(Prompt::prune).cloned().collect();
         let output = self.output_json.as_deref().map(OutputFile::reserve).transpose()?;
@@ -62,6 +66,11 @@ impl Generate {
             prompts.into_iter().map(|p| p.arrival(&session)).collect::<anyhow::Result<Vec<_>>>()?;
         for arrival in &mut arrivals {
             arrival.request.return_indexer_topk = self.return_indexer_topk;
+            if session.info().mask_token_id.is_some() || self.diffusion.asks() {
+                let length = self.diffusion.gen_length().unwrap_or(arrival.request.max_tokens);
+                arrival.request.max_tokens = length;
+                arrival.request.diffusion = Some(self.diffusion.diffusion(length));
+            }
         }
         // Requests are checked before anything runs, so that a bad line far down does not cost the work on
         // those before it.

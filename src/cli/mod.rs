@@ -5,6 +5,7 @@ mod bench;
 mod calibrate;
 mod compare;
 mod deterministic_cost;
+mod diffusion_flags;
 mod engine_flags;
 mod generate;
 mod held_out;

@@ -299,6 +299,7 @@ impl Line {
             recorded: Vec::new(),
             return_indexer_topk: false,
             prune: RequestPrune::default(),
+            diffusion: None,
         };
         Ok(Prompt { text, request, arrival_step: self.arrival_step, place })
     }

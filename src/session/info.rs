@@ -42,6 +42,10 @@ pub struct SessionInfo {
     pub kv_salt: Salt,
     /// The tokens that end a sequence.
     pub eos_token_ids: Vec<u32>,
+    /// The id of the mask, of a model that fills masks in a canvas.
+    pub mask_token_id: Option<u32>,
+    /// How many layers every token of a canvas runs through, if the others can be skipped.
+    pub skip_layers: Option<u16>,
     /// The number of layers of the checkpoint that are left out: those for multi-token prediction.
     pub skipped_layers: usize,
     /// Whether the weights are drawn from a seed.

@@ -13,6 +13,7 @@ use pagedraft_scheduler::{Scheduler, SchedulerConfig};
 use pagedraft_spec_decode::ModelExecutor;
 
 use super::checkpoint;
+use super::diffusion;
 use super::draft::{DraftParts, PlacedDraft};
 use super::gpu_memory::EngineNeed;
 use super::info::SessionInfo;
@@ -111,7 +112,9 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
     }
     let config = checkpoint.config().clone();
     let taps = selections::wanted(options, &config)?;
-    let cuts = pruning::cuts(options, &config)?;
+    diffusion::check_options(options, &config)?;
+    let skips = diffusion::cuts(options, &config)?;
+    let cuts = if skips.is_empty() { pruning::cuts(options, &config)? } else { skips };
     let max_model_len = max_model_len(options, &config)?;
     let refused = |e: anyhow::Error| usage(e.context("the model that --draft names is refused"));
     let draft = DraftParts::open(options, &checkpoint, max_model_len).map_err(refused)?;
@@ -121,7 +124,7 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
 
     if !cuts.is_empty() && placement.is_gpu() {
         let error = anyhow::anyhow!(
-            "prompts can't be pruned on a GPU yet: it keeps the KV of all layers in one group"
+            "prompts can't be pruned on a GPU yet, nor can layers be skipped: it keeps the KV of all layers in one group"
         );
         return Err(usage_hint(error, "--device cpu"));
     }
@@ -138,16 +141,19 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
         (None, None) => blocks_in(default_kv_cache_memory(), block_bytes),
     };
     let on_gpu = placement.is_gpu();
-    let pruning = if cuts.is_empty() {
+    let prunes = !cuts.is_empty() && config.mask_token_id.is_none();
+    let pruning = if !prunes {
         None
     } else {
         let token_bytes = placement.token_bytes(&config)?;
         Some(Pruning::new(options, &config, cuts.clone(), placement.dtype(), token_bytes))
     };
-    let segments = pruning.as_ref().map(Pruning::segments).unwrap_or_default();
-    let mut target_groups = match &pruning {
-        Some(_) => cut::kv_groups(&config, &cuts, placement.token_bytes(&config)?),
-        None => placement.kv_groups(&config, max_model_len as usize)?,
+    let segments =
+        if cuts.is_empty() { Vec::new() } else { pruning::segments(&cut::model_runs(&config, &cuts)) };
+    let mut target_groups = if cuts.is_empty() {
+        placement.kv_groups(&config, max_model_len as usize)?
+    } else {
+        cut::kv_groups(&config, &cuts, placement.token_bytes(&config)?)
     };
     let tiers = PlannedTiers::new(options, &config, &target_groups, on_gpu)?;
     let (mut num_blocks, mut arena_bytes) = (num_blocks, block_bytes);
@@ -230,6 +236,9 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
         // Graphs that are captured earlier would not keep what is chosen.
         runner.tap_selections(keep).with_context(failed)?;
     }
+    if let Some(layers) = options.skip_layers.of(config.num_layers as u16) {
+        runner.tap_first(layers.into()).with_context(failed)?;
+    }
     let most_drafts = u32::from(options.speculation.length.most());
     let mut capture = None;
     let mut graph_sizes = Vec::new();
@@ -262,6 +271,8 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
         kv_padding_at_worst: scheduler.blocks().arena().worst_waste(),
         kv_salt,
         eos_token_ids: config.eos_token_ids.clone(),
+        mask_token_id: config.mask_token_id,
+        skip_layers: options.skip_layers.of(config.num_layers as u16),
         skipped_layers: checkpoint.skipped_layers(),
         dummy_weights: checkpoint.is_dummy(),
         capture,

@@ -4,6 +4,7 @@
 
 mod builtin;
 mod checkpoint;
+mod diffusion;
 mod draft;
 mod gpu_memory;
 mod indexer_topk;
@@ -46,11 +47,12 @@ use pagedraft_spec_decode::metrics::SpeculationMetrics;
 use pagedraft_spec_decode::{ExecuteError, ExecutionRecord, ModelExecutor, Registered};
 use pagedraft_workloads::trace::{TraceTables, TraceWriter};
 
+pub use diffusion::{Decoder, Diffusion, DiffusionOutput, DiffusionStep};
 pub use indexer_topk::IndexerTopk;
 pub use info::SessionInfo;
 pub use options::{
     DeviceRef, DraftLength, DraftRef, DsaTraceOptions, EngineOptions, IndexerKvDtype, LoadFormat, ModelRef,
-    PruneOptions, SpeculationOptions, TraceOptions,
+    PruneOptions, SkipLayers, SpeculationOptions, TraceOptions,
 };
 pub use placement::InstructionSet;
 pub use pruning::PruneOutput;
@@ -241,7 +243,7 @@ impl Session {
             // If log probabilities or selections of the prompt are asked for, all of it must be computed.
             spec.fork_of = first.filter(|_| spec.reads_cache);
             let mut sequence =
-                Sequence::new(&request, sample, &spec.stop_token_ids, self.tokenizer.as_ref())?;
+                Sequence::new(&request, sample, &self.text_ends(&request, &spec), self.tokenizer.as_ref())?;
             if let Some((layers, k)) = self.indexer_topk_shape.filter(|_| request.return_indexer_topk) {
                 sequence.keep_indexer_topk(IndexerTopk::new(layers, k));
             }
@@ -257,7 +259,12 @@ impl Session {
             let recorded = request.recorded.get(sample as usize).cloned();
             let prompt_len = request.prompt.len() as u32;
             let thinning = pruner.as_ref().filter(|pruner| pruner.scores()).map(pruning::thinning);
-            self.executor.register(key, Registered { sampling, prompt_len, recorded, thinning });
+            let denoising =
+                request.diffusion.as_ref().zip(self.info.mask_token_id).map(|(diffusion, mask)| {
+                    sequence.denoise(diffusion.empty_output(prompt_len, request.max_tokens, mask));
+                    diffusion.denoising(request.max_tokens, mask, self.info.skip_layers)
+                });
+            self.executor.register(key, Registered { sampling, prompt_len, recorded, thinning, denoising });
             if let Some(trace) = &mut self.trace {
                 let name = &request.request_id;
                 let name = if request.n > 1 { format!("{name}/{sample}") } else { name.clone() };
@@ -270,6 +277,14 @@ impl Session {
             ids.push(id);
         }
         Ok(ids)
+    }
+
+    /// The tokens that end the text of a request. A canvas goes on behind its end of sequence, and its text does not.
+    fn text_ends(&self, request: &Request, spec: &RequestSpec) -> Vec<u32> {
+        if spec.canvas.is_some() && !request.ignore_eos {
+            return self.info.eos_token_ids.clone();
+        }
+        spec.stop_token_ids.clone()
     }
 
     /// Whether [`submit`](Self::submit) would accept a request.
@@ -309,6 +324,7 @@ impl Session {
             "stop strings need a tokenizer, and the model has none: use stop token ids"
         );
         self.check_selections(request)?;
+        diffusion::check_request(request, self.info.mask_token_id, self.info.skip_layers)?;
         // If the whole pool could not hold a request to its end, it would end early, and how early would
         // depend on the pool.
         let most = (request.prompt.len() as u64 + u64::from(request.max_tokens))
@@ -334,8 +350,14 @@ impl Session {
         if !request.ignore_eos {
             spec.stop_token_ids.extend(&self.info.eos_token_ids);
         }
+        if let Some(diffusion) = &request.diffusion {
+            // A canvas is filled to its end, and what its tokens see is never a prefix that another request has.
+            spec.canvas = Some(diffusion.canvas(request.max_tokens));
+            spec.stop_token_ids.clear();
+            spec.reads_cache = false;
+        }
         spec.priority = request.priority;
-        spec.reads_cache = request.sampling.prompt_logprobs.is_none() && !request.return_indexer_topk;
+        spec.reads_cache &= request.sampling.prompt_logprobs.is_none() && !request.return_indexer_topk;
         spec.salt = match &request.cache_salt {
             Some(tenant) => kv_salt::of_tenant(self.info.kv_salt, tenant),
             None => self.info.kv_salt,
@@ -491,6 +513,11 @@ impl Session {
             if let Some(sequence) = sequence(&mut self.sequences, &self.by_key, *request) {
                 sequence.fail(why);
                 log::failed(sequence.output());
+            }
+        }
+        for pass in &self.outcome.record.passes {
+            if let Some(sequence) = sequence(&mut self.sequences, &self.by_key, pass.request) {
+                sequence.take_pass(pass);
             }
         }
         for (request, logprobs) in &self.outcome.record.logprobs {

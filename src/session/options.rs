@@ -59,6 +59,30 @@ pub struct PruneOptions {
     pub layers: Option<Vec<u16>>,
 }
 
+/// Where tokens of a canvas may skip the later layers of the model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SkipLayers {
+    /// Nowhere.
+    #[default]
+    Never,
+    /// Behind the first half of the layers.
+    BehindHalf,
+    /// Behind so many layers.
+    Behind(u16),
+}
+
+impl SkipLayers {
+    /// How many of `all` layers every token runs through, if the others can be skipped.
+    #[must_use]
+    pub fn of(self, all: u16) -> Option<u16> {
+        match self {
+            Self::Never => None,
+            Self::BehindHalf => Some(all / 2),
+            Self::Behind(layers) => Some(layers),
+        }
+    }
+}
+
 /// Where to run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceRef {
@@ -359,6 +383,8 @@ pub struct EngineOptions {
     pub return_indexer_topk: bool,
     /// Where the model is cut for requests whose prompts are pruned.
     pub prune: PruneOptions,
+    /// Where tokens of a canvas may skip the later layers.
+    pub skip_layers: SkipLayers,
     /// The trace to write; `None` for none.
     pub trace: Option<TraceOptions>,
     /// What that trace records of sparse attention.
@@ -405,6 +431,7 @@ impl EngineOptions {
             inject_decode_graph_for_verify: false,
             return_indexer_topk: false,
             prune: PruneOptions::default(),
+            skip_layers: SkipLayers::default(),
             trace: None,
             trace_dsa: DsaTraceOptions::default(),
             attaches_trace: false,

@@ -8,7 +8,7 @@ use serde::Serialize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{IndexerTopk, PruneOutput};
+use super::{Diffusion, DiffusionOutput, IndexerTopk, PruneOutput};
 use crate::prune::PruneChoice;
 
 /// Names one sample of one request, from its submission to the end of the session. The default names none.
@@ -47,6 +47,8 @@ pub struct Request {
     pub return_indexer_topk: bool,
     /// Whether and how its prompt is pruned.
     pub prune: RequestPrune,
+    /// How its canvas is denoised: of a model that fills masks, and of no other. `max_tokens` is then the length of the canvas.
+    pub diffusion: Option<Diffusion>,
 }
 
 /// Whether and how a request's prompt is pruned.
@@ -80,6 +82,7 @@ impl Request {
             recorded: Vec::new(),
             return_indexer_topk: false,
             prune: RequestPrune::default(),
+            diffusion: None,
         }
     }
 }
@@ -132,6 +135,9 @@ pub struct RequestOutput {
     /// What pruning left of the prompt (`null` for a request that is not pruned), if the engine prunes any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prune: Option<Option<PruneOutput>>,
+    /// What became of its canvas, of a model that fills masks.
+    #[serde(flatten)]
+    pub diffusion: Option<DiffusionOutput>,
     /// The number of KV blocks that it held in the last step that ran it.
     #[serde(skip)]
     pub num_blocks: u32,

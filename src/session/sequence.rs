@@ -5,9 +5,10 @@ use std::sync::Arc;
 use pagedraft_block_manager::BlockId;
 use pagedraft_model::tokenizer::Tokenizer;
 use pagedraft_scheduler::{Applied, FinishReason, RequestInfo, RequestKey};
-use pagedraft_spec_decode::PromptLogprobs;
 use pagedraft_spec_decode::sampling::RowLogprobs;
+use pagedraft_spec_decode::{CanvasPass, PromptLogprobs};
 
+use super::diffusion::CanvasOutput;
 use super::request::{Request, RequestOutput};
 use super::text::StopScan;
 use super::{IndexerTopk, PruneOutput};
@@ -25,6 +26,10 @@ pub(super) struct Sequence {
     /// The number of tokens that the sample will have after the present step. Log probabilities and states
     /// of tokens behind a stop, which were computed but cut off, are not kept.
     length: usize,
+    /// Its canvas, of a model that fills masks.
+    canvas: Option<CanvasOutput>,
+    /// Whether its text is at its end, and its canvas goes on.
+    text_ended: bool,
 }
 
 impl Sequence {
@@ -62,6 +67,7 @@ impl Sequence {
                 accepted_by_position: Vec::new(),
                 indexer_topk: None,
                 prune: None,
+                diffusion: None,
                 num_blocks: 0,
                 prefix_blocks: Vec::new(),
             },
@@ -69,6 +75,8 @@ impl Sequence {
             logits: Vec::new(),
             hidden: Vec::new(),
             length: 0,
+            canvas: None,
+            text_ended: false,
         })
     }
 
@@ -152,6 +160,19 @@ impl Sequence {
         matches!(&self.output.prune, Some(Some(output)) if output.keep_k.contains_key(&layer))
     }
 
+    /// Begins its canvas.
+    pub fn denoise(&mut self, empty: CanvasOutput) {
+        self.output.diffusion = Some(empty.output());
+        self.canvas = Some(empty);
+    }
+
+    /// Takes in a pass over its canvas.
+    pub fn take_pass(&mut self, pass: &CanvasPass) {
+        if let Some(canvas) = &mut self.canvas {
+            canvas.take(pass);
+        }
+    }
+
     /// What the indexers chose, if it is kept.
     pub fn indexer_topk(&mut self) -> Option<&mut IndexerTopk> {
         self.output.indexer_topk.as_mut()
@@ -180,6 +201,9 @@ impl Sequence {
     /// Looks for a stop string in the tokens of a step. If one is found, returns how many of the tokens are
     /// kept.
     pub fn scan(&mut self, tokens: &[u32]) -> anyhow::Result<Option<usize>> {
+        if self.canvas.is_some() {
+            return self.scan_canvas(tokens).map(|()| None);
+        }
         for (i, &token) in tokens.iter().enumerate() {
             // A stop token ends the text without being part of it, and the scheduler ends the sequence
             // there. A stop token that has no text may still complete a stop string, which is then cut off.
@@ -196,6 +220,18 @@ impl Sequence {
         Ok(None)
     }
 
+    /// Adds the tokens of a block to the text, up to the end of the sequence.
+    fn scan_canvas(&mut self, tokens: &[u32]) -> anyhow::Result<()> {
+        for &token in tokens {
+            self.text_ended |= self.stop_token_ids.contains(&token);
+            if self.text_ended {
+                break;
+            }
+            self.scan.push(token)?;
+        }
+        Ok(())
+    }
+
     /// Adds the tokens that a step kept. Returns the text that can be shown.
     pub fn extend(&mut self, tokens: &[u32], finish: Option<FinishReason>) -> anyhow::Result<String> {
         self.output.token_ids.extend_from_slice(tokens);
@@ -205,6 +241,11 @@ impl Sequence {
             let tokens = self.output.prompt_token_ids.len() + self.output.token_ids.len();
             if let Some(topk) = &mut self.output.indexer_topk {
                 topk.truncate(tokens.saturating_sub(1));
+            }
+            if let Some(canvas) = &self.canvas {
+                // A mask that was left in a block may have been filled with a later one.
+                self.output.token_ids = canvas.ids();
+                self.output.diffusion = Some(canvas.output());
             }
             self.output.finish_reason = finish;
             self.output.text = self.scan.text().to_owned();

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-/// A family of models. The first four share one block (RMS norms, grouped-query attention with rotary
-/// positions, SwiGLU) and differ in biases and head norms; the others attend over latents, sparsely.
+/// A family of models. The first four and LLaDA share one block (RMS norms, grouped-query attention with rotary
+/// positions, SwiGLU) and differ in biases, head norms and masks; the others attend over latents, sparsely.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Architecture {
     /// Llama 1 to 3.
@@ -18,17 +18,20 @@ pub enum Architecture {
     DeepseekV32,
     /// GLM-5: the same, with indexers that layers may share.
     GlmMoeDsa,
+    /// LLaDA: a Llama that fills masks in a canvas. Its tokens see each other in both directions.
+    Llada,
 }
 
 impl Architecture {
     /// All of them.
-    pub const ALL: [Architecture; 6] = [
+    pub const ALL: [Architecture; 7] = [
         Architecture::Llama,
         Architecture::Mistral,
         Architecture::Qwen2,
         Architecture::Qwen3,
         Architecture::DeepseekV32,
         Architecture::GlmMoeDsa,
+        Architecture::Llada,
     ];
 
     /// The class name that `architectures` in `config.json` holds.
@@ -40,6 +43,7 @@ impl Architecture {
             Architecture::Qwen3 => "Qwen3ForCausalLM",
             Architecture::DeepseekV32 => "DeepseekV32ForCausalLM",
             Architecture::GlmMoeDsa => "GlmMoeDsaForCausalLM",
+            Architecture::Llada => "LLaDAModelLM",
         }
     }
 
@@ -52,12 +56,53 @@ impl Architecture {
             Architecture::Qwen3 => "qwen3",
             Architecture::DeepseekV32 => "deepseek_v32",
             Architecture::GlmMoeDsa => "glm_moe_dsa",
+            Architecture::Llada => "llada",
         }
     }
 
     /// Whether its models attend over latents, sparsely.
     pub const fn is_sparse(self) -> bool {
         matches!(self, Architecture::DeepseekV32 | Architecture::GlmMoeDsa)
+    }
+
+    /// The name of the token embedding in a checkpoint, `[vocab_size, hidden_size]`.
+    pub const fn embed_tokens(self) -> &'static str {
+        match self {
+            Architecture::Llada => "model.transformer.wte.weight",
+            _ => EMBED_TOKENS,
+        }
+    }
+
+    /// The name of the output head, `[vocab_size, hidden_size]`.
+    pub const fn lm_head(self) -> &'static str {
+        match self {
+            Architecture::Llada => "model.transformer.ff_out.weight",
+            _ => LM_HEAD,
+        }
+    }
+
+    /// The name of the norm before the head, `[hidden_size]`.
+    pub const fn final_norm(self) -> &'static str {
+        match self {
+            Architecture::Llada => "model.transformer.ln_f.weight",
+            _ => FINAL_NORM,
+        }
+    }
+
+    /// The name of the weight of a part of layer `layer`.
+    pub fn weight_name(self, layer: usize, part: Part) -> String {
+        match self {
+            Architecture::Llada => format!("model.transformer.blocks.{layer}.{}.weight", part.llada_module()),
+            _ => part.weight_name(layer),
+        }
+    }
+
+    /// The name of the bias of a part of layer `layer`.
+    pub fn bias_name(self, layer: usize, part: Part) -> String {
+        match self {
+            Architecture::Llada => format!("model.transformer.blocks.{layer}.{}.bias", part.llada_module()),
+            _ => part.bias_name(layer),
+        }
     }
 }
 
@@ -67,7 +112,7 @@ impl fmt::Display for Architecture {
     }
 }
 
-/// The token embedding's name in a Hugging Face checkpoint, `[vocab_size, hidden_size]`.
+/// The token embedding's name in most Hugging Face checkpoints, `[vocab_size, hidden_size]`.
 pub const EMBED_TOKENS: &str = "model.embed_tokens.weight";
 /// The output head's name, `[vocab_size, hidden_size]`.
 pub const LM_HEAD: &str = "lm_head.weight";
@@ -131,6 +176,23 @@ impl Part {
             Part::Gate => "mlp.gate_proj",
             Part::Up => "mlp.up_proj",
             Part::Down => "mlp.down_proj",
+        }
+    }
+
+    /// The part's module path inside a block of LLaDA, which has no head norms. Its `ff_proj` is the gate.
+    const fn llada_module(self) -> &'static str {
+        match self {
+            Part::InputNorm => "attn_norm",
+            Part::Q => "q_proj",
+            Part::K => "k_proj",
+            Part::V => "v_proj",
+            Part::QNorm => "q_norm",
+            Part::KNorm => "k_norm",
+            Part::O => "attn_out",
+            Part::PostAttentionNorm => "ff_norm",
+            Part::Gate => "ff_proj",
+            Part::Up => "up_proj",
+            Part::Down => "ff_out",
         }
     }
 

@@ -45,8 +45,11 @@ impl ClassDefaults {
             ..llama
         };
         match architecture {
-            // The sparse ones have defaults of their own: see `dsa_parse`.
-            Architecture::Llama | Architecture::DeepseekV32 | Architecture::GlmMoeDsa => llama,
+            // The sparse ones and LLaDA have defaults of their own: see `dsa_parse` and `llada_parse`.
+            Architecture::Llama
+            | Architecture::DeepseekV32
+            | Architecture::GlmMoeDsa
+            | Architecture::Llada => llama,
             Architecture::Mistral => ClassDefaults {
                 intermediate_size: 14_336,
                 num_key_value_heads: Some(8),

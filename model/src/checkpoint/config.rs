@@ -1,6 +1,6 @@
 //! `config.json` as a plain struct: what shape a model has.
 
-use super::architecture::{Architecture, EMBED_TOKENS, FINAL_NORM, LM_HEAD, Part};
+use super::architecture::{Architecture, Part};
 use super::dsa::DsaConfig;
 use super::dtype::Dtype;
 use super::rope::Rope;
@@ -57,6 +57,9 @@ pub struct ModelConfig {
     /// What models with sparse attention over latents have besides; `None` of the others. In such a model `head_dim`
     /// is the width of a query head.
     pub dsa: Option<Box<DsaConfig>>,
+    /// The token that stands for what is not known yet, of a model that fills masks in a canvas. Such a model's tokens see
+    /// each other in both directions. `None` of a causal model.
+    pub mask_token_id: Option<u32>,
 }
 
 impl ModelConfig {
@@ -130,25 +133,25 @@ impl ModelConfig {
         let mut tensors = Vec::new();
         for part in Part::ALL {
             if self.has_part(part) {
-                tensors.push((part.weight_name(layer), self.weight_shape(part)));
+                tensors.push((self.architecture.weight_name(layer, part), self.weight_shape(part)));
             }
             if self.has_bias(part) {
-                tensors.push((part.bias_name(layer), self.bias_shape(part)));
+                tensors.push((self.architecture.bias_name(layer, part), self.bias_shape(part)));
             }
         }
         tensors
     }
 
     /// Every tensor of the model, with its shape. A tied matrix appears once, under
-    /// [`EMBED_TOKENS`].
+    /// [`Architecture::embed_tokens`].
     pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
-        let mut tensors = vec![(EMBED_TOKENS.to_owned(), self.embedding_shape())];
+        let mut tensors = vec![(self.architecture.embed_tokens().to_owned(), self.embedding_shape())];
         for layer in 0..self.num_layers {
             tensors.extend(self.layer_tensors(layer));
         }
-        tensors.push((FINAL_NORM.to_owned(), vec![self.hidden_size]));
+        tensors.push((self.architecture.final_norm().to_owned(), vec![self.hidden_size]));
         if !self.tie_word_embeddings {
-            tensors.push((LM_HEAD.to_owned(), self.embedding_shape()));
+            tensors.push((self.architecture.lm_head().to_owned(), self.embedding_shape()));
         }
         tensors
     }

@@ -165,6 +165,7 @@ pub(super) fn parse(
             false => Some(0),
         },
         dsa: Some(Box::new(dsa)),
+        mask_token_id: None,
     })
 }
 

@@ -26,6 +26,7 @@ mod fingerprint;
 mod foreign;
 mod fp8;
 mod index_sharing;
+mod llada_parse;
 mod parse;
 mod quantisation;
 mod rope;
@@ -261,7 +262,7 @@ impl Checkpoint {
     /// # Errors
     /// Those of [`Checkpoint::tensor`].
     pub fn weight(&self, layer: usize, part: Part) -> Result<Tensor<'_>, ModelError> {
-        self.tensor(&part.weight_name(layer), &self.config.weight_shape(part))
+        self.tensor(&self.config.architecture.weight_name(layer, part), &self.config.weight_shape(part))
     }
 
     /// The bias of a part of a layer, `[out]`; `None` where the model has none.
@@ -272,7 +273,8 @@ impl Checkpoint {
         if !self.config.has_bias(part) {
             return Ok(None);
         }
-        self.tensor(&part.bias_name(layer), &self.config.bias_shape(part)).map(Some)
+        let name = self.config.architecture.bias_name(layer, part);
+        self.tensor(&name, &self.config.bias_shape(part)).map(Some)
     }
 
     /// The token embedding, `[vocab_size, hidden_size]`.
@@ -280,8 +282,9 @@ impl Checkpoint {
     /// # Errors
     /// Those of [`Checkpoint::tensor`].
     pub fn embedding(&self) -> Result<Tensor<'_>, ModelError> {
-        let tied_away = self.config.tie_word_embeddings && !self.has(EMBED_TOKENS);
-        let name = if tied_away && self.has(LM_HEAD) { LM_HEAD } else { EMBED_TOKENS };
+        let (embed, head) = (self.config.architecture.embed_tokens(), self.config.architecture.lm_head());
+        let tied_away = self.config.tie_word_embeddings && !self.has(embed);
+        let name = if tied_away && self.has(head) { head } else { embed };
         self.tensor(name, &self.config.embedding_shape())
     }
 
@@ -293,7 +296,7 @@ impl Checkpoint {
         if self.config.tie_word_embeddings {
             return self.embedding();
         }
-        self.tensor(LM_HEAD, &self.config.embedding_shape())
+        self.tensor(self.config.architecture.lm_head(), &self.config.embedding_shape())
     }
 
     /// The norm before the head, `[hidden_size]`.
@@ -301,7 +304,7 @@ impl Checkpoint {
     /// # Errors
     /// Those of [`Checkpoint::tensor`].
     pub fn final_norm(&self) -> Result<Tensor<'_>, ModelError> {
-        self.tensor(FINAL_NORM, &[self.config.hidden_size])
+        self.tensor(self.config.architecture.final_norm(), &[self.config.hidden_size])
     }
 
     fn stored(&self, name: &str) -> Option<(&Path, Stored<'_>)> {
@@ -333,20 +336,21 @@ impl Checkpoint {
         if self.config.dsa.is_some() {
             return self.check_sparse_tensors();
         }
+        let architecture = self.config.architecture;
         for layer in 0..self.config.num_layers {
             for part in Part::ALL {
                 if self.config.has_part(part) {
                     self.weight(layer, part)?;
                 } else {
-                    self.refuse(&part.weight_name(layer), "the architecture has no such part")?;
+                    self.refuse(&architecture.weight_name(layer, part), "the architecture has no such part")?;
                 }
                 if self.bias(layer, part)?.is_none() {
                     let hint = "config.json says there is no such bias (attention_bias, mlp_bias)";
-                    self.refuse(&part.bias_name(layer), hint)?;
+                    self.refuse(&architecture.bias_name(layer, part), hint)?;
                 }
             }
         }
-        let beyond = Part::InputNorm.weight_name(self.config.num_layers);
+        let beyond = architecture.weight_name(self.config.num_layers, Part::InputNorm);
         self.refuse(&beyond, "it has more layers than num_hidden_layers")
     }
 

@@ -15,6 +15,7 @@ use super::config::{MOST_POSITIONS, ModelConfig};
 use super::dsa_parse;
 use super::dtype::Dtype;
 use super::fields::{Fields, parse_object};
+use super::llada_parse;
 use super::quantisation;
 use super::rope_parameters::rope;
 use super::windows::windows;
@@ -36,6 +37,9 @@ impl ModelConfig {
         let architecture = architecture(fields)?;
         if architecture.is_sparse() {
             return dsa_parse::parse(fields, architecture, dtype(fields)?);
+        }
+        if architecture == Architecture::Llada {
+            return llada_parse::parse(fields, dtype(fields)?);
         }
         refuse_unsupported(fields)?;
 
@@ -98,6 +102,7 @@ impl ModelConfig {
                 false => defaults.bos_token_id,
             },
             dsa: None,
+            mask_token_id: None,
         })
     }
 

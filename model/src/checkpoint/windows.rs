@@ -35,7 +35,7 @@ pub(super) fn windows(
         return Ok(vec![None; layers]);
     };
     let used = match architecture {
-        Architecture::Llama | Architecture::DeepseekV32 | Architecture::GlmMoeDsa => {
+        Architecture::Llama | Architecture::DeepseekV32 | Architecture::GlmMoeDsa | Architecture::Llada => {
             let feature = format!("{architecture} with sliding_attention (layer_types[{first}])");
             let hint = "a Llama has no windows; if the layers are Mistral's, let architectures say so";
             return Err(fields.unsupported(feature, hint));
@@ -89,7 +89,9 @@ fn sliding_by_class(
     layers: usize,
 ) -> Result<Vec<bool>, ModelError> {
     Ok(match architecture {
-        Architecture::Llama | Architecture::DeepseekV32 | Architecture::GlmMoeDsa => vec![false; layers],
+        Architecture::Llama | Architecture::DeepseekV32 | Architecture::GlmMoeDsa | Architecture::Llada => {
+            vec![false; layers]
+        }
         Architecture::Mistral => vec![true; layers],
         Architecture::Qwen2 | Architecture::Qwen3 => {
             if !fields.boolean("use_sliding_window", false)? {

@@ -137,9 +137,17 @@ impl<D: Device> Runner<D> {
     ///
     /// Not enough memory.
     pub fn tap_hidden(&mut self) -> Result<(), ModelError> {
-        let (layers, hidden) = (self.config().num_layers, self.config().hidden_size);
-        let rows = self.limits.token_rows;
-        let taps = (0..=layers).map(|_| self.device.activations(rows, hidden, Precision::Full));
+        self.tap_first(self.config().num_layers + 1)
+    }
+
+    /// The same, but only as it enters each of the first `layers` layers.
+    ///
+    /// # Errors
+    ///
+    /// Not enough memory.
+    pub fn tap_first(&mut self, layers: usize) -> Result<(), ModelError> {
+        let (rows, hidden) = (self.limits.token_rows, self.config().hidden_size);
+        let taps = (0..layers).map(|_| self.device.activations(rows, hidden, Precision::Full));
         let taps = taps.collect::<Result<_, _>>()?;
         self.model.set_taps(taps);
         Ok(())

@@ -62,6 +62,7 @@ impl Scheduler {
 fn prefill_rows(request: &Request, left: u32, chunk: u32) -> u32 {
     match request.canvas {
         Some(canvas) if request.refresh => (request.prompt_len + canvas.len).min(left),
+        Some(canvas) if canvas.suffix => (request.prompt_len + canvas.len - request.len()).min(left),
         Some(canvas) => canvas.block.min(left),
         None if request.is_thinning() => {
             (request.reach(request.segment) - request.passed).min(left).min(chunk)

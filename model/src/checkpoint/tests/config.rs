@@ -36,6 +36,7 @@ fn a_llama_config_gives_every_field() {
         eos_token_ids: vec![2],
         bos_token_id: Some(1),
         dsa: None,
+        mask_token_id: None,
     };
     assert_eq!(config, expected);
 }
