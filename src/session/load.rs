@@ -9,7 +9,7 @@ use pagedraft_model::cpu::MemoryLimit;
 use pagedraft_model::cut::{self, CutDecoder};
 use pagedraft_model::tokenizer::Tokenizer;
 use pagedraft_model::{AnyArena, AnyDevice, ModelError, Runner};
-use pagedraft_scheduler::{Scheduler, SchedulerConfig};
+use pagedraft_scheduler::{Scheduler, SchedulerConfig, SegmentKv};
 use pagedraft_spec_decode::ModelExecutor;
 
 use super::checkpoint;
@@ -40,6 +40,8 @@ pub(super) struct Loaded {
     pub setups: Setups,
     pub info: SessionInfo,
     pub pruning: Option<Pruning>,
+    /// The KV groups of each segment of the target; none if it is not cut.
+    pub segments: Vec<SegmentKv>,
 }
 
 fn max_model_len(options: &EngineOptions, config: &ModelConfig) -> anyhow::Result<u32> {
@@ -286,7 +288,7 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
     let mut executor = if segments.is_empty() {
         ModelExecutor::new(runner, options.block_size)?
     } else {
-        ModelExecutor::with_segments(runner, options.block_size, segments)?
+        ModelExecutor::with_segments(runner, options.block_size, segments.clone())?
     };
     let mut setups = Setups::new(options.max_num_seqs, num_blocks, options.block_size);
     if let (Some(draft), Some(named)) = (draft, &options.speculation.draft) {
@@ -306,5 +308,5 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
     let (mut scheduler, setup) =
         (scheduler, setups.prepare(&options.speculation, options.enforce_eager, &mut executor)?);
     setups.switch(setup, &mut scheduler, &mut executor)?;
-    Ok(Loaded { tokenizer, scheduler, executor, setups, info, pruning })
+    Ok(Loaded { tokenizer, scheduler, executor, setups, info, pruning, segments })
 }

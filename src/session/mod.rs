@@ -41,7 +41,8 @@ use pagedraft_block_manager::{KvJournal, SideTable, Slab};
 use pagedraft_model::tokenizer::Tokenizer;
 use pagedraft_model::{AnyDevice, Device};
 use pagedraft_scheduler::{
-    Applied, Executor, Kind, RequestKey, RequestSpec, Scheduler, StepId, StepOutcome, StepPlan, StepTimes,
+    Applied, Executor, Kind, RequestKey, RequestSpec, Scheduler, SegmentKv, StepId, StepOutcome, StepPlan,
+    StepTimes,
 };
 use pagedraft_spec_decode::metrics::SpeculationMetrics;
 use pagedraft_spec_decode::{ExecuteError, ExecutionRecord, ModelExecutor, Registered};
@@ -103,6 +104,8 @@ pub struct Session {
     indexer_topk_shape: Option<(usize, usize)>,
     /// The cuts of the model, if prompts may be pruned.
     pruning: Option<Pruning>,
+    /// The KV groups of each segment of the target; none if it is not cut.
+    segments: Vec<SegmentKv>,
     /// What entered and left the prefix cache in the last step, if a trace is written.
     journal: KvJournal,
     /// Whether blocks that the prefix cache forgets go down to other tiers.
@@ -126,7 +129,7 @@ impl Session {
         let dsa = traces.then(|| TraceDsa::new(&options.trace_dsa, groups, index_topk, options.block_size));
         let dsa = dsa.flatten();
         let config = trace::engine_config(options, &loaded.info, blocks, dsa.as_ref());
-        let segments = loaded.pruning.as_ref().map(Pruning::segments).unwrap_or_default();
+        let segments = loaded.segments;
         let create = |to| Trace::create(to, &config, (groups, &segments), dsa.clone());
         let trace = options.trace.as_ref().map(create).transpose()?;
         let keeps_prefixes = options.enable_prefix_caching
@@ -160,6 +163,7 @@ impl Session {
             trace_dsa: dsa,
             indexer_topk_shape,
             pruning: loaded.pruning,
+            segments,
             journal: KvJournal::default(),
             keeps_prefixes,
             journal_seen: 0,
@@ -186,8 +190,7 @@ impl Session {
     pub fn attach_trace(&mut self, writer: TraceWriter, tables: TraceTables) -> anyhow::Result<()> {
         ensure!(self.trace.is_none(), "the session has a trace already");
         ensure!(!self.has_unfinished(), "a trace can't begin while requests run");
-        let segments = self.pruning.as_ref().map(Pruning::segments).unwrap_or_default();
-        let groups = (self.scheduler.blocks().groups(), &segments[..]);
+        let groups = (self.scheduler.blocks().groups(), &self.segments[..]);
         self.trace = Some(Trace::new(writer, tables, groups, self.trace_dsa.clone())?);
         self.scheduler.keep_journal(true);
         self.executor.keep_group_steps(true);

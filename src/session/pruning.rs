@@ -142,11 +142,6 @@ impl Pruning {
         }
     }
 
-    /// The groups of each segment of the step.
-    pub fn segments(&self) -> Vec<SegmentKv> {
-        segments(&self.runs)
-    }
-
     /// How a request's prompt is pruned; `None` if all of it goes through the whole model.
     ///
     /// # Errors

@@ -278,6 +278,9 @@ pub struct GroupRecord {
     /// The window of the group's layers: the query of index i sees no key j with j <= i - window.
     #[serde(default)]
     pub window: Option<u32>,
+    /// What the queries of each row see; absent if all of them see what is before them.
+    #[serde(default)]
+    pub mask_kinds: Vec<String>,
     /// The segment of the model that the group belongs to, if it is not the first. Its rows are then the group's own, one for each
     /// plan row that reaches the segment.
     #[serde(default)]

@@ -1,6 +1,6 @@
 //! What a step did in a KV group of a later segment of the model, as a line has it.
 
-use pagedraft_attention::metadata::AttentionMetadata;
+use pagedraft_attention::metadata::{AttentionMetadata, MaskKind};
 use pagedraft_block_manager::BlockId;
 use serde::Serialize;
 
@@ -19,6 +19,10 @@ pub struct SegmentRows<'a> {
     block_tables: Vec<&'a [BlockId]>,
     #[serde(skip_serializing_if = "Option::is_none")]
     window: Option<u32>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    mask_kinds: &'a [MaskKind],
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    kv_index: &'a [i64],
 }
 
 impl<'a> SegmentRows<'a> {
@@ -42,6 +46,9 @@ impl<'a> SegmentRows<'a> {
             context_lens: Vec::new(),
             block_tables: Vec::new(),
             window: metadata.window,
+            // Rows of canvases, which alone have these, are never several for one plan row.
+            mask_kinds: &metadata.mask_kinds,
+            kv_index: &metadata.kv_index,
         };
         for (m, &plan_row) in plan_rows.iter().enumerate() {
             let end = metadata.query_start_loc[m + 1];

@@ -74,9 +74,13 @@ impl OwnGroup {
         size: u32,
     ) -> Result<u64, Fault> {
         let (step, group) = (call.step, call.group);
-        let rows = 0..call.owners.len();
-        let (thinned, whole): (Vec<usize>, Vec<usize>) = rows.partition(|&m| call.thinned(m, live).is_some());
-        check_positions(step, &Call::of_own(group), &group.input_positions, (&call.owners, &whole))?;
+        let (canvases, rows): (Vec<usize>, Vec<usize>) =
+            (0..call.owners.len()).partition(|&m| step.rows[call.owners[m]].kind == RowKind::Denoise);
+        let (thinned, whole): (Vec<usize>, Vec<usize>) =
+            rows.into_iter().partition(|&m| call.thinned(m, live).is_some());
+        for rows in [&whole, &canvases] {
+            check_positions(step, &Call::of_own(group), &group.input_positions, (&call.owners, rows))?;
+        }
         self.let_go(call, size);
         for m in 0..call.owners.len() {
             self.hold(call, m, live, size)?;
@@ -87,6 +91,9 @@ impl OwnGroup {
         }
         for m in thinned {
             self.check_thinned(call, m, live)?;
+        }
+        for m in canvases {
+            check_canvas(call, m)?;
         }
         let mut written = HashMap::new();
         let own = Call::of_own(group);
@@ -309,6 +316,24 @@ impl OwnGroup {
         });
         held.flat_map(|held| &held.table).collect::<HashSet<_>>().len() as u64
     }
+}
+
+/// Checks that the tokens of a canvas that run through a later segment are among those that ran through the first.
+fn check_canvas(call: &GroupCall<'_>, m: usize) -> Result<(), Fault> {
+    let (group, owner) = (call.group, call.owners[m]);
+    let row = &call.step.rows[owner];
+    for t in group.query_start_loc[m] as usize..group.query_start_loc[m + 1] as usize {
+        let (position, token) = (u64::from(group.input_positions[t]), group.input_tokens[t]);
+        let at = position.checked_sub(u64::from(row.num_computed));
+        let first = at.and_then(|at| call.inputs[owner].get(at as usize));
+        if first != Some(&token) {
+            let what = format!(
+                "feeds token {token} at position {position}, which the first segment did not compute"
+            );
+            return Err(Fault::of(Rule::Tokens, &row.request_id, what));
+        }
+    }
+    Ok(())
 }
 
 /// The number of tokens that the request of a plan row had before the step's outcome; `None` in the middle

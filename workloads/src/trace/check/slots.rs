@@ -53,8 +53,8 @@ impl<'a> Call<'a> {
             context_lens: &group.context_lens,
             seq_lens: &group.seq_lens,
             block_tables: &group.block_tables,
-            kv_index: None,
-            masks: &[],
+            kv_index: group.kv_index.as_deref(),
+            masks: &group.mask_kinds,
         }
     }
 
