@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use pagedraft::session::{
-    Decoder, Diffusion, DiffusionOutput, EngineOptions, LoadFormat, ModelRef, Request, RequestOutput,
-    Session, SkipLayers, TraceOptions,
+    Decoder, Diffusion, DiffusionOptions, DiffusionOutput, EngineOptions, LoadFormat, ModelRef, Request,
+    RequestOutput, Session, SkipLayers, TraceOptions,
 };
 use pagedraft::spec_decode::sampling::SamplingParams;
 use pagedraft::spec_decode::{Guard, Remasking, SkipPolicy, SkipStates};
@@ -33,7 +33,7 @@ fn diffusion(decoder: Decoder, block_length: u32, steps: u32, threshold: Option<
     Diffusion {
         decoder,
         block_length,
-        steps,
+        steps: Some(steps),
         threshold,
         remasking: Remasking::LowConfidence,
         skip_policy: SkipPolicy::Cosine { threshold: 1.0, outlier: 0.0 },
@@ -50,8 +50,9 @@ fn request(name: &str, prompt: &[u32], len: u32, diffusion: Diffusion) -> Reques
 }
 
 fn options(model: ModelRef, skip_layers: SkipLayers) -> EngineOptions {
+    let diffusion = DiffusionOptions { skip_layers, ..DiffusionOptions::default() };
     EngineOptions {
-        skip_layers,
+        diffusion,
         num_blocks: Some(64),
         max_num_batched_tokens: 512,
         ..EngineOptions::new(model)
@@ -214,7 +215,10 @@ fn drawn(name: &str, layers: usize, kv_heads: usize, tied: bool) -> ModelRef {
 }
 
 fn dummy(model: &ModelRef, skip_layers: SkipLayers) -> EngineOptions {
-    EngineOptions { load_format: LoadFormat::Dummy, seed: 5, ..options(model.clone(), skip_layers) }
+    let mut options = options(model.clone(), skip_layers);
+    // Graphs are captured for blocks of 8; passes over others run eagerly.
+    options.diffusion.all.block_length = 8;
+    EngineOptions { load_format: LoadFormat::Dummy, seed: 5, ..options }
 }
 
 /// Requests of all decoders, lengths and ways to choose.
@@ -412,11 +416,10 @@ fn what_means_nothing_for_a_canvas_is_refused_by_name() {
     let with = |how: Diffusion| request("r", &[1, 2], 32, how);
     for (request, says) in [
         (with(Diffusion { block_length: 7, ..plain.clone() }), "not a multiple of --block-length 7"),
-        (with(Diffusion { steps: 33, ..plain.clone() }), "cannot be shared out evenly among 2 blocks"),
+        (with(Diffusion { steps: Some(33), ..plain.clone() }), "cannot be shared out evenly among 2 blocks"),
         (with(Diffusion { decoder: Decoder::DualCacheSkip, ..plain.clone() }), "was not opened for it"),
         (with(Diffusion { threshold: Some(f64::NAN), ..plain.clone() }), "--threshold NaN"),
         (request("r", &[1, 299], 32, plain.clone()), "is the mask"),
-        (Request::new("r", vec![1, 2], 32), "say how with --decoder"),
         (sampling(|s| s.logprobs = Some(1)), "logprobs means nothing"),
         (sampling(|s| s.top_p = 0.5), "top_k, top_p and min_p"),
         (Request { stop: vec!["x".to_owned()], ..with(plain.clone()) }, "stop"),
@@ -428,4 +431,17 @@ fn what_means_nothing_for_a_canvas_is_refused_by_name() {
     let causal = Session::open(&EngineOptions::new(ModelRef::Builtin("draft".to_owned()))).unwrap();
     let error = format!("{:#}", causal.check(&with(plain)).unwrap_err());
     assert!(error.contains("the model is causal"), "{error}");
+}
+
+#[test]
+fn the_text_of_the_mask_in_a_prompt_is_text() {
+    let Some(dir) = reference() else { return };
+    let session = Session::open(&options(ModelRef::Directory(dir), SkipLayers::Never)).unwrap();
+    let tokenizer = session.tokenizer().unwrap();
+    let text = "one <|mdm_mask|> and <|mdm_mask|><|mdm_mask|> more";
+    let ids = tokenizer.encode(text, false).unwrap();
+    assert!(!ids.contains(&511), "{ids:?}");
+    assert_eq!(tokenizer.decode(&ids, true).unwrap(), text);
+    assert_eq!(tokenizer.encode("<|start|>", false).unwrap(), [509]);
+    assert!(session.check(&request("r", &ids, 32, Diffusion::default())).is_ok());
 }

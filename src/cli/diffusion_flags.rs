@@ -1,8 +1,11 @@
 //! The flags that say how a canvas is denoised.
 
+use anyhow::ensure;
 use clap::{Args, ValueEnum};
-use pagedraft::session::{Decoder, Diffusion, SkipLayers};
+use pagedraft::session::{Decoder, Diffusion, DiffusionOptions, RequestOutput, SkipLayers};
 use pagedraft_spec_decode::{Guard, Remasking, SkipPolicy, SkipStates};
+
+use super::engine_flags::note;
 
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
 enum RemaskingName {
@@ -57,9 +60,6 @@ pub struct DiffusionFlags {
     /// Which positions each pass computes (a model that fills masks; default dual-cache)
     #[arg(long, value_enum)]
     decoder: Option<Decoder>,
-    /// Tokens of the canvas (default: --max-tokens)
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    gen_length: Option<u32>,
     /// Tokens a block
     #[arg(long, value_name = "B", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..))]
     block_length: u32,
@@ -92,7 +92,7 @@ pub struct DiffusionFlags {
     skip_policy: PolicyName,
     /// Fail if the diagnosis warns: masks are left, or all tokens of a block with masks skipped layers
     #[arg(long)]
-    pub strict: bool,
+    strict: bool,
     /// Do as another program did
     #[arg(long, value_enum)]
     compat: Vec<Compat>,
@@ -102,18 +102,17 @@ pub struct DiffusionFlags {
 }
 
 impl DiffusionFlags {
-    /// The length of the canvas, if it is given.
-    pub fn gen_length(&self) -> Option<u32> {
-        self.gen_length
-    }
-
-    /// Whether a flag asks for a canvas.
-    pub fn asks(&self) -> bool {
-        self.decoder.is_some() || self.gen_length.is_some()
+    /// The engine's options.
+    pub fn options(&self) -> DiffusionOptions {
+        DiffusionOptions {
+            all: self.diffusion(),
+            skip_layers: self.skip_layers(),
+            required: self.decoder.is_some(),
+        }
     }
 
     /// The layers that every token runs through.
-    pub fn skip_layers(&self) -> SkipLayers {
+    fn skip_layers(&self) -> SkipLayers {
         match (self.decoder, self.skip_layer_k) {
             (Some(Decoder::DualCacheSkip), Some(layers)) => SkipLayers::Behind(layers),
             (Some(Decoder::DualCacheSkip), None) => SkipLayers::BehindHalf,
@@ -121,12 +120,11 @@ impl DiffusionFlags {
         }
     }
 
-    /// How a canvas of `len` tokens is denoised.
-    pub fn diffusion(&self, len: u32) -> Diffusion {
+    fn diffusion(&self) -> Diffusion {
         Diffusion {
             decoder: self.decoder.unwrap_or_default(),
             block_length: self.block_length,
-            steps: self.steps.unwrap_or(len),
+            steps: self.steps,
             threshold: self.threshold,
             remasking: match self.remasking {
                 RemaskingName::LowConfidence => Remasking::LowConfidence,
@@ -151,5 +149,43 @@ impl DiffusionFlags {
             extra_pass: self.compat.contains(&Compat::FastDllm),
             return_steps: self.return_steps,
         }
+    }
+
+    /// Tells what went wrong with canvases, on standard error.
+    ///
+    /// # Errors
+    ///
+    /// Something did, and --strict was given.
+    pub fn diagnose(&self, outputs: &[RequestOutput]) -> anyhow::Result<()> {
+        let mut warned = 0;
+        for output in outputs {
+            let Some(canvas) = &output.diffusion else { continue };
+            let name = &output.request_id;
+            let mut warn = |text: String| {
+                warned += 1;
+                note(&format!("request {name:?}: {text}"));
+            };
+            if canvas.masks_left > 0 {
+                warn(format!(
+                    "{} masks are left of {} tokens: masks that were judged stable were not filled, because --skip-guard is none",
+                    canvas.masks_left,
+                    output.token_ids.len()
+                ));
+            }
+            if canvas.passes_all_stable > 0 {
+                warn(format!(
+                    "in {} of {} passes every token of a block skipped the later layers while masks were left: --skip-threshold is too low",
+                    canvas.passes_all_stable, canvas.nfe
+                ));
+            }
+            if canvas.watchdog_passes > 0 {
+                warn(format!(
+                    "{} passes filled nothing and were followed by a full one",
+                    canvas.watchdog_passes
+                ));
+            }
+        }
+        ensure!(warned == 0 || !self.strict, "--strict: the diagnosis has {warned} warnings");
+        Ok(())
     }
 }

@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use pagedraft::exit::{usage, usage_hint};
 use pagedraft::session::{
     DeviceRef, DsaTraceOptions, EngineOptions, IndexerKvDtype, InstructionSet, KvTiers, LoadFormat,
-    MOST_LOGIT_ROWS, ModelRef, Session, SessionInfo, SkipLayers, TraceOptions, local_pool,
+    MOST_LOGIT_ROWS, ModelRef, Session, SessionInfo, TraceOptions, local_pool,
 };
 use pagedraft_attention::isa::Isa;
 use pagedraft_model::Dtype;
@@ -18,6 +18,7 @@ use pagedraft_scheduler::Policy;
 use pagedraft_workloads::run::LineFormat;
 use pagedraft_workloads::trace::{DsaFormat, DsaRows, TraceTables, TraceWriter};
 
+use super::diffusion_flags::DiffusionFlags;
 use super::interrupt;
 use super::prune_flags::PruneFlags;
 use super::speculation_flags::SpeculationFlags;
@@ -144,6 +145,8 @@ pub struct EngineFlags {
     #[command(flatten)]
     prune: PruneFlags,
     #[command(flatten)]
+    pub diffusion: DiffusionFlags,
+    #[command(flatten)]
     pub speculation: SpeculationFlags,
 }
 
@@ -269,8 +272,7 @@ impl EngineFlags {
             // Only `generate` has a flag for it.
             return_indexer_topk: false,
             prune: self.prune.options(),
-            // Only `generate` has a flag for it.
-            skip_layers: SkipLayers::default(),
+            diffusion: self.diffusion.options(),
             trace: self.trace_options()?,
             trace_dsa: self.trace_dsa_options(),
             attaches_trace: false,
@@ -332,6 +334,18 @@ impl EngineFlags {
             counts.lost_cells,
             counts.lost_rows
         ));
+    }
+
+    /// Refuses what was asked for in so many words and means nothing for a model that fills masks.
+    pub fn refuse_for_canvases(&self, info: &SessionInfo) -> anyhow::Result<()> {
+        if info.mask_token_id.is_none() || !self.enable_prefix_caching {
+            return Ok(());
+        }
+        let error = anyhow!(
+            "--enable-prefix-caching: {} fills masks in a canvas, and the KV of a prompt depends on the canvas behind it, so that no other request can use it",
+            info.model_id
+        );
+        Err(usage_hint(error, "leave it out"))
     }
 
     /// Refuses KV tiers where they are asked for and `who` has none.

@@ -11,7 +11,6 @@ use pagedraft::session::{Emitted, RequestId, RequestOutput, Session, Speculation
 use pagedraft_spec_decode::metrics::SpeculationMetrics;
 use serde_json::json;
 
-use super::diffusion_flags::DiffusionFlags;
 use super::engine_flags::EngineFlags;
 use super::output_file::OutputFile;
 use super::prompts::{Arrival, Prompt, PromptSource, SamplingFlags};
@@ -31,8 +30,9 @@ pub struct Generate {
     /// array); prompts are then computed in whole, without the prefix cache
     #[arg(long, help_heading = "Output")]
     return_indexer_topk: bool,
-    #[command(flatten)]
-    diffusion: DiffusionFlags,
+    /// Tokens of the canvas of a model that fills masks (default: --max-tokens)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Block diffusion")]
+    gen_length: Option<u32>,
     #[command(flatten)]
     engine: EngineFlags,
 }
@@ -52,7 +52,7 @@ impl Generate {
     pub fn run(&self) -> anyhow::Result<Ended> {
         let mut options = self.engine.options(true)?;
         options.return_indexer_topk = self.return_indexer_topk;
-        options.skip_layers = self.diffusion.skip_layers();
+        options.diffusion.required |= self.gen_length.is_some();
         let prompts = self.source.read(&self.sampling, self.engine.seed)?;
         options.prune.others = prompts.iter().filter_map(Prompt::prune).cloned().collect();
         let output = self.output_json.as_deref().map(OutputFile::reserve).transpose()?;
@@ -62,15 +62,12 @@ impl Generate {
         // The recordings that synthetic drafts need are made before the engine that uses them opens.
         let mut session = interrupt::preparing(|| Session::open(plain.as_ref().unwrap_or(&options)))?;
         self.engine.tell_of_the_device(session.info());
+        self.engine.refuse_for_canvases(session.info())?;
         let mut arrivals =
             prompts.into_iter().map(|p| p.arrival(&session)).collect::<anyhow::Result<Vec<_>>>()?;
         for arrival in &mut arrivals {
             arrival.request.return_indexer_topk = self.return_indexer_topk;
-            if session.info().mask_token_id.is_some() || self.diffusion.asks() {
-                let length = self.diffusion.gen_length().unwrap_or(arrival.request.max_tokens);
-                arrival.request.max_tokens = length;
-                arrival.request.diffusion = Some(self.diffusion.diffusion(length));
-            }
+            arrival.request.max_tokens = self.gen_length.unwrap_or(arrival.request.max_tokens);
         }
         // Requests are checked before anything runs, so that a bad line far down does not cost the work on
         // those before it.
@@ -105,6 +102,7 @@ impl Generate {
         }
         totals.tell(&options.speculation);
         self.engine.tell_of_the_tiers(&mut session);
+        self.engine.diffusion.diagnose(&outputs)?;
         for why in outputs.iter().filter_map(|output| output.error.as_deref()) {
             // Of a list, the other prompts were served. If there is only one prompt, its failure is the
             // only result.

@@ -27,6 +27,7 @@ impl Latency {
         let open = |options: &EngineOptions| interrupt::preparing(|| Session::open(options));
         let mut session = open(plain.as_ref().unwrap_or(&options))?;
         self.engine.tell_of_the_device(session.info());
+        self.engine.refuse_for_canvases(session.info())?;
         let longest = session.info().max_model_len;
         if self.input_len.saturating_add(self.output_len) > longest {
             let what = "--input-len and --output-len are more together than a sequence can have";

@@ -8,7 +8,7 @@ use pagedraft_scheduler::Canvas;
 use pagedraft_spec_decode::{CanvasPass, Denoising, Guard, Remasking, Skip, SkipPolicy, SkipStates};
 use serde::Serialize;
 
-use super::options::EngineOptions;
+use super::options::{EngineOptions, SkipLayers};
 use super::request::{Request, RequestPrune};
 use crate::exit::{usage, usage_hint};
 
@@ -45,8 +45,8 @@ pub struct Diffusion {
     pub decoder: Decoder,
     /// The positions of a block.
     pub block_length: u32,
-    /// The passes over all blocks together, if there is no threshold.
-    pub steps: u32,
+    /// The passes over all blocks together, if there is no threshold; by default one a token.
+    pub steps: Option<u32>,
     /// If given, a pass fills every mask whose token is at least so probable, and always the most certain one.
     pub threshold: Option<f64>,
     /// Which masks are filled first.
@@ -63,6 +63,25 @@ pub struct Diffusion {
     pub extra_pass: bool,
     /// Whether the output has every pass.
     pub return_steps: bool,
+}
+
+impl Default for Diffusion {
+    /// Blocks of 32 with both caches, a token a pass, and no layers skipped.
+    fn default() -> Self {
+        Self {
+            decoder: Decoder::default(),
+            block_length: 32,
+            steps: None,
+            threshold: None,
+            remasking: Remasking::default(),
+            skip_policy: SkipPolicy::Cosine { threshold: 0.98, outlier: 0.7 },
+            skip_states: SkipStates::default(),
+            skip_guard: Guard::default(),
+            compares_first: true,
+            extra_pass: false,
+            return_steps: false,
+        }
+    }
 }
 
 /// A pass over a canvas, as the output of its request has it.
@@ -185,7 +204,7 @@ impl Diffusion {
         Denoising {
             len,
             block: self.block_length,
-            passes: (self.steps / blocks).max(1),
+            passes: (self.steps.unwrap_or(len) / blocks).max(1),
             threshold: self.threshold,
             remasking: self.remasking,
             mask,
@@ -208,11 +227,10 @@ impl Diffusion {
             "--gen-length {len} is not a multiple of --block-length {block}: the canvas consists of whole blocks"
         );
         let blocks = len / block;
-        if self.threshold.is_none() {
+        if let Some(steps) = self.steps.filter(|_| self.threshold.is_none()) {
             ensure!(
-                self.steps >= blocks && self.steps.is_multiple_of(blocks),
-                "--steps {} cannot be shared out evenly among {blocks} blocks: give a multiple of {blocks}, or --threshold",
-                self.steps
+                steps >= blocks && steps.is_multiple_of(blocks),
+                "--steps {steps} cannot be shared out evenly among {blocks} blocks: give a multiple of {blocks}, or --threshold"
             );
         }
         let finite = |what: &str, value: f64| {
@@ -245,13 +263,7 @@ impl Diffusion {
 /// The model does not denoise, or has fewer layers.
 pub(super) fn cuts(options: &EngineOptions, config: &ModelConfig) -> anyhow::Result<Vec<u16>> {
     let all = config.num_layers as u16;
-    let Some(layers) = options.skip_layers.of(all) else { return Ok(Vec::new()) };
-    if config.mask_token_id.is_none() {
-        return Err(usage(anyhow!(
-            "--decoder dual-cache-skip: {} is a causal model and has no canvas; use a model of model_type llada",
-            options.model
-        )));
-    }
+    let Some(layers) = options.diffusion.skip_layers.of(all) else { return Ok(Vec::new()) };
     if layers > all {
         return Err(usage(anyhow!("--skip-layer-k {layers}: the model has {all} layers")));
     }
@@ -265,6 +277,7 @@ pub(super) fn cuts(options: &EngineOptions, config: &ModelConfig) -> anyhow::Res
 /// Names the option.
 pub(super) fn check_options(options: &EngineOptions, config: &ModelConfig) -> anyhow::Result<()> {
     if config.mask_token_id.is_none() {
+        ensure_no_canvas(options)?;
         return Ok(());
     }
     let refused = [
@@ -289,6 +302,16 @@ pub(super) fn check_options(options: &EngineOptions, config: &ModelConfig) -> an
     }
 }
 
+fn ensure_no_canvas(options: &EngineOptions) -> anyhow::Result<()> {
+    if options.diffusion.required || options.diffusion.skip_layers != SkipLayers::Never {
+        let (decoder, model) = (options.diffusion.all.decoder, &options.model);
+        return Err(usage(anyhow!(
+            "--decoder {decoder}: {model} is a causal model and has no canvas; use a model of model_type llada"
+        )));
+    }
+    Ok(())
+}
+
 /// Refuses a request that does not fit the kind of model.
 ///
 /// # Errors
@@ -305,7 +328,7 @@ pub(super) fn check_request(
             "--decoder {}: the model is causal and has no canvas; use a model of model_type llada",
             diffusion.decoder
         ),
-        (Some(_), None) => bail!("the model fills masks in a canvas: say how with --decoder"),
+        (Some(_), None) => bail!("the model fills masks in a canvas, and nobody says how"),
         (Some(mask), Some(diffusion)) => (mask, diffusion),
     };
     diffusion.check(request.max_tokens)?;

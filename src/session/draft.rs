@@ -99,7 +99,7 @@ impl PlacedDraft {
         let mut capture = None;
         if !options.enforce_eager {
             // A sequence feeds one token, or two if all its drafts were accepted.
-            capture = Some(runner.capture(&capture_sizes(options, limits, 2))?);
+            capture = Some(runner.capture(&capture_sizes(options, limits, 2, false))?);
         }
         let group = place.groups.first().copied().unwrap_or_default();
         let draft = DraftModel::new(

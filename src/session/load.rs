@@ -238,7 +238,7 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
         // Graphs that are captured earlier would not keep what is chosen.
         runner.tap_selections(keep).with_context(failed)?;
     }
-    if let Some(layers) = options.skip_layers.of(config.num_layers as u16) {
+    if let Some(layers) = options.diffusion.skip_layers.of(config.num_layers as u16) {
         runner.tap_first(layers.into()).with_context(failed)?;
     }
     let most_drafts = u32::from(options.speculation.length.most());
@@ -246,7 +246,7 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
     let mut graph_sizes = Vec::new();
     if !options.enforce_eager {
         let longest = if options.speculation.draft.is_some() { 1 + most_drafts } else { 1 };
-        let sizes = capture_sizes(options, limits, longest);
+        let sizes = capture_sizes(options, limits, longest, config.mask_token_id.is_some());
         let report = runner.capture(&sizes)?;
         log::captured("target", &report);
         capture = Some(report);
@@ -274,14 +274,19 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
         kv_salt,
         eos_token_ids: config.eos_token_ids.clone(),
         mask_token_id: config.mask_token_id,
-        skip_layers: options.skip_layers.of(config.num_layers as u16),
+        skip_layers: options.diffusion.skip_layers.of(config.num_layers as u16),
         skipped_layers: checkpoint.skipped_layers(),
         dummy_weights: checkpoint.is_dummy(),
         capture,
         graph_sizes,
     };
     let tokenizer = match checkpoint.tokenizer() {
-        Ok(tokenizer) => Some(Arc::new(tokenizer)),
+        Ok(mut tokenizer) => {
+            if let Some(mask) = config.mask_token_id {
+                tokenizer.take_literally(mask);
+            }
+            Some(Arc::new(tokenizer))
+        }
         Err(ModelError::NoTokenizer { .. }) => None,
         Err(e) => return Err(usage(e.into())),
     };

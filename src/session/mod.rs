@@ -52,8 +52,8 @@ pub use diffusion::{Decoder, Diffusion, DiffusionOutput, DiffusionStep};
 pub use indexer_topk::IndexerTopk;
 pub use info::SessionInfo;
 pub use options::{
-    DeviceRef, DraftLength, DraftRef, DsaTraceOptions, EngineOptions, IndexerKvDtype, LoadFormat, ModelRef,
-    PruneOptions, SkipLayers, SpeculationOptions, TraceOptions,
+    DeviceRef, DiffusionOptions, DraftLength, DraftRef, DsaTraceOptions, EngineOptions, IndexerKvDtype,
+    LoadFormat, ModelRef, PruneOptions, SkipLayers, SpeculationOptions, TraceOptions,
 };
 pub use placement::InstructionSet;
 pub use pruning::PruneOutput;
@@ -106,6 +106,8 @@ pub struct Session {
     pruning: Option<Pruning>,
     /// The KV groups of each segment of the target; none if it is not cut.
     segments: Vec<SegmentKv>,
+    /// How canvases are denoised, if a request does not say.
+    diffusion: Diffusion,
     /// What entered and left the prefix cache in the last step, if a trace is written.
     journal: KvJournal,
     /// Whether blocks that the prefix cache forgets go down to other tiers.
@@ -164,6 +166,7 @@ impl Session {
             indexer_topk_shape,
             pruning: loaded.pruning,
             segments,
+            diffusion: options.diffusion.all.clone(),
             journal: KvJournal::default(),
             keeps_prefixes,
             journal_seen: 0,
@@ -236,7 +239,8 @@ impl Session {
     ///
     /// A parameter is out of range, the model does not have a token id, or the prompt is empty or can never
     /// fit. Nothing is queued then.
-    pub fn submit(&mut self, request: Request) -> anyhow::Result<Vec<RequestId>> {
+    pub fn submit(&mut self, mut request: Request) -> anyhow::Result<Vec<RequestId>> {
+        self.denoise_as_all(&mut request);
         self.check(&request)?;
         let pruner = self.pruner(&request)?;
         let mut ids = Vec::with_capacity(request.n as usize);
@@ -282,6 +286,13 @@ impl Session {
         Ok(ids)
     }
 
+    /// Has a request denoised as the engine's options say, if the model fills masks and the request says nothing.
+    fn denoise_as_all(&self, request: &mut Request) {
+        if self.info.mask_token_id.is_some() {
+            request.diffusion.get_or_insert_with(|| self.diffusion.clone());
+        }
+    }
+
     /// The tokens that end the text of a request. A canvas goes on behind its end of sequence, and its text does not.
     fn text_ends(&self, request: &Request, spec: &RequestSpec) -> Vec<u32> {
         if spec.canvas.is_some() && !request.ignore_eos {
@@ -296,6 +307,11 @@ impl Session {
     ///
     /// Those of [`submit`](Self::submit).
     pub fn check(&self, request: &Request) -> anyhow::Result<()> {
+        let mut with_all = None;
+        if self.info.mask_token_id.is_some() && request.diffusion.is_none() {
+            self.denoise_as_all(with_all.insert(request.clone()));
+        }
+        let request = with_all.as_ref().unwrap_or(request);
         let parameters = self.check_parameters(request);
         let pruner = parameters.and_then(|()| self.pruner(request));
         let checked =

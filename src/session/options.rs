@@ -7,6 +7,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use super::diffusion::Diffusion;
 use super::tiers::KvTiers;
 use pagedraft_attention::isa::Isa;
 use pagedraft_model::Dtype;
@@ -81,6 +82,17 @@ impl SkipLayers {
             Self::Behind(layers) => Some(layers),
         }
     }
+}
+
+/// How an engine denoises canvases.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct DiffusionOptions {
+    /// How the canvases of requests are denoised that say nothing about it. Graphs are captured for its blocks.
+    pub all: Diffusion,
+    /// Where tokens of a canvas may skip the later layers.
+    pub skip_layers: SkipLayers,
+    /// Whether a model that has no canvas is refused.
+    pub required: bool,
 }
 
 /// Where to run.
@@ -383,8 +395,8 @@ pub struct EngineOptions {
     pub return_indexer_topk: bool,
     /// Where the model is cut for requests whose prompts are pruned.
     pub prune: PruneOptions,
-    /// Where tokens of a canvas may skip the later layers.
-    pub skip_layers: SkipLayers,
+    /// How canvases are denoised, of a model that fills masks.
+    pub diffusion: DiffusionOptions,
     /// The trace to write; `None` for none.
     pub trace: Option<TraceOptions>,
     /// What that trace records of sparse attention.
@@ -431,7 +443,7 @@ impl EngineOptions {
             inject_decode_graph_for_verify: false,
             return_indexer_topk: false,
             prune: PruneOptions::default(),
-            skip_layers: SkipLayers::default(),
+            diffusion: DiffusionOptions::default(),
             trace: None,
             trace_dsa: DsaTraceOptions::default(),
             attaches_trace: false,

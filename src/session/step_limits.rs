@@ -16,9 +16,21 @@ pub(super) fn step_limits(options: &EngineOptions, max_model_len: u32) -> StepLi
     StepLimits { token_rows, logit_rows, max_model_len: max_model_len as usize }
 }
 
-/// The shapes that the target's graphs are captured for, with query lengths up to `longest`.
-pub(super) fn capture_sizes(options: &EngineOptions, limits: StepLimits, longest: u32) -> CaptureSizes {
+/// The shapes that the target's graphs are captured for, with query lengths up to `longest`. If its outputs are `canvases`, they are
+/// those of steps over blocks of one length.
+pub(super) fn capture_sizes(
+    options: &EngineOptions,
+    limits: StepLimits,
+    longest: u32,
+    canvases: bool,
+) -> CaptureSizes {
     let captured = limits.logit_rows as u32;
+    if canvases {
+        let block = options.diffusion.all.block_length.max(1);
+        let most = options.max_num_seqs.min(captured / block);
+        let blocks = CaptureSizes::default_token_rows(most);
+        return CaptureSizes::new(blocks.into_iter().map(|blocks| blocks * block).collect(), vec![block]);
+    }
     let most = captured.min(options.max_num_seqs.saturating_mul(longest));
     let mut rows = options.graph_sizes.clone().unwrap_or_else(|| CaptureSizes::default_token_rows(most));
     rows.retain(|&rows| rows <= captured);
@@ -35,7 +47,7 @@ mod tests {
         let mut options = EngineOptions::new(ModelRef::Builtin("target".to_owned()));
         let greatest = |options: &EngineOptions, longest| {
             let limits = step_limits(options, 1024);
-            capture_sizes(options, limits, longest).token_rows().last().copied()
+            capture_sizes(options, limits, longest, false).token_rows().last().copied()
         };
         assert_eq!(greatest(&options, 5), Some(512));
         assert_eq!(greatest(&options, 1), Some(256));

@@ -1,6 +1,7 @@
 //! A model's tokenizer, without the model.
 
 use pagedraft_model::ModelError;
+use pagedraft_model::checkpoint::ModelConfig;
 use pagedraft_model::tokenizer::Tokenizer;
 
 use super::builtin;
@@ -25,7 +26,14 @@ pub fn tokenizer(model: &ModelRef) -> anyhow::Result<Option<Tokenizer>> {
         ModelRef::Directory(dir) => Tokenizer::open(dir),
     };
     match found {
-        Ok(tokenizer) => Ok(Some(tokenizer)),
+        Ok(mut tokenizer) => {
+            if let ModelRef::Directory(dir) = model
+                && let Some(mask) = ModelConfig::open(dir).ok().and_then(|config| config.mask_token_id)
+            {
+                tokenizer.take_literally(mask);
+            }
+            Ok(Some(tokenizer))
+        }
         Err(ModelError::NoTokenizer { .. }) => Ok(None),
         Err(error) => Err(usage(error.into())),
     }

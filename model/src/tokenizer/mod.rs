@@ -16,6 +16,8 @@ pub struct Tokenizer {
     inner: Inner,
     /// Special tokens and their text, by id.
     special: Vec<(u32, String)>,
+    /// The text of a special token that stands for itself in texts that are encoded.
+    literal: Option<String>,
 }
 
 impl Tokenizer {
@@ -60,13 +62,18 @@ impl Tokenizer {
         let mut special: Vec<(u32, String)> =
             added.filter(|(_, token)| token.special).map(|(id, token)| (id, token.content)).collect();
         special.sort();
-        Ok(Tokenizer { inner, special })
+        Ok(Tokenizer { inner, special, literal: None })
     }
 
     /// Whether every token id means the same piece of text to both.
     #[must_use]
     pub fn same_vocabulary(&self, other: &Tokenizer) -> bool {
         self.inner.get_vocab(true) == other.inner.get_vocab(true)
+    }
+
+    /// From now on the text of a special token in a text is text: it is encoded in ordinary tokens. Decoding is as before.
+    pub fn take_literally(&mut self, id: u32) {
+        self.literal = self.special_text(id).filter(|text| text.chars().count() > 1).map(str::to_owned);
     }
 
     /// The token ids of a text. With `add_special_tokens` the tokenizer's own template is applied,
@@ -76,6 +83,21 @@ impl Tokenizer {
     /// # Errors
     /// [`ModelError::Encode`], where the tokenizer has no way to write the text.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, ModelError> {
+        let Some(literal) = self.literal.as_deref().filter(|literal| text.contains(literal)) else {
+            return self.encode_whole(text, add_special_tokens);
+        };
+        // Behind the first character of the literal text, neither part has it any more.
+        let width = literal.chars().next().map_or(1, char::len_utf8);
+        let (mut ids, mut from) = (Vec::new(), 0);
+        let cuts = text.match_indices(literal).map(|(at, _)| at + width).chain([text.len()]);
+        for to in cuts {
+            ids.extend(self.encode_whole(&text[from..to], add_special_tokens && from == 0)?);
+            from = to;
+        }
+        Ok(ids)
+    }
+
+    fn encode_whole(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, ModelError> {
         let encoding = self.inner.encode_fast(text, add_special_tokens);
         let encoding = encoding.map_err(|error| ModelError::Encode { reason: error.to_string() })?;
         Ok(encoding.get_ids().to_vec())

@@ -51,6 +51,7 @@ pub fn run(replay: &Replay, workload: &Workload) -> anyhow::Result<Option<Outcom
     }
     let mut session = interrupt::preparing(|| Session::open(&options))?;
     replay.engine.tell_of_the_device(session.info());
+    replay.engine.refuse_for_canvases(session.info())?;
     session.touch()?;
     let limits = limits(&session, replay)?;
     let source = workload.source(&limits)?;
