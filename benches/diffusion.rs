@@ -1,15 +1,15 @@
 //! Block diffusion: what caches, skipped layers and batches are worth on a LLaDA shape of about 100 million weights.
 //!
-//! `cargo bench --bench diffusion [-- --rounds N --threads N]`
+//! `cargo bench --bench diffusion [-- --rounds N --threads N --part 1..4]`
 //!
 //! The model has 12 layers of width 768, 12 heads, feed-forward width 2,048, 32,000 tokens, bf16, weights drawn from a seed, and is
 //! written to a temporary directory. Prompts have 64 tokens, blocks 32.
 //!
-//! 1. *Decoders*: 256 tokens, one a pass: baseline, prefix cache, dual cache. They take turns round by round.
-//! 2. *Skip*: eight requests a step of 128 tokens, one a pass; dual cache against skipping behind 4 layers, half of the block's tokens
+//! 1. *Decoders*: 256 tokens, four a pass: baseline, prefix cache, dual cache. They take turns round by round.
+//! 2. *Skip*: eight requests a step of 64 tokens, one a pass; dual cache against skipping behind 4 layers, half of the block's tokens
 //!    (those that moved least), with masks guarded and reused. Beside the time the share of the token-layers that is left: what the rows
 //!    that are computed would allow. Weights drawn from a seed say nothing about the quality of what is skipped.
-//! 3. *Batches*: eight requests that arrive in different blocks, together and one after another.
+//! 3. *Batches*: eight requests that arrive in different blocks, together and one after another, with blocks of 4, 8 and 32.
 //! 4. *Graphs*: the dual cache from graphs and eagerly.
 #![allow(clippy::expect_used, reason = "a test or a bench that fails says where")]
 
@@ -95,7 +95,7 @@ fn ratio(one: &[f64], other: &[f64]) -> (f64, f64) {
 }
 
 fn main() {
-    let (count, threads) = (flag("--rounds", 3), flag("--threads", 1));
+    let (count, threads, part) = (flag("--rounds", 3), flag("--threads", 1), flag("--part", 0));
     let dir = std::env::temp_dir().join("pagedraft-bench-llada");
     std::fs::create_dir_all(&dir).expect("a temporary directory");
     std::fs::write(dir.join("config.json"), CONFIG).expect("a file in it");
@@ -116,78 +116,90 @@ fn main() {
     let how = |decoder| Diffusion { decoder, ..Diffusion::default() };
 
     let [mut a, mut b, mut c] = [(); 3].map(|()| open(SkipLayers::Never, true));
-    let one = |decoder| requests(1, 256, &how(decoder));
-    let all = rounds(
-        count,
-        [
-            Box::new(|| run(&mut a, &one(Decoder::Baseline), 0)),
-            Box::new(|| run(&mut b, &one(Decoder::PrefixCache), 0)),
-            Box::new(|| run(&mut c, &one(Decoder::DualCache), 0)),
-        ],
-    );
-    println!("256 tokens, one request, {threads} threads, {count} rounds");
-    for ((ran, seconds), name) in all.iter().zip(["baseline", "prefix-cache", "dual-cache"]) {
-        let (median, least) = ratio(&all[0].1, seconds);
-        println!(
-            "  {name:14} {:7.3} s, {} passes, {:.2} tokens a pass; {median:.2} times as fast as baseline (least: {least:.2})",
-            self::median(seconds.clone()),
-            ran.passes,
-            256.0 / f64::from(ran.passes)
+    let asked = |number: u32| part == 0 || part == number;
+    if asked(1) {
+        let one = |decoder| requests(1, 256, &Diffusion { steps: Some(64), ..how(decoder) });
+        let all = rounds(
+            count,
+            [
+                Box::new(|| run(&mut a, &one(Decoder::Baseline), 0)),
+                Box::new(|| run(&mut b, &one(Decoder::PrefixCache), 0)),
+                Box::new(|| run(&mut c, &one(Decoder::DualCache), 0)),
+            ],
         );
+        println!("256 tokens, four a pass, one request, {threads} threads, {count} rounds");
+        for ((ran, seconds), name) in all.iter().zip(["baseline", "prefix-cache", "dual-cache"]) {
+            let (median, least) = ratio(&all[0].1, seconds);
+            println!(
+                "  {name:14} {:7.3} s, {} passes, {:.2} tokens a pass; {median:.2} times as fast as baseline (least: {least:.2})",
+                self::median(seconds.clone()),
+                ran.passes,
+                256.0 / f64::from(ran.passes)
+            );
+        }
     }
-
-    let skip = |guard| Diffusion {
-        skip_policy: SkipPolicy::LeastMoved { share: 0.5 },
-        skip_guard: guard,
-        ..how(Decoder::DualCacheSkip)
-    };
-    let mut s = open(SkipLayers::Behind(4), true);
-    let mut t = open(SkipLayers::Behind(4), true);
-    let all = rounds(
-        count,
-        [
-            Box::new(|| run(&mut c, &requests(8, 128, &how(Decoder::DualCache)), 0)),
-            Box::new(|| run(&mut s, &requests(8, 128, &skip(Guard::Guard)), 0)),
-            Box::new(|| run(&mut t, &requests(8, 128, &skip(Guard::Reuse)), 0)),
-        ],
-    );
-    println!("eight requests of 128 tokens a step, half of the block's tokens skip 8 of 12 layers");
-    for ((ran, seconds), name) in all.iter().zip(["dual-cache", "skip, guard", "skip, reuse"]) {
-        let (median, least) = ratio(&all[0].1, seconds);
-        let allowed = all[0].0.token_layers as f64 / ran.token_layers as f64;
-        println!(
-            "  {name:14} {:7.3} s, {} passes; {median:.2} times as fast as dual-cache (least: {least:.2}), and the token-layers would allow {allowed:.2}",
-            self::median(seconds.clone()),
-            ran.passes
+    if asked(2) {
+        let skip = |guard| Diffusion {
+            skip_policy: SkipPolicy::LeastMoved { share: 0.5 },
+            skip_guard: guard,
+            ..how(Decoder::DualCacheSkip)
+        };
+        let mut s = open(SkipLayers::Behind(4), true);
+        let mut t = open(SkipLayers::Behind(4), true);
+        let all = rounds(
+            count,
+            [
+                Box::new(|| run(&mut c, &requests(8, 64, &how(Decoder::DualCache)), 0)),
+                Box::new(|| run(&mut s, &requests(8, 64, &skip(Guard::Guard)), 0)),
+                Box::new(|| run(&mut t, &requests(8, 64, &skip(Guard::Reuse)), 0)),
+            ],
         );
+        println!("eight requests of 64 tokens a step, half of the block's tokens skip 8 of 12 layers");
+        for ((ran, seconds), name) in all.iter().zip(["dual-cache", "skip, guard", "skip, reuse"]) {
+            let (median, least) = ratio(&all[0].1, seconds);
+            let allowed = all[0].0.token_layers as f64 / ran.token_layers as f64;
+            println!(
+                "  {name:14} {:7.3} s, {} passes; {median:.2} times as fast as dual-cache (least: {least:.2}), and the token-layers would allow {allowed:.2}",
+                self::median(seconds.clone()),
+                ran.passes
+            );
+        }
     }
-
-    let eight = requests(8, 64, &how(Decoder::DualCache));
-    let mut d = open(SkipLayers::Never, true);
-    let all = rounds(
-        count,
-        [
-            Box::new(|| {
-                let runs = eight.iter().map(|one| run(&mut d, std::slice::from_ref(one), 0));
-                runs.fold(Ran::default(), |sum, ran| Ran { seconds: sum.seconds + ran.seconds, ..ran })
-            }),
-            Box::new(|| run(&mut c, &eight, 5)),
-        ],
-    );
-    let (median, least) = ratio(&all[0].1, &all[1].1);
-    println!(
-        "eight requests in different blocks: {median:.2} times the throughput of one after another (least: {least:.2})"
-    );
-
-    let mut g = open(SkipLayers::Never, false);
-    let all = rounds(
-        count,
-        [
-            Box::new(|| run(&mut c, &requests(4, 64, &how(Decoder::DualCache)), 0)),
-            Box::new(|| run(&mut g, &requests(4, 64, &how(Decoder::DualCache)), 0)),
-        ],
-    );
-    let (median, least) = ratio(&all[0].1, &all[1].1);
-    let replays = g.run_counts().0.replays;
-    println!("graphs: {median:.2} times as fast as eager (least: {least:.2}), {replays} replays");
+    if asked(3) {
+        let mut d = open(SkipLayers::Never, true);
+        for block_length in [4, 8, 32] {
+            let how = Diffusion { block_length, ..how(Decoder::DualCache) };
+            let eight = requests(8, 64, &how);
+            let all = rounds(
+                count,
+                [
+                    Box::new(|| {
+                        let runs = eight.iter().map(|one| run(&mut d, std::slice::from_ref(one), 0));
+                        runs.fold(Ran::default(), |sum, ran| Ran {
+                            seconds: sum.seconds + ran.seconds,
+                            ..ran
+                        })
+                    }),
+                    Box::new(|| run(&mut c, &eight, 5)),
+                ],
+            );
+            let (median, least) = ratio(&all[0].1, &all[1].1);
+            println!(
+                "eight requests in different blocks of {block_length}: {median:.2} times the throughput of one after another (least: {least:.2})"
+            );
+        }
+    }
+    if asked(4) {
+        let mut g = open(SkipLayers::Never, false);
+        let all = rounds(
+            count,
+            [
+                Box::new(|| run(&mut c, &requests(4, 64, &how(Decoder::DualCache)), 0)),
+                Box::new(|| run(&mut g, &requests(4, 64, &how(Decoder::DualCache)), 0)),
+            ],
+        );
+        let (median, least) = ratio(&all[0].1, &all[1].1);
+        let replays = g.run_counts().0.replays;
+        println!("graphs: {median:.2} times as fast as eager (least: {least:.2}), {replays} replays");
+    }
 }

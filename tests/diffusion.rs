@@ -258,8 +258,9 @@ fn mixed(seed: u64, count: usize, skips: bool) -> Vec<Request> {
     (0..count).map(one).collect()
 }
 
-/// Runs the requests, `apart` steps between two arrivals; outputs without what may differ, and the number of preemptions.
-fn outputs(options: &EngineOptions, requests: &[Request], apart: usize) -> (Vec<Value>, u32) {
+/// Runs the requests, `apart` steps between two arrivals; outputs without what may differ, and the numbers of preemptions and of segments
+/// that were replayed from graphs.
+fn outputs(options: &EngineOptions, requests: &[Request], apart: usize) -> (Vec<Value>, u32, u64) {
     let mut session = Session::open(options).unwrap();
     let mut ids = Vec::new();
     for request in requests {
@@ -276,6 +277,7 @@ fn outputs(options: &EngineOptions, requests: &[Request], apart: usize) -> (Vec<
         interrupt.iter().for_each(|flag| flag.store(false, Ordering::Relaxed));
     }
     session.close(&Value::Null).unwrap();
+    let replays = session.run_counts().0.replays;
     let mut preempted = 0;
     let outputs = ids.into_iter().map(|id| {
         let output = session.take_output(id).unwrap();
@@ -284,7 +286,7 @@ fn outputs(options: &EngineOptions, requests: &[Request], apart: usize) -> (Vec<
         value.as_object_mut().unwrap().remove("num_preemptions");
         value
     });
-    (outputs.collect(), preempted)
+    (outputs.collect(), preempted, replays)
 }
 
 #[test]
@@ -296,8 +298,13 @@ fn a_canvas_alone_is_the_same_in_any_batch_under_preemption_and_from_graphs() {
             println!("{name}, seed {seed}");
             let base = dummy(&model, skip);
             let requests = mixed(seed, 24, skip != SkipLayers::Never);
-            let alone: Vec<Value> =
-                requests.iter().flat_map(|one| outputs(&base, std::slice::from_ref(one), 0).0).collect();
+            let runs: Vec<_> =
+                requests.iter().map(|one| outputs(&base, std::slice::from_ref(one), 0)).collect();
+            assert!(
+                runs.iter().any(|run| run.2 > 0),
+                "{name}, seed {seed}: nothing was replayed from a graph"
+            );
+            let alone: Vec<Value> = runs.into_iter().flat_map(|run| run.0).collect();
             let tight = EngineOptions { num_blocks: Some(12), ..base.clone() };
             let interrupted = EngineOptions { interrupt: Some(Arc::default()), ..base.clone() };
             let small = EngineOptions { max_num_batched_tokens: 128, ..base.clone() };
@@ -311,7 +318,8 @@ fn a_canvas_alone_is_the_same_in_any_batch_under_preemption_and_from_graphs() {
                 ("eager", &eager, 0),
             ];
             for (schedule, options, apart) in all {
-                let (found, preempted) = outputs(options, &requests, apart);
+                let (found, preempted, replays) = outputs(options, &requests, apart);
+                assert!(replays == 0 || schedule != "eager", "{name}, seed {seed}: {replays} replays");
                 for (a, b) in alone.iter().zip(&found) {
                     assert_eq!(a, b, "{name}, seed {seed}, {schedule}");
                 }

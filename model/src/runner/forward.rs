@@ -209,7 +209,7 @@ impl<D: Device> Runner<D> {
             }
             _ => self.device.bind(inputs, Some(key))?,
         }
-        if usize::from(key.segment) + 1 == self.model.num_segments() {
+        if usize::from(key.segment) + 1 == self.model.num_segments() && self.graphs_have_heads() {
             self.device.select(&self.every_row[..key.token_rows as usize])?;
         }
         let start = Instant::now();

@@ -20,7 +20,7 @@ impl<D: Device> Runner<D> {
         if let Some(&row) = rows.iter().find(|&&r| r as usize >= self.rows) {
             return Err(ModelError::NoSuchTokenRow { row: row as usize, rows: self.rows });
         }
-        if matches!(self.ran, Ran::Eager(_)) {
+        if !self.replayed_head() {
             self.device.select(rows)?;
             self.ops.clear();
             self.model.head(rows.len(), &mut self.ops);
@@ -43,11 +43,8 @@ impl<D: Device> Runner<D> {
     /// Those of [`logits`](Self::logits).
     pub fn choose(&mut self, rows: &[u32], choices: &[Choice]) -> Result<&[u32], ModelError> {
         self.head(rows)?;
-        let rows = match self.ran {
-            // The graph computed the logits of all rows, the step's own first.
-            Ran::Graph(_) => rows,
-            Ran::Eager(_) => &self.every_row[..rows.len()],
-        };
+        // A graph computed the logits of all rows, the step's own first.
+        let rows = if self.replayed_head() { rows } else { &self.every_row[..rows.len()] };
         self.device.choose(self.model.logits(), rows, choices)
     }
 
@@ -76,11 +73,16 @@ impl<D: Device> Runner<D> {
         rows: &'a [u32],
         width: usize,
     ) -> Result<Selected<'a>, ModelError> {
-        Ok(match self.ran {
+        Ok(match self.replayed_head() {
             // The graph computed all rows, the step's own first.
-            Ran::Graph(_) => Selected::new(self.device.read(buffer, self.rows)?, width, Some(rows)),
-            Ran::Eager(_) => Selected::new(self.device.read(buffer, rows.len())?, width, None),
+            true => Selected::new(self.device.read(buffer, self.rows)?, width, Some(rows)),
+            false => Selected::new(self.device.read(buffer, rows.len())?, width, None),
         })
+    }
+
+    /// Whether a graph computed the logits of the last step's rows.
+    fn replayed_head(&self) -> bool {
+        matches!(self.ran, Ran::Graph(_)) && self.graphs_have_heads()
     }
 
     /// The residual stream of the last step as it entered layer `layer` (`num_layers`: as it left the last layer). `None` if

@@ -154,7 +154,8 @@ impl<D: Device> Runner<D> {
     }
 
     /// Captures a graph for every key of `sizes` and every segment, in place of those there were. Token rows above what the
-    /// runner was built for are left out. The graph of the last segment computes the logits of all its rows too.
+    /// runner was built for are left out. The graph of the last segment computes the logits of all its rows too, but for models that fill
+    /// masks.
     ///
     /// # Errors
     ///
@@ -179,7 +180,7 @@ impl<D: Device> Runner<D> {
                 let rows = key.token_rows as usize;
                 self.ops.clear();
                 self.model.segment(segment, rows, &mut self.ops);
-                if segment + 1 == segments {
+                if segment + 1 == segments && self.graphs_have_heads() {
                     self.model.head(rows, &mut self.ops);
                 }
                 let graph = self.device.capture(&self.ops, key)?;
@@ -189,6 +190,12 @@ impl<D: Device> Runner<D> {
         }
         self.captured.replace(sizes, graphs);
         Ok(CaptureReport { graphs: self.captured.len(), elapsed: start.elapsed(), bytes })
+    }
+
+    /// Whether the graph of the last segment computes the logits of all its rows. Of a block of a canvas, only the rows of masks have their logits
+    /// computed, and they are fewer with each pass.
+    fn graphs_have_heads(&self) -> bool {
+        self.model.config().mask_token_id.is_none()
     }
 
     /// Whether the device's results are a function of the row; see [`Device::set_deterministic`]. If graphs had been captured,
