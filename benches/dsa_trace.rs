@@ -6,6 +6,9 @@
 //! (`--trace-dsa off`), the others also records: compact, with the figures of scores or with each. Printed are the median and the least time of a step, and
 //! the median of the ratios to the engine with steps alone within a round. Times are the processor time of the engine's
 //! thread, because a busy machine spoils elapsed time. The thread that writes the files is not in them.
+//!
+//! A prompt of more than 16,384 tokens takes minutes, so that one engine has it. It records every second token, drawn by
+//! `--trace-sample-rate`: steps with a record are compared with steps without one. Figures of scores are kept in both.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a fault here is a failed bench")]
 
 use std::path::Path;
@@ -13,7 +16,7 @@ use std::path::Path;
 use pagedraft::session::{
     DsaTraceOptions, EngineOptions, LoadFormat, ModelRef, Request, Session, TraceOptions,
 };
-use pagedraft_workloads::trace::{DsaFormat, DsaRows, TraceTables};
+use pagedraft_workloads::trace::{DsaFormat, DsaRows, DsaTraceConfig, TraceTables};
 
 const CONFIG: &str = r#"{"architectures": ["DeepseekV32ForCausalLM"], "vocab_size": 2048, "hidden_size": 1024,
     "intermediate_size": 2816, "moe_intermediate_size": 512, "num_hidden_layers": 1, "num_attention_heads": 16,
@@ -33,6 +36,47 @@ fn now() -> f64 {
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
+}
+
+const LONG: u32 = 16_384;
+
+fn least(times: &[f64]) -> f64 {
+    times.iter().copied().fold(f64::INFINITY, f64::min)
+}
+
+/// Steps with and without records, at a long context.
+fn sampled(model: &ModelRef, dir: &Path, context: u32, steps: u32) {
+    let dsa = DsaTraceOptions { rows: DsaRows::Decode, sample_rate: 0.5, ..DsaTraceOptions::default() };
+    let mut engine = engine(model, dir, Some(dsa), context);
+    let config = DsaTraceConfig::of_trace(dir).unwrap();
+    let (mut times, mut ratios, mut last) = ([Vec::new(), Vec::new()], Vec::new(), None);
+    for position in context + 1..=context + steps {
+        let start = now();
+        engine.step().unwrap();
+        let took = now() - start;
+        let recorded = config.samples("0", position);
+        times[usize::from(recorded)].push(took);
+        match (recorded, last) {
+            (true, Some(before)) => ratios.push(took / before),
+            (true, None) => {}
+            (false, _) => last = Some(took),
+        }
+    }
+    engine.close(&serde_json::json!({})).unwrap();
+    for (name, times) in ["without a record", "with one"].iter().zip(&times) {
+        println!(
+            "{name:<18}{:>12.3}{:>12.3} ms, median and least of {}",
+            median(times.clone()),
+            least(times),
+            times.len()
+        );
+    }
+    println!(
+        "to the step without one before it {:.4}, medians {:.4}, least to least {:.4}",
+        median(ratios),
+        median(times[1].clone()) / median(times[0].clone()),
+        least(&times[1]) / least(&times[0])
+    );
 }
 
 fn engine(model: &ModelRef, dir: &Path, trace_dsa: Option<DsaTraceOptions>, context: u32) -> Session {
@@ -80,6 +124,11 @@ fn main() {
         ("compact, scores", dsa(DsaRows::Decode, DsaFormat::Compact, true)),
     ];
     println!("context {context}, {steps} rounds, one thread");
+    if context > LONG {
+        sampled(&model, &scratch.join("run"), context, steps);
+        let _ = std::fs::remove_dir_all(&scratch);
+        return;
+    }
     let mut engines: Vec<Session> = ways
         .iter()
         .map(|(name, dsa)| engine(&model, &scratch.join(name.replace(", ", "-")), dsa.clone(), context))
@@ -93,7 +142,6 @@ fn main() {
         }
     }
     println!("{:<18}{:>12}{:>12}{:>14}{:>14}", "", "median ms", "least ms", "to steps", "least to least");
-    let least = |times: &[f64]| times.iter().copied().fold(f64::INFINITY, f64::min);
     for ((name, _), own) in ways.iter().zip(&times) {
         let ratios = own.iter().zip(&times[1]).map(|(own, base)| own / base).collect();
         println!(

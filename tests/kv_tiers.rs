@@ -358,7 +358,11 @@ fn flags_that_cannot_be_are_refused_with_the_reason() {
     for (model, tiers, words) in [
         (&dense, in_memory(4, 1 << 20), "--kv-hbm-blocks 4: builtin:target has no sparse attention"),
         (&model, in_memory(4, 100), "takes 3072 bytes"),
-        (&model, remote("s3://bucket"), "known are file:///DIRECTORY and redis://HOST:PORT"),
+        (
+            &model,
+            remote("ftp://host"),
+            "known are file:///DIRECTORY, redis://HOST:PORT and s3://BUCKET/DIRECTORY",
+        ),
         (&model, remote("file://relative"), "from the root on"),
         (&model, remote("file:///proc/nobody/writes/here"), "the directory cannot be written"),
     ] {

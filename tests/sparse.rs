@@ -6,8 +6,9 @@ mod sparse_model;
 
 use pagedraft::attention::isa::Isa;
 use pagedraft::model::Dtype;
+use pagedraft::model::tiers::LocalPool;
 use pagedraft::session::{
-    DeviceRef, DraftLength, DraftRef, EngineOptions, IndexerKvDtype, ModelRef, Request, Session,
+    DeviceRef, DraftLength, DraftRef, EngineOptions, IndexerKvDtype, KvTiers, ModelRef, Request, Session,
     SpeculationOptions,
 };
 use pagedraft::spec_decode::Scorer;
@@ -43,6 +44,14 @@ fn matrix(model: &ModelRef, dtype: Dtype, seed: u64, kv: IndexerKvDtype, events:
     for (name, apart, options) in schedules(&base, 17) {
         compare(name, apart, &options);
     }
+    for (name, frames, num_blocks, apart) in
+        [("tiers, passes", 3, 256, 1), ("restored from a tier", 9, 20, 12)]
+    {
+        let local_pool = Some(LocalPool { bytes: 64 << 20, file: None });
+        let kv_tiers = KvTiers { hbm_blocks: Some(frames), local_pool, ..KvTiers::default() };
+        let (num_blocks, enable_prefix_caching) = (Some(num_blocks), apart > 1);
+        compare(name, apart, &EngineOptions { kv_tiers, num_blocks, enable_prefix_caching, ..base.clone() });
+    }
     for (scorer, threads) in [(Scorer::Mqa, 1), (Scorer::BatchExpansion, 2)] {
         let draft = Some(DraftRef::Model(model.clone()));
         let length = DraftLength::Fixed(3);
@@ -68,9 +77,11 @@ fn no_choice_and_no_logit_of_100_000_rows_depends_on_the_schedule() {
     }
     events.check();
     assert!(events.accepted > 0, "no draft was accepted");
+    assert!(events.fetched > 0 && events.restored > 0, "nothing came back from a tier");
     println!(
-        "{} rows of chosen keys and {} rows of logits, none differs; {} preemptions, {} cached tokens, {} drafts accepted",
-        rows[0], rows[1], events.preempted, events.cached, events.accepted
+        "{} rows of chosen keys and {} rows of logits, none differs; {} preemptions, {} cached tokens, {} drafts accepted, {} cells \
+         fetched from a tier, {} blocks restored from one",
+        rows[0], rows[1], events.preempted, events.cached, events.accepted, events.fetched, events.restored
     );
 }
 
@@ -82,6 +93,7 @@ fn sparse_models_give_the_same_bits_under_every_schedule() {
     matrix(&glm, Dtype::Bf16, 6, IndexerKvDtype::Auto, &mut events);
     matrix(&glm, Dtype::F32, 5, IndexerKvDtype::Fp8Hadamard, &mut events);
     events.check();
+    assert!(events.fetched > 0 && events.restored > 0, "nothing came back from a tier");
 }
 
 #[test]

@@ -110,10 +110,10 @@ fn every_record_is_proved_and_valid_and_has_the_keys_that_requests_are_given() {
             assert!(faults.is_empty(), "{faults:?}: {record}");
             let kind = format!("{} {}", record["row"], record["accepted"]);
             *kinds.entry(kind).or_insert(0) += 1;
-            let chose = record["seq_len_current"].as_u64().unwrap() > 24;
-            assert_eq!(record["scores_stats"].is_object(), chose, "{record}");
+            assert!(record["scores_stats"].is_object(), "{record}");
             let scores = record["scores_topk"].as_array().map(Vec::len);
-            assert_eq!(scores, (chose && format == DsaFormat::Compact).then_some(24), "{record}");
+            let chosen = record["seq_len_current"].as_u64().unwrap().min(24) as usize;
+            assert_eq!(scores, (format == DsaFormat::Compact).then_some(chosen), "{record}");
             hits += u32::from(record["prefix"]["prefix_cache_hit"] == true);
             let output = by_name[record["request_id"].as_str().unwrap()];
             let (Some(topk), false) = (&output.indexer_topk, record["accepted"] == false) else { continue };

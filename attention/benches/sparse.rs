@@ -1,6 +1,6 @@
 //! Sparse attention of one layer on one thread: 16 heads over latents of 512 + 64 values, an indexer of 16 heads of 128 values,
 //! 2,048 keys chosen, bf16, random values, blocks of 16 tokens in random order. Run it with `cargo bench --bench sparse`; an
-//! argument selects one of its parts, `decode`, `prefill`, `choice` and `memory`.
+//! argument selects one of its parts, `decode`, `prefill`, `short`, `choice` and `memory`.
 //!
 //! Times are processor times of the thread, because machines are shared. What is compared runs in turn, round after round;
 //! printed are the least and the median.
@@ -210,6 +210,11 @@ impl Step {
 
     /// Attends over the keys chosen; the time it takes.
     fn attend(&mut self, cache: &Cache, scratch: &mut LatentScratch) -> f64 {
+        self.attend_as(cache, scratch, true)
+    }
+
+    /// The same, in which rows share tiles where they may, or do not.
+    fn attend_as(&mut self, cache: &Cache, scratch: &mut LatentScratch, share: bool) -> f64 {
         let chosen = SelectionView::new(&mut self.positions, &mut self.lens, self.k);
         let (rank, width) = (RANK, HEADS * RANK);
         let shape = LatentShape { heads: HEADS, rank, rotated_stride: ROPE, rotated_offset: 0, scale: 0.05 };
@@ -226,6 +231,7 @@ impl Step {
             width,
         )
         .unwrap();
+        let call = if share { call.share_tiles(1) } else { call };
         // SAFETY: one thread.
         timed(|| (0..call.num_items()).for_each(|item| unsafe { call.run_item(item, scratch) }))
     }
@@ -396,6 +402,42 @@ fn prefill(isa: Isa) {
     }
 }
 
+/// A prefill of no more keys than are chosen: nothing is scored, and rows share the tiles of their keys.
+fn short(isa: Isa) {
+    println!(
+        "\nA prefill of {TOPK} tokens, of which every key is taken, milliseconds, least / median of {ROUNDS} rounds"
+    );
+    let cache = Cache::new(isa, TOPK);
+    let expanded = Expanded::new(isa, &cache);
+    let (mut select, mut latent) = (SelectScratch::default(), LatentScratch::default());
+    let mut dense = AttentionScratch::new();
+    let mut steps: Vec<Step> =
+        (1..=TOPK / CHUNK).map(|i| Step::new(isa, &cache, i * CHUNK, CHUNK, TOPK)).collect();
+    let mut times: [Times; 4] = Default::default();
+    for round in 0..=ROUNDS {
+        let mut took = [0.0; 4];
+        for step in &mut steps {
+            took[0] += step.select(&cache, &mut select);
+            // Who is second finds the latents at hand.
+            for share in if round % 2 == 0 { [true, false] } else { [false, true] } {
+                took[if share { 1 } else { 2 }] += step.attend_as(&cache, &mut latent, share);
+            }
+            took[3] += expanded.attend(step, &mut dense);
+        }
+        if round > 0 {
+            times.iter_mut().zip(took).for_each(|(times, took)| times.0.push(took / 1e3));
+        }
+    }
+    for (name, times) in ["choice", "tiles shared", "row by row", "dense, expanded"].iter().zip(&times) {
+        println!("{name:<16}{:>9.1} / {:.1}", times.least(), times.median());
+    }
+    println!(
+        "row by row to shared {:.3} / {:.3}",
+        times[2].least() / times[1].least(),
+        times[2].median() / times[1].median()
+    );
+}
+
 fn choice(isa: Isa) {
     println!("\nThe best {TOPK} of 65,536 scores, microseconds, least / median of 40 rounds");
     let mut times: [Times; 2] = Default::default();
@@ -466,7 +508,8 @@ fn main() {
     println!("{isa}, one thread");
     let part = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
     type Part = (&'static str, fn(Isa));
-    let runs: [Part; 4] = [("choice", choice), ("decode", decode), ("prefill", prefill), ("memory", memory)];
+    let runs: [Part; 5] =
+        [("choice", choice), ("decode", decode), ("prefill", prefill), ("short", short), ("memory", memory)];
     for (name, run) in runs {
         if part.as_ref().is_none_or(|part| part == name) {
             run(isa);

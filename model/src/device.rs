@@ -288,8 +288,7 @@ pub trait Device {
         Err(no_sparse_operations())
     }
 
-    /// The scores of these keys. `None` if the buffer does not keep them, if the row sees no more keys than may be chosen, so that
-    /// none was scored, or if a score is not finite.
+    /// The scores of these keys. `None` if the buffer does not keep them, or if a score is not finite.
     ///
     /// # Errors
     ///

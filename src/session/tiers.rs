@@ -25,7 +25,8 @@ pub struct KvTiers {
     pub hbm_blocks: Option<u32>,
     /// The pool behind it.
     pub local_pool: Option<LocalPool>,
-    /// The URL of the pool behind that: `file:///DIRECTORY`, or `redis://HOST:PORT` if the program was built with it.
+    /// The URL of the pool behind that: `file:///DIRECTORY`, or `redis://HOST:PORT` or `s3://BUCKET/DIRECTORY` if the program was
+    /// built with them.
     pub remote_pool: Option<String>,
     /// How long a remote pool may take to answer. It is not asked again after that.
     pub patience: Duration,

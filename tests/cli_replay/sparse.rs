@@ -17,7 +17,7 @@ fn shared(name: &str) -> Option<PathBuf> {
     path.exists().then_some(path)
 }
 
-fn model(name: &str) -> String {
+pub(super) fn model(name: &str) -> String {
     let ModelRef::Directory(dir) = with_tokenizer(name) else { unreachable!("it is a directory") };
     dir.to_str().unwrap().to_owned()
 }

@@ -289,3 +289,54 @@ fn an_engine_that_froze_for_a_second_shows_it() {
     // 30 a second should have been sent meanwhile: all of them waited, evenly from 1 s down.
     assert!(ttft.iter().any(|&ttft| ttft > 900.0) && slow >= 20, "{slow} of {ttft:?}");
 }
+
+/// What each layer of each token chose, by the record.
+fn chosen(scratch: &Scratch, out: &str) -> BTreeMap<String, Value> {
+    let dir = scratch.path(out);
+    let export = pagedraft(&["trace", "export", &dir, "--event", "dsa_topk", "--format", "jsonl"]);
+    assert_eq!(export.code, Some(0), "{out}: {}", export.stderr);
+    let mut all = BTreeMap::new();
+    for record in scratch.json_lines(&format!("{out}/dsa_topk.jsonl")) {
+        let key = format!("{} {} {}", record["request_id"], record["step_idx"], record["layer_id"]);
+        let what = record["selected_token_pos"].clone();
+        // A token that was computed again after the resume has a record of each time.
+        let before = all.entry(key).or_insert(what.clone());
+        assert_eq!(*before, what, "{record}");
+    }
+    all
+}
+
+#[test]
+fn a_run_of_a_sparse_model_that_was_killed_goes_on_with_its_records() {
+    let scratch = Scratch::new("replay-resume-sparse");
+    let model = super::sparse::model("replay-resume-sparse-model");
+    for format in ["compact", "jsonl"] {
+        let name = |what: &str| format!("{format}-{what}");
+        let more =
+            ["--model", &model, "--load-format", "dummy", "--enforce-eager", "--trace-dsa-format", format];
+        let run = [&REAL[..], &more].concat();
+        done(&replay(&scratch.path(&name("whole")), &run));
+        let whole = chosen(&scratch, &name("whole"));
+        // Prompts of 12 to 36 tokens, 5 to 15 tokens each, three layers.
+        assert!(whole.len() > 30 * 4 * 3, "{}", whole.len());
+        let mut child = start(&scratch.path(&name("kill")), &run);
+        wait_for(&scratch, &name("kill/requests.jsonl"), 5);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        // As a disk leaves a file whose last write was cut.
+        let file = scratch.path(&name(if format == "compact" {
+            "kill/dsa_topk.bin"
+        } else {
+            "kill/dsa_topk.jsonl"
+        }));
+        let bytes = std::fs::read(&file).unwrap();
+        std::fs::write(&file, &bytes[..bytes.len().saturating_sub(7)]).unwrap();
+        done(&replay(&scratch.path(&name("kill")), &[&run[..], &["--resume"]].concat()));
+        assert_eq!(said(&scratch, &name("kill")), said(&scratch, &name("whole")), "{format}");
+        let check = pagedraft(&["trace", "check", &scratch.path(&name("kill"))]);
+        assert_eq!(check.code, Some(0), "{format}: {}", check.stderr);
+        assert!(check.stdout.contains("records of sparse attention proved"), "{format}: {}", check.stdout);
+        let resumed = chosen(&scratch, &name("kill"));
+        assert!(resumed == whole, "{format}: {} records of {}", resumed.len(), whole.len());
+    }
+}

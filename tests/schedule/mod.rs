@@ -102,6 +102,9 @@ pub fn run(options: &EngineOptions, requests: &[Request], apart: usize) -> (Vec<
         session.step().unwrap();
     }
     let mut events = Events { replays: session.run_counts().0.replays, ..Events::default() };
+    if let Some(tiers) = session.tier_counts() {
+        (events.fetched, events.restored) = (tiers.local_pool.cells, tiers.prefixes_restored);
+    }
     let outputs = ids.into_iter().map(|id| {
         let logits = session.take_logits(id);
         let output = session.take_output(id).unwrap();
@@ -187,6 +190,9 @@ pub struct Events {
     pub drafted: u32,
     pub accepted: u32,
     pub replays: u64,
+    /// Cells that came from the tiers below, and blocks of the prefix cache that did.
+    pub fetched: u64,
+    pub restored: u64,
 }
 
 impl Events {
@@ -196,6 +202,8 @@ impl Events {
         self.drafted += other.drafted;
         self.accepted += other.accepted;
         self.replays += other.replays;
+        self.fetched += other.fetched;
+        self.restored += other.restored;
     }
 
     pub fn check(&self) {

@@ -43,7 +43,32 @@ pub(crate) struct Latents<'a> {
     pub size: usize,
 }
 
+impl Latents<'_> {
+    /// The first `count` entries.
+    pub fn first(&self, count: usize) -> Latents<'_> {
+        let next = &self.next[..count.min(self.next.len())];
+        Latents { entries: &self.entries[..count], next, size: self.size }
+    }
+}
+
 impl HeadGroup {
+    /// No heads.
+    pub const NONE: HeadGroup = {
+        let none = std::ptr::null_mut();
+        HeadGroup {
+            q: none,
+            weights: none,
+            maxima: none,
+            factors: none,
+            sums: none,
+            acc: none,
+            width: 0,
+            rank: 0,
+            heads: 0,
+            scale: 0.0,
+        }
+    };
+
     /// The products of step 2 of [`super::reference`].
     ///
     /// # Safety

@@ -10,7 +10,7 @@
 //!
 //! Neither call holds a matrix of rows times keys. Scores are made 64 keys at a time and go into a [selection](Candidates)
 //! that keeps at most twice the keys to be chosen. A row that sees no more keys than may be chosen takes all of them, and
-//! no score is computed.
+//! scores are computed only where they are kept.
 
 mod candidates;
 pub mod fp8;

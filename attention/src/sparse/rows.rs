@@ -69,6 +69,14 @@ impl SparseRows {
         self.rows.get(first..end(index)).unwrap_or(&[])
     }
 
+    /// The run that a row is in, and the number of its first row; the last run beyond the last row.
+    pub(crate) fn run_around(&self, row: usize) -> (usize, &[SparseRow]) {
+        let index = self.runs.partition_point(|&end| end as usize <= row);
+        let first =
+            index.checked_sub(1).and_then(|before| self.runs.get(before)).map_or(0, |&end| end as usize);
+        (first, self.run(index))
+    }
+
     /// How many query tokens the step has, those of pad rows included.
     pub(crate) fn tokens(&self) -> usize {
         self.tokens

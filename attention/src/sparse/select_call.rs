@@ -104,6 +104,12 @@ impl<'a> SelectCall<'a> {
         self.rows.num_runs()
     }
 
+    /// Whether the keys of a row are scored. One that sees no more keys than are chosen takes them all, and needs scores only where
+    /// they are kept.
+    fn scores(&self, row: &SparseRow) -> bool {
+        row.visible as usize > self.out.k() || self.out.keeps_scores()
+    }
+
     /// Runs one item: chooses the keys of some query tokens of one sequence. An index beyond the last does nothing.
     ///
     /// # Safety
@@ -123,7 +129,8 @@ impl<'a> SelectCall<'a> {
     pub fn parts(&self, threads: usize) -> usize {
         let longest = self.rows.rows().iter().map(|row| row.visible as usize).max().unwrap_or(0);
         let items = self.num_items();
-        let long = longest > self.out.k() && longest >= WORTH_SHARING;
+        let scored = longest > self.out.k() || self.out.keeps_scores();
+        let long = scored && longest >= WORTH_SHARING;
         if long && items < threads { threads.div_ceil(items.max(1)) } else { 1 }
     }
 
@@ -135,9 +142,9 @@ impl<'a> SelectCall<'a> {
     ///
     /// As [`run_item`](Self::run_item), but other threads may run other parts.
     pub unsafe fn run_part(&self, index: usize, (part, parts): (usize, usize), scratch: &mut SelectScratch) {
-        // Rows that see no more keys than are chosen need no scores; they come first, for visible keys do not decrease.
+        // Rows that are not scored come first, for visible keys do not decrease.
         let rows = self.rows.run(index);
-        let all = rows.iter().take_while(|row| row.visible as usize <= self.out.k()).count();
+        let all = rows.iter().take_while(|row| !self.scores(row)).count();
         let Some(last) = rows[all..].last() else { return };
         let tiles = (last.visible as usize).div_ceil(TILE);
         let tiles = part * tiles / parts.max(1)..(part + 1) * tiles / parts.max(1);
@@ -151,15 +158,12 @@ impl<'a> SelectCall<'a> {
     ///
     /// As [`run_item`](Self::run_item). The parts were run, and nobody changed their memory since.
     pub unsafe fn join(&self, index: usize, first: &mut SelectScratch, others: &[&SelectScratch]) {
-        let (k, mut scored) = (self.out.k(), 0);
+        let mut scored = 0;
         for row in self.rows.run(index) {
             let token = row.token as usize;
-            if row.visible as usize <= k {
+            if !self.scores(row) {
                 // SAFETY: `new` has found that the row exists; it is this item's.
-                unsafe {
-                    self.out.write(token, 0..row.visible);
-                    self.out.write_scores(token, std::iter::empty());
-                }
+                unsafe { self.out.write(token, 0..row.visible) };
                 continue;
             }
             let candidates = &mut first.rows[scored].candidates;

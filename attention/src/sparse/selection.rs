@@ -146,7 +146,7 @@ impl<'a> SelectionView<'a> {
         !self.stats.is_null()
     }
 
-    /// Keeps the scores of a row's keys, in their order: the first `k` of them. None of a row for which nothing was scored.
+    /// Keeps the scores of a row's keys, in their order: the first `k` of them.
     ///
     /// # Panics
     ///
@@ -176,8 +176,7 @@ impl<'a> SelectionView<'a> {
         unsafe { self.stats.add(row * 3).cast::<[f32; 3]>().write_unaligned([min, mean, max]) };
     }
 
-    /// The scores of a row's keys. `None` if no scores are kept, if the row sees no more keys than may be chosen, so that none was
-    /// scored, or if a score is not finite.
+    /// The scores of a row's keys. `None` if no scores are kept, or if a score is not finite.
     ///
     /// # Safety
     ///

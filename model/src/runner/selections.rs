@@ -48,8 +48,7 @@ impl<D: Device> Runner<D> {
         }
     }
 
-    /// The scores of these keys. `None` unless they are [kept](Self::tap_selections), if the row sees no more keys than may be chosen,
-    /// so that none was scored, and if a score is not finite.
+    /// The scores of these keys. `None` unless they are [kept](Self::tap_selections), and if a score is not finite.
     ///
     /// # Errors
     ///

@@ -82,6 +82,8 @@ pub struct Below {
     clock: u64,
     /// Where something that moves down is copied.
     moving: Vec<u8>,
+    /// What a pool fetches ahead.
+    ahead: Vec<Key>,
     counts: BelowCounts,
 }
 
@@ -184,13 +186,17 @@ impl Below {
         prefixes.into_iter().for_each(|key| self.forget(key));
     }
 
-    /// Has the remote pool fetch these cells ahead.
-    pub fn prefetch(&mut self, keys: &mut Vec<Key>) {
-        keys.retain(|&key| self.find(key) == Some(TierId::RemotePool));
-        if let Some(guarded) = self.pools.iter_mut().find(|guarded| guarded.id == TierId::RemotePool)
-            && !keys.is_empty()
-        {
-            guarded.pool.prefetch(keys);
+    /// Has each pool fetch those of these cells ahead that it has.
+    pub fn prefetch(&mut self, keys: &[Key]) {
+        let Self { pools, entries, ahead, .. } = self;
+        for guarded in pools {
+            let own =
+                keys.iter().filter(|key| entries.get(key).is_some_and(|entry| entry.tier == guarded.id));
+            ahead.clear();
+            ahead.extend(own);
+            if !ahead.is_empty() {
+                guarded.pool.prefetch(ahead);
+            }
         }
     }
 

@@ -191,7 +191,7 @@ impl Tiers {
         }
     }
 
-    /// Begins a step, and has what the last one selected fetched ahead where it is far away.
+    /// Begins a step, and has what the last one selected and tier 0 has lost since fetched ahead.
     pub(crate) fn begin_step(&mut self) {
         self.now += 1;
         self.lost_rows.clear();
@@ -199,19 +199,14 @@ impl Tiers {
             fetches.clear();
             waited.clear();
         }
-        let remote = self.below.has_remote();
         self.ahead.clear();
         for (layer, own) in self.layers.iter_mut().enumerate() {
-            if remote {
-                let absent = |&block: &u32| {
-                    self.map[layer * self.num_blocks as usize + block as usize] == self.num_frames
-                };
-                let absent = own.touched.iter().copied().filter(absent);
-                self.ahead.extend(absent.map(|block| Key::Cell { layer: layer as u16, block }));
-            }
-            own.touched.clear();
+            let absent =
+                |&block: &u32| self.map[layer * self.num_blocks as usize + block as usize] == self.num_frames;
+            let absent = own.touched.drain(..).filter(absent);
+            self.ahead.extend(absent.map(|block| Key::Cell { layer: layer as u16, block }));
         }
-        self.below.prefetch(&mut self.ahead);
+        self.below.prefetch(&self.ahead);
     }
 
     /// Has the system back the frames with memory now.

@@ -5,7 +5,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
-use memmap2::MmapMut;
+use memmap2::{Advice, MmapMut};
 
 use super::options::LocalPool;
 use super::pool::{Key, Pool, PoolError};
@@ -153,6 +153,17 @@ impl Pool for MemoryPool {
             into.copy_from_slice(&memory[at..at + into.len()]);
         }
         Ok(())
+    }
+
+    /// Has the system read the parts of a file ahead that are not in memory, all at once and meanwhile. Host memory answers at once.
+    fn prefetch(&mut self, keys: &[Key]) {
+        let Backing::File { map, .. } = &self.backing else { return };
+        for kept in keys.iter().filter_map(|key| self.kept.get(key)) {
+            for &slot in &kept.slots {
+                // It is only advice: a fault of the disk shows when the slot is read.
+                let _ = map.advise_range(Advice::WillNeed, HEADER + slot as usize * self.slot, self.slot);
+            }
+        }
     }
 
     fn forget(&mut self, key: Key) {

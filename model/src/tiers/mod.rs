@@ -22,6 +22,10 @@ mod counts;
 mod directory_pool;
 mod frames;
 mod memory_pool;
+#[cfg(feature = "remote-pool")]
+mod object_http;
+#[cfg(feature = "remote-pool")]
+mod object_pool;
 mod options;
 mod policy;
 mod pool;
@@ -37,6 +41,8 @@ pub use counts::{Fetch, TierCounts, Waited};
 pub use directory_pool::DirectoryPool;
 pub use frames::Tiers;
 pub use memory_pool::MemoryPool;
+#[cfg(feature = "remote-pool")]
+pub use object_pool::ObjectPool;
 pub use options::{LocalPool, TierOptions};
 pub use policy::{Policy, Uses};
 pub use pool::{Key, Pool, PoolError, TierId};

@@ -10,7 +10,8 @@ pub enum Policy {
     Lru,
     /// Of those that the last step did not select, the one that was touched in the fewest steps, older steps counting less and less
     /// (LRFU, Lee et al. 2001): what most steps select stays although a few in between did without it. What the last step selected
-    /// goes after all others, because most of it is selected again.
+    /// goes after all others, because most of it is selected again. Where a step runs in passes, what its earlier passes used goes
+    /// before what the last step selected and this one has not yet come to: that is needed again sooner.
     #[default]
     Frequency,
 }
@@ -61,8 +62,10 @@ impl Uses {
         let age = now.saturating_sub(self.last) as f64;
         match policy {
             Policy::Lru => -age,
-            // A weight is between 1 and 13. So the scores of the last selection are above 0, and all others below it.
-            Policy::Frequency if age <= 1.0 => self.weight,
+            // A weight is between 1 and 13. So the scores of the last two selections are above 0, those of the last but one above the
+            // others, and all older ones below 0.
+            Policy::Frequency if age == 0.0 => self.weight,
+            Policy::Frequency if age <= 1.0 => self.weight + 16.0,
             Policy::Frequency => self.weight.log2() - age / HALF_LIFE - 12.0,
         }
     }

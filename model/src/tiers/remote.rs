@@ -7,8 +7,8 @@ use super::pool::{Pool, TierId};
 use super::watched::Watched;
 use crate::error::ModelError;
 
-/// Opens the pool that a URL names: `file:///DIRECTORY` or, in a program built with the feature `remote-pool`, `redis://HOST:PORT`. It
-/// is asked from a thread of its own, and given up when it takes longer than `patience` to answer.
+/// Opens the pool that a URL names: `file:///DIRECTORY` or, in a program built with the feature `remote-pool`, `redis://HOST:PORT` or
+/// `s3://BUCKET/DIRECTORY`. It is asked from a thread of its own, and given up when it takes longer than `patience` to answer.
 ///
 /// # Errors
 ///
@@ -24,12 +24,17 @@ pub fn open_remote(url: &str, patience: Duration) -> Result<(TierId, Box<dyn Poo
         }
         #[cfg(feature = "remote-pool")]
         Some(("redis", _)) => Box::new(super::redis_pool::RedisPool::open(url, patience).map_err(refuse)?),
+        #[cfg(feature = "remote-pool")]
+        Some(("s3", _)) => Box::new(super::object_pool::ObjectPool::open(url, patience).map_err(refuse)?),
         #[cfg(not(feature = "remote-pool"))]
-        Some(("redis", _)) => {
-            let why = "this program was built without Redis; build it with --features remote-pool, or use file:///DIRECTORY";
+        Some(("redis" | "s3", _)) => {
+            let why = "this program was built without such pools; build it with --features remote-pool, or use file:///DIRECTORY";
             return Err(refuse(why.to_owned()));
         }
-        _ => return Err(refuse("known are file:///DIRECTORY and redis://HOST:PORT".to_owned())),
+        _ => {
+            let known = "known are file:///DIRECTORY, redis://HOST:PORT and s3://BUCKET/DIRECTORY";
+            return Err(refuse(known.to_owned()));
+        }
     };
     Ok((TierId::RemotePool, Box::new(Watched::new(pool, patience)?)))
 }

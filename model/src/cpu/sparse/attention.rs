@@ -144,7 +144,8 @@ impl CpuDevice {
             TokenRows::new(&rotated.data()[tokens(rotated)..], rotated.width()),
             &mut data[first * out.width()..],
             out.width(),
-        )?;
+        )?
+        .share_tiles(self.team.members());
         let (items, parts) = (call.num_items(), call.parts(self.team.members()));
         if parts == 1 {
             // SAFETY: the rows were planned from this step's metadata, its latents are stored, and the selection is made. Each

@@ -125,8 +125,7 @@ pub struct DsaTopkRecord {
     pub offset_p50: u32,
     /// The greatest distance.
     pub offset_max: u32,
-    /// The scores of the chosen keys. Null if the token sees no more keys than may be chosen, because nothing is scored then, and if
-    /// a score is not finite.
+    /// The scores of the chosen keys. Null if a score is not finite.
     pub scores_stats: Option<DsaScores>,
     /// Each of these scores, in the order of the positions. Null unless they are asked for (`--trace-store-scores`), and where
     /// `scores_stats` is null.

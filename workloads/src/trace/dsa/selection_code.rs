@@ -135,20 +135,41 @@ pub(super) fn read(
     }
 }
 
-/// Merges two ascending lists, without a branch that depends on the numbers. An end mark stays behind each of them.
+/// Merges two ascending lists, without a branch that depends on the numbers. An end mark stays behind each of them. The result
+/// is made in four quarters side by side, since each member must wait for the one before it.
 fn merge(one: &mut Vec<u32>, other: &mut Vec<u32>, out: &mut Vec<u32>) {
     let count = one.len() + other.len();
+    let quarter = count / 4;
+    let mut ways = [0, 1, 2, 3].map(|way| first_of(one, other, way * quarter));
     one.push(u32::MAX);
     other.push(u32::MAX);
+    let (one, other) = (one.as_slice(), other.as_slice());
+    let take = |[i, j]: &mut [usize; 2]| {
+        let (a, b) = (one[*i], other[*j]);
+        *i += usize::from(a < b);
+        *j += usize::from(b <= a);
+        a.min(b)
+    };
     out.clear();
     out.resize(count, 0);
-    let (mut i, mut j) = (0, 0);
-    for place in out.iter_mut() {
-        let (a, b) = (one[i], other[j]);
-        *place = a.min(b);
-        i += usize::from(a < b);
-        j += usize::from(b <= a);
+    let (quarters, rest) = out.split_at_mut(4 * quarter);
+    let (first, second) = quarters.split_at_mut(2 * quarter);
+    let (places, [a, b, c, d]) = ((first.split_at_mut(quarter), second.split_at_mut(quarter)), &mut ways);
+    let ((first, second), (third, fourth)) = places;
+    for (((first, second), third), fourth) in first.iter_mut().zip(second).zip(third).zip(fourth) {
+        (*first, *second, *third, *fourth) = (take(a), take(b), take(c), take(d));
     }
+    rest.iter_mut().for_each(|place| *place = take(d));
+}
+
+/// How many members of each list are among the first `count` of both.
+fn first_of(one: &[u32], other: &[u32], count: usize) -> [usize; 2] {
+    let (mut least, mut most) = (count.saturating_sub(other.len()), count.min(one.len()));
+    while least < most {
+        let middle = least.midpoint(most);
+        if one[middle] < other[count - 1 - middle] { least = middle + 1 } else { most = middle }
+    }
+    [least, count - least]
 }
 
 /// Appends a number, 7 bits a byte, the lowest first; the highest bit of a byte says that more follow.

@@ -119,9 +119,56 @@ fn read_list(
 ) -> Result<(), &'static str> {
     out.clear();
     out.resize(count as usize, 0);
-    let (mask, n) = ((1u64 << b) - 1, u64::from(n));
+    // A gap takes b + 2 bits on average, so that nearly every group of gaps is seen at once.
+    let next = match b {
+        0..=3 => read_groups::<8>(bits, b, out)?,
+        4..=9 => read_groups::<4>(bits, b, out)?,
+        _ => read_groups::<1>(bits, b, out)?,
+    };
+    if next > u64::from(n) { Err("a member of a set is too large") } else { Ok(()) }
+}
+
+/// Reads the members of a set, `G` of them from one look at the bits where these reach so far. Returns the first number behind
+/// the last member.
+#[inline(always)]
+fn read_groups<const G: usize>(
+    bits: &mut BitReader<'_>,
+    b: u32,
+    out: &mut [u32],
+) -> Result<u64, &'static str> {
+    let mask = (1u64 << b) - 1;
     let mut next = 0u64;
-    for place in out.iter_mut() {
+    let (groups, rest) = out.as_chunks_mut::<G>();
+    for group in groups {
+        let (mut word, mut taken, mut end) = (bits.peek(), 0, next);
+        for place in group.iter_mut() {
+            let zeros = word.trailing_zeros();
+            // Shifts of 64 and more only happen behind what was seen; such a group is read anew.
+            let gap = u64::from(zeros) << b | word.wrapping_shr(zeros) >> 1 & mask;
+            word = word.wrapping_shr(zeros + 1 + b);
+            taken += zeros + 1 + b;
+            *place = (end + gap) as u32;
+            end += gap + 1;
+        }
+        if taken <= AT_ONCE {
+            bits.skip(taken);
+            next = end;
+        } else {
+            next = read_singly(bits, b, next, group)?;
+        }
+    }
+    read_singly(bits, b, next, rest)
+}
+
+/// Reads members one by one; `next` is the first number that the first of them may be, and the number behind the last is returned.
+fn read_singly(
+    bits: &mut BitReader<'_>,
+    b: u32,
+    mut next: u64,
+    out: &mut [u32],
+) -> Result<u64, &'static str> {
+    let mask = (1u64 << b) - 1;
+    for place in out {
         let word = bits.peek();
         let zeros = word.trailing_zeros();
         let gap = if zeros + 1 + b <= AT_ONCE {
@@ -133,7 +180,7 @@ fn read_list(
         *place = (next + gap) as u32;
         next += gap + 1;
     }
-    if next > n { Err("a member of a set is too large") } else { Ok(()) }
+    Ok(next)
 }
 
 /// A gap whose code is longer than what is seen at once.

@@ -1,6 +1,6 @@
 //! KV tiers: how often tier 0 has what a step needs, by policy, and what tiers cost.
 //!
-//! `cargo bench --bench tiers [-- --rounds N --threads N]`
+//! `cargo bench --bench tiers [-- --rounds N --threads N --only steps|load]`
 //!
 //! 1. *Hits.* Two stated traces of 1,024 blocks, 400 steps. A step touches 20 % of the blocks, 80 % of them again in the next one. Blocks
 //!    that come anew are drawn evenly, or by popularity (the r-th with a weight of 1 / r). Tier 0 holds 25 %. LRU, the engine's own
@@ -8,18 +8,24 @@
 //! 2. *Step time.* One decode row at a context of 16,384 tokens, 16 heads, latents of 512 + 64 values in bf16, 2,040 keys in 204 of 1,024
 //!    blocks as in the second trace, 4 layers, weights from a seed. Without tiers, with tiers that hold all, and with 25 % in tier 0 and a
 //!    local pool in memory. Variants take turns step by step over the same selections; ratios are taken within a round.
-//! 3. *Throughput* of 24 requests of 256 + 256 tokens with a pool of a third of what they need: preemption with recompute, against a tier
-//!    0 of that size with a local pool behind it.
+//!    Then 10 % in tier 0 and a local pool in a file of which the system has nothing in memory: a step needs twice what tier 0 holds, and has
+//!    half of what the last step selected fetched ahead, or not.
+//! 3. *Throughput* on one thread with a pool of a third of what a load needs: preemption with recompute, against a tier 0 of that size with
+//!    a local pool behind it. The model of 2, but with 2,048 values, 5,632 inside, and 64 keys a query: as with large models, a step of few
+//!    rows costs nearly what one of many does, because it reads all weights. *Long answers*: 6 requests of 128 + 640 tokens. *Documents*: 6
+//!    conversations about documents of 640 tokens, 3 turns of 32 + 96 tokens, all of which ask at once.
 #![allow(clippy::expect_used, reason = "a test or a bench that fails says where")]
 
-#[path = "support/flag.rs"]
+#[cfg(target_os = "linux")]
+mod cold;
+#[path = "../support/flag.rs"]
 mod flag;
+mod load;
 
 use std::collections::HashMap;
 use std::time::Instant;
 
 use flag::flag;
-use pagedraft::session::{EngineOptions, KvTiers, LoadFormat, ModelRef, Request, Session};
 use pagedraft_attention::MetadataBuilder;
 use pagedraft_attention::isa::Isa;
 use pagedraft_attention::metadata::MaskKind;
@@ -199,10 +205,15 @@ fn of(mut values: Vec<f64>) -> (f64, f64) {
     (values[values.len() / 2], values[0])
 }
 
-fn print_steps(rounds: usize, threads: usize) {
+/// The bytes that a layer holds of a block.
+fn cell() -> usize {
     let config = ModelConfig::parse("config.json".as_ref(), CONFIG.as_bytes()).expect("a configuration");
     let groups = CpuDevice::kv_groups(&config, Dtype::Bf16, SIZE, CONTEXT as usize).expect("groups");
-    let cell = groups[0].parts[0].bytes_per_token * SIZE as usize;
+    groups[0].parts[0].bytes_per_token * SIZE as usize
+}
+
+fn print_steps(rounds: usize, threads: usize) {
+    let cell = cell();
     let local = |frames, policy| {
         let pool = LocalPool { bytes: u64::from(BLOCKS) * 4 * cell as u64, file: None };
         let options = TierOptions { frames, policy, ..TierOptions::default() };
@@ -252,74 +263,17 @@ fn print_steps(rounds: usize, threads: usize) {
     }
 }
 
-fn print_throughput(rounds: usize, threads: usize) {
-    let dir = std::env::temp_dir().join(format!("pagedraft-bench-tiers-{}", std::process::id()));
-    std::fs::create_dir_all(&dir).expect("a directory");
-    let config = CONFIG.replace("\"index_topk\": 2048", "\"index_topk\": 64");
-    std::fs::write(dir.join("config.json"), config).expect("a file");
-    let (requests, tokens) = (24, 256);
-    let blocks = requests * 2 * tokens / SIZE;
-    let base = EngineOptions {
-        load_format: LoadFormat::Dummy,
-        max_model_len: Some(1024),
-        enable_prefix_caching: false,
-        threads,
-        ..EngineOptions::new(ModelRef::Directory(dir.clone()))
-    };
-    let tiers = KvTiers {
-        hbm_blocks: Some(blocks / 3),
-        local_pool: Some(LocalPool { bytes: 1 << 30, file: None }),
-        ..KvTiers::default()
-    };
-    let variants = [
-        ("all in memory", EngineOptions { num_blocks: Some(blocks), ..base.clone() }),
-        ("a third, recompute", EngineOptions { num_blocks: Some(blocks / 3), ..base.clone() }),
-        ("a third, tiers", EngineOptions { num_blocks: Some(blocks), kv_tiers: tiers, ..base }),
-    ];
-    let mut rates = vec![Vec::new(); 3];
-    let mut preempted = [0; 3];
-    for round in 0..rounds {
-        for at in (0..3).map(|at| (at + round) % 3) {
-            let mut session = Session::open(&variants[at].1).expect("an engine");
-            let mut random = Random(1);
-            let ids: Vec<_> = (0..requests)
-                .flat_map(|i| {
-                    let prompt = (0..tokens).map(|_| (random.next() * 4096.0) as u32).collect();
-                    let request = Request { ignore_eos: true, ..Request::new(i.to_string(), prompt, tokens) };
-                    session.submit(request).expect("a request")
-                })
-                .collect();
-            let start = Instant::now();
-            while session.has_unfinished() {
-                session.step().expect("a step");
-            }
-            rates[at].push(f64::from(requests * tokens) / start.elapsed().as_secs_f64());
-            let outputs = ids.into_iter().filter_map(|id| session.take_output(id));
-            preempted[at] = outputs.map(|output| output.num_preemptions).sum();
-        }
-    }
-    println!("\n24 requests of 256 + 256 tokens, {rounds} rounds, {threads} threads");
-    println!(
-        "| | tokens/s, median | most | preemptions | ratio to recompute, median |\n|---|---|---|---|---|"
-    );
-    for (at, (name, _)) in variants.iter().enumerate() {
-        let ratios = rates[at].iter().zip(&rates[1]).map(|(own, other)| own / other).collect();
-        let most = rates[at].iter().copied().fold(0.0, f64::max);
-        println!(
-            "| {name} | {:.1} | {most:.1} | {} | {:.2} |",
-            of(rates[at].clone()).0,
-            preempted[at],
-            of(ratios).0
-        );
-    }
-    // What is left behind in a temporary directory does no harm.
-    let _ = std::fs::remove_dir_all(dir);
-}
-
 fn main() {
     let rounds = flag("--rounds", 60);
     let threads = flag("--threads", 1);
-    print_hits();
-    print_steps(rounds, threads);
-    print_throughput((rounds / 20).max(1), threads);
+    let only: String = flag("--only", String::new());
+    if only != "load" {
+        print_hits();
+        print_steps(rounds, threads);
+        #[cfg(target_os = "linux")]
+        cold::print(rounds, threads, cell());
+    }
+    if only != "steps" {
+        load::print((rounds / 20).max(1));
+    }
 }

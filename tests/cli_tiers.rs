@@ -1,0 +1,161 @@
+//! The flags of the KV tiers, from outside: what is refused, and the tokens of a program whose pools are in a store that fails.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by it")]
+
+#[cfg(feature = "remote-pool")]
+mod object_store;
+mod program;
+mod sparse_model;
+
+use pagedraft::session::ModelRef;
+use program::{Run, Scratch, pagedraft};
+use serde_json::Value;
+
+const PROMPT: &str = "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness, \
+    it was the epoch of belief, it was the epoch of incredulity, it was the season of light, it was the season of darkness, it was \
+    the spring of hope, it was the winter of despair.";
+
+fn model(name: &str) -> String {
+    let ModelRef::Directory(dir) = sparse_model::with_tokenizer(name) else {
+        unreachable!("it is a directory")
+    };
+    dir.to_str().unwrap().to_owned()
+}
+
+/// The arguments of a run of 40 tokens.
+fn arguments<'a>(model: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let own = ["generate", "--model", model, "--load-format", "dummy", "--threads", "1", "--enforce-eager"];
+    let request = ["--prompt", PROMPT, "--max-tokens", "40", "--ignore-eos"];
+    [&own[..], &request, more].concat()
+}
+
+fn tokens(run: &Run, scratch: &Scratch, out: &str) -> Value {
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    scratch.json(out)["token_ids"].clone()
+}
+
+#[test]
+fn sizes_and_places_that_cannot_be_are_refused_with_the_flag_and_the_reason() {
+    let scratch = Scratch::new("tiers-bad");
+    let model = model("cli-tiers-bad");
+    let foreign = scratch.write("notes.txt", b"not a pool, and not to be lost");
+    let in_foreign = format!("1M:{foreign}");
+    let in_directory = format!("1M:{}", scratch.path(""));
+    let under_file = format!("file://{foreign}/pool");
+    for (arguments, words) in [
+        (["--kv-hbm-blocks", "0"], "--kv-hbm-blocks"),
+        (["--kv-hbm-blocks", "-3"], "-3"),
+        (["--kv-hbm-blocks", "many"], "--kv-hbm-blocks"),
+        (["--kv-hbm-blocks", "4294967296"], "--kv-hbm-blocks"),
+        (["--kv-local-pool", "0"], "not a possible amount of memory"),
+        (["--kv-local-pool", "-4G"], "-4"),
+        (["--kv-local-pool", "4X"], "unknown unit X"),
+        (["--kv-local-pool", "4G:"], "the name of the file behind the colon is missing"),
+        (["--kv-local-pool", ":pool"], "not a number of bytes"),
+        (["--kv-local-pool", "100"], "a layer's part of a KV block takes"),
+        (["--kv-local-pool", "8000000G"], "--kv-local-pool"),
+        (["--kv-local-pool", &in_foreign], "is no pool of an earlier run"),
+        (["--kv-local-pool", &in_directory], "the file cannot be used"),
+        (["--kv-remote-pool", "pool"], "known are file:///DIRECTORY"),
+        (["--kv-remote-pool", "http://127.0.0.1:1/pool"], "known are file:///DIRECTORY"),
+        (["--kv-remote-pool", "file://pool"], "from the root on"),
+        (["--kv-remote-pool", &under_file], "the directory cannot be written"),
+        (["--kv-remote-pool", "redis://127.0.0.1:1"], "--kv-remote-pool redis://127.0.0.1:1"),
+        (["--kv-remote-pool", "s3://"], "--kv-remote-pool s3://"),
+    ] {
+        let run = pagedraft(&self::arguments(&model, &arguments));
+        assert_eq!(run.code, Some(2), "{arguments:?}: {run:?}");
+        assert!(run.stderr.contains(words) && !run.stderr.contains("panicked"), "{arguments:?}: {run:?}");
+    }
+    assert_eq!(scratch.read("notes.txt"), "not a pool, and not to be lost");
+    let dense = ["generate", "--prompt", "The", "--kv-hbm-blocks", "4"];
+    let run = pagedraft(&dense);
+    assert!(run.code == Some(2) && run.stderr.contains("has no sparse attention"), "{run:?}");
+    let simulated = ["replay", "--workload", "random", "--num-requests", "1", "--executor", "sim"];
+    let out = scratch.path("sim");
+    let run = pagedraft(&[&simulated[..], &["--out", &out, "--kv-local-pool", "1M"]].concat());
+    assert!(run.code == Some(2) && run.stderr.contains("--kv-local-pool"), "{run:?}");
+}
+
+#[test]
+fn the_tokens_are_the_same_in_any_place_and_a_tier_0_larger_than_the_pool_is_as_large_as_it() {
+    let scratch = Scratch::new("tiers-places");
+    let model = model("cli-tiers-places");
+    let run = |name: &str, more: &[&str]| {
+        let out = scratch.path(name);
+        let run = pagedraft(&[&arguments(&model, more)[..], &["--output-json", &out]].concat());
+        (tokens(&run, &scratch, name), run.stderr)
+    };
+    let (alone, said) = run("alone.json", &["--num-blocks", "64"]);
+    assert!(!said.contains("KV tiers"), "{said}");
+    let file = format!("1M:{}", scratch.path("pool"));
+    let remote = format!("file://{}", scratch.path("remote"));
+    for (name, more) in [
+        ("larger.json", &["--kv-hbm-blocks", "100000"][..]),
+        ("memory.json", &["--kv-hbm-blocks", "2", "--kv-local-pool", "1M"]),
+        ("file.json", &["--kv-hbm-blocks", "2", "--kv-local-pool", &file]),
+        ("remote.json", &["--kv-hbm-blocks", "2", "--kv-remote-pool", &remote]),
+        ("nowhere.json", &["--kv-hbm-blocks", "2", "--kv-local-pool", "8K", "--kv-remote-pool", &remote]),
+    ] {
+        let (found, said) = run(name, &[&["--num-blocks", "64"], more].concat());
+        assert_eq!(found, alone, "{name}");
+        assert!(said.contains("KV tiers: ") && said.contains("; 0 were lost"), "{name}: {said}");
+        assert_eq!(said.contains("of 0 reads"), name == "larger.json", "{name}: {said}");
+    }
+}
+
+#[test]
+#[cfg(feature = "remote-pool")]
+fn an_object_store_is_a_pool_and_whatever_it_does_costs_no_token() {
+    use object_store::{Fault, ObjectStore};
+    let scratch = Scratch::new("tiers-s3");
+    let model = model("cli-tiers-s3");
+    let out = scratch.path("alone.json");
+    let run =
+        pagedraft(&[&arguments(&model, &["--num-blocks", "64"])[..], &["--output-json", &out]].concat());
+    let alone = tokens(&run, &scratch, "alone.json");
+    for fault in [
+        None,
+        Some(Fault::Refuses),
+        Some(Fault::Loses),
+        Some(Fault::CutsShort),
+        Some(Fault::Damages),
+        Some(Fault::IsFull),
+        Some(Fault::Hangs),
+    ] {
+        let name = format!("{fault:?}");
+        let server = ObjectStore::start(fault);
+        let (out, trace) = (scratch.path(&format!("{name}.json")), scratch.path(&name));
+        let tiers =
+            ["--num-blocks", "64", "--kv-hbm-blocks", "3", "--kv-remote-pool", "s3://bucket/some/pool"];
+        let files = ["--output-json", &out, "--trace-out", &trace];
+        let output = program::command(&[&arguments(&model, &tiers)[..], &files].concat())
+            .env("AWS_ENDPOINT_URL", server.url())
+            .env("AWS_ACCESS_KEY_ID", "one")
+            .env("AWS_SECRET_ACCESS_KEY", "two")
+            .env("no_proxy", "127.0.0.1")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "{name}: {said}");
+        assert_eq!(scratch.json(&format!("{name}.json"))["token_ids"], alone, "{name}");
+        let tiers = &scratch.json(&format!("{name}/summary.json"))["kv_tiers"];
+        let count = |at: &str| tiers["below"][at].as_u64().unwrap();
+        let found = match fault {
+            None => tiers["remote_pool"]["cells"].as_u64().unwrap(),
+            Some(Fault::Refuses) => count("failures"),
+            Some(Fault::Loses) => count("missing"),
+            Some(Fault::CutsShort) => count("wrong_length"),
+            Some(Fault::Damages) => count("wrong_checksum"),
+            Some(Fault::IsFull) => count("full"),
+            Some(Fault::Hangs) => count("timeouts"),
+        };
+        assert!(found > 0, "{name}: {tiers}");
+        if fault.is_none() {
+            assert_eq!(tiers["lost_cells"], 0, "{tiers}");
+            assert!(server.requests() > 10 && server.signed(), "requests are signed");
+            assert_eq!(server.objects(), 0, "a pool leaves nothing behind");
+        }
+        let check = pagedraft(&["trace", "check", &trace]);
+        assert_eq!(check.code, Some(0), "{name}: {}", check.stderr);
+    }
+}
