@@ -140,7 +140,7 @@ fn run(way: Way, asked: &[Asked], slow: &mut Slow) -> Ran {
             let key = scheduler.submit(spec).unwrap();
             let recorded = Some(slow.tokens(&one.prompt, one.thins, &one.sampling, one.max_tokens).into());
             let (sampling, prompt_len) = (one.sampling.clone(), one.prompt.len() as u32);
-            executor.register(key, Registered { sampling, prompt_len, recorded, thinning });
+            executor.register(key, Registered { sampling, prompt_len, recorded, follows: false, thinning });
             key
         })
         .collect();
@@ -295,7 +295,7 @@ fn a_rule_that_gives_up_ends_its_request_alone() {
                 if i == 1 { Arc::new(cut::GivesUp) } else { Arc::new(cut::LargestHalf) };
             let thinning = Some(Thinning { rule, kept, compact: false });
             let (sampling, prompt_len) = (one.sampling.clone(), one.prompt.len() as u32);
-            executor.register(key, Registered { sampling, prompt_len, thinning, recorded: None });
+            executor.register(key, Registered { sampling, prompt_len, thinning, ..Registered::default() });
             key
         })
         .collect();

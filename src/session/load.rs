@@ -20,6 +20,7 @@ use super::kv_salt::KvModel;
 use super::log;
 use super::options::{EngineOptions, IndexerKvDtype};
 use super::placement::{Place, Placement, instruction_set};
+use super::probes::probe;
 use super::pruning::{self, Pruning};
 use super::selections;
 use super::speculation::Setups;
@@ -138,11 +139,13 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
         (None, None) => blocks_in(default_kv_cache_memory(), block_bytes),
     };
     let on_gpu = placement.is_gpu();
-    let pruning = if cuts.is_empty() {
+    let mut pruning = if cuts.is_empty() {
         None
     } else {
         let token_bytes = placement.token_bytes(&config)?;
-        Some(Pruning::new(options, &config, cuts.clone(), placement.dtype(), token_bytes))
+        let target = checkpoint::open(&options.model, options)?;
+        let target = probe(target, placement, max_model_len, options.block_size);
+        Some(Pruning::new(options, &config, cuts.clone(), placement.dtype(), token_bytes, target))
     };
     let segments = pruning.as_ref().map(Pruning::segments).unwrap_or_default();
     let mut target_groups = match &pruning {
@@ -283,6 +286,10 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
         let place =
             Place { arena: &arena, groups: &[draft_id], gpu: gpu.as_ref(), beside: Some(target.device()) };
         let (model, captured) = draft.load(options, target, place, max_model_len)?;
+        if let Some(pruning) = &mut pruning {
+            let (probe, name) = draft.into_probe(max_model_len, options.block_size);
+            pruning.set_draft(probe, name);
+        }
         setups.know(&options.speculation, named, executor.add_proposer(Box::new(model)));
         if let (Some(all), Some(own)) = (&mut info.capture, captured) {
             log::captured("draft", &own);
