@@ -303,6 +303,12 @@ impl Scheduler {
         self.segments.shares().context(len)
     }
 
+    /// The share of the model's work that a segment has.
+    #[must_use]
+    pub fn segment_share(&self, segment: u16) -> f64 {
+        self.segments.shares().segment(segment)
+    }
+
     /// Forgets every prefix in the cache; no running request is touched.
     pub fn clear_prefix_cache(&mut self) {
         self.blocks.clear_cache();

@@ -43,6 +43,11 @@ impl Shares {
         len - (unseen.round() as u32).min(len)
     }
 
+    /// The share of a segment; 1 where there is only one.
+    pub(crate) fn segment(&self, segment: u16) -> f64 {
+        self.segments.get(usize::from(segment)).copied().unwrap_or(1.0)
+    }
+
     /// Token rows of the whole model that so many rows in each segment are worth.
     pub(crate) fn rows(&self, rows: impl Fn(u16) -> u32) -> u32 {
         if self.segments.is_empty() {

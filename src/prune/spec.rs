@@ -305,6 +305,25 @@ impl PruneChoice {
             Self::Preset(preset) => preset.layers(num_layers),
         }
     }
+
+    /// The spec in a model of `num_layers` layers. That of a preset names no modules.
+    #[must_use]
+    pub fn spec(&self, num_layers: u16) -> PruneSpec {
+        match self {
+            Self::Spec(spec) => spec.clone(),
+            Self::Preset(preset) => PruneSpec {
+                layers: preset.layers(num_layers),
+                mode: PruneMode::default(),
+                min_head_tokens: four(),
+                min_tail_ratio: a_tenth(),
+                min_tail_tokens: sixteen(),
+                positions: Positions::default(),
+                scorer: PruneScorer::default(),
+                modules: None,
+                protect: Vec::new(),
+            },
+        }
+    }
 }
 
 #[cfg(test)]

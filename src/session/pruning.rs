@@ -11,6 +11,7 @@ use pagedraft_model::checkpoint::ModelConfig;
 use pagedraft_model::cut::{LayerRun, layer_runs};
 use pagedraft_scheduler::{Kind, KvView, SegmentKv, SharesKept};
 use pagedraft_spec_decode::Thinning;
+use pagedraft_workloads::sim::PromptRule;
 use pagedraft_workloads::trace::{KeptCounts, PruneRecord};
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -20,7 +21,9 @@ use super::options::{EngineOptions, LoadFormat, ModelRef};
 use super::request::{Request, RequestPrune};
 use super::{Session, sequence};
 use crate::exit::usage;
-use crate::prune::{LazyProbe, Modules, Positions, PruneChoice, PruneScorer, Pruner, Teller, Told};
+use crate::prune::{
+    LazyProbe, Modules, Positions, PruneChoice, PruneScorer, Pruner, SimulatedPruner, Teller, Told,
+};
 
 /// What pruning left of a prompt.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -127,6 +130,26 @@ pub(super) fn cuts(options: &EngineOptions, config: &ModelConfig) -> anyhow::Res
     Ok(cuts)
 }
 
+/// The groups of each segment of a model that consists of these runs of layers.
+pub(super) fn segments(runs: &[LayerRun]) -> Vec<SegmentKv> {
+    runs.iter().map(|run| SegmentKv { groups: vec![run.group], hold: run.hold }).collect()
+}
+
+/// How the prompts of a simulated engine are pruned, whose model of `num_layers` layers is cut behind `cuts`.
+///
+/// # Errors
+///
+/// The spec names a layer behind which the model is not cut.
+pub(super) fn simulated(
+    options: &EngineOptions,
+    num_layers: u16,
+    cuts: Vec<u16>,
+) -> anyhow::Result<Option<Arc<dyn PromptRule>>> {
+    let Some(choice) = &options.prune.all else { return Ok(None) };
+    let pruner = SimulatedPruner::new(choice.spec(num_layers), cuts.into()).map_err(usage)?;
+    Ok(Some(Arc::new(pruner)))
+}
+
 impl Pruning {
     /// The pruning of an engine whose model is cut behind `cuts`. A token takes `token_bytes` bytes in each layer.
     pub fn new(
@@ -183,7 +206,7 @@ impl Pruning {
 
     /// The groups of each segment of the step.
     pub fn segments(&self) -> Vec<SegmentKv> {
-        self.runs.iter().map(|run| SegmentKv { groups: vec![run.group], hold: run.hold }).collect()
+        segments(&self.runs)
     }
 
     /// How a request's prompt is pruned; `None` if all of it goes through the whole model.

@@ -7,7 +7,7 @@ use pagedraft_model::StepInputs;
 use pagedraft_scheduler::{SegmentKv, StepPlan};
 use pagedraft_spec_decode::ExecutionRecord;
 use pagedraft_spec_decode::proposer::GroupStep;
-use pagedraft_workloads::trace::{GroupCounts, GroupRows, PoolCounts, SegmentRows, TableDelta, TraceTables};
+use pagedraft_workloads::trace::{GroupCounts, PoolCounts, TableDelta, TargetRows, TraceTables};
 use serde::Serialize;
 
 /// The names of the groups, and what is kept about them from line to line.
@@ -32,10 +32,8 @@ struct TargetGroup {
 #[derive(Serialize)]
 #[serde(untagged)]
 pub(super) enum GroupLine<'a> {
-    /// A group of the target: its rows are the step's metadata rows.
-    Rows(GroupRows<'a>),
-    /// A group of the target that a later segment writes, with the rows that reached it.
-    Segment(SegmentRows<'a>),
+    /// A group of the target.
+    Target(TargetRows<'a>),
     /// A draft model's group, whose rows are its own.
     Own(&'a GroupStep),
 }
@@ -110,13 +108,14 @@ impl TraceGroups {
                 let Some((inputs, plan_rows)) = ran(record, segment) else { continue };
                 let delta = tables == TraceTables::Delta;
                 let metadata = if delta { group.delta.reduced() } else { &inputs.groups[at] };
-                let line = if segment == 0 {
-                    GroupLine::Rows(GroupRows(metadata))
-                } else {
-                    let tokens = (&inputs.tokens[..], &inputs.positions[..]);
-                    GroupLine::Segment(SegmentRows::new(segment, tokens, plan_rows, metadata))
+                let rows = TargetRows {
+                    segment,
+                    tokens: &inputs.tokens,
+                    positions: &inputs.positions,
+                    plan_rows,
+                    metadata,
                 };
-                lines.insert(group.name.as_str(), line);
+                lines.insert(group.name.as_str(), GroupLine::Target(rows));
             }
         }
         if let (Some(name), Some(step)) = (&self.draft, draft)

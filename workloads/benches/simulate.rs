@@ -93,6 +93,7 @@ fn main() {
             ..CostModel::default()
         },
         speculation: None,
+        prune: None,
         enforce_eager: false,
         replicas: 1,
         router: Router::RoundRobin,

@@ -57,6 +57,7 @@ fn most_bytes(requests: u64, max_concurrency: Option<u32>) -> isize {
             ..CostModel::default()
         },
         speculation: None,
+        prune: None,
         enforce_eager: false,
         replicas: 2,
         router: Router::PrefixAware,

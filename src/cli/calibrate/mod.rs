@@ -18,7 +18,7 @@ use anyhow::{Context, anyhow};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use pagedraft::exit::usage;
-use pagedraft::session::{DraftLength, DraftRef, EngineOptions, Session};
+use pagedraft::session::{DraftLength, DraftRef, EngineOptions, PruneOptions, Session};
 use pagedraft_workloads::sim::{Acceptance, fit};
 
 use self::measure::Measuring;
@@ -138,6 +138,11 @@ impl Calibrate {
     /// price. N-gram and synthetic drafts can be asked for whatever --draft says.
     fn options(&self) -> anyhow::Result<EngineOptions> {
         let mut options = self.engine.options(true)?;
+        if options.prune != PruneOptions::default() {
+            return Err(usage(anyhow!(
+                "--prune-spec and --prune-layers: leave them out, the cost of a pruned prompt follows from that of whole ones"
+            )));
+        }
         let speculation = &mut options.speculation;
         speculation.draft.get_or_insert(DraftRef::Synthetic { rate: SYNTHETIC_RATE });
         if speculation.length == DraftLength::Fixed(0) {

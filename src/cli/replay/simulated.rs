@@ -8,8 +8,7 @@ use std::collections::BTreeMap;
 use anyhow::anyhow;
 use pagedraft::exit::{usage, usage_hint};
 use pagedraft::memory_need::{books, ensure_fits};
-use pagedraft::session::{DeviceRef, DraftLength, DraftRef, EngineOptions, PruneOptions, SimulatedKv};
-use pagedraft_block_manager::KvGroup;
+use pagedraft::session::{DeviceRef, DraftLength, DraftRef, EngineOptions, SimulatedKv};
 use pagedraft_model::cuda::KvStorage;
 use pagedraft_scheduler::{Scheduler, SchedulerConfig};
 use pagedraft_spec_decode::Scorer;
@@ -20,7 +19,7 @@ use pagedraft_workloads::run::RunDirectory;
 use pagedraft_workloads::sim::{
     CostModel, Observer, SimEvent, SimGroups, SimOptions, SimReport, SimSpeculation, simulate,
 };
-use pagedraft_workloads::trace::{GroupRows, KvGroupRecord, TableDelta, TraceTables, TraceWriter};
+use pagedraft_workloads::trace::{KvGroupRecord, TableDelta, TargetRows, TraceTables, TraceWriter};
 use serde_json::{Value, json};
 
 use super::Replay;
@@ -74,13 +73,17 @@ impl Observer for Watch {
         match self.deltas.get_mut(replica as usize) {
             None => writer.write(&event),
             Some(deltas) => {
-                let (plan, rows) = (event.plan, event.plan_rows);
+                let plan = event.plan;
                 for (name, of) in event.groups.into_iter().flatten() {
-                    deltas.groups.entry((*name).to_owned()).or_default().reduce(plan, rows, of.0);
+                    let delta = deltas.groups.entry((*name).to_owned()).or_default();
+                    delta.reduce(plan, of.plan_rows, of.metadata);
                 }
-                let groups: SimGroups<'_> =
-                    deltas.groups.iter().map(|(name, of)| (name.as_str(), GroupRows(of.reduced()))).collect();
-                let metadata = deltas.metadata.reduce(plan, rows, event.metadata);
+                let groups = event.groups.into_iter().flatten().filter_map(|(name, of)| {
+                    let metadata = deltas.groups.get(*name)?.reduced();
+                    Some((*name, TargetRows { metadata, ..*of }))
+                });
+                let groups: SimGroups<'_> = groups.collect();
+                let metadata = deltas.metadata.reduce(plan, event.plan_rows, event.metadata);
                 writer.write(&SimEvent { metadata, groups: event.groups.map(|_| &groups), ..event })
             }
         }
@@ -149,10 +152,10 @@ pub fn run(replay: &Replay, workload: &Workload) -> anyhow::Result<Option<Outcom
 
 /// The longest that a sequence can get when it has the pool for itself.
 fn pool_tokens(scheduler: &SchedulerConfig) -> anyhow::Result<u64> {
-    if !has_windows(scheduler) {
+    if !has_windows(scheduler) && scheduler.segments.is_empty() {
         return Ok(u64::from(scheduler.num_blocks) * u64::from(scheduler.block_size));
     }
-    // Layers with a window need no more than the window, and how much that is only the engine's book-keeping knows.
+    // How much a model with windows or cuts holds, only the engine's book-keeping knows.
     let scheduler = Scheduler::new(scheduler.clone()).map_err(|e| usage(e.into()))?;
     Ok(u64::from(scheduler.capacity()))
 }
@@ -161,13 +164,16 @@ fn has_windows(scheduler: &SchedulerConfig) -> bool {
     scheduler.groups.iter().any(|group| group.window.is_some())
 }
 
-/// The model's KV groups, where it has windows; else one that holds every token.
-fn kv_groups(engine: &EngineOptions, max_model_len: u32) -> anyhow::Result<Vec<KvGroup>> {
-    let kv = SimulatedKv::of(engine, max_model_len)?;
-    if let Some(why) = kv.unknown {
+/// The model's KV groups, where it has windows or cuts; else one that holds every token.
+fn kv(engine: &EngineOptions, max_model_len: u32) -> anyhow::Result<SimulatedKv> {
+    let mut kv = SimulatedKv::of(engine, max_model_len)?;
+    if let Some(why) = &kv.unknown {
         note(&format!("{why}; it is simulated as a model whose layers see every token"));
     }
-    Ok(if kv.groups.is_empty() { SchedulerConfig::default().groups } else { kv.groups })
+    if kv.groups.is_empty() {
+        kv.groups = SchedulerConfig::default().groups;
+    }
+    Ok(kv)
 }
 
 fn cost_model(replay: &Replay) -> anyhow::Result<CostModel> {
@@ -204,16 +210,11 @@ fn options(replay: &Replay, engine: &EngineOptions, cost: CostModel) -> anyhow::
             "leave them out, or use --executor real",
         ));
     }
-    if engine.prune != PruneOptions::default() {
-        return Err(usage_hint(
-            anyhow!("--prune-spec and --prune-layers: the prompts of a simulated engine are not pruned yet"),
-            "leave them out, or use --executor real",
-        ));
-    }
     let speculation = &engine.speculation;
     let most = speculation.length.most();
     let proposer = speculation.draft.as_ref().filter(|_| most > 0);
     let max_model_len = engine.max_model_len.unwrap_or(MAX_MODEL_LEN);
+    let kv = kv(engine, max_model_len)?;
     Ok(SimOptions {
         scheduler: SchedulerConfig {
             block_size: engine.block_size,
@@ -225,7 +226,8 @@ fn options(replay: &Replay, engine: &EngineOptions, cost: CostModel) -> anyhow::
             enable_prefix_caching: engine.enable_prefix_caching,
             prefill_chunk: engine.prefill_chunk,
             policy: engine.policy,
-            groups: kv_groups(engine, max_model_len)?,
+            groups: kv.groups,
+            segments: kv.segments,
             ..SchedulerConfig::default()
         },
         cost,
@@ -239,6 +241,7 @@ fn options(replay: &Replay, engine: &EngineOptions, cost: CostModel) -> anyhow::
             auto: speculation.length == DraftLength::Auto,
             batch_expansion: speculation.scorer == Scorer::BatchExpansion,
         }),
+        prune: kv.prune,
         enforce_eager: engine.enforce_eager,
         replicas: replay.run.replicas.unwrap_or(1),
         router: replay.run.router.unwrap_or_default(),
@@ -273,10 +276,16 @@ fn config(engine: &EngineOptions, options: &SimOptions) -> Value {
         "seed": options.seed,
         "revision": pagedraft::REVISION,
     });
-    // A model without windows changes nothing of a simulation, which is then of no model.
-    if let (Some(config), true) = (config.as_object_mut(), has_windows(scheduler)) {
-        config.insert("windows_of".to_owned(), json!(engine.model.to_string()));
-        config.insert("kv_groups".to_owned(), json!(groups));
+    // A model without windows or cuts changes nothing of a simulation, which is then of no model.
+    let insert = |config: &mut Value, of: &str| {
+        config[of] = json!(engine.model.to_string());
+        config["kv_groups"] = json!(groups);
+    };
+    if has_windows(scheduler) {
+        insert(&mut config, "windows_of");
+    }
+    if !scheduler.segments.is_empty() {
+        insert(&mut config, "layers_of");
     }
     config
 }

@@ -12,8 +12,12 @@ pub struct StepShape {
     pub plan_rows: u32,
     /// The number of rows of the attention call.
     pub metadata_rows: u32,
-    /// The number of query tokens, drafts included.
+    /// The number of query tokens, drafts included. Of a model that is cut into segments, it is the number that all of the model
+    /// would compute with the same work.
     pub token_rows: u32,
+    /// The query tokens by segment, where the model is cut into several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub segments: Vec<SegmentShape>,
     /// The number of rows that a graph adds as padding.
     pub pad_rows: u32,
     /// The number of token rows whose logits are computed.
@@ -50,6 +54,15 @@ pub struct StepShape {
     pub draft_reads: u64,
     /// The number of pairs of a query token of these passes and a token before it.
     pub draft_pairs: u64,
+}
+
+/// The work of a step in one segment of a model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SegmentShape {
+    /// The segment's share of the work of the whole model.
+    pub share: f64,
+    /// The number of its query tokens, drafts included.
+    pub token_rows: u32,
 }
 
 impl StepShape {
@@ -198,7 +211,7 @@ impl Overhead {
 ///
 /// | stage | microseconds |
 /// |---|---|
-/// | execute | `target` at its token rows, those that a graph adds included, + `target.us_per_read` a token of context read + `target.us_per_context` a pair of a query token and a token before it + `us_per_single_read` a token read by a request of one query token + `us_per_prefill_pair` a pair in a row that computes a prompt + `us_per_metadata_row` a row of the attention call + `us_per_logit_row` a row of logits + `us_per_eager_step` if no graph is replayed + `us_per_row_before` for each of the first 1024 token rows by which the step before was greater + after idleness `us_after_idle`, `us_per_row_after_idle` for each of its first 1024 token rows, `us_per_idle_s` for each of the first 2 seconds of idleness, and `us_per_row_and_idle_s` for each of both |
+/// | execute | `target` at its token rows, those that a graph adds included (of a model that is cut into segments, the share of each segment at the rows of that segment), + `target.us_per_read` a token of context read + `target.us_per_context` a pair of a query token and a token before it + `us_per_single_read` a token read by a request of one query token + `us_per_prefill_pair` a pair in a row that computes a prompt + `us_per_metadata_row` a row of the attention call + `us_per_logit_row` a row of logits + `us_per_eager_step` if no graph is replayed + `us_per_row_before` for each of the first 1024 token rows by which the step before was greater + after idleness `us_after_idle`, `us_per_row_after_idle` for each of its first 1024 token rows, `us_per_idle_s` for each of the first 2 seconds of idleness, and `us_per_row_and_idle_s` for each of both |
 /// | sample | `us_per_sampled_row` a row of logits |
 /// | propose | the proposer's `us_per_step`, `us_per_row` a drafted request, and its `pass` for each pass |
 /// | schedule, metadata | those [`Overhead`]s |
@@ -360,7 +373,9 @@ impl CostModel {
             schedule: self.schedule.us(shape.plan_rows, shape.token_rows),
             metadata: self.metadata.us(shape.plan_rows, shape.token_rows),
             propose: proposer.map_or(0.0, |proposer| proposer.us(shape)),
-            execute: with_context(&self.target, shape.rows_run(), shape.context_reads, shape.context_pairs)
+            execute: self.forward_us(shape)
+                + self.target.us_per_read * shape.context_reads as f64
+                + self.target.us_per_context * shape.context_pairs as f64
                 + shape.single_reads as f64 * self.us_per_single_read
                 + shape.prefill_pairs as f64 * self.us_per_prefill_pair
                 + f64::from(shape.metadata_rows) * self.us_per_metadata_row
@@ -375,6 +390,16 @@ impl CostModel {
                 + self.us_per_begun * f64::from(shape.begun)
                 + self.us_per_ended * f64::from(shape.ended),
         }
+    }
+
+    /// The microseconds of the forward pass without its attention: each segment takes its share of what the whole model would take
+    /// for the segment's rows.
+    fn forward_us(&self, shape: &StepShape) -> f64 {
+        if shape.segments.is_empty() {
+            return self.target.us(shape.rows_run());
+        }
+        let runs = shape.segments.iter().filter(|segment| segment.token_rows > 0);
+        runs.map(|segment| segment.share * self.target.us(segment.token_rows + shape.pad_rows)).sum()
     }
 
     /// The costs that the control of draft lengths starts from. They are for decode rows, whose logits are

@@ -1,9 +1,11 @@
 //! One simulated engine: a scheduler, and an executor that draws what steps emit and computes what they
 //! cost.
 
+use std::sync::Arc;
+
 use pagedraft_block_manager::{GroupId, SideTable};
 use pagedraft_scheduler::{
-    Applied, DraftControl, KvView, RequestKey, RequestSpec, RowOutcome, Scheduler, SchedulerConfig,
+    Applied, DraftControl, Kept, KvView, RequestSpec, RowOutcome, Scheduler, SchedulerConfig, SegmentKv,
     StepOutcome, StepPlan, StepTimes, SubmitError,
 };
 
@@ -15,10 +17,10 @@ use super::graphs::{GraphShape, Graphs};
 use super::in_flight::InFlight;
 use super::row_sums::RowSums;
 use super::step_trace::{Made, StepTrace};
-use super::{CostModel, Observer, SimOptions, StepCost, StepShape};
+use super::{CostModel, Observer, PromptRule, SimOptions, StepCost, StepShape};
 use crate::Error;
 use crate::replay::{RowReport, StepReport, Ticket};
-use crate::trace::PoolCounts;
+use crate::trace::{KeptCounts, PoolCounts};
 
 /// An engine in virtual time. [`begin`](Self::begin) plans a step and draws its outcome, and
 /// [`finish`](Self::finish) applies it when its time has come. Requests may be submitted in between; they
@@ -35,6 +37,12 @@ pub(super) struct Engine {
     outcome: StepOutcome<()>,
     applied: Vec<Applied>,
     shape: StepShape,
+    /// The sums over the rows of the step, by segment of the model.
+    sums: Vec<RowSums>,
+    /// The KV groups of each segment; none if the model is not cut.
+    segments: Vec<SegmentKv>,
+    /// How prompts are pruned.
+    rule: Option<Arc<dyn PromptRule>>,
     price: StepCost,
     graph: Option<GraphShape>,
     report: StepReport,
@@ -74,7 +82,8 @@ impl Engine {
         }
         let told = (options.replicas > 1).then_some(replica);
         scheduler.keep_journal(traced);
-        let trace = traced.then(|| StepTrace::new(&scheduler, told)).transpose();
+        let segments = options.scheduler.segments.clone();
+        let trace = traced.then(|| StepTrace::new(&scheduler, &segments, told)).transpose();
         Ok(Self {
             scheduler,
             freezes: Freezes::new(&options.cost.freezes).map_err(Error::Options)?,
@@ -87,6 +96,9 @@ impl Engine {
             outcome: StepOutcome::default(),
             applied: Vec::new(),
             shape: StepShape::default(),
+            sums: vec![RowSums::default(); segments.len().max(1)],
+            segments,
+            rule: options.prune.clone(),
             price: StepCost::default(),
             graph: None,
             report: StepReport { replica, ..StepReport::default() },
@@ -152,7 +164,10 @@ impl Engine {
         let capacity = self.scheduler.capacity();
         let prompt_len = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
         let max_len = prompt_len.saturating_add(max_tokens).min(config.max_model_len);
-        let spec = RequestSpec::new(prompt, max_tokens);
+        let kept = self.rule.as_ref().map(|rule| rule.counts(prompt_len)).transpose()?.unwrap_or_default();
+        let shares = self.rule.as_ref().filter(|_| !kept.is_empty()).map(|rule| rule.shares_kept(&prompt));
+        let shares_kept = shares.transpose()?;
+        let spec = RequestSpec { kept: kept.clone(), shares_kept, ..RequestSpec::new(prompt, max_tokens) };
         self.scheduler.check(&spec).map_err(|e: SubmitError| e.to_string())?;
         // The last token is never computed, so it needs no slot.
         if max_len > capacity.saturating_add(1) {
@@ -168,14 +183,26 @@ impl Engine {
             // The cast gives the nearest integer in range.
             self.wakes = Some(now.saturating_add((self.cost.us_to_wake * 1e3).round() as u64));
         }
+        let compact = self.rule.as_ref().is_some_and(|rule| rule.is_compact());
         if let Some(trace) = &mut self.trace {
-            trace.name(key, index);
+            trace.name(
+                key,
+                index,
+                KeptCounts {
+                    counts: kept.clone(),
+                    compact,
+                    prompt_len,
+                    name: shares_kept.map(|shares| shares.name),
+                },
+            );
         }
         let mut request = InFlight {
             ticket,
             index,
             draws: Draws::new(self.seed, index),
             prompt_len,
+            kept,
+            compact,
             len: prompt_len,
             max_len,
             ..InFlight::default()
@@ -203,7 +230,7 @@ impl Engine {
         }
         self.preempt();
         let before = self.shape.token_rows;
-        self.execute();
+        self.execute()?;
         self.shape.begun = std::mem::take(&mut self.begun);
         // Before its first step the engine was idle, even if that step begins at time 0.
         let idle_ns = now.saturating_sub(self.report.end_ns).max(u64::from(self.plan.id.0 == 0));
@@ -241,25 +268,32 @@ impl Engine {
     }
 
     /// Draws the outcome of the plan, and adds up the work.
-    fn execute(&mut self) {
-        let Self { scheduler, requests, plan, outcome, shape, drafting, report, .. } = self;
+    fn execute(&mut self) -> Result<(), Error> {
+        let Self { scheduler, requests, plan, outcome, shape, sums, drafting, report, .. } = self;
         outcome.id = plan.id;
         outcome.rows.clear();
         outcome.tokens.clear();
         outcome.took.begin(0);
+        outcome.kept.clear();
+        outcome.kept_positions.clear();
         shape.draft_passes.clear();
         (shape.draft_catch_up, shape.draft_reads, shape.draft_pairs, shape.ended) = (0, 0, 0, 0);
-        let mut sums = RowSums::default();
+        sums.fill(RowSums::default());
         if let Some(drafting) = drafting {
             drafting.begin();
         }
         let expands = drafting.as_ref().is_some_and(|drafting| drafting.batch_expansion);
-        for row in &plan.rows {
+        let reads = |len| scheduler.context_read(len);
+        for (at, row) in plan.rows.iter().enumerate() {
             let Some(request) = requests.get_mut(row.request) else { continue };
             if !request.begun {
                 request.begin(row, scheduler);
             }
-            let len = row.tokens.end;
+            if request.thins(row) && row.segments.end > 1 {
+                keep(&self.segments, self.rule.as_deref(), request, at, plan, outcome)?;
+            }
+            // A row that samples ends behind the last known token.
+            let len = request.len;
             let (num_drafts, num_accepted) = match drafting {
                 Some(drafting) => {
                     drafting.row(request.draws, &mut request.drafted, len, row.drafts_max, shape)
@@ -281,22 +315,29 @@ impl Engine {
                 num_accepted,
                 ..RowOutcome::of(row.request)
             });
-            sums.add(row, |len| scheduler.context_read(len), num_drafts, expands);
+            let mut segments = row.segments.clone();
+            if let Some(sums) = segments.next().and_then(|segment| sums.get_mut(usize::from(segment))) {
+                sums.add((row, row.tokens.clone()), reads, num_drafts, expands);
+                sums.add_once(row, num_drafts);
+            }
+            for segment in segments {
+                if let Some(sums) = sums.get_mut(usize::from(segment)) {
+                    sums.add((row, request.span(row, segment)), reads, num_drafts, expands);
+                }
+            }
         }
+        RowSums::shape(sums, |segment| scheduler.segment_share(segment), shape);
+        let sum = |of: fn(&RowSums) -> u32| sums.iter().map(of).sum();
         shape.plan_rows = plan.rows.len() as u32;
-        shape.metadata_rows = sums.metadata_rows;
-        shape.token_rows = sums.token_rows;
-        shape.logit_rows = sums.logit_rows;
-        shape.context_reads = sums.context_reads;
-        shape.single_reads = sums.single_reads;
-        shape.context_pairs = sums.context_pairs;
-        shape.prefill_pairs = sums.prefill_pairs;
-        shape.prefills = sums.prefills;
-        report.prefill_tokens = sums.prefill_tokens;
-        report.decode_rows = sums.decode_rows;
-        self.graph = self.graphs.replayed(shape, sums.max_query_len);
+        shape.logit_rows = sum(|sums| sums.logit_rows);
+        shape.prefills = sum(|sums| sums.prefills);
+        report.prefill_tokens = sum(|sums| sums.prefill_tokens);
+        report.decode_rows = sum(|sums| sums.decode_rows);
+        self.graph = self.graphs.replayed(sums);
         shape.replayed = self.graph.is_some();
-        shape.pad_rows = self.graph.map_or(0, |graph| graph.token_rows - shape.token_rows);
+        let most = sums.iter().map(|sums| sums.token_rows).max().unwrap_or(0);
+        shape.pad_rows = self.graph.map_or(0, |graph| graph.token_rows - most);
+        Ok(())
     }
 
     /// Makes the trace's view of the step, if a trace is written.
@@ -305,8 +346,7 @@ impl Engine {
             return Ok(());
         };
         let expands = drafting.as_ref().is_some_and(|drafting| drafting.batch_expansion);
-        let draws = |key: RequestKey| requests.get(key).map(|r| r.draws).unwrap_or_default();
-        let gathered = trace.gather(plan, outcome, scheduler, expands, draws);
+        let gathered = trace.gather(plan, outcome, scheduler, expands, requests);
         gathered.map_err(|e| Error::Engine(format!("the metadata of step {}: {e}", plan.id.0)))
     }
 
@@ -352,15 +392,19 @@ impl Engine {
                 new_tokens: new_tokens as u16,
                 num_drafts: one.num_drafts,
                 num_accepted: one.num_accepted,
-                context: row.tokens.end + u32::from(one.num_drafts),
+                context: request.computed_by(row, one.num_drafts),
                 cached_tokens: request.cached,
             };
             log.row(request.index, &told, one.finish);
             report.rows.push(told);
+            let computed = request.computed_by(row, one.num_accepted);
             request.len += new_tokens;
+            if row.samples {
+                request.positions = Vec::new();
+            }
             if self.weighed {
                 let owes = match one.finish {
-                    None => request.left(row.tokens.end + u32::from(one.num_accepted)),
+                    None => request.left(computed),
                     Some(_) => 0,
                 };
                 self.load = self.load - u64::from(request.owes) + u64::from(owes);
@@ -377,6 +421,33 @@ impl Engine {
         });
         Ok(())
     }
+}
+
+/// Says which tokens of a prompt go on behind the cuts that the row at index `at` of the plan comes through.
+fn keep(
+    segments: &[SegmentKv],
+    rule: Option<&dyn PromptRule>,
+    request: &mut InFlight,
+    at: usize,
+    plan: &StepPlan,
+    outcome: &mut StepOutcome<()>,
+) -> Result<(), Error> {
+    if request.positions.is_empty()
+        && let Some(rule) = rule
+    {
+        request.positions = rule.positions(request.prompt_len).map_err(Error::Engine)?;
+    }
+    let (row, needs) = (&plan.rows[at], plan.needs.row(at));
+    for segment in row.segments.clone().filter(|&segment| segment > 0) {
+        let groups = segments.get(usize::from(segment)).map_or(&[][..], |kv| &kv.groups);
+        for &group in groups {
+            let need = needs.get(usize::from(group.0)).copied().unwrap_or(0);
+            let from = outcome.kept_positions.len() as u32;
+            outcome.kept_positions.extend((0..need).map(|index| request.position(segment, index)));
+            outcome.kept.push(Kept { row: at as u32, group, positions: from..from + need });
+        }
+    }
+    Ok(())
 }
 
 /// How full the pool is; with its bytes where several KV groups share it.

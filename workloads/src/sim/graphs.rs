@@ -3,7 +3,8 @@
 
 use serde::Serialize;
 
-use super::{SimOptions, StepShape};
+use super::SimOptions;
+use super::row_sums::RowSums;
 
 /// The most token rows whose logits an engine computes at a time, and therefore the largest graph that it
 /// captures.
@@ -43,13 +44,16 @@ impl Graphs {
         Self { most_rows, longest_query }
     }
 
-    /// The graph that a step replays; `None` if it runs eagerly.
-    pub(super) fn replayed(&self, shape: &StepShape, max_query_len: u32) -> Option<GraphShape> {
-        let fits = max_query_len <= self.longest_query && shape.token_rows <= self.most_rows;
+    /// The graph that a step replays, whose segments have these rows; `None` if it runs eagerly. Each segment has a graph of its own, and
+    /// the greatest is returned.
+    pub(super) fn replayed(&self, segments: &[RowSums]) -> Option<GraphShape> {
+        let most = |of: fn(&RowSums) -> u32| segments.iter().map(of).max().unwrap_or(0);
+        let (token_rows, max_query_len) = (most(|sums| sums.token_rows), most(|sums| sums.max_query_len));
+        let fits = max_query_len <= self.longest_query && token_rows <= self.most_rows;
         fits.then(|| GraphShape {
-            token_rows: self.padded(shape.token_rows),
+            token_rows: self.padded(token_rows),
             max_query_len,
-            sequences: shape.metadata_rows.next_power_of_two().min(self.most_rows),
+            sequences: most(|sums| sums.metadata_rows).next_power_of_two().min(self.most_rows),
         })
     }
 
@@ -81,12 +85,18 @@ mod tests {
     #[test]
     fn what_is_longer_or_larger_than_the_graphs_is_eager() {
         let graphs = Graphs { most_rows: 64, longest_query: 3 };
-        let shape =
-            |token_rows, metadata_rows| StepShape { token_rows, metadata_rows, ..StepShape::default() };
-        let key = graphs.replayed(&shape(9, 5), 2);
+        let sums = |token_rows, metadata_rows, max_query_len| RowSums {
+            token_rows,
+            metadata_rows,
+            max_query_len,
+            ..RowSums::default()
+        };
+        let key = graphs.replayed(&[sums(9, 5, 2)]);
         assert_eq!(key, Some(GraphShape { token_rows: 10, max_query_len: 2, sequences: 8 }));
-        assert_eq!(graphs.replayed(&shape(9, 5), 4), None);
-        assert_eq!(graphs.replayed(&shape(65, 65), 1), None);
-        assert_eq!(Graphs::default().replayed(&shape(1, 1), 1), None);
+        assert_eq!(graphs.replayed(&[sums(7, 5, 2), sums(9, 5, 2)]), key);
+        assert_eq!(graphs.replayed(&[sums(9, 5, 4)]), None);
+        assert_eq!(graphs.replayed(&[sums(65, 65, 1)]), None);
+        assert_eq!(graphs.replayed(&[sums(1, 1, 1), sums(65, 65, 1)]), None);
+        assert_eq!(Graphs::default().replayed(&[sums(1, 1, 1)]), None);
     }
 }

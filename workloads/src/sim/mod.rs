@@ -15,6 +15,8 @@
 //!   intended arrival on; one without an arrival of its own is meant to be sent as a seat frees.
 //! - **Windows**: where the scheduler is given the model's KV groups, a windowed one frees its blocks behind the window, and what a step
 //!   reads of it is what the window shows.
+//! - **Pruned prompts**: rows run through the segments of a model that is cut, and tokens that a cut drops are neither computed nor kept
+//!   behind it. How many stay is exact ([`PromptRule`]); a step costs the share of each segment for the rows of that segment.
 //! - **Proposing**: passes, lagging rows and the catch-up budget of a draft model.
 //! - **Traces**: lines of the same form, from the same plans and block tables, which `pagedraft trace check` takes.
 //!
@@ -23,6 +25,7 @@
 //! - **Tokens say nothing.** They are drawn by (seed, request, position). So are the drafts that are accepted: by the cost
 //!   model's shares, each independently of all others.
 //! - A request is sent when it comes. A live engine takes it between two steps, and calls that sent.
+//! - **No token of a prompt has a score.** Which ones a cut keeps is decided without a model, and a trace has no `prune` events.
 //! - **No request stops by itself**: all give `max_tokens` tokens, even those that would run until a stop token.
 //! - A conversation's later turns hit what its dataset says of the earlier ones, not what was generated here.
 //! - A draft model's own pool always has room, and its prefix cache has what the target's cache had at a request's
@@ -57,6 +60,7 @@
 //!     scheduler: Default::default(),
 //!     cost: CostModel::from_json(r#"{"name": "5 ms a step", "target": {"points": [[1, 5000]]}}"#)?,
 //!     speculation: None,
+//!     prune: None,
 //!     enforce_eager: false,
 //!     replicas: 1,
 //!     router: Router::RoundRobin,
@@ -97,15 +101,17 @@ mod in_flight;
 mod least_squares;
 mod observer;
 mod options;
+mod pruning;
 mod router;
 mod row_sums;
 mod simulation;
 mod step_trace;
 
 pub use cost_fit::{CostFit, FitQuality, MeasuredStep, fit};
-pub use cost_model::{Acceptance, CostModel, DraftCost, Freeze, Overhead, StepCost, StepShape};
+pub use cost_model::{Acceptance, CostModel, DraftCost, Freeze, Overhead, SegmentShape, StepCost, StepShape};
 pub use graphs::GraphShape;
 pub use observer::{Observer, SimEvent, SimGroups};
 pub use options::{SimOptions, SimSpeculation};
+pub use pruning::PromptRule;
 pub use router::Router;
 pub use simulation::{SimReport, simulate};

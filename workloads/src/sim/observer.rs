@@ -5,10 +5,10 @@ use pagedraft_attention::metadata::AttentionMetadata;
 use super::GraphShape;
 use crate::Error;
 use crate::replay::{RequestLine, StepReport};
-use crate::trace::{GroupRows, StepEvent};
+use crate::trace::{StepEvent, TargetRows};
 
-/// The KV groups of a simulated target by name, where it has several: a step's metadata in each.
-pub type SimGroups<'a> = BTreeMap<&'a str, GroupRows<'a>>;
+/// The KV groups of a simulated target by name, where it has several: a step's metadata in each that a row ran in.
+pub type SimGroups<'a> = BTreeMap<&'a str, TargetRows<'a>>;
 
 /// A step of a simulated engine, as it goes on record: no KV groups but the target's. A live engine whose draft model keeps KV
 /// writes a group `draft` with that model's own rows, slots and block tables. A simulation counts such a model's tokens and

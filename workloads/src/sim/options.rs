@@ -1,6 +1,8 @@
+use std::sync::Arc;
+
 use pagedraft_scheduler::SchedulerConfig;
 
-use super::{CostModel, Router};
+use super::{CostModel, PromptRule, Router};
 
 /// How a simulated engine speculates.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,7 +20,7 @@ pub struct SimSpeculation {
 }
 
 /// The options of a simulation.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct SimOptions {
     /// The scheduler of each engine. `speculation` sets its `num_speculative_tokens`.
     pub scheduler: SchedulerConfig,
@@ -26,6 +28,8 @@ pub struct SimOptions {
     pub cost: CostModel,
     /// How it speculates; `None` if it does not.
     pub speculation: Option<SimSpeculation>,
+    /// How prompts lose tokens between the segments of the scheduler's model; `None` if all of each prompt goes through the whole model.
+    pub prune: Option<Arc<dyn PromptRule>>,
     /// Whether every step is eager. Otherwise a step is replayed under the same conditions as in a live
     /// engine: its longest row has at most a last token and all drafts, and the step has no more token rows
     /// than those of all seats, a step's budget, or 512.

@@ -17,6 +17,7 @@ mod schema;
 mod segment_rows;
 mod steps;
 mod tables;
+mod target_rows;
 mod writer;
 
 pub use analyze::analyze_dsa;
@@ -27,7 +28,7 @@ pub use dsa::{
     npy_header, prefix_key, read_compact, write_npy,
 };
 pub use event::{GroupCounts, KeptCounts, PoolCounts, StepEvent, StepNames, TimesUs};
-pub use group_rows::GroupRows;
+use group_rows::GroupRows;
 pub use kv_events::{KvChange, KvEventRecord, KvEvents, KvGroupRecord};
 pub use names::RequestNames;
 pub use prune::PruneRecord;
@@ -38,10 +39,11 @@ pub use record::{
 pub use replace::replace_file;
 pub(crate) use replace::replace_file_with;
 pub use schema::{SchemaOf, schema};
-pub use segment_rows::SegmentRows;
+use segment_rows::SegmentRows;
 pub(crate) use steps::last_step;
 pub use steps::{read_steps, steps_file};
 pub use tables::{TableDelta, TraceTables};
+pub use target_rows::TargetRows;
 pub use writer::TraceWriter;
 
 /// Version of the trace's form, in `config.json` as `schema_version`.

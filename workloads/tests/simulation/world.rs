@@ -55,6 +55,7 @@ pub fn options() -> SimOptions {
             ..CostModel::default()
         },
         speculation: None,
+        prune: None,
         enforce_eager: false,
         replicas: 1,
         router: Router::RoundRobin,

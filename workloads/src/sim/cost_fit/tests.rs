@@ -57,6 +57,7 @@ fn steps(truth: &CostModel, seed: u64, noise: f64, outliers: f64) -> Vec<Measure
         let (decoding, chunk) = (u64::from(decodes), u64::from(prefill));
         let catch_up = if drafts > 0 { decodes + log(500.0, &mut draw) - 1 } else { 0 };
         let shape = StepShape {
+            segments: Vec::new(),
             idle_us: if i % 20 == 2 { 1e4 * 100f64.powf(draw.random::<f64>()) } else { 0.0 },
             rows_before: if i % 20 == 2 { 0 } else { before },
             begun: u32::from(i % 7 == 3),

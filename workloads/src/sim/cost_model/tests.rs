@@ -48,6 +48,7 @@ fn a_step_costs_what_the_table_says() {
         keeps_kv: true,
     };
     let shape = StepShape {
+        segments: Vec::new(),
         idle_us: 0.0,
         rows_before: 6,
         plan_rows: 2,
@@ -89,6 +90,13 @@ fn a_step_costs_what_the_table_says() {
     assert_eq!(model.step(&displaced, None).execute, want.execute + 5.0);
     let displaced = StepShape { rows_before: 9000, ..shape.clone() };
     assert_eq!(model.step(&displaced, None).execute, want.execute + 509.0);
+    // A quarter of the layers computes 6 rows, half of them 1, and the last quarter none.
+    let segments = [(0.25, 6), (0.5, 1), (0.25, 0)];
+    let cut = StepShape {
+        segments: segments.map(|(share, token_rows)| SegmentShape { share, token_rows }).to_vec(),
+        ..shape.clone()
+    };
+    assert_eq!(model.step(&cut, None).execute, want.execute - 150.0 + 0.25 * 150.0 + 0.5 * 100.0);
     let without_drafts = StepShape { draft_passes: Vec::new(), ..shape };
     assert_eq!(model.step(&without_drafts, Some(&draft)).propose, 0.0);
 }

@@ -1,11 +1,14 @@
-//! A simulation of a model with windows makes the plans of the real engine: step for step, block for block.
+//! A simulation of a model with windows, or of pruned prompts, makes the plans of the real engine: step for step, block for block.
 #![allow(clippy::unwrap_used, reason = "a test or a bench that fails says where")]
 
 mod program;
 
 use std::path::{Path, PathBuf};
 
-use pagedraft::session::{EngineOptions, LoadFormat, ModelRef, Request, Session, SimulatedKv, TraceOptions};
+use pagedraft::prune::{PruneChoice, PruneSpec};
+use pagedraft::session::{
+    EngineOptions, LoadFormat, ModelRef, PruneOptions, Request, Session, SimulatedKv, TraceOptions,
+};
 use pagedraft_scheduler::SchedulerConfig;
 use pagedraft_workloads::Error;
 use pagedraft_workloads::dataset::DatasetError;
@@ -56,6 +59,14 @@ fn decided(line: &Value) -> Value {
     }
     // Graphs of the real engine were captured for its own sizes.
     decided["metadata"].as_object_mut().unwrap().remove("use_cuda_graph");
+    // The real names of kept tokens stand for the weights too.
+    for row in decided["rows"].as_array_mut().unwrap() {
+        row.as_object_mut().unwrap().remove("kept_name");
+    }
+    // A simulation draws the tokens that it generates.
+    for group in decided["groups"].as_object_mut().into_iter().flat_map(|groups| groups.values_mut()) {
+        group.as_object_mut().unwrap().remove("input_tokens");
+    }
     decided
 }
 
@@ -95,11 +106,13 @@ fn real(options: &EngineOptions, dir: &Path) -> Vec<Value> {
     while let Some(line) = lines.next_line().unwrap() {
         all.push(serde_json::from_slice(line).unwrap());
     }
+    all.retain(|line: &Value| line["event"] == "step");
     all
 }
 
 fn simulated(options: &EngineOptions) -> Vec<Value> {
     let max_model_len = options.max_model_len.unwrap();
+    let kv = SimulatedKv::of(options, max_model_len).unwrap();
     let simulated = SimOptions {
         scheduler: SchedulerConfig {
             block_size: options.block_size,
@@ -109,11 +122,13 @@ fn simulated(options: &EngineOptions) -> Vec<Value> {
             max_model_len,
             enable_prefix_caching: options.enable_prefix_caching,
             prefill_chunk: options.prefill_chunk,
-            groups: SimulatedKv::of(options, max_model_len).unwrap().groups,
+            groups: if kv.groups.is_empty() { SchedulerConfig::default().groups } else { kv.groups },
+            segments: kv.segments,
             ..SchedulerConfig::default()
         },
         cost: CostModel::builtin(),
         speculation: None,
+        prune: kv.prune,
         enforce_eager: false,
         replicas: 1,
         router: Router::RoundRobin,
@@ -138,27 +153,66 @@ fn simulated(options: &EngineOptions) -> Vec<Value> {
     lines.0
 }
 
+/// The lines of a simulated engine, which has decided what the real one decides.
+fn equal_lines(scratch: &Scratch, options: &EngineOptions, what: &str) -> Vec<Value> {
+    let real = real(options, Path::new(&scratch.path("real")));
+    let simulated = simulated(options);
+    for (real, simulated) in real.iter().zip(&simulated) {
+        assert_eq!(decided(simulated), decided(real), "{what}");
+    }
+    assert_eq!(simulated.len(), real.len(), "{what}");
+    simulated
+}
+
+fn options(
+    model: &str,
+    (num_blocks, chunk, caching): (u32, Option<u32>, bool),
+    prune: PruneOptions,
+) -> EngineOptions {
+    EngineOptions {
+        load_format: LoadFormat::Dummy,
+        num_blocks: Some(num_blocks),
+        max_model_len: Some(1024),
+        max_num_batched_tokens: 64,
+        prefill_chunk: chunk,
+        enable_prefix_caching: caching,
+        prune,
+        ..EngineOptions::new(ModelRef::Directory(PathBuf::from(model)))
+    }
+}
+
+#[test]
+fn a_simulation_plans_for_pruned_prompts_as_the_real_engine_does() {
+    let scratch = Scratch::new("sim-pruned");
+    let full = "full_attention";
+    let model = model(&scratch, "full", json!([full, full, full, full]));
+    for (pool, positions, scorer) in [
+        ((30, None, true), "original", "random"),
+        ((18, Some(9), true), "compact", "first-last"),
+        ((18, None, false), "compact", "random"),
+    ] {
+        let spec = json!({"layers": [0, 2], "keep_ratio": [0.7, 0.5], "scorer": scorer, "positions": positions,
+            "min_tail_tokens": 4});
+        let spec = PruneSpec::from_json(spec, Path::new("")).unwrap();
+        let prune = PruneOptions { all: Some(PruneChoice::Spec(spec)), ..PruneOptions::default() };
+        let what = format!("{pool:?}, {positions}, {scorer}");
+        let lines = equal_lines(&scratch, &options(&model, pool, prune), &what);
+        let preempted = lines.iter().filter(|line| line["preempted"] != json!([])).count();
+        assert!(preempted > 0 || pool.0 > 18, "{what}: nobody was preempted");
+        let waits = |row: &&Value| row["segments"][1] != json!(3);
+        let waiting = lines.iter().flat_map(|line| line["rows"].as_array().unwrap()).filter(waits).count();
+        assert!(waiting > 0, "{what}: no row waited behind a cut");
+    }
+}
+
 #[test]
 fn a_simulation_plans_for_windows_as_the_real_engine_does() {
     let scratch = Scratch::new("sim-windows");
     for model in models(&scratch) {
         for (num_blocks, chunk, caching) in [(30, None, true), (18, Some(9), true), (18, None, false)] {
             let what = format!("{model}, {num_blocks} blocks, caching {caching}");
-            let options = EngineOptions {
-                load_format: LoadFormat::Dummy,
-                num_blocks: Some(num_blocks),
-                max_model_len: Some(1024),
-                max_num_batched_tokens: 64,
-                prefill_chunk: chunk,
-                enable_prefix_caching: caching,
-                ..EngineOptions::new(ModelRef::Directory(PathBuf::from(&model)))
-            };
-            let real = real(&options, Path::new(&scratch.path("real")));
-            let simulated = simulated(&options);
-            for (real, simulated) in real.iter().zip(&simulated) {
-                assert_eq!(decided(simulated), decided(real), "{what}");
-            }
-            assert_eq!(simulated.len(), real.len(), "{what}");
+            let options = options(&model, (num_blocks, chunk, caching), PruneOptions::default());
+            let simulated = equal_lines(&scratch, &options, &what);
             let text = json!(simulated).to_string();
             assert!(text.contains("[-1,"), "{what}: no block was given back behind a window");
             let preempted = simulated.iter().filter(|line| line["preempted"] != json!([])).count();
@@ -216,4 +270,48 @@ fn a_simulated_replay_takes_the_windows_of_its_model() {
     );
     assert_eq!(run.code, Some(2));
     assert!(run.stderr.contains("sliding_window"), "{}", run.stderr);
+}
+
+#[test]
+fn a_simulated_replay_prunes_prompts_and_takes_less_time_and_fewer_blocks() {
+    let scratch = Scratch::new("sim-pruned-cli");
+    let full = "full_attention";
+    let model = model(&scratch, "full", json!([full, full, full, full]));
+    scratch.write("half.json", br#"{"layers": [0], "keep_ratio": 0.5, "scorer": "random"}"#);
+    let half = scratch.path("half.json");
+    let replay = |name: &str, flags: &[&str]| {
+        let out = scratch.path(name);
+        let common = ["replay", "--workload", "random", "--num-requests", "20", "--input-len", "400"];
+        let more = ["--output-len", "20", "--executor", "sim", "--trace-steps", "--out", &out];
+        let run = pagedraft(&[&common[..], &more, flags].concat());
+        assert_eq!(run.code, Some(0), "{}", run.stderr);
+        let check = pagedraft(&["trace", "check", &out]);
+        assert_eq!(check.code, Some(0), "{}", check.stderr);
+        scratch.json(&format!("{name}/summary.json"))["mean_ttft_ms"].as_f64().unwrap()
+    };
+    let dense = replay("dense", &["--model", &model]);
+    let pruned = replay("pruned", &["--model", &model, "--prune-spec", &half]);
+    // Three of four layers compute half of each prompt.
+    assert!(pruned < 0.8 * dense, "{pruned} ms to the first token, and {dense} if nothing is dropped");
+    let preset = replay("preset", &["--model", &model, "--prune-spec", "keep07", "--trace-tables", "delta"]);
+    assert!(preset < dense, "{preset}, {dense}");
+
+    let refused = |flags: &[&str], words: &str| {
+        let out = scratch.path("refused");
+        let common =
+            ["replay", "--workload", "random", "--num-requests", "2", "--executor", "sim", "--out", &out];
+        let run = pagedraft(&[&common[..], flags].concat());
+        assert_eq!(run.code, Some(2), "{}", run.stderr);
+        assert!(run.stderr.contains(words), "{}", run.stderr);
+    };
+    refused(&["--model", &model, "--prune-layers", "3"], "name layers from 0 to 2");
+    refused(
+        &["--model", &model, "--prune-layers", "1", "--prune-spec", &half],
+        "name the layer in --prune-layers",
+    );
+    scratch.write("none/readme", b"");
+    refused(
+        &["--model", &scratch.path("none"), "--prune-spec", &half],
+        "the layers of the model are not known",
+    );
 }
