@@ -1,6 +1,7 @@
 //! Pruned prefills through the whole engine: what the reference keeps and generates, under every schedule, to the bit.
 #![allow(clippy::unwrap_used, reason = "a test or a bench that fails says where")]
 
+mod pruned;
 mod schedule;
 
 use std::path::{Path, PathBuf};
@@ -17,60 +18,8 @@ use pagedraft::workloads::run::LineFormat;
 use pagedraft::workloads::trace::{TraceTables, check_dir};
 use serde_json::Value;
 
+use pruned::{HIDDEN, deep_model, learned, model, spec};
 use schedule::{Events, alone, check, options, requests, run, schedules};
-
-const HIDDEN: usize = 64;
-const LAYERS: u16 = 6;
-
-/// A small dense model, its weights drawn from a seed.
-fn model(name: &str) -> ModelRef {
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    std::fs::create_dir_all(&dir).unwrap();
-    let config = format!(
-        r#"{{"architectures": ["LlamaForCausalLM"], "vocab_size": 300, "hidden_size": {HIDDEN}, "intermediate_size": 96,
-        "num_hidden_layers": {LAYERS}, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
-        "max_position_embeddings": 1024, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": true,
-        "torch_dtype": "float32"}}"#
-    );
-    std::fs::write(dir.join("config.json"), config).unwrap();
-    ModelRef::Directory(dir)
-}
-
-fn spec(json: &str) -> PruneChoice {
-    PruneChoice::Spec(PruneSpec::from_json(serde_json::from_str(json).unwrap(), Path::new("")).unwrap())
-}
-
-/// Modules of random numbers behind layers 1 and 3, and a spec that scores with them.
-fn learned(name: &str) -> PruneChoice {
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.safetensors"));
-    let mut random = schedule::Random(17);
-    let mut values = |n: usize| -> Vec<u8> {
-        let value = |_| ((random.next() >> 40) as f32 / (1 << 23) as f32 - 1.0).to_le_bytes();
-        (0..n).flat_map(value).collect()
-    };
-    let shapes = [
-        ("0.weight", vec![HIDDEN / 4, HIDDEN]),
-        ("0.bias", vec![HIDDEN / 4]),
-        ("2.weight", vec![1, HIDDEN / 4]),
-        ("2.bias", vec![1]),
-    ];
-    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = [1, 3]
-        .iter()
-        .flat_map(|layer| shapes.clone().map(|(name, shape)| (format!("{layer}.scorer.{name}"), shape)))
-        .map(|(name, shape)| {
-            let bytes = values(shape.iter().product());
-            (name, shape, bytes)
-        })
-        .collect();
-    let views = tensors.iter().map(|(name, shape, bytes)| {
-        (name, safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes).unwrap())
-    });
-    safetensors::serialize_to_file(views, None, &path).unwrap();
-    spec(&format!(
-        r#"{{"layers": [1, 3], "keep_ratio": [0.7, 0.5], "min_tail_tokens": 3, "modules": {:?}}}"#,
-        path.to_str().unwrap()
-    ))
-}
 
 /// Prunes three quarters of the requests, each in one of these ways. Of those that begin alike some are pruned, and the dense ones hit
 /// each other's prefixes.
@@ -86,7 +35,7 @@ fn some_pruned(requests: &mut [Request], ways: &[PruneChoice]) {
 fn pruned_and_dense_requests_give_the_same_bits_under_every_schedule() {
     let model = model("prune-schedules");
     let ways = [
-        learned("prune-schedules"),
+        learned("prune-schedules", 3),
         spec(
             r#"{"layers": [0, 2, 4], "keep_ratio": 0.6, "scorer": "random", "positions": "compact", "min_tail_tokens": 2}"#,
         ),
@@ -115,7 +64,7 @@ fn pruned_and_dense_requests_give_the_same_bits_under_every_schedule() {
 fn drafts_scorers_and_graphs_change_no_bit_of_pruned_requests() {
     let model = model("prune-drafts");
     let ways = [
-        learned("prune-drafts"),
+        learned("prune-drafts", 3),
         spec(
             r#"{"layers": [0, 2], "keep_ratio": 0.6, "scorer": "random", "positions": "compact", "min_tail_tokens": 2}"#,
         ),
@@ -186,7 +135,7 @@ fn later_segment(line: &mut Value) -> Option<&mut Value> {
 fn traces_of_pruned_prompts_are_proved_from_their_counts_under_every_schedule() {
     let model = model("prune-traced");
     let ways = [
-        learned("prune-traced"),
+        learned("prune-traced", 3),
         spec(
             r#"{"layers": [0, 2], "keep_ratio": 0.6, "scorer": "random", "positions": "compact", "min_tail_tokens": 2}"#,
         ),
@@ -310,6 +259,35 @@ fn memory_that_pruning_frees_serves_others_at_once() {
 }
 
 #[test]
+fn a_pool_for_eight_dense_requests_runs_sixteen_pruned_ones_without_preemption() {
+    let model = deep_model("prune-sixteen", 12);
+    let prune =
+        PruneOptions { all: Some(PruneChoice::Preset("keep07".parse().unwrap())), ..PruneOptions::default() };
+    // Eight dense requests of 320 + 16 tokens take 21 blocks each.
+    let base = options(&model, Dtype::F32, Isa::detect());
+    let options = EngineOptions { num_blocks: Some(8 * 21), max_num_seqs: 16, prune, ..base };
+    let most_running = |prune: RequestPrune| {
+        let mut session = Session::open(&options).unwrap();
+        for i in 0..32u32 {
+            let prompt: Vec<u32> = (0..320).map(|j| (j * 7 + i * 13) % 300).collect();
+            let request =
+                Request { ignore_eos: true, prune: prune.clone(), ..Request::new(i.to_string(), prompt, 16) };
+            session.submit(request).unwrap();
+        }
+        let (mut most, mut preempted) = (0, 0);
+        while session.has_unfinished() {
+            let step = session.step().unwrap();
+            most = most.max(step.running);
+            preempted += step.preempted;
+        }
+        (most, preempted)
+    };
+    let (dense, _) = most_running(RequestPrune::Never);
+    assert!(dense <= 8, "{dense} dense requests ran at once");
+    assert_eq!(most_running(RequestPrune::AsEngine), (16, 0));
+}
+
+#[test]
 fn a_score_that_is_no_number_fails_its_request_alone_and_names_the_layer() {
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("prune-nan.safetensors");
     let nan: Vec<u8> = (0..HIDDEN / 4).flat_map(|_| f32::NAN.to_le_bytes()).collect();
@@ -370,7 +348,6 @@ fn what_cannot_be_pruned_is_refused_with_a_reason() {
         (other, None, "behind layer 2"),
         (missing, None, "/nowhere/modules.safetensors"),
         (one, Some(1), "prompt_logprobs"),
-        (PruneChoice::Preset("keep07".parse().unwrap()), None, "trained modules"),
     ] {
         let mut request = Request::new("r", vec![1, 2, 3], 4);
         request.prune = RequestPrune::Choice(choice);

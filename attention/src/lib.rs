@@ -82,6 +82,7 @@ pub mod kernel;
 pub mod kv_layer;
 pub mod kv_layout;
 pub mod lanes;
+pub mod mass;
 pub mod metadata;
 mod metadata_check;
 pub mod metadata_row;

@@ -53,6 +53,13 @@ impl Salt {
     }
 }
 
+impl From<BlockHash> for Salt {
+    /// The salt of all that a hash stands for.
+    fn from(hash: BlockHash) -> Self {
+        Self(hash.0)
+    }
+}
+
 impl fmt::Debug for Salt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Salt({})", Hex(&self.0))

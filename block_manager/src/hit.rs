@@ -2,6 +2,7 @@ use serde::Serialize;
 
 use crate::hash::HashChain;
 use crate::reserve::hit_blocks;
+use crate::sequence::Sequence;
 use crate::window::first_seen;
 use crate::{BlockManager, BlockPool, BlockSize, Error, GroupId, KvGroup, MAX_GROUPS, SequenceId};
 
@@ -27,18 +28,25 @@ impl BlockManager {
     /// block would be taken (every window is 1). Costs a hash
     /// a block that was not hashed before, and a look-up a block and group.
     ///
+    /// For a sequence with a [kept prompt](Self::keep_prompt), the groups that hold all of it may hit something even where the hit is of 0
+    /// tokens: their blocks are shared, and the tokens are computed again for the other groups.
+    ///
     /// # Errors
     ///
     /// [`Error::StaleSequence`].
     pub fn lookup(&mut self, sequence: SequenceId, tokens: &[u32], limit: u32) -> Result<PrefixHit, Error> {
         let Self { block_size, groups, pool, sequences, caching, .. } = self;
-        let chain = &mut sequences.get_mut(sequence.0).ok_or(Error::StaleSequence { sequence })?.chain;
+        let Sequence { chain, kept_prompt, .. } =
+            sequences.get_mut(sequence.0).ok_or(Error::StaleSequence { sequence })?;
         if !*caching {
             return Ok(PrefixHit::default());
         }
-        let looked_up = |group: &&KvGroup| group.is_looked_up();
+        let kept = kept_prompt.as_deref();
+        let looked_up =
+            |group: &&KvGroup| group.is_looked_up() && kept.is_none_or(|kept| !kept.drops(group.id));
         let mut search = Search { size: *block_size, tokens, limit, chain, pool };
-        Ok(search.hit(groups.iter().filter(looked_up)))
+        let hit = search.hit(groups.iter().filter(looked_up));
+        Ok(kept.map_or(hit, |kept| kept.extend(groups, pool, *block_size, hit)))
     }
 
     /// Takes `hit`, which [`lookup`](Self::lookup) gave for the same `tokens` just now.
@@ -50,7 +58,7 @@ impl BlockManager {
     pub fn take_hit(&mut self, sequence: SequenceId, tokens: &[u32], hit: &PrefixHit) -> Result<(), Error> {
         self.require_empty(sequence)?;
         for (index, &len) in hit.lens.iter().enumerate().take(self.groups.len()) {
-            if let Err(error) = self.take_blocks(sequence, index, tokens, len) {
+            if let Err(error) = self.take_blocks(sequence, index, tokens, (len, hit.tokens > 0)) {
                 self.clear(sequence)?;
                 return Err(error);
             }
@@ -84,34 +92,46 @@ impl BlockManager {
         let index = usize::from(group.0);
         let mut search = Search { size: *block_size, tokens, limit, chain, pool };
         let len = search.hit(groups[index..=index].iter()).lens[index];
-        self.take_blocks(sequence, index, tokens, len)?;
+        self.take_blocks(sequence, index, tokens, (len, false))?;
         Ok(len)
     }
 
-    /// Takes the blocks of a hit of `len` tokens in a group in which the sequence has none.
+    /// Takes the blocks of a hit of `len` tokens in a group in which the sequence has none. With `resumes` a group that drops tokens of the
+    /// prompt goes on from there: its further tokens are the prompt's last ones.
     fn take_blocks(
         &mut self,
         sequence: SequenceId,
         index: usize,
         tokens: &[u32],
-        len: u32,
+        (len, resumes): (u32, bool),
     ) -> Result<(), Error> {
         let Self { block_size, groups, pool, sequences, .. } = self;
         let seq = sequences.get_mut(sequence.0).ok_or(Error::StaleSequence { sequence })?;
-        let (table, group) = (&mut seq.tables[index], &groups[index]);
+        let group = &groups[index];
+        let blocks = hit_blocks(len, group.window, *block_size);
+        let table = &mut seq.tables[index];
         table.clear(pool);
         table.grown = pool.clock;
-        let blocks = hit_blocks(len, group.window, *block_size);
         table.begin_at(blocks.start);
-        for index in blocks {
-            let hash = seq.chain.get(index as usize, tokens, *block_size);
+        let mut kept = Vec::new();
+        for block in blocks {
+            let hash = seq.block_name(group.id, block, tokens, *block_size);
+            let table = &mut seq.tables[index];
             let Some(lease) = hash.and_then(|hash| pool.hit(&hash, group.id)) else {
                 table.clear(pool);
-                return Err(Error::HitLost { sequence, block: index });
+                return Err(Error::HitLost { sequence, block });
             };
+            kept.extend_from_slice(pool.kept_positions(&lease));
             table.push_sealed(lease);
         }
-        table.set_lengths(len, len);
+        let table = &mut seq.tables[index];
+        match seq.kept_prompt.as_deref().filter(|prompt| resumes && prompt.drops(group.id)) {
+            Some(prompt) => {
+                table.set_kept(&kept, 0);
+                table.set_lengths(len, prompt.logical(group.id, len));
+            }
+            None => table.set_lengths(len, len),
+        }
         Ok(())
     }
 }

@@ -10,6 +10,8 @@ use crate::{BlockHash, BlockId, GroupId};
 pub enum KvEventKind {
     /// A block was published: from here on it can be hit.
     Stored,
+    /// A block was published that holds kept tokens of a prompt whose other tokens were dropped. The event's tokens are their positions.
+    Kept,
     /// A block was published whose contents the cache had before, and which came back from elsewhere.
     Restored,
     /// A published block was forgotten, because it was handed out anew or is written again.
@@ -31,7 +33,7 @@ pub struct KvEvent {
     pub hash: BlockHash,
     /// The name of the block before it; `None` for a first block, and unless the event is `Stored` or `Restored`.
     pub parent: Option<BlockHash>,
-    /// Where its tokens are in [`KvJournal::tokens`]; empty unless the event is `Stored` or `Restored`.
+    /// Where its tokens are in [`KvJournal::tokens`]; empty unless the event is `Stored`, `Kept` or `Restored`.
     pub tokens: Range<u32>,
 }
 
@@ -59,6 +61,14 @@ impl KvJournal {
         let Contents { hash, parent, .. } = *contents;
         let kind = if restored { KvEventKind::Restored } else { KvEventKind::Stored };
         self.events.push(KvEvent { kind, group, block, hash, parent, tokens });
+    }
+
+    /// Notes that a block was stored of a prompt of which it holds the tokens at `positions`.
+    pub(crate) fn kept(&mut self, group: GroupId, block: BlockId, hash: BlockHash, positions: &[u32]) {
+        let start = self.tokens.len() as u32;
+        self.tokens.extend_from_slice(positions);
+        let tokens = start..self.tokens.len() as u32;
+        self.events.push(KvEvent { kind: KvEventKind::Kept, group, block, hash, parent: None, tokens });
     }
 
     pub(crate) fn removed(&mut self, group: GroupId, block: BlockId, hash: BlockHash) {

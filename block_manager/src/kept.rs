@@ -14,8 +14,9 @@ impl BlockManager {
     /// From here on the group has an explicit index, even if all were kept. Blocks behind the kept ones are given
     /// back at once.
     ///
-    /// Full blocks are sealed but not published: which tokens were kept depends on more than a prefix. What a full
-    /// block holds does not change any more, so that a later list must begin with the same positions.
+    /// Full blocks are sealed. They are published only for a sequence with a [kept prompt](Self::keep_prompt), and only those of the prompt's
+    /// tokens: which tokens were kept depends on more than a prefix. What a full block holds does not change any more, so that a later list
+    /// must begin with the same positions.
     ///
     /// # Errors
     ///
@@ -29,7 +30,7 @@ impl BlockManager {
         kept: &[u32],
         positions: u32,
     ) -> Result<(), Error> {
-        let block_size = self.block_size;
+        let (block_size, caching) = (self.block_size, self.caching);
         let (seq, pool) = self.parts(sequence, group)?;
         let table = &mut seq.tables[usize::from(group.0)];
         let (slots, reserved) = (kept.len(), table.num_blocks() as usize * block_size.get() as usize);
@@ -54,7 +55,17 @@ impl BlockManager {
             return Err(Error::KeptDiffers { sequence, group, slot });
         }
         table.set_kept(kept, sealed);
-        table.seal(slots / block_size.get() as usize, |_, lease| pool.seal(lease, None));
+        let prompt = seq.kept_prompt.as_deref().filter(|prompt| caching && prompt.drops(group));
+        let size = block_size.get() as usize;
+        table.seal(slots / size, |index, lease| {
+            match prompt.filter(|prompt| (index as u32) < prompt.full_blocks(group, block_size)) {
+                Some(prompt) => {
+                    let positions = kept.get(index * size..(index + 1) * size).unwrap_or_default();
+                    pool.seal_kept(lease, prompt.hash(index as u32), positions)
+                }
+                None => pool.seal(lease, None),
+            }
+        });
         table.release_behind(slots.div_ceil(block_size.get() as usize), pool);
         table.set_lengths(slots as u32, positions);
         Ok(())

@@ -23,7 +23,7 @@
 //!   otherwise is reported in debug builds.
 //! - A block is published (can be hit by others) only by a commit of its last token, never by being filled: drafts
 //!   cannot get into the cache. Sealing happens in [`BlockManager::commit`] and [`BlockManager::commit_kept`], and nowhere
-//!   else. Pruned and scratch groups publish nothing.
+//!   else. Scratch groups publish nothing, pruned ones only the prompt's tokens of a sequence with a [`KeptPrompt`].
 //! - Equal contents are found by a chained SHA-256 over (parent, tokens, salt), all 256 bits. Of equal blocks the one
 //!   published first is found. A published block is forgotten only when it, or its page, is handed out anew. A
 //!   [`KvJournal`] tells what was published and forgotten.
@@ -91,6 +91,7 @@ mod hash;
 mod hit;
 mod journal;
 mod kept;
+mod kept_prompt;
 mod lagging;
 mod layer_set;
 mod lease;
@@ -120,6 +121,7 @@ pub use hash::{BlockHash, Salt};
 pub use hit::PrefixHit;
 pub use journal::{Contents, KvEvent, KvEventKind, KvJournal};
 pub use kept::KvIndex;
+pub use kept_prompt::KeptPrompt;
 pub use layer_set::LayerSet;
 pub use lease::{Lease, Sealed, Writable};
 pub use manager::BlockManager;

@@ -5,8 +5,8 @@ use crate::sequence::Sequence;
 use crate::table::{Table, Tables};
 use crate::upto::Upto;
 use crate::{
-    Arena, BlockHash, BlockId, BlockPool, BlockSize, Error, GroupId, GroupStats, KvGroup, KvJournal, Lengths,
-    PoolStats, Salt, SequenceId, Slab,
+    Arena, BlockHash, BlockId, BlockPool, BlockSize, Error, GroupId, GroupStats, KeptPrompt, KvGroup,
+    KvJournal, Lengths, PoolStats, Salt, SequenceId, Slab,
 };
 
 /// The KV blocks of all sequences: who holds which, what of it is accepted, and what can be hit.
@@ -100,7 +100,19 @@ impl BlockManager {
     /// A new sequence without blocks, whose prefix is shared only under the same `salt`.
     pub fn open(&mut self, salt: Salt) -> SequenceId {
         let tables = Tables::new(&self.groups, self.block_size);
-        SequenceId(self.sequences.insert(Sequence { chain: HashChain::new(salt), tables }))
+        SequenceId(self.sequences.insert(Sequence { chain: HashChain::new(salt), tables, kept_prompt: None }))
+    }
+
+    /// Says that some groups of a sequence will hold only chosen tokens of its prompt, so that it shares their blocks with sequences of the
+    /// same [`KeptPrompt`]. To be said before anything is looked up or committed for it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::StaleSequence`], [`Error::NotEmpty`].
+    pub fn keep_prompt(&mut self, sequence: SequenceId, prompt: KeptPrompt) -> Result<(), Error> {
+        self.require_empty(sequence)?;
+        self.sequence_mut(sequence)?.kept_prompt = Some(Box::new(prompt));
+        Ok(())
     }
 
     /// Lets the sequence grow to `slots` slots a group without asking the heap for book-keeping. Takes no

@@ -1,3 +1,5 @@
+use std::collections::HashMap;
+
 use crate::journal::{Contents, KvJournal};
 use crate::list::{Links, List, NONE, Put};
 use crate::page::Pages;
@@ -32,6 +34,8 @@ pub struct BlockPool {
     /// pages: there the list of reclaimable pages says the same.
     pub(crate) cached: [List; MAX_GROUPS],
     pub(crate) cache: PrefixCache,
+    /// For each published block that does not hold a prefix, the positions of its tokens, by its place.
+    pub(crate) kept: HashMap<u32, Box<[u32]>>,
     /// Counts releases.
     pub(crate) clock: u64,
     pub(crate) journal: Option<KvJournal>,
@@ -64,6 +68,7 @@ impl BlockPool {
             links: Links::new(if groups.len() > 1 { places } else { 0 }),
             cached: [List::EMPTY; MAX_GROUPS],
             cache: PrefixCache::new(places),
+            kept: HashMap::new(),
             clock: 0,
             journal: None,
             restoring: false,
@@ -185,6 +190,23 @@ impl BlockPool {
             journal.stored(group, id, &contents(), self.restoring);
         }
         Sealed::new(group, id)
+    }
+
+    /// The same of a block that holds the tokens at `positions` of a prompt of which not all tokens are kept.
+    pub(crate) fn seal_kept(&mut self, lease: Writable, hash: BlockHash, positions: &[u32]) -> Sealed {
+        let (group, id) = lease.into_parts();
+        let place = self.place(group, id);
+        self.cache.insert(place, CacheKey { hash, group });
+        self.kept.insert(place, positions.into());
+        if let Some(journal) = &mut self.journal {
+            journal.kept(group, id, hash, positions);
+        }
+        Sealed::new(group, id)
+    }
+
+    /// The positions of the tokens of a published block, where they are not counted on from the block before.
+    pub(crate) fn kept_positions(&self, lease: &Sealed) -> &[u32] {
+        self.kept.get(&self.place(lease.group(), lease.id())).map_or(&[], |positions| positions)
     }
 
     /// Takes a block that nobody else holds back out of the cache, to be written again; a shared one stays
@@ -316,6 +338,7 @@ impl BlockPool {
         for place in 0..self.holders.len() as u32 {
             self.cache.remove(place);
         }
+        self.kept.clear();
         for group in (0..self.pages.shares.len()).map(|group| GroupId(group as u8)) {
             while let Some(place) = self.oldest_cached(group) {
                 self.discard(group, place);

@@ -1,5 +1,4 @@
 use crate::room::{Pinned, Room};
-use crate::sequence::Sequence;
 use crate::table::Table;
 use crate::window::most_held;
 use crate::{BlockManager, BlockPool, BlockSize, Error, GroupId, KvGroup, MAX_GROUPS, PrefixHit, SequenceId};
@@ -186,12 +185,11 @@ impl BlockManager {
         pinned: &mut Pinned,
     ) -> Result<(), Error> {
         let Self { block_size, groups, pool, sequences, .. } = self;
-        let Sequence { chain, .. } =
-            sequences.get_mut(sequence.0).ok_or(Error::StaleSequence { sequence })?;
+        let seq = sequences.get_mut(sequence.0).ok_or(Error::StaleSequence { sequence })?;
         pool.begin_pins();
         for (group, &len) in groups.iter().zip(&hit.lens) {
             for index in hit_blocks(len, group.window, *block_size) {
-                let hash = chain.get(index as usize, tokens, *block_size);
+                let hash = seq.block_name(group.id, index, tokens, *block_size);
                 let id = hash.and_then(|hash| pool.lookup(&hash, group.id));
                 let id = id.ok_or(Error::HitLost { sequence, block: index })?;
                 pool.pin(group.id, id, pinned);

@@ -4,7 +4,9 @@ use serde::Serialize;
 
 use crate::Handle;
 use crate::hash::HashChain;
+use crate::kept_prompt::KeptPrompt;
 use crate::table::Tables;
+use crate::{BlockHash, BlockSize, GroupId};
 
 /// Names a sequence of a [`BlockManager`](crate::BlockManager). A handle kept after
 /// [`free`](crate::BlockManager::free) never names another sequence.
@@ -26,6 +28,24 @@ impl fmt::Display for SequenceId {
 pub(crate) struct Sequence {
     pub(crate) tables: Tables,
     pub(crate) chain: HashChain,
+    /// Its prompt, if some groups hold not all of it and may share what they hold.
+    pub(crate) kept_prompt: Option<Box<KeptPrompt>>,
+}
+
+impl Sequence {
+    /// What the prefix cache calls block `index` of the sequence in a group; `None` if its tokens do not fill the block.
+    pub(crate) fn block_name(
+        &mut self,
+        group: GroupId,
+        index: u32,
+        tokens: &[u32],
+        size: BlockSize,
+    ) -> Option<BlockHash> {
+        match self.kept_prompt.as_deref().filter(|kept| kept.drops(group)) {
+            Some(kept) => Some(kept.hash(index)),
+            None => self.chain.get(index as usize, tokens, size),
+        }
+    }
 }
 
 /// The two lengths of a sequence in a KV group.

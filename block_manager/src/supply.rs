@@ -165,6 +165,7 @@ impl BlockPool {
         let Some(CacheKey { hash, group }) = self.cache.remove(place) else {
             return false;
         };
+        self.kept.remove(&place);
         let id = self.id(group, place);
         if let Some(journal) = &mut self.journal {
             journal.removed(group, id, hash);

@@ -25,7 +25,7 @@ impl Upto<'_> {
         pool: &mut BlockPool,
     ) -> Result<Range<u32>, Error> {
         let Self { upto, block_size, .. } = *self;
-        let Sequence { chain, tables } = seq;
+        let Sequence { chain, tables, .. } = seq;
         let table = &mut tables[usize::from(kv.id.0)];
         let pruned = table.kept().is_some();
         let slots =

@@ -1,5 +1,6 @@
 //! A device whose kind is chosen when the program runs.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -10,7 +11,7 @@ use crate::checkpoint::Tensor;
 use crate::choice::Choice;
 use crate::cpu::{CpuDevice, KvArena, Tape};
 use crate::cuda::{Captured, CudaArena, CudaDevice, CudaGraph, Gpu};
-use crate::device::{BufferId, Device, Op, Precision};
+use crate::device::{BufferId, Device, Mass, Op, Precision};
 use crate::device_times::DeviceTimes;
 use crate::dsa::{FillMatrices, MatrixStack};
 use crate::error::ModelError;
@@ -199,6 +200,19 @@ impl Device for AnyDevice {
 
     fn read(&mut self, buffer: BufferId, rows: usize) -> Result<&[f32], ModelError> {
         on!(self, device => device.read(buffer, rows))
+    }
+
+    fn map_rows(
+        &mut self,
+        buffer: BufferId,
+        rows: Range<usize>,
+        each: &(dyn Fn(usize, &[f32]) -> f32 + Sync),
+    ) -> Result<Vec<f32>, ModelError> {
+        on!(self, device => device.map_rows(buffer, rows, each))
+    }
+
+    fn attention_mass(&mut self, mass: &Mass<'_>) -> Result<Vec<f32>, ModelError> {
+        on!(self, device => device.attention_mass(mass))
     }
 
     fn chooses(&self) -> bool {

@@ -4,7 +4,18 @@ use pagedraft_block_manager::KvGroup;
 
 use crate::checkpoint::ModelConfig;
 use crate::device::Op;
-use crate::kv::PartShape;
+use crate::kv::{KvRef, PartShape};
+
+/// The queries of a layer, and the keys that they read.
+#[derive(Clone, Copy, Debug)]
+pub struct Attended<B> {
+    /// `[token rows, heads head_dim]`, rotated.
+    pub q: B,
+    /// The keys.
+    pub kv: KvRef,
+    /// What products of queries and keys are multiplied by.
+    pub scale: f32,
+}
 
 /// A model whose weights and buffers lie on a device. `B` is the device's buffer handle.
 ///
@@ -31,6 +42,12 @@ pub trait Architecture<B>: Send {
 
     /// Appends the operations from the residual stream behind the last segment to the logits of `rows` selected rows.
     fn head(&self, rows: usize, ops: &mut Vec<Op<B>>);
+
+    /// What the last layer of a segment attended with and to, readable once the segment has run. `None` of a model that does not tell.
+    fn attended(&self, segment: usize) -> Option<Attended<B>> {
+        let _ = segment;
+        None
+    }
 
     /// The residual stream, `[token rows, hidden]`: what segments hand on to each other.
     fn residual(&self) -> B;

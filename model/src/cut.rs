@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use pagedraft_block_manager::{GroupId, KvGroup, KvPart, LayerSet, PartKind};
 
-use crate::architecture::Architecture;
+use crate::architecture::{Architecture, Attended};
 use crate::checkpoint::{Checkpoint, ModelConfig};
 use crate::dense::{DenseDecoder, StepLimits, heads_shape};
 use crate::device::{Device, Op};
@@ -147,6 +147,10 @@ impl<B: Copy + Send> Architecture<B> for CutDecoder<B> {
 
     fn head(&self, rows: usize, ops: &mut Vec<Op<B>>) {
         self.dense.head(rows, ops);
+    }
+
+    fn attended(&self, segment: usize) -> Option<Attended<B>> {
+        self.dense.attended_in(usize::from(self.runs.get(segment)?.layers.end) - 1)
     }
 
     fn residual(&self) -> B {

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use pagedraft_block_manager::KvGroup;
 
-use crate::architecture::Architecture;
+use crate::architecture::{Architecture, Attended};
 use crate::checkpoint::{Checkpoint, ModelConfig, Part};
 use crate::device::{Device, Op, Precision, WriteMode};
 use crate::error::ModelError;
@@ -215,6 +215,12 @@ impl<B: Copy> DenseDecoder<B> {
         }
     }
 
+    /// The queries of layer `layer` and the keys that they read; see [`Architecture::attended`].
+    pub(crate) fn attended_in(&self, layer: usize) -> Option<Attended<B>> {
+        let kv = self.layers.get(layer)?.kv;
+        Some(Attended { q: self.q, kv, scale: self.scale })
+    }
+
     fn tap(&self, l: usize, rows: usize, ops: &mut Vec<Op<B>>) {
         if let Some(&out) = self.taps.get(l) {
             ops.push(Op::Copy { x: self.x, out, rows });
@@ -254,6 +260,10 @@ impl<B: Copy + Send> Architecture<B> for DenseDecoder<B> {
             into: WriteMode::Store,
             rows,
         });
+    }
+
+    fn attended(&self, _: usize) -> Option<Attended<B>> {
+        self.attended_in(self.layers.len().checked_sub(1)?)
     }
 
     fn residual(&self) -> B {

@@ -5,11 +5,13 @@
 //! on the CPU. What changes from step to step (token ids, positions, slots, block tables, lengths) is not in the operations
 //! but in the device's persistent [`StepInputs`], so that a captured list stays valid.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use pagedraft_attention::mass::MassOver;
 use pagedraft_attention::sparse::{ChosenScores, KeepScores};
-use pagedraft_block_manager::{BlockCopy, KvGroup};
+use pagedraft_block_manager::{BlockCopy, BlockId, KvGroup};
 
 use crate::checkpoint::Tensor;
 use crate::choice::Choice;
@@ -178,6 +180,23 @@ pub enum Op<B> {
     },
     /// An operation of sparse attention over latents, or of experts.
     Sparse(SparseOp<B>),
+}
+
+/// Queries of the last tokens of a sequence, and the keys that they read.
+#[derive(Clone, Copy, Debug)]
+pub struct Mass<'a> {
+    /// The keys.
+    pub kv: KvRef,
+    /// The sequence's blocks in their group.
+    pub table: &'a [BlockId],
+    /// Tokens of the sequence.
+    pub keys: usize,
+    /// `[queries, heads head_dim]`, rotated.
+    pub q: &'a [f32],
+    /// What products of queries and keys are multiplied by.
+    pub scale: f32,
+    /// How the weights of several heads become one number.
+    pub over: MassOver,
 }
 
 /// Something that holds buffers, weights and KV, and runs operations over them.
@@ -353,6 +372,36 @@ pub trait Device {
     ///
     /// A fault of the device.
     fn read(&mut self, buffer: Self::Buf, rows: usize) -> Result<&[f32], ModelError>;
+
+    /// What `each` gives for some rows of a buffer: `each(r, row)` for row r. Rows may be taken in any order, and at the same time.
+    ///
+    /// # Errors
+    ///
+    /// Rows that the buffer does not have, or a fault of the device.
+    fn map_rows(
+        &mut self,
+        buffer: Self::Buf,
+        rows: Range<usize>,
+        each: &(dyn Fn(usize, &[f32]) -> f32 + Sync),
+    ) -> Result<Vec<f32>, ModelError> {
+        if rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let all = self.read(buffer, rows.end)?;
+        let width = all.len() / rows.end;
+        Ok(rows.map(|r| each(r, &all[r * width..(r + 1) * width])).collect())
+    }
+
+    /// How much attention the last queries of a sequence pay to each of its keys in one layer; see [`MassCall`](pagedraft_attention::mass::MassCall).
+    ///
+    /// # Errors
+    ///
+    /// Keys that the model does not have, a table that does not fit, or a device that cannot tell.
+    fn attention_mass(&mut self, mass: &Mass<'_>) -> Result<Vec<f32>, ModelError> {
+        let _ = mass;
+        let what = "this device does not tell what its queries attend to: use --device cpu".to_owned();
+        Err(ModelError::BadInputs { what })
+    }
 
     /// Whether the device chooses tokens itself, so that no logits have to leave it.
     fn chooses(&self) -> bool {

@@ -37,6 +37,9 @@ impl Scheduler {
         };
         let parent = request.fork_of.and_then(|parent| self.requests.get(parent.0));
         match parent.map(|parent| (parent, parent.phase)) {
+            // The KV of a prompt that drops tokens is shared through the cache, once all of it is there.
+            Some((parent, Phase::Running)) if parent.is_thinning() => Ok(Turn::NotReady),
+            Some((_, Phase::Running)) if request.shares_kept => self.admit(key, plan, budget),
             Some((parent, Phase::Running)) => {
                 let ready =
                     parent.computed + 1 >= request.prompt_len && parent.admitted != Some(self.next_step);
@@ -53,7 +56,7 @@ impl Scheduler {
         };
         let (len, sequence) = (request.len(), request.sequence);
         // Whoever drops prompt tokens has other KV behind a cut than those who keep them.
-        let hit = if request.reads_cache && request.keeps_all() {
+        let hit = if request.reads_cache && (request.keeps_all() || request.shares_kept) {
             self.blocks.lookup(sequence, &request.tokens, len - 1).map_err(of(key))?
         } else {
             PrefixHit::default()
@@ -142,6 +145,7 @@ impl Scheduler {
             request: key,
             kind: Self::kind(request),
             samples: self.samples(request, &piece),
+            thins: request.is_thinning(),
             tokens: piece.tokens,
             segments: piece.segments,
             drafts_max: 0,

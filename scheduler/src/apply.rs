@@ -279,9 +279,11 @@ fn commit_thinned<R>(
     for (group, role) in segments.roles().iter().enumerate() {
         let id = GroupId(group as u8);
         match *role {
-            Role::Kv(0) if first == 0 => {
+            // All of the prompt reaches the segment, so that its KV is that of a request which drops nothing.
+            Role::Kv(segment) if (first..last).contains(&segment) && reach[usize::from(segment)] == known => {
                 let before = blocks.lengths(request.sequence, id).map_err(&fault)?.physical;
-                let upto = if last == 1 { row.end } else { known };
+                let whole = segment + 1 < last || through;
+                let upto = if whole { known } else { passed };
                 blocks.commit(request.sequence, id, &request.tokens, upto.max(before)).map_err(&fault)?;
             }
             Role::Kv(segment) if segment > 0 && (first..last).contains(&segment) => {

@@ -172,6 +172,6 @@ pub use error::{ConfigError, Error, SubmitError};
 pub use plan::{
     Executor, FinishReason, Kept, Kind, KvView, PlanRow, Progress, RowOutcome, StepId, StepOutcome, StepPlan,
 };
-pub use request::{Canvas, Phase, RequestInfo, RequestKey, RequestSpec};
+pub use request::{Canvas, Phase, RequestInfo, RequestKey, RequestSpec, SharesKept};
 pub use scheduler::{Scheduler, Stats};
 pub use slot_counts::SlotCounts;

@@ -154,7 +154,10 @@ impl Scheduler {
                     let reach = request.reach(segment);
                     if group.window.is_some() { reach.min(hit.saturating_add(piece)) } else { reach }
                 }
-                Role::Hold(segment) if !request.kept.is_empty() && request.reach(segment) > piece => {
+                // Behind a hit no row waits.
+                Role::Hold(segment)
+                    if !request.kept.is_empty() && hit == 0 && request.reach(segment) > piece =>
+                {
                     request.reach(segment)
                 }
                 Role::Hold(_) => 0,

@@ -49,6 +49,9 @@ pub struct PlanRow {
     /// The model's segments that the row runs through. A row that ends before the last segment waits there, and goes on
     /// in a later step. A row that goes on into a further segment takes all of its request's tokens that reach it.
     pub segments: Range<u16>,
+    /// Whether it computes part of a prompt of which tokens are dropped on the way. A row behind a hit of such a prompt does not: what is
+    /// kept is known by then, and its tokens run through all segments.
+    pub thins: bool,
     /// How many drafts may follow; slots are reserved for so many.
     pub drafts_max: u16,
     /// Whether the row ends at the end of the known sequence, behind the last segment, so that a token is sampled.

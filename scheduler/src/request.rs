@@ -55,14 +55,25 @@ pub struct RequestSpec {
     pub salt: Salt,
     /// Whether prefix hits may be taken; without, every prompt token is computed.
     pub reads_cache: bool,
-    /// A request with the same prompt whose KV this one continues from: further samples of one prompt. It counts for
-    /// nothing where the request drops prompt tokens or has a canvas, since neither shares its KV.
+    /// A request with the same prompt whose KV this one continues from: further samples of one prompt. Where both drop the same prompt
+    /// tokens, this one waits until it finds them in the prefix cache. With a canvas nothing is shared.
     pub fork_of: Option<RequestKey>,
     /// How many of the prompt's tokens go on behind each cut between two segments of the model. Which tokens they are
     /// is the executor's decision ([`StepOutcome::kept`](crate::StepOutcome::kept)). Empty: all tokens go on.
     pub kept: Vec<u32>,
+    /// How a request that drops prompt tokens shares what it keeps with others of the same prompt. Without, it shares nothing.
+    pub shares_kept: Option<SharesKept>,
     /// The canvas of a diffusion model, in place of output that is appended. `max_tokens` is then its length.
     pub canvas: Option<Canvas>,
+}
+
+/// What two requests that drop prompt tokens must have in common to share their KV.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SharesKept {
+    /// Stands for all that the choice of tokens and their KV depend on, the whole prompt included.
+    pub name: Salt,
+    /// At least so many of the prompt's last tokens are kept behind every cut.
+    pub tail: u32,
 }
 
 /// The output of a diffusion model: so many positions behind the prompt, denoised block by block in place.
@@ -89,6 +100,7 @@ impl RequestSpec {
             reads_cache: true,
             fork_of: None,
             kept: Vec::new(),
+            shares_kept: None,
             canvas: None,
         }
     }
@@ -177,6 +189,8 @@ pub(crate) struct Request {
     /// The segment in which a request that drops tokens is prefilled just now.
     pub(crate) segment: u16,
     pub(crate) reads_cache: bool,
+    /// Whether it drops prompt tokens, and shares what it keeps through the prefix cache.
+    pub(crate) shares_kept: bool,
     pub(crate) num_cached: u32,
     pub(crate) num_preemptions: u32,
     /// Number of submission.

@@ -1,12 +1,15 @@
 use std::num::NonZeroU32;
 
-use pagedraft_block_manager::{BlockId, BlockManager, GroupId, KvIndex, KvJournal, Lengths, PoolStats, Slab};
+use pagedraft_block_manager::{
+    BlockId, BlockManager, GroupId, KeptPrompt, KvIndex, KvJournal, Lengths, MAX_GROUPS, PoolStats, Slab,
+};
 use serde::Serialize;
 
 use crate::error::of;
 use crate::piece::{ByGroup, greatest_piece};
 use crate::queues::{Running, Visit, Waiting};
 use crate::request::{Request, Work};
+use crate::role::Role;
 use crate::segments::Segments;
 use crate::{
     ConfigError, DraftControl, Error, FinishReason, KvView, Phase, Policy, RequestInfo, RequestKey,
@@ -130,13 +133,34 @@ impl Scheduler {
         let prompt_len = self.check(&spec)?;
         let max_len = self.most_len(&spec, prompt_len);
         let parent = spec.fork_of.and_then(|parent| self.requests.get(parent.0));
-        let shares = spec.kept.is_empty()
-            && spec.canvas.is_none()
-            && parent.is_some_and(|parent| parent.kept.is_empty() && parent.canvas.is_none());
+        let shares_kept =
+            spec.shares_kept.filter(|_| self.config.enable_prefix_caching && !spec.kept.is_empty());
+        let shares = spec.canvas.is_none()
+            && (spec.kept.is_empty() || (shares_kept.is_some() && spec.reads_cache))
+            && parent.is_some_and(|parent| {
+                parent.kept == spec.kept
+                    && parent.shares_kept == shares_kept.is_some()
+                    && parent.canvas.is_none()
+            });
+        let sequence = self.blocks.open(spec.salt);
+        if let Some(shared) = shares_kept {
+            let mut counts = [prompt_len; MAX_GROUPS];
+            for (count, role) in counts.iter_mut().zip(self.segments.roles()) {
+                if let Role::Kv(segment) = *role
+                    && let Some(&kept) =
+                        usize::from(segment).checked_sub(1).and_then(|cut| spec.kept.get(cut))
+                {
+                    *count = kept;
+                }
+            }
+            let prompt = KeptPrompt { name: shared.name, len: prompt_len, counts, tail: shared.tail };
+            // A sequence that was just opened is there, and has no blocks.
+            let _ = self.blocks.keep_prompt(sequence, prompt);
+        }
         let key = RequestKey(self.requests.insert(Request {
             work: Work::of(&spec),
             phase: Phase::Waiting,
-            sequence: self.blocks.open(spec.salt),
+            sequence,
             tokens: spec.prompt,
             prompt_len,
             computed: 0,
@@ -146,6 +170,7 @@ impl Scheduler {
             arrival: self.arrivals,
             salt: spec.salt,
             reads_cache: spec.reads_cache,
+            shares_kept: shares_kept.is_some(),
             fork_of: spec.fork_of.filter(|_| shares),
             admitted: None,
             num_cached: 0,
@@ -442,7 +467,7 @@ impl Scheduler {
     fn spec_fits(&self, positions: u32) -> bool {
         let mut need = ByGroup::default();
         for (need, role) in need.iter_mut().zip(self.segments.roles()) {
-            *need = if matches!(role, crate::role::Role::Kv(_)) { positions } else { 0 };
+            *need = if matches!(role, Role::Kv(_)) { positions } else { 0 };
         }
         self.arena_holds(&need[..self.segments.num_groups()])
     }
@@ -457,9 +482,9 @@ impl Scheduler {
                 prompt.map_or(len, |prompt| prompt + (len - prompt_len))
             };
             *need = match *role {
-                crate::role::Role::Kv(segment) => reach(segment),
+                Role::Kv(segment) => reach(segment),
                 // A prompt longer than a step's budget waits behind its segment, a piece after the other.
-                crate::role::Role::Hold(segment) if reach(segment) > piece => reach(segment),
+                Role::Hold(segment) if reach(segment) > piece => reach(segment),
                 _ => 0,
             };
         }

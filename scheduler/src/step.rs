@@ -255,12 +255,13 @@ impl Scheduler {
             return Err(Error::NoSuchRequest { request: key });
         };
         let kind = if drafts_max > 0 { Kind::Verify } else { Self::kind(request) };
-        let samples = self.samples(request, &piece);
+        let (samples, thins) = (self.samples(request, &piece), request.is_thinning());
         plan.rows.push(PlanRow {
             request: key,
             kind,
             tokens: piece.tokens,
             segments: piece.segments,
+            thins,
             drafts_max,
             samples,
         });

@@ -59,6 +59,7 @@ impl Scheduler {
         let segments = 0..segments.count();
         let samples = end == len;
         plan.rows.push(PlanRow {
+            thins: false,
             request: key,
             kind,
             tokens: start..end,

@@ -17,8 +17,10 @@ pub struct Registered {
     pub sampling: SamplingParams,
     /// The number of tokens in its prompt.
     pub prompt_len: u32,
-    /// The tokens that a run without speculation generated for it. Only the synthetic proposer needs them.
+    /// The tokens that a run without speculation generated for it. The synthetic proposer needs them.
     pub recorded: Option<Arc<[u32]>>,
+    /// Whether the tokens that are generated for it are the recorded ones, whatever its logits are, in steps without drafts.
+    pub follows: bool,
     /// How its prompt is thinned. `None` means that all tokens go through the whole model.
     pub thinning: Option<Thinning>,
     /// How its canvas is denoised, if its output is one. The scheduler must have been given a canvas of the same length and blocks.

@@ -78,7 +78,8 @@ impl Parts<'_> {
         outcome: &mut StepOutcome<ExecutionRecord>,
     ) -> Result<Verdict, ExecuteError> {
         let bad = |source| ExecuteError::Sampling { request: row.request, source };
-        let params = &self.requests.get(row.request)?.sampling;
+        let registered = self.requests.get(row.request)?;
+        let params = &registered.sampling;
         let start = outcome.tokens.len();
         let verify = VerifyRow {
             params,
@@ -89,6 +90,12 @@ impl Parts<'_> {
         };
         let verified = self.verifier.verify(verify, &mut outcome.tokens).map_err(bad);
         let verdict = verified.inspect_err(|_| outcome.tokens.truncate(start))?;
+        if let Some(recorded) = registered.recorded.as_deref().filter(|_| registered.follows)
+            && let Some(&token) = recorded.get(self.position.saturating_sub(registered.prompt_len) as usize)
+            && let [only] = &mut outcome.tokens[start..]
+        {
+            *only = token;
+        }
         note(outcome, plan_row, start, self.drafts.len(), verdict);
         for (at, &token) in rows.clone().zip(&outcome.tokens[start..]) {
             if let Some(n) = params.logprobs {

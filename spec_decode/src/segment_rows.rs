@@ -56,8 +56,7 @@ impl<'a> Sources<'a> {
 
     /// Whether the row computes part of a prompt that is thinned, so that only some of its tokens go on.
     pub fn thins(&self, row: &PlanRow) -> bool {
-        row.kind == Kind::Prefill
-            && self.requests.get(row.request).is_ok_and(|known| known.thinning.is_some())
+        row.thins && self.requests.get(row.request).is_ok_and(|known| known.thinning.is_some())
     }
 
     /// The position in the sequence after the last known token of a row that runs in a segment.
@@ -299,7 +298,8 @@ fn push_row(
     for &group in &kv.groups {
         let context = context(from, row, group, first);
         let explicit = matches!(from.kv.index(row.request, group), KvIndex::Explicit(_));
-        let stored = if explicit { 0 } else { from.kv.lengths(row.request, group).physical };
+        let stored =
+            if explicit && from.thins(row) { 0 } else { from.kv.lengths(row.request, group).physical };
         let table = from.kv.block_table(row.request, group);
         let builder =
             builders.get_mut(usize::from(group.0)).ok_or(wrong("it names a KV group that is not there"))?;
@@ -356,7 +356,10 @@ fn push_canvas(
 fn context(from: &Sources<'_>, row: &PlanRow, group: GroupId, first: u32) -> u32 {
     let lengths = from.kv.lengths(row.request, group);
     match from.kv.index(row.request, group) {
-        KvIndex::Explicit(_) if !from.thins(row) => lengths.physical + first.saturating_sub(lengths.logical),
+        // Behind a prefix hit a token may lie before the last one stored: both are among the prompt's last ones, of which all are kept.
+        KvIndex::Explicit(_) if !from.thins(row) => {
+            (lengths.physical + first).saturating_sub(lengths.logical)
+        }
         _ => first,
     }
 }

@@ -2,13 +2,16 @@
 
 use std::time::Instant;
 
+use pagedraft_attention::mass::MassOver;
+use pagedraft_block_manager::BlockId;
 use pagedraft_model::{Device, StepInputs};
-use pagedraft_scheduler::{Kept, KvView, StepOutcome, StepPlan};
+use pagedraft_scheduler::{Kept, KvView, RequestKey, StepOutcome, StepPlan};
 
 use crate::error::ExecuteError;
 use crate::executor::ModelExecutor;
 use crate::record::{CutRecord, ExecutionRecord, SegmentRecord};
 use crate::segment_rows::Sources;
+use crate::thinning::Thin;
 
 impl<D: Device> ModelExecutor<D> {
     /// Runs every segment of the step. Returns the microseconds spent on inputs and metadata.
@@ -122,19 +125,23 @@ impl<D: Device> ModelExecutor<D> {
                 let kept = segment.checked_sub(1).and_then(|cut| thinned.kept.get(cut));
                 kept.map_or(prompt_len, |kept| kept.len() as u32)
             });
-            let hidden = self.runner.config().hidden_size;
-            let residual = self.runner.residual((start + known) as usize)?;
-            let thinned = self.thinned.get_or_begin(row.request);
-            thinned.scores.truncate(first as usize);
-            for j in 0..known.min(prompt.saturating_sub(first)) {
-                let at = (start + j) as usize * hidden;
-                let position = thinned.position(segment as u16, first + j, prompt_len);
-                thinned.scores.push(rule.score(segment as u16, position, &residual[at..at + hidden]));
-            }
             let whole = first + known == prompt + (kv.tokens(row.request).len() as u32 - prompt_len);
+            let of_prompt = known.min(prompt.saturating_sub(first));
+            let here = Here { segment: segment as u16, first, start, known: of_prompt, prompt, prompt_len };
+            match rule.window(segment as u16).min(prompt) {
+                0 => self.score(row.request, rule.as_ref(), here)?,
+                window => {
+                    let table = self.segments[segment]
+                        .groups
+                        .first()
+                        .map_or(&[][..], |&group| kv.block_table(row.request, group));
+                    self.watch(row.request, rule.as_ref(), here, (window, whole.then_some(table)))?;
+                }
+            }
             if !whole {
                 continue;
             }
+            let thinned = self.thinned.get_or_begin(row.request);
             let positions: Vec<u32> =
                 (0..prompt).map(|index| thinned.position(segment as u16, index, prompt_len)).collect();
             let chosen = rule.keep(segment as u16, &thinned.scores, &positions, count as usize);
@@ -164,6 +171,56 @@ impl<D: Device> ModelExecutor<D> {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Scores tokens of a prompt one by one.
+    fn score(&mut self, request: RequestKey, rule: &dyn Thin, here: Here) -> Result<(), ExecuteError> {
+        let Here { segment, first, start, known, prompt_len, .. } = here;
+        let thinned = self.thinned.get_or_begin(request);
+        thinned.scores.truncate(first as usize);
+        let positions: Vec<u32> =
+            (first..first + known).map(|index| thinned.position(segment, index, prompt_len)).collect();
+        if rule.reads_rows(segment) {
+            let rows = start as usize..(start + known) as usize;
+            let scores = self.runner.map_residual(rows.clone(), &|row, values| {
+                rule.score(segment, positions[row - rows.start], values)
+            })?;
+            self.thinned.get_or_begin(request).scores.extend(scores);
+        } else {
+            thinned.scores.extend(positions.iter().map(|&position| rule.score(segment, position, &[])));
+        }
+        Ok(())
+    }
+
+    /// Keeps the queries of the last `window` tokens of a prompt. Once all of it has run, with the blocks of its keys at hand, scores its
+    /// tokens by what these queries attend to.
+    fn watch(
+        &mut self,
+        request: RequestKey,
+        rule: &dyn Thin,
+        here: Here,
+        (window, table): (u32, Option<&[BlockId]>),
+    ) -> Result<(), ExecuteError> {
+        let Here { segment, first, start, known, prompt, .. } = here;
+        let begin = prompt - window;
+        let from = first.max(begin);
+        if from < first + known {
+            let rows = (start + known) as usize;
+            let queries = self.runner.queries(rows)?;
+            let width = queries.len() / rows.max(1);
+            let kept = &mut self.thinned.get_or_begin(request).queries;
+            kept.truncate((from - begin) as usize * width);
+            kept.extend_from_slice(&queries[(start + from - first) as usize * width..]);
+        }
+        let Some(table) = table else { return Ok(()) };
+        let queries = std::mem::take(&mut self.thinned.get_or_begin(request).queries);
+        let mut mass = self.runner.attention_mass((table, prompt as usize), &queries, MassOver::Sum)?;
+        let config = self.runner.config();
+        let share = 1.0 / (window as f32 * config.num_heads as f32);
+        mass.iter_mut().for_each(|mass| *mass *= share);
+        rule.score_attended(segment, &mut mass);
+        self.thinned.get_or_begin(request).scores = mass;
         Ok(())
     }
 
@@ -198,6 +255,21 @@ impl<D: Device> ModelExecutor<D> {
         }
         Ok(())
     }
+}
+
+/// Where tokens of a thinned prompt lie that have run through a segment.
+#[derive(Clone, Copy)]
+struct Here {
+    segment: u16,
+    /// The index of the first of them among the tokens that reach the segment.
+    first: u32,
+    /// Its token row.
+    start: u32,
+    /// How many tokens of the prompt they are.
+    known: u32,
+    /// How many of the prompt's tokens reach the segment.
+    prompt: u32,
+    prompt_len: u32,
 }
 
 /// The least, the greatest and the mean of some scores.

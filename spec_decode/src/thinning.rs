@@ -9,10 +9,29 @@ use pagedraft_scheduler::RequestKey;
 /// Decides which of a prompt's tokens go on into the model's next segment.
 ///
 /// A token's score is a function of its own residual row and its position, so that chunks of a prompt can be
-/// scored one by one. Which tokens stay is decided once, over the whole prompt.
+/// scored one by one; or of what the prompt's last tokens attend to, once all of it has run. Which tokens stay is decided once, over the whole prompt.
 pub trait Thin: Send + Sync + fmt::Debug {
+    /// Whether tokens are scored by their rows of the residual stream behind segment `segment`.
+    fn reads_rows(&self, segment: u16) -> bool {
+        let _ = segment;
+        true
+    }
+
+    /// How many of the prompt's last tokens that reach the end of segment `segment` show which tokens matter, by what they attend to in the
+    /// segment's last layer. 0: tokens are scored one by one.
+    fn window(&self, segment: u16) -> u32 {
+        let _ = segment;
+        0
+    }
+
+    /// Makes scores of `mass`: how much attention the tokens of the [window](Self::window) pay to each token that reaches the end of segment
+    /// `segment`, the mean over them and over heads.
+    fn score_attended(&self, segment: u16, mass: &mut [f32]) {
+        let _ = (segment, mass);
+    }
+
     /// The score of the token at this position of the prompt, whose residual row is `row` (`[hidden]`) behind
-    /// segment `segment`.
+    /// segment `segment`. The row is empty if the rule does not [read rows](Self::reads_rows).
     fn score(&self, segment: u16, position: u32, row: &[f32]) -> f32;
 
     /// Chooses which `count` of the prompt's tokens that reached the end of segment `segment` go on. `scores`
@@ -45,6 +64,8 @@ pub(crate) struct Thinned {
     pub kept: Vec<Vec<u32>>,
     /// The scores of the prompt tokens that have run through the present segment.
     pub scores: Vec<f32>,
+    /// The queries of the prompt tokens of the rule's window that have run through the present segment.
+    pub queries: Vec<f32>,
 }
 
 impl Thinned {

@@ -40,7 +40,15 @@ fn allocations(proposer: &mut impl Proposer, steps: usize) -> Vec<u64> {
             let len = stage.tokens[&request].len() as u32;
             let tokens = len - 1..len;
             let (kind, segments) = (Kind::Verify, 0..1);
-            plan.rows.push(PlanRow { request, kind, tokens, segments, drafts_max: 3, samples: true });
+            plan.rows.push(PlanRow {
+                request,
+                kind,
+                tokens,
+                segments,
+                thins: false,
+                drafts_max: 3,
+                samples: true,
+            });
         }
         plan.needs
             .clone_from(stage.reserve(&requests.iter().map(|&request| (request, 3)).collect::<Vec<_>>()));

@@ -140,7 +140,8 @@ fn run(way: Way, asked: &[Asked], slow: &mut Slow) -> Ran {
             let key = scheduler.submit(spec).unwrap();
             let recorded = Some(slow.tokens(&one.prompt, one.thins, &one.sampling, one.max_tokens).into());
             let (sampling, prompt_len) = (one.sampling.clone(), one.prompt.len() as u32);
-            executor.register(key, Registered { sampling, prompt_len, recorded, thinning, denoising: None });
+            let known = Registered { sampling, prompt_len, recorded, thinning, ..Registered::default() };
+            executor.register(key, known);
             key
         })
         .collect();

@@ -6,6 +6,7 @@ use super::Ended;
 use super::calibrate::Calibrate;
 use super::compare::Compare;
 use super::latency_flags::Latency;
+use super::prune_bench::PruneBench;
 use super::scheduler_bench::SchedulerBench;
 
 #[derive(Debug, Subcommand)]
@@ -26,6 +27,12 @@ pub enum Bench {
     /// with --trace-out the cost of a trace is part of what is measured: give the flags of the runs that are to be simulated.
     /// Every fourth run of steps is held out, and tells how good the model is.
     Calibrate(Box<Calibrate>),
+    /// Dense and pruned prefills in turn: speed beside what the operations allow, KV memory, quality
+    ///
+    /// Each round runs the same prompt dense and in every way to prune, one request at a time, with outputs of one length. Figures are medians
+    /// over the rounds; ratios are taken within a round. A model with a tokenizer and trained weights is judged too: by the perplexity of
+    /// held-out text behind a pruned prompt, by RULER tasks, and, with --draft, by the drafts that are accepted.
+    Prune(Box<PruneBench>),
     /// Scheduler, block manager and metadata without a model
     Scheduler(SchedulerBench),
 }
@@ -36,6 +43,7 @@ impl Bench {
             Self::Latency(latency) => latency.run(),
             Self::Compare(compare) => compare.run(),
             Self::Calibrate(calibrate) => calibrate.run(),
+            Self::Prune(prune) => prune.run(),
             Self::Scheduler(scheduler) => scheduler.run(),
         }
     }

@@ -19,6 +19,7 @@ mod machine;
 mod not_utf8;
 mod output_file;
 mod prompts;
+mod prune_bench;
 mod prune_flags;
 mod recording;
 mod replay;

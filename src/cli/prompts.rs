@@ -297,6 +297,7 @@ impl Line {
             n,
             cache_salt: self.cache_salt,
             recorded: Vec::new(),
+            follows_recorded: false,
             return_indexer_topk: false,
             prune: RequestPrune::default(),
             diffusion: None,

@@ -10,12 +10,17 @@ impl PruneSpec {
         (0..prompt_len).filter(|&position| self.stays(position, n, prompt_len)).count().min(n as usize) as u32
     }
 
+    /// How many of the prompt's last tokens always stay where `n` of its tokens reach a layer.
+    #[must_use]
+    pub fn tail(&self, n: u32) -> u32 {
+        self.min_tail_tokens.max((f64::from(n) * self.min_tail_ratio).floor() as u32).min(n)
+    }
+
     /// Whether the token at `position` of the prompt always stays where `n` of its tokens reach a layer.
     #[must_use]
     pub fn stays(&self, position: u32, n: u32, prompt_len: u32) -> bool {
-        let tail = self.min_tail_tokens.max((f64::from(n) * self.min_tail_ratio).floor() as u32);
         position < self.min_head_tokens
-            || position >= prompt_len.saturating_sub(tail)
+            || position >= prompt_len.saturating_sub(self.tail(n))
             || self.protect.iter().any(|&(from, to)| (from..to).contains(&position))
     }
 

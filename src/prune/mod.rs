@@ -6,11 +6,15 @@
 
 mod counts;
 mod modules;
+mod probe;
 mod pruner;
 mod simulated;
 mod spec;
+mod told;
 
 pub use modules::Modules;
+pub use probe::{LOOK_AHEAD, Probe};
 pub use pruner::Pruner;
 pub use simulated::SimulatedPruner;
 pub use spec::{Positions, Preset, PruneChoice, PruneScorer, PruneSpec};
+pub use told::{LazyProbe, Teller, Told};

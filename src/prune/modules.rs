@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, ensure};
+use pagedraft_block_manager::{BlockHash, Salt};
 use pagedraft_model::Dtype;
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
@@ -23,6 +24,8 @@ struct Perceptron {
 pub struct Modules {
     by_layer: BTreeMap<u16, Perceptron>,
     dtype: Dtype,
+    /// Stands for the contents of the file.
+    fingerprint: BlockHash,
 }
 
 /// Rounds to what the engine's products are made of.
@@ -55,10 +58,26 @@ impl Modules {
     ///
     /// The file can't be read, a module is missing, or was trained for a model of another width. The error names the file.
     pub fn read(path: &Path, layers: &[u16], hidden: usize, dtype: Dtype) -> anyhow::Result<Self> {
+        let bytes =
+            std::fs::read(path).with_context(|| format!("can't read the modules {}", path.display()))?;
+        Self::parse(path, &bytes, layers, hidden, dtype)
+    }
+
+    /// Takes modules held in memory. `path` is what errors call them.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Modules::read`].
+    pub fn parse(
+        path: &Path,
+        bytes: &[u8],
+        layers: &[u16],
+        hidden: usize,
+        dtype: Dtype,
+    ) -> anyhow::Result<Self> {
         let shown = path.display();
-        let bytes = std::fs::read(path).with_context(|| format!("can't read the modules {shown}"))?;
         let file =
-            SafeTensors::deserialize(&bytes).with_context(|| format!("{shown} is no safetensors file"))?;
+            SafeTensors::deserialize(bytes).with_context(|| format!("{shown} is no safetensors file"))?;
         let inner = hidden / 4;
         let by_layer = layers.iter().map(|&layer| {
             let tensor = |name: &str, shape: &[usize]| -> anyhow::Result<Vec<f32>> {
@@ -84,7 +103,42 @@ impl Modules {
                 },
             ))
         });
-        Ok(Self { by_layer: by_layer.collect::<anyhow::Result<_>>()?, dtype })
+        let words =
+            bytes.chunks(4).map(|chunk| chunk.iter().fold(0, |word, &byte| word << 8 | u32::from(byte)));
+        let words: Vec<u32> = words.chain([bytes.len() as u32]).collect();
+        let fingerprint = BlockHash::of(&BlockHash::ROOT, &words, &Salt::NONE);
+        Ok(Self { by_layer: by_layer.collect::<anyhow::Result<_>>()?, dtype, fingerprint })
+    }
+
+    /// Stands for the contents of the file.
+    #[must_use]
+    pub fn fingerprint(&self) -> BlockHash {
+        self.fingerprint
+    }
+
+    /// Modules of random numbers, for a model of random weights.
+    #[must_use]
+    pub fn dummy(seed: u64, layers: &[u16], hidden: usize, dtype: Dtype) -> Self {
+        let next = |state: &mut u64| {
+            // splitmix64
+            *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let z = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            ((z ^ (z >> 31)) >> 40) as f32 / (1u64 << 24) as f32 - 0.5
+        };
+        let inner = hidden / 4;
+        let by_layer = layers.iter().map(|&layer| {
+            // Each layer has numbers of its own, whichever other layers are asked for.
+            let mut state = seed ^ u64::from(layer) << 48;
+            let mut values =
+                |n: usize| (0..n).map(|_| round(dtype, next(&mut state) * 0.1)).collect::<Vec<f32>>();
+            let (w1, b1) = (values(inner * hidden), values(inner));
+            (layer, Perceptron { w1, b1, w2: values(inner), b2: 0.0 })
+        });
+        let by_layer = by_layer.collect();
+        let words = [seed as u32, (seed >> 32) as u32, hidden as u32];
+        let fingerprint = BlockHash::of(&BlockHash::ROOT, &words, &Salt::of(&[("modules", "dummy")]));
+        Self { by_layer, dtype, fingerprint }
     }
 
     /// Whether there is a module behind each of these layers.

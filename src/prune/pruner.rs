@@ -3,16 +3,27 @@
 use std::sync::Arc;
 
 use anyhow::ensure;
+use pagedraft_block_manager::{BlockHash, Salt};
+use pagedraft_scheduler::SharesKept;
 use pagedraft_spec_decode::Thin;
 
 use super::modules::Modules;
 use super::spec::{PruneScorer, PruneSpec};
+use super::told::{Teller, Told, average};
+
+/// The last tokens of a prompt whose attention `last-window` follows, as UniPrefill (2605.06221) does.
+const WINDOW: u32 = 128;
+
+/// The tokens that share a score of `last-window`.
+const WINDOW_BLOCK: usize = 64;
 
 /// A prompt's way through a model that is cut behind some layers.
 #[derive(Clone, Debug)]
 pub struct Pruner {
     spec: Arc<PruneSpec>,
     modules: Option<Arc<Modules>>,
+    /// The scores of the prompt, where another run of a model tells them.
+    told: Option<Arc<Told>>,
     prompt_len: u32,
     /// The layers behind which the model is cut.
     cuts: Arc<[u16]>,
@@ -28,7 +39,7 @@ impl Pruner {
     /// The spec names a layer behind which the model is not cut.
     pub fn new(
         spec: Arc<PruneSpec>,
-        modules: Option<Arc<Modules>>,
+        (modules, told): (Option<Arc<Modules>>, Option<Arc<Told>>),
         prompt_len: u32,
         cuts: Arc<[u16]>,
     ) -> anyhow::Result<Self> {
@@ -48,7 +59,7 @@ impl Pruner {
                 n
             })
             .collect();
-        Ok(Self { spec, modules, prompt_len, cuts, counts })
+        Ok(Self { spec, modules, told, prompt_len, cuts, counts })
     }
 
     /// How many of the prompt's tokens go on behind each cut.
@@ -75,6 +86,30 @@ impl Pruner {
         self.cuts.iter().copied().enumerate().filter(move |&(_, layer)| prunes(layer))
     }
 
+    /// What the prompt's kept tokens and their KV are shared by: requests that drop the same tokens of the same prompt, in an engine and for
+    /// a tenant with block hashes of the salt `kv`.
+    #[must_use]
+    pub fn shares_kept(&self, prompt: &[u32], kv: Salt) -> SharesKept {
+        let spec = format!("{:?}", PruneSpec { modules: None, ..(*self.spec).clone() });
+        let modules = self.modules.as_ref().map(|modules| modules.fingerprint().to_string());
+        let told = self.told.as_ref().map(|told| match told.teller() {
+            Teller::Draft(model) => model.clone(),
+            Teller::Answer(tokens) => format!("{tokens:?}"),
+        });
+        let salt = Salt::of(&[
+            ("kv", &kv.to_string()),
+            ("spec", &spec),
+            ("modules", &modules.unwrap_or_default()),
+            ("told", &told.unwrap_or_default()),
+        ]);
+        let hash = BlockHash::of(&BlockHash::ROOT, prompt, &salt);
+        let tails = self.points().map(|(cut, _)| {
+            let reached = cut.checked_sub(1).map_or(self.prompt_len, |before| self.counts[before]);
+            self.spec.tail(reached)
+        });
+        SharesKept { name: Salt::from(hash), tail: tails.min().unwrap_or(0) }
+    }
+
     fn prunes_behind(&self, segment: u16) -> Option<u16> {
         self.points().find(|&(cut, _)| cut == usize::from(segment)).map(|(_, layer)| layer)
     }
@@ -90,13 +125,31 @@ fn chance(position: u32, layer: u16) -> f32 {
 }
 
 impl Thin for Pruner {
+    fn reads_rows(&self, segment: u16) -> bool {
+        self.spec.scorer == PruneScorer::Learned && self.prunes_behind(segment).is_some()
+    }
+
+    fn window(&self, segment: u16) -> u32 {
+        let watches = self.spec.scorer == PruneScorer::LastWindow && self.prunes_behind(segment).is_some();
+        if watches { WINDOW } else { 0 }
+    }
+
+    fn score_attended(&self, _: u16, mass: &mut [f32]) {
+        average(mass, WINDOW_BLOCK);
+    }
+
     fn score(&self, segment: u16, position: u32, row: &[f32]) -> f32 {
         let Some(layer) = self.prunes_behind(segment) else { return 0.0 };
-        match (self.spec.scorer, &self.modules) {
-            (PruneScorer::Random, _) => chance(position, layer),
-            (PruneScorer::FirstLast, _) => -(position.min(self.prompt_len - 1 - position) as f32),
-            (_, Some(modules)) => modules.score(layer, row),
-            (_, None) => f32::NAN,
+        match self.spec.scorer {
+            PruneScorer::Random => chance(position, layer),
+            PruneScorer::FirstLast => -(position.min(self.prompt_len - 1 - position) as f32),
+            PruneScorer::Draft | PruneScorer::Oracle => {
+                self.told.as_ref().map_or(f32::NAN, |told| told.score(layer, position))
+            }
+            PruneScorer::Learned => {
+                self.modules.as_ref().map_or(f32::NAN, |modules| modules.score(layer, row))
+            }
+            PruneScorer::LastWindow | PruneScorer::Indexer => f32::NAN,
         }
     }
 
@@ -110,9 +163,11 @@ impl Thin for Pruner {
         let all = 0..positions.len() as u32;
         let Some(layer) = self.prunes_behind(segment) else { return Ok(all.collect()) };
         if let Some(at) = scores.iter().position(|score| score.is_nan()) {
+            let why = self.told.as_ref().and_then(|told| told.error());
             return Err(format!(
-                "behind layer {layer} the score of its token {} is not a number",
-                positions[at]
+                "behind layer {layer} the score of its token {} is not a number{}",
+                positions[at],
+                why.map(|why| format!(" ({why})")).unwrap_or_default()
             ));
         }
         let stays =

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use pagedraft_block_manager::Salt;
+use pagedraft_scheduler::SharesKept;
 use pagedraft_spec_decode::Thin;
 use pagedraft_workloads::sim::PromptRule;
 
@@ -27,12 +29,12 @@ impl SimulatedPruner {
             _ => PruneScorer::Random,
         };
         let spec = Arc::new(PruneSpec { scorer, modules: None, ..spec });
-        Pruner::new(Arc::clone(&spec), None, 1, Arc::clone(&cuts))?;
+        Pruner::new(Arc::clone(&spec), (None, None), 1, Arc::clone(&cuts))?;
         Ok(Self { spec, cuts })
     }
 
     fn pruner(&self, prompt_len: u32) -> Result<Pruner, String> {
-        let pruner = Pruner::new(Arc::clone(&self.spec), None, prompt_len, Arc::clone(&self.cuts));
+        let pruner = Pruner::new(Arc::clone(&self.spec), (None, None), prompt_len, Arc::clone(&self.cuts));
         pruner.map_err(|error| format!("{error:#}"))
     }
 }
@@ -54,6 +56,10 @@ impl PromptRule for SimulatedPruner {
             Ok(positions.clone())
         });
         cuts.collect()
+    }
+
+    fn shares_kept(&self, prompt: &[u32]) -> Result<SharesKept, String> {
+        Ok(self.pruner(prompt.len() as u32)?.shares_kept(prompt, Salt::NONE))
     }
 
     fn is_compact(&self) -> bool {

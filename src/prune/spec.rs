@@ -50,6 +50,14 @@ pub enum PruneScorer {
     Oracle,
 }
 
+impl FromStr for PruneScorer {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        serde_json::from_value(name.into()).map_err(|error| error.to_string())
+    }
+}
+
 impl fmt::Display for PruneScorer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -191,8 +199,10 @@ impl PruneSpec {
                 fields.modules.is_some(),
                 "scorer is learned, and modules names no file: name the .safetensors of the trained modules"
             ),
-            PruneScorer::Random | PruneScorer::FirstLast => {}
-            other => bail!("scorer {other} is not there yet: choose learned, random or first-last"),
+            PruneScorer::Indexer => bail!(
+                "scorer indexer reads the index scores of a model with sparse attention, and only dense models can be cut between their layers: choose another scorer"
+            ),
+            _ => {}
         }
         Ok(Self {
             layers: fields.layers.into_iter().zip(ratios).collect(),
@@ -249,6 +259,19 @@ impl Preset {
         layers.dedup();
         layers.retain(|&layer| layer + 1 < num_layers);
         layers.into_iter().map(|layer| (layer, ratio)).collect()
+    }
+}
+
+impl Preset {
+    /// The preset for a model of `num_layers` layers whose modules lie in this file.
+    ///
+    /// # Errors
+    ///
+    /// The model has too few layers.
+    pub fn spec(self, num_layers: u16, modules: &Path) -> anyhow::Result<PruneSpec> {
+        let (layers, ratios): (Vec<u16>, Vec<f64>) = self.layers(num_layers).into_iter().unzip();
+        let json = serde_json::json!({"layers": layers, "keep_ratio": ratios, "modules": modules});
+        PruneSpec::from_json(json, Path::new(""))
     }
 }
 
@@ -335,7 +358,7 @@ mod tests {
                 r#"{"layers": [1], "keep_ratio": 0.5, "scorer": "random", "protect": [[4, 4]]}"#,
                 "holds no position",
             ),
-            (r#"{"layers": [1], "keep_ratio": 0.5, "scorer": "draft"}"#, "scorer draft is not there yet"),
+            (r#"{"layers": [1], "keep_ratio": 0.5, "scorer": "indexer"}"#, "scorer indexer"),
             (
                 r#"{"layers": [1], "keep_ratio": 0.5, "scorer": "random", "colour": 1}"#,
                 "unknown field `colour`",

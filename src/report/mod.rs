@@ -17,6 +17,7 @@ mod escape;
 mod figures;
 mod page;
 mod pictures;
+mod pruned;
 mod requests;
 mod run;
 mod scale;
@@ -26,6 +27,7 @@ mod sparse;
 mod steady;
 mod step_delta;
 mod step_points;
+pub mod table2;
 mod trace_window;
 
 use std::path::{Path, PathBuf};

@@ -60,6 +60,7 @@ pub(super) fn all(runs: &[Run]) -> Vec<String> {
         figures.extend(composition(run, &suffix));
         figures.extend(kv(run, &suffix));
         figures.extend(states(run, &suffix));
+        figures.extend(run.pruned.iter().flat_map(|pruned| pruned.pictures(&suffix)));
         figures.extend(run.sparse.iter().flat_map(|sparse| sparse.pictures(&suffix)));
     }
     figures

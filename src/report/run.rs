@@ -7,6 +7,7 @@ use pagedraft_workloads::json_fault;
 use pagedraft_workloads::trace::{CONFIG_FILE, SUMMARY_FILE, steps_file};
 use serde_json::Value;
 
+use super::pruned::Pruned;
 use super::requests::Requests;
 use super::shown::Shown;
 use super::sparse::Sparse;
@@ -28,6 +29,8 @@ pub(super) struct Run {
     pub(super) trace: Option<TraceWindow>,
     /// What sparse attention chose.
     pub(super) sparse: Option<Sparse>,
+    /// What became of pruned prompts.
+    pub(super) pruned: Option<Pruned>,
     /// Why the trace is left out although there is a file, for people.
     pub(super) trace_left_out: Option<String>,
 }
@@ -64,6 +67,8 @@ impl Run {
             sparse: Sparse::read(directory).with_context(|| {
                 format!("can't read what sparse attention chose in {}", directory.display())
             })?,
+            pruned: Pruned::read(directory, &config)
+                .with_context(|| format!("can't read the trace in {}", directory.display()))?,
             config,
         })
     }

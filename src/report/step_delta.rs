@@ -230,7 +230,7 @@ impl Deltas {
             let other = self.group.is_some() && self.group != event.group;
             match (event.kind, event.block) {
                 (KvChange::Cleared, _) => delta.removed.extend(self.published.drain()),
-                (KvChange::Stored | KvChange::Restored, Some(block)) if !other => {
+                (KvChange::Stored | KvChange::Kept | KvChange::Restored, Some(block)) if !other => {
                     self.published.insert(block);
                     delta.published.push(block);
                 }

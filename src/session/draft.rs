@@ -1,5 +1,7 @@
 //! The draft model of an engine: checks that it fits the target, and makes its parts.
 
+use std::sync::Arc;
+
 use anyhow::{Context, ensure};
 use pagedraft_block_manager::{GroupId, KvGroup};
 use pagedraft_model::checkpoint::Checkpoint;
@@ -12,7 +14,9 @@ use super::checkpoint;
 use super::kv_salt::KvModel;
 use super::options::{DraftRef, EngineOptions, ModelRef};
 use super::placement::{Place, Placement};
+use super::probes::probe;
 use super::step_limits::{capture_sizes, step_limits};
+use crate::prune::LazyProbe;
 
 /// A draft model that fits its target and is not loaded yet.
 pub(super) struct DraftParts {
@@ -126,6 +130,12 @@ impl PlacedDraft {
         let config = self.checkpoint.config();
         let limits = step_limits(options, max_model_len);
         self.placement.need(config, kv_cache, limits, gpu)
+    }
+
+    /// A probe of the model, and what stands for its weights.
+    pub fn into_probe(self, longest: u32, block_size: u32) -> (Arc<LazyProbe>, String) {
+        let name = format!("{} {}", self.checkpoint.fingerprint(), self.placement.dtype());
+        (probe(self.checkpoint, self.placement, longest, block_size), name)
     }
 
     /// The bytes of a KV block of the draft model, all layers together.

@@ -21,6 +21,7 @@ use super::kv_salt::KvModel;
 use super::log;
 use super::options::{EngineOptions, IndexerKvDtype};
 use super::placement::{Place, Placement, instruction_set};
+use super::probes::probe;
 use super::pruning::{self, Pruning};
 use super::selections;
 use super::speculation::Setups;
@@ -144,11 +145,13 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
     };
     let on_gpu = placement.is_gpu();
     let prunes = !cuts.is_empty() && config.mask_token_id.is_none();
-    let pruning = if !prunes {
+    let mut pruning = if !prunes {
         None
     } else {
         let token_bytes = placement.token_bytes(&config)?;
-        Some(Pruning::new(options, &config, cuts.clone(), placement.dtype(), token_bytes))
+        let target = checkpoint::open(&options.model, options)?;
+        let target = probe(target, placement, max_model_len, options.block_size);
+        Some(Pruning::new(options, &config, cuts.clone(), placement.dtype(), token_bytes, target))
     };
     let segments =
         if cuts.is_empty() { Vec::new() } else { pruning::segments(&cut::model_runs(&config, &cuts)) };
@@ -301,6 +304,10 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
         let place =
             Place { arena: &arena, groups: &[draft_id], gpu: gpu.as_ref(), beside: Some(target.device()) };
         let (model, captured) = draft.load(options, target, place, max_model_len)?;
+        if let Some(pruning) = &mut pruning {
+            let (probe, name) = draft.into_probe(max_model_len, options.block_size);
+            pruning.set_draft(probe, name);
+        }
         setups.know(&options.speculation, named, executor.add_proposer(Box::new(model)));
         if let (Some(all), Some(own)) = (&mut info.capture, captured) {
             log::captured("draft", &own);

@@ -6,6 +6,7 @@ mod builtin;
 mod checkpoint;
 mod diffusion;
 mod draft;
+mod flops;
 mod gpu_memory;
 mod indexer_topk;
 mod info;
@@ -15,6 +16,7 @@ mod load;
 mod log;
 mod options;
 mod placement;
+mod probes;
 mod pruning;
 mod request;
 mod row;
@@ -210,6 +212,11 @@ impl Session {
         self.tokenizer.as_deref()
     }
 
+    /// The same, to be kept.
+    pub fn shared_tokenizer(&self) -> Option<Arc<Tokenizer>> {
+        self.tokenizer.clone()
+    }
+
     /// The longest that a request can get when it has the KV pool for itself, in tokens whose KV is kept.
     pub fn capacity(&self) -> u32 {
         self.scheduler.capacity()
@@ -258,12 +265,13 @@ impl Session {
                 let empty = |pruner: &Arc<_>| pruning.empty_output(pruner, request.prompt.len() as u32);
                 sequence.prune(pruner.as_ref().map(empty));
             }
-            let salt = spec.salt;
+            let (salt, shares_kept) = (spec.salt, spec.shares_kept);
             let key = self.scheduler.submit(spec)?;
             first = first.or(Some(key));
             let mut sampling = request.sampling.clone();
             sampling.sample += sample;
             let recorded = request.recorded.get(sample as usize).cloned();
+            let follows = request.follows_recorded;
             let prompt_len = request.prompt.len() as u32;
             let thinning = pruner.as_ref().filter(|pruner| pruner.scores()).map(pruning::thinning);
             let denoising =
@@ -271,11 +279,13 @@ impl Session {
                     sequence.denoise(diffusion.empty_output(prompt_len, request.max_tokens, mask));
                     diffusion.denoising(request.max_tokens, mask, self.info.skip_layers)
                 });
-            self.executor.register(key, Registered { sampling, prompt_len, recorded, thinning, denoising });
+            let known = Registered { sampling, prompt_len, recorded, follows, thinning, denoising };
+            self.executor.register(key, known);
             if let Some(trace) = &mut self.trace {
                 let name = &request.request_id;
                 let name = if request.n > 1 { format!("{name}/{sample}") } else { name.clone() };
-                let kept = pruner.as_ref().filter(|pruner| pruner.scores()).map(pruning::kept_counts);
+                let counts = |pruner| pruning::kept_counts(pruner, prompt_len, shares_kept);
+                let kept = pruner.as_ref().filter(|pruner| pruner.scores()).map(counts);
                 trace.name(key, name, Some(salt).filter(|&salt| salt != self.info.kv_salt), kept);
             }
             log::submitted(&request, sample);
@@ -381,6 +391,8 @@ impl Session {
             Some(tenant) => kv_salt::of_tenant(self.info.kv_salt, tenant),
             None => self.info.kv_salt,
         };
+        let pruner = pruner.filter(|pruner| pruner.scores());
+        spec.shares_kept = pruner.map(|pruner| pruner.shares_kept(&request.prompt, spec.salt));
         spec
     }
 

@@ -1,26 +1,29 @@
 //! Requests whose prompts are pruned: the cuts of the engine's model, and what became of each prompt.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{anyhow, bail, ensure};
-use pagedraft_block_manager::{GroupId, MAX_GROUPS};
+use pagedraft_block_manager::{GroupId, KvIndex, MAX_GROUPS};
 use pagedraft_model::Dtype;
 use pagedraft_model::checkpoint::ModelConfig;
 use pagedraft_model::cut::{LayerRun, layer_runs};
-use pagedraft_scheduler::SegmentKv;
+use pagedraft_scheduler::{Kind, KvView, SegmentKv, SharesKept};
 use pagedraft_spec_decode::Thinning;
 use pagedraft_workloads::sim::PromptRule;
 use pagedraft_workloads::trace::{KeptCounts, PruneRecord};
 use parking_lot::Mutex;
 use serde::Serialize;
 
-use super::options::EngineOptions;
+use super::builtin;
+use super::options::{EngineOptions, LoadFormat, ModelRef};
 use super::request::{Request, RequestPrune};
 use super::{Session, sequence};
 use crate::exit::usage;
-use crate::prune::{Modules, Positions, PruneChoice, PruneScorer, Pruner, SimulatedPruner};
+use crate::prune::{
+    LazyProbe, Modules, Positions, PruneChoice, PruneScorer, Pruner, SimulatedPruner, Teller, Told,
+};
 
 /// What pruning left of a prompt.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -53,7 +56,35 @@ pub(super) struct Pruning {
     block_size: u32,
     /// The bytes of a block in one layer.
     layer_block_bytes: u64,
+    /// The modules that come with the model, where there are any.
+    own_modules: Option<PathBuf>,
     modules: Mutex<HashMap<PathBuf, Arc<Modules>>>,
+    /// The target, for scores of somebody who knows the answer.
+    target: Arc<LazyProbe>,
+    /// The draft model and what stands for it, if there is one.
+    draft: Option<(Arc<LazyProbe>, String)>,
+}
+
+/// Modules of random numbers are called this and the seed that they are drawn from.
+const DUMMY: &str = "dummy:";
+
+/// The seed of modules of random numbers.
+fn dummy_seed(name: &Path) -> Option<u64> {
+    name.to_str()?.strip_prefix(DUMMY)?.parse().ok()
+}
+
+/// The modules that come with a model: random ones for random weights, those of an embedded model, or the file `pruning_modules.safetensors` in a model's directory.
+fn own_modules(options: &EngineOptions) -> Option<PathBuf> {
+    let model = &options.model;
+    match model {
+        _ if options.load_format == LoadFormat::Dummy => Some(format!("{DUMMY}{}", options.seed).into()),
+        ModelRef::Builtin(_) => {
+            Some(PathBuf::from(model.to_string())).filter(|name| builtin::modules(name).is_some())
+        }
+        ModelRef::Directory(dir) => {
+            Some(dir.join("pruning_modules.safetensors")).filter(|file| file.exists())
+        }
+    }
 }
 
 /// The layers behind which the model of an engine is cut, ascending; none if nothing is to be pruned.
@@ -127,6 +158,7 @@ impl Pruning {
         cuts: Vec<u16>,
         dtype: Dtype,
         token_bytes: usize,
+        target: Arc<LazyProbe>,
     ) -> Self {
         let num_layers = config.num_layers as u16;
         Self {
@@ -138,8 +170,38 @@ impl Pruning {
             dtype,
             block_size: options.block_size,
             layer_block_bytes: token_bytes as u64 * u64::from(options.block_size),
+            own_modules: own_modules(options),
             modules: Mutex::default(),
+            target,
+            draft: None,
         }
+    }
+
+    /// Lets a draft model score prompts. `name` stands for it in the names of what is cached.
+    pub fn set_draft(&mut self, probe: Arc<LazyProbe>, name: String) {
+        self.draft = Some((probe, name));
+    }
+
+    /// Who tells the scores of a request's prompt, if its scorer is another run of a model.
+    fn told(&self, scorer: PruneScorer, request: &Request) -> anyhow::Result<Option<Arc<Told>>> {
+        let (probe, teller) = match scorer {
+            PruneScorer::Draft => {
+                let Some((probe, name)) = &self.draft else {
+                    bail!("scorer draft needs a draft model: name one with --draft, or choose another scorer")
+                };
+                (probe, Teller::Draft(name.clone()))
+            }
+            PruneScorer::Oracle => {
+                let Some(answer) = request.recorded.first().filter(|answer| !answer.is_empty()) else {
+                    bail!(
+                        "scorer oracle is told the answer beforehand, as bench prune does: choose another scorer"
+                    )
+                };
+                (&self.target, Teller::Answer(Arc::clone(answer)))
+            }
+            _ => return Ok(None),
+        };
+        Ok(Some(Arc::new(Told::new(Arc::clone(probe), request.prompt.clone(), teller))))
     }
 
     /// How a request's prompt is pruned; `None` if all of it goes through the whole model.
@@ -160,9 +222,14 @@ impl Pruning {
         );
         let spec = match choice {
             PruneChoice::Spec(spec) => Arc::new(spec.clone()),
-            PruneChoice::Preset(_) => bail!(
-                "a preset scores tokens with trained modules, and this model has none: write a spec that names modules or another scorer"
-            ),
+            PruneChoice::Preset(preset) => {
+                let Some(modules) = &self.own_modules else {
+                    bail!(
+                        "a preset scores tokens with trained modules, and this model has none: write a spec that names modules or another scorer"
+                    )
+                };
+                Arc::new(preset.spec(self.num_layers, modules)?)
+            }
         };
         let modules = match (&spec.modules, spec.scorer) {
             (Some(path), PruneScorer::Learned) => {
@@ -171,14 +238,21 @@ impl Pruning {
                 if let Some(modules) = known.get(path).filter(|modules| modules.have(&layers)) {
                     Some(Arc::clone(modules))
                 } else {
-                    let modules = Arc::new(Modules::read(path, &layers, self.hidden, self.dtype)?);
+                    let modules = match (builtin::modules(path), dummy_seed(path)) {
+                        (Some(bytes), _) => Modules::parse(path, bytes, &layers, self.hidden, self.dtype)?,
+                        (None, Some(seed)) => Modules::dummy(seed, &layers, self.hidden, self.dtype),
+                        (None, None) => Modules::read(path, &layers, self.hidden, self.dtype)?,
+                    };
+                    let modules = Arc::new(modules);
                     known.insert(path.clone(), Arc::clone(&modules));
                     Some(modules)
                 }
             }
             _ => None,
         };
-        Ok(Some(Arc::new(Pruner::new(spec, modules, request.prompt.len() as u32, Arc::clone(&self.cuts))?)))
+        let told = self.told(spec.scorer, request)?;
+        let prompt_len = request.prompt.len() as u32;
+        Ok(Some(Arc::new(Pruner::new(spec, (modules, told), prompt_len, Arc::clone(&self.cuts))?)))
     }
 
     /// What is known of a prompt before it is computed.
@@ -216,8 +290,13 @@ pub(super) fn thinning(pruner: &Arc<Pruner>) -> Thinning {
 }
 
 /// What a trace says of how a prompt is pruned.
-pub(super) fn kept_counts(pruner: &Arc<Pruner>) -> KeptCounts {
-    KeptCounts { counts: pruner.counts().to_vec(), compact: pruner.spec().positions == Positions::Compact }
+pub(super) fn kept_counts(pruner: &Arc<Pruner>, prompt_len: u32, shares: Option<SharesKept>) -> KeptCounts {
+    KeptCounts {
+        counts: pruner.counts().to_vec(),
+        compact: pruner.spec().positions == Positions::Compact,
+        prompt_len,
+        name: shares.map(|shares| shares.name),
+    }
 }
 
 impl Session {
@@ -232,6 +311,17 @@ impl Session {
             }
             (None, _) => Ok(None),
         }
+    }
+
+    /// How much attention a dense run's answer pays to each token of the prompt: by layer, the mean over heads and over the answer's tokens.
+    ///
+    /// # Errors
+    ///
+    /// An engine that prunes nothing, an empty prompt or answer, or a fault of the device.
+    pub fn answer_mass(&self, prompt: &[u32], answer: &[u32]) -> anyhow::Result<Vec<Vec<f32>>> {
+        let Some(pruning) = &self.pruning else { bail!("the engine was not opened to prune prompts") };
+        let tokens: Vec<u32> = prompt.iter().chain(answer).copied().collect();
+        pruning.target.ask(|probe| probe.answer_mass(&tokens, prompt.len()))
     }
 
     /// Writes to the trace what was decided about prompts in the step.
@@ -272,9 +362,27 @@ impl Session {
         Ok(())
     }
 
-    /// Takes note of the prompt tokens that were kept in the step.
+    /// Takes note of the prompt tokens that were kept in the step, and of those that the prefix cache had for a request which begins in it.
     pub(super) fn collect_kept(&mut self) {
         let Some(pruning) = &self.pruning else { return };
+        for row in self.plan.rows.iter().filter(|row| row.kind == Kind::Prefill && !row.thins) {
+            let Some(sequence) = sequence(&mut self.sequences, &self.by_key, row.request) else { continue };
+            for run in &pruning.runs {
+                let Some(layer) = run.layers.start.checked_sub(1) else { continue };
+                if !sequence.lacks_kept(layer) {
+                    continue;
+                }
+                let (cached, behind) = match self.scheduler.index(row.request, run.group) {
+                    KvIndex::Explicit(cached) => {
+                        (cached, self.scheduler.lengths(row.request, run.group).logical)
+                    }
+                    KvIndex::Position => (&[][..], 0),
+                };
+                let prompt_len = sequence.output().prompt_token_ids.len() as u32;
+                let positions: Vec<u32> = cached.iter().copied().chain(behind..prompt_len).collect();
+                sequence.keep(layer, &positions);
+            }
+        }
         for kept in &self.outcome.kept {
             let Some(row) = self.plan.rows.get(kept.row as usize) else { continue };
             let Some(sequence) = sequence(&mut self.sequences, &self.by_key, row.request) else { continue };

@@ -45,6 +45,8 @@ pub struct Request {
     /// All of the prompt is then computed: nothing is read from the prefix cache. The engine must have been
     /// opened for it ([`EngineOptions::return_indexer_topk`](super::EngineOptions::return_indexer_topk)).
     pub return_indexer_topk: bool,
+    /// Whether its samples are the recorded tokens, whatever its logits are: their log probabilities are those of a given text.
+    pub follows_recorded: bool,
     /// Whether and how its prompt is pruned.
     pub prune: RequestPrune,
     /// How its canvas is denoised: of a model that fills masks, and of no other. `max_tokens` is then the length of the canvas.
@@ -80,6 +82,7 @@ impl Request {
             n: 1,
             cache_salt: None,
             recorded: Vec::new(),
+            follows_recorded: false,
             return_indexer_topk: false,
             prune: RequestPrune::default(),
             diffusion: None,

@@ -155,6 +155,12 @@ impl Sequence {
         }
     }
 
+    /// Whether tokens of its prompt are dropped behind a layer, and which are kept was not noted yet.
+    pub fn lacks_kept(&self, layer: u16) -> bool {
+        let kept = |output: &PruneOutput| output.kept.contains_key(&layer);
+        self.prunes_behind(layer) && !matches!(&self.output.prune, Some(Some(output)) if kept(output))
+    }
+
     /// Whether tokens of its prompt are dropped behind a layer.
     pub fn prunes_behind(&self, layer: u16) -> bool {
         matches!(&self.output.prune, Some(Some(output)) if output.keep_k.contains_key(&layer))

@@ -49,6 +49,7 @@ fn step(sequences: u32, tokens: u32) -> Step {
         builder.push_row(tokens - 1, 1, &table, MaskKind::Causal).unwrap();
     }
     let row = |&request: &RequestKey| PlanRow {
+        thins: false,
         request,
         kind: Kind::Decode,
         tokens: tokens - 1..tokens,

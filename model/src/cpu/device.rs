@@ -2,12 +2,14 @@
 //!
 //! Buffers are host memory. Every [operation](super::operations) runs on all threads of a team.
 
+use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use pagedraft_attention::KvLayout;
 use pagedraft_attention::isa::Isa;
 use pagedraft_attention::kernel::{AttentionScratch, WorkList};
+use pagedraft_attention::mass::MassCall;
 use pagedraft_attention::metadata::{AttentionMetadata, PAD_SLOT};
 use pagedraft_attention::sparse::{ChosenScores, KeepScores};
 use pagedraft_block_manager::{BlockCopy, GroupId, KvGroup};
@@ -22,7 +24,7 @@ use crate::cpu::panel::PackedMatrix;
 use crate::cpu::rows::PackedRows;
 use crate::cpu::sparse::{Choices, SparseState};
 use crate::cpu::team::Team;
-use crate::device::{BufferId, Device, Op, Precision};
+use crate::device::{BufferId, Device, Mass, Op, Precision};
 use crate::dsa::{FillMatrices, MatrixStack};
 use crate::error::ModelError;
 use crate::graph::GraphKey;
@@ -411,6 +413,41 @@ impl Device for CpuDevice {
         let all = self.rows(buffer);
         let limit = all.data().len() / all.width().max(1);
         all.data().get(..rows * all.width()).ok_or(ModelError::StepTooLarge { rows, limit })
+    }
+
+    fn map_rows(
+        &mut self,
+        buffer: BufferId,
+        rows: Range<usize>,
+        each: &(dyn Fn(usize, &[f32]) -> f32 + Sync),
+    ) -> Result<Vec<f32>, ModelError> {
+        self.read(buffer, rows.end)?;
+        let all = self.rows(buffer);
+        let found: Vec<AtomicU32> = rows.clone().map(|_| AtomicU32::new(0)).collect();
+        // What is asked of a row costs many times its length.
+        self.for_rows(rows.len(), all.width() * 64, |i| {
+            let r = rows.start + i;
+            found[i].store(each(r, all.row(r)).to_bits(), Ordering::Relaxed);
+        });
+        Ok(found.into_iter().map(|bits| f32::from_bits(bits.into_inner())).collect())
+    }
+
+    fn attention_mass(&mut self, mass: &Mass<'_>) -> Result<Vec<f32>, ModelError> {
+        let (layer, heads) = self.kv.heads(mass.kv)?;
+        let call = MassCall::new(layer, mass.table, mass.keys, (mass.q, heads), mass.scale, mass.over)?;
+        let mut items = vec![0.0; call.num_items() * call.item_len()];
+        let parts: Vec<Mutex<&mut [f32]>> =
+            items.chunks_mut(call.item_len().max(1)).map(Mutex::new).collect();
+        self.team.run(&|share, shares| {
+            for (item, out) in parts.iter().enumerate().skip(share).step_by(shares) {
+                // SAFETY: no operation is running, so that nobody writes the cache.
+                unsafe { call.run_item(self.isa, item, &mut out.lock()) };
+            }
+        });
+        drop(parts);
+        let mut all = vec![0.0; call.item_len()];
+        call.combine(&items, &mut all);
+        Ok(all)
     }
 
     fn interrupt_on(&mut self, flag: Arc<AtomicBool>) {

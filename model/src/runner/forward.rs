@@ -1,9 +1,14 @@
 //! The forward pass: segments of operations, eagerly or from graphs.
 
+use std::ops::Range;
 use std::time::Instant;
 
+use pagedraft_attention::mass::MassOver;
+use pagedraft_block_manager::BlockId;
+
 use super::Runner;
-use crate::device::{Device, Op};
+use crate::architecture::Attended;
+use crate::device::{Device, Mass, Op};
 use crate::error::ModelError;
 use crate::graph::{Fallback, GraphKey, Ran};
 use crate::single_tokens::as_single_tokens;
@@ -113,6 +118,58 @@ impl<D: Device> Runner<D> {
             return Err(ModelError::StepTooLarge { rows, limit: self.rows });
         }
         self.device.read(self.model.residual(), rows)
+    }
+
+    /// What `each` gives for some rows of the residual stream behind the segment that ran last, as the device's
+    /// [`map_rows`](Device::map_rows) does.
+    ///
+    /// # Errors
+    ///
+    /// More rows than the stream has, or a fault of the device.
+    pub fn map_residual(
+        &mut self,
+        rows: Range<usize>,
+        each: &(dyn Fn(usize, &[f32]) -> f32 + Sync),
+    ) -> Result<Vec<f32>, ModelError> {
+        if rows.end > self.rows {
+            return Err(ModelError::StepTooLarge { rows: rows.end, limit: self.rows });
+        }
+        self.device.map_rows(self.model.residual(), rows, each)
+    }
+
+    /// The queries with which the last layer of the segment that ran last attended, of its first `rows` token rows.
+    ///
+    /// # Errors
+    ///
+    /// More rows than ran, a model that does not tell, or a fault of the device.
+    pub fn queries(&mut self, rows: usize) -> Result<&[f32], ModelError> {
+        if rows > self.rows {
+            return Err(ModelError::StepTooLarge { rows, limit: self.rows });
+        }
+        let q = self.attended()?.q;
+        self.device.read(q, rows)
+    }
+
+    /// How much attention the queries `q` of the last of a sequence's `keys` tokens pay to each of these tokens, in the last layer of the
+    /// segment that ran last. The keys are those in the blocks of `table`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Device::attention_mass`].
+    pub fn attention_mass(
+        &mut self,
+        (table, keys): (&[BlockId], usize),
+        q: &[f32],
+        over: MassOver,
+    ) -> Result<Vec<f32>, ModelError> {
+        let Attended { kv, scale, .. } = self.attended()?;
+        self.device.attention_mass(&Mass { kv, table, keys, q, scale, over })
+    }
+
+    fn attended(&self) -> Result<Attended<D::Buf>, ModelError> {
+        self.model.attended(self.segment).ok_or_else(|| ModelError::BadInputs {
+            what: "this architecture does not tell what its queries attend to".to_owned(),
+        })
     }
 
     /// Decides between two segments which token rows go on: row i of the next segment is row `rows[i]` of the residual stream

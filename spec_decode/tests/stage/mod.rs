@@ -110,7 +110,7 @@ impl Stage {
         let row = |&(request, drafts_max): &(RequestKey, u16)| {
             let len = self.tokens[&request].len() as u32;
             let (kind, tokens) = (Kind::Verify, len - 1..len);
-            PlanRow { request, kind, tokens, segments: 0..1, drafts_max, samples: true }
+            PlanRow { request, kind, tokens, segments: 0..1, thins: false, drafts_max, samples: true }
         };
         let needs = self.needs.clone();
         let plan = StepPlan { rows: rows.iter().map(row).collect(), needs, ..StepPlan::default() };

@@ -15,7 +15,7 @@ mod run_flags;
 mod simulated;
 mod slo_flag;
 mod table;
-mod workload;
+pub mod workload;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -173,7 +173,7 @@ impl Replay {
             return Ok(None);
         }
         let found = tokenizer(&self.engine.model)?;
-        Ok(found.map(|tokenizer| Arc::new(Encoder(tokenizer)) as Arc<dyn TextTokens>))
+        Ok(found.map(|tokenizer| Arc::new(Encoder(Arc::new(tokenizer))) as Arc<dyn TextTokens>))
     }
 
     /// The most tokens of a prompt, if it must fit in one step.

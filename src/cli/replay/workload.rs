@@ -84,7 +84,7 @@ pub fn ordinary_ids(tokenizer: Option<&Tokenizer>, vocab_size: u32) -> Range<u32
 }
 
 /// A model's tokenizer in the form that workloads need.
-pub struct Encoder(pub Tokenizer);
+pub struct Encoder(pub Arc<Tokenizer>);
 
 impl TextTokens for Encoder {
     fn count(&self, text: &str) -> Result<u32, String> {
@@ -246,8 +246,9 @@ mod tests {
             "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
             "special_tokens": {"<|bos|>": {"id": "<|bos|>", "ids": [0], "tokens": ["<|bos|>"]}}
         });
-        let encoder =
-            Encoder(Tokenizer::from_bytes(Path::new("with BOS"), json.to_string().as_bytes()).unwrap());
+        let encoder = Encoder(Arc::new(
+            Tokenizer::from_bytes(Path::new("with BOS"), json.to_string().as_bytes()).unwrap(),
+        ));
         let prompt = encoder.encode("It is wide.").unwrap();
         assert_eq!(prompt[0], 0);
         assert_eq!(encoder.count("It is wide.").unwrap() as usize, prompt.len() - 1);

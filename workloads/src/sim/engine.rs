@@ -165,7 +165,9 @@ impl Engine {
         let prompt_len = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
         let max_len = prompt_len.saturating_add(max_tokens).min(config.max_model_len);
         let kept = self.rule.as_ref().map(|rule| rule.counts(prompt_len)).transpose()?.unwrap_or_default();
-        let spec = RequestSpec { kept: kept.clone(), ..RequestSpec::new(prompt, max_tokens) };
+        let shares = self.rule.as_ref().filter(|_| !kept.is_empty()).map(|rule| rule.shares_kept(&prompt));
+        let shares_kept = shares.transpose()?;
+        let spec = RequestSpec { kept: kept.clone(), shares_kept, ..RequestSpec::new(prompt, max_tokens) };
         self.scheduler.check(&spec).map_err(|e: SubmitError| e.to_string())?;
         // The last token is never computed, so it needs no slot.
         if max_len > capacity.saturating_add(1) {
@@ -183,7 +185,16 @@ impl Engine {
         }
         let compact = self.rule.as_ref().is_some_and(|rule| rule.is_compact());
         if let Some(trace) = &mut self.trace {
-            trace.name(key, index, KeptCounts { counts: kept.clone(), compact });
+            trace.name(
+                key,
+                index,
+                KeptCounts {
+                    counts: kept.clone(),
+                    compact,
+                    prompt_len,
+                    name: shares_kept.map(|shares| shares.name),
+                },
+            );
         }
         let mut request = InFlight {
             ticket,

@@ -1,7 +1,7 @@
 use std::ops::Range;
 
 use pagedraft_block_manager::GroupId;
-use pagedraft_scheduler::{FinishReason, Kind, KvView, PlanRow, Scheduler};
+use pagedraft_scheduler::{FinishReason, KvView, PlanRow, Scheduler};
 
 use super::drafting::Drafted;
 use super::draws::Draws;
@@ -42,7 +42,7 @@ impl InFlight {
 
     /// Whether the row computes part of a prompt that loses tokens on its way.
     pub(super) fn thins(&self, row: &PlanRow) -> bool {
-        !self.kept.is_empty() && row.kind == Kind::Prefill
+        !self.kept.is_empty() && row.thins
     }
 
     /// The known tokens of a row that run through a segment, by their index among the tokens that the segment holds of the request.

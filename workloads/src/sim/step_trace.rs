@@ -69,7 +69,7 @@ impl GroupTrace {
     fn push(
         &mut self,
         scheduler: &Scheduler,
-        request: RequestKey,
+        (request, thins): (RequestKey, bool),
         start: u32,
         queries: u32,
         rows: u32,
@@ -77,7 +77,7 @@ impl GroupTrace {
         let table = scheduler.block_table(request, self.id);
         let explicit = matches!(scheduler.index(request, self.id), KvIndex::Explicit(_));
         let stored = scheduler.lengths(request, self.id).physical;
-        if stored > start && !explicit {
+        if stored > start && !(explicit && thins) {
             // The prefix cache has these tokens in this group, and lacks them in another: they are computed again.
             self.builder.push(MetadataRow { stored, ..MetadataRow::causal(start, queries, table) })?;
             return Ok(1);
@@ -151,7 +151,8 @@ impl SegmentTrace {
             let rows = if expands && drafts > 0 { queries } else { 1 };
             let mut pushed = 0;
             for group in &mut groups {
-                pushed = group.push(scheduler, row.request, span.start, queries, rows)?;
+                pushed =
+                    group.push(scheduler, (row.request, request.thins(row)), span.start, queries, rows)?;
             }
             self.plan_rows.extend((0..pushed).map(|_| i));
         }

@@ -161,6 +161,10 @@ pub struct KeptCounts {
     pub counts: Vec<u32>,
     /// Whether tokens are numbered anew behind each cut.
     pub compact: bool,
+    /// Tokens of the prompt.
+    pub prompt_len: u32,
+    /// What the blocks of its kept tokens are found by in the prefix cache.
+    pub name: Option<Salt>,
 }
 
 /// A step as a trace writes it. `M` is the attention metadata, `G` the further KV groups, and `K` the graph
@@ -293,6 +297,9 @@ impl Serialize for Row<'_> {
         if let Some(kept) = self.names.kept(self.row.request) {
             row.serialize_field("kept", &kept.counts)?;
             row.serialize_field("compact", &kept.compact)?;
+            row.serialize_field("prompt_len", &kept.prompt_len)?;
+            row.serialize_field("kept_name", &kept.name)?;
+            row.serialize_field("resumed", &(self.row.kind == Kind::Prefill && !self.row.thins))?;
             row.serialize_field("segments", &(self.row.segments.start, self.row.segments.end))?;
         }
         row.end()

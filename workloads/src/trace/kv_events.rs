@@ -56,6 +56,9 @@ impl Serialize for Line<'_> {
 pub enum KvChange {
     /// A block was published: from here on it can be hit.
     Stored,
+    /// A block was published that holds kept tokens of a prompt whose other tokens were dropped: requests of the same prompt, pruned in the
+    /// same way, can hit it.
+    Kept,
     /// A block was published whose contents the cache had before, and which came back from a pool of another tier.
     Restored,
     /// A published block was forgotten, because it was handed out anew or is written again.
@@ -81,7 +84,7 @@ pub struct KvEventRecord {
     /// The hash of the block before it; null for a first block, and unless the event is `stored` or `restored`.
     #[serde(default)]
     pub parent: Option<u64>,
-    /// How many tokens the block has; 0 unless the event is `stored` or `restored`.
+    /// How many tokens the block has; 0 unless the event is `stored`, `kept` or `restored`.
     #[serde(default)]
     pub num_tokens: u32,
 }

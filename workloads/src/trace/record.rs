@@ -158,6 +158,15 @@ pub struct RowRecord {
     /// Of such a request: whether its tokens are numbered anew behind each cut.
     #[serde(default)]
     pub compact: bool,
+    /// Of such a request: the tokens of its prompt.
+    #[serde(default)]
+    pub prompt_len: u32,
+    /// Of such a request: what the blocks of its kept tokens are found by in the prefix cache, in hexadecimal digits.
+    #[serde(default)]
+    pub kept_name: Option<String>,
+    /// Of a prefill row of such a request: whether the prefix cache had what it keeps, so that the row's tokens are none that are dropped.
+    #[serde(default)]
+    pub resumed: bool,
     /// Of such a request: the first segment of the model that the row runs through, and the one after the last. In a
     /// prefill row, `num_computed` and `num_new` then count the tokens that reach the first of them.
     #[serde(default)]
@@ -168,7 +177,7 @@ impl RowRecord {
     /// Whether it computes part of a prompt of which not all tokens go on.
     #[must_use]
     pub fn thins(&self) -> bool {
-        self.kept.is_some() && self.kind == RowKind::Prefill
+        self.kept.is_some() && self.kind == RowKind::Prefill && !self.resumed
     }
 
     /// The first segment that it runs through.

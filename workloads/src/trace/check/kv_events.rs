@@ -32,6 +32,7 @@ impl Lives {
         for event in &step.kv_events[num_early(step)..] {
             match event.kind {
                 KvChange::Stored => self.check_stored(step, event, nexts)?,
+                KvChange::Kept => self.check_kept(step, event)?,
                 KvChange::Restored => self.restore(event)?,
                 KvChange::Removed | KvChange::Cleared => self.forget(event)?,
             }
@@ -107,6 +108,22 @@ impl Lives {
         group.check_stored(event, block, &mut self.live).map_err(named)
     }
 
+    /// Checks that a block of kept tokens is published correctly.
+    fn check_kept(&mut self, step: &StepRecord, event: &KvEventRecord) -> Result<(), Fault> {
+        let block = block_of(event)?;
+        let size = self.block_size;
+        let name = event.group.as_deref().unwrap_or_default();
+        let segment = step.groups.as_ref().and_then(|groups| groups.get(name)?.segment);
+        let Some(segment) = segment else {
+            let what =
+                format!("block {block} of kept tokens is published in group {name:?}, which had no rows");
+            return Err(Fault::new(Rule::Published, what));
+        };
+        let group = self.own_groups.entry(name.to_owned()).or_insert_with(|| OwnGroup::new(size));
+        let named = |fault: Fault| Fault { what: format!("group {name:?}: {}", fault.what), ..fault };
+        group.check_kept(event, (block, segment), &self.live).map_err(named)
+    }
+
     /// The group that an event names. An engine with one group need not name it.
     fn place(&self, event: &KvEventRecord) -> Result<Place, Fault> {
         let Some(name) = &event.group else {
@@ -132,9 +149,10 @@ impl Lives {
     }
 }
 
-/// The number of events before the first `stored` one. They are from the time when the plan was made.
+/// The number of events before the first `stored` or `kept` one. They are from the time when the plan was made.
 fn num_early(step: &StepRecord) -> usize {
-    let stored = step.kv_events.iter().position(|event| event.kind == KvChange::Stored);
+    let is_late = |event: &KvEventRecord| matches!(event.kind, KvChange::Stored | KvChange::Kept);
+    let stored = step.kv_events.iter().position(is_late);
     stored.unwrap_or(step.kv_events.len())
 }
 

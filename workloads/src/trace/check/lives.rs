@@ -170,6 +170,7 @@ impl Lives {
                 return Err(Fault::of(Rule::Preempted, id, "its KV was lost, and it was not preempted"));
             }
             let start = u64::from(row.num_computed);
+            life.note_kept(row).map_err(|what| Fault::of(Rule::Growth, id, what))?;
             if row.thins() {
                 life.check_thinned(row).map_err(|what| Fault::of(Rule::Growth, id, what))?;
                 continue;

@@ -9,6 +9,7 @@ use std::collections::{HashMap, HashSet};
 use super::blocks::Blocks;
 use super::fault::Fault;
 use super::life::Life;
+use super::link::Link;
 use super::rows::query_len;
 use super::rule::Rule;
 use super::slots::{Call, check_positions, check_slots};
@@ -47,6 +48,19 @@ impl<'a> GroupCall<'a> {
         self.step.rows[self.owners[m]].request_id.as_str()
     }
 
+    /// For each plan row, how many of its tokens have KV in the group before the step. In a group of a later segment, leading tokens without
+    /// a slot count as such: the prefix cache may have more of them in one group than in another.
+    fn stored(&self) -> Vec<u64> {
+        let mut stored = vec![0; self.step.rows.len()];
+        for (m, &owner) in self.owners.iter().enumerate() {
+            let query = self.group.query_start_loc[m] as usize..self.group.query_start_loc[m + 1] as usize;
+            let leading = self.group.slot_mapping[query].iter().take_while(|&&slot| slot == -1).count();
+            let several = u64::from(self.group.segment.is_some());
+            stored[owner] = self.group.context_lens[m] + several * leading as u64;
+        }
+        stored
+    }
+
     /// The way of a row's prompt through the model, if it drops tokens and the group belongs to a later segment.
     fn thinned<'l>(&self, m: usize, live: &'l HashMap<String, Life>) -> Option<(&'l Life, &'l Thinned, u16)> {
         let segment = self.group.segment?;
@@ -74,6 +88,7 @@ impl OwnGroup {
         size: u32,
     ) -> Result<u64, Fault> {
         let (step, group) = (call.step, call.group);
+        let stored = call.stored();
         let (canvases, rows): (Vec<usize>, Vec<usize>) =
             (0..call.owners.len()).partition(|&m| step.rows[call.owners[m]].kind == RowKind::Denoise);
         let (thinned, whole): (Vec<usize>, Vec<usize>) =
@@ -83,7 +98,7 @@ impl OwnGroup {
         }
         self.let_go(call, size);
         for m in 0..call.owners.len() {
-            self.hold(call, m, live, size)?;
+            self.hold(call, (m, stored[call.owners[m]]), live, size)?;
         }
         for m in whole {
             self.check_context(call, m, live)?;
@@ -97,7 +112,7 @@ impl OwnGroup {
         }
         let mut written = HashMap::new();
         let own = Call::of_own(group);
-        let slots = check_slots(step, &own, &call.owners, &call.tables, &[], size, &mut written)?;
+        let slots = check_slots(step, &own, &call.owners, &call.tables, &stored, size, &mut written)?;
         for (&slot, &token) in &written {
             let block = u32::try_from(slot / u64::from(size)).unwrap_or(u32::MAX);
             let holders = self.blocks.holders(block);
@@ -125,19 +140,19 @@ impl OwnGroup {
         }
     }
 
-    /// Adds a row's new entries. Blocks that its context fills must have been hit; others must be the row's
+    /// Adds a row's new entries. Blocks that its `stored` tokens fill must have been hit; others must be the row's
     /// alone.
     fn hold(
         &mut self,
         call: &GroupCall<'_>,
-        m: usize,
+        (m, stored): (usize, u64),
         live: &mut HashMap<String, Life>,
         size: u32,
     ) -> Result<(), Fault> {
         let id = call.step.rows[call.owners[m]].request_id.as_str();
         let from = self.held.get(id).map_or(0, |held| held.table.len());
         for (i, &block) in call.tables[m].iter().enumerate().skip(from) {
-            let whole = (i as u64 + 1) * u64::from(size) <= call.group.context_lens[m];
+            let whole = (i as u64 + 1) * u64::from(size) <= stored;
             // If nothing is published, a fork may still share whole blocks with its parent.
             let shared = !call.caching && self.blocks.index(block) == Some(i);
             if whole && !shared && !self.blocks.is_published(block) {
@@ -157,8 +172,13 @@ impl OwnGroup {
                     return Err(Fault::of(Rule::Published, id, what));
                 }
             }
+            let kept = call.thinned(m, live).and_then(|(_, thinned, segment)| thinned.block_name(segment, i));
             if let Some((link, life)) = self.blocks.link(block).zip(live.get_mut(id)) {
-                let found = life.find(i, link);
+                let found = match kept {
+                    Some(name) if name == link.hash => Ok(()),
+                    Some(name) => Err(format!("of hash {}, where its own prompt has {name}", link.hash)),
+                    None => life.find(i, link),
+                };
                 found.map_err(|what| Fault::of(Rule::Context, id, format!("finds block {block}, {what}")))?;
             }
             self.blocks.hold(block, i).map_err(|what| Fault::of(Rule::Alias, id, what))?;
@@ -231,7 +251,7 @@ impl OwnGroup {
                 return Err(Fault::of(Rule::Positions, id, what));
             }
             before = Some(position);
-            let drafted = !row.thins() && position > computed;
+            let drafted = row.kind != RowKind::Prefill && position > computed;
             let known = life.tokens.get(position as usize).filter(|_| !drafted);
             if let Some(&known) = known
                 && known != token
@@ -304,6 +324,40 @@ impl OwnGroup {
         let link =
             life.store(index, event, self.blocks.tokens(block), (size, false)).map_err(|what| bad(&what))?;
         self.blocks.publish(block, link);
+        Ok(())
+    }
+
+    /// Checks that a block of kept tokens of a later segment is published correctly: a request holds it that keeps so many of its prompt's
+    /// tokens, all of its slots were written, and it has the name that the request's prompt gives it.
+    pub(super) fn check_kept(
+        &mut self,
+        event: &KvEventRecord,
+        (block, segment): (u32, u16),
+        live: &HashMap<String, Life>,
+    ) -> Result<(), Fault> {
+        let size = self.blocks.block_size();
+        let bad = |what: &str| {
+            Err(Fault::new(Rule::Published, format!("publishes block {block} of kept tokens{what}")))
+        };
+        if self.blocks.is_published(block) {
+            return bad(", which is published already");
+        }
+        let Some(index) = self.blocks.index(block) else { return bad(", which nobody has") };
+        let (from, to) = (index as u64 * u64::from(size), (index as u64 + 1) * u64::from(size));
+        let salt = self.held.iter().find_map(|(id, held)| {
+            let thinned = live.get(id)?.thinned.as_ref()?;
+            let own = held.table.get(index) == Some(&block)
+                && thinned.block_name(segment, index) == event.hash
+                && to <= thinned.kept_behind(segment);
+            (own && self.blocks.first_unwritten(&held.table, from, to).is_none()).then_some(thinned.name)
+        });
+        let (Some(salt), Some(hash)) = (salt, event.hash) else {
+            return bad(", and it is not full of the kept tokens of a prompt of that name");
+        };
+        if (event.num_tokens, event.parent) != (size, None) {
+            return bad(&format!(": {} tokens, parent {:?}", event.num_tokens, event.parent));
+        }
+        self.blocks.publish(block, Link { hash, full: None, salt });
         Ok(())
     }
 

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use pagedraft_block_manager::{BlockHash, Salt};
+
 use super::life::Life;
 use crate::trace::{OutcomeRecord, PruneRecord, RowRecord};
 
@@ -15,8 +17,10 @@ pub(super) struct Thinned {
     /// How many tokens it has while its prompt is computed: the prompt, and what was generated before a preemption. It is 0 until a row
     /// goes on behind the first segment.
     known: u64,
-    /// The length of the prompt; 0 until it is known.
+    /// The length of the prompt.
     prompt_len: u64,
+    /// What the blocks of its kept tokens are found by.
+    pub(super) name: Option<Salt>,
     /// The positions that were kept behind each layer, as far as the trace told them.
     positions: BTreeMap<u16, Vec<u32>>,
     /// Whether its tokens are numbered anew behind each cut.
@@ -38,13 +42,20 @@ impl Thinned {
         kept.map_or(tokens, |&kept| (u64::from(kept) + tokens).saturating_sub(self.prompt_len))
     }
 
+    /// Whether part of the prompt has not passed all segments yet.
+    pub(super) fn is_on_its_way(&self) -> bool {
+        self.next != (0, 0)
+    }
+
+    /// How many of the prompt's tokens a later segment holds.
+    pub(super) fn kept_behind(&self, segment: u16) -> u64 {
+        let kept = usize::from(segment).checked_sub(1).and_then(|cut| self.kept.get(cut));
+        kept.map_or(self.prompt_len, |&kept| u64::from(kept))
+    }
+
     /// Checks what was kept of the prompt behind a layer against its counts, and against what was kept behind the layer before.
     pub(super) fn take_kept(&mut self, record: &PruneRecord) -> Result<(), String> {
         let (reached, kept) = (record.input_seq_len, record.kept.len() as u32);
-        if self.prompt_len == 0 {
-            // All of it passed the first segment in this step, and goes on in a later one.
-            self.prompt_len = u64::from(reached);
-        }
         let before = [self.prompt_len as u32].into_iter().chain(self.kept.iter().copied());
         let is_a_cut = self.kept.iter().zip(before).any(|(&own, before)| own == kept && before == reached);
         if !is_a_cut {
@@ -70,39 +81,57 @@ impl Thinned {
         (self.next, self.known) = ((0, 0), 0);
     }
 
-    /// All its tokens, of which there are `known`, have passed the first segment.
-    fn is_through_the_first(&mut self, known: u64) {
-        self.known = known;
-        if self.prompt_len == 0 {
-            self.prompt_len = known;
-        }
+    /// What the cache calls block `index` of a later segment's group: `None` where the group holds the whole prompt, as that of a request
+    /// that drops nothing.
+    pub(super) fn block_name(&self, segment: u16, index: usize) -> Option<u64> {
+        let kept = *self.kept.get(usize::from(segment).checked_sub(1)?)?;
+        let drops = u64::from(kept) < self.prompt_len;
+        let name = self.name.filter(|_| drops)?;
+        Some(BlockHash::of(&BlockHash::ROOT, &[index as u32], &name).as_u64())
     }
 }
 
 impl Life {
-    /// Checks that a row of a thinned prompt begins where its row before ended, and that its counts are those of the rows before.
-    pub(super) fn check_thinned(&mut self, row: &RowRecord) -> Result<(), String> {
-        let kept = row.kept.as_deref().unwrap_or_default();
-        let (first, last) = row.segments.unwrap_or((0, kept.len() as u16 + 1));
-        if first >= last || usize::from(last) > kept.len() + 1 {
-            return Err(format!("segments {first}..{last} of a model that is cut {} times", kept.len()));
-        }
-        if !kept.is_sorted_by(|a, b| a >= b) || kept.contains(&0) {
+    /// Takes in what a row says of how its request drops prompt tokens, which must be what the rows before said.
+    pub(super) fn note_kept(&mut self, row: &RowRecord) -> Result<(), String> {
+        let Some(kept) = row.kept.as_deref() else { return Ok(()) };
+        let prompt_len = u64::from(row.prompt_len);
+        if !kept.is_sorted_by(|a, b| a >= b) || kept.contains(&0) || kept.first() > Some(&row.prompt_len) {
             return Err(format!(
-                "kept is {kept:?}: a later cut keeps more than an earlier one, or a cut keeps nothing"
+                "kept is {kept:?} of {prompt_len}: a later cut keeps more than an earlier one, or a cut keeps nothing"
             ));
         }
-        let tokens = self.tokens.len() as u64;
+        let name = match &row.kept_name {
+            None => None,
+            Some(text) => Some(
+                Salt::from_hex(text)
+                    .ok_or_else(|| format!("kept_name {text:?} is not 64 hexadecimal digits"))?,
+            ),
+        };
         let thinned = self.thinned.get_or_insert_with(Thinned::default);
         if thinned.kept.is_empty() {
             (thinned.kept, thinned.compact) = (kept.to_vec(), row.compact);
+            (thinned.prompt_len, thinned.name) = (prompt_len, name);
         }
-        if (&thinned.kept[..], thinned.compact) != (kept, row.compact) {
-            return Err(format!("kept is {kept:?}, and was {:?}", thinned.kept));
+        let known = (&thinned.kept[..], thinned.compact, thinned.prompt_len, thinned.name);
+        if known != (kept, row.compact, prompt_len, name) {
+            return Err(format!("kept is {kept:?} of {prompt_len}, and was {:?}", thinned.kept));
         }
+        Ok(())
+    }
+
+    /// Checks that a row of a thinned prompt begins where its row before ended.
+    pub(super) fn check_thinned(&mut self, row: &RowRecord) -> Result<(), String> {
+        let cuts = row.kept.as_deref().unwrap_or_default().len() as u16;
+        let (first, last) = row.segments.unwrap_or((0, cuts + 1));
+        if first >= last || last > cuts + 1 {
+            return Err(format!("segments {first}..{last} of a model that is cut {cuts} times"));
+        }
+        let tokens = self.tokens.len() as u64;
+        let Some(thinned) = &mut self.thinned else { return Ok(()) };
         if thinned.next.0 == 0 && thinned.next.1 > 0 && first == 1 {
             // The row before had the last of its tokens, which its line did not say.
-            thinned.is_through_the_first(tokens);
+            thinned.known = tokens;
             thinned.next = (1, 0);
         }
         let (segment, passed) = thinned.next;
@@ -135,7 +164,7 @@ impl Life {
         let Some(thinned) = &mut self.thinned else { return Ok(0) };
         let (first, last) = row.segments.unwrap_or((0, thinned.kept.len() as u16 + 1));
         if last > 1 && thinned.known == 0 {
-            thinned.is_through_the_first(tokens);
+            thinned.known = tokens;
         }
         let alone = u64::from(row.num_computed) + u64::from(row.num_new);
         let passed = if last - first == 1 { alone } else { thinned.reach(last - 1) };

@@ -1,0 +1,60 @@
+//! How good what a request generates is.
+
+use std::collections::BTreeMap;
+
+/// What texts and tasks say of a model.
+#[derive(Clone, Debug, Default)]
+pub struct Quality {
+    /// Sum and number of the negative logarithms of the probabilities of tokens that really follow.
+    nats: (f64, u64),
+    /// Sum and number of the scores of each task, 0 to 1.
+    tasks: BTreeMap<String, (f64, u64)>,
+}
+
+impl Quality {
+    /// Adds the log probabilities of the tokens that follow a text.
+    pub fn add_text(&mut self, logprobs: impl IntoIterator<Item = f32>) {
+        for logprob in logprobs {
+            self.nats.0 -= f64::from(logprob);
+            self.nats.1 += 1;
+        }
+    }
+
+    /// Adds an answer to a task.
+    pub fn add_answer(&mut self, task: &str, score: f64) {
+        let entry = self.tasks.entry(task.to_owned()).or_default();
+        (entry.0, entry.1) = (entry.0 + score, entry.1 + 1);
+    }
+
+    /// The perplexity of the texts; `None` without any.
+    pub fn perplexity(&self) -> Option<f64> {
+        (self.nats.1 > 0).then(|| (self.nats.0 / self.nats.1 as f64).exp())
+    }
+
+    /// The mean score of each task.
+    pub fn tasks(&self) -> impl Iterator<Item = (&str, f64)> {
+        self.tasks.iter().map(|(task, &(sum, count))| (task.as_str(), sum / count.max(1) as f64))
+    }
+
+    /// The mean score of one task.
+    pub fn task(&self, name: &str) -> Option<f64> {
+        self.tasks().find(|(task, _)| *task == name).map(|(_, score)| score)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn means_are_over_tokens_and_over_answers() {
+        let mut quality = Quality::default();
+        assert_eq!((quality.perplexity(), quality.task("vt")), (None, None));
+        quality.add_text([-1.0, -3.0]);
+        quality.add_text([-2.0]);
+        quality.add_answer("vt", 1.0);
+        quality.add_answer("vt", 0.5);
+        assert!((quality.perplexity().unwrap() - 2f64.exp()).abs() < 1e-12);
+        assert_eq!(quality.task("vt"), Some(0.75));
+    }
+}
