@@ -19,7 +19,7 @@ struct Load {
 
 const LOADS: [Load; 2] = [
     Load { name: "long answers", conversations: 6, document: 128, turns: 1, question: 0, answer: 640 },
-    Load { name: "documents", conversations: 6, document: 640, turns: 3, question: 32, answer: 96 },
+    Load { name: "documents", conversations: 6, document: 768, turns: 3, question: 32, answer: 64 },
 ];
 
 /// What a run came to.

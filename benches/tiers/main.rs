@@ -13,7 +13,7 @@
 //! 3. *Throughput* on one thread with a pool of a third of what a load needs: preemption with recompute, against a tier 0 of that size with
 //!    a local pool behind it. The model of 2, but with 2,048 values, 5,632 inside, and 64 keys a query: as with large models, a step of few
 //!    rows costs nearly what one of many does, because it reads all weights. *Long answers*: 6 requests of 128 + 640 tokens. *Documents*: 6
-//!    conversations about documents of 640 tokens, 3 turns of 32 + 96 tokens, all of which ask at once.
+//!    conversations about documents of 768 tokens, 3 turns of 32 + 64 tokens, all of which ask at once.
 #![allow(clippy::expect_used, reason = "a test or a bench that fails says where")]
 
 #[cfg(target_os = "linux")]

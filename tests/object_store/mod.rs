@@ -94,11 +94,11 @@ fn serve(mut connection: TcpStream, state: &Mutex<State>, fault: Option<Fault>) 
         }
         let mut body = vec![0; length];
         reader.read_exact(&mut body).ok()?;
-        let (status, body) = answer(&mut state.lock().unwrap(), fault, (&method, &path), body, signed)
-            .unwrap_or_else(|| {
-                std::thread::sleep(Duration::from_secs(20));
-                ("503 Slow Down", Vec::new())
-            });
+        let answered = answer(&mut state.lock().unwrap(), fault, (&method, &path), body, signed);
+        let (status, body) = answered.unwrap_or_else(|| {
+            std::thread::sleep(Duration::from_secs(20));
+            ("503 Slow Down", Vec::new())
+        });
         let head = format!(
             "HTTP/1.1 {status}\r\ncontent-length: {}\r\netag: \"1\"\r\nlast-modified: Mon, 30 Nov 2026 06:00:00 GMT\r\n\r\n",
             body.len()
@@ -142,10 +142,12 @@ fn answer(
         ("POST", _) if query.starts_with("delete") => {
             let text = String::from_utf8(body).ok()?;
             let bucket = path.trim_end_matches('/');
+            let mut deleted = String::new();
             for key in text.split("<Key>").skip(1).filter_map(|rest| rest.split("</Key>").next()) {
                 state.objects.remove(&format!("{bucket}/{key}"));
+                deleted += &format!("<Deleted><Key>{key}</Key></Deleted>");
             }
-            Some(("200 OK", b"<DeleteResult></DeleteResult>".to_vec()))
+            Some(("200 OK", format!("<DeleteResult>{deleted}</DeleteResult>").into_bytes()))
         }
         ("DELETE", _) => {
             state.objects.remove(path);
