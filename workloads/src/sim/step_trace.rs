@@ -151,7 +151,8 @@ impl SegmentTrace {
             let rows = if expands && drafts > 0 { queries } else { 1 };
             let mut pushed = 0;
             for group in &mut groups {
-                pushed = group.push(scheduler, (row.request, request.thins(row)), span.start, queries, rows)?;
+                pushed =
+                    group.push(scheduler, (row.request, request.thins(row)), span.start, queries, rows)?;
             }
             self.plan_rows.extend((0..pushed).map(|_| i));
         }
