@@ -64,6 +64,7 @@ impl KeptPrompt {
             hit.lens[usize::from(group.id.0)] = slots;
             hit.tokens = hit.tokens.min(self.logical(group.id, slots));
         }
-        if hit.tokens + self.tail < self.len { computed_all } else { hit }
+        let resumes = hit.tokens > 0 && hit.tokens + self.tail >= self.len;
+        if resumes { hit } else { computed_all }
     }
 }

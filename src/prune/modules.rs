@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, ensure};
+use pagedraft_attention::isa::Isa;
 use pagedraft_block_manager::{BlockHash, Salt};
 use pagedraft_model::Dtype;
+use pagedraft_model::cpu::products;
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 
@@ -24,6 +26,7 @@ struct Perceptron {
 pub struct Modules {
     by_layer: BTreeMap<u16, Perceptron>,
     dtype: Dtype,
+    isa: Isa,
     /// Stands for the contents of the file.
     fingerprint: BlockHash,
 }
@@ -107,7 +110,12 @@ impl Modules {
             bytes.chunks(4).map(|chunk| chunk.iter().fold(0, |word, &byte| word << 8 | u32::from(byte)));
         let words: Vec<u32> = words.chain([bytes.len() as u32]).collect();
         let fingerprint = BlockHash::of(&BlockHash::ROOT, &words, &Salt::NONE);
-        Ok(Self { by_layer: by_layer.collect::<anyhow::Result<_>>()?, dtype, fingerprint })
+        Ok(Self {
+            by_layer: by_layer.collect::<anyhow::Result<_>>()?,
+            dtype,
+            isa: Isa::detect(),
+            fingerprint,
+        })
     }
 
     /// Stands for the contents of the file.
@@ -138,7 +146,7 @@ impl Modules {
         let by_layer = by_layer.collect();
         let words = [seed as u32, (seed >> 32) as u32, hidden as u32];
         let fingerprint = BlockHash::of(&BlockHash::ROOT, &words, &Salt::of(&[("modules", "dummy")]));
-        Self { by_layer, dtype, fingerprint }
+        Self { by_layer, dtype, isa: Isa::detect(), fingerprint }
     }
 
     /// Whether there is a module behind each of these layers.
@@ -147,31 +155,26 @@ impl Modules {
         layers.iter().all(|layer| self.by_layer.contains_key(layer))
     }
 
+    /// The same modules, whose products are computed with this instruction set.
+    #[must_use]
+    pub fn on(self, isa: Isa) -> Self {
+        Self { isa, ..self }
+    }
+
     /// The score of a token whose residual row behind `layer` is `x`. It is no number where the file has no such module.
     #[must_use]
     pub fn score(&self, layer: u16, x: &[f32]) -> f32 {
         let Some(module) = self.by_layer.get(&layer) else { return f32::NAN };
         let x: Vec<f32> = x.iter().map(|&x| round(self.dtype, x)).collect();
-        let rows = module.w1.chunks_exact(x.len());
-        let inner = rows.zip(&module.b1).map(|(row, b)| gelu(dot(row, &x) + b));
-        let inner: Vec<f32> = inner.map(|x| round(self.dtype, x)).collect();
-        dot(&module.w2, &inner) + module.b2
-    }
-}
-
-/// Sixteen sums side by side, which are then added in order: the compiler makes vectors of them, and the result never depends on where the
-/// row lies.
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut sums = [0.0f32; 16];
-    let (a, a_rest) = a.as_chunks::<16>();
-    let (b, b_rest) = b.as_chunks::<16>();
-    for (a, b) in a.iter().zip(b) {
-        for (sum, (a, b)) in sums.iter_mut().zip(a.iter().zip(b)) {
-            *sum += a * b;
+        let mut inner = vec![0.0; module.b1.len()];
+        products(self.isa, &module.w1, &x, &mut inner);
+        for (inner, b) in inner.iter_mut().zip(&module.b1) {
+            *inner = round(self.dtype, gelu(*inner + b));
         }
+        let mut score = [0.0];
+        products(self.isa, &module.w2, &inner, &mut score);
+        score[0] + module.b2
     }
-    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
-    sums.iter().sum::<f32>() + rest
 }
 
 /// The exact one, `x Phi(x)`.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{anyhow, bail, ensure};
+use pagedraft_attention::isa::Isa;
 use pagedraft_block_manager::{GroupId, KvIndex, MAX_GROUPS};
 use pagedraft_model::Dtype;
 use pagedraft_model::checkpoint::ModelConfig;
@@ -53,6 +54,7 @@ pub(super) struct Pruning {
     num_layers: u16,
     hidden: usize,
     dtype: Dtype,
+    isa: Isa,
     block_size: u32,
     /// The bytes of a block in one layer.
     layer_block_bytes: u64,
@@ -168,6 +170,7 @@ impl Pruning {
             num_layers,
             hidden: config.hidden_size,
             dtype,
+            isa: options.isa.unwrap_or_else(Isa::detect),
             block_size: options.block_size,
             layer_block_bytes: token_bytes as u64 * u64::from(options.block_size),
             own_modules: own_modules(options),
@@ -243,7 +246,7 @@ impl Pruning {
                         (None, Some(seed)) => Modules::dummy(seed, &layers, self.hidden, self.dtype),
                         (None, None) => Modules::read(path, &layers, self.hidden, self.dtype)?,
                     };
-                    let modules = Arc::new(modules);
+                    let modules = Arc::new(modules.on(self.isa));
                     known.insert(path.clone(), Arc::clone(&modules));
                     Some(modules)
                 }
