@@ -453,3 +453,40 @@ fn the_text_of_the_mask_in_a_prompt_is_text() {
     assert_eq!(tokenizer.encode("<|start|>", false).unwrap(), [509]);
     assert!(session.check(&request("r", &ids, 32, Diffusion::default())).is_ok());
 }
+
+#[test]
+#[ignore = "a campaign of about two minutes"]
+fn no_mask_is_left_whatever_the_thresholds() {
+    let model = drawn("llada-campaign", 4, 2, true);
+    let mut settings = 0;
+    for layers in 0..=4 {
+        let mut session = Session::open(&dummy(&model, SkipLayers::Behind(layers))).unwrap();
+        for seed in 0..80 {
+            let mut requests = mixed(1000 * u64::from(layers) + seed, 25, true);
+            let mut random = Random(seed);
+            for request in &mut requests {
+                let how = request.diffusion.as_mut().unwrap();
+                how.decoder = Decoder::DualCacheSkip;
+                let any = |random: &mut Random| random.below(4001) as f64 / 1000.0 - 2.0;
+                how.threshold = (random.below(2) == 0).then(|| any(&mut random));
+                if let SkipPolicy::Cosine { threshold, outlier } = &mut how.skip_policy {
+                    (*threshold, *outlier) = (any(&mut random), any(&mut random));
+                }
+            }
+            let ids: Vec<_> = requests.iter().flat_map(|one| session.submit(one.clone()).unwrap()).collect();
+            while session.has_unfinished() {
+                session.step().unwrap();
+            }
+            for (id, request) in ids.into_iter().zip(&requests) {
+                let output = session.take_output(id).unwrap();
+                assert_eq!(
+                    output.diffusion.unwrap().masks_left,
+                    0,
+                    "{layers} layers, seed {seed}: {request:?}"
+                );
+                settings += 1;
+            }
+        }
+    }
+    assert_eq!(settings, 10_000);
+}

@@ -1,0 +1,110 @@
+//! Block diffusion from the command line: what it prints, and what it refuses.
+#![allow(clippy::unwrap_used, reason = "a test or a bench that fails says where")]
+
+mod program;
+
+use program::{Scratch, pagedraft};
+use serde_json::json;
+
+fn model(scratch: &Scratch) -> String {
+    let config = json!({
+        "model_type": "llada", "d_model": 64, "n_heads": 4, "n_layers": 4, "mlp_hidden_size": 96, "vocab_size": 300,
+        "max_sequence_length": 512, "mask_token_id": 299, "eos_token_id": 298, "torch_dtype": "float32",
+    });
+    scratch.write("llada/config.json", config.to_string().as_bytes());
+    scratch.path("llada")
+}
+
+#[test]
+fn a_canvas_comes_with_its_passes_and_a_strict_run_fails_where_masks_are_left() {
+    let scratch = Scratch::new("cli-diffusion");
+    let (model, out) = (model(&scratch), scratch.path("out.json"));
+    let common = [
+        "generate",
+        "--model",
+        &model,
+        "--load-format",
+        "dummy",
+        "--token-ids",
+        "1,2,3",
+        "--output-json",
+        &out,
+    ];
+    let canvas = ["--gen-length", "32", "--block-length", "16", "--steps", "32", "--return-steps"];
+    let run = |flags: &[&str]| pagedraft(&[&common[..], &canvas, flags].concat());
+    let plain = run(&[]);
+    assert_eq!(plain.code, Some(0), "{}", plain.stderr);
+    let output = scratch.json("out.json");
+    assert_eq!(output["token_ids"].as_array().unwrap().len(), 32);
+    assert_eq!((&output["nfe"], &output["masks_left"]), (&json!(32), &json!(0)));
+    let passes = output["steps"].as_array().unwrap();
+    let rows: Vec<u64> = passes.iter().map(|pass| pass["rows"].as_u64().unwrap()).collect();
+    assert_eq!(rows[..2], [35, 16]);
+    assert_eq!(output["token_layers"], json!(4 * rows.iter().sum::<u64>()));
+
+    let broken = [
+        "--decoder",
+        "dual-cache-skip",
+        "--skip-threshold",
+        "-1",
+        "--skip-outlier",
+        "-1",
+        "--skip-guard",
+        "none",
+    ];
+    let warned = run(&broken);
+    assert_eq!(warned.code, Some(0), "{}", warned.stderr);
+    assert!(warned.stderr.contains("masks are left of 32 tokens"), "{}", warned.stderr);
+    assert!(warned.stderr.contains("every token of a block skipped"), "{}", warned.stderr);
+    let strict = run(&[&broken[..], &["--strict"]].concat());
+    assert_ne!(strict.code, Some(0));
+    assert!(strict.stderr.contains("--strict: the diagnosis has"), "{}", strict.stderr);
+    assert!(scratch.json("out.json")["masks_left"].as_u64().unwrap() > 0);
+    // The passes of a replay are steps of the same engine.
+    let replayed = scratch.path("replayed");
+    let replay =
+        ["replay", "--workload", "random", "--num-requests", "4", "--input-len", "20", "--output-len", "32"];
+    let replay = pagedraft(
+        &[&replay[..], &["--model", &model, "--load-format", "dummy", "--out", &replayed]].concat(),
+    );
+    assert_eq!(replay.code, Some(0), "{}", replay.stderr);
+    assert_eq!(scratch.json("replayed/summary.json")["completed"], 4);
+    assert_eq!(pagedraft(&["trace", "check", &replayed]).code, Some(0));
+}
+
+#[test]
+fn what_a_canvas_has_no_use_for_is_refused_by_its_flag() {
+    let scratch = Scratch::new("cli-diffusion-refused");
+    let model = model(&scratch);
+    let refused = |flags: &[&str], words: &str| {
+        let common = [
+            "generate",
+            "--model",
+            &model,
+            "--load-format",
+            "dummy",
+            "--token-ids",
+            "1,2,3",
+            "--max-tokens",
+            "32",
+        ];
+        let run = pagedraft(&[&common[..], flags].concat());
+        assert_eq!(run.code, Some(2), "{flags:?}: {}", run.stderr);
+        assert!(run.stderr.contains(words), "{flags:?}: {}", run.stderr);
+    };
+    refused(&["--gen-length", "33"], "--gen-length 33 is not a multiple of --block-length 32");
+    refused(
+        &["--steps", "7", "--block-length", "16"],
+        "--steps 7 cannot be shared out evenly among 2 blocks",
+    );
+    refused(&["--decoder", "dual-cache-skip", "--skip-layer-k", "5"], "the model has 4 layers");
+    refused(&["--enable-prefix-caching"], "--enable-prefix-caching");
+    refused(&["--draft", "ngram"], "--draft");
+    refused(&["--prune-layers", "1"], "--prune-spec and --prune-layers");
+    refused(&["--logprobs", "1"], "logprobs means nothing");
+    refused(&["--max-num-batched-tokens", "20"], "max_num_batched_tokens");
+    let causal = ["generate", "--model", "builtin:draft", "--token-ids", "1", "--decoder", "baseline"];
+    let run = pagedraft(&causal);
+    assert_eq!(run.code, Some(2));
+    assert!(run.stderr.contains("is a causal model and has no canvas"), "{}", run.stderr);
+}
