@@ -110,6 +110,7 @@ fn recalled(index_topk: Option<u32>, needles: usize, samples: u64) -> usize {
         length: 1024,
         needles: needles..=needles,
         questions: 1,
+        hops: 1..=1,
         keys: words.clone(),
         values: words,
     };

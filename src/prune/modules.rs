@@ -55,10 +55,26 @@ impl Modules {
     ///
     /// The file can't be read, a module is missing, or was trained for a model of another width. The error names the file.
     pub fn read(path: &Path, layers: &[u16], hidden: usize, dtype: Dtype) -> anyhow::Result<Self> {
+        let bytes =
+            std::fs::read(path).with_context(|| format!("can't read the modules {}", path.display()))?;
+        Self::parse(path, &bytes, layers, hidden, dtype)
+    }
+
+    /// Takes modules held in memory. `path` is what errors call them.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Modules::read`].
+    pub fn parse(
+        path: &Path,
+        bytes: &[u8],
+        layers: &[u16],
+        hidden: usize,
+        dtype: Dtype,
+    ) -> anyhow::Result<Self> {
         let shown = path.display();
-        let bytes = std::fs::read(path).with_context(|| format!("can't read the modules {shown}"))?;
         let file =
-            SafeTensors::deserialize(&bytes).with_context(|| format!("{shown} is no safetensors file"))?;
+            SafeTensors::deserialize(bytes).with_context(|| format!("{shown} is no safetensors file"))?;
         let inner = hidden / 4;
         let by_layer = layers.iter().map(|&layer| {
             let tensor = |name: &str, shape: &[usize]| -> anyhow::Result<Vec<f32>> {

@@ -252,6 +252,19 @@ impl Preset {
     }
 }
 
+impl Preset {
+    /// The preset for a model of `num_layers` layers whose modules lie in this file.
+    ///
+    /// # Errors
+    ///
+    /// The model has too few layers.
+    pub fn spec(self, num_layers: u16, modules: &Path) -> anyhow::Result<PruneSpec> {
+        let (layers, ratios): (Vec<u16>, Vec<f64>) = self.layers(num_layers).into_iter().unzip();
+        let json = serde_json::json!({"layers": layers, "keep_ratio": ratios, "modules": modules});
+        PruneSpec::from_json(json, Path::new(""))
+    }
+}
+
 /// What a flag or a request names: a spec, or a preset.
 #[derive(Clone, Debug, PartialEq)]
 pub enum PruneChoice {

@@ -1,5 +1,7 @@
 //! The embedded models: `builtin:target`, `builtin:draft` and `builtin:dsa`.
 
+use std::path::Path;
+
 use anyhow::{Context, bail};
 use pagedraft_model::checkpoint::Checkpoint;
 
@@ -8,15 +10,24 @@ struct Builtin {
     config: &'static [u8],
     weights: &'static [u8],
     tokenizer: &'static [u8],
+    /// Modules that were trained to prune its prompts.
+    modules: Option<&'static [u8]>,
 }
 
 macro_rules! builtin {
     ($name:literal) => {
+        builtin!($name, modules: None)
+    };
+    ($name:literal, pruned) => {
+        builtin!($name, modules: Some(include_bytes!(concat!("../../assets/", $name, "/pruning_modules.safetensors"))))
+    };
+    ($name:literal, modules: $modules:expr) => {
         Builtin {
             name: $name,
             config: include_bytes!(concat!("../../assets/", $name, "/config.json")),
             weights: include_bytes!(concat!("../../assets/", $name, "/model.safetensors")),
             tokenizer: include_bytes!(concat!("../../assets/", $name, "/tokenizer.json")),
+            modules: $modules,
         }
     };
 }
@@ -36,4 +47,10 @@ pub fn checkpoint(name: &str) -> anyhow::Result<Checkpoint> {
     let path = format!("builtin:{name}");
     Checkpoint::from_bytes(&path, found.config, found.weights, found.tokenizer)
         .with_context(|| format!("the embedded model {path} does not load"))
+}
+
+/// The trained modules of the embedded model that this names, as `builtin:NAME`.
+pub fn modules(name: &Path) -> Option<&'static [u8]> {
+    let name = name.to_str()?.strip_prefix("builtin:")?;
+    BUILTINS.iter().find(|builtin| builtin.name == name)?.modules
 }

@@ -15,7 +15,8 @@ use pagedraft_workloads::trace::{KeptCounts, PruneRecord};
 use parking_lot::Mutex;
 use serde::Serialize;
 
-use super::options::EngineOptions;
+use super::builtin;
+use super::options::{EngineOptions, ModelRef};
 use super::request::{Request, RequestPrune};
 use super::{Session, sequence};
 use crate::exit::usage;
@@ -52,7 +53,21 @@ pub(super) struct Pruning {
     block_size: u32,
     /// The bytes of a block in one layer.
     layer_block_bytes: u64,
+    /// The modules that come with the model, where there are any.
+    own_modules: Option<PathBuf>,
     modules: Mutex<HashMap<PathBuf, Arc<Modules>>>,
+}
+
+/// The modules that come with a model: those of an embedded model, or the file `pruning_modules.safetensors` in a model's directory.
+fn own_modules(model: &ModelRef) -> Option<PathBuf> {
+    match model {
+        ModelRef::Builtin(_) => {
+            Some(PathBuf::from(model.to_string())).filter(|name| builtin::modules(name).is_some())
+        }
+        ModelRef::Directory(dir) => {
+            Some(dir.join("pruning_modules.safetensors")).filter(|file| file.exists())
+        }
+    }
 }
 
 /// The layers behind which the model of an engine is cut, ascending; none if nothing is to be pruned.
@@ -117,6 +132,7 @@ impl Pruning {
             dtype,
             block_size: options.block_size,
             layer_block_bytes: token_bytes as u64 * u64::from(options.block_size),
+            own_modules: own_modules(&options.model),
             modules: Mutex::default(),
         }
     }
@@ -144,9 +160,14 @@ impl Pruning {
         );
         let spec = match choice {
             PruneChoice::Spec(spec) => Arc::new(spec.clone()),
-            PruneChoice::Preset(_) => bail!(
-                "a preset scores tokens with trained modules, and this model has none: write a spec that names modules or another scorer"
-            ),
+            PruneChoice::Preset(preset) => {
+                let Some(modules) = &self.own_modules else {
+                    bail!(
+                        "a preset scores tokens with trained modules, and this model has none: write a spec that names modules or another scorer"
+                    )
+                };
+                Arc::new(preset.spec(self.num_layers, modules)?)
+            }
         };
         let modules = match (&spec.modules, spec.scorer) {
             (Some(path), PruneScorer::Learned) => {
@@ -155,7 +176,11 @@ impl Pruning {
                 if let Some(modules) = known.get(path).filter(|modules| modules.have(&layers)) {
                     Some(Arc::clone(modules))
                 } else {
-                    let modules = Arc::new(Modules::read(path, &layers, self.hidden, self.dtype)?);
+                    let modules = match builtin::modules(path) {
+                        Some(bytes) => Modules::parse(path, bytes, &layers, self.hidden, self.dtype)?,
+                        None => Modules::read(path, &layers, self.hidden, self.dtype)?,
+                    };
+                    let modules = Arc::new(modules);
                     known.insert(path.clone(), Arc::clone(&modules));
                     Some(modules)
                 }
