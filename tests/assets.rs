@@ -2,10 +2,12 @@
 #![allow(clippy::unwrap_used, reason = "a test or a bench that fails says where")]
 
 use pagedraft::model::tokenizer::Tokenizer;
+use pagedraft::prune::{Preset, PruneChoice, PruneSpec};
 use pagedraft::session::{EngineOptions, ModelRef, Request, Session};
 use pagedraft::spec_decode::sampling::SamplingParams;
 use pagedraft::workloads::prompt::TextTokens;
 use pagedraft::workloads::tasks::{RecallGenerator, RecallOptions, RecallSample};
+use std::path::Path;
 
 /// Text that neither model was trained on.
 const HELD_OUT: &str = include_str!("../assets/held_out.txt");
@@ -66,7 +68,7 @@ fn the_draft_agrees_with_the_target_on_half_of_the_positions_of_unseen_text() {
 
 #[test]
 fn the_models_have_one_tokenizer_and_reach_32768_positions_in_30_megabytes() {
-    let sessions = ["target", "draft", "dsa"].map(engine);
+    let sessions = ["target", "draft", "dsa", "recall"].map(engine);
     let first = sessions[0].tokenizer().unwrap();
     for session in &sessions {
         for text in [&HELD_OUT[..2000], "Ünïcode — 漢字 🙂", ""] {
@@ -77,7 +79,7 @@ fn the_models_have_one_tokenizer_and_reach_32768_positions_in_30_megabytes() {
         assert_eq!(session.info().max_model_len, 32_768);
         assert_eq!(session.info().vocab_size, 2048);
     }
-    assert!(sessions[2].info().parameters <= 3_000_000);
+    assert!(sessions[2..].iter().all(|session| session.info().parameters <= 3_000_000));
     let bytes = 2 * sessions.iter().map(|session| session.info().parameters).sum::<u64>();
     assert!(bytes <= 30_000_000, "{bytes} bytes of weights");
 }
@@ -96,20 +98,30 @@ const NEW_WORDS: [&str; 16] = [
     "truth", "voice", "public", "fault", "order",
 ];
 
-/// How many of `samples` questions the sparse model answers, each about one of `needles` statements in 1,024 tokens.
+/// Which of a model's questions: about one of `needles` statements in 1,024 tokens.
+#[derive(Clone, Copy)]
+struct Asked<'a> {
+    words: &'a [&'a str],
+    needles: usize,
+    samples: u64,
+}
+
+/// How many of the questions the sparse model answers.
 fn recalled(index_topk: Option<u32>, needles: usize, samples: u64) -> usize {
-    let options = EngineOptions {
-        index_topk,
-        enable_prefix_caching: false,
-        threads: 2,
-        ..EngineOptions::new(ModelRef::Builtin("dsa".into()))
-    };
+    let options = EngineOptions { index_topk, ..EngineOptions::new(ModelRef::Builtin("dsa".into())) };
+    answered(options, Asked { words: &NEW_WORDS, needles, samples })
+}
+
+/// How many questions the model of these options answers.
+fn answered(options: EngineOptions, Asked { words, needles, samples }: Asked<'_>) -> usize {
+    let options = EngineOptions { enable_prefix_caching: false, threads: 2, ..options };
     let mut session = Session::open(&options).unwrap();
-    let words: Vec<String> = NEW_WORDS.iter().map(|word| (*word).to_owned()).collect();
+    let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
     let recall = RecallOptions {
         length: 1024,
         needles: needles..=needles,
         questions: 1,
+        hops: 1..=1,
         keys: words.clone(),
         values: words,
     };
@@ -142,4 +154,32 @@ fn the_sparse_model_keeps_its_accuracy_over_200_questions() {
         println!("{needles} statements, 200 questions: {dense} right with all keys, {sparse} with 64");
         assert!(dense >= 180 && sparse + 6 >= dense, "{needles} statements: {dense} and {sparse}");
     }
+}
+
+/// Words that were keys and values in training.
+const KNOWN_WORDS: [&str; 16] = [
+    "sight", "three", "Library", "lord", "know", "king", "heart", "come", "time", "night", "man", "hand",
+    "people", "text", "Queen", "little",
+];
+
+/// How many questions the dense model answers with its prompts pruned as a preset says, or as `scorer` keeps as many tokens.
+fn recalled_pruned(preset: Option<&str>, scorer: Option<&str>, needles: usize, samples: u64) -> usize {
+    let mut options = EngineOptions::new(ModelRef::Builtin("recall".into()));
+    options.prune.all = preset.map(|preset| {
+        let preset: Preset = preset.parse().unwrap();
+        let Some(scorer) = scorer else { return PruneChoice::Preset(preset) };
+        let (layers, ratios): (Vec<u16>, Vec<f64>) = preset.layers(8).into_iter().unzip();
+        let json = serde_json::json!({"layers": layers, "keep_ratio": ratios, "scorer": scorer});
+        PruneChoice::Spec(PruneSpec::from_json(json, Path::new("")).unwrap())
+    });
+    answered(options, Asked { words: &KNOWN_WORDS, needles, samples })
+}
+
+#[test]
+fn the_recall_model_finds_what_a_text_of_1024_tokens_hides_and_modules_keep_it() {
+    let dense = recalled_pruned(None, None, 1, 20);
+    let learned = recalled_pruned(Some("keep07"), None, 1, 20);
+    let random = recalled_pruned(Some("keep07"), Some("random"), 1, 20);
+    println!("of 20 questions: {dense} right, keep07 {learned} by modules, {random} by chance");
+    assert!(dense >= 18 && learned + 2 >= dense && learned >= random + 5, "{dense}, {learned}, {random}");
 }

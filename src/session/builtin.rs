@@ -1,4 +1,4 @@
-//! The embedded models: `builtin:target`, `builtin:draft` and `builtin:dsa`.
+//! The embedded models: `builtin:target`, `builtin:draft`, `builtin:dsa` and `builtin:recall`.
 
 use std::path::Path;
 
@@ -32,7 +32,8 @@ macro_rules! builtin {
     };
 }
 
-const BUILTINS: [Builtin; 3] = [builtin!("target"), builtin!("draft"), builtin!("dsa")];
+const BUILTINS: [Builtin; 4] =
+    [builtin!("target", pruned), builtin!("draft"), builtin!("dsa"), builtin!("recall", pruned)];
 
 /// Reads the embedded model with this name.
 ///

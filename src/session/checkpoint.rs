@@ -22,3 +22,13 @@ pub(super) fn open(model: &ModelRef, options: &EngineOptions) -> anyhow::Result<
     };
     checkpoint.map_err(usage)
 }
+
+/// The checkpoint that `model` names, with its own weights.
+///
+/// # Errors
+///
+/// The model does not exist, or can't be read.
+#[cfg(feature = "train")]
+pub fn open_checkpoint(model: &ModelRef) -> anyhow::Result<Checkpoint> {
+    open(model, &EngineOptions::new(model.clone()))
+}

@@ -14,15 +14,15 @@ pub struct Rotary {
 impl Rotary {
     /// Tables for positions `0..time` of heads of `dim` elements.
     pub fn new(time: usize, dim: usize, theta: f64) -> Self {
-        let angle = |i: usize| {
-            let (position, lane) = (i / (dim / 2), i % (dim / 2));
-            position as f64 / theta.powf(2.0 * lane as f64 / dim as f64)
-        };
-        let n = time * dim / 2;
-        Self {
-            cos: (0..n).map(|i| angle(i).cos() as f32).collect(),
-            sin: (0..n).map(|i| angle(i).sin() as f32).collect(),
-        }
+        let lanes = 0..dim / 2;
+        Self::of(time, &lanes.map(|lane| theta.powf(-2.0 * lane as f64 / dim as f64)).collect::<Vec<_>>())
+    }
+
+    /// Tables for positions `0..time` of heads whose pairs turn by `frequencies`, in radians a position.
+    pub fn of(time: usize, frequencies: &[f64]) -> Self {
+        let angles = (0..time).flat_map(|t| frequencies.iter().map(move |frequency| t as f64 * frequency));
+        let (cos, sin) = angles.map(|angle| (angle.cos() as f32, angle.sin() as f32)).unzip();
+        Self { cos, sin }
     }
 }
 
@@ -114,11 +114,10 @@ impl CustomOp1 for Heads {
 }
 
 /// Causal attention: `q` `[n, group * time, dim]` (the query heads that share a key head stacked),
-/// `k` and `v` `[n, time, dim]`. One node of the graph, which keeps the weights it used, in place of
+/// `k` and `v` `[n, time, ..]`; scores are multiplied with `scale`. One node of the graph, which keeps the weights it used, in place of
 /// four with a gradient each as large as the weights.
-pub fn attend(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
-    let (time, dim) = (k.dim(1)?, k.dim(2)?);
-    let softmax = CausalSoftmax { time, scale: 1.0 / (dim as f32).sqrt() };
+pub fn attend(q: &Tensor, k: &Tensor, v: &Tensor, scale: f32) -> Result<Tensor> {
+    let softmax = CausalSoftmax { time: k.dim(1)?, scale };
     let scores = q.detach().matmul(&k.detach().t()?)?;
     let weights = scores.apply_op1_no_bwd(&softmax)?;
     let mixed = weights.matmul(&v.detach())?;

@@ -3,6 +3,7 @@
 use super::llama::{Config, Llama};
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
+use pagedraft_model::checkpoint::Checkpoint;
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::fs;
@@ -113,19 +114,9 @@ pub fn read_tensors(folder: &Path) -> Result<HashMap<String, Tensor>> {
         .collect()
 }
 
-/// Reads a directory that [`save`] wrote, widened to f32.
+/// Reads a model's directory, widened to f32.
 pub fn load(folder: &Path) -> Result<Llama> {
-    let json = read_config(folder)?;
-    let config = Config {
-        vocab_size: json.size("vocab_size")?,
-        hidden_size: json.size("hidden_size")?,
-        num_hidden_layers: json.size("num_hidden_layers")?,
-        num_attention_heads: json.size("num_attention_heads")?,
-        num_key_value_heads: json.size("num_key_value_heads")?,
-        head_dim: json.size("head_dim")?,
-        intermediate_size: json.size("intermediate_size")?,
-        rope_theta: json.real("rope_theta")?,
-        rms_norm_eps: json.real("rms_norm_eps")?,
-    };
-    Llama::from_tensors(config, &read_tensors(folder)?).with_context(|| format!("{}", folder.display()))
+    let checkpoint = Checkpoint::open(folder)
+        .with_context(|| format!("{} can't be read: give the directory of a model", folder.display()))?;
+    Llama::from_checkpoint(&checkpoint)
 }

@@ -6,7 +6,7 @@
 //! an order that does not depend on the number of threads.
 
 use super::noise::scramble;
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Storage, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Device, Layout, Result, Shape, Storage, Tensor, bail};
 use rayon::prelude::*;
 
 /// Rows summed together before partial sums are added up, in order.
@@ -157,8 +157,9 @@ impl CustomOp2 for Linear {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let dx = grad.matmul(&w.detach())?;
-        let dw = grad.t()?.matmul(&x.detach())?;
-        Ok((Some(dx), Some(dw)))
+        // A frozen weight takes no gradient.
+        let dw = w.track_op().then(|| grad.t()?.matmul(&x.detach())).transpose()?;
+        Ok((Some(dx), dw))
     }
 }
 
@@ -259,5 +260,36 @@ impl CustomOp1 for Dropout {
     fn bwd(&self, x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let dx = with_floats(grad, |g| self.run(g))?;
         Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
+    }
+}
+
+/// Rows `rows` of a matrix.
+pub struct Take {
+    /// Which rows, in the order of the result.
+    pub rows: Vec<usize>,
+}
+
+impl CustomOp1 for Take {
+    fn name(&self) -> &'static str {
+        "train-take"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let x = floats(storage, layout)?;
+        let (_, width) = layout.shape().dims2()?;
+        let mut y = Vec::with_capacity(self.rows.len() * width);
+        self.rows.iter().for_each(|row| y.extend_from_slice(&x[row * width..][..width]));
+        Ok((CpuStorage::F32(y), Shape::from((self.rows.len(), width))))
+    }
+
+    fn bwd(&self, x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let (_, width) = x.dims2()?;
+        let mut dx = vec![0f32; x.elem_count()];
+        with_floats(grad, |grad| {
+            for (row, grad) in self.rows.iter().zip(grad.chunks_exact(width)) {
+                dx[row * width..][..width].iter_mut().zip(grad).for_each(|(sum, g)| *sum += g);
+            }
+        })?;
+        Ok(Some(Tensor::from_vec(dx, x.shape(), &Device::Cpu)?))
     }
 }

@@ -17,6 +17,8 @@ pub mod attention;
 pub mod bpe;
 pub mod checkpoint;
 pub mod corpus;
+pub mod drill;
+pub mod drill_args;
 pub mod dsa;
 pub mod evaluate;
 pub mod export;
@@ -25,6 +27,14 @@ pub mod llama;
 pub mod loss;
 pub mod noise;
 pub mod optimise;
+pub mod pruning;
+pub mod quiz;
+pub mod recall;
+pub mod rows;
+pub mod saliency;
+pub mod samples;
+pub mod shards;
+pub mod stage;
 pub mod training;
 
 #[cfg(test)]
@@ -158,6 +168,9 @@ impl TrainLmArgs {
             intermediate_size: self.ffn,
             rope_theta: 10000.0,
             rms_norm_eps: 1e-5,
+            attention_bias: false,
+            head_norms: false,
+            tied: true,
         }
     }
 

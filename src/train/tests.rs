@@ -6,7 +6,7 @@ use super::noise::Noise;
 use super::optimise::AdamW;
 use super::training::Recipe;
 use super::{checkpoint, evaluate, export};
-use candle_core::{Device, Tensor};
+use candle_core::{Device, Tensor, Var};
 use std::path::PathBuf;
 
 fn folder(name: &str) -> PathBuf {
@@ -26,6 +26,9 @@ fn tiny(vocab_size: usize) -> Config {
         intermediate_size: 20,
         rope_theta: 10000.0,
         rms_norm_eps: 1e-5,
+        attention_bias: false,
+        head_norms: false,
+        tied: true,
     }
 }
 
@@ -94,20 +97,24 @@ fn the_gradient_is_the_slope_of_the_loss() {
     };
     let grads = loss().backward().unwrap();
     for (name, var) in &model.weights {
-        let grad = grads.get(var).unwrap();
-        let length = grad.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
-        let at = |distance: f64| {
-            let before = var.as_tensor().copy().unwrap();
-            let there = (&before + grad.affine(distance / f64::from(length), 0.0).unwrap()).unwrap();
-            var.set(&there).unwrap();
-            let value = f64::from(loss().to_scalar::<f32>().unwrap());
-            var.set(&before).unwrap();
-            value
-        };
-        let slope = (at(1e-2) - at(-1e-2)) / 2e-2;
-        let error = (slope - f64::from(length)).abs() / f64::from(length).max(1e-3);
-        assert!(error < 2e-2, "{name}: slope {slope}, gradient {length}");
+        slope(name, var, grads.get(var).unwrap(), &loss);
     }
+}
+
+/// The loss rises along a tensor's gradient by as much as the gradient is long.
+fn slope(name: &str, var: &Var, grad: &Tensor, loss: impl Fn() -> Tensor) {
+    let length = grad.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
+    let at = |distance: f64| {
+        let before = var.as_tensor().copy().unwrap();
+        let there = (&before + grad.affine(distance / f64::from(length), 0.0).unwrap()).unwrap();
+        var.set(&there).unwrap();
+        let value = f64::from(loss().to_scalar::<f32>().unwrap());
+        var.set(&before).unwrap();
+        value
+    };
+    let slope = (at(1e-2) - at(-1e-2)) / 2e-2;
+    let error = (slope - f64::from(length)).abs() / f64::from(length).max(1e-3);
+    assert!(error < 2e-2, "{name}: slope {slope}, gradient {length}");
 }
 
 #[test]
@@ -225,4 +232,46 @@ fn shapes_and_texts_that_cannot_work_are_refused_with_what_to_change() {
     let latin1 = super::corpus::read(&out.join("latin1")).unwrap_err();
     assert!(format!("{latin1:#}").contains("isn't UTF-8"));
     std::fs::remove_dir_all(out).unwrap();
+}
+
+/// The engine's golden logits, as the trainer computes them: head norms, untied heads and Llama 3's frequencies are in them.
+#[test]
+fn a_checkpoint_of_either_family_has_the_logits_of_the_reference() {
+    let reference = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/reference");
+    if !reference.is_dir() {
+        println!("skipped: there is no {}", reference.display());
+        return;
+    }
+    for name in ["llama/plain-tied", "llama/llama3rope-untied", "qwen3/tied-headdim32", "qwen3/untied"] {
+        let folder = reference.join(name);
+        let model = export::load(&folder).unwrap().frozen().unwrap();
+        let file = folder.join("expected.safetensors");
+        let expected = candle_core::safetensors::load(file, &Device::Cpu).unwrap();
+        let ids = expected["p2.input_ids"].to_vec1::<i64>().unwrap();
+        let ids: Vec<u32> = ids.into_iter().map(|id| id as u32).collect();
+        let found = model.forward(&ids, ids.len(), None).unwrap();
+        let greatest = |x: &Tensor| {
+            let x = x.abs().unwrap().flatten_all().unwrap();
+            x.max(0).unwrap().to_scalar::<f32>().unwrap()
+        };
+        let error = greatest(&(&found - &expected["p2.logits"]).unwrap()) / greatest(&found);
+        assert!(error < 1e-4, "{name}: {error}");
+    }
+}
+
+#[test]
+fn a_model_with_biases_and_head_norms_has_the_slope_of_its_loss_too() {
+    let config = Config { attention_bias: true, head_norms: true, tied: false, ..tiny(11) };
+    let model = Llama::new(config, 3).unwrap();
+    let (inputs, next) = ([1u32, 4, 2, 9, 7, 3], [4u32, 2, 9, 7, 3, 1]);
+    let loss = || cross_entropy(&model.forward(&inputs, 6, None).unwrap(), &next, None).unwrap().objective;
+    let gradients = loss().backward().unwrap();
+    for part in
+        ["self_attn.q_proj.bias", "self_attn.v_proj.bias", "self_attn.k_norm.weight", "lm_head.weight"]
+    {
+        let names = model.weights.keys().filter(|name| name.ends_with(part));
+        for name in names {
+            slope(name, &model.weights[name], gradients.get(&model.weights[name]).unwrap(), &loss);
+        }
+    }
 }

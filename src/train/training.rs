@@ -8,7 +8,8 @@ use super::llama::{Dropping, Llama};
 use super::loss::cross_entropy;
 use super::noise::Noise;
 use super::optimise::{AdamW, learning_rate, mean};
-use anyhow::{Result, anyhow, ensure};
+use super::shards::in_shards;
+use anyhow::{Result, ensure};
 use candle_core::backprop::GradStore;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -55,7 +56,7 @@ impl Recipe {
     }
 
     /// One step: returns the objective (what is minimised) before it. Each shard of the batch is
-    /// worked on by one thread: small products split better by rows than within.
+    /// worked on by one thread.
     pub fn step(
         &self,
         model: &Llama,
@@ -64,22 +65,10 @@ impl Recipe {
         batch: &Batch,
         step: u64,
     ) -> Result<f32> {
-        let shards = batch.shards(self.shards);
-        let done = std::thread::scope(|scope| {
-            let running: Vec<_> = (0u64..)
-                .zip(&shards)
-                .map(|(index, shard)| {
-                    let key = Noise::new(self.seed, "dropout", step * 64 + index).bits();
-                    scope.spawn(move || {
-                        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build()?;
-                        pool.install(|| self.gradients(model, teacher, shard, key))
-                    })
-                })
-                .collect();
-            let joined = running
-                .into_iter()
-                .map(|thread| thread.join().unwrap_or_else(|_| Err(anyhow!("a training thread panicked"))));
-            joined.collect::<Result<Vec<_>>>()
+        let shards: Vec<(u64, Batch)> = (0..).zip(batch.shards(self.shards)).collect();
+        let done = in_shards(&shards, shards.len(), |(index, shard)| {
+            let key = Noise::new(self.seed, "dropout", step * 64 + index).bits();
+            self.gradients(model, teacher, shard, key)
         })?;
         let (values, gradients): (Vec<f32>, Vec<GradStore>) = done.into_iter().unzip();
         let value = values.iter().sum::<f32>() / values.len() as f32;

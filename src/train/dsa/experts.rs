@@ -3,37 +3,6 @@
 use crate::train::kernels::{floats, sigmoid, with_floats};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Device, Layout, Result, Shape, Tensor};
 
-/// Rows `rows` of a matrix.
-pub struct Take {
-    /// Which rows, in the order of the result.
-    pub rows: Vec<usize>,
-}
-
-impl CustomOp1 for Take {
-    fn name(&self) -> &'static str {
-        "train-take"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let x = floats(storage, layout)?;
-        let (_, width) = layout.shape().dims2()?;
-        let mut y = Vec::with_capacity(self.rows.len() * width);
-        self.rows.iter().for_each(|row| y.extend_from_slice(&x[row * width..][..width]));
-        Ok((CpuStorage::F32(y), Shape::from((self.rows.len(), width))))
-    }
-
-    fn bwd(&self, x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let (_, width) = x.dims2()?;
-        let mut dx = vec![0f32; x.elem_count()];
-        with_floats(grad, |grad| {
-            for (row, grad) in self.rows.iter().zip(grad.chunks_exact(width)) {
-                dx[row * width..][..width].iter_mut().zip(grad).for_each(|(sum, g)| *sum += g);
-            }
-        })?;
-        Ok(Some(Tensor::from_vec(dx, x.shape(), &Device::Cpu)?))
-    }
-}
-
 /// The experts of each row: `per_token` of them, those with the greatest `sigmoid(logit) + bias`, ties to the lowest.
 pub fn choose(logits: &[f32], bias: &[f32], per_token: usize) -> Vec<usize> {
     let mut choices = Vec::with_capacity(logits.len() / bias.len() * per_token);

@@ -10,46 +10,29 @@
 //! pagedraft train dsa --out DIR --text TEXTS/a.txt TEXTS/b.txt --evaluate
 //! ```
 
-pub mod evaluate;
 pub mod experts;
 pub mod export;
 pub mod fresh;
 pub mod indexer;
 pub mod latent;
 pub mod model;
-pub mod rows;
+pub mod pupil;
 pub mod shape;
-pub mod stage;
 #[cfg(test)]
 mod tests;
-pub mod training;
 
-use super::corpus::{self, Corpus};
-use super::{bpe, checkpoint_beside};
-use anyhow::{Context, Result, ensure};
-use evaluate::{Quiz, accuracy, text_loss};
+use super::drill::Source;
+use super::drill_args::DrillArgs;
+use super::quiz::text_loss;
+use super::stage::Stage;
+use anyhow::{Context, Result};
 use model::{Attention, Sparse};
-use rows::Words;
+use pupil::Apprentice;
 use shape::Shape;
-use stage::Stage;
-use std::path::PathBuf;
-use training::{Recipe, Source};
 
 /// Trains the sparse model, or says how good a trained one is.
 #[derive(Debug, Clone, clap::Args)]
 pub struct TrainDsaArgs {
-    /// Directory of the model: written when training, read with --evaluate
-    #[arg(long, value_name = "DIR")]
-    pub out: PathBuf,
-    /// Plain texts (UTF-8) to train on and to hide statements in
-    #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
-    pub text: Vec<PathBuf>,
-    /// Tail of each text that is not trained on, as a share of it
-    #[arg(long, default_value_t = 0.05)]
-    pub validation: f64,
-    /// Use this tokenizer.json (by default that of --out)
-    #[arg(long, value_name = "FILE")]
-    pub tokenizer: Option<PathBuf>,
     /// Width of the residual stream
     #[arg(long, default_value_t = 128)]
     pub hidden: usize,
@@ -107,57 +90,12 @@ pub struct TrainDsaArgs {
         "1024:40:sparse"
     ])]
     pub stages: Vec<Stage>,
-    /// Stop after this step, leaving a checkpoint to --resume from, perhaps with other options
-    #[arg(long, value_name = "STEP")]
-    pub until: Option<u64>,
-    /// Tokens a step
-    #[arg(long, default_value_t = 2048)]
-    pub tokens: usize,
-    /// Share of the rows that are text; the others ask questions
-    #[arg(long, default_value_t = 0.25)]
-    pub text_share: f64,
-    /// Weight of the loss on answers; that on text has 1
-    #[arg(long, default_value_t = 1.0)]
-    pub answer_weight: f64,
     /// Share of the token rows that the indexers learn from, beside those of answers
     #[arg(long, default_value_t = 0.125)]
     pub lesson_share: f32,
-    /// Parts of a batch that are worked on at the same time, each by one thread
-    #[arg(long, default_value_t = 2)]
-    pub shards: usize,
-    /// Highest learning rate
-    #[arg(long, default_value_t = 2e-3)]
-    pub lr: f64,
-    /// Steps over which it rises
-    #[arg(long, default_value_t = 30)]
-    pub warmup: u64,
-    /// Decay of weights (AdamW)
-    #[arg(long, default_value_t = 0.05)]
-    pub weight_decay: f32,
-    /// Probability of dropping an element of a residual branch
-    #[arg(long, default_value_t = 0.0)]
-    pub dropout: f32,
-    /// Seed of weights, rows and dropout
-    #[arg(long, default_value_t = 1)]
-    pub seed: u64,
-    /// Steps between checkpoints
-    #[arg(long, default_value_t = 20)]
-    pub checkpoint_every: u64,
-    /// Directory of the checkpoint (by default that of --out with `.checkpoint` added)
-    #[arg(long, value_name = "DIR")]
-    pub checkpoint: Option<PathBuf>,
-    /// Go on from the checkpoint
-    #[arg(long)]
-    pub resume: bool,
-    /// Don't train: print how often the model in --out finds what texts hide
-    #[arg(long)]
-    pub evaluate: bool,
-    /// With --evaluate: lengths of the samples
-    #[arg(long, value_name = "TOKENS", num_args = 1.., default_values_t = [1024, 2048])]
-    pub lengths: Vec<usize>,
-    /// With --evaluate: samples of each kind
-    #[arg(long, default_value_t = 200)]
-    pub samples: usize,
+    /// How the run goes
+    #[command(flatten)]
+    pub drill: DrillArgs,
 }
 
 impl TrainDsaArgs {
@@ -184,89 +122,45 @@ impl TrainDsaArgs {
             rope_theta: self.rope_theta,
         }
     }
-
-    fn recipe(&self) -> Recipe {
-        Recipe {
-            stages: self.stages.clone(),
-            until: self.until.unwrap_or(u64::MAX),
-            tokens: self.tokens,
-            text_share: self.text_share,
-            answer_weight: self.answer_weight,
-            lesson_share: self.lesson_share,
-            shards: self.shards.max(1),
-            lr: self.lr,
-            warmup: self.warmup,
-            weight_decay: self.weight_decay,
-            dropout: self.dropout,
-            checkpoint_every: self.checkpoint_every.max(1),
-            seed: self.seed,
-            out: self.out.clone(),
-            checkpoint: self.checkpoint.clone().unwrap_or_else(|| checkpoint_beside(&self.out)),
-        }
-    }
-
-    fn check(&self) -> Result<()> {
-        ensure!((0.0..1.0).contains(&self.dropout), "--dropout {} isn't in [0, 1)", self.dropout);
-        ensure!((0.0..=1.0).contains(&self.text_share), "--text-share {} isn't in [0, 1]", self.text_share);
-        ensure!(
-            self.validation > 0.0 && self.validation < 0.5,
-            "--validation {} isn't between 0 and 0.5",
-            self.validation
-        );
-        Ok(())
-    }
 }
 
 /// Runs `train dsa`.
 pub fn run(args: &TrainDsaArgs) -> Result<()> {
-    args.check()?;
-    let texts = args.text.iter().map(|file| corpus::read(file)).collect::<Result<Vec<_>>>()?;
-    let (heads, tails) = Corpus::split(&texts, args.validation);
-    let tokenizer = bpe::load(args.tokenizer.as_ref().unwrap_or(&args.out.join("tokenizer.json")))?;
     let longest = args.stages.iter().map(|stage| stage.time).max().unwrap_or(0);
-    let corpus = Corpus::new(&tokenizer, &heads, &tails, &args.text, longest)?;
-    let source = Source {
-        corpus: &corpus,
-        text: heads.concat(),
-        held_out: tails.concat(),
-        words: Words::of(&tokenizer)?,
-        tokenizer: &tokenizer,
-        specials: (bpe::special(&tokenizer, bpe::BOS)?, bpe::special(&tokenizer, bpe::EOS)?),
-    };
-    if args.evaluate {
+    let materials = args.drill.materials(longest)?;
+    let source = materials.source()?;
+    if args.drill.evaluate {
         return report(args, &source);
     }
-    let model = Sparse::new(args.shape(tokenizer.get_vocab_size(true)), args.seed)?;
-    std::fs::create_dir_all(&args.out).with_context(|| format!("{} can't be made", args.out.display()))?;
-    bpe::save(&tokenizer, &args.out)?;
-    args.recipe().run(model, &source, args.resume)
+    let model = Sparse::new(args.shape(source.tokenizer.get_vocab_size(true)), args.drill.seed)?;
+    let apprentice = Apprentice { model, lesson_share: args.lesson_share };
+    args.drill.run(args.stages.clone(), 1, apprentice, &source)
 }
 
 fn report(args: &TrainDsaArgs, source: &Source<'_>) -> Result<()> {
-    let model = export::load(&args.out).context("--out")?;
+    let model = export::load(&args.drill.out).context("--out")?;
     let ways = [
         ("dense", Attention::Dense),
         ("sparse", Attention::Sparse),
-        ("random", Attention::Random(args.seed)),
+        ("random", Attention::Random(args.drill.seed)),
     ];
+    let ask = |attention: Attention| {
+        let model = &model;
+        move |inputs: &[u32], time: usize, places: Vec<usize>| {
+            let pass = model.forward(inputs, time, attention, &[], None)?;
+            model.logits(&pass.hidden.detach(), places)
+        }
+    };
     for (name, attention) in ways {
-        let loss = text_loss(&model, &source.corpus.validation, 1024, attention)?;
+        let loss = text_loss(&source.corpus.validation, 1024, &ask(attention))?;
         println!("text that was not trained on, windows of 1024: {name:6} loss {loss:.4}");
     }
-    for &length in &args.lengths {
-        for (needles, new_words) in [(1, false), (1, true), (4, false), (4, true), (16, false)] {
-            // The seed is none of training's, whose seeds come out of a mixer.
-            let quiz = Quiz { length, needles, samples: args.samples, new_words, seed: args.seed };
-            print!(
-                "length {length:5}, {needles:2} statements, {} words, {} samples:",
-                if new_words { "new  " } else { "known" },
-                args.samples
-            );
-            for (name, attention) in ways {
-                print!("  {name} {:.1} %", 100.0 * accuracy(&model, source, &quiz, attention)?);
-            }
-            println!();
+    for quiz in args.drill.quizzes(&[(1, 1), (4, 1), (16, 1)]) {
+        print!("{quiz}:");
+        for (name, attention) in ways {
+            print!("  {name} {:.1} %", 100.0 * quiz.accuracy(source, &ask(attention))?);
         }
+        println!();
     }
     Ok(())
 }

@@ -1,12 +1,13 @@
 //! A sparse model that can be differentiated: DeepSeek-V3.2's block over candle variables.
 
-use super::experts::{Combine, ExpertWeights, Take, choose};
+use super::experts::{Combine, ExpertWeights, choose};
 use super::fresh;
 use super::indexer::{self, LayerNorm, Lesson, divergence};
 use super::latent::{self, Weights, attend};
 use super::shape::{NORM_EPS, Shape};
 use crate::train::attention::Rotary;
-use crate::train::kernels::{Dropout, RmsNorm, SwiGlu, linear, with_floats};
+use crate::train::drill::Pass;
+use crate::train::kernels::{Dropout, RmsNorm, SwiGlu, Take, linear, with_floats};
 use crate::train::llama::Dropping;
 use crate::train::noise::scramble;
 use crate::train::optimise;
@@ -27,16 +28,6 @@ pub enum Attention {
     Sparse,
     /// As many as the indexer would choose, drawn at random.
     Random(u64),
-}
-
-/// What one pass through the model gave.
-pub struct Pass {
-    /// The residual stream behind the last layer, `[batch * time, hidden]`.
-    pub hidden: Tensor,
-    /// The mean divergence of the indexers from attention, where lessons were asked for.
-    pub divergence: Option<Tensor>,
-    /// Rows that went to each expert, by the layer's name of the router's bias.
-    pub loads: Vec<(String, Vec<f32>)>,
 }
 
 /// The weights of a feed-forward half.

@@ -1,17 +1,19 @@
 use super::experts::choose;
+use super::export;
 use super::indexer::{self, Lesson, divergence, random};
 use super::model::{Attention, ROUTER_BIAS, Sparse};
-use super::rows::{Rows, Words, add_recall, add_text, lessons, recall};
+use super::pupil::{Apprentice, lessons};
 use super::shape::Shape;
-use super::stage::{Kind, Stage};
-use super::training::{Recipe, Source};
-use super::{evaluate, export};
 use crate::session::{EngineOptions, ModelRef, Request, Session};
 use crate::train::attention::Rotary;
 use crate::train::corpus::Corpus;
+use crate::train::drill::{Drill, Source};
 use crate::train::llama::Dropping;
 use crate::train::loss::cross_entropy;
 use crate::train::noise::Noise;
+use crate::train::quiz::Quiz;
+use crate::train::rows::{Rows, Sizes, Words, add_recall, add_text, recall};
+use crate::train::stage::{Kind, Stage};
 use crate::train::{bpe, checkpoint, corpus};
 use candle_core::{DType, Device, Tensor};
 use std::path::PathBuf;
@@ -242,15 +244,15 @@ impl World {
     }
 }
 
-fn recipe(out: PathBuf) -> Recipe {
+fn drill(out: PathBuf) -> Drill {
     let stage = |time, steps, kind| Stage { time, steps, kind };
-    Recipe {
+    Drill {
         stages: vec![stage(48, 3, Kind::Dense), stage(48, 2, Kind::Index), stage(64, 3, Kind::Sparse)],
         until: u64::MAX,
         tokens: 256,
         text_share: 0.4,
         answer_weight: 1.0,
-        lesson_share: 0.2,
+        most_hops: 1,
         shards: 2,
         lr: 1e-2,
         warmup: 2,
@@ -267,11 +269,11 @@ fn recipe(out: PathBuf) -> Recipe {
 fn a_resumed_run_ends_where_an_uninterrupted_one_does() {
     let world = World::new();
     let source = world.source();
-    let start = || Sparse::new(tiny(2048), 5).unwrap();
+    let start = || Apprentice { model: Sparse::new(tiny(2048), 5).unwrap(), lesson_share: 0.2 };
     let (whole, parts) = (folder("whole"), folder("parts"));
-    recipe(whole.clone()).run(start(), &source, false).unwrap();
-    Recipe { until: 4, ..recipe(parts.clone()) }.run(start(), &source, false).unwrap();
-    recipe(parts.clone()).run(start(), &source, true).unwrap();
+    drill(whole.clone()).run(start(), &source, false).unwrap();
+    Drill { until: 4, ..drill(parts.clone()) }.run(start(), &source, false).unwrap();
+    drill(parts.clone()).run(start(), &source, true).unwrap();
     let read = |at: &PathBuf| checkpoint::load(&at.join("checkpoint")).unwrap();
     let (a, b) = (read(&whole), read(&parts));
     assert_eq!((a.progress.step, b.progress.step), (8, 8));
@@ -280,9 +282,13 @@ fn a_resumed_run_ends_where_an_uninterrupted_one_does() {
         let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         assert_eq!(flat(tensor), flat(&b.weights[name]), "{name}");
     }
-    let quiz = evaluate::Quiz { length: 64, needles: 1, samples: 4, new_words: true, seed: 1 };
+    let quiz = Quiz { length: 64, needles: 1, hops: 1, samples: 4, new_words: true, seed: 1 };
     let model = export::load(&whole).unwrap();
-    assert!((0.0..=1.0).contains(&evaluate::accuracy(&model, &source, &quiz, Attention::Sparse).unwrap()));
+    let accuracy = quiz.accuracy(&source, &|inputs, time, places| {
+        let pass = model.forward(inputs, time, Attention::Sparse, &[], None)?;
+        model.logits(&pass.hidden, places)
+    });
+    assert!((0.0..=1.0).contains(&accuracy.unwrap()));
     std::fs::remove_dir_all(whole).unwrap();
     std::fs::remove_dir_all(parts).unwrap();
 }
@@ -291,7 +297,8 @@ fn a_resumed_run_ends_where_an_uninterrupted_one_does() {
 fn answers_of_recall_rows_stand_behind_their_questions_and_lessons_have_them() {
     let world = World::new();
     let source = world.source();
-    let generator = recall(&world.tokenizer, &source.text, &source.words.trained, (65, 1..=2, 2), 3).unwrap();
+    let sizes = Sizes { length: 65, needles: 1..=2, questions: 2, hops: 1..=1 };
+    let generator = recall(&world.tokenizer, &source.text, &source.words.trained, sizes, 3).unwrap();
     let mut rows = Rows { time: 64, ..Rows::default() };
     add_text(&mut rows, &world.corpus, 1, 0, 1);
     add_recall(&mut rows, &generator, 0, 2, 1);

@@ -3,6 +3,9 @@
 //! RULER's needle tasks ask one question a prompt, in words that a model of a few million parameters can't follow. Here
 //! a statement has eight tokens or so, and each question repeats the beginning of a statement, so that a model learns
 //! from every question of a row. `The word for KEY is VALUE.` is the statement, `The word for KEY is` the question.
+//!
+//! Statements may make chains, which is the least form of RULER's variable tracking: `The word for stone is red.`, then
+//! `The word for oak is stone.` The question `The word for oak was` asks for the word at the chain's beginning, `red`.
 
 use super::draws::{Draws, Part};
 use crate::dataset::DatasetError;
@@ -21,8 +24,11 @@ pub struct RecallOptions {
     pub length: usize,
     /// The least and the greatest number of statements. Each number is equally likely.
     pub needles: RangeInclusive<usize>,
-    /// The most questions a sample. Each asks for another statement.
+    /// The most questions a sample. Each asks for another statement, or for another chain.
     pub questions: usize,
+    /// The least and the greatest number of statements a chain; all chains of a sample have as many, and each number is
+    /// equally likely. A chain of one is a statement by itself.
+    pub hops: RangeInclusive<usize>,
     /// What statements are about.
     pub keys: Vec<String>,
     /// What statements say of it. No value of a sample is one of its keys.
@@ -48,7 +54,10 @@ pub struct RecallGenerator {
     keys: Vec<Vec<u32>>,
     values: Vec<Vec<u32>>,
     lead: Vec<u32>,
+    /// Behind the key of a statement, and of a question about it.
     link: Vec<u32>,
+    /// Behind the key of a question about a chain.
+    origin: Vec<u32>,
     stop: Vec<u32>,
 }
 
@@ -72,10 +81,12 @@ impl RecallGenerator {
                 .encode(text)
                 .map_err(|what| error(format!("the tokenizer can't encode {text:?}: {what}")))
         };
-        let most = *options.needles.end();
-        if most == 0 || options.questions == 0 || options.needles.is_empty() {
+        let longest_chain = *options.hops.end();
+        let empty = options.needles.is_empty() || options.hops.is_empty() || *options.hops.start() == 0;
+        if *options.needles.end() == 0 || options.questions == 0 || empty {
             return Err(error("a recall sample needs a statement and a question".to_owned()));
         }
+        let most = longest_chain.max(*options.needles.end());
         if options.keys.len() < 2 * most || options.values.len() < 2 * most {
             return Err(error(format!(
                 "{most} statements need twice as many keys and twice as many values; there are {} and {}",
@@ -93,8 +104,10 @@ impl RecallGenerator {
         };
         let (keys, values) = (words(&options.keys)?, words(&options.values)?);
         let (lead, link, stop) = (encode("\nThe word for")?, encode(" is")?, encode(".")?);
+        let origin = encode(" was")?;
         let longest = |words: &[Vec<u32>]| words.iter().map(Vec::len).max().unwrap_or(0);
-        let statement = lead.len() + longest(&keys) + link.len() + longest(&values) + stop.len();
+        let statement =
+            lead.len() + longest(&keys) + link.len().max(origin.len()) + longest(&values) + stop.len();
         let least = statement * (most + most.min(options.questions));
         if least > options.length {
             return Err(error(format!(
@@ -102,7 +115,7 @@ impl RecallGenerator {
                 options.length
             )));
         }
-        Ok(Self { options, seed, lines, keys, values, lead, link, stop })
+        Ok(Self { options, seed, lines, keys, values, lead, link, origin, stop })
     }
 
     /// The sample with an index. It is a function of the options, the text, the tokenizer, the seed and the index.
@@ -111,22 +124,32 @@ impl RecallGenerator {
         let draws = Draws { task: TASK, seed: self.seed, index };
         let mut rng = draws.of(Part::Needles);
         let count = rng.random_range(self.options.needles.clone());
+        let hops = match self.options.hops.clone() {
+            same if same.start() == same.end() => *same.start(),
+            range => rng.random_range(range),
+        };
+        let chains = (count / hops).max(1);
         let mut taken: Vec<&str> = Vec::new();
-        let mut pairs: Vec<(usize, usize)> = Vec::with_capacity(count);
-        for _ in 0..count {
-            let key = draw(&mut rng, &self.options.keys, &mut taken);
-            pairs.push((key, draw(&mut rng, &self.options.values, &mut taken)));
+        // A chain's first statement, the statements that lead to it, and so on for each chain.
+        let mut said: Vec<Statement<'_>> = Vec::with_capacity(chains * hops);
+        let mut asked: Vec<Statement<'_>> = Vec::with_capacity(chains);
+        for _ in 0..chains {
+            let key = &self.keys[draw(&mut rng, &self.options.keys, &mut taken)][..];
+            let value = &self.values[draw(&mut rng, &self.options.values, &mut taken)][..];
+            let mut last = Statement { key, link: &self.link, value };
+            said.push(last);
+            for _ in 1..hops {
+                let key = &self.keys[draw(&mut rng, &self.options.keys, &mut taken)][..];
+                last = Statement { key, value: last.key, ..last };
+                said.push(last);
+            }
+            let link = &if hops == 1 { &self.link } else { &self.origin }[..];
+            asked.push(Statement { link, value, ..last });
         }
-        let mut asked: Vec<usize> = (0..count).collect();
         asked.shuffle(&mut draws.of(Part::Queries));
         asked.truncate(self.options.questions);
 
-        let length = |&(key, value): &(usize, usize)| {
-            let words = self.keys[key].len() + self.values[value].len();
-            self.lead.len() + words + self.link.len() + self.stop.len()
-        };
-        let fixed =
-            pairs.iter().map(length).sum::<usize>() + asked.iter().map(|&i| length(&pairs[i])).sum::<usize>();
+        let fixed: usize = said.iter().chain(&asked).map(|statement| self.length(statement)).sum();
         let mut room = self.options.length - fixed;
         let first = draws.of(Part::Haystack).random_range(0..self.lines.len());
         let text = self.lines.iter().cycle().skip(first).take_while(|line| {
@@ -136,36 +159,48 @@ impl RecallGenerator {
         });
         let text: Vec<&Vec<u32>> = text.collect();
         let mut rng = draws.of(Part::Places);
-        let mut places: Vec<usize> = (0..count).map(|_| rng.random_range(0..=text.len())).collect();
+        let mut places: Vec<usize> = said.iter().map(|_| rng.random_range(0..=text.len())).collect();
         places.sort_unstable();
 
         let mut sample =
             RecallSample { tokens: Vec::with_capacity(self.options.length), answers: Vec::new() };
         let mut done = 0;
-        for (&place, pair) in places.iter().zip(&pairs) {
+        for (&place, statement) in places.iter().zip(&said) {
             text[done..place].iter().for_each(|line| sample.tokens.extend(*line));
             done = place;
-            self.state(&mut sample.tokens, pair);
+            self.state(&mut sample.tokens, statement);
         }
         text[done..].iter().for_each(|line| sample.tokens.extend(*line));
-        for i in asked {
-            let answer = self.state(&mut sample.tokens, &pairs[i]);
+        for statement in &asked {
+            let answer = self.state(&mut sample.tokens, statement);
             sample.answers.push(answer);
         }
         sample
     }
 
+    fn length(&self, Statement { key, link, value }: &Statement<'_>) -> usize {
+        self.lead.len() + key.len() + link.len() + value.len() + self.stop.len()
+    }
+
     /// Appends a statement, and returns where its value lies.
-    fn state(&self, tokens: &mut Vec<u32>, &(key, value): &(usize, usize)) -> Range<usize> {
-        for part in [&self.lead, &self.keys[key], &self.link] {
+    fn state(&self, tokens: &mut Vec<u32>, &Statement { key, link, value }: &Statement<'_>) -> Range<usize> {
+        for part in [&self.lead[..], key, link] {
             tokens.extend(part);
         }
         let start = tokens.len();
-        tokens.extend(&self.values[value]);
+        tokens.extend(value);
         let end = tokens.len();
         tokens.extend(&self.stop);
         start..end
     }
+}
+
+/// The words of a statement or of a question, as tokens.
+#[derive(Clone, Copy)]
+struct Statement<'a> {
+    key: &'a [u32],
+    link: &'a [u32],
+    value: &'a [u32],
 }
 
 /// Draws a word that is not taken yet, and takes it.

@@ -25,6 +25,7 @@ fn options() -> RecallOptions {
         length: 400,
         needles: 1..=3,
         questions: 2,
+        hops: 1..=1,
         keys: words(&["oak", "elm", "ash", "fir", "yew", "box"]),
         values: words(&["red", "oak", "blue", "green", "white", "black"]),
     }
@@ -70,6 +71,33 @@ fn each_question_of_a_recall_sample_asks_for_something_that_was_said_before() {
         assert!(!text(&tokens).contains("\n\n") && !text(&tokens).contains("\n "));
     }
     assert!(counts[0] == 0 && counts[1..].iter().all(|&count| count > 30), "{counts:?}");
+}
+
+/// A key stands where it is said for the first time, or where a later statement leads to it.
+#[test]
+fn the_question_about_a_chain_asks_for_the_word_at_its_beginning() {
+    let keys = words(&["oak", "elm", "ash", "fir", "yew", "box", "bay", "nut"]);
+    let values = words(&["red", "oak", "blue", "green", "white", "black", "grey", "pink"]);
+    let generator = generator(RecallOptions { needles: 4..=4, hops: 1..=3, keys, values, ..options() });
+    let mut lengths = [0; 4];
+    for index in 0..100 {
+        let RecallSample { tokens, answers } = generator.sample(index);
+        let stated = said(&text(&tokens[..answers[0].start])).len();
+        for answer in answers {
+            let prompt = text(&tokens[..answer.start]);
+            let (_, asked) = prompt.rsplit_once("\nThe word for ").unwrap();
+            let (key, link) = asked.split_once(' ').unwrap();
+            let (said, mut value, mut hops) = (said(&prompt), key, 0);
+            while let Some(next) = said.get(value) {
+                (value, hops) = (next, hops + 1);
+            }
+            assert_eq!(text(&tokens[answer]), format!(" {value}"), "{prompt}");
+            assert_eq!(link, if hops == 1 { "is" } else { "was" });
+            assert_eq!(stated, 4 / hops * hops);
+            lengths[hops] += 1;
+        }
+    }
+    assert!(lengths[1..].iter().all(|&count| count > 20), "{lengths:?}");
 }
 
 #[test]

@@ -1,41 +1,76 @@
-//! The training loop of the sparse model.
+//! Training on texts and recall tasks: the loop that the sparse model and the dense one share.
 
-use super::model::{Attention, Sparse};
-use super::rows::{Rows, Words, add_recall, add_text, lessons, recall};
+use super::checkpoint::{self, Progress};
+use super::corpus::Corpus;
+use super::llama::Dropping;
+use super::loss::cross_entropy;
+use super::noise::Noise;
+use super::optimise::{AdamW, Weights, learning_rate, mean};
+use super::quiz;
+use super::rows::{Rows, Sizes, Words, add_recall, add_text, recall};
+use super::shards::in_shards;
 use super::stage::{Kind, Stage};
-use super::{evaluate, export};
-use crate::train::checkpoint::{self, Progress};
-use crate::train::corpus::Corpus;
-use crate::train::kernels::with_floats;
-use crate::train::llama::Dropping;
-use crate::train::loss::cross_entropy;
-use crate::train::noise::Noise;
-use crate::train::optimise::{AdamW, learning_rate, mean};
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Result, ensure};
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use pagedraft_workloads::tasks::RecallGenerator;
-use std::path::PathBuf;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 use tokenizers::Tokenizer;
 
 /// Gradients are clipped to this length.
 const CLIP: f32 = 1.0;
-/// How far a router's bias moves in a step, towards equal loads.
-const BALANCE: f32 = 1e-3;
 /// Steps between two lines of the log.
 const LOG_EVERY: u64 = 20;
 
+/// What one pass through a model gave.
+pub struct Pass {
+    /// The residual stream behind the last layer, `[batch * time, hidden]`.
+    pub hidden: Tensor,
+    /// The mean divergence of indexers from attention, where lessons were asked for.
+    pub divergence: Option<Tensor>,
+    /// Rows that went to each expert, by the layer's name of the router's bias.
+    pub loads: Vec<(String, Vec<f32>)>,
+}
+
+/// How rows are read in a step.
+#[derive(Debug, Clone, Copy)]
+pub struct Reading {
+    /// What the stage trains.
+    pub kind: Kind,
+    /// What is dropped; its key also keys other draws of the step.
+    pub dropping: Dropping,
+}
+
+/// A model that can be trained on texts and recall tasks.
+pub trait Pupil: Sized + Sync {
+    /// Its weights by tensor name.
+    fn weights(&self) -> &Weights;
+    /// The same model with other weights.
+    fn with_weights(&self, tensors: &HashMap<String, Tensor>) -> Result<Self>;
+    /// The number of its parameters.
+    fn parameters(&self) -> usize;
+    /// One pass over rows.
+    fn read(&self, rows: &Rows, reading: Reading) -> Result<Pass>;
+    /// Scores of the next token at some rows of what a pass gave: `[rows, vocab]`.
+    fn logits(&self, hidden: &Tensor, rows: Vec<usize>) -> Result<Tensor>;
+    /// Moves what has no gradient, given the loads of each shard.
+    fn balance(&self, loads: &[Vec<(String, Vec<f32>)>]) -> Result<()>;
+    /// Writes the model's directory. `specials` begin and end a text.
+    fn export(&self, specials: (u32, u32), folder: &Path) -> Result<()>;
+}
+
 /// How a model is trained; see the options of the same names.
 #[derive(Debug, Clone)]
-#[expect(missing_docs, reason = "documented as options in TrainDsaArgs")]
-pub struct Recipe {
+#[expect(missing_docs, reason = "documented as options in DrillArgs")]
+pub struct Drill {
     pub stages: Vec<Stage>,
     pub until: u64,
     pub tokens: usize,
     pub text_share: f64,
     pub answer_weight: f64,
-    pub lesson_share: f32,
+    pub most_hops: usize,
     pub shards: usize,
     pub lr: f64,
     pub warmup: u64,
@@ -90,7 +125,7 @@ struct Worked {
     loads: Vec<(String, Vec<f32>)>,
 }
 
-impl Recipe {
+impl Drill {
     /// Steps in all.
     pub fn steps(&self) -> u64 {
         self.stages.iter().map(|stage| stage.steps).sum()
@@ -114,7 +149,9 @@ impl Recipe {
         let most = (time / 20).clamp(1, 16);
         let least = if time < 512 { most.div_ceil(2) } else { 1 };
         let seed = Noise::new(self.seed, "recall", time as u64).bits();
-        recall(source.tokenizer, &source.text, &source.words.trained, (time + 1, least..=most, most), seed)
+        let (needles, hops) = (least..=most, 1..=self.most_hops);
+        let sizes = Sizes { length: time + 1, needles, questions: most, hops };
+        recall(source.tokenizer, &source.text, &source.words.trained, sizes, seed)
     }
 
     fn rows(&self, source: &Source<'_>, generator: &RecallGenerator, step: u64, stage: &Stage) -> Rows {
@@ -130,20 +167,13 @@ impl Recipe {
 
     fn work(
         &self,
-        model: &Sparse,
+        model: &impl Pupil,
         rows: &Rows,
         all: &Rows,
-        kind: Kind,
-        key: u64,
+        reading: Reading,
         shards: f64,
     ) -> Result<Worked> {
-        let dropping = Dropping { rate: self.dropout, key };
-        let lessons = match kind {
-            Kind::Dense => Vec::new(),
-            Kind::Index | Kind::Sparse => lessons(rows, self.lesson_share, key),
-        };
-        let attention = if kind == Kind::Sparse { Attention::Sparse } else { Attention::Dense };
-        let pass = model.forward(&rows.inputs, rows.time, attention, &lessons, Some(dropping))?;
+        let pass = model.read(rows, reading)?;
         let mut sums = Sums::default();
         let mut objective = Tensor::new(0f32, &Device::Cpu)?;
         for (wanted, whole, weight, answers) in
@@ -160,7 +190,7 @@ impl Recipe {
             objective = (objective + loss.objective.affine(weight * share * shards, 0.0)?)?;
             if answers {
                 sums.answers = share * f64::from(loss.text);
-                sums.right = share * evaluate::right(&logits, &next)?.iter().filter(|r| **r).count() as f64
+                sums.right = share * quiz::right(&logits, &next)?.iter().filter(|r| **r).count() as f64
                     / next.len() as f64;
             } else {
                 sums.text = share * f64::from(loss.text);
@@ -176,28 +206,16 @@ impl Recipe {
     /// One step; each shard of the batch is worked on by one thread.
     fn step(
         &self,
-        model: &Sparse,
+        model: &impl Pupil,
         optimiser: &mut AdamW,
         rows: &Rows,
         (step, kind): (u64, Kind),
     ) -> Result<Sums> {
-        let shards = rows.shards(self.shards);
-        let done = std::thread::scope(|scope| {
-            let running: Vec<_> = (0u64..)
-                .zip(&shards)
-                .map(|(index, shard)| {
-                    let key = Noise::new(self.seed, "dropout", step * 64 + index).bits();
-                    let shards = shards.len() as f64;
-                    scope.spawn(move || {
-                        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build()?;
-                        pool.install(|| self.work(model, shard, rows, kind, key, shards))
-                    })
-                })
-                .collect();
-            let joined = running
-                .into_iter()
-                .map(|thread| thread.join().unwrap_or_else(|_| Err(anyhow!("a training thread panicked"))));
-            joined.collect::<Result<Vec<_>>>()
+        let shards: Vec<(u64, Rows)> = (0..).zip(rows.shards(self.shards)).collect();
+        let done = in_shards(&shards, shards.len(), |(index, shard)| {
+            let key = Noise::new(self.seed, "dropout", step * 64 + index).bits();
+            let reading = Reading { kind, dropping: Dropping { rate: self.dropout, key } };
+            self.work(model, shard, rows, reading, shards.len() as f64)
         })?;
         let mut sums = Sums { steps: 1.0, ..Sums::default() };
         done.iter().for_each(|worked| sums.add(&worked.sums));
@@ -211,25 +229,25 @@ impl Recipe {
         let loads: Vec<_> = done.iter().map(|worked| worked.loads.clone()).collect();
         let gradients: Vec<GradStore> = done.into_iter().map(|worked| worked.gradients).collect();
         let lr = learning_rate(self.lr, step, self.warmup, self.steps());
-        optimiser.step(&model.weights, &mean(&model.weights, &gradients)?, lr as f32, step + 1)?;
-        balance(model, &loads)?;
+        optimiser.step(model.weights(), &mean(model.weights(), &gradients)?, lr as f32, step + 1)?;
+        model.balance(&loads)?;
         Ok(sums)
     }
 
     /// Trains `model` (continuing from the checkpoint with `resume`), exporting it with each checkpoint.
-    pub fn run(&self, mut model: Sparse, source: &Source<'_>, resume: bool) -> Result<()> {
-        let mut optimiser = AdamW::new(&model.weights, self.weight_decay, CLIP);
+    pub fn run<P: Pupil>(&self, mut model: P, source: &Source<'_>, resume: bool) -> Result<()> {
+        let mut optimiser = AdamW::new(model.weights(), self.weight_decay, CLIP);
         let mut progress = Progress { step: 0, seconds: 0.0, best: f64::INFINITY };
         if resume {
             let state = checkpoint::load(&self.checkpoint)?;
-            model = state.model(|tensors| Sparse::from_tensors(model.shape, tensors))?;
+            model = state.model(|tensors| model.with_weights(tensors))?;
             (optimiser.moments, progress) = (state.moments, state.progress);
             println!("resumed after step {}", progress.step);
         }
         let (words, steps) = (&source.words, self.steps());
         println!(
             "{} parameters, {} training tokens, {} and {} words, {steps} steps of {} tokens",
-            model.shape.parameters(),
+            model.parameters(),
             source.corpus.train.len(),
             words.trained.len(),
             words.held_out.len(),
@@ -267,30 +285,11 @@ impl Recipe {
             }
             if progress.step.is_multiple_of(self.checkpoint_every) || last {
                 let none = checkpoint::Best::new();
-                checkpoint::save(&self.checkpoint, &model.weights, &optimiser, &none, &progress)?;
-                export::save(&model, source.specials, DType::BF16, &self.out)?;
+                checkpoint::save(&self.checkpoint, model.weights(), &optimiser, &none, &progress)?;
+                model.export(source.specials, &self.out)?;
             }
         }
         println!("{} steps in {:.0} s, {}", progress.step, progress.seconds, self.out.display());
         Ok(())
     }
-}
-
-/// Moves each router's bias towards equal loads (Wang et al., 2024).
-fn balance(model: &Sparse, shards: &[Vec<(String, Vec<f32>)>]) -> Result<()> {
-    let Some((first, rest)) = shards.split_first() else { return Ok(()) };
-    for (index, (name, loads)) in first.iter().enumerate() {
-        let mut loads = loads.clone();
-        for (_, more) in rest.iter().filter_map(|shard| shard.get(index)) {
-            loads.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
-        }
-        let even = loads.iter().sum::<f32>() / loads.len() as f32;
-        let Some(var) = model.weights.get(name) else { continue };
-        let mut bias = with_floats(var, <[f32]>::to_vec)?;
-        for (bias, load) in bias.iter_mut().zip(&loads) {
-            *bias += if *load < even { BALANCE } else { -BALANCE };
-        }
-        var.set(&Tensor::from_vec(bias, var.shape(), &Device::Cpu)?)?;
-    }
-    Ok(())
 }

@@ -1,8 +1,8 @@
 //! What is trained on: rows of text, and rows with questions.
 
-use crate::train::bpe;
-use crate::train::corpus::Corpus;
-use crate::train::noise::{Noise, scramble};
+use super::bpe;
+use super::corpus::Corpus;
+use super::noise::scramble;
 use anyhow::{Result, anyhow};
 use pagedraft_workloads::prompt::TextTokens;
 use pagedraft_workloads::tasks::{RecallGenerator, RecallOptions};
@@ -93,15 +93,27 @@ impl Words {
     }
 }
 
-/// A generator of recall samples of `length` tokens over `text`.
+/// The size of a recall sample; see [`RecallOptions`].
+#[derive(Debug, Clone)]
+#[expect(missing_docs, reason = "documented in RecallOptions")]
+pub struct Sizes {
+    pub length: usize,
+    pub needles: RangeInclusive<usize>,
+    pub questions: usize,
+    pub hops: RangeInclusive<usize>,
+}
+
+/// A generator of recall samples over `text`.
 pub fn recall(
     tokenizer: &Tokenizer,
     text: &str,
     words: &[String],
-    (length, needles, questions): (usize, RangeInclusive<usize>, usize),
+    sizes: Sizes,
     seed: u64,
 ) -> Result<RecallGenerator> {
-    let options = RecallOptions { length, needles, questions, keys: words.to_vec(), values: words.to_vec() };
+    let Sizes { length, needles, questions, hops } = sizes;
+    let (keys, values) = (words.to_vec(), words.to_vec());
+    let options = RecallOptions { length, needles, questions, hops, keys, values };
     RecallGenerator::new(options, seed, text, &Tokens(tokenizer)).map_err(|e| anyhow!("{e}"))
 }
 
@@ -128,19 +140,4 @@ pub fn add_text(rows: &mut Rows, corpus: &Corpus, seed: u64, first: u64, count: 
     let start = rows.inputs.len();
     rows.text.extend((start..).zip(batch.next.iter().copied()));
     rows.inputs.extend(batch.inputs);
-}
-
-/// The rows that the indexers learn from: all that precede an answer, and `share` of the others at random.
-pub fn lessons(rows: &Rows, share: f32, key: u64) -> Vec<(usize, usize, f32)> {
-    let mut noise = Noise::new(key, "lessons", 0);
-    let mut answers = rows.answers.iter().map(|&(at, _)| at).peekable();
-    let mut taken = Vec::new();
-    for at in 0..rows.inputs.len() {
-        let answers = answers.next_if_eq(&at).is_some();
-        if noise.uniform() < share || answers {
-            taken.push(at);
-        }
-    }
-    let weight = 1.0 / taken.len().max(1) as f32;
-    taken.into_iter().map(|at| (at / rows.time, at % rows.time, weight)).collect()
 }
