@@ -137,26 +137,28 @@ fn no_later_token_sees_a_hidden_one() {
     assert_ne!(last(6, 1.0), last(6, -3.0));
 }
 
-/// Scores are the modules' only output, so that the gradient of the scores is that of the modules.
+/// One prune point: what a second one sees jumps where the first one drops another token, and is no part of the gradient.
 #[test]
 fn the_gradient_of_modules_is_the_slope_of_all_three_losses() {
     let model = model(11).frozen().unwrap();
     let sample = sample(2, 24, 4, 11);
     let mut salience = Salience::default();
     salience.by_id.insert(sample.id.clone(), saliency(&model, &sample).unwrap());
-    let scorers = Scorers::new(&[0, 2], 16, 5).unwrap();
+    let scorers = Scorers::new(&[2], 16, 5).unwrap();
+    let spec = PruneSpec { layers: vec![(2, 0.5)], ..spec(0.5) };
     for weights in [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 30.0)] {
         let recipe = Recipe {
             mse_weight: weights.0,
             rank_weight: weights.1,
             lm_weight: weights.2,
+            specs: vec![spec.clone()],
             ..recipe(PathBuf::new())
         };
         let loss = || {
             let (losses, gradients) = recipe.work(&model, &scorers, &salience, (7, &sample)).unwrap();
             (weights.0 * losses.mse + weights.1 * losses.rank + weights.2 * losses.lm, gradients)
         };
-        // The thresholds move with the scores and are no part of the gradient: what shifts all scores alike is left out.
+        // The threshold moves with the scores and is no part of the gradient: the language model's loss rises less steeply.
         for (name, var) in scorers.weights.iter().filter(|(name, _)| name.ends_with("0.weight")) {
             let gradients = loss().1;
             let Some(grad) = gradients.get(var) else { panic!("{name} got no gradient") };
