@@ -102,7 +102,7 @@ fn the_gradient_is_the_slope_of_the_loss() {
 }
 
 /// The loss rises along a tensor's gradient by as much as the gradient is long.
-fn slope(name: &str, var: &Var, grad: &Tensor, loss: impl Fn() -> Tensor) {
+fn slope(name: &str, var: &Var, grad: &Tensor, loss: &impl Fn() -> Tensor) {
     let length = grad.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
     let at = |distance: f64| {
         let before = var.as_tensor().copy().unwrap();
