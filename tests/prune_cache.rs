@@ -92,7 +92,13 @@ fn the_second_identical_request_computes_at_most_one_block_and_keeps_the_same() 
             let mut other = prompt.clone();
             *other.last_mut().unwrap() ^= 1;
             let changed = ask(&mut session, &other, pruned.clone());
-            assert_eq!(changed.cached, 0);
+            // Where nothing is dropped, the KV is that of a dense request.
+            let dropped =
+                first.kept.as_ref().unwrap().kv_lens_after_prefill.iter().any(|&held| held < len as u32);
+            assert!(
+                changed.cached == 0 || !dropped,
+                "{len} tokens: kept tokens of another prompt were found"
+            );
             // What the cache forgets is computed again.
             session.clear_prefix_cache();
             let third = ask(&mut session, &prompt, pruned);

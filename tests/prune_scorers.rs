@@ -170,7 +170,7 @@ fn scorers_that_follow_attention_give_the_same_bits_under_every_schedule() {
         check(schedule, &requests, &alone, &found);
         events.add(happened);
     }
-    assert!(events.preempted > 0 && events.accepted > 0);
+    assert!(events.preempted > 0, "the tight pools preempted nobody");
 }
 
 #[test]

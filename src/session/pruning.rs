@@ -234,8 +234,11 @@ impl Pruning {
                 Arc::new(preset.spec(self.num_layers, modules)?)
             }
         };
-        let modules = match (&spec.modules, spec.scorer) {
-            (Some(path), PruneScorer::Learned) => {
+        let modules = match spec.scorer {
+            PruneScorer::Learned => {
+                let Some(path) = spec.modules.as_ref().or(self.own_modules.as_ref()) else {
+                    bail!("scorer learned needs trained modules, and neither the spec nor the model has any")
+                };
                 let layers: Vec<u16> = spec.layers.iter().map(|&(layer, _)| layer).collect();
                 let mut known = self.modules.lock();
                 if let Some(modules) = known.get(path).filter(|modules| modules.have(&layers)) {

@@ -152,7 +152,8 @@ impl OwnGroup {
         let id = call.step.rows[call.owners[m]].request_id.as_str();
         let from = self.held.get(id).map_or(0, |held| held.table.len());
         for (i, &block) in call.tables[m].iter().enumerate().skip(from) {
-            let whole = (i as u64 + 1) * u64::from(size) <= stored;
+            // A row that writes nothing lies in blocks that were hit, the last of them in part.
+            let whole = stored >= call.group.seq_lens[m] || (i as u64 + 1) * u64::from(size) <= stored;
             // If nothing is published, a fork may still share whole blocks with its parent.
             let shared = !call.caching && self.blocks.index(block) == Some(i);
             if whole && !shared && !self.blocks.is_published(block) {
