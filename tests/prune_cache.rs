@@ -135,7 +135,7 @@ fn repeated_pruned_prompts_give_the_same_bits_under_every_schedule_and_every_tra
         for i in (1..order.len()).rev() {
             order.swap(i, random.below(i as u64 + 1) as usize);
         }
-        for (schedule, apart, options) in schedules(&base, 30) {
+        for (schedule, apart, options) in schedules(&base, 22) {
             let _ = std::fs::remove_dir_all(&dir);
             let trace =
                 TraceOptions { dir: dir.clone(), format: LineFormat::Jsonl, tables: TraceTables::Full };

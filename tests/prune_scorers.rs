@@ -165,7 +165,7 @@ fn scorers_that_follow_attention_give_the_same_bits_under_every_schedule() {
     }
     let alone = alone(&base, &requests);
     let mut events = Events::default();
-    for (schedule, apart, options) in schedules(&base, 30) {
+    for (schedule, apart, options) in schedules(&base, 22) {
         let (found, happened) = run(&options, &requests, apart);
         check(schedule, &requests, &alone, &found);
         events.add(happened);
