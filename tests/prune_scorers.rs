@@ -31,7 +31,7 @@ fn engine(name: &str, ways: &[PruneChoice]) -> EngineOptions {
 }
 
 fn directory(model: &ModelRef) -> &Path {
-    let ModelRef::Directory(dir) = model else { panic!("the models of these tests are directories") };
+    let ModelRef::Directory(dir) = model else { unreachable!("the models of these tests are directories") };
     dir
 }
 

@@ -43,7 +43,7 @@ impl World {
                     assert_eq!(self.published.remove(&key).unwrap().0, event.hash);
                     self.order.retain(|other| *other != key);
                 }
-                KvEventKind::Kept => panic!("no sequence of this world has a kept prompt"),
+                KvEventKind::Kept => unreachable!("no sequence of this world has a kept prompt"),
                 KvEventKind::Stored | KvEventKind::Restored => {
                     let tokens = &journal.tokens[event.tokens.start as usize..event.tokens.end as usize];
                     let (salt, whole) = self.who_has(event.parent, tokens, event.hash);
