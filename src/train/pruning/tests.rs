@@ -12,6 +12,7 @@ use crate::train::saliency::{Salience, saliency};
 use crate::train::samples::Sample;
 use crate::train::{bpe, checkpoint, export};
 use candle_core::{Device, Tensor};
+use pagedraft_model::Dtype;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -288,6 +289,7 @@ fn the_engine_keeps_the_tokens_that_the_trainer_keeps_and_predicts_the_same() {
 
     let mut options = EngineOptions::new(ModelRef::Directory(out.clone()));
     options.max_model_len = Some(128);
+    options.dtype = Some(Dtype::F32);
     options.prune.all = Some(PruneChoice::Spec(spec.clone()));
     let mut session = Session::open(&options).unwrap();
     let mut request = Request::new("a", sample.tokens[..90].to_vec(), 1);
