@@ -103,6 +103,28 @@ fn what_a_canvas_has_no_use_for_is_refused_by_its_flag() {
     refused(&["--prune-layers", "1"], "--prune-spec and --prune-layers");
     refused(&["--logprobs", "1"], "logprobs means nothing");
     refused(&["--max-num-batched-tokens", "20"], "max_num_batched_tokens");
+    let simulated =
+        ["replay", "--workload", "random", "--num-requests", "2", "--executor", "sim", "--model", &model];
+    let simulated = pagedraft(&[&simulated[..], &["--out", &scratch.path("simulated")]].concat());
+    assert_eq!(simulated.code, Some(2));
+    assert!(
+        simulated.stderr.contains("fills masks in a canvas, and a simulated engine"),
+        "{}",
+        simulated.stderr
+    );
+    let drafts = pagedraft(&[
+        "generate",
+        "--model",
+        "builtin:draft",
+        "--token-ids",
+        "1",
+        "--draft",
+        &model,
+        "--load-format",
+        "dummy",
+    ]);
+    assert_eq!(drafts.code, Some(2), "{}", drafts.stderr);
+    assert!(drafts.stderr.contains("a draft model proposes one token after another"), "{}", drafts.stderr);
     let causal = ["generate", "--model", "builtin:draft", "--token-ids", "1", "--decoder", "baseline"];
     let run = pagedraft(&causal);
     assert_eq!(run.code, Some(2));

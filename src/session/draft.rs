@@ -42,6 +42,10 @@ impl DraftParts {
         let Some(DraftRef::Model(model)) = &options.speculation.draft else { return Ok(None) };
         let checkpoint = checkpoint::open(model, options)?;
         let config = checkpoint.config();
+        ensure!(
+            config.mask_token_id.is_none(),
+            "{model} fills masks in a canvas, and a draft model proposes one token after another: name a causal model"
+        );
         check_vocabularies(options, (model, &checkpoint), target)?;
         let longest = config.max_position_embeddings;
         ensure!(

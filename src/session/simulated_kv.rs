@@ -65,6 +65,15 @@ impl SimulatedKv {
                 Err(error) => return Err(usage(error.into())),
             },
         };
+        if config.mask_token_id.is_some() {
+            return Err(usage_hint(
+                anyhow!(
+                    "{} fills masks in a canvas, and a simulated engine plans for tokens that follow each other",
+                    options.model
+                ),
+                "use --executor real",
+            ));
+        }
         let cuts = pruning::cuts(options, &config)?;
         let on_cpu = EngineOptions { device: DeviceRef::Cpu, ..options.clone() };
         if !cuts.is_empty() {
