@@ -229,6 +229,24 @@ fn a_ratio_of_1_gives_the_bits_of_a_dense_request() {
     check("all kept", &requests, &dense, &run(&cut, &requests, 0).0);
 }
 
+/// The most of `count` prompts of `len` tokens that ran at once, each pruned in this way, and how many were preempted.
+fn most_running(options: &EngineOptions, (count, len): (u32, u32), prune: &RequestPrune) -> (usize, usize) {
+    let mut session = Session::open(options).unwrap();
+    for i in 0..count {
+        let prompt: Vec<u32> = (0..len).map(|j| (j * 7 + i * 13) % 300).collect();
+        let request =
+            Request { ignore_eos: true, prune: prune.clone(), ..Request::new(i.to_string(), prompt, 16) };
+        session.submit(request).unwrap();
+    }
+    let (mut most, mut preempted) = (0, 0);
+    while session.has_unfinished() {
+        let step = session.step().unwrap();
+        most = most.max(step.running);
+        preempted += step.preempted;
+    }
+    (most, preempted)
+}
+
 #[test]
 fn memory_that_pruning_frees_serves_others_at_once() {
     let half = spec(r#"{"layers": [0], "keep_ratio": 0.25, "scorer": "first-last"}"#);
@@ -236,22 +254,7 @@ fn memory_that_pruning_frees_serves_others_at_once() {
     // Eight dense requests of 160 + 16 tokens fill 88 blocks, and a few more where pages are cut for two groups.
     let base = options(&model("prune-memory"), Dtype::F32, Isa::detect());
     let options = EngineOptions { num_blocks: Some(92), prune, ..base };
-    let most_running = |prune: RequestPrune| {
-        let mut session = Session::open(&options).unwrap();
-        for i in 0..24u32 {
-            let prompt: Vec<u32> = (0..160).map(|j| (j * 7 + i * 13) % 300).collect();
-            let request =
-                Request { ignore_eos: true, prune: prune.clone(), ..Request::new(i.to_string(), prompt, 16) };
-            session.submit(request).unwrap();
-        }
-        let (mut most, mut preempted) = (0, 0);
-        while session.has_unfinished() {
-            let step = session.step().unwrap();
-            most = most.max(step.running);
-            preempted += step.preempted;
-        }
-        (most, preempted)
-    };
+    let most_running = |prune| most_running(&options, (24, 160), &prune);
     assert_eq!(most_running(RequestPrune::Never), (8, 0));
     // Five layers of six hold 40 + 16 tokens in place of 176: less than half of the memory.
     let (most, _) = most_running(RequestPrune::AsEngine);
@@ -266,22 +269,7 @@ fn a_pool_for_eight_dense_requests_runs_sixteen_pruned_ones_without_preemption()
     // Eight dense requests of 320 + 16 tokens take 21 blocks each.
     let base = options(&model, Dtype::F32, Isa::detect());
     let options = EngineOptions { num_blocks: Some(8 * 21), max_num_seqs: 16, prune, ..base };
-    let most_running = |prune: RequestPrune| {
-        let mut session = Session::open(&options).unwrap();
-        for i in 0..32u32 {
-            let prompt: Vec<u32> = (0..320).map(|j| (j * 7 + i * 13) % 300).collect();
-            let request =
-                Request { ignore_eos: true, prune: prune.clone(), ..Request::new(i.to_string(), prompt, 16) };
-            session.submit(request).unwrap();
-        }
-        let (mut most, mut preempted) = (0, 0);
-        while session.has_unfinished() {
-            let step = session.step().unwrap();
-            most = most.max(step.running);
-            preempted += step.preempted;
-        }
-        (most, preempted)
-    };
+    let most_running = |prune| most_running(&options, (32, 320), &prune);
     let (dense, _) = most_running(RequestPrune::Never);
     assert!(dense <= 8, "{dense} dense requests ran at once");
     assert_eq!(most_running(RequestPrune::AsEngine), (16, 0));

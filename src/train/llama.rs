@@ -224,6 +224,7 @@ impl Llama {
         let model = checkpoint.config();
         let unsupported = [
             (model.architecture.is_sparse(), "sparse attention"),
+            (model.mask_token_id.is_some(), "attention in both directions"),
             (model.windows.iter().any(Option::is_some), "layers with a sliding window"),
             (model.o_bias, "a bias on the output of attention"),
             (model.mlp_bias, "biases in feed-forward layers"),
