@@ -11,7 +11,7 @@ fn main() {
         output.status.success().then(|| text.trim().to_owned())
     };
     // A repository around an unpacked source archive says nothing about this source.
-    let here = std::env::current_dir().and_then(|dir| dir.canonicalize()).ok();
+    let here = Path::new("..").canonicalize().ok();
     let top = git(&["rev-parse", "--show-toplevel"]).and_then(|top| Path::new(&top).canonicalize().ok());
     let revision =
         if here.is_some() && here == top { git(&["rev-parse", "--short=12", "HEAD"]) } else { None };

@@ -108,7 +108,8 @@ pub enum DeviceRef {
 }
 
 /// Where the weights come from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum LoadFormat {
     /// From the model's safetensors files.
     #[default]
@@ -118,7 +119,8 @@ pub enum LoadFormat {
 }
 
 /// How the keys of the indexer of a model with sparse attention are cached.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 #[serde(rename_all = "kebab-case")]
 pub enum IndexerKvDtype {
     /// As all other KV.

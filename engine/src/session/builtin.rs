@@ -19,14 +19,14 @@ macro_rules! builtin {
         builtin!($name, modules: None)
     };
     ($name:literal, pruned) => {
-        builtin!($name, modules: Some(include_bytes!(concat!("../../assets/", $name, "/pruning_modules.safetensors"))))
+        builtin!($name, modules: Some(include_bytes!(concat!("../../../assets/", $name, "/pruning_modules.safetensors"))))
     };
     ($name:literal, modules: $modules:expr) => {
         Builtin {
             name: $name,
-            config: include_bytes!(concat!("../../assets/", $name, "/config.json")),
-            weights: include_bytes!(concat!("../../assets/", $name, "/model.safetensors")),
-            tokenizer: include_bytes!(concat!("../../assets/", $name, "/tokenizer.json")),
+            config: include_bytes!(concat!("../../../assets/", $name, "/config.json")),
+            weights: include_bytes!(concat!("../../../assets/", $name, "/model.safetensors")),
+            tokenizer: include_bytes!(concat!("../../../assets/", $name, "/tokenizer.json")),
             modules: $modules,
         }
     };

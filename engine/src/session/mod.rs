@@ -50,7 +50,6 @@ use pagedraft_spec_decode::metrics::SpeculationMetrics;
 use pagedraft_spec_decode::{ExecuteError, ExecutionRecord, ModelExecutor, Registered};
 use pagedraft_workloads::trace::{TraceTables, TraceWriter};
 
-#[cfg(feature = "train")]
 pub use checkpoint::open_checkpoint;
 pub use diffusion::{Decoder, Diffusion, DiffusionOutput, DiffusionStep};
 pub use indexer_topk::IndexerTopk;

@@ -28,7 +28,6 @@ pub(super) fn open(model: &ModelRef, options: &EngineOptions) -> anyhow::Result<
 /// # Errors
 ///
 /// The model does not exist, or can't be read.
-#[cfg(feature = "train")]
 pub fn open_checkpoint(model: &ModelRef) -> anyhow::Result<Checkpoint> {
     open(model, &EngineOptions::new(model.clone()))
 }

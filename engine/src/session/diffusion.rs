@@ -13,7 +13,8 @@ use super::request::{Request, RequestPrune};
 use crate::exit::{usage, usage_hint};
 
 /// Which positions a pass computes, and where later layers may be skipped.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 #[serde(rename_all = "kebab-case")]
 pub enum Decoder {
     /// All of prompt and canvas, in every pass.
