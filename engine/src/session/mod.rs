@@ -43,8 +43,8 @@ use pagedraft_block_manager::{KvJournal, SideTable, Slab};
 use pagedraft_model::tokenizer::Tokenizer;
 use pagedraft_model::{AnyDevice, Device};
 use pagedraft_scheduler::{
-    Applied, Executor, Kind, RequestKey, RequestSpec, Scheduler, SegmentKv, StepId, StepOutcome, StepPlan,
-    StepTimes,
+    Applied, Executor, Kind, RequestKey, RequestSpec, Scheduler, SegmentKv, Stats, StepId, StepOutcome,
+    StepPlan, StepTimes,
 };
 use pagedraft_spec_decode::metrics::SpeculationMetrics;
 use pagedraft_spec_decode::{ExecuteError, ExecutionRecord, ModelExecutor, Registered};
@@ -584,6 +584,21 @@ impl Session {
             report.emitted.push(Emitted { id, tokens: tokens.to_vec(), text, finish: applied.finish });
         }
         Ok(())
+    }
+
+    /// The output of a sample so far. Its log probabilities grow with its tokens, its text is filled in at its end.
+    pub fn output(&self, id: RequestId) -> Option<&RequestOutput> {
+        self.sequences.get(id.0).map(Sequence::output)
+    }
+
+    /// The samples that the last step was planned for, whether it succeeded or not.
+    pub fn planned(&self) -> impl Iterator<Item = RequestId> {
+        self.plan.rows.iter().filter_map(|row| self.by_key.get(row.request).copied())
+    }
+
+    /// How many requests run and wait, and the KV pool.
+    pub fn stats(&self) -> Stats {
+        self.scheduler.stats()
     }
 
     /// The output of a sample so far. Its memory is freed if it has ended.
