@@ -6,13 +6,14 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::delta::Delta;
 use super::error::SubmitError;
-use crate::session::{Request, RequestId};
+use crate::session::{LiveTable, Request, RequestId};
 
 /// A request of a handle.
 pub(super) enum Command {
     Submit(Box<Submission>),
     /// Nobody reads the output of these samples any more.
     Abort(Vec<RequestId>),
+    Tables(oneshot::Sender<Vec<LiveTable>>),
     ResetPrefixCache(oneshot::Sender<()>),
     /// To refuse requests from now on, and to answer when nothing runs.
     Drain(oneshot::Sender<()>),

@@ -36,6 +36,7 @@ use std::time::Instant;
 
 use pagedraft_model::tokenizer::Tokenizer;
 use parking_lot::RwLock;
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 
 pub use self::delta::{Delta, End, PromptDelta};
@@ -47,7 +48,7 @@ pub use self::thread::{EnginePanic, EngineThread};
 
 use self::command::{Command, Submission};
 use self::thread::Loop;
-use crate::session::{Request, Session, SessionInfo};
+use crate::session::{CacheEvent, LiveTable, Request, Session, SessionInfo};
 
 /// How much an engine takes on.
 #[derive(Clone, Copy, Debug)]
@@ -86,13 +87,36 @@ impl EngineHandle {
     ///
     /// The system has no thread to give.
     pub fn start(session: Session, limits: Limits) -> Result<(Self, EngineThread), StartError> {
+        Self::start_with(session, limits, None)
+    }
+
+    /// Starts a thread that runs `session`, and sends `kv_events` after each step what entered and left the prefix cache in it, if
+    /// anything did.
+    ///
+    /// # Errors
+    ///
+    /// The system has no thread to give.
+    pub fn start_telling(
+        mut session: Session,
+        limits: Limits,
+        kv_events: UnboundedSender<Vec<CacheEvent>>,
+    ) -> Result<(Self, EngineThread), StartError> {
+        session.keep_kv_news();
+        Self::start_with(session, limits, Some(kv_events))
+    }
+
+    fn start_with(
+        session: Session,
+        limits: Limits,
+        kv_events: Option<UnboundedSender<Vec<CacheEvent>>>,
+    ) -> Result<(Self, EngineThread), StartError> {
         let (commands, inbox) = channel();
         let shared = Arc::new(Shared {
             info: session.info().clone(),
             tokenizer: session.shared_tokenizer(),
             stats: RwLock::new(Stats::new(session.info().max_model_len)),
         });
-        let thread = Loop::new(session, inbox, Arc::clone(&shared), limits).spawn()?;
+        let thread = Loop::new(session, inbox, Arc::clone(&shared), limits, kv_events).spawn()?;
         Ok((Self { commands, shared }, thread))
     }
 
@@ -125,6 +149,17 @@ impl EngineHandle {
     /// up to date after each step.
     pub fn stats(&self) -> Stats {
         self.shared.stats.read().clone()
+    }
+
+    /// The block tables of all samples as they are between two steps.
+    ///
+    /// # Errors
+    ///
+    /// The engine has stopped.
+    pub async fn tables(&self) -> Result<Vec<LiveTable>, SubmitError> {
+        let (reply, tables) = oneshot::channel();
+        self.send(Command::Tables(reply))?;
+        tables.await.map_err(|_| SubmitError::Stopped)
     }
 
     /// Empties the prefix cache. Blocks of running requests stay.

@@ -6,6 +6,7 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{mpsc, oneshot};
 
 use super::command::{Accepted, Command, Submission};
@@ -13,7 +14,7 @@ use super::delta::End;
 use super::error::{StartError, SubmitError};
 use super::flight::{Flight, Reader, says_something};
 use super::{Limits, Shared};
-use crate::session::{Emitted, RequestId, Session, SessionStep};
+use crate::session::{CacheEvent, Emitted, RequestId, Session, SessionStep};
 
 /// The most commands that are taken in between two steps. Requests that all come at once must not keep the engine from its steps.
 const AT_ONCE: usize = 1024;
@@ -47,6 +48,8 @@ pub(super) struct Loop {
     inbox: Receiver<Command>,
     shared: Arc<Shared>,
     limits: Limits,
+    /// Who is told what enters and leaves the prefix cache.
+    kv_events: Option<UnboundedSender<Vec<CacheEvent>>>,
     flights: HashMap<RequestId, Flight>,
     /// Whoever waits until nothing runs. If anybody does, requests are refused.
     drains: Vec<oneshot::Sender<()>>,
@@ -54,8 +57,23 @@ pub(super) struct Loop {
 }
 
 impl Loop {
-    pub fn new(session: Session, inbox: Receiver<Command>, shared: Arc<Shared>, limits: Limits) -> Self {
-        Self { session, inbox, shared, limits, flights: HashMap::new(), drains: Vec::new(), draining: false }
+    pub fn new(
+        session: Session,
+        inbox: Receiver<Command>,
+        shared: Arc<Shared>,
+        limits: Limits,
+        kv_events: Option<UnboundedSender<Vec<CacheEvent>>>,
+    ) -> Self {
+        Self {
+            session,
+            inbox,
+            shared,
+            limits,
+            kv_events,
+            flights: HashMap::new(),
+            drains: Vec::new(),
+            draining: false,
+        }
     }
 
     pub fn spawn(self) -> Result<EngineThread, StartError> {
@@ -100,8 +118,12 @@ impl Loop {
         match command {
             Command::Submit(submission) => self.submit(*submission),
             Command::Abort(ids) => ids.into_iter().for_each(|id| self.abort(id)),
+            Command::Tables(reply) => {
+                let _ = reply.send(self.session.live_tables());
+            }
             Command::ResetPrefixCache(done) => {
                 self.session.clear_prefix_cache();
+                self.tell_kv_news();
                 let _ = done.send(());
             }
             Command::Drain(drained) => {
@@ -170,7 +192,10 @@ impl Loop {
     fn step(&mut self) {
         let start = Instant::now();
         match self.session.step() {
-            Ok(step) => self.hand_out(step, start),
+            Ok(step) => {
+                self.tell_kv_news();
+                self.hand_out(step, start);
+            }
             Err(error) => self.fail(&format!("{error:#}")),
         }
     }
@@ -229,6 +254,15 @@ impl Loop {
             self.flights.remove(&id);
         }
         behind
+    }
+
+    fn tell_kv_news(&mut self) {
+        let Some(told) = &self.kv_events else { return };
+        let news = self.session.kv_news();
+        if !news.is_empty() {
+            // Whoever listened may be gone.
+            let _ = told.send(news);
+        }
     }
 
     /// Brings the gauges up to date.

@@ -11,7 +11,9 @@ mod gpu_memory;
 mod indexer_topk;
 mod info;
 mod instruments;
+mod kv_events;
 mod kv_salt;
+mod live_table;
 mod load;
 mod log;
 mod options;
@@ -54,6 +56,8 @@ pub use checkpoint::open_checkpoint;
 pub use diffusion::{Decoder, Diffusion, DiffusionOutput, DiffusionStep};
 pub use indexer_topk::IndexerTopk;
 pub use info::SessionInfo;
+pub use kv_events::CacheEvent;
+pub use live_table::LiveTable;
 pub use options::{
     DeviceRef, DiffusionOptions, DraftLength, DraftRef, DsaTraceOptions, EngineOptions, IndexerKvDtype,
     LoadFormat, ModelRef, PruneOptions, SkipLayers, SpeculationOptions, TraceOptions,
@@ -70,6 +74,7 @@ pub use tokenizer::tokenizer;
 
 use crate::exit::usage;
 use crate::prune::Pruner;
+use kv_events::KvNews;
 use pruning::Pruning;
 use sequence::Sequence;
 use speculation::Setups;
@@ -113,6 +118,8 @@ pub struct Session {
     diffusion: Diffusion,
     /// What entered and left the prefix cache in the last step, if a trace is written.
     journal: KvJournal,
+    /// Who follows what enters and leaves the prefix cache, if anybody does.
+    kv_news: Option<KvNews>,
     /// Whether blocks that the prefix cache forgets go down to other tiers.
     keeps_prefixes: bool,
     /// How many events of the scheduler's journal were looked at for that.
@@ -171,6 +178,7 @@ impl Session {
             segments,
             diffusion: options.diffusion.all.clone(),
             journal: KvJournal::default(),
+            kv_news: None,
             keeps_prefixes,
             journal_seen: 0,
         })
@@ -486,11 +494,7 @@ impl Session {
         self.forget_lost_blocks();
         report.pool = self.scheduler.stats().pool;
         self.collect(&mut report)?;
-        if self.trace.is_some() || self.keeps_prefixes {
-            self.save_prefixes();
-            self.scheduler.drain_journal(&mut self.journal);
-            self.journal_seen = 0;
-        }
+        self.drain_journal();
         if let Some(trace) = &mut self.trace {
             let (draft, blocks) = (self.executor.group_step(), self.scheduler.blocks());
             trace.step(schedule, &self.plan, &self.outcome, &self.applied, draft, (blocks, &self.journal))?;
