@@ -121,6 +121,7 @@ impl ApiError {
     }
 
     /// The status of the response.
+    #[cfg(test)]
     pub fn status(&self) -> StatusCode {
         self.status
     }

@@ -83,6 +83,7 @@ impl Page {
         self.tokens(stats);
         self.requests(stats);
         self.speculation(stats);
+        self.prices(stats);
         self.steps(stats);
     }
 
@@ -204,6 +205,30 @@ impl Page {
         let places =
             ("pagedraft:spec_decode_num_draft_tokens_per_pos_total", "Drafts verified at a position.");
         self.counters(places, "position", gains.drafted_by_position.iter().enumerate());
+    }
+
+    /// How the numbers of drafts are priced, if they are.
+    fn prices(&mut self, stats: &Stats) {
+        let Some(prices) = &stats.drafting else { return };
+        let lengths = ("pagedraft:draft_length_total", "How often a decode row was given so many drafts.");
+        self.counters(lengths, "drafts", prices.chosen.iter().enumerate());
+        self.counter("pagedraft:draft_probes_total", "Probes made while drafts were off.", prices.probes);
+        for (name, help, value) in [
+            ("acceptance", "The estimated probability that a draft is accepted.", prices.acceptance),
+            (
+                "target_scale",
+                "The target's forward takes this many times its calibrated time.",
+                prices.target_scale,
+            ),
+            (
+                "proposer_scale",
+                "The proposer's forward takes this many times its calibrated time.",
+                prices.draft_scale,
+            ),
+            ("overhead_seconds", "The time of a step outside both.", prices.overhead_us * 1e-6),
+        ] {
+            self.gauge(&format!("pagedraft:draft_price_{name}"), help, value);
+        }
     }
 
     fn steps(&mut self, stats: &Stats) {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use pagedraft_engine::prune::{Preset, PruneChoice, PruneSpec};
 use pagedraft_engine::session::{Request, RequestPrune};
-use pagedraft_spec_decode::sampling::SamplingParams;
+use pagedraft_spec_decode::sampling::{LogitChanges, SamplingParams};
 use serde_json::Value;
 
 use super::app::App;
@@ -33,6 +33,7 @@ pub fn request(app: &App, ask: &Ask, id: String, prompt: &Encoded) -> Result<Req
     let mut request = Request::new(id, prompt.ids.clone(), max_tokens(app, ask, prompt)?);
     request.sampling = sampling(app, ask)?;
     request.stop = ask.stop.clone().unwrap_or_default().0;
+    request.include_stop_str_in_output = ask.include_stop_str_in_output.unwrap_or(false);
     request.stop_token_ids = ask.stop_token_ids.clone().unwrap_or_default();
     request.ignore_eos = ask.ignore_eos.unwrap_or(false);
     request.priority = ask.priority.unwrap_or(0);
@@ -76,6 +77,14 @@ fn sampling(app: &App, ask: &Ask) -> Result<SamplingParams, ApiError> {
         |error: pagedraft_spec_decode::sampling::SamplingError| ApiError::bad(error.to_string());
     let defaults = SamplingParams::default();
     let best = ask.logprobs_count();
+    let changes = LogitChanges {
+        bias: ask.logit_bias.iter().flatten().map(|(&token, &bias)| (token, bias)).collect(),
+        presence: ask.presence_penalty.unwrap_or(0.0),
+        frequency: ask.frequency_penalty.unwrap_or(0.0),
+        repetition: ask.repetition_penalty.unwrap_or(1.0),
+        min_tokens: ask.min_tokens.unwrap_or(0),
+        ends: Vec::new(),
+    };
     let sampling = SamplingParams {
         temperature: ask.temperature.unwrap_or(defaults.temperature),
         top_k: SamplingParams::top_k_from(ask.top_k.unwrap_or(0)).map_err(out_of_range)?,
@@ -83,6 +92,7 @@ fn sampling(app: &App, ask: &Ask) -> Result<SamplingParams, ApiError> {
         min_p: ask.min_p.unwrap_or(defaults.min_p),
         seed: ask.seed.map_or_else(|| Ok(app.serial.draw()), seed)?,
         logprobs: best,
+        changes: changes.is_some().then(|| Box::new(changes)),
         prompt_logprobs: ask.prompt_logprobs.max(best.filter(|_| ask.echo())),
         ..defaults
     };

@@ -228,7 +228,7 @@ impl Teller {
             _ => None,
         };
         let stop = output.and_then(|output| self.stop_reason(output));
-        let (said, streams) = (self.text(prompt, delta, stop.as_ref()), self.ask.stream());
+        let (said, streams) = (self.text(prompt, delta), self.ask.stream());
         Choice {
             index: self.index(prompt, delta.sample),
             said: match self.kind {
@@ -251,18 +251,13 @@ impl Teller {
         stopped::reason(self.tokenizer(), stops, ids, &output.token_ids)
     }
 
-    fn text<'a>(&'a self, prompt: usize, delta: &'a Delta, stop: Option<&StopReason<'_>>) -> Cow<'a, str> {
-        let mut text = Cow::Borrowed(if self.tells_no_answer() { "" } else { delta.text.as_str() });
-        if self.ask.echo() && delta.prompt.is_some() {
-            let told = self.prompts.get(prompt).map_or("", |prompt| prompt.text.as_str());
-            text = Cow::Owned(format!("{told}{text}"));
+    fn text<'a>(&'a self, prompt: usize, delta: &'a Delta) -> Cow<'a, str> {
+        let text = if self.tells_no_answer() { "" } else { delta.text.as_str() };
+        if !self.ask.echo() || delta.prompt.is_none() {
+            return Cow::Borrowed(text);
         }
-        if let Some(StopReason::Text(stop)) =
-            stop.filter(|_| self.ask.include_stop_str_in_output == Some(true))
-        {
-            text.to_mut().push_str(stop);
-        }
-        text
+        let told = self.prompts.get(prompt).map_or("", |prompt| prompt.text.as_str());
+        Cow::Owned(format!("{told}{text}"))
     }
 
     fn logprobs(&self, prompt: usize, delta: &Delta, offset: &mut usize) -> Option<Logprobs> {
