@@ -6,7 +6,7 @@ use std::sync::Arc;
 use pagedraft::session::{
     DraftLength, DraftRef, EngineOptions, ModelRef, Request, RequestOutput, Session, SpeculationOptions,
 };
-use pagedraft::spec_decode::sampling::SamplingParams;
+use pagedraft::spec_decode::sampling::{LogitChanges, SamplingParams};
 
 const TOKENS: u32 = 48;
 
@@ -149,4 +149,36 @@ fn an_abort_between_steps_of_drafts_leaves_the_others_as_they_were() {
             }
         }
     }
+}
+
+#[test]
+fn penalties_and_a_least_length_give_the_same_tokens_with_drafts_and_without() {
+    let (mut plain, mut drafted) = (session(SpeculationOptions::default()), session(drafting()));
+    let mut differs = 0;
+    for prompt in prompts() {
+        let unchanged = run(&mut plain, prompt.clone());
+        let changes = LogitChanges {
+            bias: vec![(unchanged.token_ids[3], -3.0)],
+            presence: 0.4,
+            frequency: 0.6,
+            repetition: 1.1,
+            min_tokens: 20,
+            ..LogitChanges::default()
+        };
+        let mut changed = prompt;
+        changed.sampling.changes = Some(Box::new(changes));
+        changed.stop_token_ids = unchanged.token_ids[..6].to_vec();
+        let expected = run(&mut plain, changed.clone());
+        changed.recorded = vec![Arc::from(&expected.token_ids[..])];
+        let found = run(&mut drafted, changed);
+        assert_eq!(essence(&found), essence(&expected));
+        assert!(found.num_accepted > 10, "{} drafts were accepted", found.num_accepted);
+        assert!(expected.token_ids.len() >= 20);
+        assert!(!unchanged.token_ids[..6].contains(&expected.token_ids[0]));
+        // Log probabilities are those of the model.
+        let first = |output: &RequestOutput| output.logprobs.as_ref().unwrap()[0].clone();
+        assert_eq!(first(&expected), first(&unchanged));
+        differs += usize::from(expected.token_ids != unchanged.token_ids);
+    }
+    assert_eq!(differs, 6);
 }

@@ -21,6 +21,7 @@ use crate::proposer::{GroupStep, Proposer, Proposing, Verified};
 use crate::record::ExecutionRecord;
 use crate::requests::{Registered, Requests};
 use crate::sampled::Sampled;
+use crate::sampling::Changer;
 use crate::scorer::Scorer;
 use crate::segment_rows::{SegmentRows, one_segment};
 use crate::shadow::Shadow;
@@ -61,6 +62,7 @@ pub struct ModelExecutor<D: Device> {
     active: Option<ProposerId>,
     pub(crate) scorer: Scorer,
     pub(crate) verifier: Verifier,
+    pub(crate) changer: Changer,
     noncausal: bool,
     keep_groups: bool,
     pub(crate) shadow: Option<Shadow>,
@@ -118,6 +120,7 @@ impl<D: Device> ModelExecutor<D> {
             active: None,
             scorer: Scorer::default(),
             verifier: Verifier::default(),
+            changer: Changer::default(),
             noncausal: false,
             keep_groups: false,
             shadow: None,
@@ -418,9 +421,9 @@ impl<D: Device> Executor for ModelExecutor<D> {
         let gather_us = self.run_segments(plan, kv, outcome)?;
         self.note_lost_rows(&outcome.record);
         let forwarded = Instant::now();
-        let (head_us, sample_us) = self.sample(plan, outcome)?;
+        let (head_us, sample_us) = self.sample(plan, kv, outcome)?;
         self.fill_masks(plan, outcome)?;
-        self.shadow(plan, outcome)?;
+        self.shadow(plan, kv, outcome)?;
         let shadowed = Instant::now();
         let prompt_head_us = self.prompt_logprobs(plan, kv, &mut outcome.record)?;
         let prompt_done = Instant::now();

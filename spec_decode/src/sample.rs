@@ -19,10 +19,11 @@ impl<D: Device> ModelExecutor<D> {
     pub(crate) fn sample(
         &mut self,
         plan: &StepPlan,
+        kv: &dyn KvView,
         outcome: &mut StepOutcome<ExecutionRecord>,
     ) -> Result<(f64, f64), ExecuteError> {
         let mut sampled = std::mem::take(&mut self.sampled);
-        let times = self.sample_all(plan, outcome, &mut sampled);
+        let times = self.sample_all(plan, kv, outcome, &mut sampled);
         self.sampled = sampled;
         times
     }
@@ -30,6 +31,7 @@ impl<D: Device> ModelExecutor<D> {
     fn sample_all(
         &mut self,
         plan: &StepPlan,
+        kv: &dyn KvView,
         outcome: &mut StepOutcome<ExecutionRecord>,
         sampled: &mut Sampled,
     ) -> Result<(f64, f64), ExecuteError> {
@@ -64,6 +66,8 @@ impl<D: Device> ModelExecutor<D> {
                     drafts: self.draft_row[i].map_or(&[][..], |d| self.drafts.row(d as usize)),
                     probabilities: self.draft_row[i].and_then(|d| self.drafts.probabilities(d as usize)),
                     keep_logits: self.keep_logits,
+                    known: kv.tokens(plan.rows[i].request),
+                    changer: &mut self.changer,
                     position: self.rows.last().map_or(0, |rows| rows.ends[i]),
                 };
                 let drafts = parts.drafts.len();
@@ -101,7 +105,7 @@ impl<D: Device> ModelExecutor<D> {
     }
 
     /// Lets the device choose the tokens of some rows, so that their logits need not leave it. Returns `false` if it
-    /// can't: the device does not choose, the logits are wanted, the acceptance rule needs more than the target's
+    /// can't: the device does not choose, the logits are wanted or changed, the acceptance rule needs more than the target's
     /// choices, or a row has no choice (its logits then tell why).
     fn choose(
         &mut self,
@@ -118,7 +122,10 @@ impl<D: Device> ModelExecutor<D> {
             let row = &plan.rows[i];
             let params = &self.requests.get(row.request)?.sampling;
             let tokens = (sampled.starts[r + 1] - sampled.starts[r]) as u32;
-            if params.logprobs.is_some() || !self.verifier.settles(params, tokens as usize - 1) {
+            if params.logprobs.is_some()
+                || params.changes.is_some()
+                || !self.verifier.settles(params, tokens as usize - 1)
+            {
                 return Ok(false);
             }
             let end = self.last_rows().ends[i];

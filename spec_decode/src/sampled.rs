@@ -6,7 +6,7 @@ use pagedraft_scheduler::{PlanRow, StepOutcome};
 use crate::acceptance::{Verdict, VerifyRow};
 use crate::error::ExecuteError;
 use crate::record::ExecutionRecord;
-use crate::sampling::logprobs;
+use crate::sampling::{Changer, logprobs};
 
 /// The token rows whose logits a step needs. The buffers are kept from step to step.
 #[derive(Debug, Default)]
@@ -63,6 +63,9 @@ pub(crate) struct Parts<'a> {
     pub drafts: &'a [u32],
     pub probabilities: Option<&'a [f64]>,
     pub keep_logits: bool,
+    /// The tokens of the request that are known, and what changes logits by them.
+    pub known: &'a [u32],
+    pub changer: &'a mut Changer,
     /// The position of the first token that is chosen.
     pub position: u32,
 }
@@ -81,12 +84,20 @@ impl Parts<'_> {
         let registered = self.requests.get(row.request)?;
         let params = &registered.sampling;
         let start = outcome.tokens.len();
+        let block = logits.block(rows.clone());
+        let block = match &params.changes {
+            Some(changes) => {
+                let known = self.known.get(..self.position as usize).unwrap_or(self.known);
+                self.changer.change(changes, (known, registered.prompt_len as usize), self.drafts, block)
+            }
+            None => block,
+        };
         let verify = VerifyRow {
             params,
             position: self.position,
             drafts: self.drafts,
             probabilities: self.probabilities,
-            logits: logits.block(rows.clone()),
+            logits: block,
         };
         let verified = self.verifier.verify(verify, &mut outcome.tokens).map_err(bad);
         let verdict = verified.inspect_err(|_| outcome.tokens.truncate(start))?;

@@ -1,7 +1,7 @@
 //! Runs a replayed step again, operation by operation, for the canary.
 
 use pagedraft_model::Device;
-use pagedraft_scheduler::{StepOutcome, StepPlan};
+use pagedraft_scheduler::{KvView, StepOutcome, StepPlan};
 
 use crate::canary::ShadowRow;
 use crate::error::ExecuteError;
@@ -18,13 +18,18 @@ impl<D: Device> ModelExecutor<D> {
     pub(crate) fn shadow(
         &mut self,
         plan: &StepPlan,
+        kv: &dyn KvView,
         outcome: &StepOutcome<ExecutionRecord>,
     ) -> Result<(), ExecuteError> {
         let Some(mut shadow) = self.shadow.take() else { return Ok(()) };
         let step = shadow.replayed;
         let seen = if outcome.record.is_replayed() {
             shadow.replayed += 1;
-            if shadow.canary.due(step) { self.compare(&mut shadow, step, plan, outcome) } else { Ok(false) }
+            if shadow.canary.due(step) {
+                self.compare(&mut shadow, step, plan, kv, outcome)
+            } else {
+                Ok(false)
+            }
         } else {
             Ok(false)
         };
@@ -41,10 +46,11 @@ impl<D: Device> ModelExecutor<D> {
         shadow: &mut Shadow,
         step: u64,
         plan: &StepPlan,
+        kv: &dyn KvView,
         outcome: &StepOutcome<ExecutionRecord>,
     ) -> Result<bool, ExecuteError> {
         let sampled = std::mem::take(&mut self.sampled);
-        let compared = self.run_again(shadow, &sampled, plan, outcome);
+        let compared = self.run_again(shadow, &sampled, plan, kv, outcome);
         self.sampled = sampled;
         compared?;
         Ok(shadow.canary.observe(step, &shadow.rows))
@@ -55,6 +61,7 @@ impl<D: Device> ModelExecutor<D> {
         shadow: &mut Shadow,
         sampled: &Sampled,
         plan: &StepPlan,
+        kv: &dyn KvView,
         outcome: &StepOutcome<ExecutionRecord>,
     ) -> Result<(), ExecuteError> {
         // The replayed step has already computed the logits of all its rows.
@@ -78,6 +85,8 @@ impl<D: Device> ModelExecutor<D> {
                 drafts: self.draft_row[plan_row].map_or(&[][..], |d| self.drafts.row(d as usize)),
                 probabilities: self.draft_row[plan_row].and_then(|d| self.drafts.probabilities(d as usize)),
                 keep_logits: false,
+                known: kv.tokens(plan.rows[plan_row].request),
+                changer: &mut self.changer,
                 position: self.rows.last().map_or(0, |rows| rows.ends[plan_row]),
             };
             if self.faults[plan_row].is_some() {

@@ -1,6 +1,6 @@
 //! Reads the prompts of `generate`, and how each is to be continued.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
@@ -8,7 +8,7 @@ use clap::Args;
 use pagedraft::exit::{usage, usage_hint};
 use pagedraft::prune::{PruneChoice, PruneSpec};
 use pagedraft::session::{Request, RequestPrune, Session};
-use pagedraft_spec_decode::sampling::SamplingParams;
+use pagedraft_spec_decode::sampling::{LogitChanges, SamplingParams};
 use pagedraft_workloads::json_fault::{self, JsonName, JsonTexts};
 use serde::Deserialize;
 
@@ -48,6 +48,18 @@ pub struct SamplingFlags {
     /// Only tokens at least this likely, as a share of the likeliest
     #[arg(long, value_name = "P", default_value_t = 0.0, allow_negative_numbers = true)]
     min_p: f32,
+    /// Subtract this from the logits of tokens that were generated before (-2 to 2)
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
+    presence_penalty: f32,
+    /// Subtract this once for each time that the token was generated before (-2 to 2)
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
+    frequency_penalty: f32,
+    /// Divide the positive logits of tokens of the prompt or the output by this, and multiply the negative ones (1: off)
+    #[arg(long, value_name = "X", default_value_t = 1.0, allow_negative_numbers = true)]
+    repetition_penalty: f32,
+    /// Do not end before so many tokens
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    min_tokens: u32,
     /// Samples of each prompt
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     n: u32,
@@ -116,6 +128,13 @@ struct Line {
     logprobs: Option<u32>,
     prompt_logprobs: Option<u32>,
     priority: Option<i32>,
+    presence_penalty: Option<f32>,
+    frequency_penalty: Option<f32>,
+    repetition_penalty: Option<f32>,
+    min_tokens: Option<u32>,
+    logit_bias: Option<BTreeMap<u32, f32>>,
+    #[serde(default)]
+    include_stop_str_in_output: bool,
     /// Absent: as the engine's flags say; null: not at all; a spec, or the name of a preset.
     #[serde(default, deserialize_with = "said")]
     prune: Option<Option<serde_json::Value>>,
@@ -270,6 +289,15 @@ impl Line {
         if n > MOST_SAMPLES {
             return Err(usage(anyhow!("{place}: n is {n}, it should be {MOST_SAMPLES} at most")));
         }
+        let changes = LogitChanges {
+            bias: self.logit_bias.into_iter().flatten().collect(),
+            presence: self.presence_penalty.unwrap_or(flags.presence_penalty),
+            frequency: self.frequency_penalty.unwrap_or(flags.frequency_penalty),
+            repetition: self.repetition_penalty.unwrap_or(flags.repetition_penalty),
+            min_tokens: self.min_tokens.unwrap_or(flags.min_tokens),
+            ends: Vec::new(),
+        };
+        let changes = changes.is_some().then(|| Box::new(changes));
         let top_k = SamplingParams::top_k_from(self.top_k.unwrap_or(flags.top_k));
         let sampling = top_k.and_then(|top_k| {
             let sampling = SamplingParams {
@@ -281,6 +309,7 @@ impl Line {
                 logprobs: self.logprobs.or(flags.logprobs),
                 prompt_logprobs: self.prompt_logprobs.or(flags.prompt_logprobs),
                 sample: 0,
+                changes,
             };
             sampling.validate().map(|()| sampling)
         });
@@ -291,6 +320,7 @@ impl Line {
             sampling,
             max_tokens,
             stop,
+            include_stop_str_in_output: self.include_stop_str_in_output,
             stop_token_ids: self.stop_token_ids.unwrap_or_else(|| flags.stop_token_ids.clone()),
             ignore_eos: self.ignore_eos.unwrap_or(flags.ignore_eos),
             priority: self.priority.unwrap_or(flags.priority),

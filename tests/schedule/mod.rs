@@ -7,7 +7,7 @@ use pagedraft::attention::isa::Isa;
 use pagedraft::model::Dtype;
 use pagedraft::scheduler::Policy;
 use pagedraft::session::{EngineOptions, IndexerTopk, LoadFormat, ModelRef, Request, Session};
-use pagedraft::spec_decode::sampling::SamplingParams;
+use pagedraft::spec_decode::sampling::{LogitChanges, SamplingParams};
 
 /// A counter-based stream of numbers, so that a failure is reproduced by its printed seed.
 pub struct Random(pub u64);
@@ -75,6 +75,15 @@ pub fn requests(seed: u64, count: usize, vocab: usize, longest: u64) -> Vec<Requ
                     ..SamplingParams::default()
                 },
             };
+            let changes = LogitChanges {
+                bias: vec![(random.below(vocab as u64) as u32, 5.0)],
+                presence: 0.5,
+                frequency: 0.7,
+                repetition: 1.2,
+                ..LogitChanges::default()
+            };
+            let changes = (i % 4 == 1).then(|| Box::new(changes));
+            let sampling = SamplingParams { changes, ..sampling };
             let (max_tokens, priority) = (4 + random.below(20) as u32, random.below(3) as i32);
             let request = Request::new(i.to_string(), prompt, max_tokens);
             Request { sampling, ignore_eos: true, priority, ..request }

@@ -77,6 +77,7 @@ impl Loop {
     /// and nothing runs.
     fn take_in(&mut self) -> bool {
         if !self.session.has_unfinished() {
+            self.note_queues();
             for drained in self.drains.drain(..) {
                 let _ = drained.send(());
             }

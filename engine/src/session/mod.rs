@@ -266,11 +266,14 @@ impl Session {
                 let empty = |pruner: &Arc<_>| pruning.empty_output(pruner, request.prompt.len() as u32);
                 sequence.prune(pruner.as_ref().map(empty));
             }
-            let (salt, shares_kept) = (spec.salt, spec.shares_kept);
+            let (salt, shares_kept, stops) = (spec.salt, spec.shares_kept, spec.stop_token_ids.clone());
             let key = self.scheduler.submit(spec)?;
             first = first.or(Some(key));
             let mut sampling = request.sampling.clone();
             sampling.sample += sample;
+            if let Some(changes) = &mut sampling.changes {
+                changes.ends.clone_from(&stops);
+            }
             let recorded = request.recorded.get(sample as usize).cloned();
             let follows = request.follows_recorded;
             let prompt_len = request.prompt.len() as u32;
@@ -343,6 +346,7 @@ impl Session {
         if let Some(token) = request.stop_token_ids.iter().find(outside) {
             bail!("the stop token id {token} is none of the model's: its ids are below {vocab}");
         }
+        self.check_changes(request)?;
         ensure!(
             request.cache_salt.as_ref().is_none_or(|tenant| !tenant.is_empty()),
             "cache_salt is an empty text: leave it out, or name whose prefixes may be shared"
@@ -367,6 +371,21 @@ impl Session {
             "it may grow to {most} tokens ({} of prompt), and the pool of {blocks} KV blocks of {block_size} tokens holds {holds}: \
              ask for fewer tokens, or for more blocks with --num-blocks or --kv-cache-memory",
             request.prompt.len()
+        );
+        Ok(())
+    }
+
+    fn check_changes(&self, request: &Request) -> anyhow::Result<()> {
+        let Some(changes) = &request.sampling.changes else { return Ok(()) };
+        let vocab = self.info.vocab_size;
+        if let Some((token, _)) = changes.bias.iter().find(|(token, _)| *token as usize >= vocab) {
+            bail!("logit_bias names the token id {token}, and the model's ids are below {vocab}");
+        }
+        let (min, max) = (changes.min_tokens, request.max_tokens);
+        ensure!(min <= max, "min_tokens is {min}, and max_tokens is {max}: it can't be less");
+        ensure!(
+            self.info.mask_token_id.is_none(),
+            "penalties, logit_bias and min_tokens are for models that append tokens, and this one fills masks"
         );
         Ok(())
     }

@@ -28,6 +28,8 @@ pub struct Request {
     pub max_tokens: u32,
     /// Strings that end the text.
     pub stop: Vec<String>,
+    /// Whether the stop string that ended the text is part of it.
+    pub include_stop_str_in_output: bool,
     /// Tokens that end the sequence, in addition to the model's own.
     pub stop_token_ids: Vec<u32>,
     /// Whether the model's end-of-sequence tokens are treated as ordinary ones.
@@ -76,6 +78,7 @@ impl Request {
             sampling: SamplingParams::greedy(),
             max_tokens,
             stop: Vec::new(),
+            include_stop_str_in_output: false,
             stop_token_ids: Vec::new(),
             ignore_eos: false,
             priority: 0,

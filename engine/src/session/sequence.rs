@@ -42,7 +42,7 @@ impl Sequence {
     ) -> anyhow::Result<Self> {
         Ok(Self {
             key: RequestKey::default(),
-            scan: StopScan::new(tokenizer, &request.prompt, request.stop.clone())?,
+            scan: StopScan::new(tokenizer, request)?,
             stop_token_ids: stop_token_ids.to_vec(),
             output: RequestOutput {
                 request_id: request.request_id.clone(),

@@ -69,7 +69,7 @@ impl SpecialStops {
 
     /// A stop string that the next piece completes begins at most its own length before that piece.
     fn search_from(&self) -> usize {
-        let mut from = self.text.len().saturating_sub(self.longest);
+        let mut from = (self.text.len() + 1).saturating_sub(self.longest);
         while !self.text.is_char_boundary(from) {
             from -= 1;
         }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use pagedraft_model::tokenizer::{TextStream, Tokenizer};
 
+use super::request::Request;
 use super::special_stops::SpecialStops;
 
 /// How many prompt tokens are decoded in front of the text. Whether a word begins with a space depends on
@@ -15,6 +16,10 @@ const CONTEXT_TOKENS: usize = 6;
 pub struct StopScan {
     stream: Option<TextStream>,
     stops: Vec<String>,
+    /// Whether the stop string stays in the text.
+    includes_stop: bool,
+    /// How many more tokens are added before stop strings are looked for.
+    unlooked: u32,
     /// Those stop strings that contain special tokens are also looked for in a text that shows them.
     special_stops: Option<SpecialStops>,
     text: String,
@@ -24,16 +29,13 @@ pub struct StopScan {
 }
 
 impl StopScan {
-    /// The text that follows `prompt`, which any of `stops` ends. Without a tokenizer there is no text.
+    /// The text that follows the prompt of `request`, which any of its stop strings ends. Without a tokenizer there is no text.
     ///
     /// # Errors
     ///
     /// The tokenizer can't decode a token of the prompt.
-    pub fn new(
-        tokenizer: Option<&Arc<Tokenizer>>,
-        prompt: &[u32],
-        stops: Vec<String>,
-    ) -> anyhow::Result<Self> {
+    pub fn new(tokenizer: Option<&Arc<Tokenizer>>, request: &Request) -> anyhow::Result<Self> {
+        let (prompt, stops) = (&request.prompt, request.stop.clone());
         let mut stream = tokenizer.map(|t| t.stream(true));
         let context = &prompt[prompt.len().saturating_sub(CONTEXT_TOKENS)..];
         if let (Some(stream), Some(tokenizer)) = (&mut stream, tokenizer) {
@@ -47,7 +49,16 @@ impl StopScan {
         }
         let special_stops =
             tokenizer.and_then(|tokenizer| SpecialStops::among(&stops, tokenizer.special_texts()));
-        Ok(Self { stream, stops, special_stops, text: String::new(), sent: 0, closed: false })
+        Ok(Self {
+            stream,
+            stops,
+            includes_stop: request.include_stop_str_in_output,
+            unlooked: request.sampling.changes.as_ref().map_or(0, |changes| changes.min_tokens),
+            special_stops,
+            text: String::new(),
+            sent: 0,
+            closed: false,
+        })
     }
 
     /// Whether a token without text may complete a stop string.
@@ -65,12 +76,14 @@ impl StopScan {
     /// The tokenizer can't decode a token.
     pub fn push(&mut self, token: u32) -> anyhow::Result<bool> {
         let Some(stream) = &mut self.stream else { return Ok(false) };
+        let looks = self.unlooked == 0;
+        self.unlooked = self.unlooked.saturating_sub(1);
         if let Some(special_stops) = &mut self.special_stops
             && stream.tokenizer().special_text(token).is_some()
         {
             let held = stream.held()?;
             let name = stream.tokenizer().special_text(token).unwrap_or_default();
-            if let Some(at) = special_stops.special(&held, name) {
+            if let Some(at) = special_stops.special(&held, name).filter(|_| looks) {
                 if at < self.text.len() {
                     self.text.truncate(at);
                 } else {
@@ -81,7 +94,7 @@ impl StopScan {
             }
         }
         let Some(piece) = stream.push(token)? else { return Ok(false) };
-        Ok(self.extend(&piece))
+        Ok(self.extend(&piece, looks))
     }
 
     /// The text that can be shown since the last call. At the `end` of the sequence it is all of it; before
@@ -95,7 +108,7 @@ impl StopScan {
             self.closed = true;
             let rest = self.stream.as_mut().map(TextStream::finish).transpose()?.flatten();
             if let Some(rest) = rest {
-                self.extend(&rest);
+                self.extend(&rest, self.unlooked == 0);
             }
         }
         let safe = if end { self.text.len() } else { self.safe_end() };
@@ -109,22 +122,33 @@ impl StopScan {
         &self.text
     }
 
-    fn extend(&mut self, piece: &str) -> bool {
-        // A stop string that ends in this piece begins at most its own length before it.
-        let longest = self.stops.iter().map(String::len).max().unwrap_or(0);
-        let mut from = self.text.len().saturating_sub(longest);
-        while !self.text.is_char_boundary(from) {
-            from -= 1;
-        }
+    /// Adds text. Returns whether it completed a stop string, if those are looked for. A stop string that was complete before is none.
+    fn extend(&mut self, piece: &str, looks: bool) -> bool {
+        let before = self.text.len();
         self.text.push_str(piece);
-        let found = self.stops.iter().filter_map(|stop| self.text[from..].find(stop.as_str())).min();
         let special = self.special_stops.as_mut().and_then(|stops| stops.text(piece));
-        let found = found.map(|at| from + at).into_iter().chain(special).min();
-        if let Some(at) = found {
-            self.text.truncate(at);
+        if !looks {
+            return false;
+        }
+        let found = |stop: &String| {
+            let mut from = (before + 1).saturating_sub(stop.len());
+            while !self.text.is_char_boundary(from) {
+                from -= 1;
+            }
+            let ends_in_piece = |&at: &usize| at + stop.len() > before;
+            let at = self.text[from..]
+                .match_indices(stop.as_str())
+                .map(|(at, _)| from + at)
+                .find(ends_in_piece)?;
+            Some((at, if self.includes_stop { at + stop.len() } else { at }))
+        };
+        let found = self.stops.iter().filter_map(found).min_by_key(|&(at, _)| at);
+        let cut = found.into_iter().chain(special.map(|at| (at, at))).min_by_key(|&(at, _)| at);
+        if let Some((_, end)) = cut {
+            self.text.truncate(end);
             self.closed = true;
         }
-        found.is_some()
+        cut.is_some()
     }
 
     /// Where the longest suffix begins that may be the beginning of a stop string.
@@ -141,14 +165,25 @@ impl StopScan {
 
 #[cfg(test)]
 mod tests {
+    use pagedraft_spec_decode::sampling::LogitChanges;
+
     use super::*;
 
     fn scan(stops: &[&str], pieces: &[&str]) -> (Vec<String>, String, bool) {
-        let mut scan = StopScan::new(None, &[], stops.iter().map(|s| s.to_string()).collect()).unwrap();
+        scan_as(
+            Request { stop: stops.iter().map(|s| s.to_string()).collect(), ..Request::new("", vec![], 1) },
+            pieces,
+        )
+    }
+
+    fn scan_as(request: Request, pieces: &[&str]) -> (Vec<String>, String, bool) {
+        let mut scan = StopScan::new(None, &request).unwrap();
         let mut shown = Vec::new();
         let mut stopped = false;
         for piece in pieces {
-            stopped = scan.extend(piece);
+            let looks = scan.unlooked == 0;
+            scan.unlooked = scan.unlooked.saturating_sub(1);
+            stopped = scan.extend(piece, looks);
             if stopped {
                 break;
             }
@@ -171,6 +206,27 @@ mod tests {
         assert!(!stopped);
         assert_eq!(shown, ["abc ", "", "ENough", ""]);
         assert_eq!(text, "abc ENough");
+    }
+
+    #[test]
+    fn a_stop_string_stays_in_the_text_if_asked_for() {
+        let stop = vec!["END".to_owned()];
+        let request = Request { stop, include_stop_str_in_output: true, ..Request::new("", vec![], 1) };
+        let (shown, text, stopped) = scan_as(request, &["abc E", "N", "Dxyz"]);
+        assert!(stopped);
+        assert_eq!((shown.concat().as_str(), text.as_str()), ("abc END", "abc END"));
+    }
+
+    #[test]
+    fn stop_strings_that_are_complete_before_the_least_length_end_nothing() {
+        let mut request = Request { stop: vec!["ab".to_owned()], ..Request::new("", vec![], 1) };
+        request.sampling.changes = Some(Box::new(LogitChanges { min_tokens: 2, ..LogitChanges::default() }));
+        let (_, text, stopped) = scan_as(request.clone(), &["ab", "xa", "b", "c"]);
+        assert!(stopped);
+        assert_eq!(text, "abx");
+        let (_, text, stopped) = scan_as(request, &["ab", "xab", "c", "d"]);
+        assert!(!stopped);
+        assert_eq!(text, "abxabcd");
     }
 
     #[test]

@@ -28,6 +28,24 @@ pub enum SamplingError {
         /// The value given.
         found: i64,
     },
+    /// A penalty is outside its range.
+    #[error("{name} is {found}; it must be {range}")]
+    Penalty {
+        /// The name of the parameter.
+        name: &'static str,
+        /// The value given.
+        found: f32,
+        /// Its range.
+        range: &'static str,
+    },
+    /// The bias of a token is outside [-100, 100] or NaN.
+    #[error("the logit_bias of token {token} is {found}; it must be from -100 to 100")]
+    Bias {
+        /// The token.
+        token: u32,
+        /// The value given.
+        found: f32,
+    },
     /// A logit is NaN or plus infinity, so the model or a kernel is broken.
     #[error("the logit of token {token} is {value}; the model computed no usable distribution")]
     BadLogit {

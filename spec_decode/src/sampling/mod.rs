@@ -28,6 +28,7 @@
 //! # Ok::<(), pagedraft_spec_decode::sampling::SamplingError>(())
 //! ```
 
+pub(crate) mod changes;
 mod choose;
 mod distribution;
 mod error;
@@ -41,6 +42,7 @@ pub(crate) mod series;
 #[cfg(test)]
 mod tests;
 
+pub use changes::{Changer, LogitChanges};
 pub use choose::Sampler;
 pub use distribution::distribution;
 pub use error::SamplingError;

@@ -3,6 +3,7 @@
 use pagedraft_model::Choice;
 use serde::Serialize;
 
+use super::changes::LogitChanges;
 use super::error::SamplingError;
 
 /// The sampling parameters of one sample of a request. The defaults are vLLM's: temperature 1 and no filters.
@@ -24,6 +25,9 @@ pub struct SamplingParams {
     pub logprobs: Option<u32>,
     /// The number of most likely tokens whose log probabilities are reported with each token of the prompt.
     pub prompt_logprobs: Option<u32>,
+    /// What is changed in the logits before a token is chosen: biases, penalties, and no end before some length.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub changes: Option<Box<LogitChanges>>,
 }
 
 impl Default for SamplingParams {
@@ -37,6 +41,7 @@ impl Default for SamplingParams {
             sample: 0,
             logprobs: None,
             prompt_logprobs: None,
+            changes: None,
         }
     }
 }
@@ -102,6 +107,6 @@ impl SamplingParams {
         if self.top_k == Some(0) {
             return Err(SamplingError::TopK { found: 0 });
         }
-        Ok(())
+        self.changes.as_ref().map_or(Ok(()), |changes| changes.validate())
     }
 }

@@ -1,5 +1,6 @@
 //! Tests of sampling, against slow and obvious references.
 
+mod changes;
 mod choose;
 mod filter;
 mod logprobs;
