@@ -9,8 +9,9 @@ use clap::Args;
 use pagedraft::engine::handle::{EngineHandle, Limits as EngineLimits};
 use pagedraft::exit::{usage, usage_hint};
 use pagedraft::serve::{ChatTemplate, Limits, ServeOptions, Server};
-use pagedraft::session::{ModelRef, Session};
+use pagedraft::session::{CacheEvent, ModelRef, Session};
 use serde_json::json;
+use tokio::sync::mpsc::UnboundedSender;
 
 use super::engine_flags::{EngineFlags, bytes};
 use super::{Ended, interrupt, recording, stdout};
@@ -53,6 +54,12 @@ struct ServerFlags {
     /// How long requests may go on after Ctrl-C or SIGTERM
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     grace_period: u32,
+    /// Tell routers here, over ZeroMQ, what enters and leaves the prefix cache (as tcp://*:5557)
+    #[arg(long, value_name = "ENDPOINT")]
+    kv_events: Option<String>,
+    /// Repeat here what a router missed of --kv-events
+    #[arg(long, value_name = "ENDPOINT", requires = "kv_events")]
+    kv_events_replay: Option<String>,
     /// Let requests ask which keys the indexers of a model with sparse attention chose for each token
     #[arg(long)]
     return_indexer_topk: bool,
@@ -80,7 +87,11 @@ impl Serve {
         self.engine.refuse_for_canvases(session.info())?;
         let capacity = session.capacity().saturating_add(1);
         let limits = EngineLimits { max_queue: self.server.max_queue, ..EngineLimits::default() };
-        let (engine, thread) = EngineHandle::start(session, limits)?;
+        let kv_events = self.server.kv_events(session.info().block_size)?;
+        let (engine, thread) = match kv_events {
+            Some(told) => EngineHandle::start_telling(session, limits, told)?,
+            None => EngineHandle::start(session, limits)?,
+        };
         let served = ServeOptions {
             names: self.server.names(&self.engine.model),
             keys: self.server.api_key.clone(),
@@ -125,6 +136,14 @@ impl ServerFlags {
             (ModelRef::Builtin(_), None) => ChatTemplate::builtin().map(Some),
         };
         template.map_err(usage)
+    }
+
+    /// Where the engine tells what enters and leaves its prefix cache, if anybody is to know.
+    fn kv_events(&self, block_size: u32) -> anyhow::Result<Option<UnboundedSender<Vec<CacheEvent>>>> {
+        let Some(endpoint) = &self.kv_events else { return Ok(None) };
+        let told = pagedraft::serve::publish(endpoint, self.kv_events_replay.as_deref(), block_size);
+        let hint = "an endpoint is tcp://ADDRESS:PORT, with an address of this machine or *, and a port that is free";
+        told.map(Some).map_err(|error| usage_hint(error.into(), hint))
     }
 
     fn listen(&self) -> anyhow::Result<TcpListener> {

@@ -17,6 +17,7 @@ mod completions;
 mod connections;
 mod error;
 mod generation;
+mod kv_publisher;
 mod logprobs;
 mod metrics;
 mod parameters;
@@ -38,6 +39,7 @@ use pagedraft_engine::handle::EngineHandle;
 use tokio::sync::watch;
 
 pub use app::Limits;
+pub use kv_publisher::{PublishError, publish};
 pub use template::ChatTemplate;
 
 use app::{App, Serial};
