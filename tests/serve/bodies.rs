@@ -30,7 +30,7 @@ fn a_malformed_body_is_refused_by_the_field_that_is_wrong() {
         (COMPLETIONS, r#"{"prompt": "a", "max_tokens": 2048}"#, 400, "2048 tokens at most"),
         (COMPLETIONS, &long, 400, "2048 tokens at most"),
         (COMPLETIONS, r#"{"prompt": "a", "temperature": -1}"#, 400, "temperature"),
-        (COMPLETIONS, r#"{"prompt": "a", "temperature": 1e99}"#, 400, "temperature"),
+        (COMPLETIONS, r#"{"prompt": "a", "temperature": 1e99}"#, 400, "out of range"),
         (COMPLETIONS, r#"{"prompt": "a", "top_k": -2}"#, 400, "top_k"),
         (COMPLETIONS, r#"{"prompt": "a", "presence_penalty": 3}"#, 400, "presence_penalty"),
         (COMPLETIONS, r#"{"prompt": "a", "logit_bias": {"x": 1}}"#, 400, "logit_bias"),

@@ -1,11 +1,12 @@
 //! What a handle asks of the engine's thread.
 
+use std::sync::mpsc::Sender;
 use std::time::Instant;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
-use super::delta::Delta;
 use super::error::SubmitError;
+use super::output::Output;
 use crate::session::{LiveTable, Request, RequestId};
 
 /// A request of a handle.
@@ -23,12 +24,8 @@ pub(super) enum Command {
 pub(super) struct Submission {
     pub request: Request,
     pub arrived: Instant,
-    pub reply: oneshot::Sender<Result<Accepted, SubmitError>>,
-}
-
-/// A request that the engine has queued.
-pub(super) struct Accepted {
-    /// Its samples, in order.
-    pub ids: Vec<RequestId>,
-    pub deltas: mpsc::Receiver<Delta>,
+    /// Takes the output. Its caller may be gone by then: an output that nobody takes is dropped, which aborts the request.
+    pub reply: oneshot::Sender<Result<Output, SubmitError>>,
+    /// What the output asks of the engine's thread goes here.
+    pub commands: Sender<Command>,
 }

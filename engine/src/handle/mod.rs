@@ -137,12 +137,11 @@ impl EngineHandle {
     ///
     /// See [`SubmitError`]. Nothing was queued then.
     pub async fn submit(&self, request: Request) -> Result<Output, SubmitError> {
-        let samples = request.n;
         let (reply, accepted) = oneshot::channel();
-        let submission = Submission { request, arrived: Instant::now(), reply };
+        let commands = self.commands.clone();
+        let submission = Submission { request, arrived: Instant::now(), reply, commands };
         self.send(Command::Submit(Box::new(submission)))?;
-        let accepted = accepted.await.map_err(|_| SubmitError::Stopped)??;
-        Ok(Output::new(accepted, samples, self.commands.clone()))
+        accepted.await.map_err(|_| SubmitError::Stopped)?
     }
 
     /// What the engine has done so far, and what it has to do. This copies counters and histograms that the engine's thread brings

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 use futures_core::Stream;
 use tokio::sync::mpsc;
 
-use super::command::{Accepted, Command};
+use super::command::Command;
 use super::delta::{Delta, End};
 use crate::session::RequestId;
 
@@ -21,9 +21,10 @@ pub struct Output {
 }
 
 impl Output {
-    pub(super) fn new(accepted: Accepted, samples: u32, commands: Sender<Command>) -> Self {
-        let Accepted { ids, deltas } = accepted;
-        Self { deltas, ids, ended: vec![false; samples as usize], commands }
+    /// The output of these samples.
+    pub(super) fn new(ids: Vec<RequestId>, deltas: mpsc::Receiver<Delta>, commands: Sender<Command>) -> Self {
+        let ended = vec![false; ids.len()];
+        Self { deltas, ids, ended, commands }
     }
 
     /// The next delta; `None` when every sample has ended.

@@ -9,10 +9,11 @@ use std::time::Instant;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{mpsc, oneshot};
 
-use super::command::{Accepted, Command, Submission};
+use super::command::{Command, Submission};
 use super::delta::End;
 use super::error::{StartError, SubmitError};
 use super::flight::{Flight, Reader, says_something};
+use super::output::Output;
 use super::{Limits, Shared};
 use crate::session::{CacheEvent, Emitted, RequestId, Session, SessionStep};
 
@@ -134,7 +135,7 @@ impl Loop {
     }
 
     fn submit(&mut self, submission: Submission) {
-        let Submission { request, arrived, reply } = submission;
+        let Submission { request, arrived, reply, commands } = submission;
         if reply.is_closed() {
             return;
         }
@@ -161,9 +162,7 @@ impl Loop {
         for (sample, &id) in (0..).zip(&ids) {
             self.flights.insert(id, Flight::new(sample, Arc::clone(&all), arrived, sender.clone()));
         }
-        if reply.send(Ok(Accepted { ids, deltas })).is_err() {
-            all.iter().for_each(|&id| self.abort(id));
-        }
+        let _ = reply.send(Ok(Output::new(ids, deltas, commands)));
     }
 
     /// Whether one more request may wait.

@@ -534,7 +534,7 @@ impl Session {
             let Some(&id) = self.by_key.get(row.request) else { continue };
             let Some(sequence) = self.sequences.get_mut(id.0) else { continue };
             let cached = self.scheduler.request(row.request).map_or(0, |info| info.num_cached_tokens);
-            sequence.hold(row::table(&self.scheduler, row), cached / self.info.block_size.max(1));
+            sequence.hold(row::table(&self.scheduler, row), cached, self.info.block_size);
             self.rows.push(StepRow::planned(id, row, cached));
         }
     }

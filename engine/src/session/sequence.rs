@@ -99,12 +99,14 @@ impl Sequence {
         self.output
     }
 
-    /// Takes note of the blocks that it holds in a step. In its first step, the first `cached` blocks were
-    /// found in the prefix cache.
-    pub fn hold(&mut self, table: &[BlockId], cached: u32) {
+    /// Takes note of the blocks that it holds in a step. Of its prompt, the first `cached` tokens were found in the prefix cache, in
+    /// blocks of `block_size` tokens.
+    pub fn hold(&mut self, table: &[BlockId], cached: u32, block_size: u32) {
         self.output.num_blocks = table.len() as u32;
+        self.output.num_cached_tokens = cached;
         if !self.ran {
-            self.output.prefix_blocks.extend(table.iter().take(cached as usize));
+            let blocks = cached / block_size.max(1);
+            self.output.prefix_blocks.extend(table.iter().take(blocks as usize));
         }
         self.ran = true;
     }
