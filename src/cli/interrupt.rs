@@ -58,6 +58,11 @@ pub fn pressed() -> bool {
     PRESSED.load(Ordering::Relaxed)
 }
 
+/// Whether Ctrl-C was pressed since the last call: it is then taken as an answer to what goes on now, and not as the end of the program.
+pub fn take() -> bool {
+    PRESSED.swap(false, Ordering::Relaxed)
+}
+
 /// What is set when it was pressed, for engines to look at in the middle of a step.
 pub fn flag() -> Arc<AtomicBool> {
     Arc::clone(&PRESSED)

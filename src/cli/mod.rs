@@ -3,6 +3,7 @@
 mod batch_header;
 mod bench;
 mod calibrate;
+mod chat;
 mod compare;
 mod deterministic_cost;
 mod diffusion_flags;
@@ -60,6 +61,8 @@ enum Command {
     Generate(Box<generate::Generate>),
     /// A dataset or a trace through the engine, in real or in virtual time
     Replay(Box<replay::Replay>),
+    /// A conversation in the terminal
+    Chat(Box<chat::Chat>),
     /// Answer over HTTP, as OpenAI's servers do
     Serve(Box<serve::Serve>),
     /// Read what a run wrote
@@ -98,6 +101,7 @@ pub fn run() -> ExitCode {
         Some(Command::Bench(bench)) => bench.run(),
         Some(Command::Generate(generate)) => generate.run(),
         Some(Command::Replay(replay)) => replay.run(),
+        Some(Command::Chat(chat)) => chat.run(),
         Some(Command::Serve(serve)) => serve.run(),
         Some(Command::Trace(trace)) => trace.run(),
         Some(Command::Report(report)) => report.run(),

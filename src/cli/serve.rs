@@ -1,7 +1,7 @@
 //! `pagedraft serve` answers over HTTP as OpenAI's servers do.
 
 use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -77,7 +77,7 @@ impl Serve {
             );
             return Err(usage_hint(error, "choose another --draft"));
         }
-        let template = self.server.template(&self.engine.model)?;
+        let template = chat_template(&self.engine.model, self.server.chat_template.as_deref())?;
         // Who has the port is known before the model is loaded, which may take long.
         let listener = self.server.listen()?;
         self.engine.tell_what_is_idle();
@@ -120,22 +120,22 @@ async fn told_to_end() {
     }
 }
 
+/// The template that makes the prompt of a chat: the one in `file`, or the model's own, if there is any.
+pub(super) fn chat_template(model: &ModelRef, file: Option<&Path>) -> anyhow::Result<Option<ChatTemplate>> {
+    let template = match (model, file) {
+        (ModelRef::Directory(dir), file) => ChatTemplate::of_directory(dir, file),
+        (ModelRef::Builtin(_), Some(file)) => ChatTemplate::open(file).map(Some),
+        (ModelRef::Builtin(_), None) => ChatTemplate::builtin().map(Some),
+    };
+    template.map_err(usage)
+}
+
 impl ServerFlags {
     fn names(&self, model: &ModelRef) -> Vec<String> {
         match self.served_model_name.as_slice() {
             [] => vec![model.to_string()],
             names => names.to_vec(),
         }
-    }
-
-    fn template(&self, model: &ModelRef) -> anyhow::Result<Option<ChatTemplate>> {
-        let file = self.chat_template.as_deref();
-        let template = match (model, file) {
-            (ModelRef::Directory(dir), file) => ChatTemplate::of_directory(dir, file),
-            (ModelRef::Builtin(_), Some(file)) => ChatTemplate::open(file).map(Some),
-            (ModelRef::Builtin(_), None) => ChatTemplate::builtin().map(Some),
-        };
-        template.map_err(usage)
     }
 
     /// Where the engine tells what enters and leaves its prefix cache, if anybody is to know.

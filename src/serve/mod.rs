@@ -40,7 +40,7 @@ use tokio::sync::watch;
 
 pub use app::Limits;
 pub use kv_publisher::{PublishError, publish};
-pub use template::ChatTemplate;
+pub use template::{Asked, ChatTemplate, Message};
 
 use app::{App, Serial};
 use auth::Keys;

@@ -50,13 +50,14 @@ pub fn publish(
 ) -> Result<UnboundedSender<Vec<CacheEvent>>, PublishError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
     let (events, inbox) = unbounded_channel();
-    let (mut publisher, mut router) = (PubSocket::new(), RouterSocket::new());
-    runtime.block_on(async {
+    // A socket has a task of its own, so it is made within the runtime.
+    let (publisher, router) = runtime.block_on(async {
+        let (mut publisher, mut router) = (PubSocket::new(), RouterSocket::new());
         bind(&mut publisher, endpoint).await?;
-        match replay {
-            Some(replay) => bind(&mut router, replay).await,
-            None => Ok(()),
+        if let Some(replay) = replay {
+            bind(&mut router, replay).await?;
         }
+        Ok::<_, PublishError>((publisher, router))
     })?;
     let log = Log { block_size, next: 0, kept: VecDeque::new() };
     let run = move || runtime.block_on(run(inbox, publisher, router, log));
@@ -93,7 +94,7 @@ impl Log {
 
     /// The answer to a request for all batches from some number on; none if the request is not understood.
     fn answer(&self, request: &ZmqMessage) -> Vec<ZmqMessage> {
-        let (Some(client), Some(start)) = (request.get(0), request.iter().next_back()) else {
+        let (Some(client), Some(start)) = (request.get(0), request.iter().skip(1).next_back()) else {
             return Vec::new();
         };
         let Ok(start) = <[u8; 8]>::try_from(&start[..]).map(u64::from_be_bytes) else { return Vec::new() };
@@ -138,7 +139,50 @@ async fn run(
 
 #[cfg(test)]
 mod tests {
+    use zeromq::{DealerSocket, SubSocket};
+
     use super::*;
+
+    /// A port that nobody listens at.
+    fn free_endpoint() -> String {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        format!("tcp://{}", listener.local_addr().unwrap())
+    }
+
+    #[test]
+    fn a_subscriber_gets_the_batches_in_order_and_who_missed_them_can_ask() {
+        let (endpoint, replay) = (free_endpoint(), free_endpoint());
+        let events = publish(&endpoint, Some(&replay), 16).unwrap();
+        let taken = publish(&endpoint, None, 16).unwrap_err().to_string();
+        assert!(taken.contains(&endpoint), "{taken}");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let number = |message: &ZmqMessage, frame| {
+            i64::from_be_bytes(message.get(frame).unwrap()[..].try_into().unwrap())
+        };
+        runtime.block_on(async {
+            let mut subscriber = SubSocket::new();
+            subscriber.connect(&endpoint).await.unwrap();
+            subscriber.subscribe("").await.unwrap();
+            // A subscription takes effect some time after it was asked for. Batches before that are lost to it.
+            let first = loop {
+                events.send(vec![CacheEvent::Cleared]).unwrap();
+                let patience = std::time::Duration::from_millis(50);
+                if let Ok(message) = tokio::time::timeout(patience, subscriber.recv()).await {
+                    break message.unwrap();
+                }
+            };
+            let missed = number(&first, 1);
+            events.send(vec![CacheEvent::Removed(3)]).unwrap();
+            assert_eq!(number(&subscriber.recv().await.unwrap(), 1), missed + 1);
+            let mut asks = DealerSocket::new();
+            asks.connect(&replay).await.unwrap();
+            let frames = [Bytes::new(), Bytes::copy_from_slice(&0u64.to_be_bytes())];
+            asks.send(ZmqMessage::try_from(frames.to_vec()).unwrap()).await.unwrap();
+            for expected in (0..=missed + 1).chain([-1]) {
+                assert_eq!(number(&asks.recv().await.unwrap(), 2), expected);
+            }
+        });
+    }
 
     #[test]
     fn who_missed_batches_gets_those_that_are_kept_and_a_last_one_with_the_number_minus_one() {
