@@ -39,8 +39,8 @@ pub struct Ask {
     pub presence_penalty: Option<f32>,
     pub frequency_penalty: Option<f32>,
     pub repetition_penalty: Option<f32>,
-    /// What is added to the logits of tokens, by their ids.
-    pub logit_bias: Option<BTreeMap<u32, f32>>,
+    /// What is added to the logits of tokens, by their ids, which JSON can only write as texts.
+    pub logit_bias: Option<BTreeMap<String, f32>>,
     pub stop: Option<JsonTexts>,
     pub stop_token_ids: Option<Vec<u32>>,
     pub include_stop_str_in_output: Option<bool>,

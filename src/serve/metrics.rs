@@ -103,7 +103,7 @@ impl Page {
         let cached = "KV blocks that no request holds, and whose contents can still be hit.";
         self.gauge("pagedraft:kv_blocks_cached", cached, pool.cached);
         self.gauge("pagedraft:kv_bytes_used", "Bytes of the KV pool that requests hold.", pool.bytes_used);
-        self.gauge("pagedraft:kv_bytes_total", "Bytes of the KV pool.", pool.bytes_total);
+        self.gauge("pagedraft:kv_pool_bytes", "Bytes of the KV pool.", pool.bytes_total);
     }
 
     fn tokens(&mut self, stats: &Stats) {
@@ -171,6 +171,11 @@ impl Page {
             ("request_decode_time_seconds", "From a first token to a last.", &stats.request_decode_time),
             ("request_prompt_tokens", "Prompt tokens of samples that ended.", &stats.request_prompt_tokens),
             ("request_generation_tokens", "Tokens that they generated.", &stats.request_generation_tokens),
+            (
+                "request_max_num_generation_tokens",
+                "The same, for boards that look for it by this name: each sample counts for itself.",
+                &stats.request_generation_tokens,
+            ),
             (
                 "request_prefill_kv_computed_tokens",
                 "Prompt tokens that were computed for them.",

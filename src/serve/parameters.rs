@@ -1,5 +1,6 @@
 //! The request to the engine that a client's body stands for.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use pagedraft_engine::prune::{Preset, PruneChoice, PruneSpec};
@@ -78,7 +79,7 @@ fn sampling(app: &App, ask: &Ask) -> Result<SamplingParams, ApiError> {
     let defaults = SamplingParams::default();
     let best = ask.logprobs_count();
     let changes = LogitChanges {
-        bias: ask.logit_bias.iter().flatten().map(|(&token, &bias)| (token, bias)).collect(),
+        bias: ask.logit_bias.as_ref().map_or(Ok(Vec::new()), biases)?,
         presence: ask.presence_penalty.unwrap_or(0.0),
         frequency: ask.frequency_penalty.unwrap_or(0.0),
         repetition: ask.repetition_penalty.unwrap_or(1.0),
@@ -98,6 +99,18 @@ fn sampling(app: &App, ask: &Ask) -> Result<SamplingParams, ApiError> {
     };
     sampling.validate().map_err(out_of_range)?;
     Ok(sampling)
+}
+
+/// What is added to which logits. A token that is named twice, as "5" and "05", counts once.
+fn biases(named: &BTreeMap<String, f32>) -> Result<Vec<(u32, f32)>, ApiError> {
+    let read = |(token, &bias): (&String, &f32)| match token.parse::<u32>() {
+        Ok(token) => Ok((token, bias)),
+        Err(_) => {
+            Err(ApiError::bad(format!("logit_bias names {token:?}, which is no token id")).at("logit_bias"))
+        }
+    };
+    let by_id = named.iter().map(read).collect::<Result<BTreeMap<_, _>, _>>()?;
+    Ok(by_id.into_iter().collect())
 }
 
 /// Seeds are numbers of 64 bits, with a sign or without.

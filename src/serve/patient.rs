@@ -31,7 +31,10 @@ impl<T> Patient<T> {
         let patience = self.patience;
         let waits = self.waits.get_or_insert_with(|| Box::pin(sleep(patience)));
         match waits.as_mut().poll(context) {
-            Poll::Ready(()) => Poll::Ready(Err(ErrorKind::TimedOut.into())),
+            Poll::Ready(()) => {
+                self.waits = None;
+                Poll::Ready(Err(ErrorKind::TimedOut.into()))
+            }
             Poll::Pending => Poll::Pending,
         }
     }
@@ -78,5 +81,38 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Patient<T> {
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let shut = Pin::new(&mut self.inner).poll_shutdown(context);
         self.watch(context, shut)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The other side takes nothing.
+    struct Deaf;
+
+    impl AsyncWrite for Deaf {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
+            Poll::Pending
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    #[test]
+    fn a_write_that_makes_no_progress_ends_with_an_error() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let mut deaf = Patient::new(Deaf, Duration::from_millis(20));
+            std::future::poll_fn(|context| Pin::new(&mut deaf).poll_flush(context)).await.unwrap();
+            let wrote = std::future::poll_fn(|context| Pin::new(&mut deaf).poll_write(context, b"a")).await;
+            assert_eq!(wrote.unwrap_err().kind(), ErrorKind::TimedOut);
+        });
     }
 }

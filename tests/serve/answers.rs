@@ -189,8 +189,7 @@ fn a_chat_goes_on_from_what_the_template_makes_of_it() {
 #[test]
 fn a_chat_without_a_limit_goes_on_to_the_end_of_the_model() {
     let place = Place::new();
-    let body =
-        json!({"messages": [{"role": "user", "content": "Go on."}], "temperature": 0, "ignore_eos": true});
+    let body = json!({"messages": [{"role": "user", "content": PROMPT.repeat(380)}], "temperature": 0, "ignore_eos": true});
     let answer = post(place.address, "/v1/chat/completions", &body).answer();
     assert_eq!(answer["usage"]["total_tokens"], 2048);
     assert_eq!(answer["choices"][0]["finish_reason"], "length");

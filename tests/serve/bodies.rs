@@ -33,7 +33,7 @@ fn a_malformed_body_is_refused_by_the_field_that_is_wrong() {
         (COMPLETIONS, r#"{"prompt": "a", "temperature": 1e99}"#, 400, "out of range"),
         (COMPLETIONS, r#"{"prompt": "a", "top_k": -2}"#, 400, "top_k"),
         (COMPLETIONS, r#"{"prompt": "a", "presence_penalty": 3}"#, 400, "presence_penalty"),
-        (COMPLETIONS, r#"{"prompt": "a", "logit_bias": {"x": 1}}"#, 400, "logit_bias"),
+        (COMPLETIONS, r#"{"prompt": "a", "logit_bias": {"x": 1}}"#, 400, "logit_bias names \"x\""),
         (COMPLETIONS, r#"{"prompt": "a", "logit_bias": {"99999999": 1}}"#, 400, "99999999"),
         (COMPLETIONS, r#"{"prompt": "a", "min_tokens": 20}"#, 400, "min_tokens"),
         (COMPLETIONS, r#"{"prompt": "a", "seed": 99999999999999999999}"#, 400, "seed"),
