@@ -48,11 +48,18 @@ impl Observer for TensorTracer {
 
     fn tensor(&mut self, name: &'static str, values: Columns<'_>) {
         let in_heads = matches!(self.seen.site, Some((Site::Rotations | Site::KvBefore | Site::KvAfter, _)));
+        // A slot that tokens are appended to holds nothing that means anything; one of a canvas holds what is replaced.
+        let means = !matches!(self.seen.site, Some((Site::KvBefore, _)));
         let mut seen = std::mem::take(&mut self.seen.tensors);
         for (row, seen) in self.rows.iter().zip(&mut seen) {
             let (count, rows) = (row.rows.len(), row.rows.clone().map(|r| values.row(r)));
             let shape = shape_of(&values, count, in_heads);
-            seen.push((self.traced(name, shape, values.dtype, rows), shape_of(&values, count, true)));
+            let tensor = if means || row.pass.is_some() {
+                self.traced(name, shape, values.dtype, rows)
+            } else {
+                TracedTensor { name, shape, stats: None, values: Vec::new() }
+            };
+            seen.push((tensor, shape_of(&values, count, true)));
         }
         self.seen.tensors = seen;
     }
@@ -81,16 +88,22 @@ impl Written<'_> {
     fn site(&mut self, site: Site, seen: Vec<(TracedTensor, Vec<usize>)>) {
         let (tensors, in_heads): (Vec<_>, Vec<_>) = seen.into_iter().unzip();
         let shape = |i: usize| in_heads.get(i).cloned().unwrap_or_default();
+        // A latent is rotated without queries beside it.
+        let q_and_k = || if in_heads.len() > 1 { (shape(0), shape(1)) } else { (Vec::new(), shape(0)) };
         match site {
             Site::Embedding => self.push("MODEL_FWD_ENTRY", tensors),
             Site::Projections => {
                 self.push("ATTN_ENTRY", tensors);
-                let shapes = ["q", "k", "v"].into_iter().zip(&in_heads);
-                self.shapes("ATTN_AFTER_RESHAPE", shapes.map(|(name, shape)| (name, shape.clone())));
-                self.rotates(shape(0), shape(1));
+                let (q, k) = q_and_k();
+                let shapes = [("q", q.clone()), ("k", k.clone()), ("v", shape(2))];
+                self.shapes("ATTN_AFTER_RESHAPE", shapes.into_iter());
+                self.rotates(q, k);
             }
             Site::KvBefore => self.push("KV_CACHE_BEFORE", tensors),
-            Site::Rotations => self.rotated(tensors, shape(0), shape(1)),
+            Site::Rotations => {
+                let (q, k) = q_and_k();
+                self.rotated(tensors, q, k);
+            }
             Site::KvAfter => {
                 let count = self.row.positions.len();
                 let inserted = [("replace_indices", vec![count]), ("k_to_insert", shape(0))];
