@@ -22,13 +22,12 @@ pub(super) fn write(
 ) -> anyhow::Result<()> {
     let step = writer.first_step().saturating_add(plan.id.0);
     for event in events {
-        let row = event.plan_row as usize;
-        // A draft that was rejected lies behind the row's own tokens and the accepted drafts.
-        let end =
-            plan.rows.get(row).zip(outcome.rows.get(row)).map_or(u32::MAX, |(row, result)| {
-                row.tokens.end.saturating_add(u32::from(result.num_accepted))
-            });
-        let kept = event.positions.partition_point(|&position| position < end);
+        // Drafts come last among the token rows of a plan row, the rejected ones behind the accepted ones.
+        let rejected = outcome
+            .rows
+            .get(event.plan_row as usize)
+            .map_or(0, |row| row.num_drafts.saturating_sub(row.num_accepted));
+        let kept = event.positions.len().saturating_sub(rejected.into());
         let record = TensorRecord {
             event: event.event.to_owned(),
             step,

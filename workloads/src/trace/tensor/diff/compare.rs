@@ -104,7 +104,7 @@ impl Comparison {
         }
         let mut differs = false;
         if let Some(at) = partner {
-            differs |= self.shapes(a, &positions, at);
+            differs |= self.shapes(a, at);
         }
         for tensor in a.tensors() {
             differs |= self.tensor(a, tensor, &positions, &rows, partner)?;
@@ -125,12 +125,12 @@ impl Comparison {
     }
 
     /// Compares the shapes of an event with those of its partner, where both should have the same rows.
-    fn shapes(&mut self, a: &TensorRecord, positions: &[u32], at: usize) -> bool {
+    fn shapes(&mut self, a: &TensorRecord, at: usize) -> bool {
         let other = &self.other.events[at];
-        if a.pass.is_none() && other.positions != positions {
+        let b = &other.record;
+        if a.pass.is_none() && a.positions != b.positions {
             return false;
         }
-        let b = &other.record;
         let mut differs = None;
         for (tensor, shape) in &a.shapes {
             let Some(beside) = b.shapes.get(tensor).filter(|beside| *beside != shape) else { continue };
@@ -147,8 +147,7 @@ impl Comparison {
             }
         }
         let Some(tensor) = differs else { return false };
-        let only_one = |position: &&u32| !other.positions.contains(position);
-        let row = positions.iter().find(only_one).copied();
+        let row = a.kept_positions().into_iter().find(|position| !other.positions.contains(position));
         let other_step = b.step;
         self.differs(a, &tensor, (row, None, Parting::Shape), other_step);
         true
