@@ -166,7 +166,9 @@ fn the_counts_of_events_follow_from_the_algorithm_and_their_numbers_are_real() {
         }
     }
     assert!(skipped > 0, "no token skipped a layer");
-    assert_eq!(steps.iter().filter(|line| line["event"] == "skip_judge").count(), 15);
+    let valid = jsonschema::validator_for(&schema(SchemaOf::Steps)).unwrap();
+    let judged = steps.iter().filter(|line| line["event"] == "skip_judge");
+    assert_eq!(judged.inspect(|line| assert!(valid.is_valid(line), "{line}")).count(), 15);
     check_dir(&dir).unwrap();
 
     // The program that token skip comes from did not compare the second pass with the first one.

@@ -116,7 +116,7 @@ pub struct DiffusionFault {
     pub block: u32,
     /// The pass over this block, counted from 0.
     pub step: u32,
-    /// The number of masks up to the end of the block that were left when the block ended with this pass.
+    /// The number of masks that were left in the block when it ended with this pass. The first pass of a later block may still fill some.
     pub masks_left: u32,
     /// The number of masks that had no choice in this pass, because they were judged stable.
     pub stable_masks: u32,
@@ -130,7 +130,7 @@ impl DiffusionFault {
         let fault = Self {
             block: pass.block,
             step: pass.step,
-            masks_left: if pass.ends { pass.masked_before - pass.pos.len() as u32 } else { 0 },
+            masks_left: if pass.ends { pass.masks_left } else { 0 },
             stable_masks: pass.left_aside,
             all_stable: pass.is_all_stable(),
         };

@@ -480,20 +480,7 @@ impl Session {
         self.forget_lost_blocks();
         report.pool = self.scheduler.stats().pool;
         self.collect(&mut report)?;
-        if self.trace.is_some() || self.keeps_prefixes {
-            self.save_prefixes();
-            self.scheduler.drain_journal(&mut self.journal);
-            self.journal_seen = 0;
-        }
-        if let Some(trace) = &mut self.trace {
-            let (draft, blocks) = (self.executor.group_step(), self.scheduler.blocks());
-            trace.step(schedule, &self.plan, &self.outcome, &self.applied, draft, (blocks, &self.journal))?;
-            trace.dsa((&self.plan, &self.outcome), self.executor.runner(), &self.scheduler)?;
-            trace.judged(&self.plan, &self.outcome.record.passes)?;
-            if let Some(tracer) = self.executor.tensor_tracer() {
-                trace.tensors(tracer.events(), (&self.plan, &self.outcome))?;
-            }
-        }
+        self.trace_step(schedule)?;
         self.trace_cuts()?;
         for applied in self.applied.iter().filter(|a| a.finish.is_some()) {
             self.by_key.remove(applied.request);
@@ -632,12 +619,6 @@ impl Session {
             Some(trace) => trace.finish(&summary, tensors.map_or(0, |(_, left_out)| left_out)),
             None => Ok(()),
         }
-    }
-
-    /// How many events of tensors were traced, and how many were left out because there would have been too many; `None` if none are
-    /// traced.
-    pub fn tensor_counts(&self) -> Option<(u64, u64)> {
-        self.executor.tensor_tracer().map(TensorTracer::counts)
     }
 }
 

@@ -6,7 +6,7 @@ use pagedraft_block_manager::{BlockManager, KvGroup, KvJournal, Salt};
 use pagedraft_model::{Device, Ran, Runner};
 use pagedraft_scheduler::{Applied, RequestKey, Scheduler, SegmentKv, StepOutcome, StepPlan};
 use pagedraft_spec_decode::proposer::GroupStep;
-use pagedraft_spec_decode::tensors::TensorEvent;
+use pagedraft_spec_decode::tensors::{TensorEvent, TensorTracer};
 use pagedraft_spec_decode::{CanvasPass, ExecutionRecord};
 use pagedraft_workloads::trace::{
     KeptCounts, KvEvents, KvGroupRecord, PruneRecord, RequestNames, SkipJudgeRecord, StepEvent, StepNames,
@@ -15,6 +15,7 @@ use pagedraft_workloads::trace::{
 use serde::Serialize;
 use serde_json::json;
 
+use super::Session;
 use super::info::SessionInfo;
 use super::options::{EngineOptions, SpeculationOptions, TraceOptions};
 use super::trace_dsa::TraceDsa;
@@ -320,5 +321,36 @@ impl Trace {
     pub fn finish(mut self, summary: &serde_json::Value, tensors_left_out: u64) -> anyhow::Result<()> {
         self.writer.leave_out_tensors(tensors_left_out);
         Ok(self.writer.finish(summary)?)
+    }
+}
+
+impl Session {
+    /// Writes what there is to write of a step that was applied. Making its plan took `schedule`.
+    ///
+    /// # Errors
+    ///
+    /// The disk or the device has a fault.
+    pub(super) fn trace_step(&mut self, schedule: Duration) -> anyhow::Result<()> {
+        if self.trace.is_some() || self.keeps_prefixes {
+            self.save_prefixes();
+            self.scheduler.drain_journal(&mut self.journal);
+            self.journal_seen = 0;
+        }
+        if let Some(trace) = &mut self.trace {
+            let (draft, blocks) = (self.executor.group_step(), self.scheduler.blocks());
+            trace.step(schedule, &self.plan, &self.outcome, &self.applied, draft, (blocks, &self.journal))?;
+            trace.dsa((&self.plan, &self.outcome), self.executor.runner(), &self.scheduler)?;
+            trace.judged(&self.plan, &self.outcome.record.passes)?;
+            if let Some(tracer) = self.executor.tensor_tracer() {
+                trace.tensors(tracer.events(), (&self.plan, &self.outcome))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// How many events of tensors were traced, and how many were left out because there would have been too many; `None` if none are
+    /// traced.
+    pub fn tensor_counts(&self) -> Option<(u64, u64)> {
+        self.executor.tensor_tracer().map(TensorTracer::counts)
     }
 }

@@ -210,6 +210,7 @@ fn finish(canvas: &mut Canvas, eligible: &[u32], fresh: Vec<Candidate>, record: 
     CanvasPass {
         watchdog: stuck && !ends,
         left_aside,
+        masks_left: left,
         pos: candidates.iter().map(|candidate| candidate.position).collect(),
         tok: candidates.iter().map(|candidate| candidate.token).collect(),
         ends,

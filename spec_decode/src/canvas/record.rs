@@ -27,6 +27,8 @@ pub struct CanvasPass {
     pub compared: bool,
     /// The number of masks that this pass could have filled and that had neither a choice of their own nor a kept one.
     pub left_aside: u32,
+    /// The number of masks that the block has after this pass.
+    pub masks_left: u32,
     /// The sum over the layers of the tokens that ran through each.
     pub token_layers: u64,
     /// Whether the next pass is a full one because this one could not fill anything.
