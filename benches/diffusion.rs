@@ -1,6 +1,6 @@
 //! Block diffusion: what caches, skipped layers and batches are worth on a LLaDA shape of about 100 million weights.
 //!
-//! `cargo bench --bench diffusion [-- --rounds N --threads N --part 1..4]`
+//! `cargo bench --bench diffusion [-- --rounds N --threads N --part 1..5]`
 //!
 //! The model has 12 layers of width 768, 12 heads, feed-forward width 2,048, 32,000 tokens, bf16, weights drawn from a seed, and is
 //! written to a temporary directory. Prompts have 64 tokens, blocks 32.
@@ -11,6 +11,8 @@
 //!    that are computed would allow. Weights drawn from a seed say nothing about the quality of what is skipped.
 //! 3. *Batches*: eight requests that arrive in different blocks, together and one after another, with blocks of 4, 8 and 32.
 //! 4. *Graphs*: the dual cache from graphs and eagerly.
+//! 5. *Traces of tensors*: one request of 64 tokens, four a pass, in the dual cache: traced without tensors, with their shapes, and with
+//!    their statistics, all eagerly.
 #![allow(clippy::expect_used, reason = "a test or a bench that fails says where")]
 
 #[path = "support/flag.rs"]
@@ -22,8 +24,12 @@ use std::time::Instant;
 use flag::flag;
 use pagedraft::session::{
     Decoder, Diffusion, DiffusionOptions, EngineOptions, LoadFormat, ModelRef, Request, Session, SkipLayers,
+    TraceOptions,
 };
+use pagedraft_spec_decode::tensors::{TensorLevel, TensorTracing};
 use pagedraft_spec_decode::{Guard, SkipPolicy};
+use pagedraft_workloads::run::LineFormat;
+use pagedraft_workloads::trace::TraceTables;
 
 const CONFIG: &str = r#"{"architectures": ["LLaDAModelLM"], "model_type": "llada", "d_model": 768, "n_heads": 12,
     "n_layers": 12, "mlp_hidden_size": 2048, "vocab_size": 32000, "embedding_size": 32000, "max_sequence_length": 2048,
@@ -99,9 +105,9 @@ fn main() {
     let dir = std::env::temp_dir().join("pagedraft-bench-llada");
     std::fs::create_dir_all(&dir).expect("a temporary directory");
     std::fs::write(dir.join("config.json"), CONFIG).expect("a file in it");
-    let open = |skip_layers: SkipLayers, enforce_eager: bool| {
+    let engine = |skip_layers: SkipLayers, enforce_eager: bool| {
         let diffusion = DiffusionOptions { skip_layers, ..DiffusionOptions::default() };
-        let options = EngineOptions {
+        EngineOptions {
             load_format: LoadFormat::Dummy,
             num_blocks: Some(512),
             max_num_seqs: 8,
@@ -110,8 +116,10 @@ fn main() {
             diffusion,
             enforce_eager,
             ..EngineOptions::new(ModelRef::Directory(PathBuf::from(&dir)))
-        };
-        Session::open(&options).expect("the model opens")
+        }
+    };
+    let open = |skip_layers: SkipLayers, enforce_eager: bool| {
+        Session::open(&engine(skip_layers, enforce_eager)).expect("the model opens")
     };
     let how = |decoder| Diffusion { decoder, ..Diffusion::default() };
 
@@ -201,5 +209,35 @@ fn main() {
         let (median, least) = ratio(&all[0].1, &all[1].1);
         let replays = g.run_counts().0.replays;
         println!("graphs: {median:.2} times as fast as eager (least: {least:.2}), {replays} replays");
+    }
+    if asked(5) {
+        let traced = |name: &str, level: Option<TensorLevel>| {
+            let to = dir.join(format!("trace-{name}"));
+            let _ = std::fs::remove_dir_all(&to);
+            let all =
+                |level| TensorTracing { level, layers: 0..=u16::MAX, steps: 0..=u64::MAX, most: u64::MAX };
+            let options = EngineOptions {
+                trace: Some(TraceOptions { dir: to, tables: TraceTables::Full, format: LineFormat::Jsonl }),
+                trace_tensors: level.map(all),
+                ..engine(SkipLayers::Never, true)
+            };
+            Session::open(&options).expect("the model opens")
+        };
+        let mut off = traced("off", None);
+        let mut shapes = traced("summary", Some(TensorLevel::Summary));
+        let mut stats = traced("stats", Some(TensorLevel::Stats));
+        let one = || requests(1, 64, &Diffusion { steps: Some(16), ..how(Decoder::DualCache) });
+        let all = rounds(
+            count,
+            [
+                Box::new(|| run(&mut off, &one(), 0)),
+                Box::new(|| run(&mut shapes, &one(), 0)),
+                Box::new(|| run(&mut stats, &one(), 0)),
+            ],
+        );
+        for ((_, seconds), name) in all.iter().zip(["no tensors", "summary", "stats"]) {
+            let (median, least) = ratio(seconds, &all[0].1);
+            println!("tensors, {name}: {median:.3} times the time without (least: {least:.3})");
+        }
     }
 }

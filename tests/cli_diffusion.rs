@@ -40,6 +40,7 @@ fn a_canvas_comes_with_its_passes_and_a_strict_run_fails_where_masks_are_left() 
     let passes = output["steps"].as_array().unwrap();
     let rows: Vec<u64> = passes.iter().map(|pass| pass["rows"].as_u64().unwrap()).collect();
     assert_eq!(rows[..2], [35, 16]);
+    assert_eq!(output["diagnosis"], json!([]));
     assert_eq!(output["token_layers"], json!(4 * rows.iter().sum::<u64>()));
 
     let broken = [
@@ -56,6 +57,13 @@ fn a_canvas_comes_with_its_passes_and_a_strict_run_fails_where_masks_are_left() 
     assert_eq!(warned.code, Some(0), "{}", warned.stderr);
     assert!(warned.stderr.contains("masks are left of 32 tokens"), "{}", warned.stderr);
     assert!(warned.stderr.contains("every token of a block skipped"), "{}", warned.stderr);
+    assert!(warned.stderr.contains("had no choice (block 0 pass 1"), "{}", warned.stderr);
+    let told = &scratch.json("out.json")["diagnosis"];
+    let number = |name: &str| -> u64 {
+        told.as_array().unwrap().iter().map(|fault| fault[name].as_u64().unwrap()).sum()
+    };
+    assert!(number("masks_left") >= scratch.json("out.json")["masks_left"].as_u64().unwrap());
+    assert!(number("stable_masks") > 0 && told[0]["all_stable"] == true, "{told}");
     let strict = run(&[&broken[..], &["--strict"]].concat());
     assert_ne!(strict.code, Some(0));
     assert!(strict.stderr.contains("--strict: the diagnosis has"), "{}", strict.stderr);

@@ -140,6 +140,51 @@ impl KvLayer {
         unsafe { self.value_at(slot, self.layout.v_row(head, token) + d) }
     }
 
+    /// A token's stored keys and values, `kv_heads * head_dim` of each, widened to f32.
+    ///
+    /// # Safety
+    ///
+    /// `slot` exists, both slices have so many elements, and nobody writes the slot during the call.
+    pub unsafe fn read(&self, slot: u64, keys: &mut [f32], values: &mut [f32]) {
+        // SAFETY: as the caller promises; the elements have the layout's type.
+        unsafe {
+            match self.layout.dtype() {
+                KvDtype::F32 => self.read_as(slot, keys, values, |raw: f32| raw),
+                KvDtype::F16 => {
+                    self.read_as(slot, keys, values, |raw: u16| half::f16::from_bits(raw).to_f32());
+                }
+                KvDtype::Bf16 => {
+                    self.read_as(slot, keys, values, |raw: u16| half::bf16::from_bits(raw).to_f32());
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    ///
+    /// That of [`read`](Self::read), and elements are of type `R`.
+    unsafe fn read_as<R: Copy>(
+        &self,
+        slot: u64,
+        keys: &mut [f32],
+        values: &mut [f32],
+        widen: impl Fn(R) -> f32,
+    ) {
+        let (dim, block_size) = (self.layout.head_dim(), u64::from(self.layout.block_size()));
+        let (block, token) = (self.block(BlockId((slot / block_size) as u32)), (slot % block_size) as usize);
+        let heads = keys.chunks_exact_mut(dim).zip(values.chunks_exact_mut(dim));
+        for (head, (keys, values)) in heads.enumerate() {
+            let (k, v) = (self.layout.k_element(head, token, 0), self.layout.v_row(head, token));
+            for (d, (key, value)) in keys.iter_mut().zip(values).enumerate() {
+                // SAFETY: both elements lie in the block, and blocks are aligned for their elements.
+                unsafe {
+                    *key = widen(*block.cast::<R>().add(k + d * LANES));
+                    *value = widen(*block.cast::<R>().add(v + d));
+                }
+            }
+        }
+    }
+
     unsafe fn value_at(&self, slot: u64, element: usize) -> f32 {
         let block = self.block(BlockId((slot / u64::from(self.layout.block_size())) as u32));
         // SAFETY: the element lies in the block, and blocks are aligned for their elements.

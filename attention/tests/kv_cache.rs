@@ -68,6 +68,14 @@ fn stored_values_are_the_given_ones_rounded_to_nearest_even() {
                         assert_eq!(v.to_bits(), rounded(dtype, sequence.v[at]).to_bits());
                     }
                 }
+                let width = heads.kv_width();
+                let (mut keys, mut values) = (vec![0.0; width], vec![0.0; width]);
+                unsafe { cache.layer.read(cache.slot(&table, i) as u64, &mut keys, &mut values) };
+                let is = |found: &[f32], given: &[f32]| {
+                    let given = &given[i * width..(i + 1) * width];
+                    found.iter().zip(given).all(|(f, &g)| f.to_bits() == rounded(dtype, g).to_bits())
+                };
+                assert!(is(&keys, &sequence.k) && is(&values, &sequence.v), "the row of token {i}");
             }
         }
     }

@@ -16,7 +16,7 @@ use crate::device_times::DeviceTimes;
 use crate::dsa::{FillMatrices, MatrixStack};
 use crate::error::ModelError;
 use crate::graph::GraphKey;
-use crate::kv::PartShape;
+use crate::kv::{KvRef, KvRows, PartShape};
 use crate::step_inputs::StepInputs;
 use crate::tiers::{TierOptions, Tiers};
 
@@ -213,6 +213,10 @@ impl Device for AnyDevice {
 
     fn attention_mass(&mut self, mass: &Mass<'_>) -> Result<Vec<f32>, ModelError> {
         on!(self, device => device.attention_mass(mass))
+    }
+
+    fn read_kv(&mut self, kv: KvRef, slots: &[i64], into: &mut KvRows) -> Result<(), ModelError> {
+        on!(self, device => device.read_kv(kv, slots, into))
     }
 
     fn chooses(&self) -> bool {

@@ -19,7 +19,7 @@ use crate::device_times::DeviceTimes;
 use crate::dsa::{FillMatrices, MatrixStack, SparseOp};
 use crate::error::ModelError;
 use crate::graph::GraphKey;
-use crate::kv::{KvRef, PartShape};
+use crate::kv::{KvRef, KvRows, PartShape};
 use crate::step_inputs::StepInputs;
 use crate::tiers::Tiers;
 
@@ -401,6 +401,17 @@ pub trait Device {
         let _ = mass;
         let what = "this device does not tell what its queries attend to: use --device cpu".to_owned();
         Err(ModelError::BadInputs { what })
+    }
+
+    /// What the slots of a layer hold, into `into`: a row of zeros for slot -1.
+    ///
+    /// # Errors
+    ///
+    /// A layer or a slot that does not exist, or a device that does not tell.
+    fn read_kv(&mut self, kv: KvRef, slots: &[i64], into: &mut KvRows) -> Result<(), ModelError> {
+        let _ = (kv, slots, into);
+        let what = "this device does not tell what its KV cache holds: use --device cpu to trace tensors";
+        Err(ModelError::BadInputs { what: what.to_owned() })
     }
 
     /// Whether the device chooses tokens itself, so that no logits have to leave it.

@@ -77,6 +77,8 @@ pub struct RunCounts {
     pub eager: u64,
     /// How many of the eager ones looked for a graph in vain, by reason.
     pub fallbacks: BTreeMap<Fallback, u64>,
+    /// Operations behind which somebody looked at tensors: 0 unless tensors are traced.
+    pub observed: u64,
     /// Time that the device spent running operations, logits included. It is measured by the device's own clock if it has
     /// one, otherwise by the host's.
     pub in_kernels: Duration,

@@ -23,6 +23,23 @@ impl KvRef {
     }
 }
 
+/// What some slots of a layer hold, widened to f32: keys and values, or latents in place of keys.
+#[derive(Clone, Debug, Default)]
+pub struct KvRows {
+    /// `[slots, key_width]`.
+    pub keys: Vec<f32>,
+    /// `[slots, value_width]`.
+    pub values: Vec<f32>,
+    /// Values of a row of keys.
+    pub key_width: usize,
+    /// Values of a row of values; 0 if there are none.
+    pub value_width: usize,
+    /// How many heads a row belongs to.
+    pub heads: usize,
+    /// The type that they are stored in.
+    pub dtype: &'static str,
+}
+
 /// What a part of a KV group holds of one token in one layer. How many bytes that takes is the device's choice: see
 /// [`Device::token_bytes`](crate::Device::token_bytes).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

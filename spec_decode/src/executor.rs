@@ -25,6 +25,7 @@ use crate::sampling::Changer;
 use crate::scorer::Scorer;
 use crate::segment_rows::{SegmentRows, one_segment};
 use crate::shadow::Shadow;
+use crate::tensors::TensorTracer;
 use crate::thinning::ThinnedPrompts;
 
 /// The KV group of a dense model.
@@ -67,6 +68,9 @@ pub struct ModelExecutor<D: Device> {
     keep_groups: bool,
     pub(crate) shadow: Option<Shadow>,
     pub(crate) metrics: SpeculationMetrics,
+    pub(crate) tensors: Option<TensorTracer>,
+    /// Whether the tensors of the step that runs are traced.
+    pub(crate) traces: bool,
     pub(crate) keep_logits: bool,
     pub(crate) keep_hidden: bool,
     /// The plan rows that may have drafts. `drafts` and `accepted` have an entry for each of them.
@@ -125,6 +129,8 @@ impl<D: Device> ModelExecutor<D> {
             keep_groups: false,
             shadow: None,
             metrics: SpeculationMetrics::default(),
+            tensors: None,
+            traces: false,
             keep_logits: false,
             keep_hidden: false,
             drafting: Vec::new(),
@@ -274,6 +280,17 @@ impl<D: Device> ModelExecutor<D> {
         self.keep_logits = keep;
     }
 
+    /// Has the tensors of every later step looked at by `tracer`, or by nobody if it is `None`. A step that it traces runs eagerly, with
+    /// the same bits.
+    pub fn trace_tensors(&mut self, tracer: Option<TensorTracer>) {
+        self.tensors = tracer;
+    }
+
+    /// Who looks at the tensors of steps.
+    pub fn tensor_tracer(&self) -> Option<&TensorTracer> {
+        self.tensors.as_ref()
+    }
+
     /// Sets whether the record keeps the hidden states after the final norm.
     pub fn keep_hidden(&mut self, keep: bool) {
         self.keep_hidden = keep;
@@ -413,6 +430,7 @@ impl<D: Device> Executor for ModelExecutor<D> {
         outcome.record.clear();
         self.faults.clear();
         self.faults.resize(plan.rows.len(), None);
+        self.traces = self.tensors.as_mut().is_some_and(|tracer| tracer.begin(plan.id.0));
         let start = Instant::now();
         self.propose(plan, kv)?;
         self.begin_passes(plan)?;

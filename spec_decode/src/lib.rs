@@ -92,6 +92,7 @@ mod segment_rows;
 mod segment_run;
 mod shadow;
 mod shadow_run;
+pub mod tensors;
 mod thinning;
 
 pub use canvas::{CanvasPass, Denoising, Guard, Remasking, Skip, SkipPolicy, SkipStates};

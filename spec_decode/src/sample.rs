@@ -60,6 +60,12 @@ impl<D: Device> ModelExecutor<D> {
             for r in from..to {
                 let i = sampled.rows[r] as usize;
                 let rows = sampled.starts[r] - first..sampled.starts[r + 1] - first;
+                if let (Some(tracer), Some(logits), true) = (&mut self.tensors, &logits, self.traces) {
+                    let end = self.rows.last().map_or(0, |rows| rows.ends[i]);
+                    let positions = (end.saturating_sub(1)..).take(rows.len()).collect();
+                    let of_rows = rows.clone().map(|at| logits.row(at));
+                    tracer.logits((i, &plan.rows[i]), None, positions, of_rows);
+                }
                 let parts = Parts {
                     requests: &self.requests,
                     verifier: &mut self.verifier,

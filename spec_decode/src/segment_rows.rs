@@ -83,6 +83,25 @@ impl<'a> Sources<'a> {
         thinning.is_some_and(|thinning| thinning.compact)
     }
 
+    /// The positions in the sequence of the `count` token rows of a row in a segment, drafts included.
+    pub fn positions(&self, row: &PlanRow, segment: u16, count: u32) -> Vec<u32> {
+        if segment > 0
+            && self.thins(row)
+            && let Ok((thinned, prompt_len)) = self.thinned(row)
+        {
+            let first = self.span(row, segment).0;
+            return (first..first + count)
+                .map(|index| thinned.position(segment, index, prompt_len))
+                .collect();
+        }
+        (row.tokens.start..row.tokens.start + count).collect()
+    }
+
+    /// Whether the group holds tokens of the sequence before those of a row.
+    pub fn has_past(&self, row: &PlanRow, segment: u16, group: Option<GroupId>) -> bool {
+        group.is_some_and(|group| context(self, row, group, self.span(row, segment).0) > 0)
+    }
+
     /// The known tokens of a plan row that run in a segment: the index of the first one among all the
     /// sequence's tokens that reach the segment, and how many they are.
     fn span(&self, row: &PlanRow, segment: u16) -> (u32, u32) {

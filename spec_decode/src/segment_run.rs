@@ -41,9 +41,12 @@ impl<D: Device> ModelExecutor<D> {
             if inputs.tokens.is_empty() {
                 continue;
             }
-            let replays = self.runner.replays_segment(segment, inputs);
+            let replays = !self.traces && self.runner.replays_segment(segment, inputs);
             inputs.groups.iter_mut().for_each(|metadata| metadata.use_cuda_graph = replays);
-            *ran = self.runner.forward_segment(segment, inputs)?;
+            *ran = match self.traces {
+                true => self.trace_segment(segment, plan, kv, inputs)?,
+                false => self.runner.forward_segment(segment, inputs)?,
+            };
             if segment == 0 {
                 self.judge_passes(plan)?;
             }
@@ -57,7 +60,7 @@ impl<D: Device> ModelExecutor<D> {
         Ok(gather_us)
     }
 
-    fn sources<'a>(&'a self, plan: &'a StepPlan, kv: &'a dyn KvView) -> Sources<'a> {
+    pub(crate) fn sources<'a>(&'a self, plan: &'a StepPlan, kv: &'a dyn KvView) -> Sources<'a> {
         Sources {
             plan,
             kv,

@@ -2,7 +2,9 @@
 
 use anyhow::ensure;
 use clap::{Args, ValueEnum};
-use pagedraft::session::{Decoder, Diffusion, DiffusionOptions, RequestOutput, SkipLayers};
+use pagedraft::session::{
+    Decoder, Diffusion, DiffusionFault, DiffusionOptions, DiffusionOutput, RequestOutput, SkipLayers,
+};
 use pagedraft_spec_decode::{Guard, Remasking, SkipPolicy, SkipStates};
 
 use super::engine_flags::note;
@@ -101,6 +103,16 @@ pub struct DiffusionFlags {
     return_steps: bool,
 }
 
+/// The blocks and passes of some faults, the first ones by name.
+fn places(canvas: &DiffusionOutput, of: impl Fn(&DiffusionFault) -> bool) -> String {
+    const NAMED: usize = 4;
+    let found: Vec<&DiffusionFault> = canvas.diagnosis.iter().filter(|fault| of(fault)).collect();
+    let named = found.iter().take(NAMED).map(|fault| format!("block {} pass {}", fault.block, fault.step));
+    let more = found.len().saturating_sub(NAMED);
+    let more = (more > 0).then(|| format!("and {more} more"));
+    named.chain(more).collect::<Vec<_>>().join(", ")
+}
+
 impl DiffusionFlags {
     /// The engine's options.
     pub fn options(&self) -> DiffusionOptions {
@@ -167,15 +179,25 @@ impl DiffusionFlags {
             };
             if canvas.masks_left > 0 {
                 warn(format!(
-                    "{} masks are left of {} tokens: masks that were judged stable were not filled, because --skip-guard is none",
+                    "{} masks are left of {} tokens ({}): masks that were judged stable were not filled, because --skip-guard is none",
                     canvas.masks_left,
-                    output.token_ids.len()
+                    output.token_ids.len(),
+                    places(canvas, |fault| fault.masks_left > 0)
+                ));
+            }
+            let aside: u32 = canvas.diagnosis.iter().map(|fault| fault.stable_masks).sum();
+            if aside > 0 {
+                warn(format!(
+                    "{aside} times a mask was judged stable and had no choice ({}): --skip-guard guard lets it run through all layers",
+                    places(canvas, |fault| fault.stable_masks > 0)
                 ));
             }
             if canvas.passes_all_stable > 0 {
                 warn(format!(
-                    "in {} of {} passes every token of a block skipped the later layers while masks were left: --skip-threshold is too low",
-                    canvas.passes_all_stable, canvas.nfe
+                    "in {} of {} passes every token of a block skipped the later layers while masks were left ({}): --skip-threshold is too low",
+                    canvas.passes_all_stable,
+                    canvas.nfe,
+                    places(canvas, |fault| fault.all_stable)
                 ));
             }
             if canvas.watchdog_passes > 0 {

@@ -22,6 +22,7 @@ use super::diffusion_flags::DiffusionFlags;
 use super::interrupt;
 use super::prune_flags::PruneFlags;
 use super::speculation_flags::SpeculationFlags;
+use super::tensor_flags::TensorFlags;
 
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Engine")]
@@ -143,6 +144,8 @@ pub struct EngineFlags {
     /// Tokens of a prompt that `prefix_key` in these records stands for, at most
     #[arg(long, value_name = "TOKENS", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
     trace_prefix_key_tokens: u32,
+    #[command(flatten)]
+    pub tensors: TensorFlags,
     #[command(flatten)]
     prune: PruneFlags,
     #[command(flatten)]
@@ -276,6 +279,7 @@ impl EngineFlags {
             diffusion: self.diffusion.options(),
             trace: self.trace_options()?,
             trace_dsa: self.trace_dsa_options(),
+            trace_tensors: self.tensors.tracing(),
             attaches_trace: false,
             interrupt: Some(interrupt::flag()),
         })

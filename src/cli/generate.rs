@@ -90,6 +90,7 @@ impl Generate {
             .collect::<anyhow::Result<Vec<_>>>()?;
         totals.speculation = options.speculation.draft.is_some().then(|| session.take_metrics());
         session.close(&totals.json(outputs.len()))?;
+        self.engine.tensors.tell_what_is_left_out(&session);
         if outputs.is_empty() {
             // Ctrl-C came before anything was submitted, so an output file that exists is kept.
             return Ok(Ended::Interrupted);

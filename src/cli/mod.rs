@@ -31,6 +31,7 @@ mod speculation_flags;
 mod stamp;
 mod stdout;
 mod step_figures;
+mod tensor_flags;
 mod trace;
 mod train;
 

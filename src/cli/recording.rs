@@ -16,7 +16,7 @@ pub fn plain(options: &EngineOptions) -> Option<EngineOptions> {
     plain.enforce_eager = true;
     plain.shadow_rate = 0.0;
     plain.inject_decode_graph_for_verify = false;
-    (plain.trace, plain.attaches_trace) = (None, false);
+    (plain.trace, plain.attaches_trace, plain.trace_tensors) = (None, false, None);
     Some(plain)
 }
 

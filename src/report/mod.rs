@@ -28,6 +28,7 @@ mod steady;
 mod step_delta;
 mod step_points;
 pub mod table2;
+mod tensors;
 mod trace_window;
 
 use std::path::{Path, PathBuf};
@@ -68,7 +69,7 @@ pub fn write_shown(directories: &[PathBuf], out: &Path, shown: Shown) -> anyhow:
 /// not.
 pub fn page(directories: &[PathBuf], shown: Shown) -> anyhow::Result<String> {
     let runs = directories.iter().map(|dir| Run::read(dir, shown)).collect::<anyhow::Result<Vec<_>>>()?;
-    page::html(&runs)
+    page::html(&runs, &tensors::pictures(directories)?)
 }
 
 /// Writes a page to `out`, as a whole or not at all.

@@ -26,12 +26,12 @@ const SETTINGS: [(&str, &[&str]); 14] = [
     ("revision", &["revision"]),
 ];
 
-/// The whole page.
+/// The whole page. `parting` are pictures of where runs part.
 ///
 /// # Errors
 ///
 /// No error is expected, because it is written to memory.
-pub(super) fn html(runs: &[Run]) -> anyhow::Result<String> {
+pub(super) fn html(runs: &[Run], parting: &[String]) -> anyhow::Result<String> {
     let names: Vec<&str> = runs.iter().map(|run| run.name.as_str()).collect();
     let title = escape(&names.join(", "));
     let mut page = format!(
@@ -46,7 +46,8 @@ pub(super) fn html(runs: &[Run]) -> anyhow::Result<String> {
     }
     page.push_str(&figures::tables(runs));
     page.push_str(&steady::tables(runs));
-    let pictures = pictures::all(runs);
+    let mut pictures = pictures::all(runs);
+    pictures.extend_from_slice(parting);
     if !pictures.is_empty() {
         let _ = write!(
             page,

@@ -110,6 +110,35 @@ pub struct DiffusionStep {
     pub tok: Vec<u32>,
 }
 
+/// What went wrong in a pass over a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct DiffusionFault {
+    /// The block, counted from 0.
+    pub block: u32,
+    /// The pass over this block, counted from 0.
+    pub step: u32,
+    /// The number of masks that were left in the block when it ended with this pass. The first pass of a later block may still fill some.
+    pub masks_left: u32,
+    /// The number of masks that had no choice in this pass, because they were judged stable.
+    pub stable_masks: u32,
+    /// Whether every token of the block was judged stable although there were masks.
+    pub all_stable: bool,
+}
+
+impl DiffusionFault {
+    /// What went wrong in a pass, if anything did.
+    fn of(pass: &CanvasPass) -> Option<Self> {
+        let fault = Self {
+            block: pass.block,
+            step: pass.step,
+            masks_left: if pass.ends { pass.masks_left } else { 0 },
+            stable_masks: pass.left_aside,
+            all_stable: pass.is_all_stable(),
+        };
+        (fault.masks_left > 0 || fault.stable_masks > 0 || fault.all_stable).then_some(fault)
+    }
+}
+
 /// What became of a canvas.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct DiffusionOutput {
@@ -125,6 +154,8 @@ pub struct DiffusionOutput {
     pub passes_with_stable_masks: u32,
     /// The number of passes in which all tokens of the block skipped the later layers and masks were left.
     pub passes_all_stable: u32,
+    /// The passes in which something went wrong.
+    pub diagnosis: Vec<DiffusionFault>,
     /// Every pass, if asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub steps: Option<Vec<DiffusionStep>>,
@@ -181,7 +212,8 @@ impl CanvasOutput {
             token_layers: self.passes.iter().map(|pass| pass.token_layers).sum(),
             watchdog_passes: count(&|pass| pass.watchdog),
             passes_with_stable_masks: count(&|pass| pass.masked_stable > 0),
-            passes_all_stable: count(&|pass| pass.active == 0 && pass.masked_before > 0),
+            passes_all_stable: count(&|pass| pass.is_all_stable()),
+            diagnosis: self.passes.iter().filter_map(DiffusionFault::of).collect(),
             steps: self.return_steps.then(|| self.passes.iter().map(step).collect()),
         }
     }

@@ -3,7 +3,7 @@
 
 use anyhow::ensure;
 
-use pagedraft_model::RunCounts;
+use pagedraft_model::{AnyDevice, RunCounts, Runner};
 use pagedraft_scheduler::{DraftControl, DraftReport, StepPlan};
 use pagedraft_spec_decode::ExecutionRecord;
 use pagedraft_spec_decode::canary::CanaryReport;
@@ -128,6 +128,11 @@ impl Session {
     /// There is not enough memory.
     pub fn touch(&mut self) -> anyhow::Result<()> {
         Ok(self.executor.touch()?)
+    }
+
+    /// The model on its device, to look into and to plant faults in.
+    pub fn runner(&mut self) -> &mut Runner<AnyDevice> {
+        self.executor.runner()
     }
 
     /// Empties the prefix cache. If nothing is running, blocks are then handed out from 0 again.

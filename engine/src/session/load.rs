@@ -91,6 +91,24 @@ fn check_memory(
     parts.iter().try_for_each(|(flag, bytes)| ensure_fits(flag, *bytes))
 }
 
+/// Refuses a trace of tensors that nothing could be written to, or whose tensors cannot be looked at.
+fn check_tensor_trace(options: &EngineOptions, on_gpu: bool) -> anyhow::Result<()> {
+    let written = options.trace.is_some() || options.attaches_trace;
+    let refused = [
+        (!written, "the engine writes no trace", "add --trace-out DIR"),
+        (on_gpu, "a GPU does not tell what its KV cache holds", "add --device cpu"),
+        (
+            options.kv_tiers.is_asked_for(),
+            "latents that lie in KV tiers cannot be looked at",
+            "leave out --kv-hbm-blocks and the pools",
+        ),
+    ];
+    match refused.into_iter().find(|(refused, ..)| *refused && options.trace_tensors.is_some()) {
+        None => Ok(()),
+        Some((_, why, hint)) => Err(usage_hint(anyhow::anyhow!("--trace-tensors: {why}"), hint)),
+    }
+}
+
 pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
     let _span = tracing::debug_span!("load", model = %options.model).entered();
     let mut checkpoint = checkpoint::open(&options.model, options)?;
@@ -131,6 +149,7 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
         );
         return Err(usage_hint(error, "--device cpu"));
     }
+    check_tensor_trace(options, placement.is_gpu())?;
     let block_bytes = placement.block_bytes(&config)?;
     let draft_bytes = draft.as_ref().map_or(0, PlacedDraft::block_bytes);
     let blocks_in =

@@ -35,6 +35,7 @@ mod tokenizer;
 mod trace;
 mod trace_dsa;
 mod trace_groups;
+mod trace_tensors;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -49,11 +50,12 @@ use pagedraft_scheduler::{
     StepPlan, StepTimes,
 };
 use pagedraft_spec_decode::metrics::SpeculationMetrics;
+use pagedraft_spec_decode::tensors::{TensorTracer, TensorTracing};
 use pagedraft_spec_decode::{ExecuteError, ExecutionRecord, ModelExecutor, Registered};
 use pagedraft_workloads::trace::{TraceTables, TraceWriter};
 
 pub use checkpoint::open_checkpoint;
-pub use diffusion::{Decoder, Diffusion, DiffusionOutput, DiffusionStep};
+pub use diffusion::{Decoder, Diffusion, DiffusionFault, DiffusionOutput, DiffusionStep};
 pub use indexer_topk::IndexerTopk;
 pub use info::SessionInfo;
 pub use kv_events::CacheEvent;
@@ -107,6 +109,8 @@ pub struct Session {
     trace: Option<Trace>,
     /// What a trace that is attached records of sparse attention.
     trace_dsa: Option<TraceDsa>,
+    /// Which tensors a trace that is attached records.
+    trace_tensors: Option<TensorTracing>,
     /// The layers with an indexer and the keys that each chooses at most, if requests may ask for what was
     /// chosen.
     indexer_topk_shape: Option<(usize, usize)>,
@@ -143,7 +147,10 @@ impl Session {
         let config = trace::engine_config(options, &loaded.info, blocks, dsa.as_ref());
         let segments = loaded.segments;
         let create = |to| Trace::create(to, &config, (groups, &segments), dsa.clone());
-        let trace = options.trace.as_ref().map(create).transpose()?;
+        let mut trace = options.trace.as_ref().map(create).transpose()?;
+        if let Some((trace, tracing)) = trace.as_mut().zip(options.trace_tensors.clone()) {
+            loaded.executor.trace_tensors(Some(TensorTracer::new(tracing, trace.keep_tensors()?)));
+        }
         let keeps_prefixes = options.enable_prefix_caching
             && (options.kv_tiers.local_pool.is_some() || options.kv_tiers.remote_pool.is_some());
         loaded.scheduler.keep_journal(trace.is_some() || keeps_prefixes);
@@ -173,6 +180,7 @@ impl Session {
             rows: Vec::new(),
             trace,
             trace_dsa: dsa,
+            trace_tensors: options.trace_tensors.clone(),
             indexer_topk_shape,
             pruning: loaded.pruning,
             segments,
@@ -205,7 +213,11 @@ impl Session {
         ensure!(self.trace.is_none(), "the session has a trace already");
         ensure!(!self.has_unfinished(), "a trace can't begin while requests run");
         let groups = (self.scheduler.blocks().groups(), &self.segments[..]);
-        self.trace = Some(Trace::new(writer, tables, groups, self.trace_dsa.clone())?);
+        let mut trace = Trace::new(writer, tables, groups, self.trace_dsa.clone())?;
+        if let Some(tracing) = self.trace_tensors.clone() {
+            self.executor.trace_tensors(Some(TensorTracer::new(tracing, trace.keep_tensors()?)));
+        }
+        self.trace = Some(trace);
         self.scheduler.keep_journal(true);
         self.executor.keep_group_steps(true);
         Ok(())
@@ -494,12 +506,7 @@ impl Session {
         self.forget_lost_blocks();
         report.pool = self.scheduler.stats().pool;
         self.collect(&mut report)?;
-        self.drain_journal();
-        if let Some(trace) = &mut self.trace {
-            let (draft, blocks) = (self.executor.group_step(), self.scheduler.blocks());
-            trace.step(schedule, &self.plan, &self.outcome, &self.applied, draft, (blocks, &self.journal))?;
-            trace.dsa((&self.plan, &self.outcome), self.executor.runner(), &self.scheduler)?;
-        }
+        self.trace_step(schedule)?;
         self.trace_cuts()?;
         for applied in self.applied.iter().filter(|a| a.finish.is_some()) {
             self.by_key.remove(applied.request);
@@ -644,8 +651,13 @@ impl Session {
         if let (Some(counts), Some(summary)) = (self.tier_counts(), summary.as_object_mut()) {
             summary.insert("kv_tiers".to_owned(), serde_json::to_value(counts)?);
         }
+        let tensors = self.tensor_counts();
+        if let (Some((kept, left_out)), Some(summary)) = (tensors, summary.as_object_mut()) {
+            let counts = serde_json::json!({"entries": kept, "left_out": left_out});
+            summary.insert("trace_tensors".to_owned(), counts);
+        }
         match self.trace.take() {
-            Some(trace) => trace.finish(&summary),
+            Some(trace) => trace.finish(&summary, tensors.map_or(0, |(_, left_out)| left_out)),
             None => Ok(()),
         }
     }

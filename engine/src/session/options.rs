@@ -16,6 +16,7 @@ use pagedraft_model::cuda::KvStorage;
 use pagedraft_scheduler::Policy;
 use pagedraft_spec_decode::Scorer;
 use pagedraft_spec_decode::acceptance::Acceptance;
+use pagedraft_spec_decode::tensors::TensorTracing;
 use pagedraft_workloads::run::LineFormat;
 use pagedraft_workloads::trace::{DsaFormat, DsaRows, TraceTables};
 
@@ -403,6 +404,8 @@ pub struct EngineOptions {
     pub trace: Option<TraceOptions>,
     /// What that trace records of sparse attention.
     pub trace_dsa: DsaTraceOptions,
+    /// Which tensors that trace records; `None` for none.
+    pub trace_tensors: Option<TensorTracing>,
     /// Whether a trace will be [attached](crate::session::Session::attach_trace).
     pub attaches_trace: bool,
     /// Ends the step that runs while it is set: [`Session::step`](super::Session::step) then fails with an error that
@@ -448,6 +451,7 @@ impl EngineOptions {
             diffusion: DiffusionOptions::default(),
             trace: None,
             trace_dsa: DsaTraceOptions::default(),
+            trace_tensors: None,
             attaches_trace: false,
             interrupt: None,
         }

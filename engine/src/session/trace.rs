@@ -5,19 +5,22 @@ use std::time::Duration;
 use pagedraft_block_manager::{BlockManager, KvGroup, KvJournal, Salt};
 use pagedraft_model::{Device, Ran, Runner};
 use pagedraft_scheduler::{Applied, RequestKey, Scheduler, SegmentKv, StepOutcome, StepPlan};
-use pagedraft_spec_decode::ExecutionRecord;
 use pagedraft_spec_decode::proposer::GroupStep;
+use pagedraft_spec_decode::tensors::{TensorEvent, TensorTracer};
+use pagedraft_spec_decode::{CanvasPass, ExecutionRecord};
 use pagedraft_workloads::trace::{
-    KeptCounts, KvEvents, KvGroupRecord, PruneRecord, RequestNames, StepEvent, StepNames, TableDelta,
-    TimesUs, TraceTables, TraceWriter,
+    KeptCounts, KvEvents, KvGroupRecord, PruneRecord, RequestNames, SkipJudgeRecord, StepEvent, StepNames,
+    TableDelta, TimesUs, TraceTables, TraceWriter,
 };
 use serde::Serialize;
 use serde_json::json;
 
+use super::Session;
 use super::info::SessionInfo;
 use super::options::{EngineOptions, SpeculationOptions, TraceOptions};
 use super::trace_dsa::TraceDsa;
 use super::trace_groups::TraceGroups;
+use super::trace_tensors;
 use crate::exit::usage;
 
 /// A line about a pruned prompt.
@@ -26,6 +29,14 @@ struct PruneLine {
     event: &'static str,
     #[serde(flatten)]
     record: PruneRecord,
+}
+
+/// A line about how tokens of a canvas were judged.
+#[derive(Serialize)]
+struct SkipJudgeLine {
+    event: &'static str,
+    #[serde(flatten)]
+    record: SkipJudgeRecord,
 }
 
 /// A trace that is being written.
@@ -70,6 +81,12 @@ pub(super) fn engine_config(
         "indexer_kv_dtype": options.indexer_kv_dtype,
         // What the records of sparse attention are about, if this trace has any.
         "dsa": dsa.map(TraceDsa::config),
+        "trace_tensors": options.trace_tensors.as_ref().map(|tracing| json!({
+            "level": tracing.level.to_string(),
+            "layers": [tracing.layers.start(), tracing.layers.end()],
+            "steps": [tracing.steps.start(), tracing.steps.end()],
+            "max_entries": tracing.most,
+        })),
         "max_num_seqs": options.max_num_seqs,
         "max_num_batched_tokens": options.max_num_batched_tokens,
         "prefill_chunk": options.prefill_chunk,
@@ -248,12 +265,88 @@ impl Trace {
             .write(&PruneLine { event: "prune", record: PruneRecord { request_id, step, ..record } })?)
     }
 
-    /// Ends the trace.
+    /// Writes how the tokens of canvases were judged in a step whose line was written.
+    ///
+    /// # Errors
+    ///
+    /// The disk has a fault.
+    pub fn judged(&mut self, plan: &StepPlan, passes: &[CanvasPass]) -> anyhow::Result<()> {
+        for pass in passes.iter().filter(|pass| pass.compared) {
+            let record = SkipJudgeRecord {
+                request_id: self.names.request_id(pass.request).to_owned(),
+                step: plan.id.0 + self.writer.first_step(),
+                block: pass.block,
+                pass: pass.step,
+                rows: pass.rows,
+                stable: pass.stable,
+                active: pass.active,
+                masked_before: pass.masked_before,
+                masked_stable: pass.masked_stable,
+                left_aside: pass.left_aside,
+                all_stable_with_masks: pass.is_all_stable(),
+            };
+            self.writer.write(&SkipJudgeLine { event: "skip_judge", record })?;
+        }
+        Ok(())
+    }
+
+    /// Has the events of tensors written beside the steps. Returns the number of the first step.
+    ///
+    /// # Errors
+    ///
+    /// Their file can't be opened.
+    pub fn keep_tensors(&mut self) -> anyhow::Result<u64> {
+        self.writer.keep_tensors()?;
+        Ok(self.writer.first_step())
+    }
+
+    /// Writes what was seen of the tensors of a step whose line was written.
+    ///
+    /// # Errors
+    ///
+    /// The disk has a fault.
+    pub fn tensors(
+        &mut self,
+        events: &[TensorEvent],
+        step: (&StepPlan, &StepOutcome<ExecutionRecord>),
+    ) -> anyhow::Result<()> {
+        trace_tensors::write(events, step, &self.names, &mut self.writer)
+    }
+
+    /// Ends the trace, in which so many events of tensors are missing because there would have been too many.
     ///
     /// # Errors
     ///
     /// The disk has a fault, now or in an earlier line.
-    pub fn finish(self, summary: &serde_json::Value) -> anyhow::Result<()> {
+    pub fn finish(mut self, summary: &serde_json::Value, tensors_left_out: u64) -> anyhow::Result<()> {
+        self.writer.leave_out_tensors(tensors_left_out);
         Ok(self.writer.finish(summary)?)
+    }
+}
+
+impl Session {
+    /// Writes what there is to write of a step that was applied. Making its plan took `schedule`.
+    ///
+    /// # Errors
+    ///
+    /// The disk or the device has a fault.
+    pub(super) fn trace_step(&mut self, schedule: Duration) -> anyhow::Result<()> {
+        self.drain_journal();
+        if let Some(trace) = &mut self.trace {
+            let (draft, blocks) = (self.executor.group_step(), self.scheduler.blocks());
+            trace.step(schedule, &self.plan, &self.outcome, &self.applied, draft, (blocks, &self.journal))?;
+            trace.dsa((&self.plan, &self.outcome), self.executor.runner(), &self.scheduler)?;
+            trace.judged(&self.plan, &self.outcome.record.passes)?;
+            if let Some(tracer) = self.executor.tensor_tracer() {
+                trace.tensors(tracer.events(), (&self.plan, &self.outcome))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// How many events of tensors were traced, and how many were left out because there would have been too many; `None` if none are
+    /// traced.
+    pub fn tensor_counts(&self) -> Option<(u64, u64)> {
+        self.executor.tensor_tracer().map(TensorTracer::counts)
     }
 }

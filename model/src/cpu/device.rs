@@ -28,7 +28,7 @@ use crate::device::{BufferId, Device, Mass, Op, Precision};
 use crate::dsa::{FillMatrices, MatrixStack};
 use crate::error::ModelError;
 use crate::graph::GraphKey;
-use crate::kv::PartShape;
+use crate::kv::{KvRef, KvRows, PartShape};
 use crate::step_inputs::StepInputs;
 use crate::tiers::{TierOptions, Tiers};
 
@@ -448,6 +448,10 @@ impl Device for CpuDevice {
         let mut all = vec![0.0; call.item_len()];
         call.combine(&items, &mut all);
         Ok(all)
+    }
+
+    fn read_kv(&mut self, kv: KvRef, slots: &[i64], into: &mut KvRows) -> Result<(), ModelError> {
+        self.kv.read(kv, slots, into)
     }
 
     fn interrupt_on(&mut self, flag: Arc<AtomicBool>) {

@@ -5,6 +5,7 @@ mod buffer;
 mod device;
 mod kv;
 mod kv_groups;
+mod kv_read;
 pub mod matmul;
 pub mod memory;
 mod memory_limit;

@@ -99,13 +99,19 @@ impl<D: Device> Runner<D> {
     ///
     /// Those of [`forward_segment`](Self::forward_segment).
     pub fn segment_eager(&mut self, segment: usize, inputs: &StepInputs) -> Result<(), ModelError> {
+        self.bind_eager(segment, inputs)?;
+        self.run_ops()
+    }
+
+    /// Prepares to run a segment operation by operation.
+    pub(super) fn bind_eager(&mut self, segment: usize, inputs: &StepInputs) -> Result<(), ModelError> {
         self.check(segment, inputs)?;
         self.device.bind(inputs, None)?;
         self.ops.clear();
         self.model.segment(segment, self.rows, &mut self.ops);
         self.segment = segment;
         self.ran = Ran::Eager(None);
-        self.run_ops()
+        Ok(())
     }
 
     /// The first `rows` rows of the residual stream behind the segment that ran last, `[rows, hidden]`.

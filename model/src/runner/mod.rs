@@ -2,6 +2,7 @@
 
 mod forward;
 mod logits;
+mod observed;
 mod selections;
 
 use std::collections::HashMap;

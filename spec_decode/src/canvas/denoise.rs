@@ -8,6 +8,7 @@ use super::denoising::{Guard, Remasking};
 use super::judge::States;
 use super::record::CanvasPass;
 use super::state::Canvas;
+use super::traced;
 use super::transfer::{scheduled, transfer};
 use crate::error::ExecuteError;
 use crate::executor::ModelExecutor;
@@ -58,7 +59,10 @@ impl<D: Device> ModelExecutor<D> {
                 };
                 now.values.extend_from_slice(&states[start * hidden..end * hidden]);
             }
-            canvas.judge(full, now);
+            let before = canvas.judge(full, now);
+            if let Some(tracer) = self.tensors.as_mut().filter(|_| self.traces && canvas.was_compared()) {
+                traced::write(tracer, canvas, &before, (i, row.request), *skip.compared().start());
+            }
         }
         Ok(())
     }
@@ -108,6 +112,7 @@ impl<D: Device> ModelExecutor<D> {
                 stable: active.as_ref().map_or(0, |active| block_len as u32 - active.len() as u32),
                 active: active.as_ref().map_or(block_len as u32, |active| active.len() as u32),
                 masked_stable: canvas.masked_stable,
+                compared: canvas.was_compared(),
                 token_layers: depth * u64::from(rows) + (layers - depth) * ran_on,
                 logits,
                 ..CanvasPass::default()
@@ -148,6 +153,11 @@ impl<D: Device> ModelExecutor<D> {
         for part in ran.chunks(self.runner.limits().logit_rows.max(1)) {
             let selection: Vec<u32> = part.iter().map(|&(_, at)| start + at).collect();
             let logits = self.runner.logits(&selection)?;
+            if let Some(tracer) = self.tensors.as_mut().filter(|_| self.traces) {
+                let positions = part.iter().map(|&(position, _)| position).collect();
+                let rows = (0..part.len()).map(|at| logits.row(at));
+                tracer.logits((i, row), Some(canvas.pass()), positions, rows);
+            }
             for (at, &(position, _)) in part.iter().enumerate() {
                 let noise = Noise::new(&params, position);
                 let noisy = (temperature > 0.0).then_some((noise, temperature));
@@ -188,6 +198,7 @@ fn finish(canvas: &mut Canvas, eligible: &[u32], fresh: Vec<Candidate>, record: 
         candidates.extend(kept);
     }
     let none = candidates.is_empty();
+    let left_aside = (eligible.len() - candidates.len()) as u32;
     let count = scheduled(canvas.masks, canvas.denoising.passes, canvas.step);
     transfer(&mut candidates, count, canvas.denoising.threshold);
     candidates.iter().for_each(|&candidate| canvas.fill(candidate));
@@ -198,6 +209,8 @@ fn finish(canvas: &mut Canvas, eligible: &[u32], fresh: Vec<Candidate>, record: 
     canvas.step += 1;
     CanvasPass {
         watchdog: stuck && !ends,
+        left_aside,
+        masks_left: left,
         pos: candidates.iter().map(|candidate| candidate.position).collect(),
         tok: candidates.iter().map(|candidate| candidate.token).collect(),
         ends,

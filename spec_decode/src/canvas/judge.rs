@@ -11,11 +11,11 @@ pub(super) struct States {
 }
 
 impl States {
-    fn layers(&self) -> usize {
+    pub fn layers(&self) -> usize {
         self.values.len() / (self.tokens * self.hidden).max(1)
     }
 
-    fn of(&self, layer: usize, token: usize) -> &[f32] {
+    pub fn of(&self, layer: usize, token: usize) -> &[f32] {
         &self.values[(layer * self.tokens + token) * self.hidden..][..self.hidden]
     }
 }
@@ -51,7 +51,7 @@ pub(super) fn stable(policy: SkipPolicy, before: &States, now: &States) -> Vec<b
 }
 
 /// The cosine of the angle between two states, at most 1. A state of zeros has cosine 0 with every other.
-fn cosine(a: &[f32], b: &[f32]) -> f64 {
+pub(super) fn cosine(a: &[f32], b: &[f32]) -> f64 {
     let mut sums = [0f64; 3];
     for (&x, &y) in a.iter().zip(b) {
         let (x, y) = (f64::from(x), f64::from(y));

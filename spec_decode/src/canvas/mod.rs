@@ -18,6 +18,7 @@ mod denoising;
 mod judge;
 mod record;
 mod state;
+mod traced;
 mod transfer;
 
 pub use denoising::{Denoising, Guard, Remasking, Skip, SkipPolicy, SkipStates};

@@ -23,6 +23,12 @@ pub struct CanvasPass {
     pub active: u32,
     /// The number of masks that were judged stable.
     pub masked_stable: u32,
+    /// Whether the states of the block's tokens were compared with those of the pass before.
+    pub compared: bool,
+    /// The number of masks that this pass could have filled and that had neither a choice of their own nor a kept one.
+    pub left_aside: u32,
+    /// The number of masks that the block has after this pass.
+    pub masks_left: u32,
     /// The sum over the layers of the tokens that ran through each.
     pub token_layers: u64,
     /// Whether the next pass is a full one because this one could not fill anything.
@@ -35,4 +41,12 @@ pub struct CanvasPass {
     pub logits: Vec<(u32, Vec<f32>)>,
     /// Whether the block is final with this pass.
     pub ends: bool,
+}
+
+impl CanvasPass {
+    /// Whether every token of the block skipped the later layers although there were masks.
+    #[must_use]
+    pub fn is_all_stable(&self) -> bool {
+        self.active == 0 && self.masked_before > 0
+    }
 }

@@ -28,6 +28,8 @@ pub(crate) struct Canvas {
     states: States,
     /// The last choice for each position of the block.
     pub(super) kept: Vec<Option<Candidate>>,
+    /// Whether the states of this pass were compared with those of the pass before.
+    compared: bool,
     /// The positions of the block that run through all layers in this pass; `None` if all rows do.
     active: Option<Vec<u32>>,
     /// The masks that were judged stable in this pass.
@@ -46,6 +48,7 @@ impl Canvas {
             masks: 0,
             states: States::default(),
             kept: Vec::new(),
+            compared: false,
             active: None,
             masked_stable: 0,
         }
@@ -94,6 +97,7 @@ impl Canvas {
             self.masks = self.masks_left();
         }
         self.active = None;
+        self.compared = false;
         self.masked_stable = 0;
     }
 
@@ -111,9 +115,26 @@ impl Canvas {
         self.active.as_deref()
     }
 
-    /// Judges the tokens of the block by their states in this pass, if they can skip layers. A full pass runs all of them.
-    pub(super) fn judge(&mut self, full: bool, now: States) {
-        let Some(skip) = self.denoising.skip else { return };
+    /// Whether the tokens of the block were judged in this pass by how their states differ from those of the pass before.
+    pub(crate) fn was_compared(&self) -> bool {
+        self.compared
+    }
+
+    /// The number of the present block, and of the pass over it.
+    pub(crate) fn pass(&self) -> (u32, u32) {
+        (self.index(), self.step)
+    }
+
+    /// The states of the block's tokens in this pass, once they were judged.
+    pub(super) fn states(&self) -> &States {
+        &self.states
+    }
+
+    /// Judges the tokens of the block by their states in this pass, if they can skip layers. A full pass runs all of them. Returns the
+    /// states of the pass before.
+    pub(super) fn judge(&mut self, full: bool, now: States) -> States {
+        let Some(skip) = self.denoising.skip else { return States::default() };
+        self.compared = !full && now.layers() > 0 && self.states.values.len() == now.values.len();
         let stable =
             if full { vec![false; now.tokens] } else { judge::stable(skip.policy, &self.states, &now) };
         let is_stable = |position: &u32| stable[(position - self.block.start) as usize];
@@ -121,7 +142,8 @@ impl Canvas {
         let runs = |p: &u32| !is_stable(p) || (skip.guard == Guard::Guard && self.is_mask(*p));
         let active = (!full).then(|| self.block().filter(runs).collect());
         (self.masked_stable, self.active) = (masked_stable, active);
-        self.states = if full && !skip.compares_first { States::default() } else { now };
+        let now = if full && !skip.compares_first { States::default() } else { now };
+        std::mem::replace(&mut self.states, now)
     }
 }
 

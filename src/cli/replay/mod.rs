@@ -84,11 +84,13 @@ impl Replay {
         self.run.check()?;
         self.dataset.options(self.engine.seed)?;
         if self.run.simulates() {
-            self.engine
-                .refuse_trace_dsa("a simulated engine computes no attention that could be recorded")?;
+            let why = "a simulated engine computes no attention that could be recorded";
+            self.engine.refuse_trace_dsa(why)?;
+            self.engine.tensors.refuse(why)?;
         } else if !self.run.traces() {
-            self.engine
-                .refuse_trace_dsa("these records lie in the trace, and --no-trace says that there is none")?;
+            let why = "these records lie in the trace, and --no-trace says that there is none";
+            self.engine.refuse_trace_dsa(why)?;
+            self.engine.tensors.refuse(why)?;
         }
         if self.run.simulates() {
             self.check_models()?;

@@ -75,6 +75,7 @@ pub fn run(replay: &Replay, workload: &Workload) -> anyhow::Result<Option<Outcom
     watch.progress.end();
     let stopped = !whole.with_context(|| format!("the run in {} did not end", replay.out.display()))?;
     replay.engine.tell_of_the_tiers(&mut session);
+    replay.engine.tensors.tell_what_is_left_out(&session);
     let kv_tiers = session.tier_counts().map(serde_json::to_value).transpose()?;
     match stopped {
         // The trace of a run that may be resumed is not at its end, so it is not converted to its final

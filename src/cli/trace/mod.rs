@@ -1,6 +1,7 @@
 //! `pagedraft trace`.
 
 mod analyze;
+mod tensors;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -10,8 +11,8 @@ use clap::{Args, Subcommand, ValueEnum};
 use pagedraft::exit::{usage, usage_hint};
 use pagedraft_workloads::run::{LineFormat, LineReader, convert_lines};
 use pagedraft_workloads::trace::{
-    CheckReport, DSA_STEM, DsaRecords, SCHEMA_VERSION, STEPS_FILE, STEPS_STEM, SchemaOf, check_dir,
-    read_steps, schema, steps_file, write_npy,
+    CheckReport, DSA_STEM, DsaRecords, SCHEMA_VERSION, STEPS_FILE, STEPS_STEM, SchemaOf, TENSORS_STEM,
+    TensorLines, check_dir, read_steps, schema, steps_file, write_npy,
 };
 
 use super::{Ended, stdout};
@@ -27,6 +28,9 @@ pub enum Trace {
         #[command(subcommand)]
         what: analyze::Analyze,
     },
+    /// Count the tensors that a trace recorded, by event
+    Summary(tensors::Summary),
+    Diff(tensors::Diff),
     /// Print the JSON Schema of a file of a run
     Schema(Schema),
 }
@@ -75,6 +79,8 @@ enum Event {
     /// The records of sparse attention
     #[value(name = "dsa_topk")]
     DsaTopk,
+    /// What was seen of tensors
+    Tensor,
 }
 
 impl Event {
@@ -83,6 +89,7 @@ impl Event {
         match self {
             Self::Step => STEPS_STEM,
             Self::DsaTopk => DSA_STEM,
+            Self::Tensor => TENSORS_STEM,
         }
     }
 
@@ -93,6 +100,13 @@ impl Event {
         }
         if !directory.is_dir() {
             return Err(usage(anyhow!("{} is not a directory", directory.display())));
+        }
+        if self == Self::Tensor {
+            let lines = TensorLines::open(directory).map_err(|e| usage(e.into()))?;
+            return lines.map(TensorLines::into_lines).ok_or_else(|| {
+                let error = anyhow!("{} has no trace of tensors ({TENSORS_STEM})", directory.display());
+                usage_hint(error, "trace with --trace-tensors summary, stats or full")
+            });
         }
         let Some(records) = DsaRecords::open(directory).map_err(|e| usage(e.into()))? else {
             let error = anyhow!("{} has no records of sparse attention ({DSA_STEM})", directory.display());
@@ -120,6 +134,8 @@ enum Files {
     Summary,
     /// `config.json`
     Config,
+    /// A line of `trace_tensors.jsonl`
+    Tensors,
 }
 
 impl Trace {
@@ -128,6 +144,8 @@ impl Trace {
             Self::Check(check) => check.run(),
             Self::Export(export) => export.run(),
             Self::Analyze { what } => what.run(),
+            Self::Summary(summary) => summary.run(),
+            Self::Diff(diff) => diff.run(),
             Self::Schema(schema) => schema.run(),
         }
     }
@@ -231,7 +249,7 @@ impl Export {
     /// Writes an array for each request.
     fn arrays(&self, out: &Path) -> anyhow::Result<Ended> {
         if self.event != Event::DsaTopk {
-            let error = anyhow!("--format npy: steps are no arrays");
+            let error = anyhow!("--format npy: these lines are no arrays");
             return Err(usage_hint(error, "add --event dsa_topk, or name another format"));
         }
         let made = write_npy(&self.directory, out).map_err(|e| usage(e.into()))?;
@@ -247,6 +265,7 @@ impl Schema {
             Files::Requests => SchemaOf::Requests,
             Files::Summary => SchemaOf::Summary,
             Files::Config => SchemaOf::Config,
+            Files::Tensors => SchemaOf::Tensors,
         };
         let mut text = serde_json::to_string_pretty(&schema(of))?;
         text.push('\n');

@@ -15,13 +15,16 @@ mod record;
 mod replace;
 mod schema;
 mod segment_rows;
+mod skip_judge;
 mod steps;
 mod tables;
 mod target_rows;
+mod tensor;
 mod writer;
 
 pub use analyze::analyze_dsa;
 pub use check::{CheckReport, Rule, Violation, check_dir};
+use dsa::lines_before;
 pub use dsa::{
     DSA_STEM, DsaFacts, DsaFetch, DsaFetched, DsaFormat, DsaPrefix, DsaRecords, DsaRow, DsaRows, DsaScores,
     DsaSelection, DsaSource, DsaTiers, DsaToken, DsaTopkRecord, DsaTouched, DsaTraceConfig, dsa_file,
@@ -40,10 +43,16 @@ pub use replace::replace_file;
 pub(crate) use replace::replace_file_with;
 pub use schema::{SchemaOf, schema};
 use segment_rows::SegmentRows;
+pub use skip_judge::SkipJudgeRecord;
 pub(crate) use steps::last_step;
 pub use steps::{read_steps, steps_file};
 pub use tables::{TableDelta, TraceTables};
 pub use target_rows::TargetRows;
+pub use tensor::{
+    Deltas, DiffCell, DiffKv, DiffLayer, DiffOptions, DiffShape, DiffStep, DiffToken, Difference, LEFT_OUT,
+    Parting, TENSORS_STEM, TensorData, TensorDiff, TensorLines, TensorRecord, TensorSummary, TensorValue,
+    diff_tensors, position_list, position_ranges, summarise_tensors,
+};
 pub use writer::TraceWriter;
 
 /// Version of the trace's form, in `config.json` as `schema_version`.

@@ -7,6 +7,8 @@ use super::dsa::{DsaTopkRecord, DsaTraceConfig};
 use super::kv_events::KvGroupRecord;
 use super::prune::PruneRecord;
 use super::record::{ResumeRecord, SetupRecord, StepRecord};
+use super::skip_judge::SkipJudgeRecord;
+use super::tensor::TensorRecord;
 use crate::measures::Summary;
 use crate::replay::RequestLine;
 
@@ -22,6 +24,8 @@ pub enum SchemaOf {
     Summary,
     /// `config.json`.
     Config,
+    /// A line of `trace_tensors.jsonl`.
+    Tensors,
 }
 
 /// A line of `trace_steps`, by its `event`.
@@ -37,6 +41,8 @@ enum Line {
     Resume(ResumeRecord),
     /// Which tokens of a prompt went on behind a layer.
     Prune(Box<PruneRecord>),
+    /// How the tokens of a block of a canvas were judged.
+    SkipJudge(SkipJudgeRecord),
     /// What a layer with sparse attention attended to for a query token. These lines are in `dsa_topk.jsonl`, or coded in `dsa_topk.bin`.
     DsaTopk(Box<DsaTopkRecord>),
 }
@@ -82,6 +88,7 @@ pub fn schema(of: SchemaOf) -> Value {
         SchemaOf::Requests => generator.into_root_schema_for::<RequestLine>().to_value(),
         SchemaOf::Summary => generator.into_root_schema_for::<Summary>().to_value(),
         SchemaOf::Config => config(generator),
+        SchemaOf::Tensors => generator.into_root_schema_for::<TensorRecord>().to_value(),
     }
 }
 

@@ -7,9 +7,10 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::dsa::{DsaWriter, compact_file};
+use super::tensor::TensorWriter;
 use super::{
-    CONFIG_FILE, DSA_STEM, DsaFormat, DsaToken, DsaTraceConfig, STEPS_STEM, SUMMARY_FILE, replace_file,
-    steps_file,
+    CONFIG_FILE, DSA_STEM, DsaFormat, DsaToken, DsaTraceConfig, STEPS_STEM, SUMMARY_FILE, TENSORS_STEM,
+    TensorData, TensorRecord, replace_file, steps_file,
 };
 use crate::Error;
 use crate::run::{Begin, Leftovers, LineFormat, LineReader, LineWriter, convert_lines};
@@ -30,6 +31,10 @@ pub struct TraceWriter {
     first_step: u64,
     /// The records of sparse attention, if there are any.
     dsa: Option<DsaWriter>,
+    /// The events of tensors, if there are any.
+    tensors: Option<TensorWriter>,
+    /// Events of tensors that are missing because there would have been too many.
+    tensors_left_out: u64,
     /// Whether it goes on with what a stopped run left.
     appends: bool,
     leftovers: Arc<Leftovers>,
@@ -64,6 +69,7 @@ impl TraceWriter {
     pub fn occupied(directory: &Path) -> Option<String> {
         let steps = LineFormat::ALL.into_iter().map(|format| format.file_name(STEPS_STEM));
         let steps = steps.chain([compact_file(), LineFormat::Jsonl.file_name(DSA_STEM)]);
+        let steps = steps.chain([LineFormat::Jsonl.file_name(TENSORS_STEM), TENSORS_STEM.to_owned()]);
         let mut files = steps.chain([CONFIG_FILE, SUMMARY_FILE].map(str::to_owned));
         files.find(|file| directory.join(file).exists())
     }
@@ -117,6 +123,8 @@ impl TraceWriter {
             in_run: false,
             first_step: 0,
             dsa: None,
+            tensors: None,
+            tensors_left_out: 0,
             appends: false,
             leftovers,
         })
@@ -173,6 +181,32 @@ impl TraceWriter {
         }
     }
 
+    /// Opens the file for [`write_tensors`](Self::write_tensors). The events that a stopped run left of steps that its trace has are kept.
+    ///
+    /// # Errors
+    ///
+    /// The file is there already, or can't be opened.
+    pub fn keep_tensors(&mut self) -> Result<(), Error> {
+        let keep = self.appends.then_some(self.first_step);
+        self.tensors = Some(TensorWriter::open(&self.directory, keep, Arc::clone(&self.leftovers))?);
+        Ok(())
+    }
+
+    /// Adds an event of tensors, if such events are [kept](Self::keep_tensors), with the tensors whose values are kept. Events are written
+    /// in the order of the steps.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`LineWriter::write`], or the tensors of a step can't be written.
+    pub fn write_tensors(&mut self, event: &TensorRecord, tensors: &[TensorData<'_>]) -> Result<(), Error> {
+        self.tensors.as_mut().map_or(Ok(()), |writer| writer.write(event, tensors))
+    }
+
+    /// Says how many events of tensors were left out, which the last line of their file then tells.
+    pub fn leave_out_tensors(&mut self, events: u64) {
+        self.tensors_left_out = events;
+    }
+
     /// The directory of the trace.
     #[must_use]
     pub fn directory(&self) -> &Path {
@@ -191,6 +225,9 @@ impl TraceWriter {
         self.lines.keep();
         if let Some(dsa) = self.dsa {
             dsa.close()?;
+        }
+        if let Some(tensors) = self.tensors {
+            tensors.close(self.tensors_left_out)?;
         }
         let written = self.lines.path().to_owned();
         self.lines.close()?;

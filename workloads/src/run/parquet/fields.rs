@@ -94,6 +94,11 @@ pub(super) static STEP: Field = Group(&[
         ]),
     ),
     ("kv_events", List(&KV_EVENT)),
+    // Of other events than steps.
+    ("request_id", Text),
+    ("layer", Integer),
+    ("block", Integer),
+    ("pass", Integer),
 ]);
 
 /// The schema: the columns of the fields in their order, then one with the whole text.

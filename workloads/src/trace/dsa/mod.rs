@@ -33,7 +33,7 @@ pub(super) use record::DsaLine;
 pub use record::{DsaFetch, DsaPrefix, DsaRow, DsaScores, DsaSource, DsaTopkRecord, DsaTouched};
 pub use records::{DsaRecords, dsa_file, read_compact};
 pub use token::{DsaSelection, DsaToken};
-pub(super) use writer::DsaWriter;
+pub(super) use writer::{DsaWriter, lines_before};
 
 /// What the names of the files with these records begin with.
 pub const DSA_STEM: &str = "dsa_topk";

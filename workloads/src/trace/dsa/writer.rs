@@ -110,7 +110,7 @@ impl DsaWriter {
 }
 
 /// The bytes of the whole lines of steps before `first`.
-fn lines_before(path: &Path, first: u64) -> Result<u64, Error> {
+pub(in crate::trace) fn lines_before(path: &Path, first: u64) -> Result<u64, Error> {
     #[derive(Deserialize)]
     struct Line {
         step: u64,

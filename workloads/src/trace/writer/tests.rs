@@ -128,6 +128,8 @@ fn a_full_disk_is_an_error_that_names_the_file_and_there_is_no_summary() {
         in_run: false,
         first_step: 0,
         dsa: None,
+        tensors: None,
+        tensors_left_out: 0,
         appends: false,
         leftovers,
     };
