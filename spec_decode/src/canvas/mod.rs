@@ -20,6 +20,6 @@ mod record;
 mod state;
 mod transfer;
 
-pub use denoising::{Denoising, Guard, Remasking, Skip, SkipPolicy, SkipStates};
+pub use denoising::{Denoising, ForcedPass, Guard, Remasking, Skip, SkipPolicy, SkipStates};
 pub use record::CanvasPass;
 pub(crate) use state::Canvases;
