@@ -342,7 +342,7 @@ fn ensure_no_canvas(options: &EngineOptions) -> anyhow::Result<()> {
     if options.diffusion.required || options.diffusion.skip_layers != SkipLayers::Never {
         let (decoder, model) = (options.diffusion.all.decoder, &options.model);
         return Err(usage(anyhow!(
-            "--decoder {decoder}: {model} is a causal model and has no canvas; use a model of model_type llada"
+            "--decoder {decoder}: {model} is a causal model and has no canvas; use a model of model_type llada, such as builtin:llada"
         )));
     }
     Ok(())
@@ -362,7 +362,7 @@ pub(super) fn check_request(
     let (mask, diffusion) = match (mask, &request.diffusion) {
         (None, None) => return Ok(()),
         (None, Some(diffusion)) => bail!(
-            "--decoder {}: the model is causal and has no canvas; use a model of model_type llada",
+            "--decoder {}: the model is causal and has no canvas; use a model of model_type llada, such as builtin:llada",
             diffusion.decoder
         ),
         (Some(_), None) => bail!("the model fills masks in a canvas, and nobody says how"),

@@ -11,6 +11,7 @@ use anyhow::{Context, anyhow, ensure};
 use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use pagedraft::exit::{usage, usage_hint};
+use pagedraft::model::tokenizer::Tokenizer;
 use pagedraft::session::{
     Decoder, DiffusionOptions, EngineOptions, ModelRef, Request, RequestOutput, Session,
 };
@@ -85,6 +86,9 @@ impl Infill {
         let pieces = pieces(&tokens, self.pieces, lens, self.engine.seed).map_err(usage)?;
         let mut report = Report::new(session.info(), self.engine.seed, lens, &tokens, pieces.len());
         stdout::print(&report.header())?;
+        let causal = self.causal_model(&options.model);
+        let likeliest =
+            causal.as_ref().map(|model| self.predict(model, &options, &tokenizer, &pieces)).transpose()?;
         for &share in &self.shares {
             let Some(score) = accuracy::filled(&mut session, &pieces, share, mask)? else { break };
             report.add_filled(share, score, &pieces);
@@ -99,21 +103,10 @@ impl Infill {
                 report.add_skip(share, compared);
             }
         }
-        session.close(&report.json())?;
-        drop(session);
-        if let Some(model) = self.causal_model(&options.model) {
-            let mut causal = self.open_causal(&model, &options)?;
-            let theirs = causal.shared_tokenizer();
-            if !theirs.is_some_and(|theirs| theirs.same_vocabulary(&tokenizer)) {
-                return Err(usage(anyhow!(
-                    "--causal {model}: its tokenizer is not that of {}",
-                    options.model
-                )));
-            }
-            if let Some(likeliest) = accuracy::predicted(&mut causal, &pieces)? {
-                report.add_causal(&model, &likeliest, &pieces);
-            }
+        if let (Some(model), Some(likeliest)) = (causal, likeliest.flatten()) {
+            report.add_causal(&model, &likeliest, &pieces);
         }
+        session.close(&report.json())?;
         stdout::print(&report.text())?;
         if let (Some(output), false) = (&output, interrupt::pressed()) {
             output.write(&format!("{:#}\n", report.json()))?;
@@ -136,15 +129,28 @@ impl Infill {
         self.causal.clone().or_else(beside)
     }
 
-    fn open_causal(&self, model: &ModelRef, options: &EngineOptions) -> anyhow::Result<Session> {
-        let diffusion = DiffusionOptions::default();
-        let options = EngineOptions { model: model.clone(), diffusion, ..options.clone() };
+    /// What a causal model thinks likeliest at each place of the canvases; `None` if Ctrl-C ended it.
+    fn predict(
+        &self,
+        model: &ModelRef,
+        options: &EngineOptions,
+        tokenizer: &Tokenizer,
+        pieces: &[Piece],
+    ) -> anyhow::Result<Option<Vec<Vec<u32>>>> {
+        let options =
+            EngineOptions { model: model.clone(), diffusion: DiffusionOptions::default(), ..options.clone() };
         let session = interrupt::preparing(|| Session::open(&options));
-        let session = session.with_context(|| format!("--causal {model}"))?;
+        let mut session = session.with_context(|| format!("--causal {model}"))?;
         if session.info().mask_token_id.is_some() {
             return Err(usage(anyhow!("--causal {model}: it fills masks too; name a causal model")));
         }
-        Ok(session)
+        if !session.shared_tokenizer().is_some_and(|theirs| theirs.same_vocabulary(tokenizer)) {
+            return Err(usage(anyhow!(
+                "--causal {model}: its tokenizer is not that of {}",
+                self.engine.model
+            )));
+        }
+        accuracy::predicted(&mut session, pieces)
     }
 }
 
