@@ -3,10 +3,11 @@
 
 use pagedraft::model::tokenizer::Tokenizer;
 use pagedraft::prune::{Preset, PruneChoice, PruneSpec};
-use pagedraft::session::{EngineOptions, ModelRef, Request, Session};
+use pagedraft::session::{Decoder, Diffusion, EngineOptions, ModelRef, Request, Session};
 use pagedraft::spec_decode::sampling::SamplingParams;
 use pagedraft::workloads::prompt::TextTokens;
 use pagedraft::workloads::tasks::{RecallGenerator, RecallOptions, RecallSample};
+use std::collections::HashMap;
 use std::path::Path;
 
 /// Text that neither model was trained on.
@@ -68,7 +69,7 @@ fn the_draft_agrees_with_the_target_on_half_of_the_positions_of_unseen_text() {
 
 #[test]
 fn the_models_have_one_tokenizer_and_reach_32768_positions_in_30_megabytes() {
-    let sessions = ["target", "draft", "dsa", "recall"].map(engine);
+    let sessions = ["target", "draft", "dsa", "recall", "llada"].map(engine);
     let first = sessions[0].tokenizer().unwrap();
     for session in &sessions {
         for text in [&HELD_OUT[..2000], "Ünïcode — 漢字 🙂", ""] {
@@ -77,9 +78,11 @@ fn the_models_have_one_tokenizer_and_reach_32768_positions_in_30_megabytes() {
             assert_eq!(session.tokenizer().unwrap().decode(&ids, false).unwrap(), text);
         }
         assert_eq!(session.info().max_model_len, 32_768);
-        assert_eq!(session.info().vocab_size, 2048);
+        // The mask has no text, and so no entry in the tokenizer.
+        let mask = session.info().mask_token_id;
+        assert_eq!(session.info().vocab_size, 2048 + usize::from(mask == Some(2048)));
     }
-    assert!(sessions[2..].iter().all(|session| session.info().parameters <= 3_000_000));
+    assert!(sessions[2..4].iter().all(|session| session.info().parameters <= 3_000_000));
     let bytes = 2 * sessions.iter().map(|session| session.info().parameters).sum::<u64>();
     assert!(bytes <= 30_000_000, "{bytes} bytes of weights");
 }
@@ -182,4 +185,46 @@ fn the_recall_model_finds_what_a_text_of_1024_tokens_hides_and_modules_keep_it()
     let random = recalled_pruned(Some("keep07"), Some("random"), 1, 20);
     println!("of 20 questions: {dense} right, keep07 {learned} by modules, {random} by chance");
     assert!(dense >= 18 && learned + 2 >= dense && learned >= random + 5, "{dense}, {learned}, {random}");
+}
+
+#[test]
+fn the_model_that_fills_masks_knows_more_of_unseen_text_than_its_most_frequent_token() {
+    let mut session = engine("llada");
+    let mask = session.info().mask_token_id.unwrap();
+    let tokens = session.tokenizer().unwrap().encode(HELD_OUT, false).unwrap();
+    let apart = (tokens.len() - 128) / (WINDOWS - 1);
+    let windows: Vec<&[u32]> = (0..WINDOWS).map(|w| &tokens[w * apart..w * apart + 128]).collect();
+    // Behind 32 tokens every second one is a mask. One pass fills them all.
+    let is_mask = |place: usize| place % 2 == 1;
+    let ask = |window: &&[u32]| {
+        let given =
+            window[32..].iter().enumerate().map(|(place, &id)| if is_mask(place) { mask } else { id });
+        let how = Diffusion {
+            decoder: Decoder::Baseline,
+            block_length: 96,
+            steps: Some(1),
+            given: given.collect(),
+            ..Diffusion::default()
+        };
+        Request { diffusion: Some(how), ..Request::new("window", window[..32].to_vec(), 96) }
+    };
+    let ids: Vec<_> = windows.iter().map(|window| session.submit(ask(window)).unwrap()[0]).collect();
+    while session.has_unfinished() {
+        session.step().unwrap();
+    }
+    let mut counts: HashMap<u32, usize> = HashMap::new();
+    let (mut right, mut all) = (0, 0);
+    for (id, window) in ids.into_iter().zip(&windows) {
+        let filled = session.take_output(id).unwrap().token_ids;
+        for place in (0..96).filter(|&place| is_mask(place)) {
+            *counts.entry(window[32 + place]).or_default() += 1;
+            right += usize::from(filled[place] == window[32 + place]);
+            all += 1;
+        }
+    }
+    let frequent = counts.into_values().max().unwrap();
+    println!(
+        "of {all} masks {right} are filled with the text's token; its most frequent one stands at {frequent}"
+    );
+    assert!(right >= 2 * frequent, "{right} and {frequent}");
 }

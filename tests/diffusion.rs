@@ -1,6 +1,7 @@
 //! Canvases through the whole engine: what the reference fills in every pass, and the same alone as in any batch.
 #![allow(clippy::unwrap_used, reason = "a test or a bench that fails says where")]
 
+mod canvas;
 mod schedule;
 
 use std::collections::BTreeMap;
@@ -8,9 +9,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use canvas::{diffusion, drawn, dummy, options, request};
 use pagedraft::session::{
-    Decoder, Diffusion, DiffusionOptions, DiffusionOutput, EngineOptions, LoadFormat, ModelRef, Request,
-    RequestOutput, Session, SkipLayers, TraceOptions,
+    Decoder, Diffusion, DiffusionOutput, EngineOptions, ModelRef, Request, RequestOutput, Session,
+    SkipLayers, TraceOptions,
 };
 use pagedraft::spec_decode::sampling::SamplingParams;
 use pagedraft::spec_decode::{Guard, Remasking, SkipPolicy, SkipStates};
@@ -27,36 +29,6 @@ fn reference() -> Option<PathBuf> {
         return None;
     }
     Some(dir)
-}
-
-fn diffusion(decoder: Decoder, block_length: u32, steps: u32, threshold: Option<f64>) -> Diffusion {
-    Diffusion {
-        decoder,
-        block_length,
-        steps: Some(steps),
-        threshold,
-        remasking: Remasking::LowConfidence,
-        skip_policy: SkipPolicy::Cosine { threshold: 1.0, outlier: 0.0 },
-        skip_states: SkipStates::Out,
-        skip_guard: Guard::Guard,
-        compares_first: true,
-        extra_pass: false,
-        return_steps: true,
-    }
-}
-
-fn request(name: &str, prompt: &[u32], len: u32, diffusion: Diffusion) -> Request {
-    Request { diffusion: Some(diffusion), ..Request::new(name, prompt.to_vec(), len) }
-}
-
-fn options(model: ModelRef, skip_layers: SkipLayers) -> EngineOptions {
-    let diffusion = DiffusionOptions { skip_layers, ..DiffusionOptions::default() };
-    EngineOptions {
-        diffusion,
-        num_blocks: Some(64),
-        max_num_batched_tokens: 512,
-        ..EngineOptions::new(model)
-    }
 }
 
 /// Runs the requests at once; their outputs, and for each pass of each request the logits of the masks that could be filled.
@@ -199,26 +171,6 @@ fn tokens_skip_layers_as_in_the_reference_with_every_guard_and_both_states() {
         assert_eq!(json!(found.token_layers), run_of["token_layers"], "{name}");
         assert_eq!(json!(found.masks_left), run_of["residual_masks"], "{name}");
     }
-}
-
-/// A small model of four layers, its weights drawn from a seed.
-fn drawn(name: &str, layers: usize, kv_heads: usize, tied: bool) -> ModelRef {
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    std::fs::create_dir_all(&dir).unwrap();
-    let config = json!({
-        "architectures": ["LLaDAModelLM"], "model_type": "llada", "d_model": 64, "n_heads": 4, "n_kv_heads": kv_heads, "n_layers": layers,
-        "mlp_hidden_size": 96, "vocab_size": 300, "embedding_size": 304, "max_sequence_length": 1024, "weight_tying": tied,
-        "mask_token_id": 299, "eos_token_id": 298, "rope_theta": 10000.0, "torch_dtype": "float32",
-    });
-    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
-    ModelRef::Directory(dir)
-}
-
-fn dummy(model: &ModelRef, skip_layers: SkipLayers) -> EngineOptions {
-    let mut options = options(model.clone(), skip_layers);
-    // Graphs are captured for blocks of 8; passes over others run eagerly.
-    options.diffusion.all.block_length = 8;
-    EngineOptions { load_format: LoadFormat::Dummy, seed: 5, ..options }
 }
 
 /// Requests of all decoders, lengths and ways to choose.

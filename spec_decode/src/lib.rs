@@ -95,7 +95,7 @@ mod shadow_run;
 pub mod tensors;
 mod thinning;
 
-pub use canvas::{CanvasPass, Denoising, Guard, Remasking, Skip, SkipPolicy, SkipStates};
+pub use canvas::{CanvasPass, Denoising, ForcedPass, Guard, Remasking, Skip, SkipPolicy, SkipStates};
 pub use drafts::Drafts;
 pub use error::ExecuteError;
 pub use executor::{ModelExecutor, ProposerId, TARGET_GROUP};

@@ -5,6 +5,7 @@ use clap::{Parser, Subcommand};
 use super::Ended;
 use super::calibrate::Calibrate;
 use super::compare::Compare;
+use super::infill::Infill;
 use super::latency_flags::Latency;
 use super::prune_bench::PruneBench;
 use super::scheduler_bench::SchedulerBench;
@@ -33,6 +34,12 @@ pub enum Bench {
     /// over the rounds; ratios are taken within a round. A model with a tokenizer and trained weights is judged too: by the perplexity of
     /// held-out text behind a pruned prompt, by RULER tasks, and, with --draft, by the drafts that are accepted.
     Prune(Box<PruneBench>),
+    /// How well a model fills masks in a text, and what token skip changes about it
+    ///
+    /// Some tokens of held-out text are masked, and all are filled in one pass. Beside the model's share of right tokens stand that of the most
+    /// frequent token, and that of a causal model which knows all tokens before the place, masked or not. With --decoder dual-cache-skip the
+    /// masks are also filled pass by pass: with the dual cache, with token skip in the very same passes, and with token skip on its own.
+    Infill(Box<Infill>),
     /// Scheduler, block manager and metadata without a model
     Scheduler(SchedulerBench),
 }
@@ -44,6 +51,7 @@ impl Bench {
             Self::Compare(compare) => compare.run(),
             Self::Calibrate(calibrate) => calibrate.run(),
             Self::Prune(prune) => prune.run(),
+            Self::Infill(infill) => infill.run(),
             Self::Scheduler(scheduler) => scheduler.run(),
         }
     }

@@ -160,6 +160,7 @@ impl DiffusionFlags {
             compares_first: !self.compat.contains(&Compat::TokenSkip),
             extra_pass: self.compat.contains(&Compat::FastDllm),
             return_steps: self.return_steps,
+            ..Diffusion::default()
         }
     }
 

@@ -27,7 +27,7 @@ use super::tensor_flags::TensorFlags;
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Engine")]
 pub struct EngineFlags {
-    /// A Hugging Face style directory, or `builtin:target`, `builtin:draft`, `builtin:dsa` or `builtin:recall`
+    /// A Hugging Face style directory, or `builtin:target`, `builtin:draft`, `builtin:dsa`, `builtin:recall` or `builtin:llada`
     #[arg(long, value_name = "DIR|builtin:NAME", default_value = "builtin:target")]
     pub model: ModelRef,
     /// `dummy`: weights drawn from --seed, only config.json is needed

@@ -5,7 +5,8 @@ use pagedraft::session::Session;
 
 use super::interrupt;
 
-const TEXT: &str = include_str!("../../assets/held_out.txt");
+/// The text.
+pub const TEXT: &str = include_str!("../../assets/held_out.txt");
 
 /// Makes `count` prompts of `length` tokens. A model without a tokenizer, or with weights that were never
 /// trained, gets token ids drawn from `seed`. There are fewer prompts if Ctrl-C was pressed.

@@ -1,12 +1,13 @@
 //! `pagedraft bench latency`: runs batches and times them.
 
+use std::collections::HashMap;
 use std::time::Instant;
 
 use anyhow::{Context, anyhow, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use pagedraft::exit::usage;
 use pagedraft::memory_need::{ensure_fits, requests};
-use pagedraft::session::{EngineOptions, Request, Session};
+use pagedraft::session::{EngineOptions, Request, RequestId, Session};
 
 use super::deterministic_cost::{DeterministicCost, Way};
 use super::latency_flags::Latency;
@@ -124,6 +125,8 @@ impl Latency {
             ids.extend(session.submit(Request { request_id: name.to_string(), ..request.clone() })?);
         }
         let mut iteration = Iteration::default();
+        let canvases = session.info().mask_token_id.is_some();
+        let mut streamed: HashMap<RequestId, f64> = HashMap::new();
         while session.has_unfinished() || cut {
             if interrupt::pressed() {
                 interrupt::forget(session, &ids)?;
@@ -135,6 +138,13 @@ impl Latency {
                 iteration.prefill_seconds += seconds;
             } else if step.decode_rows > 0 {
                 iteration.decode_steps.push(seconds);
+            }
+            let now = start.elapsed().as_secs_f64();
+            for emitted in step.emitted.iter().filter(|emitted| canvases && !emitted.tokens.is_empty()) {
+                match streamed.insert(emitted.id, now) {
+                    None => iteration.blocks.0.push(now),
+                    Some(before) => iteration.blocks.1.push(now - before),
+                }
             }
             bar.inc(1);
         }

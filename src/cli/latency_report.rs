@@ -21,6 +21,8 @@ pub struct Iteration {
     pub prefill_seconds: f64,
     /// The seconds of each step without prompt tokens.
     pub decode_steps: Vec<f64>,
+    /// Of canvases: the seconds from submission to each request's first block, and those between its blocks.
+    pub blocks: (Vec<f64>, Vec<f64>),
 }
 
 /// The batches timed so far, and what they were timed on.
@@ -85,6 +87,14 @@ impl<'a> Report<'a> {
         Spread::of(&self.iterations.iter().flat_map(|i| i.decode_steps.iter().copied()).collect::<Vec<_>>())
     }
 
+    /// The times to first blocks, and those between blocks, of canvases.
+    fn blocks(&self) -> (Option<Spread>, Option<Spread>) {
+        let all = |of: fn(&Iteration) -> &Vec<f64>| {
+            Spread::of(&self.iterations.iter().flat_map(of).copied().collect::<Vec<_>>())
+        };
+        (all(|i| &i.blocks.0), all(|i| &i.blocks.1))
+    }
+
     fn tokens(&self) -> f64 {
         f64::from(self.flags.batch_size) * f64::from(self.flags.output_len)
     }
@@ -121,6 +131,12 @@ impl<'a> Report<'a> {
         if let Some(steps) = self.decode_steps() {
             row("decode step (ms)", &steps, 1e3, 3);
         }
+        let (first, between) = self.blocks();
+        for (name, spread) in [("first block (ms)", first), ("between blocks (ms)", between)] {
+            if let Some(spread) = spread {
+                row(name, &spread, 1e3, 3);
+            }
+        }
         if let Some(rate) = self.spread(|i| self.tokens() / i.latency) {
             row("output tokens/s", &rate, 1.0, 1);
             row("output tokens/s a request", &rate, 1.0 / f64::from(self.flags.batch_size), 1);
@@ -150,7 +166,8 @@ impl<'a> Report<'a> {
             .iter()
             .flat_map(|s| PERCENTILES.map(|p| (p.to_string(), s.percentile(f64::from(p)).into())))
             .collect();
-        let steps = self.decode_steps();
+        let seconds = |s: Spread| json!({"p50": s.median(), "p99": s.percentile(99.0), "mean": s.mean()});
+        let (first_block, between_blocks) = self.blocks();
         json!({
             "model_id": info.model_id,
             "avg_latency": latency.as_ref().map(Spread::mean),
@@ -158,7 +175,9 @@ impl<'a> Report<'a> {
             "percentiles": percentiles,
             "output_tokens_per_second": latency.as_ref().map(|s| self.tokens() / s.mean()),
             "prefill_seconds": self.spread(|i| i.prefill_seconds).map(|s| s.median()),
-            "decode_step_seconds": steps.map(|s| json!({"p50": s.median(), "p99": s.percentile(99.0), "mean": s.mean()})),
+            "decode_step_seconds": self.decode_steps().map(seconds),
+            "first_block_seconds": first_block.map(seconds),
+            "inter_block_seconds": between_blocks.map(seconds),
             "seed": flags.engine.seed,
             "threads": info.threads,
             "instruction_set": info.isa.to_string(),

@@ -10,6 +10,7 @@ mod diffusion_flags;
 mod engine_flags;
 mod generate;
 mod held_out;
+mod infill;
 mod interrupt;
 mod latency;
 mod latency_flags;

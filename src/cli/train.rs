@@ -19,6 +19,8 @@ enum What {
     Dsa(pagedraft::train::dsa::TrainDsaArgs),
     /// Train a dense model on plain texts and recall tasks
     Recall(pagedraft::train::recall::TrainRecallArgs),
+    /// Train a model that fills masks, from a causal one and plain texts
+    Diffusion(pagedraft::train::diffusion::TrainDiffusionArgs),
     /// Work out how much each prompt token matters to what follows
     Saliency(pagedraft::train::saliency::TrainSaliencyArgs),
     /// Train the modules by which prompts are pruned
@@ -46,6 +48,12 @@ enum What {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
         rest: Vec<std::ffi::OsString>,
     },
+    /// Train a model that fills masks, from a causal one and plain texts
+    Diffusion {
+        /// The trainer's flags
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+        rest: Vec<std::ffi::OsString>,
+    },
     /// Work out how much each prompt token matters to what follows
     Saliency {
         /// The trainer's flags
@@ -67,6 +75,7 @@ impl Train {
             What::Lm(arguments) => pagedraft::train::run(arguments)?,
             What::Dsa(arguments) => pagedraft::train::dsa::run(arguments)?,
             What::Recall(arguments) => pagedraft::train::recall::run(arguments)?,
+            What::Diffusion(arguments) => pagedraft::train::diffusion::run(arguments)?,
             What::Saliency(arguments) => pagedraft::train::saliency::run(arguments)?,
             What::Pruning(arguments) => pagedraft::train::pruning::run(arguments)?,
         }
@@ -78,6 +87,7 @@ impl Train {
         let (What::Lm { rest: _ }
         | What::Dsa { rest: _ }
         | What::Recall { rest: _ }
+        | What::Diffusion { rest: _ }
         | What::Saliency { rest: _ }
         | What::Pruning { rest: _ }) = &self.what;
         let error = anyhow::anyhow!("this build has no trainer");

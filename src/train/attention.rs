@@ -1,4 +1,4 @@
-//! Attention over whole sequences, with its gradient: heads, rotary embedding, causal softmax.
+//! Attention over whole sequences, with its gradient: heads, rotary embedding, softmax over the keys that a query sees.
 
 use super::kernels::{exp, floats, with_floats};
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor};
@@ -113,11 +113,11 @@ impl CustomOp1 for Heads {
     }
 }
 
-/// Causal attention: `q` `[n, group * time, dim]` (the query heads that share a key head stacked),
-/// `k` and `v` `[n, time, ..]`; scores are multiplied with `scale`. One node of the graph, which keeps the weights it used, in place of
-/// four with a gradient each as large as the weights.
-pub fn attend(q: &Tensor, k: &Tensor, v: &Tensor, scale: f32) -> Result<Tensor> {
-    let softmax = CausalSoftmax { time: k.dim(1)?, scale };
+/// Attention: `q` `[n, group * time, dim]` (the query heads that share a key head stacked), `k` and `v` `[n, time, ..]`; scores are
+/// multiplied with `scale`. A `causal` query sees the keys up to its own position, another one all of its sequence. One node of the
+/// graph, which keeps the weights it used, in place of four with a gradient each as large as the weights.
+pub fn attend(q: &Tensor, k: &Tensor, v: &Tensor, scale: f32, causal: bool) -> Result<Tensor> {
+    let softmax = SeenSoftmax { time: k.dim(1)?, scale, causal };
     let scores = q.detach().matmul(&k.detach().t()?)?;
     let weights = scores.apply_op1_no_bwd(&softmax)?;
     let mixed = weights.matmul(&v.detach())?;
@@ -125,7 +125,7 @@ pub fn attend(q: &Tensor, k: &Tensor, v: &Tensor, scale: f32) -> Result<Tensor> 
 }
 
 struct Attend {
-    softmax: CausalSoftmax,
+    softmax: SeenSoftmax,
     weights: Tensor,
     mixed: Tensor,
 }
@@ -165,17 +165,19 @@ impl CustomOp3 for Attend {
     }
 }
 
-/// `softmax(scale * x)` over keys `0..=t` of rows `[.., time, time]`, 0 for the keys after `t`.
-struct CausalSoftmax {
+/// `softmax(scale * x)` over the keys that a query sees, of rows `[.., time, time]`; 0 for the others.
+struct SeenSoftmax {
     /// Positions a sequence: the length of a row, and the period of the query position.
     pub time: usize,
     /// What scores are multiplied by.
     pub scale: f32,
+    /// Whether query t sees the keys `0..=t` alone.
+    pub causal: bool,
 }
 
-impl CustomOp1 for CausalSoftmax {
+impl CustomOp1 for SeenSoftmax {
     fn name(&self) -> &'static str {
-        "train-causal-softmax"
+        "train-seen-softmax"
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
@@ -183,7 +185,7 @@ impl CustomOp1 for CausalSoftmax {
         let mut y = vec![0f32; x.len()];
         let rows = y.par_chunks_mut(self.time).zip(x.par_chunks(self.time)).with_min_len(64);
         rows.enumerate().for_each(|(row, (y, x))| {
-            let seen = row % self.time + 1;
+            let seen = self.seen(row);
             let (x, y) = (&x[..seen], &mut y[..seen]);
             let top = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             for (y, x) in y.iter_mut().zip(x) {
@@ -198,7 +200,12 @@ impl CustomOp1 for CausalSoftmax {
     }
 }
 
-impl CausalSoftmax {
+impl SeenSoftmax {
+    /// The number of keys that the query of a row sees.
+    fn seen(&self, row: usize) -> usize {
+        if self.causal { row % self.time + 1 } else { self.time }
+    }
+
     /// The gradient of the scores, from the weights and theirs.
     fn gradient(&self, y: &Tensor, grad: &Tensor) -> Result<Tensor> {
         let dx = with_floats(y, |y| {
@@ -207,7 +214,7 @@ impl CausalSoftmax {
                 let n = self.time;
                 let rows = dx.par_chunks_mut(n).zip(y.par_chunks(n)).zip(g.par_chunks(n));
                 rows.with_min_len(64).enumerate().for_each(|(row, ((dx, y), g))| {
-                    let seen = row % n + 1;
+                    let seen = self.seen(row);
                     let dot: f32 = y[..seen].iter().zip(&g[..seen]).map(|(y, g)| y * g).sum();
                     for ((dx, y), g) in dx[..seen].iter_mut().zip(y).zip(g) {
                         *dx = self.scale * y * (g - dot);

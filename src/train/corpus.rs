@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
 use tokenizers::Tokenizer;
 
-/// One batch: `inputs[i]` is followed by `next[i]`; rows of `time` tokens.
+/// One batch: `inputs[i]` is followed by `next[i]` (or, in a batch with masks, stands for it); rows of `time` tokens.
 pub struct Batch {
     /// What the model reads, row by row.
     pub inputs: Vec<u32>,
@@ -14,15 +14,23 @@ pub struct Batch {
     pub next: Vec<u32>,
     /// Tokens a row.
     pub time: usize,
+    /// What each prediction counts for in the loss; each counts 1 if there are none.
+    pub weights: Vec<f32>,
 }
 
 impl Batch {
     /// The batch in at most `count` parts of whole rows, of equal size if `count` divides the rows.
     pub fn shards(&self, count: usize) -> Vec<Self> {
         let rows = (self.inputs.len() / self.time).div_ceil(count.max(1)).max(1);
+        let mut weights = self.weights.chunks(rows * self.time);
         let parts = self.inputs.chunks(rows * self.time).zip(self.next.chunks(rows * self.time));
         parts
-            .map(|(inputs, next)| Self { inputs: inputs.to_vec(), next: next.to_vec(), time: self.time })
+            .map(|(inputs, next)| Self {
+                inputs: inputs.to_vec(),
+                next: next.to_vec(),
+                time: self.time,
+                weights: weights.next().unwrap_or_default().to_vec(),
+            })
             .collect()
     }
 }
@@ -100,8 +108,8 @@ impl Corpus {
     /// as prompts may.
     pub fn batch(&self, seed: u64, first: u64, rows: usize, time: usize) -> Batch {
         let windows = ((self.train.len() - 1) / time - 1).max(1);
-        let mut batch =
-            Batch { inputs: Vec::with_capacity(rows * time), next: Vec::with_capacity(rows * time), time };
+        let room = || Vec::with_capacity(rows * time);
+        let mut batch = Batch { inputs: room(), next: room(), time, weights: Vec::new() };
         let mut order: Option<(u64, usize, Vec<usize>)> = None;
         for row in first..first + rows as u64 {
             let (epoch, place) = (row / windows as u64, (row % windows as u64) as usize);
@@ -136,7 +144,8 @@ pub fn windows(tokens: &[u32], time: usize, rows: usize) -> Vec<Batch> {
         .step_by(rows.max(1))
         .map(|first| {
             let (from, to) = (first * time, count.min(first + rows) * time);
-            Batch { inputs: tokens[from..to].to_vec(), next: tokens[from + 1..to + 1].to_vec(), time }
+            let (inputs, next) = (tokens[from..to].to_vec(), tokens[from + 1..to + 1].to_vec());
+            Batch { inputs, next, time, weights: Vec::new() }
         })
         .collect()
 }

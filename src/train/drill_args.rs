@@ -1,11 +1,12 @@
 //! The options that the trainers on texts and recall tasks share.
 
+use super::bpe;
 use super::corpus::{self, Corpus};
 use super::drill::{Drill, Pupil, Source};
 use super::quiz::Quiz;
 use super::rows::Words;
+use super::run_args::checkpoint_beside;
 use super::stage::Stage;
-use super::{bpe, checkpoint_beside};
 use anyhow::{Context, Result, ensure};
 use std::path::PathBuf;
 use tokenizers::Tokenizer;

@@ -44,7 +44,7 @@ fn likeliest(row: &[f32]) -> usize {
 /// prediction of a window has one token of context, the last `time`.
 pub fn figures(model: &Llama, other: Option<&Llama>, tokens: &[u32], time: usize) -> Result<Figures> {
     let mut total = Figures::default();
-    for Batch { inputs, next, time } in windows(tokens, time, ROWS) {
+    for Batch { inputs, next, time, .. } in windows(tokens, time, ROWS) {
         let logits = detached(model, &inputs, time)?;
         let rows = next.len() as f64;
         total.predictions += next.len();

@@ -3,7 +3,7 @@
 use super::llama::{Config, Llama};
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
-use pagedraft_model::checkpoint::Checkpoint;
+use pagedraft_model::checkpoint::{Architecture, Checkpoint, EMBED_TOKENS, FINAL_NORM, LM_HEAD, Part};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::fs;
@@ -36,7 +36,66 @@ pub fn save(
     folder: &Path,
 ) -> Result<()> {
     fs::create_dir_all(folder).with_context(|| format!("{} can't be made", folder.display()))?;
-    let text = json!({
+    let text = match config.mask {
+        Some(mask) => llada_config(config, mask, (bos, eos)),
+        None => llama_config(config, (bos, eos)),
+    };
+    write_whole(&folder.join("config.json"), (serde_json::to_string_pretty(&text)? + "\n").as_bytes())?;
+    let rounded = weights
+        .iter()
+        .map(|(name, tensor)| {
+            let name = if config.mask.is_some() { llada_name(name, config) } else { name.clone() };
+            Ok((name, tensor.to_dtype(DType::BF16)?))
+        })
+        .collect::<Result<HashMap<_, _>>>()?;
+    save_tensors(&folder.join("model.safetensors"), &rounded)
+}
+
+/// The name that a tensor of the trainer has in a checkpoint of LLaDA.
+fn llada_name(name: &str, config: &Config) -> String {
+    let llada = Architecture::Llada;
+    match name {
+        EMBED_TOKENS => llada.embed_tokens().to_owned(),
+        FINAL_NORM => llada.final_norm().to_owned(),
+        LM_HEAD => llada.lm_head().to_owned(),
+        _ => {
+            let parts = (0..config.num_hidden_layers).flat_map(|layer| Part::ALL.map(|part| (layer, part)));
+            let found = parts.into_iter().find(|&(layer, part)| part.weight_name(layer) == name);
+            found.map_or_else(|| name.to_owned(), |(layer, part)| llada.weight_name(layer, part))
+        }
+    }
+}
+
+fn llada_config(config: &Config, mask: u32, (bos, eos): (u32, u32)) -> Value {
+    json!({
+        "activation_type": "silu",
+        "architectures": [Architecture::Llada.class_name()],
+        "block_type": "llama",
+        "bos_token_id": bos,
+        "d_model": config.hidden_size,
+        "embedding_size": config.vocab_size,
+        "eos_token_id": eos,
+        "include_bias": false,
+        "include_qkv_bias": false,
+        "layer_norm_type": "rms",
+        "mask_token_id": mask,
+        "max_sequence_length": MAX_POSITIONS,
+        "mlp_hidden_size": config.intermediate_size,
+        "model_type": Architecture::Llada.model_type(),
+        "n_heads": config.num_attention_heads,
+        "n_kv_heads": config.num_key_value_heads,
+        "n_layers": config.num_hidden_layers,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope": true,
+        "rope_theta": config.rope_theta,
+        "torch_dtype": "bfloat16",
+        "vocab_size": config.vocab_size,
+        "weight_tying": config.tied,
+    })
+}
+
+fn llama_config(config: &Config, (bos, eos): (u32, u32)) -> Value {
+    json!({
         "architectures": ["LlamaForCausalLM"],
         "attention_bias": false,
         "attention_dropout": 0.0,
@@ -60,13 +119,7 @@ pub fn save(
         "torch_dtype": "bfloat16",
         "use_cache": true,
         "vocab_size": config.vocab_size,
-    });
-    write_whole(&folder.join("config.json"), (serde_json::to_string_pretty(&text)? + "\n").as_bytes())?;
-    let rounded = weights
-        .iter()
-        .map(|(name, tensor)| Ok((name.clone(), tensor.to_dtype(DType::BF16)?)))
-        .collect::<Result<HashMap<_, _>>>()?;
-    save_tensors(&folder.join("model.safetensors"), &rounded)
+    })
 }
 
 /// A `config.json` that was read.

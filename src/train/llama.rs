@@ -43,6 +43,8 @@ pub struct Config {
     pub head_norms: bool,
     /// Whether the embedding is also the output head.
     pub tied: bool,
+    /// The id that stands for what is not known yet, of a model that fills masks (LLaDA): its tokens see each other in both directions.
+    pub mask: Option<u32>,
 }
 
 impl Config {
@@ -246,6 +248,7 @@ impl Llama {
             attention_bias: model.qkv_bias,
             head_norms: model.qk_norm,
             tied: model.tie_word_embeddings,
+            mask: None,
         };
         let mut values = HashMap::new();
         for (name, shape) in config.tensors() {
@@ -299,7 +302,7 @@ impl Llama {
         Ok(Self { config, weights, frequencies, embedding, norm, head, layers })
     }
 
-    /// Scores of every next token: `tokens` is `[batch, time]` row by row, the result
+    /// Scores of every next token (of a model that fills masks, of every token itself): `tokens` is `[batch, time]` row by row, the result
     /// `[batch * time, vocab]`. Nothing is dropped without `dropping`.
     pub fn forward(&self, tokens: &[u32], time: usize, dropping: Option<Dropping>) -> Result<Tensor> {
         let hidden = self.hidden(tokens, time, dropping, &mut |_, x| Ok((x, None)))?;
@@ -400,7 +403,11 @@ impl Llama {
             q = Tensor::cat(&[&q, &ones], 2)?;
             k = Tensor::cat(&[&k, &seen], 2)?;
         }
-        let merged = attend(&q, &k, &v, scale)?.apply_op1(heads(config.num_attention_heads, None, true))?;
+        let merged = attend(&q, &k, &v, scale, config.mask.is_none())?.apply_op1(heads(
+            config.num_attention_heads,
+            None,
+            true,
+        ))?;
         Ok(linear(&merged, &layer.o)?)
     }
 }

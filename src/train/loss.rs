@@ -48,6 +48,16 @@ pub fn log_sum_exp(row: &[f32]) -> (f32, f32) {
 ///
 /// With a teacher this is, up to the teacher's entropy, the KL divergence of Hinton et al. (2015).
 pub fn cross_entropy(logits: &Tensor, next: &[u32], teacher: Option<(&Tensor, f32)>) -> Result<Loss> {
+    weighted_cross_entropy(logits, next, &[], teacher)
+}
+
+/// The same, each row counting for so much (all for 1 if there are no weights); the sum is divided by the number of rows all the same.
+pub fn weighted_cross_entropy(
+    logits: &Tensor,
+    next: &[u32],
+    weights: &[f32],
+    teacher: Option<(&Tensor, f32)>,
+) -> Result<Loss> {
     let (rows, vocab) = logits.dims2()?;
     let score = |logits: &[f32], wanted: Option<(&[f32], f32)>| {
         let mut gradient = vec![0f32; rows * vocab];
@@ -57,16 +67,20 @@ pub fn cross_entropy(logits: &Tensor, next: &[u32], teacher: Option<(&Tensor, f3
             .with_min_len(16)
             .enumerate()
             .map(|(row, (gradient, logits))| {
+                let counts = weights.get(row).copied().unwrap_or(1.0);
+                if counts == 0.0 {
+                    return (0.0, 0.0);
+                }
                 let (_, norm) = log_sum_exp(logits);
                 let token = next[row] as usize;
                 let text = norm - logits[token];
-                let weight = 1.0 / rows as f32;
+                let weight = counts / rows as f32;
                 for (g, x) in gradient.iter_mut().zip(logits) {
                     *g = weight * exp(x - norm);
                 }
                 let Some((teacher, share)) = wanted else {
                     gradient[token] -= weight;
-                    return (text, text);
+                    return (counts * text, counts * text);
                 };
                 let teacher = &teacher[row * vocab..][..vocab];
                 let (_, teacher_norm) = log_sum_exp(teacher);
@@ -77,7 +91,7 @@ pub fn cross_entropy(logits: &Tensor, next: &[u32], teacher: Option<(&Tensor, f3
                     *g -= weight * share * p;
                 }
                 gradient[token] -= weight * (1.0 - share);
-                (share * soft + (1.0 - share) * text, text)
+                (counts * (share * soft + (1.0 - share) * text), counts * text)
             })
             .collect();
         let mean = |pick: fn(&(f32, f32)) -> f32| {

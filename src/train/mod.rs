@@ -17,6 +17,7 @@ pub mod attention;
 pub mod bpe;
 pub mod checkpoint;
 pub mod corpus;
+pub mod diffusion;
 pub mod drill;
 pub mod drill_args;
 pub mod dsa;
@@ -25,12 +26,14 @@ pub mod export;
 pub mod kernels;
 pub mod llama;
 pub mod loss;
+pub mod masking;
 pub mod noise;
 pub mod optimise;
 pub mod pruning;
 pub mod quiz;
 pub mod recall;
 pub mod rows;
+pub mod run_args;
 pub mod saliency;
 pub mod samples;
 pub mod shards;
@@ -43,21 +46,13 @@ mod tests;
 use anyhow::{Context, Result, ensure};
 use corpus::Corpus;
 use llama::{Config, Llama};
-use std::path::{Path, PathBuf};
+use run_args::RunArgs;
+use std::path::PathBuf;
 use training::Recipe;
 
 /// Trains a language model on plain texts, or says how good a trained one is.
 #[derive(Debug, Clone, clap::Args)]
 pub struct TrainLmArgs {
-    /// Directory of the model: written when training, read with --evaluate
-    #[arg(long, value_name = "DIR")]
-    pub out: PathBuf,
-    /// Plain texts (UTF-8) to train on
-    #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
-    pub text: Vec<PathBuf>,
-    /// Tail of each text kept for validation, as a share of it
-    #[arg(long, default_value_t = 0.05)]
-    pub validation: f64,
     /// Use this tokenizer.json (by default the teacher's, else one is trained)
     #[arg(long, value_name = "FILE")]
     pub tokenizer: Option<PathBuf>,
@@ -91,54 +86,12 @@ pub struct TrainLmArgs {
     /// Width of the feed-forward layers
     #[arg(long, default_value_t = 704)]
     pub ffn: usize,
-    /// Steps in all
-    #[arg(long, default_value_t = 1300)]
-    pub steps: u64,
-    /// Stop after this step, leaving a checkpoint to --resume from, perhaps with other options
-    #[arg(long, value_name = "STEP")]
-    pub until: Option<u64>,
-    /// The last so many of them have rows of --long-seq-len
+    /// The last so many steps have rows of --long-seq-len
     #[arg(long, default_value_t = 80)]
     pub long_steps: u64,
-    /// Rows a step
-    #[arg(long, default_value_t = 8)]
-    pub batch: usize,
-    /// Parts of a batch that are worked on at the same time, each by one thread
-    #[arg(long, default_value_t = 2)]
-    pub shards: usize,
-    /// Tokens a row
-    #[arg(long, default_value_t = 256)]
-    pub seq_len: usize,
     /// Tokens a row in the last steps (fewer rows, as many tokens)
     #[arg(long, default_value_t = 1024)]
     pub long_seq_len: usize,
-    /// Highest learning rate
-    #[arg(long, default_value_t = 2e-3)]
-    pub lr: f64,
-    /// Steps over which it rises
-    #[arg(long, default_value_t = 100)]
-    pub warmup: u64,
-    /// Decay of weights (AdamW)
-    #[arg(long, default_value_t = 0.1)]
-    pub weight_decay: f32,
-    /// Probability of dropping an element of a residual branch
-    #[arg(long, default_value_t = 0.2)]
-    pub dropout: f32,
-    /// Seed of weights, batches and dropout
-    #[arg(long, default_value_t = 1)]
-    pub seed: u64,
-    /// Steps between validations
-    #[arg(long, default_value_t = 200)]
-    pub validate_every: u64,
-    /// Steps between checkpoints
-    #[arg(long, default_value_t = 100)]
-    pub checkpoint_every: u64,
-    /// Directory of the checkpoint (by default that of --out with `.checkpoint` added)
-    #[arg(long, value_name = "DIR")]
-    pub checkpoint: Option<PathBuf>,
-    /// Go on from the checkpoint
-    #[arg(long)]
-    pub resume: bool,
     /// Don't train: print losses, and agreement with --teacher, of the model in --out
     #[arg(long)]
     pub evaluate: bool,
@@ -154,6 +107,9 @@ pub struct TrainLmArgs {
     /// Temperature of the sample (0: the likeliest token)
     #[arg(long, default_value_t = 0.8)]
     pub temperature: f32,
+    /// How the run goes
+    #[command(flatten)]
+    pub run: RunArgs,
 }
 
 impl TrainLmArgs {
@@ -171,62 +127,35 @@ impl TrainLmArgs {
             attention_bias: false,
             head_norms: false,
             tied: true,
+            mask: None,
         }
     }
 
     fn recipe(&self) -> Recipe {
         Recipe {
-            steps: self.steps,
-            until: self.until.unwrap_or(self.steps).min(self.steps),
             long_steps: self.long_steps,
-            batch: self.batch,
-            shards: self.shards.max(1),
-            seq_len: self.seq_len,
             long_seq_len: self.long_seq_len,
-            lr: self.lr,
-            warmup: self.warmup,
-            weight_decay: self.weight_decay,
-            dropout: self.dropout,
             teacher_share: self.teacher_share,
-            validate_every: self.validate_every.max(1),
-            checkpoint_every: self.checkpoint_every.max(1),
-            seed: self.seed,
-            out: self.out.clone(),
-            checkpoint: self.checkpoint.clone().unwrap_or_else(|| checkpoint_beside(&self.out)),
+            ..self.run.recipe()
         }
     }
 
     fn check(&self) -> Result<()> {
-        ensure!(self.batch > 0, "--batch is 0; give at least 1");
-        ensure!(self.seq_len > 0, "--seq-len is 0; give at least 1");
         ensure!(self.long_seq_len > 0, "--long-seq-len is 0; give at least 1");
-        ensure!((0.0..1.0).contains(&self.dropout), "--dropout {} isn't in [0, 1)", self.dropout);
         ensure!(
             (0.0..=1.0).contains(&self.teacher_share),
             "--teacher-share {} isn't in [0, 1]",
             self.teacher_share
         );
-        ensure!(
-            self.validation > 0.0 && self.validation < 0.5,
-            "--validation {} isn't between 0 and 0.5",
-            self.validation
-        );
-        Ok(())
+        self.run.check()
     }
-}
-
-/// Where the checkpoint of a model lies by default.
-fn checkpoint_beside(out: &Path) -> PathBuf {
-    let mut name = out.as_os_str().to_owned();
-    name.push(".checkpoint");
-    PathBuf::from(name)
 }
 
 /// Runs `train lm`.
 pub fn run(args: &TrainLmArgs) -> Result<()> {
     args.check()?;
-    let texts = args.text.iter().map(|file| corpus::read(file)).collect::<Result<Vec<_>>>()?;
-    let (heads, tails) = Corpus::split(&texts, args.validation);
+    let texts = args.run.texts()?;
+    let (heads, tails) = Corpus::split(&texts, args.run.validation);
     let teacher = match &args.teacher {
         Some(folder) => Some(export::load(folder).context("--teacher")?),
         None => None,
@@ -234,15 +163,16 @@ pub fn run(args: &TrainLmArgs) -> Result<()> {
     let inherited = match (&args.tokenizer, &args.teacher) {
         (Some(file), _) => Some(file.clone()),
         (None, Some(folder)) => Some(folder.join("tokenizer.json")),
-        (None, None) if args.evaluate || args.resume => Some(args.out.join("tokenizer.json")),
+        (None, None) if args.evaluate || args.run.resume => Some(args.run.out.join("tokenizer.json")),
         (None, None) => None,
     };
     let tokenizer = match &inherited {
         Some(file) => bpe::load(file)?,
         None => bpe::train(&heads, args.train_tokenizer)?,
     };
-    let longest = if args.long_steps > 0 { args.seq_len.max(args.long_seq_len) } else { args.seq_len };
-    let corpus = Corpus::new(&tokenizer, &heads, &tails, &args.text, longest)?;
+    let longest =
+        if args.long_steps > 0 { args.run.seq_len.max(args.long_seq_len) } else { args.run.seq_len };
+    let corpus = Corpus::new(&tokenizer, &heads, &tails, &args.run.text, longest)?;
     if args.evaluate {
         return report(args, &tokenizer, teacher.as_ref(), &corpus);
     }
@@ -256,7 +186,7 @@ pub fn run(args: &TrainLmArgs) -> Result<()> {
         );
     }
     let model = match &args.start_from {
-        None => Llama::new(config, args.seed)?,
+        None => Llama::new(config, args.run.seed)?,
         Some(folder) => {
             let model = export::load(folder).context("--start-from")?;
             ensure!(
@@ -268,10 +198,7 @@ pub fn run(args: &TrainLmArgs) -> Result<()> {
             model
         }
     };
-    std::fs::create_dir_all(&args.out).with_context(|| format!("{} can't be made", args.out.display()))?;
-    bpe::save(&tokenizer, &args.out)?;
-    let specials = (bpe::special(&tokenizer, bpe::BOS)?, bpe::special(&tokenizer, bpe::EOS)?);
-    args.recipe().run(model, teacher.as_ref(), &corpus, specials, args.resume)
+    args.run.train(&args.recipe(), model, teacher.as_ref(), &corpus, &tokenizer)
 }
 
 fn report(
@@ -280,7 +207,7 @@ fn report(
     teacher: Option<&Llama>,
     corpus: &Corpus,
 ) -> Result<()> {
-    let model = export::load(&args.out).context("--out")?;
+    let model = export::load(&args.run.out).context("--out")?;
     let held_out = match &args.held_out {
         Some(file) => Some(bpe::encode(tokenizer, &corpus::read(file)?)?),
         None => None,
@@ -294,7 +221,7 @@ fn report(
         let Some(tokens) = tokens else { continue };
         for (who, model, other) in [("model", Some(&model), teacher), ("teacher", teacher, None)] {
             let Some(model) = model else { continue };
-            let f = evaluate::figures(model, other, tokens, args.seq_len)?;
+            let f = evaluate::figures(model, other, tokens, args.run.seq_len)?;
             print!("{name:17} {who:7} loss {:.4}  right {:.4}", f.loss, f.right);
             if other.is_some() {
                 print!("  agreement {:.4}  overlap {:.4}", f.agreement, f.overlap);
@@ -309,7 +236,7 @@ fn report(
             &args.prompt,
             (args.sample, args.long_seq_len),
             args.temperature,
-            args.seed,
+            args.run.seed,
         )?;
         println!("---\n{text}");
     }

@@ -9,13 +9,13 @@ use super::{checkpoint, evaluate, export};
 use candle_core::{Device, Tensor, Var};
 use std::path::PathBuf;
 
-fn folder(name: &str) -> PathBuf {
+pub(super) fn folder(name: &str) -> PathBuf {
     let folder = std::env::temp_dir().join(format!("pagedraft-train-{}-{name}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
     folder
 }
 
-fn tiny(vocab_size: usize) -> Config {
+pub(super) fn tiny(vocab_size: usize) -> Config {
     Config {
         vocab_size,
         hidden_size: 16,
@@ -29,10 +29,11 @@ fn tiny(vocab_size: usize) -> Config {
         attention_bias: false,
         head_norms: false,
         tied: true,
+        mask: None,
     }
 }
 
-fn recipe(out: PathBuf, steps: u64) -> Recipe {
+pub(super) fn recipe(out: PathBuf, steps: u64) -> Recipe {
     Recipe {
         steps,
         until: steps,
@@ -60,7 +61,7 @@ fn verse() -> String {
     (0..600).map(|_| words[noise.below(words.len())]).collect::<Vec<_>>().join(" ")
 }
 
-fn corpus() -> (tokenizers::Tokenizer, Corpus) {
+pub(super) fn corpus() -> (tokenizers::Tokenizer, Corpus) {
     let texts = vec![verse()];
     let (heads, tails) = Corpus::split(&texts, 0.1);
     let tokenizer = bpe::train(&heads, 270).unwrap();
@@ -102,7 +103,7 @@ fn the_gradient_is_the_slope_of_the_loss() {
 }
 
 /// The loss rises along a tensor's gradient by as much as the gradient is long.
-fn slope(name: &str, var: &Var, grad: &Tensor, loss: &impl Fn() -> Tensor) {
+pub(super) fn slope(name: &str, var: &Var, grad: &Tensor, loss: &impl Fn() -> Tensor) {
     let length = grad.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
     let at = |distance: f64| {
         let before = var.as_tensor().copy().unwrap();
@@ -148,12 +149,16 @@ fn shards_of_a_batch_have_the_gradient_of_the_whole() {
 
 #[test]
 fn a_resumed_run_ends_where_an_uninterrupted_one_does() {
+    resumes_as_if_uninterrupted("causal", || Llama::new(tiny(270), 5).unwrap());
+}
+
+/// Trains the model of `start` in one run, and in two.
+pub(super) fn resumes_as_if_uninterrupted(name: &str, start: impl Fn() -> Llama) {
     let (_, corpus) = corpus();
-    let whole = folder("whole");
-    let start = || Llama::new(tiny(270), 5).unwrap();
+    let whole = folder(&format!("whole-{name}"));
     recipe(whole.clone(), 8).run(start(), None, &corpus, (0, 1), false).unwrap();
 
-    let parts = folder("parts");
+    let parts = folder(&format!("parts-{name}"));
     let recipe = recipe(parts.clone(), 8);
     let part = Recipe { until: 5, ..recipe.clone() };
     part.run(start(), None, &corpus, (0, 1), false).unwrap();

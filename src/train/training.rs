@@ -5,7 +5,8 @@ use super::corpus::{Batch, Corpus, windows};
 use super::evaluate::detached;
 use super::export;
 use super::llama::{Dropping, Llama};
-use super::loss::cross_entropy;
+use super::loss::weighted_cross_entropy;
+use super::masking::masked;
 use super::noise::Noise;
 use super::optimise::{AdamW, learning_rate, mean};
 use super::shards::in_shards;
@@ -16,7 +17,7 @@ use std::time::Instant;
 
 /// How a model is trained; see the options of the same names.
 #[derive(Debug, Clone)]
-#[expect(missing_docs, reason = "documented as options in TrainLmArgs")]
+#[expect(missing_docs, reason = "documented as options in RunArgs and TrainLmArgs")]
 pub struct Recipe {
     pub steps: u64,
     pub until: u64,
@@ -41,6 +42,14 @@ pub struct Recipe {
 const CLIP: f32 = 1.0;
 /// Validation tokens read each time, at most.
 const VALIDATION: usize = 24 * 1024;
+
+/// The batch as the model learns from it: with masks if it is a model that fills masks.
+fn hide(model: &Llama, batch: Batch, noise: Noise) -> Batch {
+    match model.config.mask {
+        None => batch,
+        Some(mask) => masked(batch, mask, noise),
+    }
+}
 
 impl Recipe {
     /// Batch number `step`: short rows first, and long ones in the last `long_steps` steps, with
@@ -94,7 +103,7 @@ impl Recipe {
         let wanted = teacher.map(|teacher| detached(teacher, &batch.inputs, batch.time)).transpose()?;
         let logits = model.forward(&batch.inputs, batch.time, Some(dropping))?;
         let wanted = wanted.as_ref().map(|wanted| (wanted, self.teacher_share));
-        let loss = cross_entropy(&logits, &batch.next, wanted)?;
+        let loss = weighted_cross_entropy(&logits, &batch.next, &batch.weights, wanted)?;
         Ok((loss.objective.to_scalar::<f32>()?, loss.objective.backward()?))
     }
 
@@ -104,11 +113,12 @@ impl Recipe {
         let (mut objective, mut text, mut count) = (0.0, 0.0, 0.0);
         let time = if self.long_steps > 0 { self.long_seq_len } else { self.seq_len };
         let rows = (self.batch * self.seq_len / time).max(1);
-        for batch in windows(&tokens[..tokens.len().min(VALIDATION)], time, rows) {
+        for (index, batch) in (0..).zip(windows(&tokens[..tokens.len().min(VALIDATION)], time, rows)) {
+            let batch = hide(model, batch, Noise::new(0, "validation masks", index));
             let logits = detached(model, &batch.inputs, batch.time)?;
             let wanted = teacher.map(|teacher| detached(teacher, &batch.inputs, batch.time)).transpose()?;
             let wanted = wanted.as_ref().map(|wanted| (wanted, self.teacher_share));
-            let loss = cross_entropy(&logits, &batch.next, wanted)?;
+            let loss = weighted_cross_entropy(&logits, &batch.next, &batch.weights, wanted)?;
             let rows = batch.next.len() as f64;
             objective += rows * f64::from(loss.objective.to_scalar::<f32>()?);
             text += rows * f64::from(loss.text);
@@ -149,7 +159,8 @@ impl Recipe {
         let (mut steps, spent) = (0u64, progress.seconds);
         let started = Instant::now();
         while progress.step < self.until {
-            let batch = self.batch(corpus, progress.step);
+            let noise = Noise::new(self.seed, "masks", progress.step);
+            let batch = hide(&model, self.batch(corpus, progress.step), noise);
             loss += f64::from(self.step(&model, teacher, &mut optimiser, &batch, progress.step)?);
             progress.step += 1;
             progress.seconds = spent + started.elapsed().as_secs_f64();

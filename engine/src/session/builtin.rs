@@ -1,4 +1,4 @@
-//! The embedded models: `builtin:target`, `builtin:draft`, `builtin:dsa` and `builtin:recall`.
+//! The embedded models: `builtin:target`, `builtin:draft`, `builtin:dsa`, `builtin:recall` and `builtin:llada`.
 
 use std::path::Path;
 
@@ -32,8 +32,13 @@ macro_rules! builtin {
     };
 }
 
-const BUILTINS: [Builtin; 4] =
-    [builtin!("target", pruned), builtin!("draft"), builtin!("dsa"), builtin!("recall", pruned)];
+const BUILTINS: [Builtin; 5] = [
+    builtin!("target", pruned),
+    builtin!("draft"),
+    builtin!("dsa"),
+    builtin!("recall", pruned),
+    builtin!("llada"),
+];
 
 /// Reads the embedded model with this name.
 ///

@@ -1,11 +1,14 @@
 //! Requests whose output is a canvas that is denoised block by block.
 
 use std::fmt;
+use std::sync::Arc;
 
 use anyhow::{anyhow, bail, ensure};
 use pagedraft_model::checkpoint::ModelConfig;
 use pagedraft_scheduler::Canvas;
-use pagedraft_spec_decode::{CanvasPass, Denoising, Guard, Remasking, Skip, SkipPolicy, SkipStates};
+use pagedraft_spec_decode::{
+    CanvasPass, Denoising, ForcedPass, Guard, Remasking, Skip, SkipPolicy, SkipStates,
+};
 use serde::Serialize;
 
 use super::options::{EngineOptions, SkipLayers};
@@ -64,6 +67,13 @@ pub struct Diffusion {
     pub extra_pass: bool,
     /// Whether the output has every pass.
     pub return_steps: bool,
+    /// The ids that the canvas begins with, one a position, the mask's id where a token is asked for; empty if that is everywhere. A block
+    /// without masks still takes a pass.
+    pub given: Arc<[u32]>,
+    /// Passes whose fills were decided beforehand, for comparisons of what passes *would* fill.
+    pub forced: Arc<[ForcedPass]>,
+    /// Whether each pass of the output says what it would have filled every mask with.
+    pub return_choices: bool,
 }
 
 impl Default for Diffusion {
@@ -81,6 +91,9 @@ impl Default for Diffusion {
             compares_first: true,
             extra_pass: false,
             return_steps: false,
+            given: Arc::default(),
+            forced: Arc::default(),
+            return_choices: false,
         }
     }
 }
@@ -108,6 +121,9 @@ pub struct DiffusionStep {
     pub pos: Vec<u32>,
     /// Their tokens.
     pub tok: Vec<u32>,
+    /// What each mask would have been filled with: positions, ascending, each with its token.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub choices: Vec<(u32, u32)>,
 }
 
 /// What went wrong in a pass over a block.
@@ -166,7 +182,8 @@ pub struct DiffusionOutput {
 pub(super) struct CanvasOutput {
     prompt_len: u32,
     mask: u32,
-    len: usize,
+    /// The ids that it began with.
+    began: Vec<u32>,
     passes: Vec<CanvasPass>,
     return_steps: bool,
 }
@@ -182,7 +199,7 @@ impl CanvasOutput {
 
     /// The ids of the canvas.
     pub fn ids(&self) -> Vec<u32> {
-        let mut ids = vec![self.mask; self.len];
+        let mut ids = self.began.clone();
         for (&position, &token) in self.passes.iter().flat_map(|pass| pass.pos.iter().zip(&pass.tok)) {
             if let Some(id) = ids.get_mut((position - self.prompt_len) as usize) {
                 *id = token;
@@ -205,6 +222,7 @@ impl CanvasOutput {
             masked_stable: pass.masked_stable,
             pos: pass.pos.clone(),
             tok: pass.tok.clone(),
+            choices: pass.choices.clone(),
         };
         DiffusionOutput {
             nfe: self.passes.len() as u32,
@@ -227,8 +245,9 @@ impl Diffusion {
 
     /// The canvas of a sample before its first pass.
     pub(super) fn empty_output(&self, prompt_len: u32, len: u32, mask: u32) -> CanvasOutput {
-        let len = len as usize;
-        CanvasOutput { prompt_len, mask, len, passes: Vec::new(), return_steps: self.return_steps }
+        let mut began = self.given.to_vec();
+        began.resize(len as usize, mask);
+        CanvasOutput { prompt_len, mask, began, passes: Vec::new(), return_steps: self.return_steps }
     }
 
     /// What the executor is told. The model is cut behind `skip_layers` layers if they can be skipped.
@@ -250,10 +269,27 @@ impl Diffusion {
                 guard: self.skip_guard,
                 compares_first: self.compares_first,
             }),
+            given: self.given.clone(),
+            forced: self.forced.clone(),
+            keep_choices: self.return_choices,
         }
     }
 
-    fn check(&self, len: u32) -> anyhow::Result<()> {
+    fn check(&self, len: u32, mask: u32, vocab: usize) -> anyhow::Result<()> {
+        ensure!(
+            self.given.is_empty() || self.given.len() == len as usize,
+            "{} ids are given for a canvas of {len} tokens: give one for each position, the mask's where a token is asked for",
+            self.given.len()
+        );
+        let forced = self.forced.iter().flat_map(|pass| pass.fills.iter().map(|&(_, token)| token));
+        if let Some(bad) = self.given.iter().copied().find(|&id| id as usize >= vocab) {
+            bail!("the canvas begins with the token id {bad}, and the model's ids are below {vocab}");
+        }
+        if let Some(bad) = forced.into_iter().find(|&id| id as usize >= vocab || id == mask) {
+            bail!(
+                "a pass is made to fill in the token id {bad}: give ids below {vocab} that are not the mask's, {mask}"
+            );
+        }
         let block = self.block_length;
         ensure!(
             block > 0 && len.is_multiple_of(block),
@@ -339,7 +375,7 @@ fn ensure_no_canvas(options: &EngineOptions) -> anyhow::Result<()> {
     if options.diffusion.required || options.diffusion.skip_layers != SkipLayers::Never {
         let (decoder, model) = (options.diffusion.all.decoder, &options.model);
         return Err(usage(anyhow!(
-            "--decoder {decoder}: {model} is a causal model and has no canvas; use a model of model_type llada"
+            "--decoder {decoder}: {model} is a causal model and has no canvas; use a model of model_type llada, such as builtin:llada"
         )));
     }
     Ok(())
@@ -354,17 +390,18 @@ pub(super) fn check_request(
     request: &Request,
     mask: Option<u32>,
     skip_layers: Option<u16>,
+    vocab: usize,
 ) -> anyhow::Result<()> {
     let (mask, diffusion) = match (mask, &request.diffusion) {
         (None, None) => return Ok(()),
         (None, Some(diffusion)) => bail!(
-            "--decoder {}: the model is causal and has no canvas; use a model of model_type llada",
+            "--decoder {}: the model is causal and has no canvas; use a model of model_type llada, such as builtin:llada",
             diffusion.decoder
         ),
         (Some(_), None) => bail!("the model fills masks in a canvas, and nobody says how"),
         (Some(mask), Some(diffusion)) => (mask, diffusion),
     };
-    diffusion.check(request.max_tokens)?;
+    diffusion.check(request.max_tokens, mask, vocab)?;
     ensure!(
         diffusion.decoder != Decoder::DualCacheSkip || skip_layers.is_some(),
         "--decoder dual-cache-skip: the engine was not opened for it, so its model is not cut"

@@ -378,7 +378,7 @@ impl Session {
             "stop strings need a tokenizer, and the model has none: use stop token ids"
         );
         self.check_selections(request)?;
-        diffusion::check_request(request, self.info.mask_token_id, self.info.skip_layers)?;
+        diffusion::check_request(request, self.info.mask_token_id, self.info.skip_layers, vocab)?;
         // If the whole pool could not hold a request to its end, it would end early, and how early would
         // depend on the pool.
         let most = (request.prompt.len() as u64 + u64::from(request.max_tokens))

@@ -197,10 +197,24 @@ fn finish(canvas: &mut Canvas, eligible: &[u32], fresh: Vec<Candidate>, record: 
         let kept: Vec<Candidate> = kept.collect();
         candidates.extend(kept);
     }
+    let mut choices = Vec::new();
+    if canvas.denoising.keep_choices {
+        choices.extend(candidates.iter().map(|candidate| (candidate.position, candidate.token)));
+        choices.sort_unstable();
+    }
     let none = candidates.is_empty();
     let left_aside = (eligible.len() - candidates.len()) as u32;
-    let count = scheduled(canvas.masks, canvas.denoising.passes, canvas.step);
-    transfer(&mut candidates, count, canvas.denoising.threshold);
+    match canvas.forced() {
+        Some(fills) => {
+            let possible = fills.iter().filter(|(position, _)| eligible.contains(position));
+            let known = |&(position, token)| Candidate { position, token, confidence: 1.0 };
+            candidates = possible.map(known).collect();
+        }
+        None => {
+            let count = scheduled(canvas.masks, canvas.denoising.passes, canvas.step);
+            transfer(&mut candidates, count, canvas.denoising.threshold);
+        }
+    }
     candidates.iter().for_each(|&candidate| canvas.fill(candidate));
     let left = canvas.masks_left();
     let stuck = none && left > 0;
@@ -213,6 +227,7 @@ fn finish(canvas: &mut Canvas, eligible: &[u32], fresh: Vec<Candidate>, record: 
         masks_left: left,
         pos: candidates.iter().map(|candidate| candidate.position).collect(),
         tok: candidates.iter().map(|candidate| candidate.token).collect(),
+        choices,
         ends,
         ..record
     }

@@ -1,6 +1,7 @@
 //! How a canvas is denoised.
 
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 /// How the blocks of a request's canvas are denoised.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,6 +24,23 @@ pub struct Denoising {
     pub extra_pass: bool,
     /// Which tokens of a block skip the later layers; `None` if none do.
     pub skip: Option<Skip>,
+    /// The ids that the canvas begins with, masks among them; empty if all are masks.
+    pub given: Arc<[u32]>,
+    /// Passes whose fills were decided beforehand. The other passes fill what their logits say.
+    pub forced: Arc<[ForcedPass]>,
+    /// Whether the record of a pass says what it would fill every mask with.
+    pub keep_choices: bool,
+}
+
+/// A pass that fills certain masks with certain tokens, whatever its logits say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ForcedPass {
+    /// The block, counted from 0.
+    pub block: u32,
+    /// The pass over this block, counted from 0.
+    pub step: u32,
+    /// Positions, each with its token. Those that are no masks of the block are left alone.
+    pub fills: Vec<(u32, u32)>,
 }
 
 /// Which masks are filled first.

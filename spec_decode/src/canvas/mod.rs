@@ -21,6 +21,6 @@ mod state;
 mod traced;
 mod transfer;
 
-pub use denoising::{Denoising, Guard, Remasking, Skip, SkipPolicy, SkipStates};
+pub use denoising::{Denoising, ForcedPass, Guard, Remasking, Skip, SkipPolicy, SkipStates};
 pub use record::CanvasPass;
 pub(crate) use state::Canvases;

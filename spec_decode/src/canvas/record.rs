@@ -39,6 +39,8 @@ pub struct CanvasPass {
     pub tok: Vec<u32>,
     /// The logits of the masks whose rows ran to the end, each with its position, if the executor was told to keep logits.
     pub logits: Vec<(u32, Vec<f32>)>,
+    /// The token that each mask would be filled with now, by position, if the request's choices are kept.
+    pub choices: Vec<(u32, u32)>,
     /// Whether the block is final with this pass.
     pub ends: bool,
 }

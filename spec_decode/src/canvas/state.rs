@@ -38,8 +38,10 @@ pub(crate) struct Canvas {
 
 impl Canvas {
     fn new(denoising: &Denoising, prompt_len: u32) -> Self {
+        let mut tokens = denoising.given.to_vec();
+        tokens.resize(denoising.len as usize, denoising.mask);
         Self {
-            tokens: vec![denoising.mask; denoising.len as usize],
+            tokens,
             began: Vec::new(),
             block: prompt_len..prompt_len,
             denoising: denoising.clone(),
@@ -79,6 +81,13 @@ impl Canvas {
     /// The number of the present block, counted from 0.
     pub(super) fn index(&self) -> u32 {
         (self.block.start - self.prompt_len) / self.denoising.block
+    }
+
+    /// What the present pass fills, if that was decided beforehand.
+    pub(super) fn forced(&self) -> Option<&[(u32, u32)]> {
+        let (block, step) = (self.index(), self.step);
+        let pass = self.denoising.forced.iter().find(|pass| (pass.block, pass.step) == (block, step));
+        pass.map(|pass| pass.fills.as_slice())
     }
 
     /// The masks of the present block.

@@ -66,7 +66,9 @@ pub fn run(replay: &Replay, workload: &Workload) -> anyhow::Result<Option<Outcom
     if let Some(writer) = replay.trace_in(&directory)? {
         session.attach_trace(writer, replay.engine.tables())?;
     }
-    let facts = replay.facts(workload);
+    let canvases = session.info().mask_token_id.is_some();
+    let block_length = canvases.then(|| replay.engine.diffusion.options().all.block_length);
+    let facts = RunFacts { block_length, ..replay.facts(workload) };
     let progress = Progress::new("", workload.survey.items, recorder.done());
     let mut watch = Watch { directory, progress };
     let max_concurrency = replay.arrivals.max_concurrency;

@@ -42,6 +42,10 @@ pub fn text(summary: &Summary) -> String {
     ] {
         line(name, row(figures));
     }
+    if let Some(blocks) = &summary.block_latency {
+        line("first block ms", row(&blocks.ttfb));
+        line("next block ms", row(&blocks.ibl));
+    }
     if let Some(drafts) = &summary.speculation {
         line(
             "drafts",

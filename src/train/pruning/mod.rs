@@ -19,8 +19,8 @@ pub mod scorers;
 mod tests;
 pub mod training;
 
-use super::checkpoint_beside;
 use super::llama::Llama;
+use super::run_args::checkpoint_beside;
 use super::saliency::Salience;
 use super::samples::{Sample, SampleArgs};
 use crate::prune::{Preset, PruneSpec};

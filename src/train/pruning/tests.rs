@@ -36,6 +36,7 @@ fn model(vocab_size: usize) -> Llama {
         attention_bias: false,
         head_norms: false,
         tied: true,
+        mask: None,
     };
     // Larger weights than fresh ones have: attention then looks at something.
     let mut values = Llama::values(&config, 3);

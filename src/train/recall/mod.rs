@@ -96,6 +96,7 @@ impl TrainRecallArgs {
             attention_bias: false,
             head_norms: false,
             tied: true,
+            mask: None,
         }
     }
 

@@ -31,6 +31,7 @@ pub use recorder::{Recorder, RecorderOptions};
 pub use slo::Slo;
 pub use speculation::Speculation;
 pub use summary::{
-    Goodput, KvUse, LatencyMs, PrefixCache, RequestRate, RunFacts, Score, Serving, Steady, Summary,
+    BlockLatency, Goodput, KvUse, LatencyMs, PrefixCache, RequestRate, RunFacts, Score, Serving, Steady,
+    Summary,
 };
 pub use timeline::Timeline;

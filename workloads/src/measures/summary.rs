@@ -75,6 +75,9 @@ pub struct Summary {
     /// are counted as they come, so those of requests that failed or were stopped later are among them, up
     /// to that moment.
     pub itl: InterToken,
+    /// The latencies of blocks, of a model that fills masks; left out for others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub block_latency: Option<BlockLatency>,
     /// How many requests met the goals; `null` without `--slo`.
     pub goodput: Option<Goodput>,
     /// The prompt tokens that were found in the prefix cache.
@@ -169,6 +172,19 @@ pub struct RunFacts {
     pub max_num_seqs: Option<u32>,
     /// The limit on output tokens that the run was given.
     pub max_new_tokens: Option<u32>,
+    /// The number of tokens of a block, of a model that fills masks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub block_length: Option<u32>,
+}
+
+/// When the blocks of canvases were final, in milliseconds. Tokens are streamed when their block is final, and not before, so these are the
+/// first token's latency and the gaps under the names that fit what a client sees.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct BlockLatency {
+    /// The time from the intended arrival to the first block of a request.
+    pub ttfb: Figures,
+    /// The time between two blocks of a request.
+    pub ibl: Figures,
 }
 
 /// A rate in requests per second.
@@ -335,6 +351,8 @@ impl Summary {
             self.serving.batch_size = most;
         }
         self.serving.max_new_tokens_cap = facts.max_new_tokens;
+        let blocks = BlockLatency { ttfb: self.latencies.ttft, ibl: self.itl.step };
+        self.block_latency = facts.block_length.map(|_| blocks);
         self.facts = facts;
         "pagedraft".clone_into(&mut self.facts.backend);
         "pagedraft".clone_into(&mut self.facts.endpoint_type);

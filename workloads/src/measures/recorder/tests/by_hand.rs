@@ -115,12 +115,18 @@ fn three_readings_of_a_burst() {
     let mut lines = Vec::new();
     recorder.step(&step(0, 10_000_000, vec![row(ticket, 1, 4)], &[]), &mut lines);
     recorder.step(&step(10_000_000, 40_000_000, vec![row(ticket, 3, 7)], &[ticket]), &mut lines);
-    let summary = recorder.summary();
+    let mut summary = recorder.summary();
     assert_eq!(summary.itl.step.mean, Some(30.0));
     assert_eq!((summary.itl.token.mean, summary.itl.token.max), (Some(10.0), Some(10.0)));
     assert_eq!((summary.itl.burst.median, summary.itl.burst.max), (Some(0.0), Some(30.0)));
     assert_eq!(summary.latencies.itl, summary.itl.step);
     assert_eq!((lines[0].tpot_ms, lines[0].e2el_ms), (Some(10.0), Some(40.0)));
+    // Of a model that fills masks a burst is a block.
+    summary.describe(RunFacts::default());
+    assert_eq!(summary.block_latency, None);
+    summary.describe(RunFacts { block_length: Some(3), ..RunFacts::default() });
+    let blocks = summary.block_latency.unwrap();
+    assert_eq!((blocks.ttfb.mean, blocks.ibl.mean), (Some(10.0), Some(30.0)));
 }
 
 #[test]
