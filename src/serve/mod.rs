@@ -20,6 +20,7 @@ mod generation;
 mod kv_publisher;
 mod logprobs;
 mod metrics;
+mod page;
 mod parameters;
 mod patient;
 mod prompt;

@@ -13,16 +13,13 @@ use serde_json::{Value, json};
 
 use super::app::App;
 use super::error::ApiError;
-use super::{auth, chat, completions, metrics, tokenize};
-
-/// The page for people who open the server in a browser. It has no data.
-const PAGE: &str = "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\"><title>Pagedraft</title>\n\
-                    <p>A Pagedraft server runs here. Its API is OpenAI's, below <code>/v1</code>.</p></html>\n";
+use super::{auth, chat, completions, metrics, page, tokenize};
 
 /// The routes of a server.
 pub fn router(app: Arc<App>) -> Router {
     Router::new()
-        .route("/", get(page))
+        .route("/", get(page::page))
+        .route("/live", get(page::live))
         .route("/health", get(health))
         .route("/ping", get(health).post(health))
         .route("/version", get(version))
@@ -49,10 +46,6 @@ pub fn json<T: Serialize>(value: &T) -> Response {
         }
         Err(error) => ApiError::failed(error.to_string()).into_response(),
     }
-}
-
-async fn page() -> Response {
-    ([(header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"))], PAGE).into_response()
 }
 
 /// Whether new requests should come here.
