@@ -68,7 +68,11 @@ fn a_canvas_comes_with_its_passes_and_a_strict_run_fails_where_masks_are_left() 
         &[&replay[..], &["--model", &model, "--load-format", "dummy", "--out", &replayed]].concat(),
     );
     assert_eq!(replay.code, Some(0), "{}", replay.stderr);
-    assert_eq!(scratch.json("replayed/summary.json")["completed"], 4);
+    let summary = scratch.json("replayed/summary.json");
+    assert_eq!(summary["completed"], 4);
+    // A canvas of one block: nobody waits for a second one.
+    assert_eq!(summary["block_latency"]["ttfb"]["mean"], summary["mean_ttft_ms"]);
+    assert_eq!(summary["block_latency"]["ibl"]["mean"], json!(null));
     assert_eq!(pagedraft(&["trace", "check", &replayed]).code, Some(0));
 }
 
