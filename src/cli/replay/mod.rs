@@ -189,6 +189,7 @@ impl Replay {
             block_size: self.engine.block_size,
             rate_asked: workload.arrivals.rate_asked(),
             save_outputs: self.run.save_outputs,
+            server: false,
         })
     }
 

@@ -12,6 +12,7 @@
 
 mod blocks;
 mod distribution;
+mod engine_use;
 mod figures;
 mod in_flight;
 mod latencies;
@@ -25,12 +26,11 @@ mod timeline;
 mod totals;
 
 pub use blocks::{HotBlock, Tally};
+pub use engine_use::{EngineUse, KvUse};
 pub use figures::{Figures, Latencies};
 pub use latencies::InterToken;
 pub use recorder::{Recorder, RecorderOptions};
 pub use slo::Slo;
 pub use speculation::Speculation;
-pub use summary::{
-    Goodput, KvUse, LatencyMs, PrefixCache, RequestRate, RunFacts, Score, Serving, Steady, Summary,
-};
+pub use summary::{Goodput, LatencyMs, PrefixCache, RequestRate, RunFacts, Score, Serving, Steady, Summary};
 pub use timeline::Timeline;

@@ -119,6 +119,7 @@ pub fn run(seed: u64, items: u64, speculate: bool) -> Schedule {
                     category: request.category.clone(),
                     arrival_ns: Some(intended),
                     prompt: vec![7; request.prompt_tokens as usize],
+                    text: None,
                     max_tokens: 40,
                     until_stop: false,
                     expect: Some(Expectation::Contains { answers: vec!["yes".to_owned()], any: true }),
