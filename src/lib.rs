@@ -1,7 +1,7 @@
 //! Pagedraft: an LLM serving engine whose scheduler knows about speculation.
 //!
 //! This is the library behind the binary of the same name. [`session`] is a running engine, from the crate [`engine`].
-//! [`report`] draws what a run wrote. Nothing here decides anything.
+//! [`serve`] talks to it over HTTP. [`report`] draws what a run wrote. Nothing here decides anything.
 #![deny(missing_docs)]
 
 pub use pagedraft_attention as attention;
@@ -14,6 +14,7 @@ pub use pagedraft_spec_decode as spec_decode;
 pub use pagedraft_workloads as workloads;
 
 pub mod report;
+pub mod serve;
 #[cfg(feature = "train")]
 #[allow(missing_docs, reason = "a tool behind a feature, not an interface")]
 pub mod train;

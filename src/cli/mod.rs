@@ -25,6 +25,7 @@ mod recording;
 mod replay;
 mod report;
 mod scheduler_bench;
+mod serve;
 mod speculation_flags;
 mod stamp;
 mod stdout;
@@ -59,6 +60,8 @@ enum Command {
     Generate(Box<generate::Generate>),
     /// A dataset or a trace through the engine, in real or in virtual time
     Replay(Box<replay::Replay>),
+    /// Answer over HTTP, as OpenAI's servers do
+    Serve(Box<serve::Serve>),
     /// Read what a run wrote
     #[command(subcommand)]
     Trace(trace::Trace),
@@ -95,6 +98,7 @@ pub fn run() -> ExitCode {
         Some(Command::Bench(bench)) => bench.run(),
         Some(Command::Generate(generate)) => generate.run(),
         Some(Command::Replay(replay)) => replay.run(),
+        Some(Command::Serve(serve)) => serve.run(),
         Some(Command::Trace(trace)) => trace.run(),
         Some(Command::Report(report)) => report.run(),
         Some(Command::Train(train)) => train.run(),

@@ -181,6 +181,11 @@ impl EngineHandle {
         }
     }
 
+    /// Whether the engine's thread has ended, so that nothing can be asked of it any more.
+    pub fn has_stopped(&self) -> bool {
+        self.send(Command::Abort(Vec::new())).is_err()
+    }
+
     fn send(&self, command: Command) -> Result<(), SubmitError> {
         self.commands.send(command).map_err(|_| SubmitError::Stopped)
     }

@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use pagedraft_block_manager::PoolStats;
-use pagedraft_scheduler::FinishReason;
+use pagedraft_scheduler::{DraftReport, FinishReason};
 use pagedraft_spec_decode::StageTimes;
 use pagedraft_spec_decode::metrics::SpeculationMetrics;
 
@@ -86,6 +86,8 @@ pub struct Stats {
     pub too_slow: u64,
     /// What speculation gained.
     pub speculation: SpeculationMetrics,
+    /// How drafts are priced, if their numbers are chosen by price.
+    pub drafting: Option<DraftReport>,
     /// Microseconds of the stages of all steps.
     pub stages: StageTimes,
     /// From a request's arrival to its first token.
@@ -142,6 +144,7 @@ impl Stats {
             refused: 0,
             too_slow: 0,
             speculation: SpeculationMetrics::default(),
+            drafting: None,
             stages: StageTimes::default(),
             time_to_first_token: Histogram::new(FIRST_TOKEN),
             inter_token_latency: Histogram::new(BETWEEN_TOKENS),

@@ -155,7 +155,8 @@ impl Loop {
             stats.request_params_n.record(f64::from(n));
             stats.request_params_max_tokens.record(f64::from(max_tokens));
         }
-        let (sender, deltas) = mpsc::channel(self.limits.deltas.max(1));
+        // In a step each sample may have a delta.
+        let (sender, deltas) = mpsc::channel(self.limits.deltas.max(1) * ids.len().max(1));
         let all: Arc<[RequestId]> = ids.as_slice().into();
         for (sample, &id) in (0..).zip(&ids) {
             self.flights.insert(id, Flight::new(sample, Arc::clone(&all), arrived, sender.clone()));
@@ -282,5 +283,6 @@ impl Loop {
         stats.step_time.record(step.elapsed.as_secs_f64());
         stats.stages.add(&step.stages);
         stats.speculation.clone_from(self.session.metrics());
+        stats.drafting = self.session.draft_report();
     }
 }

@@ -1,0 +1,14 @@
+//! The server on real sockets: what clients get, and what becomes of those that misbehave.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test or a bench that fails says where")]
+
+mod access;
+mod answers;
+mod bodies;
+mod client;
+mod ending;
+mod figures;
+mod place;
+#[path = "../program/mod.rs"]
+mod program;
+mod readers;
+mod streams;
