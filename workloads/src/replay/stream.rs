@@ -36,6 +36,8 @@ pub struct StreamEnd {
     pub finish_reason: Option<String>,
     /// The text of all chunks.
     pub text: String,
+    /// The ids of all output tokens, if the server tells them.
+    pub token_ids: Option<Vec<u32>>,
     /// The server's last count.
     pub usage: Option<Usage>,
     /// How output tokens were counted.

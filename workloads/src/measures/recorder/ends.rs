@@ -189,7 +189,7 @@ fn milliseconds(ns: u64) -> f64 {
 }
 
 /// The first 16 hexadecimal digits of the SHA-256 of token ids in little-endian bytes.
-fn hash(token_ids: &[u32]) -> String {
+pub(super) fn hash(token_ids: &[u32]) -> String {
     let mut sha = Sha256::new();
     for id in token_ids {
         sha.update(id.to_le_bytes());

@@ -47,6 +47,8 @@ impl Recorder {
         line.counted_by = Some(end.counted_by);
         line.retries = retries;
         line.score = expect.map(|expect| crate::tasks::score(&expect, &end.text));
+        line.output_hash = end.token_ids.as_deref().map(ends::hash);
+        line.token_ids = end.token_ids.filter(|_| self.options.save_outputs);
         line.text = self.options.save_outputs.then_some(end.text);
         let told = self.steps.output_tokens + u64::from(progress.output_tokens);
         self.steps.output_tokens = told.saturating_sub(counted);

@@ -2,6 +2,7 @@
 
 mod by_hand;
 mod schedule;
+mod streams;
 
 use std::collections::BTreeMap;
 

@@ -6,11 +6,11 @@ use crate::replay::{EndedRequest, PlannedRequest, RequestLine, RowReport, StepRe
 use crate::trace::PoolCounts;
 use pagedraft_scheduler::FinishReason;
 
-fn options(items: u64) -> RecorderOptions {
+pub fn options(items: u64) -> RecorderOptions {
     RecorderOptions { items, block_size: 16, ..RecorderOptions::default() }
 }
 
-fn request(index: u64) -> PlannedRequest {
+pub fn request(index: u64) -> PlannedRequest {
     PlannedRequest {
         index,
         source_id: None,

@@ -71,6 +71,7 @@ pub fn run(seed: u64, items: u64, speculate: bool) -> Schedule {
         block_size: BLOCK_SIZE,
         rate_asked: Some(20.0),
         save_outputs: seed.is_multiple_of(2),
+        server: false,
     };
     let mut all = Schedule {
         recorder: Recorder::new(options.clone()),
