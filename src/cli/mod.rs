@@ -58,7 +58,7 @@ enum Command {
     Bench(bench::Bench),
     /// Go on from one prompt, or from many at once
     Generate(Box<generate::Generate>),
-    /// A dataset or a trace through the engine, in real or in virtual time
+    /// A dataset or a trace through the engine, in real or in virtual time, or through a server
     Replay(Box<replay::Replay>),
     /// Answer over HTTP, as OpenAI's servers do
     Serve(Box<serve::Serve>),

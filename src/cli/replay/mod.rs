@@ -64,9 +64,7 @@ impl Replay {
         self.out = self.run.directory(&self.dataset.name());
         self.check()?;
         let output = self.run.output_json.as_deref().map(OutputFile::reserve).transpose()?;
-        if self.run.asks_a_server() {
-            endpoint::refuse_engine_flags()?;
-        } else if !self.run.simulates() {
+        if !self.run.simulates() && !self.run.asks_a_server() {
             self.engine.tell_what_is_idle();
         }
         interrupt::listen()?;
@@ -86,6 +84,9 @@ impl Replay {
     /// Refuses whatever can be seen to be wrong before anything is read.
     fn check(&self) -> anyhow::Result<()> {
         self.run.check()?;
+        if self.run.asks_a_server() {
+            endpoint::refuse_engine_flags()?;
+        }
         self.dataset.options(self.engine.seed)?;
         if self.run.simulates() {
             self.engine

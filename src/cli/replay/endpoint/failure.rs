@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::error::Error;
+use std::io::{self, ErrorKind};
 use std::time::Duration;
 
 use hyper::StatusCode;
@@ -38,8 +39,14 @@ impl Failure {
 
     /// The body of an answer broke off.
     pub fn body(error: &hyper::Error) -> Self {
-        // A body that ends too early is the server's doing. Everything else is the connection's.
-        let kind = if error.is_incomplete_message() { "cut_stream" } else { "connection" };
+        let io = error.source().and_then(|source| source.downcast_ref::<io::Error>()).map(io::Error::kind);
+        // A body that ends too early, or is none, is the server's doing. Everything else is the connection's.
+        let kind = match io {
+            Some(ErrorKind::UnexpectedEof) => "cut_stream",
+            Some(ErrorKind::InvalidData | ErrorKind::InvalidInput) => "malformed",
+            _ if error.is_incomplete_message() => "cut_stream",
+            _ => "connection",
+        };
         Self::new(kind, format!("the answer broke off: {}", chain(error)))
     }
 
