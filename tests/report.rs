@@ -1,12 +1,11 @@
 //! The page of a run says what the run's files say: opened in a browser without a window, it is compared with the trace.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that fails says where")]
 
+mod browser;
 mod program;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
 use pagedraft_workloads::trace::{KvChange, StepRecord};
 use program::{Scratch, pagedraft};
@@ -53,46 +52,9 @@ fn run(scratch: &Scratch, name: &str, flags: &[&str]) -> Vec<StepRecord> {
     lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// A browser, if there is one.
-fn browser() -> Option<String> {
-    let named = std::env::var("CHROME").ok();
-    let known = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"].map(str::to_owned);
-    let starts = |name: &String| {
-        let version = Command::new(name).arg("--version").stdin(Stdio::null()).stderr(Stdio::null()).output();
-        version.is_ok_and(|output| output.status.success())
-    };
-    let found = named.into_iter().chain(known).find(starts);
-    if found.is_none() {
-        eprintln!("skipped: no Chromium found (chromium, chromium-browser, google-chrome, or $CHROME)");
-    }
-    found
-}
-
 /// What a page becomes once its script has run, at an address within it.
 fn open(browser: &str, scratch: &Scratch, page: &str, hash: &str) -> String {
-    let profile = scratch.path("profile");
-    let dom = scratch.path("dom.html");
-    let mut child = Command::new(browser)
-        .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"])
-        .args(["--disable-background-networking", "--disable-component-update", "--disable-sync"])
-        .arg("--disable-dev-shm-usage")
-        .arg(format!("--user-data-dir={profile}"))
-        .args(["--virtual-time-budget=20000", "--dump-dom"])
-        .arg(format!("file://{page}#{hash}"))
-        .stdin(Stdio::null())
-        .stdout(std::fs::File::create(&dom).unwrap())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let began = Instant::now();
-    while child.try_wait().unwrap().is_none() {
-        if began.elapsed() > Duration::from_secs(120) {
-            child.kill().unwrap();
-            panic!("the browser did not come back within two minutes");
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    std::fs::read_to_string(dom).unwrap()
+    browser::open(browser, scratch, &format!("file://{page}#{hash}"), "--virtual-time-budget=20000")
 }
 
 /// An attribute `data-NAME` of the block view.
@@ -153,7 +115,7 @@ fn table_of(record: &StepRecord, id: &str) -> Vec<i64> {
 
 #[test]
 fn the_block_view_says_what_the_trace_says() {
-    let Some(browser) = browser() else { return };
+    let Some(browser) = browser::find() else { return };
     let scratch = Scratch::new("report-blocks");
     let runs: [(&str, &[&str]); 3] = [
         ("tight", &["--num-blocks", "11", "--draft", "ngram", "--num-speculative-tokens", "auto"]),
@@ -228,7 +190,7 @@ fn names_from_files_are_text_and_the_page_loads_nothing() {
         assert!(!page.contains(outside), "the page has {outside}");
     }
     assert!(page.contains("The last line of requests.jsonl (2) is cut"), "it does not say what it left out");
-    if let Some(browser) = browser() {
+    if let Some(browser) = browser::find() {
         let dom = open(&browser, &scratch, &scratch.path("page.html"), "step=3");
         assert_eq!(data(&dom, "ready"), "true");
         assert!(!dom.contains("<title>owned"), "a script out of a file ran");
@@ -238,7 +200,7 @@ fn names_from_files_are_text_and_the_page_loads_nothing() {
 
 #[test]
 fn a_part_of_a_trace_is_the_same_as_in_the_whole() {
-    let Some(browser) = browser() else { return };
+    let Some(browser) = browser::find() else { return };
     let scratch = Scratch::new("report-part");
     let flags = ["--num-blocks", "16", "--draft", "ngram", "--num-speculative-tokens", "auto"];
     let records = run(&scratch, "run", &flags);

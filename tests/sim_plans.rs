@@ -141,6 +141,7 @@ fn simulated(options: &EngineOptions) -> Vec<Value> {
         category: None,
         arrival_ns: Some(0),
         prompt,
+        text: None,
         max_tokens,
         until_stop: false,
         expect: None,

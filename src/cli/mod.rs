@@ -61,7 +61,7 @@ enum Command {
     Bench(bench::Bench),
     /// Go on from one prompt, or from many at once
     Generate(Box<generate::Generate>),
-    /// A dataset or a trace through the engine, in real or in virtual time
+    /// A dataset or a trace through the engine, in real or in virtual time, or through a server
     Replay(Box<replay::Replay>),
     /// A conversation in the terminal
     Chat(Box<chat::Chat>),

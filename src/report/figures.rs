@@ -47,8 +47,8 @@ const FIGURES: [Figure; 12] = [
         unit: "%",
         key: "/prefix_cache/hit_rate",
         by_requests: |r| {
-            let all = sum(r, |f| f.prompt_tokens);
-            (all > 0.0).then(|| 100.0 * sum(r, |f| f.cached_tokens) / all)
+            let all = sum(r, |f| f.cached_tokens.map_or(0, |_| f.prompt_tokens));
+            (all > 0.0).then(|| 100.0 * sum(r, |f| f.cached_tokens.unwrap_or(0)) / all)
         },
     },
     Figure {
@@ -69,7 +69,12 @@ const FIGURES: [Figure; 12] = [
         key: "",
         by_requests: |r| (r.score.1 > 0).then(|| r.score.0 / r.score.1 as f64),
     },
-    Figure { name: "Preemptions", unit: "", key: "preemptions", by_requests: |r| Some(r.preemptions as f64) },
+    Figure {
+        name: "Preemptions",
+        unit: "",
+        key: "preemptions",
+        by_requests: |r| (!r.of_server()).then_some(r.preemptions as f64),
+    },
 ];
 
 fn finished(requests: &Requests) -> u64 {
@@ -93,7 +98,7 @@ pub(super) const LATENCIES: [Latency; 5] = [
     ("TPOT", "tpot", |r| r.tpot_ms),
     ("ITL", "itl", |_| None),
     ("E2EL", "e2el", |r| Some(r.e2el_ms)),
-    ("Queue", "queue", |r| Some(r.queue_ms)),
+    ("Queue", "queue", |r| r.queue_ms),
 ];
 
 /// The columns of the table of latencies, as the beginnings of the summary's keys. For a percentile there

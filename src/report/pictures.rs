@@ -28,7 +28,7 @@ const LATENCIES: [(&str, &str, Value); 4] = [
     ("Time to first token (TTFT)", "ttft", |r| Some(r.ttft_ms)),
     ("Time per output token (TPOT)", "tpot", |r| r.tpot_ms),
     ("End to end (E2EL)", "e2el", |r| Some(r.e2el_ms)),
-    ("Queue", "queue", |r| Some(r.queue_ms)),
+    ("Queue", "queue", |r| r.queue_ms),
 ];
 
 /// The percentiles that are marked.
@@ -181,10 +181,10 @@ fn throughput(run: &Run, suffix: &str) -> Option<String> {
 
 fn tokens(run: &Run, suffix: &str) -> Option<String> {
     let title = format!("Tokens{suffix}");
-    if let (Some(output), Some(prompt)) =
-        (run.timeline_rate("output_tokens"), run.timeline_rate("prompt_tokens_computed"))
-    {
-        let lines = [("prompt tokens computed", "s1", prompt), ("generated", "s0", output)];
+    if let Some(output) = run.timeline_rate("output_tokens") {
+        let prompt = run.timeline_rate("prompt_tokens_computed");
+        let mut lines: Vec<Line> = prompt.into_iter().map(|p| ("prompt tokens computed", "s1", p)).collect();
+        lines.push(("generated", "s0", output));
         return over_time(&title, "tokens / s", &lines);
     }
     let requests = run.requests.as_ref()?;
@@ -202,6 +202,10 @@ fn queue(run: &Run, suffix: &str) -> Option<String> {
     }
     let requests = run.requests.as_ref()?;
     let (waiting, running) = in_flight(&requests.finished, requests.span()?, 120);
+    if requests.of_server() {
+        let line = ("from intended arrival to end, of those that finished", "s0", running.points(|c| c));
+        return over_time(&format!("In flight{suffix}"), "requests", &[line]);
+    }
     let lines = [("waiting", "s1", waiting.points(|c| c)), ("running", "s0", running.points(|c| c))];
     over_time(&title, "requests", &lines)
 }
@@ -280,7 +284,7 @@ fn prefix(run: &Run, suffix: &str) -> Option<String> {
     let (mut prompt, mut cached) = (Bins::new(span, bins), Bins::new(span, bins));
     for request in &requests.finished {
         prompt.add(request.intended_s, f64::from(request.prompt_tokens));
-        cached.add(request.intended_s, f64::from(request.cached_tokens));
+        cached.add(request.intended_s, f64::from(request.cached_tokens.unwrap_or(0)));
     }
     let (all, hit): (f64, f64) = (prompt.counts.iter().sum(), cached.counts.iter().sum());
     if all <= 0.0 || hit <= 0.0 {

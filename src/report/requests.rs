@@ -23,10 +23,12 @@ pub(super) struct Finished {
     pub(super) ttft_ms: f64,
     pub(super) tpot_ms: Option<f64>,
     pub(super) e2el_ms: f64,
-    pub(super) queue_ms: f64,
+    /// Not known of requests that a server ran.
+    pub(super) queue_ms: Option<f64>,
     pub(super) prompt_tokens: u32,
     pub(super) output_tokens: u32,
-    pub(super) cached_tokens: u32,
+    /// Not known if a server ran it that does not tell.
+    pub(super) cached_tokens: Option<u32>,
 }
 
 /// The requests of a run.
@@ -130,6 +132,11 @@ impl Requests {
         Some((from, to))
     }
 
+    /// Whether a server ran them, which tells of tokens and not of steps.
+    pub(super) fn of_server(&self) -> bool {
+        !self.finished.is_empty() && self.finished.iter().all(|request| request.queue_ms.is_none())
+    }
+
     /// The values of all requests that finished, for distributions.
     pub(super) fn values(&self, of: impl Fn(&Finished) -> Option<f64>) -> Vec<f64> {
         let mut values: Vec<f64> = self.finished.iter().filter_map(of).filter(|v| v.is_finite()).collect();
@@ -150,7 +157,7 @@ fn finished(line: &RequestLine) -> Option<Finished> {
         ttft_ms: line.ttft_ms?,
         tpot_ms: line.tpot_ms,
         e2el_ms: line.e2el_ms?,
-        queue_ms: line.queue_ms.unwrap_or(0.0),
+        queue_ms: line.queue_ms,
         prompt_tokens: line.prompt_tokens.unwrap_or(0),
         output_tokens: line.output_tokens,
         cached_tokens: line.cached_tokens,

@@ -65,7 +65,7 @@ impl Bins {
 pub(super) fn in_flight(requests: &[Finished], span: (f64, f64), bins: usize) -> (Bins, Bins) {
     let (mut waiting, mut running) = (Bins::new(span, bins), Bins::new(span, bins));
     for request in requests {
-        let began = (request.intended_s + request.queue_ms / 1e3).min(request.finish_s);
+        let began = (request.intended_s + request.queue_ms.unwrap_or(0.0) / 1e3).min(request.finish_s);
         let width = waiting.width_s;
         waiting.spread(request.intended_s, began, (began - request.intended_s).max(0.0) / width);
         running.spread(began, request.finish_s, (request.finish_s - began).max(0.0) / width);
@@ -89,7 +89,7 @@ mod tests {
 
     #[test]
     fn waiting_and_running_are_time_averages() {
-        let request = Finished { finish_s: 4.0, queue_ms: 1000.0, ..Finished::default() };
+        let request = Finished { finish_s: 4.0, queue_ms: Some(1000.0), ..Finished::default() };
         let (waiting, running) = in_flight(&[request, request], (0.0, 4.0), 4);
         assert_eq!(waiting.counts, [2.0, 0.0, 0.0, 0.0]);
         assert_eq!(running.counts, [0.0, 2.0, 2.0, 2.0]);

@@ -27,7 +27,12 @@ pub fn pagedraft(arguments: &[&str]) -> Run {
 /// The program, not yet started. It sees no GPU, and says nothing about itself, so that a test runs alike on every machine.
 pub fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pagedraft"));
-    command.args(arguments).stdin(Stdio::null()).env("CUDA_VISIBLE_DEVICES", "").env_remove("RUST_LOG");
+    command
+        .args(arguments)
+        .stdin(Stdio::null())
+        .env("CUDA_VISIBLE_DEVICES", "")
+        .env_remove("RUST_LOG")
+        .env_remove("OPENAI_API_KEY");
     command
 }
 

@@ -4,9 +4,12 @@
 mod access;
 mod answers;
 mod bodies;
+#[path = "../browser/mod.rs"]
+mod browser;
 mod client;
 mod ending;
 mod figures;
+mod page;
 mod place;
 #[path = "../program/mod.rs"]
 mod program;

@@ -66,6 +66,7 @@ fn stream(requests: u64, rate: f64) -> impl Iterator<Item = Result<Incoming, Dat
             category: None,
             arrival_ns: Some(at as u64),
             prompt,
+            text: None,
             max_tokens: length(OUTPUT, &mut rng),
             until_stop: false,
             expect: None,

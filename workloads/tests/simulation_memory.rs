@@ -71,6 +71,7 @@ fn most_bytes(requests: u64, max_concurrency: Option<u32>) -> isize {
         // Eight at once, and 800 ms to serve them.
         arrival_ns: (max_concurrency.is_none()).then_some(index / 8 * 800_000_000),
         prompt: (0..20 + index as u32 % 50).map(|i| index as u32 * 100 + i).collect(),
+        text: None,
         max_tokens: 1 + index as u32 % 30,
         until_stop: false,
         expect: None,

@@ -135,6 +135,7 @@ impl<'a> Measuring<'a> {
                 category: None,
                 arrival_ns,
                 prompt,
+                text: None,
                 max_tokens: output,
                 until_stop: false,
                 expect: None,

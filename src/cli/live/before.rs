@@ -50,6 +50,7 @@ mod tests {
             category: None,
             arrival_ns,
             prompt: vec![1],
+            text: None,
             max_tokens: 1,
             until_stop: false,
             expect: None,

@@ -15,5 +15,7 @@ mod seats;
 mod serve;
 
 pub use self::before::Before;
+pub use self::clock::Clock;
 pub use self::observe::{LiveStep, Observe};
-pub use self::serve::Stream;
+pub use self::seats::Seats;
+pub use self::serve::{AHEAD, Stream, prepare};

@@ -14,7 +14,7 @@ use super::observe::Observe;
 use super::run::Live;
 
 /// The most requests that are prepared before their time.
-const AHEAD: usize = 256;
+pub const AHEAD: usize = 256;
 
 /// Requests to serve.
 pub struct Stream<'a, I> {
@@ -46,10 +46,7 @@ impl<I: Iterator<Item = Result<Incoming, DatasetError>> + Send> Stream<'_, I> {
 }
 
 /// Reads and tokenises as far ahead as the channel `prepared` has room, until nobody receives any more.
-fn prepare(
-    source: impl Iterator<Item = Result<Incoming, DatasetError>>,
-    prepared: &SyncSender<Result<Incoming, DatasetError>>,
-) {
+pub fn prepare<T>(source: impl Iterator<Item = T>, prepared: &SyncSender<T>) {
     for incoming in source {
         if prepared.send(incoming).is_err() {
             return;
@@ -68,7 +65,7 @@ mod tests {
 
     #[test]
     fn an_engine_that_panics_ends_the_thread_that_prepares() {
-        let skipped = || {
+        let skipped = || -> Result<Incoming, DatasetError> {
             Ok(Incoming::Skipped(SkippedRequest {
                 index: 0,
                 source_id: None,

@@ -1,4 +1,4 @@
-//! `pagedraft replay`: a dataset or a trace through the engine, in real or in virtual time.
+//! `pagedraft replay`: a dataset or a trace through the engine, in real or in virtual time, or through a server.
 //!
 //! A first pass reads the workload to its end, so that a run begins only if all of it can be read. Then the
 //! engine is given each request when its time has come. Latencies count from that time, however late a step
@@ -6,6 +6,7 @@
 
 mod arrival_flags;
 mod dataset_flags;
+mod endpoint;
 mod numbers;
 mod outcome;
 mod progress;
@@ -63,15 +64,16 @@ impl Replay {
         self.out = self.run.directory(&self.dataset.name());
         self.check()?;
         let output = self.run.output_json.as_deref().map(OutputFile::reserve).transpose()?;
-        if !self.run.simulates() {
+        if !self.run.simulates() && !self.run.asks_a_server() {
             self.engine.tell_what_is_idle();
         }
         interrupt::listen()?;
         let workload = Workload::survey(&self.dataset, &self.arrivals, self.engine.seed, self.tokenizer()?)?;
         let Some(workload) = workload else { return Ok(Ended::Interrupted) };
-        let outcome = match self.run.simulates() {
-            false => real::run(&self, &workload)?,
-            true => simulated::run(&self, &workload)?,
+        let outcome = match &self.run.endpoint.endpoint {
+            Some(address) => endpoint::run(&self, &workload, address)?,
+            None if self.run.simulates() => simulated::run(&self, &workload)?,
+            None => real::run(&self, &workload)?,
         };
         match outcome {
             Some(outcome) => outcome.write(output.as_ref()),
@@ -82,6 +84,9 @@ impl Replay {
     /// Refuses whatever can be seen to be wrong before anything is read.
     fn check(&self) -> anyhow::Result<()> {
         self.run.check()?;
+        if self.run.asks_a_server() {
+            endpoint::refuse_engine_flags()?;
+        }
         self.dataset.options(self.engine.seed)?;
         if self.run.simulates() {
             let why = "a simulated engine computes no attention that could be recorded";
@@ -191,6 +196,7 @@ impl Replay {
             block_size: self.engine.block_size,
             rate_asked: workload.arrivals.rate_asked(),
             save_outputs: self.run.save_outputs,
+            server: self.run.asks_a_server(),
         })
     }
 
@@ -231,8 +237,8 @@ impl Replay {
             "workload": self.dataset.name(),
             "executor": self.run.executor_name(),
             "cost_model": cost,
-            "replicas": self.run.replicas.unwrap_or(1),
-            "router": self.run.router.unwrap_or_default(),
+            "replicas": (!self.run.asks_a_server()).then(|| self.run.replicas.unwrap_or(1)),
+            "router": (!self.run.asks_a_server()).then(|| self.run.router.unwrap_or_default()),
             "slo": self.run.goals(),
             "save_outputs": self.run.save_outputs,
             "trace": self.run.traces(),

@@ -49,12 +49,13 @@ impl Progress {
     /// Takes note of a step. `done` requests are done.
     pub fn step(&mut self, report: &StepReport, done: u64) {
         let tokens = report.rows.iter().map(|row| u64::from(row.new_tokens)).sum();
-        self.stepped(tokens, [report.running, report.waiting], report.end_ns as f64 / 1e9, done);
+        let requests = || format!("{} running, {} waiting", report.running, report.waiting);
+        self.stepped(tokens, requests, report.end_ns as f64 / 1e9, done);
     }
 
-    /// Takes note of a step that gave `tokens` tokens, with this many requests running and waiting, and
-    /// that ended `at` seconds after the beginning.
-    pub fn stepped(&mut self, tokens: u64, [running, waiting]: [u32; 2], at: f64, done: u64) {
+    /// Takes note that `tokens` tokens came until `at` seconds after the beginning. `requests` says how many requests are at
+    /// work.
+    pub fn stepped(&mut self, tokens: u64, requests: impl Fn() -> String, at: f64, done: u64) {
         self.tokens += tokens;
         let every = if self.bar.is_some() { DRAW_EVERY } else { LINE_EVERY };
         let since = self.told.elapsed();
@@ -63,7 +64,7 @@ impl Progress {
         }
         let rate = (self.tokens - self.tokens_told) as f64 / since.as_secs_f64();
         (self.told, self.tokens_told) = (Instant::now(), self.tokens);
-        let message = format!("{running} running, {waiting} waiting, {rate:.0} tokens/s, at {at:.1} s");
+        let message = format!("{}, {rate:.0} tokens/s, at {at:.1} s", requests());
         match &self.bar {
             Some(bar) => {
                 bar.set_position(done);

@@ -124,7 +124,7 @@ fn done_already(out: &Path) -> anyhow::Result<HashSet<u64>> {
 }
 
 /// Tells the recorder about a request that a stopped run had done.
-fn done_before(
+pub fn done_before(
     line: &RequestLine,
     before: &mut Before,
     recorder: &mut Recorder,

@@ -75,8 +75,8 @@ pub fn record(
             passed += 1;
         }
         let tokens = session.step_rows().iter().map(|row| row.new_tokens as u64).sum();
-        let queues = [step.running as u32, step.waiting as u32];
-        progress.stepped(tokens, queues, begun.elapsed().as_secs_f64(), passed);
+        let requests = || format!("{} running, {} waiting", step.running, step.waiting);
+        progress.stepped(tokens, requests, begun.elapsed().as_secs_f64(), passed);
     }
     progress.end();
     Ok(Some(outputs))

@@ -10,6 +10,7 @@ use pagedraft::exit::usage_hint;
 use pagedraft_workloads::measures::Slo;
 use pagedraft_workloads::sim::Router;
 
+use super::endpoint::EndpointFlags;
 use super::numbers::named;
 use super::slo_flag::slo;
 use crate::cli::stamp::stamp;
@@ -54,6 +55,8 @@ pub struct RunFlags {
     /// Write the summary to this file too
     #[arg(long, value_name = "FILE")]
     pub output_json: Option<PathBuf>,
+    #[command(flatten)]
+    pub endpoint: EndpointFlags,
 }
 
 /// Who runs the steps.
@@ -70,15 +73,24 @@ impl RunFlags {
         self.executor == ExecutorName::Sim
     }
 
-    /// The executor's name, `real` or `sim`.
+    /// Whether a server runs the requests, and not this program.
+    pub fn asks_a_server(&self) -> bool {
+        self.endpoint.endpoint.is_some()
+    }
+
+    /// The executor's name: `real`, `sim`, or `endpoint` if a server runs the requests.
     pub fn executor_name(&self) -> &'static str {
-        if self.simulates() { "sim" } else { "real" }
+        match self.executor {
+            _ if self.asks_a_server() => "endpoint",
+            ExecutorName::Real => "real",
+            ExecutorName::Sim => "sim",
+        }
     }
 
     /// Whether the run has a trace of its steps.
     pub fn traces(&self) -> bool {
         match self.executor {
-            ExecutorName::Real => !self.no_trace,
+            ExecutorName::Real => !self.no_trace && !self.asks_a_server(),
             ExecutorName::Sim => self.trace_steps,
         }
     }

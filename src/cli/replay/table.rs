@@ -1,6 +1,7 @@
 //! Prints the table at the end of a replay.
 
 use pagedraft_workloads::measures::{Figures, Summary};
+use pagedraft_workloads::replay::TokenCount;
 
 /// The figures for people. Times are in milliseconds from intended arrivals.
 pub fn text(summary: &Summary) -> String {
@@ -58,30 +59,49 @@ pub fn text(summary: &Summary) -> String {
             ),
         );
     }
-    let prefix = &summary.prefix_cache;
-    line(
-        "prefix hits",
-        format!(
-            "{} of {} prompt tokens ({:.1} %), {} blocks",
-            prefix.cached_tokens,
-            prefix.prompt_tokens,
-            prefix.hit_rate * 100.0,
-            prefix.cached_blocks
-        ),
-    );
-    let kv = &summary.kv;
-    // If there is no pool, nothing ran.
-    if kv.num_blocks > 0 {
-        // Blocks of several KV groups differ in size, so that their number says little.
-        let most = match (kv.peak_bytes_used, kv.bytes_total) {
-            (Some(used), Some(total)) => format!("{:.2} of {:.2} MiB", mib(used), mib(total)),
-            _ => format!("{} of {} blocks", kv.peak_used, kv.num_blocks),
-        };
-        let (peak, mean) = (kv.peak_share * 100.0, kv.mean_share * 100.0);
-        line("KV pool", format!("{most} at most ({peak:.1} %), {mean:.1} % on average"));
+    if let Some(prefix) = &summary.prefix_cache {
+        let blocks = prefix.cached_blocks.map_or_else(String::new, |blocks| format!(", {blocks} blocks"));
+        line(
+            "prefix hits",
+            format!(
+                "{} of {} prompt tokens ({:.1} %){blocks}",
+                prefix.cached_tokens,
+                prefix.prompt_tokens,
+                prefix.hit_rate * 100.0
+            ),
+        );
     }
-    line("preemptions", summary.preemptions.to_string());
-    line("steps", format!("{}, {} replayed", summary.steps, summary.graph_replays));
+    if let Some(engine) = &summary.engine {
+        let kv = &engine.kv;
+        // If there is no pool, nothing ran.
+        if kv.num_blocks > 0 {
+            // Blocks of several KV groups differ in size, so that their number says little.
+            let most = match (kv.peak_bytes_used, kv.bytes_total) {
+                (Some(used), Some(total)) => format!("{:.2} of {:.2} MiB", mib(used), mib(total)),
+                _ => format!("{} of {} blocks", kv.peak_used, kv.num_blocks),
+            };
+            let (peak, mean) = (kv.peak_share * 100.0, kv.mean_share * 100.0);
+            line("KV pool", format!("{most} at most ({peak:.1} %), {mean:.1} % on average"));
+        }
+        line("preemptions", engine.preemptions.to_string());
+        line("steps", format!("{}, {} replayed", engine.steps, engine.graph_replays));
+    }
+    let counts = |counts: Vec<String>| counts.join(", ");
+    if !summary.errors.is_empty() {
+        line("errors", counts(summary.errors.iter().map(|(kind, n)| format!("{n} {kind}")).collect()));
+    }
+    if let Some(retries) = summary.retries.filter(|&retries| retries > 0) {
+        line("retries", retries.to_string());
+    }
+    let how = |how: &TokenCount| match how {
+        TokenCount::ContinuousUsage => "by the server chunk by chunk",
+        TokenCount::Usage => "by the server at the end",
+        TokenCount::Chunks => "as one a chunk, because the server does not tell",
+    };
+    if !summary.counted_by.is_empty() {
+        let each = summary.counted_by.iter().map(|(by, n)| format!("{} (of {n} requests)", how(by)));
+        line("tokens counted", counts(each.collect()));
+    }
     for (category, score) in &summary.score {
         line("score", format!("{:.4} of {} requests ({category})", score.mean, score.count));
     }

@@ -12,6 +12,7 @@
 
 mod blocks;
 mod distribution;
+mod engine_use;
 mod figures;
 mod in_flight;
 mod latencies;
@@ -25,13 +26,13 @@ mod timeline;
 mod totals;
 
 pub use blocks::{HotBlock, Tally};
+pub use engine_use::{EngineUse, KvUse};
 pub use figures::{Figures, Latencies};
 pub use latencies::InterToken;
 pub use recorder::{Recorder, RecorderOptions};
 pub use slo::Slo;
 pub use speculation::Speculation;
 pub use summary::{
-    BlockLatency, Goodput, KvUse, LatencyMs, PrefixCache, RequestRate, RunFacts, Score, Serving, Steady,
-    Summary,
+    BlockLatency, Goodput, LatencyMs, PrefixCache, RequestRate, RunFacts, Score, Serving, Steady, Summary,
 };
 pub use timeline::Timeline;

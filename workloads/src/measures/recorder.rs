@@ -2,6 +2,7 @@
 
 mod ends;
 mod result;
+mod stream;
 
 use super::blocks::Touches;
 use super::distribution::Distribution;
@@ -28,6 +29,8 @@ pub struct RecorderOptions {
     pub rate_asked: Option<f64>,
     /// Whether lines hold token ids and text.
     pub save_outputs: bool,
+    /// Whether a server runs the requests. It tells of their tokens, and nothing of its steps and its KV pool.
+    pub server: bool,
 }
 
 /// The measures of a replay. Its memory is bounded by what is in flight: some hundred bytes per request,
@@ -179,11 +182,7 @@ impl Recorder {
     /// whose ticket is not in flight are ignored.
     pub fn step(&mut self, report: &StepReport, ended: &mut Vec<RequestLine>) {
         let end_ns = report.end_ns;
-        if self.steps.steps == 0 && self.restored > 0 {
-            // What an earlier part of the run did before this step is not known. It must not count as idle
-            // time.
-            self.bins.observe_from(report.start_ns);
-        }
+        self.observe(report.start_ns);
         let (mut tokens, mut drafts, mut accepted, mut cached) = (0u64, 0u64, 0u64, 0u64);
         for row in &report.rows {
             let Some(request) = self.in_flight.progress(row.ticket) else { continue };
@@ -260,6 +259,14 @@ impl Recorder {
     #[must_use]
     pub fn summary(&self) -> Summary {
         self.result()
+    }
+
+    /// Records that a step begins or tokens come at `ns`. If they are the first since the run was resumed, what its earlier part
+    /// did before is not known. It must not count as idle time.
+    fn observe(&mut self, ns: u64) {
+        if self.steps.steps == 0 && self.restored > 0 {
+            self.bins.observe_from(ns);
+        }
     }
 
     /// Records that something was sent.

@@ -36,11 +36,12 @@ impl Summary {
         while let Some(record) = records.next_record()? {
             all.add(&record);
         }
-        self.unique_blocks = all.blocks.tally(1.0);
-        self.tokens_per_touched_block = all.in_block.tally(1.0);
-        self.offsets = Some(all.offsets.tally(1.0));
-        self.prefix_intersection_ratio = all.prefix.tally(1.0 / SHARE as f64);
-        self.prefix_hot_blocks = all.hottest();
+        let engine = self.engine.get_or_insert_default();
+        engine.unique_blocks = all.blocks.tally(1.0);
+        engine.tokens_per_touched_block = all.in_block.tally(1.0);
+        engine.offsets = Some(all.offsets.tally(1.0));
+        engine.prefix_intersection_ratio = all.prefix.tally(1.0 / SHARE as f64);
+        engine.prefix_hot_blocks = all.hottest();
         Ok(())
     }
 }

@@ -2,9 +2,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Figures, HotBlock, InterToken, Latencies, Slo, Speculation, Tally, Timeline};
+use super::{EngineUse, Figures, InterToken, Latencies, Slo, Speculation, Timeline};
 use crate::arrivals::Arrivals;
 use crate::dataset::SkipReason;
+use crate::replay::TokenCount;
 
 /// `summary.json`: the results of a replay. Keys that `vllm bench serve` has too have its names and mean
 /// the same, unless said otherwise.
@@ -80,20 +81,23 @@ pub struct Summary {
     pub block_latency: Option<BlockLatency>,
     /// How many requests met the goals; `null` without `--slo`.
     pub goodput: Option<Goodput>,
-    /// The prompt tokens that were found in the prefix cache.
-    pub prefix_cache: PrefixCache,
-    /// How full the KV pool was.
-    pub kv: KvUse,
-    /// The number of preemptions: how often a request's blocks were taken back.
-    pub preemptions: u64,
-    /// The number of steps of all engines.
-    pub steps: u64,
-    /// The number of those steps that replayed a graph.
-    pub graph_replays: u64,
-    /// The number of prompt tokens computed, including those computed again after a preemption.
-    pub prefill_tokens: u64,
-    /// The number of rows that decoded, with or without drafts.
-    pub decode_rows: u64,
+    /// The prompt tokens that were found in the prefix cache; `null` if a server ran the requests that does not tell.
+    pub prefix_cache: Option<PrefixCache>,
+    /// What the engines did. If a server ran the requests these keys are left out, because it does not tell.
+    #[serde(flatten)]
+    pub engine: Option<EngineUse>,
+    /// The number of requests that a server failed, by kind: the HTTP status that it answered with (`"429"`), `connection` (refused,
+    /// reset, not reached), `timeout` (silent for longer than `--endpoint-timeout`), `cut_stream` (the stream ended before its
+    /// end was told), `malformed` (something that is no event of a completion), `no_stream` (an answer that is no stream),
+    /// `server_error` (an error told in the stream). They are among `failed`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub errors: BTreeMap<String, u64>,
+    /// How often requests were sent to a server again after a failure. `null` if no server ran them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retries: Option<u64>,
+    /// The number of completed requests of a server by how their tokens were counted.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub counted_by: BTreeMap<TokenCount, u64>,
     /// The scores of completed requests by category. Requests without a category are in `all`; after 256
     /// categories, further ones are in `others`.
     pub score: BTreeMap<String, Score>,
@@ -107,22 +111,6 @@ pub struct Summary {
     pub histograms: BTreeMap<String, Vec<(f64, u64)>>,
     /// The run seen as a service, in the form of the DSA traces.
     pub serving: Serving,
-    /// The number of blocks that a decode row read. Dense attention reads all of its context, drafts
-    /// included. All rows count that gave tokens after a request's first one. If the run has records of sparse
-    /// attention (`--trace-dsa`), this and the next four are about them: one value a layer of each decoded token that was kept.
-    pub unique_blocks: Tally,
-    /// The number of tokens that a decode row read of each block. All its blocks are full but the last.
-    pub tokens_per_touched_block: Tally,
-    /// The distance from a token to each key that sparse attention chose for it, in tokens. Left out without such records.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub offsets: Option<Tally>,
-    /// The share of a decode row's blocks that belong to its cached prefix, 0 to 1, counted in parts of
-    /// 1/4096.
-    pub prefix_intersection_ratio: Tally,
-    /// The cached blocks with the most decode steps of requests that held them, at most 16, in falling
-    /// order. Dense attention reads the same blocks in every layer, so the one key `"0"` stands for all
-    /// layers. Of sparse attention: for each layer those that were chosen from most often.
-    pub prefix_hot_blocks: BTreeMap<String, Vec<HotBlock>>,
 }
 
 /// What only the caller of a replay knows about it.
@@ -133,13 +121,16 @@ pub struct RunFacts {
     /// same every time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub date: Option<String>,
-    /// Always `pagedraft`.
+    /// `pagedraft`, or `openai` if a server ran the requests.
     pub endpoint_type: String,
-    /// Always `pagedraft`.
+    /// The same.
     pub backend: String,
+    /// The address of that server, with the path that requests were sent to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
     /// The run's name.
     pub label: Option<String>,
-    /// The model, as it was named on the command line; `null` in a simulation.
+    /// The model, as it was named on the command line, or as the server calls it; `null` in a simulation.
     pub model_id: Option<String>,
     /// The tokenizer, which is the model's.
     pub tokenizer_id: Option<String>,
@@ -147,7 +138,7 @@ pub struct RunFacts {
     pub max_concurrency: Option<u32>,
     /// The kind of dataset.
     pub workload: Option<String>,
-    /// `real` or `sim`.
+    /// `real`, `sim`, or `endpoint` if a server ran the requests.
     pub executor: Option<String>,
     /// The seed of everything that was drawn.
     pub seed: Option<u64>,
@@ -157,7 +148,7 @@ pub struct RunFacts {
     pub cost_model: Option<String>,
     /// The SHA-256 of a simulation's event log.
     pub event_log_sha256: Option<String>,
-    /// The number of engines.
+    /// The number of engines; `null` if a server ran the requests.
     pub replicas: Option<u32>,
     /// How requests were given to the engines.
     pub router: Option<String>,
@@ -221,38 +212,14 @@ pub struct Goodput {
 /// What the prefix cache saved completed requests when they were first admitted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct PrefixCache {
-    /// The number of their prompt tokens.
+    /// The number of their prompt tokens. Requests of which a server did not tell are left out.
     pub prompt_tokens: u64,
     /// The number of those tokens that were cached.
     pub cached_tokens: u64,
     /// The share that was cached, 0 to 1.
     pub hit_rate: f64,
-    /// The number of whole blocks of cached tokens.
-    pub cached_blocks: u64,
-}
-
-/// How full the KV pool was. During a step this counts the blocks that the step has taken, before any are
-/// given back by requests that end with it. Between steps it is what the last step left. Time before the
-/// first step of a resumed run does not count.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
-pub struct KvUse {
-    /// Blocks of all engines. Where several KV groups share a pool, the smallest block of a group is counted here and below.
-    pub num_blocks: u64,
-    /// The most blocks in use at once, of all engines together. For each step it adds the blocks of that
-    /// step and those of every other engine, during that engine's last step if the two overlapped, and
-    /// otherwise after it.
-    pub peak_used: u64,
-    /// The greatest share of one engine's blocks that was in use, 0 to 1.
-    pub peak_share: f64,
-    /// Bytes of the pool of one engine; told where several KV groups share it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub bytes_total: Option<u64>,
-    /// Most bytes of it in use in one engine.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub peak_bytes_used: Option<u64>,
-    /// The share of blocks in use, as a mean over the run's time (of a resumed run: the time since its
-    /// first step).
-    pub mean_share: f64,
+    /// The number of whole blocks of cached tokens; `null` if a server ran the requests, whose blocks are not known.
+    pub cached_blocks: Option<u64>,
 }
 
 /// The scores of a category.
@@ -303,7 +270,7 @@ pub struct Steady {
     /// `request_throughput`.
     pub goodput: Option<Goodput>,
     /// What the prefix cache saved its requests.
-    pub prefix_cache: PrefixCache,
+    pub prefix_cache: Option<PrefixCache>,
     /// The scores of its requests.
     pub score: BTreeMap<String, Score>,
     /// Histograms of its requests, in the form of those of the whole run.
@@ -317,8 +284,8 @@ pub struct Serving {
     pub requests: u64,
     /// The end-to-end latency.
     pub latency_ms: LatencyMs,
-    /// The most requests in a step: the limit, or if that was not told, the most that there were.
-    pub batch_size: u32,
+    /// The most requests in a step: the limit, or if that was not told, the most that there were. `null` if a server ran them.
+    pub batch_size: Option<u32>,
     /// The limit on output tokens; `null` without one.
     pub max_new_tokens_cap: Option<u32>,
 }
@@ -348,13 +315,14 @@ impl Summary {
             Some(Arrivals::Recorded { .. } | Arrivals::Constant { .. }) | None => {}
         }
         if let Some(most) = facts.max_num_seqs {
-            self.serving.batch_size = most;
+            self.serving.batch_size = Some(most);
         }
         self.serving.max_new_tokens_cap = facts.max_new_tokens;
         let blocks = BlockLatency { ttfb: self.latencies.ttft, ibl: self.itl.step };
         self.block_latency = facts.block_length.map(|_| blocks);
         self.facts = facts;
-        "pagedraft".clone_into(&mut self.facts.backend);
-        "pagedraft".clone_into(&mut self.facts.endpoint_type);
+        let backend = if self.facts.endpoint.is_some() { "openai" } else { "pagedraft" };
+        backend.clone_into(&mut self.facts.backend);
+        backend.clone_into(&mut self.facts.endpoint_type);
     }
 }

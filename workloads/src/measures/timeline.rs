@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 use crate::replay::StepReport;
 
 /// What happened when, in at most 600 bins of equal width. Bins have 100 ms at first, and are merged in
-/// pairs whenever a longer run needs it. Each list has one value per bin.
+/// pairs whenever a longer run needs it. Each list has one value per bin. If a server ran the requests, the lists from
+/// `prompt_tokens_computed` on are left out, because it does not tell.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Timeline {
     /// The width of a bin in seconds. The first bin begins with the run.
@@ -23,23 +24,40 @@ pub struct Timeline {
     /// The number of tokens generated.
     pub output_tokens: Vec<u64>,
     /// The number of prompt tokens computed, including those computed again after a preemption.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub prompt_tokens_computed: Vec<u64>,
     /// The number of admitted requests of all engines, as a mean over time.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub running: Vec<f64>,
     /// The number of requests of all engines that waited for admission, as a mean over time.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub waiting: Vec<f64>,
     /// The number of KV blocks that requests of all engines held, as a mean over time.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub kv_used: Vec<f64>,
     /// The greatest share of an engine's KV blocks that was in use during a step, 0 to 1.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub kv_max_share: Vec<f64>,
     /// The number of preemptions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub preemptions: Vec<u64>,
     /// The number of drafts scored.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub drafts: Vec<u64>,
     /// The number of drafts accepted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub accepted: Vec<u64>,
     /// The number of prompt tokens found in the prefix cache, counted when a request's first token came.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub cached_tokens: Vec<u64>,
+}
+
+impl Timeline {
+    /// What is left of it where a server ran the requests, which tells nothing of its steps.
+    pub(super) fn of_server(self) -> Self {
+        let Self { bin_s, observed_from_s, arrivals, finished, output_tokens, .. } = self;
+        Self { bin_s, observed_from_s, arrivals, finished, output_tokens, ..Self::default() }
+    }
 }
 
 /// The most bins.

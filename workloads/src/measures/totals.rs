@@ -4,7 +4,7 @@ use super::latencies::RequestTimes;
 use super::slo::Slo;
 use super::summary::{Goodput, Score};
 use crate::dataset::SkipReason;
-use crate::replay::{RequestLine, Status};
+use crate::replay::{RequestLine, Status, TokenCount};
 
 /// The most categories that scores are kept apart by. Scores of further ones are counted together.
 const MOST_CATEGORIES: usize = 256;
@@ -19,6 +19,12 @@ pub(super) struct Totals {
     pub output_tokens: u64,
     pub cached_tokens: u64,
     pub cached_blocks: u64,
+    /// The number of prompt tokens of the requests of which it is told how many of them were cached.
+    pub cache_told: u64,
+    /// Failed requests by kind, where the kind is told.
+    pub errors: BTreeMap<String, u64>,
+    pub retries: u64,
+    pub counted_by: BTreeMap<TokenCount, u64>,
     /// The number of requests that met the goal for the first token, for the time per token, for the end,
     /// and all of them.
     met: [u64; 4],
@@ -27,10 +33,14 @@ pub(super) struct Totals {
 
 impl Totals {
     pub(super) fn add(&mut self, line: &RequestLine, times: &RequestTimes, slo: &Slo, block_size: u32) {
+        self.retries += u64::from(line.retries);
         match line.status {
             Status::Finished => {}
             Status::Failed => {
                 self.failed += 1;
+                if let Some(kind) = &line.error_kind {
+                    *self.errors.entry(kind.clone()).or_default() += 1;
+                }
                 return;
             }
             Status::Skipped => {
@@ -43,8 +53,14 @@ impl Totals {
         self.completed += 1;
         self.input_tokens += u64::from(line.prompt_tokens.unwrap_or(0));
         self.output_tokens += u64::from(line.output_tokens);
-        self.cached_tokens += u64::from(line.cached_tokens);
-        self.cached_blocks += u64::from(line.cached_tokens / block_size.max(1));
+        if let Some(cached) = line.cached_tokens {
+            self.cached_tokens += u64::from(cached);
+            self.cached_blocks += u64::from(cached / block_size.max(1));
+            self.cache_told += u64::from(line.prompt_tokens.unwrap_or(0));
+        }
+        if let Some(how) = line.counted_by {
+            *self.counted_by.entry(how).or_default() += 1;
+        }
         // A request with one token has no time per token and therefore meets any goal for it, as in vLLM. A
         // request without tokens has no first token either, and gave nothing in time.
         let within = |value: Option<u64>, goal: Option<f64>, without| match (value, goal) {
@@ -87,6 +103,14 @@ impl Totals {
         self.output_tokens += other.output_tokens;
         self.cached_tokens += other.cached_tokens;
         self.cached_blocks += other.cached_blocks;
+        self.cache_told += other.cache_told;
+        for (kind, count) in &other.errors {
+            *self.errors.entry(kind.clone()).or_default() += count;
+        }
+        self.retries += other.retries;
+        for (how, count) in &other.counted_by {
+            *self.counted_by.entry(*how).or_default() += count;
+        }
         self.met.iter_mut().zip(other.met).for_each(|(n, more)| *n += more);
         for (category, (count, sum)) in &other.scores {
             let score = self.scores.entry(category.clone()).or_default();

@@ -1,6 +1,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::TokenCount;
 use crate::dataset::SkipReason;
 
 /// What became of a request.
@@ -35,6 +36,9 @@ pub struct RequestLine {
     /// Why it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// The kind of failure, if a server failed it, as [`Summary::errors`](crate::measures::Summary::errors) counts them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error_kind: Option<String>,
     /// When it should have been sent.
     pub intended_arrival_s: Option<f64>,
     /// When the engine was given it. A live engine takes requests between two steps.
@@ -43,19 +47,20 @@ pub struct RequestLine {
     pub first_token_s: Option<f64>,
     /// When its last token was there.
     pub finish_s: Option<f64>,
-    /// The number of tokens in its prompt; `null` if it was skipped before they were counted.
+    /// The number of tokens in its prompt; `null` if it was skipped before they were counted. If a server ran it: by the
+    /// server's count, or by that of the tokenizer of `--model` if the server did not tell.
     pub prompt_tokens: Option<u32>,
     /// The number of tokens generated.
     pub output_tokens: u32,
-    /// The number of prompt tokens whose KV was found in the prefix cache.
-    pub cached_tokens: u32,
+    /// The number of prompt tokens whose KV was found in the prefix cache; `null` if a server ran it that does not tell.
+    pub cached_tokens: Option<u32>,
     /// The time from the intended arrival to the first token.
     pub ttft_ms: Option<f64>,
     /// The time from the first token to the last, per token after the first; `null` for a single token.
     pub tpot_ms: Option<f64>,
     /// The time from the intended arrival to the last token.
     pub e2el_ms: Option<f64>,
-    /// The time from the intended arrival to the beginning of the first step that ran it.
+    /// The time from the intended arrival to the beginning of the first step that ran it; `null` if a server ran it.
     pub queue_ms: Option<f64>,
     /// For each position among the drafts, the number of drafts scored there.
     pub drafted_by_position: Vec<u32>,
@@ -88,4 +93,14 @@ pub struct RequestLine {
     /// loop its intended arrival is when the run was resumed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub resumed: bool,
+    /// How the output tokens were counted, if a server ran it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counted_by: Option<TokenCount>,
+    /// How often it was sent to a server again because the server failed it (`--endpoint-retries`).
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub retries: u32,
+}
+
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }

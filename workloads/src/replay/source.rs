@@ -33,6 +33,8 @@ pub struct PlannedRequest {
     pub arrival_ns: Option<u64>,
     /// The token ids of the prompt.
     pub prompt: Vec<u32>,
+    /// The text that they were made from, if the dataset has text. A server with a tokenizer of its own is sent this.
+    pub text: Option<String>,
     /// The most tokens to generate.
     pub max_tokens: u32,
     /// Whether end-of-sequence tokens end it.
@@ -260,12 +262,17 @@ impl Source {
             }));
         }
         let prompt = encoded.or_else(|| self.maker.make(self.index, &sample.prompt)).unwrap_or_default();
+        let text = match sample.prompt {
+            Prompt::Text(text) => Some(text),
+            _ => None,
+        };
         Ok(Incoming::Request(PlannedRequest {
             index: self.index,
             source_id: sample.source_id,
             category: sample.category,
             arrival_ns: self.times.next(sample.arrival_s),
             prompt,
+            text,
             max_tokens,
             until_stop: matches!(sample.output, OutputLength::UntilStop(_)),
             expect: sample.expect,

@@ -73,6 +73,7 @@
 //!     category: None,
 //!     arrival_ns: Some(index * 1_000_000),
 //!     prompt: vec![1, 2, 3],
+//!     text: None,
 //!     max_tokens: 4,
 //!     until_stop: false,
 //!     expect: None,

@@ -82,7 +82,7 @@ proptest! {
             prop_assert_eq!((line.prompt_tokens, line.output_tokens), (Some(prompt), output));
             // The last token needs no slot.
             prop_assert!(line.blocks_held >= (prompt + output - 1).div_ceil(16));
-            prop_assert!(line.cached_tokens < prompt);
+            prop_assert!(line.cached_tokens < Some(prompt));
         }
         for replica in 0..replicas {
             let of = |step: &&_| -> bool { let step: &pagedraft_workloads::replay::StepReport = step; step.replica == replica };

@@ -59,7 +59,7 @@ fn conversations() -> Stream {
 fn the_engine_that_has_the_prefix_gets_the_request() {
     let hits = |router| -> (u32, Vec<usize>) {
         let outcome = run(conversations(), &with(router, 4));
-        (outcome.seen.lines.iter().map(|line| line.cached_tokens).sum(), requests(&outcome, 4))
+        (outcome.seen.lines.iter().filter_map(|line| line.cached_tokens).sum(), requests(&outcome, 4))
     };
     let (robin, _) = hits(Router::RoundRobin);
     let (aware, spread) = hits(Router::PrefixAware);

@@ -24,6 +24,7 @@ pub fn request(index: u64, arrival_ns: Option<u64>, prompt: Vec<u32>, max_tokens
         category: None,
         arrival_ns,
         prompt,
+        text: None,
         max_tokens,
         until_stop: false,
         expect: None,

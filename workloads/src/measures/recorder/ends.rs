@@ -29,13 +29,7 @@ impl Recorder {
         if matches!(end.reason, FinishReason::Abort | FinishReason::Failed) {
             failed(&mut line, end.error.clone().unwrap_or_else(|| "aborted".to_owned()));
         } else {
-            times = latencies(&progress);
-            line.status = Status::Finished;
-            let seen = progress.last_token_ns != NOT_YET;
-            line.finish_s = Some(seconds(if seen { progress.last_token_ns } else { report.end_ns }));
-            line.ttft_ms = times.ttft.map(milliseconds);
-            line.tpot_ms = times.tpot.map(milliseconds);
-            line.e2el_ms = times.e2el.map(milliseconds);
+            times = finished(&mut line, &progress, report.end_ns);
             self.bins.at(report.end_ns).finished += 1;
         }
         self.touches.end(&mut progress.reading, progress.prefix_blocks);
@@ -70,7 +64,7 @@ pub(super) fn line(progress: &Progress, details: &mut Details) -> RequestLine {
         first_token_s: first.map(seconds),
         prompt_tokens: Some(details.prompt_tokens),
         output_tokens: progress.output_tokens,
-        cached_tokens: details.cached_tokens,
+        cached_tokens: Some(details.cached_tokens),
         queue_ms: begun.map(|ns| milliseconds(ns.saturating_sub(progress.intended_ns))),
         drafted_by_position,
         accepted_by_position,
@@ -90,6 +84,19 @@ fn latencies(progress: &Progress) -> RequestTimes {
         e2el: since(progress.last_token_ns),
         queue: since(progress.begun_ns),
     }
+}
+
+/// Marks a line as that of a request which gave all its tokens, and returns its latencies. `ended_ns` counts as its end if it
+/// gave none.
+pub(super) fn finished(line: &mut RequestLine, progress: &Progress, ended_ns: u64) -> RequestTimes {
+    let times = latencies(progress);
+    line.status = Status::Finished;
+    let seen = progress.last_token_ns != NOT_YET;
+    line.finish_s = Some(seconds(if seen { progress.last_token_ns } else { ended_ns }));
+    line.ttft_ms = times.ttft.map(milliseconds);
+    line.tpot_ms = times.tpot.map(milliseconds);
+    line.e2el_ms = times.e2el.map(milliseconds);
+    times
 }
 
 /// Marks a line as that of a request which did not give what was asked of it.
@@ -125,13 +132,14 @@ fn empty(request_id: String, status: Status) -> RequestLine {
         status,
         skip_reason: None,
         error: None,
+        error_kind: None,
         intended_arrival_s: None,
         sent_s: None,
         first_token_s: None,
         finish_s: None,
         prompt_tokens: None,
         output_tokens: 0,
-        cached_tokens: 0,
+        cached_tokens: Some(0),
         ttft_ms: None,
         tpot_ms: None,
         e2el_ms: None,
@@ -147,6 +155,8 @@ fn empty(request_id: String, status: Status) -> RequestLine {
         token_ids: None,
         text: None,
         resumed: false,
+        counted_by: None,
+        retries: 0,
     }
 }
 
@@ -179,7 +189,7 @@ fn milliseconds(ns: u64) -> f64 {
 }
 
 /// The first 16 hexadecimal digits of the SHA-256 of token ids in little-endian bytes.
-fn hash(token_ids: &[u32]) -> String {
+pub(super) fn hash(token_ids: &[u32]) -> String {
     let mut sha = Sha256::new();
     for id in token_ids {
         sha.update(id.to_le_bytes());

@@ -7,7 +7,7 @@ use crate::measures::latencies::LatencySet;
 use crate::measures::speculation::DraftTotals;
 use crate::measures::timeline::ratio;
 use crate::measures::totals::Totals;
-use crate::measures::{KvUse, LatencyMs, PrefixCache, RequestRate, Serving, Steady, Summary};
+use crate::measures::{EngineUse, KvUse, LatencyMs, PrefixCache, RequestRate, Serving, Steady, Summary};
 
 impl Recorder {
     pub(super) fn result(&self) -> Summary {
@@ -19,18 +19,11 @@ impl Recorder {
         let mut drafts = self.drafts[0].clone();
         drafts.merge(&self.drafts[1]);
 
-        let mut touches = self.touches.clone();
-        for request in self.in_flight.each() {
-            let mut reading = request.reading;
-            touches.end(&mut reading, request.prefix_blocks);
-        }
-
         let duration = self.end_ns as f64 / 1e9;
         let rate = |n: u64| if duration > 0.0 { n as f64 / duration } else { 0.0 };
         let latencies = all.latencies();
         let goodput = totals.goodput(&self.options.slo, rate(totals.completed));
         let sent_for = self.sent.last_ns.saturating_sub(self.sent.first_ns) as f64 / 1e9;
-        let num_blocks = self.bins.num_blocks();
         Summary {
             schema_version: 1,
             num_prompts: self.options.items,
@@ -56,27 +49,17 @@ impl Recorder {
             send_lateness_ms: self.lateness.figures(),
             itl: all.inter_token(),
             goodput,
-            prefix_cache: prefix_cache(&totals),
-            kv: KvUse {
-                num_blocks,
-                peak_used: self.bins.peak_kv_used,
-                peak_share: self.bins.peak_kv_share,
-                bytes_total: self.bins.bytes_total(),
-                peak_bytes_used: self.bins.bytes_total().map(|_| self.bins.peak_kv_bytes),
-                mean_share: if num_blocks == 0 {
-                    0.0
-                } else {
-                    self.bins.mean_kv_used(self.end_ns) / num_blocks as f64
-                },
-            },
-            preemptions: self.steps.preempted,
-            steps: self.steps.steps,
-            graph_replays: self.steps.replayed,
-            prefill_tokens: self.steps.prefill_tokens,
-            decode_rows: self.steps.decode_rows,
+            prefix_cache: self.prefix_cache(&totals),
+            engine: (!self.options.server).then(|| self.engine_use()),
+            errors: totals.errors.clone(),
+            retries: self.options.server.then_some(totals.retries),
+            counted_by: totals.counted_by.clone(),
             score: totals.scores(),
             steady: self.steady(middle, &self.totals[1], &self.drafts[1]),
-            timeline: self.bins.timeline(self.end_ns),
+            timeline: match self.options.server {
+                false => self.bins.timeline(self.end_ns),
+                true => self.bins.timeline(self.end_ns).of_server(),
+            },
             histograms: all.histograms(),
             serving: Serving {
                 requests: totals.completed,
@@ -86,14 +69,10 @@ impl Recorder {
                     p99: latencies.e2el.p99,
                     max: latencies.e2el.max,
                 },
-                batch_size: u32::try_from(self.steps.most_rows).unwrap_or(u32::MAX),
+                batch_size: (!self.options.server)
+                    .then(|| u32::try_from(self.steps.most_rows).unwrap_or(u32::MAX)),
                 max_new_tokens_cap: None,
             },
-            unique_blocks: touches.unique_blocks(),
-            tokens_per_touched_block: touches.tokens_per_touched_block(),
-            offsets: None,
-            prefix_intersection_ratio: touches.prefix_share(),
-            prefix_hot_blocks: BTreeMap::from([("0".to_owned(), touches.hottest())]),
             ..Summary::default()
         }
     }
@@ -123,18 +102,54 @@ impl Recorder {
             speculation: drafts.speculation(),
             itl: latencies.inter_token(),
             goodput: totals.goodput(&self.options.slo, request_throughput.unwrap_or(0.0)),
-            prefix_cache: prefix_cache(totals),
+            prefix_cache: self.prefix_cache(totals),
             score: totals.scores(),
             histograms: latencies.histograms(),
         }
     }
-}
 
-fn prefix_cache(totals: &Totals) -> PrefixCache {
-    PrefixCache {
-        prompt_tokens: totals.input_tokens,
-        cached_tokens: totals.cached_tokens,
-        hit_rate: ratio(totals.cached_tokens, totals.input_tokens),
-        cached_blocks: totals.cached_blocks,
+    /// What the prefix cache saved. `None` if a server told nothing of it.
+    fn prefix_cache(&self, totals: &Totals) -> Option<PrefixCache> {
+        let server = self.options.server;
+        (!server || totals.cache_told > 0).then(|| PrefixCache {
+            prompt_tokens: totals.cache_told,
+            cached_tokens: totals.cached_tokens,
+            hit_rate: ratio(totals.cached_tokens, totals.cache_told),
+            cached_blocks: (!server).then_some(totals.cached_blocks),
+        })
+    }
+
+    fn engine_use(&self) -> EngineUse {
+        let num_blocks = self.bins.num_blocks();
+        let mut touches = self.touches.clone();
+        for request in self.in_flight.each() {
+            let mut reading = request.reading;
+            touches.end(&mut reading, request.prefix_blocks);
+        }
+
+        EngineUse {
+            kv: KvUse {
+                num_blocks,
+                peak_used: self.bins.peak_kv_used,
+                peak_share: self.bins.peak_kv_share,
+                bytes_total: self.bins.bytes_total(),
+                peak_bytes_used: self.bins.bytes_total().map(|_| self.bins.peak_kv_bytes),
+                mean_share: if num_blocks == 0 {
+                    0.0
+                } else {
+                    self.bins.mean_kv_used(self.end_ns) / num_blocks as f64
+                },
+            },
+            preemptions: self.steps.preempted,
+            steps: self.steps.steps,
+            graph_replays: self.steps.replayed,
+            prefill_tokens: self.steps.prefill_tokens,
+            decode_rows: self.steps.decode_rows,
+            unique_blocks: touches.unique_blocks(),
+            tokens_per_touched_block: touches.tokens_per_touched_block(),
+            offsets: None,
+            prefix_intersection_ratio: touches.prefix_share(),
+            prefix_hot_blocks: BTreeMap::from([("0".to_owned(), touches.hottest())]),
+        }
     }
 }

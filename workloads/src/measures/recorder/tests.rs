@@ -2,6 +2,7 @@
 
 mod by_hand;
 mod schedule;
+mod streams;
 
 use std::collections::BTreeMap;
 
@@ -149,7 +150,7 @@ fn assert_lines(all: &Schedule) {
             assert_eq!(line.tpot_ms.is_some(), request.output.len() > 1);
             assert_eq!(line.score, Some(f64::from(u8::from(request.answer == "yes"))));
             assert_eq!((line.num_preemptions, line.blocks_held, line.replica), (2, 5, request.replica));
-            assert_eq!(line.cached_tokens, request.cached_tokens);
+            assert_eq!(line.cached_tokens, Some(request.cached_tokens));
             let bytes: Vec<u8> = request.output.iter().flat_map(|id| id.to_le_bytes()).collect();
             let hex: String = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
             assert_eq!(line.output_hash.as_deref(), Some(&hex[..16]));
@@ -181,13 +182,15 @@ fn assert_blocks(all: &Schedule, summary: &Summary) {
             }
         }
     }
-    assert_tally("blocks", &summary.unique_blocks, blocks, 0.0);
-    assert_tally("tokens", &summary.tokens_per_touched_block, tokens, 0.0);
-    assert_tally("shares", &summary.prefix_intersection_ratio, shares, 0.5 / 4096.0);
+    assert_tally("blocks", &summary.engine.as_ref().unwrap().unique_blocks, blocks, 0.0);
+    assert_tally("tokens", &summary.engine.as_ref().unwrap().tokens_per_touched_block, tokens, 0.0);
+    assert_tally("shares", &summary.engine.as_ref().unwrap().prefix_intersection_ratio, shares, 0.5 / 4096.0);
     let mut most: Vec<_> = hot.into_iter().filter(|h| h.1 > 0).collect();
     most.sort_by_key(|h| (std::cmp::Reverse(h.1), h.0));
-    let got: Vec<_> =
-        summary.prefix_hot_blocks["0"].iter().map(|h| ((h.replica, h.block_id), h.touch_count)).collect();
+    let got: Vec<_> = summary.engine.as_ref().unwrap().prefix_hot_blocks["0"]
+        .iter()
+        .map(|h| ((h.replica, h.block_id), h.touch_count))
+        .collect();
     assert_eq!(got, most[..most.len().min(16)]);
 }
 
@@ -231,7 +234,10 @@ fn assert_timeline(all: &Schedule, summary: &Summary) {
         peak = peak.max(step.pool_during.used + others.sum::<u64>());
         peak_share = peak_share.max(step.pool_during.used as f64 / 100.0);
     }
-    assert_eq!((summary.kv.peak_used, summary.kv.peak_share), (peak, peak_share));
+    assert_eq!(
+        (summary.engine.as_ref().unwrap().kv.peak_used, summary.engine.as_ref().unwrap().kv.peak_share),
+        (peak, peak_share)
+    );
     assert_eq!(timeline.kv_max_share.iter().copied().fold(0.0, f64::max), peak_share);
     assert_eq!(timeline.observed_from_s, 0.0);
     assert_eq!((&timeline.arrivals, &timeline.finished), (&arrivals, &finished));
@@ -242,7 +248,11 @@ fn assert_timeline(all: &Schedule, summary: &Summary) {
     let end = summary.duration * 1e9;
     assert!((integral(&timeline.running) - running).abs() <= 1e-6 * end, "running");
     assert!((integral(&timeline.kv_used) - kv).abs() <= 1e-6 * end, "kv");
-    assert_near("mean share", summary.kv.mean_share, kv / end / (100 * last.len()) as f64);
+    assert_near(
+        "mean share",
+        summary.engine.as_ref().unwrap().kv.mean_share,
+        kv / end / (100 * last.len()) as f64,
+    );
 }
 
 fn assert_totals(all: &Schedule, summary: &Summary) {
@@ -254,7 +264,10 @@ fn assert_totals(all: &Schedule, summary: &Summary) {
     let output: u64 = of(0).map(|r| r.output.len() as u64).sum();
     assert_eq!(summary.total_output_tokens, output);
     assert_eq!(summary.total_input_tokens, of(0).map(|r| u64::from(r.prompt_tokens)).sum::<u64>());
-    assert_eq!(summary.prefix_cache.cached_tokens, of(0).map(|r| u64::from(r.cached_tokens)).sum::<u64>());
+    assert_eq!(
+        summary.prefix_cache.unwrap().cached_tokens,
+        of(0).map(|r| u64::from(r.cached_tokens)).sum::<u64>()
+    );
     let seconds = all.end_ns() as f64 / 1e9;
     assert_near("duration", summary.duration, seconds);
     assert_near("output", summary.output_throughput, output as f64 / seconds);

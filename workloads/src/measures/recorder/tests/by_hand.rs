@@ -6,17 +6,18 @@ use crate::replay::{EndedRequest, PlannedRequest, RequestLine, RowReport, StepRe
 use crate::trace::PoolCounts;
 use pagedraft_scheduler::FinishReason;
 
-fn options(items: u64) -> RecorderOptions {
+pub fn options(items: u64) -> RecorderOptions {
     RecorderOptions { items, block_size: 16, ..RecorderOptions::default() }
 }
 
-fn request(index: u64) -> PlannedRequest {
+pub fn request(index: u64) -> PlannedRequest {
     PlannedRequest {
         index,
         source_id: None,
         category: None,
         arrival_ns: None,
         prompt: vec![1, 2, 3],
+        text: None,
         max_tokens: 1,
         until_stop: false,
         expect: None,
@@ -240,9 +241,20 @@ fn requests_of_one_step_show_in_the_use_of_the_pool() {
         recorder.step(&whole(ticket, now, now + 1_000_000_000, 4 + i), &mut lines);
     }
     let summary = recorder.summary();
-    assert_eq!((summary.kv.peak_used, summary.kv.peak_share, summary.kv.num_blocks), (5, 0.5, 10));
+    assert_eq!(
+        (
+            summary.engine.as_ref().unwrap().kv.peak_used,
+            summary.engine.as_ref().unwrap().kv.peak_share,
+            summary.engine.as_ref().unwrap().kv.num_blocks
+        ),
+        (5, 0.5, 10)
+    );
     // 4 blocks for a second, none for one, 5 for one.
-    assert!((summary.kv.mean_share - 0.3).abs() < 1e-12, "{}", summary.kv.mean_share);
+    assert!(
+        (summary.engine.as_ref().unwrap().kv.mean_share - 0.3).abs() < 1e-12,
+        "{}",
+        summary.engine.as_ref().unwrap().kv.mean_share
+    );
     assert_eq!((summary.timeline.kv_used[0], summary.timeline.kv_used[10]), (4.0, 0.0));
 }
 
@@ -257,7 +269,11 @@ fn time_before_a_run_was_resumed_is_not_idle_time() {
     let ticket = recorder.send(&request(1), 10_000_000_000, 10_000_000_000);
     recorder.step(&whole(ticket, 10_050_000_000, 12_000_000_000, 6), &mut lines);
     let summary = recorder.summary();
-    assert!((summary.kv.mean_share - 0.6).abs() < 1e-12, "{}", summary.kv.mean_share);
+    assert!(
+        (summary.engine.as_ref().unwrap().kv.mean_share - 0.6).abs() < 1e-12,
+        "{}",
+        summary.engine.as_ref().unwrap().kv.mean_share
+    );
     let timeline = &summary.timeline;
     assert_eq!(timeline.observed_from_s, 10.05);
     // The bin from 10.0 s to 10.1 s was seen from its middle on.

@@ -71,6 +71,7 @@ pub fn run(seed: u64, items: u64, speculate: bool) -> Schedule {
         block_size: BLOCK_SIZE,
         rate_asked: Some(20.0),
         save_outputs: seed.is_multiple_of(2),
+        server: false,
     };
     let mut all = Schedule {
         recorder: Recorder::new(options.clone()),
@@ -119,6 +120,7 @@ pub fn run(seed: u64, items: u64, speculate: bool) -> Schedule {
                     category: request.category.clone(),
                     arrival_ns: Some(intended),
                     prompt: vec![7; request.prompt_tokens as usize],
+                    text: None,
                     max_tokens: 40,
                     until_stop: false,
                     expect: Some(Expectation::Contains { answers: vec!["yes".to_owned()], any: true }),
