@@ -1,45 +1,71 @@
 //! The page in a real browser.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde_json::json;
+
 use crate::browser;
-use crate::client::get;
-use crate::place::{Place, Setup};
+use crate::client::{get, post};
+use crate::place::{NAME, Place, Setup};
 use crate::program::Scratch;
 
-/// How long the browser shows the page before it says what is on it.
-const SHOWN: &str = "--timeout=5000";
+/// A browser says what is on a page as soon as it has shown it, which is after the first event; or after this time.
+const SHOWN: &str = "--timeout=20000";
 
 #[test]
 fn the_page_shows_what_runs_and_the_blocks_that_it_holds() {
     let Some(browser) = browser::find() else { return };
     let place = Place::new();
     let address = place.address;
-    let stop = std::sync::atomic::AtomicBool::new(false);
+    let stop = AtomicBool::new(false);
     let dom = std::thread::scope(|scope| {
         scope.spawn(|| {
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                let body = serde_json::json!({"prompt": [5, 6, 7], "max_tokens": 1900, "ignore_eos": true});
-                crate::client::post(address, "/v1/completions", &body);
+            while !stop.load(Ordering::Relaxed) {
+                post(
+                    address,
+                    "/v1/completions",
+                    &json!({"prompt": [5, 6, 7], "max_tokens": 1900, "ignore_eos": true}),
+                );
             }
         });
+        place.wait_for("a request runs", |stats| stats.running == 1);
         let dom = browser::open(&browser, &Scratch::new("page"), &format!("http://{address}/"), SHOWN);
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        stop.store(true, Ordering::Relaxed);
         dom
     });
-    assert!(dom.contains("<span id=\"model\">builtin:target</span>"), "{dom}");
+    assert!(dom.contains(&format!("<span id=\"model\">{NAME}</span>")), "{dom}");
     assert!(dom.contains(" of 512 blocks of 16 tokens are held"), "{dom}");
     assert!(dom.contains("class=\"blocks\""), "no request is shown: {dom}");
-    assert!(dom.contains("tokens/s</b>"), "no rate is shown: {dom}");
 }
 
 #[test]
 fn the_page_asks_for_a_key_and_shows_nothing_without_one() {
     let place = Place::with(Setup { keys: vec!["secret".to_owned()], ..Setup::default() });
-    let live = get(place.address, "/live");
-    assert_eq!(live.status, 401);
+    assert_eq!(get(place.address, "/live").status, 401);
     assert_eq!(get(place.address, "/").status, 200);
     let Some(browser) = browser::find() else { return };
     let address = format!("http://{}/", place.address);
     let dom = browser::open(&browser, &Scratch::new("page_key"), &address, SHOWN);
     assert!(dom.contains("an API key is needed") && dom.contains("<form id=\"key\">"), "{dom}");
     assert!(dom.contains("<main id=\"data\" hidden"), "{dom}");
+}
+
+#[test]
+fn rates_and_means_are_those_between_two_events() {
+    let Some(browser) = browser::find() else { return };
+    let scratch = Scratch::new("page_history");
+    let script = r#"
+        const h = new History(3);
+        const event = (tokens, count, sum, drafts) => ({ tokens, time: [count, sum], drafts });
+        h.push(event(7, 0, 0, [0, 0]), 0);
+        h.push(event(10, 1, 0.5, [0, 0]), 1);
+        h.push(event(30, 3, 2.5, [10, 4]), 3);
+        h.push(event(30, 3, 2.5, [10, 4]), 4);
+        document.body.textContent = JSON.stringify([h.rate("tokens"), h.mean("time", 1000),
+          h.share((e) => e.drafts[1], (e) => e.drafts[0]), h.values("tokens")]);"#;
+    let history = include_str!("../../src/serve/page/history.js");
+    let page = scratch.path("page.html");
+    std::fs::write(&page, format!("<body></body><script>{history}{script}</script>")).unwrap();
+    let dom = browser::open(&browser, &scratch, &format!("file://{page}"), SHOWN);
+    assert!(dom.contains("[[10,0],[1000,null],[0.4,null],[10,30,30]]"), "{dom}");
 }

@@ -7,7 +7,7 @@ function colour(name) {
 function tint(name) {
   let hash = 0;
   for (const letter of name) hash = (hash * 31 + letter.codePointAt(0)) >>> 0;
-  return `hsl(${(hash * 47) % 360} 65% 55%)`;
+  return `hsl(${Math.round((hash % 997) * 137.508) % 360} 65% 55%)`;
 }
 
 /** A canvas of so many CSS pixels, sharp on any screen. */

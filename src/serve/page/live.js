@@ -38,7 +38,7 @@ function show(event) {
     const [value, other] = series.map(last);
     canvases[i].querySelector("b").textContent = value === undefined ? "–" : `${value.toFixed(digits)} ${unit}`;
     canvases[i].querySelector("span").textContent = second && other !== undefined ? `${other.toFixed(digits)} ${second}` : "";
-    drawLines(canvases[i].querySelector("canvas"), series, history_.most);
+    drawLines(canvases[i].querySelector("canvas"), series, Math.max(history_.events.length, 120));
   });
   const { pool } = event;
   byId("pool").textContent =
