@@ -157,7 +157,8 @@ fn badly(asked: &Asked, talk: &mut Talk) {
             talk.raw(b"0\r\n\r\n");
         }
     }
-    talk.keep = matches!(asked.number, 0 | 1 | 10..);
+    // After a whole answer the client may use the connection again, so that closing it would lose the next request.
+    talk.keep = matches!(asked.number, 0 | 1 | 6 | 10..);
     if !talk.keep {
         talk.hang_up();
     }
