@@ -157,7 +157,8 @@ fn badly(asked: &Asked, talk: &mut Talk) {
             talk.raw(b"0\r\n\r\n");
         }
     }
-    talk.keep = matches!(asked.number, 0 | 1 | 10..);
+    // After a whole answer the client may use the connection again, so that closing it would lose the next request.
+    talk.keep = matches!(asked.number, 0 | 1 | 6 | 10..);
     if !talk.keep {
         talk.hang_up();
     }
@@ -267,6 +268,9 @@ fn a_run_that_was_stopped_goes_on_with_what_is_not_done() {
     assert!(text.contains("--resume") && begun.elapsed() < Duration::from_secs(5), "{text}");
     let before = scratch.read("run/requests.jsonl");
     assert_eq!(scratch.json("run/summary.json")["stopped"], true);
+    // What the program sent last may not have been read yet.
+    sleep(ms(200));
+    let sent = mock.asked().len();
     done(&replay(&out, &mock, &[&more[..], &["--resume"]].concat()));
     assert!(scratch.read("run/requests.jsonl").starts_with(&before));
     let lines = scratch.json_lines("run/requests.jsonl");
@@ -277,14 +281,8 @@ fn a_run_that_was_stopped_goes_on_with_what_is_not_done() {
     let summary = scratch.json("run/summary.json");
     assert_eq!((&summary["completed"], &summary["errors"]), (&json!(29), &json!({"429": 1})));
     assert_eq!(summary["restored"], before.lines().count());
-    // Each prompt is sent once, and again if it was in flight at the stop.
-    let prompts: BTreeMap<String, usize> = mock.asked().iter().fold(BTreeMap::new(), |mut all, asked| {
-        *all.entry(asked.body["prompt"].to_string()).or_default() += 1;
-        all
-    });
-    let resumed = lines.iter().filter(|line| line["resumed"] == true).count();
-    let twice = prompts.values().filter(|&&times| times == 2).count();
-    assert!(prompts.len() == 30 && twice <= resumed, "{} {twice} {resumed}", prompts.len());
+    // What was in flight at the stop is sent again, and nothing else.
+    assert_eq!(mock.asked().len(), sent + 30 - before.lines().count());
 }
 
 #[test]

@@ -1,4 +1,5 @@
 //! What an engine reports of its prefix cache, against a router that follows it.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails says where")]
 
 use std::collections::HashMap;
 
