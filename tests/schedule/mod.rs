@@ -76,7 +76,7 @@ pub fn requests(seed: u64, count: usize, vocab: usize, longest: u64) -> Vec<Requ
                 },
             };
             let changes = LogitChanges {
-                bias: vec![(random.below(vocab as u64) as u32, 5.0)],
+                bias: vec![((37 * i % vocab) as u32, 5.0)],
                 presence: 0.5,
                 frequency: 0.7,
                 repetition: 1.2,
