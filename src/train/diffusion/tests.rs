@@ -1,7 +1,7 @@
 use super::converted;
 use crate::session::{Diffusion, EngineOptions, ModelRef, Request, Session};
 use crate::train::corpus::Batch;
-use crate::train::llama::Llama;
+use crate::train::llama::{Config, Llama};
 use crate::train::loss::weighted_cross_entropy;
 use crate::train::masking::masked;
 use crate::train::noise::Noise;
@@ -10,8 +10,14 @@ use crate::train::{bpe, checkpoint, export};
 use pagedraft_model::Dtype;
 use std::sync::Arc;
 
+/// A model that fills masks, made of a causal one whose heads make up the hidden size, as they do in LLaDA.
+fn made(vocab_size: usize, seed: u64) -> Llama {
+    let config = Config { head_dim: 4, ..tiny(vocab_size) };
+    converted(&Llama::new(config, seed).unwrap(), 3).unwrap()
+}
+
 fn filler() -> Llama {
-    converted(&Llama::new(tiny(270), 5).unwrap(), 3).unwrap()
+    made(270, 5)
 }
 
 #[test]
@@ -46,7 +52,7 @@ fn a_masked_batch_hides_a_drawn_share_of_each_row_and_counts_what_is_hidden_by_i
 
 #[test]
 fn tokens_see_what_follows_them_and_the_gradient_is_the_slope_of_the_weighted_loss() {
-    let model = converted(&Llama::new(tiny(10), 3).unwrap(), 3).unwrap();
+    let model = made(10, 3);
     let row = |tokens: [u32; 5]| model.forward(&tokens, 5, None).unwrap().to_vec2::<f32>().unwrap().remove(0);
     assert_ne!(row([1, 4, 2, 9, 7]), row([1, 4, 2, 9, 3]));
     let inputs = [1, 10, 2, 10, 7, 10, 10, 4, 0, 3];
