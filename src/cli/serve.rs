@@ -122,6 +122,12 @@ async fn told_to_end() {
 
 /// The template that makes the prompt of a chat: the one in `file`, or the model's own, if there is any.
 pub(super) fn chat_template(model: &ModelRef, file: Option<&Path>) -> anyhow::Result<Option<ChatTemplate>> {
+    if let ModelRef::Directory(dir) = model
+        && !dir.is_dir()
+    {
+        let error = anyhow::anyhow!("--model {model}: there is no such directory");
+        return Err(usage_hint(error, "name a model's directory or builtin:NAME"));
+    }
     let template = match (model, file) {
         (ModelRef::Directory(dir), file) => ChatTemplate::of_directory(dir, file),
         (ModelRef::Builtin(_), Some(file)) => ChatTemplate::open(file).map(Some),
