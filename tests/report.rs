@@ -54,7 +54,9 @@ fn run(scratch: &Scratch, name: &str, flags: &[&str]) -> Vec<StepRecord> {
 
 /// What a page becomes once its script has run, at an address within it.
 fn open(browser: &str, scratch: &Scratch, page: &str, hash: &str) -> String {
-    browser::open(browser, scratch, &format!("file://{page}#{hash}"), "--virtual-time-budget=20000")
+    browser::open(browser, scratch, &format!("file://{page}#{hash}"), |dom| {
+        dom.contains("data-ready=\"true\"")
+    })
 }
 
 /// An attribute `data-NAME` of the block view.

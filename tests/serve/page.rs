@@ -9,9 +9,6 @@ use crate::client::{get, post};
 use crate::place::{NAME, Place, Setup};
 use crate::program::Scratch;
 
-/// A browser says what is on a page as soon as it has shown it, which is after the first event; or after this time.
-const SHOWN: &str = "--timeout=20000";
-
 #[test]
 fn the_page_shows_what_runs_and_the_blocks_that_it_holds() {
     let Some(browser) = browser::find() else { return };
@@ -29,7 +26,9 @@ fn the_page_shows_what_runs_and_the_blocks_that_it_holds() {
             }
         });
         place.wait_for("a request runs", |stats| stats.running == 1);
-        let dom = browser::open(&browser, &Scratch::new("page"), &format!("http://{address}/"), SHOWN);
+        let dom = browser::open(&browser, &Scratch::new("page"), &format!("http://{address}/"), |dom| {
+            dom.contains("class=\"blocks\"")
+        });
         stop.store(true, Ordering::Relaxed);
         dom
     });
@@ -45,7 +44,9 @@ fn the_page_asks_for_a_key_and_shows_nothing_without_one() {
     assert_eq!(get(place.address, "/").status, 200);
     let Some(browser) = browser::find() else { return };
     let address = format!("http://{}/", place.address);
-    let dom = browser::open(&browser, &Scratch::new("page_key"), &address, SHOWN);
+    let dom = browser::open(&browser, &Scratch::new("page_key"), &address, |dom| {
+        dom.contains(">an API key is needed<")
+    });
     assert!(dom.contains("an API key is needed") && dom.contains("<form id=\"key\">"), "{dom}");
     assert!(dom.contains("<main id=\"data\" hidden"), "{dom}");
 }
@@ -66,6 +67,6 @@ fn rates_and_means_are_those_between_two_events() {
     let history = include_str!("../../src/serve/page/history.js");
     let page = scratch.path("page.html");
     std::fs::write(&page, format!("<body></body><script>{history}{script}</script>")).unwrap();
-    let dom = browser::open(&browser, &scratch, &format!("file://{page}"), SHOWN);
+    let dom = browser::open(&browser, &scratch, &format!("file://{page}"), |dom| dom.contains("[["));
     assert!(dom.contains("[[10,0],[1000,null],[0.4,null],[10,30,30]]"), "{dom}");
 }
