@@ -16,6 +16,8 @@ pub enum KvEventKind {
     Restored,
     /// A published block was forgotten, because it was handed out anew or is written again.
     Removed,
+    /// A published block was forgotten, because its contents turned out to be lost.
+    Lost,
     /// Everything published was forgotten.
     Cleared,
 }
@@ -71,8 +73,8 @@ impl KvJournal {
         self.events.push(KvEvent { kind: KvEventKind::Kept, group, block, hash, parent: None, tokens });
     }
 
-    pub(crate) fn removed(&mut self, group: GroupId, block: BlockId, hash: BlockHash) {
-        let kind = KvEventKind::Removed;
+    /// Notes that a block was forgotten, as `kind` says.
+    pub(crate) fn forgotten(&mut self, kind: KvEventKind, group: GroupId, block: BlockId, hash: BlockHash) {
         self.events.push(KvEvent { kind, group, block, hash, parent: None, tokens: 0..0 });
     }
 

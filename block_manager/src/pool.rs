@@ -1,6 +1,6 @@
 use std::collections::HashMap;
 
-use crate::journal::{Contents, KvJournal};
+use crate::journal::{Contents, KvEventKind, KvJournal};
 use crate::list::{Links, List, NONE, Put};
 use crate::page::Pages;
 use crate::prefix_cache::{CacheKey, PrefixCache};
@@ -355,7 +355,7 @@ impl BlockPool {
     /// Takes one block out of the cache, so that nobody can hit it any more; whether it was in it. Leases are not touched.
     pub fn unpublish(&mut self, group: GroupId, id: BlockId) -> bool {
         let Some(place) = self.owned_place(group, id) else { return false };
-        let published = self.forget(place);
+        let published = self.forget_as(KvEventKind::Lost, place);
         if published && self.holders[place as usize] == 0 {
             self.discard(group, place);
         }

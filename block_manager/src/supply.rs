@@ -1,7 +1,7 @@
 use crate::list::{NONE, Put};
 use crate::prefix_cache::CacheKey;
 use crate::room::Room;
-use crate::{BlockId, BlockPool, GroupId, MAX_GROUPS, Writable};
+use crate::{BlockId, BlockPool, GroupId, KvEventKind, MAX_GROUPS, Writable};
 
 /// Where the next block comes from.
 impl BlockPool {
@@ -162,13 +162,18 @@ impl BlockPool {
 
     /// Takes the block out of the cache; whether it was in it.
     pub(crate) fn forget(&mut self, place: u32) -> bool {
+        self.forget_as(KvEventKind::Removed, place)
+    }
+
+    /// Takes the block out of the cache, and notes it as `kind` says; whether it was in it.
+    pub(crate) fn forget_as(&mut self, kind: KvEventKind, place: u32) -> bool {
         let Some(CacheKey { hash, group }) = self.cache.remove(place) else {
             return false;
         };
         self.kept.remove(&place);
         let id = self.id(group, place);
         if let Some(journal) = &mut self.journal {
-            journal.removed(group, id, hash);
+            journal.forgotten(kind, group, id, hash);
         }
         true
     }

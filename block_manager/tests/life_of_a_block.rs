@@ -420,6 +420,8 @@ fn a_prefix_that_comes_back_from_elsewhere_is_hit_and_a_lost_block_is_not() {
     assert_eq!(kinds[kinds.len() - 2..], [KvEventKind::Restored; 2]);
     assert_eq!(manager.stats().used, 0);
     assert!(manager.unpublish(GroupId(0), lost) && !manager.unpublish(GroupId(0), lost));
+    manager.drain_journal(&mut journal);
+    assert_eq!(journal.events.last().map(|event| (event.kind, event.block)), Some((KvEventKind::Lost, lost)));
     assert_eq!(compute(&mut manager, &tokens), 48, "three of four blocks are left");
     // What was not filled is given back, and cannot be hit.
     manager.clear_cache();

@@ -234,7 +234,7 @@ impl Deltas {
                     self.published.insert(block);
                     delta.published.push(block);
                 }
-                (KvChange::Removed, Some(block)) if !other => {
+                (KvChange::Removed | KvChange::Lost, Some(block)) if !other => {
                     self.published.remove(&block);
                     delta.published.retain(|&stored| stored != block);
                     delta.removed.push(block);

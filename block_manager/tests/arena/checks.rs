@@ -39,7 +39,7 @@ impl World {
                     self.published.clear();
                     self.order.clear();
                 }
-                KvEventKind::Removed => {
+                KvEventKind::Removed | KvEventKind::Lost => {
                     assert_eq!(self.published.remove(&key).unwrap().0, event.hash);
                     self.order.retain(|other| *other != key);
                 }

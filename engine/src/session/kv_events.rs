@@ -72,10 +72,10 @@ impl KvNews {
                     last = Some(hash);
                     continue;
                 }
-                KvEventKind::Removed if self.told.remove(&hash) => {
+                KvEventKind::Removed | KvEventKind::Lost if self.told.remove(&hash) => {
                     news.push(CacheEvent::Removed(hash.as_u64()));
                 }
-                KvEventKind::Removed | KvEventKind::Kept => continue,
+                KvEventKind::Removed | KvEventKind::Lost | KvEventKind::Kept => continue,
             }
             last = None;
         }

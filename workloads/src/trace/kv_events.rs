@@ -63,6 +63,8 @@ pub enum KvChange {
     Restored,
     /// A published block was forgotten, because it was handed out anew or is written again.
     Removed,
+    /// A published block was forgotten, because a pool of another tier lost its contents, which the step found out when it read them.
+    Lost,
     /// Everything published was forgotten, in all groups; the other fields are null.
     Cleared,
 }

@@ -34,7 +34,7 @@ impl Lives {
                 KvChange::Stored => self.check_stored(step, event, nexts)?,
                 KvChange::Kept => self.check_kept(step, event)?,
                 KvChange::Restored => self.restore(event)?,
-                KvChange::Removed | KvChange::Cleared => self.forget(event)?,
+                KvChange::Removed | KvChange::Lost | KvChange::Cleared => self.forget(event)?,
             }
         }
         Ok(())
@@ -151,7 +151,8 @@ impl Lives {
 
 /// The number of events before the first `stored` or `kept` one. They are from the time when the plan was made.
 fn num_early(step: &StepRecord) -> usize {
-    let is_late = |event: &KvEventRecord| matches!(event.kind, KvChange::Stored | KvChange::Kept);
+    let is_late =
+        |event: &KvEventRecord| matches!(event.kind, KvChange::Stored | KvChange::Kept | KvChange::Lost);
     let stored = step.kv_events.iter().position(is_late);
     stored.unwrap_or(step.kv_events.len())
 }
