@@ -1,9 +1,11 @@
 //! The flags of the KV tiers, from outside: what is refused, and the tokens of a program whose pools are in a store that fails.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by it")]
 
-#[cfg(feature = "remote-pool")]
+#[cfg(feature = "s3-pool")]
 mod object_store;
 mod program;
+#[cfg(feature = "redis-pool")]
+mod redis_server;
 mod sparse_model;
 
 use pagedraft::session::ModelRef;
@@ -21,11 +23,10 @@ fn model(name: &str) -> String {
     dir.to_str().unwrap().to_owned()
 }
 
-/// The arguments of a run of 40 tokens.
+/// The arguments of a run.
 fn arguments<'a>(model: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     let own = ["generate", "--model", model, "--load-format", "dummy", "--threads", "1", "--enforce-eager"];
-    let request = ["--prompt", PROMPT, "--max-tokens", "40", "--ignore-eos"];
-    [&own[..], &request, more].concat()
+    [&own[..], &["--prompt", PROMPT, "--ignore-eos"], more].concat()
 }
 
 fn tokens(run: &Run, scratch: &Scratch, out: &str) -> Value {
@@ -82,10 +83,11 @@ fn the_tokens_are_the_same_in_any_place_and_a_tier_0_larger_than_the_pool_is_as_
     let model = model("cli-tiers-places");
     let run = |name: &str, more: &[&str]| {
         let out = scratch.path(name);
-        let run = pagedraft(&[&arguments(&model, more)[..], &["--output-json", &out]].concat());
+        let own = ["--num-blocks", "64", "--max-tokens", "40", "--output-json", &out];
+        let run = pagedraft(&arguments(&model, &[&own[..], more].concat()));
         (tokens(&run, &scratch, name), run.stderr)
     };
-    let (alone, said) = run("alone.json", &["--num-blocks", "64"]);
+    let (alone, said) = run("alone.json", &[]);
     assert!(!said.contains("KV tiers"), "{said}");
     let file = format!("1M:{}", scratch.path("pool"));
     let remote = format!("file://{}", scratch.path("remote"));
@@ -96,66 +98,103 @@ fn the_tokens_are_the_same_in_any_place_and_a_tier_0_larger_than_the_pool_is_as_
         ("remote.json", &["--kv-hbm-blocks", "2", "--kv-remote-pool", &remote]),
         ("nowhere.json", &["--kv-hbm-blocks", "2", "--kv-local-pool", "8K", "--kv-remote-pool", &remote]),
     ] {
-        let (found, said) = run(name, &[&["--num-blocks", "64"], more].concat());
+        let (found, said) = run(name, more);
         assert_eq!(found, alone, "{name}");
         assert!(said.contains("KV tiers: ") && said.contains("; 0 were lost"), "{name}: {said}");
         assert_eq!(said.contains("of 0 reads"), name == "larger.json", "{name}: {said}");
     }
 }
 
+/// The counts of a run that keeps its latents in a remote pool, which must give the tokens of one that keeps them all in tier 0.
+fn survives(scratch: &Scratch, model: &str, name: &str, url: &str, variables: &[(&str, String)]) -> Value {
+    let run = |name: &str, more: &[&str]| {
+        let (out, trace) = (scratch.path(&format!("{name}.json")), scratch.path(name));
+        let files =
+            ["--num-blocks", "64", "--max-tokens", "160", "--output-json", &out, "--trace-out", &trace];
+        let mut command = program::command(&arguments(model, &[&files[..], more].concat()));
+        let output = command.envs(variables.iter().map(|(name, value)| (name, value))).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "{name}: {said}");
+        scratch.json(&format!("{name}.json"))["token_ids"].clone()
+    };
+    let alone = run(&format!("{name}-alone"), &[]);
+    assert_eq!(run(name, &["--kv-hbm-blocks", "3", "--kv-remote-pool", url]), alone, "{name}");
+    let check = pagedraft(&["trace", "check", &scratch.path(name)]);
+    assert_eq!(check.code, Some(0), "{name}: {}", check.stderr);
+    scratch.json(&format!("{name}/summary.json"))["kv_tiers"].clone()
+}
+
+fn below(tiers: &Value, count: &str) -> u64 {
+    tiers["below"][count].as_u64().unwrap()
+}
+
 #[test]
-#[cfg(feature = "remote-pool")]
+#[cfg(feature = "redis-pool")]
+fn a_redis_server_is_a_pool_and_what_becomes_of_it_costs_no_token() {
+    use redis_server::RedisServer;
+    use std::time::Duration;
+    let scratch = Scratch::new("tiers-redis");
+    let model = model("cli-tiers-redis");
+    let Some(server) = RedisServer::start(&scratch, &[]) else { return };
+    let tiers = survives(&scratch, &model, "well", &server.url(), &[]);
+    assert!(tiers["remote_pool"]["cells"].as_u64().unwrap() > 0 && tiers["lost_cells"] == 0, "{tiers}");
+    assert_eq!(server.ask("DBSIZE").unwrap(), ":1", "a pool leaves nothing behind but the number of pools");
+
+    let server = RedisServer::start(&scratch, &["--maxmemory", "1mb"]).unwrap();
+    let tiers = survives(&scratch, &model, "full", &server.url(), &[]);
+    assert!(below(&tiers, "full") > 0, "{tiers}");
+
+    for (fault, count) in [("FLUSHALL", "missing"), ("-KILL", "failures"), ("-STOP", "timeouts")] {
+        let server = RedisServer::start(&scratch, &[]).unwrap();
+        let tiers = std::thread::scope(|scope| {
+            let run = scope.spawn(|| survives(&scratch, &model, fault, &server.url(), &[]));
+            while !run.is_finished() {
+                match (server.cells() > 3, fault.starts_with('-')) {
+                    (false, _) => std::thread::sleep(Duration::from_millis(1)),
+                    (true, false) => assert_eq!(server.ask(fault).unwrap(), "+OK"),
+                    (true, true) => {
+                        server.signal(fault);
+                        break;
+                    }
+                }
+            }
+            run.join().unwrap()
+        });
+        assert!(below(&tiers, count) > 0, "{fault}: {tiers}");
+    }
+}
+
+#[test]
+#[cfg(feature = "s3-pool")]
 fn an_object_store_is_a_pool_and_whatever_it_does_costs_no_token() {
     use object_store::{Fault, ObjectStore};
     let scratch = Scratch::new("tiers-s3");
     let model = model("cli-tiers-s3");
-    let out = scratch.path("alone.json");
-    let run =
-        pagedraft(&[&arguments(&model, &["--num-blocks", "64"])[..], &["--output-json", &out]].concat());
-    let alone = tokens(&run, &scratch, "alone.json");
-    for fault in [
-        None,
-        Some(Fault::Refuses),
-        Some(Fault::Loses),
-        Some(Fault::CutsShort),
-        Some(Fault::Damages),
-        Some(Fault::IsFull),
-        Some(Fault::Hangs),
+    for (fault, count) in [
+        (None, None),
+        (Some(Fault::Refuses), Some("failures")),
+        (Some(Fault::Loses), Some("missing")),
+        (Some(Fault::CutsShort), Some("wrong_length")),
+        (Some(Fault::Damages), Some("wrong_checksum")),
+        (Some(Fault::IsFull), Some("full")),
+        (Some(Fault::Hangs), Some("timeouts")),
     ] {
-        let name = format!("{fault:?}");
         let server = ObjectStore::start(fault);
-        let (out, trace) = (scratch.path(&format!("{name}.json")), scratch.path(&name));
-        let tiers =
-            ["--num-blocks", "64", "--kv-hbm-blocks", "3", "--kv-remote-pool", "s3://bucket/some/pool"];
-        let files = ["--output-json", &out, "--trace-out", &trace];
-        let output = program::command(&[&arguments(&model, &tiers)[..], &files].concat())
-            .env("AWS_ENDPOINT_URL", server.url())
-            .env("AWS_ACCESS_KEY_ID", "one")
-            .env("AWS_SECRET_ACCESS_KEY", "two")
-            .env("no_proxy", "127.0.0.1")
-            .output()
-            .unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(0), "{name}: {said}");
-        assert_eq!(scratch.json(&format!("{name}.json"))["token_ids"], alone, "{name}");
-        let tiers = &scratch.json(&format!("{name}/summary.json"))["kv_tiers"];
-        let count = |at: &str| tiers["below"][at].as_u64().unwrap();
-        let found = match fault {
-            None => tiers["remote_pool"]["cells"].as_u64().unwrap(),
-            Some(Fault::Refuses) => count("failures"),
-            Some(Fault::Loses) => count("missing"),
-            Some(Fault::CutsShort) => count("wrong_length"),
-            Some(Fault::Damages) => count("wrong_checksum"),
-            Some(Fault::IsFull) => count("full"),
-            Some(Fault::Hangs) => count("timeouts"),
-        };
-        assert!(found > 0, "{name}: {tiers}");
-        if fault.is_none() {
-            assert_eq!(tiers["lost_cells"], 0, "{tiers}");
-            assert!(server.requests() > 10 && server.signed(), "requests are signed");
-            assert_eq!(server.objects(), 0, "a pool leaves nothing behind");
+        let variables = [
+            ("AWS_ENDPOINT_URL", server.url()),
+            ("AWS_ACCESS_KEY_ID", "one".to_owned()),
+            ("AWS_SECRET_ACCESS_KEY", "two".to_owned()),
+            ("no_proxy", "127.0.0.1".to_owned()),
+        ];
+        let tiers = survives(&scratch, &model, &format!("{fault:?}"), "s3://bucket/some/pool", &variables);
+        match count {
+            Some(count) => assert!(below(&tiers, count) > 0, "{fault:?}: {tiers}"),
+            None => {
+                assert!(tiers["remote_pool"]["cells"].as_u64().unwrap() > 0, "{tiers}");
+                assert_eq!(tiers["lost_cells"], 0, "{tiers}");
+                assert!(server.requests() > 10 && server.signed(), "requests are signed");
+                assert_eq!(server.objects(), 0, "a pool leaves nothing behind");
+            }
         }
-        let check = pagedraft(&["trace", "check", &trace]);
-        assert_eq!(check.code, Some(0), "{name}: {}", check.stderr);
     }
 }

@@ -60,8 +60,7 @@ pub struct EngineFlags {
     /// The pool behind tier 0: its size, as 4G, in host memory or in a file that is mapped
     #[arg(long, value_name = "SIZE[:FILE]", value_parser = |text: &str| local_pool(text, bytes))]
     kv_local_pool: Option<LocalPool>,
-    /// The pool behind that: file:///DIRECTORY, or redis://HOST:PORT or s3://BUCKET/DIRECTORY where the program was built with
-    /// `remote-pool`
+    /// The pool behind that: file:///DIRECTORY or redis://HOST:PORT, or s3://BUCKET/DIRECTORY where the program was built with `s3-pool`
     #[arg(long, value_name = "URL")]
     kv_remote_pool: Option<String>,
     /// How the indexer's keys of a model with sparse attention are cached

@@ -22,15 +22,15 @@ mod counts;
 mod directory_pool;
 mod frames;
 mod memory_pool;
-#[cfg(feature = "remote-pool")]
+#[cfg(feature = "s3-pool")]
 mod object_http;
-#[cfg(feature = "remote-pool")]
+#[cfg(feature = "s3-pool")]
 mod object_pool;
 mod options;
 mod policy;
 mod pool;
 mod prefixes;
-#[cfg(feature = "remote-pool")]
+#[cfg(feature = "redis-pool")]
 mod redis_pool;
 mod remote;
 mod watched;
@@ -41,12 +41,12 @@ pub use counts::{Fetch, TierCounts, Waited};
 pub use directory_pool::DirectoryPool;
 pub use frames::Tiers;
 pub use memory_pool::MemoryPool;
-#[cfg(feature = "remote-pool")]
+#[cfg(feature = "s3-pool")]
 pub use object_pool::ObjectPool;
 pub use options::{LocalPool, TierOptions};
 pub use policy::{Policy, Uses};
 pub use pool::{Key, Pool, PoolError, TierId};
-#[cfg(feature = "remote-pool")]
+#[cfg(feature = "redis-pool")]
 pub use redis_pool::RedisPool;
 pub use remote::open_remote;
 pub use watched::Watched;

@@ -54,11 +54,16 @@ impl RedisPool {
 }
 
 fn failed(error: RedisError) -> PoolError {
-    match error.code() {
-        Some("OOM") => PoolError::Full,
-        _ if error.is_timeout() => PoolError::Timeout,
-        _ if error.kind() == ErrorKind::Io => PoolError::Failed(format!("the connection failed: {error}")),
-        _ => PoolError::Failed(error.to_string()),
+    if error.is_timeout() {
+        return PoolError::Timeout;
+    }
+    if error.kind() == ErrorKind::Io {
+        return PoolError::Failed(format!("the connection failed: {error}"));
+    }
+    let text = error.to_string();
+    match error.into_server_errors() {
+        Some(errors) if errors.iter().any(|(_, error)| error.code() == "OOM") => PoolError::Full,
+        _ => PoolError::Failed(text),
     }
 }
 

@@ -7,8 +7,8 @@ use super::pool::{Pool, TierId};
 use super::watched::Watched;
 use crate::error::ModelError;
 
-/// Opens the pool that a URL names: `file:///DIRECTORY` or, in a program built with the feature `remote-pool`, `redis://HOST:PORT` or
-/// `s3://BUCKET/DIRECTORY`. It is asked from a thread of its own, and given up when it takes longer than `patience` to answer.
+/// Opens the pool that a URL names: `file:///DIRECTORY` or, in a program built with the feature of
+/// that name, `redis://HOST:PORT` (`redis-pool`) or `s3://BUCKET/DIRECTORY` (`s3-pool`). It is asked from a thread of its own, and given up when it takes longer than `patience` to answer.
 ///
 /// # Errors
 ///
@@ -22,19 +22,26 @@ pub fn open_remote(url: &str, patience: Duration) -> Result<(TierId, Box<dyn Poo
         Some(("file", _)) => {
             return Err(refuse("give the directory from the root on, as file:///tmp/pool".to_owned()));
         }
-        #[cfg(feature = "remote-pool")]
+        #[cfg(feature = "redis-pool")]
         Some(("redis", _)) => Box::new(super::redis_pool::RedisPool::open(url, patience).map_err(refuse)?),
-        #[cfg(feature = "remote-pool")]
+        #[cfg(feature = "s3-pool")]
         Some(("s3", _)) => Box::new(super::object_pool::ObjectPool::open(url, patience).map_err(refuse)?),
-        #[cfg(not(feature = "remote-pool"))]
-        Some(("redis" | "s3", _)) => {
-            let why = "this program was built without such pools; build it with --features remote-pool, or use file:///DIRECTORY";
-            return Err(refuse(why.to_owned()));
-        }
+        #[cfg(not(feature = "redis-pool"))]
+        Some(("redis", _)) => return Err(refuse(left_out("redis-pool"))),
+        #[cfg(not(feature = "s3-pool"))]
+        Some(("s3", _)) => return Err(refuse(left_out("s3-pool"))),
         _ => {
             let known = "known are file:///DIRECTORY, redis://HOST:PORT and s3://BUCKET/DIRECTORY";
             return Err(refuse(known.to_owned()));
         }
     };
     Ok((TierId::RemotePool, Box::new(Watched::new(pool, patience)?)))
+}
+
+/// What is said of a pool that this program was built without.
+#[cfg(any(not(feature = "redis-pool"), not(feature = "s3-pool")))]
+fn left_out(feature: &str) -> String {
+    format!(
+        "this program was built without such pools; build it with --features {feature}, or use file:///DIRECTORY"
+    )
 }
