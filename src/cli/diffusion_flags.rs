@@ -43,7 +43,7 @@ enum PolicyName {
     /// The cosine between the states of two passes is above --skip-threshold on average, and at least --skip-outlier in each layer
     #[default]
     Cosine,
-    /// This share (--skip-threshold) of the block's tokens, those whose states changed the least
+    /// This share (--skip-threshold) of the block's tokens, those whose states changed the least since they last ran through all layers
     LeastMoved,
 }
 

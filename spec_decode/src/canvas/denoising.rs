@@ -88,8 +88,9 @@ pub enum SkipPolicy {
         /// Each is at least this.
         outlier: f64,
     },
-    /// This share of the block's tokens (rounded down): those whose states changed the least, relative to their lengths. The change of the
-    /// other tokens decides, so that no threshold has to fit the model.
+    /// This share of the block's tokens (rounded down): those whose states changed the least since they last ran through all layers, relative
+    /// to their lengths. The change of the other tokens decides, so that no threshold has to fit the model; and a token that skips layers pass
+    /// after pass drifts further and further, until it is its turn to run.
     LeastMoved {
         /// The share, from 0 to 1.
         share: f64,

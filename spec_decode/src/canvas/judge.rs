@@ -18,6 +18,14 @@ impl States {
     pub fn of(&self, layer: usize, token: usize) -> &[f32] {
         &self.values[(layer * self.tokens + token) * self.hidden..][..self.hidden]
     }
+
+    /// Gives a token the states that it has in `before`.
+    pub fn keep(&mut self, token: usize, before: &Self) {
+        for layer in 0..self.layers() {
+            let at = (layer * self.tokens + token) * self.hidden;
+            self.values[at..at + self.hidden].copy_from_slice(before.of(layer, token));
+        }
+    }
 }
 
 /// For each token whether it is stable. Without states to compare, none is.

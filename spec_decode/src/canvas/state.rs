@@ -6,7 +6,7 @@ use std::ops::Range;
 use pagedraft_scheduler::{Kind, PlanRow, RequestKey};
 
 use super::candidate::Candidate;
-use super::denoising::{Denoising, Guard};
+use super::denoising::{Denoising, Guard, SkipPolicy};
 use super::judge::{self, States};
 
 /// A request's canvas, and how far its present block has come.
@@ -24,7 +24,7 @@ pub(crate) struct Canvas {
     pub(super) step: u32,
     /// The number of masks that the block had when it began.
     pub(super) masks: u32,
-    /// What the states of the block's tokens were in the pass before.
+    /// What the states of the block's tokens were in the pass before, or ([`SkipPolicy::LeastMoved`]) when they last ran through all layers.
     states: States,
     /// The last choice for each position of the block.
     pub(super) kept: Vec<Option<Candidate>>,
@@ -140,7 +140,7 @@ impl Canvas {
     }
 
     /// Judges the tokens of the block by their states in this pass, if they can skip layers. A full pass runs all of them. Returns the
-    /// states of the pass before.
+    /// states that they were compared with.
     pub(super) fn judge(&mut self, full: bool, now: States) -> States {
         let Some(skip) = self.denoising.skip else { return States::default() };
         self.compared = !full && now.layers() > 0 && self.states.values.len() == now.values.len();
@@ -149,9 +149,13 @@ impl Canvas {
         let is_stable = |position: &u32| stable[(position - self.block.start) as usize];
         let masked_stable = self.block().filter(|p| is_stable(p) && self.is_mask(*p)).count() as u32;
         let runs = |p: &u32| !is_stable(p) || (skip.guard == Guard::Guard && self.is_mask(*p));
-        let active = (!full).then(|| self.block().filter(runs).collect());
+        let active: Option<Vec<u32>> = (!full).then(|| self.block().filter(runs).collect());
+        let mut now = if full && !skip.compares_first { States::default() } else { now };
+        if let (SkipPolicy::LeastMoved { .. }, Some(active), true) = (skip.policy, &active, self.compared) {
+            let skips = self.block().filter(|position| active.binary_search(position).is_err());
+            skips.for_each(|position| now.keep((position - self.block.start) as usize, &self.states));
+        }
         (self.masked_stable, self.active) = (masked_stable, active);
-        let now = if full && !skip.compares_first { States::default() } else { now };
         std::mem::replace(&mut self.states, now)
     }
 }
