@@ -104,7 +104,10 @@ fn what_a_canvas_has_no_use_for_is_refused_by_its_flag() {
         assert_eq!(run.code, Some(2), "{flags:?}: {}", run.stderr);
         assert!(run.stderr.contains(words), "{flags:?}: {}", run.stderr);
     };
-    refused(&["--gen-length", "33"], "--gen-length 33 is not a multiple of --block-length 32");
+    refused(
+        &["--gen-length", "33"],
+        "33 tokens (--gen-length, max_tokens) are not a multiple of --block-length 32",
+    );
     refused(
         &["--steps", "7", "--block-length", "16"],
         "--steps 7 cannot be shared out evenly among 2 blocks",

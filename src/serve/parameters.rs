@@ -15,6 +15,9 @@ use super::error::ApiError;
 /// What OpenAI generates for a completion that says nothing.
 pub const COMPLETION_TOKENS: u32 = 16;
 
+/// What is generated for a chat that says nothing, by a model that fills masks in a canvas.
+const CANVAS_TOKENS: u32 = 128;
+
 /// A prompt in tokens.
 #[derive(Clone, Debug)]
 pub struct Encoded {
@@ -70,7 +73,14 @@ fn max_tokens(app: &App, ask: &Ask, prompt: &Encoded) -> Result<u32, ApiError> {
         return Ok(asked);
     }
     let room = app.capacity.min(longest).saturating_sub(length).max(1);
-    Ok(prompt.default_tokens.map_or(room, |tokens| tokens.min(room)))
+    Ok(match app.engine.info().canvas_block.filter(|&block| block > 0) {
+        // Every pass computes all of a canvas, so that it is not made as long as it could be.
+        Some(block) => {
+            let blocks = prompt.default_tokens.unwrap_or(CANVAS_TOKENS).div_ceil(block);
+            block * blocks.min(room / block).max(1)
+        }
+        None => prompt.default_tokens.map_or(room, |tokens| tokens.min(room)),
+    })
 }
 
 fn sampling(app: &App, ask: &Ask) -> Result<SamplingParams, ApiError> {

@@ -25,6 +25,8 @@ pub struct Setup {
     pub limits: Limits,
     pub keys: Vec<String>,
     pub max_queue: Option<usize>,
+    /// The embedded model, if it is not the target.
+    pub model: Option<&'static str>,
 }
 
 pub fn options() -> EngineOptions {
@@ -52,7 +54,11 @@ impl Place {
     }
 
     pub fn with(setup: Setup) -> Self {
-        let session = Session::open(&options()).unwrap();
+        let mut options = options();
+        if let Some(model) = setup.model {
+            options.model = ModelRef::Builtin(model.into());
+        }
+        let session = Session::open(&options).unwrap();
         let served = ServeOptions {
             names: vec![NAME.to_owned()],
             keys: setup.keys,

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::answers::tokenizer;
 use crate::client::{post, stream};
-use crate::place::Place;
+use crate::place::{Place, Setup};
 
 const COMPLETIONS: &str = "/v1/completions";
 const CHAT: &str = "/v1/chat/completions";
@@ -135,4 +135,23 @@ fn a_character_whose_bytes_are_two_tokens_comes_whole() {
         whole_characters += pieces.filter(|piece| piece.contains('é')).count();
     }
     assert!(whole_characters > 10, "only {whole_characters} characters came whole");
+}
+
+#[test]
+fn a_model_that_fills_masks_streams_block_by_block_and_is_asked_for_whole_blocks() {
+    let place = Place::with(Setup { model: Some("llada"), ..Setup::default() });
+    let body = json!({"prompt": "The king said", "max_tokens": 96, "ignore_eos": true});
+    let whole = post(place.address, COMPLETIONS, &body).answer();
+    assert_eq!(whole["usage"]["completion_tokens"], 96);
+    let events = stream(place.address, COMPLETIONS, &body).events();
+    assert_eq!(events.len(), 3, "one for each block of 32 tokens");
+    assert_eq!(text(&events, 0, "/text"), whole["choices"][0]["text"].as_str().unwrap());
+    let short = post(place.address, COMPLETIONS, &json!({"prompt": "The king", "max_tokens": 20}));
+    assert_eq!(short.status, 400);
+    let why = short.json()["error"]["message"].as_str().unwrap().to_owned();
+    assert!(why.contains("20 tokens") && why.contains("whole blocks"), "{why}");
+    let unsaid = json!({"prompt": "The king said", "ignore_eos": true});
+    assert_eq!(post(place.address, COMPLETIONS, &unsaid).answer()["usage"]["completion_tokens"], 32);
+    let chat = json!({"messages": [{"role": "user", "content": "Speak."}], "ignore_eos": true});
+    assert_eq!(post(place.address, CHAT, &chat).answer()["usage"]["completion_tokens"], 128);
 }

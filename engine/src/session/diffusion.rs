@@ -293,7 +293,7 @@ impl Diffusion {
         let block = self.block_length;
         ensure!(
             block > 0 && len.is_multiple_of(block),
-            "--gen-length {len} is not a multiple of --block-length {block}: the canvas consists of whole blocks"
+            "{len} tokens (--gen-length, max_tokens) are not a multiple of --block-length {block}: the canvas consists of whole blocks"
         );
         let blocks = len / block;
         if let Some(steps) = self.steps.filter(|_| self.threshold.is_none()) {

@@ -44,6 +44,8 @@ pub struct SessionInfo {
     pub eos_token_ids: Vec<u32>,
     /// The id of the mask, of a model that fills masks in a canvas.
     pub mask_token_id: Option<u32>,
+    /// The positions of a block of such a canvas, of a request that does not say.
+    pub canvas_block: Option<u32>,
     /// How many layers every token of a canvas runs through, if the others can be skipped.
     pub skip_layers: Option<u16>,
     /// The number of layers of the checkpoint that are left out: those for multi-token prediction.

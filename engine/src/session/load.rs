@@ -296,6 +296,7 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
         kv_salt,
         eos_token_ids: config.eos_token_ids.clone(),
         mask_token_id: config.mask_token_id,
+        canvas_block: config.mask_token_id.map(|_| options.diffusion.all.block_length),
         skip_layers: options.diffusion.skip_layers.of(config.num_layers as u16),
         skipped_layers: checkpoint.skipped_layers(),
         dummy_weights: checkpoint.is_dummy(),
