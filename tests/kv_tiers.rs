@@ -299,58 +299,6 @@ fn a_pool_too_small_for_the_load_costs_preemptions_and_no_token() {
 }
 
 #[test]
-#[cfg(feature = "remote-pool")]
-fn a_redis_server_is_a_pool_and_one_that_is_stopped_costs_no_token() {
-    use std::process::{Command, Stdio};
-    let port = 20_000 + std::process::id() % 20_000;
-    let dir = directory("tiers-redis");
-    let server = Command::new("redis-server")
-        .args(["--port", &port.to_string(), "--save", "", "--dir"])
-        .arg(&dir)
-        .stdout(Stdio::null())
-        .spawn();
-    let Ok(mut server) = server else {
-        println!("skipped: there is no redis-server on this machine");
-        return;
-    };
-    let model = deepseek("tiers-redis");
-    let base = options(&model, Dtype::F32, Isa::detect());
-    let requests = requests(37, 5, 300, 150);
-    let alone = alone(&base, &requests);
-    let tiers = |patience| KvTiers {
-        hbm_blocks: Some(5),
-        remote_pool: Some(format!("redis://127.0.0.1:{port}")),
-        patience: Duration::from_millis(patience),
-        ..KvTiers::default()
-    };
-    let options = |patience| EngineOptions {
-        kv_tiers: tiers(patience),
-        enable_prefix_caching: true,
-        num_blocks: Some(40),
-        ..base.clone()
-    };
-    for _ in 0..50 {
-        if std::net::TcpStream::connect(("127.0.0.1", port as u16)).is_ok() {
-            break;
-        }
-        std::thread::sleep(Duration::from_millis(100));
-    }
-    let (found, counts, _) = serve(&options(5000), &requests, |_| ());
-    check("redis", &requests, &alone, &found);
-    assert!(counts.remote_pool.cells > 0 && counts.lost_cells == 0, "{counts:?}");
-    let (found, counts, preempted) = serve(&options(5000), &requests, |step| {
-        if step == 6 {
-            server.kill().unwrap();
-            server.wait().unwrap();
-        }
-    });
-    check("redis, stopped", &requests, &alone, &found);
-    assert!(counts.below.failures > 0 && preempted > 0, "{counts:?}");
-    let gone = Session::open(&options(500)).err().map(|error| format!("{error:#}")).unwrap();
-    assert!(gone.contains("there is no Redis server"), "{gone}");
-}
-
-#[test]
 fn flags_that_cannot_be_are_refused_with_the_reason() {
     let model = glm("tiers-refused");
     let dense = pagedraft::session::ModelRef::Builtin("target".into());

@@ -7,6 +7,7 @@ use super::loss::cross_entropy;
 use super::noise::Noise;
 use super::optimise::{AdamW, Weights, learning_rate, mean};
 use super::quiz;
+use super::renaming::Renaming;
 use super::rows::{Rows, Sizes, Words, add_recall, add_text, recall};
 use super::shards::in_shards;
 use super::stage::{Kind, Stage};
@@ -92,6 +93,8 @@ pub struct Source<'a> {
     pub held_out: String,
     /// Keys and values.
     pub words: Words,
+    /// What stands in their place in some samples of training.
+    pub renaming: Option<Renaming>,
     /// The tokenizer of them all.
     pub tokenizer: &'a Tokenizer,
     /// Begin and end of a text.
@@ -161,7 +164,8 @@ impl Drill {
         let seed = Noise::new(self.seed, "text", stage.time as u64).bits();
         add_text(&mut rows, source.corpus, seed, step * text as u64, text);
         let recalled = count - text;
-        add_recall(&mut rows, generator, step * recalled as u64, recalled, source.specials.1);
+        let pad = source.specials.1;
+        add_recall(&mut rows, generator, step * recalled as u64, recalled, pad, source.renaming.as_ref());
         rows
     }
 

@@ -4,6 +4,7 @@ use super::bpe;
 use super::corpus::{self, Corpus};
 use super::drill::{Drill, Pupil, Source};
 use super::quiz::Quiz;
+use super::renaming::Renaming;
 use super::rows::Words;
 use super::run_args::checkpoint_beside;
 use super::stage::Stage;
@@ -35,6 +36,9 @@ pub struct DrillArgs {
     /// Share of the rows that are text; the others ask questions
     #[arg(long, default_value_t = 0.25)]
     pub text_share: f64,
+    /// Share of the samples with questions in which other tokens stand for keys and values
+    #[arg(long, default_value_t = 0.5)]
+    pub renamed_share: f32,
     /// Weight of the loss on answers; that on text has 1
     #[arg(long, default_value_t = 1.0)]
     pub answer_weight: f64,
@@ -82,17 +86,24 @@ pub struct Materials {
     corpus: Corpus,
     heads: String,
     tails: String,
+    renamed_share: f32,
+    seed: u64,
 }
 
 impl Materials {
     /// What rows are drawn from.
     pub fn source(&self) -> Result<Source<'_>> {
         let tokenizer = &self.tokenizer;
+        let words = Words::of(tokenizer)?;
+        let renaming = (self.renamed_share > 0.0)
+            .then(|| Renaming::new(tokenizer, &words, self.renamed_share, self.seed))
+            .transpose()?;
         Ok(Source {
             corpus: &self.corpus,
             text: self.heads.clone(),
             held_out: self.tails.clone(),
-            words: Words::of(tokenizer)?,
+            words,
+            renaming,
             tokenizer,
             specials: (bpe::special(tokenizer, bpe::BOS)?, bpe::special(tokenizer, bpe::EOS)?),
         })
@@ -105,6 +116,11 @@ impl DrillArgs {
         ensure!((0.0..1.0).contains(&self.dropout), "--dropout {} isn't in [0, 1)", self.dropout);
         ensure!((0.0..=1.0).contains(&self.text_share), "--text-share {} isn't in [0, 1]", self.text_share);
         ensure!(
+            (0.0..=1.0).contains(&self.renamed_share),
+            "--renamed-share {} isn't in [0, 1]",
+            self.renamed_share
+        );
+        ensure!(
             self.validation > 0.0 && self.validation < 0.5,
             "--validation {} isn't between 0 and 0.5",
             self.validation
@@ -113,7 +129,8 @@ impl DrillArgs {
         let (heads, tails) = Corpus::split(&texts, self.validation);
         let tokenizer = bpe::load(self.tokenizer.as_ref().unwrap_or(&self.out.join("tokenizer.json")))?;
         let corpus = Corpus::new(&tokenizer, &heads, &tails, &self.text, longest)?;
-        Ok(Materials { tokenizer, corpus, heads: heads.concat(), tails: tails.concat() })
+        let (heads, tails) = (heads.concat(), tails.concat());
+        Ok(Materials { tokenizer, corpus, heads, tails, renamed_share: self.renamed_share, seed: self.seed })
     }
 
     /// Trains `model` through `stages`, with chains of up to `most_hops` statements.

@@ -32,6 +32,7 @@ pub mod optimise;
 pub mod pruning;
 pub mod quiz;
 pub mod recall;
+mod renaming;
 pub mod rows;
 pub mod run_args;
 pub mod saliency;

@@ -71,7 +71,7 @@ impl Quiz {
         for first in (0..self.samples).step_by(4) {
             let count = 4.min(self.samples - first);
             let mut rows = Rows { time: self.length, ..Rows::default() };
-            add_recall(&mut rows, &generator, first as u64, count, source.specials.1);
+            add_recall(&mut rows, &generator, first as u64, count, source.specials.1, None);
             let (places, next): (Vec<usize>, Vec<u32>) = rows.answers.iter().copied().unzip();
             found +=
                 right(&ask(&rows.inputs, rows.time, places)?, &next)?.iter().filter(|right| **right).count();

@@ -3,6 +3,7 @@
 use super::bpe;
 use super::corpus::Corpus;
 use super::noise::scramble;
+use super::renaming::Renaming;
 use anyhow::{Result, anyhow};
 use pagedraft_workloads::prompt::TextTokens;
 use pagedraft_workloads::tasks::{RecallGenerator, RecallOptions};
@@ -118,10 +119,20 @@ pub fn recall(
 }
 
 /// Fills rows `first .. first + count` of an endless sequence of recall rows into `rows`; what a sample lacks of a row is
-/// filled with `pad`, behind it.
-pub fn add_recall(rows: &mut Rows, generator: &RecallGenerator, first: u64, count: usize, pad: u32) {
+/// filled with `pad`, behind it. `renaming` puts other tokens in the place of words.
+pub fn add_recall(
+    rows: &mut Rows,
+    generator: &RecallGenerator,
+    first: u64,
+    count: usize,
+    pad: u32,
+    renaming: Option<&Renaming>,
+) {
     for index in first..first + count as u64 {
-        let sample = generator.sample(index);
+        let mut sample = generator.sample(index);
+        if let Some(renaming) = renaming {
+            renaming.apply(index, &mut sample.tokens);
+        }
         let start = rows.inputs.len();
         let kept = sample.tokens.len().min(rows.time);
         rows.inputs.extend(&sample.tokens[..kept]);

@@ -12,6 +12,7 @@ use crate::train::llama::Dropping;
 use crate::train::loss::cross_entropy;
 use crate::train::noise::Noise;
 use crate::train::quiz::Quiz;
+use crate::train::renaming::Renaming;
 use crate::train::rows::{Rows, Sizes, Words, add_recall, add_text, recall};
 use crate::train::stage::{Kind, Stage};
 use crate::train::{bpe, checkpoint, corpus};
@@ -230,14 +231,16 @@ impl World {
 
     fn source(&self) -> Source<'_> {
         let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+        let words = Words {
+            trained: words(&["good", "love", "know", "lord", "king", "heart"]),
+            held_out: words(&["father", "world", "fear", "house", "truth"]),
+        };
         Source {
             corpus: &self.corpus,
             text: self.heads.clone(),
             held_out: self.tails.clone(),
-            words: Words {
-                trained: words(&["good", "love", "know", "lord", "king", "heart"]),
-                held_out: words(&["father", "world", "fear", "house", "truth"]),
-            },
+            renaming: Some(Renaming::new(&self.tokenizer, &words, 0.5, 5).unwrap()),
+            words,
             tokenizer: &self.tokenizer,
             specials: (0, 1),
         }
@@ -301,7 +304,7 @@ fn answers_of_recall_rows_stand_behind_their_questions_and_lessons_have_them() {
     let generator = recall(&world.tokenizer, &source.text, &source.words.trained, sizes, 3).unwrap();
     let mut rows = Rows { time: 64, ..Rows::default() };
     add_text(&mut rows, &world.corpus, 1, 0, 1);
-    add_recall(&mut rows, &generator, 0, 2, 1);
+    add_recall(&mut rows, &generator, 0, 2, 1, None);
     assert_eq!((rows.inputs.len(), rows.text.len()), (192, 64));
     assert!(!rows.answers.is_empty());
     let words = bpe::encode(&world.tokenizer, " is").unwrap();
@@ -316,6 +319,44 @@ fn answers_of_recall_rows_stand_behind_their_questions_and_lessons_have_them() {
     for part in &parts {
         assert!(part.answers.iter().all(|&(at, _)| at < part.inputs.len()));
     }
+}
+
+#[test]
+fn a_renamed_sample_has_one_other_token_for_each_word_and_no_held_out_one() {
+    let world = World::new();
+    let source = world.source();
+    let sizes = Sizes { length: 65, needles: 2..=2, questions: 2, hops: 1..=1 };
+    let generator = recall(&world.tokenizer, &source.text, &source.words.trained, sizes, 3).unwrap();
+    let tokens = |words: &[String]| -> Vec<u32> {
+        words.iter().flat_map(|word| bpe::encode(&world.tokenizer, &format!(" {word}")).unwrap()).collect()
+    };
+    let (trained, held_out) = (tokens(&source.words.trained), tokens(&source.words.held_out));
+    let all = Renaming::new(&world.tokenizer, &source.words, 1.0, 5).unwrap();
+    for index in 0..20 {
+        let before = generator.sample(index).tokens;
+        let mut after = before.clone();
+        all.apply(index, &mut after);
+        let mut names = std::collections::BTreeMap::new();
+        for (&word, &name) in before.iter().zip(&after) {
+            assert_eq!(*names.entry(word).or_insert(name), name, "one name in a sample");
+            assert!(if trained.contains(&word) { !held_out.contains(&name) } else { name == word });
+        }
+        let distinct: std::collections::BTreeSet<u32> =
+            trained.iter().filter_map(|word| names.get(word).copied()).collect();
+        assert_eq!(distinct.len(), trained.iter().filter(|word| names.contains_key(word)).count());
+    }
+    let changed = |share: f32| {
+        let renaming = Renaming::new(&world.tokenizer, &source.words, share, 5).unwrap();
+        let changes = |&index: &u64| {
+            let before = generator.sample(index).tokens;
+            let mut after = before.clone();
+            renaming.apply(index, &mut after);
+            after != before
+        };
+        (0..40).filter(changes).count()
+    };
+    assert_eq!((changed(0.0), changed(1.0)), (0, 40));
+    assert!((10..30).contains(&changed(0.5)), "{}", changed(0.5));
 }
 
 /// The engine computes with latents that are absorbed, pages and blocks; the trainer with whole rows.
