@@ -99,11 +99,7 @@ pub(crate) fn place(groups: &[KvGroup], kind: PartKind, layer: usize) -> Result<
 /// # Errors
 ///
 /// A layer that no part holds.
-pub(crate) fn places(
-    groups: &[KvGroup],
-    kind: PartKind,
-    layers: usize,
-) -> Result<Vec<KvRef>, ModelError> {
+pub(crate) fn places(groups: &[KvGroup], kind: PartKind, layers: usize) -> Result<Vec<KvRef>, ModelError> {
     (0..layers).map(|layer| place(groups, kind, layer)).collect()
 }
 

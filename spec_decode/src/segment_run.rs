@@ -51,7 +51,9 @@ impl<D: Device> ModelExecutor<D> {
                 self.judge_passes(plan)?;
             }
             if segment + 1 < segments {
+                let start = Instant::now();
                 self.cut(segment, plan, kv, &mut outcome.record.cuts)?;
+                outcome.record.scoring_us += start.elapsed().as_secs_f64() * 1e6;
             }
         }
         if segments > 1 {

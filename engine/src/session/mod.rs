@@ -561,6 +561,7 @@ impl Session {
         }
         report.replayed = self.outcome.record.is_replayed();
         report.stages = self.outcome.record.time_us;
+        report.scoring_us = self.outcome.record.scoring_us;
         let mut rows = self.rows.iter_mut();
         for applied in &self.applied {
             let Some(&id) = self.by_key.get(applied.request) else { continue };

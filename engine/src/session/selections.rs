@@ -100,7 +100,9 @@ impl Session {
                 for place in places.clone() {
                     let chosen = runner.selected_keys(place, row.token)?;
                     ensure!(chosen.is_some(), "the model does not keep what its indexers choose");
-                    let Some(sequence) = sequence(&mut self.sequences, &self.by_key, request) else { continue };
+                    let Some(sequence) = sequence(&mut self.sequences, &self.by_key, request) else {
+                        continue;
+                    };
                     positions.clear();
                     let reach = sequence.reach(run.start);
                     let position = |&key: &u32| reach.as_ref().map_or(key, |reach| reach.position(key));

@@ -50,7 +50,9 @@ pub(super) fn segment_rows<'a>(
             let plan_row = plan_row as usize;
             let (row, result) = (plan.rows.get(plan_row)?, outcome.rows.get(plan_row)?);
             let position = position(row, *inputs.positions.get(token)?);
-            let kept = position < row.tokens.end.saturating_add(u32::from(result.num_accepted));
+            // Tokens of a prefill have no drafts among them.
+            let kept = row.kind == Kind::Prefill
+                || position < row.tokens.end.saturating_add(u32::from(result.num_accepted));
             let verified = row.kind == Kind::Verify;
             Some(TokenRow { token, metadata_row, plan_row, position, kept, verified })
         })

@@ -360,11 +360,8 @@ impl<B: Copy + Send> Layered<B> for SparseDecoder<B> {
     fn indexed_in(&self, layer: usize) -> Option<Indexed<B>> {
         let indexer = self.layers.get(..=layer)?.iter().rev().find_map(|layer| layer.indexer.as_ref())?;
         let s = self.sizes;
-        let shape = IndexShape {
-            heads: s.index_columns.heads,
-            scale: s.index_scale,
-            hadamard: s.index_hadamard,
-        };
+        let shape =
+            IndexShape { heads: s.index_columns.heads, scale: s.index_scale, hadamard: s.index_hadamard };
         Some(Indexed { q: self.at.index_q, weights: self.at.index_weights, kv: indexer.kv, shape })
     }
 }

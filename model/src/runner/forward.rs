@@ -211,9 +211,9 @@ impl<D: Device> Runner<D> {
     }
 
     fn indexed(&self) -> Result<Indexed<D::Buf>, ModelError> {
-        self.model.indexed(self.segment).ok_or_else(|| ModelError::BadInputs {
-            what: "this architecture has no indexers".to_owned(),
-        })
+        self.model
+            .indexed(self.segment)
+            .ok_or_else(|| ModelError::BadInputs { what: "this architecture has no indexers".to_owned() })
     }
 
     fn attended(&self) -> Result<Attended<D::Buf>, ModelError> {

@@ -17,7 +17,8 @@ impl CpuDevice {
         let row = width + shape.heads;
         let count = queries.len() / row;
         if count * row != queries.len() || count == 0 || count > keys {
-            let what = format!("{} values are no rows of {row} of at most {keys} index queries", queries.len());
+            let what =
+                format!("{} values are no rows of {row} of at most {keys} index queries", queries.len());
             return Err(ModelError::BadInputs { what });
         }
         let block_size = layer.layout().block_size();
