@@ -18,7 +18,7 @@ use pagedraft::spec_decode::Scorer;
 use pagedraft::workloads::run::LineFormat;
 use pagedraft::workloads::trace::{TraceTables, check_dir};
 
-use pruned::{SlowSparse, SparsePass, Thinned, spec};
+use pruned::{SlowSparse, SparsePass, Thinned, deep_model, learned, spec};
 use schedule::{Events, Random, alone, check, options, requests, run, schedules};
 use sparse_model::{deepseek, glm, without_experts};
 
@@ -168,10 +168,10 @@ fn pruned_and_dense_requests_of_sparse_models_give_the_same_bits_under_every_sch
 
 #[test]
 fn drafts_both_scorers_and_graphs_change_no_bit_of_pruned_requests_of_a_sparse_model() {
-    let ways = ways();
-    let base = engine(&deepseek("prune-sparse-drafts"), &ways);
+    let ways: Vec<PruneChoice> = ways().into_iter().chain([learned("prune-sparse-drafts", 3)]).collect();
+    let base = engine(&without_experts("prune-sparse-drafts"), &ways);
     // Few different tokens, so that look-ups find something.
-    let mut requests = requests(57, 7, 5, 90);
+    let mut requests = requests(57, 8, 5, 90);
     requests.iter_mut().for_each(|request| request.max_tokens += 12);
     some_pruned(&mut requests, &ways);
     let alone = alone(&base, &requests);
@@ -249,6 +249,26 @@ fn a_repeated_prompt_of_a_sparse_model_computes_at_most_a_block_and_holds_the_by
         assert_eq!(first.4, first.2.kv_bytes);
         assert!(first.2.kv_bytes < first.2.kv_bytes_dense);
     }
+}
+
+#[test]
+fn a_dense_draft_model_scores_the_prompts_of_a_sparse_model_as_those_of_a_dense_one() {
+    let way = spec(r#"{"layers": [0], "keep_ratio": 0.5, "scorer": "draft", "min_tail_tokens": 3}"#);
+    let prompt = prompt(&mut Random(63), 170);
+    let kept = |model: ModelRef| {
+        let draft = Some(DraftRef::Model(deep_model("prune-sparse-scoring-draft", 2)));
+        let speculation = SpeculationOptions { draft, ..SpeculationOptions::default() };
+        let options = EngineOptions { speculation, ..engine(&model, std::slice::from_ref(&way)) };
+        let mut session = Session::open(&options).unwrap();
+        let prune = RequestPrune::Choice(way.clone());
+        let id = session.submit(Request { prune, ..Request::new("r", prompt.clone(), 3) }).unwrap()[0];
+        while session.has_unfinished() {
+            session.step().unwrap();
+        }
+        session.take_output(id).unwrap().prune.unwrap().unwrap().kept
+    };
+    let sparse = kept(deepseek("prune-sparse-scoring"));
+    assert!(sparse == kept(deep_model("prune-sparse-scoring-dense", 3)) && sparse[&0].len() == 85);
 }
 
 #[test]

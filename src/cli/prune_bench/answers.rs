@@ -94,15 +94,20 @@ impl Answers {
         Ok(Some(Self { texts: texts.into_iter().map(cut).collect(), questions }))
     }
 
-    /// The prompts of the questions, `most` of each task, and how many tokens an answer has.
-    pub fn prompts(&self, most: usize) -> Vec<(&[u32], u32)> {
+    /// The prompts of the questions, `most` of each task that a model of this quality solves, and how many tokens an answer has.
+    pub fn solved(&self, quality: &Quality, most: usize) -> Vec<(&[u32], u32)> {
         let mut of_task: BTreeMap<&str, usize> = BTreeMap::new();
-        let questions = self.questions.iter().filter(|question| {
+        let solved = self.questions.iter().filter(|question| quality.solves(&question.task));
+        let questions = solved.filter(|question| {
             let count = of_task.entry(&question.task).or_default();
             *count += 1;
             *count <= most
         });
-        questions.map(|question| (&question.prompt[..], question.answer_tokens.max(1))).collect()
+        let answer = |question: &Question| match &question.right {
+            Some(right) => right.len() as u32,
+            None => question.answer_tokens.max(1),
+        };
+        questions.map(|question| (&question.prompt[..], answer(question))).collect()
     }
 
     /// What the model makes of them when prompts are pruned so; `None` if Ctrl-C ended it.

@@ -18,6 +18,7 @@ use pagedraft_workloads::tasks::RULER_TASKS;
 
 use self::answers::Answers;
 use self::config::Config;
+use self::quality::Quality;
 use self::report::Report;
 use self::timing::time;
 use super::engine_flags::EngineFlags;
@@ -180,12 +181,13 @@ impl PruneBench {
             0 => None,
             _ => Answers::new(&engines.dense, (&self.tasks, &self.longbench), samples, seed)?,
         };
+        let mut asked = Vec::new();
         if let Some(answers) = &answers {
-            let Some(()) = judge(length, configs, engines, answers, report)? else { return Ok(None) };
+            let Some(dense) = judge(length, configs, engines, answers, report)? else { return Ok(None) };
+            asked = answers.solved(&dense, 4);
         }
         if !self.scorers.is_empty() {
-            // What an answer attends to is best seen where there are questions.
-            let mut asked = answers.as_ref().map_or(Vec::new(), |answers| answers.prompts(2));
+            // What an answer attends to tells nothing where the answer is wrong.
             if asked.is_empty() {
                 asked.extend(prompts.iter().take(4).map(|prompt| (&prompt[..], self.output_len)));
             }
@@ -203,18 +205,18 @@ impl PruneBench {
     }
 }
 
-/// The quality of what pruned requests generate beside that of dense ones; `None` if Ctrl-C ended it.
+/// Measures the quality of what pruned requests generate beside that of dense ones, which it returns; `None` if Ctrl-C ended it.
 fn judge(
     length: u32,
     configs: &[Config],
     engines: &mut Engines,
     answers: &Answers,
     report: &mut Report,
-) -> anyhow::Result<Option<()>> {
+) -> anyhow::Result<Option<Quality>> {
     let Some(dense) = answers.judge(&mut engines.dense, &RequestPrune::Never)? else { return Ok(None) };
     for (config, session) in configs.iter().zip(&mut engines.pruned) {
         let Some(pruned) = answers.judge(session, &RequestPrune::AsEngine)? else { return Ok(None) };
         report.add_quality(length, &config.name, &dense, pruned);
     }
-    Ok(Some(()))
+    Ok(Some(dense))
 }

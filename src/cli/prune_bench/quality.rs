@@ -60,6 +60,12 @@ impl Quality {
         self.tasks.iter().map(|(task, &(sum, count))| (task.as_str(), sum / count.max(1) as f64))
     }
 
+    /// Whether the model solves a task: it scores at least 0.9, or gives each token of a right answer a probability of 0.9 (the geometric mean).
+    pub fn solves(&self, name: &str) -> bool {
+        self.task(name).is_some_and(|score| score >= 0.9)
+            || self.answer(name).is_some_and(|one| one * 0.9 <= 1.0)
+    }
+
     /// The mean score of one task.
     pub fn task(&self, name: &str) -> Option<f64> {
         self.tasks().find(|(task, _)| *task == name).map(|(_, score)| score)
@@ -81,6 +87,8 @@ mod tests {
         assert!((quality.perplexity().unwrap() - 2f64.exp()).abs() < 1e-12);
         assert_eq!(quality.task("vt"), Some(0.75));
         quality.add_right_answer("qasper", [-1.0, -1.0]);
+        quality.add_right_answer("lcc", [-0.1]);
+        assert!(quality.solves("lcc") && !quality.solves("qasper") && !quality.solves("vt"));
         assert_eq!((quality.answer("qasper"), quality.answer("vt")), (Some(1f64.exp()), None));
     }
 }
