@@ -85,6 +85,72 @@ fn bench_prune_measures_every_way_at_every_length_and_a_table_is_made_of_it() {
 }
 
 #[test]
+fn quality_stands_side_by_side_and_a_sparse_model_is_scored_by_its_indexers() {
+    let scratch = Scratch::new("bench-prune-quality");
+    let (spec, file, out) =
+        (scratch.path("indexer.json"), scratch.path("longbench.jsonl"), scratch.path("out.json"));
+    std::fs::write(&spec, r#"{"layers": [0], "keep_ratio": 0.6, "scorer": "indexer"}"#).unwrap();
+    let line = |dataset: &str, words: usize| {
+        let context = "The lamp stood by the window, and nobody had lit it. ".repeat(words);
+        serde_json::json!({"input": "", "context": context, "answers": ["A lamp by the window."], "dataset": dataset})
+    };
+    // The first prompt is too long, and loses its middle.
+    std::fs::write(&file, format!("{}\n{}\n", line("multi_news", 200), line("qasper", 3))).unwrap();
+    let bench = |scorers: &[&str]| {
+        let all = [
+            "bench",
+            "prune",
+            "--model",
+            "builtin:dsa",
+            "--lengths",
+            "512",
+            "--configs",
+            &spec,
+            "--output-len",
+            "4",
+            "--num-iters",
+            "1",
+            "--num-iters-warmup",
+            "0",
+            "--quality-samples",
+            "1",
+            "--draft",
+            "ngram",
+            "--tasks",
+            "niah_multikey_1,niah_single_1",
+            "--longbench",
+            &file,
+            "--output-json",
+            &out,
+        ];
+        pagedraft(&all.into_iter().chain(scorers.iter().copied()).collect::<Vec<_>>())
+    };
+    let ran = bench(&[]);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    let found: Value = serde_json::from_str(&std::fs::read_to_string(&out).unwrap()).unwrap();
+    let here = &found["results"]["512"];
+    assert!(here["speedup"]["indexer"]["scoring_of_dense_prefill"].as_f64().unwrap() > 0.0);
+    assert_eq!(here["baseline"]["scoring_seconds"], 0.0);
+    let quality = &here["quality"]["indexer"];
+    for dataset in ["longbench/multi_news", "longbench/qasper"] {
+        let answer = &quality["answer_perplexity"][dataset];
+        assert!(answer["pruned"].as_f64().unwrap() > 1.0 && answer["dense"].as_f64().unwrap() > 1.0);
+    }
+    // A summary is not judged.
+    assert!(quality["tasks"]["longbench/qasper"]["dense"].is_number());
+    assert!(quality["tasks"]["longbench/multi_news"].is_null());
+    let row = |way: &str| {
+        let line = ran.stdout.lines().find(|line| line.starts_with(&format!("| {way} |")));
+        line.unwrap_or_else(|| panic!("{}", ran.stdout)).matches('|').count()
+    };
+    assert_eq!(row("dense"), row("indexer"));
+    let head = ran.stdout.lines().find(|line| line.starts_with("| 512 tokens")).unwrap();
+    assert!(head.find("niah_single_1").unwrap() < head.find("niah_multikey_1").unwrap(), "{head}");
+    let refused = bench(&["--scorers", "indexer"]);
+    assert!(refused.code == Some(2) && refused.stderr.contains("scorer oracle"), "{}", refused.stderr);
+}
+
+#[test]
 fn what_bench_prune_and_table2_cannot_do_is_said() {
     let scratch = Scratch::new("bench-prune-bad");
     let model = model(&scratch);

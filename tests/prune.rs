@@ -343,6 +343,22 @@ fn what_cannot_be_pruned_is_refused_with_a_reason() {
         let error = format!("{:#}", session.check(&request).unwrap_err());
         assert!(error.contains(says), "{error}");
     }
+    // 14 blocks of 6 layers hold the KV of 200 tokens, but not their rows beside it while they wait in pieces of 64.
+    let way = spec(r#"{"layers": [1], "keep_ratio": 0.9, "scorer": "first-last"}"#);
+    let prune = PruneOptions { all: Some(way), ..PruneOptions::default() };
+    let tight = |chunk| {
+        let options = EngineOptions {
+            num_blocks: Some(14),
+            prefill_chunk: chunk,
+            prune: prune.clone(),
+            ..base.clone()
+        };
+        let session = Session::open(&options).unwrap();
+        session.check(&Request::new("r", (0..200).collect(), 4)).map_err(|error| format!("{error:#}"))
+    };
+    assert_eq!(tight(None), Ok(()));
+    let error = tight(Some(64)).unwrap_err();
+    assert!(error.contains("of them are for rows that wait") && !error.contains(" 0 of them"), "{error}");
 }
 
 #[test]

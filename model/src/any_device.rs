@@ -11,7 +11,7 @@ use crate::checkpoint::Tensor;
 use crate::choice::Choice;
 use crate::cpu::{CpuDevice, KvArena, Tape};
 use crate::cuda::{Captured, CudaArena, CudaDevice, CudaGraph, Gpu};
-use crate::device::{BufferId, Device, Mass, Op, Precision};
+use crate::device::{BufferId, Device, IndexMass, Mass, Op, Precision};
 use crate::device_times::DeviceTimes;
 use crate::dsa::{FillMatrices, MatrixStack};
 use crate::error::ModelError;
@@ -213,6 +213,10 @@ impl Device for AnyDevice {
 
     fn attention_mass(&mut self, mass: &Mass<'_>) -> Result<Vec<f32>, ModelError> {
         on!(self, device => device.attention_mass(mass))
+    }
+
+    fn index_mass(&mut self, mass: &IndexMass<'_>) -> Result<Vec<f32>, ModelError> {
+        on!(self, device => device.index_mass(mass))
     }
 
     fn read_kv(&mut self, kv: KvRef, slots: &[i64], into: &mut KvRows) -> Result<(), ModelError> {

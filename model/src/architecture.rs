@@ -1,5 +1,8 @@
 //! A model as programs of operations.
 
+use std::ops::Range;
+
+use pagedraft_attention::sparse::IndexShape;
 use pagedraft_block_manager::KvGroup;
 
 use crate::checkpoint::ModelConfig;
@@ -15,6 +18,19 @@ pub struct Attended<B> {
     pub kv: KvRef,
     /// What products of queries and keys are multiplied by.
     pub scale: f32,
+}
+
+/// The queries of a layer's indexer, and the keys that they score.
+#[derive(Clone, Copy, Debug)]
+pub struct Indexed<B> {
+    /// `[token rows, heads width]`, rotated.
+    pub q: B,
+    /// `[token rows, heads]`: what the heads' parts of a score are multiplied by.
+    pub weights: B,
+    /// The keys.
+    pub kv: KvRef,
+    /// How a score is computed.
+    pub shape: IndexShape,
 }
 
 /// A model whose weights and buffers lie on a device. `B` is the device's buffer handle.
@@ -45,6 +61,13 @@ pub trait Architecture<B>: Send {
 
     /// What the last layer of a segment attended with and to, readable once the segment has run. `None` of a model that does not tell.
     fn attended(&self, segment: usize) -> Option<Attended<B>> {
+        let _ = segment;
+        None
+    }
+
+    /// What the indexer that chose the keys of a segment's last layer scored with and what it scored, readable once the segment has run.
+    /// `None` of a model whose attention is not sparse.
+    fn indexed(&self, segment: usize) -> Option<Indexed<B>> {
         let _ = segment;
         None
     }
@@ -84,5 +107,26 @@ pub trait Architecture<B>: Send {
     /// later step keeps the keys that the layer chose. Otherwise all layers use one buffer, and only the last choice is kept.
     fn set_selections(&mut self, selections: Vec<B>) {
         let _ = selections;
+    }
+}
+
+/// A decoder whose layers can be run a range at a time.
+pub trait Layered<B>: Architecture<B> {
+    /// Appends the look-up of the token ids of `rows` token rows: it begins the residual stream.
+    fn embed(&self, rows: usize, ops: &mut Vec<Op<B>>);
+
+    /// Appends the operations of some layers, from residual stream to residual stream.
+    fn layers(&self, range: Range<usize>, rows: usize, ops: &mut Vec<Op<B>>);
+
+    /// What layer `layer` attended with and to: see [`Architecture::attended`].
+    fn attended_in(&self, layer: usize) -> Option<Attended<B>> {
+        let _ = layer;
+        None
+    }
+
+    /// What chose the keys of layer `layer`: see [`Architecture::indexed`].
+    fn indexed_in(&self, layer: usize) -> Option<Indexed<B>> {
+        let _ = layer;
+        None
     }
 }

@@ -7,9 +7,9 @@
 
 use std::ops::Range;
 
-use pagedraft_block_manager::KvGroup;
+use pagedraft_block_manager::{KvGroup, PartKind};
 
-use crate::architecture::{Architecture, Attended};
+use crate::architecture::{Architecture, Attended, Layered};
 use crate::checkpoint::{Checkpoint, ModelConfig, Part};
 use crate::device::{Device, Op, Precision, WriteMode};
 use crate::error::ModelError;
@@ -102,7 +102,7 @@ impl<B: Copy> DenseDecoder<B> {
         let (hidden, inner) = (c.hidden_size, c.intermediate_size);
         let (q_width, kv_width) = (c.q_size(), c.kv_size());
         let shapes = layer_groups::shapes(&c, &groups)?;
-        let places = layer_groups::places(&groups, c.num_layers)?;
+        let places = layer_groups::places(&groups, PartKind::Heads, c.num_layers)?;
         let mut layers = Vec::with_capacity(c.num_layers);
         for (l, kv) in places.into_iter().enumerate() {
             let matrices = |parts: &[Part]| {
@@ -174,53 +174,6 @@ impl<B: Copy> DenseDecoder<B> {
         })
     }
 
-    /// How many layers there are.
-    #[must_use]
-    pub fn num_layers(&self) -> usize {
-        self.layers.len()
-    }
-
-    /// Appends the look-up of the token ids of `rows` token rows: it begins the residual stream.
-    pub fn embed(&self, rows: usize, ops: &mut Vec<Op<B>>) {
-        ops.push(Op::Embed { table: self.embed, out: self.x, rows });
-    }
-
-    /// Appends the operations of some layers, from residual stream to residual stream.
-    pub fn layers(&self, range: Range<usize>, rows: usize, ops: &mut Vec<Op<B>>) {
-        let eps = self.config.rms_norm_eps;
-        let (x, scale) = (self.x, self.scale);
-        let matmul = |x, matrix, bias, out, into| Op::MatMul { x, matrix, bias, out, into, rows };
-        let layers = self.layers.iter().enumerate();
-        for (l, layer) in layers.take(range.end).skip(range.start) {
-            self.tap(l, rows, ops);
-            ops.push(Op::RmsNorm { x, weight: layer.input_norm, out: self.normed, eps, rows });
-            ops.push(matmul(self.normed, layer.qkv, layer.qkv_bias, self.qkv, WriteMode::Store));
-            ops.push(Op::RopeAndCache {
-                qkv: self.qkv,
-                qk_norm: layer.qk_norm,
-                rope: self.rope,
-                q: self.q,
-                kv: layer.kv,
-                rows,
-            });
-            ops.push(Op::Attention { q: self.q, out: self.attended, kv: layer.kv, scale, rows });
-            ops.push(matmul(self.attended, layer.o, layer.o_bias, x, WriteMode::Add));
-            ops.push(Op::RmsNorm { x, weight: layer.post_norm, out: self.normed, eps, rows });
-            ops.push(matmul(self.normed, layer.gate_up, layer.gate_up_bias, self.gate_up, WriteMode::Store));
-            ops.push(Op::SwiGlu { x: self.gate_up, out: self.activated, rows });
-            ops.push(matmul(self.activated, layer.down, layer.down_bias, x, WriteMode::Add));
-        }
-        if range.end == self.layers.len() {
-            self.tap(range.end, rows, ops);
-        }
-    }
-
-    /// The queries of layer `layer` and the keys that they read; see [`Architecture::attended`].
-    pub(crate) fn attended_in(&self, layer: usize) -> Option<Attended<B>> {
-        let kv = self.layers.get(layer)?.kv;
-        Some(Attended { q: self.q, kv, scale: self.scale })
-    }
-
     fn tap(&self, l: usize, rows: usize, ops: &mut Vec<Op<B>>) {
         if let Some(&out) = self.taps.get(l) {
             ops.push(Op::Copy { x: self.x, out, rows });
@@ -284,6 +237,46 @@ impl<B: Copy + Send> Architecture<B> for DenseDecoder<B> {
 
     fn set_taps(&mut self, taps: Vec<B>) {
         self.taps = taps;
+    }
+}
+
+impl<B: Copy + Send> Layered<B> for DenseDecoder<B> {
+    fn embed(&self, rows: usize, ops: &mut Vec<Op<B>>) {
+        ops.push(Op::Embed { table: self.embed, out: self.x, rows });
+    }
+
+    fn layers(&self, range: Range<usize>, rows: usize, ops: &mut Vec<Op<B>>) {
+        let eps = self.config.rms_norm_eps;
+        let (x, scale) = (self.x, self.scale);
+        let matmul = |x, matrix, bias, out, into| Op::MatMul { x, matrix, bias, out, into, rows };
+        let layers = self.layers.iter().enumerate();
+        for (l, layer) in layers.take(range.end).skip(range.start) {
+            self.tap(l, rows, ops);
+            ops.push(Op::RmsNorm { x, weight: layer.input_norm, out: self.normed, eps, rows });
+            ops.push(matmul(self.normed, layer.qkv, layer.qkv_bias, self.qkv, WriteMode::Store));
+            ops.push(Op::RopeAndCache {
+                qkv: self.qkv,
+                qk_norm: layer.qk_norm,
+                rope: self.rope,
+                q: self.q,
+                kv: layer.kv,
+                rows,
+            });
+            ops.push(Op::Attention { q: self.q, out: self.attended, kv: layer.kv, scale, rows });
+            ops.push(matmul(self.attended, layer.o, layer.o_bias, x, WriteMode::Add));
+            ops.push(Op::RmsNorm { x, weight: layer.post_norm, out: self.normed, eps, rows });
+            ops.push(matmul(self.normed, layer.gate_up, layer.gate_up_bias, self.gate_up, WriteMode::Store));
+            ops.push(Op::SwiGlu { x: self.gate_up, out: self.activated, rows });
+            ops.push(matmul(self.activated, layer.down, layer.down_bias, x, WriteMode::Add));
+        }
+        if range.end == self.layers.len() {
+            self.tap(range.end, rows, ops);
+        }
+    }
+
+    fn attended_in(&self, layer: usize) -> Option<Attended<B>> {
+        let kv = self.layers.get(layer)?.kv;
+        Some(Attended { q: self.q, kv, scale: self.scale })
     }
 }
 

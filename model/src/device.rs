@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use pagedraft_attention::mass::MassOver;
-use pagedraft_attention::sparse::{ChosenScores, KeepScores};
+use pagedraft_attention::sparse::{ChosenScores, IndexShape, KeepScores};
 use pagedraft_block_manager::{BlockCopy, BlockId, KvGroup};
 
 use crate::checkpoint::Tensor;
@@ -197,6 +197,21 @@ pub struct Mass<'a> {
     pub scale: f32,
     /// How the weights of several heads become one number.
     pub over: MassOver,
+}
+
+/// Queries of an indexer, those of the last tokens of a sequence, and the keys that they score.
+#[derive(Clone, Copy, Debug)]
+pub struct IndexMass<'a> {
+    /// The keys.
+    pub kv: KvRef,
+    /// The sequence's blocks in their group.
+    pub table: &'a [BlockId],
+    /// Tokens of the sequence.
+    pub keys: usize,
+    /// For each query `[heads width]`, rotated, and behind it the weights of the heads.
+    pub queries: &'a [f32],
+    /// How a score is computed.
+    pub shape: IndexShape,
 }
 
 /// Something that holds buffers, weights and KV, and runs operations over them.
@@ -401,6 +416,17 @@ pub trait Device {
         let _ = mass;
         let what = "this device does not tell what its queries attend to: use --device cpu".to_owned();
         Err(ModelError::BadInputs { what })
+    }
+
+    /// For each key of a sequence the sum of its index scores in one layer, over those of the last queries that see it: in their order, of
+    /// the very scores by which [`SparseOp::Select`] chooses.
+    ///
+    /// # Errors
+    ///
+    /// Keys that the model does not have, a table that does not fit, or a device without indexers.
+    fn index_mass(&mut self, mass: &IndexMass<'_>) -> Result<Vec<f32>, ModelError> {
+        let _ = mass;
+        Err(no_sparse_operations())
     }
 
     /// What the slots of a layer hold, into `into`: a row of zeros for slot -1.

@@ -1,8 +1,9 @@
-//! Which layers of a dense decoder share a KV group.
+//! Which layers of a dense decoder share a KV group, and what the parts of a decoder's groups hold.
 
 use pagedraft_block_manager::{GroupId, KvGroup, KvPart, LayerSet, PartKind, Salt};
 
 use crate::checkpoint::ModelConfig;
+use crate::dsa;
 use crate::error::ModelError;
 use crate::kv::{KvRef, PartShape};
 
@@ -56,16 +57,18 @@ pub fn heads_shape(config: &ModelConfig) -> PartShape {
     PartShape::Heads { heads, kv_heads, head_dim }
 }
 
-/// What each part of these groups holds for a dense decoder.
+/// What each part of these groups holds for a decoder.
 ///
 /// # Errors
 ///
-/// A part of a kind that a dense decoder has no use for.
+/// A part of a kind that the decoder has no use for.
 pub(crate) fn shapes(config: &ModelConfig, groups: &[KvGroup]) -> Result<Vec<Vec<PartShape>>, ModelError> {
-    let shape = |group: &KvGroup, part: &KvPart| match part.kind {
-        PartKind::Heads => Ok(heads_shape(config)),
-        PartKind::Residual => Ok(PartShape::Rows { width: config.hidden_size }),
-        other => {
+    let shape = |group: &KvGroup, part: &KvPart| match (part.kind, &config.dsa) {
+        (PartKind::Residual, _) => Ok(PartShape::Rows { width: config.hidden_size }),
+        (PartKind::Heads, None) => Ok(heads_shape(config)),
+        (PartKind::Latent, Some(dsa)) => Ok(dsa::shapes(dsa)[0]),
+        (PartKind::IndexKeys, Some(dsa)) => Ok(dsa::shapes(dsa)[1]),
+        (other, _) => {
             let what =
                 format!("the KV group {:?} has a part of kind {other:?}, which this model lacks", group.name);
             Err(ModelError::BadInputs { what })
@@ -74,23 +77,30 @@ pub(crate) fn shapes(config: &ModelConfig, groups: &[KvGroup]) -> Result<Vec<Vec
     groups.iter().map(|group| group.parts.iter().map(|part| shape(group, part)).collect()).collect()
 }
 
-/// Where the keys and values of each of `layers` layers lie.
+/// Where a layer's part of this kind lies.
 ///
 /// # Errors
 ///
 /// A layer that no part holds.
-pub(crate) fn places(groups: &[KvGroup], layers: usize) -> Result<Vec<KvRef>, ModelError> {
-    let place = |layer: u16| {
-        let held = groups.iter().flat_map(|group| {
-            let parts = (0u8..).zip(&group.parts);
-            parts.map(|(part, held)| (KvRef { group: group.id, part, layer }, held))
-        });
-        let mut held = held.filter(|(_, part)| part.kind == PartKind::Heads && part.layers.contains(layer));
-        held.next().map(|(kv, _)| kv).ok_or_else(|| ModelError::BadInputs {
-            what: format!("layer {layer} of the model is in no KV group"),
-        })
-    };
-    (0..layers).map(|layer| place(u16::try_from(layer).unwrap_or(u16::MAX))).collect()
+pub(crate) fn place(groups: &[KvGroup], kind: PartKind, layer: usize) -> Result<KvRef, ModelError> {
+    let layer = u16::try_from(layer).unwrap_or(u16::MAX);
+    let held = groups.iter().flat_map(|group| {
+        let parts = (0u8..).zip(&group.parts);
+        parts.map(|(part, held)| (KvRef { group: group.id, part, layer }, held))
+    });
+    let mut held = held.filter(|(_, part)| part.kind == kind && part.layers.contains(layer));
+    held.next().map(|(kv, _)| kv).ok_or_else(|| ModelError::BadInputs {
+        what: format!("layer {layer} of the model has no place for {kind:?} in any KV group"),
+    })
+}
+
+/// Where the parts of this kind of the first `layers` layers lie.
+///
+/// # Errors
+///
+/// A layer that no part holds.
+pub(crate) fn places(groups: &[KvGroup], kind: PartKind, layers: usize) -> Result<Vec<KvRef>, ModelError> {
+    (0..layers).map(|layer| place(groups, kind, layer)).collect()
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use pagedraft_attention::{AttentionMetadata, MetadataBuilder, MetadataRow};
 use pagedraft_block_manager::{BlockId, GroupId};
 use pagedraft_model::checkpoint::{Checkpoint, ModelConfig};
 use pagedraft_model::cpu::{CpuDevice, CpuOptions};
-use pagedraft_model::cut::{CutDecoder, kv_groups};
+use pagedraft_model::cut;
 use pagedraft_model::{CaptureSizes, Dtype, Fallback, ModelError, Ran, Runner, StepInputs, StepLimits};
 
 const CONFIG: &[u8] = br#"{"architectures": ["LlamaForCausalLM"], "vocab_size": 50, "hidden_size": 32,
@@ -26,11 +26,11 @@ fn checkpoint() -> Checkpoint {
 fn in_two() -> Runner<CpuDevice> {
     let checkpoint = checkpoint();
     let config = checkpoint.config();
-    let groups = kv_groups(config, &[0], devices::token_bytes(config, Dtype::F32));
+    let groups = CpuDevice::cut_groups(config, Dtype::F32, BLOCK_SIZE, &[0]).unwrap();
     let options = CpuOptions { isa: Isa::detect(), threads: 2, dtype: Dtype::F32, block_size: BLOCK_SIZE };
     let (mut device, _) = devices::of_groups(&groups, &options, 40);
-    let model = CutDecoder::load(&mut device, &checkpoint, LIMITS, &[0]).unwrap();
-    Runner::with(device, Box::new(model), LIMITS).unwrap()
+    let model = cut::load(&mut device, &checkpoint, LIMITS, &[0]).unwrap();
+    Runner::with(device, model, LIMITS).unwrap()
 }
 
 fn whole() -> Runner<CpuDevice> {

@@ -78,6 +78,26 @@ pub enum SubmitError {
         /// The number of tokens that the pool can hold.
         capacity: u32,
     },
+    /// The prompt does not fit the KV pool even when the pool is empty, although tokens are dropped on the way.
+    #[error(
+        "the prompt has {prompt_len} tokens and is pruned; it takes {bytes} bytes of KV memory, and the pool of {num_blocks} blocks has {pool}. \
+         {held} of them are for rows that wait behind layers which drop tokens, because a step computes {piece} tokens at most; \
+         shorten the prompt, raise num_blocks, or raise max_num_batched_tokens (and --prefill-chunk) above the prompt"
+    )]
+    PrunedLargerThanPool {
+        /// Tokens of the prompt.
+        prompt_len: usize,
+        /// The number of blocks in the pool.
+        num_blocks: u32,
+        /// The bytes that the pool has.
+        pool: u64,
+        /// The bytes that the request takes.
+        bytes: u64,
+        /// Those of them in which rows wait.
+        held: u64,
+        /// The most tokens of a prompt that a step computes.
+        piece: u32,
+    },
     /// The prompt is longer than the token budget of a step, and prefills may not be cut.
     #[error(
         "the prompt has {prompt_len} tokens, chunked prefill is off and a step takes {max_num_batched_tokens} at most; \

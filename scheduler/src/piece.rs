@@ -172,11 +172,14 @@ impl Scheduler {
 
     /// Whether an empty arena has so many slots by group for one sequence.
     pub(crate) fn arena_holds(&self, need: &[u32]) -> bool {
+        self.pages(need) <= u64::from(self.blocks.arena().primary_pages())
+    }
+
+    /// The pages of the arena that so many slots by group of one sequence take.
+    pub(crate) fn pages(&self, need: &[u32]) -> u64 {
         let (arena, size) = (self.blocks.arena(), self.blocks.block_size());
         let pages = need.iter().zip(arena.groups());
-        let pages: u64 =
-            pages.map(|(&slots, group)| u64::from(size.blocks_for(slots).div_ceil(group.per_page))).sum();
-        pages <= u64::from(arena.primary_pages())
+        pages.map(|(&slots, group)| u64::from(size.blocks_for(slots).div_ceil(group.per_page))).sum()
     }
 }
 

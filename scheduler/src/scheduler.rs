@@ -415,9 +415,23 @@ impl Scheduler {
             if counts.zip(&spec.kept).any(|(before, &kept)| kept > before || kept == 0) {
                 return kept_wrong("each count is at least 1, and no more than the one before it");
             }
-            if !self.arena_holds_thinned(&spec.kept, prompt_len as u32, prompt_len as u32) {
-                let capacity = self.capacity();
-                return Err(SubmitError::LargerThanPool { prompt_len, num_blocks, capacity });
+            let len = prompt_len as u32;
+            if !self.arena_holds_thinned(&spec.kept, len, len) {
+                let groups = self.segments.num_groups();
+                let all = self.need_thinned(&spec.kept, len, len);
+                let mut held = all;
+                for (need, role) in held.iter_mut().zip(self.segments.roles()) {
+                    *need = if matches!(role, Role::Hold(_)) { *need } else { 0 };
+                }
+                let page = self.blocks.arena().page_bytes() as u64;
+                return Err(SubmitError::PrunedLargerThanPool {
+                    prompt_len,
+                    num_blocks,
+                    pool: page * u64::from(self.blocks.arena().primary_pages()),
+                    bytes: page * self.pages(&all[..groups]),
+                    held: page * self.pages(&held[..groups]),
+                    piece: self.greatest_piece(),
+                });
             }
         }
         if !self.config.enable_chunked_prefill && prompt_len > max_num_batched_tokens as usize {
@@ -474,6 +488,11 @@ impl Scheduler {
 
     /// Whether an empty pool holds a request that keeps `kept` of its prompt, once it has `len` tokens.
     fn arena_holds_thinned(&self, kept: &[u32], prompt_len: u32, len: u32) -> bool {
+        self.arena_holds(&self.need_thinned(kept, prompt_len, len)[..self.segments.num_groups()])
+    }
+
+    /// The slots by group of a request that keeps `kept` of its prompt, once it has `len` tokens.
+    fn need_thinned(&self, kept: &[u32], prompt_len: u32, len: u32) -> ByGroup {
         let piece = self.greatest_piece();
         let mut need = ByGroup::default();
         for (need, role) in need.iter_mut().zip(self.segments.roles()) {
@@ -488,7 +507,7 @@ impl Scheduler {
                 _ => 0,
             };
         }
-        self.arena_holds(&need[..self.segments.num_groups()])
+        need
     }
 }
 

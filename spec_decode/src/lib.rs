@@ -103,4 +103,4 @@ pub use record::{CutRecord, ExecutionRecord, PromptLogprobs, SegmentRecord, Stag
 pub use requests::{Registered, Requests};
 pub use scorer::Scorer;
 pub use shadow::Shadow;
-pub use thinning::{Thin, Thinning};
+pub use thinning::{Thin, Thinning, Watched};

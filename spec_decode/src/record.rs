@@ -87,6 +87,9 @@ pub struct ExecutionRecord {
     /// How many further segments the model has.
     #[serde(skip)]
     pub more_segments: usize,
+    /// The microseconds, among those of the forward pass, in which tokens of prompts were scored and chosen.
+    #[serde(skip)]
+    pub scoring_us: f64,
     /// What was decided about prompts that drop tokens, in order.
     #[serde(skip)]
     pub cuts: Vec<CutRecord>,
@@ -116,6 +119,7 @@ impl ExecutionRecord {
     pub(crate) fn clear(&mut self) {
         self.ran = Ran::default();
         self.plan_rows.clear();
+        self.scoring_us = 0.0;
         self.cuts.clear();
         self.passes.clear();
         self.faults.clear();

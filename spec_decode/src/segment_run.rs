@@ -11,7 +11,7 @@ use crate::error::ExecuteError;
 use crate::executor::ModelExecutor;
 use crate::record::{CutRecord, ExecutionRecord, SegmentRecord};
 use crate::segment_rows::Sources;
-use crate::thinning::Thin;
+use crate::thinning::{Thin, Watched};
 
 impl<D: Device> ModelExecutor<D> {
     /// Runs every segment of the step. Returns the microseconds spent on inputs and metadata.
@@ -51,7 +51,9 @@ impl<D: Device> ModelExecutor<D> {
                 self.judge_passes(plan)?;
             }
             if segment + 1 < segments {
+                let start = Instant::now();
                 self.cut(segment, plan, kv, &mut outcome.record.cuts)?;
+                outcome.record.scoring_us += start.elapsed().as_secs_f64() * 1e6;
             }
         }
         if segments > 1 {
@@ -131,14 +133,15 @@ impl<D: Device> ModelExecutor<D> {
             let whole = first + known == prompt + (kv.tokens(row.request).len() as u32 - prompt_len);
             let of_prompt = known.min(prompt.saturating_sub(first));
             let here = Here { segment: segment as u16, first, start, known: of_prompt, prompt, prompt_len };
-            match rule.window(segment as u16).min(prompt) {
-                0 => self.score(row.request, rule.as_ref(), here)?,
-                window => {
+            match rule.watch(segment as u16) {
+                None => self.score(row.request, rule.as_ref(), here)?,
+                Some((of, window)) => {
                     let table = self.segments[segment]
                         .groups
                         .first()
                         .map_or(&[][..], |&group| kv.block_table(row.request, group));
-                    self.watch(row.request, rule.as_ref(), here, (window, whole.then_some(table)))?;
+                    let watch = (of, window.min(prompt));
+                    self.watch(row.request, rule.as_ref(), here, watch, whole.then_some(table))?;
                 }
             }
             if !whole {
@@ -196,31 +199,42 @@ impl<D: Device> ModelExecutor<D> {
         Ok(())
     }
 
-    /// Keeps the queries of the last `window` tokens of a prompt. Once all of it has run, with the blocks of its keys at hand, scores its
-    /// tokens by what these queries attend to.
+    /// Keeps the queries of the last `window` tokens of a prompt. Once all of it has run, with the blocks of its keys in `table`, scores its
+    /// tokens by what these queries show of them.
     fn watch(
         &mut self,
         request: RequestKey,
         rule: &dyn Thin,
         here: Here,
-        (window, table): (u32, Option<&[BlockId]>),
+        (of, window): (Watched, u32),
+        table: Option<&[BlockId]>,
     ) -> Result<(), ExecuteError> {
         let Here { segment, first, start, known, prompt, .. } = here;
         let begin = prompt - window;
         let from = first.max(begin);
         if from < first + known {
-            let rows = (start + known) as usize;
-            let queries = self.runner.queries(rows)?;
-            let width = queries.len() / rows.max(1);
-            let kept = &mut self.thinned.get_or_begin(request).queries;
-            kept.truncate((from - begin) as usize * width);
-            kept.extend_from_slice(&queries[(start + from - first) as usize * width..]);
+            let rows = (start + from - first) as usize..(start + known) as usize;
+            let (kept, count) = (&mut self.thinned.get_or_begin(request).queries, rows.len());
+            let mut keep = |queries: &[f32]| {
+                kept.truncate((from - begin) as usize * (queries.len() / count));
+                kept.extend_from_slice(queries);
+            };
+            match of {
+                Watched::Attention => keep(self.runner.queries(rows)?),
+                Watched::Index => keep(&self.runner.index_queries(rows)?),
+            }
         }
         let Some(table) = table else { return Ok(()) };
         let queries = std::mem::take(&mut self.thinned.get_or_begin(request).queries);
-        let mut mass = self.runner.attention_mass((table, prompt as usize), &queries, MassOver::Sum)?;
-        let config = self.runner.config();
-        let share = 1.0 / (window as f32 * config.num_heads as f32);
+        let keys = (table, prompt as usize);
+        let (mut mass, heads) = match of {
+            Watched::Attention => {
+                let heads = self.runner.config().num_heads;
+                (self.runner.attention_mass(keys, &queries, MassOver::Sum)?, heads)
+            }
+            Watched::Index => (self.runner.index_mass(keys, &queries)?, 1),
+        };
+        let share = 1.0 / (window as f32 * heads as f32);
         mass.iter_mut().for_each(|mass| *mass *= share);
         rule.score_attended(segment, &mut mass);
         self.thinned.get_or_begin(request).scores = mass;

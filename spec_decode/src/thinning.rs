@@ -6,10 +6,19 @@ use std::sync::Arc;
 
 use pagedraft_scheduler::RequestKey;
 
+/// What the last tokens of a prompt show of those before them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Watched {
+    /// What they attend to, the mean over heads.
+    Attention,
+    /// What the indexer of a model with sparse attention scores for them.
+    Index,
+}
+
 /// Decides which of a prompt's tokens go on into the model's next segment.
 ///
 /// A token's score is a function of its own residual row and its position, so that chunks of a prompt can be
-/// scored one by one; or of what the prompt's last tokens attend to, once all of it has run. Which tokens stay is decided once, over the whole prompt.
+/// scored one by one; or of what the prompt's last tokens [show](Watched), once all of it has run. Which tokens stay is decided once, over the whole prompt.
 pub trait Thin: Send + Sync + fmt::Debug {
     /// Whether tokens are scored by their rows of the residual stream behind segment `segment`.
     fn reads_rows(&self, segment: u16) -> bool {
@@ -17,15 +26,15 @@ pub trait Thin: Send + Sync + fmt::Debug {
         true
     }
 
-    /// How many of the prompt's last tokens that reach the end of segment `segment` show which tokens matter, by what they attend to in the
-    /// segment's last layer. 0: tokens are scored one by one.
-    fn window(&self, segment: u16) -> u32 {
+    /// How many of the prompt's last tokens that reach the end of segment `segment` show which tokens matter in the segment's last layer, and
+    /// by what. `None`: tokens are scored one by one.
+    fn watch(&self, segment: u16) -> Option<(Watched, u32)> {
         let _ = segment;
-        0
+        None
     }
 
-    /// Makes scores of `mass`: how much attention the tokens of the [window](Self::window) pay to each token that reaches the end of segment
-    /// `segment`, the mean over them and over heads.
+    /// Makes scores of `mass`: what the tokens that are [watched](Self::watch) show of each token that reaches the end of segment `segment`, the
+    /// mean over them.
     fn score_attended(&self, segment: u16, mass: &mut [f32]) {
         let _ = (segment, mass);
     }
@@ -64,7 +73,7 @@ pub(crate) struct Thinned {
     pub kept: Vec<Vec<u32>>,
     /// The scores of the prompt tokens that have run through the present segment.
     pub scores: Vec<f32>,
-    /// The queries of the prompt tokens of the rule's window that have run through the present segment.
+    /// The queries of the prompt tokens that the rule watches and that have run through the present segment.
     pub queries: Vec<f32>,
 }
 

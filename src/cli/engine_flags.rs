@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use pagedraft::exit::{usage, usage_hint};
 use pagedraft::session::{
     DeviceRef, DsaTraceOptions, EngineOptions, IndexerKvDtype, InstructionSet, KvTiers, LoadFormat,
-    MOST_LOGIT_ROWS, ModelRef, Session, SessionInfo, TraceOptions, local_pool,
+    MOST_LOGIT_ROWS, ModelRef, PruneOptions, Session, SessionInfo, TraceOptions, local_pool,
 };
 use pagedraft_attention::isa::Isa;
 use pagedraft_model::Dtype;
@@ -369,6 +369,12 @@ impl EngineFlags {
         let idle = self.speculation.idle();
         if !idle.is_empty() {
             note(&format!("nobody proposes drafts, so nothing looks at {}: add --draft", idle.join(", ")));
+        }
+        let rows = self.trace_dsa.filter(|&rows| rows != DsaRows::Off);
+        if let Some(rows) = rows.filter(|_| self.prune.options() != PruneOptions::default()) {
+            note(&format!(
+                "--trace-dsa {rows}: no records are written, because each has one block table, and an engine that prunes has one for each run of layers"
+            ));
         }
         if !self.enforce_eager {
             self.tell_what_is_not_captured();

@@ -2,6 +2,7 @@
 #![allow(dead_code, unused_imports, reason = "each test takes what it needs")]
 
 mod slow;
+mod slow_sparse;
 
 use std::path::Path;
 
@@ -9,6 +10,7 @@ use pagedraft::prune::{PruneChoice, PruneSpec};
 use pagedraft::session::ModelRef;
 
 pub use slow::Slow;
+pub use slow_sparse::{SlowSparse, SparsePass, Thinned};
 
 pub const HIDDEN: usize = 64;
 pub const LAYERS: u16 = 6;

@@ -5,7 +5,7 @@ use std::path::Path;
 use pagedraft::model::checkpoint::{Checkpoint, Part};
 
 /// A matrix by rows.
-type Matrix = Vec<Vec<f64>>;
+pub type Matrix = Vec<Vec<f64>>;
 
 /// The weights.
 pub struct Slow {
@@ -24,13 +24,13 @@ pub struct Pass {
     pub logits: Vec<f64>,
 }
 
-fn product(matrix: &Matrix, x: &[f64]) -> Vec<f64> {
+pub fn product(matrix: &Matrix, x: &[f64]) -> Vec<f64> {
     matrix.iter().map(|row| row.iter().zip(x).map(|(a, b)| a * b).sum()).collect()
 }
 
-fn norm(x: &[f64]) -> Vec<f64> {
+pub fn norm(x: &[f64], eps: f64) -> Vec<f64> {
     let mean = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
-    x.iter().map(|x| x / (mean + 1e-5).sqrt()).collect()
+    x.iter().map(|x| x / (mean + eps).sqrt()).collect()
 }
 
 impl Slow {
@@ -69,7 +69,7 @@ impl Slow {
         let mut x: Matrix = tokens.iter().map(|&token| self.embedding[token as usize].clone()).collect();
         let mut weights = Vec::new();
         for [wq, wk, wv, wo, gate, up, down] in &self.layers {
-            let normed: Matrix = x.iter().map(|x| norm(x)).collect();
+            let normed: Matrix = x.iter().map(|x| norm(x, 1e-5)).collect();
             let rotated = |matrix: &Matrix, position: usize| {
                 let mut all = product(matrix, &normed[position]);
                 for head in all.chunks_exact_mut(dim) {
@@ -115,7 +115,7 @@ impl Slow {
                 for (x, more) in x.iter_mut().zip(product(wo, attended)) {
                     *x += more;
                 }
-                let normed = norm(x);
+                let normed = norm(x, 1e-5);
                 let (gate, up) = (product(gate, &normed), product(up, &normed));
                 let inner: Vec<f64> = gate.iter().zip(&up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
                 for (x, more) in x.iter_mut().zip(product(down, &inner)) {
@@ -123,7 +123,7 @@ impl Slow {
                 }
             }
         }
-        let logits = product(&self.embedding, &norm(&x[tokens.len() - 1]));
+        let logits = product(&self.embedding, &norm(&x[tokens.len() - 1], 1e-5));
         Pass { weights, logits }
     }
 }

@@ -24,13 +24,21 @@ fn model(name: &str, architecture: &str, more: &str) -> ModelRef {
     ModelRef::Directory(dir)
 }
 
-/// A small DeepSeek-V3.2 with the tokenizer of the embedded models, for workloads of text.
-pub fn with_tokenizer(name: &str) -> ModelRef {
-    let model = model(name, "DeepseekV32", "");
+/// A small DeepSeek-V3.2 whose `config.json` has `more` at its end, and other texts in place of these.
+fn changed(name: &str, more: &str, texts: &[(&str, &str)]) -> ModelRef {
+    let model = model(name, "DeepseekV32", more);
     let ModelRef::Directory(dir) = &model else { return model };
     let config = std::fs::read_to_string(dir.join("config.json")).unwrap();
-    let config = config.replace("\"vocab_size\": 300", "\"vocab_size\": 2048");
-    std::fs::write(dir.join("config.json"), config.replace(": 1024,", ": 8192,")).unwrap();
+    let config = texts.iter().fold(config, |config, (old, new)| config.replace(old, new));
+    std::fs::write(dir.join("config.json"), config).unwrap();
+    model
+}
+
+/// A small DeepSeek-V3.2 with the tokenizer of the embedded models, for workloads of text.
+pub fn with_tokenizer(name: &str) -> ModelRef {
+    let texts = [("\"vocab_size\": 300", "\"vocab_size\": 2048"), (": 1024,", ": 8192,")];
+    let model = changed(name, "", &texts);
+    let ModelRef::Directory(dir) = &model else { return model };
     let tokenizer = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/target/tokenizer.json");
     std::fs::copy(tokenizer, dir.join("tokenizer.json")).unwrap();
     model
@@ -38,6 +46,16 @@ pub fn with_tokenizer(name: &str) -> ModelRef {
 
 pub fn deepseek(name: &str) -> ModelRef {
     model(name, "DeepseekV32", "")
+}
+
+/// A DeepSeek-V3.2 of five layers without experts.
+pub fn without_experts(name: &str) -> ModelRef {
+    let more = r#", "rms_norm_eps": 1e-6"#;
+    changed(
+        name,
+        more,
+        &[("\"num_hidden_layers\": 3", "\"num_hidden_layers\": 5"), ("_replace\": 1", "_replace\": 5")],
+    )
 }
 
 pub fn glm(name: &str) -> ModelRef {

@@ -17,7 +17,7 @@ pub struct Probe {
 }
 
 impl Probe {
-    /// A probe of a [layerwise](pagedraft_model::layerwise) decoder of one KV group, which has `num_blocks` blocks of `block_size` tokens.
+    /// A probe of a [layerwise](pagedraft_model::cut::layerwise()) decoder of one KV group, which has `num_blocks` blocks of `block_size` tokens.
     ///
     /// # Errors
     ///
@@ -106,7 +106,7 @@ impl Probe {
             for layer in 0..self.runner.model().num_segments() {
                 self.runner.forward_segment(layer, &inputs)?;
                 if let Some((over, by_layer)) = &mut mass {
-                    let q = self.runner.queries(to - from)?.to_vec();
+                    let q = self.runner.queries(0..to - from)?.to_vec();
                     by_layer.push(self.runner.attention_mass((&self.table, to), &q, *over)?);
                 }
             }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::ensure;
 use pagedraft_block_manager::{BlockHash, Salt};
 use pagedraft_scheduler::SharesKept;
-use pagedraft_spec_decode::Thin;
+use pagedraft_spec_decode::{Thin, Watched};
 
 use super::modules::Modules;
 use super::spec::{PruneScorer, PruneSpec};
@@ -13,6 +13,9 @@ use super::told::{Teller, Told, average};
 
 /// The last tokens of a prompt whose attention `last-window` follows, as UniPrefill (2605.06221) does.
 const WINDOW: u32 = 128;
+
+/// The last tokens of a prompt whose index scores `indexer` adds up.
+const INDEXED: u32 = 64;
 
 /// The tokens that share a score of `last-window`.
 const WINDOW_BLOCK: usize = 64;
@@ -129,13 +132,19 @@ impl Thin for Pruner {
         self.spec.scorer == PruneScorer::Learned && self.prunes_behind(segment).is_some()
     }
 
-    fn window(&self, segment: u16) -> u32 {
-        let watches = self.spec.scorer == PruneScorer::LastWindow && self.prunes_behind(segment).is_some();
-        if watches { WINDOW } else { 0 }
+    fn watch(&self, segment: u16) -> Option<(Watched, u32)> {
+        self.prunes_behind(segment)?;
+        match self.spec.scorer {
+            PruneScorer::LastWindow => Some((Watched::Attention, WINDOW)),
+            PruneScorer::Indexer => Some((Watched::Index, INDEXED)),
+            _ => None,
+        }
     }
 
     fn score_attended(&self, _: u16, mass: &mut [f32]) {
-        average(mass, WINDOW_BLOCK);
+        if self.spec.scorer == PruneScorer::LastWindow {
+            average(mass, WINDOW_BLOCK);
+        }
     }
 
     fn score(&self, segment: u16, position: u32, row: &[f32]) -> f32 {

@@ -36,18 +36,34 @@ pub enum PruneScorer {
     /// A trained module behind each layer looks at the residual stream.
     #[default]
     Learned,
-    /// The attention that the prompt's last tokens pay.
+    /// The attention that the prompt's last tokens pay, in a dense model.
     LastWindow,
     /// The attention of the draft model.
     Draft,
-    /// The index scores of a model with sparse attention.
+    /// The scores that the indexer of a model with sparse attention gives for the prompt's last tokens.
     Indexer,
     /// Chance: a fixed function of position and layer.
     Random,
     /// The tokens nearest to either end of the prompt stay.
     FirstLast,
-    /// Somebody who knows the answer.
+    /// Somebody who knows the answer, and what it attends to in a dense model.
     Oracle,
+}
+
+impl PruneScorer {
+    /// Why a model whose attention is sparse or is not cannot be pruned by this scorer, if it cannot.
+    #[must_use]
+    pub fn refused_by(self, sparse: bool) -> Option<&'static str> {
+        match (self, sparse) {
+            (Self::LastWindow | Self::Oracle, true) => Some(
+                "follows the attention to every token, and the model's attention is sparse: it weighs only the keys that its indexers choose; take indexer, or another scorer",
+            ),
+            (Self::Indexer, false) => Some(
+                "reads what an indexer scores, and the model has none, because its attention is not sparse: take another scorer",
+            ),
+            _ => None,
+        }
+    }
 }
 
 impl FromStr for PruneScorer {
@@ -194,16 +210,10 @@ impl PruneSpec {
                 "protect has the range [{from}, {to}], which holds no position: the second number is the greater one"
             );
         }
-        match fields.scorer {
-            PruneScorer::Learned => ensure!(
-                fields.modules.is_some(),
-                "scorer is learned, and modules names no file: name the .safetensors of the trained modules"
-            ),
-            PruneScorer::Indexer => bail!(
-                "scorer indexer reads the index scores of a model with sparse attention, and only dense models can be cut between their layers: choose another scorer"
-            ),
-            _ => {}
-        }
+        ensure!(
+            fields.scorer != PruneScorer::Learned || fields.modules.is_some(),
+            "scorer is learned, and modules names no file: name the .safetensors of the trained modules"
+        );
         Ok(Self {
             layers: fields.layers.into_iter().zip(ratios).collect(),
             mode: fields.mode,
@@ -358,7 +368,6 @@ mod tests {
                 r#"{"layers": [1], "keep_ratio": 0.5, "scorer": "random", "protect": [[4, 4]]}"#,
                 "holds no position",
             ),
-            (r#"{"layers": [1], "keep_ratio": 0.5, "scorer": "indexer"}"#, "scorer indexer"),
             (
                 r#"{"layers": [1], "keep_ratio": 0.5, "scorer": "random", "colour": 1}"#,
                 "unknown field `colour`",

@@ -6,7 +6,7 @@ use anyhow::{Context, ensure};
 use pagedraft_block_manager::{Arena, GroupId};
 use pagedraft_model::checkpoint::ModelConfig;
 use pagedraft_model::cpu::MemoryLimit;
-use pagedraft_model::cut::{self, CutDecoder};
+use pagedraft_model::cut;
 use pagedraft_model::tokenizer::Tokenizer;
 use pagedraft_model::{AnyArena, AnyDevice, ModelError, Runner};
 use pagedraft_scheduler::{Scheduler, SchedulerConfig, SegmentKv};
@@ -132,10 +132,10 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
         set.map_err(|e| usage(anyhow::Error::from(e).context("--indexer-kv-dtype is refused")))?;
     }
     let config = checkpoint.config().clone();
-    let taps = selections::wanted(options, &config)?;
     diffusion::check_options(options, &config)?;
     let skips = diffusion::cuts(options, &config)?;
     let cuts = if skips.is_empty() { pruning::cuts(options, &config)? } else { skips };
+    let taps = selections::wanted(options, &config, &cuts)?;
     let max_model_len = max_model_len(options, &config)?;
     let refused = |e: anyhow::Error| usage(e.context("the model that --draft names is refused"));
     let draft = DraftParts::open(options, &checkpoint, max_model_len).map_err(refused)?;
@@ -164,20 +164,19 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
     };
     let on_gpu = placement.is_gpu();
     let prunes = !cuts.is_empty() && config.mask_token_id.is_none();
-    let mut pruning = if !prunes {
-        None
-    } else {
-        let token_bytes = placement.token_bytes(&config)?;
-        let target = checkpoint::open(&options.model, options)?;
-        let target = probe(target, placement, max_model_len, options.block_size);
-        Some(Pruning::new(options, &config, cuts.clone(), placement.dtype(), token_bytes, target))
-    };
     let segments =
         if cuts.is_empty() { Vec::new() } else { pruning::segments(&cut::model_runs(&config, &cuts)) };
     let mut target_groups = if cuts.is_empty() {
         placement.kv_groups(&config, max_model_len as usize)?
     } else {
-        cut::kv_groups(&config, &cuts, placement.token_bytes(&config)?)
+        placement.cut_groups(&config, &cuts)?
+    };
+    let mut pruning = if !prunes {
+        None
+    } else {
+        let target = checkpoint::open(&options.model, options)?;
+        let target = probe(target, placement, max_model_len, options.block_size);
+        Some(Pruning::new(options, &config, cuts.clone(), placement.dtype(), &target_groups, target))
     };
     let tiers = PlannedTiers::new(options, &config, &target_groups, on_gpu)?;
     let (mut num_blocks, mut arena_bytes) = (num_blocks, block_bytes);
@@ -253,8 +252,8 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
     let mut runner = if cuts.is_empty() {
         Runner::load(device, &checkpoint, limits).with_context(failed)?
     } else {
-        let model = CutDecoder::load(&mut device, &checkpoint, limits, &cuts).with_context(failed)?;
-        Runner::with(device, Box::new(model), limits).with_context(failed)?
+        let model = cut::load(&mut device, &checkpoint, limits, &cuts).with_context(failed)?;
+        Runner::with(device, model, limits).with_context(failed)?
     };
     if let Some(keep) = taps {
         // Graphs that are captured earlier would not keep what is chosen.

@@ -141,7 +141,7 @@ impl Session {
         let blocks = loaded.scheduler.blocks();
         let groups = blocks.groups();
         let (_, index_topk) = selections::shape(loaded.executor.runner());
-        let traces = options.trace.is_some() || options.attaches_trace;
+        let traces = (options.trace.is_some() || options.attaches_trace) && loaded.pruning.is_none();
         let dsa = traces.then(|| TraceDsa::new(&options.trace_dsa, groups, index_topk, options.block_size));
         let dsa = dsa.flatten();
         let config = trace::engine_config(options, &loaded.info, blocks, dsa.as_ref());
@@ -486,8 +486,8 @@ impl Session {
         let schedule = start.elapsed();
         log::preempted(&self.plan, &self.sequences, &self.by_key);
         self.executor.execute(&self.plan, &self.scheduler, &mut self.outcome)?;
-        self.collect_selections()?;
         self.collect_kept();
+        self.collect_selections()?;
         self.scan_stops()?;
         // This must come before the step is applied, because requests that end with it have no table and no
         // seat afterwards.
@@ -561,6 +561,7 @@ impl Session {
         }
         report.replayed = self.outcome.record.is_replayed();
         report.stages = self.outcome.record.time_us;
+        report.scoring_us = self.outcome.record.scoring_us;
         let mut rows = self.rows.iter_mut();
         for applied in &self.applied {
             let Some(&id) = self.by_key.get(applied.request) else { continue };

@@ -188,6 +188,12 @@ impl Placement {
         }
     }
 
+    /// The KV groups of a model that is cut behind the layers `cuts`, on the CPU.
+    pub fn cut_groups(&self, config: &ModelConfig, cuts: &[u16]) -> anyhow::Result<Vec<KvGroup>> {
+        self.refuse_fp8()?;
+        CpuDevice::cut_groups(config, self.dtype, self.block_size, cuts).map_err(|e| usage(e.into()))
+    }
+
     /// Refuses an 8-bit KV cache on the CPU.
     fn refuse_fp8(&self) -> anyhow::Result<()> {
         if self.kv == KvStorage::Fp8 {

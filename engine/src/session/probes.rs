@@ -5,8 +5,7 @@ use std::sync::Arc;
 use anyhow::{Context, ensure};
 use pagedraft_block_manager::{Arena, BlockSize, GroupId, KvGroup};
 use pagedraft_model::checkpoint::Checkpoint;
-use pagedraft_model::layerwise::LayerwiseDecoder;
-use pagedraft_model::{AnyArena, Runner, StepLimits};
+use pagedraft_model::{AnyArena, Runner, StepLimits, cut};
 
 use super::placement::{Place, Placement};
 use crate::prune::{LOOK_AHEAD, LazyProbe, Probe};
@@ -37,8 +36,8 @@ pub(super) fn probe(
         };
         let place = Place { arena: &arena, groups: &[GroupId(0)], gpu: None, beside: None };
         let mut device = placement.open(config, limits, place)?;
-        let model = LayerwiseDecoder::load(&mut device, &checkpoint, limits)?;
-        Probe::new(Runner::with(device, Box::new(model), limits)?, block_size, num_blocks)
+        let model = cut::layerwise(&mut device, &checkpoint, limits)?;
+        Probe::new(Runner::with(device, model, limits)?, block_size, num_blocks)
     };
     let named = move || make().context("the model that scores prompts does not load");
     Arc::new(LazyProbe::new(named))

@@ -1,15 +1,16 @@
 //! Requests whose prompts are pruned: the cuts of the engine's model, and what became of each prompt.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{anyhow, bail, ensure};
 use pagedraft_attention::isa::Isa;
-use pagedraft_block_manager::{GroupId, KvIndex, MAX_GROUPS};
+use pagedraft_block_manager::{GroupId, KvGroup, KvIndex, MAX_GROUPS};
 use pagedraft_model::Dtype;
 use pagedraft_model::checkpoint::ModelConfig;
-use pagedraft_model::cut::{LayerRun, layer_runs};
+use pagedraft_model::cut::{self, LayerRun, layer_runs};
 use pagedraft_scheduler::{Kind, KvView, SegmentKv, SharesKept};
 use pagedraft_spec_decode::Thinning;
 use pagedraft_workloads::sim::PromptRule;
@@ -35,10 +36,39 @@ pub struct PruneOutput {
     pub keep_k: BTreeMap<u16, u32>,
     /// For each layer, the tokens whose keys and values it holds behind the prefill.
     pub kv_lens_after_prefill: Vec<u32>,
+    /// Whether tokens are numbered anew behind each of these layers.
+    #[serde(skip)]
+    pub compact: bool,
     /// The bytes of the KV blocks that hold them.
     pub kv_bytes: u64,
     /// The bytes of the KV blocks that would hold the whole prompt.
     pub kv_bytes_dense: u64,
+}
+
+/// The tokens of a sequence that reach a layer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Reach<'a> {
+    /// The prompt's tokens, by their positions, ascending.
+    kept: &'a [u32],
+    prompt_len: u32,
+    /// Whether the layer numbers them anew.
+    pub compact: bool,
+}
+
+impl Reach<'_> {
+    /// The position in the sequence of the token that the layer holds at this index.
+    pub fn position(&self, index: u32) -> u32 {
+        let behind = || self.prompt_len + index.saturating_sub(self.kept.len() as u32);
+        self.kept.get(index as usize).copied().unwrap_or_else(behind)
+    }
+}
+
+impl PruneOutput {
+    /// The tokens that reach a layer of a prompt of `prompt_len` tokens; `None` if all of them do.
+    pub(super) fn reach(&self, layer: u16, prompt_len: u32) -> Option<Reach<'_>> {
+        let (_, kept) = self.kept.range(..layer).next_back()?;
+        Some(Reach { kept, prompt_len, compact: self.compact })
+    }
 }
 
 /// The most layers behind which a model is cut: each cut needs a group of KV and one of rows that wait, beside the first layers' group and a
@@ -56,8 +86,10 @@ pub(super) struct Pruning {
     dtype: Dtype,
     isa: Isa,
     block_size: u32,
-    /// The bytes of a block in one layer.
-    layer_block_bytes: u64,
+    /// For each run of layers, the bytes of a block.
+    block_bytes: Vec<u64>,
+    /// Whether the model's attention is sparse.
+    sparse: bool,
     /// The modules that come with the model, where there are any.
     own_modules: Option<PathBuf>,
     modules: Mutex<HashMap<PathBuf, Arc<Modules>>>,
@@ -106,14 +138,12 @@ pub(super) fn cuts(options: &EngineOptions, config: &ModelConfig) -> anyhow::Res
     };
     cuts.sort_unstable();
     cuts.dedup();
-    let Some(&last) = cuts.last() else { return Ok(cuts) };
+    if cuts.is_empty() {
+        return Ok(cuts);
+    }
     let refuse = |why: String| Err(usage(anyhow!("{} cannot be pruned: {why}", options.model)));
-    if last + 1 >= num_layers {
-        return refuse(format!(
-            "tokens are to be dropped behind layer {last}, and its last layer is {}: name layers from 0 to {}",
-            num_layers - 1,
-            num_layers.saturating_sub(2)
-        ));
+    if let Err(why) = cut::check(config, &cuts) {
+        return refuse(why);
     }
     if cuts.len() > MOST_CUTS {
         return refuse(format!(
@@ -121,13 +151,10 @@ pub(super) fn cuts(options: &EngineOptions, config: &ModelConfig) -> anyhow::Res
             cuts.len()
         ));
     }
-    if config.dsa.is_some() {
+    if options.kv_tiers.is_asked_for() {
         return refuse(
-            "its attention is sparse, and only dense decoders can be cut between their layers".to_owned(),
+            "its latents are to lie in tiers, which have one group of KV: leave out --kv-hbm-blocks and the pools".to_owned(),
         );
-    }
-    if config.windows.iter().any(Option::is_some) {
-        return refuse("it has layers with a sliding window".to_owned());
     }
     Ok(cuts)
 }
@@ -153,17 +180,20 @@ pub(super) fn simulated(
 }
 
 impl Pruning {
-    /// The pruning of an engine whose model is cut behind `cuts`. A token takes `token_bytes` bytes in each layer.
+    /// The pruning of an engine whose model is cut behind `cuts` and keeps these `groups`, those of its runs of layers first.
     pub fn new(
         options: &EngineOptions,
         config: &ModelConfig,
         cuts: Vec<u16>,
         dtype: Dtype,
-        token_bytes: usize,
+        groups: &[KvGroup],
         target: Arc<LazyProbe>,
     ) -> Self {
         let num_layers = config.num_layers as u16;
+        let block_bytes = |group: &KvGroup| group.bytes_per_token() as u64 * u64::from(options.block_size);
         Self {
+            block_bytes: groups.iter().take(cuts.len() + 1).map(block_bytes).collect(),
+            sparse: config.dsa.is_some(),
             runs: layer_runs(num_layers, &cuts),
             cuts: cuts.into(),
             all: options.prune.all.clone(),
@@ -172,7 +202,6 @@ impl Pruning {
             dtype,
             isa: options.isa.unwrap_or_else(Isa::detect),
             block_size: options.block_size,
-            layer_block_bytes: token_bytes as u64 * u64::from(options.block_size),
             own_modules: own_modules(options),
             modules: Mutex::default(),
             target,
@@ -234,6 +263,9 @@ impl Pruning {
                 Arc::new(preset.spec(self.num_layers, modules)?)
             }
         };
+        if let Some(why) = spec.scorer.refused_by(self.sparse) {
+            bail!("scorer {} {why}", spec.scorer);
+        }
         let modules = match spec.scorer {
             PruneScorer::Learned => {
                 let Some(path) = spec.modules.as_ref().or(self.own_modules.as_ref()) else {
@@ -265,18 +297,27 @@ impl Pruning {
     pub fn empty_output(&self, pruner: &Pruner, prompt_len: u32) -> PruneOutput {
         let counts = pruner.counts();
         let mut lens = Vec::with_capacity(usize::from(self.num_layers));
-        for (segment, run) in self.runs.iter().enumerate() {
+        let (mut kv_bytes, mut kv_bytes_dense) = (0, 0);
+        let blocks = |len: u32| u64::from(len.div_ceil(self.block_size));
+        for (segment, (run, bytes)) in self.runs.iter().zip(&self.block_bytes).enumerate() {
             let len = segment.checked_sub(1).map_or(prompt_len, |cut| counts[cut]);
             lens.extend(run.layers.clone().map(|_| len));
+            kv_bytes += blocks(len) * bytes;
+            kv_bytes_dense += blocks(prompt_len) * bytes;
         }
-        let blocks = |len: &u32| u64::from(len.div_ceil(self.block_size)) * self.layer_block_bytes;
         PruneOutput {
+            compact: pruner.spec().positions == Positions::Compact,
             kept: BTreeMap::new(),
             keep_k: pruner.points().map(|(cut, layer)| (layer, counts[cut])).collect(),
-            kv_bytes: lens.iter().map(blocks).sum(),
-            kv_bytes_dense: blocks(&prompt_len) * u64::from(self.num_layers),
+            kv_bytes,
+            kv_bytes_dense,
             kv_lens_after_prefill: lens,
         }
+    }
+
+    /// The layers of a segment.
+    pub fn layers_of(&self, segment: usize) -> Range<u16> {
+        self.runs.get(segment).map_or(0..0, |run| run.layers.clone())
     }
 
     /// The layer behind which the tokens that a group holds were chosen.

@@ -194,6 +194,8 @@ pub struct SessionStep {
     /// The microseconds of the executor's stages. Scheduling, and the work after the executor, are only in
     /// `elapsed`.
     pub stages: StageTimes,
+    /// The microseconds, among those of the forward pass, in which tokens of prompts were scored and chosen.
+    pub scoring_us: f64,
     /// The wall time, with scheduling and sampling.
     pub elapsed: Duration,
     /// What each of its samples got.

@@ -4,23 +4,30 @@ use anyhow::{anyhow, ensure};
 use pagedraft_attention::sparse::KeepScores;
 use pagedraft_model::checkpoint::ModelConfig;
 use pagedraft_model::{Device, Runner};
+use pagedraft_scheduler::PlanRow;
 use pagedraft_workloads::trace::DsaRows;
 
 use super::options::EngineOptions;
 use super::request::Request;
-use super::token_rows::token_rows;
+use super::token_rows::{TokenRow, segment_rows};
 use super::{IndexerTopk, Session, sequence};
 use crate::exit::usage;
 use crate::memory_need::ensure_fits;
 
-/// What the engine has to keep of its indexers' choices; `None` if nothing.
+/// What the engine has to keep of its indexers' choices; `None` if nothing. A model that is cut behind `cuts` has no records in a trace: each
+/// of them has one block table, and such a model has several.
 ///
 /// # Errors
 ///
 /// The options ask for it, and the model has no indexer, or there is no memory for it.
-pub(super) fn wanted(options: &EngineOptions, config: &ModelConfig) -> anyhow::Result<Option<KeepScores>> {
-    let traces =
-        (options.trace.is_some() || options.attaches_trace) && options.trace_dsa.rows != DsaRows::Off;
+pub(super) fn wanted(
+    options: &EngineOptions,
+    config: &ModelConfig,
+    cuts: &[u16],
+) -> anyhow::Result<Option<KeepScores>> {
+    let traces = (options.trace.is_some() || options.attaches_trace)
+        && options.trace_dsa.rows != DsaRows::Off
+        && cuts.is_empty();
     if !options.return_indexer_topk && (!traces || config.dsa.is_none()) {
         return Ok(None);
     }
@@ -67,18 +74,42 @@ impl Session {
     }
 
     /// Hands each request that asked for it what the indexers chose for its tokens in the last step. Drafts
-    /// that were rejected are left out.
+    /// that were rejected are left out. Behind a layer that drops tokens, keys are told by their positions too.
     pub(super) fn collect_selections(&mut self) -> anyhow::Result<()> {
         let Some((layers, _)) = self.indexer_topk_shape else { return Ok(()) };
         let runner = self.executor.runner();
-        for row in token_rows(&self.plan, &self.outcome).filter(|row| row.kept) {
-            let request = self.plan.rows[row.plan_row].request;
-            let topk = sequence(&mut self.sequences, &self.by_key, request);
-            let Some(topk) = topk.and_then(|sequence| sequence.indexer_topk()) else { continue };
-            for place in 0..layers {
-                let chosen = runner.selected_keys(place, row.token)?;
-                ensure!(chosen.is_some(), "the model does not keep what its indexers choose");
-                topk.set(row.position, place, chosen.unwrap_or_default());
+        let mut positions = Vec::new();
+        for segment in 0..runner.model().num_segments() {
+            // The layers of the segment, and those with an indexer among all that have one.
+            let run = self.pruning.as_ref().map_or(0..u16::MAX, |pruning| pruning.layers_of(segment));
+            let before = |layer: u16| runner.indexer_layers().partition_point(|&own| own < layer);
+            let places = before(run.start)..before(run.end).min(layers);
+            let (sequences, by_key) = (&self.sequences, &self.by_key);
+            let reach = |request| {
+                let sequence = by_key.get(request).and_then(|&id| sequences.get(id.0));
+                sequence.and_then(|sequence| sequence.reach(run.start))
+            };
+            let told = |row: &PlanRow, position| match reach(row.request) {
+                Some(reach) if reach.compact => reach.position(position),
+                _ => position,
+            };
+            let rows = segment_rows(&self.plan, &self.outcome, segment, told);
+            let rows: Vec<TokenRow> = rows.filter(|row| row.kept).collect();
+            for row in rows {
+                let request = self.plan.rows[row.plan_row].request;
+                for place in places.clone() {
+                    let chosen = runner.selected_keys(place, row.token)?;
+                    ensure!(chosen.is_some(), "the model does not keep what its indexers choose");
+                    let Some(sequence) = sequence(&mut self.sequences, &self.by_key, request) else {
+                        continue;
+                    };
+                    positions.clear();
+                    let reach = sequence.reach(run.start);
+                    let position = |&key: &u32| reach.as_ref().map_or(key, |reach| reach.position(key));
+                    positions.extend(chosen.unwrap_or_default().iter().map(position));
+                    let Some(topk) = sequence.indexer_topk() else { continue };
+                    topk.set(row.position, place, &positions);
+                }
             }
         }
         Ok(())

@@ -9,6 +9,7 @@ use pagedraft_spec_decode::sampling::RowLogprobs;
 use pagedraft_spec_decode::{CanvasPass, PromptLogprobs};
 
 use super::diffusion::CanvasOutput;
+use super::pruning::Reach;
 use super::request::{Request, RequestOutput};
 use super::text::StopScan;
 use super::{IndexerTopk, PruneOutput};
@@ -161,6 +162,11 @@ impl Sequence {
     pub fn lacks_kept(&self, layer: u16) -> bool {
         let kept = |output: &PruneOutput| output.kept.contains_key(&layer);
         self.prunes_behind(layer) && !matches!(&self.output.prune, Some(Some(output)) if kept(output))
+    }
+
+    /// The tokens that reach a layer, if some of its prompt's do not.
+    pub fn reach(&self, layer: u16) -> Option<Reach<'_>> {
+        self.output.prune.as_ref()?.as_ref()?.reach(layer, self.output.prompt_token_ids.len() as u32)
     }
 
     /// Whether tokens of its prompt are dropped behind a layer.

@@ -78,7 +78,7 @@ impl SimulatedKv {
         let on_cpu = EngineOptions { device: DeviceRef::Cpu, ..options.clone() };
         if !cuts.is_empty() {
             let (placement, _) = Placement::new(&on_cpu, &config, None)?;
-            let groups = cut::kv_groups(&config, &cuts, placement.token_bytes(&config)?);
+            let groups = placement.cut_groups(&config, &cuts)?;
             let num_layers = config.num_layers as u16;
             let segments = pruning::segments(&cut::layer_runs(num_layers, &cuts));
             let prune = pruning::simulated(options, num_layers, cuts)?;

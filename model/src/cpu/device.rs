@@ -24,7 +24,7 @@ use crate::cpu::panel::PackedMatrix;
 use crate::cpu::rows::PackedRows;
 use crate::cpu::sparse::{Choices, SparseState};
 use crate::cpu::team::Team;
-use crate::device::{BufferId, Device, Mass, Op, Precision};
+use crate::device::{BufferId, Device, IndexMass, Mass, Op, Precision};
 use crate::dsa::{FillMatrices, MatrixStack};
 use crate::error::ModelError;
 use crate::graph::GraphKey;
@@ -448,6 +448,10 @@ impl Device for CpuDevice {
         let mut all = vec![0.0; call.item_len()];
         call.combine(&items, &mut all);
         Ok(all)
+    }
+
+    fn index_mass(&mut self, mass: &IndexMass<'_>) -> Result<Vec<f32>, ModelError> {
+        self.sum_index_scores(mass)
     }
 
     fn read_kv(&mut self, kv: KvRef, slots: &[i64], into: &mut KvRows) -> Result<(), ModelError> {

@@ -6,7 +6,7 @@ use super::CpuDevice;
 use super::kv::token_bytes;
 use crate::checkpoint::{Dtype, ModelConfig};
 use crate::error::ModelError;
-use crate::{dense, dsa};
+use crate::{cut, dense, dsa};
 
 impl CpuDevice {
     /// The KV groups that a model of this configuration keeps, for sequences of up to `max_model_len` positions: an arena
@@ -28,5 +28,19 @@ impl CpuDevice {
                 Ok(dense::kv_groups(&config.windows, max_model_len, bytes))
             }
         }
+    }
+
+    /// The KV groups that a model of this configuration keeps which is [cut](crate::cut) behind the layers `cuts`.
+    ///
+    /// # Errors
+    ///
+    /// A block size that is not 16, 32 or 64.
+    pub fn cut_groups(
+        config: &ModelConfig,
+        dtype: Dtype,
+        block_size: u32,
+        cuts: &[u16],
+    ) -> Result<Vec<KvGroup>, ModelError> {
+        cut::kv_groups(config, cuts, |shape| token_bytes(shape, dtype, block_size))
     }
 }

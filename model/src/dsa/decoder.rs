@@ -1,9 +1,12 @@
 //! The decoder's step as operations.
 
-use pagedraft_block_manager::{GroupId, KvGroup};
+use std::ops::Range;
+
+use pagedraft_attention::sparse::IndexShape;
+use pagedraft_block_manager::KvGroup;
 
 use super::op::{HeadColumns, Rotation, Router, SparseOp};
-use crate::architecture::Architecture;
+use crate::architecture::{Architecture, Indexed, Layered};
 use crate::checkpoint::{INDEX_NORM_EPS, LATENT_NORM_EPS, ModelConfig};
 use crate::device::{Op, WriteMode};
 use crate::kv::{KvRef, PartShape};
@@ -16,6 +19,8 @@ pub(super) struct Linear<B> {
 
 /// The indexer of a layer.
 pub(super) struct Indexer<B> {
+    /// Where its keys lie.
+    pub kv: KvRef,
     pub q: B,
     pub key: B,
     pub key_norm: (B, B),
@@ -30,6 +35,8 @@ pub(super) enum FeedForward<B> {
 }
 
 pub(super) struct Layer<B> {
+    /// Where its latents lie.
+    pub kv: KvRef,
     pub input_norm: B,
     pub q_a: Linear<B>,
     pub q_a_norm: B,
@@ -131,7 +138,7 @@ impl<B: Copy> SparseDecoder<B> {
     fn attention(&self, l: usize, layer: &Layer<B>, rows: usize, ops: &mut Vec<Op<B>>) {
         let (at, s, rotation) = (&self.at, self.sizes, self.rotation(true));
         let store = WriteMode::Store;
-        let latents = KvRef { group: GroupId(0), part: 0, layer: l as u16 };
+        let latents = layer.kv;
         let eps = LATENT_NORM_EPS;
         ops.push(Op::RmsNorm {
             x: at.x,
@@ -156,7 +163,7 @@ impl<B: Copy> SparseDecoder<B> {
         }));
         let selection = self.selection(l);
         if let Some(indexer) = &layer.indexer {
-            self.index(l, indexer, selection, rows, ops);
+            self.index(indexer, selection, rows, ops);
         }
         ops.push(Op::Sparse(SparseOp::HeadMatMul {
             x: at.q,
@@ -186,10 +193,9 @@ impl<B: Copy> SparseDecoder<B> {
         ops.push(linear(at.attended, &layer.o, at.x, WriteMode::Add, rows));
     }
 
-    fn index(&self, l: usize, indexer: &Indexer<B>, selection: B, rows: usize, ops: &mut Vec<Op<B>>) {
+    fn index(&self, indexer: &Indexer<B>, selection: B, rows: usize, ops: &mut Vec<Op<B>>) {
         let (at, s) = (&self.at, self.sizes);
         let (columns, rotation) = (s.index_columns, self.rotation(s.index_interleaved));
-        let keys = KvRef { group: GroupId(0), part: 1, layer: l as u16 };
         ops.push(product(at.q_a_normed, indexer.q, at.index_q, rows));
         ops.push(Op::Sparse(SparseOp::Rotate { x: at.index_q, columns, rotation, rows }));
         ops.push(product(at.normed, indexer.key, at.index_key, rows));
@@ -199,7 +205,7 @@ impl<B: Copy> SparseDecoder<B> {
             eps: INDEX_NORM_EPS,
             rotation,
             hadamard: s.index_hadamard,
-            kv: keys,
+            kv: indexer.kv,
             rows,
         }));
         ops.push(product(at.normed, indexer.weights, at.index_weights, rows));
@@ -209,7 +215,7 @@ impl<B: Copy> SparseDecoder<B> {
             scale: s.index_scale,
             heads: columns.heads,
             hadamard: s.index_hadamard,
-            kv: keys,
+            kv: indexer.kv,
             out: selection,
             rows,
         }));
@@ -279,16 +285,10 @@ impl<B: Copy + Send> Architecture<B> for SparseDecoder<B> {
     }
 
     fn segment(&self, index: usize, rows: usize, ops: &mut Vec<Op<B>>) {
-        if index != 0 {
-            return;
+        if index == 0 {
+            self.embed(rows, ops);
+            self.layers(0..self.layers.len(), rows, ops);
         }
-        ops.push(Op::Embed { table: self.embed, out: self.at.x, rows });
-        for (l, layer) in self.layers.iter().enumerate() {
-            self.tap(l, rows, ops);
-            self.attention(l, layer, rows, ops);
-            self.feed_forward(layer, rows, ops);
-        }
-        self.tap(self.layers.len(), rows, ops);
     }
 
     fn head(&self, rows: usize, ops: &mut Vec<Op<B>>) {
@@ -297,6 +297,10 @@ impl<B: Copy + Send> Architecture<B> for SparseDecoder<B> {
         ops.push(Op::Gather { x: at.x, out: at.selected, rows });
         ops.push(Op::RmsNorm { x: at.selected, weight: self.norm, out: at.selected_normed, eps, rows });
         ops.push(product(at.selected_normed, self.head, at.logits, rows));
+    }
+
+    fn indexed(&self, _: usize) -> Option<Indexed<B>> {
+        self.indexed_in(self.layers.len().checked_sub(1)?)
     }
 
     fn residual(&self) -> B {
@@ -333,5 +337,31 @@ impl<B: Copy + Send> Architecture<B> for SparseDecoder<B> {
 
     fn set_selections(&mut self, selections: Vec<B>) {
         self.selections = selections;
+    }
+}
+
+impl<B: Copy + Send> Layered<B> for SparseDecoder<B> {
+    fn embed(&self, rows: usize, ops: &mut Vec<Op<B>>) {
+        ops.push(Op::Embed { table: self.embed, out: self.at.x, rows });
+    }
+
+    fn layers(&self, range: Range<usize>, rows: usize, ops: &mut Vec<Op<B>>) {
+        let layers = self.layers.iter().enumerate();
+        for (l, layer) in layers.take(range.end).skip(range.start) {
+            self.tap(l, rows, ops);
+            self.attention(l, layer, rows, ops);
+            self.feed_forward(layer, rows, ops);
+        }
+        if range.end == self.layers.len() {
+            self.tap(range.end, rows, ops);
+        }
+    }
+
+    fn indexed_in(&self, layer: usize) -> Option<Indexed<B>> {
+        let indexer = self.layers.get(..=layer)?.iter().rev().find_map(|layer| layer.indexer.as_ref())?;
+        let s = self.sizes;
+        let shape =
+            IndexShape { heads: s.index_columns.heads, scale: s.index_scale, hadamard: s.index_hadamard };
+        Some(Indexed { q: self.at.index_q, weights: self.at.index_weights, kv: indexer.kv, shape })
     }
 }

@@ -1,5 +1,7 @@
 //! The KV group of a decoder with sparse attention.
 
+use std::ops::Range;
+
 use pagedraft_block_manager::{GroupId, KvGroup, KvPart, LayerSet, PartKind, Salt};
 
 use crate::checkpoint::{DsaConfig, IndexKeys};
@@ -17,9 +19,30 @@ pub fn shapes(dsa: &DsaConfig) -> [PartShape; 2] {
     [PartShape::Vectors { width: dsa.latent_width() }, keys]
 }
 
-/// The one KV group of the model: part 0 are the latents of all layers, part 1 the indexer keys of the layers that have an
+/// The parts of the KV group of some layers: part 0 are the latents of all of them, part 1 the indexer keys of those that have an
 /// indexer of their own. `token_bytes` says what a token takes in one layer of a part: see
 /// [`Device::token_bytes`](crate::Device::token_bytes).
+///
+/// # Errors
+///
+/// Those of `token_bytes`.
+pub fn parts(
+    dsa: &DsaConfig,
+    layers: Range<u16>,
+    token_bytes: impl Fn(PartShape) -> Result<usize, ModelError>,
+) -> Result<Vec<KvPart>, ModelError> {
+    let [latents, keys] = shapes(dsa);
+    let part = |kind, layers, shape| -> Result<KvPart, ModelError> {
+        Ok(KvPart { kind, layers, bytes_per_token: token_bytes(shape)?, tiered: false })
+    };
+    let indexers = dsa.indexer_layers().filter(|layer| layers.contains(layer)).collect();
+    Ok(vec![
+        part(PartKind::Latent, LayerSet::range(layers), latents)?,
+        part(PartKind::IndexKeys, indexers, keys)?,
+    ])
+}
+
+/// The one KV group of the model, of the [parts](parts()) of all its layers.
 ///
 /// # Errors
 ///
@@ -28,19 +51,12 @@ pub fn kv_groups(
     dsa: &DsaConfig,
     token_bytes: impl Fn(PartShape) -> Result<usize, ModelError>,
 ) -> Result<Vec<KvGroup>, ModelError> {
-    let [latents, keys] = shapes(dsa);
     let layers = u16::try_from(dsa.index_sources.len()).unwrap_or(u16::MAX);
-    let part = |kind, layers, shape| -> Result<KvPart, ModelError> {
-        Ok(KvPart { kind, layers, bytes_per_token: token_bytes(shape)?, tiered: false })
-    };
     Ok(vec![KvGroup {
         id: GroupId(0),
         name: "kv".to_owned(),
         salt: Salt::NONE,
-        parts: vec![
-            part(PartKind::Latent, LayerSet::range(0..layers), latents)?,
-            part(PartKind::IndexKeys, dsa.indexer_layers().collect(), keys)?,
-        ],
+        parts: parts(dsa, 0..layers, token_bytes)?,
         window: None,
         lags: false,
     }])

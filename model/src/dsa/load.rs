@@ -1,6 +1,7 @@
 //! The decoder's weights and buffers, brought onto a device.
 
 use pagedraft_attention::sparse::KeepScores;
+use pagedraft_block_manager::{KvGroup, PartKind};
 
 use super::decoder::{Activations, FeedForward, Indexer, Layer, Linear, Sizes, SparseDecoder};
 use super::groups;
@@ -9,6 +10,7 @@ use crate::checkpoint::{Checkpoint, DsaConfig, IndexKeys, ModelConfig, Tensor};
 use crate::dense::StepLimits;
 use crate::device::{Device, Precision};
 use crate::error::ModelError;
+use crate::layer_groups;
 
 /// The tensors of one layer.
 struct LayerTensors<'a> {
@@ -53,7 +55,8 @@ impl<'a> LayerTensors<'a> {
 }
 
 impl<B: Copy> SparseDecoder<B> {
-    /// Loads every weight of `checkpoint` onto `device`, and makes the buffers of a step of `limits`.
+    /// Loads every weight of `checkpoint` onto `device`, and makes the buffers of a step of `limits`. The model keeps the
+    /// [one group](groups::kv_groups) of KV.
     ///
     /// # Errors
     ///
@@ -64,15 +67,27 @@ impl<B: Copy> SparseDecoder<B> {
         checkpoint: &Checkpoint,
         limits: StepLimits,
     ) -> Result<Self, ModelError> {
+        let groups = groups::kv_groups(sparse(checkpoint.config())?, |shape| device.token_bytes(shape))?;
+        Self::load_grouped(device, checkpoint, limits, groups)
+    }
+
+    /// [`load`](Self::load) with other KV groups: the latents of each layer are in one part, and the keys of each indexer.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`load`](Self::load); a layer that is in no group; a part of a kind that the model has no use for.
+    pub fn load_grouped<D: Device<Buf = B>>(
+        device: &mut D,
+        checkpoint: &Checkpoint,
+        limits: StepLimits,
+        groups: Vec<KvGroup>,
+    ) -> Result<Self, ModelError> {
         let config = checkpoint.config().clone();
-        let Some(dsa) = config.dsa.as_deref().cloned() else {
-            let what = format!("a {} has no sparse attention over latents", config.architecture);
-            return Err(ModelError::BadInputs { what });
-        };
-        let groups = groups::kv_groups(&dsa, |shape| device.token_bytes(shape))?;
+        let dsa = sparse(&config)?.clone();
+        let shapes = layer_groups::shapes(&config, &groups)?;
         let mut layers = Vec::with_capacity(config.num_layers);
         for l in 0..config.num_layers {
-            layers.push(layer(device, &LayerTensors::new(checkpoint, l), &config, &dsa)?);
+            layers.push(layer(device, &LayerTensors::new(checkpoint, l), (&config, &dsa), &groups)?);
         }
         let (embed, head) = if config.tie_word_embeddings {
             device.table_and_matrix(&checkpoint.embedding()?)?
@@ -81,7 +96,7 @@ impl<B: Copy> SparseDecoder<B> {
         };
         Ok(Self {
             sizes: sizes(&config, &dsa, limits),
-            shapes: vec![groups::shapes(&dsa).to_vec()],
+            shapes,
             indexer_layers: dsa.indexer_layers().collect(),
             groups,
             embed,
@@ -97,11 +112,19 @@ impl<B: Copy> SparseDecoder<B> {
     }
 }
 
+/// What a model with sparse attention is made of.
+fn sparse(config: &ModelConfig) -> Result<&DsaConfig, ModelError> {
+    config.dsa.as_deref().ok_or_else(|| {
+        let what = format!("a {} has no sparse attention over latents", config.architecture);
+        ModelError::BadInputs { what }
+    })
+}
+
 fn layer<D: Device>(
     device: &mut D,
     tensors: &LayerTensors<'_>,
-    config: &ModelConfig,
-    dsa: &DsaConfig,
+    (config, dsa): (&ModelConfig, &DsaConfig),
+    groups: &[KvGroup],
 ) -> Result<Layer<D::Buf>, ModelError> {
     let attention = |module: &str| format!("self_attn.{module}");
     // Columns of the keys' half are rows of its transpose, so that the whole matrix has to be at hand.
@@ -123,6 +146,7 @@ fn layer<D: Device>(
     drop(expanded);
     let indexer = if dsa.has_indexer(tensors.layer) {
         Some(Indexer {
+            kv: layer_groups::place(groups, PartKind::IndexKeys, tensors.layer)?,
             q: tensors.matrix(device, &["self_attn.indexer.wq_b.weight"])?,
             key: tensors.matrix(device, &["self_attn.indexer.wk.weight"])?,
             key_norm: (
@@ -135,6 +159,7 @@ fn layer<D: Device>(
         None
     };
     Ok(Layer {
+        kv: layer_groups::place(groups, PartKind::Latent, tensors.layer)?,
         input_norm: tensors.vector(device, "input_layernorm.weight")?,
         q_a: tensors.linear(device, &attention("q_a_proj"))?,
         q_a_norm: tensors.vector(device, "self_attn.q_a_layernorm.weight")?,

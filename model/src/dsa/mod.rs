@@ -8,7 +8,8 @@
 //!
 //! Which keys a query attends to is chosen by a small attention of its own, the *indexer*: see [`SparseOp::Select`]. Layers
 //! may share the indexer of an earlier layer; they then own neither its weights nor its keys. KV is one group of two parts:
-//! the latents of all layers, and the indexer keys of the layers that have an indexer.
+//! the latents of all layers, and the indexer keys of the layers that have an indexer. A model that is [cut](crate::cut) has such a
+//! group for each run of layers.
 //!
 //! Formulas: DeepSeek-V3.2-Exp, `inference/model.py` (2025-11-17, with the indexer's rotation corrected). Indexer keys are
 //! stored in the dtype of the cache, without the Hadamard rotation and the fp8 of the original.
@@ -19,5 +20,5 @@ mod load;
 mod op;
 
 pub use decoder::SparseDecoder;
-pub use groups::{kv_groups, shapes};
+pub use groups::{kv_groups, parts, shapes};
 pub use op::{FillMatrices, HeadColumns, MatrixStack, Rotation, Router, SparseOp};

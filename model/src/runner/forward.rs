@@ -7,8 +7,8 @@ use pagedraft_attention::mass::MassOver;
 use pagedraft_block_manager::BlockId;
 
 use super::Runner;
-use crate::architecture::Attended;
-use crate::device::{Device, Mass, Op};
+use crate::architecture::{Attended, Indexed};
+use crate::device::{Device, IndexMass, Mass, Op};
 use crate::error::ModelError;
 use crate::graph::{Fallback, GraphKey, Ran};
 use crate::single_tokens::as_single_tokens;
@@ -143,17 +143,19 @@ impl<D: Device> Runner<D> {
         self.device.map_rows(self.model.residual(), rows, each)
     }
 
-    /// The queries with which the last layer of the segment that ran last attended, of its first `rows` token rows.
+    /// The queries with which the last layer of the segment that ran last attended, of some token rows.
     ///
     /// # Errors
     ///
     /// More rows than ran, a model that does not tell, or a fault of the device.
-    pub fn queries(&mut self, rows: usize) -> Result<&[f32], ModelError> {
-        if rows > self.rows {
-            return Err(ModelError::StepTooLarge { rows, limit: self.rows });
+    pub fn queries(&mut self, rows: Range<usize>) -> Result<&[f32], ModelError> {
+        if rows.end > self.rows {
+            return Err(ModelError::StepTooLarge { rows: rows.end, limit: self.rows });
         }
         let q = self.attended()?.q;
-        self.device.read(q, rows)
+        let all = self.device.read(q, rows.end)?;
+        let width = all.len() / rows.end.max(1);
+        Ok(all.get(rows.start * width..).unwrap_or_default())
     }
 
     /// How much attention the queries `q` of the last of a sequence's `keys` tokens pay to each of these tokens, in the last layer of the
@@ -170,6 +172,48 @@ impl<D: Device> Runner<D> {
     ) -> Result<Vec<f32>, ModelError> {
         let Attended { kv, scale, .. } = self.attended()?;
         self.device.attention_mass(&Mass { kv, table, keys, q, scale, over })
+    }
+
+    /// The queries with which the indexer scored that chose the keys of the last layer of the segment that ran last, of some token rows. Behind
+    /// each query are the weights of its heads.
+    ///
+    /// # Errors
+    ///
+    /// More rows than ran, a model without indexers, or a fault of the device.
+    pub fn index_queries(&mut self, rows: Range<usize>) -> Result<Vec<f32>, ModelError> {
+        if rows.end > self.rows {
+            return Err(ModelError::StepTooLarge { rows: rows.end, limit: self.rows });
+        }
+        let Indexed { q, weights, shape, .. } = self.indexed()?;
+        let weights = self.device.read(weights, rows.end)?.to_vec();
+        let q = self.device.read(q, rows.end)?;
+        let width = q.len() / rows.end.max(1);
+        let row = |r: usize| {
+            let (q, weights) = (&q[r * width..][..width], &weights[r * shape.heads..][..shape.heads]);
+            q.iter().chain(weights).copied()
+        };
+        Ok(rows.flat_map(row).collect())
+    }
+
+    /// For each of a sequence's `keys` tokens the sum of its index scores, in the last layer of the segment that ran last, over the
+    /// [`queries`](Self::index_queries) of the last tokens. The keys are those in the blocks of `table`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Device::index_mass`].
+    pub fn index_mass(
+        &mut self,
+        (table, keys): (&[BlockId], usize),
+        queries: &[f32],
+    ) -> Result<Vec<f32>, ModelError> {
+        let Indexed { kv, shape, .. } = self.indexed()?;
+        self.device.index_mass(&IndexMass { kv, table, keys, queries, shape })
+    }
+
+    fn indexed(&self) -> Result<Indexed<D::Buf>, ModelError> {
+        self.model
+            .indexed(self.segment)
+            .ok_or_else(|| ModelError::BadInputs { what: "this architecture has no indexers".to_owned() })
     }
 
     fn attended(&self) -> Result<Attended<D::Buf>, ModelError> {

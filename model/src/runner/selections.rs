@@ -32,16 +32,13 @@ impl<D: Device> Runner<D> {
     }
 
     /// The keys that the `place`-th of the [indexer layers](Self::indexer_layers) chose for a token row of the last forward
-    /// pass: indices in the KV group, ascending. They are all that the row sees, if it sees no more than may be chosen.
+    /// pass of its segment: indices in the KV group, ascending. They are all that the row sees, if it sees no more than may be chosen.
     /// `None` unless selections are [tapped](Self::tap_selections).
     ///
     /// # Errors
     ///
-    /// A row that the step did not have, or a fault of the device.
+    /// A row that the largest step does not have, or a fault of the device.
     pub fn selected_keys(&mut self, place: usize, row: usize) -> Result<Option<&[u32]>, ModelError> {
-        if row >= self.rows {
-            return Err(ModelError::NoSuchTokenRow { row, rows: self.rows });
-        }
         match self.model.selections().get(place) {
             Some(&buffer) => self.device.read_choices(buffer, row).map(Some),
             None => Ok(None),
@@ -58,9 +55,6 @@ impl<D: Device> Runner<D> {
         place: usize,
         row: usize,
     ) -> Result<Option<ChosenScores<'_>>, ModelError> {
-        if row >= self.rows {
-            return Err(ModelError::NoSuchTokenRow { row, rows: self.rows });
-        }
         match self.model.selections().get(place) {
             Some(&buffer) => self.device.read_scores(buffer, row),
             None => Ok(None),

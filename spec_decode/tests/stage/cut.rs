@@ -6,7 +6,7 @@ use pagedraft_attention::{AttentionMetadata, MetadataBuilder, MetadataRow};
 use pagedraft_block_manager::{Arena, BlockId, BlockSize, GroupId, KvGroup};
 use pagedraft_model::checkpoint::{Checkpoint, ModelConfig};
 use pagedraft_model::cpu::{CpuDevice, CpuOptions, KvArena};
-use pagedraft_model::cut::{self, CutDecoder};
+use pagedraft_model::cut;
 use pagedraft_model::{Dtype, Runner, StepInputs, StepLimits};
 use pagedraft_spec_decode::Thin;
 use pagedraft_spec_decode::proposer::{DraftModel, DraftOptions};
@@ -28,7 +28,7 @@ fn token_bytes() -> usize {
 
 /// The KV groups of the model.
 pub fn groups() -> Vec<KvGroup> {
-    cut::kv_groups(checkpoint(9).config(), &[0], token_bytes())
+    CpuDevice::cut_groups(checkpoint(9).config(), Dtype::F32, 16, &[0]).unwrap()
 }
 
 /// The KV of a draft model of the same shape.
@@ -46,8 +46,8 @@ fn options() -> CpuOptions {
 pub fn runner(arena: &Arena) -> Runner<CpuDevice> {
     let ids = [0, 1, 2].map(GroupId);
     let mut device = CpuDevice::new(&options(), &KvArena::new(arena).unwrap(), &ids).unwrap();
-    let model = CutDecoder::load(&mut device, &checkpoint(9), LIMITS, &[0]).unwrap();
-    Runner::with(device, Box::new(model), LIMITS).unwrap()
+    let model = cut::load(&mut device, &checkpoint(9), LIMITS, &[0]).unwrap();
+    Runner::with(device, model, LIMITS).unwrap()
 }
 
 /// A draft model of other weights.

@@ -1,11 +1,15 @@
 //! The texts and tasks by which quality is measured.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
 use pagedraft::exit::usage;
 use pagedraft::session::{Request, RequestPrune, Session};
-use pagedraft_workloads::dataset::{Expectation, OutputLength, Prompt};
+use pagedraft_workloads::dataset::{
+    Expectation, LongbenchQuestion, OutputLength, Prompt, longbench_questions,
+};
 use pagedraft_workloads::tasks::{RulerOptions, ruler_samples, score};
 
 use super::quality::Quality;
@@ -20,7 +24,10 @@ struct Question {
     task: String,
     prompt: Vec<u32>,
     answer_tokens: u32,
-    expect: Expectation,
+    /// What a good answer is, if answers can be judged.
+    expect: Option<Expectation>,
+    /// The beginning of a right answer, where the task's authors give one.
+    right: Option<Arc<[u32]>>,
 }
 
 /// Texts with what follows them, and questions.
@@ -30,10 +37,10 @@ pub struct Answers {
 }
 
 impl Answers {
-    /// `samples` texts of `length` tokens, and as many questions of each task; `None` for a model without a tokenizer or with random weights.
+    /// `samples` texts of `length` tokens, and as many questions of each task and of each dataset of the LongBench files; `None` for a model without a tokenizer or with random weights.
     pub fn new(
         session: &Session,
-        tasks: &[String],
+        (tasks, longbench): (&[String], &[PathBuf]),
         (length, samples): (u32, u32),
         seed: u64,
     ) -> anyhow::Result<Option<Self>> {
@@ -60,33 +67,96 @@ impl Answers {
                     _ => FOLLOWING as u32,
                 };
                 let prompt = tokenizer.encode(text, true)?;
-                questions.push(Question { task: task.clone(), prompt, answer_tokens, expect });
+                let (task, expect) = (task.clone(), Some(expect));
+                questions.push(Question { task, prompt, answer_tokens, expect, right: None });
+            }
+        }
+        let mut of_dataset: BTreeMap<String, u32> = BTreeMap::new();
+        for path in longbench {
+            for question in longbench_questions(path).map_err(|error| usage(error.into()))? {
+                let LongbenchQuestion { sample, answers } = question.map_err(|error| usage(error.into()))?;
+                let task = format!("longbench/{}", sample.category.as_deref().unwrap_or("unnamed"));
+                let count = of_dataset.entry(task.clone()).or_default();
+                let (Prompt::Text(text), true) = (&sample.prompt, *count < samples) else { continue };
+                *count += 1;
+                let prompt = without_middle(tokenizer.encode(text, true)?, length as usize);
+                let right = answers.first().map(|answer| tokenizer.encode(answer, false)).transpose()?;
+                let right = right.filter(|right| !right.is_empty());
+                let right = right.map(|right| right[..right.len().min(FOLLOWING)].into());
+                let most = FOLLOWING as u32;
+                let answer_tokens = match sample.output {
+                    OutputLength::UntilStop(Some(tokens)) => tokens.min(most),
+                    _ => most,
+                };
+                questions.push(Question { task, prompt, answer_tokens, expect: sample.expect, right });
             }
         }
         Ok(Some(Self { texts: texts.into_iter().map(cut).collect(), questions }))
+    }
+
+    /// The prompts of the questions, `most` of each task that a model of this quality solves, and how many tokens an answer has.
+    pub fn solved(&self, quality: &Quality, most: usize) -> Vec<(&[u32], u32)> {
+        let mut of_task: BTreeMap<&str, usize> = BTreeMap::new();
+        let solved = self.questions.iter().filter(|question| quality.solves(&question.task));
+        let questions = solved.filter(|question| {
+            let count = of_task.entry(&question.task).or_default();
+            *count += 1;
+            *count <= most
+        });
+        let answer = |question: &Question| match &question.right {
+            Some(right) => right.len() as u32,
+            None => question.answer_tokens.max(1),
+        };
+        questions.map(|question| (&question.prompt[..], answer(question))).collect()
     }
 
     /// What the model makes of them when prompts are pruned so; `None` if Ctrl-C ended it.
     pub fn judge(&self, session: &mut Session, prune: &RequestPrune) -> anyhow::Result<Option<Quality>> {
         let mut quality = Quality::default();
         for (text, following) in &self.texts {
-            let mut request = Request::new("text", text.clone(), following.len() as u32);
-            request.recorded = vec![Arc::clone(following)];
-            (request.follows_recorded, request.ignore_eos) = (true, true);
-            (request.sampling.logprobs, request.prune) = (Some(0), prune.clone());
-            let Some(output) = run(session, request)? else { return Ok(None) };
-            let logprobs = output.token_logprobs.context("the request gave no log probabilities")?;
-            quality.add_text(logprobs.iter().map(|token| token.logprob));
+            let Some(logprobs) = follow(session, (text, following), prune)? else { return Ok(None) };
+            quality.add_text(logprobs);
         }
         for question in &self.questions {
-            let mut request =
-                Request::new("question", question.prompt.clone(), question.answer_tokens.max(1));
-            request.prune = prune.clone();
-            let Some(output) = run(session, request)? else { return Ok(None) };
-            quality.add_answer(&question.task, score(&question.expect, &output.text));
+            if let Some(expect) = &question.expect {
+                let mut request =
+                    Request::new("question", question.prompt.clone(), question.answer_tokens.max(1));
+                request.prune = prune.clone();
+                let Some(output) = run(session, request)? else { return Ok(None) };
+                quality.add_answer(&question.task, score(expect, &output.text));
+            }
+            if let Some(right) = &question.right {
+                let both = (&question.prompt[..], right);
+                let Some(logprobs) = follow(session, both, prune)? else { return Ok(None) };
+                quality.add_right_answer(&question.task, logprobs);
+            }
         }
         Ok(Some(quality))
     }
+}
+
+/// The first and the last tokens of a prompt, `length` together, as LongBench cuts prompts that are too long.
+fn without_middle(prompt: Vec<u32>, length: usize) -> Vec<u32> {
+    if prompt.len() <= length {
+        return prompt;
+    }
+    let (begin, end) = (length / 2, length - length / 2);
+    prompt[..begin].iter().chain(&prompt[prompt.len() - end..]).copied().collect()
+}
+
+/// The log probabilities of the tokens that follow a text; `None` if Ctrl-C ended it.
+fn follow(
+    session: &mut Session,
+    (text, following): (&[u32], &Arc<[u32]>),
+    prune: &RequestPrune,
+) -> anyhow::Result<Option<Vec<f32>>> {
+    let mut request = Request::new("text", text.to_vec(), following.len() as u32);
+    request.recorded = vec![Arc::clone(following)];
+    (request.follows_recorded, request.ignore_eos) = (true, true);
+    (request.sampling.logprobs, request.prune) = (Some(0), prune.clone());
+    let Some(output) = run(session, request)? else { return Ok(None) };
+    let logprobs = output.token_logprobs.context("the request gave no log probabilities")?;
+    Ok(Some(logprobs.iter().map(|token| token.logprob).collect()))
 }
 
 /// Runs a request alone; `None` if Ctrl-C ended it.
@@ -107,5 +177,16 @@ pub fn run(
     match &output.error {
         Some(error) => Err(anyhow!("{error}")),
         None => Ok(Some(output)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_prompt_loses_its_middle() {
+        assert_eq!(without_middle((0..7).collect(), 7), [0, 1, 2, 3, 4, 5, 6]);
+        assert_eq!(without_middle((0..9).collect(), 5), [0, 1, 6, 7, 8]);
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use anyhow::Context;
 use pagedraft::prune::PruneScorer;
 use pagedraft::session::{PruneOutput, Request, RequestPrune, Session};
 
@@ -23,20 +24,40 @@ pub struct Row {
     pub kept_tokens: f64,
 }
 
-/// A row for the oracle and for each scorer, at equal kept tokens; `None` if Ctrl-C ended it.
+/// Whether the scorers, and the oracle beside them, can score prompts in this engine.
+///
+/// # Errors
+///
+/// One can't; the error names it.
+pub fn check(
+    session: &Session,
+    config: &Config,
+    scorers: &[PruneScorer],
+    num_layers: u16,
+) -> anyhow::Result<()> {
+    for scorer in [PruneScorer::Oracle].iter().chain(scorers) {
+        let mut request = Request::new("scorer", vec![0], 1);
+        request.prune = RequestPrune::Choice(config.scored_by(*scorer, num_layers)?);
+        request.recorded = vec![Arc::from([0])];
+        session.check(&request).with_context(|| format!("--scorers with the engine of {}", config.name))?;
+    }
+    Ok(())
+}
+
+/// A row for the oracle and for each scorer, at equal kept tokens, over `prompts` and the number of tokens that an answer to each has; `None` if
+/// Ctrl-C ended it.
 pub fn rows(
     dense: &mut Session,
     pruned: &mut Session,
     (config, scorers): (&Config, &[PruneScorer]),
-    prompts: &[&Vec<u32>],
-    output_len: u32,
+    prompts: &[(&[u32], u32)],
 ) -> anyhow::Result<Option<Vec<Row>>> {
     let num_layers = dense.num_layers() as u16;
     let mut sums: BTreeMap<usize, (f64, f64)> = BTreeMap::new();
     let scorers: Vec<PruneScorer> =
         [PruneScorer::Oracle].into_iter().chain(scorers.iter().copied()).collect();
-    for prompt in prompts {
-        let mut request = Request::new("answer", prompt.to_vec(), output_len.min(ANSWER));
+    for &(prompt, answer_tokens) in prompts {
+        let mut request = Request::new("answer", prompt.to_vec(), answer_tokens.min(ANSWER));
         (request.ignore_eos, request.prune) = (true, RequestPrune::Never);
         let Some(answer) = run(dense, request.clone())? else { return Ok(None) };
         let answer: Arc<[u32]> = answer.token_ids.into();

@@ -18,6 +18,7 @@ use pagedraft_workloads::tasks::RULER_TASKS;
 
 use self::answers::Answers;
 use self::config::Config;
+use self::quality::Quality;
 use self::report::Report;
 use self::timing::time;
 use super::engine_flags::EngineFlags;
@@ -47,6 +48,10 @@ pub struct PruneBench {
     /// RULER tasks by which quality is measured
     #[arg(long, value_name = "TASK,..", value_delimiter = ',', default_value = "niah_single_1,vt,niah_multikey_1", value_parser = task)]
     tasks: Vec<String>,
+    /// Files of LongBench v1 (JSON lines) by whose questions quality is measured too: how likely the answer of the file is, and, where
+    /// answers can be judged, how many are right. Prompts longer than --lengths lose their middle
+    #[arg(long, value_name = "FILE,..", value_delimiter = ',')]
+    longbench: Vec<PathBuf>,
     /// Scorers to compare at equal kept tokens, beside the oracle, which is told the dense model's answer
     #[arg(long, value_name = "SCORER,..", value_delimiter = ',')]
     scorers: Vec<PruneScorer>,
@@ -80,6 +85,12 @@ impl PruneBench {
         interrupt::listen()?;
         let mut engines = interrupt::preparing(|| self.open(&options, &configs))?;
         self.engine.tell_of_the_device(engines.dense.info());
+        if !self.scorers.is_empty() {
+            let num_layers = engines.dense.num_layers() as u16;
+            for (config, session) in configs.iter().zip(&engines.pruned) {
+                matrix::check(session, config, &self.scorers, num_layers).map_err(usage)?;
+            }
+        }
         let longest = self.lengths.iter().max().copied().unwrap_or(1);
         let most = engines.dense.info().max_model_len;
         if longest.saturating_add(self.output_len) > most {
@@ -165,18 +176,26 @@ impl PruneBench {
                 report.add_round(length, configs, runs, engines)?;
             }
         }
-        if self.quality_samples > 0 {
-            let Some(()) = self.judge(length, configs, engines, report)? else { return Ok(None) };
+        let (samples, seed) = ((length, self.quality_samples), self.engine.seed);
+        let answers = match self.quality_samples {
+            0 => None,
+            _ => Answers::new(&engines.dense, (&self.tasks, &self.longbench), samples, seed)?,
+        };
+        let mut asked = Vec::new();
+        if let Some(answers) = &answers {
+            let Some(dense) = judge(length, configs, engines, answers, report)? else { return Ok(None) };
+            asked = answers.solved(&dense, 4);
         }
         if !self.scorers.is_empty() {
-            let prompts: Vec<&Vec<u32>> =
-                prompts.iter().take(self.quality_samples.clamp(1, 4) as usize).collect();
+            // What an answer attends to tells nothing where the answer is wrong.
+            if asked.is_empty() {
+                asked.extend(prompts.iter().take(4).map(|prompt| (&prompt[..], self.output_len)));
+            }
             for (config, session) in configs.iter().zip(&mut engines.pruned) {
                 let mut scorers = self.scorers.clone();
                 scorers.retain(|&scorer| scorer != PruneScorer::Oracle);
-                let Some(rows) =
-                    matrix::rows(&mut engines.dense, session, (config, &scorers), &prompts, self.output_len)?
-                else {
+                let way = (config, &scorers[..]);
+                let Some(rows) = matrix::rows(&mut engines.dense, session, way, &asked)? else {
                     return Ok(None);
                 };
                 report.add_matrix(length, &config.name, rows);
@@ -184,25 +203,20 @@ impl PruneBench {
         }
         Ok(Some(()))
     }
+}
 
-    /// The quality of what pruned requests generate beside that of dense ones; `None` if Ctrl-C ended it.
-    fn judge(
-        &self,
-        length: u32,
-        configs: &[Config],
-        engines: &mut Engines,
-        report: &mut Report,
-    ) -> anyhow::Result<Option<()>> {
-        let Some(answers) =
-            Answers::new(&engines.dense, &self.tasks, (length, self.quality_samples), self.engine.seed)?
-        else {
-            return Ok(Some(()));
-        };
-        let Some(dense) = answers.judge(&mut engines.dense, &RequestPrune::Never)? else { return Ok(None) };
-        for (config, session) in configs.iter().zip(&mut engines.pruned) {
-            let Some(pruned) = answers.judge(session, &RequestPrune::AsEngine)? else { return Ok(None) };
-            report.add_quality(length, &config.name, &dense, &pruned);
-        }
-        Ok(Some(()))
+/// Measures the quality of what pruned requests generate beside that of dense ones, which it returns; `None` if Ctrl-C ended it.
+fn judge(
+    length: u32,
+    configs: &[Config],
+    engines: &mut Engines,
+    answers: &Answers,
+    report: &mut Report,
+) -> anyhow::Result<Option<Quality>> {
+    let Some(dense) = answers.judge(&mut engines.dense, &RequestPrune::Never)? else { return Ok(None) };
+    for (config, session) in configs.iter().zip(&mut engines.pruned) {
+        let Some(pruned) = answers.judge(session, &RequestPrune::AsEngine)? else { return Ok(None) };
+        report.add_quality(length, &config.name, &dense, pruned);
     }
+    Ok(Some(dense))
 }

@@ -45,6 +45,7 @@ impl Way {
             "kv_lens_after_prefill": self.lens,
             "kv_bytes": self.runs.last().map(|run| run.kv_bytes),
             "prefill_flops": self.flops,
+            "scoring_seconds": self.median(|run| run.scoring),
             "draft_acceptance_rate": self.acceptance(),
         })
     }
@@ -55,7 +56,8 @@ impl Way {
 struct Length {
     dense: Way,
     pruned: BTreeMap<String, Way>,
-    quality: BTreeMap<String, (Quality, Quality)>,
+    dense_quality: Option<Quality>,
+    quality: BTreeMap<String, Quality>,
     matrix: BTreeMap<String, Vec<Row>>,
 }
 
@@ -118,9 +120,10 @@ impl Report {
         Ok(())
     }
 
-    pub fn add_quality(&mut self, length: u32, config: &str, dense: &Quality, pruned: &Quality) {
+    pub fn add_quality(&mut self, length: u32, config: &str, dense: &Quality, pruned: Quality) {
         let here = self.lengths.entry(length).or_default();
-        here.quality.insert(config.to_owned(), (dense.clone(), pruned.clone()));
+        here.dense_quality.get_or_insert_with(|| dense.clone());
+        here.quality.insert(config.to_owned(), pruned);
     }
 
     pub fn add_matrix(&mut self, length: u32, config: &str, rows: Vec<Row>) {
@@ -152,18 +155,16 @@ impl Report {
         }
         let mut text = format!("\n{}", table2::markdown(&self.json())?);
         for (length, here) in &self.lengths {
-            for (config, (dense, pruned)) in &here.quality {
-                let number = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.3}"));
+            for (config, way) in &here.pruned {
+                let (seconds, share) = here.scoring(way);
                 let _ = write!(
                     text,
-                    "\n{length} tokens, {config}: perplexity {} (dense {})",
-                    number(pruned.perplexity()),
-                    number(dense.perplexity())
+                    "\n{length} tokens, {config}: tokens are scored in {:.1} ms, {:.2} % of the dense prefill",
+                    1e3 * seconds,
+                    100.0 * share
                 );
-                for (task, score) in pruned.tasks() {
-                    let _ = write!(text, ", {task} {score:.2} (dense {})", number(dense.task(task)));
-                }
             }
+            text.push_str(&here.quality_table(*length));
             for (config, rows) in &here.matrix {
                 let oracle = rows.first().map_or(f64::NAN, |row| row.kept_mass);
                 let _ = write!(
@@ -196,6 +197,47 @@ impl Length {
         (Spread::of(&ratios).map_or(f64::NAN, |spread| spread.median()), least)
     }
 
+    /// The median seconds in which tokens were scored and chosen, and the median of what they are of the dense prefill in the same round.
+    fn scoring(&self, way: &Way) -> (f64, f64) {
+        let shares =
+            self.dense.runs.iter().zip(&way.runs).map(|(dense, pruned)| pruned.scoring / dense.prefill);
+        let share = Spread::of(&shares.collect::<Vec<_>>()).map_or(f64::NAN, |spread| spread.median());
+        (way.median(|run| run.scoring), share)
+    }
+
+    /// The quality of all ways side by side as Markdown, tasks of one key before those of several; empty if it was not measured.
+    fn quality_table(&self, length: u32) -> String {
+        let Some(dense) = &self.dense_quality else { return String::new() };
+        let several = |task: &str| task.contains("multikey");
+        let mut tasks: Vec<&str> = dense.tasks().map(|(task, _)| task).collect();
+        tasks.sort_by_key(|task| several(task));
+        let answers: Vec<&str> = dense.answers().map(|(task, _)| task).collect();
+        let acceptance = self.dense.acceptance().is_some();
+        let mut table = format!("\n\n| {length} tokens | perplexity |");
+        table.push_str(if acceptance { " drafts accepted |" } else { "" });
+        tasks.iter().for_each(|task| table.push_str(&format!(" {task} |")));
+        answers.iter().for_each(|task| table.push_str(&format!(" {task}: perplexity of the answer |")));
+        let columns = 1 + usize::from(acceptance) + tasks.len() + answers.len();
+        table.push_str(&format!("\n|---|{}\n", "---:|".repeat(columns)));
+        let number = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.3}"));
+        let pruned =
+            self.quality.iter().map(|(name, quality)| (name.as_str(), quality, self.pruned.get(name)));
+        for (name, quality, way) in [("dense", dense, Some(&self.dense))].into_iter().chain(pruned) {
+            let mut figures = vec![quality.perplexity()];
+            figures.extend(acceptance.then(|| way.and_then(Way::acceptance)));
+            figures.extend(tasks.iter().map(|task| quality.task(task)));
+            figures.extend(answers.iter().map(|task| quality.answer(task)));
+            let figures: Vec<String> = figures.into_iter().map(number).collect();
+            table.push_str(&format!("| {name} | {} |\n", figures.join(" | ")));
+        }
+        if tasks.iter().any(|task| several(task)) {
+            table.push_str(
+                "Tokens are scored before a question behind them is read, so that no score knows which of several keys will be asked for.\n",
+            );
+        }
+        table
+    }
+
     fn json(&self) -> Value {
         let mut all = Map::new();
         all.insert("baseline".to_owned(), self.dense.json());
@@ -219,21 +261,26 @@ impl Length {
                 json!({
                     "prefill": prefill.0, "decode": decode.0, "total": total.0,
                     "prefill_least": prefill.1, "decode_least": decode.1, "total_least": total.1,
-                    "flops_ceiling": ceiling, "prefill_of_ceiling": prefill.0 / ceiling,
+                    "flops_ceiling": ceiling, "prefill_of_ceiling": prefill.0 / ceiling, "scoring_of_dense_prefill": self.scoring(way).1,
                 }),
             );
             reduction.insert(name.clone(), (1.0 - bytes(way) / bytes(&self.dense)).into());
         }
         all.insert("speedup".to_owned(), speedup.into());
         all.insert("kv_reduction".to_owned(), reduction.into());
-        let quality = self.quality.iter().map(|(name, (dense, pruned))| {
+        let dense = self.dense_quality.as_ref();
+        let quality = self.quality.iter().map(|(name, pruned)| {
             let tasks: Map<String, Value> = pruned
                 .tasks()
-                .map(|(task, score)| (task.to_owned(), json!({"pruned": score, "dense": dense.task(task)})))
+                .map(|(task, score)| (task.to_owned(), json!({"pruned": score, "dense": dense.and_then(|dense| dense.task(task))})))
+                .collect();
+            let answers: Map<String, Value> = pruned
+                .answers()
+                .map(|(task, own)| (task.to_owned(), json!({"pruned": own, "dense": dense.and_then(|dense| dense.answer(task))})))
                 .collect();
             let acceptance = self.pruned.get(name).and_then(Way::acceptance);
             let value = json!({
-                "perplexity": pruned.perplexity(), "perplexity_dense": dense.perplexity(), "tasks": tasks,
+                "perplexity": pruned.perplexity(), "perplexity_dense": dense.and_then(Quality::perplexity), "tasks": tasks, "answer_perplexity": answers,
                 "draft_acceptance_rate": acceptance, "draft_acceptance_rate_dense": self.dense.acceptance(),
             });
             (name.clone(), value)

@@ -12,6 +12,8 @@ use crate::cli::interrupt;
 pub struct Run {
     /// Seconds from submission to the first token.
     pub prefill: f64,
+    /// Seconds of the prefill in which tokens were scored and chosen.
+    pub scoring: f64,
     /// Seconds from the first token to the last.
     pub decode: f64,
     /// Bytes of the KV pool that were in use when the first token was there, as the allocator counts them.
@@ -38,13 +40,14 @@ pub fn time(
     let request = Request { ignore_eos: true, prune, ..Request::new("prompt", prompt.to_vec(), output_len) };
     let start = Instant::now();
     let ids = session.submit(request)?;
-    let mut first = None;
+    let (mut first, mut scoring) = (None, 0.0);
     while session.has_unfinished() {
         if interrupt::pressed() {
             interrupt::forget(session, &ids)?;
             return Ok(None);
         }
         let Some(step) = interrupt::step(session)? else { continue };
+        scoring += step.scoring_us * 1e-6;
         if first.is_none() && step.emitted.iter().any(|news| !news.tokens.is_empty()) {
             first = Some((start.elapsed().as_secs_f64(), step.pool.bytes_used));
         }
@@ -62,6 +65,7 @@ pub fn time(
     let (prefill, kv_bytes) = first.context("the request gave no first token")?;
     Ok(Some(Run {
         prefill,
+        scoring,
         decode: total - prefill,
         kv_bytes,
         prune: output.prune.flatten(),

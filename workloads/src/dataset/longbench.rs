@@ -48,6 +48,32 @@ const DATASETS: [(&str, Kind, u32); 21] = [
     ("repobench-p", Kind::Code, 64),
 ];
 
+/// A question of LongBench, with the answers that its authors give.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LongbenchQuestion {
+    /// Its prompt, what is expected of an answer, and the most tokens of one. Its category is the dataset's name.
+    pub sample: Sample,
+    /// The answers.
+    pub answers: Vec<String>,
+}
+
+/// The questions of a file of LongBench v1, in their order.
+///
+/// # Errors
+///
+/// The file can't be opened; an item: it is not JSON, or lacks a field. Errors name the file and the line.
+pub fn longbench_questions(
+    path: &Path,
+) -> Result<impl Iterator<Item = Result<LongbenchQuestion, DatasetError>>, DatasetError> {
+    let mut items = JsonItems::open(path, "longbench")?;
+    Ok(std::iter::from_fn(move || {
+        let item = items.next_item().transpose()?;
+        Some(item.and_then(|item| {
+            Ok(LongbenchQuestion { answers: item.texts("answers")?, sample: sample(&item)? })
+        }))
+    }))
+}
+
 pub(super) fn read(path: &Path) -> Result<Records, DatasetError> {
     let mut items = JsonItems::open(path, "longbench")?;
     Ok(records(move || {

@@ -58,6 +58,7 @@ mod vidur;
 mod window;
 
 pub use error::DatasetError;
+pub use longbench::{LongbenchQuestion, longbench_questions};
 pub use options::{DatasetOptions, RandomOptions, Turns, Workload};
 pub use sample::{Expectation, Item, OutputLength, Prompt, Sample, SkipReason, Skipped};
 

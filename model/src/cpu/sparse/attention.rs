@@ -27,7 +27,7 @@ pub(super) struct Operands<'a> {
 
 impl CpuDevice {
     /// Runs `item(index, room)` for each index below `items`, on all threads.
-    fn for_items(&self, items: usize, item: impl Fn(usize, &mut ThreadRoom) + Sync) {
+    pub(super) fn for_items(&self, items: usize, item: impl Fn(usize, &mut ThreadRoom) + Sync) {
         let next = AtomicUsize::new(0);
         let work = |share: usize| {
             let mut room = self.sparse.rooms[share].lock();

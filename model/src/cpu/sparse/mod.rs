@@ -4,6 +4,7 @@ mod attention;
 mod choices;
 mod experts;
 mod head_product;
+mod index_mass;
 mod latents;
 mod route;
 mod row_kernels;
