@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use pagedraft::engine::handle::{EngineHandle, EngineThread, Limits as EngineLimits, Stats};
 use pagedraft::serve::{ChatTemplate, Limits, ServeOptions, Server};
-use pagedraft::session::{EngineOptions, ModelRef, Request, RequestOutput, Session};
+use pagedraft::session::{EngineOptions, ModelRef, Request, RequestOutput, Session, SpeculationOptions};
 use tokio::sync::oneshot;
 
 pub const NAME: &str = "builtin:target";
@@ -25,6 +25,8 @@ pub struct Setup {
     pub limits: Limits,
     pub keys: Vec<String>,
     pub max_queue: Option<usize>,
+    pub max_model_len: Option<u32>,
+    pub speculation: SpeculationOptions,
 }
 
 pub fn options() -> EngineOptions {
@@ -52,7 +54,10 @@ impl Place {
     }
 
     pub fn with(setup: Setup) -> Self {
-        let session = Session::open(&options()).unwrap();
+        let usual = options();
+        let max_model_len = setup.max_model_len.or(usual.max_model_len);
+        let session =
+            Session::open(&EngineOptions { max_model_len, speculation: setup.speculation, ..usual }).unwrap();
         let served = ServeOptions {
             names: vec![NAME.to_owned()],
             keys: setup.keys,

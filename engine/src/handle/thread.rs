@@ -270,6 +270,7 @@ impl Loop {
         let now = self.session.stats();
         let mut stats = self.shared.stats.write();
         (stats.running, stats.waiting, stats.pool) = (now.running, now.waiting, now.pool);
+        stats.deferred = now.deferred;
     }
 
     fn note_step(&self, step: &SessionStep, emitted: &[Emitted]) {

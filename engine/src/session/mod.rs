@@ -426,6 +426,8 @@ impl Session {
             spec.reads_cache = false;
         }
         spec.priority = request.priority;
+        let most_drafts = request.num_speculative_tokens.and_then(|most| u16::try_from(most).ok());
+        spec.most_drafts = most_drafts.unwrap_or(u16::MAX);
         spec.reads_cache &= request.sampling.prompt_logprobs.is_none() && !request.return_indexer_topk;
         spec.salt = match &request.cache_salt {
             Some(tenant) => kv_salt::of_tenant(self.info.kv_salt, tenant),
