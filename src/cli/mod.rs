@@ -19,6 +19,7 @@ mod live;
 mod log;
 mod machine;
 mod not_utf8;
+mod open_files;
 mod output_file;
 mod prompts;
 mod prune_bench;
