@@ -146,7 +146,8 @@ impl Session {
         let dsa = dsa.flatten();
         let config = trace::engine_config(options, &loaded.info, blocks, dsa.as_ref());
         let segments = loaded.segments;
-        let create = |to| Trace::create(to, &config, (groups, &segments), dsa.clone());
+        let rotate = options.trace_rotate_bytes;
+        let create = |to| Trace::create(to, rotate, &config, (groups, &segments), dsa.clone());
         let mut trace = options.trace.as_ref().map(create).transpose()?;
         if let Some((trace, tracing)) = trace.as_mut().zip(options.trace_tensors.clone()) {
             loaded.executor.trace_tensors(Some(TensorTracer::new(tracing, trace.keep_tensors()?)));
