@@ -17,14 +17,14 @@ enum Turn {
 impl Scheduler {
     #[inline(never)]
     pub(crate) fn plan_waiting(&mut self, plan: &mut StepPlan, budget: &mut Budget) -> Result<(), Error> {
-        let mut at = 0;
+        self.deferred = 0;
         while budget.least() > 0 && self.running.len() < self.config.max_num_seqs as usize {
-            let Some(key) = self.waiting.get(at) else {
+            let Some(key) = self.waiting.get(self.deferred) else {
                 return Ok(());
             };
             match self.turn(key, plan, budget)? {
-                Turn::Admitted => self.waiting.remove_at(at),
-                Turn::NotReady => at += 1,
+                Turn::Admitted => self.waiting.remove_at(self.deferred),
+                Turn::NotReady => self.deferred += 1,
                 Turn::NoRoom => return Ok(()),
             }
         }

@@ -65,6 +65,8 @@ pub struct RequestSpec {
     pub shares_kept: Option<SharesKept>,
     /// The canvas of a diffusion model, in place of output that is appended. `max_tokens` is then its length.
     pub canvas: Option<Canvas>,
+    /// The most drafts that a row of it may have, if the scheduler would give it more.
+    pub most_drafts: u16,
 }
 
 /// What two requests that drop prompt tokens must have in common to share their KV.
@@ -88,7 +90,7 @@ pub struct Canvas {
 }
 
 impl RequestSpec {
-    /// `max_tokens` tokens after `prompt`; no stop tokens, priority 0, cache reads.
+    /// `max_tokens` tokens after `prompt`; no stop tokens, priority 0, cache reads, any number of drafts.
     #[must_use]
     pub fn new(prompt: Vec<u32>, max_tokens: u32) -> Self {
         Self {
@@ -102,6 +104,7 @@ impl RequestSpec {
             kept: Vec::new(),
             shares_kept: None,
             canvas: None,
+            most_drafts: u16::MAX,
         }
     }
 }
@@ -171,6 +174,8 @@ pub(crate) struct Request {
     pub(crate) computed: u32,
     /// Length at which it ends: the least of `max_tokens`, `max_model_len` and what the pool can hold.
     pub(crate) max_len: u32,
+    /// The most drafts that a row of it may have.
+    pub(crate) most_drafts: u16,
     pub(crate) work: Work,
     pub(crate) phase: Phase,
     /// Whether it had no row in the step before for want of budget: it then comes first in the next one.
@@ -221,6 +226,12 @@ impl Request {
     #[inline]
     pub(crate) fn is_decoding(&self) -> bool {
         self.computed + 1 == self.len() && self.generated() > 0 && self.work != Work::Canvas
+    }
+
+    /// The most tokens that may come out of its next decode row: one more than it may have drafts, up to its length limit.
+    #[inline]
+    pub(crate) fn most_emitted(&self) -> u32 {
+        (self.max_len - self.len()).min(u32::from(self.most_drafts) + 1)
     }
 
     /// Whether all its tokens keep their KV in every segment, and none is rewritten.

@@ -23,6 +23,8 @@ pub struct Stats {
     pub running: usize,
     /// Requests that wait to be admitted, or admitted again.
     pub waiting: usize,
+    /// How many of them had their turn in the last plan and could not use it: each waits for another sample of its prompt.
+    pub deferred: usize,
     /// The KV pool.
     pub pool: PoolStats,
 }
@@ -39,6 +41,8 @@ pub struct Scheduler {
     pub(crate) requests: Slab<Request>,
     pub(crate) running: Running,
     pub(crate) waiting: Waiting,
+    /// So many waiting requests, from the first one on, could not use their turn in the last plan.
+    pub(crate) deferred: usize,
     /// The plan whose outcome is awaited.
     pub(crate) flight: Flight,
     /// The running requests as the step being planned visits them.
@@ -108,6 +112,7 @@ impl Scheduler {
             requests: Slab::default(),
             running: Running::default(),
             waiting: Waiting::default(),
+            deferred: 0,
             flight: Flight::default(),
             visit: Visit::default(),
             ended: Vec::new(),
@@ -165,6 +170,7 @@ impl Scheduler {
             prompt_len,
             computed: 0,
             max_len,
+            most_drafts: spec.most_drafts,
             stop_token_ids: spec.stop_token_ids,
             priority: spec.priority,
             arrival: self.arrivals,
@@ -274,7 +280,8 @@ impl Scheduler {
     /// How much there is to do, and where.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        Stats { running: self.running.len(), waiting: self.waiting.len(), pool: self.blocks.stats() }
+        let (running, waiting) = (self.running.len(), self.waiting.len());
+        Stats { running, waiting, deferred: self.deferred.min(waiting), pool: self.blocks.stats() }
     }
 
     /// A look at a request; `None` once a step was planned after its end.

@@ -279,7 +279,7 @@ impl Scheduler {
         lack: &[u32],
     ) -> Result<u16, Error> {
         // One more token than drafts comes out of the row at most.
-        let most = (request.max_len - request.len() - 1).min(budget);
+        let most = (request.most_emitted() - 1).min(budget);
         let wanted = self.control.as_ref().map_or(u16::MAX, |control| control.wanted(key));
         let most =
             self.config.num_speculative_tokens.min(wanted).min(u16::try_from(most).unwrap_or(u16::MAX));

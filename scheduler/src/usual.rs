@@ -33,7 +33,7 @@ impl Scheduler {
         let mut drafts = 0;
         if decodes && config.num_speculative_tokens > 0 {
             // One more token than drafts comes out of the row at most.
-            let most = (request.max_len - len - 1).min(left - new);
+            let most = (request.most_emitted() - 1).min(left - new);
             let wanted = control.as_ref().map_or(u16::MAX, |control| control.wanted(key));
             drafts = config.num_speculative_tokens.min(wanted).min(u16::try_from(most).unwrap_or(u16::MAX));
         }

@@ -29,6 +29,7 @@ struct Arrival {
     reads_cache: bool,
     forks: Option<usize>,
     stops: bool,
+    most_drafts: u16,
     canvas: Option<Canvas>,
     script: Script,
 }
@@ -87,12 +88,13 @@ fn arrivals() -> impl Strategy<Value = Arrival> {
             prop::collection::vec(0u16..5, 0..4),
             prop::option::weighted(0.3, 1u32..40),
             0u64..3,
+            prop::option::weighted(0.3, 0u16..4),
         ),
         (prop::option::weighted(0.25, (1u32..5, 1u32..9)), prop::collection::vec(1u32..5, 0..3), 0u32..3),
     )
         .prop_map(
             |((step, family, shared, own, max_tokens), (priority, salted, reads_cache), rest, canvas)| {
-                let (forks, stops, accepted, output_len, seed) = rest;
+                let (forks, stops, accepted, output_len, seed, most_drafts) = rest;
                 let (canvas, passes, refresh_every) = canvas;
                 let canvas =
                     canvas.map(|(blocks, block)| Canvas { len: blocks * block, block, suffix: false });
@@ -107,6 +109,7 @@ fn arrivals() -> impl Strategy<Value = Arrival> {
                     reads_cache,
                     forks,
                     stops,
+                    most_drafts: most_drafts.unwrap_or(u16::MAX),
                     canvas,
                     script: Script { output_len, accepted, seed, passes, refresh_every, ..Script::default() },
                 }
@@ -168,6 +171,7 @@ impl Both {
             reads_cache: arrival.reads_cache,
             fork_of: parent.map(|p| self.keys[p]),
             canvas: arrival.canvas,
+            most_drafts: arrival.most_drafts,
             ..RequestSpec::new(prompt.clone(), max_tokens)
         };
         let Ok(key) = self.fast.submit(spec) else {
@@ -181,6 +185,7 @@ impl Both {
             tokens: prompt,
             max_tokens: max_tokens as usize,
             stop_ids,
+            most_drafts: arrival.most_drafts.into(),
             priority: arrival.priority,
             salt,
             reads_cache: arrival.reads_cache,

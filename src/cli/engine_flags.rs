@@ -127,6 +127,9 @@ pub struct EngineFlags {
     /// jsonl, jsonl.zst, or parquet (made when the run ends)
     #[arg(long, value_name = "FORMAT", default_value_t)]
     pub trace_format: LineFormat,
+    /// Begin another file of the trace's steps when one has this many bytes of lines; a trace that is there already is then gone on with
+    #[arg(long, value_name = "BYTES", value_parser = bytes, requires = "trace_out")]
+    trace_rotate_bytes: Option<u64>,
     /// Which rows of a model with sparse attention have records of what they attended to, in `dsa_topk.*` beside the steps: off,
     /// decode, verify (those too), or all (prefills too) [default: decode]
     #[arg(long, value_name = "ROWS")]
@@ -277,6 +280,7 @@ impl EngineFlags {
             prune: self.prune.options(),
             diffusion: self.diffusion.options(),
             trace: self.trace_options()?,
+            trace_rotate_bytes: self.trace_rotate_bytes,
             trace_dsa: self.trace_dsa_options(),
             trace_tensors: self.tensors.tracing(),
             attaches_trace: false,
@@ -400,7 +404,15 @@ impl EngineFlags {
         if dir.exists() && !dir.is_dir() {
             return Err(usage(anyhow!("trace directory {} is not a directory", dir.display())));
         }
-        if let Some(file) = TraceWriter::occupied(dir) {
+        if self.trace_rotate_bytes.is_some() && self.trace_format == LineFormat::Parquet {
+            let error = anyhow!(
+                "--trace-rotate-bytes cuts a trace while it is written, and Parquet is made when it ends"
+            );
+            return Err(usage_hint(error, "use --trace-format jsonl or jsonl.zst"));
+        }
+        if self.trace_rotate_bytes.is_none()
+            && let Some(file) = TraceWriter::occupied(dir)
+        {
             let error = anyhow!("trace directory {} holds a {file} already", dir.display());
             return Err(usage_hint(error, "name another directory, or an empty one"));
         }

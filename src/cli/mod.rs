@@ -19,6 +19,9 @@ mod live;
 mod log;
 mod machine;
 mod not_utf8;
+mod open_files;
+#[cfg(feature = "otel")]
+mod otel;
 mod output_file;
 mod prompts;
 mod prune_bench;
@@ -98,7 +101,8 @@ pub fn run() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(exit::USAGE) } else { ExitCode::SUCCESS };
         }
     };
-    let ended = log::install().and_then(|()| match command {
+    let installed = log::install();
+    let ended = installed.and_then(|_until_the_end| match command {
         None => bench::main_job(),
         Some(Command::Bench(bench)) => bench.run(),
         Some(Command::Generate(generate)) => generate.run(),

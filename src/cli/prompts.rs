@@ -128,6 +128,7 @@ struct Line {
     logprobs: Option<u32>,
     prompt_logprobs: Option<u32>,
     priority: Option<i32>,
+    num_speculative_tokens: Option<u32>,
     presence_penalty: Option<f32>,
     frequency_penalty: Option<f32>,
     repetition_penalty: Option<f32>,
@@ -330,6 +331,7 @@ impl Line {
             follows_recorded: false,
             return_indexer_topk: false,
             prune: RequestPrune::default(),
+            num_speculative_tokens: self.num_speculative_tokens,
             diffusion: None,
         };
         Ok(Prompt { text, request, arrival_step: self.arrival_step, place })

@@ -14,7 +14,7 @@ use serde_json::json;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::engine_flags::{EngineFlags, bytes};
-use super::{Ended, interrupt, recording, stdout};
+use super::{Ended, interrupt, open_files, recording, stdout};
 
 /// How often a running server looks whether it was told to end.
 const LOOK: Duration = Duration::from_millis(20);
@@ -80,6 +80,7 @@ impl Serve {
         let template = chat_template(&self.engine.model, self.server.chat_template.as_deref())?;
         // Who has the port is known before the model is loaded, which may take long.
         let listener = self.server.listen()?;
+        open_files::raise();
         self.engine.tell_what_is_idle();
         interrupt::listen()?;
         let session = interrupt::preparing(|| Session::open(&options))?;

@@ -61,6 +61,8 @@ pub struct Ask {
     #[serde(default, deserialize_with = "said")]
     pub prune: Option<Option<Value>>,
     pub return_indexer_topk: Option<bool>,
+    /// The most drafts that may follow a token; the engine's flags may allow fewer.
+    pub num_speculative_tokens: Option<u32>,
     /// What this engine can't do. Each is refused by its name if it asks for more than nothing.
     pub audio: Option<Value>,
     pub allowed_token_ids: Option<Value>,
@@ -75,7 +77,6 @@ pub struct Ask {
     pub guided_regex: Option<Value>,
     pub logits_processors: Option<Value>,
     pub modalities: Option<Value>,
-    pub num_speculative_tokens: Option<Value>,
     pub prompt_embeds: Option<Value>,
     pub response_format: Option<Value>,
     pub skip_special_tokens: Option<bool>,
@@ -229,11 +230,6 @@ impl Ask {
             ("prompt_embeds", is_there(&self.prompt_embeds), "give the prompt as text or as token ids"),
             ("logits_processors", is_there(&self.logits_processors), unknown),
             (
-                "num_speculative_tokens",
-                is_there(&self.num_speculative_tokens),
-                "drafts are the engine's to choose: it changes no token",
-            ),
-            (
                 "truncate_prompt_tokens",
                 is_there(&self.truncate_prompt_tokens),
                 "cut the prompt before you send it",
@@ -325,7 +321,6 @@ mod tests {
             r#"{"suffix": "end"}"#,
             r#"{"best_of": 3, "n": 2}"#,
             r#"{"modalities": ["text", "audio"]}"#,
-            r#"{"num_speculative_tokens": 0}"#,
             r#"{"skip_special_tokens": false}"#,
         ] {
             let name = json.split('"').nth(1).unwrap();

@@ -92,6 +92,10 @@ impl Page {
         let used = pool.bytes_used as f64 / (pool.bytes_total as f64).max(1.0);
         self.gauge("vllm:num_requests_running", "Samples that are admitted.", stats.running);
         self.gauge("vllm:num_requests_waiting", "Samples that wait to be admitted.", stats.waiting);
+        let waiting = "vllm:num_requests_waiting_by_reason";
+        self.head(waiting, "gauge", "Samples that wait for room, or for another sample of their prompt.");
+        self.sample(waiting, ",reason=\"capacity\"", stats.waiting.saturating_sub(stats.deferred));
+        self.sample(waiting, ",reason=\"deferred\"", stats.deferred);
         self.gauge("vllm:kv_cache_usage_perc", "Share of the KV pool that requests hold, from 0 to 1.", used);
         self.counter(
             "vllm:num_preemptions_total",

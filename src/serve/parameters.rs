@@ -45,6 +45,7 @@ pub fn request(app: &App, ask: &Ask, id: String, prompt: &Encoded) -> Result<Req
     request.cache_salt.clone_from(&ask.cache_salt);
     request.return_indexer_topk = ask.return_indexer_topk.unwrap_or(false);
     request.prune = prune(ask.prune.as_ref())?;
+    request.num_speculative_tokens = ask.num_speculative_tokens;
     Ok(request)
 }
 

@@ -86,7 +86,9 @@ pub fn requests(seed: u64, count: usize, vocab: usize, longest: u64) -> Vec<Requ
             let sampling = SamplingParams { changes, ..sampling };
             let (max_tokens, priority) = (4 + random.below(20) as u32, random.below(3) as i32);
             let request = Request::new(i.to_string(), prompt, max_tokens);
-            Request { sampling, ignore_eos: true, priority, ..request }
+            // Of some, fewer drafts may be made than of others.
+            let num_speculative_tokens = (i % 4 == 2).then_some(i as u32 % 3);
+            Request { sampling, ignore_eos: true, priority, num_speculative_tokens, ..request }
         })
         .collect()
 }

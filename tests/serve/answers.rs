@@ -1,12 +1,12 @@
 //! Answers are what the engine gives without a server.
 
 use pagedraft::model::tokenizer::Tokenizer;
-use pagedraft::session::{ModelRef, Request, RequestOutput};
+use pagedraft::session::{DraftLength, DraftRef, ModelRef, Request, RequestOutput, SpeculationOptions};
 use pagedraft::spec_decode::sampling::{LogitChanges, SamplingParams};
 use serde_json::{Value, json};
 
 use crate::client::{get, post};
-use crate::place::{NAME, Place, generate};
+use crate::place::{NAME, Place, Setup, generate};
 
 const PROMPT: &str = "The king said to the";
 
@@ -73,6 +73,24 @@ fn penalties_biases_and_a_least_length_are_handed_on() {
     let answer = post(place.address, "/v1/completions", &body).answer();
     assert_eq!(told(&answer), said(&expected[0]));
     assert_ne!(said(&expected[0]), said(&expected[1]));
+}
+
+#[test]
+fn a_request_says_how_many_drafts_it_may_have_at_most_and_gets_the_same_tokens() {
+    let expected = generate(vec![Request::new("a", ids(PROMPT), 60)]);
+    let (draft, length) = (Some(DraftRef::Model(ModelRef::Builtin("draft".into()))), DraftLength::Fixed(4));
+    let speculation = SpeculationOptions { draft, length, ..SpeculationOptions::default() };
+    let place = Place::with(Setup { speculation, ..Setup::default() });
+    for (most, positions) in [(Some(0), 0), (Some(1), 1), (Some(3), 3), (Some(9), 4), (None, 4)] {
+        let before = place.engine.stats().speculation.drafted_by_position;
+        let body = json!({"prompt": PROMPT, "max_tokens": 60, "temperature": 0, "return_token_ids": true, "num_speculative_tokens": most});
+        let answer = post(place.address, "/v1/completions", &body).answer();
+        assert_eq!(told(&answer), said(&expected[0]), "{most:?}");
+        let stats = place.wait_for("it has ended", |stats| stats.running == 0);
+        let drafted = stats.speculation.drafted_by_position.iter().enumerate();
+        let grew = drafted.filter(|(i, drafts)| **drafts > before.get(*i).copied().unwrap_or(0)).count();
+        assert_eq!(grew, positions, "{most:?}: {:?}", stats.speculation);
+    }
 }
 
 #[test]

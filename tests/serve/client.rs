@@ -25,11 +25,41 @@ pub struct Reply {
 
 /// Sends a request as it is given, and reads the head of the response.
 pub fn send(address: SocketAddr, request: &[u8]) -> Response {
-    let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let mut stream = connect(address);
     // A server may answer, and close, before it has read all of it.
     let _ = stream.write_all(request);
-    Response::read(stream)
+    Response::read(BufReader::new(stream))
+}
+
+/// A connection that is used again and again, as long as the server keeps it.
+pub struct Connection {
+    address: SocketAddr,
+    reader: Option<BufReader<TcpStream>>,
+}
+
+impl Connection {
+    pub fn new(address: SocketAddr) -> Self {
+        Self { address, reader: None }
+    }
+
+    /// Posts a body, of which it is not known whether it is text, and reads the whole answer.
+    pub fn post(&mut self, path: &str, body: &[u8]) -> Reply {
+        let mut reader = self.reader.take().unwrap_or_else(|| BufReader::new(connect(self.address)));
+        let head = format!("POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len());
+        reader.get_mut().write_all(&[head.as_bytes(), body].concat()).unwrap();
+        let mut response = Response::read(reader);
+        let reply = response.rest();
+        if response.header("connection") != Some("close") {
+            self.reader = Some(response.reader);
+        }
+        reply
+    }
+}
+
+fn connect(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    stream
 }
 
 /// The bytes of a request with a body.
@@ -58,8 +88,7 @@ pub fn stream(address: SocketAddr, path: &str, body: &Value) -> Response {
 }
 
 impl Response {
-    fn read(stream: TcpStream) -> Self {
-        let mut reader = BufReader::new(stream);
+    fn read(mut reader: BufReader<TcpStream>) -> Self {
         let line = |reader: &mut BufReader<TcpStream>| {
             let mut line = String::new();
             reader.read_line(&mut line).unwrap();
@@ -94,6 +123,10 @@ impl Response {
     }
 
     pub fn whole(mut self) -> Reply {
+        self.rest()
+    }
+
+    fn rest(&mut self) -> Reply {
         let mut body = Vec::new();
         if self.header("transfer-encoding") == Some("chunked") {
             while let Some(chunk) = self.chunk() {
@@ -104,7 +137,7 @@ impl Response {
             body.resize(length, 0);
             self.reader.read_exact(&mut body).unwrap();
         }
-        Reply { status: self.status, headers: self.headers, text: String::from_utf8(body).unwrap() }
+        Reply { status: self.status, headers: self.headers.clone(), text: String::from_utf8(body).unwrap() }
     }
 
     /// The data of the next event; `None` at the end of the stream.

@@ -1,41 +1,26 @@
 //! How a server begins and ends, as a process.
 
-use std::io::{BufRead, BufReader};
-use std::net::SocketAddr;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
 use crate::client::{get, post, stream};
 use crate::place::Place;
-use crate::program::{Scratch, command, pagedraft};
+use crate::process::Process;
+use crate::program::{Scratch, pagedraft};
 
-/// A server on a free port.
-fn server(flags: &[&str]) -> (Child, SocketAddr) {
-    let mut arguments =
-        vec!["serve", "--port", "0", "--max-model-len", "4096", "--num-blocks", "600", "--threads", "1"];
-    arguments.extend(flags);
-    let mut child = command(&arguments).stdout(Stdio::piped()).spawn().unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-    let address = line.trim().strip_prefix("listening on http://").unwrap_or_else(|| panic!("{line:?}"));
-    (child, address.parse().unwrap())
-}
-
-fn terminate(child: &Child) {
-    assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
-}
+const ROOMY: [&str; 4] = ["--max-model-len", "4096", "--num-blocks", "600"];
 
 #[test]
 fn a_server_that_is_told_to_end_finishes_what_runs_and_refuses_what_comes() {
     let scratch = Scratch::new("serve-ends");
     let trace = scratch.path("trace");
-    let (mut child, address) = server(&["--trace-out", &trace]);
+    let server = Process::start(&[&ROOMY[..], &["--trace-out", &trace]].concat());
+    let address = server.address;
     let body = json!({"prompt": "The king", "max_tokens": 1500, "ignore_eos": true, "temperature": 0});
     let mut running = stream(address, "/v1/completions", &body);
     running.event().unwrap();
-    terminate(&child);
+    server.terminate();
     let start = Instant::now();
     let refused = loop {
         let reply = post(address, "/v1/completions", &json!({"prompt": "a", "max_tokens": 1}));
@@ -49,7 +34,7 @@ fn a_server_that_is_told_to_end_finishes_what_runs_and_refuses_what_comes() {
     assert_eq!(get(address, "/health").status, 503);
     let events = running.events();
     assert_eq!(events.last().unwrap()["choices"][0]["finish_reason"], "length");
-    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(server.wait().0, Some(0));
     // The trace of what was served is whole.
     let checked = pagedraft(&["trace", "check", &trace]);
     assert_eq!(checked.code, Some(0), "{}{}", checked.stdout, checked.stderr);
@@ -57,15 +42,68 @@ fn a_server_that_is_told_to_end_finishes_what_runs_and_refuses_what_comes() {
 
 #[test]
 fn a_request_that_outlasts_the_time_of_grace_is_told_so() {
-    let (mut child, address) = server(&["--grace-period", "0"]);
+    let server = Process::start(&[&ROOMY[..], &["--grace-period", "0"]].concat());
+    let address = server.address;
     let body = json!({"prompt": "The king", "max_tokens": 4000, "ignore_eos": true});
     let mut running = stream(address, "/v1/completions", &body);
     running.event().unwrap();
-    terminate(&child);
+    server.terminate();
     let events = running.events();
     let error = events.last().unwrap()["error"]["message"].as_str().unwrap().to_owned();
     assert!(error.contains("shutting down"), "{error}");
-    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(server.wait().0, Some(0));
+}
+
+#[test]
+fn a_trace_in_several_files_is_whole_after_a_kill_and_is_gone_on_with() {
+    let scratch = Scratch::new("serve-rotates");
+    let trace = scratch.path("trace");
+    let flags = [&ROOMY[..], &["--trace-out", &trace, "--trace-rotate-bytes", "20K"]].concat();
+    let check = || {
+        let checked = pagedraft(&["trace", "check", &trace]);
+        assert_eq!(checked.code, Some(0), "{}{}", checked.stdout, checked.stderr);
+        checked.stdout
+    };
+    let body = json!({"prompt": "The king", "max_tokens": 60, "ignore_eos": true});
+    let server = Process::start(&flags);
+    post(server.address, "/v1/completions", &body).answer();
+    let long = json!({"prompt": "The queen", "max_tokens": 3000, "ignore_eos": true});
+    let mut running = stream(server.address, "/v1/completions", &long);
+    running.event().unwrap();
+    server.kill();
+    check();
+    let names = || {
+        let files =
+            std::fs::read_dir(&trace).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap());
+        files.filter(|name| name.starts_with("trace_steps")).collect::<std::collections::BTreeSet<_>>()
+    };
+    let before = names();
+    assert!(
+        before.contains("trace_steps.000001.jsonl") && before.contains("trace_steps.jsonl"),
+        "{before:?}"
+    );
+    let server = Process::start(&flags);
+    let second = pagedraft(&[&["serve", "--port", "0"], &flags[..]].concat());
+    assert_eq!(second.code, Some(2), "{}", second.stderr);
+    assert!(second.stderr.contains("another process is writing"), "{}", second.stderr);
+    post(server.address, "/v1/completions", &body).answer();
+    server.terminate();
+    assert_eq!(server.wait().0, Some(0));
+    assert!(check().contains("resumed"), "{}", check());
+    assert!(names().is_superset(&before) && names().len() > before.len(), "{:?}", names());
+    let report = pagedraft(&["report", &trace, "--out", &scratch.path("report.html")]);
+    assert_eq!(report.code, Some(0), "{}", report.stderr);
+    // Nothing is added to the trace of another engine.
+    let other = pagedraft(&[&["serve", "--port", "0", "--block-size", "32"], &flags[..]].concat());
+    assert_eq!(other.code, Some(2), "{}", other.stderr);
+    assert!(other.stderr.contains("block_size"), "{}", other.stderr);
+    // What is left is told if the beginning is not there.
+    std::fs::remove_file(scratch.path("trace/trace_steps.000001.jsonl")).unwrap();
+    let checked = pagedraft(&["trace", "check", &trace]);
+    assert_eq!(checked.code, Some(2), "{}{}", checked.stdout, checked.stderr);
+    assert!(checked.stderr.contains("trace_steps.000002.jsonl"), "{}", checked.stderr);
+    let report = pagedraft(&["report", &trace, "--out", &scratch.path("report.html")]);
+    assert_eq!(report.code, Some(0), "{}", report.stderr);
 }
 
 #[test]

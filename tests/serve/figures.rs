@@ -41,6 +41,8 @@ fn the_figures_of_the_engine_have_the_names_that_boards_look_for() {
     for (name, expected) in [
         ("vllm:num_requests_running{}", 0.0),
         ("vllm:num_requests_waiting{}", 0.0),
+        ("vllm:num_requests_waiting_by_reason{,reason=\"capacity\"}", 0.0),
+        ("vllm:num_requests_waiting_by_reason{,reason=\"deferred\"}", 0.0),
         ("vllm:kv_cache_usage_perc{}", 0.0),
         ("vllm:prompt_tokens_total{}", 200.0),
         ("vllm:prefix_cache_queries_total{}", 200.0),

@@ -9,9 +9,15 @@ mod browser;
 mod client;
 mod ending;
 mod figures;
+mod idle;
+mod mutated;
 mod page;
 mod place;
+mod process;
 #[path = "../program/mod.rs"]
 mod program;
+#[path = "../../attention/tests/random/mod.rs"]
+mod random;
 mod readers;
+mod soak;
 mod streams;

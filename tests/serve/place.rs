@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use pagedraft::engine::handle::{EngineHandle, EngineThread, Limits as EngineLimits, Stats};
 use pagedraft::serve::{ChatTemplate, Limits, ServeOptions, Server};
-use pagedraft::session::{EngineOptions, ModelRef, Request, RequestOutput, Session};
+use pagedraft::session::{EngineOptions, ModelRef, Request, RequestOutput, Session, SpeculationOptions};
 use tokio::sync::oneshot;
 
 pub const NAME: &str = "builtin:target";
@@ -27,6 +27,8 @@ pub struct Setup {
     pub max_queue: Option<usize>,
     /// The embedded model, if it is not the target.
     pub model: Option<&'static str>,
+    pub max_model_len: Option<u32>,
+    pub speculation: SpeculationOptions,
 }
 
 pub fn options() -> EngineOptions {
@@ -54,11 +56,14 @@ impl Place {
     }
 
     pub fn with(setup: Setup) -> Self {
-        let mut options = options();
-        if let Some(model) = setup.model {
-            options.model = ModelRef::Builtin(model.into());
-        }
-        let session = Session::open(&options).unwrap();
+        let usual = options();
+        let session = Session::open(&EngineOptions {
+            model: setup.model.map_or(usual.model, |model| ModelRef::Builtin(model.into())),
+            max_model_len: setup.max_model_len.or(usual.max_model_len),
+            speculation: setup.speculation,
+            ..options()
+        });
+        let session = session.unwrap();
         let served = ServeOptions {
             names: vec![NAME.to_owned()],
             keys: setup.keys,

@@ -6,8 +6,10 @@ use std::time::Instant;
 use pagedraft_spec_decode::sampling::RowLogprobs;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
+use tracing::Span;
 
 use super::delta::{Delta, End, PromptDelta};
+use super::spans;
 use super::stats::{Stations, Stats};
 use crate::session::{Emitted, RequestId, RequestOutput};
 
@@ -26,6 +28,7 @@ pub(super) struct Flight {
     began: bool,
     /// How many of its log probabilities were sent.
     logprobs: usize,
+    span: Span,
 }
 
 /// Whether a reader takes what it is sent.
@@ -44,6 +47,7 @@ impl Flight {
         request: Arc<[RequestId]>,
         arrived: Instant,
         deltas: mpsc::Sender<Delta>,
+        span: Span,
     ) -> Self {
         Self {
             sample,
@@ -55,6 +59,7 @@ impl Flight {
             last_token: None,
             began: false,
             logprobs: 0,
+            span,
         }
     }
 
@@ -81,8 +86,15 @@ impl Flight {
         stats.inter_token_latency.record_times(0.0, tokens as u64 - 1);
     }
 
+    /// Counts it as ended.
+    pub fn ended(&self, output: &RequestOutput, stats: &mut Stats) {
+        let stations = self.stations();
+        spans::ended(&self.span, output, stations.as_ref());
+        stats.end(output, stations);
+    }
+
     /// The times of its way, if it has a token.
-    pub fn stations(&self) -> Option<Stations> {
+    fn stations(&self) -> Option<Stations> {
         let (scheduled, first, last) = (self.scheduled?, self.first_token?, self.last_token?);
         Some(Stations {
             queued: scheduled.saturating_duration_since(self.arrived),

@@ -27,6 +27,7 @@ mod error;
 mod flight;
 mod histogram;
 mod output;
+mod spans;
 mod stats;
 mod thread;
 

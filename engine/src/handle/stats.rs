@@ -62,6 +62,8 @@ pub struct Stats {
     pub running: usize,
     /// Samples that wait to be admitted, or admitted again.
     pub waiting: usize,
+    /// Those of them that wait for another sample of their prompt, and not for room.
+    pub deferred: usize,
     /// The KV pool after the last step.
     pub pool: PoolStats,
     /// Steps that were made.
@@ -132,6 +134,7 @@ impl Stats {
         Self {
             running: 0,
             waiting: 0,
+            deferred: 0,
             pool: PoolStats::default(),
             steps: 0,
             replayed_steps: 0,

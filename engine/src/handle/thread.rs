@@ -8,12 +8,14 @@ use std::time::Instant;
 
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{mpsc, oneshot};
+use tracing::Span;
 
 use super::command::{Command, Submission};
 use super::delta::End;
 use super::error::{StartError, SubmitError};
 use super::flight::{Flight, Reader, says_something};
 use super::output::Output;
+use super::spans;
 use super::{Limits, Shared};
 use crate::session::{CacheEvent, Emitted, RequestId, Session, SessionStep};
 
@@ -160,7 +162,10 @@ impl Loop {
         let (sender, deltas) = mpsc::channel(self.limits.deltas.max(1) * ids.len().max(1));
         let all: Arc<[RequestId]> = ids.as_slice().into();
         for (sample, &id) in (0..).zip(&ids) {
-            self.flights.insert(id, Flight::new(sample, Arc::clone(&all), arrived, sender.clone()));
+            let output = self.session.output(id);
+            let span = output.map_or_else(Span::none, |output| spans::request(output, max_tokens));
+            let flight = Flight::new(sample, Arc::clone(&all), arrived, sender.clone(), span);
+            self.flights.insert(id, flight);
         }
         let _ = reply.send(Ok(Output::new(ids, deltas, commands)));
     }
@@ -185,14 +190,16 @@ impl Loop {
             tracing::warn!(target: "pagedraft", "a request that was aborted has text that can't be decoded: {error:#}");
         }
         if let Some(output) = self.session.take_output(id) {
-            self.shared.stats.write().end(&output, flight.stations());
+            flight.ended(&output, &mut self.shared.stats.write());
         }
     }
 
     fn step(&mut self) {
         let start = Instant::now();
+        let span = spans::step().entered();
         match self.session.step() {
             Ok(step) => {
+                spans::stepped(&span, &step);
                 self.tell_kv_news();
                 self.hand_out(step, start);
             }
@@ -245,7 +252,7 @@ impl Loop {
         }
         let mut delta = flight.delta(news, output);
         if ended && let Some(output) = self.session.take_output(id) {
-            stats.end(&output, flight.stations());
+            flight.ended(&output, &mut stats);
             delta.end = Some(End::Finished(Box::new(output)));
         }
         drop(stats);
@@ -270,6 +277,7 @@ impl Loop {
         let now = self.session.stats();
         let mut stats = self.shared.stats.write();
         (stats.running, stats.waiting, stats.pool) = (now.running, now.waiting, now.pool);
+        stats.deferred = now.deferred;
     }
 
     fn note_step(&self, step: &SessionStep, emitted: &[Emitted]) {

@@ -146,7 +146,8 @@ impl Session {
         let dsa = dsa.flatten();
         let config = trace::engine_config(options, &loaded.info, blocks, dsa.as_ref());
         let segments = loaded.segments;
-        let create = |to| Trace::create(to, &config, (groups, &segments), dsa.clone());
+        let rotate = options.trace_rotate_bytes;
+        let create = |to| Trace::create(to, rotate, &config, (groups, &segments), dsa.clone());
         let mut trace = options.trace.as_ref().map(create).transpose()?;
         if let Some((trace, tracing)) = trace.as_mut().zip(options.trace_tensors.clone()) {
             loaded.executor.trace_tensors(Some(TensorTracer::new(tracing, trace.keep_tensors()?)));
@@ -426,6 +427,8 @@ impl Session {
             spec.reads_cache = false;
         }
         spec.priority = request.priority;
+        let most_drafts = request.num_speculative_tokens.and_then(|most| u16::try_from(most).ok());
+        spec.most_drafts = most_drafts.unwrap_or(u16::MAX);
         spec.reads_cache &= request.sampling.prompt_logprobs.is_none() && !request.return_indexer_topk;
         spec.salt = match &request.cache_salt {
             Some(tenant) => kv_salt::of_tenant(self.info.kv_salt, tenant),

@@ -402,6 +402,9 @@ pub struct EngineOptions {
     pub diffusion: DiffusionOptions,
     /// The trace to write; `None` for none.
     pub trace: Option<TraceOptions>,
+    /// How many bytes of lines a file with that trace's steps may have: it is then given a number, and another one is begun. A trace
+    /// with such files that is there already is gone on with.
+    pub trace_rotate_bytes: Option<u64>,
     /// What that trace records of sparse attention.
     pub trace_dsa: DsaTraceOptions,
     /// Which tensors that trace records; `None` for none.
@@ -450,6 +453,7 @@ impl EngineOptions {
             prune: PruneOptions::default(),
             diffusion: DiffusionOptions::default(),
             trace: None,
+            trace_rotate_bytes: None,
             trace_dsa: DsaTraceOptions::default(),
             trace_tensors: None,
             attaches_trace: false,

@@ -51,6 +51,8 @@ pub struct Request {
     pub follows_recorded: bool,
     /// Whether and how its prompt is pruned.
     pub prune: RequestPrune,
+    /// The most drafts that may follow a token of it, if that is less than the engine would give it. Its tokens are the same.
+    pub num_speculative_tokens: Option<u32>,
     /// How its canvas is denoised: of a model that fills masks, and of no other. `max_tokens` is then the length of the canvas.
     pub diffusion: Option<Diffusion>,
 }
@@ -88,6 +90,7 @@ impl Request {
             follows_recorded: false,
             return_indexer_topk: false,
             prune: RequestPrune::default(),
+            num_speculative_tokens: None,
             diffusion: None,
         }
     }

@@ -108,21 +108,25 @@ pub(super) fn engine_config(
 }
 
 impl Trace {
-    /// Makes the directory and writes the engine's options.
+    /// Makes the directory and writes the engine's options. The files with its steps have `rotate` bytes at most, if that is said.
     ///
     /// # Errors
     ///
-    /// The directory can't be written, or holds a trace.
+    /// The directory can't be written, or holds a trace that can't be gone on with.
     pub fn create(
         to: &TraceOptions,
+        rotate: Option<u64>,
         engine: &serde_json::Value,
         groups: (&[KvGroup], &[SegmentKv]),
         dsa: Option<TraceDsa>,
     ) -> anyhow::Result<Self> {
         let mut config = engine.clone();
         config["trace_tables"] = json!(to.tables);
-        let writer = TraceWriter::create(&to.dir, &config, to.format).map_err(|e| usage(e.into()))?;
-        Self::new(writer, to.tables, groups, dsa)
+        let writer = match rotate {
+            Some(bytes) => TraceWriter::create_rotating(&to.dir, &config, to.format, bytes),
+            None => TraceWriter::create(&to.dir, &config, to.format),
+        };
+        Self::new(writer.map_err(|e| usage(e.into()))?, to.tables, groups, dsa)
     }
 
     /// A trace whose directory and configuration exist already, of an engine with these groups and segments of its model.

@@ -33,7 +33,7 @@ impl Scheduler {
             let len = request.len();
             if request.is_decoding() {
                 left = left.saturating_sub(1);
-                control.add_decode(key, len, segments.shares().context(len), request.max_len - len);
+                control.add_decode(key, len, segments.shares().context(len), request.most_emitted());
             } else {
                 let piece = prefill_rows(request, left, chunk);
                 left -= piece;

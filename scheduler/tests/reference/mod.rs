@@ -12,6 +12,7 @@ pub struct Req {
     pub prompt_len: usize,
     pub max_tokens: usize,
     pub stop_ids: Vec<u32>,
+    pub most_drafts: usize,
     pub priority: i32,
     pub salt: Salt,
     pub reads_cache: bool,
@@ -265,6 +266,7 @@ impl Reference {
             drafts = [
                 self.config.num_speculative_tokens as usize,
                 self.wanted.get(r).copied().unwrap_or(usize::MAX),
+                request.most_drafts,
                 request.max_tokens - generated - 1,
                 self.config.max_model_len as usize - len - 1,
                 (self.config.num_blocks as usize * size) - len,

@@ -163,7 +163,7 @@ impl RunDirectory {
 
 /// Locks the directory for this process. `None` if the system can't (the directory does not exist yet, or
 /// directories can't be locked); later steps then say what is wrong.
-fn lock(path: &Path) -> Result<Option<File>, Error> {
+pub(crate) fn lock(path: &Path) -> Result<Option<File>, Error> {
     let Ok(directory) = File::open(path) else { return Ok(None) };
     match directory.try_lock() {
         Ok(()) => Ok(Some(directory)),
@@ -182,17 +182,26 @@ fn check_stopped(path: &Path, config: &Value) -> Result<(), Error> {
     if !file.exists() {
         return bad(path, "holds no run to go on with; start one without --resume");
     }
-    let there = read_object(&file)?;
-    if let Some(differences) = differences(&there, &with_version(config.clone())?) {
-        let what =
-            format!("the run that is there was asked otherwise, and can't be gone on with: {differences}");
-        return bad(&file, &what);
-    }
+    check_config(&file, config)?;
     let file = path.join(SUMMARY_FILE);
     if file.exists() && read_object(&file)?.get("stopped") != Some(&json!(true)) {
         return bad(&file, "is there: the run is finished, nothing is left to go on with");
     }
     Ok(())
+}
+
+/// Checks that the file of a configuration has this one.
+pub(crate) fn check_config(file: &Path, config: &Value) -> Result<(), Error> {
+    let there = read_object(file)?;
+    match differences(&there, &with_version(config.clone())?) {
+        None => Ok(()),
+        Some(differences) => Err(Error::Run {
+            path: file.to_owned(),
+            what: format!(
+                "the run that is there was asked otherwise, and can't be gone on with: {differences}"
+            ),
+        }),
+    }
 }
 
 fn read_object(path: &Path) -> Result<Value, Error> {

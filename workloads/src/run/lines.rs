@@ -123,6 +123,8 @@ pub struct LineWriter {
     shared: Arc<Shared>,
     thread: Option<std::thread::JoinHandle<()>>,
     line: Vec<u8>,
+    /// The bytes that it was given.
+    given: u64,
     /// It is dropped after the thread has ended.
     leftovers: Arc<Leftovers>,
 }
@@ -188,7 +190,7 @@ impl LineWriter {
             std::thread::Builder::new().name("lines".to_owned()).spawn(move || write_lines(sink, &shared))
         };
         let thread = thread.map_err(|source| Error::Unwritable { path: path.clone(), source })?;
-        Ok(Self { path, shared, thread: Some(thread), line: Vec::new(), leftovers })
+        Ok(Self { path, shared, thread: Some(thread), line: Vec::new(), given: 0, leftovers })
     }
 
     /// Appends one line.
@@ -226,6 +228,7 @@ impl LineWriter {
         state.pending.extend_from_slice(bytes);
         let full = before < FLUSH_BYTES && state.pending.len() >= FLUSH_BYTES;
         drop(state);
+        self.given += bytes.len() as u64;
         if full {
             self.shared.to_thread.notify_one();
         }
@@ -236,6 +239,11 @@ impl LineWriter {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The bytes that it was given, before they are compressed.
+    pub(crate) fn given(&self) -> u64 {
+        self.given
     }
 
     /// Keeps the file even if no line was written.

@@ -20,6 +20,7 @@ mod sink;
 
 pub use convert::convert_lines;
 pub use directory::RunDirectory;
+pub(crate) use directory::{check_config, lock};
 pub(crate) use leftovers::Leftovers;
 #[cfg(test)]
 pub(crate) use lines::FLUSH_EVERY;

@@ -10,6 +10,7 @@ mod event;
 mod group_rows;
 mod kv_events;
 mod names;
+mod parts;
 mod prune;
 mod record;
 mod replace;

@@ -4,30 +4,35 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::parts::{self, Part};
 use super::{STEPS_FILE, STEPS_STEM};
 use crate::Error;
 use crate::json_fault;
 use crate::run::{LineFormat, LineReader};
 
 /// The file with the steps of a trace. Formats that are written during a run are looked for first, then
-/// those that are made from them afterwards.
+/// those that are made from them afterwards. Of steps that were cut into several files this is the last one.
 #[must_use]
 pub fn steps_file(directory: &Path) -> Option<(PathBuf, LineFormat)> {
+    last_file(directory).or_else(|| Part::all(directory).pop().map(Part::into_file))
+}
+
+/// The file that is not numbered.
+fn last_file(directory: &Path) -> Option<(PathBuf, LineFormat)> {
     let mut files = LineFormat::ALL.into_iter().map(|format| (format.file(directory, STEPS_STEM), format));
     files.find(|(path, _)| path.exists())
 }
 
-/// Reads the steps of a trace line by line, in memory bounded by a line. A cut last line or frame is left
+/// Reads the steps of a trace line by line, in memory bounded by a line. Steps in several files are read as one. A cut last line or frame is left
 /// out ([`LineReader::is_cut`]).
 ///
 /// # Errors
 ///
 /// There is no such file, or it can't be read.
 pub fn read_steps(directory: &Path) -> Result<LineReader, Error> {
-    match steps_file(directory) {
-        Some((path, format)) => LineReader::open(&path, format),
-        None => LineReader::open(&directory.join(STEPS_FILE), LineFormat::Jsonl),
-    }
+    let mut files: Vec<_> = Part::all(directory).into_iter().map(Part::into_file).collect();
+    files.extend(last_file(directory));
+    parts::read(directory.join(STEPS_FILE), files)
 }
 
 /// The number of the last step of a trace, as far as its file is whole; `None` if there is none.

@@ -1,12 +1,16 @@
 //! Writes traces.
 
+mod rotation;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Serialize;
 use serde_json::json;
 
+use self::rotation::Rotation;
 use super::dsa::{DsaWriter, compact_file};
+use super::parts::Part;
 use super::tensor::TensorWriter;
 use super::{
     CONFIG_FILE, DSA_STEM, DsaFormat, DsaToken, DsaTraceConfig, STEPS_STEM, SUMMARY_FILE, TENSORS_STEM,
@@ -37,6 +41,10 @@ pub struct TraceWriter {
     tensors_left_out: u64,
     /// Whether it goes on with what a stopped run left.
     appends: bool,
+    /// Where its steps are cut, if they are.
+    rotation: Option<Rotation>,
+    /// Keeps others from writing to a directory that it goes on with.
+    held: Option<std::fs::File>,
     leftovers: Arc<Leftovers>,
 }
 
@@ -70,6 +78,10 @@ impl TraceWriter {
         let steps = LineFormat::ALL.into_iter().map(|format| format.file_name(STEPS_STEM));
         let steps = steps.chain([compact_file(), LineFormat::Jsonl.file_name(DSA_STEM)]);
         let steps = steps.chain([LineFormat::Jsonl.file_name(TENSORS_STEM), TENSORS_STEM.to_owned()]);
+        let parts = Part::all(directory)
+            .into_iter()
+            .filter_map(|part| part.path.file_name()?.to_str().map(str::to_owned));
+        let steps = steps.chain(parts);
         let mut files = steps.chain([CONFIG_FILE, SUMMARY_FILE].map(str::to_owned));
         files.find(|file| directory.join(file).exists())
     }
@@ -126,6 +138,8 @@ impl TraceWriter {
             tensors: None,
             tensors_left_out: 0,
             appends: false,
+            rotation: None,
+            held: None,
             leftovers,
         })
     }
@@ -141,9 +155,10 @@ impl TraceWriter {
     ///
     /// # Errors
     ///
-    /// Those of [`LineWriter::write`].
+    /// Those of [`LineWriter::write`], or another file can't be begun.
     pub fn write(&mut self, event: &impl Serialize) -> Result<(), Error> {
-        self.lines.write(event)
+        self.lines.write(event)?;
+        self.rotate()
     }
 
     /// Opens the file for [`write_dsa`](Self::write_dsa). The records that a stopped run left of steps that its trace has are

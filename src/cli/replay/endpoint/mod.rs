@@ -11,7 +11,6 @@ mod drive;
 mod failure;
 mod flags;
 mod idle_flags;
-mod open_files;
 mod pacer;
 mod post;
 mod server_sent;
@@ -39,8 +38,8 @@ use super::outcome::Outcome;
 use super::progress::Progress;
 use super::real::done_before;
 use super::workload::{Limits, Workload, ordinary_ids};
-use crate::cli::interrupt;
 use crate::cli::live::Before;
+use crate::cli::{interrupt, open_files};
 
 /// Runs the workload to its end or to Ctrl-C; `None` if there are no results.
 pub fn run(replay: &Replay, workload: &Workload, address: &Address) -> anyhow::Result<Option<Outcome>> {

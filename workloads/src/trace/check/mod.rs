@@ -39,6 +39,7 @@ use self::engines::Engines;
 use self::fault::Fault;
 pub use self::rule::Rule;
 use self::trace_config::TraceConfig;
+use super::parts::Part;
 use super::{CONFIG_FILE, PruneRecord, ResumeRecord, StepRecord, read_steps};
 use crate::Error;
 use crate::json_fault::{self, JsonFault};
@@ -46,7 +47,7 @@ use crate::json_fault::{self, JsonFault};
 /// The first record that breaks a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
-    /// Its line in `trace_steps.jsonl`, counted from 1.
+    /// Its line in `trace_steps.jsonl`, counted from 1, and from the first file on if there are several.
     pub line: u64,
     /// Its step, if the line could be read that far.
     pub step: Option<u64>,
@@ -119,6 +120,11 @@ pub struct CheckReport {
 /// error, but a [`CheckReport::violation`].
 pub fn check_dir(directory: &Path) -> Result<CheckReport, Error> {
     let config = TraceConfig::read(&directory.join(CONFIG_FILE))?;
+    if let Some(first) = Part::all(directory).first().filter(|first| first.number != 1) {
+        let what =
+            "the files before it are not there, and a trace is checked from its first step on".to_owned();
+        return Err(Error::Run { path: first.path.clone(), what });
+    }
     let mut lines = read_steps(directory)?;
     let mut report = CheckReport { schema_version: config.schema_version, ..CheckReport::default() };
     let mut engines = Engines::new(&config);

@@ -1,6 +1,6 @@
 //! Lets the process have as many connections as the system allows.
 
-/// Raises the limit of open files to the most that the system allows without asking. Each request in flight has a connection.
+/// Raises the limit of open files to the most that the system allows without asking. Each connection is one.
 /// Where this fails, connections that are too many fail later, and say so.
 pub fn raise() {
     #[cfg(unix)]
