@@ -105,8 +105,9 @@ fn a_draft_model_that_is_the_windowed_target_itself_is_always_right() {
         let mut requests = requests(11, 8, 300, 120);
         for request in &mut requests {
             request.max_tokens += 40;
-            // Drafts are chosen by the model's own logits.
+            // Drafts are chosen by the model's own logits, and no request limits them.
             request.sampling.changes = None;
+            request.num_speculative_tokens = None;
         }
         let alone = alone(&base, &requests);
         let mut events = Events::default();

@@ -19,6 +19,14 @@ impl World {
                 assert_eq!(others.len(), copies.len());
             } else if same.is_ok() {
                 twin.clear(child.twin).unwrap();
+                // A group that has dropped all its tokens is still a pruned one, as it is where the fork was refused.
+                for (index, table) in
+                    child.tables.iter().enumerate().filter(|(index, _)| !self.groups[*index].lags)
+                {
+                    if let Some(kept) = &table.positions {
+                        twin.commit_kept(child.twin, GroupId(index as u8), kept, table.logical).unwrap();
+                    }
+                }
             }
         }
         let filled = child.tables.iter().any(|table| !table.ids.is_empty());

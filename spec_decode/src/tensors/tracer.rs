@@ -155,15 +155,17 @@ impl TensorTracer {
     }
 }
 
-/// The token with the greatest logit, the lowest one of several.
+/// The token with the greatest logit, the lowest one of several; 0 if none is a number.
 fn most_likely(logits: &[f32]) -> u32 {
-    let mut best = (0, f32::NEG_INFINITY);
-    for (token, &logit) in (0u32..).zip(logits) {
-        if logit > best.1 {
-            best = (token, logit);
+    let (groups, rest) = logits.as_chunks::<8>();
+    let mut most = [f32::NEG_INFINITY; 8];
+    for group in groups {
+        for (most, &logit) in most.iter_mut().zip(group) {
+            *most = if logit > *most { logit } else { *most };
         }
     }
-    best.0
+    let greatest = most.iter().chain(rest).fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
+    logits.iter().position(|&logit| logit == greatest).unwrap_or(0) as u32
 }
 
 /// The shape of some rows, in heads if there are several.
