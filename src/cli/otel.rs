@@ -35,7 +35,7 @@ where
     S: Subscriber + for<'span> LookupSpan<'span>,
 {
     let named = |name: &&str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-    if !VARIABLES.iter().any(|name| named(name)) {
+    if !VARIABLES.iter().any(named) {
         return Ok(None);
     }
     let exporter = SpanExporter::builder().with_http().with_protocol(Protocol::HttpJson).build();
