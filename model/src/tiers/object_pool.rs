@@ -44,7 +44,8 @@ impl ObjectPool {
         let store = AmazonS3Builder::from_env()
             .with_bucket_name(bucket)
             .with_allow_http(true)
-            .with_retry(RetryConfig { max_retries: 1, retry_timeout: patience, ..RetryConfig::default() })
+            // A full store would let every cell wait for a second try; a fault costs no more than a computation.
+            .with_retry(RetryConfig { max_retries: 0, retry_timeout: patience, ..RetryConfig::default() })
             .with_crypto_provider(Arc::new(Crypto))
             .with_http_connector(Connector { patience })
             .build()
