@@ -101,27 +101,28 @@ const NEW_WORDS: [&str; 16] = [
     "truth", "voice", "public", "fault", "order",
 ];
 
-/// Which of a model's questions: about one of `needles` statements in 1,024 tokens.
+/// Which of a model's questions: about one of `needles` statements in about `length` tokens.
 #[derive(Clone, Copy)]
 struct Asked<'a> {
     words: &'a [&'a str],
+    length: usize,
     needles: usize,
     samples: u64,
 }
 
 /// How many of the questions the sparse model answers.
-fn recalled(index_topk: Option<u32>, needles: usize, samples: u64) -> usize {
+fn recalled(index_topk: Option<u32>, length: usize, needles: usize, samples: u64) -> usize {
     let options = EngineOptions { index_topk, ..EngineOptions::new(ModelRef::Builtin("dsa".into())) };
-    answered(options, Asked { words: &NEW_WORDS, needles, samples })
+    answered(options, Asked { words: &NEW_WORDS, length, needles, samples })
 }
 
 /// How many questions the model of these options answers.
-fn answered(options: EngineOptions, Asked { words, needles, samples }: Asked<'_>) -> usize {
+fn answered(options: EngineOptions, Asked { words, length, needles, samples }: Asked<'_>) -> usize {
     let options = EngineOptions { enable_prefix_caching: false, threads: 2, ..options };
     let mut session = Session::open(&options).unwrap();
     let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
     let recall = RecallOptions {
-        length: 1024,
+        length,
         needles: needles..=needles,
         questions: 1,
         hops: 1..=1,
@@ -144,7 +145,7 @@ fn answered(options: EngineOptions, Asked { words, needles, samples }: Asked<'_>
 
 #[test]
 fn the_sparse_model_finds_what_a_text_of_1024_tokens_hides_with_64_keys_as_with_all() {
-    let (dense, sparse) = (recalled(Some(1024), 1, 20), recalled(None, 1, 20));
+    let (dense, sparse) = (recalled(Some(1024), 1024, 1, 20), recalled(None, 1024, 1, 20));
     println!("of 20 questions: {dense} right with all keys, {sparse} with 64");
     assert!(dense >= 18 && sparse >= 17, "{dense} and {sparse}");
 }
@@ -152,10 +153,12 @@ fn the_sparse_model_finds_what_a_text_of_1024_tokens_hides_with_64_keys_as_with_
 #[test]
 #[ignore = "some minutes"]
 fn the_sparse_model_keeps_its_accuracy_over_200_questions() {
-    for needles in [1, 4] {
-        let (dense, sparse) = (recalled(Some(1024), needles, 200), recalled(None, needles, 200));
-        println!("{needles} statements, 200 questions: {dense} right with all keys, {sparse} with 64");
-        assert!(dense >= 180 && sparse + 6 >= dense, "{needles} statements: {dense} and {sparse}");
+    for (length, needles) in [(1024, 1), (1024, 4), (2048, 1), (2048, 4)] {
+        let ask = |index_topk| recalled(index_topk, length, needles, 200);
+        let (dense, sparse) = (ask(Some(4096)), ask(None));
+        let asked = format!("{length} tokens, {needles} statements, 200 questions");
+        println!("{asked}: {dense} right with all keys, {sparse} with 64");
+        assert!(dense >= 180 && sparse + 6 >= dense, "{asked}: {dense} and {sparse}");
     }
 }
 
@@ -175,7 +178,7 @@ fn recalled_pruned(preset: Option<&str>, scorer: Option<&str>, needles: usize, s
         let json = serde_json::json!({"layers": layers, "keep_ratio": ratios, "scorer": scorer});
         PruneChoice::Spec(PruneSpec::from_json(json, Path::new("")).unwrap())
     });
-    answered(options, Asked { words: &KNOWN_WORDS, needles, samples })
+    answered(options, Asked { words: &KNOWN_WORDS, length: 1024, needles, samples })
 }
 
 #[test]

@@ -124,7 +124,8 @@ fn llama_config(config: &Config, (bos, eos): (u32, u32)) -> Value {
 
 /// A `config.json` that was read.
 pub struct ConfigFile {
-    json: Value,
+    /// All of it.
+    pub json: Value,
     file: PathBuf,
 }
 

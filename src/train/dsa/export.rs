@@ -1,9 +1,9 @@
 //! Sparse models as Hugging Face directories.
 
 use super::model::Sparse;
-use super::shape::{NORM_EPS, Shape};
+use super::shape::{NORM_EPS, Shape, YARN_BETA_FAST, YARN_BETA_SLOW, Yarn};
 use crate::train::export::{MAX_POSITIONS, read_config, read_tensors, save_tensors, write_whole};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use candle_core::DType;
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -43,7 +43,15 @@ pub fn config(shape: &Shape, (bos, eos): (u32, u32), dtype: DType) -> Value {
         "qk_nope_head_dim": shape.qk_nope_head_dim,
         "qk_rope_head_dim": shape.qk_rope_head_dim,
         "rms_norm_eps": f64::from(NORM_EPS),
-        "rope_scaling": null,
+        "rope_scaling": shape.yarn.map(|yarn| json!({
+            "type": "yarn",
+            "factor": yarn.factor,
+            "original_max_position_embeddings": yarn.original_max_position_embeddings,
+            "beta_fast": YARN_BETA_FAST,
+            "beta_slow": YARN_BETA_SLOW,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+        })),
         "rope_theta": shape.rope_theta,
         "routed_scaling_factor": shape.routed_scaling_factor,
         "scoring_func": "sigmoid",
@@ -70,6 +78,33 @@ pub fn save(model: &Sparse, specials: (u32, u32), dtype: DType, folder: &Path) -
     save_tensors(&folder.join("model.safetensors"), &tensors)
 }
 
+/// Reads `rope_scaling`, where there is one.
+fn yarn(config: &Value) -> Result<Option<Yarn>> {
+    let Some(scaling) = config.get("rope_scaling").filter(|scaling| !scaling.is_null()) else {
+        return Ok(None);
+    };
+    let number = |name: &str| {
+        scaling.get(name).and_then(Value::as_f64).with_context(|| {
+            format!("rope_scaling.{name} is missing or no number; train dsa reads what it wrote, type yarn")
+        })
+    };
+    for (name, only) in [
+        ("beta_fast", YARN_BETA_FAST),
+        ("beta_slow", YARN_BETA_SLOW),
+        ("mscale", 1.0),
+        ("mscale_all_dim", 1.0),
+    ] {
+        let given = number(name)?;
+        ensure!(given == only, "rope_scaling.{name} is {given}; train dsa knows {only} alone");
+    }
+    let (factor, original) = (number("factor")?, number("original_max_position_embeddings")?);
+    ensure!(
+        factor >= 1.0 && original >= 1.0,
+        "rope_scaling.factor is {factor} and original_max_position_embeddings {original}; both are at least 1"
+    );
+    Ok(Some(Yarn { factor, original_max_position_embeddings: original as usize }))
+}
+
 /// Reads a directory that [`save`] wrote, widened to f32.
 pub fn load(folder: &Path) -> Result<Sparse> {
     let json = read_config(folder)?;
@@ -94,6 +129,7 @@ pub fn load(folder: &Path) -> Result<Sparse> {
         index_head_dim: size("index_head_dim")?,
         index_topk: size("index_topk")?,
         rope_theta: json.real("rope_theta")?,
+        yarn: yarn(&json.json)?,
     };
     Sparse::from_tensors(shape, &read_tensors(folder)?).with_context(|| format!("{}", folder.display()))
 }

@@ -36,6 +36,8 @@ pub struct Geometry {
     pub value: usize,
     /// Rotations by position.
     pub rotary: Arc<Rotary>,
+    /// What products of queries and keys are multiplied with.
+    pub scale: f32,
 }
 
 /// The weights of one attention: for each block of query rows `[batch * heads, rows, keys]`.
@@ -75,7 +77,7 @@ pub fn attend(
     let packed = with_floats(q, |q| {
         with_floats(expanded, |kv| with_floats(shared, |kp| geometry.pack(q, kv, kp)))
     })????;
-    let scale = 1.0 / ((geometry.nope + geometry.rope) as f32).sqrt();
+    let scale = geometry.scale;
     let time = geometry.time;
     let mut blocks = Vec::with_capacity(time.div_ceil(BLOCK));
     let mut mixed = Vec::with_capacity(blocks.capacity());

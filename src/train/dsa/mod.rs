@@ -120,6 +120,7 @@ impl TrainDsaArgs {
             index_head_dim: self.index_dim,
             index_topk: self.index_topk,
             rope_theta: self.rope_theta,
+            yarn: None,
         }
     }
 }

@@ -128,7 +128,7 @@ impl Sparse {
             "{} tokens don't make rows of {time}",
             tokens.len()
         );
-        let rotary = Arc::new(Rotary::new(time, self.shape.qk_rope_head_dim, self.shape.rope_theta));
+        let rotary = Arc::new(Rotary::of(time, &self.shape.frequencies()));
         let drop = |x: Tensor, site: usize| -> candle_core::Result<Tensor> {
             match dropping {
                 Some(Dropping { rate, key }) if rate > 0.0 => {
@@ -237,6 +237,7 @@ impl Layer {
             rope,
             value: shape.v_head_dim,
             rotary: rotary.clone(),
+            scale: shape.softmax_scale(),
         };
         let index = indexer::Geometry {
             time,

@@ -1,6 +1,7 @@
 //! The shape of a sparse model, and its tensors.
 
 use anyhow::{Result, ensure};
+use pagedraft_model::checkpoint::{Rope, RopeScaling};
 
 /// The shape of a model, in the words of a Hugging Face `config.json` of `deepseek_v32`.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,7 +26,23 @@ pub struct Shape {
     pub index_head_dim: usize,
     pub index_topk: usize,
     pub rope_theta: f64,
+    pub yarn: Option<Yarn>,
 }
+
+/// `rope_scaling` of the type `yarn`, as DeepSeek's models have it: with `mscale` and `mscale_all_dim` of 1. It lets a trained
+/// model read further than the rows that it was trained on: slow rotations are slowed down, so that far keys are turned no
+/// further than the farthest were in training.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[expect(missing_docs, reason = "the fields of config.json")]
+pub struct Yarn {
+    pub factor: f64,
+    pub original_max_position_embeddings: usize,
+}
+
+/// Pairs that turn more often than this over the rows of training keep their speed under YaRN.
+pub const YARN_BETA_FAST: f64 = 32.0;
+/// Pairs that turn less often than this are slowed down by the whole factor.
+pub const YARN_BETA_SLOW: f64 = 1.0;
 
 /// What every norm adds to the mean square; that of the latents is fixed by the architecture.
 pub const NORM_EPS: f32 = 1e-6;
@@ -119,6 +136,27 @@ impl Shape {
     /// Parameters in all (the embedding, which is also the output head, counted once).
     pub fn parameters(&self) -> usize {
         self.tensors().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
+    }
+
+    /// The angle, in radians a position, by which each pair of the rotated elements turns.
+    pub fn frequencies(&self) -> Vec<f64> {
+        let scaling = match self.yarn {
+            None => RopeScaling::None,
+            Some(Yarn { factor, original_max_position_embeddings }) => RopeScaling::Yarn {
+                factor,
+                beta_fast: YARN_BETA_FAST,
+                beta_slow: YARN_BETA_SLOW,
+                original_max_position_embeddings,
+            },
+        };
+        let rope = Rope { theta: self.rope_theta, scaling };
+        rope.inv_freq(self.qk_rope_head_dim).into_iter().map(f64::from).collect()
+    }
+
+    /// What products of queries and keys are multiplied with.
+    pub fn softmax_scale(&self) -> f32 {
+        let magnitude = self.yarn.map_or(1.0, |yarn| 0.1 * yarn.factor.ln() + 1.0);
+        (magnitude * magnitude) as f32 / (self.qk_head_dim() as f32).sqrt()
     }
 
     /// Elements of a query head.

@@ -3,7 +3,7 @@ use super::export;
 use super::indexer::{self, Lesson, divergence, random};
 use super::model::{Attention, ROUTER_BIAS, Sparse};
 use super::pupil::{Apprentice, lessons};
-use super::shape::Shape;
+use super::shape::{Shape, Yarn};
 use crate::session::{EngineOptions, ModelRef, Request, Session};
 use crate::train::attention::Rotary;
 use crate::train::corpus::Corpus;
@@ -47,6 +47,7 @@ fn tiny(vocab_size: usize) -> Shape {
         index_head_dim: 8,
         index_topk: 3,
         rope_theta: 100.0,
+        yarn: None,
     }
 }
 
@@ -363,11 +364,14 @@ fn a_renamed_sample_has_one_other_token_for_each_word_and_no_held_out_one() {
 #[test]
 fn the_engine_gives_an_exported_model_the_logits_of_the_trainer() {
     let world = World::new();
-    let shape = Shape { index_topk: 16, ..tiny(2048) };
+    // The second pair of rotated elements turns more slowly, and products of queries and keys count for more.
+    let yarn = Yarn { factor: 4.0, original_max_position_embeddings: 64 };
+    let shape = Shape { index_topk: 16, yarn: Some(yarn), ..tiny(2048) };
     let model = Sparse::new(shape, 8).unwrap();
     let out = folder("engine");
     bpe::save(&world.tokenizer, &out).unwrap();
     export::save(&model, (0, 1), DType::F32, &out).unwrap();
+    assert_eq!(export::load(&out).unwrap().shape, model.shape);
     let tokens = draw(90, 2048, 4);
     for (attention, index_topk) in [(Attention::Sparse, None), (Attention::Dense, Some(128))] {
         let mut options = EngineOptions::new(ModelRef::Directory(out.clone()));
