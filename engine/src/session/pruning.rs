@@ -18,10 +18,11 @@ use pagedraft_workloads::trace::{KeptCounts, PruneRecord};
 use parking_lot::Mutex;
 use serde::Serialize;
 
+use super::Session;
 use super::builtin;
 use super::options::{EngineOptions, LoadFormat, ModelRef};
 use super::request::{Request, RequestPrune};
-use super::{Session, sequence};
+use super::sequence::sequence_of;
 use crate::exit::usage;
 use crate::prune::{
     LazyProbe, Modules, Positions, PruneChoice, PruneScorer, Pruner, SimulatedPruner, Teller, Told,
@@ -413,7 +414,9 @@ impl Session {
     pub(super) fn collect_kept(&mut self) {
         let Some(pruning) = &self.pruning else { return };
         for row in self.plan.rows.iter().filter(|row| row.kind == Kind::Prefill && !row.thins) {
-            let Some(sequence) = sequence(&mut self.sequences, &self.by_key, row.request) else { continue };
+            let Some(sequence) = sequence_of(&mut self.sequences, &self.by_key, row.request) else {
+                continue;
+            };
             for run in &pruning.runs {
                 let Some(layer) = run.layers.start.checked_sub(1) else { continue };
                 if !sequence.lacks_kept(layer) {
@@ -432,7 +435,9 @@ impl Session {
         }
         for kept in &self.outcome.kept {
             let Some(row) = self.plan.rows.get(kept.row as usize) else { continue };
-            let Some(sequence) = sequence(&mut self.sequences, &self.by_key, row.request) else { continue };
+            let Some(sequence) = sequence_of(&mut self.sequences, &self.by_key, row.request) else {
+                continue;
+            };
             let range = kept.positions.start as usize..kept.positions.end as usize;
             let (Some(layer), Some(positions)) =
                 (pruning.layer_before(kept.group), self.outcome.kept_positions.get(range))

@@ -9,8 +9,9 @@ use pagedraft_workloads::trace::DsaRows;
 
 use super::options::EngineOptions;
 use super::request::Request;
+use super::sequence::sequence_of;
 use super::token_rows::{TokenRow, segment_rows};
-use super::{IndexerTopk, Session, sequence};
+use super::{IndexerTopk, Session};
 use crate::exit::usage;
 use crate::memory_need::ensure_fits;
 
@@ -100,7 +101,7 @@ impl Session {
                 for place in places.clone() {
                     let chosen = runner.selected_keys(place, row.token)?;
                     ensure!(chosen.is_some(), "the model does not keep what its indexers choose");
-                    let Some(sequence) = sequence(&mut self.sequences, &self.by_key, request) else {
+                    let Some(sequence) = sequence_of(&mut self.sequences, &self.by_key, request) else {
                         continue;
                     };
                     positions.clear();

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use pagedraft_block_manager::BlockId;
+use pagedraft_block_manager::{BlockId, SideTable, Slab};
 use pagedraft_model::tokenizer::Tokenizer;
 use pagedraft_scheduler::{Applied, FinishReason, RequestInfo, RequestKey};
 use pagedraft_spec_decode::sampling::RowLogprobs;
@@ -10,7 +10,7 @@ use pagedraft_spec_decode::{CanvasPass, PromptLogprobs};
 
 use super::diffusion::CanvasOutput;
 use super::pruning::Reach;
-use super::request::{Request, RequestOutput};
+use super::request::{Request, RequestId, RequestOutput};
 use super::text::StopScan;
 use super::{IndexerTopk, PruneOutput};
 
@@ -296,4 +296,13 @@ impl Sequence {
     pub fn abort(&mut self) -> anyhow::Result<String> {
         self.extend(&[], Some(FinishReason::Abort))
     }
+}
+
+/// The sequence that the scheduler knows by `key`, unless it was collected.
+pub(super) fn sequence_of<'a>(
+    sequences: &'a mut Slab<Sequence>,
+    by_key: &SideTable<RequestId>,
+    key: RequestKey,
+) -> Option<&'a mut Sequence> {
+    sequences.get_mut(by_key.get(key)?.0)
 }
