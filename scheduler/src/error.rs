@@ -82,7 +82,7 @@ pub enum SubmitError {
     #[error(
         "the prompt has {prompt_len} tokens and is pruned; it takes {bytes} bytes of KV memory, and the pool of {num_blocks} blocks has {pool}. \
          {held} of them are for rows that wait behind layers which drop tokens, because a step computes {piece} tokens at most; \
-         shorten the prompt, raise num_blocks, or raise max_num_batched_tokens (and --prefill-chunk) above the prompt"
+         shorten the prompt, raise num_blocks, or raise max_num_batched_tokens (and prefill_chunk) above the prompt"
     )]
     PrunedLargerThanPool {
         /// Tokens of the prompt.
