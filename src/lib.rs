@@ -1,18 +1,19 @@
 //! Pagedraft: an LLM serving engine whose scheduler knows about speculation.
 //!
 //! This is the library behind the binary of the same name. [`session`] is a running engine, from the crate [`engine`].
-//! [`serve`] talks to it over HTTP. [`report`] draws what a run wrote. Nothing here decides anything.
+//! [`serve`] talks to it over HTTP. [`report`] draws what a run wrote. [`exit`] says what an error means to whoever started the program. Nothing here decides anything.
 #![deny(missing_docs)]
 
 pub use pagedraft_attention as attention;
 pub use pagedraft_block_manager as block_manager;
 pub use pagedraft_engine as engine;
-pub use pagedraft_engine::{REVISION, exit, memory_need, prune, session};
+pub use pagedraft_engine::{REVISION, memory_need, prune, session};
 pub use pagedraft_model as model;
 pub use pagedraft_scheduler as scheduler;
 pub use pagedraft_spec_decode as spec_decode;
 pub use pagedraft_workloads as workloads;
 
+pub mod exit;
 pub mod report;
 pub mod serve;
 #[cfg(feature = "train")]

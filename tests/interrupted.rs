@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use pagedraft::session::{
     DraftLength, DraftRef, EngineOptions, ModelRef, Request, Session, SpeculationOptions, TraceOptions,
-    is_interrupt,
 };
 
 const PROMPT: u32 = 3_000;
@@ -59,13 +58,13 @@ fn a_step_that_is_interrupted_ends_soon_and_is_as_if_it_had_not_begun() {
     let error = session.step().unwrap_err();
     let cut = begun.elapsed();
     setter.join().unwrap();
-    assert!(is_interrupt(&error), "{error:#}");
+    assert!(error.is_interrupt(), "{error:#}");
     assert!(cut < whole / 2 + Duration::from_millis(20), "{cut:?} of {whole:?}");
     // The draft model's own passes look at it as well, and a small step does.
     flag.store(false, Ordering::Relaxed);
     session.step().unwrap();
     flag.store(true, Ordering::Relaxed);
-    assert!(is_interrupt(&session.step().unwrap_err()));
+    assert!(session.step().unwrap_err().is_interrupt());
     flag.store(false, Ordering::Relaxed);
     while session.has_unfinished() {
         session.step().unwrap();

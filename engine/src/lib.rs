@@ -1,11 +1,11 @@
 //! A running engine, for whoever embeds it.
 //!
 //! [`session`] puts the parts of an engine together (scheduler, executor, tokenizer, trace) within one process, and runs it step by
-//! step. [`handle`] runs a session on a thread of its own, for callers that are asynchronous. [`prune`] says which prompts are pruned, and how. [`exit`] says what an error means to whoever started the program. Nothing
+//! step. [`handle`] runs a session on a thread of its own, for callers that are asynchronous. [`prune`] says which prompts are pruned, and how. [`error`] says why something failed. Nothing
 //! here decides what runs in a step: that is the scheduler's part.
 #![deny(missing_docs)]
 
-pub mod exit;
+pub mod error;
 pub mod handle;
 pub mod memory_need;
 pub mod prune;

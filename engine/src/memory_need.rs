@@ -1,9 +1,8 @@
 //! Checks that there is enough memory for what flags ask for, before any of it is taken.
 
-use anyhow::anyhow;
 use pagedraft_model::cpu::MemoryLimit;
 
-use crate::exit::usage;
+use crate::error::{EngineError, Result};
 
 /// The bytes that the scheduler keeps for each KV block, besides keys and values. It is a generous figure
 /// that includes hash tables which have grown.
@@ -32,15 +31,15 @@ pub fn requests(count: u32, input_len: u32, output_len: u32) -> u128 {
 /// # Errors
 ///
 /// The bytes do not fit. The error says how many they are, how many there are, and who sets the limit.
-pub fn ensure_fits(what: &str, bytes: u128) -> anyhow::Result<()> {
+pub fn ensure_fits(what: &str, bytes: u128) -> Result<()> {
     ensure_fits_in(MemoryLimit::of_this_process(), what, bytes)
 }
 
-fn ensure_fits_in(limit: Option<MemoryLimit>, what: &str, bytes: u128) -> anyhow::Result<()> {
+fn ensure_fits_in(limit: Option<MemoryLimit>, what: &str, bytes: u128) -> Result<()> {
     match limit {
-        Some(limit) if bytes > u128::from(limit.bytes) => {
-            Err(usage(anyhow!("{what} takes {bytes} bytes of memory, and {limit}: ask for less")))
-        }
+        Some(limit) if bytes > u128::from(limit.bytes) => Err(EngineError::input(format!(
+            "{what} takes {bytes} bytes of memory, and {limit}: ask for less"
+        ))),
         _ => Ok(()),
     }
 }
@@ -59,7 +58,7 @@ mod tests {
         let error = ensure_fits_in(limit, "--num-blocks 7", 1001).unwrap_err();
         let told = "--num-blocks 7 takes 1001 bytes of memory, and this machine has 1000: ask for less";
         assert_eq!(error.to_string(), told);
-        assert_eq!(crate::exit::code(&error), crate::exit::USAGE);
+        assert!(matches!(error, EngineError::Input(_)), "{error:?}");
         assert!(books(u32::MAX, u32::MAX) > u128::from(u64::MAX));
     }
 }

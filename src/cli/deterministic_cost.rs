@@ -67,7 +67,7 @@ impl DeterministicCost {
     /// cuBLASLt is not there, or the device has a fault.
     pub fn enter(&self, session: &mut Session, way: Way) -> anyhow::Result<()> {
         session.set_deterministic(way == Way::Deterministic)?;
-        session.switch(self.of(way).setup)
+        Ok(session.switch(self.of(way).setup)?)
     }
 
     /// Adds a timed batch. It must be called before the session's metrics are taken.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use pagedraft::exit;
-use pagedraft::session::{RequestId, Session, SessionStep, is_interrupt};
+use pagedraft::session::{RequestId, Session, SessionStep};
 use parking_lot::Mutex;
 
 /// How often a wait checks for Ctrl-C.
@@ -71,8 +71,8 @@ pub fn flag() -> Arc<AtomicBool> {
 /// Runs a step; `None` where Ctrl-C ended it in the middle, so that nothing came of it.
 pub fn step(session: &mut Session) -> anyhow::Result<Option<SessionStep>> {
     match session.step() {
-        Err(error) if is_interrupt(&error) => Ok(None),
-        step => step.map(Some),
+        Err(error) if error.is_interrupt() => Ok(None),
+        step => Ok(Some(step?)),
     }
 }
 

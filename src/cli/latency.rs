@@ -169,7 +169,7 @@ impl Latency {
             "--batch-size {} with {} + {} tokens a request",
             self.batch_size, self.input_len, self.output_len
         );
-        ensure_fits(&what, requests(self.batch_size, self.input_len, self.output_len))
+        Ok(ensure_fits(&what, requests(self.batch_size, self.input_len, self.output_len))?)
     }
 
     fn request(&self, prompt: &[u32]) -> Request {

@@ -44,7 +44,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use pagedraft::exit;
-use pagedraft::session::is_interrupt;
+use pagedraft::exit::is_interrupt;
 
 /// An LLM serving engine whose scheduler knows about speculation.
 ///

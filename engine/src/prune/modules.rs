@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::{Context, ensure};
 use pagedraft_attention::isa::Isa;
 use pagedraft_block_manager::{BlockHash, Salt};
 use pagedraft_model::Dtype;
 use pagedraft_model::cpu::products;
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
+
+use crate::error::{Context, Result, bail, ensure};
 
 /// Reduces to one score what a layer hands on of a token: `W2 gelu(W1 x + b1) + b2`.
 #[derive(Clone, Debug)]
@@ -40,7 +41,7 @@ fn round(dtype: Dtype, x: f32) -> f32 {
     }
 }
 
-fn values(tensor: &TensorView<'_>) -> anyhow::Result<Vec<f32>> {
+fn values(tensor: &TensorView<'_>) -> Result<Vec<f32>> {
     let bytes = tensor.data();
     Ok(match tensor.dtype() {
         safetensors::Dtype::F32 => bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
@@ -50,7 +51,7 @@ fn values(tensor: &TensorView<'_>) -> anyhow::Result<Vec<f32>> {
         safetensors::Dtype::F16 => {
             bytes.as_chunks().0.iter().map(|&b| half::f16::from_le_bytes(b).to_f32()).collect()
         }
-        other => anyhow::bail!("a tensor of modules is of type {other:?}; F32, BF16 and F16 are known"),
+        other => bail!("a tensor of modules is of type {other:?}; F32, BF16 and F16 are known"),
     })
 }
 
@@ -60,7 +61,7 @@ impl Modules {
     /// # Errors
     ///
     /// The file can't be read, a module is missing, or was trained for a model of another width. The error names the file.
-    pub fn read(path: &Path, layers: &[u16], hidden: usize, dtype: Dtype) -> anyhow::Result<Self> {
+    pub fn read(path: &Path, layers: &[u16], hidden: usize, dtype: Dtype) -> Result<Self> {
         let bytes =
             std::fs::read(path).with_context(|| format!("can't read the modules {}", path.display()))?;
         Self::parse(path, &bytes, layers, hidden, dtype)
@@ -71,19 +72,13 @@ impl Modules {
     /// # Errors
     ///
     /// Those of [`Modules::read`].
-    pub fn parse(
-        path: &Path,
-        bytes: &[u8],
-        layers: &[u16],
-        hidden: usize,
-        dtype: Dtype,
-    ) -> anyhow::Result<Self> {
+    pub fn parse(path: &Path, bytes: &[u8], layers: &[u16], hidden: usize, dtype: Dtype) -> Result<Self> {
         let shown = path.display();
         let file =
             SafeTensors::deserialize(bytes).with_context(|| format!("{shown} is no safetensors file"))?;
         let inner = hidden / 4;
         let by_layer = layers.iter().map(|&layer| {
-            let tensor = |name: &str, shape: &[usize]| -> anyhow::Result<Vec<f32>> {
+            let tensor = |name: &str, shape: &[usize]| -> Result<Vec<f32>> {
                 let name = format!("{layer}.scorer.{name}");
                 let tensor = file.tensor(&name).with_context(|| {
                     format!("{shown} has no tensor {name}: it holds no module for layer {layer}")
@@ -110,12 +105,7 @@ impl Modules {
             bytes.chunks(4).map(|chunk| chunk.iter().fold(0, |word, &byte| word << 8 | u32::from(byte)));
         let words: Vec<u32> = words.chain([bytes.len() as u32]).collect();
         let fingerprint = BlockHash::of(&BlockHash::ROOT, &words, &Salt::NONE);
-        Ok(Self {
-            by_layer: by_layer.collect::<anyhow::Result<_>>()?,
-            dtype,
-            isa: Isa::detect(),
-            fingerprint,
-        })
+        Ok(Self { by_layer: by_layer.collect::<Result<_>>()?, dtype, isa: Isa::detect(), fingerprint })
     }
 
     /// Stands for the contents of the file.

@@ -1,10 +1,11 @@
 //! A model that is run over a text to see which of its tokens are attended to.
 
-use anyhow::ensure;
 use pagedraft_attention::mass::MassOver;
 use pagedraft_attention::{MetadataBuilder, MetadataRow};
 use pagedraft_block_manager::BlockId;
 use pagedraft_model::{AnyDevice, Runner, StepInputs};
+
+use crate::error::{Result, ensure};
 
 /// Tokens that a draft model looks ahead, as in SpecPrefill (2502.02789).
 pub const LOOK_AHEAD: usize = 8;
@@ -22,7 +23,7 @@ impl Probe {
     /// # Errors
     ///
     /// A block size that is not 16, 32 or 64.
-    pub fn new(runner: Runner<AnyDevice>, block_size: u32, num_blocks: u32) -> anyhow::Result<Self> {
+    pub fn new(runner: Runner<AnyDevice>, block_size: u32, num_blocks: u32) -> Result<Self> {
         let builder = MetadataBuilder::new(block_size)?;
         Ok(Self { runner, builder, table: (0..num_blocks).map(BlockId).collect() })
     }
@@ -33,7 +34,7 @@ impl Probe {
     /// # Errors
     ///
     /// No tokens on one side of `from`, more tokens than the model has room for, or a fault of the device.
-    pub fn answer_mass(&mut self, tokens: &[u32], from: usize) -> anyhow::Result<Vec<Vec<f32>>> {
+    pub fn answer_mass(&mut self, tokens: &[u32], from: usize) -> Result<Vec<Vec<f32>>> {
         ensure!(0 < from && from < tokens.len(), "an answer of {} tokens", tokens.len() - from);
         self.run(tokens, 0, from, None)?;
         let mut by_layer = Vec::new();
@@ -52,7 +53,7 @@ impl Probe {
     /// # Errors
     ///
     /// An empty prompt, more tokens than the model has room for, or a fault of the device.
-    pub fn look_ahead(&mut self, prompt: &[u32]) -> anyhow::Result<Vec<f32>> {
+    pub fn look_ahead(&mut self, prompt: &[u32]) -> Result<Vec<f32>> {
         ensure!(!prompt.is_empty(), "an empty prompt");
         let vocab = self.runner.config().vocab_size as u32;
         // An id that only the target has is padding.
@@ -87,7 +88,7 @@ impl Probe {
         start: usize,
         end: usize,
         mut mass: Option<(MassOver, &mut Vec<Vec<f32>>)>,
-    ) -> anyhow::Result<u32> {
+    ) -> Result<u32> {
         let most = self.runner.limits().token_rows;
         let room = self.table.len() * self.builder.block_size() as usize;
         ensure!(end <= room, "{end} tokens, and there is room for {room}");

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use anyhow::ensure;
 use pagedraft_block_manager::{BlockHash, Salt};
 use pagedraft_scheduler::SharesKept;
 use pagedraft_spec_decode::{Thin, Watched};
@@ -10,6 +9,7 @@ use pagedraft_spec_decode::{Thin, Watched};
 use super::modules::Modules;
 use super::spec::{PruneScorer, PruneSpec};
 use super::told::{Teller, Told, average};
+use crate::error::{Result, ensure};
 
 /// The last tokens of a prompt whose attention `last-window` follows, as UniPrefill (2605.06221) does.
 const WINDOW: u32 = 128;
@@ -45,7 +45,7 @@ impl Pruner {
         (modules, told): (Option<Arc<Modules>>, Option<Arc<Told>>),
         prompt_len: u32,
         cuts: Arc<[u16]>,
-    ) -> anyhow::Result<Self> {
+    ) -> Result<Self> {
         for (layer, _) in &spec.layers {
             ensure!(
                 cuts.contains(layer),

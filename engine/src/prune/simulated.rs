@@ -9,6 +9,7 @@ use pagedraft_workloads::sim::PromptRule;
 
 use super::pruner::Pruner;
 use super::spec::{Positions, PruneScorer, PruneSpec};
+use crate::error::Result;
 
 /// Prunes prompts without a model. Scores that only a model could give are drawn as the scorer `random` draws them.
 #[derive(Debug)]
@@ -23,7 +24,7 @@ impl SimulatedPruner {
     /// # Errors
     ///
     /// The spec names a layer behind which the model is not cut.
-    pub fn new(spec: PruneSpec, cuts: Arc<[u16]>) -> anyhow::Result<Self> {
+    pub fn new(spec: PruneSpec, cuts: Arc<[u16]>) -> Result<Self> {
         let scorer = match spec.scorer {
             PruneScorer::FirstLast => PruneScorer::FirstLast,
             _ => PruneScorer::Random,

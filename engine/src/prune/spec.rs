@@ -4,8 +4,9 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use anyhow::{Context, bail, ensure};
 use serde::Deserialize;
+
+use crate::error::{Context, Result, bail, ensure};
 
 /// How a pruned prompt's tokens are numbered behind a prune point.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -159,7 +160,7 @@ impl PruneSpec {
     /// # Errors
     ///
     /// The file can't be read, or is not a spec. The error names the file.
-    pub fn read(path: &Path) -> anyhow::Result<Self> {
+    pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("can't read the prune spec {}", path.display()))?;
         let value = serde_json::from_str(&text).with_context(|| format!("{} is not JSON", path.display()))?;
@@ -172,7 +173,7 @@ impl PruneSpec {
     /// # Errors
     ///
     /// A field is missing, unknown, or out of range.
-    pub fn from_json(value: serde_json::Value, folder: &Path) -> anyhow::Result<Self> {
+    pub fn from_json(value: serde_json::Value, folder: &Path) -> Result<Self> {
         let fields: Fields = serde_json::from_value(value)?;
         ensure!(
             !fields.layers.is_empty(),
@@ -278,7 +279,7 @@ impl Preset {
     /// # Errors
     ///
     /// The model has too few layers.
-    pub fn spec(self, num_layers: u16, modules: &Path) -> anyhow::Result<PruneSpec> {
+    pub fn spec(self, num_layers: u16, modules: &Path) -> Result<PruneSpec> {
         let (layers, ratios): (Vec<u16>, Vec<f64>) = self.layers(num_layers).into_iter().unzip();
         let json = serde_json::json!({"layers": layers, "keep_ratio": ratios, "modules": modules});
         PruneSpec::from_json(json, Path::new(""))
@@ -300,7 +301,7 @@ impl PruneChoice {
     /// # Errors
     ///
     /// Those of [`PruneSpec::read`].
-    pub fn named(name: &str) -> anyhow::Result<Self> {
+    pub fn named(name: &str) -> Result<Self> {
         match name.parse() {
             Ok(preset) => Ok(Self::Preset(preset)),
             Err(()) => PruneSpec::read(Path::new(name)).map(Self::Spec),

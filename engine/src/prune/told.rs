@@ -6,16 +6,17 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::Mutex;
 
 use super::probe::Probe;
+use crate::error::Result;
 
 /// A probe that is made when it is first asked.
 pub struct LazyProbe {
-    make: Box<dyn Fn() -> anyhow::Result<Probe> + Send + Sync>,
+    make: Box<dyn Fn() -> Result<Probe> + Send + Sync>,
     probe: Mutex<Option<Probe>>,
 }
 
 impl LazyProbe {
     /// A probe that `make` makes.
-    pub fn new(make: impl Fn() -> anyhow::Result<Probe> + Send + Sync + 'static) -> Self {
+    pub fn new(make: impl Fn() -> Result<Probe> + Send + Sync + 'static) -> Self {
         Self { make: Box::new(make), probe: Mutex::new(None) }
     }
 
@@ -24,7 +25,7 @@ impl LazyProbe {
     /// # Errors
     ///
     /// It cannot be made, or those of `ask`.
-    pub fn ask<T>(&self, ask: impl FnOnce(&mut Probe) -> anyhow::Result<T>) -> anyhow::Result<T> {
+    pub fn ask<T>(&self, ask: impl FnOnce(&mut Probe) -> Result<T>) -> Result<T> {
         let mut probe = self.probe.lock();
         let probe = match &mut *probe {
             Some(probe) => probe,
@@ -85,7 +86,7 @@ impl Told {
         self.scores.get()?.as_ref().err().map(String::as_str)
     }
 
-    fn make(&self) -> anyhow::Result<Vec<Vec<f32>>> {
+    fn make(&self) -> Result<Vec<Vec<f32>>> {
         match &self.teller {
             Teller::Draft(_) => {
                 let ahead = self.probe.ask(|probe| probe.look_ahead(&self.prompt))?;

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use anyhow::{Context, bail};
 use pagedraft_model::checkpoint::Checkpoint;
+
+use crate::error::{Context, Result, bail};
 
 struct Builtin {
     name: &'static str,
@@ -45,7 +46,7 @@ const BUILTINS: [Builtin; 5] = [
 /// # Errors
 ///
 /// No embedded model has this name.
-pub fn checkpoint(name: &str) -> anyhow::Result<Checkpoint> {
+pub fn checkpoint(name: &str) -> Result<Checkpoint> {
     let Some(found) = BUILTINS.iter().find(|b| b.name == name) else {
         let names: Vec<_> = BUILTINS.iter().map(|b| format!("builtin:{}", b.name)).collect();
         bail!("there is no embedded model builtin:{name}; there are {}", names.join(", "));

@@ -1,10 +1,8 @@
 //! Which requests are refused, and why.
 
-use anyhow::{bail, ensure};
-
 use super::request::Request;
 use super::{Session, diffusion};
-use crate::exit::usage;
+use crate::error::{Result, bail, ensure};
 
 impl Session {
     /// Whether [`submit`](Self::submit) would accept a request.
@@ -12,7 +10,7 @@ impl Session {
     /// # Errors
     ///
     /// Those of [`submit`](Self::submit).
-    pub fn check(&self, request: &Request) -> anyhow::Result<()> {
+    pub fn check(&self, request: &Request) -> Result<()> {
         let mut with_all = None;
         if self.info.mask_token_id.is_some() && request.diffusion.is_none() {
             self.denoise_as_all(with_all.insert(request.clone()));
@@ -24,11 +22,13 @@ impl Session {
             pruner.and_then(|pruner| Ok(self.scheduler.check(&self.spec(request, pruner.as_deref()))?));
         match checked {
             Ok(_) => Ok(()),
-            Err(e) => Err(usage(e.context(format!("request {:?} is refused", request.request_id)))),
+            Err(e) => {
+                Err(e.context(format_args!("request {:?} is refused", request.request_id)).into_input())
+            }
         }
     }
 
-    fn check_parameters(&self, request: &Request) -> anyhow::Result<()> {
+    fn check_parameters(&self, request: &Request) -> Result<()> {
         request.sampling.validate()?;
         let vocab = self.info.vocab_size;
         let outside = |t: &&u32| **t as usize >= vocab;
@@ -67,7 +67,7 @@ impl Session {
         Ok(())
     }
 
-    fn check_changes(&self, request: &Request) -> anyhow::Result<()> {
+    fn check_changes(&self, request: &Request) -> Result<()> {
         let Some(changes) = &request.sampling.changes else { return Ok(()) };
         let vocab = self.info.vocab_size;
         if let Some((token, _)) = changes.bias.iter().find(|(token, _)| *token as usize >= vocab) {

@@ -1,14 +1,13 @@
 //! Opens the checkpoint of a model, which is a directory or is built in.
 
-use anyhow::Context;
 use pagedraft_model::checkpoint::Checkpoint;
 
 use super::builtin;
 use super::options::{EngineOptions, LoadFormat, ModelRef};
-use crate::exit::usage;
+use crate::error::{Context, EngineError, Result};
 
 /// The checkpoint that `model` names, with the weights that the options ask for.
-pub(super) fn open(model: &ModelRef, options: &EngineOptions) -> anyhow::Result<Checkpoint> {
+pub(super) fn open(model: &ModelRef, options: &EngineOptions) -> Result<Checkpoint> {
     let checkpoint = match (model, options.load_format) {
         (ModelRef::Builtin(name), LoadFormat::Auto) => builtin::checkpoint(name),
         (ModelRef::Builtin(name), LoadFormat::Dummy) => {
@@ -20,7 +19,7 @@ pub(super) fn open(model: &ModelRef, options: &EngineOptions) -> anyhow::Result<
         (ModelRef::Directory(dir), LoadFormat::Dummy) => Checkpoint::open_dummy(dir, options.seed)
             .with_context(|| format!("the model {} does not load", dir.display())),
     };
-    checkpoint.map_err(usage)
+    checkpoint.map_err(EngineError::into_input)
 }
 
 /// The checkpoint that `model` names, with its own weights.
@@ -28,6 +27,6 @@ pub(super) fn open(model: &ModelRef, options: &EngineOptions) -> anyhow::Result<
 /// # Errors
 ///
 /// The model does not exist, or can't be read.
-pub fn open_checkpoint(model: &ModelRef) -> anyhow::Result<Checkpoint> {
+pub fn open_checkpoint(model: &ModelRef) -> Result<Checkpoint> {
     open(model, &EngineOptions::new(model.clone()))
 }

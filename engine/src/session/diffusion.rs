@@ -3,7 +3,6 @@
 use std::fmt;
 use std::sync::Arc;
 
-use anyhow::{anyhow, bail, ensure};
 use pagedraft_model::checkpoint::ModelConfig;
 use pagedraft_scheduler::Canvas;
 use pagedraft_spec_decode::{
@@ -13,7 +12,7 @@ use serde::Serialize;
 
 use super::options::{EngineOptions, SkipLayers};
 use super::request::{Request, RequestPrune};
-use crate::exit::{usage, usage_hint};
+use crate::error::{EngineError, Result, bail, ensure};
 
 /// Which positions a pass computes, and where later layers may be skipped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -275,7 +274,7 @@ impl Diffusion {
         }
     }
 
-    fn check(&self, len: u32, mask: u32, vocab: usize) -> anyhow::Result<()> {
+    fn check(&self, len: u32, mask: u32, vocab: usize) -> Result<()> {
         ensure!(
             self.given.is_empty() || self.given.len() == len as usize,
             "{} ids are given for a canvas of {len} tokens: give one for each position, the mask's where a token is asked for",
@@ -330,11 +329,11 @@ impl Diffusion {
 /// # Errors
 ///
 /// The model does not denoise, or has fewer layers.
-pub(super) fn cuts(options: &EngineOptions, config: &ModelConfig) -> anyhow::Result<Vec<u16>> {
+pub(super) fn cuts(options: &EngineOptions, config: &ModelConfig) -> Result<Vec<u16>> {
     let all = config.num_layers as u16;
     let Some(layers) = options.diffusion.skip_layers.of(all) else { return Ok(Vec::new()) };
     if layers > all {
-        return Err(usage(anyhow!("--skip-layer-k {layers}: the model has {all} layers")));
+        return Err(EngineError::input(format!("--skip-layer-k {layers}: the model has {all} layers")));
     }
     Ok(layers.checked_sub(1).filter(|_| layers < all).into_iter().collect())
 }
@@ -344,7 +343,7 @@ pub(super) fn cuts(options: &EngineOptions, config: &ModelConfig) -> anyhow::Res
 /// # Errors
 ///
 /// Names the option.
-pub(super) fn check_options(options: &EngineOptions, config: &ModelConfig) -> anyhow::Result<()> {
+pub(super) fn check_options(options: &EngineOptions, config: &ModelConfig) -> Result<()> {
     if config.mask_token_id.is_none() {
         ensure_no_canvas(options)?;
         return Ok(());
@@ -365,16 +364,16 @@ pub(super) fn check_options(options: &EngineOptions, config: &ModelConfig) -> an
     match refused.into_iter().find(|(asked, ..)| *asked) {
         None => Ok(()),
         Some((_, flag, why)) => {
-            let error = anyhow!("{flag}: {} fills masks in a canvas, and {why}", options.model);
-            Err(usage_hint(error, "leave it out"))
+            let error = format!("{flag}: {} fills masks in a canvas, and {why}", options.model);
+            Err(EngineError::input_hint(error, "leave it out"))
         }
     }
 }
 
-fn ensure_no_canvas(options: &EngineOptions) -> anyhow::Result<()> {
+fn ensure_no_canvas(options: &EngineOptions) -> Result<()> {
     if options.diffusion.required || options.diffusion.skip_layers != SkipLayers::Never {
         let (decoder, model) = (options.diffusion.all.decoder, &options.model);
-        return Err(usage(anyhow!(
+        return Err(EngineError::input(format!(
             "--decoder {decoder}: {model} is a causal model and has no canvas; use a model of model_type llada, such as builtin:llada"
         )));
     }
@@ -391,7 +390,7 @@ pub(super) fn check_request(
     mask: Option<u32>,
     skip_layers: Option<u16>,
     vocab: usize,
-) -> anyhow::Result<()> {
+) -> Result<()> {
     let (mask, diffusion) = match (mask, &request.diffusion) {
         (None, None) => return Ok(()),
         (None, Some(diffusion)) => bail!(

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context, ensure};
 use pagedraft_block_manager::{GroupId, KvGroup};
 use pagedraft_model::checkpoint::Checkpoint;
 use pagedraft_model::cuda::{Gpu, MemoryNeed};
@@ -16,6 +15,7 @@ use super::options::{DraftRef, EngineOptions, ModelRef};
 use super::placement::{Place, Placement};
 use super::probes::probe;
 use super::step_limits::{capture_sizes, step_limits};
+use crate::error::{Context, Result, ensure};
 use crate::prune::LazyProbe;
 
 /// A draft model that fits its target and is not loaded yet.
@@ -34,11 +34,7 @@ pub(super) struct PlacedDraft {
 
 impl DraftParts {
     /// Opens the draft model that the options name, if they name one.
-    pub fn open(
-        options: &EngineOptions,
-        target: &Checkpoint,
-        max_model_len: u32,
-    ) -> anyhow::Result<Option<Self>> {
+    pub fn open(options: &EngineOptions, target: &Checkpoint, max_model_len: u32) -> Result<Option<Self>> {
         let Some(DraftRef::Model(model)) = &options.speculation.draft else { return Ok(None) };
         let checkpoint = checkpoint::open(model, options)?;
         let config = checkpoint.config();
@@ -57,7 +53,7 @@ impl DraftParts {
     }
 
     /// Places the draft model beside its target.
-    pub fn place(self, options: &EngineOptions, beside: &Placement) -> anyhow::Result<PlacedDraft> {
+    pub fn place(self, options: &EngineOptions, beside: &Placement) -> Result<PlacedDraft> {
         let Self { model, checkpoint } = self;
         let placement = beside.beside(options, checkpoint.config())?;
         let block_bytes = placement.block_bytes(checkpoint.config())?;
@@ -72,7 +68,7 @@ impl PlacedDraft {
     /// # Errors
     ///
     /// There are no kernels for the dtype or the block size.
-    pub fn group(&self, id: GroupId) -> anyhow::Result<KvGroup> {
+    pub fn group(&self, id: GroupId) -> Result<KvGroup> {
         let config = self.checkpoint.config();
         let own = match config.dsa {
             Some(_) => self.placement.kv_groups(config, config.max_position_embeddings)?.into_iter().next(),
@@ -98,7 +94,7 @@ impl PlacedDraft {
         target: &Runner<AnyDevice>,
         place: Place<'_>,
         max_model_len: u32,
-    ) -> anyhow::Result<(DraftModel<AnyDevice>, Option<CaptureReport>)> {
+    ) -> Result<(DraftModel<AnyDevice>, Option<CaptureReport>)> {
         let config = self.checkpoint.config();
         let limits = step_limits(options, max_model_len);
         let failed = || format!("the draft model {} does not load", self.model);
@@ -130,7 +126,7 @@ impl PlacedDraft {
         kv_cache: u64,
         max_model_len: u32,
         gpu: &Gpu,
-    ) -> anyhow::Result<MemoryNeed> {
+    ) -> Result<MemoryNeed> {
         let config = self.checkpoint.config();
         let limits = step_limits(options, max_model_len);
         self.placement.need(config, kv_cache, limits, gpu)
@@ -159,7 +155,7 @@ fn check_vocabularies(
     options: &EngineOptions,
     (model, draft): (&ModelRef, &Checkpoint),
     target: &Checkpoint,
-) -> anyhow::Result<()> {
+) -> Result<()> {
     let (own, targets) = (draft.config(), target.config());
     if let (Some(draft), Some(target)) = (tokenizer(draft)?, tokenizer(target)?) {
         ensure!(

@@ -1,9 +1,8 @@
 //! Checks that a GPU has enough free memory for an engine, before any of it is taken.
 
-use anyhow::anyhow;
 use pagedraft_model::cuda::MemoryNeed;
 
-use crate::exit::usage_hint;
+use crate::error::{EngineError, Result};
 
 /// The memory that an engine takes.
 #[derive(Clone, Copy, Debug)]
@@ -29,7 +28,7 @@ impl EngineNeed {
     /// # Errors
     ///
     /// The engine takes more bytes than are free.
-    pub fn check(&self, free: u64, arena: impl Fn(u32) -> u64) -> anyhow::Result<()> {
+    pub fn check(&self, free: u64, arena: impl Fn(u32) -> u64) -> Result<()> {
         let all = self.sum(MemoryNeed::total);
         if all <= free {
             return Ok(());
@@ -52,7 +51,7 @@ impl EngineNeed {
         if let Some(draft) = &self.draft {
             text.push_str(&format!("; {}", parts(draft, "the draft model's ")));
         }
-        Err(usage_hint(anyhow!(text), self.hint(free, arena)))
+        Err(EngineError::input_hint(text, self.hint(free, arena)))
     }
 
     fn hint(&self, free: u64, arena: impl Fn(u32) -> u64) -> String {
@@ -96,7 +95,6 @@ fn size(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::exit::{code, report};
 
     const NEED: EngineNeed = EngineNeed {
         target: MemoryNeed { weights: 6 << 30, kv_cache: 4 << 30, step: 512 << 20 },
@@ -105,23 +103,29 @@ mod tests {
         block_bytes: 5 << 20,
     };
 
-    fn check(need: &EngineNeed, free: u64) -> anyhow::Result<()> {
+    fn check(need: &EngineNeed, free: u64) -> Result<()> {
         need.check(free, |blocks| u64::from(blocks) * need.block_bytes)
+    }
+
+    /// What is said to whoever asked for too much, and the hint.
+    fn said(need: &EngineNeed, free: u64) -> String {
+        match check(need, free) {
+            Err(EngineError::Input(report)) => format!("{report}; {}", report.hint().unwrap_or_default()),
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]
     fn what_does_not_fit_is_told_by_its_parts() {
         let all = (12 << 30) + (768 << 20);
         assert!(check(&NEED, all).is_ok());
-        let error = check(&NEED, all - 1).unwrap_err();
-        assert_eq!(code(&error), 2);
-        let said = report(&error);
+        let said = said(&NEED, all - 1);
         for part in [
             "12.75 GiB of memory free, and 12.75 GiB are needed: 6.00 GiB for the weights",
             "4.00 GiB for the KV cache of 1024 blocks, 512.00 MiB for the buffers of the steps",
             "1.00 GiB for the draft model's weights, 1.00 GiB for the draft model's KV cache of 1024 blocks",
             "256.00 MiB for the buffers of the draft model's steps",
-            "hint: --num-blocks 1023 fits, or --kv-cache-memory",
+            "--num-blocks 1023 fits, or --kv-cache-memory",
         ] {
             assert!(said.contains(part), "{part}: {said}");
         }
@@ -129,13 +133,12 @@ mod tests {
 
     #[test]
     fn the_flag_named_is_one_that_helps() {
-        let hint = |free: u64| report(&check(&NEED, free).unwrap_err());
+        let hint = |free: u64| said(&NEED, free);
         // The blocks take 5 MiB each, and 7.75 GiB are needed for everything else.
         assert!(hint(8 << 30).contains("--num-blocks 51 fits"), "{}", hint(8 << 30));
         let buffers = hint((7 << 30) + (100 << 20));
         assert!(buffers.contains("lower --max-num-batched-tokens") && !buffers.contains("--num-blocks"));
         assert!(hint(3 << 30).contains("use a smaller model") && hint(3 << 30).contains("without --draft"));
-        let alone = check(&EngineNeed { draft: None, ..NEED }, 3 << 30).unwrap_err();
-        assert!(!report(&alone).contains("draft"));
+        assert!(!said(&EngineNeed { draft: None, ..NEED }, 3 << 30).contains("draft"));
     }
 }

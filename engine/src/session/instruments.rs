@@ -1,8 +1,6 @@
 //! What benches, comparisons and tests need of a session, but serving does not: other ways to speculate,
 //! kept logits and states, shadowing, and the documents of the last step.
 
-use anyhow::ensure;
-
 use pagedraft_model::{AnyDevice, RunCounts, Runner};
 use pagedraft_scheduler::{DraftControl, DraftReport, StepPlan};
 use pagedraft_spec_decode::ExecutionRecord;
@@ -10,6 +8,7 @@ use pagedraft_spec_decode::canary::CanaryReport;
 
 use super::sequence::Sequence;
 use super::{RequestId, Session, SetupId, SpeculationOptions, log};
+use crate::error::{Result, ensure};
 
 impl Session {
     /// Prepares the engine to speculate in another way. [`switch`](Self::switch) then changes to it. A
@@ -18,7 +17,7 @@ impl Session {
     /// # Errors
     ///
     /// The options contradict each other, or the device has a fault while costs are measured.
-    pub fn prepare(&mut self, options: &SpeculationOptions, enforce_eager: bool) -> anyhow::Result<SetupId> {
+    pub fn prepare(&mut self, options: &SpeculationOptions, enforce_eager: bool) -> Result<SetupId> {
         self.setups.prepare(options, enforce_eager, &mut self.executor)
     }
 
@@ -28,7 +27,7 @@ impl Session {
     /// # Errors
     ///
     /// Requests are running, or the trace cannot be written.
-    pub fn switch(&mut self, to: SetupId) -> anyhow::Result<()> {
+    pub fn switch(&mut self, to: SetupId) -> Result<()> {
         self.setups.switch(to, &mut self.scheduler, &mut self.executor)?;
         log::switched(self.setups.options(to));
         if let (Some(trace), Some((options, eager))) = (&mut self.trace, self.setups.options(to)) {
@@ -45,7 +44,7 @@ impl Session {
     ///
     /// Requests are running; the device has only one way to compute, as the CPU does; cuBLASLt is not
     /// there; or the device has a fault.
-    pub fn set_deterministic(&mut self, yes: bool) -> anyhow::Result<()> {
+    pub fn set_deterministic(&mut self, yes: bool) -> Result<()> {
         ensure!(
             !self.has_unfinished(),
             "requests are running: how the device computes is changed between them"
@@ -126,7 +125,7 @@ impl Session {
     /// # Errors
     ///
     /// There is not enough memory.
-    pub fn touch(&mut self) -> anyhow::Result<()> {
+    pub fn touch(&mut self) -> Result<()> {
         Ok(self.executor.touch()?)
     }
 

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context, ensure};
 use pagedraft_block_manager::{Arena, GroupId};
 use pagedraft_model::checkpoint::ModelConfig;
 use pagedraft_model::cpu::MemoryLimit;
@@ -27,7 +26,7 @@ use super::selections;
 use super::speculation::Setups;
 use super::step_limits::{capture_sizes, step_limits};
 use super::tiers::PlannedTiers;
-use crate::exit::{usage, usage_hint};
+use crate::error::{Context, EngineError, Result, ensure};
 use crate::memory_need::{books, ensure_fits};
 
 /// The bytes of KV cache if nothing is said. It is less if this is more than a quarter of the memory that
@@ -45,12 +44,12 @@ pub(super) struct Loaded {
     pub segments: Vec<SegmentKv>,
 }
 
-fn max_model_len(options: &EngineOptions, config: &ModelConfig) -> anyhow::Result<u32> {
+fn max_model_len(options: &EngineOptions, config: &ModelConfig) -> Result<u32> {
     let model = u32::try_from(config.max_position_embeddings).unwrap_or(u32::MAX);
     match options.max_model_len {
         None => Ok(model),
-        Some(0) => Err(usage(anyhow::anyhow!("--max-model-len 0: a sequence has at least one token"))),
-        Some(asked) if asked > model => Err(usage(anyhow::anyhow!(
+        Some(0) => Err(EngineError::input(format!("--max-model-len 0: a sequence has at least one token"))),
+        Some(asked) if asked > model => Err(EngineError::input(format!(
             "--max-model-len {asked} is more than the model's own greatest length, {model}"
         ))),
         Some(asked) => Ok(asked),
@@ -72,7 +71,7 @@ fn check_memory(
     block_bytes: u128,
     max_model_len: u32,
     on_gpu: bool,
-) -> anyhow::Result<()> {
+) -> Result<()> {
     let flag = match (options.num_blocks, options.kv_cache_memory) {
         (Some(n), _) => format!("--num-blocks {n}"),
         (None, Some(bytes)) => format!("--kv-cache-memory {bytes}"),
@@ -92,7 +91,7 @@ fn check_memory(
 }
 
 /// Refuses a trace of tensors that nothing could be written to, or whose tensors cannot be looked at.
-fn check_tensor_trace(options: &EngineOptions, on_gpu: bool) -> anyhow::Result<()> {
+fn check_tensor_trace(options: &EngineOptions, on_gpu: bool) -> Result<()> {
     let written = options.trace.is_some() || options.attaches_trace;
     let refused = [
         (!written, "the engine writes no trace", "add --trace-out DIR"),
@@ -105,31 +104,31 @@ fn check_tensor_trace(options: &EngineOptions, on_gpu: bool) -> anyhow::Result<(
     ];
     match refused.into_iter().find(|(refused, ..)| *refused && options.trace_tensors.is_some()) {
         None => Ok(()),
-        Some((_, why, hint)) => Err(usage_hint(anyhow::anyhow!("--trace-tensors: {why}"), hint)),
+        Some((_, why, hint)) => Err(EngineError::input_hint(format!("--trace-tensors: {why}"), hint)),
     }
 }
 
-pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
+pub(super) fn load(options: &EngineOptions) -> Result<Loaded> {
     let _span = tracing::debug_span!("load", model = %options.model).entered();
     let mut checkpoint = checkpoint::open(&options.model, options)?;
     if let Some(keys) = options.index_topk {
         let positions = checkpoint.config().max_position_embeddings;
         if checkpoint.config().dsa.is_none() {
             let model = &options.model;
-            return Err(usage(anyhow::anyhow!(
+            return Err(EngineError::input(format!(
                 "--index-topk {keys}: {model} has no sparse attention, so nothing chooses its keys; leave the flag out"
             )));
         }
         if keys == 0 || keys as usize > positions {
-            return Err(usage(anyhow::anyhow!(
+            return Err(EngineError::input(format!(
                 "--index-topk {keys}: the model has {positions} positions; give a number from 1 to {positions}"
             )));
         }
-        checkpoint.set_index_topk(keys as usize).map_err(|e| usage(e.into()))?;
+        checkpoint.set_index_topk(keys as usize).map_err(|e| EngineError::from(e).into_input())?;
     }
     if options.indexer_kv_dtype != IndexerKvDtype::Auto {
         let set = checkpoint.set_index_keys(options.indexer_kv_dtype.keys());
-        set.map_err(|e| usage(anyhow::Error::from(e).context("--indexer-kv-dtype is refused")))?;
+        set.map_err(|e| EngineError::from(e).context("--indexer-kv-dtype is refused").into_input())?;
     }
     let config = checkpoint.config().clone();
     diffusion::check_options(options, &config)?;
@@ -137,17 +136,17 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
     let cuts = if skips.is_empty() { pruning::cuts(options, &config)? } else { skips };
     let taps = selections::wanted(options, &config, &cuts)?;
     let max_model_len = max_model_len(options, &config)?;
-    let refused = |e: anyhow::Error| usage(e.context("the model that --draft names is refused"));
+    let refused = |e: EngineError| e.context("the model that --draft names is refused").into_input();
     let draft = DraftParts::open(options, &checkpoint, max_model_len).map_err(refused)?;
     let beside = draft.as_ref().map(|draft| (&draft.model, draft.checkpoint.config()));
     let (placement, no_gpu) = Placement::new(options, &config, beside)?;
     let draft = draft.map(|draft| draft.place(options, &placement)).transpose().map_err(refused)?;
 
     if !cuts.is_empty() && placement.is_gpu() {
-        let error = anyhow::anyhow!(
+        let error = format!(
             "prompts can't be pruned on a GPU yet, nor can layers be skipped: it keeps the KV of all layers in one group"
         );
-        return Err(usage_hint(error, "--device cpu"));
+        return Err(EngineError::input_hint(error, "--device cpu"));
     }
     check_tensor_trace(options, placement.is_gpu())?;
     let block_bytes = placement.block_bytes(&config)?;
@@ -186,7 +185,8 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
         arena_bytes = block_bytes.saturating_sub(tiers.latent_bytes());
     }
     let all_bytes = arena_bytes + draft_bytes;
-    check_memory(options, &config, num_blocks, all_bytes, max_model_len, on_gpu).map_err(usage)?;
+    check_memory(options, &config, num_blocks, all_bytes, max_model_len, on_gpu)
+        .map_err(EngineError::into_input)?;
     let block_bytes = usize::try_from(block_bytes).unwrap_or(usize::MAX);
     // The scheduler refuses bad figures before anything large is allocated.
     let target_ids: Vec<GroupId> = target_groups.iter().map(|group| group.id).collect();
@@ -216,7 +216,7 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
         groups,
         segments: segments.clone(),
     })
-    .map_err(|e| usage(e.into()))?;
+    .map_err(|e| EngineError::from(e).into_input())?;
 
     let limits = step_limits(options, max_model_len);
     let gpu = placement.gpu()?;
@@ -241,7 +241,7 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
     let failed = || format!("the model {} does not load", options.model);
     let arena = AnyArena::new(scheduler.blocks().arena(), gpu.as_ref()).map_err(|e| {
         // A GPU's memory was checked above. If it refuses memory now, that is not a fault of the options.
-        if on_gpu { anyhow::Error::from(e).context(failed()) } else { usage(e.into()) }
+        if on_gpu { EngineError::from(e).context(failed()) } else { EngineError::from(e).into_input() }
     })?;
     let place = Place { arena: &arena, groups: &target_ids, gpu: gpu.as_ref(), beside: None };
     let mut device = placement.open(&config, limits, place).with_context(failed)?;
@@ -310,7 +310,7 @@ pub(super) fn load(options: &EngineOptions) -> anyhow::Result<Loaded> {
             Some(Arc::new(tokenizer))
         }
         Err(ModelError::NoTokenizer { .. }) => None,
-        Err(e) => return Err(usage(e.into())),
+        Err(e) => return Err(EngineError::from(e).into_input()),
     };
     let mut executor = if segments.is_empty() {
         ModelExecutor::new(runner, options.block_size)?

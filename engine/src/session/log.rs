@@ -21,6 +21,7 @@ use super::info::SessionInfo;
 use super::options::SpeculationOptions;
 use super::request::{Request, RequestId, RequestOutput, SessionStep};
 use super::sequence::Sequence;
+use crate::error::EngineError;
 
 /// The target of the events, for filters.
 const TARGET: &str = "pagedraft::session";
@@ -106,7 +107,7 @@ pub(super) fn failed(output: &RequestOutput) {
     warn!(target: TARGET, error = output.error, "request failed");
 }
 
-pub(super) fn step_failed(error: &anyhow::Error) {
+pub(super) fn step_failed(error: &EngineError) {
     warn!(target: TARGET, error = format!("{error:#}"), "step failed");
 }
 

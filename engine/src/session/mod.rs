@@ -42,15 +42,13 @@ mod trace_tensors;
 
 use std::sync::Arc;
 
-use anyhow::ensure;
-
 use pagedraft_block_manager::{KvJournal, SideTable, Slab};
 use pagedraft_model::tokenizer::Tokenizer;
 use pagedraft_model::{AnyDevice, Device};
 use pagedraft_scheduler::{Applied, Scheduler, SegmentKv, Stats, StepId, StepOutcome, StepPlan};
 use pagedraft_spec_decode::metrics::SpeculationMetrics;
 use pagedraft_spec_decode::tensors::{TensorTracer, TensorTracing};
-use pagedraft_spec_decode::{ExecuteError, ExecutionRecord, ModelExecutor};
+use pagedraft_spec_decode::{ExecutionRecord, ModelExecutor};
 use pagedraft_workloads::trace::{TraceTables, TraceWriter};
 
 pub use checkpoint::open_checkpoint;
@@ -80,11 +78,7 @@ use speculation::Setups;
 use trace::Trace;
 use trace_dsa::TraceDsa;
 
-/// Whether a step failed only because [`EngineOptions::interrupt`] was set. Nothing of it was applied, and nothing of it is in the trace.
-/// The session can go on once the flag is clear: the step's requests are computed again.
-pub fn is_interrupt(error: &anyhow::Error) -> bool {
-    error.downcast_ref().is_some_and(ExecuteError::is_interrupt)
-}
+use crate::error::{Result, ensure};
 
 /// A running engine.
 pub struct Session {
@@ -133,7 +127,7 @@ impl Session {
     /// # Errors
     ///
     /// The model can't be loaded, options contradict each other, or the trace directory can't be written.
-    pub fn open(options: &EngineOptions) -> anyhow::Result<Self> {
+    pub fn open(options: &EngineOptions) -> Result<Self> {
         let mut loaded = load::load(options)?;
         let blocks = loaded.scheduler.blocks();
         let groups = blocks.groups();
@@ -207,7 +201,7 @@ impl Session {
     /// # Errors
     ///
     /// There is a trace already, its files can't be opened, or requests were submitted before, whose names the trace would not know.
-    pub fn attach_trace(&mut self, writer: TraceWriter, tables: TraceTables) -> anyhow::Result<()> {
+    pub fn attach_trace(&mut self, writer: TraceWriter, tables: TraceTables) -> Result<()> {
         ensure!(self.trace.is_none(), "the session has a trace already");
         ensure!(!self.has_unfinished(), "a trace can't begin while requests run");
         let groups = (self.scheduler.blocks().groups(), &self.segments[..]);
@@ -264,7 +258,7 @@ impl Session {
     /// # Errors
     ///
     /// The text so far can't be decoded.
-    pub fn abort(&mut self, id: RequestId) -> anyhow::Result<()> {
+    pub fn abort(&mut self, id: RequestId) -> Result<()> {
         if let Some(sequence) = self.sequences.get_mut(id.0) {
             let info = self.scheduler.request(sequence.key());
             if self.scheduler.abort(sequence.key())? {
@@ -316,7 +310,7 @@ impl Session {
     /// # Errors
     ///
     /// The trace can't be written.
-    pub fn close(&mut self, summary: &serde_json::Value) -> anyhow::Result<()> {
+    pub fn close(&mut self, summary: &serde_json::Value) -> Result<()> {
         log::closed();
         let mut summary = summary.clone();
         if let (Some(counts), Some(summary)) = (self.tier_counts(), summary.as_object_mut()) {

@@ -11,7 +11,7 @@ use pagedraft_model::dense::kv_groups;
 use pagedraft_model::{AnyArena, AnyDevice, Dtype, StepLimits};
 
 use super::options::{DeviceRef, EngineOptions, ModelRef};
-use crate::exit::{usage, usage_hint};
+use crate::error::{EngineError, Result, bail};
 
 /// The instruction set of an engine's kernels.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,15 +75,19 @@ impl Placement {
         options: &EngineOptions,
         config: &ModelConfig,
         draft: Option<(&ModelRef, &ModelConfig)>,
-    ) -> anyhow::Result<(Self, Option<String>)> {
-        let isa = options.isa.unwrap_or_else(Isa::detect).require().map_err(|e| usage(e.into()))?;
+    ) -> Result<(Self, Option<String>)> {
+        let isa = options
+            .isa
+            .unwrap_or_else(Isa::detect)
+            .require()
+            .map_err(|e| EngineError::from(e).into_input())?;
         let on = |target| Self::on(target, options, config);
         match options.device {
             DeviceRef::Cpu => Ok((on(Target::Cpu(isa)), None)),
             DeviceRef::Cuda => {
                 cuda::probe().map_err(|e| {
-                    let error = anyhow::Error::from(e).context("--device cuda: there is no GPU to run on");
-                    usage_hint(error, "--device cpu, or auto to take a GPU where there is one")
+                    let error = EngineError::from(e).context("--device cuda: there is no GPU to run on");
+                    error.into_input().hint("--device cpu, or auto to take a GPU where there is one")
                 })?;
                 let placement = on(Target::Cuda);
                 placement.check(config)?;
@@ -116,7 +120,7 @@ impl Placement {
     }
 
     /// The placement of another model beside this one.
-    pub fn beside(&self, options: &EngineOptions, config: &ModelConfig) -> anyhow::Result<Self> {
+    pub fn beside(&self, options: &EngineOptions, config: &ModelConfig) -> Result<Self> {
         let placement = Self::on(self.target, options, config);
         placement.check(config)?;
         Ok(placement)
@@ -143,11 +147,11 @@ impl Placement {
         self.max_model_len.map_or(config.max_position_embeddings, |asked| asked as usize)
     }
 
-    fn check(&self, config: &ModelConfig) -> anyhow::Result<()> {
+    fn check(&self, config: &ModelConfig) -> Result<()> {
         match self.target {
             Target::Cpu(_) => Ok(()),
             Target::Cuda => cuda::check(config, self.dtype, self.block_size, self.max_model_len(config))
-                .map_err(|e| usage(e.into())),
+                .map_err(|e| EngineError::from(e).into_input()),
         }
     }
 
@@ -162,12 +166,12 @@ impl Placement {
     }
 
     /// The bytes that a token's keys and values take in one layer.
-    pub fn token_bytes(&self, config: &ModelConfig) -> anyhow::Result<usize> {
+    pub fn token_bytes(&self, config: &ModelConfig) -> Result<usize> {
         Ok(self.part_bytes(config)? / self.block_size as usize)
     }
 
     /// The bytes of a KV block, all layers together.
-    pub fn block_bytes(&self, config: &ModelConfig) -> anyhow::Result<u128> {
+    pub fn block_bytes(&self, config: &ModelConfig) -> Result<u128> {
         if config.dsa.is_some() {
             let groups = self.kv_groups(config, self.max_model_len(config))?;
             let token: u128 = groups.iter().map(|group| group.bytes_per_token() as u128).sum();
@@ -177,38 +181,39 @@ impl Placement {
     }
 
     /// The KV groups of a model, for sequences of up to `max_model_len` tokens.
-    pub fn kv_groups(&self, config: &ModelConfig, max_model_len: usize) -> anyhow::Result<Vec<KvGroup>> {
+    pub fn kv_groups(&self, config: &ModelConfig, max_model_len: usize) -> Result<Vec<KvGroup>> {
         match self.target {
             Target::Cpu(_) => {
                 self.refuse_fp8()?;
                 CpuDevice::kv_groups(config, self.dtype, self.block_size, max_model_len)
-                    .map_err(|e| usage(e.into()))
+                    .map_err(|e| EngineError::from(e).into_input())
             }
             Target::Cuda => Ok(kv_groups(&config.windows, max_model_len, self.token_bytes(config)?)),
         }
     }
 
     /// The KV groups of a model that is cut behind the layers `cuts`, on the CPU.
-    pub fn cut_groups(&self, config: &ModelConfig, cuts: &[u16]) -> anyhow::Result<Vec<KvGroup>> {
+    pub fn cut_groups(&self, config: &ModelConfig, cuts: &[u16]) -> Result<Vec<KvGroup>> {
         self.refuse_fp8()?;
-        CpuDevice::cut_groups(config, self.dtype, self.block_size, cuts).map_err(|e| usage(e.into()))
+        CpuDevice::cut_groups(config, self.dtype, self.block_size, cuts)
+            .map_err(|e| EngineError::from(e).into_input())
     }
 
     /// Refuses an 8-bit KV cache on the CPU.
-    fn refuse_fp8(&self) -> anyhow::Result<()> {
+    fn refuse_fp8(&self) -> Result<()> {
         if self.kv == KvStorage::Fp8 {
-            let error = anyhow::anyhow!("--kv-cache-dtype fp8: the CPU's kernels have no 8-bit KV cache");
-            return Err(usage_hint(error, "leave the flag out, or run on a GPU"));
+            let error = format!("--kv-cache-dtype fp8: the CPU's kernels have no 8-bit KV cache");
+            return Err(EngineError::input_hint(error, "leave the flag out, or run on a GPU"));
         }
         Ok(())
     }
 
-    fn part_bytes(&self, config: &ModelConfig) -> anyhow::Result<usize> {
+    fn part_bytes(&self, config: &ModelConfig) -> Result<usize> {
         Ok(match self.target {
             Target::Cpu(_) => {
                 self.refuse_fp8()?;
                 CpuDevice::kv_layout(config, self.dtype, self.block_size)
-                    .map_err(|e| usage(e.into()))?
+                    .map_err(|e| EngineError::from(e).into_input())?
                     .block_bytes()
             }
             Target::Cuda => cuda::part_bytes(config, self.dtype, self.kv, self.block_size),
@@ -216,7 +221,7 @@ impl Placement {
     }
 
     /// The GPU, if it is on one.
-    pub fn gpu(&self) -> anyhow::Result<Option<Gpu>> {
+    pub fn gpu(&self) -> Result<Option<Gpu>> {
         Ok(if self.is_gpu() { Some(Gpu::open()?) } else { None })
     }
 
@@ -227,7 +232,7 @@ impl Placement {
         kv_cache: u64,
         limits: StepLimits,
         gpu: &Gpu,
-    ) -> anyhow::Result<MemoryNeed> {
+    ) -> Result<MemoryNeed> {
         Ok(MemoryNeed::of(config, &self.cuda_options(limits), kv_cache, gpu.multiprocessors())?)
     }
 
@@ -245,12 +250,7 @@ impl Placement {
     }
 
     /// Opens the device, which keeps its KV where `place` says.
-    pub fn open(
-        &self,
-        config: &ModelConfig,
-        limits: StepLimits,
-        place: Place<'_>,
-    ) -> anyhow::Result<AnyDevice> {
+    pub fn open(&self, config: &ModelConfig, limits: StepLimits, place: Place<'_>) -> Result<AnyDevice> {
         let Place { arena, groups, gpu, beside } = place;
         match (self.target, arena) {
             (Target::Cpu(isa), AnyArena::Cpu(arena)) => {
@@ -262,12 +262,12 @@ impl Placement {
                 })))
             }
             (Target::Cuda, AnyArena::Cuda(arena)) => {
-                let gpu = gpu.ok_or_else(|| anyhow::anyhow!("there is no GPU to open a device on"))?;
+                let gpu = gpu.ok_or_else(|| EngineError::failed("there is no GPU to open a device on"))?;
                 let group = groups.first().copied().unwrap_or_default();
                 let options = self.cuda_options(limits);
                 Ok(AnyDevice::Cuda(Box::new(CudaDevice::open_on(gpu, &options, config, arena, group)?)))
             }
-            _ => anyhow::bail!("the KV arena and the device lie on different machines"),
+            _ => bail!("the KV arena and the device lie on different machines"),
         }
     }
 }

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context, ensure};
 use pagedraft_block_manager::{Arena, BlockSize, GroupId, KvGroup};
 use pagedraft_model::checkpoint::Checkpoint;
 use pagedraft_model::{AnyArena, Runner, StepLimits, cut};
 
 use super::placement::{Place, Placement};
+use crate::error::{Context, ensure};
 use crate::prune::{LOOK_AHEAD, LazyProbe, Probe};
 
 /// The most tokens that a probe computes at once.

@@ -5,7 +5,6 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{anyhow, bail, ensure};
 use pagedraft_attention::isa::Isa;
 use pagedraft_block_manager::{GroupId, KvGroup, KvIndex, MAX_GROUPS};
 use pagedraft_model::Dtype;
@@ -23,7 +22,7 @@ use super::builtin;
 use super::options::{EngineOptions, LoadFormat, ModelRef};
 use super::request::{Request, RequestPrune};
 use super::sequence::sequence_of;
-use crate::exit::usage;
+use crate::error::{EngineError, Result, bail, ensure};
 use crate::prune::{
     LazyProbe, Modules, Positions, PruneChoice, PruneScorer, Pruner, SimulatedPruner, Teller, Told,
 };
@@ -127,7 +126,7 @@ fn own_modules(options: &EngineOptions) -> Option<PathBuf> {
 /// # Errors
 ///
 /// The model has no such layers, or cannot be cut.
-pub(super) fn cuts(options: &EngineOptions, config: &ModelConfig) -> anyhow::Result<Vec<u16>> {
+pub(super) fn cuts(options: &EngineOptions, config: &ModelConfig) -> Result<Vec<u16>> {
     let num_layers = config.num_layers as u16;
     let prune = &options.prune;
     let mut cuts: Vec<u16> = match &prune.layers {
@@ -142,7 +141,7 @@ pub(super) fn cuts(options: &EngineOptions, config: &ModelConfig) -> anyhow::Res
     if cuts.is_empty() {
         return Ok(cuts);
     }
-    let refuse = |why: String| Err(usage(anyhow!("{} cannot be pruned: {why}", options.model)));
+    let refuse = |why: String| Err(EngineError::input(format!("{} cannot be pruned: {why}", options.model)));
     if let Err(why) = cut::check(config, &cuts) {
         return refuse(why);
     }
@@ -174,9 +173,10 @@ pub(super) fn simulated(
     options: &EngineOptions,
     num_layers: u16,
     cuts: Vec<u16>,
-) -> anyhow::Result<Option<Arc<dyn PromptRule>>> {
+) -> Result<Option<Arc<dyn PromptRule>>> {
     let Some(choice) = &options.prune.all else { return Ok(None) };
-    let pruner = SimulatedPruner::new(choice.spec(num_layers), cuts.into()).map_err(usage)?;
+    let pruner =
+        SimulatedPruner::new(choice.spec(num_layers), cuts.into()).map_err(EngineError::into_input)?;
     Ok(Some(Arc::new(pruner)))
 }
 
@@ -216,7 +216,7 @@ impl Pruning {
     }
 
     /// Who tells the scores of a request's prompt, if its scorer is another run of a model.
-    fn told(&self, scorer: PruneScorer, request: &Request) -> anyhow::Result<Option<Arc<Told>>> {
+    fn told(&self, scorer: PruneScorer, request: &Request) -> Result<Option<Arc<Told>>> {
         let (probe, teller) = match scorer {
             PruneScorer::Draft => {
                 let Some((probe, name)) = &self.draft else {
@@ -242,7 +242,7 @@ impl Pruning {
     /// # Errors
     ///
     /// The request names a layer behind which the model is not cut, or modules that don't fit.
-    pub fn pruner(&self, request: &Request) -> anyhow::Result<Option<Arc<Pruner>>> {
+    pub fn pruner(&self, request: &Request) -> Result<Option<Arc<Pruner>>> {
         let choice = match &request.prune {
             RequestPrune::Never => None,
             RequestPrune::AsEngine => self.all.as_ref(),
@@ -349,7 +349,7 @@ pub(super) fn kept_counts(pruner: &Arc<Pruner>, prompt_len: u32, shares: Option<
 
 impl Session {
     /// How a request's prompt is pruned, if it is.
-    pub(super) fn pruner(&self, request: &Request) -> anyhow::Result<Option<Arc<Pruner>>> {
+    pub(super) fn pruner(&self, request: &Request) -> Result<Option<Arc<Pruner>>> {
         match (&self.pruning, &request.prune) {
             (Some(pruning), _) => pruning.pruner(request),
             (None, RequestPrune::Choice(_)) => {
@@ -366,14 +366,14 @@ impl Session {
     /// # Errors
     ///
     /// An engine that prunes nothing, an empty prompt or answer, or a fault of the device.
-    pub fn answer_mass(&self, prompt: &[u32], answer: &[u32]) -> anyhow::Result<Vec<Vec<f32>>> {
+    pub fn answer_mass(&self, prompt: &[u32], answer: &[u32]) -> Result<Vec<Vec<f32>>> {
         let Some(pruning) = &self.pruning else { bail!("the engine was not opened to prune prompts") };
         let tokens: Vec<u32> = prompt.iter().chain(answer).copied().collect();
         pruning.target.ask(|probe| probe.answer_mass(&tokens, prompt.len()))
     }
 
     /// Writes to the trace what was decided about prompts in the step.
-    pub(super) fn trace_cuts(&mut self) -> anyhow::Result<()> {
+    pub(super) fn trace_cuts(&mut self) -> Result<()> {
         let (Some(pruning), Some(trace)) = (&self.pruning, &mut self.trace) else { return Ok(()) };
         for cut in &self.outcome.record.cuts {
             let (Some(&layer), Some(&id)) =

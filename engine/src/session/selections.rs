@@ -1,6 +1,5 @@
 //! Reads which keys the indexers of a model with sparse attention chose in a step.
 
-use anyhow::{anyhow, ensure};
 use pagedraft_attention::sparse::KeepScores;
 use pagedraft_model::checkpoint::ModelConfig;
 use pagedraft_model::{Device, Runner};
@@ -12,7 +11,7 @@ use super::request::Request;
 use super::sequence::sequence_of;
 use super::token_rows::{TokenRow, segment_rows};
 use super::{IndexerTopk, Session};
-use crate::exit::usage;
+use crate::error::{EngineError, Result, bail, ensure};
 use crate::memory_need::ensure_fits;
 
 /// What the engine has to keep of its indexers' choices; `None` if nothing. A model that is cut behind `cuts` has no records in a trace: each
@@ -25,7 +24,7 @@ pub(super) fn wanted(
     options: &EngineOptions,
     config: &ModelConfig,
     cuts: &[u16],
-) -> anyhow::Result<Option<KeepScores>> {
+) -> Result<Option<KeepScores>> {
     let traces = (options.trace.is_some() || options.attaches_trace)
         && options.trace_dsa.rows != DsaRows::Off
         && cuts.is_empty();
@@ -33,7 +32,7 @@ pub(super) fn wanted(
         return Ok(None);
     }
     let Some(dsa) = &config.dsa else {
-        return Err(usage(anyhow!(
+        return Err(EngineError::input(format!(
             "--return-indexer-topk: the model {} has no indexer, because its attention is not sparse",
             options.model
         )));
@@ -57,14 +56,12 @@ pub(super) fn shape<D: Device>(runner: &Runner<D>) -> (usize, usize) {
 
 impl Session {
     /// Whether a request may ask for what it asks for, and whether there is room for it.
-    pub(super) fn check_selections(&self, request: &Request) -> anyhow::Result<()> {
+    pub(super) fn check_selections(&self, request: &Request) -> Result<()> {
         if !request.return_indexer_topk {
             return Ok(());
         }
         let Some((layers, k)) = self.indexer_topk_shape else {
-            return Err(anyhow!(
-                "it asks for what the indexers chose, and the engine was not opened for that"
-            ));
+            bail!("it asks for what the indexers chose, and the engine was not opened for that");
         };
         let most = (request.prompt.len() as u64 + u64::from(request.max_tokens))
             .min(u64::from(self.info.max_model_len));
@@ -76,7 +73,7 @@ impl Session {
 
     /// Hands each request that asked for it what the indexers chose for its tokens in the last step. Drafts
     /// that were rejected are left out. Behind a layer that drops tokens, keys are told by their positions too.
-    pub(super) fn collect_selections(&mut self) -> anyhow::Result<()> {
+    pub(super) fn collect_selections(&mut self) -> Result<()> {
         let Some((layers, _)) = self.indexer_topk_shape else { return Ok(()) };
         let runner = self.executor.runner();
         let mut positions = Vec::new();

@@ -13,6 +13,7 @@ use super::pruning::Reach;
 use super::request::{Request, RequestId, RequestOutput};
 use super::text::StopScan;
 use super::{IndexerTopk, PruneOutput};
+use crate::error::Result;
 
 /// One sample of a request: its output so far, and its text.
 pub(super) struct Sequence {
@@ -40,7 +41,7 @@ impl Sequence {
         sample: u32,
         stop_token_ids: &[u32],
         tokenizer: Option<&Arc<Tokenizer>>,
-    ) -> anyhow::Result<Self> {
+    ) -> Result<Self> {
         Ok(Self {
             key: RequestKey::default(),
             scan: StopScan::new(tokenizer, request)?,
@@ -214,7 +215,7 @@ impl Sequence {
 
     /// Looks for a stop string in the tokens of a step. If one is found, returns how many of the tokens are
     /// kept.
-    pub fn scan(&mut self, tokens: &[u32]) -> anyhow::Result<Option<usize>> {
+    pub fn scan(&mut self, tokens: &[u32]) -> Result<Option<usize>> {
         if self.canvas.is_some() {
             return self.scan_canvas(tokens).map(|()| None);
         }
@@ -235,7 +236,7 @@ impl Sequence {
     }
 
     /// Adds the tokens of a block to the text, up to the end of the sequence.
-    fn scan_canvas(&mut self, tokens: &[u32]) -> anyhow::Result<()> {
+    fn scan_canvas(&mut self, tokens: &[u32]) -> Result<()> {
         for &token in tokens {
             self.text_ended |= self.stop_token_ids.contains(&token);
             if self.text_ended {
@@ -247,7 +248,7 @@ impl Sequence {
     }
 
     /// Adds the tokens that a step kept. Returns the text that can be shown.
-    pub fn extend(&mut self, tokens: &[u32], finish: Option<FinishReason>) -> anyhow::Result<String> {
+    pub fn extend(&mut self, tokens: &[u32], finish: Option<FinishReason>) -> Result<String> {
         self.output.token_ids.extend_from_slice(tokens);
         let text = self.scan.take(finish.is_some())?;
         if finish.is_some() {
@@ -293,7 +294,7 @@ impl Sequence {
     }
 
     /// Ends the sample with its output so far.
-    pub fn abort(&mut self) -> anyhow::Result<String> {
+    pub fn abort(&mut self) -> Result<String> {
         self.extend(&[], Some(FinishReason::Abort))
     }
 }

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use anyhow::anyhow;
 use pagedraft_block_manager::KvGroup;
 use pagedraft_model::ModelError;
 use pagedraft_model::checkpoint::ModelConfig;
@@ -15,7 +14,7 @@ use super::options::PruneOptions;
 use super::options::{DeviceRef, EngineOptions, ModelRef};
 use super::placement::Placement;
 use super::pruning;
-use crate::exit::{usage, usage_hint};
+use crate::error::{EngineError, Result};
 
 /// The KV groups that a simulated engine keeps.
 #[derive(Clone, Debug, Default)]
@@ -39,20 +38,22 @@ impl SimulatedKv {
     ///
     /// A `config.json` that a real engine refuses, except for an architecture that this engine does not run: a simulation
     /// of such a model knows no windows, and says so. Prompts are to be pruned, and the model's layers are not known or can't be cut.
-    pub fn of(options: &EngineOptions, max_model_len: u32) -> anyhow::Result<Self> {
+    pub fn of(options: &EngineOptions, max_model_len: u32) -> Result<Self> {
         let kv = Self::of_model(options, max_model_len)?;
         match &kv.unknown {
-            Some(why) if options.prune != PruneOptions::default() => Err(usage_hint(
-                anyhow!("prompts are to be pruned, and the layers of the model are not known: {why}"),
+            Some(why) if options.prune != PruneOptions::default() => Err(EngineError::input_hint(
+                format!("prompts are to be pruned, and the layers of the model are not known: {why}"),
                 "name a model with --model, or leave out --prune-spec and --prune-layers",
             )),
             _ => Ok(kv),
         }
     }
 
-    fn of_model(options: &EngineOptions, max_model_len: u32) -> anyhow::Result<Self> {
+    fn of_model(options: &EngineOptions, max_model_len: u32) -> Result<Self> {
         let config = match &options.model {
-            ModelRef::Builtin(name) => builtin::checkpoint(name).map_err(usage)?.config().clone(),
+            ModelRef::Builtin(name) => {
+                builtin::checkpoint(name).map_err(EngineError::into_input)?.config().clone()
+            }
             ModelRef::Directory(dir) if !dir.join("config.json").exists() => {
                 let unknown = format!("{} has no config.json", dir.display());
                 return Ok(Self { unknown: Some(unknown), ..Self::default() });
@@ -62,12 +63,12 @@ impl SimulatedKv {
                 Err(error @ ModelError::UnknownArchitecture { .. }) => {
                     return Ok(Self { unknown: Some(error.to_string()), ..Self::default() });
                 }
-                Err(error) => return Err(usage(error.into())),
+                Err(error) => return Err(EngineError::from(error).into_input()),
             },
         };
         if config.mask_token_id.is_some() {
-            return Err(usage_hint(
-                anyhow!(
+            return Err(EngineError::input_hint(
+                format!(
                     "{} fills masks in a canvas, and a simulated engine plans for tokens that follow each other",
                     options.model
                 ),

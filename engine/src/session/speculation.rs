@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use anyhow::ensure;
 use pagedraft_model::AnyDevice;
 use pagedraft_scheduler::{CostCurve, DraftControl, Scheduler, StepCosts};
 use pagedraft_spec_decode::acceptance::Acceptance;
@@ -12,6 +11,7 @@ use pagedraft_spec_decode::proposer::{NgramProposer, SyntheticProposer};
 use pagedraft_spec_decode::{ModelExecutor, ProposerId, Scorer, Shadow};
 
 use super::options::{DraftLength, DraftRef, SpeculationOptions};
+use crate::error::{Result, bail, ensure};
 
 /// The time that measuring the costs of steps may take, if drafts are priced.
 const CALIBRATION: Duration = Duration::from_millis(1500);
@@ -119,7 +119,7 @@ impl Setups {
         options: &SpeculationOptions,
         enforce_eager: bool,
         executor: &mut ModelExecutor<AnyDevice>,
-    ) -> anyhow::Result<SetupId> {
+    ) -> Result<SetupId> {
         let most = options.length.most();
         let proposer = match &options.draft {
             Some(draft) if most > 0 => Some(self.proposer(draft, options, executor)?),
@@ -149,7 +149,7 @@ impl Setups {
         draft: &DraftRef,
         options: &SpeculationOptions,
         executor: &mut ModelExecutor<AnyDevice>,
-    ) -> anyhow::Result<ProposerId> {
+    ) -> Result<ProposerId> {
         let key = ProposerKey::new(draft, options);
         if let Some((_, id)) = self.proposers.iter().find(|(known, _)| *known == key) {
             return Ok(*id);
@@ -169,7 +169,7 @@ impl Setups {
                 executor.add_proposer(Box::new(proposer))
             }
             DraftRef::Model(model) => {
-                anyhow::bail!("the draft model {model} was not loaded when the session was opened")
+                bail!("the draft model {model} was not loaded when the session was opened")
             }
         };
         self.proposers.push((key, id));
@@ -177,7 +177,7 @@ impl Setups {
     }
 
     /// The costs of a forward pass of the target.
-    fn target(&mut self, executor: &mut ModelExecutor<AnyDevice>) -> anyhow::Result<CostCurve> {
+    fn target(&mut self, executor: &mut ModelExecutor<AnyDevice>) -> Result<CostCurve> {
         if let Some(curve) = &self.target {
             return Ok(curve.clone());
         }
@@ -192,7 +192,7 @@ impl Setups {
         &mut self,
         options: &SpeculationOptions,
         executor: &mut ModelExecutor<AnyDevice>,
-    ) -> anyhow::Result<CostCurve> {
+    ) -> Result<CostCurve> {
         let target = self.target(executor)?;
         let points = target.points.iter().map(|&(rows, us)| (rows, us * options.draft_cost)).collect();
         Ok(CostCurve { points, us_per_context: 0.0, us_per_read: 0.0 })
@@ -203,7 +203,7 @@ impl Setups {
         id: ProposerId,
         options: &SpeculationOptions,
         executor: &mut ModelExecutor<AnyDevice>,
-    ) -> anyhow::Result<StepCosts> {
+    ) -> Result<StepCosts> {
         let target = self.target(executor)?;
         let keeps_kv = matches!(options.draft, Some(DraftRef::Model(_)));
         let draft = match &options.draft {
@@ -231,7 +231,7 @@ impl Setups {
         to: SetupId,
         scheduler: &mut Scheduler,
         executor: &mut ModelExecutor<AnyDevice>,
-    ) -> anyhow::Result<()> {
+    ) -> Result<()> {
         ensure!(!scheduler.has_unfinished(), "requests are running: speculation is changed between them");
         ensure!(to.0 < self.all.len(), "there is no such setup");
         let control = scheduler.set_draft_control(None);
@@ -240,7 +240,7 @@ impl Setups {
         if let Some(was) = self.current.and_then(|id| self.all.get_mut(id.0)) {
             (was.control, was.shadow) = (control, shadow);
         }
-        let Some(setup) = self.all.get_mut(to.0) else { anyhow::bail!("there is no such setup") };
+        let Some(setup) = self.all.get_mut(to.0) else { bail!("there is no such setup") };
         scheduler.set_num_speculative_tokens(setup.most);
         scheduler.set_drafts_have_kv(matches!(setup.options.draft, Some(DraftRef::Model(_))));
         scheduler.set_draft_control(setup.control.take());

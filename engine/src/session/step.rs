@@ -7,7 +7,8 @@ use pagedraft_scheduler::{Executor, Kind, StepTimes};
 use super::request::{Emitted, SessionStep};
 use super::row::{self, StepRow};
 use super::sequence::sequence_of;
-use super::{Session, is_interrupt, log};
+use super::{Session, log};
+use crate::error::Result;
 
 impl Session {
     /// Runs one step.
@@ -16,20 +17,20 @@ impl Session {
     ///
     /// The engine has a fault, the canary raised an alarm, or the trace can't be written. If the session
     /// goes on, the requests of a failed step are computed again.
-    pub fn step(&mut self) -> anyhow::Result<SessionStep> {
+    pub fn step(&mut self) -> Result<SessionStep> {
         if !self.scheduler.has_unfinished() {
             return Ok(SessionStep { idle: true, ..SessionStep::default() });
         }
         let ran = self.run_step();
         match &ran {
             Ok(report) => log::stepped(report, &self.outcome.record),
-            Err(error) if is_interrupt(error) => log::step_interrupted(),
+            Err(error) if error.is_interrupt() => log::step_interrupted(),
             Err(error) => log::step_failed(error),
         }
         ran
     }
 
-    fn run_step(&mut self) -> anyhow::Result<SessionStep> {
+    fn run_step(&mut self) -> Result<SessionStep> {
         let start = Instant::now();
         self.restore_prefixes()?;
         self.scheduler.step(&mut self.plan)?;
@@ -73,7 +74,7 @@ impl Session {
     }
 
     /// Cuts the outcome where a stop string was completed.
-    fn scan_stops(&mut self) -> anyhow::Result<()> {
+    fn scan_stops(&mut self) -> Result<()> {
         for row in &mut self.outcome.rows {
             let Some(sequence) = sequence_of(&mut self.sequences, &self.by_key, row.request) else {
                 continue;
@@ -100,7 +101,7 @@ impl Session {
     }
 
     /// Adds what the step emitted to its sequences.
-    fn collect(&mut self, report: &mut SessionStep) -> anyhow::Result<()> {
+    fn collect(&mut self, report: &mut SessionStep) -> Result<()> {
         for row in &self.plan.rows {
             match row.kind {
                 Kind::Prefill => report.prefill_tokens += row.tokens.len(),

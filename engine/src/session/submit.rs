@@ -9,6 +9,7 @@ use super::indexer_topk::IndexerTopk;
 use super::request::{Request, RequestId};
 use super::sequence::Sequence;
 use super::{Session, kv_salt, log, pruning};
+use crate::error::Result;
 use crate::prune::Pruner;
 
 impl Session {
@@ -18,7 +19,7 @@ impl Session {
     ///
     /// A parameter is out of range, the model does not have a token id, or the prompt is empty or can never
     /// fit. Nothing is queued then.
-    pub fn submit(&mut self, mut request: Request) -> anyhow::Result<Vec<RequestId>> {
+    pub fn submit(&mut self, mut request: Request) -> Result<Vec<RequestId>> {
         self.denoise_as_all(&mut request);
         self.check(&request)?;
         let pruner = self.pruner(&request)?;

@@ -6,6 +6,7 @@ use pagedraft_model::tokenizer::{TextStream, Tokenizer};
 
 use super::request::Request;
 use super::special_stops::SpecialStops;
+use crate::error::Result;
 
 /// How many prompt tokens are decoded in front of the text. Whether a word begins with a space depends on
 /// the token before it.
@@ -34,7 +35,7 @@ impl StopScan {
     /// # Errors
     ///
     /// The tokenizer can't decode a token of the prompt.
-    pub fn new(tokenizer: Option<&Arc<Tokenizer>>, request: &Request) -> anyhow::Result<Self> {
+    pub fn new(tokenizer: Option<&Arc<Tokenizer>>, request: &Request) -> Result<Self> {
         let (prompt, stops) = (&request.prompt, request.stop.clone());
         let mut stream = tokenizer.map(|t| t.stream(true));
         let context = &prompt[prompt.len().saturating_sub(CONTEXT_TOKENS)..];
@@ -74,7 +75,7 @@ impl StopScan {
     /// # Errors
     ///
     /// The tokenizer can't decode a token.
-    pub fn push(&mut self, token: u32) -> anyhow::Result<bool> {
+    pub fn push(&mut self, token: u32) -> Result<bool> {
         let Some(stream) = &mut self.stream else { return Ok(false) };
         let looks = self.unlooked == 0;
         self.unlooked = self.unlooked.saturating_sub(1);
@@ -103,7 +104,7 @@ impl StopScan {
     /// # Errors
     ///
     /// At the end, the tokenizer can't decode the remaining bytes.
-    pub fn take(&mut self, end: bool) -> anyhow::Result<String> {
+    pub fn take(&mut self, end: bool) -> Result<String> {
         if end && !self.closed {
             self.closed = true;
             let rest = self.stream.as_mut().map(TextStream::finish).transpose()?.flatten();

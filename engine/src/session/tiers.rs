@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::anyhow;
 use pagedraft_block_manager::{BlockId, GroupId, KvEventKind, KvGroup, PartKind};
 use pagedraft_model::checkpoint::ModelConfig;
 use pagedraft_model::tiers::{LocalPool, Policy, TierCounts, TierOptions, open_remote};
@@ -12,7 +11,7 @@ use pagedraft_model::{AnyDevice, Device};
 use super::Session;
 use super::log;
 use super::options::EngineOptions;
-use crate::exit::{usage, usage_hint};
+use crate::error::{EngineError, Result};
 use crate::memory_need::ensure_fits;
 
 /// The most waiting requests whose prefixes are restored before a step.
@@ -85,23 +84,29 @@ impl PlannedTiers {
         config: &ModelConfig,
         groups: &[KvGroup],
         on_gpu: bool,
-    ) -> anyhow::Result<Option<Self>> {
+    ) -> Result<Option<Self>> {
         let asked = &options.kv_tiers;
         if !asked.is_asked_for() {
             return Ok(None);
         }
         let (flag, model) = (asked.flag(), &options.model);
         if config.dsa.is_none() {
-            let error = anyhow!("{flag}: {model} has no sparse attention, so every step reads all of its KV");
-            return Err(usage_hint(error, "leave the flag out, or take a model with sparse attention"));
+            let error = format!("{flag}: {model} has no sparse attention, so every step reads all of its KV");
+            return Err(EngineError::input_hint(
+                error,
+                "leave the flag out, or take a model with sparse attention",
+            ));
         }
         if on_gpu {
-            return Err(usage_hint(anyhow!("{flag}: a GPU has no KV tiers here"), "use --device cpu"));
+            return Err(EngineError::input_hint(
+                format!("{flag}: a GPU has no KV tiers here"),
+                "use --device cpu",
+            ));
         }
         let parts = groups.iter().flat_map(|group| &group.parts);
         let latents = parts.into_iter().find(|part| part.kind == PartKind::Latent);
         let Some(latents) = latents else {
-            return Err(usage(anyhow!("{flag}: {model} keeps no latents")));
+            return Err(EngineError::input(format!("{flag}: {model} keeps no latents")));
         };
         let cell_bytes = latents.bytes_per_token * options.block_size as usize;
         Ok(Some(Self { asked: asked.clone(), cell_bytes, layers: latents.layers.len() }))
@@ -133,7 +138,7 @@ impl PlannedTiers {
     /// # Errors
     ///
     /// The error names the flag.
-    pub fn check_memory(&self, num_blocks: u32) -> anyhow::Result<()> {
+    pub fn check_memory(&self, num_blocks: u32) -> Result<()> {
         let frames = self.asked.hbm_blocks.unwrap_or(num_blocks).min(num_blocks);
         ensure_fits(&format!("tier 0 of {frames} blocks"), u128::from(frames) * self.latent_bytes())?;
         match &self.asked.local_pool {
@@ -156,14 +161,15 @@ impl PlannedTiers {
     /// # Errors
     ///
     /// A pool cannot be opened.
-    pub fn open(&self, device: &mut AnyDevice) -> anyhow::Result<()> {
+    pub fn open(&self, device: &mut AnyDevice) -> Result<()> {
         let KvTiers { hbm_blocks: frames, local_pool, remote_pool, patience, policy } = &self.asked;
         let mut options = TierOptions { frames: *frames, policy: *policy, ..TierOptions::default() };
         if let Some(local) = local_pool {
-            options = options.with_local(local, self.cell_bytes).map_err(|e| usage(e.into()))?;
+            options =
+                options.with_local(local, self.cell_bytes).map_err(|e| EngineError::from(e).into_input())?;
         }
         if let Some(url) = remote_pool {
-            options.pools.push(open_remote(url, *patience).map_err(|e| usage(e.into()))?);
+            options.pools.push(open_remote(url, *patience).map_err(|e| EngineError::from(e).into_input())?);
         }
         device.keep_in_tiers(options)?;
         Ok(())
@@ -177,7 +183,7 @@ impl Session {
     }
 
     /// Brings back what the tiers below have of the prefixes of the requests that are admitted next.
-    pub(super) fn restore_prefixes(&mut self) -> anyhow::Result<()> {
+    pub(super) fn restore_prefixes(&mut self) -> Result<()> {
         if !self.keeps_prefixes {
             return Ok(());
         }

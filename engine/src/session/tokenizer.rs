@@ -6,18 +6,18 @@ use pagedraft_model::tokenizer::Tokenizer;
 
 use super::builtin;
 use super::options::ModelRef;
-use crate::exit::usage;
+use crate::error::{EngineError, Result};
 
 /// The tokenizer of a model, if it has one. The model's weights are not read.
 ///
 /// # Errors
 ///
 /// The model does not exist, or its tokenizer can't be read.
-pub fn tokenizer(model: &ModelRef) -> anyhow::Result<Option<Tokenizer>> {
+pub fn tokenizer(model: &ModelRef) -> Result<Option<Tokenizer>> {
     let found = match model {
-        ModelRef::Builtin(name) => builtin::checkpoint(name).map_err(usage)?.tokenizer(),
+        ModelRef::Builtin(name) => builtin::checkpoint(name).map_err(EngineError::into_input)?.tokenizer(),
         ModelRef::Directory(dir) if !dir.is_dir() => {
-            return Err(usage(anyhow::anyhow!(
+            return Err(EngineError::input(format!(
                 "the model {} does not load: there is no such directory",
                 dir.display()
             )));
@@ -35,6 +35,6 @@ pub fn tokenizer(model: &ModelRef) -> anyhow::Result<Option<Tokenizer>> {
             Ok(Some(tokenizer))
         }
         Err(ModelError::NoTokenizer { .. }) => Ok(None),
-        Err(error) => Err(usage(error.into())),
+        Err(error) => Err(EngineError::from(error).into_input()),
     }
 }

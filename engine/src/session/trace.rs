@@ -21,7 +21,7 @@ use super::options::{EngineOptions, SpeculationOptions, TraceOptions};
 use super::trace_dsa::TraceDsa;
 use super::trace_groups::TraceGroups;
 use super::trace_tensors;
-use crate::exit::usage;
+use crate::error::{EngineError, Result};
 
 /// A line about a pruned prompt.
 #[derive(Serialize)]
@@ -119,14 +119,14 @@ impl Trace {
         engine: &serde_json::Value,
         groups: (&[KvGroup], &[SegmentKv]),
         dsa: Option<TraceDsa>,
-    ) -> anyhow::Result<Self> {
+    ) -> Result<Self> {
         let mut config = engine.clone();
         config["trace_tables"] = json!(to.tables);
         let writer = match rotate {
             Some(bytes) => TraceWriter::create_rotating(&to.dir, &config, to.format, bytes),
             None => TraceWriter::create(&to.dir, &config, to.format),
         };
-        Self::new(writer.map_err(|e| usage(e.into()))?, to.tables, groups, dsa)
+        Self::new(writer.map_err(|e| EngineError::from(e).into_input())?, to.tables, groups, dsa)
     }
 
     /// A trace whose directory and configuration exist already, of an engine with these groups and segments of its model.
@@ -139,7 +139,7 @@ impl Trace {
         tables: TraceTables,
         groups: (&[KvGroup], &[SegmentKv]),
         dsa: Option<TraceDsa>,
-    ) -> anyhow::Result<Self> {
+    ) -> Result<Self> {
         dsa.iter().try_for_each(|dsa| dsa.open(&mut writer))?;
         Ok(Self {
             writer,
@@ -156,7 +156,7 @@ impl Trace {
     /// # Errors
     ///
     /// The disk has a fault.
-    pub fn setup(&mut self, options: &SpeculationOptions, enforce_eager: bool) -> anyhow::Result<()> {
+    pub fn setup(&mut self, options: &SpeculationOptions, enforce_eager: bool) -> Result<()> {
         self.writer.write(&json!({
             "event": "setup",
             "draft": options.draft.as_ref().map(ToString::to_string),
@@ -195,7 +195,7 @@ impl Trace {
         applied: &[Applied],
         draft: Option<&GroupStep>,
         (blocks, journal): (&BlockManager, &KvJournal),
-    ) -> anyhow::Result<()> {
+    ) -> Result<()> {
         self.names.note(plan, applied);
         let record = &outcome.record;
         let metadata = match self.tables {
@@ -249,7 +249,7 @@ impl Trace {
         step: (&StepPlan, &StepOutcome<ExecutionRecord>),
         runner: &mut Runner<D>,
         scheduler: &Scheduler,
-    ) -> anyhow::Result<()> {
+    ) -> Result<()> {
         match &mut self.dsa {
             Some(dsa) => dsa.step(step, runner, scheduler, &self.names, &mut self.writer),
             None => Ok(()),
@@ -261,7 +261,7 @@ impl Trace {
     /// # Errors
     ///
     /// The disk has a fault.
-    pub fn prune(&mut self, record: PruneRecord, request: RequestKey) -> anyhow::Result<()> {
+    pub fn prune(&mut self, record: PruneRecord, request: RequestKey) -> Result<()> {
         let request_id = self.names.request_id(request).to_owned();
         let step = record.step + self.writer.first_step();
         Ok(self
@@ -274,7 +274,7 @@ impl Trace {
     /// # Errors
     ///
     /// The disk has a fault.
-    pub fn judged(&mut self, plan: &StepPlan, passes: &[CanvasPass]) -> anyhow::Result<()> {
+    pub fn judged(&mut self, plan: &StepPlan, passes: &[CanvasPass]) -> Result<()> {
         for pass in passes.iter().filter(|pass| pass.compared) {
             let record = SkipJudgeRecord {
                 request_id: self.names.request_id(pass.request).to_owned(),
@@ -299,7 +299,7 @@ impl Trace {
     /// # Errors
     ///
     /// Their file can't be opened.
-    pub fn keep_tensors(&mut self) -> anyhow::Result<u64> {
+    pub fn keep_tensors(&mut self) -> Result<u64> {
         self.writer.keep_tensors()?;
         Ok(self.writer.first_step())
     }
@@ -313,7 +313,7 @@ impl Trace {
         &mut self,
         events: &[TensorEvent],
         step: (&StepPlan, &StepOutcome<ExecutionRecord>),
-    ) -> anyhow::Result<()> {
+    ) -> Result<()> {
         trace_tensors::write(events, step, &self.names, &mut self.writer)
     }
 
@@ -322,7 +322,7 @@ impl Trace {
     /// # Errors
     ///
     /// The disk has a fault, now or in an earlier line.
-    pub fn finish(mut self, summary: &serde_json::Value, tensors_left_out: u64) -> anyhow::Result<()> {
+    pub fn finish(mut self, summary: &serde_json::Value, tensors_left_out: u64) -> Result<()> {
         self.writer.leave_out_tensors(tensors_left_out);
         Ok(self.writer.finish(summary)?)
     }
@@ -334,7 +334,7 @@ impl Session {
     /// # Errors
     ///
     /// The disk or the device has a fault.
-    pub(super) fn trace_step(&mut self, schedule: Duration) -> anyhow::Result<()> {
+    pub(super) fn trace_step(&mut self, schedule: Duration) -> Result<()> {
         self.drain_journal();
         if let Some(trace) = &mut self.trace {
             let (draft, blocks) = (self.executor.group_step(), self.scheduler.blocks());

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use anyhow::ensure;
 use pagedraft_block_manager::{KvGroup, PartKind};
 use pagedraft_model::tiers::{Fetch, TierId, Tiers};
 use pagedraft_model::{Device, Runner};
@@ -15,6 +14,7 @@ use pagedraft_workloads::trace::{
 
 use super::options::DsaTraceOptions;
 use super::token_rows::token_rows;
+use crate::error::{Result, ensure};
 
 /// What is known about a request from its admission on.
 #[derive(Clone)]
@@ -119,7 +119,7 @@ impl TraceDsa {
     /// # Errors
     ///
     /// It can't be opened.
-    pub fn open(&self, writer: &mut TraceWriter) -> anyhow::Result<()> {
+    pub fn open(&self, writer: &mut TraceWriter) -> Result<()> {
         Ok(writer.keep_dsa(&self.config, self.block_size, self.format)?)
     }
 
@@ -135,7 +135,7 @@ impl TraceDsa {
         scheduler: &Scheduler,
         names: &dyn StepNames,
         writer: &mut TraceWriter,
-    ) -> anyhow::Result<()> {
+    ) -> Result<()> {
         self.note(plan, scheduler, names, writer);
         let fetched = Fetched::of(runner.device_mut().tiers());
         let step = writer.first_step().saturating_add(plan.id.0);

@@ -9,6 +9,8 @@ use pagedraft_workloads::trace::{
     StepNames, TensorData, TensorRecord, TensorValue, TraceWriter, position_ranges,
 };
 
+use crate::error::Result;
+
 /// Writes the events of the last step.
 ///
 /// # Errors
@@ -19,7 +21,7 @@ pub(super) fn write(
     (plan, outcome): (&StepPlan, &StepOutcome<ExecutionRecord>),
     names: &dyn StepNames,
     writer: &mut TraceWriter,
-) -> anyhow::Result<()> {
+) -> Result<()> {
     let step = writer.first_step().saturating_add(plan.id.0);
     for event in events {
         // Drafts come last among the token rows of a plan row, the rejected ones behind the accepted ones.

@@ -178,7 +178,7 @@ impl Compare {
         let setups = RUNS
             .iter()
             .map(|run| session.prepare(&run.options(&options.speculation), run.eager))
-            .collect::<anyhow::Result<_>>()?;
+            .collect::<Result<_, _>>()?;
         let runs = vec![Measured::new(batch_size); RUNS.len()];
         Ok(Comparison { session, batch, setups, runs, bar: self.progress() })
     }

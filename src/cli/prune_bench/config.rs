@@ -18,7 +18,7 @@ pub struct Config {
 pub fn all(names: &[String]) -> anyhow::Result<Vec<Config>> {
     let mut configs: Vec<Config> = Vec::new();
     for name in names {
-        let choice = PruneChoice::named(name).map_err(usage)?;
+        let choice = PruneChoice::named(name).map_err(|error| usage(error.into()))?;
         let stem = Path::new(name).file_stem().and_then(|stem| stem.to_str()).unwrap_or(name).to_owned();
         let known = configs.iter().any(|config| config.name == stem);
         let checked = (|| {

@@ -9,7 +9,7 @@ mod timing;
 
 use std::path::PathBuf;
 
-use anyhow::anyhow;
+use anyhow::{Context, anyhow};
 use clap::Args;
 use pagedraft::exit::usage;
 use pagedraft::prune::PruneScorer;
@@ -140,7 +140,7 @@ impl PruneBench {
         let pruned = configs.iter().map(|config| {
             let prune = PruneOptions { all: Some(config.choice.clone()), ..PruneOptions::default() };
             let session = Session::open(&EngineOptions { prune, ..options.clone() });
-            session.map_err(|error| error.context(format!("the engine of {} does not open", config.name)))
+            session.with_context(|| format!("the engine of {} does not open", config.name))
         });
         Ok(Engines { pruned: pruned.collect::<anyhow::Result<_>>()?, dense: Session::open(options)? })
     }

@@ -122,7 +122,7 @@ impl TrainPruningArgs {
             let json = json!({"layers": layers, "keep_ratio": ratio, "scorer": "random"});
             PruneSpec::from_json(json, Path::new(""))
         };
-        self.keep_ratio.iter().map(spec).collect()
+        Ok(self.keep_ratio.iter().map(spec).collect::<Result<_, _>>()?)
     }
 
     fn recipe(&self, specs: Vec<PruneSpec>) -> Result<Recipe> {

@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use pagedraft_engine::error::EngineError;
+
 /// The run failed, or a check found a difference.
 pub const FAILED: u8 = 1;
 /// Bad usage or input.
@@ -46,8 +48,18 @@ pub fn usage_hint(error: anyhow::Error, hint: impl Into<String>) -> anyhow::Erro
     anyhow::Error::new(Usage { error, hint: Some(hint.into()) })
 }
 
-fn mark(error: &anyhow::Error) -> Option<&Usage> {
-    error.chain().find_map(|cause| cause.downcast_ref::<Usage>())
+/// Whether the user can correct an error, and what it says to do about it.
+fn mark(error: &anyhow::Error) -> Option<Option<&str>> {
+    error.chain().find_map(|cause| match cause.downcast_ref::<EngineError>() {
+        Some(EngineError::Input(report)) => Some(report.hint()),
+        _ => cause.downcast_ref::<Usage>().map(|usage| usage.hint.as_deref()),
+    })
+}
+
+/// Whether a step of an engine failed only because it was interrupted.
+#[must_use]
+pub fn is_interrupt(error: &anyhow::Error) -> bool {
+    error.downcast_ref().is_some_and(EngineError::is_interrupt)
 }
 
 /// The exit code for an error.
@@ -69,7 +81,7 @@ pub fn report(error: &anyhow::Error) -> String {
             last = cause;
         }
     }
-    if let Some(hint) = mark(error).and_then(|usage| usage.hint.as_deref()) {
+    if let Some(hint) = mark(error).flatten() {
         text.push_str(&format!("  hint: {hint}\n"));
     }
     text
