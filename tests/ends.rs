@@ -32,11 +32,16 @@ fn drafting() -> SpeculationOptions {
 }
 
 fn run(session: &mut Session, request: Request) -> RequestOutput {
-    let ids = session.submit(request).unwrap();
+    run_all(session, vec![request]).remove(0)
+}
+
+/// The output of each request, all in one batch.
+fn run_all(session: &mut Session, requests: Vec<Request>) -> Vec<RequestOutput> {
+    let ids: Vec<_> = requests.into_iter().map(|request| session.submit(request).unwrap()[0]).collect();
     while session.has_unfinished() {
         session.step().unwrap();
     }
-    session.take_output(ids[0]).unwrap()
+    ids.into_iter().map(|id| session.take_output(id).unwrap()).collect()
 }
 
 /// What of an output may not depend on speculation.
@@ -73,11 +78,15 @@ fn every_end(ends: impl Fn(&RequestOutput) -> Vec<Request>) {
         let whole = run(&mut plain, prompt.clone());
         assert_eq!(whole.token_ids.len(), TOKENS as usize);
         let recorded = vec![Arc::from(&whole.token_ids[..])];
-        for end in ends(&whole) {
-            let end = Request { prompt: prompt.prompt.clone(), sampling: prompt.sampling.clone(), ..end };
-            let expected = run(&mut plain, end.clone());
-            let found = run(&mut drafted, Request { recorded: recorded.clone(), ..end });
-            assert_eq!(essence(&found), essence(&expected));
+        let ends: Vec<Request> = ends(&whole)
+            .into_iter()
+            .map(|end| Request { prompt: prompt.prompt.clone(), sampling: prompt.sampling.clone(), ..end })
+            .collect();
+        let expected = run_all(&mut plain, ends.clone());
+        let with_drafts = |end| Request { recorded: recorded.clone(), ..end };
+        let found = run_all(&mut drafted, ends.into_iter().map(with_drafts).collect());
+        for (found, expected) in found.iter().zip(&expected) {
+            assert_eq!(essence(found), essence(expected));
             cases += 1;
             // With all drafts right a step gives nine tokens: other lengths end inside one.
             inside += usize::from(found.num_accepted > 0 && !(found.token_ids.len() - 1).is_multiple_of(9));
