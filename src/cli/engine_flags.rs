@@ -358,14 +358,26 @@ impl EngineFlags {
 
     /// Refuses KV tiers where they are asked for and `who` has none.
     pub fn refuse_tiers(&self, who: &str) -> anyhow::Result<()> {
-        let flag = match (&self.kv_hbm_blocks, &self.kv_local_pool, &self.kv_remote_pool) {
-            (Some(_), _, _) => "--kv-hbm-blocks",
-            (_, Some(_), _) => "--kv-local-pool",
-            (_, _, Some(_)) => "--kv-remote-pool",
-            _ => return Ok(()),
-        };
+        let Some(flag) = self.tier_flag() else { return Ok(()) };
         let error = anyhow!("{flag}: {who} keeps no KV, and so has no tiers for it");
         Err(usage_hint(error, "leave it out, or use --executor real with a model"))
+    }
+
+    /// Refuses KV tiers of several engines, which would share a file or a store.
+    pub fn refuse_tiers_of_several(&self) -> anyhow::Result<()> {
+        let Some(flag) = self.tier_flag() else { return Ok(()) };
+        let error = anyhow!("{flag}: the tiers of several engines would write to one pool");
+        Err(usage_hint(error, "leave it out, or leave out --replicas"))
+    }
+
+    /// A flag of KV tiers that was given.
+    fn tier_flag(&self) -> Option<&'static str> {
+        match (&self.kv_hbm_blocks, &self.kv_local_pool, &self.kv_remote_pool) {
+            (Some(_), _, _) => Some("--kv-hbm-blocks"),
+            (_, Some(_), _) => Some("--kv-local-pool"),
+            (_, _, Some(_)) => Some("--kv-remote-pool"),
+            _ => None,
+        }
     }
 
     /// Writes notes to standard error about flags that have no effect.

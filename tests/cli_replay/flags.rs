@@ -12,8 +12,13 @@ fn flags_that_do_not_go_together_are_told_and_leave_nothing() {
     let cases: &[(&[&str], &str)] = &[
         (&["--workload", "azure"], "--path"),
         (&["--workload", "azure", "--path", "/nowhere.csv"], "no such file"),
-        (&["--workload", "azure", "--path", &file, "--replicas", "2"], "--executor sim"),
-        (&["--workload", "azure", "--path", &file, "--router", "least-loaded"], "--executor sim"),
+        (&["--workload", "azure", "--path", &file, "--router", "least-loaded"], "--replicas"),
+        (&["--workload", "azure", "--path", &file, "--cost-model", "x"], "--executor sim"),
+        (
+            &["--workload", "random", "--endpoint", "http://localhost:1", "--replicas", "2"],
+            "leave out --endpoint",
+        ),
+        (&["--workload", "random", "--replicas", "2", "--kv-local-pool", "1G"], "leave out --replicas"),
         (&["--workload", "azure", "--path", &file, "--from", "9", "--to", "3"], "ends before it begins"),
         (&["--workload", "azure", "--path", &file, "--from", "1e6"], "no record"),
         (&["--workload", "azure", "--path", &file, "--request-rate", "0"], "above 0"),

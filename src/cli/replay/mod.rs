@@ -7,6 +7,7 @@
 mod arrival_flags;
 mod dataset_flags;
 mod endpoint;
+mod fleet;
 mod numbers;
 mod outcome;
 mod progress;
@@ -15,6 +16,7 @@ mod recorded;
 mod run_flags;
 mod simulated;
 mod slo_flag;
+mod stream;
 mod table;
 pub mod workload;
 
@@ -73,7 +75,10 @@ impl Replay {
         let outcome = match &self.run.endpoint.endpoint {
             Some(address) => endpoint::run(&self, &workload, address)?,
             None if self.run.simulates() => simulated::run(&self, &workload)?,
-            None => real::run(&self, &workload)?,
+            None => match self.run.replicas.unwrap_or(1) {
+                1 => real::run(&self, &workload)?,
+                replicas => fleet::run(&self, &workload, replicas)?,
+            },
         };
         match outcome {
             Some(outcome) => outcome.write(output.as_ref()),
@@ -196,7 +201,7 @@ impl Replay {
             block_size: self.engine.block_size,
             rate_asked: workload.arrivals.rate_asked(),
             save_outputs: self.run.save_outputs,
-            server: self.run.asks_a_server(),
+            server: self.run.streams(),
         })
     }
 
@@ -215,7 +220,7 @@ impl Replay {
             seed: Some(self.engine.seed),
             revision: Some(pagedraft::REVISION.to_owned()),
             replicas: Some(self.run.replicas.unwrap_or(1)),
-            router: simulates.then(|| name_of(&self.run.router.unwrap_or_default())),
+            router: self.run.routes().then(|| name_of(&self.run.router.unwrap_or_default())),
             arrivals: Some(workload.arrivals),
             max_num_seqs: Some(self.engine.max_num_seqs),
             max_new_tokens: self.dataset.max_new_tokens,

@@ -3,10 +3,11 @@
 use std::collections::{HashMap, HashSet};
 use std::io::{BufRead, BufReader, ErrorKind};
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
 use pagedraft::exit::usage_hint;
-use pagedraft::session::{Session, tokenizer};
+use pagedraft::session::{EngineOptions, Session, tokenizer};
 use pagedraft_workloads::measures::{Recorder, RunFacts};
 use pagedraft_workloads::replay::RequestLine;
 use pagedraft_workloads::run::{REQUESTS_FILE, RunDirectory};
@@ -38,17 +39,8 @@ impl Observe for Watch {
 /// Runs the workload to its end or to Ctrl-C; `None` if there are no results.
 pub fn run(replay: &Replay, workload: &Workload) -> anyhow::Result<Option<Outcome>> {
     let options = replay.engine_options()?;
-    let plain =
-        recording::plain(&options).map(|plain| interrupt::preparing(|| Session::open(&plain))).transpose()?;
-    let mut spoken = HashMap::new();
-    if let Some(mut plain) = plain {
-        let source = workload.source(&limits(&plain, replay)?)?;
-        let done = if replay.run.resume { done_already(&replay.out)? } else { HashSet::new() };
-        match recorded::record(&mut plain, source, workload.survey.items, &done)? {
-            Some(outputs) => spoken = outputs,
-            None => return Ok(None),
-        }
-    }
+    let done = if replay.run.resume { done_already(&replay.out)? } else { HashSet::new() };
+    let Some(spoken) = spoken(replay, workload, &options, &done)? else { return Ok(None) };
     let mut session = interrupt::preparing(|| Session::open(&options))?;
     replay.engine.tell_of_the_device(session.info());
     replay.engine.refuse_for_canvases(session.info())?;
@@ -91,8 +83,21 @@ pub fn run(replay: &Replay, workload: &Workload) -> anyhow::Result<Option<Outcom
     Ok(Some(Outcome { directory: watch.directory, summary, report: replay.run.reports() }))
 }
 
+/// What the plain engine generates for each request that is not done, where synthetic drafts need that; `None` if Ctrl-C ended it.
+pub fn spoken(
+    replay: &Replay,
+    workload: &Workload,
+    options: &EngineOptions,
+    done: &HashSet<u64>,
+) -> anyhow::Result<Option<HashMap<u64, Arc<[u32]>>>> {
+    let Some(plain) = recording::plain(options) else { return Ok(Some(HashMap::new())) };
+    let mut plain = interrupt::preparing(|| Session::open(&plain))?;
+    let source = workload.source(&limits(&plain, replay)?)?;
+    recorded::record(&mut plain, source, workload.survey.items, done)
+}
+
 /// What the engine can accept.
-fn limits(session: &Session, replay: &Replay) -> anyhow::Result<Limits> {
+pub fn limits(session: &Session, replay: &Replay) -> anyhow::Result<Limits> {
     let info = session.info();
     let vocab_size = u32::try_from(info.vocab_size).unwrap_or(u32::MAX);
     // Token ids in a dataset are the model's own, including special ones.
@@ -110,7 +115,7 @@ fn limits(session: &Session, replay: &Replay) -> anyhow::Result<Limits> {
 
 /// The requests that a stopped run has done, as far as its file can be read. Errors in it are reported when
 /// the run is resumed.
-fn done_already(out: &Path) -> anyhow::Result<HashSet<u64>> {
+pub fn done_already(out: &Path) -> anyhow::Result<HashSet<u64>> {
     let file = out.join(REQUESTS_FILE);
     let lines = match std::fs::File::open(&file) {
         Ok(lines) => BufReader::new(lines).lines(),

@@ -24,10 +24,10 @@ pub struct RunFlags {
     /// `sim`: what steps cost, as `bench calibrate` writes it (default: a model that is built in)
     #[arg(long, value_name = "FILE")]
     pub cost_model: Option<PathBuf>,
-    /// `sim`: engines under the one stream of requests (default 1)
+    /// Engines under the one stream of requests (default 1); real ones share the CPU threads
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub replicas: Option<u32>,
-    /// `sim`: which of several engines gets a request (default: each in turn)
+    /// Which of several engines gets a request (default: each in turn)
     #[arg(long, value_name = "ROUTER", value_parser = PossibleValuesParser::new(["round-robin", "least-loaded", "prefix-aware"])
         .try_map(|name| named::<Router>(&name)))]
     pub router: Option<Router>,
@@ -78,6 +78,16 @@ impl RunFlags {
         self.endpoint.endpoint.is_some()
     }
 
+    /// Whether requests are followed token by token, and not step by step: by a server's streams, or those of several engines.
+    pub fn streams(&self) -> bool {
+        self.asks_a_server() || (!self.simulates() && self.replicas.unwrap_or(1) > 1)
+    }
+
+    /// Whether a router chooses engines.
+    pub fn routes(&self) -> bool {
+        self.simulates() || (!self.asks_a_server() && self.replicas.is_some())
+    }
+
     /// The executor's name: `real`, `sim`, or `endpoint` if a server runs the requests.
     pub fn executor_name(&self) -> &'static str {
         match self.executor {
@@ -122,16 +132,24 @@ impl RunFlags {
             }
             return Ok(());
         }
-        let given = [
-            (self.cost_model.is_some(), "--cost-model"),
-            (self.replicas.is_some(), "--replicas"),
-            (self.router.is_some(), "--router"),
-        ];
-        match given.into_iter().find(|(given, _)| *given) {
+        if self.cost_model.is_some() {
+            return Err(usage_hint(
+                anyhow!("--cost-model is for simulated engines, and this run is a real one"),
+                "add --executor sim, or leave it out",
+            ));
+        }
+        if self.router.is_some() && self.replicas.unwrap_or(1) == 1 {
+            return Err(usage_hint(
+                anyhow!("--router: there is one engine, which gets every request"),
+                "say how many there are with --replicas, or leave it out",
+            ));
+        }
+        let given = [(self.replicas.is_some(), "--replicas"), (self.router.is_some(), "--router")];
+        match given.into_iter().find(|(given, _)| *given && self.asks_a_server()) {
             None => Ok(()),
             Some((_, flag)) => Err(usage_hint(
-                anyhow!("{flag} is for simulated engines, and this run is a real one"),
-                "add --executor sim, or leave it out",
+                anyhow!("{flag}: the engines behind --endpoint are the server's"),
+                "leave it out, or leave out --endpoint",
             )),
         }
     }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use pagedraft_block_manager::{GroupId, SideTable};
+use pagedraft_block_manager::{BlockHash, GroupId, SideTable};
 use pagedraft_scheduler::{
     Applied, DraftControl, Kept, KvView, RequestSpec, RowOutcome, Scheduler, SchedulerConfig, SegmentKv,
     StepOutcome, StepPlan, StepTimes, SubmitError,
@@ -15,6 +15,7 @@ use super::event_log::EventLog;
 use super::freezes::Freezes;
 use super::graphs::{GraphShape, Graphs};
 use super::in_flight::InFlight;
+use super::router::{self, Routed};
 use super::row_sums::RowSums;
 use super::step_trace::{Made, StepTrace};
 use super::{CostModel, Observer, PromptRule, SimOptions, StepCost, StepShape};
@@ -112,10 +113,6 @@ impl Engine {
         })
     }
 
-    pub(super) fn scheduler(&self) -> &Scheduler {
-        &self.scheduler
-    }
-
     /// When the running step ends, if one is running.
     pub(super) fn ends(&self) -> Option<u64> {
         self.ends
@@ -130,16 +127,6 @@ impl Engine {
     /// Whether it has work but no running step.
     pub(super) fn may_begin(&self, now: u64) -> bool {
         self.ends.is_none() && self.wakes.is_none_or(|wakes| wakes <= now) && self.scheduler.has_unfinished()
-    }
-
-    /// The number of tokens that its requests still have to compute or to generate.
-    pub(super) fn load(&self) -> u64 {
-        self.load
-    }
-
-    /// The number of requests it was given.
-    pub(super) fn taken(&self) -> u64 {
-        self.taken
     }
 
     /// The step that was finished last.
@@ -454,4 +441,17 @@ fn keep(
 fn counts(scheduler: &Scheduler) -> PoolCounts {
     let pool = scheduler.stats().pool;
     if scheduler.blocks().num_groups() > 1 { PoolCounts::with_bytes(pool) } else { pool.into() }
+}
+impl Routed for Engine {
+    fn load(&self) -> u64 {
+        self.load
+    }
+
+    fn taken(&self) -> u64 {
+        self.taken
+    }
+
+    fn hit(&self, hashes: &[BlockHash], block_size: usize) -> usize {
+        router::hit(&self.scheduler, hashes, block_size)
+    }
 }

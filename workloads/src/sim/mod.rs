@@ -114,5 +114,5 @@ pub use graphs::GraphShape;
 pub use observer::{Observer, SimEvent, SimGroups};
 pub use options::{SimOptions, SimSpeculation};
 pub use pruning::PromptRule;
-pub use router::Router;
+pub use router::{Routed, Router, Routing, RoutingOptions};
 pub use simulation::{SimReport, simulate};

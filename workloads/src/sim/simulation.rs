@@ -1,9 +1,11 @@
 //! Runs engines on one stream of arrivals in virtual time.
 
+use pagedraft_block_manager::Salt;
+
 use super::client::Client;
 use super::engine::Engine;
 use super::event_log::EventLog;
-use super::router::Routing;
+use super::router::{Routing, RoutingOptions};
 use super::{Observer, SimOptions};
 use crate::Error;
 use crate::dataset::DatasetError;
@@ -75,7 +77,13 @@ impl<'a> Run<'a> {
             return Err(Error::Options("--max-concurrency 0: no request could ever be sent".to_owned()));
         }
         options.cost.check().map_err(|what| Error::Options(format!("the cost model: {what}")))?;
-        let routing = Routing::new(options.router, &options.scheduler);
+        let routing = Routing::new(RoutingOptions {
+            router: options.router,
+            budget: options.scheduler.max_num_batched_tokens,
+            block_size: options.scheduler.block_size,
+            caching: options.scheduler.enable_prefix_caching,
+            salt: Salt::NONE,
+        });
         let weighed = routing.weighs() && options.replicas > 1;
         let traced = observer.wants_trace();
         let engine = |replica| Engine::new(replica, options, weighed, traced);

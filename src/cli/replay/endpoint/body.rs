@@ -1,15 +1,9 @@
 //! Makes the bodies of requests, ahead of their time.
 
 use hyper::body::Bytes;
-use pagedraft_workloads::replay::{Incoming, PlannedRequest};
+use pagedraft_workloads::replay::PlannedRequest;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
-
-/// A record of the workload, and the body that is sent for it. A record that is not run has an empty one.
-pub struct Prepared {
-    pub incoming: Incoming,
-    pub body: Bytes,
-}
 
 /// Makes bodies.
 #[derive(Clone)]
@@ -65,17 +59,8 @@ impl BodyMaker {
         &self.fields
     }
 
-    /// Adds the body to a record.
-    pub fn prepare(&self, incoming: Incoming) -> Prepared {
-        let body = match &incoming {
-            Incoming::Request(request) => self.body(request),
-            Incoming::Skipped(_) => Bytes::new(),
-        };
-        Prepared { incoming, body }
-    }
-
-    /// A dataset's text is sent as it is, because a server has a tokenizer of its own.
-    fn body(&self, request: &PlannedRequest) -> Bytes {
+    /// The body of a request. A dataset's text is sent as it is, because a server has a tokenizer of its own.
+    pub fn body(&self, request: &PlannedRequest) -> Bytes {
         let prompt = match &request.text {
             Some(text) => Prompt::Text(text),
             None => Prompt::Ids(&request.prompt),
@@ -110,7 +95,7 @@ mod tests {
     }
 
     fn body(maker: &BodyMaker, request: PlannedRequest) -> Value {
-        serde_json::from_slice(&maker.prepare(Incoming::Request(request)).body).unwrap()
+        serde_json::from_slice(&maker.body(&request)).unwrap()
     }
 
     #[test]

@@ -1,17 +1,14 @@
 //! Replays a workload through a server that speaks OpenAI's protocol, in real time.
 //!
-//! One thread reads and encodes requests ahead of their time, one lets each go when its time has come, and one sends them all
-//! and reads the streams that come back. Latencies count from intended arrivals, as they do for an engine of our own.
+//! Requests are encoded ahead of their time. Latencies count from intended arrivals, as they do for an engine of our own.
 
 mod address;
 mod answer;
 mod body;
 mod client;
-mod drive;
 mod failure;
 mod flags;
 mod idle_flags;
-mod pacer;
 mod post;
 mod server_sent;
 
@@ -20,10 +17,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use hyper::body::Bytes;
 use pagedraft::exit::usage_hint;
 use pagedraft::session::{ModelRef, open_checkpoint, tokenizer};
 use pagedraft_model::checkpoint::ModelConfig;
 use pagedraft_workloads::measures::RunFacts;
+use pagedraft_workloads::replay::PlannedRequest;
 use serde_json::json;
 
 pub use self::address::Address;
@@ -32,14 +31,30 @@ pub use self::idle_flags::refuse as refuse_engine_flags;
 
 use self::body::BodyMaker;
 use self::client::Client;
-use self::drive::{Drive, Watch};
+use self::post::Post;
 use super::Replay;
 use super::outcome::Outcome;
 use super::progress::Progress;
 use super::real::done_before;
+use super::stream::{Drive, Prepared, Target, Teller, Watch};
 use super::workload::{Limits, Workload, ordinary_ids};
 use crate::cli::live::Before;
 use crate::cli::{interrupt, open_files};
+
+/// A server that is sent the requests.
+struct Server {
+    client: Arc<Client>,
+    retries: u32,
+}
+
+impl Target for Server {
+    type Made = Bytes;
+
+    fn send(&mut self, _: PlannedRequest, body: Bytes, teller: Teller) {
+        let post = Post { client: Arc::clone(&self.client), body, retries: self.retries, teller };
+        tokio::spawn(post.run());
+    }
+}
 
 /// Runs the workload to its end or to Ctrl-C; `None` if there are no results.
 pub fn run(replay: &Replay, workload: &Workload, address: &Address) -> anyhow::Result<Option<Outcome>> {
@@ -76,12 +91,12 @@ pub fn run(replay: &Replay, workload: &Workload, address: &Address) -> anyhow::R
     let facts = replay.facts(workload);
     let mut watch = Watch { directory, progress: Progress::new("", items, recorder.done()) };
     let drive = Drive {
-        client: Arc::new(client),
-        retries: flags.endpoint_retries,
+        target: Server { client: Arc::new(client), retries: flags.endpoint_retries },
         before: &before,
         max_concurrency: replay.arrivals.max_concurrency,
     };
-    let requests = source.map(|incoming| incoming.map(|incoming| bodies.prepare(incoming)));
+    let prepare = |incoming| Prepared::new(incoming, |request| bodies.body(request));
+    let requests = source.map(|incoming| incoming.map(prepare));
     let whole = drive.run(&runtime, requests, &mut recorder, &mut watch);
     watch.progress.end();
     // What is in flight is given up: its connections close, which tells the server.

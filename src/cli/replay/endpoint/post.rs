@@ -5,41 +5,25 @@ use std::time::Duration;
 
 use http_body_util::BodyExt;
 use hyper::body::{Bytes, Incoming};
-use pagedraft_workloads::replay::{StreamEnd, StreamFailure, Ticket};
-use tokio::sync::mpsc::UnboundedSender;
+use pagedraft_workloads::replay::{StreamEnd, StreamFailure};
 
 use super::answer::Answer;
 use super::client::{Client, Connection};
 use super::failure::Failure;
-use crate::cli::live::Clock;
+use crate::cli::replay::stream::{Teller, What};
 
 /// How long to wait before a request is sent again for the first time; then twice as long each time.
 const AGAIN: Duration = Duration::from_millis(100);
 /// The longest such wait, whatever the server asks for.
 const LONGEST: Duration = Duration::from_secs(60);
 
-/// What became known of a request.
-pub struct News {
-    pub ticket: Ticket,
-    pub what: What,
-}
-
-pub enum What {
-    /// So many output tokens came at one moment, in nanoseconds since the run began.
-    Tokens { at_ns: u64, tokens: u32 },
-    /// It ended, after it was sent again so many times.
-    Ended { end: Result<StreamEnd, StreamFailure>, retries: u32 },
-}
-
 /// A request in flight.
 pub struct Post {
     pub client: Arc<Client>,
     pub body: Bytes,
-    pub ticket: Ticket,
     /// How often it may be sent again.
     pub retries: u32,
-    pub clock: Clock,
-    pub news: UnboundedSender<News>,
+    pub teller: Teller,
 }
 
 impl Post {
@@ -54,12 +38,12 @@ impl Post {
                     tokio::time::sleep(failure.wait.unwrap_or(longer).min(LONGEST)).await;
                 }
                 Err(Failure { kind, error, .. }) => {
-                    let at_ns = self.clock.now_ns();
+                    let at_ns = self.teller.clock.now_ns();
                     let failure = StreamFailure { at_ns, kind: kind.into_owned(), error };
-                    return self.tell(What::Ended { end: Err(failure), retries });
+                    return self.teller.tell(What::Ended { end: Err(failure), retries });
                 }
                 Ok((end, left)) => {
-                    self.tell(What::Ended { end: Ok(end), retries });
+                    self.teller.tell(What::Ended { end: Ok(end), retries });
                     if let Some((body, connection)) = left {
                         self.client.finish(body, connection).await;
                     }
@@ -74,7 +58,7 @@ impl Post {
         let (mut body, connection) = self.client.complete(self.body.clone()).await?;
         let mut answer = Answer::default();
         while let Some(frame) = self.client.patiently(body.frame()).await? {
-            let at_ns = self.clock.now_ns();
+            let at_ns = self.teller.clock.now_ns();
             let bytes = match frame {
                 Ok(frame) => frame.into_data().unwrap_or_default(),
                 // All of the output has come before the connection broke.
@@ -83,17 +67,12 @@ impl Post {
             };
             let tokens = answer.feed(&bytes)?;
             if tokens > 0 {
-                self.tell(What::Tokens { at_ns, tokens });
+                self.teller.tell(What::Tokens { at_ns, tokens });
             }
             if answer.is_done() {
                 return Ok((answer.end(at_ns)?, Some((body, connection))));
             }
         }
-        Ok((answer.end(self.clock.now_ns())?, Some((body, connection))))
-    }
-
-    fn tell(&self, what: What) {
-        // After Ctrl-C nobody listens any more.
-        let _ = self.news.send(News { ticket: self.ticket, what });
+        Ok((answer.end(self.teller.clock.now_ns())?, Some((body, connection))))
     }
 }

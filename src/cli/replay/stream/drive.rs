@@ -1,23 +1,19 @@
 //! The loop that sends requests and takes note of what comes back.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
-use hyper::body::Bytes;
 use pagedraft_workloads::dataset::DatasetError;
 use pagedraft_workloads::measures::Recorder;
-use pagedraft_workloads::replay::{Incoming, PlannedRequest, RequestLine};
+use pagedraft_workloads::replay::{PlannedRequest, RequestLine};
 use pagedraft_workloads::run::RunDirectory;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::body::Prepared;
-use super::client::Client;
 use super::pacer::pace;
-use super::post::{News, Post, What};
+use super::{News, Prepared, Target, Teller, What};
 use crate::cli::interrupt;
 use crate::cli::live::{AHEAD, Before, Clock, Seats, prepare};
 use crate::cli::replay::progress::Progress;
@@ -34,20 +30,19 @@ pub struct Watch {
     pub progress: Progress,
 }
 
-/// A server that is to be sent a workload.
-pub struct Drive<'a> {
-    pub client: Arc<Client>,
-    pub retries: u32,
+/// Whoever is to be sent a workload, and how.
+pub struct Drive<'a, T> {
+    pub target: T,
     pub before: &'a Before,
     pub max_concurrency: Option<u32>,
 }
 
-impl Drive<'_> {
+impl<T: Target> Drive<'_, T> {
     /// Sends all requests and reads all answers. Returns `false` if Ctrl-C ended it.
     pub fn run(
         self,
         runtime: &Runtime,
-        source: impl Iterator<Item = Result<Prepared, DatasetError>> + Send,
+        source: impl Iterator<Item = Result<Prepared<T::Made>, DatasetError>> + Send,
         recorder: &mut Recorder,
         watch: &mut Watch,
     ) -> anyhow::Result<bool> {
@@ -86,8 +81,8 @@ impl Drive<'_> {
 }
 
 /// The requests in flight.
-struct Flight<'a> {
-    drive: Drive<'a>,
+struct Flight<'a, T> {
+    drive: Drive<'a, T>,
     recorder: &'a mut Recorder,
     watch: &'a mut Watch,
     clock: Clock,
@@ -101,10 +96,10 @@ struct Flight<'a> {
     tokens: u64,
 }
 
-impl Flight<'_> {
+impl<T: Target> Flight<'_, T> {
     async fn run(
         mut self,
-        mut due: mpsc::Receiver<Result<Prepared, DatasetError>>,
+        mut due: mpsc::Receiver<Result<Prepared<T::Made>, DatasetError>>,
         mut told: mpsc::UnboundedReceiver<News>,
     ) -> anyhow::Result<bool> {
         let mut tick = interval(LOOK);
@@ -129,38 +124,30 @@ impl Flight<'_> {
         Ok(true)
     }
 
-    fn take(&mut self, record: Prepared) -> anyhow::Result<()> {
-        match record.incoming {
-            Incoming::Request(request) => {
-                self.send(&request, record.body);
+    fn take(&mut self, record: Prepared<T::Made>) -> anyhow::Result<()> {
+        match record {
+            Prepared::Request(request, made) => {
+                self.send(request, made);
                 Ok(())
             }
-            Incoming::Skipped(skipped) => {
+            Prepared::Skipped(skipped) => {
                 let line = self.recorder.skip(&skipped);
                 self.write(line)
             }
         }
     }
 
-    fn send(&mut self, request: &PlannedRequest, body: Bytes) {
-        let Drive { client, retries, before, max_concurrency } = &self.drive;
+    fn send(&mut self, request: PlannedRequest, made: T::Made) {
+        let Drive { before, max_concurrency, .. } = &self.drive;
         // A request without an arrival time should have been sent when a seat became free.
         let free_ns = self.seats.as_mut().and_then(Seats::take).unwrap_or(before.end_ns);
         let intended_ns = request.arrival_ns.unwrap_or(free_ns);
-        if before.sent(request, *max_concurrency) {
+        if before.sent(&request, *max_concurrency) {
             self.resumed.insert(request.index.to_string());
         }
-        let ticket = self.recorder.send(request, intended_ns, self.clock.now_ns());
-        let post = Post {
-            client: Arc::clone(client),
-            body,
-            ticket,
-            retries: *retries,
-            clock: self.clock,
-            news: self.news.clone(),
-        };
+        let ticket = self.recorder.send(&request, intended_ns, self.clock.now_ns());
         self.in_flight += 1;
-        tokio::spawn(post.run());
+        self.drive.target.send(request, made, Teller { ticket, news: self.news.clone(), clock: self.clock });
     }
 
     fn hear(&mut self, News { ticket, what }: News) -> anyhow::Result<()> {

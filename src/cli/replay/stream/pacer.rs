@@ -4,10 +4,9 @@ use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use pagedraft_workloads::dataset::DatasetError;
-use pagedraft_workloads::replay::Incoming;
 use tokio::sync::mpsc::Sender;
 
-use super::body::Prepared;
+use super::Prepared;
 use crate::cli::live::{Before, Clock};
 
 /// How long a sleep is at most, so that the end of the run is seen.
@@ -17,19 +16,19 @@ const AWAKE: Duration = Duration::from_micros(60);
 
 /// Passes on what is prepared, each request at its intended arrival, until nobody takes any more. Records that were done
 /// before the run was stopped are left out. It has a thread of its own, because the runtime's timers have a resolution of 1 ms.
-pub fn pace(
-    first: Result<Prepared, DatasetError>,
-    prepared: &Receiver<Result<Prepared, DatasetError>>,
+pub fn pace<M>(
+    first: Result<Prepared<M>, DatasetError>,
+    prepared: &Receiver<Result<Prepared<M>, DatasetError>>,
     before: &Before,
     clock: Clock,
-    due: &Sender<Result<Prepared, DatasetError>>,
+    due: &Sender<Result<Prepared<M>, DatasetError>>,
 ) {
     for next in std::iter::once(first).chain(prepared.iter()) {
         if let Ok(record) = &next {
-            if before.has(&record.incoming) {
+            if before.done.contains(&record.index()) {
                 continue;
             }
-            if let Incoming::Request(request) = &record.incoming
+            if let Prepared::Request(request, _) = record
                 && let Some(at_ns) = request.arrival_ns
                 && !wait(clock, at_ns, due)
             {
@@ -43,7 +42,7 @@ pub fn pace(
 }
 
 /// Waits until the clock shows `at_ns`. Returns `false` if nobody waits for requests any more.
-fn wait(clock: Clock, at_ns: u64, due: &Sender<Result<Prepared, DatasetError>>) -> bool {
+fn wait<T>(clock: Clock, at_ns: u64, due: &Sender<T>) -> bool {
     loop {
         let left = Duration::from_nanos(at_ns.saturating_sub(clock.now_ns()));
         if left.is_zero() {
