@@ -13,8 +13,8 @@ use pagedraft::spec_decode::Scorer;
 use safetensors::SafeTensors;
 
 use crate::models::glm;
-use crate::requests::{options, requests};
-use crate::schedule::schedules;
+use crate::requests::{options, repetitive, requests};
+use crate::schedule::{drafting, schedules};
 
 /// Serves the requests, `apart` steps between two arrivals.
 fn serve(options: &EngineOptions, requests: &[Request], apart: usize) -> Vec<RequestOutput> {
@@ -74,33 +74,14 @@ fn rejected_drafts_are_left_out_under_both_scorers() {
     let model = glm("topk-drafts");
     let base = options(&model, Dtype::F32, Isa::detect());
     let base = EngineOptions { return_indexer_topk: true, ..base };
-    let mut requests = asking(requests(9, 8, 5, 90));
-    requests.iter_mut().for_each(|request| request.max_tokens += 20);
+    let requests = asking(repetitive(9, 8, 20));
     let alone = alone(&EngineOptions { enforce_eager: true, ..base.clone() }, &requests);
     let (mut drafted, mut accepted) = (0, 0);
-    for scorer in [Scorer::Mqa, Scorer::BatchExpansion] {
-        for (enforce_eager, num_blocks, chunk) in
-            [(true, 256, None), (false, 256, Some(7)), (false, 11, None)]
-        {
-            let speculation = SpeculationOptions {
-                draft: Some(DraftRef::Ngram),
-                length: DraftLength::Fixed(3),
-                scorer,
-                ..SpeculationOptions::default()
-            };
-            let num_blocks = Some(num_blocks);
-            let options = EngineOptions {
-                speculation,
-                enforce_eager,
-                num_blocks,
-                prefill_chunk: chunk,
-                ..base.clone()
-            };
-            let found = serve(&options, &requests, 1);
-            check(&format!("{scorer}, eager {enforce_eager}, {num_blocks:?} blocks"), &alone, &found);
-            drafted += found.iter().map(|output| output.num_drafts).sum::<u32>();
-            accepted += found.iter().map(|output| output.num_accepted).sum::<u32>();
-        }
+    for (name, options) in drafting(&base, &DraftRef::Ngram, 11) {
+        let found = serve(&options, &requests, 1);
+        check(&name, &alone, &found);
+        drafted += found.iter().map(|output| output.num_drafts).sum::<u32>();
+        accepted += found.iter().map(|output| output.num_accepted).sum::<u32>();
     }
     assert!(accepted > 0 && accepted < drafted, "{accepted} of {drafted} drafts were accepted");
 }

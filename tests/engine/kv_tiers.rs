@@ -16,7 +16,7 @@ use pagedraft_workloads::trace::{DsaRecords, DsaRows, TraceTables, check_dir};
 use serde_json::{Value, json};
 
 use crate::models::{deepseek, directory, glm};
-use crate::requests::{Random, options, requests};
+use crate::requests::{Random, options, repetitive, requests, speculation};
 use crate::schedule::{Output, alone, check, run, schedules};
 
 fn in_memory(hbm_blocks: u32, bytes: u64) -> KvTiers {
@@ -98,9 +98,7 @@ fn every_schedule_has_its_bits_with_a_few_frames_and_a_pool_below() {
 fn drafts_scorers_and_graphs_change_no_bit_of_a_model_in_tiers() {
     let model = glm("tiers-drafts");
     let base = options(&model, Dtype::F32, Isa::detect());
-    // Few different tokens, so that look-ups find something.
-    let mut requests = requests(9, 6, 5, 90);
-    requests.iter_mut().for_each(|request| request.max_tokens += 20);
+    let requests = repetitive(9, 6, 20);
     let alone = alone(&EngineOptions { enforce_eager: true, ..base.clone() }, &requests);
     for (draft, scorer, enforce_eager) in [
         (DraftRef::Ngram, Scorer::Mqa, false),
@@ -108,14 +106,8 @@ fn drafts_scorers_and_graphs_change_no_bit_of_a_model_in_tiers() {
         (DraftRef::Model(model.clone()), Scorer::Mqa, true),
         (DraftRef::Model(model.clone()), Scorer::BatchExpansion, false),
     ] {
-        let speculation = SpeculationOptions {
-            draft: Some(draft.clone()),
-            length: DraftLength::Fixed(3),
-            scorer,
-            ..SpeculationOptions::default()
-        };
         let options = EngineOptions {
-            speculation,
+            speculation: speculation(draft.clone(), 3, scorer),
             enforce_eager,
             num_blocks: Some(40),
             kv_tiers: in_memory(4, 64 << 20),

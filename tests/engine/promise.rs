@@ -10,26 +10,14 @@ use pagedraft::spec_decode::sampling::SamplingParams;
 
 use crate::models::small;
 use crate::requests::{Random, options, requests};
-use crate::schedule::{Events, Output, check, run, schedules};
+use crate::schedule::{Events, Output, alone, check, every_schedule, run};
 
-fn every_schedule_gives_the_same(
-    model: &ModelRef,
-    vocab: usize,
-    dtype: Dtype,
-    isa: Isa,
-    seed: u64,
-) -> Events {
+fn gives_the_same(model: &ModelRef, vocab: usize, dtype: Dtype, isa: Isa, seed: u64) -> Events {
     println!("seed {seed}, {model}, {dtype:?}, {isa}");
     let requests = requests(seed, 12, vocab, 120);
     let base = options(model, dtype, isa);
-    let alone: Vec<Output> = requests.iter().flat_map(|r| run(&base, std::slice::from_ref(r), 0).0).collect();
-    let mut events = Events::default();
-    for (name, apart, options) in schedules(&base, 14) {
-        let (found, happened) = run(&options, &requests, apart);
-        check(&format!("seed {seed}, {dtype:?}, {isa}: {name}"), &requests, &alone, &found);
-        events.add(happened);
-    }
-    events
+    let name = format!("seed {seed}, {dtype:?}, {isa}");
+    every_schedule(&name, &base, 14, &requests, &alone(&base, &requests))
 }
 
 #[test]
@@ -38,7 +26,7 @@ fn a_small_model_gives_the_same_bits_under_every_schedule_on_every_instruction_s
     let mut events = Events::default();
     for isa in Isa::ALL.into_iter().filter(|i| i.available()) {
         for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
-            events.add(every_schedule_gives_the_same(&model, 300, dtype, isa, 20_261_121));
+            events.add(gives_the_same(&model, 300, dtype, isa, 20_261_121));
         }
     }
     events.check();
@@ -49,7 +37,7 @@ fn a_model_with_norms_on_its_heads_gives_the_same_bits_under_every_schedule() {
     let model = small("promise-qwen3", "Qwen3");
     let mut events = Events::default();
     for seed in 1..4 {
-        events.add(every_schedule_gives_the_same(&model, 300, Dtype::Bf16, Isa::detect(), seed));
+        events.add(gives_the_same(&model, 300, Dtype::Bf16, Isa::detect(), seed));
     }
     events.check();
 }
@@ -57,8 +45,8 @@ fn a_model_with_norms_on_its_heads_gives_the_same_bits_under_every_schedule() {
 #[test]
 fn a_model_with_biases_gives_the_same_bits_under_every_schedule() {
     let model = small("promise-qwen2", "Qwen2");
-    every_schedule_gives_the_same(&model, 300, Dtype::F32, Isa::detect(), 11).check();
-    every_schedule_gives_the_same(&model, 300, Dtype::Bf16, Isa::detect(), 12).check();
+    gives_the_same(&model, 300, Dtype::F32, Isa::detect(), 11).check();
+    gives_the_same(&model, 300, Dtype::Bf16, Isa::detect(), 12).check();
 }
 
 #[test]
@@ -69,7 +57,7 @@ fn twenty_more_seeds_give_the_same_bits_under_every_schedule() {
     for seed in 100..120 {
         for isa in Isa::ALL.into_iter().filter(|i| i.available()) {
             for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
-                events.add(every_schedule_gives_the_same(&model, 300, dtype, isa, seed));
+                events.add(gives_the_same(&model, 300, dtype, isa, seed));
             }
         }
     }
@@ -79,7 +67,7 @@ fn twenty_more_seeds_give_the_same_bits_under_every_schedule() {
 #[test]
 fn the_embedded_target_gives_the_same_bits_under_every_schedule() {
     let model = ModelRef::Builtin("target".into());
-    every_schedule_gives_the_same(&model, 2048, Dtype::Bf16, Isa::detect(), 5).check();
+    gives_the_same(&model, 2048, Dtype::Bf16, Isa::detect(), 5).check();
 }
 
 #[test]

@@ -16,8 +16,8 @@ use serde_json::Value;
 
 use crate::models::{HIDDEN, deep, six_layers};
 use crate::pruned::{learned, some_pruned};
-use crate::requests::{options, requests, spec};
-use crate::schedule::{Events, alone, check, run, schedules};
+use crate::requests::{options, repetitive, requests, spec, speculation};
+use crate::schedule::{Events, alone, check, drafts_change_nothing, every_schedule, run, schedules};
 
 #[test]
 fn pruned_and_dense_requests_give_the_same_bits_under_every_schedule() {
@@ -39,11 +39,8 @@ fn pruned_and_dense_requests_give_the_same_bits_under_every_schedule() {
         let mut requests = requests(seed, 12, 300, 120);
         some_pruned(&mut requests, &ways);
         let alone = alone(&base, &requests);
-        for (schedule, apart, options) in schedules(&base, 24) {
-            let (found, happened) = run(&options, &requests, apart);
-            check(&format!("seed {seed}, {dtype:?}: {schedule}"), &requests, &alone, &found);
-            events.add(happened);
-        }
+        let name = format!("seed {seed}, {dtype:?}");
+        events.add(every_schedule(&name, &base, 24, &requests, &alone));
     }
     events.check();
 }
@@ -59,45 +56,10 @@ fn drafts_scorers_and_graphs_change_no_bit_of_pruned_requests() {
     ];
     let prune = PruneOptions { others: ways.to_vec(), ..PruneOptions::default() };
     let base = EngineOptions { prune, ..options(&model, Dtype::F32, Isa::detect()) };
-    // Few different tokens, so that look-ups find something.
-    let mut requests = requests(9, 8, 5, 90);
-    requests.iter_mut().for_each(|request| request.max_tokens += 20);
+    let mut requests = repetitive(9, 8, 20);
     some_pruned(&mut requests, &ways);
-    let alone = alone(&base, &requests);
-    let mut events = Events::default();
-    for (draft, scorer) in [
-        (DraftRef::Ngram, Scorer::Mqa),
-        (DraftRef::Ngram, Scorer::BatchExpansion),
-        (DraftRef::Model(model.clone()), Scorer::Mqa),
-    ] {
-        for (enforce_eager, num_blocks, chunk) in
-            [(true, 256, None), (false, 256, Some(7)), (false, 20, None)]
-        {
-            let speculation = SpeculationOptions {
-                draft: Some(draft.clone()),
-                length: DraftLength::Fixed(3),
-                scorer,
-                ..SpeculationOptions::default()
-            };
-            let options = EngineOptions {
-                speculation,
-                enforce_eager,
-                num_blocks: Some(num_blocks),
-                prefill_chunk: chunk,
-                ..base.clone()
-            };
-            let (found, happened) = run(&options, &requests, 1);
-            check(
-                &format!("{draft}, {scorer}, eager {enforce_eager}, {num_blocks} blocks"),
-                &requests,
-                &alone,
-                &found,
-            );
-            assert_eq!(happened.replays > 0, !enforce_eager);
-            events.add(happened);
-        }
-    }
-    assert!(events.accepted > 0 && events.preempted > 0, "no draft was accepted, or nobody was preempted");
+    let drafts = [DraftRef::Ngram, DraftRef::Model(model.clone())];
+    drafts_change_nothing(&base, &drafts, 20, &requests);
 }
 
 /// What `trace check` says of a trace in which the last line that `change` can change is changed.
@@ -133,15 +95,9 @@ fn traces_of_pruned_prompts_are_proved_from_their_counts_under_every_schedule() 
     let mut requests = requests(13, 9, 6, 100);
     some_pruned(&mut requests, &ways);
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("prune-trace");
-    let drafts = |scorer| SpeculationOptions {
-        draft: Some(DraftRef::Ngram),
-        length: DraftLength::Fixed(3),
-        scorer,
-        ..SpeculationOptions::default()
-    };
     let more = [Scorer::Mqa, Scorer::BatchExpansion].map(|scorer| {
         let options = EngineOptions {
-            speculation: drafts(scorer),
+            speculation: speculation(DraftRef::Ngram, 3, scorer),
             num_blocks: Some(24),
             prefill_chunk: Some(11),
             enable_prefix_caching: true,

@@ -13,17 +13,13 @@ use pagedraft::session::{
 
 use crate::models::{deep, six_layers};
 use crate::pruned::Slow;
-use crate::requests::{Random, options, requests, spec};
-use crate::schedule::{Events, alone, check, run, schedules};
+use crate::requests::{Random, options, requests, spec, speculation};
+use crate::schedule::{alone, every_schedule};
 
 /// An engine with a draft model, which can prune prompts in these ways.
 fn engine(name: &str, ways: &[PruneChoice]) -> EngineOptions {
     let draft = deep(&format!("{name}-draft"), 2);
-    let speculation = SpeculationOptions {
-        draft: Some(DraftRef::Model(draft)),
-        length: DraftLength::Fixed(2),
-        ..SpeculationOptions::default()
-    };
+    let speculation = speculation(DraftRef::Model(draft), 2, Scorer::default());
     let prune = PruneOptions { others: ways.to_vec(), ..PruneOptions::default() };
     EngineOptions { prune, speculation, ..options(&six_layers(name), Dtype::F32, Isa::detect()) }
 }
@@ -162,12 +158,7 @@ fn scorers_that_follow_attention_give_the_same_bits_under_every_schedule() {
         request.recorded = vec![Arc::from([3, 1, 4, 1, 5])];
     }
     let alone = alone(&base, &requests);
-    let mut events = Events::default();
-    for (schedule, apart, options) in schedules(&base, 22) {
-        let (found, happened) = run(&options, &requests, apart);
-        check(schedule, &requests, &alone, &found);
-        events.add(happened);
-    }
+    let events = every_schedule("seed 43", &base, 22, &requests, &alone);
     assert!(events.preempted > 0, "the tight pools preempted nobody");
 }
 

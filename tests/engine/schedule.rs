@@ -1,7 +1,10 @@
 //! The schedules that requests are run under, and what has to be equal whatever the schedule.
 
 use pagedraft::scheduler::Policy;
-use pagedraft::session::{EngineOptions, IndexerTopk, Request, Session};
+use pagedraft::session::{DraftRef, EngineOptions, IndexerTopk, Request, Session};
+use pagedraft::spec_decode::Scorer;
+
+use crate::requests::speculation;
 
 /// What a sample generated, the logits each of its tokens was chosen from, and what its indexers chose where it asked for that.
 #[derive(PartialEq)]
@@ -109,6 +112,62 @@ pub fn schedules(base: &EngineOptions, tight: u32) -> Vec<(&'static str, usize, 
             }),
         ),
     ]
+}
+
+/// Runs the requests under every schedule. Each has to give the bits that it gives alone.
+pub fn every_schedule(
+    name: &str,
+    base: &EngineOptions,
+    tight: u32,
+    requests: &[Request],
+    alone: &[Output],
+) -> Events {
+    let mut events = Events::default();
+    for (schedule, apart, options) in schedules(base, tight) {
+        let (found, happened) = run(&options, requests, apart);
+        check(&format!("{name}: {schedule}"), requests, alone, &found);
+        events.add(happened);
+    }
+    events
+}
+
+/// Three drafts a step with each scorer: eagerly, by graphs in chunks with a prefix cache, and so in a pool of `tight` blocks.
+pub fn drafting(base: &EngineOptions, draft: &DraftRef, tight: u32) -> Vec<(String, EngineOptions)> {
+    let ways = [(true, 256, None), (false, 256, Some(7)), (false, tight, None)];
+    let of = |scorer| {
+        ways.map(|(enforce_eager, num_blocks, prefill_chunk)| {
+            let name = format!("{draft}, {scorer}, eager {enforce_eager}, {num_blocks} blocks");
+            let options = EngineOptions {
+                speculation: speculation(draft.clone(), 3, scorer),
+                enforce_eager,
+                num_blocks: Some(num_blocks),
+                prefill_chunk,
+                enable_prefix_caching: !enforce_eager,
+                ..base.clone()
+            };
+            (name, options)
+        })
+    };
+    [Scorer::Mqa, Scorer::BatchExpansion].into_iter().flat_map(of).collect()
+}
+
+/// Runs the requests with drafts, with both scorers, by graphs and eagerly. Each has to give the bits that it gives alone without drafts.
+pub fn drafts_change_nothing(
+    base: &EngineOptions,
+    drafts: &[DraftRef],
+    tight: u32,
+    requests: &[Request],
+) -> Events {
+    let alone = alone(&EngineOptions { enforce_eager: true, ..base.clone() }, requests);
+    let mut events = Events::default();
+    for (name, options) in drafts.iter().flat_map(|draft| drafting(base, draft, tight)) {
+        let (found, happened) = run(&options, requests, 1);
+        check(&name, requests, &alone, &found);
+        assert_eq!(happened.replays > 0, !options.enforce_eager, "{name}: {} replays", happened.replays);
+        events.add(happened);
+    }
+    assert!(events.accepted > 0 && events.preempted > 0, "no draft was accepted, or nobody was preempted");
+    events
 }
 
 /// What happened on the way: without it a table proves less than it says.

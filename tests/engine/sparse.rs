@@ -10,8 +10,8 @@ use pagedraft::session::{
 use pagedraft::spec_decode::Scorer;
 
 use crate::models::{deepseek, glm};
-use crate::requests::{options, requests};
-use crate::schedule::{Events, alone, check, run, schedules};
+use crate::requests::{options, repetitive, requests, speculation};
+use crate::schedule::{Events, alone, check, drafts_change_nothing, run, schedules};
 
 /// Asks every request that may not hit the prefix cache what its indexers chose.
 fn ask(options: &EngineOptions, requests: &[Request]) -> (EngineOptions, Vec<Request>) {
@@ -51,9 +51,7 @@ fn matrix(model: &ModelRef, dtype: Dtype, seed: u64, kv: IndexerKvDtype, events:
         compare(name, apart, &EngineOptions { kv_tiers, num_blocks, enable_prefix_caching, ..base.clone() });
     }
     for (scorer, threads) in [(Scorer::Mqa, 1), (Scorer::BatchExpansion, 2)] {
-        let draft = Some(DraftRef::Model(model.clone()));
-        let length = DraftLength::Fixed(3);
-        let speculation = SpeculationOptions { draft, length, scorer, ..SpeculationOptions::default() };
+        let speculation = speculation(DraftRef::Model(model.clone()), 3, scorer);
         let options = EngineOptions { speculation, threads, prefill_chunk: Some(33), ..base.clone() };
         compare(&format!("drafts, {scorer}"), 1, &options);
     }
@@ -98,39 +96,8 @@ fn sparse_models_give_the_same_bits_under_every_schedule() {
 fn drafts_scorers_and_graphs_change_no_bit_of_a_sparse_model() {
     let model = glm("sparse-drafts");
     let base = options(&model, Dtype::F32, Isa::detect());
-    // Few different tokens, so that look-ups find something.
-    let mut requests = requests(9, 8, 5, 90);
-    requests.iter_mut().for_each(|request| request.max_tokens += 20);
-    let alone = alone(&EngineOptions { enforce_eager: true, ..base.clone() }, &requests);
-    let mut events = Events::default();
-    for draft in [DraftRef::Ngram, DraftRef::Model(model.clone())] {
-        for scorer in [Scorer::Mqa, Scorer::BatchExpansion] {
-            for (enforce_eager, num_blocks, chunk) in
-                [(true, 256, None), (false, 256, Some(7)), (false, 11, None)]
-            {
-                let speculation = SpeculationOptions {
-                    draft: Some(draft.clone()),
-                    length: DraftLength::Fixed(3),
-                    scorer,
-                    ..SpeculationOptions::default()
-                };
-                let options = EngineOptions {
-                    speculation,
-                    enforce_eager,
-                    num_blocks: Some(num_blocks),
-                    prefill_chunk: chunk,
-                    enable_prefix_caching: !enforce_eager,
-                    ..base.clone()
-                };
-                let (found, happened) = run(&options, &requests, 1);
-                let name = format!("{draft}, {scorer}, eager {enforce_eager}, {num_blocks} blocks");
-                check(&name, &requests, &alone, &found);
-                assert_eq!(happened.replays > 0, !enforce_eager);
-                events.add(happened);
-            }
-        }
-    }
-    assert!(events.accepted > 0 && events.preempted > 0, "no draft was accepted, or nobody was preempted");
+    let drafts = [DraftRef::Ngram, DraftRef::Model(model.clone())];
+    drafts_change_nothing(&base, &drafts, 11, &repetitive(9, 8, 20));
 }
 
 #[test]

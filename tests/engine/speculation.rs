@@ -10,13 +10,13 @@ use pagedraft::spec_decode::sampling::SamplingParams;
 
 use crate::models::small;
 use crate::requests::{Random, options, requests};
-use crate::schedule::{Events, Output, check, run, schedules};
+use crate::schedule::{self, Events, Output, check, run, schedules};
 
 /// The plain, eager run of each request alone.
 fn alone(base: &EngineOptions, requests: &[Request]) -> Vec<Output> {
     let plain =
         EngineOptions { enforce_eager: true, speculation: SpeculationOptions::default(), ..base.clone() };
-    requests.iter().flat_map(|r| run(&plain, std::slice::from_ref(r), 0).0).collect()
+    schedule::alone(&plain, requests)
 }
 
 /// The requests with what the plain run gave, for the synthetic proposer.

@@ -10,8 +10,8 @@ use pagedraft::session::{
 use pagedraft::spec_decode::Scorer;
 
 use crate::models::windowed;
-use crate::requests::{options, requests};
-use crate::schedule::{Events, alone, check, run, schedules};
+use crate::requests::{options, repetitive, requests};
+use crate::schedule::{Events, alone, drafts_change_nothing, every_schedule, run, schedules};
 
 const WINDOW: u32 = 24;
 
@@ -24,11 +24,8 @@ fn windowed_models_give_the_same_bits_under_every_schedule() {
             let base = options(&model, dtype, Isa::detect());
             let requests = requests(seed, 12, 300, 120);
             let alone = alone(&base, &requests);
-            for (schedule, apart, options) in schedules(&base, 10) {
-                let (found, happened) = run(&options, &requests, apart);
-                check(&format!("{name}, seed {seed}, {dtype:?}: {schedule}"), &requests, &alone, &found);
-                events.add(happened);
-            }
+            let name = format!("{name}, seed {seed}, {dtype:?}");
+            events.add(every_schedule(&name, &base, 10, &requests, &alone));
         }
         events.check();
     }
@@ -38,41 +35,7 @@ fn windowed_models_give_the_same_bits_under_every_schedule() {
 fn drafts_scorers_and_graphs_change_no_bit_of_a_windowed_model() {
     let model = windowed("window-drafts", "Qwen3", WINDOW);
     let base = options(&model, Dtype::F32, Isa::detect());
-    // Few different tokens, so that look-ups find something.
-    let mut requests = requests(9, 8, 5, 90);
-    requests.iter_mut().for_each(|request| request.max_tokens += 20);
-    let alone = alone(&base, &requests);
-    let mut events = Events::default();
-    for scorer in [Scorer::Mqa, Scorer::BatchExpansion] {
-        for (enforce_eager, num_blocks, chunk) in
-            [(true, 256, None), (false, 256, Some(7)), (false, 11, None)]
-        {
-            let speculation = SpeculationOptions {
-                draft: Some(DraftRef::Ngram),
-                length: DraftLength::Fixed(3),
-                scorer,
-                ..SpeculationOptions::default()
-            };
-            let options = EngineOptions {
-                speculation,
-                enforce_eager,
-                num_blocks: Some(num_blocks),
-                prefill_chunk: chunk,
-                enable_prefix_caching: !enforce_eager,
-                ..base.clone()
-            };
-            let (found, happened) = run(&options, &requests, 1);
-            check(
-                &format!("{scorer}, eager {enforce_eager}, {num_blocks} blocks"),
-                &requests,
-                &alone,
-                &found,
-            );
-            assert_eq!(happened.replays > 0, !enforce_eager);
-            events.add(happened);
-        }
-    }
-    assert!(events.accepted > 0 && events.preempted > 0, "no draft was accepted, or nobody was preempted");
+    drafts_change_nothing(&base, &[DraftRef::Ngram], 11, &repetitive(9, 8, 20));
 }
 
 #[test]
@@ -88,27 +51,8 @@ fn a_draft_model_that_is_the_windowed_target_itself_is_always_right() {
             request.sampling.changes = None;
             request.num_speculative_tokens = None;
         }
-        let alone = alone(&base, &requests);
-        let mut events = Events::default();
-        for (num_blocks, chunk, enforce_eager) in [(256, None, false), (11, Some(7), true)] {
-            let speculation = SpeculationOptions {
-                draft: Some(DraftRef::Model(model.clone())),
-                length: DraftLength::Fixed(3),
-                ..SpeculationOptions::default()
-            };
-            let options = EngineOptions {
-                speculation,
-                enforce_eager,
-                num_blocks: Some(num_blocks),
-                prefill_chunk: chunk,
-                enable_prefix_caching: enforce_eager,
-                ..base.clone()
-            };
-            let (found, happened) = run(&options, &requests, 1);
-            check(&format!("{name}, {num_blocks} blocks"), &requests, &alone, &found);
-            events.add(happened);
-        }
-        assert!(events.drafted > 500 && events.preempted > 0, "{} drafts", events.drafted);
+        let events = drafts_change_nothing(&base, &[DraftRef::Model(model)], 11, &requests);
+        assert!(events.drafted > 1500, "{} drafts", events.drafted);
         assert_eq!(
             events.accepted, events.drafted,
             "{name}: the draft model sees other keys than the target"

@@ -5,7 +5,10 @@ use std::path::Path;
 use pagedraft::attention::isa::Isa;
 use pagedraft::model::Dtype;
 use pagedraft::prune::{PruneChoice, PruneSpec};
-use pagedraft::session::{EngineOptions, LoadFormat, ModelRef, Request};
+use pagedraft::session::{
+    DraftLength, DraftRef, EngineOptions, LoadFormat, ModelRef, Request, SpeculationOptions,
+};
+use pagedraft::spec_decode::Scorer;
 use pagedraft::spec_decode::sampling::{LogitChanges, SamplingParams};
 
 /// A counter-based stream of numbers, so that a failure is reproduced by its printed seed.
@@ -82,6 +85,23 @@ pub fn requests(seed: u64, count: usize, vocab: usize, longest: u64) -> Vec<Requ
             Request { sampling, ignore_eos: true, priority, num_speculative_tokens, ..request }
         })
         .collect()
+}
+
+/// Requests of few different tokens, so that look-ups find something, with `more` tokens of output than others.
+pub fn repetitive(seed: u64, count: usize, more: u32) -> Vec<Request> {
+    let mut requests = requests(seed, count, 5, 90);
+    requests.iter_mut().for_each(|request| request.max_tokens += more);
+    requests
+}
+
+/// Drafts of `k` tokens.
+pub fn speculation(draft: DraftRef, k: u16, scorer: Scorer) -> SpeculationOptions {
+    SpeculationOptions {
+        draft: Some(draft),
+        length: DraftLength::Fixed(k),
+        scorer,
+        ..SpeculationOptions::default()
+    }
 }
 
 /// A way to prune prompts.

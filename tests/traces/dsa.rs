@@ -18,7 +18,7 @@ use pagedraft_workloads::trace::{
 use serde_json::{Value, json};
 
 use crate::models::{directory, glm};
-use crate::requests::{options, requests};
+use crate::requests::{options, requests, speculation};
 
 /// An engine with a trace in `dir`, in which every row has records.
 fn traced(model: &ModelRef, dir: &Path) -> EngineOptions {
@@ -59,11 +59,6 @@ fn few_tokens() -> Vec<Request> {
     requests
 }
 
-fn drafting(scorer: Scorer) -> SpeculationOptions {
-    let length = DraftLength::Fixed(3);
-    SpeculationOptions { draft: Some(DraftRef::Ngram), length, scorer, ..SpeculationOptions::default() }
-}
-
 #[test]
 fn every_record_is_proved_and_valid_and_has_the_keys_that_requests_are_given() {
     let model = glm("dsa-records");
@@ -79,7 +74,7 @@ fn every_record_is_proved_and_valid_and_has_the_keys_that_requests_are_given() {
         options.enable_prefix_caching = true;
         options.trace_dsa.format = format;
         options.trace_dsa.store_scores = format == DsaFormat::Compact;
-        options.speculation = drafting(scorer);
+        options.speculation = speculation(DraftRef::Ngram, 3, scorer);
         options.num_blocks = Some(num_blocks);
         options.prefill_chunk = Some(20);
         options.return_indexer_topk = true;
@@ -136,7 +131,7 @@ fn rows_that_are_not_asked_for_have_no_records_and_dense_models_have_none() {
         let dir = directory(name);
         let mut options = traced(&model, &dir);
         options.trace_dsa = DsaTraceOptions { rows, sample_rate, ..Default::default() };
-        options.speculation = drafting(Scorer::Mqa);
+        options.speculation = speculation(DraftRef::Ngram, 3, Scorer::Mqa);
         serve(&options, &requests);
         assert_eq!(check_dir(&dir).unwrap().violation, None, "{name}");
         dsa_file(&dir).map(|_| records(&dir))
@@ -214,7 +209,7 @@ fn both_formats_give_the_same_records_and_arrays_are_those_that_requests_are_giv
         let dir = directory(&format!("dsa-{name}"));
         let mut options = traced(&model, &dir);
         (options.trace_dsa.format, options.trace_dsa.store_scores) = (format, true);
-        options.speculation = drafting(Scorer::Mqa);
+        options.speculation = speculation(DraftRef::Ngram, 3, Scorer::Mqa);
         options.return_indexer_topk = true;
         let mut requests = few_tokens();
         requests.iter_mut().for_each(|request| request.return_indexer_topk = true);

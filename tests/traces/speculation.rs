@@ -14,6 +14,7 @@ use pagedraft_workloads::trace::{STEPS_FILE, StepRecord, TraceTables, check_dir}
 use serde_json::json;
 
 use crate::program::Scratch;
+use crate::requests::speculation;
 
 const TOKENS: u32 = 40;
 
@@ -22,15 +23,6 @@ fn options() -> EngineOptions {
         num_blocks: Some(256),
         max_model_len: Some(256),
         ..EngineOptions::new(ModelRef::Builtin("target".into()))
-    }
-}
-
-fn with(draft: DraftRef, k: u16, scorer: Scorer) -> SpeculationOptions {
-    SpeculationOptions {
-        draft: Some(draft),
-        length: DraftLength::Fixed(k),
-        scorer,
-        ..SpeculationOptions::default()
     }
 }
 
@@ -152,7 +144,8 @@ fn what_a_trace_says_was_emitted_is_the_output_wherever_it_ends() {
         for (name, draft, k) in drafts() {
             for scorer in [Scorer::Mqa, Scorer::BatchExpansion] {
                 let name = format!("{name}-{scorer}");
-                let options = EngineOptions { speculation: with(draft.clone(), k, scorer), ..options() };
+                let options =
+                    EngineOptions { speculation: speculation(draft.clone(), k, scorer), ..options() };
                 let (found, cut, _) = traced(&scratch, &name, &options, &requests, None);
                 for (found, plain) in found.iter().zip(&plain) {
                     assert_eq!(found.token_ids, plain.token_ids, "{name}: {}", plain.request_id);
@@ -179,7 +172,7 @@ fn so_it_is_with_preemption_prefix_hits_and_aborts() {
                 max_num_seqs: 3,
                 prefill_chunk: Some(7),
                 max_model_len: Some(128),
-                speculation: with(draft.clone(), k, scorer),
+                speculation: speculation(draft.clone(), k, scorer),
                 ..options()
             };
             let (found, _, preempted) = traced(&scratch, &name, &options, &requests, apart);
@@ -211,7 +204,7 @@ fn log_probabilities_of_prompts_are_those_of_the_plain_run_whatever_the_schedule
                 num_blocks: Some(10),
                 max_model_len: Some(128),
                 prefill_chunk: Some(7),
-                speculation: with(draft.clone(), k, scorer),
+                speculation: speculation(draft.clone(), k, scorer),
                 ..options()
             };
             for (found, plain) in run(&options, &requests, None).iter().zip(&plain) {
