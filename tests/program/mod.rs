@@ -1,10 +1,10 @@
 //! Runs the program, and gives it a place for its files.
-#![allow(dead_code, reason = "each test file uses its part")]
-#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+#![allow(dead_code, reason = "each test program uses its part")]
 
 use std::io::Read;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// What a run came to.
 #[derive(Debug)]
@@ -47,12 +47,17 @@ pub fn interrupt(mut child: Child) -> String {
     text
 }
 
+/// How many directories this program has made.
+static MADE: AtomicUsize = AtomicUsize::new(0);
+
 /// A directory of a test's own, gone afterwards.
 pub struct Scratch(PathBuf);
 
 impl Scratch {
     pub fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("pagedraft-cli-{}-{name}", std::process::id()));
+        // Tests that run at once never share one, whatever names they give.
+        let number = MADE.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("pagedraft-{}-{number}-{name}", std::process::id()));
         let _ = std::fs::remove_dir_all(&path);
         std::fs::create_dir_all(&path).unwrap();
         Self(path)

@@ -1,5 +1,5 @@
 //! The server on real sockets: what clients get, and what becomes of those that misbehave.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test or a bench that fails says where")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that fails says where")]
 
 mod access;
 mod answers;
@@ -11,6 +11,9 @@ mod ending;
 mod figures;
 mod idle;
 mod mutated;
+mod openai_client;
+#[cfg(feature = "otel")]
+mod otel;
 mod page;
 mod place;
 mod process;

@@ -1,5 +1,4 @@
 //! A server as a process of its own.
-#![allow(dead_code, reason = "each test file uses its part")]
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
