@@ -31,11 +31,15 @@ fn drafting() -> SpeculationOptions {
 }
 
 fn run(session: &mut Session, request: Request) -> RequestOutput {
-    let ids = session.submit(request).unwrap();
+    run_together(session, &[request]).remove(0)
+}
+
+fn run_together(session: &mut Session, requests: &[Request]) -> Vec<RequestOutput> {
+    let ids: Vec<_> = requests.iter().flat_map(|request| session.submit(request.clone()).unwrap()).collect();
     while session.has_unfinished() {
         session.step().unwrap();
     }
-    session.take_output(ids[0]).unwrap()
+    ids.into_iter().map(|id| session.take_output(id).unwrap()).collect()
 }
 
 /// What of an output may not depend on speculation.
@@ -64,7 +68,7 @@ fn prompts() -> Vec<Request> {
     texts.iter().flat_map(|text| sampling.iter().map(|s| request(text, s)).collect::<Vec<_>>()).collect()
 }
 
-/// Runs each prompt with every end that `ends` makes of its plain output, plainly and with drafts.
+/// Runs each prompt with every end that `ends` makes of its plain output, all of them at once, plainly and with drafts.
 fn every_end(ends: impl Fn(&RequestOutput) -> Vec<Request>) {
     let (mut plain, mut drafted) = (session(SpeculationOptions::default()), session(drafting()));
     let (mut cases, mut inside) = (0, 0);
@@ -72,11 +76,16 @@ fn every_end(ends: impl Fn(&RequestOutput) -> Vec<Request>) {
         let whole = run(&mut plain, prompt.clone());
         assert_eq!(whole.token_ids.len(), TOKENS as usize);
         let recorded = vec![Arc::from(&whole.token_ids[..])];
-        for end in ends(&whole) {
-            let end = Request { prompt: prompt.prompt.clone(), sampling: prompt.sampling.clone(), ..end };
-            let expected = run(&mut plain, end.clone());
-            let found = run(&mut drafted, Request { recorded: recorded.clone(), ..end });
-            assert_eq!(essence(&found), essence(&expected));
+        let mut ends = ends(&whole);
+        for (i, end) in ends.iter_mut().enumerate() {
+            end.request_id = i.to_string();
+            (end.prompt, end.sampling) = (prompt.prompt.clone(), prompt.sampling.clone());
+        }
+        let expected = run_together(&mut plain, &ends);
+        ends.iter_mut().for_each(|end| end.recorded.clone_from(&recorded));
+        let found = run_together(&mut drafted, &ends);
+        for (found, expected) in found.iter().zip(&expected) {
+            assert_eq!(essence(found), essence(expected));
             cases += 1;
             // With all drafts right a step gives nine tokens: other lengths end inside one.
             inside += usize::from(found.num_accepted > 0 && !(found.token_ids.len() - 1).is_multiple_of(9));
