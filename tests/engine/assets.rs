@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 /// Text that neither model was trained on.
-const HELD_OUT: &str = include_str!("../assets/held_out.txt");
+const HELD_OUT: &str = include_str!("../../assets/held_out.txt");
 const WINDOW: usize = 256;
 const WINDOWS: usize = 24;
 

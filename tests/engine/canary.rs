@@ -2,9 +2,7 @@
 
 use pagedraft::attention::isa::Isa;
 use pagedraft::model::Dtype;
-use pagedraft::session::{
-    DraftLength, DraftRef, EngineOptions, ModelRef, Request, Session, SpeculationOptions,
-};
+use pagedraft::session::{DraftLength, DraftRef, EngineOptions, Request, Session, SpeculationOptions};
 use pagedraft::spec_decode::Scorer;
 
 use crate::models::small;

@@ -31,12 +31,11 @@ fn drafting() -> SpeculationOptions {
 }
 
 fn run(session: &mut Session, request: Request) -> RequestOutput {
-    run_all(session, vec![request]).remove(0)
+    run_together(session, &[request]).remove(0)
 }
 
-/// The output of each request, all in one batch.
-fn run_all(session: &mut Session, requests: Vec<Request>) -> Vec<RequestOutput> {
-    let ids: Vec<_> = requests.into_iter().map(|request| session.submit(request).unwrap()[0]).collect();
+fn run_together(session: &mut Session, requests: &[Request]) -> Vec<RequestOutput> {
+    let ids: Vec<_> = requests.iter().flat_map(|request| session.submit(request.clone()).unwrap()).collect();
     while session.has_unfinished() {
         session.step().unwrap();
     }
@@ -69,7 +68,7 @@ fn prompts() -> Vec<Request> {
     texts.iter().flat_map(|text| sampling.iter().map(|s| request(text, s)).collect::<Vec<_>>()).collect()
 }
 
-/// Runs each prompt with every end that `ends` makes of its plain output, plainly and with drafts.
+/// Runs each prompt with every end that `ends` makes of its plain output, all of them at once, plainly and with drafts.
 fn every_end(ends: impl Fn(&RequestOutput) -> Vec<Request>) {
     let (mut plain, mut drafted) = (session(SpeculationOptions::default()), session(drafting()));
     let (mut cases, mut inside) = (0, 0);
@@ -77,13 +76,14 @@ fn every_end(ends: impl Fn(&RequestOutput) -> Vec<Request>) {
         let whole = run(&mut plain, prompt.clone());
         assert_eq!(whole.token_ids.len(), TOKENS as usize);
         let recorded = vec![Arc::from(&whole.token_ids[..])];
-        let ends: Vec<Request> = ends(&whole)
-            .into_iter()
-            .map(|end| Request { prompt: prompt.prompt.clone(), sampling: prompt.sampling.clone(), ..end })
-            .collect();
-        let expected = run_all(&mut plain, ends.clone());
-        let with_drafts = |end| Request { recorded: recorded.clone(), ..end };
-        let found = run_all(&mut drafted, ends.into_iter().map(with_drafts).collect());
+        let mut ends = ends(&whole);
+        for (i, end) in ends.iter_mut().enumerate() {
+            end.request_id = i.to_string();
+            (end.prompt, end.sampling) = (prompt.prompt.clone(), prompt.sampling.clone());
+        }
+        let expected = run_together(&mut plain, &ends);
+        ends.iter_mut().for_each(|end| end.recorded.clone_from(&recorded));
+        let found = run_together(&mut drafted, &ends);
         for (found, expected) in found.iter().zip(&expected) {
             assert_eq!(essence(found), essence(expected));
             cases += 1;

@@ -5,16 +5,12 @@ use std::path::{Path, PathBuf};
 
 use pagedraft::attention::isa::Isa;
 use pagedraft::model::Dtype;
-use pagedraft::session::{
-    DraftLength, DraftRef, EngineOptions, LoadFormat, ModelRef, Request, RequestOutput, Session,
-    SpeculationOptions,
-};
-use pagedraft::spec_decode::Scorer;
+use pagedraft::session::{DraftRef, EngineOptions, LoadFormat, ModelRef, Request, RequestOutput, Session};
 use safetensors::SafeTensors;
 
 use crate::models::glm;
-use crate::requests::{options, repetitive, requests};
-use crate::schedule::{drafting, schedules};
+use crate::requests::{options, requests};
+use crate::schedule::{drafting, repetitive, schedules};
 
 /// Serves the requests, `apart` steps between two arrivals.
 fn serve(options: &EngineOptions, requests: &[Request], apart: usize) -> Vec<RequestOutput> {

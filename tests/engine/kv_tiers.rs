@@ -7,17 +7,14 @@ use std::time::Duration;
 use pagedraft::attention::isa::Isa;
 use pagedraft::model::Dtype;
 use pagedraft::model::tiers::{LocalPool, Policy, TierCounts};
-use pagedraft::session::{
-    DraftLength, DraftRef, DsaTraceOptions, EngineOptions, KvTiers, Request, Session, SpeculationOptions,
-    TraceOptions,
-};
+use pagedraft::session::{DraftRef, DsaTraceOptions, EngineOptions, KvTiers, Request, Session, TraceOptions};
 use pagedraft::spec_decode::Scorer;
 use pagedraft_workloads::trace::{DsaRecords, DsaRows, TraceTables, check_dir};
 use serde_json::{Value, json};
 
 use crate::models::{deepseek, directory, glm};
-use crate::requests::{Random, options, repetitive, requests, speculation};
-use crate::schedule::{Output, alone, check, run, schedules};
+use crate::requests::{Random, options, requests, speculation};
+use crate::schedule::{Output, alone, check, repetitive, run, schedules};
 
 fn in_memory(hbm_blocks: u32, bytes: u64) -> KvTiers {
     KvTiers {

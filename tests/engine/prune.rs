@@ -6,8 +6,7 @@ use pagedraft::attention::isa::Isa;
 use pagedraft::model::Dtype;
 use pagedraft::prune::{PruneChoice, PruneSpec};
 use pagedraft::session::{
-    DraftLength, DraftRef, EngineOptions, LoadFormat, ModelRef, PruneOptions, Request, RequestPrune, Session,
-    SpeculationOptions, TraceOptions,
+    DraftRef, EngineOptions, LoadFormat, ModelRef, PruneOptions, Request, RequestPrune, Session, TraceOptions,
 };
 use pagedraft::spec_decode::Scorer;
 use pagedraft::workloads::run::LineFormat;
@@ -16,8 +15,10 @@ use serde_json::Value;
 
 use crate::models::{HIDDEN, deep, six_layers};
 use crate::pruned::{learned, some_pruned};
-use crate::requests::{options, repetitive, requests, spec, speculation};
-use crate::schedule::{Events, alone, check, drafts_change_nothing, every_schedule, run, schedules};
+use crate::requests::{options, requests, spec, speculation};
+use crate::schedule::{
+    Events, alone, check, drafts_change_nothing, every_schedule, repetitive, run, schedules,
+};
 
 #[test]
 fn pruned_and_dense_requests_give_the_same_bits_under_every_schedule() {

@@ -7,9 +7,9 @@ use pagedraft::attention::isa::Isa;
 use pagedraft::model::Dtype;
 use pagedraft::prune::PruneChoice;
 use pagedraft::session::{
-    DraftLength, DraftRef, EngineOptions, ModelRef, PruneOptions, Request, RequestPrune, Session,
-    SpeculationOptions,
+    DraftRef, EngineOptions, ModelRef, PruneOptions, Request, RequestPrune, Session, SpeculationOptions,
 };
+use pagedraft::spec_decode::Scorer;
 
 use crate::models::{deep, six_layers};
 use crate::pruned::Slow;

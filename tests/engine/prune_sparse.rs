@@ -6,17 +6,16 @@ use pagedraft::attention::isa::Isa;
 use pagedraft::model::Dtype;
 use pagedraft::prune::PruneChoice;
 use pagedraft::session::{
-    DraftLength, DraftRef, EngineOptions, KvTiers, ModelRef, PruneOptions, Request, RequestPrune, Session,
+    DraftRef, EngineOptions, KvTiers, ModelRef, PruneOptions, Request, RequestPrune, Session,
     SpeculationOptions, TraceOptions,
 };
-use pagedraft::spec_decode::Scorer;
 use pagedraft::workloads::run::LineFormat;
 use pagedraft::workloads::trace::{TraceTables, check_dir};
 
 use crate::models::{deep, deepseek, glm, without_experts};
 use crate::pruned::{SlowSparse, SparsePass, Thinned, learned, some_pruned};
-use crate::requests::{Random, options, repetitive, requests, spec};
-use crate::schedule::{Events, alone, check, drafts_change_nothing, run, schedules};
+use crate::requests::{Random, options, requests, spec};
+use crate::schedule::{Events, alone, check, drafts_change_nothing, repetitive, run, schedules};
 
 /// An engine that can prune prompts in these ways.
 fn engine(model: &ModelRef, ways: &[PruneChoice]) -> EngineOptions {

@@ -4,7 +4,7 @@ use pagedraft::scheduler::Policy;
 use pagedraft::session::{DraftRef, EngineOptions, IndexerTopk, Request, Session};
 use pagedraft::spec_decode::Scorer;
 
-use crate::requests::speculation;
+use crate::requests::{requests, speculation};
 
 /// What a sample generated, the logits each of its tokens was chosen from, and what its indexers chose where it asked for that.
 #[derive(PartialEq)]
@@ -129,6 +129,13 @@ pub fn every_schedule(
         events.add(happened);
     }
     events
+}
+
+/// Requests of few different tokens, so that look-ups find something, with `more` tokens of output than others.
+pub fn repetitive(seed: u64, count: usize, more: u32) -> Vec<Request> {
+    let mut requests = requests(seed, count, 5, 90);
+    requests.iter_mut().for_each(|request| request.max_tokens += more);
+    requests
 }
 
 /// Three drafts a step with each scorer: eagerly, by graphs in chunks with a prefix cache, and so in a pool of `tight` blocks.

@@ -4,14 +4,13 @@ use pagedraft::attention::isa::Isa;
 use pagedraft::model::Dtype;
 use pagedraft::model::tiers::LocalPool;
 use pagedraft::session::{
-    DeviceRef, DraftLength, DraftRef, EngineOptions, IndexerKvDtype, KvTiers, ModelRef, Request, Session,
-    SpeculationOptions,
+    DeviceRef, DraftRef, EngineOptions, IndexerKvDtype, KvTiers, ModelRef, Request, Session,
 };
 use pagedraft::spec_decode::Scorer;
 
 use crate::models::{deepseek, glm};
-use crate::requests::{options, repetitive, requests, speculation};
-use crate::schedule::{Events, alone, check, drafts_change_nothing, run, schedules};
+use crate::requests::{options, requests, speculation};
+use crate::schedule::{Events, alone, check, drafts_change_nothing, repetitive, run, schedules};
 
 /// Asks every request that may not hit the prefix cache what its indexers chose.
 fn ask(options: &EngineOptions, requests: &[Request]) -> (EngineOptions, Vec<Request>) {

@@ -4,14 +4,11 @@ use std::path::{Path, PathBuf};
 
 use pagedraft::attention::isa::Isa;
 use pagedraft::model::Dtype;
-use pagedraft::session::{
-    DraftLength, DraftRef, EngineOptions, LoadFormat, ModelRef, Request, Session, SpeculationOptions,
-};
-use pagedraft::spec_decode::Scorer;
+use pagedraft::session::{DraftRef, EngineOptions, LoadFormat, ModelRef, Request, Session};
 
 use crate::models::windowed;
-use crate::requests::{options, repetitive, requests};
-use crate::schedule::{Events, alone, drafts_change_nothing, every_schedule, run, schedules};
+use crate::requests::{options, requests};
+use crate::schedule::{Events, alone, drafts_change_nothing, every_schedule, repetitive, run, schedules};
 
 const WINDOW: u32 = 24;
 

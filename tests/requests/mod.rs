@@ -87,13 +87,6 @@ pub fn requests(seed: u64, count: usize, vocab: usize, longest: u64) -> Vec<Requ
         .collect()
 }
 
-/// Requests of few different tokens, so that look-ups find something, with `more` tokens of output than others.
-pub fn repetitive(seed: u64, count: usize, more: u32) -> Vec<Request> {
-    let mut requests = requests(seed, count, 5, 90);
-    requests.iter_mut().for_each(|request| request.max_tokens += more);
-    requests
-}
-
 /// Drafts of `k` tokens.
 pub fn speculation(draft: DraftRef, k: u16, scorer: Scorer) -> SpeculationOptions {
     SpeculationOptions {

@@ -2,13 +2,12 @@
 //! `return_indexer_topk` returns.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use pagedraft::attention::isa::Isa;
 use pagedraft::model::Dtype;
 use pagedraft::session::{
-    DraftLength, DraftRef, DsaTraceOptions, EngineOptions, ModelRef, Request, RequestOutput, Session,
-    SpeculationOptions, TraceOptions,
+    DraftRef, DsaTraceOptions, EngineOptions, ModelRef, Request, RequestOutput, Session, TraceOptions,
 };
 use pagedraft::spec_decode::Scorer;
 use pagedraft_workloads::run::{LineFormat, convert_lines};

@@ -4,10 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use pagedraft::session::{
-    DraftLength, DraftRef, EngineOptions, ModelRef, Request, RequestOutput, Session, SpeculationOptions,
-    TraceOptions,
-};
+use pagedraft::session::{DraftRef, EngineOptions, ModelRef, Request, RequestOutput, Session, TraceOptions};
 use pagedraft::spec_decode::Scorer;
 use pagedraft::spec_decode::sampling::SamplingParams;
 use pagedraft_workloads::trace::{STEPS_FILE, StepRecord, TraceTables, check_dir};

@@ -113,7 +113,7 @@ fn groups_that_the_arena_has_otherwise_are_refused_by_name() {
     refused(&[], one, &heads, "keeps 1 KV groups, and the device was given 0");
     refused(&[GroupId(3)], one, &heads, "no group 3, which \"kv\" was to be");
     refused(&[GroupId(0)], one, &[Vec::new()], "has 1 parts and 0 shapes");
-    let more = KvGroup { parts: group(crate::checkpoint(3, 8).config(), 0).parts, ..own.clone() };
+    let more = KvGroup { parts: group(self::checkpoint(3, 8).config(), 0).parts, ..own.clone() };
     refused(&[GroupId(0)], &[more], &heads, "and the arena gives it");
     device(&[GroupId(0)]).attach(one, &heads).unwrap();
 }

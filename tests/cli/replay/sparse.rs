@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use pagedraft::session::ModelRef;
 use serde_json::{Value, json};
 
 use super::{done, replay};
