@@ -3,6 +3,7 @@
 
 #[path = "../../block_manager/tests/counting/mod.rs"]
 mod counting;
+mod random;
 mod world;
 
 use counting::ALLOCATIONS;

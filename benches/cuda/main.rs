@@ -13,6 +13,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a bench that fails says where")]
 
 mod data;
+#[path = "../../model/tests/devices/mod.rs"]
+mod devices;
 #[path = "../support/flag.rs"]
 mod flag;
 mod kernels;

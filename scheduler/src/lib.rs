@@ -85,7 +85,7 @@
 //! they would take without drafts.
 //!
 //! It aims at 0.98 of the throughput of the best fixed length from 0 to 8, and does not reach that everywhere. The
-//! table shows its throughput in simulated time as a share of the best fixed length's (`tests/never_worse.rs`: three
+//! table shows its throughput in simulated time as a share of the best fixed length's (`tests/plans/never_worse.rs`: three
 //! machines, four proposers, batches of 1 to 64, acceptance 0.1 to 0.9; 420 cells and three seeds, so 1,260 runs a
 //! line):
 //!

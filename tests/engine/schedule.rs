@@ -138,7 +138,7 @@ pub fn repetitive(seed: u64, count: usize, more: u32) -> Vec<Request> {
     requests
 }
 
-/// Three drafts a step with each scorer: eagerly, by graphs in chunks with a prefix cache, and so in a pool of `tight` blocks.
+/// Three drafts a step with each scorer: eagerly; and by graphs with a prefix cache, in chunks of 7 tokens or in a pool of `tight` blocks.
 pub fn drafting(base: &EngineOptions, draft: &DraftRef, tight: u32) -> Vec<(String, EngineOptions)> {
     let ways = [(true, 256, None), (false, 256, Some(7)), (false, tight, None)];
     let of = |scorer| {

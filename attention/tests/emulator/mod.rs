@@ -1,10 +1,7 @@
 //! Runs the CUDA kernels on the CPU: the sources as they are, compiled by g++ with `cuda/emulate`, and launched by name.
 #![allow(dead_code)] // each test file uses a part
 
-#[path = "../random/mod.rs"]
-mod random;
-
-pub use random::Random;
+pub use crate::random::Random;
 use std::collections::HashMap;
 use std::ffi::{CString, c_char, c_int, c_uint, c_ulonglong, c_void};
 use std::path::{Path, PathBuf};

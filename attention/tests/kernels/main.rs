@@ -14,6 +14,8 @@ mod invariance;
 mod kv_cache;
 mod mass;
 mod metadata;
+#[path = "../random/mod.rs"]
+mod random;
 mod sparse;
 mod windows;
 #[path = "../world/mod.rs"]

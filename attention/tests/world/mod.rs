@@ -1,9 +1,6 @@
 //! What the tests stand on: random numbers, a cache of scattered blocks, sequences stored in it.
 #![allow(dead_code)] // each test file uses a part
 
-#[path = "../random/mod.rs"]
-mod random;
-
 use pagedraft_attention::isa::Isa;
 use pagedraft_attention::reference::Arithmetic;
 use pagedraft_attention::{
@@ -11,8 +8,9 @@ use pagedraft_attention::{
     MetadataBuilder, TokenRows, WorkList,
 };
 use pagedraft_block_manager::BlockId;
-pub use random::Random as Rng;
 use std::ops::Range;
+
+pub use crate::random::Random as Rng;
 
 /// The instruction sets of this machine with lanes of their own.
 pub fn sets() -> Vec<Isa> {

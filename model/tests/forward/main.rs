@@ -21,6 +21,8 @@ mod emulator;
 mod golden;
 #[path = "../launches/mod.rs"]
 mod launches;
+#[path = "../../../attention/tests/random/mod.rs"]
+mod random;
 mod segments;
 #[path = "../steps/mod.rs"]
 mod steps;

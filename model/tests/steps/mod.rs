@@ -1,9 +1,6 @@
 //! Models, steps of every kind, and what has to hold of them on a CUDA device: emulated in tests, real in the bench.
 #![allow(dead_code, reason = "each file takes what it needs")]
 
-#[path = "../devices/mod.rs"]
-mod devices;
-
 use pagedraft_attention::isa::Isa;
 use pagedraft_attention::{MaskKind, MetadataBuilder};
 use pagedraft_block_manager::{Arena, BlockId};
@@ -12,6 +9,8 @@ use pagedraft_model::cpu::CpuDevice;
 use pagedraft_model::cuda::{Backend, CudaDevice, CudaOptions, KvStorage, part_bytes};
 use pagedraft_model::dense::kv_groups;
 use pagedraft_model::{CaptureSizes, Device, Dtype, Fallback, Ran, Runner, StepInputs, StepLimits};
+
+use crate::devices;
 
 /// A model on a CUDA device.
 pub type Gpu<B> = Runner<CudaDevice<B>>;

@@ -10,6 +10,8 @@ mod draft_model;
 mod emulator;
 mod in_flight;
 mod padded_vocabulary;
+#[path = "../../../attention/tests/random/mod.rs"]
+mod random;
 #[path = "../stage/shadow.rs"]
 mod shadow;
 #[path = "../stage/mod.rs"]
