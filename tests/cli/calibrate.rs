@@ -24,7 +24,7 @@ fn what_calibration_writes_is_what_a_simulation_reads() {
     let scratch = Scratch::new("calibrate");
     let (cost, steps, out) = (scratch.path("cost.json"), scratch.path("steps.jsonl"), scratch.path("run"));
     let run = pagedraft(&with(
-        &["bench", "calibrate", "--model", "builtin:draft", "--draft", "builtin:draft", "--seconds", "2"],
+        &["bench", "calibrate", "--model", "builtin:draft", "--draft", "builtin:draft", "--seconds", "5"],
         &["--num-speculative-tokens", "2", "--out", &cost, "--steps-out", &steps],
     ));
     assert_eq!(run.code, Some(0), "{run:?}");

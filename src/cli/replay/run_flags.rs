@@ -144,13 +144,6 @@ impl RunFlags {
                 "say how many there are with --replicas, or leave it out",
             ));
         }
-        let given = [(self.replicas.is_some(), "--replicas"), (self.router.is_some(), "--router")];
-        match given.into_iter().find(|(given, _)| *given && self.asks_a_server()) {
-            None => Ok(()),
-            Some((_, flag)) => Err(usage_hint(
-                anyhow!("{flag}: the engines behind --endpoint are the server's"),
-                "leave it out, or leave out --endpoint",
-            )),
-        }
+        Ok(())
     }
 }

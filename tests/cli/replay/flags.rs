@@ -16,7 +16,7 @@ fn flags_that_do_not_go_together_are_told_and_leave_nothing() {
         (&["--workload", "azure", "--path", &file, "--cost-model", "x"], "--executor sim"),
         (
             &["--workload", "random", "--endpoint", "http://localhost:1", "--replicas", "2"],
-            "leave out --endpoint",
+            "cannot be used with",
         ),
         (&["--workload", "random", "--replicas", "2", "--kv-local-pool", "1G"], "leave out --replicas"),
         (&["--workload", "azure", "--path", &file, "--from", "9", "--to", "3"], "ends before it begins"),
