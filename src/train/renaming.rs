@@ -50,18 +50,6 @@ impl Renaming {
         Ok(Self { words: tokens(&words.trained)?, others, share, seed })
     }
 
-    /// The words among what may stand in the place of words: those that begin where a word begins.
-    ///
-    /// # Errors
-    ///
-    /// The tokenizer cannot read a token.
-    pub fn other_words(&self, tokenizer: &Tokenizer) -> Result<Vec<String>> {
-        let texts = self.others.iter().map(|&token| bpe::decode(tokenizer, &[token]));
-        let begin =
-            texts.filter_map(|text| text.map(|text| text.strip_prefix(' ').map(str::to_owned)).transpose());
-        begin.collect()
-    }
-
     /// Renames the words among the tokens of sample `index`, if it is one of the share. A word has one name in a sample, and no two words
     /// have the same.
     pub fn apply(&self, index: u64, tokens: &mut [u32]) {

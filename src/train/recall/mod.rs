@@ -61,8 +61,7 @@ pub struct TrainRecallArgs {
         "128:1000:dense", "256:1000:dense", "512:1000:dense", "1024:1000:dense", "256:500:dense", "1024:500:dense"
     ])]
     pub stages: Vec<Stage>,
-    /// Don't train: write so many samples as --samples to this file, as RULER's JSON lines, of the first of --lengths.
-    /// With --renamed-share above 0 keys and values are any words of the vocabulary that are not held out
+    /// Don't train: write so many samples as --samples to this file, as RULER's JSON lines, of the first of --lengths
     #[arg(long, value_name = "FILE.jsonl")]
     pub write_samples: Option<PathBuf>,
     /// With --write-samples: statements a sample
@@ -135,15 +134,7 @@ pub fn run(args: &TrainRecallArgs) -> Result<()> {
 fn write_samples(args: &TrainRecallArgs, source: &Source<'_>, file: &Path) -> Result<()> {
     let length = *args.drill.lengths.first().context("--lengths names no length")?;
     let text = if args.tails { &source.held_out } else { &source.text };
-    let others = match &source.renaming {
-        Some(renaming) if !args.new_words => renaming.other_words(source.tokenizer)?,
-        _ => Vec::new(),
-    };
-    let words = match &others[..] {
-        [] if args.new_words => &source.words.held_out,
-        [] => &source.words.trained,
-        _ => &others,
-    };
+    let words = if args.new_words { &source.words.held_out } else { &source.words.trained };
     let (needles, hops) = (args.statements..=args.statements, args.hops..=args.hops);
     let sizes = Sizes { length, needles, questions: 1, hops };
     let generator = recall(source.tokenizer, text, words, sizes, args.drill.seed)?;
