@@ -48,7 +48,7 @@ fn max_model_len(options: &EngineOptions, config: &ModelConfig) -> Result<u32> {
     let model = u32::try_from(config.max_position_embeddings).unwrap_or(u32::MAX);
     match options.max_model_len {
         None => Ok(model),
-        Some(0) => Err(EngineError::input(format!("--max-model-len 0: a sequence has at least one token"))),
+        Some(0) => Err(EngineError::input("--max-model-len 0: a sequence has at least one token")),
         Some(asked) if asked > model => Err(EngineError::input(format!(
             "--max-model-len {asked} is more than the model's own greatest length, {model}"
         ))),
@@ -143,9 +143,7 @@ pub(super) fn load(options: &EngineOptions) -> Result<Loaded> {
     let draft = draft.map(|draft| draft.place(options, &placement)).transpose().map_err(refused)?;
 
     if !cuts.is_empty() && placement.is_gpu() {
-        let error = format!(
-            "prompts can't be pruned on a GPU yet, nor can layers be skipped: it keeps the KV of all layers in one group"
-        );
+        let error = "prompts can't be pruned on a GPU yet, nor can layers be skipped: it keeps the KV of all layers in one group";
         return Err(EngineError::input_hint(error, "--device cpu"));
     }
     check_tensor_trace(options, placement.is_gpu())?;

@@ -412,7 +412,7 @@ pub struct EngineOptions {
     /// Whether a trace will be [attached](crate::session::Session::attach_trace).
     pub attaches_trace: bool,
     /// Ends the step that runs while it is set: [`Session::step`](super::Session::step) then fails with an error that
-    /// [is an interrupt](super::is_interrupt). The CPU looks at it once a layer; a GPU's steps are short, and are not interrupted.
+    /// [is an interrupt](crate::error::EngineError::is_interrupt). The CPU looks at it once a layer; a GPU's steps are short, and are not interrupted.
     pub interrupt: Option<Arc<AtomicBool>>,
 }
 

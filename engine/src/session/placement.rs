@@ -202,7 +202,7 @@ impl Placement {
     /// Refuses an 8-bit KV cache on the CPU.
     fn refuse_fp8(&self) -> Result<()> {
         if self.kv == KvStorage::Fp8 {
-            let error = format!("--kv-cache-dtype fp8: the CPU's kernels have no 8-bit KV cache");
+            let error = "--kv-cache-dtype fp8: the CPU's kernels have no 8-bit KV cache";
             return Err(EngineError::input_hint(error, "leave the flag out, or run on a GPU"));
         }
         Ok(())
