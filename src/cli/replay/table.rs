@@ -98,7 +98,8 @@ pub fn text(summary: &Summary) -> String {
         TokenCount::Usage => "by the server at the end",
         TokenCount::Chunks => "as one a chunk, because the server does not tell",
     };
-    if !summary.counted_by.is_empty() {
+    // Engines of our own tell of each token, and nothing has to be said.
+    if !summary.counted_by.is_empty() && summary.facts.endpoint.is_some() {
         let each = summary.counted_by.iter().map(|(by, n)| format!("{} (of {n} requests)", how(by)));
         line("tokens counted", counts(each.collect()));
     }
