@@ -317,7 +317,8 @@ fn a_run_of_a_sparse_model_that_was_killed_goes_on_with_its_records() {
         let name = |what: &str| format!("{format}-{what}");
         let more =
             ["--model", &model, "--load-format", "dummy", "--enforce-eager", "--trace-dsa-format", format];
-        let run = [&REAL[..], &more].concat();
+        let slower = REAL.map(|argument| if argument == "20" { "10" } else { argument });
+        let run = [&slower[..], &more].concat();
         done(&replay(&scratch.path(&name("whole")), &run));
         let whole = chosen(&scratch, &name("whole"));
         // Prompts of 12 to 36 tokens, 5 to 15 tokens each, three layers.
@@ -340,9 +341,10 @@ fn a_run_of_a_sparse_model_that_was_killed_goes_on_with_its_records() {
         assert_eq!(check.code, Some(0), "{format}: {}", check.stderr);
         assert!(check.stdout.contains("records of sparse attention proved"), "{format}: {}", check.stdout);
         let resumed = chosen(&scratch, &name("kill"));
-        // Records of the last moments before the kill are missing: files are written every tenth of a second, each by a thread of its own.
+        // Records of the last moments before the kill are missing: files are written every tenth of a second, each by a thread of its
+        // own. Ten requests a second of ten tokens and three layers have 30 records in that time.
         assert!(resumed.iter().all(|(token, keys)| whole.get(token) == Some(keys)), "{format}");
         let missing = whole.len() - resumed.len();
-        assert!(missing < whole.len() / 2, "{format}: {missing} records of {} are missing", whole.len());
+        assert!(missing <= 3 * 30, "{format}: {missing} records of {} are missing", whole.len());
     }
 }
