@@ -1,6 +1,7 @@
 //! KV tiers: wherever the latents of a model with sparse attention lie, and whatever becomes of a tier, the tokens and the bits of the
 //! logits are those of a model whose latents all lie in memory.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -162,18 +163,21 @@ fn blocks_that_the_prefix_cache_forgot_come_back_from_a_pool_with_their_indexer_
     }
 }
 
-/// Damages a file of a pool.
+/// Damages a file of a pool. The pool's thread may have removed the file since it was listed; it is not made anew, because the pool
+/// would leave a file that it does not know where it is.
 fn damage(path: &Path, kind: u64) {
-    let mut bytes = std::fs::read(path).unwrap_or_default();
+    let Ok(mut bytes) = std::fs::read(path) else { return };
     match kind {
-        0 => std::fs::remove_file(path).unwrap(),
-        1 => std::fs::write(path, &bytes[..bytes.len() / 2]).unwrap(),
-        2 => std::fs::write(path, [&bytes[..], &[0]].concat()).unwrap(),
+        0 => return drop(std::fs::remove_file(path)),
+        1 => bytes.truncate(bytes.len() / 2),
+        2 => bytes.push(0),
         _ => {
             let at = bytes.len() / 3;
             bytes[at] ^= 4;
-            std::fs::write(path, bytes).unwrap();
         }
+    }
+    if let Ok(mut file) = std::fs::OpenOptions::new().write(true).truncate(true).open(path) {
+        file.write_all(&bytes).unwrap();
     }
 }
 
