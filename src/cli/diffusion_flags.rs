@@ -45,6 +45,9 @@ enum PolicyName {
     Cosine,
     /// This share (--skip-threshold) of the block's tokens, those whose states changed the least since they last ran through all layers
     LeastMoved,
+    /// This share (--skip-threshold) of the block's filled tokens, those around which the least was filled since they last ran through all
+    /// layers. Masks are never stable, and no states are compared, so that --skip-layer-k may be 1
+    Settled,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -147,6 +150,7 @@ impl DiffusionFlags {
                     SkipPolicy::Cosine { threshold: self.skip_threshold, outlier: self.skip_outlier }
                 }
                 PolicyName::LeastMoved => SkipPolicy::LeastMoved { share: self.skip_threshold },
+                PolicyName::Settled => SkipPolicy::Settled { share: self.skip_threshold },
             },
             skip_states: match self.skip_states {
                 StatesName::Out => SkipStates::Out,

@@ -9,7 +9,7 @@ use super::rows::Words;
 use super::run_args::checkpoint_beside;
 use super::stage::Stage;
 use anyhow::{Context, Result, ensure};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use tokenizers::Tokenizer;
 
 /// How a run on texts and recall tasks goes.
@@ -27,6 +27,9 @@ pub struct DrillArgs {
     /// Use this tokenizer.json (by default that of --out)
     #[arg(long, value_name = "FILE")]
     pub tokenizer: Option<PathBuf>,
+    /// Start from the weights of this model, in its shape, in place of fresh ones; moments and learning rate start afresh
+    #[arg(long, value_name = "DIR")]
+    pub from: Option<PathBuf>,
     /// Stop after this step, leaving a checkpoint to --resume from, perhaps with other options
     #[arg(long, value_name = "STEP")]
     pub until: Option<u64>,
@@ -111,6 +114,26 @@ impl Materials {
 }
 
 impl DrillArgs {
+    /// The model of --from, which `load` reads, or a `fresh` one. Its `vocabulary` must be the tokenizer's.
+    pub fn start<M>(
+        &self,
+        source: &Source<'_>,
+        load: impl FnOnce(&Path) -> Result<M>,
+        vocabulary: impl FnOnce(&M) -> usize,
+        fresh: impl FnOnce(usize) -> Result<M>,
+    ) -> Result<M> {
+        let tokens = source.tokenizer.get_vocab_size(true);
+        let Some(folder) = &self.from else { return fresh(tokens) };
+        let model = load(folder).context("--from")?;
+        let found = vocabulary(&model);
+        ensure!(
+            found == tokens,
+            "--from {}: the model has {found} tokens and the tokenizer {tokens}: give the model's own with --tokenizer",
+            folder.display()
+        );
+        Ok(model)
+    }
+
     /// Reads texts and tokenizer. The longest row that will be drawn has `longest` tokens.
     pub fn materials(&self, longest: usize) -> Result<Materials> {
         ensure!((0.0..1.0).contains(&self.dropout), "--dropout {} isn't in [0, 1)", self.dropout);

@@ -87,6 +87,15 @@ fn quality_stands_side_by_side_and_a_sparse_model_is_scored_by_its_indexers() {
     let scratch = Scratch::new("bench-prune-quality");
     let (spec, file, out) =
         (scratch.path("indexer.json"), scratch.path("longbench.jsonl"), scratch.path("out.json"));
+    let words = scratch.path("words.jsonl");
+    let question = |answer: &str| {
+        let input = format!(
+            "It rained all day. The word for stone is {answer}. {}The word for stone is",
+            "She sat by the fire and read. ".repeat(9)
+        );
+        serde_json::json!({"index": 0, "input": input, "outputs": [answer]})
+    };
+    std::fs::write(&words, format!("{}\n{}\n", question("red"), question("blue"))).unwrap();
     std::fs::write(&spec, r#"{"layers": [0], "keep_ratio": 0.6, "scorer": "indexer"}"#).unwrap();
     let line = |dataset: &str, words: usize| {
         let context = "The lamp stood by the window, and nobody had lit it. ".repeat(words);
@@ -118,6 +127,8 @@ fn quality_stands_side_by_side_and_a_sparse_model_is_scored_by_its_indexers() {
             "niah_multikey_1,niah_single_1",
             "--longbench",
             &file,
+            "--ruler",
+            &words,
             "--output-json",
             &out,
         ];
@@ -134,6 +145,8 @@ fn quality_stands_side_by_side_and_a_sparse_model_is_scored_by_its_indexers() {
         let answer = &quality["answer_perplexity"][dataset];
         assert!(answer["pruned"].as_f64().unwrap() > 1.0 && answer["dense"].as_f64().unwrap() > 1.0);
     }
+    // Of the two questions of the file, one is asked. The model solves it.
+    assert_eq!(quality["tasks"]["ruler/words"]["dense"], 1.0);
     // A summary is not judged.
     assert!(quality["tasks"]["longbench/qasper"]["dense"].is_number());
     assert!(quality["tasks"]["longbench/multi_news"].is_null());
@@ -144,6 +157,17 @@ fn quality_stands_side_by_side_and_a_sparse_model_is_scored_by_its_indexers() {
     assert_eq!(row("dense"), row("indexer"));
     let head = ran.stdout.lines().find(|line| line.starts_with("| 512 tokens")).unwrap();
     assert!(head.find("niah_single_1").unwrap() < head.find("niah_multikey_1").unwrap(), "{head}");
+    std::fs::write(&words, "{\"input\": \"The word\"}\n").unwrap();
+    let refused = bench(&[]);
+    assert!(refused.code == Some(2) && refused.stderr.contains("words.jsonl"), "{}", refused.stderr);
+    std::fs::write(&words, format!("{}\n", question(&"red ".repeat(900)))).unwrap();
+    let refused = bench(&[]);
+    assert!(
+        refused.code == Some(2) && refused.stderr.contains("line 1: prompt and answer"),
+        "{}",
+        refused.stderr
+    );
+    std::fs::write(&words, format!("{}\n", question("red"))).unwrap();
     let refused = bench(&["--scorers", "indexer"]);
     assert!(refused.code == Some(2) && refused.stderr.contains("scorer oracle"), "{}", refused.stderr);
 }

@@ -186,7 +186,8 @@ fn mixed(seed: u64, count: usize, skips: bool) -> Vec<Request> {
         };
         let threshold = [None, Some(0.004), Some(0.5)][random.below(3) as usize];
         let steps = blocks * (1 + random.below(u64::from(block)) as u32);
-        let policy = match random.below(2) {
+        let policy = match random.below(3) {
+            2 => SkipPolicy::Settled { share: random.below(101) as f64 / 100.0 },
             0 => SkipPolicy::LeastMoved { share: random.below(101) as f64 / 100.0 },
             _ => SkipPolicy::Cosine { threshold: 0.9 + random.below(120) as f64 / 1000.0, outlier: 0.5 },
         };

@@ -6,6 +6,7 @@ use std::path::Path;
 use pagedraft_attention::isa::Isa;
 use pagedraft_block_manager::{BlockHash, Salt};
 use pagedraft_model::Dtype;
+use pagedraft_model::cpu::perceptron::{biased_gelu, round_to};
 use pagedraft_model::cpu::products;
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
@@ -154,53 +155,26 @@ impl Modules {
     /// The score of a token whose residual row behind `layer` is `x`. It is no number where the file has no such module.
     #[must_use]
     pub fn score(&self, layer: u16, x: &[f32]) -> f32 {
+        /// Width of the models for which no memory is taken for each token.
+        const USUAL: usize = 512;
         let Some(module) = self.by_layer.get(&layer) else { return f32::NAN };
-        let x: Vec<f32> = x.iter().map(|&x| round(self.dtype, x)).collect();
-        let mut inner = vec![0.0; module.b1.len()];
-        products(self.isa, &module.w1, &x, &mut inner);
-        for (inner, b) in inner.iter_mut().zip(&module.b1) {
-            *inner = round(self.dtype, gelu(*inner + b));
-        }
+        let (mut few, mut many) = ([0.0; USUAL + USUAL / 4], Vec::new());
+        let room = x.len() + module.b1.len();
+        let room = match few.get_mut(..room) {
+            Some(few) => few,
+            None => {
+                many.resize(room, 0.0);
+                &mut many[..]
+            }
+        };
+        let (row, inner) = room.split_at_mut(x.len());
+        row.copy_from_slice(x);
+        round_to(self.isa, self.dtype, row);
+        products(self.isa, &module.w1, row, inner);
+        biased_gelu(self.isa, inner, &module.b1);
+        round_to(self.isa, self.dtype, inner);
         let mut score = [0.0];
-        products(self.isa, &module.w2, &inner, &mut score);
+        products(self.isa, &module.w2, inner, &mut score);
         score[0] + module.b2
-    }
-}
-
-/// `x Phi(x)`, off by less than 3e-7 |x|: erf is that of Abramowitz and Stegun 7.1.28, which has neither a branch nor an exponential, so that
-/// several values are computed at once.
-fn gelu(x: f32) -> f32 {
-    const A: [f64; 6] = [
-        0.070_523_078_4,
-        0.042_282_012_3,
-        0.009_270_527_2,
-        0.000_152_014_3,
-        0.000_276_567_2,
-        0.000_043_063_8,
-    ];
-    let x = f64::from(x);
-    let z = (x * std::f64::consts::FRAC_1_SQRT_2).abs();
-    let root = 1.0 + z * (A[0] + z * (A[1] + z * (A[2] + z * (A[3] + z * (A[4] + z * A[5])))));
-    let fourth = (root * root) * (root * root);
-    // Of what lies beyond |x|.
-    let tail = 0.5 / ((fourth * fourth) * (fourth * fourth));
-    (x * if x < 0.0 { tail } else { 1.0 - tail }) as f32
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn gelu_is_the_exact_one_but_for_its_last_digits() {
-        for i in -80_000..=80_000i32 {
-            let x = i as f32 * 1e-4;
-            let wide = f64::from(x);
-            let exact = 0.5 * wide * (1.0 + libm::erf(wide * std::f64::consts::FRAC_1_SQRT_2));
-            let error = (f64::from(gelu(x)) - exact).abs();
-            assert!(error <= 4e-7 * wide.abs(), "{x}: {} for {exact}", gelu(x));
-        }
-        assert!(gelu(f32::NAN).is_nan());
-        assert_eq!((gelu(1e30), gelu(-1e30), gelu(0.0)), (1e30, 0.0, 0.0));
     }
 }

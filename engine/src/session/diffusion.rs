@@ -320,6 +320,13 @@ impl Diffusion {
                 );
                 Ok(())
             }
+            SkipPolicy::Settled { share } => {
+                ensure!(
+                    (0.0..=1.0).contains(&share),
+                    "--skip-threshold {share}: with --skip-policy settled it is the share of a block's filled tokens that skip layers, from 0 to 1"
+                );
+                Ok(())
+            }
         }
     }
 }

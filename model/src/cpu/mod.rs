@@ -11,6 +11,7 @@ pub mod memory;
 mod memory_limit;
 mod operations;
 pub mod panel;
+pub mod perceptron;
 mod products;
 pub mod rows;
 pub mod rowwise;

@@ -95,6 +95,13 @@ pub enum SkipPolicy {
         /// The share, from 0 to 1.
         share: f64,
     },
+    /// This share of the block's tokens that are filled (rounded down): those around which the least was filled since they last ran through all
+    /// layers. Each fill counts 1 / distance; a token that was itself filled runs. Masks are never stable. No states are compared, so that one
+    /// layer before the judge is enough.
+    Settled {
+        /// The share, from 0 to 1.
+        share: f64,
+    },
 }
 
 /// What happens to masks that are judged stable.

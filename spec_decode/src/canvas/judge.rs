@@ -55,6 +55,8 @@ pub(super) fn stable(policy: SkipPolicy, before: &States, now: &States) -> Vec<b
             order.iter().take(count).for_each(|&(_, token)| stable[token] = true);
             stable
         }
+        // Decided by what was filled.
+        SkipPolicy::Settled { .. } => vec![false; now.tokens],
     }
 }
 

@@ -15,6 +15,7 @@
 mod candidate;
 mod denoise;
 mod denoising;
+mod fills;
 mod judge;
 mod record;
 mod state;

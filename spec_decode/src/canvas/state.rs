@@ -7,6 +7,7 @@ use pagedraft_scheduler::{Kind, PlanRow, RequestKey};
 
 use super::candidate::Candidate;
 use super::denoising::{Denoising, Guard, SkipPolicy};
+use super::fills::Fills;
 use super::judge::{self, States};
 
 /// A request's canvas, and how far its present block has come.
@@ -26,6 +27,8 @@ pub(crate) struct Canvas {
     pub(super) masks: u32,
     /// What the states of the block's tokens were in the pass before, or ([`SkipPolicy::LeastMoved`]) when they last ran through all layers.
     states: States,
+    /// What was filled around the block's tokens since they last ran through all layers.
+    fills: Fills,
     /// The last choice for each position of the block.
     pub(super) kept: Vec<Option<Candidate>>,
     /// Whether the states of this pass were compared with those of the pass before.
@@ -49,6 +52,7 @@ impl Canvas {
             step: 0,
             masks: 0,
             states: States::default(),
+            fills: Fills::default(),
             kept: Vec::new(),
             compared: false,
             active: None,
@@ -68,6 +72,9 @@ impl Canvas {
 
     pub(super) fn fill(&mut self, candidate: Candidate) {
         self.tokens[(candidate.position - self.prompt_len) as usize] = candidate.token;
+        if self.block.contains(&candidate.position) {
+            self.fills.filled((candidate.position - self.block.start) as usize);
+        }
     }
 
     pub(super) fn is_mask(&self, position: u32) -> bool {
@@ -115,6 +122,7 @@ impl Canvas {
         self.tokens.clone_from(&self.began);
         self.step = 0;
         self.states = States::default();
+        self.fills = Fills::none(self.block.len());
         self.kept.clear();
         self.kept.resize(self.block.len(), None);
     }
@@ -139,21 +147,32 @@ impl Canvas {
         &self.states
     }
 
-    /// Judges the tokens of the block by their states in this pass, if they can skip layers. A full pass runs all of them. Returns the
-    /// states that they were compared with.
+    /// Judges the tokens of the block, if they can skip layers, by their states in this pass or by what was filled. A full pass runs all of
+    /// them. Returns the states that they were compared with.
     pub(super) fn judge(&mut self, full: bool, now: States) -> States {
         let Some(skip) = self.denoising.skip else { return States::default() };
-        self.compared = !full && now.layers() > 0 && self.states.values.len() == now.values.len();
-        let stable =
-            if full { vec![false; now.tokens] } else { judge::stable(skip.policy, &self.states, &now) };
+        let by_states = !matches!(skip.policy, SkipPolicy::Settled { .. });
+        let comparable = self.states.values.len() == now.values.len();
+        self.compared = !full && comparable && (now.layers() > 0 || !by_states);
+        let stable = match skip.policy {
+            SkipPolicy::Settled { share } if self.compared => {
+                self.fills.stable(share, |token| self.is_mask(self.block.start + token as u32))
+            }
+            _ if self.compared => judge::stable(skip.policy, &self.states, &now),
+            _ => vec![false; now.tokens],
+        };
         let is_stable = |position: &u32| stable[(position - self.block.start) as usize];
         let masked_stable = self.block().filter(|p| is_stable(p) && self.is_mask(*p)).count() as u32;
         let runs = |p: &u32| !is_stable(p) || (skip.guard == Guard::Guard && self.is_mask(*p));
         let active: Option<Vec<u32>> = (!full).then(|| self.block().filter(runs).collect());
         let mut now = if full && !skip.compares_first { States::default() } else { now };
-        if let (SkipPolicy::LeastMoved { .. }, Some(active), true) = (skip.policy, &active, self.compared) {
-            let skips = self.block().filter(|position| active.binary_search(position).is_err());
-            skips.for_each(|position| now.keep((position - self.block.start) as usize, &self.states));
+        for token in 0..self.block.len() {
+            let position = self.block.start + token as u32;
+            if active.as_ref().is_none_or(|active| active.binary_search(&position).is_ok()) {
+                self.fills.ran(token);
+            } else if matches!(skip.policy, SkipPolicy::LeastMoved { .. }) && self.compared {
+                now.keep(token, &self.states);
+            }
         }
         (self.masked_stable, self.active) = (masked_stable, active);
         std::mem::replace(&mut self.states, now)

@@ -16,7 +16,7 @@ use pagedraft::prune::PruneScorer;
 use pagedraft::session::{EngineOptions, PruneOptions, RequestPrune, Session};
 use pagedraft_workloads::tasks::RULER_TASKS;
 
-use self::answers::Answers;
+use self::answers::{Answers, Files};
 use self::config::Config;
 use self::quality::Quality;
 use self::report::Report;
@@ -24,6 +24,9 @@ use self::timing::time;
 use super::engine_flags::EngineFlags;
 use super::output_file::OutputFile;
 use super::{Ended, held_out, interrupt, stdout};
+
+/// Questions of each task by which scorers are compared, at most.
+const MOST_ASKED: usize = 16;
 
 #[derive(Clone, Debug, Args)]
 pub struct PruneBench {
@@ -48,6 +51,10 @@ pub struct PruneBench {
     /// RULER tasks by which quality is measured
     #[arg(long, value_name = "TASK,..", value_delimiter = ',', default_value = "niah_single_1,vt,niah_multikey_1", value_parser = task)]
     tasks: Vec<String>,
+    /// Files of RULER's samples (JSON lines with `input` and `outputs`) by which quality is measured too, each a task of its own. Prompts
+    /// have the length that they have there
+    #[arg(long, value_name = "FILE,..", value_delimiter = ',')]
+    ruler: Vec<PathBuf>,
     /// Files of LongBench v1 (JSON lines) by whose questions quality is measured too: how likely the answer of the file is, and, where
     /// answers can be judged, how many are right. Prompts longer than --lengths lose their middle
     #[arg(long, value_name = "FILE,..", value_delimiter = ',')]
@@ -179,12 +186,15 @@ impl PruneBench {
         let (samples, seed) = ((length, self.quality_samples), self.engine.seed);
         let answers = match self.quality_samples {
             0 => None,
-            _ => Answers::new(&engines.dense, (&self.tasks, &self.longbench), samples, seed)?,
+            _ => {
+                let files = Files { ruler: &self.ruler, longbench: &self.longbench };
+                Answers::new(&engines.dense, (&self.tasks, &files), samples, seed)?
+            }
         };
         let mut asked = Vec::new();
         if let Some(answers) = &answers {
             let Some(dense) = judge(length, configs, engines, answers, report)? else { return Ok(None) };
-            asked = answers.solved(&dense, 4);
+            asked = answers.solved(&dense, MOST_ASKED);
         }
         if !self.scorers.is_empty() {
             // What an answer attends to tells nothing where the answer is wrong.

@@ -133,7 +133,8 @@ pub fn run(args: &TrainDsaArgs) -> Result<()> {
     if args.drill.evaluate {
         return report(args, &source);
     }
-    let model = Sparse::new(args.shape(source.tokenizer.get_vocab_size(true)), args.drill.seed)?;
+    let fresh = |tokens| Sparse::new(args.shape(tokens), args.drill.seed);
+    let model = args.drill.start(&source, export::load, |model| model.shape.vocab_size, fresh)?;
     let apprentice = Apprentice { model, lesson_share: args.lesson_share };
     args.drill.run(args.stages.clone(), 1, apprentice, &source)
 }

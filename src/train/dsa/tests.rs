@@ -8,6 +8,7 @@ use crate::session::{EngineOptions, ModelRef, Request, Session};
 use crate::train::attention::Rotary;
 use crate::train::corpus::Corpus;
 use crate::train::drill::{Drill, Source};
+use crate::train::drill_args::DrillArgs;
 use crate::train::llama::Dropping;
 use crate::train::loss::cross_entropy;
 use crate::train::noise::Noise;
@@ -17,7 +18,8 @@ use crate::train::rows::{Rows, Sizes, Words, add_recall, add_text, recall};
 use crate::train::stage::{Kind, Stage};
 use crate::train::{bpe, checkpoint, corpus};
 use candle_core::{DType, Device, Tensor};
-use std::path::PathBuf;
+use clap::Parser;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 fn folder(name: &str) -> PathBuf {
@@ -293,8 +295,30 @@ fn a_resumed_run_ends_where_an_uninterrupted_one_does() {
         model.logits(&pass.hidden, places)
     });
     assert!((0.0..=1.0).contains(&accuracy.unwrap()));
+    starts_from(&whole, &source);
     std::fs::remove_dir_all(whole).unwrap();
     std::fs::remove_dir_all(parts).unwrap();
+}
+
+/// A run of --from begins with the weights of a directory, if they are of the tokenizer.
+fn starts_from(folder: &Path, source: &Source<'_>) {
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        drill: DrillArgs,
+    }
+    let from = folder.to_string_lossy();
+    let line = Line::parse_from(["train", "--out", "new", "--text", "text", "--from", &from]);
+    let start = |load: fn(&Path) -> anyhow::Result<Sparse>| {
+        line.drill.start(source, load, |model| model.shape.vocab_size, |_| anyhow::bail!("fresh weights"))
+    };
+    let values = |model: &Sparse| -> Vec<Vec<f32>> {
+        let tensors = model.weights.values().map(|var| var.flatten_all().unwrap().to_vec1().unwrap());
+        tensors.collect()
+    };
+    assert_eq!(values(&start(export::load).unwrap()), values(&export::load(folder).unwrap()));
+    let error = start(|_| Sparse::new(tiny(1999), 5)).err().unwrap().to_string();
+    assert!(error.contains("1999 tokens") && error.contains("--tokenizer"), "{error}");
 }
 
 #[test]

@@ -126,7 +126,8 @@ pub fn run(args: &TrainRecallArgs) -> Result<()> {
     if let Some(file) = &args.write_samples {
         return write_samples(args, &source, file);
     }
-    let model = args.fresh(source.tokenizer.get_vocab_size(true))?;
+    let vocabulary = |model: &Llama| model.config.vocab_size;
+    let model = args.drill.start(&source, export::load, vocabulary, |tokens| args.fresh(tokens))?;
     args.drill.run(args.stages.clone(), args.most_hops, model, &source)
 }
 

@@ -60,6 +60,7 @@ mod window;
 pub use error::DatasetError;
 pub use longbench::{LongbenchQuestion, longbench_questions};
 pub use options::{DatasetOptions, RandomOptions, Turns, Workload};
+pub use ruler::ruler_questions;
 pub use sample::{Expectation, Item, OutputLength, Prompt, Sample, SkipReason, Skipped};
 
 use std::sync::Arc;

@@ -15,6 +15,22 @@ use super::{DatasetError, Expectation, Item, OutputLength, Prompt, Sample};
 /// How RULER's task names begin, and the most tokens of an answer (`tokens_to_generate` of the task).
 const TASKS: [(&str, u32); 5] = [("niah", 128), ("vt", 30), ("cwe", 120), ("fwe", 50), ("qa", 32)];
 
+/// The samples of a file of RULER, in their order.
+///
+/// # Errors
+///
+/// The file can't be opened; an item: it is not JSON, or lacks a field. Errors name the file and the line.
+pub fn ruler_questions(
+    path: &Path,
+) -> Result<impl Iterator<Item = Result<Sample, DatasetError>>, DatasetError> {
+    let mut items = JsonItems::open(path, "ruler")?;
+    let from_path = task_of_path(path);
+    Ok(std::iter::from_fn(move || {
+        let item = items.next_item().transpose()?;
+        Some(item.and_then(|item| sample(&item, from_path.as_deref())))
+    }))
+}
+
 pub(super) fn read(path: &Path) -> Result<Records, DatasetError> {
     let mut items = JsonItems::open(path, "ruler")?;
     let from_path = task_of_path(path);
