@@ -244,7 +244,8 @@ impl Llama {
             head_dim: model.head_dim,
             intermediate_size: model.intermediate_size,
             rope_theta: model.rope.theta,
-            rms_norm_eps: f64::from(model.rms_norm_eps),
+            // The decimal that config.json has, and not the digits of the f32 nearest to it.
+            rms_norm_eps: model.rms_norm_eps.to_string().parse()?,
             attention_bias: model.qkv_bias,
             head_norms: model.qk_norm,
             tied: model.tie_word_embeddings,

@@ -297,27 +297,57 @@ fn layers_that_none_or_all_tokens_run_through_change_no_token() {
             request
         })
         .collect();
-    let skipping: Vec<Request> = dual
-        .iter()
-        .cloned()
-        .map(|mut request| {
+    let skipping = |policy: SkipPolicy| -> Vec<Request> {
+        let one = |request: &Request| {
+            let mut request = request.clone();
             let how = request.diffusion.as_mut().unwrap();
-            how.decoder = Decoder::DualCacheSkip;
-            how.skip_policy = SkipPolicy::Cosine { threshold: 1.0, outlier: 0.0 };
+            (how.decoder, how.skip_policy) = (Decoder::DualCacheSkip, policy);
             request
-        })
-        .collect();
+        };
+        dual.iter().map(one).collect()
+    };
     let tokens = |outputs: Vec<Value>| {
         outputs.into_iter().map(|output| output["token_ids"].clone()).collect::<Vec<_>>()
     };
     let wanted = tokens(outputs(&dummy(&model, SkipLayers::Never), &dual, 0).0);
     for layers in 0..=4 {
-        // A threshold of 1 is never exceeded: every token runs through all layers.
-        let found = tokens(outputs(&dummy(&model, SkipLayers::Behind(layers)), &skipping, 0).0);
-        assert_eq!(found, wanted, "{layers} layers");
+        // A threshold of 1 is never exceeded, and a share of 0 is no token: every token runs through all layers.
+        for policy in
+            [SkipPolicy::Cosine { threshold: 1.0, outlier: 0.0 }, SkipPolicy::Settled { share: 0.0 }]
+        {
+            let requests = skipping(policy);
+            let found = tokens(outputs(&dummy(&model, SkipLayers::Behind(layers)), &requests, 0).0);
+            assert_eq!(found, wanted, "{layers} layers, {policy:?}");
+        }
     }
     let too_many = Session::open(&dummy(&model, SkipLayers::Behind(5))).err().unwrap();
     assert!(format!("{too_many:#}").contains("the model has 4 layers"), "{too_many:#}");
+}
+
+#[test]
+fn settled_tokens_skip_behind_the_first_layer_and_no_mask_ever_does() {
+    let model = drawn("llada-settled", 4, 2, false);
+    let prompt: Vec<u32> = (0..20).collect();
+    for (share, guard) in [(0.5, Guard::Guard), (1.0, Guard::None)] {
+        let how = Diffusion {
+            skip_policy: SkipPolicy::Settled { share },
+            skip_guard: guard,
+            return_steps: true,
+            ..diffusion(Decoder::DualCacheSkip, 16, 64, None)
+        };
+        let options = dummy(&model, SkipLayers::Behind(1));
+        let output = outputs(&options, &[request("0", &prompt, 64, how)], 0).0.remove(0);
+        assert_eq!((&output["masks_left"], &output["passes_all_stable"]), (&json!(0), &json!(0)));
+        for pass in output["steps"].as_array().unwrap() {
+            let number = |name: &str| pass[name].as_u64().unwrap();
+            // One token a pass: as many are filled as passes were made, and the last of them was filled in the pass before.
+            let (step, stable) = (number("step"), number("stable"));
+            let filled = step.saturating_sub(1);
+            let most = (share * step as f64).floor() as u64;
+            assert_eq!(stable, most.min(filled), "{pass}");
+            assert_eq!(number("masked_stable"), 0, "{pass}");
+        }
+    }
 }
 
 #[test]
