@@ -12,10 +12,20 @@ use super::error::ApiError;
 use super::generation;
 use super::parameters::{COMPLETION_TOKENS, Encoded};
 use super::prompt::Prompt;
-use super::teller::Kind;
+use super::teller::{Kind, Teller};
 
 pub async fn answer(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
-    let mut ask: Ask = body::read(&app, request).await?;
+    let teller = read(&app, request).await?;
+    generation::answer(app, teller).await
+}
+
+/// What a client asks for, its prompts in tokens.
+///
+/// # Errors
+///
+/// The body is not well formed, or asks for what can't be done.
+pub async fn read(app: &Arc<App>, request: Request) -> Result<Teller, ApiError> {
+    let mut ask: Ask = body::read(app, request).await?;
     app.check_model(ask.model.as_deref())?;
     ask.check()?;
     let Some(prompts) = ask.prompt.take() else {
@@ -23,9 +33,9 @@ pub async fn answer(State(app): State<Arc<App>>, request: Request) -> Result<Res
     };
     let mut encoded = Vec::with_capacity(prompts.0.len());
     for prompt in prompts.0 {
-        encoded.push(encode(&app, &ask, prompt).await?);
+        encoded.push(encode(app, &ask, prompt).await?);
     }
-    generation::answer(app, Kind::Completion, ask, encoded).await
+    Ok(Teller::new(Arc::clone(app), Kind::Completion, ask, encoded))
 }
 
 async fn encode(app: &App, ask: &Ask, prompt: Prompt) -> Result<Encoded, ApiError> {
