@@ -36,7 +36,8 @@ static READER: LazyLock<Reader> = LazyLock::new(|| {
         capacity: session.capacity() + 1,
         ..ServeOptions::default()
     };
-    let (handle, engine) = EngineHandle::start(session, EngineLimits::default()).expect("the system has a thread");
+    let (handle, engine) =
+        EngineHandle::start(session, EngineLimits::default()).expect("the system has a thread");
     let runtime = Builder::new_current_thread().enable_time().build().expect("the system gives a runtime");
     Reader { runtime, server: Server::new(handle, served), _engine: engine }
 });
@@ -47,7 +48,10 @@ fuzz_target!(|body: &[u8]| {
         match read {
             Ok(requests) => {
                 assert_eq!(requests.is_empty(), path.ends_with("tokenize"), "{path}");
-                assert!(requests.iter().all(|request| !request.prompt.is_empty() && request.max_tokens > 0), "{path}");
+                assert!(
+                    requests.iter().all(|request| !request.prompt.is_empty() && request.max_tokens > 0),
+                    "{path}"
+                );
             }
             Err(refusal) => check(path, &refusal),
         }

@@ -110,15 +110,28 @@ fn a_trace_in_several_files_is_whole_after_a_kill_and_is_gone_on_with() {
 fn records_of_sparse_attention_in_several_files_are_proved_after_a_kill() {
     let scratch = Scratch::new("serve-rotates-dsa");
     let trace = scratch.path("trace");
-    let flags = [
-        &["--model", "builtin:dsa", "--max-model-len", "1024", "--num-blocks", "128", "--trace-dsa", "all"][..],
-        &["--trace-tensors", "summary", "--trace-out", &trace, "--trace-rotate-bytes", "20K"],
-    ]
-    .concat();
+    let flags =
+        [
+            &[
+                "--model",
+                "builtin:dsa",
+                "--max-model-len",
+                "1024",
+                "--num-blocks",
+                "128",
+                "--trace-dsa",
+                "all",
+            ][..],
+            &["--trace-tensors", "summary", "--trace-out", &trace, "--trace-rotate-bytes", "20K"],
+        ]
+        .concat();
     let proved = || {
         let checked = pagedraft(&["trace", "check", &trace]);
         assert_eq!(checked.code, Some(0), "{}{}", checked.stdout, checked.stderr);
-        let records = checked.stdout.lines().find_map(|line| line.trim().strip_suffix(" records of sparse attention proved"));
+        let records = checked
+            .stdout
+            .lines()
+            .find_map(|line| line.trim().strip_suffix(" records of sparse attention proved"));
         (records.map(|records| records.parse().unwrap()).unwrap_or(0u64), checked.stdout)
     };
     let files = |stem: &str| {
@@ -144,8 +157,13 @@ fn records_of_sparse_attention_in_several_files_are_proved_after_a_kill() {
     assert_eq!(server.wait().0, Some(0));
     let (after, told) = proved();
     assert!(told.contains("resumed") && after > before, "{before} records before: {told}");
-    assert!(stems.map(files).iter().zip(cut).all(|(&now, before)| now > before), "{:?} files", stems.map(files));
-    let exported = pagedraft(&["trace", "export", &trace, "--event", "dsa_topk", "--out", &scratch.path("all.jsonl")]);
+    assert!(
+        stems.map(files).iter().zip(cut).all(|(&now, before)| now > before),
+        "{:?} files",
+        stems.map(files)
+    );
+    let exported =
+        pagedraft(&["trace", "export", &trace, "--event", "dsa_topk", "--out", &scratch.path("all.jsonl")]);
     assert_eq!(exported.code, Some(0), "{}", exported.stderr);
     assert_eq!(scratch.json_lines("all.jsonl").len() as u64, after);
     // The beginning of the records is not there.

@@ -90,7 +90,6 @@ impl Compact {
             }
         }
     }
-}
 
     /// The next record as the line that JSON has of it.
     fn next_line(&mut self, line: &mut Vec<u8>) -> std::io::Result<bool> {

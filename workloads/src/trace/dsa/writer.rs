@@ -50,10 +50,11 @@ impl DsaWriter {
             return Err(Error::Run { path, what: what.to_owned() });
         }
         let compact = (format == DsaFormat::Compact).then(CompactWriter::default);
-        let Begun { path, begin, rotation } = beside.begin(DSA_STEM, extension, |path, first| match format {
-            DsaFormat::Compact => compact_before(path, first),
-            DsaFormat::Jsonl => lines_before(path, first),
-        })?;
+        let Begun { path, begin, rotation } =
+            beside.begin(DSA_STEM, extension, |path, first| match format {
+                DsaFormat::Compact => compact_before(path, first),
+                DsaFormat::Jsonl => lines_before(path, first),
+            })?;
         let has_header = begin == Begin::Append && std::fs::metadata(&path).is_ok_and(|file| file.len() > 0);
         let lines = LineWriter::open_bytes(path, begin, Arc::clone(&beside.leftovers))?;
         let mut writer = Self {

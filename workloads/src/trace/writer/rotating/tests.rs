@@ -22,7 +22,8 @@ impl Fresh {
     /// The names of the files whose names begin with `stem`, and their bytes.
     fn files(&self, stem: &str) -> Vec<(String, u64)> {
         let files = std::fs::read_dir(&self.0).unwrap().map(|file| file.unwrap());
-        let files = files.map(|file| (file.file_name().into_string().unwrap(), file.metadata().unwrap().len()));
+        let files =
+            files.map(|file| (file.file_name().into_string().unwrap(), file.metadata().unwrap().len()));
         let mut files: Vec<_> = files.filter(|(name, _)| name.starts_with(stem)).collect();
         files.sort();
         files
@@ -117,7 +118,8 @@ fn steps(directory: &Path) -> (Vec<u64>, Vec<u64>) {
 #[test]
 fn records_beside_the_steps_are_cut_by_their_size_and_read_as_one() {
     for (format, extension) in [(DsaFormat::Compact, "bin"), (DsaFormat::Jsonl, "jsonl")] {
-        let (cut, whole) = (Fresh::new(&format!("cut-{extension}")), Fresh::new(&format!("whole-{extension}")));
+        let (cut, whole) =
+            (Fresh::new(&format!("cut-{extension}")), Fresh::new(&format!("whole-{extension}")));
         for (directory, bytes) in [(&cut, BYTES), (&whole, u64::MAX)] {
             let mut writer = open(&directory.0, format, bytes);
             (0..STEPS).for_each(|step| write(&mut writer, step));
