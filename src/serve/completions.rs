@@ -31,6 +31,13 @@ pub async fn read(app: &Arc<App>, request: Request) -> Result<Teller, ApiError> 
     let Some(prompts) = ask.prompt.take() else {
         return Err(ApiError::bad("`prompt` is missing").at("prompt"));
     };
+    let (samples, most) = (prompts.0.len().saturating_mul(ask.n() as usize), app.limits.samples);
+    if samples > most {
+        let message = format!(
+            "the request asks for {samples} samples, prompts times n, and at most {most} are taken at a time: send the prompts in several requests"
+        );
+        return Err(ApiError::bad(message).at("prompt"));
+    }
     let mut encoded = Vec::with_capacity(prompts.0.len());
     for prompt in prompts.0 {
         encoded.push(encode(app, &ask, prompt).await?);
