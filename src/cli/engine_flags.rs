@@ -127,7 +127,8 @@ pub struct EngineFlags {
     /// jsonl, jsonl.zst, or parquet (made when the run ends)
     #[arg(long, value_name = "FORMAT", default_value_t)]
     pub trace_format: LineFormat,
-    /// Begin another file of the trace's steps when one has this many bytes of lines; a trace that is there already is then gone on with
+    /// Begin another file of a trace's steps, records of sparse attention or tensor events when one has this many bytes; a trace that is there
+    /// already is then gone on with
     #[arg(long, value_name = "BYTES", value_parser = bytes, requires = "trace_out")]
     trace_rotate_bytes: Option<u64>,
     /// Which rows of a model with sparse attention have records of what they attended to, in `dsa_topk.*` beside the steps: off,

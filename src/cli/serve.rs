@@ -93,6 +93,7 @@ impl Serve {
             Some(told) => EngineHandle::start_telling(session, limits, told)?,
             None => EngineHandle::start(session, limits)?,
         };
+        let most = Limits::default();
         let served = ServeOptions {
             names: self.server.names(&self.engine.model),
             keys: self.server.api_key.clone(),
@@ -100,8 +101,9 @@ impl Serve {
             capacity,
             limits: Limits {
                 body_bytes: usize::try_from(self.server.max_body).unwrap_or(usize::MAX),
+                samples: most.samples.max(self.server.max_queue),
                 grace: Duration::from_secs(self.server.grace_period.into()),
-                ..Limits::default()
+                ..most
             },
         };
         let address = listener.local_addr().context("the listener has no address")?;

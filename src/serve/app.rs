@@ -20,6 +20,9 @@ const SHORT_TEXT: usize = 4096;
 pub struct Limits {
     /// The most bytes of a body.
     pub body_bytes: usize,
+    /// The most samples that a request may ask for, of all its prompts together. More than the engine lets wait would be
+    /// refused by it, after memory and time were taken for each of them.
+    pub samples: usize,
     /// The longest that a body may take to come.
     pub body_time: Duration,
     /// The longest that the head of a request may take to come, and that a connection may lie idle.
@@ -30,12 +33,13 @@ pub struct Limits {
     pub grace: Duration,
 }
 
-/// 32 MiB, a minute for each wait, and half a minute of grace.
+/// 32 MiB, 2,048 samples, a minute for each wait, and half a minute of grace.
 impl Default for Limits {
     fn default() -> Self {
         let minute = Duration::from_secs(60);
         Self {
             body_bytes: 32 << 20,
+            samples: 2048,
             body_time: minute,
             idle_time: minute,
             stalled_time: minute,

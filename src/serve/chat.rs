@@ -12,11 +12,21 @@ use super::body;
 use super::error::ApiError;
 use super::generation;
 use super::parameters::Encoded;
-use super::teller::Kind;
+use super::teller::{Kind, Teller};
 use super::template::{Asked, Message};
 
 pub async fn answer(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
-    let mut ask: Ask = body::read(&app, request).await?;
+    let teller = read(&app, request).await?;
+    generation::answer(app, teller).await
+}
+
+/// What a client asks for, its messages as a prompt in tokens.
+///
+/// # Errors
+///
+/// The body is not well formed, or asks for what can't be done.
+pub async fn read(app: &Arc<App>, request: Request) -> Result<Teller, ApiError> {
+    let mut ask: Ask = body::read(app, request).await?;
     app.check_model(ask.model.as_deref())?;
     ask.check()?;
     if ask.echo() {
@@ -25,9 +35,9 @@ pub async fn answer(State(app): State<Arc<App>>, request: Request) -> Result<Res
             "echo is not supported in chats: the prompt is the template's",
         ));
     }
-    let ids = prompt(&app, &mut ask).await?;
+    let ids = prompt(app, &mut ask).await?;
     let prompt = Encoded { ids, text: String::new(), default_tokens: None };
-    generation::answer(app, Kind::Chat, ask, vec![prompt]).await
+    Ok(Teller::new(Arc::clone(app), Kind::Chat, ask, vec![prompt]))
 }
 
 /// The tokens of the prompt that the template makes of the messages.

@@ -12,20 +12,37 @@ use super::error::ApiError;
 use super::generation;
 use super::parameters::{COMPLETION_TOKENS, Encoded};
 use super::prompt::Prompt;
-use super::teller::Kind;
+use super::teller::{Kind, Teller};
 
 pub async fn answer(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
-    let mut ask: Ask = body::read(&app, request).await?;
+    let teller = read(&app, request).await?;
+    generation::answer(app, teller).await
+}
+
+/// What a client asks for, its prompts in tokens.
+///
+/// # Errors
+///
+/// The body is not well formed, or asks for what can't be done.
+pub async fn read(app: &Arc<App>, request: Request) -> Result<Teller, ApiError> {
+    let mut ask: Ask = body::read(app, request).await?;
     app.check_model(ask.model.as_deref())?;
     ask.check()?;
     let Some(prompts) = ask.prompt.take() else {
         return Err(ApiError::bad("`prompt` is missing").at("prompt"));
     };
+    let (samples, most) = (prompts.0.len().saturating_mul(ask.n() as usize), app.limits.samples);
+    if samples > most {
+        let message = format!(
+            "the request asks for {samples} samples, prompts times n, and at most {most} are taken at a time: send the prompts in several requests"
+        );
+        return Err(ApiError::bad(message).at("prompt"));
+    }
     let mut encoded = Vec::with_capacity(prompts.0.len());
     for prompt in prompts.0 {
-        encoded.push(encode(&app, &ask, prompt).await?);
+        encoded.push(encode(app, &ask, prompt).await?);
     }
-    generation::answer(app, Kind::Completion, ask, encoded).await
+    Ok(Teller::new(Arc::clone(app), Kind::Completion, ask, encoded))
 }
 
 async fn encode(app: &App, ask: &Ask, prompt: Prompt) -> Result<Encoded, ApiError> {

@@ -121,7 +121,6 @@ impl ApiError {
     }
 
     /// The status of the response.
-    #[cfg(test)]
     pub fn status(&self) -> StatusCode {
         self.status
     }

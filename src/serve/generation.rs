@@ -10,12 +10,12 @@ use futures_util::future::try_join_all;
 use futures_util::stream::{self, SelectAll, select_all};
 use futures_util::{FutureExt, Stream, StreamExt};
 use pagedraft_engine::handle::{Delta, Output, SubmitError};
+use pagedraft_engine::session::Request;
 
 use super::app::App;
-use super::ask::Ask;
 use super::error::ApiError;
-use super::parameters::{self, Encoded};
-use super::teller::{Kind, Teller};
+use super::parameters;
+use super::teller::Teller;
 
 /// A stream hands on what has gathered when it is longer than this many bytes.
 const PACKET: usize = 16 << 10;
@@ -34,23 +34,26 @@ impl From<SubmitError> for ApiError {
     }
 }
 
+/// The requests to the engine, one for each prompt.
+///
+/// # Errors
+///
+/// A parameter is out of its range, or a prompt leaves no room.
+pub fn requests(app: &App, teller: &Teller) -> Result<Vec<Request>, ApiError> {
+    let requests = teller.prompts().iter().enumerate().map(|(i, prompt)| {
+        let id = format!("{}-{i}", teller.id());
+        parameters::request(app, teller.ask(), id, prompt)
+    });
+    requests.collect()
+}
+
 /// Has the prompts continued, and answers as was asked for.
 ///
 /// # Errors
 ///
 /// The engine refuses a prompt (then none runs), or fails before anything was told.
-pub async fn answer(
-    app: Arc<App>,
-    kind: Kind,
-    ask: Ask,
-    prompts: Vec<Encoded>,
-) -> Result<Response, ApiError> {
-    let teller = Teller::new(Arc::clone(&app), kind, ask, prompts)?;
-    let requests = teller.prompts().iter().enumerate().map(|(i, prompt)| {
-        let id = format!("{}-{i}", teller.id());
-        parameters::request(&app, teller.ask(), id, prompt)
-    });
-    let requests = requests.collect::<Result<Vec<_>, _>>()?;
+pub async fn answer(app: Arc<App>, teller: Teller) -> Result<Response, ApiError> {
+    let requests = requests(&app, &teller)?;
     let outputs = try_join_all(requests.into_iter().map(|request| app.engine.submit(request))).await?;
     let news = news(&app, outputs);
     if teller.ask().stream() { Ok(in_pieces(teller, news)) } else { whole(teller, news).await }

@@ -11,6 +11,7 @@ mod answer;
 mod app;
 mod ask;
 mod auth;
+mod bodies;
 mod body;
 mod chat;
 mod completions;
@@ -40,6 +41,7 @@ use pagedraft_engine::handle::EngineHandle;
 use tokio::sync::watch;
 
 pub use app::Limits;
+pub use bodies::Refusal;
 pub use kv_publisher::{PublishError, publish};
 pub use template::{Asked, ChatTemplate, Message};
 

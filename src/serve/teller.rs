@@ -42,29 +42,15 @@ pub struct Teller {
 
 impl Teller {
     /// A request of which nothing was told yet.
-    ///
-    /// # Errors
-    ///
-    /// Fields contradict each other.
-    pub fn new(app: Arc<App>, kind: Kind, ask: Ask, prompts: Vec<Encoded>) -> Result<Self, ApiError> {
+    pub fn new(app: Arc<App>, kind: Kind, ask: Ask, prompts: Vec<Encoded>) -> Self {
         let prefix = if kind == Kind::Chat { "chatcmpl" } else { "cmpl" };
         let id = format!("{prefix}-{:016x}", app.serial.draw());
         let choices = prompts.len() * ask.n() as usize;
         let prompt_tokens = prompts.iter().map(|prompt| prompt.ids.len() as u64).sum();
         let usage = Usage { prompt_tokens, total_tokens: prompt_tokens, ..Usage::default() };
         let offsets = vec![0; choices];
-        Ok(Self {
-            app,
-            kind,
-            ask,
-            prompts,
-            id,
-            created: app::now(),
-            offsets,
-            open: choices,
-            usage,
-            done: false,
-        })
+        let created = app::now();
+        Self { app, kind, ask, prompts, id, created, offsets, open: choices, usage, done: false }
     }
 
     /// The name of the request.

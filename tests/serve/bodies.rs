@@ -67,6 +67,10 @@ fn a_malformed_body_is_refused_by_the_field_that_is_wrong() {
             assert!(error.get(field).is_some(), "{error}");
         }
     }
+    let many = json!({"prompt": vec![[1]; 1025], "n": 2}).to_string();
+    let reply = send(place.address, &request("POST", COMPLETIONS, "", &many)).whole();
+    assert_eq!(reply.status, 400, "{}", reply.text);
+    assert!(reply.text.contains("2050 samples"), "{}", reply.text);
     let nested = format!("{{\"a\": {}1{}}}", "[".repeat(100_000), "]".repeat(100_000));
     assert_eq!(send(place.address, &request("POST", COMPLETIONS, "", &nested)).whole().status, 400);
     assert_eq!(get(place.address, COMPLETIONS).status, 405);

@@ -107,6 +107,73 @@ fn a_trace_in_several_files_is_whole_after_a_kill_and_is_gone_on_with() {
 }
 
 #[test]
+fn records_of_sparse_attention_in_several_files_are_proved_after_a_kill() {
+    let scratch = Scratch::new("serve-rotates-dsa");
+    let trace = scratch.path("trace");
+    let flags =
+        [
+            &[
+                "--model",
+                "builtin:dsa",
+                "--max-model-len",
+                "1024",
+                "--num-blocks",
+                "128",
+                "--trace-dsa",
+                "all",
+            ][..],
+            &["--trace-tensors", "summary", "--trace-out", &trace, "--trace-rotate-bytes", "20K"],
+        ]
+        .concat();
+    let proved = || {
+        let checked = pagedraft(&["trace", "check", &trace]);
+        assert_eq!(checked.code, Some(0), "{}{}", checked.stdout, checked.stderr);
+        let records = checked
+            .stdout
+            .lines()
+            .find_map(|line| line.trim().strip_suffix(" records of sparse attention proved"));
+        (records.map(|records| records.parse().unwrap()).unwrap_or(0u64), checked.stdout)
+    };
+    let files = |stem: &str| {
+        let files = std::fs::read_dir(&trace).unwrap();
+        files.filter(|file| file.as_ref().unwrap().file_name().to_string_lossy().starts_with(stem)).count()
+    };
+    let body = json!({"prompt": "The king", "max_tokens": 100, "ignore_eos": true});
+    let server = Process::start(&flags);
+    post(server.address, "/v1/completions", &body).answer();
+    let long = json!({"prompt": "The queen", "max_tokens": 900, "ignore_eos": true});
+    let mut running = stream(server.address, "/v1/completions", &long);
+    for _ in 0..20 {
+        running.event().unwrap();
+    }
+    server.kill();
+    let (before, _) = proved();
+    let stems = ["trace_steps.", "dsa_topk.", "trace_tensors."];
+    let cut = stems.map(files);
+    assert!(before > 0 && cut.iter().all(|&files| files > 2), "{before} records, {cut:?} files");
+    let server = Process::start(&flags);
+    post(server.address, "/v1/completions", &body).answer();
+    server.terminate();
+    assert_eq!(server.wait().0, Some(0));
+    let (after, told) = proved();
+    assert!(told.contains("resumed") && after > before, "{before} records before: {told}");
+    assert!(
+        stems.map(files).iter().zip(cut).all(|(&now, before)| now > before),
+        "{:?} files",
+        stems.map(files)
+    );
+    let exported =
+        pagedraft(&["trace", "export", &trace, "--event", "dsa_topk", "--out", &scratch.path("all.jsonl")]);
+    assert_eq!(exported.code, Some(0), "{}", exported.stderr);
+    assert_eq!(scratch.json_lines("all.jsonl").len() as u64, after);
+    // The beginning of the records is not there.
+    std::fs::remove_file(scratch.path("trace/dsa_topk.000001.bin")).unwrap();
+    let checked = pagedraft(&["trace", "check", &trace]);
+    assert_eq!(checked.code, Some(2), "{}{}", checked.stdout, checked.stderr);
+    assert!(checked.stderr.contains("dsa_topk.000002.bin"), "{}", checked.stderr);
+}
+
+#[test]
 fn a_second_server_on_a_port_says_what_is_wrong() {
     let place = Place::new();
     let port = place.address.port().to_string();

@@ -108,7 +108,7 @@ pub(super) fn engine_config(
 }
 
 impl Trace {
-    /// Makes the directory and writes the engine's options. The files with its steps have `rotate` bytes at most, if that is said.
+    /// Makes the directory and writes the engine's options. A file is cut once it has `rotate` bytes, if that is said.
     ///
     /// # Errors
     ///

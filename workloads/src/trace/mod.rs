@@ -4,6 +4,7 @@
 //! [`check_dir`] checks them. [`schema()`] says what lines look like.
 
 pub mod analyze;
+mod beside;
 mod check;
 mod dsa;
 mod event;
@@ -14,6 +15,7 @@ mod parts;
 mod prune;
 mod record;
 mod replace;
+mod rotation;
 mod schema;
 mod segment_rows;
 mod skip_judge;

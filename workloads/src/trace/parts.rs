@@ -1,10 +1,9 @@
-//! The steps of a trace that was cut into several files. `trace_steps.000001.jsonl` is the first, and `trace_steps.jsonl` the one that
-//! is being written, or was written last.
+//! Files of a trace that were cut by their size. Example: `trace_steps.000001.jsonl` is the first file of the steps, and
+//! `trace_steps.jsonl` the one that is being written, or was written last.
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 
-use super::STEPS_STEM;
 use crate::Error;
 use crate::run::{LineFormat, LineReader, LineSource};
 
@@ -14,19 +13,21 @@ pub(super) struct Part {
     /// Its number, from 1.
     pub number: u32,
     pub path: PathBuf,
-    format: LineFormat,
+    extension: String,
 }
 
 impl Part {
-    pub fn new(directory: &Path, number: u32, format: LineFormat) -> Self {
-        Self { number, path: format.file(directory, &format!("{STEPS_STEM}.{number:06}")), format }
+    /// The file `STEM.NUMBER.EXTENSION`.
+    pub fn new(directory: &Path, stem: &str, number: u32, extension: &str) -> Self {
+        let path = directory.join(format!("{stem}.{number:06}.{extension}"));
+        Self { number, path, extension: extension.to_owned() }
     }
 
-    /// The files in `directory` that are full, in the order in which they were written.
-    pub fn all(directory: &Path) -> Vec<Self> {
+    /// The files in `directory` with this stem that are full, in the order in which they were written.
+    pub fn all(directory: &Path, stem: &str) -> Vec<Self> {
         let named = |name: &str| {
-            let (number, format) = name.strip_prefix(STEPS_STEM)?.strip_prefix('.')?.split_once('.')?;
-            let part = Self::new(directory, number.parse().ok()?, format.parse().ok()?);
+            let (number, extension) = name.strip_prefix(stem)?.strip_prefix('.')?.split_once('.')?;
+            let part = Self::new(directory, stem, number.parse().ok()?, extension);
             (part.path.file_name()? == name).then_some(part)
         };
         let files = std::fs::read_dir(directory).into_iter().flatten().flatten();
@@ -35,10 +36,39 @@ impl Part {
         parts
     }
 
-    /// Where its lines are, and how.
-    pub fn into_file(self) -> (PathBuf, LineFormat) {
-        (self.path, self.format)
+    /// The same, of those that end with `.EXTENSION`.
+    pub fn ending(directory: &Path, stem: &str, extension: &str) -> Vec<Self> {
+        let mut parts = Self::all(directory, stem);
+        parts.retain(|part| part.extension == extension);
+        parts
     }
+
+    /// Those that have lines, and how the lines are stored.
+    pub fn lines(directory: &Path, stem: &str) -> Vec<(PathBuf, LineFormat)> {
+        let parts = Self::all(directory, stem).into_iter();
+        parts.filter_map(|part| Some((part.path, part.extension.parse().ok()?))).collect()
+    }
+
+    /// Checks that the first of them is there, so that nothing is missing at the beginning.
+    ///
+    /// # Errors
+    ///
+    /// Files before the first one that is there are missing.
+    pub fn check_first(directory: &Path, stem: &str) -> Result<(), Error> {
+        match Self::all(directory, stem).into_iter().next() {
+            Some(first) if first.number != 1 => {
+                let what = "the files before it are not there, and a trace is checked from its first step on";
+                Err(Error::Run { path: first.path, what: what.to_owned() })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The file of lines with this stem that is not numbered.
+pub(super) fn unnumbered(directory: &Path, stem: &str) -> Option<(PathBuf, LineFormat)> {
+    let mut files = LineFormat::ALL.into_iter().map(|format| (format.file(directory, stem), format));
+    files.find(|(path, _)| path.exists())
 }
 
 /// Reads the lines of several files, one file behind the other. A line that is cut at the end of a file is left out: a process that was

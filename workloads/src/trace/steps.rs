@@ -14,13 +14,7 @@ use crate::run::{LineFormat, LineReader};
 /// those that are made from them afterwards. Of steps that were cut into several files this is the last one.
 #[must_use]
 pub fn steps_file(directory: &Path) -> Option<(PathBuf, LineFormat)> {
-    last_file(directory).or_else(|| Part::all(directory).pop().map(Part::into_file))
-}
-
-/// The file that is not numbered.
-fn last_file(directory: &Path) -> Option<(PathBuf, LineFormat)> {
-    let mut files = LineFormat::ALL.into_iter().map(|format| (format.file(directory, STEPS_STEM), format));
-    files.find(|(path, _)| path.exists())
+    parts::unnumbered(directory, STEPS_STEM).or_else(|| Part::lines(directory, STEPS_STEM).pop())
 }
 
 /// Reads the steps of a trace line by line, in memory bounded by a line. Steps in several files are read as one. A cut last line or frame is left
@@ -30,8 +24,8 @@ fn last_file(directory: &Path) -> Option<(PathBuf, LineFormat)> {
 ///
 /// There is no such file, or it can't be read.
 pub fn read_steps(directory: &Path) -> Result<LineReader, Error> {
-    let mut files: Vec<_> = Part::all(directory).into_iter().map(Part::into_file).collect();
-    files.extend(last_file(directory));
+    let mut files = Part::lines(directory, STEPS_STEM);
+    files.extend(parts::unnumbered(directory, STEPS_STEM));
     parts::read(directory.join(STEPS_FILE), files)
 }
 

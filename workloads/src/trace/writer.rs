@@ -1,6 +1,6 @@
 //! Writes traces.
 
-mod rotation;
+mod rotating;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,9 +8,10 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde_json::json;
 
-use self::rotation::Rotation;
-use super::dsa::{DsaWriter, compact_file};
+use super::beside::Beside;
+use super::dsa::{self, DsaWriter};
 use super::parts::Part;
+use super::rotation::Rotation;
 use super::tensor::TensorWriter;
 use super::{
     CONFIG_FILE, DSA_STEM, DsaFormat, DsaToken, DsaTraceConfig, STEPS_STEM, SUMMARY_FILE, TENSORS_STEM,
@@ -41,10 +42,10 @@ pub struct TraceWriter {
     tensors_left_out: u64,
     /// Whether it goes on with what a stopped run left.
     appends: bool,
-    /// Where its steps are cut, if they are.
+    /// Where the file of its steps is cut, if it is. The files beside it are cut at the same size.
     rotation: Option<Rotation>,
-    /// Keeps others from writing to a directory that it goes on with.
-    held: Option<std::fs::File>,
+    /// Keeps other processes from writing to a directory that one of them could go on with.
+    _lock: Option<std::fs::File>,
     leftovers: Arc<Leftovers>,
 }
 
@@ -76,11 +77,11 @@ impl TraceWriter {
     #[must_use]
     pub fn occupied(directory: &Path) -> Option<String> {
         let steps = LineFormat::ALL.into_iter().map(|format| format.file_name(STEPS_STEM));
-        let steps = steps.chain([compact_file(), LineFormat::Jsonl.file_name(DSA_STEM)]);
+        let steps = steps.chain(dsa::names());
         let steps = steps.chain([LineFormat::Jsonl.file_name(TENSORS_STEM), TENSORS_STEM.to_owned()]);
-        let parts = Part::all(directory)
-            .into_iter()
-            .filter_map(|part| part.path.file_name()?.to_str().map(str::to_owned));
+        let parts = [STEPS_STEM, DSA_STEM, TENSORS_STEM].into_iter();
+        let parts = parts.flat_map(|stem| Part::all(directory, stem));
+        let parts = parts.filter_map(|part| part.path.file_name()?.to_str().map(str::to_owned));
         let steps = steps.chain(parts);
         let mut files = steps.chain([CONFIG_FILE, SUMMARY_FILE].map(str::to_owned));
         files.find(|file| directory.join(file).exists())
@@ -139,7 +140,7 @@ impl TraceWriter {
             tensors_left_out: 0,
             appends: false,
             rotation: None,
-            held: None,
+            _lock: None,
             leftovers,
         })
     }
@@ -158,7 +159,20 @@ impl TraceWriter {
     /// Those of [`LineWriter::write`], or another file can't be begun.
     pub fn write(&mut self, event: &impl Serialize) -> Result<(), Error> {
         self.lines.write(event)?;
-        self.rotate()
+        let Some(rotation) = &mut self.rotation else { return Ok(()) };
+        let (format, leftovers) = (self.format, &self.leftovers);
+        let open = |path| LineWriter::open(path, format, Begin::New, Arc::clone(leftovers));
+        rotation.rotate(&mut self.lines, open).map(drop)
+    }
+
+    /// How the files beside the steps are begun.
+    fn beside(&self) -> Beside<'_> {
+        Beside {
+            directory: &self.directory,
+            first_step: self.appends.then_some(self.first_step),
+            rotate_bytes: self.rotation.as_ref().map(Rotation::bytes),
+            leftovers: Arc::clone(&self.leftovers),
+        }
     }
 
     /// Opens the file for [`write_dsa`](Self::write_dsa). The records that a stopped run left of steps that its trace has are
@@ -173,9 +187,7 @@ impl TraceWriter {
         block_size: u32,
         format: DsaFormat,
     ) -> Result<(), Error> {
-        let (directory, leftovers) = (&self.directory, Arc::clone(&self.leftovers));
-        let keep = self.appends.then_some(self.first_step);
-        self.dsa = Some(DsaWriter::open(directory, config, block_size, format, keep, leftovers)?);
+        self.dsa = Some(DsaWriter::open(self.beside(), config, block_size, format)?);
         Ok(())
     }
 
@@ -202,8 +214,7 @@ impl TraceWriter {
     ///
     /// The file is there already, or can't be opened.
     pub fn keep_tensors(&mut self) -> Result<(), Error> {
-        let keep = self.appends.then_some(self.first_step);
-        self.tensors = Some(TensorWriter::open(&self.directory, keep, Arc::clone(&self.leftovers))?);
+        self.tensors = Some(TensorWriter::open(self.beside())?);
         Ok(())
     }
 

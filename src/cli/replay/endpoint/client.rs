@@ -10,6 +10,7 @@ use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER};
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
+use pagedraft::completion_stream::{Failure, shortened};
 use pagedraft::exit::usage_hint;
 use parking_lot::Mutex;
 use serde::Deserialize;
@@ -17,15 +18,12 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::Address;
-use super::failure::Failure;
 
 /// A connection without a request on it is not used again after this time. Servers close idle ones after 5 s or more, and a
 /// request that crosses such an end would be lost.
 const IDLE: Duration = Duration::from_secs(3);
 /// The most that is read of an answer which is not a stream, in bytes.
 const MOST_READ: usize = 64 << 10;
-/// The most of it that an error tells, in characters.
-const MOST_TOLD: usize = 300;
 /// How long the rest of a body may take whose end has been told.
 const REST: Duration = Duration::from_secs(1);
 
@@ -221,13 +219,4 @@ impl Client {
         }
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
-}
-
-/// The beginning of a text that is told in an error.
-pub fn shortened(text: &str) -> String {
-    let mut short: String = text.trim().chars().take(MOST_TOLD).collect();
-    if short.len() < text.trim().len() {
-        short.push_str(" ..");
-    }
-    short
 }

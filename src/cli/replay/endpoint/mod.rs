@@ -3,14 +3,11 @@
 //! Requests are encoded ahead of their time. Latencies count from intended arrivals, as they do for an engine of our own.
 
 mod address;
-mod answer;
 mod body;
 mod client;
-mod failure;
 mod flags;
 mod idle_flags;
 mod post;
-mod server_sent;
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -5,11 +5,10 @@ use std::time::Duration;
 
 use http_body_util::BodyExt;
 use hyper::body::{Bytes, Incoming};
+use pagedraft::completion_stream::{Answer, Failure};
 use pagedraft_workloads::replay::{StreamEnd, StreamFailure};
 
-use super::answer::Answer;
 use super::client::{Client, Connection};
-use super::failure::Failure;
 use crate::cli::replay::stream::{Teller, What};
 
 /// How long to wait before a request is sent again for the first time; then twice as long each time.

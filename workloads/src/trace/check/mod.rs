@@ -40,7 +40,7 @@ use self::fault::Fault;
 pub use self::rule::Rule;
 use self::trace_config::TraceConfig;
 use super::parts::Part;
-use super::{CONFIG_FILE, PruneRecord, ResumeRecord, StepRecord, read_steps};
+use super::{CONFIG_FILE, DSA_STEM, PruneRecord, ResumeRecord, STEPS_STEM, StepRecord, read_steps};
 use crate::Error;
 use crate::json_fault::{self, JsonFault};
 
@@ -120,10 +120,8 @@ pub struct CheckReport {
 /// error, but a [`CheckReport::violation`].
 pub fn check_dir(directory: &Path) -> Result<CheckReport, Error> {
     let config = TraceConfig::read(&directory.join(CONFIG_FILE))?;
-    if let Some(first) = Part::all(directory).first().filter(|first| first.number != 1) {
-        let what =
-            "the files before it are not there, and a trace is checked from its first step on".to_owned();
-        return Err(Error::Run { path: first.path.clone(), what });
+    for stem in [STEPS_STEM, DSA_STEM] {
+        Part::check_first(directory, stem)?;
     }
     let mut lines = read_steps(directory)?;
     let mut report = CheckReport { schema_version: config.schema_version, ..CheckReport::default() };

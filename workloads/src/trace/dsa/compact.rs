@@ -34,7 +34,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{DSA_STEM, DsaTraceConfig};
+use super::DsaTraceConfig;
 
 /// The version of this form.
 pub(super) const VERSION: u32 = 1;
@@ -54,10 +54,8 @@ pub(super) struct CompactHeader {
     pub(super) dsa: DsaTraceConfig,
 }
 
-/// The name of the file.
-pub(in crate::trace) fn compact_file() -> String {
-    format!("{DSA_STEM}.bin")
-}
+/// What its name ends with.
+pub(super) const EXTENSION: &str = "bin";
 
 /// The CRC-32 of some bytes.
 pub(super) fn crc(bytes: &[u8]) -> u32 {

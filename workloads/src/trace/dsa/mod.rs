@@ -25,12 +25,13 @@ use serde_json::Value;
 use super::CONFIG_FILE;
 use crate::{Error, json_fault};
 
-pub(super) use compact::compact_file;
 pub use derive::{DsaFacts, prefix_key};
 pub use fetch::{DsaFetched, DsaTiers};
 pub use npy::{npy_header, write_npy};
 pub(super) use record::DsaLine;
 pub use record::{DsaFetch, DsaPrefix, DsaRow, DsaScores, DsaSource, DsaTopkRecord, DsaTouched};
+use records::files;
+pub(super) use records::names;
 pub use records::{DsaRecords, dsa_file, read_compact};
 pub use token::{DsaSelection, DsaToken};
 pub(super) use writer::{DsaWriter, lines_before};

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use super::TENSORS_STEM;
 use super::record::TensorRecord;
-use crate::run::{LineFormat, LineReader};
+use crate::run::LineReader;
+use crate::trace::parts::{self, Part};
 use crate::{Error, json_fault};
 
 /// The events of a trace, one at a time.
@@ -14,16 +15,16 @@ pub struct TensorLines {
 }
 
 impl TensorLines {
-    /// Opens the events in a directory, in whatever format; `None` if it has none.
+    /// Opens the events in a directory, in whatever format; `None` if it has none. Events in several files are read as one.
     ///
     /// # Errors
     ///
     /// The file can't be read.
     pub fn open(directory: &Path) -> Result<Option<Self>, Error> {
-        let mut files =
-            LineFormat::ALL.into_iter().map(|format| (format.file(directory, TENSORS_STEM), format));
-        let Some((path, format)) = files.find(|(path, _)| path.exists()) else { return Ok(None) };
-        Ok(Some(Self { lines: LineReader::open(&path, format)? }))
+        let mut files = Part::lines(directory, TENSORS_STEM);
+        files.extend(parts::unnumbered(directory, TENSORS_STEM));
+        let Some((path, _)) = files.last().cloned() else { return Ok(None) };
+        Ok(Some(Self { lines: parts::read(path, files)? }))
     }
 
     /// The next event; `None` behind the last one.

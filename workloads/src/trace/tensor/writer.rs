@@ -10,7 +10,9 @@ use super::TENSORS_STEM;
 use super::record::{LEFT_OUT, TensorRecord, TensorValue};
 use crate::Error;
 use crate::run::{Begin, Leftovers, LineFormat, LineWriter};
+use crate::trace::beside::{Begun, Beside};
 use crate::trace::lines_before;
+use crate::trace::rotation::Rotation;
 
 /// The values of a tensor: `[rows, values a row]`.
 #[derive(Clone, Copy, Debug)]
@@ -44,28 +46,27 @@ pub(in crate::trace) struct TensorWriter {
     /// The step whose tensors are gathered, and what they are: name, rows, and the bytes of the values.
     step: u64,
     gathered: Vec<(String, usize, Vec<u8>)>,
+    /// Where the file of the events is cut, if it is.
+    rotation: Option<Rotation>,
     leftovers: Arc<Leftovers>,
 }
 
 impl TensorWriter {
-    /// Opens the file in `directory`. With `keep`, the events that a stopped run left of steps before that one are kept.
-    pub(in crate::trace) fn open(
-        directory: &Path,
-        keep: Option<u64>,
-        leftovers: Arc<Leftovers>,
-    ) -> Result<Self, Error> {
-        let path = LineFormat::Jsonl.file(directory, TENSORS_STEM);
-        let mut begin = Begin::New;
-        if let Some(first) = keep.filter(|_| path.exists()) {
-            let whole = lines_before(&path, first)?;
-            let file = std::fs::OpenOptions::new().write(true).open(&path);
-            let cut = file.and_then(|file| file.set_len(whole));
-            cut.map_err(|source| Error::Unwritable { path: path.clone(), source })?;
-            begin = Begin::Append;
-        }
-        let lines = LineWriter::open(path, LineFormat::Jsonl, begin, Arc::clone(&leftovers))?;
-        let directory = directory.to_owned();
-        Ok(Self { directory, lines, step: 0, gathered: Vec::new(), leftovers })
+    /// Opens the file. Events that a stopped run left of steps that its trace has are kept.
+    pub(in crate::trace) fn open(beside: Beside<'_>) -> Result<Self, Error> {
+        let Begun { path, begin, rotation } =
+            beside.begin(TENSORS_STEM, LineFormat::Jsonl.extension(), lines_before)?;
+        let lines = LineWriter::open(path, LineFormat::Jsonl, begin, Arc::clone(&beside.leftovers))?;
+        let (directory, leftovers) = (beside.directory.to_owned(), beside.leftovers);
+        Ok(Self { directory, lines, step: 0, gathered: Vec::new(), rotation, leftovers })
+    }
+
+    /// Begins another file if the present one is full.
+    fn rotate(&mut self) -> Result<(), Error> {
+        let Some(rotation) = &mut self.rotation else { return Ok(()) };
+        let leftovers = &self.leftovers;
+        let open = |path| LineWriter::open(path, LineFormat::Jsonl, Begin::New, Arc::clone(leftovers));
+        rotation.rotate(&mut self.lines, open).map(drop)
     }
 
     /// Writes an event, with its tensors if they are kept. Events come in the order of the steps.
@@ -75,6 +76,7 @@ impl TensorWriter {
         tensors: &[TensorData<'_>],
     ) -> Result<(), Error> {
         self.lines.write(record)?;
+        self.rotate()?;
         if tensors.is_empty() {
             return Ok(());
         }

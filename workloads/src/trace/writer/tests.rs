@@ -132,7 +132,7 @@ fn a_full_disk_is_an_error_that_names_the_file_and_there_is_no_summary() {
         tensors_left_out: 0,
         appends: false,
         rotation: None,
-        held: None,
+        _lock: None,
         leftovers,
     };
     writer.write(&json!({"step": 0})).unwrap();

@@ -4,9 +4,9 @@ use pagedraft_workloads::replay::{StreamEnd, TokenCount, Usage};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::client::shortened;
 use super::failure::Failure;
 use super::server_sent::Events;
+use super::shortened;
 
 /// A chunk of a completion, as far as it is looked at.
 #[derive(Deserialize)]
@@ -85,7 +85,11 @@ impl Answer {
         self.seen.done || self.seen.finish_reason.is_some()
     }
 
-    /// The whole answer, or what is wrong with it.
+    /// The whole answer, whose last byte came at `at_ns`.
+    ///
+    /// # Errors
+    ///
+    /// The stream ended before the answer did, or the server ended it for a fault of its own.
     pub fn end(self, at_ns: u64) -> Result<StreamEnd, Failure> {
         if !self.is_whole() {
             let error = "the stream ended before a finish_reason or [DONE]";
