@@ -122,7 +122,7 @@ fn records_of_sparse_attention_in_several_files_are_proved_after_a_kill() {
                 "--trace-dsa",
                 "all",
             ][..],
-            &["--trace-tensors", "summary", "--trace-out", &trace, "--trace-rotate-bytes", "20K"],
+            &["--trace-tensors", "summary", "--trace-out", &trace, "--trace-rotate-bytes", "8K"],
         ]
         .concat();
     let proved = || {
@@ -143,7 +143,7 @@ fn records_of_sparse_attention_in_several_files_are_proved_after_a_kill() {
     post(server.address, "/v1/completions", &body).answer();
     let long = json!({"prompt": "The queen", "max_tokens": 900, "ignore_eos": true});
     let mut running = stream(server.address, "/v1/completions", &long);
-    for _ in 0..20 {
+    for _ in 0..200 {
         running.event().unwrap();
     }
     server.kill();
