@@ -143,7 +143,7 @@ fn records_of_sparse_attention_in_several_files_are_proved_after_a_kill() {
     post(server.address, "/v1/completions", &body).answer();
     let long = json!({"prompt": "The queen", "max_tokens": 900, "ignore_eos": true});
     let mut running = stream(server.address, "/v1/completions", &long);
-    for _ in 0..200 {
+    for _ in 0..350 {
         running.event().unwrap();
     }
     server.kill();
@@ -162,8 +162,17 @@ fn records_of_sparse_attention_in_several_files_are_proved_after_a_kill() {
         "{:?} files",
         stems.map(files)
     );
-    let exported =
-        pagedraft(&["trace", "export", &trace, "--event", "dsa_topk", "--out", &scratch.path("all.jsonl")]);
+    let exported = pagedraft(&[
+        "trace",
+        "export",
+        &trace,
+        "--event",
+        "dsa_topk",
+        "--format",
+        "jsonl",
+        "--out",
+        &scratch.path("all.jsonl"),
+    ]);
     assert_eq!(exported.code, Some(0), "{}", exported.stderr);
     assert_eq!(scratch.json_lines("all.jsonl").len() as u64, after);
     // The beginning of the records is not there.
