@@ -95,7 +95,7 @@ fn quality_stands_side_by_side_and_a_sparse_model_is_scored_by_its_indexers() {
         );
         serde_json::json!({"index": 0, "input": input, "outputs": [answer]})
     };
-    std::fs::write(&words, format!("{}\n{}\n", question("red"), question("blue"))).unwrap();
+    std::fs::write(&words, format!("{}\n{}\n", question("lord"), question("king"))).unwrap();
     std::fs::write(&spec, r#"{"layers": [0], "keep_ratio": 0.6, "scorer": "indexer"}"#).unwrap();
     let line = |dataset: &str, words: usize| {
         let context = "The lamp stood by the window, and nobody had lit it. ".repeat(words);
@@ -167,7 +167,7 @@ fn quality_stands_side_by_side_and_a_sparse_model_is_scored_by_its_indexers() {
         "{}",
         refused.stderr
     );
-    std::fs::write(&words, format!("{}\n", question("red"))).unwrap();
+    std::fs::write(&words, format!("{}\n", question("lord"))).unwrap();
     let refused = bench(&["--scorers", "indexer"]);
     assert!(refused.code == Some(2) && refused.stderr.contains("scorer oracle"), "{}", refused.stderr);
 }
