@@ -163,8 +163,8 @@ fn blocks_that_the_prefix_cache_forgot_come_back_from_a_pool_with_their_indexer_
     }
 }
 
-/// Damages a file of a pool. The pool's thread may have removed the file since it was listed; it is not made anew, because the pool
-/// would leave a file that it does not know where it is.
+/// Damages a file of a pool. The pool's thread may have removed the file since it was listed. Then nothing is written: a file that
+/// the pool does not know would stay when the pool ends.
 fn damage(path: &Path, kind: u64) {
     let Ok(mut bytes) = std::fs::read(path) else { return };
     match kind {
