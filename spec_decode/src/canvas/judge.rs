@@ -1,6 +1,4 @@
-//! Decides which tokens of a block are stable: their states hardly changed since the pass before.
-
-use super::denoising::SkipPolicy;
+//! Decides which tokens of a block are stable because their states hardly changed since the pass before.
 
 /// The states of a block's tokens in one pass: `[compared layers, tokens, hidden]`.
 #[derive(Debug, Default)]
@@ -28,36 +26,32 @@ impl States {
     }
 }
 
-/// For each token whether it is stable. Without states to compare, none is.
-pub(super) fn stable(policy: SkipPolicy, before: &States, now: &States) -> Vec<bool> {
+/// For each token whether its state hardly turned: its cosines between the two passes are `outlier` at least in every layer, and above
+/// `threshold` on average. The states of the two passes have the same shape, with one layer at least.
+pub(super) fn hardly_turned((threshold, outlier): (f64, f64), before: &States, now: &States) -> Vec<bool> {
     let layers = now.layers();
-    if layers == 0 || before.values.len() != now.values.len() {
-        return vec![false; now.tokens];
-    }
-    match policy {
-        SkipPolicy::Cosine { threshold, outlier } => (0..now.tokens)
-            .map(|token| {
-                let cosines = (0..layers).map(|layer| cosine(before.of(layer, token), now.of(layer, token)));
-                let (least, sum) = cosines.fold((f64::INFINITY, 0.0), |(least, sum): (f64, f64), cosine| {
-                    (least.min(cosine), sum + cosine)
-                });
-                least >= outlier && sum / layers as f64 > threshold
-            })
-            .collect(),
-        SkipPolicy::LeastMoved { share } => {
-            let moved = |token: usize| -> f64 {
-                (0..layers).map(|layer| change(before.of(layer, token), now.of(layer, token))).sum()
-            };
-            let mut order: Vec<(f64, usize)> = (0..now.tokens).map(|token| (moved(token), token)).collect();
-            order.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-            let mut stable = vec![false; now.tokens];
-            let count = (now.tokens as f64 * share).floor() as usize;
-            order.iter().take(count).for_each(|&(_, token)| stable[token] = true);
-            stable
-        }
-        // Decided by what was filled.
-        SkipPolicy::Settled { .. } => vec![false; now.tokens],
-    }
+    let hardly = |token: usize| {
+        let cosines = (0..layers).map(|layer| cosine(before.of(layer, token), now.of(layer, token)));
+        let (least, sum) = cosines.fold((f64::INFINITY, 0.0), |(least, sum): (f64, f64), cosine| {
+            (least.min(cosine), sum + cosine)
+        });
+        least >= outlier && sum / layers as f64 > threshold
+    };
+    (0..now.tokens).map(hardly).collect()
+}
+
+/// For each token whether it is in this share (rounded down) of the tokens whose states changed the least, summed over the layers. The states
+/// of the two passes have the same shape.
+pub(super) fn least_moved(share: f64, before: &States, now: &States) -> Vec<bool> {
+    let moved = |token: usize| -> f64 {
+        (0..now.layers()).map(|layer| change(before.of(layer, token), now.of(layer, token))).sum()
+    };
+    let mut order: Vec<(f64, usize)> = (0..now.tokens).map(|token| (moved(token), token)).collect();
+    order.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+    let mut stable = vec![false; now.tokens];
+    let count = (now.tokens as f64 * share).floor() as usize;
+    order.iter().take(count).for_each(|&(_, token)| stable[token] = true);
+    stable
 }
 
 /// The cosine of the angle between two states, at most 1. A state of zeros has cosine 0 with every other.
@@ -97,18 +91,14 @@ mod tests {
         // Two layers; token 0 stays, token 1 turns by 90 degrees in the second, token 2 turns a little in both.
         let before = states(&[1., 0., 1., 0., 1., 0., 0., 2., 0., 2., 0., 2.]);
         let now = states(&[2., 0., 1., 0., 1., 0.1, 0., 2., 2., 0., 0.2, 2.]);
-        let judged = |threshold, outlier| stable(SkipPolicy::Cosine { threshold, outlier }, &before, &now);
-        assert_eq!(judged(0.98, 0.9), [true, false, true]);
-        assert_eq!(judged(0.999, 0.9), [true, false, false]);
-        assert_eq!(judged(0.4, 0.0), [true, true, true]);
-        assert_eq!(judged(1.0, 0.0), [false; 3]);
-        assert_eq!(
-            stable(SkipPolicy::Cosine { threshold: 0.0, outlier: 0.0 }, &states(&[]), &now),
-            [false; 3]
-        );
+        let turned = |threshold, outlier| hardly_turned((threshold, outlier), &before, &now);
+        assert_eq!(turned(0.98, 0.9), [true, false, true]);
+        assert_eq!(turned(0.999, 0.9), [true, false, false]);
+        assert_eq!(turned(0.4, 0.0), [true, true, true]);
+        assert_eq!(turned(1.0, 0.0), [false; 3]);
         // Of the least moved two thirds, token 2 is one: token 0 doubled in the first layer.
-        assert_eq!(stable(SkipPolicy::LeastMoved { share: 0.67 }, &before, &now), [true, false, true]);
-        assert_eq!(stable(SkipPolicy::LeastMoved { share: 0.34 }, &before, &now), [false, false, true]);
-        assert_eq!(stable(SkipPolicy::LeastMoved { share: 1.0 }, &before, &now), [true; 3]);
+        assert_eq!(least_moved(0.67, &before, &now), [true, false, true]);
+        assert_eq!(least_moved(0.34, &before, &now), [false, false, true]);
+        assert_eq!(least_moved(1.0, &before, &now), [true; 3]);
     }
 }

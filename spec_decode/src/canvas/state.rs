@@ -155,11 +155,14 @@ impl Canvas {
         let comparable = self.states.values.len() == now.values.len();
         self.compared = !full && comparable && (now.layers() > 0 || !by_states);
         let stable = match skip.policy {
-            SkipPolicy::Settled { share } if self.compared => {
+            _ if !self.compared => vec![false; now.tokens],
+            SkipPolicy::Cosine { threshold, outlier } => {
+                judge::hardly_turned((threshold, outlier), &self.states, &now)
+            }
+            SkipPolicy::LeastMoved { share } => judge::least_moved(share, &self.states, &now),
+            SkipPolicy::Settled { share } => {
                 self.fills.stable(share, |token| self.is_mask(self.block.start + token as u32))
             }
-            _ if self.compared => judge::stable(skip.policy, &self.states, &now),
-            _ => vec![false; now.tokens],
         };
         let is_stable = |position: &u32| stable[(position - self.block.start) as usize];
         let masked_stable = self.block().filter(|p| is_stable(p) && self.is_mask(*p)).count() as u32;
