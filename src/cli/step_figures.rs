@@ -82,7 +82,9 @@ pub fn no_drafts(length: DraftLength, draft: Option<&DraftRef>) -> &'static str 
     match (length, draft) {
         (DraftLength::Fixed(0), _) => "no drafts: none were asked for",
         // A look-up may find nothing. Every other proposer always has an answer.
-        (DraftLength::Auto, Some(DraftRef::Ngram)) => "no drafts: none were found, or they did not pay",
+        (DraftLength::Auto, Some(DraftRef::Ngram | DraftRef::Suffix { .. })) => {
+            "no drafts: none were found, or they did not pay"
+        }
         (DraftLength::Auto, _) => "no drafts: they did not pay",
         (DraftLength::Fixed(_), _) => "no drafts were found",
     }

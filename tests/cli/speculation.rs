@@ -109,6 +109,11 @@ fn numbers_out_of_range_are_refused_by_flag() {
     refused(&generate(&["--ngram-min", "5", "--ngram-max", "2"]), &["--ngram-min 5", "--ngram-max 2"]);
     refused(&generate(&["--draft", "ngram", "--draft-cost", "0.5"]), &["--draft-cost"]);
     refused(&generate(&["--draft-cost", "-1", "--draft", "synthetic:0.5"]), &["--draft-cost"]);
+    refused(&generate(&["--draft", "suffix:many"]), &["--draft", "suffix:TOKENS", "suffix:100000"]);
+    refused(
+        &generate(&["--draft", "suffix:100", "--acceptance", "rejection"]),
+        &["rejection", "--draft suffix", "--acceptance coupled"],
+    );
     refused(&generate(&["--shadow-rate", "1.5"]), &["--shadow-rate", "0 to 1"]);
     refused(&generate(&["--graph-sizes", "0"]), &["--graph-sizes"]);
 }

@@ -39,6 +39,7 @@ fn every_schedule(draft: &ModelRef, base: &EngineOptions, seed: u64) -> Events {
         let proposers = [
             DraftRef::Model(draft.clone()),
             DraftRef::Ngram,
+            DraftRef::Suffix { store: 500 * random.below(2) as u32 },
             DraftRef::Synthetic { rate: random.below(11) as f64 / 10.0 },
         ];
         for proposer in proposers {
@@ -134,8 +135,9 @@ fn embedded_pair(seed: u64, tokens: usize) {
             options.prefill_chunk = (random.below(3) == 0).then(|| 1 + random.below(40) as u32);
             options.enforce_eager = random.below(2) == 0;
             options.speculation = SpeculationOptions {
-                draft: Some(match random.below(4) {
+                draft: Some(match random.below(5) {
                     0 => DraftRef::Ngram,
+                    4 => DraftRef::Suffix { store: 1000 * random.below(2) as u32 },
                     1 => DraftRef::Synthetic { rate: 0.8 },
                     _ => DraftRef::Model(ModelRef::Builtin("draft".into())),
                 }),

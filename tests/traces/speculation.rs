@@ -23,11 +23,12 @@ fn options() -> EngineOptions {
     }
 }
 
-fn drafts() -> [(&'static str, DraftRef, u16); 3] {
+fn drafts() -> [(&'static str, DraftRef, u16); 4] {
     [
         ("right", DraftRef::Synthetic { rate: 1.0 }, 8),
         ("draft", DraftRef::Model(ModelRef::Builtin("draft".into())), 4),
         ("ngram", DraftRef::Ngram, 5),
+        ("suffix", DraftRef::Suffix { store: 100 }, 5),
     ]
 }
 

@@ -153,6 +153,13 @@ pub enum DraftRef {
     /// N-gram look-up: the tokens that followed the last few tokens where these occurred before in the
     /// request.
     Ngram,
+    /// Suffix look-up: the tokens that most often followed the last ones, where these occurred before in the request or in outputs of
+    /// requests that ended.
+    Suffix {
+        /// Up to how many tokens of such outputs are kept. Drafts then depend on what ran before, and with them, under any
+        /// acceptance but the coupled one, the tokens: only that one is allowed.
+        store: u32,
+    },
     /// The tokens of the run without speculation, each wrong with probability 1 - rate.
     Synthetic {
         /// The share of drafts that are right.
@@ -166,6 +173,7 @@ impl DraftRef {
         match self {
             Self::Model(_) => "draft",
             Self::Ngram => "ngram",
+            Self::Suffix { .. } => "suffix",
             Self::Synthetic { .. } => "synthetic",
         }
     }
@@ -191,10 +199,19 @@ impl FromStr for DraftRef {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if text.is_empty() {
-            return Err("name a directory, builtin:NAME, ngram or synthetic:RATE".to_owned());
+            return Err("name a directory, builtin:NAME, ngram, suffix or synthetic:RATE".to_owned());
         }
         if text == "ngram" {
             return Ok(Self::Ngram);
+        }
+        if text == "suffix" {
+            return Ok(Self::Suffix { store: 0 });
+        }
+        if let Some(store) = text.strip_prefix("suffix:") {
+            return store.parse().map(|store| Self::Suffix { store }).map_err(|_| {
+                "suffix:TOKENS says how many tokens of past outputs are kept, such as suffix:100000"
+                    .to_owned()
+            });
         }
         if let Some(rate) = text.strip_prefix("synthetic:") {
             let rate = rate.parse().ok().filter(|rate| (0.0..=1.0).contains(rate));
@@ -214,6 +231,8 @@ impl fmt::Display for DraftRef {
         match self {
             Self::Model(model) => model.fmt(f),
             Self::Ngram => f.write_str("ngram"),
+            Self::Suffix { store: 0 } => f.write_str("suffix"),
+            Self::Suffix { store } => write!(f, "suffix:{store}"),
             Self::Synthetic { rate } => write!(f, "synthetic:{rate}"),
         }
     }

@@ -7,7 +7,7 @@ use pagedraft_scheduler::{CostCurve, DraftControl, Scheduler, StepCosts};
 use pagedraft_spec_decode::acceptance::Acceptance;
 use pagedraft_spec_decode::calibrate::measure;
 use pagedraft_spec_decode::canary::{Canary, CanaryReport};
-use pagedraft_spec_decode::proposer::{NgramProposer, SyntheticProposer};
+use pagedraft_spec_decode::proposer::{NgramProposer, SuffixProposer, SyntheticProposer};
 use pagedraft_spec_decode::{ModelExecutor, ProposerId, Scorer, Shadow};
 
 use super::options::{DraftLength, DraftRef, SpeculationOptions};
@@ -41,7 +41,7 @@ struct ProposerKey(DraftRef, f64, (u32, u32));
 impl ProposerKey {
     fn new(draft: &DraftRef, options: &SpeculationOptions) -> Self {
         match draft {
-            DraftRef::Model(_) => Self(draft.clone(), 0.0, (0, 0)),
+            DraftRef::Model(_) | DraftRef::Suffix { .. } => Self(draft.clone(), 0.0, (0, 0)),
             DraftRef::Ngram => Self(draft.clone(), 0.0, options.ngram),
             DraftRef::Synthetic { .. } => Self(draft.clone(), options.draft_cost, (0, 0)),
         }
@@ -158,6 +158,15 @@ impl Setups {
             DraftRef::Ngram => {
                 let (shortest, longest) = options.ngram;
                 executor.add_proposer(Box::new(NgramProposer::new(shortest as usize, longest as usize)?))
+            }
+            DraftRef::Suffix { store } => {
+                ensure!(
+                    *store == 0 || options.acceptance == Acceptance::Coupled,
+                    "drafts from past outputs depend on what ran before, and under {} acceptance the tokens depend on the \
+                     drafts: use --draft suffix without a store, or --acceptance coupled",
+                    options.acceptance
+                );
+                executor.add_proposer(Box::new(SuffixProposer::new(*store as usize)))
             }
             DraftRef::Synthetic { rate } => {
                 let vocab = executor.runner().config().vocab_size as u32;

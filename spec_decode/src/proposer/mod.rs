@@ -9,17 +9,22 @@
 //! Heads on the target (MTP, EAGLE) need the target's hidden states: the executor can hand over in [`Verified`] what a
 //! verify step left behind. Trees need a parent for each draft in [`Drafts`], and a mask for each row.
 
+mod continuation;
 mod draft_log;
 mod draft_model;
 mod draft_pass;
 mod error;
+mod matches;
 mod ngram;
+mod past_outputs;
+mod suffix;
 mod synthetic;
 
 pub use draft_model::{DraftModel, DraftOptions};
 pub use draft_pass::DraftCounts;
 pub use error::ProposerError;
 pub use ngram::NgramProposer;
+pub use suffix::SuffixProposer;
 pub use synthetic::SyntheticProposer;
 
 use std::sync::Arc;
@@ -128,7 +133,7 @@ pub struct GroupStep {
 
 /// Proposes drafts for the rows of a step.
 pub trait Proposer {
-    /// The name that reports use: `draft`, `ngram` or `synthetic`.
+    /// The name that reports use: `draft`, `ngram`, `suffix` or `synthetic`.
     fn name(&self) -> &'static str;
 
     /// Gives the rows of `step` their drafts. `drafts` has one row for each of them, and row i takes up to

@@ -1,5 +1,8 @@
 //! Looks up n-grams: proposes what followed the last few tokens when they last occurred.
 
+use std::ops::ControlFlow;
+
+use super::matches::Matches;
 use super::{Proposer, ProposerError, Proposing};
 use crate::drafts::Drafts;
 use crate::error::ExecuteError;
@@ -18,8 +21,7 @@ use crate::error::ExecuteError;
 pub struct NgramProposer {
     min_n: usize,
     max_n: usize,
-    /// At index i, how many of the last tokens recur i tokens earlier, up to `max_n`.
-    overlaps: Vec<usize>,
+    matches: Matches,
 }
 
 impl NgramProposer {
@@ -32,7 +34,7 @@ impl NgramProposer {
         if min_n == 0 || min_n > max_n {
             return Err(ProposerError::Ngram { min: min_n, max: max_n });
         }
-        Ok(Self { min_n, max_n, overlaps: Vec::new() })
+        Ok(Self { min_n, max_n, matches: Matches::default() })
     }
 
     /// The drafts after `tokens`, at most `max`. Empty if nothing matches.
@@ -44,44 +46,19 @@ impl NgramProposer {
         }
     }
 
-    /// How many tokens before the end of `tokens` the best match ends. This is the Z algorithm (Gusfield 1997) over the
-    /// tokens read backwards. Its values are cut at `max_n`, so a buffer of that size suffices.
+    /// How many tokens before the end of `tokens` the best match ends.
     fn shift(&mut self, tokens: &[u32]) -> Option<usize> {
-        let len = tokens.len();
-        if len <= self.min_n {
+        if tokens.len() <= self.min_n {
             return None;
         }
-        // No match is longer than the sequence, so a greater `max_n` must take neither memory nor time.
-        let max_n = self.max_n.min(len);
-        let back = |i: usize| tokens[len - 1 - i];
-        self.overlaps.clear();
-        self.overlaps.resize(max_n, 0);
         let mut best = None;
         let mut longest = self.min_n - 1;
-        // This is the match, of those found so far, that reaches back furthest. It starts at `left` and ends before
-        // `right`.
-        let (mut left, mut right) = (0, 0);
-        for shift in 1..len {
-            let mut n = 0;
-            if shift < right {
-                n = self.overlaps[shift - left].min(right - shift);
-            }
-            if shift + n >= right {
-                while n < max_n && shift + n < len && back(n) == back(shift + n) {
-                    n += 1;
-                }
-                (left, right) = (shift, shift + n);
-            }
-            if let Some(overlap) = self.overlaps.get_mut(shift) {
-                *overlap = n;
-            }
+        self.matches.each(tokens, self.max_n, |shift, n| {
             if n > longest {
                 (best, longest) = (Some(shift), n);
-                if n == max_n {
-                    break;
-                }
             }
-        }
+            if longest >= self.max_n { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
         best
     }
 }
@@ -153,12 +130,11 @@ mod tests {
     }
 
     #[test]
-    fn lengths_beyond_the_sequence_take_no_memory_and_change_nothing() {
+    fn lengths_beyond_the_sequence_change_nothing() {
         let mut ngram = NgramProposer::new(1, usize::MAX).unwrap();
         assert_eq!(ngram.look_up(&[1, 2, 9, 1, 2], 2), [9, 1]);
-        assert!(ngram.overlaps.capacity() < 64);
         let mut ngram = NgramProposer::new(usize::MAX, usize::MAX).unwrap();
-        assert!(ngram.look_up(&[1, 1, 1, 1], 2).is_empty() && ngram.overlaps.capacity() == 0);
+        assert!(ngram.look_up(&[1, 1, 1, 1], 2).is_empty());
     }
 
     #[test]

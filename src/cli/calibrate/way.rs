@@ -31,6 +31,10 @@ impl Way {
         let mut drafts = vec![DraftRef::Ngram];
         match &base.draft {
             Some(DraftRef::Ngram) | None => drafts.push(DraftRef::Synthetic { rate: SYNTHETIC_RATE }),
+            Some(DraftRef::Suffix { store }) => {
+                drafts.push(DraftRef::Synthetic { rate: SYNTHETIC_RATE });
+                drafts.push(DraftRef::Suffix { store: *store });
+            }
             Some(DraftRef::Synthetic { rate }) => drafts.push(DraftRef::Synthetic { rate: *rate }),
             Some(DraftRef::Model(model)) => {
                 drafts.push(DraftRef::Synthetic { rate: SYNTHETIC_RATE });

@@ -137,7 +137,7 @@ impl Replay {
                 ModelRef::Directory(path) if !path.is_dir() => {
                     return Err(usage_hint(
                         anyhow!("{flag} {model}: there is no such directory"),
-                        "name a model's directory or builtin:NAME (drafts: also ngram or synthetic:RATE)",
+                        "name a model's directory or builtin:NAME (drafts: also ngram, suffix or synthetic:RATE)",
                     ));
                 }
                 ModelRef::Directory(_) => {}

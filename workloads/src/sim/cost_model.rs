@@ -327,7 +327,7 @@ pub struct CostModel {
     /// The cost of building the metadata and binding the inputs.
     #[serde(default)]
     pub metadata: Overhead,
-    /// The proposers, by name: `draft`, `ngram`, `synthetic`.
+    /// The proposers, by name: `draft`, `ngram`, `suffix`, `synthetic`.
     #[serde(default)]
     pub proposers: BTreeMap<String, DraftCost>,
     /// How often their drafts were accepted when it was measured, by the same names.
