@@ -137,7 +137,7 @@ fn embedded_pair(seed: u64, tokens: usize) {
             options.speculation = SpeculationOptions {
                 draft: Some(match random.below(5) {
                     0 => DraftRef::Ngram,
-                    4 => DraftRef::Suffix { store: 1000 * random.below(2) as u32 },
+                    4 => DraftRef::Suffix { store: 1000 * (round % 2) },
                     1 => DraftRef::Synthetic { rate: 0.8 },
                     _ => DraftRef::Model(ModelRef::Builtin("draft".into())),
                 }),

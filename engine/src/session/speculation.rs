@@ -11,7 +11,7 @@ use pagedraft_spec_decode::proposer::{NgramProposer, SuffixProposer, SyntheticPr
 use pagedraft_spec_decode::{ModelExecutor, ProposerId, Scorer, Shadow};
 
 use super::options::{DraftLength, DraftRef, SpeculationOptions};
-use crate::error::{Result, bail, ensure};
+use crate::error::{EngineError, Result, bail, ensure};
 
 /// The time that measuring the costs of steps may take, if drafts are priced.
 const CALIBRATION: Duration = Duration::from_millis(1500);
@@ -160,12 +160,16 @@ impl Setups {
                 executor.add_proposer(Box::new(NgramProposer::new(shortest as usize, longest as usize)?))
             }
             DraftRef::Suffix { store } => {
-                ensure!(
-                    *store == 0 || options.acceptance == Acceptance::Coupled,
-                    "drafts from past outputs depend on what ran before, and under {} acceptance the tokens depend on the \
-                     drafts: use --draft suffix without a store, or --acceptance coupled",
-                    options.acceptance
-                );
+                if *store > 0 && options.acceptance != Acceptance::Coupled {
+                    let what = format!(
+                        "drafts from past outputs depend on what ran before, and under {} acceptance the tokens depend on the drafts",
+                        options.acceptance
+                    );
+                    return Err(EngineError::input_hint(
+                        what,
+                        "use --draft suffix without a store, or --acceptance coupled",
+                    ));
+                }
                 executor.add_proposer(Box::new(SuffixProposer::new(*store as usize)))
             }
             DraftRef::Synthetic { rate } => {

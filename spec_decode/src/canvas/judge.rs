@@ -32,9 +32,8 @@ pub(super) fn hardly_turned((threshold, outlier): (f64, f64), before: &States, n
     let layers = now.layers();
     let hardly = |token: usize| {
         let cosines = (0..layers).map(|layer| cosine(before.of(layer, token), now.of(layer, token)));
-        let (least, sum) = cosines.fold((f64::INFINITY, 0.0), |(least, sum): (f64, f64), cosine| {
-            (least.min(cosine), sum + cosine)
-        });
+        let (least, sum) = cosines
+            .fold((f64::INFINITY, 0.0), |(least, sum): (f64, f64), cosine| (least.min(cosine), sum + cosine));
         least >= outlier && sum / layers as f64 > threshold
     };
     (0..now.tokens).map(hardly).collect()
