@@ -107,7 +107,7 @@ impl Model {
         timed(team, || {
             for (w, m) in self.layers.iter().map(|w| (w, m)).chain(head) {
                 let x = &self.x[..m * w.k()];
-                self.rows.pack(team, self.isa, w.dtype(), x, m, w.k(), w.k()).expect("room");
+                self.rows.pack(team, self.isa, w.inputs(), x, m, w.k(), w.k()).expect("room");
                 let out = OutRows::new(&mut self.out, m, w.n(), w.n());
                 matmul(team, self.isa, &self.rows, w, None, out, Epilogue::Store);
             }

@@ -4,6 +4,7 @@
 use std::cell::Cell;
 
 use super::Product;
+use crate::cpu::int8::{BLOCK, Int8Weights};
 use crate::cpu::panel::{GROUP, TILE, TILE_LEN, Weights};
 use pagedraft_attention::isa::{Isa, Kernel};
 use pagedraft_attention::lanes::{LANES, Lanes};
@@ -24,6 +25,7 @@ pub(super) fn work(product: &Product<'_>) {
         Weights::F32(w) => product.isa.run(Share::<PlainF32> { product, weights: w }),
         Weights::F16(w) => product.isa.run(Share::<PlainF16> { product, weights: w }),
         Weights::Bf16(w) => product.isa.run(Share::<PairedBf16> { product, weights: w }),
+        Weights::Int8 { weights, .. } => product.isa.run(WidenedShare { product, weights }),
     }
 }
 
@@ -143,6 +145,55 @@ impl<E: Element> Kernel for Share<'_, E> {
             }
         }
         SUMS.set(sums);
+    }
+}
+
+/// A share of a product of 8-bit weights with activations in f32. A part of a group's weights is widened to f32 at a time, and then used
+/// by all row blocks, so that the result has the bits of a product with the widened matrix.
+struct WidenedShare<'a> {
+    product: &'a Product<'a>,
+    weights: &'a Int8Weights,
+}
+
+impl Kernel for WidenedShare<'_> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(self) {
+        const BLOCKS: usize = WEIGHTS_AT_HAND / (BLOCK * GROUP * size_of::<f32>());
+        let (p, tiles, block_rows) = (self.product, self.product.w.tiles(), self.product.x.block_rows());
+        let mut widened = vec![0.0; BLOCKS * BLOCK * GROUP];
+        let mut sums = vec![0.0; p.blocks * block_rows * GROUP];
+        let wide = matches!(p.isa, Isa::Amx | Isa::Avx512);
+        while let Some(run) = p.chunks.draw() {
+            for item in run {
+                let (group, row_blocks) = p.item(item);
+                sums.fill(0.0);
+                for first in (0..self.weights.blocks()).step_by(BLOCKS) {
+                    let last = (first + BLOCKS).min(self.weights.blocks());
+                    self.weights.widen(group, first..last, &mut widened);
+                    // The last block may lie beyond the padding of the inputs, which ends with a tile.
+                    let tile = first * (BLOCK / TILE);
+                    let part = (last * (BLOCK / TILE)).min(tiles) - tile;
+                    for (i, row_block) in row_blocks.clone().enumerate() {
+                        let (x, rows) = p.x.row_block(row_block);
+                        let sums = sums[i * block_rows * GROUP..].as_mut_ptr();
+                        // SAFETY: the block has `rows` values per input from `tile` on, there are `part` tiles of widened weights, and
+                        // `sums` has `rows` rows. The caller has enabled the features.
+                        unsafe {
+                            let x = x.add(tile * TILE * rows);
+                            let w = widened.as_ptr();
+                            block_product::<L, PlainF32>(wide, rows, x, w, part, sums, false);
+                        }
+                    }
+                }
+                for (i, row_block) in row_blocks.enumerate() {
+                    let rows = block_rows.min(p.x.m() - row_block * block_rows);
+                    let sums = sums[i * block_rows * GROUP..].as_ptr();
+                    // SAFETY: as in `Share`.
+                    unsafe { p.finish::<L>(sums, row_block * block_rows, rows, group) };
+                }
+            }
+        }
     }
 }
 
