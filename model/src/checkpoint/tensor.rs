@@ -5,6 +5,8 @@ use half::{bf16, f16};
 use super::dtype::Dtype;
 use super::dummy::Generator;
 use super::fp8::{Blocks, power_of_two};
+use super::int8::Int8Matrix;
+use crate::cpu::int8::Int8Row;
 use crate::error::ModelError;
 
 /// A weight: a view of a file's bytes, or values drawn from a seed. Cheap to make and to clone;
@@ -30,6 +32,8 @@ enum Values<'a> {
     Powers(&'a [u8]),
     /// In fp8 with a scale for each block; the tensor's dtype is what it is widened to.
     Blocks(Blocks<'a>),
+    /// In 8-bit integers with a scale for each block of a row; the tensor's dtype is what it is widened to.
+    Int8(Int8Matrix<'a>),
 }
 
 impl<'a> Tensor<'a> {
@@ -53,6 +57,11 @@ impl<'a> Tensor<'a> {
         Tensor::new(name, Dtype::F32, shape, Values::Blocks(blocks))
     }
 
+    /// The caller has checked that integers and scales have the shapes that go with the tensor's.
+    pub(super) fn int8(name: &str, shape: &[usize], matrix: Int8Matrix<'a>) -> Self {
+        Tensor::new(name, Dtype::F32, shape, Values::Int8(matrix))
+    }
+
     fn new(name: &str, dtype: Dtype, shape: &[usize], values: Values<'a>) -> Self {
         let row_len = shape.last().copied().unwrap_or(1);
         let rows = shape.iter().rev().skip(1).product();
@@ -64,7 +73,7 @@ impl<'a> Tensor<'a> {
         &self.name
     }
 
-    /// The type it is stored in; for dummy weights, the configuration's; float32 for weights in fp8, which are widened.
+    /// The type it is stored in; for dummy weights, the configuration's; float32 for weights in fp8 or 8 bits, which are widened.
     pub fn dtype(&self) -> Dtype {
         self.dtype
     }
@@ -96,6 +105,7 @@ impl<'a> Tensor<'a> {
         match &self.values {
             Values::Drawn(generator) => generator.fill_row(row, out),
             Values::Blocks(blocks) => blocks.read_row(row, out)?,
+            Values::Int8(matrix) => matrix.read_row(row, out),
             Values::Powers(bytes) => {
                 let bytes = bytes.get(row * out.len()..(row + 1) * out.len()).unwrap_or(&[]);
                 out.iter_mut().zip(bytes).for_each(|(out, &byte)| *out = power_of_two(byte));
@@ -108,7 +118,17 @@ impl<'a> Tensor<'a> {
         Ok(())
     }
 
-    /// The little-endian bytes of a row as stored; `None` for dummy weights, for fp8 and past the end.
+    /// Makes `to` the row `row` of a matrix that is stored in 8 bits. Returns whether it is, and has the row.
+    pub fn take_int8(&self, row: usize, to: &mut Int8Row) -> bool {
+        let Values::Int8(matrix) = &self.values else { return false };
+        let has = row < self.rows;
+        if has {
+            matrix.take_row(row, self.row_len, to);
+        }
+        has
+    }
+
+    /// The little-endian bytes of a row as stored; `None` for dummy weights, for fp8, for 8 bits and past the end.
     pub fn raw_row(&self, row: usize) -> Option<&'a [u8]> {
         let Values::Stored(bytes) = self.values else {
             return None;
@@ -118,11 +138,11 @@ impl<'a> Tensor<'a> {
         bytes.get(start..start.checked_add(length)?)
     }
 
-    /// All the bytes as stored, row by row, little-endian; `None` for dummy weights and fp8.
+    /// All the bytes as stored, row by row, little-endian; `None` for dummy weights, fp8 and 8 bits.
     pub fn raw(&self) -> Option<&'a [u8]> {
         match self.values {
             Values::Stored(bytes) => Some(bytes),
-            Values::Drawn(_) | Values::Blocks(_) | Values::Powers(_) => None,
+            Values::Drawn(_) | Values::Blocks(_) | Values::Powers(_) | Values::Int8(_) => None,
         }
     }
 

@@ -17,6 +17,7 @@ use crate::cpu::int8::{Int8Row, Int8Weights};
 use crate::cpu::memory::{Memory, OutOfMemory};
 use crate::cpu::rows::InputType;
 use crate::cpu::team::{Chunks, Team};
+use crate::quantization::ActivationType;
 use half::{bf16, f16};
 use pagedraft_attention::isa::{Isa, Kernel};
 use pagedraft_attention::lanes::{LANES, Lanes};
@@ -44,18 +45,8 @@ pub(crate) enum Weights {
     Bf16(Memory<u16>),
     Int8 {
         weights: Int8Weights,
-        activations: Activations,
+        activations: ActivationType,
     },
-}
-
-/// What products with 8-bit weights round their activations to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Activations {
-    /// To 8-bit integers.
-    #[default]
-    Int8,
-    /// They stay in f32, and weights are widened to f32.
-    F32,
 }
 
 impl PackedMatrix {
@@ -116,7 +107,7 @@ impl PackedMatrix {
     /// [`OutOfMemory`] if the system does not grant the memory.
     pub fn pack_int8(
         team: &Team,
-        activations: Activations,
+        activations: ActivationType,
         n: usize,
         k: usize,
         fill: &(dyn Fn(usize, &mut Int8Row) + Sync),
@@ -168,8 +159,8 @@ impl PackedMatrix {
             Weights::F32(_) => InputType::Float(Dtype::F32),
             Weights::F16(_) => InputType::Float(Dtype::F16),
             Weights::Bf16(_) => InputType::Float(Dtype::Bf16),
-            Weights::Int8 { activations: Activations::Int8, .. } => InputType::Int8,
-            Weights::Int8 { activations: Activations::F32, .. } => InputType::Float(Dtype::F32),
+            Weights::Int8 { activations: ActivationType::Int8, .. } => InputType::Int8,
+            Weights::Int8 { activations: ActivationType::F32, .. } => InputType::Float(Dtype::F32),
         }
     }
 

@@ -47,7 +47,7 @@ impl Report {
         let Self { info, seed, lens: (prompt, canvas), pieces, .. } = self;
         format!(
             "{}: {} parameters, {}, {}, {} threads, seed {seed}; {pieces} pieces of {prompt} + {canvas} tokens\n",
-            info.model_id, info.parameters, info.dtype, info.isa, info.threads
+            info.model_id, info.parameters, info.types(), info.isa, info.threads
         )
     }
 

@@ -5,10 +5,19 @@ use half::f16;
 use super::BLOCK;
 
 /// A row of weights in 8-bit integers, with a scale for each block of 64 inputs; see the [rule](super).
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default)]
 pub struct Int8Row {
     quants: Vec<i8>,
     scales: Vec<f16>,
+    /// Room for values before they are quantised.
+    values: Vec<f32>,
+}
+
+/// Two rows are equal if they stand for the same weights.
+impl PartialEq for Int8Row {
+    fn eq(&self, other: &Int8Row) -> bool {
+        self.quants == other.quants && self.scales == other.scales
+    }
 }
 
 impl Int8Row {
@@ -34,6 +43,15 @@ impl Int8Row {
                 self.quants.resize(self.quants.len() + block.len(), 0);
             }
         }
+    }
+
+    /// Becomes the row of the `k` values that `fill` writes.
+    pub fn quantise_with(&mut self, k: usize, fill: impl FnOnce(&mut [f32])) {
+        let mut values = std::mem::take(&mut self.values);
+        values.resize(k, 0.0);
+        fill(&mut values);
+        self.quantise(&values);
+        self.values = values;
     }
 
     /// Becomes the row with these integers and scales. An integer of -128 becomes -127.

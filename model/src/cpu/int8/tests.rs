@@ -6,9 +6,10 @@ use super::reference::{self, dot};
 use super::{Int8Row, IntegerUnit};
 use crate::checkpoint::Dtype;
 use crate::cpu::matmul::{Epilogue, OutRows, Product, matmul};
-use crate::cpu::panel::{Activations, PackedMatrix};
+use crate::cpu::panel::PackedMatrix;
 use crate::cpu::rows::{InputType, PackedRows};
 use crate::cpu::team::Team;
+use crate::quantization::ActivationType;
 use pagedraft_attention::isa::Isa;
 
 fn units() -> impl Iterator<Item = IntegerUnit> {
@@ -42,7 +43,7 @@ impl Random {
     }
 }
 
-fn packed(team: &Team, activations: Activations, n: usize, k: usize, w: &[f32]) -> PackedMatrix {
+fn packed(team: &Team, activations: ActivationType, n: usize, k: usize, w: &[f32]) -> PackedMatrix {
     let fill = |r: usize, row: &mut Int8Row| row.quantise(&w[r * k..][..k]);
     PackedMatrix::pack_int8(team, activations, n, k, &fill).unwrap()
 }
@@ -81,7 +82,7 @@ fn every_unit_gives_the_twin_s_bits_for_odd_shapes() {
         let (n, k) = (1 + random.below(100), 1 + random.below(300));
         let (x, w) = (random.numbers(m * k), random.numbers(n * k));
         let want = twin(&x, &w, k);
-        let matrix = packed(&teams[1], Activations::Int8, n, k, &w);
+        let matrix = packed(&teams[1], ActivationType::Int8, n, k, &w);
         for unit in units() {
             for team in &teams {
                 let got = product(team, unit, &x, m, &matrix);
@@ -103,7 +104,7 @@ fn integers_at_the_ends_of_their_range_give_the_twin_s_bits() {
         };
         let (x, w) = (ends(m * k), ends(n * k));
         let negative: Vec<f32> = x.iter().map(|x| -x).collect();
-        let matrix = packed(&team, Activations::Int8, n, k, &w);
+        let matrix = packed(&team, ActivationType::Int8, n, k, &w);
         for unit in units() {
             for x in [&x, &negative] {
                 let got = product(&team, unit, x, m, &matrix);
@@ -124,7 +125,7 @@ fn numbers_of_very_different_sizes_give_the_twin_s_bits() {
         let (m, n, k) = (1 + random.below(20), 1 + random.below(40), 1 + random.below(200));
         let x: Vec<f32> = (0..m * k).map(|_| random.wild()).collect();
         let w: Vec<f32> = (0..n * k).map(|_| random.wild()).collect();
-        let matrix = packed(&team, Activations::Int8, n, k, &w);
+        let matrix = packed(&team, ActivationType::Int8, n, k, &w);
         let want = twin(&x, &w, k);
         for unit in units() {
             let got = product(&team, unit, &x, m, &matrix);
@@ -139,7 +140,7 @@ fn a_value_that_is_not_finite_spoils_its_own_row_alone() {
     let team = Team::new(2).unwrap();
     let (m, n, k) = (14, 50, 130);
     let (x, w) = (random.numbers(m * k), random.numbers(n * k));
-    let matrix = packed(&team, Activations::Int8, n, k, &w);
+    let matrix = packed(&team, ActivationType::Int8, n, k, &w);
     for unit in units() {
         let clean = product(&team, unit, &x, m, &matrix);
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
@@ -160,7 +161,7 @@ fn a_value_that_is_not_finite_spoils_its_own_row_alone() {
     // A weight that is not finite spoils its own output alone.
     let mut spoilt = w.clone();
     spoilt[7 * k + 70] = f32::INFINITY;
-    let matrix = packed(&team, Activations::Int8, n, k, &spoilt);
+    let matrix = packed(&team, ActivationType::Int8, n, k, &spoilt);
     for unit in units() {
         let got = product(&team, unit, &x, m, &matrix);
         for (i, v) in got.iter().enumerate() {
@@ -176,7 +177,7 @@ fn a_row_gives_the_same_bits_alone_in_any_place_and_in_any_batch() {
     // These shapes need several passes over the weights, and walk the inputs in parts.
     for (m, n, k) in [(70, 200, 700), (150, 96, 2900), (33, 40, 5632)] {
         let (x, w) = (random.numbers(m * k), random.numbers(n * k));
-        let matrix = packed(&teams[1], Activations::Int8, n, k, &w);
+        let matrix = packed(&teams[1], ActivationType::Int8, n, k, &w);
         let mut first: Option<Vec<f32>> = None;
         for unit in units() {
             let whole = product(&teams[1], unit, &x, m, &matrix);
@@ -203,7 +204,7 @@ fn activations_in_f32_give_the_bits_of_the_widened_weights_in_f32() {
     let team = Team::new(2).unwrap();
     for (m, n, k) in [(1, 33, 64), (5, 70, 97), (14, 40, 1000), (70, 31, 32)] {
         let (x, w) = (random.numbers(m * k), random.numbers(n * k));
-        let matrix = packed(&team, Activations::F32, n, k, &w);
+        let matrix = packed(&team, ActivationType::F32, n, k, &w);
         let wide = |r: usize, row: &mut [f32]| matrix.read_row(r, row);
         let widened = PackedMatrix::pack(&team, Dtype::F32, n, k, &wide).unwrap();
         for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
@@ -226,7 +227,7 @@ fn the_chosen_unit_adds_bias_and_residual_after_the_sum() {
     let (m, n, k, stride) = (18, 50, 100, 57);
     let (x, w, bias) = (random.numbers(m * k), random.numbers(n * k), random.numbers(n));
     let before = random.numbers(m * stride);
-    let matrix = packed(&team, Activations::Int8, n, k, &w);
+    let matrix = packed(&team, ActivationType::Int8, n, k, &w);
     let sums = twin(&x, &w, k);
     for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
         let mut rows = PackedRows::with_room_for(m, k).unwrap();
@@ -279,11 +280,11 @@ fn a_quantised_row_is_the_twin_s_and_is_its_own_quantisation() {
 fn empty_products_are_zero_or_nothing() {
     let team = Team::new(2).unwrap();
     for unit in units() {
-        let matrix = packed(&team, Activations::Int8, 3, 0, &[]);
+        let matrix = packed(&team, ActivationType::Int8, 3, 0, &[]);
         assert_eq!(product(&team, unit, &[], 2, &matrix), [0.0; 6]);
-        let matrix = packed(&team, Activations::Int8, 0, 4, &[]);
+        let matrix = packed(&team, ActivationType::Int8, 0, 4, &[]);
         assert!(product(&team, unit, &[1.0; 8], 2, &matrix).is_empty());
-        let matrix = packed(&team, Activations::Int8, 2, 2, &[1.0; 4]);
+        let matrix = packed(&team, ActivationType::Int8, 2, 2, &[1.0; 4]);
         assert!(product(&team, unit, &[], 0, &matrix).is_empty());
     }
 }
