@@ -11,9 +11,9 @@ use pagedraft::session::{
     MOST_LOGIT_ROWS, ModelRef, PruneOptions, Session, SessionInfo, TraceOptions, local_pool,
 };
 use pagedraft_attention::isa::Isa;
-use pagedraft_model::{ActivationType, Dtype, Quantization};
 use pagedraft_model::cuda::{self, KvStorage};
 use pagedraft_model::tiers::LocalPool;
+use pagedraft_model::{ActivationType, Dtype, Quantization};
 use pagedraft_scheduler::Policy;
 use pagedraft_workloads::run::LineFormat;
 use pagedraft_workloads::trace::{DsaFormat, DsaRows, TraceTables, TraceWriter};

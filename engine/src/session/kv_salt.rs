@@ -2,8 +2,8 @@
 //! blocks.
 
 use pagedraft_block_manager::{KvGroup, Salt};
-use pagedraft_model::{Dtype, Quantization};
 use pagedraft_model::checkpoint::Fingerprint;
+use pagedraft_model::{Dtype, Quantization};
 
 /// The properties of a model that its KV depends on.
 #[derive(Clone, Copy, Debug)]
@@ -30,7 +30,8 @@ impl KvModel {
         let Self { fingerprint, dtype, quantization, kv_dtype } = self;
         let (fingerprint, dtype, kv_dtype) =
             (fingerprint.to_string(), dtype.to_string(), kv_dtype.to_string());
-        let (groups, quantization): (String, _) = (groups.iter().map(spec).collect(), quantization.to_string());
+        let (groups, quantization): (String, _) =
+            (groups.iter().map(spec).collect(), quantization.to_string());
         let mut parts =
             vec![("model", &*fingerprint), ("dtype", &dtype), ("kv_dtype", &kv_dtype), ("groups", &groups)];
         if self.quantization != Quantization::None {

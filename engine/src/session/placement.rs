@@ -84,7 +84,8 @@ impl Placement {
             .map_err(|e| EngineError::from(e).into_input())?;
         let on = |target| Self::on(target, options, config);
         if options.activations.is_some() && on(Target::Cpu(isa)).quantization == Quantization::None {
-            let error = "--activations says how 8-bit weights are multiplied, and the weights are not in 8 bits";
+            let error =
+                "--activations says how 8-bit weights are multiplied, and the weights are not in 8 bits";
             return Err(EngineError::input_hint(error, "--quantization int8, or leave the flag out"));
         }
         match options.device {
@@ -179,8 +180,9 @@ impl Placement {
 
     /// Why the model cannot be on a GPU, if its weights are quantised.
     fn refused_by_gpu(&self) -> Option<&'static str> {
-        (self.quantization != Quantization::None)
-            .then_some("weights in 8 bits are multiplied on the CPU alone: the GPU's kernels have no such product")
+        (self.quantization != Quantization::None).then_some(
+            "weights in 8 bits are multiplied on the CPU alone: the GPU's kernels have no such product",
+        )
     }
 
     /// Whether it is on a GPU.

@@ -242,7 +242,9 @@ impl Checkpoint {
             StoredDtype::F32 => Dtype::F32,
             StoredDtype::F16 => Dtype::F16,
             StoredDtype::BF16 => Dtype::Bf16,
-            StoredDtype::I8 if self.config.int8_weights => return self.int8_tensor(name, shape, stored.bytes),
+            StoredDtype::I8 if self.config.int8_weights => {
+                return self.int8_tensor(name, shape, stored.bytes);
+            }
             StoredDtype::F8_E4M3 if self.fp8_block().is_some() => {
                 return self.fp8_tensor(name, shape, stored.bytes);
             }

@@ -275,7 +275,14 @@ impl Device for CpuDevice {
     }
 
     fn head(&mut self, tensor: &Tensor<'_>) -> Result<BufferId, ModelError> {
-        self.stack(std::slice::from_ref(tensor), Quantization::None)
+        self.stack(
+            std::slice::from_ref(tensor),
+            if std::env::var_os("PAGEDRAFT_HEAD8").is_some() {
+                self.quantization
+            } else {
+                Quantization::None
+            },
+        )
     }
 
     fn table(&mut self, tensor: &Tensor<'_>) -> Result<BufferId, ModelError> {
@@ -434,7 +441,9 @@ impl Device for CpuDevice {
             Quantization::Int8(ActivationType::Int8) => {
                 self.packed.reserve(self.isa, InputType::Int8, rows, widest)?;
             }
-            Quantization::Int8(ActivationType::F32) => self.packed.reserve(self.isa, Dtype::F32, rows, widest)?,
+            Quantization::Int8(ActivationType::F32) => {
+                self.packed.reserve(self.isa, Dtype::F32, rows, widest)?
+            }
         }
         Ok(())
     }

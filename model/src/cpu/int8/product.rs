@@ -8,6 +8,7 @@ use super::unit::Bytes;
 use super::weights::BLOCK_BYTES;
 use super::{Int8Weights, STEP, STEPS};
 use crate::cpu::matmul::Product;
+use crate::cpu::matmul::prefetch::into_l1;
 use crate::cpu::panel::GROUP;
 use pagedraft_attention::lanes::{LANES, Lanes};
 
@@ -152,10 +153,10 @@ unsafe fn panels<B: Bytes, const R: usize, const P: usize>(
                 for step in 0..STEPS {
                     let ahead = step * GROUP * STEP;
                     if P == 2 || panel == 0 {
-                        prefetch(fetch.even.wrapping_add(ahead));
+                        into_l1(fetch.even.wrapping_add(ahead));
                     }
                     if P == 2 || panel == 1 {
-                        prefetch(fetch.odd.wrapping_add(ahead));
+                        into_l1(fetch.odd.wrapping_add(ahead));
                     }
                     let at = w.add(ahead + panel * PANEL);
                     let mut b = [B::weights(at); P];
@@ -184,17 +185,4 @@ unsafe fn panels<B: Bytes, const R: usize, const P: usize>(
             x = x.from_block(1);
         }
     }
-}
-
-/// Prefetches a cache line into L1.
-#[inline(always)]
-fn prefetch(at: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a prefetch may point anywhere, and every x86-64 has it.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = at;
 }

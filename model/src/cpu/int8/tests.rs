@@ -249,7 +249,8 @@ fn a_quantised_row_is_the_twin_s_and_is_its_own_quantisation() {
     let mut random = Random(0xabcd_ef01_2345_6789);
     for round in 0..200 {
         let k = 1 + random.below(200);
-        let values: Vec<f32> = (0..k).map(|_| if round % 2 == 0 { random.number() } else { random.wild() }).collect();
+        let values: Vec<f32> =
+            (0..k).map(|_| if round % 2 == 0 { random.number() } else { random.wild() }).collect();
         let mut row = Int8Row::default();
         row.quantise(&values);
         for (i, block) in values.chunks(64).enumerate() {

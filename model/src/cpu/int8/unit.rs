@@ -30,10 +30,7 @@ impl IntegerUnit {
             IntegerUnit::AvxVnni | IntegerUnit::Avx2 => matches!(isa, Isa::Amx | Isa::Avx512 | Isa::Avx2),
             IntegerUnit::Portable => true,
         };
-        Self::ALL
-            .into_iter()
-            .find(|unit| belongs(unit) && unit.available())
-            .unwrap_or(IntegerUnit::Portable)
+        Self::ALL.into_iter().find(|unit| belongs(unit) && unit.available()).unwrap_or(IntegerUnit::Portable)
     }
 
     /// Whether this machine has it.

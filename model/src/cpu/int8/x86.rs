@@ -77,11 +77,8 @@ impl Bytes for Avx512Vnni {
         unsafe {
             let sums = _mm512_cvtepi32_ps(_mm512_add_epi32(sums, _mm512_set1_epi32(offset)));
             let of_weights = _mm512_cvtph_ps(_mm256_loadu_si256(scales.cast()));
-            let joined = _mm512_fmadd_ps(
-                _mm512_mul_ps(sums, of_weights),
-                _mm512_set1_ps(scale),
-                _mm512_loadu_ps(acc),
-            );
+            let joined =
+                _mm512_fmadd_ps(_mm512_mul_ps(sums, of_weights), _mm512_set1_ps(scale), _mm512_loadu_ps(acc));
             _mm512_storeu_ps(acc, joined);
         }
     }
@@ -129,9 +126,7 @@ impl Bytes for AvxVnni {
     #[inline(always)]
     unsafe fn add(sums: [__m256i; 2], w: [__m256i; 2], x: __m256i) -> [__m256i; 2] {
         // SAFETY: the caller has the features.
-        unsafe {
-            [_mm256_dpbusd_avx_epi32(sums[0], w[0], x), _mm256_dpbusd_avx_epi32(sums[1], w[1], x)]
-        }
+        unsafe { [_mm256_dpbusd_avx_epi32(sums[0], w[0], x), _mm256_dpbusd_avx_epi32(sums[1], w[1], x)] }
     }
 
     #[inline(always)]

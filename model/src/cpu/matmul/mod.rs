@@ -22,6 +22,7 @@
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
+pub(super) mod prefetch;
 mod widening;
 
 use crate::cpu::buffer::RowsMut;
