@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use half::{bf16, f16};
 use pagedraft_model::Dtype;
 use pagedraft_model::checkpoint::{Checkpoint, INT8_METHOD, INT8_SCALES, Tensor, quantised_tensors};
-use pagedraft_model::cpu::int8::{BLOCK, Int8Row};
+use pagedraft_model::cpu::int8::{BLOCK, QuantRow};
 use safetensors::Dtype as StoredDtype;
 use safetensors::tensor::View;
 use serde_json::{Map, Value, json};
@@ -131,7 +131,7 @@ fn tensors(checkpoint: &Checkpoint) -> Result<(Vec<(String, Written<'_>)>, usize
         };
         if quantised.contains(&name) {
             matrices += 1;
-            let scales = vec![tensor.rows(), Int8Row::num_scales(tensor.row_len())];
+            let scales = vec![tensor.rows(), QuantRow::num_scales(tensor.row_len())];
             all.push((
                 format!("{name}{INT8_SCALES}"),
                 Written { tensor: tensor.clone(), shape: scales, part: Part::Scales },
@@ -163,8 +163,8 @@ struct Written<'a> {
 }
 
 impl Written<'_> {
-    fn rows(&self, mut each: impl FnMut(&Int8Row)) {
-        let mut row = Int8Row::default();
+    fn rows(&self, mut each: impl FnMut(&QuantRow)) {
+        let mut row = QuantRow::default();
         for r in 0..self.tensor.rows() {
             row.quantise_with(self.tensor.row_len(), |out| {
                 // A row that exists has no error.

@@ -19,7 +19,7 @@ mod plain_read;
 use pagedraft_attention::isa::Isa;
 use pagedraft_model::ActivationType;
 use pagedraft_model::checkpoint::Dtype;
-use pagedraft_model::cpu::int8::Int8Row;
+use pagedraft_model::cpu::int8::{Format, QuantRow};
 use pagedraft_model::cpu::matmul::{Epilogue, OutRows, matmul};
 use pagedraft_model::cpu::memory::Memory;
 use pagedraft_model::cpu::panel::PackedMatrix;
@@ -84,10 +84,12 @@ impl Model {
                     *x = (state as i32) as f32 * 1e-11;
                 }
             };
-            let quantise = |r: usize, row: &mut Int8Row| row.quantise_with(k, |out| fill(r, out));
+            let quantise = |r: usize, row: &mut QuantRow| row.quantise_with(k, |out| fill(r, out));
             let packed = match kind {
                 Kind::Float(dtype) => PackedMatrix::pack(team, dtype, n, k, &fill),
-                Kind::Int8(activations) => PackedMatrix::pack_int8(team, activations, n, k, &quantise),
+                Kind::Int8(activations) => {
+                    PackedMatrix::pack_quantised(team, (Format::Int8, activations), n, k, &quantise)
+                }
             };
             packed.expect("memory for the weights")
         };
@@ -246,7 +248,7 @@ fn main() {
     }
     let team = Team::new(threads).expect("threads");
     let best = Isa::detect();
-    let vectors = if best == Isa::Amx { Isa::Avx512 } else { best };
+    let vectors = if matches!(best, Isa::Amx | Isa::Avx512Bf16) { Isa::Avx512 } else { best };
     let mut all = Vec::new();
     for kind in kinds {
         all.push(match kind.as_str() {

@@ -216,6 +216,7 @@ enum KvDtypeName {
 enum IsaName {
     Auto,
     Amx,
+    Avx512bf16,
     Avx512,
     Avx2,
     Neon,
@@ -298,6 +299,7 @@ impl EngineFlags {
             isa: match self.isa {
                 IsaName::Auto => None,
                 IsaName::Amx => Some(Isa::Amx),
+                IsaName::Avx512bf16 => Some(Isa::Avx512Bf16),
                 IsaName::Avx512 => Some(Isa::Avx512),
                 IsaName::Avx2 => Some(Isa::Avx2),
                 IsaName::Neon => Some(Isa::Neon),

@@ -64,7 +64,7 @@ fn the_models_that_fill_masks_and_those_that_choose_keys_run_in_8_bits_too() {
         assert!(!generated(&["--model", model, "--quantization", "int8"]).is_empty());
     }
     let canvas =
-        ["generate", "--model", "builtin:llada", "--prompt", "Once upon a time", "--max-tokens", "16"];
+        ["generate", "--model", "builtin:llada", "--prompt", "Once upon a time", "--max-tokens", "32"];
     done(&pagedraft(&[&canvas[..], &["--quantization", "int8"]].concat()));
 }
 
@@ -99,12 +99,12 @@ fn what_can_not_be_done_with_8_bits_is_told() {
     // A tensor's name in the header is changed to another one of the same length.
     let path = scratch.path("small/model.safetensors");
     let bytes = std::fs::read(&path).unwrap();
-    let name = b"mlp.up_proj.weight_scale";
+    let name = b"mlp.up_proj.weight_int8_scale";
     let at = bytes.windows(name.len()).position(|part| part == name).unwrap();
     let mut renamed = bytes.clone();
-    renamed[at..at + name.len()].copy_from_slice(b"mlp.up_proj.weight_scal_");
+    renamed[at..at + name.len()].copy_from_slice(b"mlp.up_proj.weight_int8_scal_");
     std::fs::write(&path, &renamed).unwrap();
-    refused(&["--model", &out], &["mlp.up_proj.weight_scale", "scales"]);
+    refused(&["--model", &out], &["mlp.up_proj.weight_int8_scale", "scales"]);
     std::fs::write(&path, &bytes[..bytes.len() - 100]).unwrap();
     refused(&["--model", &out], &["model.safetensors"]);
 }

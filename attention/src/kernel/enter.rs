@@ -14,7 +14,7 @@ pub(super) unsafe fn enter(isa: Isa, item: RunItem<'_>) {
     unsafe {
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Amx | Isa::Avx512 => enter_avx512(item),
+            Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512 => enter_avx512(item),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => enter_avx2(item),
             #[cfg(target_arch = "aarch64")]

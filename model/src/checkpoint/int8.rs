@@ -1,7 +1,7 @@
 //! Matrices that are stored in [8 bits](crate::cpu::int8), as `pagedraft quantize` writes them.
 //!
 //! The configuration has `"quantization_config": {"quant_method": "pagedraft-int8", "group_size": 64}`. A matrix `NAME` of `[n, k]` is a
-//! tensor of that name and shape in I8, and a tensor `NAME_scale` of `[n, ceil(k / 64)]` in F16.
+//! tensor of that name and shape in I8, and a tensor `NAME_int8_scale` of `[n, ceil(k / 64)]` in F16.
 
 use std::collections::HashSet;
 
@@ -11,13 +11,13 @@ use safetensors::Dtype as StoredDtype;
 use super::fields::Fields;
 use super::tensor::Tensor;
 use super::{Checkpoint, ModelConfig};
-use crate::cpu::int8::{BLOCK, Int8Row};
+use crate::cpu::int8::{BLOCK, Format, QuantRow};
 use crate::error::ModelError;
 
 /// What `quant_method` says.
 pub const INT8_METHOD: &str = "pagedraft-int8";
 /// What the name of a matrix's scales has behind that of the matrix.
-pub const INT8_SCALES: &str = "_scale";
+pub const INT8_SCALES: &str = "_int8_scale";
 
 /// Whether a configuration speaks of such matrices.
 ///
@@ -52,19 +52,19 @@ pub(super) struct Int8Matrix<'a> {
 
 impl Int8Matrix<'_> {
     /// Makes `to` the row `row` of `columns` weights.
-    pub fn take_row(&self, row: usize, columns: usize, to: &mut Int8Row) {
-        let scales = Int8Row::num_scales(columns);
+    pub fn take_row(&self, row: usize, columns: usize, to: &mut QuantRow) {
+        let scales = QuantRow::num_scales(columns);
         let quants = self.quants.get(row * columns..(row + 1) * columns).unwrap_or(&[]);
         let scales = self.scales.get(row * scales * 2..(row + 1) * scales * 2).unwrap_or(&[]);
-        to.take(
-            quants.iter().map(|&byte| byte as i8),
-            scales.as_chunks::<2>().0.iter().map(|two| f16::from_le_bytes(*two)),
-        );
+        to.clear(Format::Int8);
+        for (quants, scale) in quants.chunks(BLOCK).zip(scales.as_chunks::<2>().0) {
+            to.add(quants.iter().map(|&byte| byte as i8), f16::from_le_bytes(*scale), f16::ZERO);
+        }
     }
 
     /// Row `row` of `out.len()` columns, widened.
     pub fn read_row(&self, row: usize, out: &mut [f32]) {
-        let mut taken = Int8Row::default();
+        let mut taken = QuantRow::default();
         self.take_row(row, out.len(), &mut taken);
         taken.write(out);
     }
@@ -93,7 +93,7 @@ impl Checkpoint {
                 hint: format!("{name} is in 8 bits, and these are its scales"),
             });
         };
-        let expected = [rows, Int8Row::num_scales(columns)];
+        let expected = [rows, QuantRow::num_scales(columns)];
         if stored.shape != expected {
             return Err(ModelError::WrongShape {
                 path: path.to_owned(),

@@ -6,7 +6,7 @@ use super::dtype::Dtype;
 use super::dummy::Generator;
 use super::fp8::{Blocks, power_of_two};
 use super::int8::Int8Matrix;
-use crate::cpu::int8::Int8Row;
+use crate::cpu::int8::QuantRow;
 use crate::error::ModelError;
 
 /// A weight: a view of a file's bytes, or values drawn from a seed. Cheap to make and to clone;
@@ -119,7 +119,7 @@ impl<'a> Tensor<'a> {
     }
 
     /// Makes `to` the row `row` of a matrix that is stored in 8 bits. Returns whether it is, and has the row.
-    pub fn take_int8(&self, row: usize, to: &mut Int8Row) -> bool {
+    pub fn take_int8(&self, row: usize, to: &mut QuantRow) -> bool {
         let Values::Int8(matrix) = &self.values else { return false };
         let has = row < self.rows;
         if has {

@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use crate::checkpoint::{Dtype, ModelConfig, Tensor};
 use crate::cpu::arena::KvArena;
 use crate::cpu::buffer::{Activations, Buffer, Table};
-use crate::cpu::int8::Int8Row;
+use crate::cpu::int8::{Format, QuantRow};
 use crate::cpu::kv::{self, CpuKv};
 use crate::cpu::memory::Memory;
 use crate::cpu::panel::PackedMatrix;
@@ -224,12 +224,12 @@ impl CpuDevice {
         let matrix = match quantization {
             Quantization::None => PackedMatrix::pack(&self.team, self.dtype, n, k, &fill)?,
             Quantization::Int8(activations) => {
-                let quantise = |row: usize, to: &mut Int8Row| match place(row) {
+                let quantise = |row: usize, to: &mut QuantRow| match place(row) {
                     // What is stored in 8 bits is taken as it is.
                     Some((tensor, row)) if tensor.take_int8(row, to) => {}
                     _ => to.quantise_with(k, |out| fill(row, out)),
                 };
-                PackedMatrix::pack_int8(&self.team, activations, n, k, &quantise)?
+                PackedMatrix::pack_quantised(&self.team, (Format::Int8, activations), n, k, &quantise)?
             }
         };
         match fault.into_inner() {
@@ -302,8 +302,8 @@ impl Device for CpuDevice {
             match self.quantization {
                 Quantization::None => PackedMatrix::pack(&self.team, self.dtype, n, k, &fill),
                 Quantization::Int8(activations) => {
-                    let quantise = |row: usize, to: &mut Int8Row| to.quantise_with(k, |out| fill(row, out));
-                    PackedMatrix::pack_int8(&self.team, activations, n, k, &quantise)
+                    let quantise = |row: usize, to: &mut QuantRow| to.quantise_with(k, |out| fill(row, out));
+                    PackedMatrix::pack_quantised(&self.team, (Format::Int8, activations), n, k, &quantise)
                 }
             }
         });

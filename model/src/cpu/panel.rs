@@ -11,10 +11,10 @@
 //!
 //! Both n and k are padded to multiples of 32 with zeros.
 //!
-//! Weights in [8 bits](crate::cpu::int8) are cut into the same groups of 32 outputs, and along k into blocks of 64 inputs.
+//! Weights of [few bits](crate::cpu::int8) are cut into the same groups of 32 outputs, and along k into blocks of 64 inputs.
 
 use crate::checkpoint::Dtype;
-use crate::cpu::int8::{Int8Row, Int8Weights};
+use crate::cpu::int8::{Format, QuantRow, QuantWeights};
 use crate::cpu::memory::{Memory, OutOfMemory};
 use crate::cpu::rows::InputType;
 use crate::cpu::team::{Chunks, Team};
@@ -44,7 +44,7 @@ pub(crate) enum Weights {
     F32(Memory<f32>),
     F16(Memory<u16>),
     Bf16(Memory<u16>),
-    Int8 { weights: Int8Weights, activations: ActivationType },
+    Quantised { weights: QuantWeights, activations: ActivationType },
 }
 
 impl PackedMatrix {
@@ -97,21 +97,21 @@ impl PackedMatrix {
         Ok(matrix)
     }
 
-    /// Packs a matrix of n rows and k columns in [8 bits](crate::cpu::int8). `fill(r, row)` must make `row` the row `r` (0..n), of k
-    /// weights. Any member of the team may call it, once per row.
+    /// Packs a matrix of n rows and k columns in [few bits](crate::cpu::int8). `fill(r, row)` must make `row` the row `r` (0..n), of k
+    /// weights in this format. Any member of the team may call it, once per row.
     ///
     /// # Errors
     ///
     /// [`OutOfMemory`] if the system does not grant the memory.
-    pub fn pack_int8(
+    pub fn pack_quantised(
         team: &Team,
-        activations: ActivationType,
+        (format, activations): (Format, ActivationType),
         n: usize,
         k: usize,
-        fill: &(dyn Fn(usize, &mut Int8Row) + Sync),
+        fill: &(dyn Fn(usize, &mut QuantRow) + Sync),
     ) -> Result<PackedMatrix, OutOfMemory> {
-        let weights = Int8Weights::pack(team, n, k, fill)?;
-        Ok(PackedMatrix { n, k, weights: Weights::Int8 { weights, activations } })
+        let weights = QuantWeights::pack(team, format, n, k, fill)?;
+        Ok(PackedMatrix { n, k, weights: Weights::Quantised { weights, activations } })
     }
 
     /// Writes one group. Its 32 rows are in `rows` or, rounded to 16 bits, in `narrow`, and start `stride`
@@ -134,7 +134,7 @@ impl PackedMatrix {
                 let to = unsafe { std::slice::from_raw_parts_mut(m.as_ptr().add(group * len), len) };
                 transpose_pairs(to, narrow, stride);
             }
-            Weights::Int8 { .. } => debug_assert!(false, "8-bit weights are packed by themselves"),
+            Weights::Quantised { .. } => debug_assert!(false, "they are packed by themselves"),
         }
     }
 
@@ -157,8 +157,8 @@ impl PackedMatrix {
             Weights::F32(_) => InputType::Float(Dtype::F32),
             Weights::F16(_) => InputType::Float(Dtype::F16),
             Weights::Bf16(_) => InputType::Float(Dtype::Bf16),
-            Weights::Int8 { activations: ActivationType::Int8, .. } => InputType::Int8,
-            Weights::Int8 { activations: ActivationType::F32, .. } => InputType::Float(Dtype::F32),
+            Weights::Quantised { activations: ActivationType::Int8, .. } => InputType::Int8,
+            Weights::Quantised { activations: ActivationType::F32, .. } => InputType::Float(Dtype::F32),
         }
     }
 
@@ -174,7 +174,7 @@ impl PackedMatrix {
         let (at, bytes): (*const u8, usize) = match &self.weights {
             Weights::F32(m) => (m.as_ptr().cast(), size_of_val(&**m)),
             Weights::F16(m) | Weights::Bf16(m) => (m.as_ptr().cast(), size_of_val(&**m)),
-            Weights::Int8 { weights, .. } => return weights.bytes(),
+            Weights::Quantised { weights, .. } => return weights.bytes(),
         };
         // SAFETY: the elements are plain numbers without padding, borrowed for as long as `self`.
         unsafe { std::slice::from_raw_parts(at, bytes) }
@@ -209,7 +209,7 @@ impl PackedMatrix {
     /// Panics if `r` is not below n, or `row` is shorter than k.
     pub fn read_row(&self, r: usize, row: &mut [f32]) {
         assert!(r < self.n, "row {r} of a matrix of {} rows", self.n);
-        if let Weights::Int8 { weights, .. } = &self.weights {
+        if let Weights::Quantised { weights, .. } = &self.weights {
             return weights.read_row(r, &mut row[..self.k]);
         }
         let base = r / GROUP * self.group_len();
@@ -221,7 +221,7 @@ impl PackedMatrix {
                 Weights::F32(m) => m[plain],
                 Weights::F16(m) => f16::from_bits(m[plain]).to_f32(),
                 Weights::Bf16(m) => bf16::from_bits(m[tile + pair_offset(i % TILE, column)]).to_f32(),
-                Weights::Int8 { .. } => return,
+                Weights::Quantised { .. } => return,
             };
         }
     }

@@ -53,6 +53,11 @@ pub(crate) enum Form {
         /// How many rows a full block has.
         rows: usize,
     },
+    /// Pairs of bf16 in blocks of this many rows, as `[k padded / 2][rows of the block]`.
+    Pairs {
+        /// How many rows a full block has.
+        rows: usize,
+    },
     /// 8-bit integers in blocks of this many rows.
     Int8 {
         /// How many rows a full block has.
@@ -68,7 +73,8 @@ impl Form {
         };
         let most = match isa {
             Isa::Amx if dtype == Dtype::Bf16 => return Form::Tiles,
-            Isa::Amx | Isa::Avx512 => 12,
+            Isa::Avx512Bf16 if dtype == Dtype::Bf16 => return Form::Pairs { rows: block_of(m, 12) },
+            Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512 => 12,
             // Widening pairs takes twice as many registers for weights, and AVX2 has only 16.
             Isa::Avx2 if dtype == Dtype::Bf16 => 4,
             Isa::Avx2 | Isa::Neon | Isa::Portable => 6,
@@ -136,6 +142,9 @@ impl PackedRows {
         match form {
             Form::Tiles if self.tiles.len() < m.next_multiple_of(TILE_ROWS) * padded => {
                 self.tiles = Memory::zeroed(m.next_multiple_of(TILE_ROWS) * padded)?;
+            }
+            Form::Pairs { .. } if self.tiles.len() < m * padded => {
+                self.tiles = Memory::zeroed(m * padded)?;
             }
             Form::Blocks { .. } if self.values.len() < m * padded => {
                 self.values = Memory::zeroed(m * padded)?;
@@ -260,7 +269,7 @@ impl PackedRows {
     pub(crate) fn block_rows(&self) -> usize {
         match self.form {
             Form::Tiles => TILE_ROWS,
-            Form::Blocks { rows } | Form::Int8 { rows } => rows,
+            Form::Blocks { rows } | Form::Pairs { rows } | Form::Int8 { rows } => rows,
         }
     }
 
@@ -270,6 +279,16 @@ impl PackedRows {
         assert!((i + 1) * len <= self.tiles.len());
         // SAFETY: the assertion has checked that it lies inside the buffer.
         unsafe { self.tiles.as_ptr().add(i * len) }
+    }
+
+    /// The first pair of row block `i`, which is `[k padded / 2][rows of the block]`, and the number of its rows.
+    pub(crate) fn pair_block(&self, i: usize) -> (*mut u32, usize) {
+        let padded = self.k.next_multiple_of(TILE);
+        let first = i * self.block_rows();
+        let rows = self.block_rows().min(self.m - first);
+        assert!((first + rows) * padded <= self.tiles.len());
+        // SAFETY: the assertion has checked that it lies inside the buffer, which begins at a multiple of 64 bytes.
+        (unsafe { self.tiles.as_ptr().add(first * padded).cast() }, rows)
     }
 
     /// The first element of row block `i`, which is `[k padded][rows of the block]`, and the number of its
@@ -343,6 +362,14 @@ impl Kernel for PackBlock<'_> {
                         Form::Tiles => {
                             let tile = rows.row_tile(block).add(at / TILE * 512);
                             v.store_bf16(tile.add(i * TILE + at % TILE));
+                        }
+                        Form::Pairs { .. } => {
+                            let mut bits = [0u16; LANES];
+                            v.store_bf16(bits.as_mut_ptr());
+                            let to = rows.pair_block(block).0.add(at / 2 * count + i);
+                            for (j, [even, odd]) in bits.as_chunks::<2>().0.iter().enumerate() {
+                                to.add(j * count).write(u32::from(*even) | u32::from(*odd) << 16);
+                            }
                         }
                         Form::Blocks { .. } | Form::Int8 { .. } => {
                             let mut bits = [0u16; LANES];

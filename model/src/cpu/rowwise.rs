@@ -220,7 +220,10 @@ mod tests {
     fn instruction_sets_with_fused_multiply_add_agree_bit_for_bit() {
         let (x, w) = (values(77, 6), values(77, 7));
         let mut seen: Option<Vec<u32>> = None;
-        for isa in [Isa::Amx, Isa::Avx512, Isa::Avx2, Isa::Neon].into_iter().filter(|i| i.available()) {
+        for isa in [Isa::Amx, Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2, Isa::Neon]
+            .into_iter()
+            .filter(|i| i.available())
+        {
             let (mut a, mut b) = (vec![0.0; 77], vec![0.0; 77]);
             rms_norm(isa, &x, &w, 1e-6, &mut a);
             swiglu(isa, &x, &w, &mut b);

@@ -1,21 +1,21 @@
 //! Activations in 8 bits.
 
-use super::row::rounded;
-use super::{BIAS, BLOCK, IntegerUnit, STEP, STEPS};
+use super::quant_row::rounded;
+use super::{BLOCK, IntegerUnit, STEP, STEPS};
 use crate::cpu::memory::{Memory, OutOfMemory};
 
 /// The least magnitude of a block's greatest value that is told from 0.
 const LEAST: f32 = f32::from_bits((127 - 100) << 23);
 
 /// Rows of activations in 8 bits, in the order in which a product reads them. They are cut into *row blocks*. For each block of 64 inputs, a
-/// row block has the integers, 16 steps x its rows x 4 inputs, and for each row a scale and an offset: what makes up for the
-/// bias of the weights.
+/// row block has the integers, 16 steps x its rows x 4 inputs, for each row a scale, and the sums of its integers over each half of the
+/// block, 2 x its rows.
 #[derive(Debug)]
 pub(crate) struct Int8Rows {
     unit: IntegerUnit,
     quants: Memory<u32>,
     scales: Memory<f32>,
-    offsets: Memory<u32>,
+    sums: Memory<u32>,
 }
 
 /// Where the parts of a row block begin.
@@ -23,7 +23,7 @@ pub(crate) struct Int8Rows {
 pub(super) struct RowBlock {
     pub quants: *mut u32,
     pub scales: *mut f32,
-    pub offsets: *mut u32,
+    pub sums: *mut u32,
     /// How many rows it has.
     pub rows: usize,
 }
@@ -36,7 +36,7 @@ impl RowBlock {
         RowBlock {
             quants: self.quants.wrapping_add(at * STEPS),
             scales: self.scales.wrapping_add(at),
-            offsets: self.offsets.wrapping_add(at),
+            sums: self.sums.wrapping_add(2 * at),
             rows: self.rows,
         }
     }
@@ -48,7 +48,7 @@ impl Int8Rows {
             unit: IntegerUnit::Portable,
             quants: Memory::zeroed(0)?,
             scales: Memory::zeroed(0)?,
-            offsets: Memory::zeroed(0)?,
+            sums: Memory::zeroed(0)?,
         })
     }
 
@@ -58,7 +58,7 @@ impl Int8Rows {
         if self.scales.len() < parts {
             self.quants = Memory::zeroed(parts * STEPS)?;
             self.scales = Memory::zeroed(parts)?;
-            self.offsets = Memory::zeroed(parts)?;
+            self.sums = Memory::zeroed(2 * parts)?;
         }
         Ok(())
     }
@@ -67,7 +67,7 @@ impl Int8Rows {
     pub fn touch(&mut self) {
         self.quants.touch();
         self.scales.touch();
-        self.offsets.touch();
+        self.sums.touch();
     }
 
     /// The instructions that the rows are packed for.
@@ -89,7 +89,7 @@ impl Int8Rows {
             RowBlock {
                 quants: self.quants.as_ptr().add(at * STEPS),
                 scales: self.scales.as_ptr().add(at),
-                offsets: self.offsets.as_ptr().add(at),
+                sums: self.sums.as_ptr().add(2 * at),
                 rows,
             }
         }
@@ -107,12 +107,15 @@ impl Int8Rows {
             let mut all = [0.0; BLOCK];
             all[..values.len()].copy_from_slice(values);
             let mut bytes = [0; BLOCK];
-            let (scale, sum) = quantise(&all, &mut bytes);
+            let scale = quantise(&all, &mut bytes);
             let to = to.from_block(block);
             // SAFETY: `row_block` has checked that the row block lies inside the buffers; row `i` of it is the caller's.
             unsafe {
                 to.scales.add(i).write(scale);
-                to.offsets.add(i).write((-BIAS * sum) as u32);
+                for (half, bytes) in bytes.chunks_exact(BLOCK / 2).enumerate() {
+                    let sum: i32 = bytes.iter().map(|&byte| i32::from(byte as i8)).sum();
+                    to.sums.add(half * rows + i).write(sum as u32);
+                }
                 for (step, four) in bytes.as_chunks::<STEP>().0.iter().enumerate() {
                     to.quants.add(step * rows + i).write(u32::from_le_bytes(*four));
                 }
@@ -121,26 +124,23 @@ impl Int8Rows {
     }
 }
 
-/// Rounds a block of activations by the [rule](super). Returns its scale and the sum of its integers.
+/// Rounds a block of activations by the [rule](super). Returns its scale.
 #[inline(always)]
-fn quantise(values: &[f32; BLOCK], bytes: &mut [u8; BLOCK]) -> (f32, i32) {
+fn quantise(values: &[f32; BLOCK], bytes: &mut [u8; BLOCK]) -> f32 {
     // The bits of magnitudes are ordered as the magnitudes are, with infinity and NaN above all others.
     let most = values.iter().fold(0u32, |most, x| most.max(x.to_bits() & 0x7fff_ffff));
     let most = f32::from_bits(most);
     if !most.is_finite() {
         bytes.fill(0);
-        return (f32::NAN, 0);
+        return f32::NAN;
     }
     if most < LEAST {
         bytes.fill(0);
-        return (0.0, 0);
+        return 0.0;
     }
     let inverse = 127.0 / most;
-    let mut sum = 0;
     for (byte, x) in bytes.iter_mut().zip(values) {
-        let q = rounded(x * inverse);
-        *byte = q as u8;
-        sum += q;
+        *byte = rounded(x * inverse) as u8;
     }
-    (most / 127.0, sum)
+    most / 127.0
 }

@@ -1,4 +1,4 @@
-//! Products of weights and activations in 8-bit integers.
+//! Products of weights of few bits and activations in 8-bit integers.
 //!
 //! Along k, a matrix `[n, k]` is cut into *blocks* of [`BLOCK`] inputs. Each output has a scale in each block, and so has each row of
 //! activations:
@@ -13,24 +13,30 @@
 //! output are joined in the order of the blocks, each by `acc = fma(f32(sum) * s_weight, s_activation, acc)`, from 0 on. The result is a
 //! function of the row and of the matrix alone: it has the same bits on every instruction set.
 //!
+//! Weights that a GGUF file stores in few bits are taken [as they are](Format), in parts of 32 inputs; activations keep their blocks of 64.
+//! For each part, in order, the sum of its integers is joined as above with the part's own scale. Where there are least values, a weight
+//! is `q * s + m`, and behind that `acc = fma(m, s_activation * f32(sum of the activations' integers), acc)`.
+//!
 //! Why 64 inputs share a scale: with 32 the conversions of the sums cost a quarter of the multiplications (16 rows take 1.3 times as long),
 //! and the scales a sixteenth of the memory; with 128 there is little left to win (5 % at 512 rows), and an outlier among the activations
 //! spoils twice as many of its neighbours.
 
 mod activations;
+mod format;
 mod portable;
 mod product;
-mod row;
+mod quant_row;
 mod unit;
 mod weights;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 pub(crate) use activations::Int8Rows;
+pub use format::Format;
 pub(super) use product::work;
-pub use row::Int8Row;
+pub use quant_row::QuantRow;
 pub(crate) use unit::IntegerUnit;
-pub(crate) use weights::Int8Weights;
+pub(crate) use weights::QuantWeights;
 
 /// How many inputs share a scale.
 pub const BLOCK: usize = 64;

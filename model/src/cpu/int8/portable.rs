@@ -36,6 +36,13 @@ impl Bytes for PlainBytes {
     }
 
     #[inline(always)]
+    unsafe fn nibbles(at: *const u8) -> [[u8; 64]; 2] {
+        // SAFETY: the caller passes 64 bytes.
+        let both = unsafe { Self::weights(at) };
+        [both.map(|byte| byte & 15), both.map(|byte| byte >> 4)]
+    }
+
+    #[inline(always)]
     unsafe fn inputs(at: *const u32) -> [i8; 4] {
         // SAFETY: the caller passes 4 bytes.
         unsafe { at.read() }.to_le_bytes().map(|byte| byte as i8)
@@ -60,6 +67,17 @@ impl Bytes for PlainBytes {
         for ((sum, &of_weights), acc) in sums.into_iter().zip(scales).zip(acc) {
             let scaled = (sum + offset) as f32 * f16::from_bits(of_weights).to_f32();
             *acc = scaled.mul_add(scale, *acc);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn raise(minima: *const u16, amount: f32, acc: *mut f32) {
+        // SAFETY: the caller passes 16 least values and 16 sums.
+        let (minima, acc) = unsafe {
+            (std::slice::from_raw_parts(minima, LANES), std::slice::from_raw_parts_mut(acc, LANES))
+        };
+        for (&minimum, acc) in minima.iter().zip(acc) {
+            *acc = f16::from_bits(minimum).to_f32().mul_add(amount, *acc);
         }
     }
 }

@@ -4,9 +4,9 @@ use std::cell::Cell;
 use std::ops::Range;
 
 use super::activations::RowBlock;
+use super::format::Layout;
 use super::unit::Bytes;
-use super::weights::BLOCK_BYTES;
-use super::{Int8Weights, STEP, STEPS};
+use super::{BIAS, Format, QuantWeights, STEP};
 use crate::cpu::matmul::Product;
 use crate::cpu::matmul::prefetch::into_l1;
 use crate::cpu::panel::GROUP;
@@ -28,14 +28,14 @@ thread_local! {
     static SUMS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
-/// Does one share of a product of 8-bit weights.
-pub(in crate::cpu) fn work(product: &Product<'_>, weights: &Int8Weights) {
+/// Does one share of a product of weights of few bits.
+pub(in crate::cpu) fn work(product: &Product<'_>, weights: &QuantWeights) {
     product.rows().int8().unit().run(Share { product, weights });
 }
 
 pub(super) struct Share<'a> {
     product: &'a Product<'a>,
-    weights: &'a Int8Weights,
+    weights: &'a QuantWeights,
 }
 
 impl Share<'_> {
@@ -44,12 +44,27 @@ impl Share<'_> {
     /// The caller has enabled the features of `B` and of `L`.
     #[inline(always)]
     pub unsafe fn run<B: Bytes, L: Lanes>(self) {
+        // SAFETY: as the caller's.
+        unsafe {
+            match self.weights.format() {
+                Format::Int8 => self.walk::<B, L, Int8>(),
+                Format::Int8Halves => self.walk::<B, L, Int8Halves>(),
+                Format::Int4 => self.walk::<B, L, Int4>(),
+            }
+        }
+    }
+
+    /// # Safety
+    ///
+    /// Those of [`run`](Self::run); the weights are of format `F`.
+    #[inline(always)]
+    unsafe fn walk<B: Bytes, L: Lanes, F: Kind>(self) {
         let Share { product: p, weights } = self;
         let (blocks, block_rows, m) = (weights.blocks(), p.rows().block_rows(), p.rows().m());
         let mut sums = SUMS.take();
         sums.clear();
         sums.resize(p.blocks() * block_rows * GROUP, 0.0);
-        let at_hand = WEIGHTS_AT_HAND / BLOCK_BYTES;
+        let at_hand = WEIGHTS_AT_HAND / F::LAYOUT.bytes();
         while let Some(run) = p.draw() {
             for item in run {
                 let (group, row_blocks) = p.item(item);
@@ -59,15 +74,15 @@ impl Share<'_> {
                 let mut block = 0;
                 while block < blocks {
                     let part = at_a_time.min(blocks - block);
-                    let here = w.wrapping_add(block * BLOCK_BYTES);
+                    let here = w.wrapping_add(block * F::LAYOUT.bytes());
                     for (i, row_block) in row_blocks.clone().enumerate() {
                         let first = row_block * block_rows;
                         let x = p.rows().int8().row_block(first, block_rows.min(m - first), p.rows().k());
-                        let fetch = Fetch::of(row_blocks.len(), i, here, part * BLOCK_BYTES);
+                        let fetch = Fetch::of(row_blocks.len(), i, here, part * F::LAYOUT.bytes());
                         let sums = sums[i * block_rows * GROUP..].as_mut_ptr();
                         // SAFETY: the row block has `part` blocks of inputs from `block` on, the group has as many of weights, and `sums`
                         // has a row for each of the row block's. The caller has enabled the features.
-                        unsafe { by_rows::<B>(x.from_block(block), here, part, fetch, sums) };
+                        unsafe { by_rows::<B, F>(x.from_block(block), here, part, fetch, sums) };
                     }
                     block += part;
                 }
@@ -88,6 +103,27 @@ impl Share<'_> {
             unsafe { self.product.finish::<L>(sums, first, rows, group) };
         }
     }
+}
+
+/// A [`Format`] as a type, so that the loops are compiled for each.
+trait Kind {
+    const LAYOUT: Layout;
+}
+
+struct Int8;
+struct Int8Halves;
+struct Int4;
+
+impl Kind for Int8 {
+    const LAYOUT: Layout = Format::Int8.layout();
+}
+
+impl Kind for Int8Halves {
+    const LAYOUT: Layout = Format::Int8Halves.layout();
+}
+
+impl Kind for Int4 {
+    const LAYOUT: Layout = Format::Int4.layout();
 }
 
 /// Which two lines are prefetched in a step; they move on as the weights do. A line that is already there costs nearly nothing.
@@ -114,12 +150,12 @@ impl Fetch {
 
 /// Continues the sums of a row block over `blocks` blocks of inputs.
 #[inline(always)]
-unsafe fn by_rows<B: Bytes>(x: RowBlock, w: *const u8, blocks: usize, fetch: Fetch, sums: *mut f32) {
+unsafe fn by_rows<B: Bytes, F: Kind>(x: RowBlock, w: *const u8, blocks: usize, fetch: Fetch, sums: *mut f32) {
     macro_rules! rows {
         ($panels:literal: $($rows:literal)*) => {
             match x.rows {
                 // SAFETY: as the function's own.
-                $($rows => unsafe { panels::<B, $rows, $panels>(x, w, blocks, fetch, sums) },)*
+                $($rows => unsafe { panels::<B, F, $rows, $panels>(x, w, blocks, fetch, sums) },)*
                 other => debug_assert!(false, "a row block of {other} rows"),
             }
         };
@@ -131,58 +167,102 @@ unsafe fn by_rows<B: Bytes>(x: RowBlock, w: *const u8, blocks: usize, fetch: Fet
     }
 }
 
+/// Bytes that a step of 4 inputs has in 8 bits, for the 32 outputs of a group.
+const STEP_BYTES: usize = GROUP * STEP;
+/// Bytes of one panel of it.
+const PANEL: usize = LANES * STEP;
+
 /// Continues the sums of `R` rows, `P` panels of 16 outputs at a time. The rows of `sums` are 32 values apart.
 // The loops have constant lengths, so that the compiler unrolls them and the sums stay in registers.
 #[allow(clippy::needless_range_loop)]
 #[inline(always)]
-unsafe fn panels<B: Bytes, const R: usize, const P: usize>(
+unsafe fn panels<B: Bytes, F: Kind, const R: usize, const P: usize>(
     mut x: RowBlock,
     mut w: *const u8,
     blocks: usize,
     mut fetch: Fetch,
     sums: *mut f32,
 ) {
-    const PANEL: usize = LANES * STEP;
+    let layout = F::LAYOUT;
     // SAFETY: the caller passes `blocks` blocks of weights and of the inputs of `R` rows, and `R` rows of sums, and has enabled the features.
     unsafe {
         for _ in 0..blocks {
-            let scales = w.add(GROUP * STEP * STEPS).cast::<u16>();
+            for line in (layout.quants()..layout.bytes()).step_by(LINE) {
+                into_l1(fetch.even.wrapping_add(line));
+            }
             for panel in (0..2).step_by(P) {
-                let mut acc = [[B::zeros(); P]; R];
-                let mut xs = x.quants;
-                for step in 0..STEPS {
-                    let ahead = step * GROUP * STEP;
-                    if P == 2 || panel == 0 {
-                        into_l1(fetch.even.wrapping_add(ahead));
-                    }
-                    if P == 2 || panel == 1 {
-                        into_l1(fetch.odd.wrapping_add(ahead));
-                    }
-                    let at = w.add(ahead + panel * PANEL);
-                    let mut b = [B::weights(at); P];
-                    for c in 1..P {
-                        b[c] = B::weights(at.add(c * PANEL));
-                    }
-                    for r in 0..R {
-                        let v = B::inputs(xs.add(r));
-                        for c in 0..P {
-                            acc[r][c] = B::add(acc[r][c], b[c], v);
+                for part in 0..layout.scales {
+                    let mut acc = [[B::zeros(); P]; R];
+                    // A row of the layout is one step in 8 bits, and two in 4 bits.
+                    let rows = layout.steps() * layout.bits / 8;
+                    let first = part * rows * STEP_BYTES;
+                    for row in 0..rows {
+                        let ahead = first + row * STEP_BYTES;
+                        if P == 2 || panel == 0 {
+                            into_l1(fetch.even.wrapping_add(ahead));
+                        }
+                        if P == 2 || panel == 1 {
+                            into_l1(fetch.odd.wrapping_add(ahead));
+                        }
+                        let at = w.add(ahead + panel * PANEL);
+                        let xs = x.quants.add((part * layout.steps() + row) * R);
+                        if layout.bits == 8 {
+                            let mut b = [B::weights(at); P];
+                            for c in 1..P {
+                                b[c] = B::weights(at.add(c * PANEL));
+                            }
+                            step::<B, R, P>(&mut acc, b, xs);
+                        } else {
+                            let [low, high] = B::nibbles(at);
+                            let (mut b, mut b_high) = ([low; P], [high; P]);
+                            for c in 1..P {
+                                [b[c], b_high[c]] = B::nibbles(at.add(c * PANEL));
+                            }
+                            step::<B, R, P>(&mut acc, b, xs);
+                            step::<B, R, P>(&mut acc, b_high, xs.add(rows * R));
                         }
                     }
-                    xs = xs.add(R);
-                }
-                for r in 0..R {
-                    let (offset, scale) = (*x.offsets.add(r) as i32, *x.scales.add(r));
-                    for c in 0..P {
-                        let first = (panel + c) * LANES;
-                        B::join(acc[r][c], offset, scales.add(first), scale, sums.add(r * GROUP + first));
+                    for r in 0..R {
+                        let scale = *x.scales.add(r);
+                        let half = |half: usize| *x.sums.add(half * R + r) as i32;
+                        let sum = if layout.scales == 1 { half(0) + half(1) } else { half(part) };
+                        let offset = if layout.bits == 8 { -BIAS * sum } else { 0 };
+                        for c in 0..P {
+                            let first = (panel + c) * LANES;
+                            let to = sums.add(r * GROUP + first);
+                            let scales = w.add(layout.scale(part)).cast::<u16>().add(first);
+                            B::join(acc[r][c], offset, scales, scale, to);
+                            if layout.minima {
+                                let minima = w.add(layout.minimum(part)).cast::<u16>().add(first);
+                                B::raise(minima, scale * sum as f32, to);
+                            }
+                        }
                     }
                 }
             }
-            w = w.add(BLOCK_BYTES);
-            fetch.even = fetch.even.wrapping_add(BLOCK_BYTES);
-            fetch.odd = fetch.odd.wrapping_add(BLOCK_BYTES);
+            w = w.add(layout.bytes());
+            fetch.even = fetch.even.wrapping_add(layout.bytes());
+            fetch.odd = fetch.odd.wrapping_add(layout.bytes());
             x = x.from_block(1);
+        }
+    }
+}
+
+/// Adds the products of a step of 4 inputs.
+#[allow(clippy::needless_range_loop)]
+#[inline(always)]
+unsafe fn step<B: Bytes, const R: usize, const P: usize>(
+    acc: &mut [[B::Sums; P]; R],
+    b: [B::Weights; P],
+    x: *const u32,
+) {
+    // SAFETY: the caller passes 4 inputs of `R` rows, and has enabled the features.
+    unsafe {
+        for r in 0..R {
+            let v = B::inputs(x.add(r));
+            for c in 0..P {
+                acc[r][c] = B::add(acc[r][c], b[c], v);
+            }
         }
     }
 }

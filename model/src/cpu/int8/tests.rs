@@ -3,7 +3,7 @@
 use half::f16;
 
 use super::reference::{self, dot};
-use super::{Int8Row, IntegerUnit};
+use super::{Format, IntegerUnit, QuantRow};
 use crate::checkpoint::Dtype;
 use crate::cpu::matmul::{Epilogue, OutRows, Product, matmul};
 use crate::cpu::panel::PackedMatrix;
@@ -44,8 +44,8 @@ impl Random {
 }
 
 fn packed(team: &Team, activations: ActivationType, n: usize, k: usize, w: &[f32]) -> PackedMatrix {
-    let fill = |r: usize, row: &mut Int8Row| row.quantise(&w[r * k..][..k]);
-    PackedMatrix::pack_int8(team, activations, n, k, &fill).unwrap()
+    let fill = |r: usize, row: &mut QuantRow| row.quantise(&w[r * k..][..k]);
+    PackedMatrix::pack_quantised(team, (Format::Int8, activations), n, k, &fill).unwrap()
 }
 
 /// The product on a unit, whether or not it is the machine's best.
@@ -251,7 +251,7 @@ fn a_quantised_row_is_the_twin_s_and_is_its_own_quantisation() {
         let k = 1 + random.below(200);
         let values: Vec<f32> =
             (0..k).map(|_| if round % 2 == 0 { random.number() } else { random.wild() }).collect();
-        let mut row = Int8Row::default();
+        let mut row = QuantRow::default();
         row.quantise(&values);
         for (i, block) in values.chunks(64).enumerate() {
             let (quants, scale) = reference::weights(block);
@@ -259,9 +259,12 @@ fn a_quantised_row_is_the_twin_s_and_is_its_own_quantisation() {
             let got: Vec<i64> = row.quants()[i * 64..][..block.len()].iter().map(|&q| i64::from(q)).collect();
             assert_eq!(got, quants, "block {i} of {block:?}");
         }
-        // What was written and is taken back is the same row.
-        let mut again = Int8Row::default();
-        again.take(row.quants().iter().copied(), row.scales().iter().copied());
+        // What was written and is added again is the same row.
+        let mut again = QuantRow::default();
+        again.clear(Format::Int8);
+        for (quants, scale) in row.quants().chunks(64).zip(row.scales()) {
+            again.add(quants.iter().copied(), *scale, f16::ZERO);
+        }
         assert_eq!(again, row);
         let mut written = vec![0.0; k];
         row.write(&mut written);
@@ -270,11 +273,9 @@ fn a_quantised_row_is_the_twin_s_and_is_its_own_quantisation() {
             assert!((value - written).abs() <= 0.501 * widest + 1e-6, "{value} became {written}");
         }
     }
-    let mut row = Int8Row::default();
+    let mut row = QuantRow::default();
     row.quantise(&[1e9, 1.0]);
     assert!(row.scales()[0].is_nan(), "a weight beyond the scales is told, not clipped");
-    row.take([-128, 127].into_iter(), [f16::ONE].into_iter());
-    assert_eq!(row.quants(), [-127, 127]);
 }
 
 #[test]

@@ -26,8 +26,8 @@ impl IntegerUnit {
     /// processor has AVX-512 VNNI.
     pub fn of(isa: Isa) -> IntegerUnit {
         let belongs = |unit: &IntegerUnit| match unit {
-            IntegerUnit::Avx512Vnni => matches!(isa, Isa::Amx | Isa::Avx512),
-            IntegerUnit::AvxVnni | IntegerUnit::Avx2 => matches!(isa, Isa::Amx | Isa::Avx512 | Isa::Avx2),
+            IntegerUnit::Avx512Vnni => matches!(isa, Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512),
+            IntegerUnit::AvxVnni | IntegerUnit::Avx2 => !matches!(isa, Isa::Neon | Isa::Portable),
             IntegerUnit::Portable => true,
         };
         Self::ALL.into_iter().find(|unit| belongs(unit) && unit.available()).unwrap_or(IntegerUnit::Portable)
@@ -97,10 +97,14 @@ pub(super) trait Bytes {
     unsafe fn zeros() -> Self::Sums;
     /// Loads 64 bytes of weights, 4 for each output.
     unsafe fn weights(at: *const u8) -> Self::Weights;
+    /// Loads 64 bytes of two weights each, which are 4 bits and not negative: those in the low halves, and those in the high ones.
+    unsafe fn nibbles(at: *const u8) -> [Self::Weights; 2];
     /// Loads 4 inputs.
     unsafe fn inputs(at: *const u32) -> Self::Inputs;
     /// Adds the products of 4 inputs with 16 outputs.
     unsafe fn add(sums: Self::Sums, w: Self::Weights, x: Self::Inputs) -> Self::Sums;
     /// `acc[o] = fma(f32(sums[o] + offset) * scales[o], scale, acc[o])` for 16 outputs; `scales` are bits of f16.
     unsafe fn join(sums: Self::Sums, offset: i32, scales: *const u16, scale: f32, acc: *mut f32);
+    /// `acc[o] = fma(minima[o], amount, acc[o])` for 16 outputs; `minima` are bits of f16.
+    unsafe fn raise(minima: *const u16, amount: f32, acc: *mut f32);
 }

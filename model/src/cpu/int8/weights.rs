@@ -1,47 +1,51 @@
-//! Packed weights in 8 bits.
+//! Packed weights of few bits.
 
 use half::f16;
 
-use super::{BIAS, BLOCK, Int8Row, STEP};
+use super::format::{Layout, SCALES};
+use super::{BIAS, BLOCK, Format, QuantRow};
 use crate::cpu::memory::{Memory, OutOfMemory};
 use crate::cpu::panel::GROUP;
 use crate::cpu::team::{Chunks, Team};
 
-/// The integers of a block of a group: 16 steps of 4 inputs; in a step two panels of 16 outputs; for each output 4 bytes.
-const QUANTS: usize = GROUP * BLOCK;
-/// The integers, and behind them the f16 scales of the group's 32 outputs. It is a whole number of cache lines.
-pub(super) const BLOCK_BYTES: usize = QUANTS + GROUP * size_of::<f16>();
-
-/// The weights of a matrix in 8 bits, in the order in which a product reads them: by group of 32 outputs, then by block of 64 inputs. n is
-/// padded to whole groups and k to whole blocks, with weights of 0 and scales of 0.
+/// The weights of a matrix, in the order in which a product reads them: by group of 32 outputs, then by [block](Layout) of 64 inputs. n is
+/// padded to whole groups and k to whole blocks, with weights, scales and least values of 0.
 #[derive(Debug)]
-pub(crate) struct Int8Weights {
+pub(crate) struct QuantWeights {
+    format: Format,
     bytes: Memory<u8>,
     blocks: usize,
 }
 
-impl Int8Weights {
-    /// Packs a matrix of n rows and k columns. `fill(r, row)` must make `row` the row `r` (0..n); any member of the team may call it, once
-    /// per row.
+impl QuantWeights {
+    /// Packs a matrix of n rows and k columns. `fill(r, row)` must make `row` the row `r` (0..n) in this format; any member of the team may
+    /// call it, once per row.
     pub fn pack(
         team: &Team,
+        format: Format,
         n: usize,
         k: usize,
-        fill: &(dyn Fn(usize, &mut Int8Row) + Sync),
-    ) -> Result<Int8Weights, OutOfMemory> {
+        fill: &(dyn Fn(usize, &mut QuantRow) + Sync),
+    ) -> Result<QuantWeights, OutOfMemory> {
         let (groups, blocks) = (n.div_ceil(GROUP), k.div_ceil(BLOCK));
         let too_big = OutOfMemory { bytes: usize::MAX };
-        let len = groups.checked_mul(blocks).and_then(|b| b.checked_mul(BLOCK_BYTES)).ok_or(too_big)?;
-        let weights = Int8Weights { bytes: Memory::zeroed(len)?, blocks };
+        let len = groups.checked_mul(blocks).and_then(|b| b.checked_mul(format.layout().bytes()));
+        let weights = QuantWeights { format, bytes: Memory::zeroed(len.ok_or(too_big)?)?, blocks };
         let chunks = Chunks::new(groups, team.members(), 1);
         team.run(&|_, _| {
-            let mut rows = vec![Int8Row::default(); GROUP];
+            let mut rows = vec![QuantRow::default(); GROUP];
             while let Some(run) = chunks.draw() {
                 for group in run {
                     let here = GROUP.min(n - group * GROUP);
                     for (i, row) in rows[..here].iter_mut().enumerate() {
                         fill(group * GROUP + i, row);
-                        assert_eq!(row.quants().len(), k, "a row of another length");
+                        assert_eq!(
+                            (row.quants().len(), row.format()),
+                            (k, format),
+                            "a row of another matrix"
+                        );
+                        let parts = k.div_ceil(format.inputs_a_scale());
+                        assert_eq!(row.scales().len(), parts, "scales of another row");
                     }
                     weights.store_group(group, &rows[..here]);
                 }
@@ -50,31 +54,43 @@ impl Int8Weights {
         Ok(weights)
     }
 
+    fn layout(&self) -> Layout {
+        self.format.layout()
+    }
+
     /// Writes one group.
-    fn store_group(&self, group: usize, rows: &[Int8Row]) {
-        let len = self.group_len();
+    fn store_group(&self, group: usize, rows: &[QuantRow]) {
+        let (len, layout) = (self.group_len(), self.layout());
         // SAFETY: groups are disjoint, and each is written by the one share that drew it.
         let to = unsafe { std::slice::from_raw_parts_mut(self.bytes.as_ptr().add(group * len), len) };
-        for (block, to) in to.chunks_exact_mut(BLOCK_BYTES).enumerate() {
-            let (quants, scales) = to.split_at_mut(QUANTS);
-            quants.fill(BIAS as u8);
+        for (block, to) in to.chunks_exact_mut(layout.bytes()).enumerate() {
+            if layout.bits == 8 {
+                to[..layout.quants()].fill(BIAS as u8);
+            }
             for (o, row) in rows.iter().enumerate() {
                 let from = &row.quants()[block * BLOCK..];
-                let from = &from[..BLOCK.min(from.len())];
-                for (step, four) in from.chunks(STEP).enumerate() {
-                    let at = step * GROUP * STEP + o * STEP;
-                    for (to, &q) in quants[at..].iter_mut().zip(four) {
-                        *to = (i32::from(q) + BIAS) as u8;
+                for (i, &q) in from[..BLOCK.min(from.len())].iter().enumerate() {
+                    let (at, shift) = layout.place(i, o);
+                    match layout.bits {
+                        8 => to[at] = (i32::from(q) + BIAS) as u8,
+                        _ => to[at] |= (q as u8 & 15) << shift,
                     }
                 }
-                scales[o * 2..][..2].copy_from_slice(&row.scales()[block].to_ne_bytes());
+                let mut store = |from: &[f16], at: usize| {
+                    let parts = from[(block * layout.scales).min(from.len())..].iter().take(layout.scales);
+                    for (part, scale) in parts.enumerate() {
+                        to[at + part * SCALES + o * 2..][..2].copy_from_slice(&scale.to_ne_bytes());
+                    }
+                };
+                store(row.scales(), layout.scale(0));
+                store(row.minima(), layout.minimum(0));
             }
         }
     }
 
     /// How many bytes a group takes.
     pub fn group_len(&self) -> usize {
-        self.blocks * BLOCK_BYTES
+        self.blocks * self.layout().bytes()
     }
 
     /// How many blocks lie along k. The last one may be padded.
@@ -82,44 +98,52 @@ impl Int8Weights {
         self.blocks
     }
 
+    /// What kind of weights they are.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
     /// All bytes, padding included.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// The integer and the scale of input `i` of output `r`.
-    fn at(&self, r: usize, i: usize) -> (i32, f16) {
-        let block = &self.bytes[r / GROUP * self.group_len() + i / BLOCK * BLOCK_BYTES..][..BLOCK_BYTES];
-        let (o, i) = (r % GROUP, i % BLOCK);
-        let quant = i32::from(block[i / STEP * GROUP * STEP + o * STEP + i % STEP]) - BIAS;
-        (quant, f16::from_ne_bytes([block[QUANTS + o * 2], block[QUANTS + o * 2 + 1]]))
-    }
-
-    /// Writes the weights of row `r` as f32, exactly.
+    /// Writes the weights of row `r` as f32.
     pub fn read_row(&self, r: usize, row: &mut [f32]) {
-        for (i, x) in row.iter_mut().enumerate() {
-            let (quant, scale) = self.at(r, i);
-            *x = quant as f32 * scale.to_f32();
+        let (layout, o) = (self.layout(), r % GROUP);
+        let blocks = self.bytes[r / GROUP * self.group_len()..].chunks_exact(layout.bytes());
+        for (block, row) in blocks.zip(row.chunks_mut(BLOCK)) {
+            for (i, x) in row.iter_mut().enumerate() {
+                *x = value(layout, block, i, o);
+            }
         }
     }
 
-    /// Writes the weights of some blocks of a group as f32, exactly: for each input the 32 outputs.
+    /// Writes the weights of some blocks of a group as f32: for each input the 32 outputs.
     pub fn widen(&self, group: usize, blocks: std::ops::Range<usize>, out: &mut [f32]) {
+        let layout = self.layout();
         let all = &self.bytes[group * self.group_len()..][..self.group_len()];
-        let from = all[blocks.start * BLOCK_BYTES..blocks.end * BLOCK_BYTES].chunks_exact(BLOCK_BYTES);
-        for (from, out) in from.zip(out.chunks_exact_mut(BLOCK * GROUP)) {
-            let (quants, scales) = from.split_at(QUANTS);
-            let mut widened = [0.0; GROUP];
-            for (to, two) in widened.iter_mut().zip(scales.as_chunks::<2>().0) {
-                *to = f16::from_ne_bytes(*two).to_f32();
-            }
-            for (from, out) in quants.chunks_exact(GROUP * STEP).zip(out.chunks_exact_mut(GROUP * STEP)) {
-                for (i, out) in out.chunks_exact_mut(GROUP).enumerate() {
-                    for ((out, four), scale) in out.iter_mut().zip(from.as_chunks::<STEP>().0).zip(&widened) {
-                        *out = (i32::from(four[i]) - BIAS) as f32 * scale;
-                    }
+        let from = &all[blocks.start * layout.bytes()..blocks.end * layout.bytes()];
+        for (block, out) in from.chunks_exact(layout.bytes()).zip(out.chunks_exact_mut(BLOCK * GROUP)) {
+            for (i, out) in out.chunks_exact_mut(GROUP).enumerate() {
+                for (o, out) in out.iter_mut().enumerate() {
+                    *out = value(layout, block, i, o);
                 }
             }
         }
     }
+}
+
+/// The weight of input `i` and output `o` of a block.
+#[inline(always)]
+fn value(layout: Layout, block: &[u8], i: usize, o: usize) -> f32 {
+    let (at, shift) = layout.place(i, o);
+    let part = i * layout.scales / BLOCK;
+    let half = |at: usize| f16::from_ne_bytes([block[at + o * 2], block[at + o * 2 + 1]]).to_f32();
+    let quant = match layout.bits {
+        8 => i32::from(block[at]) - BIAS,
+        _ => i32::from(block[at] >> shift & 15),
+    };
+    let product = quant as f32 * half(layout.scale(part));
+    if layout.minima { product + half(layout.minimum(part)) } else { product }
 }

@@ -60,6 +60,15 @@ impl Bytes for Avx512Vnni {
     }
 
     #[inline(always)]
+    unsafe fn nibbles(at: *const u8) -> [__m512i; 2] {
+        // SAFETY: the caller has the features and passes 64 bytes.
+        unsafe {
+            let (both, low) = (_mm512_loadu_si512(at.cast()), _mm512_set1_epi8(15));
+            [_mm512_and_si512(both, low), _mm512_and_si512(_mm512_srli_epi16::<4>(both), low)]
+        }
+    }
+
+    #[inline(always)]
     unsafe fn inputs(at: *const u32) -> __m512i {
         // SAFETY: the caller has the features and passes 4 bytes.
         unsafe { _mm512_set1_epi32(at.read() as i32) }
@@ -82,6 +91,15 @@ impl Bytes for Avx512Vnni {
             _mm512_storeu_ps(acc, joined);
         }
     }
+
+    #[inline(always)]
+    unsafe fn raise(minima: *const u16, amount: f32, acc: *mut f32) {
+        // SAFETY: the caller has the features and passes 16 least values and 16 sums.
+        unsafe {
+            let minima = _mm512_cvtph_ps(_mm256_loadu_si256(minima.cast()));
+            _mm512_storeu_ps(acc, _mm512_fmadd_ps(minima, _mm512_set1_ps(amount), _mm512_loadu_ps(acc)));
+        }
+    }
 }
 
 /// Joins the sums of 8 outputs.
@@ -94,6 +112,29 @@ unsafe fn join_half(sums: __m256i, offset: i32, scales: *const u16, scale: f32, 
         let joined =
             _mm256_fmadd_ps(_mm256_mul_ps(sums, of_weights), _mm256_set1_ps(scale), _mm256_loadu_ps(acc));
         _mm256_storeu_ps(acc, joined);
+    }
+}
+
+/// `acc = fma(minima, amount, acc)` of 16 outputs.
+#[inline(always)]
+unsafe fn raise_halves(minima: *const u16, amount: f32, acc: *mut f32) {
+    // SAFETY: the caller has AVX2, FMA and F16C, and passes 16 least values and 16 sums.
+    unsafe {
+        for at in [0, 8] {
+            let minima = _mm256_cvtph_ps(_mm_loadu_si128(minima.add(at).cast()));
+            let sums = _mm256_loadu_ps(acc.add(at));
+            _mm256_storeu_ps(acc.add(at), _mm256_fmadd_ps(minima, _mm256_set1_ps(amount), sums));
+        }
+    }
+}
+
+/// 32 bytes of two weights each: the low halves, and the high ones.
+#[inline(always)]
+unsafe fn split(at: *const u8) -> [__m256i; 2] {
+    // SAFETY: the caller has AVX2 and passes 32 bytes.
+    unsafe {
+        let (both, low) = (_mm256_loadu_si256(at.cast()), _mm256_set1_epi8(15));
+        [_mm256_and_si256(both, low), _mm256_and_si256(_mm256_srli_epi16::<4>(both), low)]
     }
 }
 
@@ -118,6 +159,13 @@ impl Bytes for AvxVnni {
     }
 
     #[inline(always)]
+    unsafe fn nibbles(at: *const u8) -> [[__m256i; 2]; 2] {
+        // SAFETY: the caller has the features and passes 64 bytes.
+        let [[a, b], [c, d]] = unsafe { [split(at), split(at.add(32))] };
+        [[a, c], [b, d]]
+    }
+
+    #[inline(always)]
     unsafe fn inputs(at: *const u32) -> __m256i {
         // SAFETY: the caller has the features and passes 4 bytes.
         unsafe { _mm256_set1_epi32(at.read() as i32) }
@@ -136,6 +184,12 @@ impl Bytes for AvxVnni {
             join_half(sums[0], offset, scales, scale, acc);
             join_half(sums[1], offset, scales.add(8), scale, acc.add(8));
         }
+    }
+
+    #[inline(always)]
+    unsafe fn raise(minima: *const u16, amount: f32, acc: *mut f32) {
+        // SAFETY: as the trait demands.
+        unsafe { raise_halves(minima, amount, acc) };
     }
 }
 
@@ -160,6 +214,21 @@ impl Bytes for Avx2 {
     unsafe fn weights(at: *const u8) -> [__m256i; 4] {
         // SAFETY: the caller has the features and passes 64 bytes.
         unsafe { [0, 16, 32, 48].map(|from| _mm256_cvtepu8_epi16(_mm_loadu_si128(at.add(from).cast()))) }
+    }
+
+    #[inline(always)]
+    unsafe fn nibbles(at: *const u8) -> [[__m256i; 4]; 2] {
+        // SAFETY: the caller has the features and passes 64 bytes.
+        unsafe {
+            let mut all = [[_mm256_setzero_si256(); 4]; 2];
+            for half in 0..2 {
+                for (all, bytes) in all.iter_mut().zip(split(at.add(half * 32))) {
+                    all[half * 2] = _mm256_cvtepu8_epi16(_mm256_castsi256_si128(bytes));
+                    all[half * 2 + 1] = _mm256_cvtepu8_epi16(_mm256_extracti128_si256::<1>(bytes));
+                }
+            }
+            all
+        }
     }
 
     #[inline(always)]
@@ -191,5 +260,11 @@ impl Bytes for Avx2 {
             join_half(low, offset, scales, scale, acc);
             join_half(high, offset, scales.add(8), scale, acc.add(8));
         }
+    }
+
+    #[inline(always)]
+    unsafe fn raise(minima: *const u16, amount: f32, acc: *mut f32) {
+        // SAFETY: as the trait demands.
+        unsafe { raise_halves(minima, amount, acc) };
     }
 }

@@ -6,12 +6,14 @@
 //!
 //! - AVX-512, AVX2, NEON: one accumulator, one fused multiply-add per input, inputs in ascending order.
 //!   All three give the same bits.
+//! - AVX-512 with BF16 (bf16 only): one accumulator, the inputs of a pair in one instruction, the odd one first. Denormals count as zero
+//!   throughout. Other types take the AVX-512 path.
 //! - Portable: the same chain, but with a rounding after the multiplication as well.
 //! - AMX (bf16 only): 32 inputs at a time. Within them there is one chain over the even and one over the
 //!   odd inputs, and their sum is added to the accumulator. Denormals count as zero throughout. Other
 //!   types take the AVX-512 path.
 //!
-//! Weights in 8 bits are multiplied with activations in 8 bits by [another rule](crate::cpu::int8), whose bits are the same on every
+//! Weights of few bits are multiplied with activations in 8 bits by [another rule](crate::cpu::int8), whose bits are the same on every
 //! instruction set. If activations stay in f32, the product has the bits of a product with the widened weights in f32.
 //!
 //! Inputs are padded to a multiple of 32 with zeros, which are part of the chain. Then the bias is added to
@@ -22,6 +24,8 @@
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
+#[cfg(target_arch = "x86_64")]
+mod pairs;
 pub(super) mod prefetch;
 mod widening;
 
@@ -132,11 +136,13 @@ impl<'a> Product<'a> {
         assert_eq!(x.inputs(), w.inputs(), "types");
         assert!(bias.is_none_or(|b| b.len() == w.n()), "bias");
         assert!(isa.available(), "this machine lacks the instruction set {isa}");
-        let tiled = isa == Isa::Amx && matches!(w.weights(), Weights::Bf16(_));
-        assert_eq!(x.form() == Form::Tiles, tiled, "rows packed for another instruction set");
+        let on_bf16 = |set| isa == set && matches!(w.weights(), Weights::Bf16(_));
+        let (tiled, paired) = (x.form() == Form::Tiles, matches!(x.form(), Form::Pairs { .. }));
+        let fits = tiled == on_bf16(Isa::Amx) && paired == on_bf16(Isa::Avx512Bf16);
+        assert!(fits, "rows packed for another instruction set");
         let all = x.m().div_ceil(x.block_rows());
         let value = match x.form() {
-            Form::Tiles => 2,
+            Form::Tiles | Form::Pairs { .. } => 2,
             Form::Blocks { .. } => 4,
             Form::Int8 { .. } => 1,
         };
@@ -157,10 +163,17 @@ impl<'a> Product<'a> {
             #[cfg(target_arch = "x86_64")]
             Form::Tiles => self.isa.run(amx::Share { product: self }),
             #[cfg(not(target_arch = "x86_64"))]
-            Form::Tiles => {}
+            Form::Tiles | Form::Pairs { .. } => {}
+            #[cfg(target_arch = "x86_64")]
+            Form::Pairs { .. } => {
+                if let Weights::Bf16(weights) = self.w.weights() {
+                    // SAFETY: rows have this form on AVX-512 with BF16 alone, and `new` has checked that the machine has it.
+                    unsafe { pairs::work(self, weights) };
+                }
+            }
             Form::Blocks { .. } => widening::work(self),
             Form::Int8 { .. } => {
-                if let Weights::Int8 { weights, .. } = self.w.weights() {
+                if let Weights::Quantised { weights, .. } = self.w.weights() {
                     int8::work(self, weights);
                 }
             }

@@ -1,6 +1,6 @@
 //! How weights are prefetched while a product computes with them.
 
-use std::sync::LazyLock;
+use pagedraft_attention::isa::is_amd;
 
 /// How the processor wants the weights of a widening product prefetched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,25 +15,8 @@ pub(super) enum Prefetching {
 impl Prefetching {
     /// What this machine's processor wants.
     pub fn of_machine() -> Prefetching {
-        static FOUND: LazyLock<Prefetching> =
-            LazyLock::new(|| if is_amd() { Prefetching::AllLines } else { Prefetching::HalfOfTheLines });
-        *FOUND
+        if is_amd() { Prefetching::AllLines } else { Prefetching::HalfOfTheLines }
     }
-}
-
-#[cfg(target_arch = "x86_64")]
-fn is_amd() -> bool {
-    // Newer compilers declare this intrinsic safe and warn about `unsafe`; older ones require it.
-    #[allow(unused_unsafe)]
-    // SAFETY: every x86-64 has CPUID.
-    let vendor = unsafe { std::arch::x86_64::__cpuid(0) };
-    // "AuthenticAMD", four letters in each register.
-    [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes) == [*b"Auth", *b"enti", *b"cAMD"]
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn is_amd() -> bool {
-    false
 }
 
 /// What is prefetched in a step of the inner loop. Addresses need not be valid.
@@ -74,6 +57,18 @@ impl Fetch {
                     _ => Fetch::Nothing,
                 }
             }
+        }
+    }
+}
+
+impl Fetch {
+    /// The same `bytes` bytes further on in the weights.
+    #[inline(always)]
+    pub fn further(self, bytes: usize) -> Fetch {
+        match self {
+            Fetch::Nothing => Fetch::Nothing,
+            Fetch::Half(from) => Fetch::Half(from.wrapping_add(bytes)),
+            Fetch::All(lines) => Fetch::All(lines.map(|at| at.wrapping_add(bytes))),
         }
     }
 }

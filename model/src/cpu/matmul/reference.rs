@@ -25,9 +25,22 @@ pub fn dot(isa: Isa, dtype: Dtype, x: &[f32], w: &[f32]) -> f32 {
     let (x, w) = (prepare(x), prepare(w));
     match (isa, dtype) {
         (Isa::Amx, Dtype::Bf16) => tiles(&x, &w),
+        (Isa::Avx512Bf16, Dtype::Bf16) => pairs(&x, &w),
         (Isa::Portable, _) => x.iter().zip(&w).fold(0.0, |sum, (x, w)| x * w + sum),
         _ => x.iter().zip(&w).fold(0.0, |sum, (x, w)| x.mul_add(*w, sum)),
     }
+}
+
+/// Follows the description of `VDPBF16PS`: of each pair the odd input first.
+fn pairs(x: &[f32], w: &[f32]) -> f32 {
+    let flush = |v: f32| if v.is_subnormal() { 0.0f32.copysign(v) } else { v };
+    let mut sum = 0.0f32;
+    for (x, w) in x.chunks(2).zip(w.chunks(2)) {
+        for i in [1, 0] {
+            sum = flush(flush(x[i]).mul_add(flush(w[i]), sum));
+        }
+    }
+    sum
 }
 
 /// Follows Intel's description of `TDPBF16PS`, for one tile of 32 inputs after another.

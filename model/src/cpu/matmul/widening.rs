@@ -5,7 +5,7 @@ use std::cell::Cell;
 
 use super::Product;
 use super::prefetch::{Fetch, Prefetching, into_l1, into_l2};
-use crate::cpu::int8::{BLOCK, Int8Weights};
+use crate::cpu::int8::{BLOCK, QuantWeights};
 use crate::cpu::panel::{GROUP, TILE, TILE_LEN, Weights};
 use pagedraft_attention::isa::{Isa, Kernel};
 use pagedraft_attention::lanes::{LANES, Lanes};
@@ -23,7 +23,7 @@ pub(super) fn work(product: &Product<'_>) {
         Weights::F32(w) => product.isa.run(Share::<PlainF32> { product, weights: w }),
         Weights::F16(w) => product.isa.run(Share::<PlainF16> { product, weights: w }),
         Weights::Bf16(w) => product.isa.run(Share::<PairedBf16> { product, weights: w }),
-        Weights::Int8 { weights, .. } => product.isa.run(WidenedShare { product, weights }),
+        Weights::Quantised { weights, .. } => product.isa.run(WidenedShare { product, weights }),
     }
 }
 
@@ -104,7 +104,7 @@ impl<E: Element> Kernel for Share<'_, E> {
         let mut sums = SUMS.take();
         sums.clear();
         sums.resize(p.blocks * block_rows * GROUP, 0.0);
-        let wide = matches!(p.isa, Isa::Amx | Isa::Avx512);
+        let wide = matches!(p.isa, Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512);
         let how = Prefetching::of_machine();
         while let Some(run) = p.chunks.draw() {
             for item in run {
@@ -143,11 +143,11 @@ impl<E: Element> Kernel for Share<'_, E> {
     }
 }
 
-/// A share of a product of 8-bit weights with activations in f32. A part of a group's weights is widened to f32 at a time, and then used
+/// A share of a product of weights of few bits with activations in f32. A part of a group's weights is widened to f32 at a time, and then used
 /// by all row blocks, so that the result has the bits of a product with the widened matrix.
 struct WidenedShare<'a> {
     product: &'a Product<'a>,
-    weights: &'a Int8Weights,
+    weights: &'a QuantWeights,
 }
 
 impl Kernel for WidenedShare<'_> {
@@ -158,7 +158,7 @@ impl Kernel for WidenedShare<'_> {
         let (p, tiles, block_rows) = (self.product, self.product.w.tiles(), self.product.x.block_rows());
         let mut widened = vec![0.0; BLOCKS * BLOCK * GROUP];
         let mut sums = vec![0.0; p.blocks * block_rows * GROUP];
-        let wide = matches!(p.isa, Isa::Amx | Isa::Avx512);
+        let wide = matches!(p.isa, Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512);
         while let Some(run) = p.chunks.draw() {
             for item in run {
                 let (group, row_blocks) = p.item(item);
@@ -293,12 +293,7 @@ unsafe fn panels<L: Lanes, E: Element, const R: usize, const P: usize>(
                 step = step.add(GROUP * E::INPUTS);
             }
             w = w.add(TILE_LEN);
-            let bytes = TILE_LEN * size_of::<E::Raw>();
-            fetch = match fetch {
-                Fetch::Nothing => Fetch::Nothing,
-                Fetch::Half(from) => Fetch::Half(from.wrapping_add(bytes)),
-                Fetch::All(lines) => Fetch::All(lines.map(|at| at.wrapping_add(bytes))),
-            };
+            fetch = fetch.further(TILE_LEN * size_of::<E::Raw>());
         }
         for r in 0..R {
             for c in 0..P {
