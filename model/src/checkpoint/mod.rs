@@ -1,5 +1,5 @@
-//! Checkpoints: a Hugging Face directory, an embedded model, or weights drawn from a seed, all read
-//! through one type.
+//! Checkpoints: a Hugging Face directory, a GGUF file, an embedded model, or weights drawn from a seed, all
+//! read through one type.
 //!
 //! [`Checkpoint::open`] reads `config.json` (and `generation_config.json` where there is one), maps
 //! `model.safetensors` or the shards of `model.safetensors.index.json`, and compares every tensor that
@@ -25,6 +25,7 @@ mod files;
 mod fingerprint;
 mod foreign;
 mod fp8;
+mod gguf;
 mod index_sharing;
 mod llada_parse;
 mod parse;
@@ -42,6 +43,7 @@ mod windows;
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use safetensors::Dtype as StoredDtype;
 
@@ -50,6 +52,7 @@ pub use config::ModelConfig;
 pub use dsa::{DsaConfig, ExpertsConfig, INDEX_NORM_EPS, IndexKeys, LATENT_NORM_EPS};
 pub use dtype::Dtype;
 pub use fingerprint::Fingerprint;
+pub use gguf::{GgmlType, Gguf};
 pub use rope::{Rope, RopeScaling};
 pub use tensor::Tensor;
 
@@ -59,7 +62,7 @@ use shard::{Shard, Stored};
 
 /// A model's configuration, weights and tokenizer, wherever they come from.
 pub struct Checkpoint {
-    /// The directory, or the name of an embedded or dummy model.
+    /// The directory or file, or the name of an embedded or dummy model.
     name: PathBuf,
     config: ModelConfig,
     weights: Weights,
@@ -72,6 +75,7 @@ enum Weights {
         /// Tensor to shard.
         index: HashMap<String, usize>,
     },
+    Gguf(Arc<Gguf>),
     Drawn {
         seed: u64,
     },
@@ -80,17 +84,21 @@ enum Weights {
 enum TokenizerSource {
     File(PathBuf),
     Bytes(Cow<'static, [u8]>),
+    Gguf(Arc<Gguf>),
     None,
 }
 
 impl Checkpoint {
-    /// Opens a Hugging Face directory and checks that every tensor is there with its shape.
+    /// Opens a Hugging Face directory, or a GGUF file, and checks that every tensor is there with its shape.
     ///
     /// The weight files are mapped: they must not be changed or cut short while this lives.
     ///
     /// # Errors
     /// Names the file, and the field or tensor, that is missing, wrong or not supported.
     pub fn open(dir: &Path) -> Result<Checkpoint, ModelError> {
+        if let Some(gguf) = Gguf::at(dir)? {
+            return Checkpoint::of_gguf(gguf);
+        }
         let config = ModelConfig::open(dir)?;
         let (shards, index) = files::open_shards(dir)?;
         let checkpoint = Checkpoint {
@@ -134,6 +142,7 @@ impl Checkpoint {
     fn tell(&self) {
         let files = match &self.weights {
             Weights::Stored { shards, .. } => shards.len(),
+            Weights::Gguf(_) => 1,
             Weights::Drawn { .. } => 0,
         };
         tracing::debug!(
@@ -159,12 +168,15 @@ impl Checkpoint {
         }
     }
 
-    /// [`Checkpoint::dummy`] for a directory's `config.json` (`--load-format dummy`); its
-    /// `tokenizer.json` is used where there is one.
+    /// [`Checkpoint::dummy`] for a directory's `config.json` or a GGUF file's metadata (`--load-format
+    /// dummy`); its tokenizer is used where there is one.
     ///
     /// # Errors
     /// Those of [`ModelConfig::open`].
     pub fn open_dummy(dir: &Path, seed: u64) -> Result<Checkpoint, ModelError> {
+        if let Some(gguf) = Gguf::at(dir)? {
+            return Checkpoint::dummy_of_gguf(gguf, seed);
+        }
         Ok(Checkpoint {
             name: dir.to_owned(),
             config: ModelConfig::open(dir)?,
@@ -173,7 +185,7 @@ impl Checkpoint {
         })
     }
 
-    /// The directory, or the name of an embedded model.
+    /// The directory or file, or the name of an embedded model.
     pub fn name(&self) -> &Path {
         &self.name
     }
@@ -196,6 +208,7 @@ impl Checkpoint {
     pub fn tokenizer(&self) -> Result<Tokenizer, ModelError> {
         match &self.tokenizer {
             TokenizerSource::File(path) if path.exists() => Tokenizer::open(&self.name),
+            TokenizerSource::Gguf(gguf) => gguf.tokenizer(),
             TokenizerSource::Bytes(bytes) => Tokenizer::from_bytes(&self.name.join("tokenizer.json"), bytes),
             TokenizerSource::File(_) | TokenizerSource::None => {
                 Err(ModelError::NoTokenizer { path: self.name.clone() })
@@ -207,6 +220,7 @@ impl Checkpoint {
     pub fn has(&self, name: &str) -> bool {
         match &self.weights {
             Weights::Stored { index, .. } => index.contains_key(name),
+            Weights::Gguf(gguf) => gguf.has(name),
             Weights::Drawn { .. } => true,
         }
     }
@@ -220,6 +234,9 @@ impl Checkpoint {
         if let Weights::Drawn { seed } = self.weights {
             let dtype = self.config.torch_dtype;
             return Ok(Tensor::drawn(name, dtype, shape, seed));
+        }
+        if let Weights::Gguf(gguf) = &self.weights {
+            return gguf.tensor(&self.config, name, shape);
         }
         let Some((path, stored)) = self.stored(name) else {
             return Err(ModelError::MissingTensor {

@@ -5,6 +5,7 @@ use half::{bf16, f16};
 use super::dtype::Dtype;
 use super::dummy::Generator;
 use super::fp8::{Blocks, power_of_two};
+use super::gguf::{GgmlType, Rows};
 use crate::error::ModelError;
 
 /// A weight: a view of a file's bytes, or values drawn from a seed. Cheap to make and to clone;
@@ -30,6 +31,8 @@ enum Values<'a> {
     Powers(&'a [u8]),
     /// In fp8 with a scale for each block; the tensor's dtype is what it is widened to.
     Blocks(Blocks<'a>),
+    /// Of a GGUF file; the tensor's dtype is float32 where they are quantised.
+    Ggml(Rows<'a>),
 }
 
 impl<'a> Tensor<'a> {
@@ -53,6 +56,12 @@ impl<'a> Tensor<'a> {
         Tensor::new(name, Dtype::F32, shape, Values::Blocks(blocks))
     }
 
+    /// The caller has checked that the rows are those of the shape.
+    pub(super) fn ggml(name: &str, shape: &[usize], rows: Rows<'a>) -> Self {
+        let dtype = rows.kind().dtype().unwrap_or(Dtype::F32);
+        Tensor::new(name, dtype, shape, Values::Ggml(rows))
+    }
+
     fn new(name: &str, dtype: Dtype, shape: &[usize], values: Values<'a>) -> Self {
         let row_len = shape.last().copied().unwrap_or(1);
         let rows = shape.iter().rev().skip(1).product();
@@ -64,7 +73,8 @@ impl<'a> Tensor<'a> {
         &self.name
     }
 
-    /// The type it is stored in; for dummy weights, the configuration's; float32 for weights in fp8, which are widened.
+    /// The type it is stored in; for dummy weights, the configuration's; float32 for weights in fp8 and in
+    /// quantised blocks, which are widened.
     pub fn dtype(&self) -> Dtype {
         self.dtype
     }
@@ -96,6 +106,7 @@ impl<'a> Tensor<'a> {
         match &self.values {
             Values::Drawn(generator) => generator.fill_row(row, out),
             Values::Blocks(blocks) => blocks.read_row(row, out)?,
+            Values::Ggml(rows) => rows.read_row(row, out),
             Values::Powers(bytes) => {
                 let bytes = bytes.get(row * out.len()..(row + 1) * out.len()).unwrap_or(&[]);
                 out.iter_mut().zip(bytes).for_each(|(out, &byte)| *out = power_of_two(byte));
@@ -108,20 +119,36 @@ impl<'a> Tensor<'a> {
         Ok(())
     }
 
-    /// The little-endian bytes of a row as stored; `None` for dummy weights, for fp8 and past the end.
+    /// The little-endian bytes of a row as stored; `None` for dummy weights, for fp8, for quantised blocks and past the end.
     pub fn raw_row(&self, row: usize) -> Option<&'a [u8]> {
-        let Values::Stored(bytes) = self.values else {
-            return None;
+        let bytes = match &self.values {
+            Values::Stored(bytes) => bytes,
+            Values::Ggml(rows) if row < self.rows && rows.kind().dtype().is_some() => {
+                return rows.blocks(row).map(|(_, bytes)| bytes);
+            }
+            _ => return None,
         };
         let length = self.row_len * self.dtype.size();
         let start = row.checked_mul(length)?;
         bytes.get(start..start.checked_add(length)?)
     }
 
-    /// All the bytes as stored, row by row, little-endian; `None` for dummy weights and fp8.
+    /// The blocks of a row of a GGUF file and their type. The rows of q and k are in the order in which this engine computes with them,
+    /// whatever their order in the file. `None` for every other kind of weights, past the end, and for a vector whose elements are in
+    /// another order in the file (the biases of q and k of the architecture `llama`).
+    pub fn ggml_row(&self, row: usize) -> Option<(GgmlType, &'a [u8])> {
+        match &self.values {
+            Values::Ggml(rows) if row < self.rows => rows.blocks(row),
+            _ => None,
+        }
+    }
+
+    /// All the bytes as stored, row by row, little-endian; `None` for dummy weights, fp8, quantised blocks, and rows that are in another
+    /// order in their file.
     pub fn raw(&self) -> Option<&'a [u8]> {
-        match self.values {
+        match &self.values {
             Values::Stored(bytes) => Some(bytes),
+            Values::Ggml(rows) => rows.plain(),
             Values::Drawn(_) | Values::Blocks(_) | Values::Powers(_) => None,
         }
     }
