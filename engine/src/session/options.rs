@@ -199,7 +199,9 @@ impl FromStr for DraftRef {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if text.is_empty() {
-            return Err("name a directory, a GGUF file, builtin:NAME, ngram, suffix or synthetic:RATE".to_owned());
+            return Err(
+                "name a directory, a GGUF file, builtin:NAME, ngram, suffix or synthetic:RATE".to_owned()
+            );
         }
         if text == "ngram" {
             return Ok(Self::Ngram);

@@ -32,7 +32,11 @@ pub(super) fn instead_of_config(place: &Path) -> Option<ModelError> {
 
 /// A file that is no model.
 pub(super) fn other_file(file: &Path) -> ModelError {
-    foreign(file, "a file that does not begin with GGUF", format!("{LAYOUT}: give the directory that the file is in"))
+    foreign(
+        file,
+        "a file that does not begin with GGUF",
+        format!("{LAYOUT}: give the directory that the file is in"),
+    )
 }
 
 /// What a directory has in place of `model.safetensors` and its index, where it is known.

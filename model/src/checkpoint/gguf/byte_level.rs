@@ -25,7 +25,9 @@ pub(super) fn scheme(
     };
     let pair = |(i, merge): (usize, &&str)| match merge.split_once(' ') {
         Some((left, right)) if !left.is_empty() && !right.is_empty() => Ok(json!([left, right])),
-        _ => Err(gguf.bad(&format!("{MERGES}[{i}]"), format!("`{merge}`"), "two tokens with a space between")),
+        _ => {
+            Err(gguf.bad(&format!("{MERGES}[{i}]"), format!("`{merge}`"), "two tokens with a space between"))
+        }
     };
     let merges: Vec<Json> = merges.iter().enumerate().map(pair).collect::<Result<_, _>>()?;
     Ok(Scheme {

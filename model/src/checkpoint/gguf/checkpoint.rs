@@ -51,7 +51,10 @@ impl Checkpoint {
             Some(tensor) => Err(ModelError::UnexpectedTensor {
                 path: gguf.path().to_owned(),
                 tensor: tensor.to_owned(),
-                hint: format!("a {} of {} layers has no such tensor", self.config.architecture, self.config.num_layers),
+                hint: format!(
+                    "a {} of {} layers has no such tensor",
+                    self.config.architecture, self.config.num_layers
+                ),
             }),
         }
     }
@@ -105,4 +108,3 @@ fn interleaved(config: &ModelConfig, name: &str) -> Option<usize> {
     let turned = config.architecture == Architecture::Llama && matches!(part, Part::Q | Part::K);
     turned.then_some(config.head_dim)
 }
-

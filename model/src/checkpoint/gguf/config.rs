@@ -119,7 +119,8 @@ fn head_dim(fields: Fields<'_>, hidden_size: usize, num_heads: usize) -> Result<
         Some(head_dim) => head_dim,
         None if hidden_size.is_multiple_of(num_heads) => hidden_size / num_heads,
         None => {
-            let expected = format!("a divisor of embedding_length ({hidden_size}), or an attention.key_length");
+            let expected =
+                format!("a divisor of embedding_length ({hidden_size}), or an attention.key_length");
             return Err(fields.bad("attention.head_count", num_heads, expected));
         }
     };

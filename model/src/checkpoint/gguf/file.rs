@@ -211,12 +211,7 @@ impl Gguf {
     }
 
     /// A key has a value that makes no sense.
-    pub(super) fn bad(
-        &self,
-        key: &str,
-        found: impl Into<String>,
-        expected: impl Into<String>,
-    ) -> ModelError {
+    pub(super) fn bad(&self, key: &str, found: impl Into<String>, expected: impl Into<String>) -> ModelError {
         ModelError::BadField {
             path: self.path.clone(),
             field: key.to_owned(),

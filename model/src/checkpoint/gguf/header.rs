@@ -129,9 +129,8 @@ impl<'a> Info<'a> {
         let what = format!("the description of tensor `{name}`");
         let dimensions = cursor.u32(&what)?;
         if !(1..=MOST_DIMENSIONS).contains(&dimensions) {
-            let reason = format!(
-                "tensor `{name}` has {dimensions} dimensions; a tensor has 1 to {MOST_DIMENSIONS}"
-            );
+            let reason =
+                format!("tensor `{name}` has {dimensions} dimensions; a tensor has 1 to {MOST_DIMENSIONS}");
             return Err(cursor.damaged(reason));
         }
         let mut sizes = Vec::new();

@@ -23,6 +23,8 @@ mod rows;
 mod sentencepiece;
 mod special;
 mod stored_name;
+#[cfg(test)]
+mod tests;
 mod tokenizer;
 mod value;
 mod vocabulary;

@@ -38,7 +38,8 @@ fn scaling(fields: Fields<'_>) -> Result<RopeScaling, ModelError> {
         "none" => Ok(RopeScaling::None),
         "linear" => {
             let factor = fields.optional_positive("rope.scaling.factor")?.or(old);
-            let factor = factor.ok_or_else(|| fields.missing("rope.scaling.factor", "a number of at least 1"))?;
+            let factor =
+                factor.ok_or_else(|| fields.missing("rope.scaling.factor", "a number of at least 1"))?;
             match factor {
                 1.0 => Ok(RopeScaling::None),
                 1.0..=1e6 => Ok(RopeScaling::Linear { factor }),

@@ -52,7 +52,8 @@ pub(super) fn ends(gguf: &Gguf) -> Result<Vec<u32>, ModelError> {
         ends.extend(id(gguf, name)?);
     }
     if let Some(vocabulary) = Vocabulary::of(gguf)? {
-        let named = vocabulary.iter().filter(|(_, text, kind)| *kind == TokenKind::Control && ENDS.contains(text));
+        let named =
+            vocabulary.iter().filter(|(_, text, kind)| *kind == TokenKind::Control && ENDS.contains(text));
         ends.extend(named.map(|(id, ..)| id));
     }
     ends.sort_unstable();
