@@ -59,8 +59,6 @@ fn the_files_that_are_mutated_are_whole() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
-
     #[test]
     fn changed_bytes_and_cuts_never_panic(
         file in 0..2usize,
