@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
 use pagedraft_model::Dtype;
-use pagedraft_model::checkpoint::{Checkpoint, INT8_METHOD, INT8_SCALES, Tensor, quantised_tensors};
+use pagedraft_model::checkpoint::{
+    Checkpoint, INT8_METHOD, INT8_SCALES, StoredWeights, Tensor, quantised_tensors,
+};
 use pagedraft_model::cpu::int8::{BLOCK, QuantRow};
 use safetensors::Dtype as StoredDtype;
 use safetensors::tensor::View;
@@ -47,7 +49,7 @@ const WEIGHTS: &str = "model.safetensors";
 /// The model does not exist, can't be read, or is in 8 bits already; a file can't be written.
 pub fn quantize(model: &ModelRef, to: &Path) -> Result<Quantized> {
     let checkpoint = open_checkpoint(model)?;
-    if checkpoint.config().int8_weights {
+    if checkpoint.config().stored_weights == StoredWeights::Int8 {
         let error = format!("the weights of {model} are in 8 bits already");
         return Err(EngineError::input_hint(error, "run it as it is"));
     }

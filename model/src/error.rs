@@ -100,6 +100,26 @@ pub enum ModelError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A GGUF file is damaged or contradicts itself.
+    #[error("{} is damaged: {reason}", path.display())]
+    BadGguf {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A GGUF file has a tensor of a type that this engine does not read.
+    #[error("{}: tensor `{tensor}` is stored as {found}; {known} are read (quantise the model again, to one of these)", path.display())]
+    UnsupportedGgmlType {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The type in the file.
+        found: String,
+        /// The types that are read, separated by commas.
+        known: String,
+    },
     /// No file holds a tensor that the configuration demands.
     #[error("{} has no tensor `{tensor}`; {hint}", path.display())]
     MissingTensor {
@@ -121,7 +141,7 @@ pub enum ModelError {
         hint: String,
     },
     /// A tensor's shape differs from the shape that the configuration gives it.
-    #[error("{}: tensor `{tensor}` has shape {found:?}; config.json makes it {expected:?}", path.display())]
+    #[error("{}: tensor `{tensor}` has shape {found:?}; the configuration makes it {expected:?}", path.display())]
     WrongShape {
         /// The file.
         path: PathBuf,

@@ -15,7 +15,7 @@ pub enum ActivationType {
     F32,
 }
 
-/// How the matrices of a model's layers are kept and multiplied. The embedding, the output head, norms, biases and the matrices that a
+/// How the matrices of a model's layers and its output head are kept and multiplied. The embedding, norms, biases and the matrices that a
 /// device [keeps in full](crate::Device::full_matrix) are never quantised.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Quantization {
@@ -24,6 +24,8 @@ pub enum Quantization {
     None,
     /// In [8-bit integers](crate::cpu::int8).
     Int8(ActivationType),
+    /// As a GGUF file stores each of them: in [8 or 4 bits](crate::cpu::int8), or in the model's dtype where its type has no product.
+    Gguf(ActivationType),
 }
 
 impl fmt::Display for Quantization {
@@ -32,6 +34,8 @@ impl fmt::Display for Quantization {
             Quantization::None => "none",
             Quantization::Int8(ActivationType::Int8) => "int8",
             Quantization::Int8(ActivationType::F32) => "int8, activations in f32",
+            Quantization::Gguf(ActivationType::Int8) => "gguf",
+            Quantization::Gguf(ActivationType::F32) => "gguf, activations in f32",
         })
     }
 }

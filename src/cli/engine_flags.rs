@@ -27,10 +27,10 @@ use super::tensor_flags::TensorFlags;
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Engine")]
 pub struct EngineFlags {
-    /// A Hugging Face style directory, or `builtin:target`, `builtin:draft`, `builtin:dsa`, `builtin:recall` or `builtin:llada`
-    #[arg(long, value_name = "DIR|builtin:NAME", default_value = "builtin:target")]
+    /// A Hugging Face style directory, a GGUF file, or `builtin:target`, `builtin:draft`, `builtin:dsa`, `builtin:recall` or `builtin:llada`
+    #[arg(long, value_name = "DIR|FILE.gguf|builtin:NAME", default_value = "builtin:target")]
     pub model: ModelRef,
-    /// `dummy`: weights drawn from --seed, only config.json is needed
+    /// `dummy`: weights drawn from --seed, only config.json (or a GGUF file's metadata) is needed
     #[arg(long, value_enum, default_value = "auto")]
     pub load_format: LoadFormat,
     /// Tokens a KV block: 16, 32 or 64

@@ -126,12 +126,13 @@ async fn told_to_end() {
 /// The template that makes the prompt of a chat: the one in `file`, or the model's own, if there is any.
 pub(super) fn chat_template(model: &ModelRef, file: Option<&Path>) -> anyhow::Result<Option<ChatTemplate>> {
     if let ModelRef::Directory(dir) = model
-        && !dir.is_dir()
+        && !dir.exists()
     {
-        let error = anyhow::anyhow!("--model {model}: there is no such directory");
-        return Err(usage_hint(error, "name a model's directory or builtin:NAME"));
+        let error = anyhow::anyhow!("--model {model}: there is no such directory or file");
+        return Err(usage_hint(error, "name a model's directory, a GGUF file or builtin:NAME"));
     }
     let template = match (model, file) {
+        (ModelRef::Directory(gguf), file) if gguf.is_file() => ChatTemplate::of_gguf(gguf, file),
         (ModelRef::Directory(dir), file) => ChatTemplate::of_directory(dir, file),
         (ModelRef::Builtin(_), Some(file)) => ChatTemplate::open(file).map(Some),
         (ModelRef::Builtin(_), None) => ChatTemplate::builtin().map(Some),

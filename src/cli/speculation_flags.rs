@@ -13,7 +13,7 @@ use pagedraft_spec_decode::acceptance::Acceptance;
 pub struct SpeculationFlags {
     /// Who proposes drafts: a model of the same vocabulary, n-gram look-up, suffix look-up (in the request, and in up to TOKENS
     /// tokens of past outputs), or the plain run's tokens, each right with probability RATE (default: nobody)
-    #[arg(long, value_name = "DIR|builtin:NAME|ngram|suffix[:TOKENS]|synthetic:RATE",
+    #[arg(long, value_name = "DIR|FILE.gguf|builtin:NAME|ngram|suffix[:TOKENS]|synthetic:RATE",
         value_parser = OsStringValueParser::new().try_map(DraftRef::named))]
     pub draft: Option<DraftRef>,
     /// What a token of a synthetic draft is made to take, as a share of a decode step

@@ -9,6 +9,7 @@ use std::path::Path;
 use anyhow::{Context, bail};
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind};
+use pagedraft_model::checkpoint::Gguf;
 use serde_json::Map;
 
 use super::python_json;
@@ -79,6 +80,21 @@ impl ChatTemplate {
         };
         let Some(source) = source else { return Ok(None) };
         Self::new(&source, special_tokens(&config)).map(Some)
+    }
+
+    /// The template in `file`, or the one that a GGUF file carries. `None` if there is none.
+    ///
+    /// # Errors
+    ///
+    /// A file can't be read, or the template does not compile.
+    pub fn of_gguf(gguf: &Path, file: Option<&Path>) -> anyhow::Result<Option<Self>> {
+        let gguf = Gguf::open(gguf)?;
+        let source = match file {
+            Some(file) => Some(Self::read(file)?),
+            None => gguf.chat_template()?.map(str::to_owned),
+        };
+        let Some(source) = source else { return Ok(None) };
+        Self::new(&source, gguf.special_tokens()?.into_iter().collect()).map(Some)
     }
 
     /// The template in a file, for a model without special tokens of its own.

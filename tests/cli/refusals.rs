@@ -134,6 +134,30 @@ fn models_that_do_not_load_are_named() {
 }
 
 #[test]
+fn files_that_are_no_whole_gguf_models_are_named_wherever_a_model_is_taken() {
+    let scratch = Scratch::new("gguf");
+    let text = scratch.write("text.txt", b"Once upon a time");
+    let cut = scratch.write("cut.gguf", b"GGUF\x03\0\0\0\x01\0\0\0");
+    let big = scratch.write("big.gguf", b"GGUF\0\0\0\x03\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
+    let empty = scratch.write("empty.gguf", b"GGUF\x03\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
+    for (file, word) in [
+        (&text, "does not begin with GGUF"),
+        (&cut, "cut short"),
+        (&big, "big-endian"),
+        (&empty, "general.architecture"),
+    ] {
+        let simulated =
+            ["replay", "--workload", "random", "--num-requests", "1", "--executor", "sim", "--out"];
+        let out = scratch.path("run");
+        refused(&generate(&["--model", file]), &[file, word]);
+        refused(&generate(&["--draft", file]), &[file, word, "--draft"]);
+        refused(&pagedraft(&["serve", "--model", file]), &[file, word]);
+        refused(&pagedraft(&[&simulated[..], &[&out, "--model", file]].concat()), &[file, word]);
+    }
+    assert_eq!(scratch.names(), ["big.gguf", "cut.gguf", "empty.gguf", "text.txt"], "nothing half-written");
+}
+
+#[test]
 fn prompts_the_engine_can_never_serve_are_refused_and_leave_nothing() {
     let scratch = Scratch::new("never");
     let (output, trace) = (scratch.path("out.json"), scratch.path("trace"));

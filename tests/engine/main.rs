@@ -7,6 +7,9 @@ mod canvas;
 mod canvases;
 mod diffusion;
 mod ends;
+mod gguf;
+#[path = "../../model/tests/gguf_writer/mod.rs"]
+mod gguf_writer;
 mod handle;
 mod indexer_topk;
 mod interrupted;

@@ -1,4 +1,4 @@
-//! Opens the checkpoint of a model, which is a directory or is built in.
+//! Opens the checkpoint of a model, which is a directory or a file or is built in.
 
 use pagedraft_model::checkpoint::Checkpoint;
 

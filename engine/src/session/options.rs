@@ -25,13 +25,13 @@ use crate::prune::PruneChoice;
 /// Where a model comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ModelRef {
-    /// A Hugging Face style directory.
+    /// A Hugging Face style directory, or a GGUF file.
     Directory(PathBuf),
     /// An embedded model, by name.
     Builtin(String),
 }
 
-/// `builtin:NAME`, or the path of a directory, which need not be UTF-8.
+/// `builtin:NAME`, or the path of a directory or file, which need not be UTF-8.
 impl From<OsString> for ModelRef {
     fn from(name: OsString) -> Self {
         match name.to_str().and_then(|text| text.strip_prefix("builtin:")) {
@@ -112,10 +112,10 @@ pub enum DeviceRef {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum LoadFormat {
-    /// From the model's safetensors files.
+    /// From the model's own files.
     #[default]
     Auto,
-    /// Drawn from the seed. Only `config.json` is read.
+    /// Drawn from the seed. Only `config.json`, or the header of a GGUF file, is read.
     Dummy,
 }
 
@@ -180,8 +180,8 @@ impl DraftRef {
 }
 
 impl DraftRef {
-    /// Reads a name from the command line: whatever `from_str` reads, or the path of a directory that is
-    /// not UTF-8.
+    /// Reads a name from the command line: whatever `from_str` reads, or the path of a directory or
+    /// file that is not UTF-8.
     ///
     /// # Errors
     ///
@@ -199,7 +199,9 @@ impl FromStr for DraftRef {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if text.is_empty() {
-            return Err("name a directory, builtin:NAME, ngram, suffix or synthetic:RATE".to_owned());
+            return Err(
+                "name a directory, a GGUF file, builtin:NAME, ngram, suffix or synthetic:RATE".to_owned()
+            );
         }
         if text == "ngram" {
             return Ok(Self::Ngram);

@@ -4,7 +4,7 @@ use std::fmt;
 
 use pagedraft_attention::isa::Isa;
 use pagedraft_block_manager::{GroupId, KvGroup};
-use pagedraft_model::checkpoint::ModelConfig;
+use pagedraft_model::checkpoint::{ModelConfig, StoredWeights};
 use pagedraft_model::cpu::{CpuDevice, CpuOptions};
 use pagedraft_model::cuda::{self, CudaDevice, CudaOptions, Gpu, KvStorage, MemoryNeed};
 use pagedraft_model::dense::kv_groups;
@@ -84,8 +84,7 @@ impl Placement {
             .map_err(|e| EngineError::from(e).into_input())?;
         let on = |target| Self::on(target, options, config);
         if options.activations.is_some() && on(Target::Cpu(isa)).quantization == Quantization::None {
-            let error =
-                "--activations says how 8-bit weights are multiplied, and the weights are not in 8 bits";
+            let error = "--activations says how weights of 8 or 4 bits are multiplied, and these have more";
             return Err(EngineError::input_hint(error, "--quantization int8, or leave the flag out"));
         }
         match options.device {
@@ -181,7 +180,7 @@ impl Placement {
     /// Why the model cannot be on a GPU, if its weights are quantised.
     fn refused_by_gpu(&self) -> Option<&'static str> {
         (self.quantization != Quantization::None).then_some(
-            "weights in 8 bits are multiplied on the CPU alone: the GPU's kernels have no such product",
+            "weights of 8 or 4 bits are multiplied on the CPU alone: the GPU's kernels have no such product",
         )
     }
 
@@ -301,9 +300,14 @@ impl Placement {
 
 /// How a model's matrices are quantised: as the options say, or as the checkpoint is.
 fn quantization(options: &EngineOptions, config: &ModelConfig) -> Quantization {
-    let own = if config.int8_weights { Quantization::Int8(ActivationType::Int8) } else { Quantization::None };
+    let own = match config.stored_weights {
+        StoredWeights::Plain => Quantization::None,
+        StoredWeights::Int8 => Quantization::Int8(ActivationType::Int8),
+        StoredWeights::Gguf => Quantization::Gguf(ActivationType::Int8),
+    };
     match (options.quantization.unwrap_or(own), options.activations) {
         (Quantization::Int8(_), Some(activations)) => Quantization::Int8(activations),
+        (Quantization::Gguf(_), Some(activations)) => Quantization::Gguf(activations),
         (other, _) => other,
     }
 }

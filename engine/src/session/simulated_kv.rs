@@ -54,7 +54,7 @@ impl SimulatedKv {
             ModelRef::Builtin(name) => {
                 builtin::checkpoint(name).map_err(EngineError::into_input)?.config().clone()
             }
-            ModelRef::Directory(dir) if !dir.join("config.json").exists() => {
+            ModelRef::Directory(dir) if !dir.is_file() && !dir.join("config.json").exists() => {
                 let unknown = format!("{} has no config.json", dir.display());
                 return Ok(Self { unknown: Some(unknown), ..Self::default() });
             }

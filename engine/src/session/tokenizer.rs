@@ -1,7 +1,7 @@
 //! A model's tokenizer, without the model.
 
 use pagedraft_model::ModelError;
-use pagedraft_model::checkpoint::ModelConfig;
+use pagedraft_model::checkpoint::{Gguf, ModelConfig};
 use pagedraft_model::tokenizer::Tokenizer;
 
 use super::builtin;
@@ -16,9 +16,10 @@ use crate::error::{EngineError, Result};
 pub fn tokenizer(model: &ModelRef) -> Result<Option<Tokenizer>> {
     let found = match model {
         ModelRef::Builtin(name) => builtin::checkpoint(name).map_err(EngineError::into_input)?.tokenizer(),
+        ModelRef::Directory(file) if file.is_file() => Gguf::open(file).and_then(|gguf| gguf.tokenizer()),
         ModelRef::Directory(dir) if !dir.is_dir() => {
             return Err(EngineError::input(format!(
-                "the model {} does not load: there is no such directory",
+                "the model {} does not load: there is no such directory or file",
                 dir.display()
             )));
         }

@@ -8,6 +8,18 @@ use super::rope::Rope;
 /// The greatest number of positions that a configuration may ask for. The bound keeps products of two sizes in 64 bits.
 pub(super) const MOST_POSITIONS: u64 = (1 << 31) - 1;
 
+/// How the matrices of a model's layers are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StoredWeights {
+    /// As floating-point numbers, or in what is widened to these when it is loaded.
+    #[default]
+    Plain,
+    /// In [8 bits](crate::cpu::int8), as `pagedraft quantize` writes them.
+    Int8,
+    /// In a GGUF file, some of them in [few bits](crate::cpu::int8).
+    Gguf,
+}
+
 /// The shape and the constants of a model.
 ///
 /// Made by [`ModelConfig::parse`], which checks every field; a value built by hand is not checked.
@@ -48,8 +60,8 @@ pub struct ModelConfig {
     /// The window of each layer: with `Some(w)`, query i sees keys j with i - w < j <= i; with `None`, all
     /// of j <= i.
     pub windows: Vec<Option<u32>>,
-    /// The matrices of the layers are stored in [8 bits](crate::cpu::int8).
-    pub int8_weights: bool,
+    /// How the matrices of the layers are stored.
+    pub stored_weights: StoredWeights,
     /// The type the checkpoint says it was saved in; float32 where it says nothing.
     pub torch_dtype: Dtype,
     /// Tokens that end a text; of `generation_config.json` where it names any. May be empty.

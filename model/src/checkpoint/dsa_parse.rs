@@ -157,7 +157,7 @@ pub(super) fn parse(
         qk_norm: false,
         windows: vec![None; num_layers],
         torch_dtype: dtype,
-        int8_weights: int8::is_in(fields)?,
+        stored_weights: int8::stored_weights(fields)?,
         eos_token_ids: match fields.has("eos_token_id") {
             true => fields.token_ids("eos_token_id")?,
             false => vec![1],

@@ -30,6 +30,11 @@ impl<'a> Fields<'a> {
         Fields { path, prefix: "", object }
     }
 
+    /// The fields of an object whose names are written with `prefix` in front.
+    pub fn within(path: &'a Path, prefix: &'a str, object: &'a Map<String, Value>) -> Self {
+        Fields { path, prefix, object }
+    }
+
     pub fn path(&self) -> &'a Path {
         self.path
     }

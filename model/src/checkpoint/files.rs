@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::config::ModelConfig;
 use super::fields::{Fields, parse_object};
 use super::foreign;
+use super::gguf::Gguf;
 use super::shard::Shard;
 use crate::error::ModelError;
 use crate::lfs_pointer;
@@ -21,13 +22,17 @@ fn read(path: &Path, hint: &'static str) -> Result<Vec<u8>, ModelError> {
 }
 
 impl ModelConfig {
-    /// Reads `config.json` of a directory, and `generation_config.json` where there is one.
+    /// Reads `config.json` of a directory, and `generation_config.json` where there is one; or the metadata of a GGUF file.
     ///
     /// # Errors
     /// [`ModelError::Read`], [`ModelError::Foreign`] where the place holds something else than a model,
-    /// [`ModelError::LfsPointer`], or those of [`ModelConfig::parse`].
+    /// [`ModelError::LfsPointer`], or those of [`ModelConfig::parse`] or [`Gguf::config`].
     pub fn open(dir: &Path) -> Result<ModelConfig, ModelError> {
-        let hint = "; a model is a directory with config.json, model.safetensors and tokenizer.json";
+        if let Some(gguf) = Gguf::at(dir)? {
+            return gguf.config();
+        }
+        let hint =
+            "; a model is a directory with config.json, model.safetensors and tokenizer.json, or a GGUF file";
         let path = dir.join("config.json");
         let json = read(&path, hint).map_err(|error| match error {
             ModelError::Read { .. } if !path.exists() => foreign::instead_of_config(dir).unwrap_or(error),

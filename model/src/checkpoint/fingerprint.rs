@@ -32,7 +32,8 @@ impl Checkpoint {
     /// or all of a tensor of at most 1,024 bytes. Dummy weights are a function of the configuration and their seed, which is
     /// hashed in their place.
     ///
-    /// The directory, the sharding, the tokenizer and fields of `config.json` that mean nothing here do not matter. What it
+    /// A GGUF file is hashed by the names and blocks that it has, so that its fingerprint differs from that of the directory it was made
+    /// of. The directory, the sharding, the tokenizer and fields of `config.json` that mean nothing here do not matter. What it
     /// cannot tell apart: checkpoints that differ only in bytes between the sampled ones, such as a model in which single
     /// weights of large matrices were edited. Training or quantising changes nearly all bytes, and is seen. Another version
     /// of this program may give a checkpoint another fingerprint.
@@ -45,6 +46,13 @@ impl Checkpoint {
             Weights::Drawn { seed } => {
                 text(&mut sha, "dummy");
                 sha.update(seed.to_le_bytes());
+            }
+            Weights::Gguf(gguf) => {
+                for (name, what, bytes) in gguf.contents() {
+                    text(&mut sha, name);
+                    text(&mut sha, &what);
+                    sample(&mut sha, bytes);
+                }
             }
             Weights::Stored { index, .. } => {
                 let mut names: Vec<&str> = index.keys().map(String::as_str).collect();

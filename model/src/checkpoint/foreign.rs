@@ -1,22 +1,15 @@
 //! What a place holds where there is no model, said by name.
 
-use std::io::Read;
 use std::path::Path;
 
 use crate::error::ModelError;
 
-const LAYOUT: &str = "a model is a directory with config.json, model.safetensors and tokenizer.json";
+/// What a model is.
+const LAYOUT: &str =
+    "a model is a directory with config.json, model.safetensors and tokenizer.json, or a GGUF file";
 
 /// Why there is no `config.json` to read in `place`, as far as the place tells.
 pub(super) fn instead_of_config(place: &Path) -> Option<ModelError> {
-    if place.is_file() {
-        let mut start = [0; 4];
-        let read = std::fs::File::open(place).and_then(|mut file| file.read_exact(&mut start));
-        return Some(match read.is_ok() && &start == b"GGUF" {
-            true => foreign(place, "a GGUF file", gguf_hint()),
-            false => foreign(place, "a file", format!("{LAYOUT}: give the directory that the file is in")),
-        });
-    }
     let names = names(place)?;
     if names.is_empty() {
         return Some(foreign(place, "an empty directory", format!("{LAYOUT}: put them there")));
@@ -35,6 +28,15 @@ pub(super) fn instead_of_config(place: &Path) -> Option<ModelError> {
         return None;
     }
     other_weights(place, &names)
+}
+
+/// A file that is no model.
+pub(super) fn other_file(file: &Path) -> ModelError {
+    foreign(
+        file,
+        "a file that does not begin with GGUF",
+        format!("{LAYOUT}: give the directory that the file is in"),
+    )
 }
 
 /// What a directory has in place of `model.safetensors` and its index, where it is known.
@@ -56,7 +58,8 @@ fn other_weights(dir: &Path, names: &[String]) -> Option<ModelError> {
         return Some(foreign(dir, "a PEFT adapter (adapter_config.json)", hint.to_owned()));
     }
     if let Some(name) = names.iter().find(|name| name.ends_with(".gguf")) {
-        return Some(foreign(dir, &format!("a directory with a GGUF file ({name})"), gguf_hint()));
+        let hint = "give the path of the file itself".to_owned();
+        return Some(foreign(dir, &format!("a directory with a GGUF file ({name})"), hint));
     }
     let name = names.iter().find(|name| name.starts_with("pytorch_model") || name.ends_with(".pth"))?;
     let hint = format!(
@@ -67,10 +70,6 @@ fn other_weights(dir: &Path, names: &[String]) -> Option<ModelError> {
 
 fn foreign(path: &Path, what: &str, hint: String) -> ModelError {
     ModelError::Foreign { path: path.to_owned(), what: what.to_owned(), hint }
-}
-
-fn gguf_hint() -> String {
-    "GGUF is not read here: use the safetensors checkpoint that it was made from".to_owned()
 }
 
 /// The names in a directory, sorted, so that a message is the same everywhere.

@@ -10,7 +10,7 @@ use safetensors::Dtype as StoredDtype;
 
 use super::fields::Fields;
 use super::tensor::Tensor;
-use super::{Checkpoint, ModelConfig};
+use super::{Checkpoint, ModelConfig, StoredWeights};
 use crate::cpu::int8::{BLOCK, Format, QuantRow};
 use crate::error::ModelError;
 
@@ -18,6 +18,15 @@ use crate::error::ModelError;
 pub const INT8_METHOD: &str = "pagedraft-int8";
 /// What the name of a matrix's scales has behind that of the matrix.
 pub const INT8_SCALES: &str = "_int8_scale";
+
+/// How the matrices of a configuration are stored.
+///
+/// # Errors
+///
+/// Those of [`is_in`].
+pub(super) fn stored_weights(fields: Fields<'_>) -> Result<StoredWeights, ModelError> {
+    Ok(if is_in(fields)? { StoredWeights::Int8 } else { StoredWeights::Plain })
+}
 
 /// Whether a configuration speaks of such matrices.
 ///

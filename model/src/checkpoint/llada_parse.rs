@@ -110,7 +110,7 @@ pub(super) fn parse(fields: Fields<'_>, dtype: Dtype) -> Result<ModelConfig, Mod
         qk_norm: false,
         windows: vec![None; num_layers],
         torch_dtype: dtype,
-        int8_weights: int8::is_in(fields)?,
+        stored_weights: int8::stored_weights(fields)?,
         eos_token_ids: fields.token_ids("eos_token_id")?,
         bos_token_id: fields.token_ids("bos_token_id")?.first().copied(),
         dsa: None,

@@ -1,5 +1,5 @@
-//! Checkpoints: a Hugging Face directory, an embedded model, or weights drawn from a seed, all read
-//! through one type.
+//! Checkpoints: a Hugging Face directory, a GGUF file, an embedded model, or weights drawn from a seed, all
+//! read through one type.
 //!
 //! [`Checkpoint::open`] reads `config.json` (and `generation_config.json` where there is one), maps
 //! `model.safetensors` or the shards of `model.safetensors.index.json`, and compares every tensor that
@@ -25,6 +25,7 @@ mod files;
 mod fingerprint;
 mod foreign;
 mod fp8;
+mod gguf;
 mod index_sharing;
 mod int8;
 mod llada_parse;
@@ -43,14 +44,16 @@ mod windows;
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use safetensors::Dtype as StoredDtype;
 
 pub use architecture::{Architecture, EMBED_TOKENS, FINAL_NORM, LM_HEAD, Part};
-pub use config::ModelConfig;
+pub use config::{ModelConfig, StoredWeights};
 pub use dsa::{DsaConfig, ExpertsConfig, INDEX_NORM_EPS, IndexKeys, LATENT_NORM_EPS};
 pub use dtype::Dtype;
 pub use fingerprint::Fingerprint;
+pub use gguf::{GgmlType, Gguf};
 pub use int8::{INT8_METHOD, INT8_SCALES, quantised_tensors};
 pub use rope::{Rope, RopeScaling};
 pub use tensor::Tensor;
@@ -61,7 +64,7 @@ use shard::{Shard, Stored};
 
 /// A model's configuration, weights and tokenizer, wherever they come from.
 pub struct Checkpoint {
-    /// The directory, or the name of an embedded or dummy model.
+    /// The directory or file, or the name of an embedded or dummy model.
     name: PathBuf,
     config: ModelConfig,
     weights: Weights,
@@ -74,6 +77,7 @@ enum Weights {
         /// Tensor to shard.
         index: HashMap<String, usize>,
     },
+    Gguf(Arc<Gguf>),
     Drawn {
         seed: u64,
     },
@@ -82,17 +86,21 @@ enum Weights {
 enum TokenizerSource {
     File(PathBuf),
     Bytes(Cow<'static, [u8]>),
+    Gguf(Arc<Gguf>),
     None,
 }
 
 impl Checkpoint {
-    /// Opens a Hugging Face directory and checks that every tensor is there with its shape.
+    /// Opens a Hugging Face directory, or a GGUF file, and checks that every tensor is there with its shape.
     ///
     /// The weight files are mapped: they must not be changed or cut short while this lives.
     ///
     /// # Errors
     /// Names the file, and the field or tensor, that is missing, wrong or not supported.
     pub fn open(dir: &Path) -> Result<Checkpoint, ModelError> {
+        if let Some(gguf) = Gguf::at(dir)? {
+            return Checkpoint::of_gguf(gguf);
+        }
         let config = ModelConfig::open(dir)?;
         let (shards, index) = files::open_shards(dir)?;
         let checkpoint = Checkpoint {
@@ -136,6 +144,7 @@ impl Checkpoint {
     fn tell(&self) {
         let files = match &self.weights {
             Weights::Stored { shards, .. } => shards.len(),
+            Weights::Gguf(_) => 1,
             Weights::Drawn { .. } => 0,
         };
         tracing::debug!(
@@ -161,12 +170,15 @@ impl Checkpoint {
         }
     }
 
-    /// [`Checkpoint::dummy`] for a directory's `config.json` (`--load-format dummy`); its
-    /// `tokenizer.json` is used where there is one.
+    /// [`Checkpoint::dummy`] for a directory's `config.json` or a GGUF file's metadata (`--load-format
+    /// dummy`); its tokenizer is used where there is one.
     ///
     /// # Errors
     /// Those of [`ModelConfig::open`].
     pub fn open_dummy(dir: &Path, seed: u64) -> Result<Checkpoint, ModelError> {
+        if let Some(gguf) = Gguf::at(dir)? {
+            return Checkpoint::dummy_of_gguf(gguf, seed);
+        }
         Ok(Checkpoint {
             name: dir.to_owned(),
             config: ModelConfig::open(dir)?,
@@ -175,7 +187,7 @@ impl Checkpoint {
         })
     }
 
-    /// The directory, or the name of an embedded model.
+    /// The directory or file, or the name of an embedded model.
     pub fn name(&self) -> &Path {
         &self.name
     }
@@ -198,6 +210,7 @@ impl Checkpoint {
     pub fn tokenizer(&self) -> Result<Tokenizer, ModelError> {
         match &self.tokenizer {
             TokenizerSource::File(path) if path.exists() => Tokenizer::open(&self.name),
+            TokenizerSource::Gguf(gguf) => gguf.tokenizer(),
             TokenizerSource::Bytes(bytes) => Tokenizer::from_bytes(&self.name.join("tokenizer.json"), bytes),
             TokenizerSource::File(_) | TokenizerSource::None => {
                 Err(ModelError::NoTokenizer { path: self.name.clone() })
@@ -209,6 +222,7 @@ impl Checkpoint {
     pub fn has(&self, name: &str) -> bool {
         match &self.weights {
             Weights::Stored { index, .. } => index.contains_key(name),
+            Weights::Gguf(gguf) => gguf.has(name),
             Weights::Drawn { .. } => true,
         }
     }
@@ -222,6 +236,9 @@ impl Checkpoint {
         if let Weights::Drawn { seed } = self.weights {
             let dtype = self.config.torch_dtype;
             return Ok(Tensor::drawn(name, dtype, shape, seed));
+        }
+        if let Weights::Gguf(gguf) = &self.weights {
+            return gguf.tensor(&self.config, name, shape);
         }
         let Some((path, stored)) = self.stored(name) else {
             return Err(ModelError::MissingTensor {
@@ -242,7 +259,7 @@ impl Checkpoint {
             StoredDtype::F32 => Dtype::F32,
             StoredDtype::F16 => Dtype::F16,
             StoredDtype::BF16 => Dtype::Bf16,
-            StoredDtype::I8 if self.config.int8_weights => {
+            StoredDtype::I8 if self.config.stored_weights == StoredWeights::Int8 => {
                 return self.int8_tensor(name, shape, stored.bytes);
             }
             StoredDtype::F8_E4M3 if self.fp8_block().is_some() => {
@@ -324,7 +341,7 @@ impl Checkpoint {
     /// is not as it must be because the weights are quantised, that is the error.
     fn check(&self) -> Result<(), ModelError> {
         self.check_tensors().map_err(|error| {
-            if self.fp8_block().is_some() || self.config.int8_weights {
+            if self.fp8_block().is_some() || self.config.stored_weights == StoredWeights::Int8 {
                 return error;
             }
             let Weights::Stored { index, .. } = &self.weights else { return error };

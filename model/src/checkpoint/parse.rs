@@ -94,7 +94,7 @@ impl ModelConfig {
             qk_norm: architecture == Architecture::Qwen3,
             windows,
             torch_dtype: dtype(fields)?,
-            int8_weights: int8::is_in(fields)?,
+            stored_weights: int8::stored_weights(fields)?,
             eos_token_ids: match fields.has("eos_token_id") {
                 true => fields.token_ids("eos_token_id")?,
                 false => defaults.eos_token_id.into_iter().collect(),

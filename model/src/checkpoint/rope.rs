@@ -32,6 +32,12 @@ pub enum RopeScaling {
         /// The length the model was first trained at.
         original_max_position_embeddings: usize,
     },
+    /// Each frequency divided by a number of its own: what the tensor `rope_freqs.weight` of a GGUF file says in place of Llama 3.1's
+    /// parameters.
+    Divided {
+        /// A divisor for each pair.
+        divisors: Vec<f32>,
+    },
     /// YaRN: pairs that turn often over the first training's length are kept, slow ones divided by `factor`, those
     /// between blended.
     Yarn {
@@ -67,6 +73,9 @@ impl Rope {
                         let divided = ((i as f32 - low) / (high - low)).clamp(0.0, 1.0);
                         frequency / *factor as f32 * divided + frequency * (1.0 - divided)
                     }
+                    (RopeScaling::Divided { divisors }, _) => {
+                        frequency / divisors.get(i).copied().unwrap_or(1.0)
+                    }
                     _ => self.scale(frequency),
                 }
             })
@@ -89,7 +98,8 @@ impl Rope {
 
     fn scale(&self, frequency: f32) -> f32 {
         match self.scaling {
-            RopeScaling::None | RopeScaling::Yarn { .. } => frequency,
+            // Those that differ from pair to pair are done by the caller.
+            RopeScaling::None | RopeScaling::Yarn { .. } | RopeScaling::Divided { .. } => frequency,
             RopeScaling::Linear { factor } => frequency / factor as f32,
             RopeScaling::Llama3 {
                 factor,

@@ -12,13 +12,14 @@ use safetensors::{Dtype as StoredDtype, SafeTensorError, SafeTensors};
 use crate::error::ModelError;
 use crate::lfs_pointer;
 
-enum Bytes {
+/// The bytes of a file.
+pub(super) enum Bytes {
     Mapped(Mmap),
     Held(Cow<'static, [u8]>),
 }
 
 impl Bytes {
-    fn as_slice(&self) -> &[u8] {
+    pub fn as_slice(&self) -> &[u8] {
         match self {
             Bytes::Mapped(map) => map,
             Bytes::Held(bytes) => bytes,

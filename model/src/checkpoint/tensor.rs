@@ -5,8 +5,9 @@ use half::{bf16, f16};
 use super::dtype::Dtype;
 use super::dummy::Generator;
 use super::fp8::{Blocks, power_of_two};
+use super::gguf::{GgmlType, Rows};
 use super::int8::Int8Matrix;
-use crate::cpu::int8::QuantRow;
+use crate::cpu::int8::{Format, QuantRow};
 use crate::error::ModelError;
 
 /// A weight: a view of a file's bytes, or values drawn from a seed. Cheap to make and to clone;
@@ -34,6 +35,8 @@ enum Values<'a> {
     Blocks(Blocks<'a>),
     /// In 8-bit integers with a scale for each block of a row; the tensor's dtype is what it is widened to.
     Int8(Int8Matrix<'a>),
+    /// Of a GGUF file; the tensor's dtype is float32 where they are quantised.
+    Ggml(Rows<'a>),
 }
 
 impl<'a> Tensor<'a> {
@@ -62,6 +65,12 @@ impl<'a> Tensor<'a> {
         Tensor::new(name, Dtype::F32, shape, Values::Int8(matrix))
     }
 
+    /// The caller has checked that the rows are those of the shape.
+    pub(super) fn ggml(name: &str, shape: &[usize], rows: Rows<'a>) -> Self {
+        let dtype = rows.kind().dtype().unwrap_or(Dtype::F32);
+        Tensor::new(name, dtype, shape, Values::Ggml(rows))
+    }
+
     fn new(name: &str, dtype: Dtype, shape: &[usize], values: Values<'a>) -> Self {
         let row_len = shape.last().copied().unwrap_or(1);
         let rows = shape.iter().rev().skip(1).product();
@@ -73,7 +82,8 @@ impl<'a> Tensor<'a> {
         &self.name
     }
 
-    /// The type it is stored in; for dummy weights, the configuration's; float32 for weights in fp8 or 8 bits, which are widened.
+    /// The type it is stored in; for dummy weights, the configuration's; float32 for weights in fp8, in 8 bits and in
+    /// quantised blocks, which are widened.
     pub fn dtype(&self) -> Dtype {
         self.dtype
     }
@@ -106,6 +116,7 @@ impl<'a> Tensor<'a> {
             Values::Drawn(generator) => generator.fill_row(row, out),
             Values::Blocks(blocks) => blocks.read_row(row, out)?,
             Values::Int8(matrix) => matrix.read_row(row, out),
+            Values::Ggml(rows) => rows.read_row(row, out),
             Values::Powers(bytes) => {
                 let bytes = bytes.get(row * out.len()..(row + 1) * out.len()).unwrap_or(&[]);
                 out.iter_mut().zip(bytes).for_each(|(out, &byte)| *out = power_of_two(byte));
@@ -118,31 +129,60 @@ impl<'a> Tensor<'a> {
         Ok(())
     }
 
-    /// Makes `to` the row `row` of a matrix that is stored in 8 bits. Returns whether it is, and has the row.
-    pub fn take_int8(&self, row: usize, to: &mut QuantRow) -> bool {
-        let Values::Int8(matrix) = &self.values else { return false };
-        let has = row < self.rows;
-        if has {
-            matrix.take_row(row, self.row_len, to);
+    /// What kind of [weights of few bits](crate::cpu::int8) it is stored as, if products take them as they are.
+    pub fn quant_format(&self) -> Option<Format> {
+        match &self.values {
+            Values::Int8(_) => Some(Format::Int8),
+            Values::Ggml(rows) => rows.kind().format(),
+            _ => None,
         }
-        has
     }
 
-    /// The little-endian bytes of a row as stored; `None` for dummy weights, for fp8, for 8 bits and past the end.
+    /// Makes `to` the row `row`, as it is stored. Returns whether it has a [format](Self::quant_format) and the row.
+    pub fn take_quantised(&self, row: usize, to: &mut QuantRow) -> bool {
+        match &self.values {
+            Values::Int8(matrix) if row < self.rows => {
+                matrix.take_row(row, self.row_len, to);
+                true
+            }
+            Values::Ggml(rows) if row < self.rows => {
+                rows.blocks(row).is_some_and(|(kind, blocks)| kind.take(blocks, to))
+            }
+            _ => false,
+        }
+    }
+
+    /// The little-endian bytes of a row as stored; `None` for dummy weights, for fp8, for 8 bits, for quantised blocks and past the end.
     pub fn raw_row(&self, row: usize) -> Option<&'a [u8]> {
-        let Values::Stored(bytes) = self.values else {
-            return None;
+        let bytes = match &self.values {
+            Values::Stored(bytes) => bytes,
+            Values::Ggml(rows) if row < self.rows && rows.kind().dtype().is_some() => {
+                return rows.blocks(row).map(|(_, bytes)| bytes);
+            }
+            _ => return None,
         };
         let length = self.row_len * self.dtype.size();
         let start = row.checked_mul(length)?;
         bytes.get(start..start.checked_add(length)?)
     }
 
-    /// All the bytes as stored, row by row, little-endian; `None` for dummy weights, fp8 and 8 bits.
+    /// The blocks of a row of a GGUF file and their type. The rows of q and k are in the order in which this engine computes with them,
+    /// whatever their order in the file. `None` for every other kind of weights, past the end, and for a vector whose elements are in
+    /// another order in the file (the biases of q and k of the architecture `llama`).
+    pub fn ggml_row(&self, row: usize) -> Option<(GgmlType, &'a [u8])> {
+        match &self.values {
+            Values::Ggml(rows) if row < self.rows => rows.blocks(row),
+            _ => None,
+        }
+    }
+
+    /// All the bytes as stored, row by row, little-endian; `None` for dummy weights, fp8, 8 bits, quantised blocks, and rows that are in another
+    /// order in their file.
     pub fn raw(&self) -> Option<&'a [u8]> {
-        match self.values {
+        match &self.values {
             Values::Stored(bytes) => Some(bytes),
             Values::Drawn(_) | Values::Blocks(_) | Values::Powers(_) | Values::Int8(_) => None,
+            Values::Ggml(rows) => rows.plain(),
         }
     }
 

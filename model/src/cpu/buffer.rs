@@ -15,8 +15,8 @@ pub(super) enum Buffer {
     Rows(Activations),
     /// Weights of a norm, biases, or the cosines and sines of RoPE.
     Vector(Memory<f32>),
-    /// The weights of a matrix product.
-    Matrix(PackedMatrix),
+    /// The weights of a matrix product, in parts along the outputs: one, unless some are kept in other ways than others.
+    Matrix(Vec<PackedMatrix>),
     /// An embedding table.
     Table(Table),
     /// Several matrices of one shape.
@@ -204,7 +204,7 @@ macro_rules! accessor {
 impl Buffer {
     accessor!(activations, Rows, &Activations);
     accessor!(vector, Vector, &[f32]);
-    accessor!(matrix, Matrix, &PackedMatrix);
+    accessor!(parts, Matrix, &[PackedMatrix]);
     accessor!(table, Table, &Table);
     accessor!(matrices, Matrices, &[PackedMatrix]);
     accessor!(choices, Choices, &Choices);

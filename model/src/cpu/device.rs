@@ -47,6 +47,13 @@ pub struct CpuOptions {
     pub block_size: u32,
 }
 
+/// How a matrix is kept for products.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kept {
+    In(Dtype),
+    Quantised(Format, ActivationType),
+}
+
 /// A captured list of operations. On the CPU it is the list itself, over fixed buffers, together with the
 /// shape that it was captured for.
 #[derive(Debug)]
@@ -196,14 +203,9 @@ impl CpuDevice {
         }
     }
 
-    /// Packs tensors, stacked along n.
-    fn stack(&mut self, stacked: &[Tensor<'_>], quantization: Quantization) -> Result<BufferId, ModelError> {
+    /// Packs tensors, stacked along n, as one part.
+    fn stack(&self, stacked: &[Tensor<'_>], kept: Kept) -> Result<PackedMatrix, ModelError> {
         let k = stacked.first().map_or(0, Tensor::row_len);
-        if let Some(other) = stacked.iter().find(|t| t.row_len() != k) {
-            let what =
-                format!("tensor {} has {} columns where {k} are stacked", other.name(), other.row_len());
-            return Err(ModelError::BadInputs { what });
-        }
         let n = stacked.iter().map(Tensor::rows).sum();
         // The tensor that a row of the stack belongs to, and its row there.
         let place = |row: usize| {
@@ -221,20 +223,31 @@ impl CpuDevice {
                 *fault.lock() = Some(e);
             }
         };
-        let matrix = match quantization {
-            Quantization::None => PackedMatrix::pack(&self.team, self.dtype, n, k, &fill)?,
-            Quantization::Int8(activations) => {
+        let matrix = match kept {
+            Kept::In(dtype) => PackedMatrix::pack(&self.team, dtype, n, k, &fill)?,
+            Kept::Quantised(format, activations) => {
                 let quantise = |row: usize, to: &mut QuantRow| match place(row) {
-                    // What is stored in 8 bits is taken as it is.
-                    Some((tensor, row)) if tensor.take_int8(row, to) => {}
+                    // What is stored in this format is taken as it is.
+                    Some((tensor, row)) if tensor.quant_format() == Some(format) => {
+                        tensor.take_quantised(row, to);
+                    }
                     _ => to.quantise_with(k, |out| fill(row, out)),
                 };
-                PackedMatrix::pack_quantised(&self.team, (Format::Int8, activations), n, k, &quantise)?
+                PackedMatrix::pack_quantised(&self.team, (format, activations), n, k, &quantise)?
             }
         };
         match fault.into_inner() {
             Some(e) => Err(e),
-            None => Ok(self.push(Buffer::Matrix(matrix))),
+            None => Ok(matrix),
+        }
+    }
+
+    /// How a tensor is kept for products.
+    fn kept(&self, tensor: &Tensor<'_>) -> Kept {
+        match (self.quantization, tensor.quant_format()) {
+            (Quantization::Int8(activations), _) => Kept::Quantised(Format::Int8, activations),
+            (Quantization::Gguf(activations), Some(format)) => Kept::Quantised(format, activations),
+            (Quantization::None | Quantization::Gguf(_), _) => Kept::In(self.dtype),
         }
     }
 
@@ -271,18 +284,17 @@ impl Device for CpuDevice {
     }
 
     fn matrix(&mut self, stacked: &[Tensor<'_>]) -> Result<BufferId, ModelError> {
-        self.stack(stacked, self.quantization)
-    }
-
-    fn head(&mut self, tensor: &Tensor<'_>) -> Result<BufferId, ModelError> {
-        self.stack(
-            std::slice::from_ref(tensor),
-            if std::env::var_os("PAGEDRAFT_HEAD8").is_some() {
-                self.quantization
-            } else {
-                Quantization::None
-            },
-        )
+        let k = stacked.first().map_or(0, Tensor::row_len);
+        if let Some(other) = stacked.iter().find(|t| t.row_len() != k) {
+            let what =
+                format!("tensor {} has {} columns where {k} are stacked", other.name(), other.row_len());
+            return Err(ModelError::BadInputs { what });
+        }
+        // Neighbours that are kept alike are one part.
+        let parts = stacked.chunk_by(|a, b| self.kept(a) == self.kept(b));
+        let parts = parts.map(|part| self.stack(part, self.kept(&part[0])));
+        let parts = parts.collect::<Result<Vec<_>, _>>()?;
+        Ok(self.push(Buffer::Matrix(parts)))
     }
 
     fn table(&mut self, tensor: &Tensor<'_>) -> Result<BufferId, ModelError> {
@@ -300,7 +312,9 @@ impl Device for CpuDevice {
                 }
             };
             match self.quantization {
-                Quantization::None => PackedMatrix::pack(&self.team, self.dtype, n, k, &fill),
+                Quantization::None | Quantization::Gguf(_) => {
+                    PackedMatrix::pack(&self.team, self.dtype, n, k, &fill)
+                }
                 Quantization::Int8(activations) => {
                     let quantise = |row: usize, to: &mut QuantRow| to.quantise_with(k, |out| fill(row, out));
                     PackedMatrix::pack_quantised(&self.team, (Format::Int8, activations), n, k, &quantise)
@@ -324,7 +338,7 @@ impl Device for CpuDevice {
         let matrix = PackedMatrix::pack(&self.team, Dtype::F32, tensor.rows(), tensor.row_len(), &fill)?;
         match fault.into_inner() {
             Some(e) => Err(e),
-            None => Ok(self.push(Buffer::Matrix(matrix))),
+            None => Ok(self.push(Buffer::Matrix(vec![matrix]))),
         }
     }
 
@@ -430,18 +444,17 @@ impl Device for CpuDevice {
             }
         }
         let widest = self.buffers.iter().filter_map(|buffer| match buffer {
-            Buffer::Matrix(matrix) => Some(matrix.k()),
-            Buffer::Matrices(matrices) => matrices.first().map(PackedMatrix::k),
+            Buffer::Matrix(parts) | Buffer::Matrices(parts) => parts.first().map(PackedMatrix::k),
             _ => None,
         });
         let widest = widest.max().unwrap_or(0).min(width);
         self.packed.reserve(self.isa, self.dtype, rows, widest)?;
         match self.quantization {
             Quantization::None => {}
-            Quantization::Int8(ActivationType::Int8) => {
+            Quantization::Int8(ActivationType::Int8) | Quantization::Gguf(ActivationType::Int8) => {
                 self.packed.reserve(self.isa, InputType::Int8, rows, widest)?;
             }
-            Quantization::Int8(ActivationType::F32) => {
+            Quantization::Int8(ActivationType::F32) | Quantization::Gguf(ActivationType::F32) => {
                 self.packed.reserve(self.isa, Dtype::F32, rows, widest)?
             }
         }

@@ -67,20 +67,23 @@ impl CpuDevice {
                 });
             }
             Op::MatMul { x, matrix, bias, out, into, rows } => {
-                let w = self.buffers[matrix.index()].matrix();
+                let parts = self.buffers[matrix.index()].parts();
                 let x = self.buffers[x.index()].activations().rows();
-                self.packed.pack(&self.team, self.isa, w.inputs(), x.data(), rows, w.k(), x.width())?;
-                let bias = bias.map(|b| self.buffer(b).vector());
                 let epilogue = match into {
                     WriteMode::Store => Epilogue::Store,
                     WriteMode::Add => Epilogue::Add,
                 };
-                let out = self.rows_mut(out);
-                // SAFETY: the product is the only one that touches `out`.
-                let out = OutRows::new(unsafe { out.all() }, rows, w.n(), out.width());
-                let product =
-                    Product::new(self.team.members(), self.isa, &self.packed, w, bias, out, epilogue);
-                self.team.run(&|_, _| product.work());
+                let mut first = 0;
+                for w in parts {
+                    self.packed.pack(&self.team, self.isa, w.inputs(), x.data(), rows, w.k(), x.width())?;
+                    let bias = bias.map(|b| &self.buffer(b).vector()[first..first + w.n()]);
+                    // SAFETY: the product is the only one that touches `out`.
+                    let out = unsafe { OutRows::columns(self.rows_mut(out), first, rows, w.n()) };
+                    let product =
+                        Product::new(self.team.members(), self.isa, &self.packed, w, bias, out, epilogue);
+                    self.team.run(&|_, _| product.work());
+                    first += w.n();
+                }
             }
             Op::RopeAndCache { qkv, qk_norm, rope, q, kv, rows } => {
                 self.rope_and_cache(qkv, qk_norm, rope, q, kv, rows)?;

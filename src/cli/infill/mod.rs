@@ -39,7 +39,7 @@ pub struct Infill {
     text: Option<PathBuf>,
     /// A causal model of the same vocabulary that predicts the same tokens from those before them (default: builtin:target for
     /// builtin:llada, else none)
-    #[arg(long, value_name = "DIR|builtin:NAME", value_parser = OsStringValueParser::new().map(ModelRef::from))]
+    #[arg(long, value_name = "DIR|FILE.gguf|builtin:NAME", value_parser = OsStringValueParser::new().map(ModelRef::from))]
     causal: Option<ModelRef>,
     /// Write the figures to this file
     #[arg(long, value_name = "FILE")]

@@ -134,10 +134,10 @@ impl Replay {
         };
         for (flag, model) in [("--model", &options.model)].into_iter().chain(draft) {
             match model {
-                ModelRef::Directory(path) if !path.is_dir() => {
+                ModelRef::Directory(path) if !path.exists() => {
                     return Err(usage_hint(
-                        anyhow!("{flag} {model}: there is no such directory"),
-                        "name a model's directory or builtin:NAME (drafts: also ngram, suffix or synthetic:RATE)",
+                        anyhow!("{flag} {model}: there is no such directory or file"),
+                        "name a model's directory, a GGUF file or builtin:NAME (drafts: also ngram, suffix or synthetic:RATE)",
                     ));
                 }
                 ModelRef::Directory(_) => {}

@@ -97,8 +97,8 @@ fn a_directory_of_another_kind_says_which_and_what_to_do() {
     let adapter = ["adapter_config.json", "adapter_model.safetensors"];
     contains(&said_of(&adapter), &["PEFT adapter", "merge"]);
     contains(&said_of(&[&adapter[..], &["config.json"]].concat()), &["PEFT adapter", "merge"]);
-    contains(&said_of(&["model-q4_0.gguf"]), &["GGUF", "model-q4_0.gguf", "safetensors"]);
-    contains(&said_of(&["config.json", "model-q4_0.gguf"]), &["GGUF", "safetensors"]);
+    contains(&said_of(&["model-q4_0.gguf"]), &["GGUF", "model-q4_0.gguf", "the file itself"]);
+    contains(&said_of(&["config.json", "model-q4_0.gguf"]), &["GGUF", "the file itself"]);
     contains(&said_of(&["pytorch_model.bin"]), &["pytorch_model.bin", "convert"]);
     contains(
         &said_of(&["config.json", "pytorch_model-00001-of-00002.bin"]),
@@ -115,9 +115,9 @@ fn a_directory_of_another_kind_says_which_and_what_to_do() {
 fn a_file_in_place_of_a_directory_says_what_it_is() {
     let dir = whole();
     dir.write("small.gguf", b"GGUF\x03\0\0\0");
-    contains(&complaint(Checkpoint::open(&dir.0.join("small.gguf"))), &["GGUF file", "safetensors"]);
+    contains(&complaint(Checkpoint::open(&dir.0.join("small.gguf"))), &["small.gguf", "cut short"]);
     let message = complaint(Checkpoint::open(&dir.0.join("model.safetensors")));
-    contains(&message, &["is a file", "give the directory"]);
+    contains(&message, &["is a file", "GGUF", "give the directory"]);
     dir.write("tiny", b"ab");
     contains(&complaint(Checkpoint::open(&dir.0.join("tiny"))), &["is a file"]);
 }

@@ -45,3 +45,21 @@ pub fn dot(x: &[f32], w: &[f32]) -> f32 {
     }
     acc
 }
+
+/// The output for a row of activations and a row of weights that have a scale, and maybe a least value, for each 32 inputs.
+pub fn dot_parts(x: &[f32], quants: &[i64], scales: &[f32], minima: Option<&[f32]>) -> f32 {
+    let mut acc = 0.0f32;
+    for (part, w) in quants.chunks(32).enumerate() {
+        // Activations have one scale for two parts.
+        let block = &x[part / 2 * 64..x.len().min(part / 2 * 64 + 64)];
+        let (x, of_x) = activations(block);
+        let x = &x[part % 2 * 32..][..w.len()];
+        let sum: i64 = x.iter().zip(w).map(|(x, w)| x * w).sum();
+        acc = (sum as f32 * scales[part]).mul_add(of_x, acc);
+        if let Some(minima) = minima {
+            let of_inputs: i64 = x.iter().sum();
+            acc = minima[part].mul_add(of_x * of_inputs as f32, acc);
+        }
+    }
+    acc
+}

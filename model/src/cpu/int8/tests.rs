@@ -278,6 +278,77 @@ fn a_quantised_row_is_the_twin_s_and_is_its_own_quantisation() {
     assert!(row.scales()[0].is_nan(), "a weight beyond the scales is told, not clipped");
 }
 
+/// A row of weights in a format of parts of 32 inputs, the ends of its range among them.
+fn parts(random: &mut Random, format: Format, k: usize) -> QuantRow {
+    let mut row = QuantRow::default();
+    row.clear(format);
+    let range = if format == Format::Int4 { 0..=15 } else { -128..=127 };
+    for part in (0..k).step_by(32) {
+        let quants: Vec<i8> = (part..k.min(part + 32))
+            .map(|_| match random.below(6) {
+                0 => *range.start(),
+                1 => *range.end(),
+                _ => (*range.start() as i32 + random.below(range.clone().count()) as i32) as i8,
+            })
+            .collect();
+        row.add(quants, f16::from_f32(random.number()), f16::from_f32(random.number()));
+    }
+    row
+}
+
+#[test]
+fn weights_with_a_scale_for_32_inputs_give_the_twin_s_bits_on_every_unit() {
+    let seed = 0x0000_4b17_8b17_0001;
+    println!("seed {seed:#x}");
+    let mut random = Random(seed);
+    let team = Team::new(2).unwrap();
+    for format in [Format::Int8Halves, Format::Int4] {
+        for m in (1..=30).chain([70]) {
+            let (n, k) = (1 + random.below(80), 1 + random.below(400));
+            let x = random.numbers(m * k);
+            let rows: Vec<QuantRow> = (0..n).map(|_| parts(&mut random, format, k)).collect();
+            let want: Vec<f32> = x
+                .chunks(k)
+                .flat_map(|x| {
+                    rows.iter().map(|row| {
+                        let quants: Vec<i64> = row.quants().iter().map(|&q| q.into()).collect();
+                        let scales: Vec<f32> = row.scales().iter().map(|s| s.to_f32()).collect();
+                        let minima: Vec<f32> = row.minima().iter().map(|m| m.to_f32()).collect();
+                        let minima = format.has_minima().then_some(&minima[..]);
+                        reference::dot_parts(x, &quants, &scales, minima)
+                    })
+                })
+                .collect();
+            let fill = |r: usize, row: &mut QuantRow| row.clone_from(&rows[r]);
+            let pack = |activations| PackedMatrix::pack_quantised(&team, (format, activations), n, k, &fill);
+            let matrix = pack(ActivationType::Int8).unwrap();
+            for unit in units() {
+                let got = product(&team, unit, &x, m, &matrix);
+                assert_same_bits(&got, &want, &format!("{format:?} {unit:?} {m} x {n} x {k}"));
+            }
+            // The widened weights are those of the rows, and activations in f32 multiply them.
+            let (mut widened, mut written) = (vec![0.0; k], vec![0.0; k]);
+            for (r, row) in rows.iter().enumerate() {
+                matrix.read_row(r, &mut widened);
+                row.write(&mut written);
+                assert_same_bits(&widened, &written, &format!("{format:?} row {r}"));
+            }
+            let in_f32 = pack(ActivationType::F32).unwrap();
+            let wide = |r: usize, out: &mut [f32]| rows[r].write(out);
+            let widened = PackedMatrix::pack(&team, Dtype::F32, n, k, &wide).unwrap();
+            let isa = Isa::detect();
+            let [got, want] = [&in_f32, &widened].map(|w| {
+                let mut rows = PackedRows::with_room_for(1, 1).unwrap();
+                rows.pack(&team, isa, w.inputs(), &x, m, k, k).unwrap();
+                let mut out = vec![f32::NAN; m * n];
+                matmul(&team, isa, &rows, w, None, OutRows::new(&mut out, m, n, n), Epilogue::Store);
+                out
+            });
+            assert_same_bits(&got, &want, &format!("{format:?} in f32, {m} x {n} x {k}"));
+        }
+    }
+}
+
 #[test]
 fn empty_products_are_zero_or_nothing() {
     let team = Team::new(2).unwrap();
