@@ -7,7 +7,7 @@
 pub use pagedraft_attention as attention;
 pub use pagedraft_block_manager as block_manager;
 pub use pagedraft_engine as engine;
-pub use pagedraft_engine::{REVISION, memory_need, prune, session};
+pub use pagedraft_engine::{REVISION, memory_need, prune, quantize, session};
 pub use pagedraft_model as model;
 pub use pagedraft_scheduler as scheduler;
 pub use pagedraft_spec_decode as spec_decode;

@@ -1,12 +1,13 @@
 //! Matrix products over the weights of a 1.1B model, against a plain read of the same bytes.
 //!
 //! `cargo bench -p pagedraft-model --bench matmul -- [--rounds N] [--threads N] [--cpu-time]
-//! [--steps 1,16,512] [bf16|bf16-avx512|f32 ...]`
+//! [--steps 1,16,512] [bf16|bf16-avx512|f32|int8|int8-f32 ...]`
 //!
 //! A *step* of m rows is what a forward pass asks of its matrix products: 22 layers of q|k|v, o,
 //! gate|up, down, each with its own memory, and the head (a step of 512 rows is a prefill: one row of
-//! logits). Every round times the read and each step once, one after another, so that a disturbed
-//! machine disturbs all alike; ratios are taken within a round. Printed: best and median. With
+//! logits). Every round times the read and each step of every kind once, one after another, so that a disturbed
+//! machine disturbs all alike; ratios are taken within a round. In `int8` the head is in bf16, as in an engine; in
+//! `int8-f32` activations stay in f32. Printed: best and median. With
 //! `--cpu-time` it is not the wall's time but the process's, divided by the threads: for machines that
 //! are shared with others.
 
@@ -16,7 +17,9 @@
 mod plain_read;
 
 use pagedraft_attention::isa::Isa;
+use pagedraft_model::ActivationType;
 use pagedraft_model::checkpoint::Dtype;
+use pagedraft_model::cpu::int8::Int8Row;
 use pagedraft_model::cpu::matmul::{Epilogue, OutRows, matmul};
 use pagedraft_model::cpu::memory::Memory;
 use pagedraft_model::cpu::panel::PackedMatrix;
@@ -54,7 +57,15 @@ fn timed(team: &Team, work: impl FnOnce()) -> f64 {
     }
 }
 
+/// How weights are kept.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Float(Dtype),
+    Int8(ActivationType),
+}
+
 struct Model {
+    kind: Kind,
     isa: Isa,
     layers: Vec<PackedMatrix>,
     head: PackedMatrix,
@@ -64,8 +75,8 @@ struct Model {
 }
 
 impl Model {
-    fn new(team: &Team, isa: Isa, dtype: Dtype) -> Model {
-        let matrix = |seed: usize, n: usize, k: usize| {
+    fn new(team: &Team, isa: Isa, kind: Kind) -> Model {
+        let matrix = |seed: usize, n: usize, k: usize, kind: Kind| {
             let fill = |r: usize, row: &mut [f32]| {
                 let mut state = (seed * 1_000_003 + r) as u32 | 1;
                 for x in row {
@@ -73,15 +84,25 @@ impl Model {
                     *x = (state as i32) as f32 * 1e-11;
                 }
             };
-            PackedMatrix::pack(team, dtype, n, k, &fill).expect("memory for the weights")
+            let quantise = |r: usize, row: &mut Int8Row| row.quantise_with(k, |out| fill(r, out));
+            let packed = match kind {
+                Kind::Float(dtype) => PackedMatrix::pack(team, dtype, n, k, &fill),
+                Kind::Int8(activations) => PackedMatrix::pack_int8(team, activations, n, k, &quantise),
+            };
+            packed.expect("memory for the weights")
         };
-        let layers = (0..LAYERS).flat_map(|_| PRODUCTS).enumerate().map(|(i, (n, k))| matrix(i, n, k));
-        let layers = layers.collect();
+        let layers = (0..LAYERS).flat_map(|_| PRODUCTS).enumerate();
+        let layers = layers.map(|(i, (n, k))| matrix(i, n, k, kind)).collect();
         let most = MOST_ROWS;
+        let head = match kind {
+            Kind::Float(_) => kind,
+            Kind::Int8(_) => Kind::Float(Dtype::Bf16),
+        };
         Model {
+            kind,
             isa,
             layers,
-            head: matrix(999, VOCABULARY, DIM),
+            head: matrix(999, VOCABULARY, DIM, head),
             x: (0..most * FFN).map(|i| (i as f32 * 0.01).sin()).collect(),
             rows: PackedRows::with_room_for(most, FFN).expect("memory for the rows"),
             out: Memory::zeroed(most * 2 * FFN + 64 * VOCABULARY).expect("memory for the outputs"),
@@ -107,7 +128,7 @@ impl Model {
         timed(team, || {
             for (w, m) in self.layers.iter().map(|w| (w, m)).chain(head) {
                 let x = &self.x[..m * w.k()];
-                self.rows.pack(team, self.isa, w.dtype(), x, m, w.k(), w.k()).expect("room");
+                self.rows.pack(team, self.isa, w.inputs(), x, m, w.k(), w.k()).expect("room");
                 let out = OutRows::new(&mut self.out, m, w.n(), w.n());
                 matmul(team, self.isa, &self.rows, w, None, out, Epilogue::Store);
             }
@@ -128,27 +149,50 @@ fn best_and_median(values: &[f64]) -> (f64, f64) {
     (sorted[0], sorted[sorted.len() / 2])
 }
 
-fn measure(team: &Team, isa: Isa, dtype: Dtype, rounds: usize, sizes: &[usize]) {
-    let start = Instant::now();
-    let mut model = Model::new(team, isa, dtype);
-    let gb = model.bytes() as f64 / 1e9;
-    println!(
-        "\n{dtype:?} on {isa}, {} threads, {gb:.2} GB, packed in {:.1} s, {rounds} rounds",
-        team.members(),
-        start.elapsed().as_secs_f64()
-    );
-    let mut reads = Vec::new();
-    let mut steps = vec![Vec::new(); sizes.len()];
+/// What a model's rounds took, in seconds.
+#[derive(Default)]
+struct Times {
+    reads: Vec<f64>,
+    /// By size, then by round.
+    steps: Vec<Vec<f64>>,
+}
+
+fn measure(team: &Team, kinds: &[(Isa, Kind)], rounds: usize, sizes: &[usize]) {
+    let mut models = Vec::new();
+    for &(isa, kind) in kinds {
+        let start = Instant::now();
+        models.push(Model::new(team, isa, kind));
+        println!("{kind:?} packed in {:.1} s", start.elapsed().as_secs_f64());
+    }
+    let empty = || Times { reads: Vec::new(), steps: vec![Vec::new(); sizes.len()] };
+    let mut times: Vec<Times> = models.iter().map(|_| empty()).collect();
     for round in 0..=rounds {
-        let read = model.read(team);
-        let times: Vec<f64> = sizes.iter().map(|&m| model.step(team, m)).collect();
-        // The first round warms up.
-        if round > 0 {
-            reads.push(read);
-            steps.iter_mut().zip(times).for_each(|(all, time)| all.push(time));
+        for (model, times) in models.iter_mut().zip(&mut times) {
+            let read = model.read(team);
+            let steps: Vec<f64> = sizes.iter().map(|&m| model.step(team, m)).collect();
+            // The first round warms up.
+            if round > 0 {
+                times.reads.push(read);
+                times.steps.iter_mut().zip(steps).for_each(|(all, time)| all.push(time));
+            }
         }
     }
-    let (best, median) = best_and_median(&reads);
+    for (model, of_model) in models.iter().zip(&times) {
+        print(team, model, of_model, &times[0], sizes);
+    }
+}
+
+fn print(team: &Team, model: &Model, times: &Times, first: &Times, sizes: &[usize]) {
+    let Times { reads, steps } = times;
+    let gb = model.bytes() as f64 / 1e9;
+    println!(
+        "\n{:?} on {}, {} threads, {gb:.2} GB, {} rounds",
+        model.kind,
+        model.isa,
+        team.members(),
+        reads.len()
+    );
+    let (best, median) = best_and_median(reads);
     println!(
         "read           {:7.2} / {:7.2} ms  {:5.1} / {:5.1} GB/s",
         best * 1e3,
@@ -158,10 +202,12 @@ fn measure(team: &Team, isa: Isa, dtype: Dtype, rounds: usize, sizes: &[usize]) 
     );
     for (i, m) in sizes.iter().enumerate() {
         let (best, median) = best_and_median(&steps[i]);
-        let to_one: Vec<f64> = steps[i].iter().zip(&steps[0]).map(|(a, b)| a / b).collect();
-        let of_read: Vec<f64> = reads.iter().zip(&steps[i]).map(|(a, b)| a / b).collect();
+        let ratios = |of: &[f64], to: &[f64]| {
+            let all: Vec<f64> = of.iter().zip(to).map(|(a, b)| a / b).collect();
+            best_and_median(&all).1
+        };
         println!(
-            "m = {m:4}  {:8.2} / {:8.2} ms  {:5.1} / {:5.1} GB/s  {:6.0} / {:6.0} GFLOP/s  {:7.1} / {:7.1} rows/s  {:.2} of the read  {:.2} of m = 1",
+            "m = {m:4}  {:8.2} / {:8.2} ms  {:5.1} / {:5.1} GB/s  {:6.0} / {:6.0} GFLOP/s  {:7.1} / {:7.1} rows/s  {:.2} of the read  {:.2} of m = 1  {:.2} of the first kind",
             best * 1e3,
             median * 1e3,
             gb / best,
@@ -170,8 +216,9 @@ fn measure(team: &Team, isa: Isa, dtype: Dtype, rounds: usize, sizes: &[usize]) 
             model.flops(*m) / median / 1e9,
             *m as f64 / best,
             *m as f64 / median,
-            best_and_median(&of_read).1,
-            best_and_median(&to_one).1,
+            ratios(reads, &steps[i]),
+            ratios(&steps[i], &steps[0]),
+            ratios(&steps[i], &first.steps[i]),
         );
     }
 }
@@ -195,17 +242,24 @@ fn main() {
         }
     }
     if kinds.is_empty() {
-        kinds = ["bf16", "bf16-avx512", "f32"].map(String::from).to_vec();
+        kinds = ["bf16", "int8", "f32"].map(String::from).to_vec();
     }
     let team = Team::new(threads).expect("threads");
     let best = Isa::detect();
     let vectors = if best == Isa::Amx { Isa::Avx512 } else { best };
+    let mut all = Vec::new();
     for kind in kinds {
-        match kind.as_str() {
-            "bf16" => measure(&team, best, Dtype::Bf16, rounds, &sizes),
-            "bf16-avx512" => measure(&team, vectors, Dtype::Bf16, rounds, &sizes),
-            "f32" => measure(&team, best, Dtype::F32, rounds, &sizes),
-            other => println!("skipped: {other} is none of bf16, bf16-avx512, f32"),
-        }
+        all.push(match kind.as_str() {
+            "bf16" => (best, Kind::Float(Dtype::Bf16)),
+            "bf16-avx512" => (vectors, Kind::Float(Dtype::Bf16)),
+            "f32" => (best, Kind::Float(Dtype::F32)),
+            "int8" => (best, Kind::Int8(ActivationType::Int8)),
+            "int8-f32" => (best, Kind::Int8(ActivationType::F32)),
+            other => {
+                println!("skipped: {other} is none of bf16, bf16-avx512, f32, int8, int8-f32");
+                continue;
+            }
+        });
     }
+    measure(&team, &all, rounds, &sizes);
 }

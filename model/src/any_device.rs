@@ -135,6 +135,10 @@ impl Device for AnyDevice {
         on!(self, device => device.table(tensor))
     }
 
+    fn head(&mut self, tensor: &Tensor<'_>) -> Result<BufferId, ModelError> {
+        on!(self, device => device.head(tensor))
+    }
+
     fn table_and_matrix(&mut self, tensor: &Tensor<'_>) -> Result<(BufferId, BufferId), ModelError> {
         on!(self, device => device.table_and_matrix(tensor))
     }

@@ -147,7 +147,7 @@ impl<B: Copy> DenseDecoder<B> {
         let (embed, head) = if c.tie_word_embeddings {
             device.table_and_matrix(&checkpoint.embedding()?)?
         } else {
-            (device.table(&checkpoint.embedding()?)?, device.matrix(&[checkpoint.lm_head()?])?)
+            (device.table(&checkpoint.embedding()?)?, device.head(&checkpoint.lm_head()?)?)
         };
         let (rows, logit_rows) = (limits.token_rows, limits.logit_rows);
         Ok(Self {

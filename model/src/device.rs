@@ -257,12 +257,21 @@ pub trait Device {
     fn vector(&mut self, values: Vec<f32>) -> Result<Self::Buf, ModelError>;
 
     /// A weight matrix for [`Op::MatMul`]: the tensors, each `[n_i, k]`, stacked along n and rounded to the
-    /// device's dtype.
+    /// device's dtype, or quantised if the device quantises.
     ///
     /// # Errors
     ///
     /// Not enough memory, or tensors that do not stack.
     fn matrix(&mut self, stacked: &[Tensor<'_>]) -> Result<Self::Buf, ModelError>;
+
+    /// The output head for [`Op::MatMul`], rounded to the device's dtype: it is never quantised.
+    ///
+    /// # Errors
+    ///
+    /// Not enough memory.
+    fn head(&mut self, tensor: &Tensor<'_>) -> Result<Self::Buf, ModelError> {
+        self.matrix(std::slice::from_ref(tensor))
+    }
 
     /// A matrix whose rows are looked up by [`Op::Embed`].
     ///
@@ -271,14 +280,14 @@ pub trait Device {
     /// Not enough memory.
     fn table(&mut self, tensor: &Tensor<'_>) -> Result<Self::Buf, ModelError>;
 
-    /// A tensor as a [`table`](Self::table) and as a [`matrix`](Self::matrix) of its own. It is one buffer for both on a
+    /// A tensor as a [`table`](Self::table) and as the [`head`](Self::head). It is one buffer for both on a
     /// device that lays them out alike.
     ///
     /// # Errors
     ///
     /// Not enough memory.
     fn table_and_matrix(&mut self, tensor: &Tensor<'_>) -> Result<(Self::Buf, Self::Buf), ModelError> {
-        Ok((self.table(tensor)?, self.matrix(std::slice::from_ref(tensor))?))
+        Ok((self.table(tensor)?, self.head(tensor)?))
     }
 
     /// Several matrices of one shape, for [`SparseOp`]. `fill(i, row, values)` writes row `row` of matrix i.

@@ -26,7 +26,7 @@ pub fn header(info: &SessionInfo, shape: BatchShape) -> String {
          runs     {} warm-up, {} timed; seed {}, revision {}\n",
         info.model_id,
         count(info.parameters),
-        info.dtype,
+        info.types(),
         machine::name(),
         info.isa,
         processor(info),

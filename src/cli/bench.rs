@@ -7,6 +7,7 @@ use super::calibrate::Calibrate;
 use super::compare::Compare;
 use super::infill::Infill;
 use super::latency_flags::Latency;
+use super::perplexity::Perplexity;
 use super::prune_bench::PruneBench;
 use super::scheduler_bench::SchedulerBench;
 
@@ -40,6 +41,10 @@ pub enum Bench {
     /// frequent token, and that of a causal model which knows all tokens before the place, masked or not. With --decoder dual-cache-skip the
     /// masks are also filled pass by pass: with the dual cache, with token skip in the very same passes, and with token skip on its own.
     Infill(Box<Infill>),
+    /// How well a model predicts a text: its perplexity
+    ///
+    /// The text is cut into pieces of one length. Each token of a piece but the first is predicted from those before it in the piece.
+    Perplexity(Box<Perplexity>),
     /// Scheduler, block manager and metadata without a model
     Scheduler(SchedulerBench),
 }
@@ -52,6 +57,7 @@ impl Bench {
             Self::Calibrate(calibrate) => calibrate.run(),
             Self::Prune(prune) => prune.run(),
             Self::Infill(infill) => infill.run(),
+            Self::Perplexity(perplexity) => perplexity.run(),
             Self::Scheduler(scheduler) => scheduler.run(),
         }
     }

@@ -11,9 +11,9 @@ use pagedraft::session::{
     MOST_LOGIT_ROWS, ModelRef, PruneOptions, Session, SessionInfo, TraceOptions, local_pool,
 };
 use pagedraft_attention::isa::Isa;
-use pagedraft_model::Dtype;
 use pagedraft_model::cuda::{self, KvStorage};
 use pagedraft_model::tiers::LocalPool;
+use pagedraft_model::{ActivationType, Dtype, Quantization};
 use pagedraft_scheduler::Policy;
 use pagedraft_workloads::run::LineFormat;
 use pagedraft_workloads::trace::{DsaFormat, DsaRows, TraceTables, TraceWriter};
@@ -87,6 +87,12 @@ pub struct EngineFlags {
     /// Data type of weights and KV (default: the checkpoint's)
     #[arg(long, value_enum, default_value = "auto")]
     dtype: DtypeName,
+    /// Weights of the layers in 8-bit integers, on the CPU, for a draft model's too (default: as the checkpoint is)
+    #[arg(long, value_enum, value_name = "TYPE", default_value = "auto")]
+    quantization: QuantizationName,
+    /// What products with 8-bit weights round their inputs to [default: int8]
+    #[arg(long, value_enum, value_name = "TYPE")]
+    activations: Option<ActivationsName>,
     /// CPU threads (default: as many as there are cores)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     threads: Option<u32>,
@@ -182,6 +188,24 @@ enum DtypeName {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
+enum QuantizationName {
+    /// As the checkpoint is
+    Auto,
+    /// In the type that --dtype says
+    None,
+    /// In 8-bit integers, with a scale for each 64 inputs of an output
+    Int8,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum ActivationsName {
+    /// To 8-bit integers, with a scale for each 64 inputs of a row
+    Int8,
+    /// To nothing: weights are widened to f32, slowly
+    F32,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
 enum KvDtypeName {
     /// That of the weights
     Auto,
@@ -261,6 +285,15 @@ impl EngineFlags {
                 DtypeName::F16 => Some(Dtype::F16),
                 DtypeName::Bf16 => Some(Dtype::Bf16),
             },
+            quantization: match self.quantization {
+                QuantizationName::Auto => None,
+                QuantizationName::None => Some(Quantization::None),
+                QuantizationName::Int8 => Some(Quantization::Int8(ActivationType::default())),
+            },
+            activations: self.activations.map(|name| match name {
+                ActivationsName::Int8 => ActivationType::Int8,
+                ActivationsName::F32 => ActivationType::F32,
+            }),
             threads: self.threads.map_or_else(cores, |threads| threads as usize),
             isa: match self.isa {
                 IsaName::Auto => None,

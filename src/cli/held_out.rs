@@ -1,12 +1,22 @@
 //! Cuts prompts for benchmarks from a text that the embedded models were not trained on.
 
+use std::path::Path;
+
 use anyhow::Context;
+use pagedraft::exit::usage;
 use pagedraft::session::Session;
 
 use super::interrupt;
 
 /// The text.
 pub const TEXT: &str = include_str!("../../assets/held_out.txt");
+
+/// The text of a file that `--text` names, or the text.
+pub fn read(file: Option<&Path>) -> anyhow::Result<String> {
+    let Some(file) = file else { return Ok(TEXT.to_owned()) };
+    let read = std::fs::read_to_string(file);
+    read.with_context(|| format!("--text {} can't be read as UTF-8", file.display())).map_err(usage)
+}
 
 /// Makes `count` prompts of `length` tokens. A model without a tokenizer, or with weights that were never
 /// trained, gets token ids drawn from `seed`. There are fewer prompts if Ctrl-C was pressed.

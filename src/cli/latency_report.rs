@@ -185,6 +185,7 @@ impl<'a> Report<'a> {
             "deterministic_cost": self.cost.as_ref().map(DeterministicCost::json),
             "revision": pagedraft::REVISION,
             "dtype": info.dtype.to_string(),
+            "quantization": info.quantization.to_string(),
             "parameters": info.parameters,
             "dummy_weights": info.dummy_weights,
             "input_len": flags.input_len,

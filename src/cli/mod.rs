@@ -23,9 +23,11 @@ mod open_files;
 #[cfg(feature = "otel")]
 mod otel;
 mod output_file;
+mod perplexity;
 mod prompts;
 mod prune_bench;
 mod prune_flags;
+mod quantize;
 mod recording;
 mod replay;
 mod report;
@@ -36,6 +38,7 @@ mod stamp;
 mod stdout;
 mod step_figures;
 mod tensor_flags;
+mod together;
 mod trace;
 mod train;
 
@@ -75,6 +78,8 @@ enum Command {
     Trace(trace::Trace),
     /// Draw what one run wrote, or several: one page with pictures, and the KV blocks step by step
     Report(report::Report),
+    /// Write a model with the matrices of its layers in 8 bits
+    Quantize(quantize::Quantize),
     /// Train the embedded models (builds with `--features train`)
     Train(Box<train::Train>),
 }
@@ -111,6 +116,7 @@ pub fn run() -> ExitCode {
         Some(Command::Serve(serve)) => serve.run(),
         Some(Command::Trace(trace)) => trace.run(),
         Some(Command::Report(report)) => report.run(),
+        Some(Command::Quantize(quantize)) => quantize.run(),
         Some(Command::Train(train)) => train.run(),
     });
     match ended {

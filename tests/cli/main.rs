@@ -27,6 +27,7 @@ mod object_store;
 mod program;
 mod prompts;
 mod prune;
+mod quantize;
 #[cfg(feature = "redis-pool")]
 mod redis_server;
 mod refusals;

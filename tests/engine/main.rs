@@ -23,6 +23,7 @@ mod prune_cache;
 mod prune_scorers;
 mod prune_sparse;
 mod pruned;
+mod quantized;
 #[path = "../requests/mod.rs"]
 mod requests;
 mod schedule;

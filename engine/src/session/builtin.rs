@@ -6,11 +6,14 @@ use pagedraft_model::checkpoint::Checkpoint;
 
 use crate::error::{Context, Result, bail};
 
-struct Builtin {
+/// An embedded model, as the files that a directory would have.
+pub struct Builtin {
     name: &'static str,
-    config: &'static [u8],
+    /// `config.json`.
+    pub config: &'static [u8],
     weights: &'static [u8],
-    tokenizer: &'static [u8],
+    /// `tokenizer.json`.
+    pub tokenizer: &'static [u8],
     /// Modules that were trained to prune its prompts.
     modules: Option<&'static [u8]>,
 }
@@ -33,7 +36,7 @@ macro_rules! builtin {
     };
 }
 
-const BUILTINS: [Builtin; 5] = [
+static BUILTINS: [Builtin; 5] = [
     builtin!("target", pruned),
     builtin!("draft"),
     builtin!("dsa"),
@@ -41,16 +44,26 @@ const BUILTINS: [Builtin; 5] = [
     builtin!("llada"),
 ];
 
+/// The files of the embedded model with this name.
+///
+/// # Errors
+///
+/// No embedded model has this name.
+pub fn files(name: &str) -> Result<&'static Builtin> {
+    let Some(found) = BUILTINS.iter().find(|b| b.name == name) else {
+        let names: Vec<_> = BUILTINS.iter().map(|b| format!("builtin:{}", b.name)).collect();
+        bail!("there is no embedded model builtin:{name}; there are {}", names.join(", "));
+    };
+    Ok(found)
+}
+
 /// Reads the embedded model with this name.
 ///
 /// # Errors
 ///
 /// No embedded model has this name.
 pub fn checkpoint(name: &str) -> Result<Checkpoint> {
-    let Some(found) = BUILTINS.iter().find(|b| b.name == name) else {
-        let names: Vec<_> = BUILTINS.iter().map(|b| format!("builtin:{}", b.name)).collect();
-        bail!("there is no embedded model builtin:{name}; there are {}", names.join(", "));
-    };
+    let found = files(name)?;
     let path = format!("builtin:{name}");
     Checkpoint::from_bytes(&path, found.config, found.weights, found.tokenizer)
         .with_context(|| format!("the embedded model {path} does not load"))

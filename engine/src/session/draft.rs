@@ -6,7 +6,7 @@ use pagedraft_block_manager::{GroupId, KvGroup};
 use pagedraft_model::checkpoint::Checkpoint;
 use pagedraft_model::cuda::{Gpu, MemoryNeed};
 use pagedraft_model::tokenizer::Tokenizer;
-use pagedraft_model::{AnyDevice, CaptureReport, ModelError, Runner};
+use pagedraft_model::{AnyDevice, CaptureReport, ModelError, Quantization, Runner};
 use pagedraft_spec_decode::proposer::{DraftModel, DraftOptions};
 
 use super::checkpoint;
@@ -83,7 +83,8 @@ impl PlacedDraft {
         };
         let mut group = KvGroup { id, name: "draft".to_owned(), lags: true, ..own };
         let (fingerprint, dtype) = (self.checkpoint.fingerprint(), self.placement.dtype());
-        group.salt = KvModel { fingerprint, dtype, kv_dtype: dtype }.group_salt(&group);
+        let quantization = self.placement.quantization();
+        group.salt = KvModel { fingerprint, dtype, quantization, kv_dtype: dtype }.group_salt(&group);
         Ok(group)
     }
 
@@ -134,7 +135,10 @@ impl PlacedDraft {
 
     /// A probe of the model, and what stands for its weights.
     pub fn into_probe(self, longest: u32, block_size: u32) -> (Arc<LazyProbe>, String) {
-        let name = format!("{} {}", self.checkpoint.fingerprint(), self.placement.dtype());
+        let mut name = format!("{} {}", self.checkpoint.fingerprint(), self.placement.dtype());
+        if self.placement.quantization() != Quantization::None {
+            name.push_str(&format!(" {}", self.placement.quantization()));
+        }
         (probe(self.checkpoint, self.placement, longest, block_size), name)
     }
 

@@ -1,7 +1,7 @@
 //! What a session tells about its engine.
 
 use pagedraft_block_manager::Salt;
-use pagedraft_model::{CaptureReport, Dtype};
+use pagedraft_model::{CaptureReport, Dtype, Quantization};
 
 use super::placement::InstructionSet;
 
@@ -18,6 +18,8 @@ pub struct SessionInfo {
     pub parameters: u64,
     /// The type of weights and KV.
     pub dtype: Dtype,
+    /// How the matrices of its layers are quantised.
+    pub quantization: Quantization,
     /// The instruction set of the kernels.
     pub isa: InstructionSet,
     /// Why the engine is not on a GPU, if `auto` was asked for.
@@ -57,4 +59,15 @@ pub struct SessionInfo {
     /// The numbers of token rows that the target's graphs were captured for, in ascending order; empty if
     /// every step is eager.
     pub graph_sizes: Vec<u32>,
+}
+
+impl SessionInfo {
+    /// The types of weights and KV in words: `bfloat16`, or `bfloat16, weights int8`.
+    #[must_use]
+    pub fn types(&self) -> String {
+        match self.quantization {
+            Quantization::None => self.dtype.to_string(),
+            quantised => format!("{}, weights {quantised}", self.dtype),
+        }
+    }
 }

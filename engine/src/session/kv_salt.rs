@@ -2,8 +2,8 @@
 //! blocks.
 
 use pagedraft_block_manager::{KvGroup, Salt};
-use pagedraft_model::Dtype;
 use pagedraft_model::checkpoint::Fingerprint;
+use pagedraft_model::{Dtype, Quantization};
 
 /// The properties of a model that its KV depends on.
 #[derive(Clone, Copy, Debug)]
@@ -11,6 +11,8 @@ pub(super) struct KvModel {
     pub fingerprint: Fingerprint,
     /// The type of the weights in computations.
     pub dtype: Dtype,
+    /// How the matrices are quantised.
+    pub quantization: Quantization,
     /// The type of the stored keys and values.
     pub kv_dtype: Dtype,
 }
@@ -25,11 +27,17 @@ impl KvModel {
     /// count: the KV of the target is the same with and without a draft model, and blocks are only looked
     /// up within their own group.
     pub fn salt(&self, groups: &[KvGroup]) -> Salt {
-        let Self { fingerprint, dtype, kv_dtype } = self;
+        let Self { fingerprint, dtype, quantization, kv_dtype } = self;
         let (fingerprint, dtype, kv_dtype) =
             (fingerprint.to_string(), dtype.to_string(), kv_dtype.to_string());
-        let groups: String = groups.iter().map(spec).collect();
-        Salt::of(&[("model", &fingerprint), ("dtype", &dtype), ("kv_dtype", &kv_dtype), ("groups", &groups)])
+        let (groups, quantization): (String, _) =
+            (groups.iter().map(spec).collect(), quantization.to_string());
+        let mut parts =
+            vec![("model", &*fingerprint), ("dtype", &dtype), ("kv_dtype", &kv_dtype), ("groups", &groups)];
+        if self.quantization != Quantization::None {
+            parts.push(("quantization", &quantization));
+        }
+        Salt::of(&parts)
     }
 }
 
@@ -51,6 +59,7 @@ pub(super) fn of_tenant(engine: Salt, tenant: &str) -> Salt {
 
 #[cfg(test)]
 mod tests {
+    use pagedraft_model::ActivationType;
     use pagedraft_model::checkpoint::Checkpoint;
 
     use super::*;
@@ -58,7 +67,7 @@ mod tests {
 
     fn model(name: &str) -> KvModel {
         let fingerprint = builtin::checkpoint(name).unwrap().fingerprint();
-        KvModel { fingerprint, dtype: Dtype::F32, kv_dtype: Dtype::F32 }
+        KvModel { fingerprint, dtype: Dtype::F32, quantization: Quantization::None, kv_dtype: Dtype::F32 }
     }
 
     #[test]
@@ -70,6 +79,10 @@ mod tests {
             target.salt(std::slice::from_ref(&group)),
             model("draft").salt(std::slice::from_ref(&group)),
             KvModel { dtype: Dtype::Bf16, ..target }.salt(std::slice::from_ref(&group)),
+            KvModel { quantization: Quantization::Int8(ActivationType::Int8), ..target }
+                .salt(std::slice::from_ref(&group)),
+            KvModel { quantization: Quantization::Int8(ActivationType::F32), ..target }
+                .salt(std::slice::from_ref(&group)),
             KvModel { kv_dtype: Dtype::Bf16, ..target }.salt(std::slice::from_ref(&group)),
             target.salt(std::slice::from_ref(&windowed)),
             target.salt(&[KvGroup::dense(5, 1024)]),

@@ -189,7 +189,12 @@ pub(super) fn load(options: &EngineOptions) -> Result<Loaded> {
     // The scheduler refuses bad figures before anything large is allocated.
     let target_ids: Vec<GroupId> = target_groups.iter().map(|group| group.id).collect();
     let dtype = placement.dtype();
-    let kv_model = KvModel { fingerprint: checkpoint.fingerprint(), dtype, kv_dtype: dtype };
+    let kv_model = KvModel {
+        fingerprint: checkpoint.fingerprint(),
+        dtype,
+        quantization: placement.quantization(),
+        kv_dtype: dtype,
+    };
     let kv_salt = kv_model.salt(&target_groups);
     for group in &mut target_groups {
         group.salt = kv_model.group_salt(group);
@@ -280,6 +285,7 @@ pub(super) fn load(options: &EngineOptions) -> Result<Loaded> {
         hidden_size: config.hidden_size,
         parameters: config.num_parameters(),
         dtype: placement.dtype(),
+        quantization: placement.quantization(),
         isa,
         no_gpu,
         deterministic: options.deterministic || !placement.is_gpu(),

@@ -32,6 +32,7 @@ pub(super) fn opened(info: &SessionInfo, groups: &[KvGroup]) {
         model = info.model_id,
         parameters = info.parameters,
         dtype = %info.dtype,
+        quantization = %info.quantization,
         instruction_set = %info.isa,
         threads = info.threads,
         max_model_len = info.max_model_len,

@@ -51,6 +51,7 @@ use pagedraft_spec_decode::tensors::{TensorTracer, TensorTracing};
 use pagedraft_spec_decode::{ExecutionRecord, ModelExecutor};
 use pagedraft_workloads::trace::{TraceTables, TraceWriter};
 
+pub(crate) use builtin::files as builtin_files;
 pub use checkpoint::open_checkpoint;
 pub use diffusion::{Decoder, Diffusion, DiffusionFault, DiffusionOutput, DiffusionStep};
 pub use indexer_topk::IndexerTopk;

@@ -10,9 +10,9 @@ use std::sync::atomic::AtomicBool;
 use super::diffusion::Diffusion;
 use super::tiers::KvTiers;
 use pagedraft_attention::isa::Isa;
-use pagedraft_model::Dtype;
 use pagedraft_model::checkpoint::IndexKeys;
 use pagedraft_model::cuda::KvStorage;
+use pagedraft_model::{ActivationType, Dtype, Quantization};
 use pagedraft_scheduler::Policy;
 use pagedraft_spec_decode::Scorer;
 use pagedraft_spec_decode::acceptance::Acceptance;
@@ -391,6 +391,10 @@ pub struct EngineOptions {
     pub device: DeviceRef,
     /// The type of weights and KV; by default the checkpoint's.
     pub dtype: Option<Dtype>,
+    /// How the matrices of the models' layers are quantised; by default as the checkpoint is.
+    pub quantization: Option<Quantization>,
+    /// What products with 8-bit weights round their activations to; by default to 8 bits. It is refused where weights are not in 8 bits.
+    pub activations: Option<ActivationType>,
     /// How keys and values are stored.
     pub kv: KvStorage,
     /// Whether a GPU's results depend on the request alone, as the CPU's always do.
@@ -460,6 +464,8 @@ impl EngineOptions {
             policy: Policy::default(),
             device: DeviceRef::default(),
             dtype: None,
+            quantization: None,
+            activations: None,
             kv: KvStorage::default(),
             deterministic: true,
             threads: 1,

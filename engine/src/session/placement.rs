@@ -8,7 +8,7 @@ use pagedraft_model::checkpoint::ModelConfig;
 use pagedraft_model::cpu::{CpuDevice, CpuOptions};
 use pagedraft_model::cuda::{self, CudaDevice, CudaOptions, Gpu, KvStorage, MemoryNeed};
 use pagedraft_model::dense::kv_groups;
-use pagedraft_model::{AnyArena, AnyDevice, Dtype, StepLimits};
+use pagedraft_model::{ActivationType, AnyArena, AnyDevice, Dtype, Quantization, StepLimits};
 
 use super::options::{DeviceRef, EngineOptions, ModelRef};
 use crate::error::{EngineError, Result, bail};
@@ -60,6 +60,7 @@ pub(super) struct Place<'a> {
 pub(super) struct Placement {
     target: Target,
     dtype: Dtype,
+    quantization: Quantization,
     kv: KvStorage,
     block_size: u32,
     threads: usize,
@@ -82,6 +83,11 @@ impl Placement {
             .require()
             .map_err(|e| EngineError::from(e).into_input())?;
         let on = |target| Self::on(target, options, config);
+        if options.activations.is_some() && on(Target::Cpu(isa)).quantization == Quantization::None {
+            let error =
+                "--activations says how 8-bit weights are multiplied, and the weights are not in 8 bits";
+            return Err(EngineError::input_hint(error, "--quantization int8, or leave the flag out"));
+        }
         match options.device {
             DeviceRef::Cpu => Ok((on(Target::Cpu(isa)), None)),
             DeviceRef::Cuda => {
@@ -90,12 +96,18 @@ impl Placement {
                     error.into_input().hint("--device cpu, or auto to take a GPU where there is one")
                 })?;
                 let placement = on(Target::Cuda);
+                if let Some(why) = placement.refused_by_gpu() {
+                    return Err(EngineError::input_hint(why, "--device cpu, or --quantization none"));
+                }
                 placement.check(config)?;
                 Ok((placement, None))
             }
             DeviceRef::Auto => {
                 let placement = on(Target::Cuda);
                 let has_kernels = |placement: Self, config: &ModelConfig| {
+                    if let Some(why) = placement.refused_by_gpu() {
+                        return Err(why.to_owned());
+                    }
                     cuda::check(
                         config,
                         placement.dtype,
@@ -134,6 +146,7 @@ impl Placement {
         Self {
             target,
             dtype: options.dtype.unwrap_or(own),
+            quantization: quantization(options, config),
             kv: options.kv,
             block_size: options.block_size,
             threads: options.threads,
@@ -158,6 +171,18 @@ impl Placement {
     /// The type of weights, and of KV unless something else is said.
     pub fn dtype(&self) -> Dtype {
         self.dtype
+    }
+
+    /// How the matrices of the layers are quantised.
+    pub fn quantization(&self) -> Quantization {
+        self.quantization
+    }
+
+    /// Why the model cannot be on a GPU, if its weights are quantised.
+    fn refused_by_gpu(&self) -> Option<&'static str> {
+        (self.quantization != Quantization::None).then_some(
+            "weights in 8 bits are multiplied on the CPU alone: the GPU's kernels have no such product",
+        )
     }
 
     /// Whether it is on a GPU.
@@ -256,10 +281,12 @@ impl Placement {
             (Target::Cpu(isa), AnyArena::Cpu(arena)) => {
                 let options =
                     CpuOptions { isa, threads: self.threads, dtype: self.dtype, block_size: self.block_size };
-                Ok(AnyDevice::Cpu(Box::new(match beside {
+                let mut cpu = match beside {
                     Some(AnyDevice::Cpu(other)) => other.beside(&options, arena, groups)?,
                     _ => CpuDevice::new(&options, arena, groups)?,
-                })))
+                };
+                cpu.quantise(self.quantization);
+                Ok(AnyDevice::Cpu(Box::new(cpu)))
             }
             (Target::Cuda, AnyArena::Cuda(arena)) => {
                 let gpu = gpu.ok_or_else(|| EngineError::failed("there is no GPU to open a device on"))?;
@@ -269,6 +296,15 @@ impl Placement {
             }
             _ => bail!("the KV arena and the device lie on different machines"),
         }
+    }
+}
+
+/// How a model's matrices are quantised: as the options say, or as the checkpoint is.
+fn quantization(options: &EngineOptions, config: &ModelConfig) -> Quantization {
+    let own = if config.int8_weights { Quantization::Int8(ActivationType::Int8) } else { Quantization::None };
+    match (options.quantization.unwrap_or(own), options.activations) {
+        (Quantization::Int8(_), Some(activations)) => Quantization::Int8(activations),
+        (other, _) => other,
     }
 }
 

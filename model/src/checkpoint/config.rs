@@ -48,6 +48,8 @@ pub struct ModelConfig {
     /// The window of each layer: with `Some(w)`, query i sees keys j with i - w < j <= i; with `None`, all
     /// of j <= i.
     pub windows: Vec<Option<u32>>,
+    /// The matrices of the layers are stored in [8 bits](crate::cpu::int8).
+    pub int8_weights: bool,
     /// The type the checkpoint says it was saved in; float32 where it says nothing.
     pub torch_dtype: Dtype,
     /// Tokens that end a text; of `generation_config.json` where it names any. May be empty.

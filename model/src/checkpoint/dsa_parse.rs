@@ -13,6 +13,7 @@ use super::dtype::Dtype;
 use super::fields::Fields;
 use super::fp8;
 use super::index_sharing::index_sources;
+use super::int8;
 use super::parse::{MOST_LAYERS, MOST_VOCAB, MOST_WIDTH, refuse_numbers};
 use super::rope_yarn::{Yarn, rope_and_yarn};
 use crate::error::ModelError;
@@ -156,6 +157,7 @@ pub(super) fn parse(
         qk_norm: false,
         windows: vec![None; num_layers],
         torch_dtype: dtype,
+        int8_weights: int8::is_in(fields)?,
         eos_token_ids: match fields.has("eos_token_id") {
             true => fields.token_ids("eos_token_id")?,
             false => vec![1],

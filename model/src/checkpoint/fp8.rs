@@ -3,6 +3,7 @@
 use std::sync::LazyLock;
 
 use super::fields::Fields;
+use super::int8;
 use super::quantisation;
 use super::tensor::Tensor;
 use crate::error::ModelError;
@@ -19,6 +20,9 @@ pub(super) const SCALES: &str = "_scale_inv";
 /// Other kinds of quantised weights.
 pub(super) fn block_of(fields: Fields<'_>) -> Result<Option<[usize; 2]>, ModelError> {
     let name = "quantization_config";
+    if int8::is_in(fields)? {
+        return Ok(None);
+    }
     let Some(nested) = fields.nested(name, "quantization_config.")? else {
         quantisation::refuse(fields)?;
         return Ok(None);

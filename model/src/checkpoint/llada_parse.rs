@@ -6,6 +6,7 @@ use super::architecture::Architecture;
 use super::config::{MOST_POSITIONS, ModelConfig};
 use super::dtype::Dtype;
 use super::fields::Fields;
+use super::int8;
 use super::parse::{MOST_LAYERS, MOST_VOCAB, MOST_WIDTH};
 use super::quantisation;
 use super::rope::{Rope, RopeScaling};
@@ -109,6 +110,7 @@ pub(super) fn parse(fields: Fields<'_>, dtype: Dtype) -> Result<ModelConfig, Mod
         qk_norm: false,
         windows: vec![None; num_layers],
         torch_dtype: dtype,
+        int8_weights: int8::is_in(fields)?,
         eos_token_ids: fields.token_ids("eos_token_id")?,
         bos_token_id: fields.token_ids("bos_token_id")?.first().copied(),
         dsa: None,

@@ -27,6 +27,7 @@ mod foreign;
 mod fp8;
 mod gguf;
 mod index_sharing;
+mod int8;
 mod llada_parse;
 mod parse;
 mod quantisation;
@@ -53,6 +54,7 @@ pub use dsa::{DsaConfig, ExpertsConfig, INDEX_NORM_EPS, IndexKeys, LATENT_NORM_E
 pub use dtype::Dtype;
 pub use fingerprint::Fingerprint;
 pub use gguf::{GgmlType, Gguf};
+pub use int8::{INT8_METHOD, INT8_SCALES, quantised_tensors};
 pub use rope::{Rope, RopeScaling};
 pub use tensor::Tensor;
 
@@ -257,6 +259,9 @@ impl Checkpoint {
             StoredDtype::F32 => Dtype::F32,
             StoredDtype::F16 => Dtype::F16,
             StoredDtype::BF16 => Dtype::Bf16,
+            StoredDtype::I8 if self.config.int8_weights => {
+                return self.int8_tensor(name, shape, stored.bytes);
+            }
             StoredDtype::F8_E4M3 if self.fp8_block().is_some() => {
                 return self.fp8_tensor(name, shape, stored.bytes);
             }
@@ -336,7 +341,7 @@ impl Checkpoint {
     /// is not as it must be because the weights are quantised, that is the error.
     fn check(&self) -> Result<(), ModelError> {
         self.check_tensors().map_err(|error| {
-            if self.fp8_block().is_some() {
+            if self.fp8_block().is_some() || self.config.int8_weights {
                 return error;
             }
             let Weights::Stored { index, .. } = &self.weights else { return error };

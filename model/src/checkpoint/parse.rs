@@ -15,6 +15,7 @@ use super::config::{MOST_POSITIONS, ModelConfig};
 use super::dsa_parse;
 use super::dtype::Dtype;
 use super::fields::{Fields, parse_object};
+use super::int8;
 use super::llada_parse;
 use super::quantisation;
 use super::rope_parameters::rope;
@@ -93,6 +94,7 @@ impl ModelConfig {
             qk_norm: architecture == Architecture::Qwen3,
             windows,
             torch_dtype: dtype(fields)?,
+            int8_weights: int8::is_in(fields)?,
             eos_token_ids: match fields.has("eos_token_id") {
                 true => fields.token_ids("eos_token_id")?,
                 false => defaults.eos_token_id.into_iter().collect(),

@@ -3,12 +3,16 @@
 use serde_json::{Map, Value};
 
 use super::fields::Fields;
+use super::int8;
 use crate::error::ModelError;
 
 const HINT: &str = "use the float32, float16 or bfloat16 checkpoint that it was made from";
 
-/// Refuses a configuration that speaks of quantised weights.
+/// Refuses a configuration that speaks of quantised weights, but for those that [are read](int8).
 pub(super) fn refuse(fields: Fields<'_>) -> Result<(), ModelError> {
+    if int8::is_in(fields)? {
+        return Ok(());
+    }
     for name in ["quantization_config", "compression_config", "quantization"] {
         let Some(value) = fields.get(name) else { continue };
         let nothing = Map::new();

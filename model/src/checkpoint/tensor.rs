@@ -6,6 +6,8 @@ use super::dtype::Dtype;
 use super::dummy::Generator;
 use super::fp8::{Blocks, power_of_two};
 use super::gguf::{GgmlType, Rows};
+use super::int8::Int8Matrix;
+use crate::cpu::int8::Int8Row;
 use crate::error::ModelError;
 
 /// A weight: a view of a file's bytes, or values drawn from a seed. Cheap to make and to clone;
@@ -33,6 +35,8 @@ enum Values<'a> {
     Blocks(Blocks<'a>),
     /// Of a GGUF file; the tensor's dtype is float32 where they are quantised.
     Ggml(Rows<'a>),
+    /// In 8-bit integers with a scale for each block of a row; the tensor's dtype is what it is widened to.
+    Int8(Int8Matrix<'a>),
 }
 
 impl<'a> Tensor<'a> {
@@ -62,6 +66,11 @@ impl<'a> Tensor<'a> {
         Tensor::new(name, dtype, shape, Values::Ggml(rows))
     }
 
+    /// The caller has checked that integers and scales have the shapes that go with the tensor's.
+    pub(super) fn int8(name: &str, shape: &[usize], matrix: Int8Matrix<'a>) -> Self {
+        Tensor::new(name, Dtype::F32, shape, Values::Int8(matrix))
+    }
+
     fn new(name: &str, dtype: Dtype, shape: &[usize], values: Values<'a>) -> Self {
         let row_len = shape.last().copied().unwrap_or(1);
         let rows = shape.iter().rev().skip(1).product();
@@ -73,8 +82,8 @@ impl<'a> Tensor<'a> {
         &self.name
     }
 
-    /// The type it is stored in; for dummy weights, the configuration's; float32 for weights in fp8 and in
-    /// quantised blocks, which are widened.
+    /// The type it is stored in; for dummy weights, the configuration's; float32 for weights in fp8, in 8 bits and in
+    /// quantised blocks of a GGUF file, which are widened.
     pub fn dtype(&self) -> Dtype {
         self.dtype
     }
@@ -107,6 +116,7 @@ impl<'a> Tensor<'a> {
             Values::Drawn(generator) => generator.fill_row(row, out),
             Values::Blocks(blocks) => blocks.read_row(row, out)?,
             Values::Ggml(rows) => rows.read_row(row, out),
+            Values::Int8(matrix) => matrix.read_row(row, out),
             Values::Powers(bytes) => {
                 let bytes = bytes.get(row * out.len()..(row + 1) * out.len()).unwrap_or(&[]);
                 out.iter_mut().zip(bytes).for_each(|(out, &byte)| *out = power_of_two(byte));
@@ -119,7 +129,17 @@ impl<'a> Tensor<'a> {
         Ok(())
     }
 
-    /// The little-endian bytes of a row as stored; `None` for dummy weights, for fp8, for quantised blocks and past the end.
+    /// Makes `to` the row `row` of a matrix that is stored in 8 bits. Returns whether it is, and has the row.
+    pub fn take_int8(&self, row: usize, to: &mut Int8Row) -> bool {
+        let Values::Int8(matrix) = &self.values else { return false };
+        let has = row < self.rows;
+        if has {
+            matrix.take_row(row, self.row_len, to);
+        }
+        has
+    }
+
+    /// The little-endian bytes of a row as stored; `None` for dummy weights, for fp8, for 8 bits, for quantised blocks and past the end.
     pub fn raw_row(&self, row: usize) -> Option<&'a [u8]> {
         let bytes = match &self.values {
             Values::Stored(bytes) => bytes,
@@ -143,13 +163,13 @@ impl<'a> Tensor<'a> {
         }
     }
 
-    /// All the bytes as stored, row by row, little-endian; `None` for dummy weights, fp8, quantised blocks, and rows that are in another
+    /// All the bytes as stored, row by row, little-endian; `None` for dummy weights, fp8, 8 bits, quantised blocks, and rows that are in another
     /// order in their file.
     pub fn raw(&self) -> Option<&'a [u8]> {
         match &self.values {
             Values::Stored(bytes) => Some(bytes),
             Values::Ggml(rows) => rows.plain(),
-            Values::Drawn(_) | Values::Blocks(_) | Values::Powers(_) => None,
+            Values::Drawn(_) | Values::Blocks(_) | Values::Powers(_) | Values::Int8(_) => None,
         }
     }
 

@@ -18,10 +18,11 @@ use parking_lot::Mutex;
 use crate::checkpoint::{Dtype, ModelConfig, Tensor};
 use crate::cpu::arena::KvArena;
 use crate::cpu::buffer::{Activations, Buffer, Table};
+use crate::cpu::int8::Int8Row;
 use crate::cpu::kv::{self, CpuKv};
 use crate::cpu::memory::Memory;
 use crate::cpu::panel::PackedMatrix;
-use crate::cpu::rows::PackedRows;
+use crate::cpu::rows::{InputType, PackedRows};
 use crate::cpu::sparse::{Choices, SparseState};
 use crate::cpu::team::Team;
 use crate::device::{BufferId, Device, IndexMass, Mass, Op, Precision};
@@ -29,6 +30,7 @@ use crate::dsa::{FillMatrices, MatrixStack};
 use crate::error::ModelError;
 use crate::graph::GraphKey;
 use crate::kv::{KvRef, KvRows, PartShape};
+use crate::quantization::{ActivationType, Quantization};
 use crate::step_inputs::StepInputs;
 use crate::tiers::{TierOptions, Tiers};
 
@@ -61,6 +63,7 @@ const LARGE_STEP: usize = 256;
 pub struct CpuDevice {
     pub(super) isa: Isa,
     dtype: Dtype,
+    quantization: Quantization,
     block_size: u32,
     pub(super) team: Arc<Team>,
     pub(super) kv: CpuKv,
@@ -124,6 +127,11 @@ impl CpuDevice {
         self.kv.keep_in_tiers(options);
     }
 
+    /// Has the matrices of the layers quantised when they are loaded. To be called before a model is loaded.
+    pub fn quantise(&mut self, quantization: Quantization) {
+        self.quantization = quantization;
+    }
+
     /// Writes what a [choice](crate::dsa::SparseOp::Select) of keys for a token row would have been: for measurements under selections
     /// that are known. They ascend.
     ///
@@ -160,6 +168,7 @@ impl CpuDevice {
             scratch: (0..team.members()).map(|_| Mutex::default()).collect(),
             isa: options.isa,
             dtype: options.dtype,
+            quantization: Quantization::None,
             block_size: options.block_size,
             team,
             kv: CpuKv::new(Arc::clone(arena), groups),
@@ -184,6 +193,48 @@ impl CpuDevice {
         match &self.interrupt {
             Some(flag) if looks && flag.load(Ordering::Relaxed) => Err(ModelError::Interrupted),
             _ => Ok(()),
+        }
+    }
+
+    /// Packs tensors, stacked along n.
+    fn stack(&mut self, stacked: &[Tensor<'_>], quantization: Quantization) -> Result<BufferId, ModelError> {
+        let k = stacked.first().map_or(0, Tensor::row_len);
+        if let Some(other) = stacked.iter().find(|t| t.row_len() != k) {
+            let what =
+                format!("tensor {} has {} columns where {k} are stacked", other.name(), other.row_len());
+            return Err(ModelError::BadInputs { what });
+        }
+        let n = stacked.iter().map(Tensor::rows).sum();
+        // The tensor that a row of the stack belongs to, and its row there.
+        let place = |row: usize| {
+            let mut row = row;
+            stacked.iter().find_map(|tensor| {
+                let here = row < tensor.rows();
+                let found = here.then_some((tensor, row));
+                row = row.wrapping_sub(tensor.rows());
+                found
+            })
+        };
+        let fault = Mutex::new(None);
+        let fill = |row: usize, out: &mut [f32]| {
+            if let Some(Err(e)) = place(row).map(|(tensor, row)| tensor.read_row(row, out)) {
+                *fault.lock() = Some(e);
+            }
+        };
+        let matrix = match quantization {
+            Quantization::None => PackedMatrix::pack(&self.team, self.dtype, n, k, &fill)?,
+            Quantization::Int8(activations) => {
+                let quantise = |row: usize, to: &mut Int8Row| match place(row) {
+                    // What is stored in 8 bits is taken as it is.
+                    Some((tensor, row)) if tensor.take_int8(row, to) => {}
+                    _ => to.quantise_with(k, |out| fill(row, out)),
+                };
+                PackedMatrix::pack_int8(&self.team, activations, n, k, &quantise)?
+            }
+        };
+        match fault.into_inner() {
+            Some(e) => Err(e),
+            None => Ok(self.push(Buffer::Matrix(matrix))),
         }
     }
 
@@ -220,31 +271,18 @@ impl Device for CpuDevice {
     }
 
     fn matrix(&mut self, stacked: &[Tensor<'_>]) -> Result<BufferId, ModelError> {
-        let k = stacked.first().map_or(0, Tensor::row_len);
-        if let Some(other) = stacked.iter().find(|t| t.row_len() != k) {
-            let what =
-                format!("tensor {} has {} columns where {k} are stacked", other.name(), other.row_len());
-            return Err(ModelError::BadInputs { what });
-        }
-        let n = stacked.iter().map(Tensor::rows).sum();
-        let fault = Mutex::new(None);
-        let fill = |row: usize, out: &mut [f32]| {
-            let mut row = row;
-            for tensor in stacked {
-                if row < tensor.rows() {
-                    if let Err(e) = tensor.read_row(row, out) {
-                        *fault.lock() = Some(e);
-                    }
-                    return;
-                }
-                row -= tensor.rows();
-            }
-        };
-        let matrix = PackedMatrix::pack(&self.team, self.dtype, n, k, &fill)?;
-        match fault.into_inner() {
-            Some(e) => Err(e),
-            None => Ok(self.push(Buffer::Matrix(matrix))),
-        }
+        self.stack(stacked, self.quantization)
+    }
+
+    fn head(&mut self, tensor: &Tensor<'_>) -> Result<BufferId, ModelError> {
+        self.stack(
+            std::slice::from_ref(tensor),
+            if std::env::var_os("PAGEDRAFT_HEAD8").is_some() {
+                self.quantization
+            } else {
+                Quantization::None
+            },
+        )
     }
 
     fn table(&mut self, tensor: &Tensor<'_>) -> Result<BufferId, ModelError> {
@@ -261,7 +299,13 @@ impl Device for CpuDevice {
                     *fault.lock() = Some(e);
                 }
             };
-            PackedMatrix::pack(&self.team, self.dtype, n, k, &fill)
+            match self.quantization {
+                Quantization::None => PackedMatrix::pack(&self.team, self.dtype, n, k, &fill),
+                Quantization::Int8(activations) => {
+                    let quantise = |row: usize, to: &mut Int8Row| to.quantise_with(k, |out| fill(row, out));
+                    PackedMatrix::pack_int8(&self.team, activations, n, k, &quantise)
+                }
+            }
         });
         let packed = packed.collect::<Result<Vec<_>, _>>()?;
         match fault.into_inner() {
@@ -390,7 +434,17 @@ impl Device for CpuDevice {
             Buffer::Matrices(matrices) => matrices.first().map(PackedMatrix::k),
             _ => None,
         });
-        self.packed.reserve(self.isa, self.dtype, rows, widest.max().unwrap_or(0).min(width))?;
+        let widest = widest.max().unwrap_or(0).min(width);
+        self.packed.reserve(self.isa, self.dtype, rows, widest)?;
+        match self.quantization {
+            Quantization::None => {}
+            Quantization::Int8(ActivationType::Int8) => {
+                self.packed.reserve(self.isa, InputType::Int8, rows, widest)?;
+            }
+            Quantization::Int8(ActivationType::F32) => {
+                self.packed.reserve(self.isa, Dtype::F32, rows, widest)?
+            }
+        }
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 mod arena;
 mod buffer;
 mod device;
+pub mod int8;
 mod kv;
 mod kv_groups;
 mod kv_read;

@@ -69,7 +69,7 @@ impl CpuDevice {
             Op::MatMul { x, matrix, bias, out, into, rows } => {
                 let w = self.buffers[matrix.index()].matrix();
                 let x = self.buffers[x.index()].activations().rows();
-                self.packed.pack(&self.team, self.isa, w.dtype(), x.data(), rows, w.k(), x.width())?;
+                self.packed.pack(&self.team, self.isa, w.inputs(), x.data(), rows, w.k(), x.width())?;
                 let bias = bias.map(|b| self.buffer(b).vector());
                 let epilogue = match into {
                     WriteMode::Store => Epilogue::Store,

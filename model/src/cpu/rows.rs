@@ -1,11 +1,12 @@
 //! Activations in the form that the matrix product reads.
 //!
-//! On every instruction set, values are rounded to the type of the weights. For AMX they become bf16 tiles
-//! of 16 rows x 32 inputs; the tiles of the same 16 rows follow each other in the order of k. For the other
+//! On every instruction set, values are rounded to the type of the weights. For weights in 8 bits they become
+//! [integers](crate::cpu::int8). For AMX they become bf16 tiles of 16 rows x 32 inputs; the tiles of the same 16 rows follow each other in the order of k. For the other
 //! instruction sets they are widened back to f32 and stored in blocks of a few rows. A block is ordered by
 //! input first, and by row within an input.
 
 use crate::checkpoint::Dtype;
+use crate::cpu::int8::{Int8Rows, IntegerUnit};
 use crate::cpu::memory::{Memory, OutOfMemory};
 use crate::cpu::panel::TILE;
 use crate::cpu::team::{Chunks, Team};
@@ -15,15 +16,31 @@ use pagedraft_attention::lanes::{LANES, Lanes};
 /// How many rows an AMX tile has.
 pub(crate) const TILE_ROWS: usize = 16;
 
+/// What the activations of a product are rounded to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InputType {
+    /// To a floating-point type.
+    Float(Dtype),
+    /// To 8-bit integers with a scale for each block of inputs; see [`int8`](crate::cpu::int8).
+    Int8,
+}
+
+impl From<Dtype> for InputType {
+    fn from(dtype: Dtype) -> InputType {
+        InputType::Float(dtype)
+    }
+}
+
 /// Activations `[m, k]`, packed for products with weights of one type. The memory is reused.
 #[derive(Debug)]
 pub struct PackedRows {
     m: usize,
     k: usize,
-    dtype: Dtype,
+    inputs: InputType,
     form: Form,
     tiles: Memory<u16>,
     values: Memory<f32>,
+    int8: Int8Rows,
 }
 
 /// How rows are arranged in memory.
@@ -36,11 +53,19 @@ pub(crate) enum Form {
         /// How many rows a full block has.
         rows: usize,
     },
+    /// 8-bit integers in blocks of this many rows.
+    Int8 {
+        /// How many rows a full block has.
+        rows: usize,
+    },
 }
 
 impl Form {
-    /// How `m` rows are arranged for products on `isa` with weights of `dtype`.
-    fn of(isa: Isa, dtype: Dtype, m: usize) -> Form {
+    /// How `m` rows are arranged for products on `isa` that round them to `inputs`.
+    fn of(isa: Isa, inputs: InputType, m: usize) -> Form {
+        let InputType::Float(dtype) = inputs else {
+            return Form::of_unit(IntegerUnit::of(isa), m);
+        };
         let most = match isa {
             Isa::Amx if dtype == Dtype::Bf16 => return Form::Tiles,
             Isa::Amx | Isa::Avx512 => 12,
@@ -48,9 +73,19 @@ impl Form {
             Isa::Avx2 if dtype == Dtype::Bf16 => 4,
             Isa::Avx2 | Isa::Neon | Isa::Portable => 6,
         };
-        // The blocks are of equal size: 13 rows are 7 + 6, not 12 + 1.
-        Form::Blocks { rows: m.div_ceil(m.div_ceil(most).max(1)).max(1) }
+        Form::Blocks { rows: block_of(m, most) }
     }
+
+    /// How `m` rows are arranged for 8-bit products on `unit`.
+    fn of_unit(unit: IntegerUnit, m: usize) -> Form {
+        Form::Int8 { rows: block_of(m, unit.most_rows()) }
+    }
+}
+
+/// How many rows a block has if `m` rows are cut into blocks of at most `most`. They are of equal size: with a limit of 12, 13 rows are
+/// 7 + 6, not 12 + 1.
+fn block_of(m: usize, most: usize) -> usize {
+    m.div_ceil(m.div_ceil(most).max(1)).max(1)
 }
 
 impl PackedRows {
@@ -63,27 +98,36 @@ impl PackedRows {
         let mut rows = PackedRows {
             m: 0,
             k: 0,
-            dtype: Dtype::F32,
+            inputs: InputType::Float(Dtype::F32),
             form: Form::Blocks { rows: 1 },
             tiles: Memory::zeroed(0)?,
             values: Memory::zeroed(0)?,
+            int8: Int8Rows::empty()?,
         };
         rows.tiles = Memory::zeroed(m.next_multiple_of(TILE_ROWS) * k.next_multiple_of(TILE))?;
         rows.values = Memory::zeroed(m * k.next_multiple_of(TILE))?;
+        rows.int8.grow(m, k)?;
         Ok(rows)
     }
 
-    /// Makes room for `m` rows of `k` values, packed for products with weights of `dtype` on `isa`, and
+    /// Makes room for `m` rows of `k` values, packed for products on `isa` that round them to `inputs`, and
     /// makes the system back it with physical memory now. What was packed before is lost.
     ///
     /// # Errors
     ///
     /// [`OutOfMemory`] if the system does not grant the memory.
-    pub fn reserve(&mut self, isa: Isa, dtype: Dtype, m: usize, k: usize) -> Result<(), OutOfMemory> {
+    pub fn reserve(
+        &mut self,
+        isa: Isa,
+        inputs: impl Into<InputType>,
+        m: usize,
+        k: usize,
+    ) -> Result<(), OutOfMemory> {
         (self.m, self.k) = (0, 0);
-        self.grow(Form::of(isa, dtype, m), m, k)?;
+        self.grow(Form::of(isa, inputs.into(), m), m, k)?;
         self.tiles.touch();
         self.values.touch();
+        self.int8.touch();
         Ok(())
     }
 
@@ -96,13 +140,14 @@ impl PackedRows {
             Form::Blocks { .. } if self.values.len() < m * padded => {
                 self.values = Memory::zeroed(m * padded)?;
             }
+            Form::Int8 { .. } => self.int8.grow(m, k)?,
             _ => {}
         }
         Ok(())
     }
 
-    /// Packs `m` rows of `k` values, of which row `r` begins at `x[r * stride]`, for products with weights
-    /// of `dtype` on `isa`. The memory grows if it has to.
+    /// Packs `m` rows of `k` values, of which row `r` begins at `x[r * stride]`, for products on `isa` that
+    /// round them to `inputs`. The memory grows if it has to.
     ///
     /// # Errors
     ///
@@ -116,13 +161,13 @@ impl PackedRows {
         &mut self,
         team: &Team,
         isa: Isa,
-        dtype: Dtype,
+        inputs: impl Into<InputType>,
         x: &[f32],
         m: usize,
         k: usize,
         stride: usize,
     ) -> Result<(), OutOfMemory> {
-        let packing = self.begin(isa, dtype, x, m, k, stride)?;
+        let packing = self.begin(isa, inputs, x, m, k, stride)?;
         // Packing a few rows takes less time than waking a thread.
         if m * k < 16_384 {
             packing.work();
@@ -145,16 +190,41 @@ impl PackedRows {
     pub fn begin<'a>(
         &'a mut self,
         isa: Isa,
-        dtype: Dtype,
+        inputs: impl Into<InputType>,
         x: &'a [f32],
         m: usize,
         k: usize,
         stride: usize,
     ) -> Result<Packing<'a>, OutOfMemory> {
+        let inputs = inputs.into();
+        self.int8.set_unit(IntegerUnit::of(isa));
+        self.begin_as(isa, inputs, Form::of(isa, inputs, m), (x, m, k, stride))
+    }
+
+    /// [`begin`](Self::begin) for 8-bit products on a unit that need not be the instruction set's best.
+    #[cfg(test)]
+    pub(crate) fn begin_on<'a>(
+        &'a mut self,
+        unit: IntegerUnit,
+        x: &'a [f32],
+        m: usize,
+        k: usize,
+    ) -> Result<Packing<'a>, OutOfMemory> {
+        assert!(unit.available(), "this machine lacks {unit:?}");
+        self.int8.set_unit(unit);
+        self.begin_as(Isa::detect(), InputType::Int8, Form::of_unit(unit, m), (x, m, k, k))
+    }
+
+    fn begin_as<'a>(
+        &'a mut self,
+        isa: Isa,
+        inputs: InputType,
+        form: Form,
+        (x, m, k, stride): (&'a [f32], usize, usize, usize),
+    ) -> Result<Packing<'a>, OutOfMemory> {
         assert!(m == 0 || (stride >= k && x.len() >= (m - 1) * stride + k), "rows out of bounds");
-        let form = Form::of(isa, dtype, m);
         self.grow(form, m, k)?;
-        (self.m, self.k, self.dtype, self.form) = (m, k, dtype, form);
+        (self.m, self.k, self.inputs, self.form) = (m, k, inputs, form);
         let chunks = Chunks::new(m.div_ceil(self.block_rows()), 8, 1);
         Ok(Packing { rows: self, isa, x, stride, chunks })
     }
@@ -171,10 +241,15 @@ impl PackedRows {
         self.k
     }
 
-    /// The type of the weights that the rows are packed for.
+    /// What the rows are rounded to.
     #[must_use]
-    pub fn dtype(&self) -> Dtype {
-        self.dtype
+    pub fn inputs(&self) -> InputType {
+        self.inputs
+    }
+
+    /// The rows as 8-bit integers, if they are packed so.
+    pub(crate) fn int8(&self) -> &Int8Rows {
+        &self.int8
     }
 
     pub(crate) fn form(&self) -> Form {
@@ -185,7 +260,7 @@ impl PackedRows {
     pub(crate) fn block_rows(&self) -> usize {
         match self.form {
             Form::Tiles => TILE_ROWS,
-            Form::Blocks { rows } => rows,
+            Form::Blocks { rows } | Form::Int8 { rows } => rows,
         }
     }
 
@@ -246,6 +321,11 @@ impl Kernel for PackBlock<'_> {
         let count = rows.block_rows().min(rows.m - first);
         for i in 0..count {
             let row = &x[(first + i) * stride..][..k];
+            if let Form::Int8 { .. } = rows.form {
+                // SAFETY: only the share that drew the block packs it.
+                unsafe { rows.int8.pack_row(row, (first, count), i) };
+                continue;
+            }
             for at in (0..padded).step_by(LANES) {
                 let left = k.saturating_sub(at).min(LANES);
                 let mut padding = [0.0; LANES];
@@ -264,15 +344,15 @@ impl Kernel for PackBlock<'_> {
                             let tile = rows.row_tile(block).add(at / TILE * 512);
                             v.store_bf16(tile.add(i * TILE + at % TILE));
                         }
-                        Form::Blocks { .. } => {
+                        Form::Blocks { .. } | Form::Int8 { .. } => {
                             let mut bits = [0u16; LANES];
-                            let v = match rows.dtype {
-                                Dtype::F32 => v,
-                                Dtype::F16 => {
+                            let v = match rows.inputs {
+                                InputType::Float(Dtype::F32) | InputType::Int8 => v,
+                                InputType::Float(Dtype::F16) => {
                                     v.store_f16(bits.as_mut_ptr());
                                     L::load_f16(bits.as_ptr())
                                 }
-                                Dtype::Bf16 => {
+                                InputType::Float(Dtype::Bf16) => {
                                     v.store_bf16(bits.as_mut_ptr());
                                     L::load_bf16(bits.as_ptr())
                                 }

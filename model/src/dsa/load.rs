@@ -92,7 +92,7 @@ impl<B: Copy> SparseDecoder<B> {
         let (embed, head) = if config.tie_word_embeddings {
             device.table_and_matrix(&checkpoint.embedding()?)?
         } else {
-            (device.table(&checkpoint.embedding()?)?, device.matrix(&[checkpoint.lm_head()?])?)
+            (device.table(&checkpoint.embedding()?)?, device.head(&checkpoint.lm_head()?)?)
         };
         Ok(Self {
             sizes: sizes(&config, &dsa, limits),

@@ -20,7 +20,7 @@ pub fn header(info: &SessionInfo, options: &EngineOptions) -> String {
 pub fn name(info: &SessionInfo, options: &EngineOptions) -> String {
     let traced = if options.trace.is_some() { ", traced" } else { "" };
     let threads = if info.threads == 1 { "1 thread".to_owned() } else { format!("{} threads", info.threads) };
-    format!("{}, {} on {}, {threads}, {}{traced}", info.model_id, info.dtype, info.isa, machine::name())
+    format!("{}, {} on {}, {threads}, {}{traced}", info.model_id, info.types(), info.isa, machine::name())
 }
 
 /// The file: the model, what it was measured on, and how well it fits.
@@ -39,6 +39,7 @@ pub fn json(
         "machine": machine::name(),
         "threads": info.threads,
         "dtype": info.dtype.to_string(),
+        "quantization": info.quantization.to_string(),
         "instruction_set": info.isa.to_string(),
         "enforce_eager": options.enforce_eager,
         "traced": options.trace.is_some(),

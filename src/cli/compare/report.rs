@@ -68,6 +68,7 @@ impl Report<'_> {
             "parameters": info.parameters,
             "dummy_weights": info.dummy_weights,
             "dtype": info.dtype.to_string(),
+            "quantization": info.quantization.to_string(),
             "machine": machine::name(),
             "instruction_set": info.isa.to_string(),
             "deterministic": info.deterministic,

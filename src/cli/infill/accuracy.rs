@@ -4,7 +4,8 @@ use anyhow::Context;
 use pagedraft::session::{Decoder, Diffusion, Request, Session};
 
 use super::pieces::Piece;
-use super::{requests, run};
+use super::requests;
+use crate::cli::together::run;
 
 /// How many of some predictions were right.
 #[derive(Clone, Copy, Debug, Default)]

@@ -7,14 +7,12 @@ mod skip;
 
 use std::path::PathBuf;
 
-use anyhow::{Context, anyhow, ensure};
+use anyhow::{Context, anyhow};
 use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use pagedraft::exit::{usage, usage_hint};
 use pagedraft::model::tokenizer::Tokenizer;
-use pagedraft::session::{
-    Decoder, DiffusionOptions, EngineOptions, ModelRef, Request, RequestOutput, Session,
-};
+use pagedraft::session::{Decoder, DiffusionOptions, EngineOptions, ModelRef, Request, Session};
 
 use self::pieces::{Piece, pieces};
 use self::report::Report;
@@ -66,7 +64,7 @@ impl Infill {
             let canvas = self.canvas_len;
             return Err(usage(anyhow!("--canvas-len {canvas} is not a multiple of --block-length {block}")));
         }
-        let text = self.read_text()?;
+        let text = held_out::read(self.text.as_deref())?;
         let output = self.output_json.as_deref().map(OutputFile::reserve).transpose()?;
         self.engine.tell_what_is_idle();
         interrupt::listen()?;
@@ -114,12 +112,6 @@ impl Infill {
         Ok(if interrupt::pressed() { Ended::Interrupted } else { Ended::Done })
     }
 
-    fn read_text(&self) -> anyhow::Result<String> {
-        let Some(file) = &self.text else { return Ok(held_out::TEXT.to_owned()) };
-        let read = std::fs::read_to_string(file);
-        read.with_context(|| format!("--text {} can't be read as UTF-8", file.display())).map_err(usage)
-    }
-
     /// The causal model to compare with, if any.
     fn causal_model(&self, model: &ModelRef) -> Option<ModelRef> {
         let beside = || match model {
@@ -152,27 +144,6 @@ impl Infill {
         }
         accuracy::predicted(&mut session, pieces)
     }
-}
-
-/// Runs requests together; their outputs in order, or `None` if Ctrl-C ended them.
-fn run(session: &mut Session, requests: Vec<Request>) -> anyhow::Result<Option<Vec<RequestOutput>>> {
-    let mut ids = Vec::with_capacity(requests.len());
-    for request in requests {
-        ids.extend(session.submit(request)?);
-    }
-    while session.has_unfinished() {
-        if interrupt::pressed() {
-            interrupt::forget(session, &ids)?;
-            return Ok(None);
-        }
-        interrupt::step(session)?;
-    }
-    let outputs = ids.into_iter().map(|id| {
-        let output = session.take_output(id).context("a request gave no output")?;
-        ensure!(output.error.is_none(), "{}", output.error.as_deref().unwrap_or_default());
-        Ok(output)
-    });
-    outputs.collect::<anyhow::Result<_>>().map(Some)
 }
 
 /// A request for what is masked of each piece, denoised as `how` says for the piece of this index.

@@ -47,7 +47,11 @@ impl Report {
         let Self { info, seed, lens: (prompt, canvas), pieces, .. } = self;
         format!(
             "{}: {} parameters, {}, {}, {} threads, seed {seed}; {pieces} pieces of {prompt} + {canvas} tokens\n",
-            info.model_id, info.parameters, info.dtype, info.isa, info.threads
+            info.model_id,
+            info.parameters,
+            info.types(),
+            info.isa,
+            info.threads
         )
     }
 
@@ -144,6 +148,9 @@ impl Report {
         });
         json!({
             "model_id": self.info.model_id,
+            "dtype": self.info.dtype.to_string(),
+            "quantization": self.info.quantization.to_string(),
+            "instruction_set": self.info.isa.to_string(),
             "causal": self.causal,
             "pieces": self.pieces,
             "prompt_len": self.lens.0,

@@ -7,7 +7,8 @@ use pagedraft_spec_decode::ForcedPass;
 
 use super::accuracy::Score;
 use super::pieces::Piece;
-use super::{requests, run};
+use super::requests;
+use crate::cli::together::run;
 
 /// What some canvases took, and what came out.
 #[derive(Clone, Copy, Debug, Default)]

@@ -84,7 +84,7 @@ impl Report {
             info.model_id,
             info.parameters,
             if info.dummy_weights { " of random weights" } else { "" },
-            info.dtype,
+            info.types(),
             info.isa,
             info.threads,
             self.seed
@@ -140,6 +140,7 @@ impl Report {
             "parameters": self.info.parameters,
             "dummy_weights": self.info.dummy_weights,
             "dtype": self.info.dtype.to_string(),
+            "quantization": self.info.quantization.to_string(),
             "instruction_set": self.info.isa.to_string(),
             "threads": self.info.threads,
             "seed": self.seed,

@@ -189,6 +189,8 @@ fn options(replay: &Replay, engine: &EngineOptions, cost: CostModel) -> anyhow::
         (engine.device == DeviceRef::Cuda, "--device cuda"),
         (engine.kv == KvStorage::Fp8, "--kv-cache-dtype fp8"),
         (!engine.deterministic, "--no-deterministic"),
+        (engine.quantization.is_some(), "--quantization"),
+        (engine.activations.is_some(), "--activations"),
     ];
     if let Some((_, flag)) = of_a_device.into_iter().find(|(given, _)| *given) {
         return Err(usage_hint(

@@ -61,6 +61,7 @@ pub(super) fn config(gguf: &Gguf) -> Result<ModelConfig, ModelError> {
         bos_token_id: special::id(gguf, "bos_token_id")?,
         dsa: None,
         mask_token_id: None,
+        int8_weights: false,
     })
 }
 

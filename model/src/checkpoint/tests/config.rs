@@ -33,6 +33,7 @@ fn a_llama_config_gives_every_field() {
         qk_norm: false,
         windows: vec![None; 2],
         torch_dtype: Dtype::F32,
+        int8_weights: false,
         eos_token_ids: vec![2],
         bos_token_id: Some(1),
         dsa: None,

@@ -11,6 +11,9 @@
 //!   odd inputs, and their sum is added to the accumulator. Denormals count as zero throughout. Other
 //!   types take the AVX-512 path.
 //!
+//! Weights in 8 bits are multiplied with activations in 8 bits by [another rule](crate::cpu::int8), whose bits are the same on every
+//! instruction set. If activations stay in f32, the product has the bits of a product with the widened weights in f32.
+//!
 //! Inputs are padded to a multiple of 32 with zeros, which are part of the chain. Then the bias is added to
 //! the sum; with [`Epilogue::Add`] the result is added to what `out` held.
 //!
@@ -19,9 +22,11 @@
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
+pub(super) mod prefetch;
 mod widening;
 
 use crate::cpu::buffer::RowsMut;
+use crate::cpu::int8;
 use crate::cpu::panel::{GROUP, PackedMatrix, TILE, Weights};
 use crate::cpu::rows::{Form, PackedRows, TILE_ROWS};
 use crate::cpu::team::{Chunks, Team};
@@ -124,13 +129,18 @@ impl<'a> Product<'a> {
     ) -> Product<'a> {
         assert_eq!(x.k(), w.k(), "inputs");
         assert_eq!((x.m(), w.n()), (out.rows, out.width), "outputs");
-        assert_eq!(x.dtype(), w.dtype(), "types");
+        assert_eq!(x.inputs(), w.inputs(), "types");
         assert!(bias.is_none_or(|b| b.len() == w.n()), "bias");
         assert!(isa.available(), "this machine lacks the instruction set {isa}");
         let tiled = isa == Isa::Amx && matches!(w.weights(), Weights::Bf16(_));
         assert_eq!(x.form() == Form::Tiles, tiled, "rows packed for another instruction set");
         let all = x.m().div_ceil(x.block_rows());
-        let bytes = x.block_rows() * w.tiles() * TILE * if tiled { 2 } else { 4 };
+        let value = match x.form() {
+            Form::Tiles => 2,
+            Form::Blocks { .. } => 4,
+            Form::Int8 { .. } => 1,
+        };
+        let bytes = x.block_rows() * w.tiles() * TILE * value;
         // The number is even, because AMX computes two row tiles at a time. All passes over the weights get
         // about as many.
         let most = (ROWS_AT_HAND / bytes.max(1)).max(2) & !1;
@@ -149,12 +159,32 @@ impl<'a> Product<'a> {
             #[cfg(not(target_arch = "x86_64"))]
             Form::Tiles => {}
             Form::Blocks { .. } => widening::work(self),
+            Form::Int8 { .. } => {
+                if let Weights::Int8 { weights, .. } = self.w.weights() {
+                    int8::work(self, weights);
+                }
+            }
         }
+    }
+
+    /// The activations.
+    pub(super) fn rows(&self) -> &PackedRows {
+        self.x
+    }
+
+    /// How many row tiles or row blocks an item covers at most.
+    pub(super) fn blocks(&self) -> usize {
+        self.blocks
+    }
+
+    /// Draws items for a share to do.
+    pub(super) fn draw(&self) -> Option<std::ops::Range<usize>> {
+        self.chunks.draw()
     }
 
     /// The group and the row blocks that an item covers.
     #[inline(always)]
-    fn item(&self, item: usize) -> (usize, std::ops::Range<usize>) {
+    pub(super) fn item(&self, item: usize) -> (usize, std::ops::Range<usize>) {
         let groups = self.w.groups();
         let first = item / groups * self.blocks;
         let all = self.x.m().div_ceil(self.x.block_rows());
@@ -168,7 +198,7 @@ impl<'a> Product<'a> {
     /// `sums` holds `rows` rows of 32. Nobody else writes these outputs, and the caller has enabled the
     /// features of `L`.
     #[inline(always)]
-    unsafe fn finish<L: Lanes>(&self, sums: *const f32, row: usize, rows: usize, group: usize) {
+    pub(super) unsafe fn finish<L: Lanes>(&self, sums: *const f32, row: usize, rows: usize, group: usize) {
         let column = group * GROUP;
         let width = GROUP.min(self.w.n() - column);
         debug_assert!(row + rows <= self.out.rows);

@@ -48,7 +48,7 @@ fn packed(team: &Team, dtype: Dtype, n: usize, k: usize, w: &[f32]) -> PackedMat
 
 fn product(team: &Team, isa: Isa, x: &[f32], m: usize, w: &PackedMatrix) -> Vec<f32> {
     let mut rows = PackedRows::with_room_for(1, 1).unwrap();
-    rows.pack(team, isa, w.dtype(), x, m, w.k(), w.k()).unwrap();
+    rows.pack(team, isa, w.inputs(), x, m, w.k(), w.k()).unwrap();
     let mut out = vec![f32::NAN; m * w.n()];
     let to = OutRows::new(&mut out, m, w.n(), w.n());
     matmul(team, isa, &rows, w, None, to, Epilogue::Store);

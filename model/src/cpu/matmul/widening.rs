@@ -4,6 +4,8 @@
 use std::cell::Cell;
 
 use super::Product;
+use super::prefetch::{Fetch, Prefetching, into_l1, into_l2};
+use crate::cpu::int8::{BLOCK, Int8Weights};
 use crate::cpu::panel::{GROUP, TILE, TILE_LEN, Weights};
 use pagedraft_attention::isa::{Isa, Kernel};
 use pagedraft_attention::lanes::{LANES, Lanes};
@@ -11,9 +13,6 @@ use pagedraft_attention::lanes::{LANES, Lanes};
 /// How many bytes of a group's weights are walked at a time if there is more than one row block. They are
 /// then still in L1 for the next row block.
 const WEIGHTS_AT_HAND: usize = 24 << 10;
-
-/// How many bytes ahead of their first use weights are prefetched.
-const AHEAD: usize = 16 << 10;
 
 /// The most rows of a block.
 const MOST_ROWS: usize = 12;
@@ -24,6 +23,7 @@ pub(super) fn work(product: &Product<'_>) {
         Weights::F32(w) => product.isa.run(Share::<PlainF32> { product, weights: w }),
         Weights::F16(w) => product.isa.run(Share::<PlainF16> { product, weights: w }),
         Weights::Bf16(w) => product.isa.run(Share::<PairedBf16> { product, weights: w }),
+        Weights::Int8 { weights, .. } => product.isa.run(WidenedShare { product, weights }),
     }
 }
 
@@ -33,12 +33,10 @@ trait Element {
     type Raw: Copy;
     /// How many inputs one step of the inner loop covers.
     const INPUTS: usize;
-    /// How many elements lie from one panel of a tile to the next.
-    const PANEL: usize;
-    /// How many bytes are prefetched per step: half of what a step uses. The processor's own prefetcher
-    /// recognises a stream and fetches the rest. Prefetching all was slower, and for a single row any
-    /// prefetching was.
-    const FETCH: usize = GROUP * Self::INPUTS * size_of::<Self::Raw>() / 2;
+    /// How many elements lie from one panel to the next within a step.
+    const PANEL: usize = LANES * Self::INPUTS;
+    /// How many bytes a step uses of both panels.
+    const STEP: usize = GROUP * Self::INPUTS * size_of::<Self::Raw>();
     /// Loads the weights of 16 outputs for the inputs of a step. If a step covers a single input, both
     /// results are the same.
     ///
@@ -55,7 +53,6 @@ struct PairedBf16;
 impl Element for PlainF32 {
     type Raw = f32;
     const INPUTS: usize = 1;
-    const PANEL: usize = LANES;
     #[inline(always)]
     unsafe fn load<L: Lanes>(p: *const f32) -> (L, L) {
         // SAFETY: as the trait demands.
@@ -67,7 +64,6 @@ impl Element for PlainF32 {
 impl Element for PlainF16 {
     type Raw = u16;
     const INPUTS: usize = 1;
-    const PANEL: usize = LANES;
     #[inline(always)]
     unsafe fn load<L: Lanes>(p: *const u16) -> (L, L) {
         // SAFETY: as the trait demands.
@@ -79,7 +75,6 @@ impl Element for PlainF16 {
 impl Element for PairedBf16 {
     type Raw = u16;
     const INPUTS: usize = 2;
-    const PANEL: usize = TILE_LEN / 2;
     #[inline(always)]
     unsafe fn load<L: Lanes>(p: *const u16) -> (L, L) {
         // SAFETY: as the trait demands.
@@ -110,6 +105,7 @@ impl<E: Element> Kernel for Share<'_, E> {
         sums.clear();
         sums.resize(p.blocks * block_rows * GROUP, 0.0);
         let wide = matches!(p.isa, Isa::Amx | Isa::Avx512);
+        let how = Prefetching::of_machine();
         while let Some(run) = p.chunks.draw() {
             for item in run {
                 let (group, blocks) = p.item(item);
@@ -128,7 +124,8 @@ impl<E: Element> Kernel for Share<'_, E> {
                         unsafe {
                             let x = x.add(tile * TILE * rows);
                             let w = w.add(tile * TILE_LEN);
-                            block_product::<L, E>(wide, rows, x, w, part, sums, i == 0);
+                            let fetch = Fetch::of(how, (i, blocks.len()), rows, w.cast(), part * tile_bytes);
+                            block_product::<L, E>(wide, rows, x, w, part, sums, fetch);
                         }
                     }
                     tile += part;
@@ -146,9 +143,57 @@ impl<E: Element> Kernel for Share<'_, E> {
     }
 }
 
+/// A share of a product of 8-bit weights with activations in f32. A part of a group's weights is widened to f32 at a time, and then used
+/// by all row blocks, so that the result has the bits of a product with the widened matrix.
+struct WidenedShare<'a> {
+    product: &'a Product<'a>,
+    weights: &'a Int8Weights,
+}
+
+impl Kernel for WidenedShare<'_> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(self) {
+        const BLOCKS: usize = WEIGHTS_AT_HAND / (BLOCK * GROUP * size_of::<f32>());
+        let (p, tiles, block_rows) = (self.product, self.product.w.tiles(), self.product.x.block_rows());
+        let mut widened = vec![0.0; BLOCKS * BLOCK * GROUP];
+        let mut sums = vec![0.0; p.blocks * block_rows * GROUP];
+        let wide = matches!(p.isa, Isa::Amx | Isa::Avx512);
+        while let Some(run) = p.chunks.draw() {
+            for item in run {
+                let (group, row_blocks) = p.item(item);
+                sums.fill(0.0);
+                for first in (0..self.weights.blocks()).step_by(BLOCKS) {
+                    let last = (first + BLOCKS).min(self.weights.blocks());
+                    self.weights.widen(group, first..last, &mut widened);
+                    // The last block may lie beyond the padding of the inputs, which ends with a tile.
+                    let tile = first * (BLOCK / TILE);
+                    let part = (last * (BLOCK / TILE)).min(tiles) - tile;
+                    for (i, row_block) in row_blocks.clone().enumerate() {
+                        let (x, rows) = p.x.row_block(row_block);
+                        let sums = sums[i * block_rows * GROUP..].as_mut_ptr();
+                        // SAFETY: the block has `rows` values per input from `tile` on, there are `part` tiles of widened weights, and
+                        // `sums` has `rows` rows. The caller has enabled the features.
+                        unsafe {
+                            let x = x.add(tile * TILE * rows);
+                            let w = widened.as_ptr();
+                            block_product::<L, PlainF32>(wide, rows, x, w, part, sums, Fetch::Nothing);
+                        }
+                    }
+                }
+                for (i, row_block) in row_blocks.enumerate() {
+                    let rows = block_rows.min(p.x.m() - row_block * block_rows);
+                    let sums = sums[i * block_rows * GROUP..].as_ptr();
+                    // SAFETY: as in `Share`.
+                    unsafe { p.finish::<L>(sums, row_block * block_rows, rows, group) };
+                }
+            }
+        }
+    }
+}
+
 /// Continues the sums `[rows][32]` of a row block over `tiles` tiles. `wide` says that there are enough
-/// registers for two panels of 12 rows at a time. `first` says that this is the first use of the weights,
-/// so that they have to be prefetched from memory.
+/// registers for two panels of 12 rows at a time.
 #[inline(always)]
 unsafe fn block_product<L: Lanes, E: Element>(
     wide: bool,
@@ -157,36 +202,36 @@ unsafe fn block_product<L: Lanes, E: Element>(
     w: *const E::Raw,
     tiles: usize,
     sums: *mut f32,
-    first: bool,
+    fetch: Fetch,
 ) {
     macro_rules! by_rows {
         ($($rows:literal)*) => {
             match (wide, rows) {
                 // SAFETY: as the function's own.
-                $((true, $rows) => unsafe { panels::<L, E, $rows, 2>(x, w, tiles, sums, first) },)*
+                $((true, $rows) => unsafe { panels::<L, E, $rows, 2>(x, w, tiles, sums, fetch) },)*
                 // SAFETY: as the function's own.
-                (false, 1) => unsafe { panels::<L, E, 1, 2>(x, w, tiles, sums, first) },
+                (false, 1) => unsafe { panels::<L, E, 1, 2>(x, w, tiles, sums, fetch) },
                 // SAFETY: as the function's own.
-                (false, 2) => unsafe { panels::<L, E, 2, 2>(x, w, tiles, sums, first) },
+                (false, 2) => unsafe { panels::<L, E, 2, 2>(x, w, tiles, sums, fetch) },
                 // SAFETY: as the function's own; the second panel lies behind the first.
                 (false, 3) => unsafe {
-                    panels::<L, E, 3, 1>(x, w, tiles, sums, first);
-                    panels::<L, E, 3, 1>(x, w.add(E::PANEL), tiles, sums.add(LANES), false);
+                    panels::<L, E, 3, 1>(x, w, tiles, sums, fetch);
+                    panels::<L, E, 3, 1>(x, w.add(E::PANEL), tiles, sums.add(LANES), Fetch::Nothing);
                 },
                 // SAFETY: as above.
                 (false, 4) => unsafe {
-                    panels::<L, E, 4, 1>(x, w, tiles, sums, first);
-                    panels::<L, E, 4, 1>(x, w.add(E::PANEL), tiles, sums.add(LANES), false);
+                    panels::<L, E, 4, 1>(x, w, tiles, sums, fetch);
+                    panels::<L, E, 4, 1>(x, w.add(E::PANEL), tiles, sums.add(LANES), Fetch::Nothing);
                 },
                 // SAFETY: as above.
                 (false, 5) => unsafe {
-                    panels::<L, E, 5, 1>(x, w, tiles, sums, first);
-                    panels::<L, E, 5, 1>(x, w.add(E::PANEL), tiles, sums.add(LANES), false);
+                    panels::<L, E, 5, 1>(x, w, tiles, sums, fetch);
+                    panels::<L, E, 5, 1>(x, w.add(E::PANEL), tiles, sums.add(LANES), Fetch::Nothing);
                 },
                 // SAFETY: as above.
                 (false, 6) => unsafe {
-                    panels::<L, E, 6, 1>(x, w, tiles, sums, first);
-                    panels::<L, E, 6, 1>(x, w.add(E::PANEL), tiles, sums.add(LANES), false);
+                    panels::<L, E, 6, 1>(x, w, tiles, sums, fetch);
+                    panels::<L, E, 6, 1>(x, w.add(E::PANEL), tiles, sums.add(LANES), Fetch::Nothing);
                 },
                 _ => debug_assert!(rows <= MOST_ROWS, "a block of {rows} rows"),
             }
@@ -204,7 +249,7 @@ unsafe fn panels<L: Lanes, E: Element, const R: usize, const P: usize>(
     mut w: *const E::Raw,
     tiles: usize,
     sums: *mut f32,
-    first: bool,
+    mut fetch: Fetch,
 ) {
     // SAFETY: the caller passes `tiles` tiles of weights, as many inputs of `R` rows, and `R` rows of sums,
     // and has enabled the features.
@@ -217,11 +262,14 @@ unsafe fn panels<L: Lanes, E: Element, const R: usize, const P: usize>(
         }
         for _ in 0..tiles {
             let mut step = w;
-            let mut ahead = w.cast::<u8>().wrapping_add(AHEAD);
-            for _ in 0..TILE / E::INPUTS {
-                if first && R > 1 {
-                    fetch(ahead);
-                    ahead = ahead.wrapping_add(E::FETCH);
+            for i in 0..TILE / E::INPUTS {
+                match fetch {
+                    Fetch::Nothing => {}
+                    Fetch::Half(from) => into_l2(from.wrapping_add(i * E::STEP / 2)),
+                    Fetch::All([first, second]) => {
+                        into_l1(first.wrapping_add(i * E::STEP));
+                        into_l1(second.wrapping_add(i * E::STEP + E::STEP / 2));
+                    }
                 }
                 let mut b = [(L::splat(0.0), L::splat(0.0)); P];
                 for c in 0..P {
@@ -242,9 +290,15 @@ unsafe fn panels<L: Lanes, E: Element, const R: usize, const P: usize>(
                     }
                 }
                 x = x.add(R * E::INPUTS);
-                step = step.add(GROUP);
+                step = step.add(GROUP * E::INPUTS);
             }
             w = w.add(TILE_LEN);
+            let bytes = TILE_LEN * size_of::<E::Raw>();
+            fetch = match fetch {
+                Fetch::Nothing => Fetch::Nothing,
+                Fetch::Half(from) => Fetch::Half(from.wrapping_add(bytes)),
+                Fetch::All(lines) => Fetch::All(lines.map(|at| at.wrapping_add(bytes))),
+            };
         }
         for r in 0..R {
             for c in 0..P {
@@ -252,17 +306,4 @@ unsafe fn panels<L: Lanes, E: Element, const R: usize, const P: usize>(
             }
         }
     }
-}
-
-/// Prefetches a cache line into L2.
-#[inline(always)]
-fn fetch(at: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        // SAFETY: a prefetch may point anywhere, and every x86-64 has it.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = at;
 }

@@ -77,7 +77,7 @@ impl CpuDevice {
     ) -> Result<(), ModelError> {
         let w = &self.buffers[matrices.index()].matrices()[expert];
         let from = self.buffers[x.index()].activations().rows();
-        self.packed.pack(&self.team, self.isa, w.dtype(), from.data(), m, w.k(), from.width())?;
+        self.packed.pack(&self.team, self.isa, w.inputs(), from.data(), m, w.k(), from.width())?;
         let out = self.rows_mut(out);
         // SAFETY: the product is the only one that touches `out`.
         let to = OutRows::new(unsafe { out.all() }, m, w.n(), out.width());

@@ -27,7 +27,7 @@ impl CpuDevice {
             let w = &matrices[h];
             let mut room = self.sparse.rooms[share].lock();
             let from = &x.data()[h * columns.stride + columns.offset..];
-            room.packed.begin(self.isa, w.dtype(), from, rows, w.k(), x.width())?.work();
+            room.packed.begin(self.isa, w.inputs(), from, rows, w.k(), x.width())?.work();
             // SAFETY: heads write different columns, and each is done by one thread.
             let to = unsafe { OutRows::columns(out, h * w.n(), rows, w.n()) };
             Product::new(1, self.isa, &room.packed, w, None, to, Epilogue::Store).work();

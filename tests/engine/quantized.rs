@@ -1,0 +1,108 @@
+//! Weights in 8 bits: the same tokens and bits under every schedule, and those of the widened weights where activations stay in f32.
+
+use pagedraft::attention::isa::Isa;
+use pagedraft::model::{ActivationType, Dtype, Quantization};
+use pagedraft::quantize::quantize;
+use pagedraft::session::{DraftRef, EngineOptions, LoadFormat, ModelRef, SpeculationOptions};
+use pagedraft::spec_decode::Scorer;
+
+use crate::models::{directory, glm, small};
+use crate::requests::{options, requests, speculation};
+use crate::schedule::{Events, alone, check, every_schedule, run};
+
+fn quantized(model: &ModelRef, dtype: Dtype, isa: Isa) -> EngineOptions {
+    let quantization = Some(Quantization::Int8(ActivationType::Int8));
+    EngineOptions { quantization, ..options(model, dtype, isa) }
+}
+
+#[test]
+fn quantised_models_give_the_same_bits_under_every_schedule_on_every_instruction_set() {
+    let model = small("quantised-qwen2", "Qwen2");
+    let mut events = Events::default();
+    let requests = requests(20_261_201, 12, 300, 120);
+    let mut fused = Vec::new();
+    for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
+        let base = quantized(&model, Dtype::Bf16, isa);
+        let alone = alone(&base, &requests);
+        events.add(every_schedule(&format!("int8, {isa}"), &base, 14, &requests, &alone));
+        // Products are the same on every set; what is between them is, too, where multiply-adds are fused and the head is no AMX product.
+        if !matches!(isa, Isa::Portable | Isa::Amx) {
+            fused.push((isa, alone));
+        }
+    }
+    for pair in fused.windows(2) {
+        check(&format!("int8, {} and {}", pair[0].0, pair[1].0), &requests, &pair[0].1, &pair[1].1);
+    }
+    events.check();
+}
+
+#[test]
+fn quantised_weights_give_other_logits_than_plain_ones_and_nearly_the_same() {
+    let model = small("quantised-differs", "Llama");
+    let requests = requests(5, 4, 300, 60);
+    let plain = alone(&options(&model, Dtype::F32, Isa::detect()), &requests);
+    let base = quantized(&model, Dtype::F32, Isa::detect());
+    let (mut compared, mut differ) = (0, 0);
+    for (plain, found) in plain.iter().zip(&alone(&base, &requests)) {
+        // Behind the first other token the contexts differ.
+        for (a, b) in plain.logits.iter().zip(&found.logits).take(1) {
+            let (a, b) = (a.iter().map(|&x| f32::from_bits(x)), b.iter().map(|&x| f32::from_bits(x)));
+            let far = a.clone().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            let widest = a.fold(0.0f32, |most, x| most.max(x.abs()));
+            assert!(far < 0.05 * widest, "logits of up to {widest} are {far} apart");
+            differ += usize::from(far > 0.0);
+            compared += 1;
+        }
+    }
+    assert!(compared > 0 && differ == compared, "{differ} of {compared} rows differ");
+}
+
+#[test]
+fn drafts_of_a_quantised_model_change_no_bit_of_a_quantised_target() {
+    let model = small("quantised-drafts", "Llama");
+    let requests = requests(8, 8, 300, 100);
+    let base = quantized(&model, Dtype::Bf16, Isa::detect());
+    let alone = alone(&base, &requests);
+    for (scorer, draft) in [
+        (Scorer::Mqa, DraftRef::Model(model.clone())),
+        (Scorer::BatchExpansion, DraftRef::Model(model.clone())),
+        (Scorer::Mqa, DraftRef::Ngram),
+    ] {
+        let options = EngineOptions { speculation: speculation(draft, 3, scorer), ..base.clone() };
+        check(&format!("int8, drafts, {scorer}"), &requests, &alone, &run(&options, &requests, 1).0);
+    }
+    assert!(SpeculationOptions::default().draft.is_none());
+}
+
+#[test]
+fn a_quantised_model_with_sparse_attention_and_experts_gives_the_same_bits_under_every_schedule() {
+    let model = glm("quantised-glm");
+    let requests = requests(21, 8, 300, 150);
+    let base = quantized(&model, Dtype::Bf16, Isa::detect());
+    every_schedule("int8, sparse", &base, 17, &requests, &alone(&base, &requests));
+}
+
+#[test]
+fn a_directory_that_was_quantised_gives_the_bits_of_its_model_quantised_when_loaded() {
+    for (name, from) in [("target", "target"), ("dsa", "dsa")] {
+        let (dir, model) = (directory(&format!("quantised-{name}")), ModelRef::Builtin(from.into()));
+        let written = quantize(&model, &dir).unwrap();
+        assert!(written.matrices > 0 && written.bytes.1 < written.bytes.0, "{written:?}");
+        let stored = ModelRef::Directory(dir);
+        let requests = requests(3, 4, 1000, 60);
+        let loaded = |options: EngineOptions| EngineOptions { load_format: LoadFormat::Auto, ..options };
+        let at_load = alone(&quantized(&model, Dtype::Bf16, Isa::detect()), &requests);
+        // What is stored in 8 bits is computed with in 8 bits if nothing is said.
+        let found = alone(&loaded(options(&stored, Dtype::Bf16, Isa::detect())), &requests);
+        check(&format!("{name}, as it is stored"), &requests, &at_load, &found);
+        // Activations in f32 multiply the very weights that are stored, widened.
+        let mut in_f32 = loaded(options(&stored, Dtype::F32, Isa::detect()));
+        in_f32.activations = Some(ActivationType::F32);
+        let mut widened = loaded(options(&stored, Dtype::F32, Isa::detect()));
+        widened.quantization = Some(Quantization::None);
+        let (in_f32, widened) = (alone(&in_f32, &requests), alone(&widened, &requests));
+        if name == "target" {
+            check("activations in f32", &requests, &widened, &in_f32);
+        }
+    }
+}
