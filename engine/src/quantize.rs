@@ -46,12 +46,18 @@ const WEIGHTS: &str = "model.safetensors";
 ///
 /// # Errors
 ///
-/// The model does not exist, can't be read, or is in 8 bits already; a file can't be written.
+/// The model does not exist, can't be read, is a GGUF file, or is in 8 bits already; a file can't be written.
 pub fn quantize(model: &ModelRef, to: &Path) -> Result<Quantized> {
     let checkpoint = open_checkpoint(model)?;
     if checkpoint.config().stored_weights == StoredWeights::Int8 {
         let error = format!("the weights of {model} are in 8 bits already");
         return Err(EngineError::input_hint(error, "run it as it is"));
+    }
+    if let ModelRef::Directory(file) = model
+        && file.is_file()
+    {
+        let error = format!("{model} is a GGUF file, and the files of a directory are quantised");
+        return Err(EngineError::input_hint(error, "run it with --quantization int8"));
     }
     for (name, bytes) in others(model)? {
         let path = to.join(name);

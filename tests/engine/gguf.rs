@@ -143,6 +143,16 @@ fn files_of_every_architecture_give_the_tokens_of_their_directories() {
 }
 
 #[test]
+fn a_file_is_not_quantised_once_more() {
+    let ModelRef::Directory(dir) = small("gguf-to-quantise", "Llama") else {
+        unreachable!("it lies in a directory")
+    };
+    let file = file("gguf-quantise", &written(&Checkpoint::open_dummy(&dir, 7).unwrap()));
+    let error = pagedraft::engine::quantize::quantize(&file, &directory("gguf-quantised")).unwrap_err();
+    assert!(error.to_string().contains("is a GGUF file"), "{error}");
+}
+
+#[test]
 fn a_file_may_draft_for_a_file() {
     let made = |name: &str| {
         let plain = ModelRef::Builtin(name.into());
