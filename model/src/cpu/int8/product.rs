@@ -8,17 +8,13 @@ use super::format::Layout;
 use super::unit::Bytes;
 use super::{BIAS, Format, QuantWeights, STEP};
 use crate::cpu::matmul::Product;
-use crate::cpu::matmul::prefetch::into_l1;
+use crate::cpu::matmul::prefetch::{Fetch, Prefetching, into_l1, into_l2};
 use crate::cpu::panel::GROUP;
 use pagedraft_attention::lanes::{LANES, Lanes};
 
 /// How many bytes of a group's weights are walked at a time if there is more than one row block. They are then still in L1 or L2 for the
 /// next row block.
 const WEIGHTS_AT_HAND: usize = 24 << 10;
-
-/// How many bytes ahead of their use weights are prefetched if there is one row block. With all lines prefetched into L1, reading the
-/// weights and computing with them overlap: on a Zen 4, 8 rows cost 1.05 of a plain read; with half of the lines fetched into L2, 1.68.
-const AHEAD: usize = 4 << 10;
 
 /// Bytes of a cache line.
 const LINE: usize = 64;
@@ -64,6 +60,7 @@ impl Share<'_> {
         let mut sums = SUMS.take();
         sums.clear();
         sums.resize(p.blocks() * block_rows * GROUP, 0.0);
+        let how = Prefetching::of_machine();
         let at_hand = WEIGHTS_AT_HAND / F::LAYOUT.bytes();
         while let Some(run) = p.draw() {
             for item in run {
@@ -78,7 +75,8 @@ impl Share<'_> {
                     for (i, row_block) in row_blocks.clone().enumerate() {
                         let first = row_block * block_rows;
                         let x = p.rows().int8().row_block(first, block_rows.min(m - first), p.rows().k());
-                        let fetch = Fetch::of(row_blocks.len(), i, here, part * F::LAYOUT.bytes());
+                        let here_of = (i, row_blocks.len());
+                        let fetch = Fetch::of(how, here_of, x.rows, here, part * F::LAYOUT.bytes());
                         let sums = sums[i * block_rows * GROUP..].as_mut_ptr();
                         // SAFETY: the row block has `part` blocks of inputs from `block` on, the group has as many of weights, and `sums`
                         // has a row for each of the row block's. The caller has enabled the features.
@@ -126,28 +124,6 @@ impl Kind for Int4 {
     const LAYOUT: Layout = Format::Int4.layout();
 }
 
-/// Which two lines are prefetched in a step; they move on as the weights do. A line that is already there costs nearly nothing.
-#[derive(Clone, Copy)]
-struct Fetch {
-    even: *const u8,
-    odd: *const u8,
-}
-
-impl Fetch {
-    /// For the pass of row block `i` of `row_blocks` over `bytes` bytes of weights from `here` on. The first two passes each fetch half of
-    /// the lines of the next part, so that both overlap with reading.
-    #[inline(always)]
-    fn of(row_blocks: usize, i: usize, here: *const u8, bytes: usize) -> Fetch {
-        let next = here.wrapping_add(bytes);
-        match (row_blocks, i) {
-            (1, _) => Fetch { even: here.wrapping_add(AHEAD), odd: here.wrapping_add(AHEAD + LINE) },
-            (_, 0) => Fetch { even: next, odd: here },
-            (_, 1) => Fetch { even: here, odd: next.wrapping_add(LINE) },
-            _ => Fetch { even: here, odd: here },
-        }
-    }
-}
-
 /// Continues the sums of a row block over `blocks` blocks of inputs.
 #[inline(always)]
 unsafe fn by_rows<B: Bytes, F: Kind>(x: RowBlock, w: *const u8, blocks: usize, fetch: Fetch, sums: *mut f32) {
@@ -187,8 +163,10 @@ unsafe fn panels<B: Bytes, F: Kind, const R: usize, const P: usize>(
     // SAFETY: the caller passes `blocks` blocks of weights and of the inputs of `R` rows, and `R` rows of sums, and has enabled the features.
     unsafe {
         for _ in 0..blocks {
-            for line in (layout.quants()..layout.bytes()).step_by(LINE) {
-                into_l1(fetch.even.wrapping_add(line));
+            if let Fetch::All([first, _]) = fetch {
+                for line in (layout.quants()..layout.bytes()).step_by(LINE) {
+                    into_l1(first.wrapping_add(line));
+                }
             }
             for panel in (0..2).step_by(P) {
                 for part in 0..layout.scales {
@@ -198,11 +176,16 @@ unsafe fn panels<B: Bytes, F: Kind, const R: usize, const P: usize>(
                     let first = part * rows * STEP_BYTES;
                     for row in 0..rows {
                         let ahead = first + row * STEP_BYTES;
-                        if P == 2 || panel == 0 {
-                            into_l1(fetch.even.wrapping_add(ahead));
-                        }
-                        if P == 2 || panel == 1 {
-                            into_l1(fetch.odd.wrapping_add(ahead));
+                        match fetch {
+                            Fetch::Half(from) if panel == 0 => into_l2(from.wrapping_add(ahead / 2)),
+                            Fetch::All(lines) if P == 2 => {
+                                into_l1(lines[0].wrapping_add(ahead));
+                                into_l1(lines[1].wrapping_add(ahead + PANEL));
+                            }
+                            Fetch::All(lines) => {
+                                into_l1(lines[panel].wrapping_add(ahead + panel * PANEL));
+                            }
+                            Fetch::Half(_) | Fetch::Nothing => {}
                         }
                         let at = w.add(ahead + panel * PANEL);
                         let xs = x.quants.add((part * layout.steps() + row) * R);
@@ -241,8 +224,7 @@ unsafe fn panels<B: Bytes, F: Kind, const R: usize, const P: usize>(
                 }
             }
             w = w.add(layout.bytes());
-            fetch.even = fetch.even.wrapping_add(layout.bytes());
-            fetch.odd = fetch.odd.wrapping_add(layout.bytes());
+            fetch = fetch.further(layout.bytes());
             x = x.from_block(1);
         }
     }

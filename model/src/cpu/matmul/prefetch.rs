@@ -2,13 +2,14 @@
 
 use pagedraft_attention::isa::is_amd;
 
-/// How the processor wants the weights of a widening product prefetched.
+/// How the processor wants the weights of a product on vector units prefetched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Prefetching {
+pub(in crate::cpu) enum Prefetching {
     /// Half of the cache lines, 16 KB ahead, into L2: the processor's own prefetcher recognises the stream and fetches the rest. On Intel
     /// processors prefetching all lines was slower, and for a single row any prefetching was.
     HalfOfTheLines,
-    /// All lines, 4 KB ahead, into L1, for a single row too. On a Zen 4 reading and computing then overlap.
+    /// All lines, 4 KB ahead, into L1, for a single row too. Reading and computing then overlap: on a Zen 4, 8 rows of weights in 8 bits
+    /// cost 1.05 of a plain read, and 1.68 with half of the lines.
     AllLines,
 }
 
@@ -21,7 +22,7 @@ impl Prefetching {
 
 /// What is prefetched in a step of the inner loop. Addresses need not be valid.
 #[derive(Clone, Copy)]
-pub(super) enum Fetch {
+pub(in crate::cpu) enum Fetch {
     Nothing,
     /// A line from here on, into L2; it moves on with the weights, half as fast.
     Half(*const u8),
@@ -75,7 +76,7 @@ impl Fetch {
 
 /// Prefetches a cache line into L2.
 #[inline(always)]
-pub(super) fn into_l2(at: *const u8) {
+pub(in crate::cpu) fn into_l2(at: *const u8) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
