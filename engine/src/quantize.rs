@@ -41,7 +41,7 @@ pub fn files_of(model: &ModelRef) -> Result<Vec<PathBuf>> {
 
 const WEIGHTS: &str = "model.safetensors";
 
-/// Writes a model into the directory `to`, which exists: the matrices of its layers in [8 bits](pagedraft_model::cpu::int8), all else as
+/// Writes a model into the directory `to`, which exists: the matrices of its layers and an output head of its own in [8 bits](pagedraft_model::cpu::int8), all else as
 /// it is. An engine reads it with the same result as it gets from the model itself with `--quantization int8`.
 ///
 /// # Errors

@@ -78,7 +78,7 @@ enum Command {
     Trace(trace::Trace),
     /// Draw what one run wrote, or several: one page with pictures, and the KV blocks step by step
     Report(report::Report),
-    /// Write a model with the matrices of its layers in 8 bits
+    /// Write a model with its matrices in 8 bits
     Quantize(quantize::Quantize),
     /// Train the embedded models (builds with `--features train`)
     Train(Box<train::Train>),

@@ -2,8 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use pagedraft::model::Dtype;
+use half::f16;
 use pagedraft::model::checkpoint::Checkpoint;
+use pagedraft::model::{ActivationType, Dtype, Quantization};
 use pagedraft::serve::{Asked, ChatTemplate};
 use pagedraft::session::{
     DraftLength, DraftRef, EngineOptions, LoadFormat, ModelRef, Request, RequestOutput, Session,
@@ -12,8 +13,9 @@ use pagedraft::session::{
 use pagedraft::spec_decode::sampling::SamplingParams;
 use serde_json::Value as Json;
 
-use crate::gguf_writer::{F32, Value, Writer, interleave, name_of};
-use crate::models::{directory, small};
+use crate::gguf_writer::{F32, Q4_0, Q4_1, Q8_0, Value, Writer, interleave, name_of};
+use crate::models::{deep, directory, small};
+use crate::schedule::{alone, every_schedule};
 
 /// A file with the weights of a checkpoint in F32, as llama.cpp's converter would write it.
 fn written(checkpoint: &Checkpoint) -> Writer {
@@ -140,6 +142,69 @@ fn files_of_every_architecture_give_the_tokens_of_their_directories() {
         let read = EngineOptions { seed: 7, ..options(file) };
         assert_eq!(outputs(&read), outputs(&drawn), "{architecture}");
     }
+}
+
+/// Values in blocks of 32, as the type stores them.
+fn blocks(kind: u32, values: &[f32]) -> Vec<u8> {
+    let half = |x: f32| f16::from_f32(x).to_le_bytes();
+    let (low, high) = values.split_at(16);
+    let nibbles = |scale: f32, least: f32| -> Vec<u8> {
+        let of =
+            |x: &f32| if scale == 0.0 { 0 } else { ((x - least) / scale).round().clamp(0.0, 15.0) as u8 };
+        low.iter().zip(high).map(|(low, high)| of(low) | of(high) << 4).collect()
+    };
+    let (least, most) = values.iter().fold((0.0f32, 0.0f32), |(least, most), &x| (least.min(x), most.max(x)));
+    let mut out = Vec::new();
+    match kind {
+        Q8_0 => {
+            let scale = most.max(-least) / 127.0;
+            out.extend(half(scale));
+            out.extend(
+                values.iter().map(|x| (x / scale.max(1e-30)).round().clamp(-127.0, 127.0) as i8 as u8),
+            );
+        }
+        Q4_0 => {
+            let scale = most.max(-least) / 7.0;
+            out.extend(half(scale));
+            out.extend(nibbles(scale, -8.0 * scale));
+        }
+        _ => {
+            let scale = (most - least) / 15.0;
+            out.extend(half(scale));
+            out.extend(half(least));
+            out.extend(nibbles(scale, least));
+        }
+    }
+    out
+}
+
+#[test]
+fn weights_of_8_and_4_bits_are_multiplied_as_they_are_stored_under_every_schedule() {
+    let dir = deep("gguf-of-few-bits", 3);
+    let ModelRef::Directory(path) = &dir else { unreachable!("it lies in a directory") };
+    let mut writer = written(&Checkpoint::open_dummy(path, 7).unwrap());
+    // The parts of a stack are stored in types of their own, and some in plain numbers.
+    let mut kinds = [Q8_0, Q4_0, Q4_1, F32, Q4_1].into_iter().cycle();
+    for tensor in writer.tensors.iter_mut().filter(|tensor| tensor.sizes.len() == 2) {
+        let kind = kinds.next().unwrap();
+        if kind != F32 {
+            let values: Vec<f32> =
+                tensor.bytes.as_chunks::<4>().0.iter().map(|four| f32::from_le_bytes(*four)).collect();
+            tensor.bytes = values.chunks_exact(32).flat_map(|values| blocks(kind, values)).collect();
+            tensor.kind = kind;
+        }
+    }
+    let file = file("gguf-few-bits", &writer);
+    let base = options(file);
+    assert_eq!(Session::open(&base).unwrap().info().quantization, Quantization::Gguf(ActivationType::Int8));
+    // With activations in f32 these are the products of the dequantised weights, to the bit.
+    let in_f32 = EngineOptions { activations: Some(ActivationType::F32), ..base.clone() };
+    let widened = EngineOptions { quantization: Some(Quantization::None), ..base.clone() };
+    assert_eq!(outputs(&in_f32), outputs(&widened));
+    assert_ne!(outputs(&base), outputs(&widened), "activations in 8 bits change log probabilities");
+    let requests = crate::requests::requests(31, 8, 300, 100);
+    let base = EngineOptions { dtype: Some(Dtype::Bf16), max_num_batched_tokens: 512, ..base };
+    every_schedule("a file of few bits", &base, 14, &requests, &alone(&base, &requests)).check();
 }
 
 #[test]

@@ -122,7 +122,8 @@ impl Checkpoint {
     }
 }
 
-/// The tensors of a model that are quantised: the matrices of its layers that are multiplied with as they are stored.
+/// The tensors of a model that are quantised: the matrices of its layers that are multiplied with as they are stored, and an output head that
+/// is not the embedding.
 #[must_use]
 pub fn quantised_tensors(config: &ModelConfig) -> HashSet<String> {
     // What a device keeps in full, and what is cut into matrices of the heads when it is loaded.
@@ -131,5 +132,6 @@ pub fn quantised_tensors(config: &ModelConfig) -> HashSet<String> {
     let matrices = layers.filter(|(name, shape)| {
         shape.len() == 2 && !OTHERS.iter().any(|other| name.ends_with(&format!(".{other}")))
     });
-    matrices.map(|(name, _)| name).collect()
+    let head = (!config.tie_word_embeddings).then(|| config.architecture.lm_head().to_owned());
+    matrices.map(|(name, _)| name).chain(head).collect()
 }

@@ -31,7 +31,7 @@ pub(super) struct RowBlock {
 impl RowBlock {
     /// The same, from block `block` of the inputs on.
     #[inline(always)]
-    pub fn from_block(self, block: usize) -> RowBlock {
+    pub fn past_blocks(self, block: usize) -> RowBlock {
         let at = block * self.rows;
         RowBlock {
             quants: self.quants.wrapping_add(at * STEPS),
@@ -108,7 +108,7 @@ impl Int8Rows {
             all[..values.len()].copy_from_slice(values);
             let mut bytes = [0; BLOCK];
             let scale = quantise(&all, &mut bytes);
-            let to = to.from_block(block);
+            let to = to.past_blocks(block);
             // SAFETY: `row_block` has checked that the row block lies inside the buffers; row `i` of it is the caller's.
             unsafe {
                 to.scales.add(i).write(scale);

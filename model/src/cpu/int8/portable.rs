@@ -22,11 +22,18 @@ impl Bytes for PlainBytes {
     type Weights = [u8; 64];
     type Inputs = [i8; 4];
     type Sums = [i32; LANES];
+    type Scales = [f32; LANES];
     const PANELS: usize = 1;
 
     #[inline(always)]
-    unsafe fn zeros() -> [i32; LANES] {
-        [0; LANES]
+    unsafe fn start(offset: i32) -> [i32; LANES] {
+        [offset; LANES]
+    }
+
+    #[inline(always)]
+    unsafe fn scales(at: *const u16) -> [f32; LANES] {
+        // SAFETY: the caller passes 16 values.
+        unsafe { at.cast::<[u16; LANES]>().read_unaligned() }.map(|bits| f16::from_bits(bits).to_f32())
     }
 
     #[inline(always)]
@@ -59,25 +66,20 @@ impl Bytes for PlainBytes {
     }
 
     #[inline(always)]
-    unsafe fn join(sums: [i32; LANES], offset: i32, scales: *const u16, scale: f32, acc: *mut f32) {
-        // SAFETY: the caller passes 16 scales and 16 sums.
-        let (scales, acc) = unsafe {
-            (std::slice::from_raw_parts(scales, LANES), std::slice::from_raw_parts_mut(acc, LANES))
-        };
-        for ((sum, &of_weights), acc) in sums.into_iter().zip(scales).zip(acc) {
-            let scaled = (sum + offset) as f32 * f16::from_bits(of_weights).to_f32();
-            *acc = scaled.mul_add(scale, *acc);
+    unsafe fn join(sums: [i32; LANES], scales: [f32; LANES], scale: f32, acc: *mut f32) {
+        // SAFETY: the caller passes 16 sums.
+        let acc = unsafe { std::slice::from_raw_parts_mut(acc, LANES) };
+        for ((sum, of_weights), acc) in sums.into_iter().zip(scales).zip(acc) {
+            *acc = (sum as f32 * of_weights).mul_add(scale, *acc);
         }
     }
 
     #[inline(always)]
-    unsafe fn raise(minima: *const u16, amount: f32, acc: *mut f32) {
-        // SAFETY: the caller passes 16 least values and 16 sums.
-        let (minima, acc) = unsafe {
-            (std::slice::from_raw_parts(minima, LANES), std::slice::from_raw_parts_mut(acc, LANES))
-        };
-        for (&minimum, acc) in minima.iter().zip(acc) {
-            *acc = f16::from_bits(minimum).to_f32().mul_add(amount, *acc);
+    unsafe fn raise(minima: [f32; LANES], amount: f32, acc: *mut f32) {
+        // SAFETY: the caller passes 16 sums.
+        let acc = unsafe { std::slice::from_raw_parts_mut(acc, LANES) };
+        for (minimum, acc) in minima.into_iter().zip(acc) {
+            *acc = minimum.mul_add(amount, *acc);
         }
     }
 }

@@ -80,7 +80,7 @@ impl Share<'_> {
                         let sums = sums[i * block_rows * GROUP..].as_mut_ptr();
                         // SAFETY: the row block has `part` blocks of inputs from `block` on, the group has as many of weights, and `sums`
                         // has a row for each of the row block's. The caller has enabled the features.
-                        unsafe { by_rows::<B, F>(x.from_block(block), here, part, fetch, sums) };
+                        unsafe { by_rows::<B, F>(x.past_blocks(block), here, part, fetch, sums) };
                     }
                     block += part;
                 }
@@ -170,7 +170,16 @@ unsafe fn panels<B: Bytes, F: Kind, const R: usize, const P: usize>(
             }
             for panel in (0..2).step_by(P) {
                 for part in 0..layout.scales {
-                    let mut acc = [[B::zeros(); P]; R];
+                    let sum_of = |r: usize| {
+                        let half = |half: usize| *x.sums.add(half * R + r) as i32;
+                        if layout.scales == 1 { half(0) + half(1) } else { half(part) }
+                    };
+                    let mut acc = [[B::start(0); P]; R];
+                    if layout.bits == 8 {
+                        for r in 0..R {
+                            acc[r] = [B::start(-BIAS * sum_of(r)); P];
+                        }
+                    }
                     // A row of the layout is one step in 8 bits, and two in 4 bits.
                     let rows = layout.steps() * layout.bits / 8;
                     let first = part * rows * STEP_BYTES;
@@ -205,19 +214,18 @@ unsafe fn panels<B: Bytes, F: Kind, const R: usize, const P: usize>(
                             step::<B, R, P>(&mut acc, b_high, xs.add(rows * R));
                         }
                     }
-                    for r in 0..R {
-                        let scale = *x.scales.add(r);
-                        let half = |half: usize| *x.sums.add(half * R + r) as i32;
-                        let sum = if layout.scales == 1 { half(0) + half(1) } else { half(part) };
-                        let offset = if layout.bits == 8 { -BIAS * sum } else { 0 };
-                        for c in 0..P {
-                            let first = (panel + c) * LANES;
+                    for c in 0..P {
+                        let first = (panel + c) * LANES;
+                        let scales = B::scales(w.add(layout.scale(part)).cast::<u16>().add(first));
+                        for r in 0..R {
                             let to = sums.add(r * GROUP + first);
-                            let scales = w.add(layout.scale(part)).cast::<u16>().add(first);
-                            B::join(acc[r][c], offset, scales, scale, to);
-                            if layout.minima {
-                                let minima = w.add(layout.minimum(part)).cast::<u16>().add(first);
-                                B::raise(minima, scale * sum as f32, to);
+                            B::join(acc[r][c], scales, *x.scales.add(r), to);
+                        }
+                        if layout.minima {
+                            let minima = B::scales(w.add(layout.minimum(part)).cast::<u16>().add(first));
+                            for r in 0..R {
+                                let to = sums.add(r * GROUP + first);
+                                B::raise(minima, *x.scales.add(r) * sum_of(r) as f32, to);
                             }
                         }
                     }
@@ -225,7 +233,7 @@ unsafe fn panels<B: Bytes, F: Kind, const R: usize, const P: usize>(
             }
             w = w.add(layout.bytes());
             fetch = fetch.further(layout.bytes());
-            x = x.from_block(1);
+            x = x.past_blocks(1);
         }
     }
 }

@@ -93,8 +93,12 @@ pub(super) trait Bytes {
     type Sums: Copy;
     /// How many panels of 16 outputs are computed at a time: 2 or 1.
     const PANELS: usize;
-    /// Sums of nothing.
-    unsafe fn zeros() -> Self::Sums;
+    /// The scales, or the least values, of 16 outputs in f32.
+    type Scales: Copy;
+    /// Sums of nothing but `offset`.
+    unsafe fn start(offset: i32) -> Self::Sums;
+    /// Loads 16 scales or least values from their bits in f16.
+    unsafe fn scales(at: *const u16) -> Self::Scales;
     /// Loads 64 bytes of weights, 4 for each output.
     unsafe fn weights(at: *const u8) -> Self::Weights;
     /// Loads 64 bytes of two weights each, which are 4 bits and not negative: those in the low halves, and those in the high ones.
@@ -103,8 +107,8 @@ pub(super) trait Bytes {
     unsafe fn inputs(at: *const u32) -> Self::Inputs;
     /// Adds the products of 4 inputs with 16 outputs.
     unsafe fn add(sums: Self::Sums, w: Self::Weights, x: Self::Inputs) -> Self::Sums;
-    /// `acc[o] = fma(f32(sums[o] + offset) * scales[o], scale, acc[o])` for 16 outputs; `scales` are bits of f16.
-    unsafe fn join(sums: Self::Sums, offset: i32, scales: *const u16, scale: f32, acc: *mut f32);
-    /// `acc[o] = fma(minima[o], amount, acc[o])` for 16 outputs; `minima` are bits of f16.
-    unsafe fn raise(minima: *const u16, amount: f32, acc: *mut f32);
+    /// `acc[o] = fma(f32(sums[o]) * scales[o], scale, acc[o])` for 16 outputs.
+    unsafe fn join(sums: Self::Sums, scales: Self::Scales, scale: f32, acc: *mut f32);
+    /// `acc[o] = fma(minima[o], amount, acc[o])` for 16 outputs.
+    unsafe fn raise(minima: Self::Scales, amount: f32, acc: *mut f32);
 }

@@ -45,12 +45,19 @@ impl Bytes for Avx512Vnni {
     type Weights = __m512i;
     type Inputs = __m512i;
     type Sums = __m512i;
+    type Scales = __m512;
     const PANELS: usize = 2;
 
     #[inline(always)]
-    unsafe fn zeros() -> __m512i {
+    unsafe fn start(offset: i32) -> __m512i {
         // SAFETY: the caller has the features.
-        unsafe { _mm512_setzero_si512() }
+        unsafe { _mm512_set1_epi32(offset) }
+    }
+
+    #[inline(always)]
+    unsafe fn scales(at: *const u16) -> __m512 {
+        // SAFETY: the caller has the features and passes 16 values.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(at.cast())) }
     }
 
     #[inline(always)]
@@ -81,49 +88,52 @@ impl Bytes for Avx512Vnni {
     }
 
     #[inline(always)]
-    unsafe fn join(sums: __m512i, offset: i32, scales: *const u16, scale: f32, acc: *mut f32) {
-        // SAFETY: the caller has the features and passes 16 scales and 16 sums.
+    unsafe fn join(sums: __m512i, scales: __m512, scale: f32, acc: *mut f32) {
+        // SAFETY: the caller has the features and passes 16 sums.
         unsafe {
-            let sums = _mm512_cvtepi32_ps(_mm512_add_epi32(sums, _mm512_set1_epi32(offset)));
-            let of_weights = _mm512_cvtph_ps(_mm256_loadu_si256(scales.cast()));
-            let joined =
-                _mm512_fmadd_ps(_mm512_mul_ps(sums, of_weights), _mm512_set1_ps(scale), _mm512_loadu_ps(acc));
-            _mm512_storeu_ps(acc, joined);
+            let sums = _mm512_mul_ps(_mm512_cvtepi32_ps(sums), scales);
+            _mm512_storeu_ps(acc, _mm512_fmadd_ps(sums, _mm512_set1_ps(scale), _mm512_loadu_ps(acc)));
         }
     }
 
     #[inline(always)]
-    unsafe fn raise(minima: *const u16, amount: f32, acc: *mut f32) {
-        // SAFETY: the caller has the features and passes 16 least values and 16 sums.
+    unsafe fn raise(minima: __m512, amount: f32, acc: *mut f32) {
+        // SAFETY: the caller has the features and passes 16 sums.
         unsafe {
-            let minima = _mm512_cvtph_ps(_mm256_loadu_si256(minima.cast()));
             _mm512_storeu_ps(acc, _mm512_fmadd_ps(minima, _mm512_set1_ps(amount), _mm512_loadu_ps(acc)));
         }
     }
 }
 
-/// Joins the sums of 8 outputs.
+/// The scales of 16 outputs.
 #[inline(always)]
-unsafe fn join_half(sums: __m256i, offset: i32, scales: *const u16, scale: f32, acc: *mut f32) {
-    // SAFETY: the caller has AVX2, FMA and F16C, and passes 8 scales and 8 sums.
+unsafe fn scale_halves(at: *const u16) -> [__m256; 2] {
+    // SAFETY: the caller has AVX2 and F16C, and passes 16 values.
+    unsafe { [0, 8].map(|from| _mm256_cvtph_ps(_mm_loadu_si128(at.add(from).cast()))) }
+}
+
+/// Joins the sums of 16 outputs.
+#[inline(always)]
+unsafe fn join_halves(sums: [__m256i; 2], scales: [__m256; 2], scale: f32, acc: *mut f32) {
+    // SAFETY: the caller has AVX2 and FMA, and passes 16 sums.
     unsafe {
-        let sums = _mm256_cvtepi32_ps(_mm256_add_epi32(sums, _mm256_set1_epi32(offset)));
-        let of_weights = _mm256_cvtph_ps(_mm_loadu_si128(scales.cast()));
-        let joined =
-            _mm256_fmadd_ps(_mm256_mul_ps(sums, of_weights), _mm256_set1_ps(scale), _mm256_loadu_ps(acc));
-        _mm256_storeu_ps(acc, joined);
+        for half in 0..2 {
+            let acc = acc.add(half * 8);
+            let sums = _mm256_mul_ps(_mm256_cvtepi32_ps(sums[half]), scales[half]);
+            _mm256_storeu_ps(acc, _mm256_fmadd_ps(sums, _mm256_set1_ps(scale), _mm256_loadu_ps(acc)));
+        }
     }
 }
 
 /// `acc = fma(minima, amount, acc)` of 16 outputs.
 #[inline(always)]
-unsafe fn raise_halves(minima: *const u16, amount: f32, acc: *mut f32) {
-    // SAFETY: the caller has AVX2, FMA and F16C, and passes 16 least values and 16 sums.
+unsafe fn raise_halves(minima: [__m256; 2], amount: f32, acc: *mut f32) {
+    // SAFETY: the caller has AVX2 and FMA, and passes 16 sums.
     unsafe {
-        for at in [0, 8] {
-            let minima = _mm256_cvtph_ps(_mm_loadu_si128(minima.add(at).cast()));
-            let sums = _mm256_loadu_ps(acc.add(at));
-            _mm256_storeu_ps(acc.add(at), _mm256_fmadd_ps(minima, _mm256_set1_ps(amount), sums));
+        for half in 0..2 {
+            let acc = acc.add(half * 8);
+            let raised = _mm256_fmadd_ps(minima[half], _mm256_set1_ps(amount), _mm256_loadu_ps(acc));
+            _mm256_storeu_ps(acc, raised);
         }
     }
 }
@@ -144,12 +154,19 @@ impl Bytes for AvxVnni {
     type Weights = [__m256i; 2];
     type Inputs = __m256i;
     type Sums = [__m256i; 2];
+    type Scales = [__m256; 2];
     const PANELS: usize = 1;
 
     #[inline(always)]
-    unsafe fn zeros() -> [__m256i; 2] {
+    unsafe fn start(offset: i32) -> [__m256i; 2] {
         // SAFETY: the caller has the features.
-        unsafe { [_mm256_setzero_si256(); 2] }
+        unsafe { [_mm256_set1_epi32(offset); 2] }
+    }
+
+    #[inline(always)]
+    unsafe fn scales(at: *const u16) -> [__m256; 2] {
+        // SAFETY: as the trait demands.
+        unsafe { scale_halves(at) }
     }
 
     #[inline(always)]
@@ -178,16 +195,13 @@ impl Bytes for AvxVnni {
     }
 
     #[inline(always)]
-    unsafe fn join(sums: [__m256i; 2], offset: i32, scales: *const u16, scale: f32, acc: *mut f32) {
-        // SAFETY: the caller has the features and passes 16 scales and 16 sums.
-        unsafe {
-            join_half(sums[0], offset, scales, scale, acc);
-            join_half(sums[1], offset, scales.add(8), scale, acc.add(8));
-        }
+    unsafe fn join(sums: [__m256i; 2], scales: [__m256; 2], scale: f32, acc: *mut f32) {
+        // SAFETY: as the trait demands.
+        unsafe { join_halves(sums, scales, scale, acc) };
     }
 
     #[inline(always)]
-    unsafe fn raise(minima: *const u16, amount: f32, acc: *mut f32) {
+    unsafe fn raise(minima: [__m256; 2], amount: f32, acc: *mut f32) {
         // SAFETY: as the trait demands.
         unsafe { raise_halves(minima, amount, acc) };
     }
@@ -202,12 +216,19 @@ impl Bytes for Avx2 {
     type Inputs = __m256i;
     /// Two sums for each output: over inputs 0 and 1, and over inputs 2 and 3 of each step.
     type Sums = [__m256i; 4];
+    type Scales = [__m256; 2];
     const PANELS: usize = 1;
 
     #[inline(always)]
-    unsafe fn zeros() -> [__m256i; 4] {
-        // SAFETY: the caller has the features.
-        unsafe { [_mm256_setzero_si256(); 4] }
+    unsafe fn start(offset: i32) -> [__m256i; 4] {
+        // SAFETY: the caller has the features. The offset is in the first of an output's two sums.
+        unsafe { [_mm256_set1_epi64x(i64::from(offset as u32)); 4] }
+    }
+
+    #[inline(always)]
+    unsafe fn scales(at: *const u16) -> [__m256; 2] {
+        // SAFETY: as the trait demands.
+        unsafe { scale_halves(at) }
     }
 
     #[inline(always)]
@@ -251,19 +272,18 @@ impl Bytes for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn join(sums: [__m256i; 4], offset: i32, scales: *const u16, scale: f32, acc: *mut f32) {
-        // SAFETY: the caller has the features and passes 16 scales and 16 sums.
+    unsafe fn join(sums: [__m256i; 4], scales: [__m256; 2], scale: f32, acc: *mut f32) {
+        // SAFETY: as the trait demands.
         unsafe {
             // Horizontal additions work within halves of 128 bits: the outputs are then in the order 0, 1, 4, 5, 2, 3, 6, 7.
             let low = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_hadd_epi32(sums[0], sums[1]));
             let high = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_hadd_epi32(sums[2], sums[3]));
-            join_half(low, offset, scales, scale, acc);
-            join_half(high, offset, scales.add(8), scale, acc.add(8));
+            join_halves([low, high], scales, scale, acc);
         }
     }
 
     #[inline(always)]
-    unsafe fn raise(minima: *const u16, amount: f32, acc: *mut f32) {
+    unsafe fn raise(minima: [__m256; 2], amount: f32, acc: *mut f32) {
         // SAFETY: as the trait demands.
         unsafe { raise_halves(minima, amount, acc) };
     }

@@ -4,6 +4,7 @@ use half::{bf16, f16};
 use sha2::{Digest, Sha256};
 
 use super::*;
+use crate::cpu::int8::QuantRow;
 
 /// Value number `at` of a block, written from the description of the format: every number is taken out of the block bit by bit, and the
 /// arithmetic is in f64, where nothing is rounded.
@@ -93,4 +94,31 @@ fn rows_that_are_no_whole_number_of_blocks_have_no_length() {
     assert_eq!(GgmlType::Q4K.row_bytes(128), None);
     assert_eq!(GgmlType::F32.row_bytes(usize::MAX), None);
     assert_eq!(GgmlType::Q6K.to_string(), "Q6_K");
+}
+
+#[test]
+fn rows_that_products_take_as_they_are_stand_for_the_dequantised_values() {
+    let mut random = Random(13);
+    for kind in GgmlType::ALL {
+        // Scales below 2, for which eight times a scale is an f16, too.
+        let bytes: Vec<u8> = random.bytes(64 * kind.block_bytes()).iter().map(|byte| byte & 0xbf).collect();
+        let mut row = QuantRow::default();
+        assert_eq!(kind.take(&bytes, &mut row), kind.format().is_some(), "{kind}");
+        if kind.format().is_none() {
+            continue;
+        }
+        let mut expected = vec![0.0f32; 64 * kind.block_len()];
+        kind.dequantise(&bytes, &mut expected);
+        let mut taken = vec![0.0; expected.len()];
+        row.write(&mut taken);
+        for (part, (taken, expected)) in taken.chunks(32).zip(expected.chunks(32)).enumerate() {
+            // Of Q4_K, scales and least values are rounded to f16: each by one in 2,048 of itself.
+            let largest = row.scales()[part].to_f32().abs() * 15.0
+                + row.minima().get(part).map_or(0.0, |m| m.to_f32().abs());
+            let allowed = if kind == GgmlType::Q4K { largest / 2048.0 } else { 0.0 };
+            for (taken, expected) in taken.iter().zip(expected) {
+                assert!((taken - expected).abs() <= allowed, "{kind}, part {part}: {taken} for {expected}");
+            }
+        }
+    }
 }
