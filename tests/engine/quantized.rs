@@ -104,6 +104,8 @@ fn a_directory_that_was_quantised_gives_the_bits_of_its_model_quantised_when_loa
         let mut widened = loaded(options(&stored, Dtype::F32, Isa::detect()));
         widened.quantization = Some(Quantization::None);
         let (far, widest) = apart(&alone(&in_f32, &requests), &alone(&widened, &requests));
-        assert!(far < 0.01 * widest, "{name}: logits of up to {widest} are {far} apart");
+        // The sparse model's matrices of heads are cut out of a matrix that is stored in full: they are quantised when they are loaded, too.
+        let bound = if name == "target" { 0.01 } else { 0.05 };
+        assert!(far < bound * widest, "{name}: logits of up to {widest} are {far} apart");
     }
 }

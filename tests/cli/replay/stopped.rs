@@ -165,6 +165,28 @@ fn a_closed_loop_that_was_killed_goes_on_where_its_seats_are_free_again() {
     }
 }
 
+/// Waits until Ctrl-C is handled by the program, and does not end it.
+fn wait_until_it_listens(child: &Child) {
+    let status = format!("/proc/{}/status", child.id());
+    if !std::path::Path::new(&status).exists() {
+        // Another system than Linux does not tell.
+        return std::thread::sleep(Duration::from_millis(500));
+    }
+    let caught = || {
+        let status = std::fs::read_to_string(&status).unwrap_or_default();
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"))?.trim().to_owned();
+        u64::from_str_radix(&mask, 16).ok()
+    };
+    // SIGINT is signal 2: the second bit.
+    for _ in 0..6000 {
+        if caught().is_some_and(|mask| mask & 2 != 0) {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("the program does not listen for Ctrl-C");
+}
+
 #[test]
 fn what_is_stopped_before_the_run_begins_leaves_nothing() {
     let scratch = Scratch::new("replay-early");
@@ -176,7 +198,9 @@ fn what_is_stopped_before_the_run_begins_leaves_nothing() {
     for (i, arguments) in cases.iter().enumerate() {
         let out = scratch.path(&format!("{i}"));
         let child = start(&out, arguments);
-        std::thread::sleep(Duration::from_millis(1500));
+        wait_until_it_listens(&child);
+        // It is in the middle of drawing requests, which takes a fast machine a second.
+        std::thread::sleep(Duration::from_millis(300));
         assert_eq!(interrupt(child), "", "{arguments:?}");
         assert!(!std::path::Path::new(&out).exists(), "{arguments:?}");
     }
