@@ -12,7 +12,8 @@ impl GgmlType {
     pub const fn format(self) -> Option<Format> {
         match self {
             GgmlType::Q8_0 => Some(Format::Int8Halves),
-            GgmlType::Q4_0 | GgmlType::Q4_1 | GgmlType::Q4K => Some(Format::Int4),
+            GgmlType::Q4_0 => Some(Format::Int4),
+            GgmlType::Q4_1 | GgmlType::Q4K => Some(Format::Int4Minima),
             GgmlType::F32 | GgmlType::F16 | GgmlType::Bf16 | GgmlType::Q6K => None,
         }
     }
@@ -31,9 +32,7 @@ impl GgmlType {
                     to.add(block[2..].iter().map(|&byte| byte as i8), half(block), f16::ZERO);
                 }
                 GgmlType::Q4_0 => {
-                    // A value is d (q - 8).
-                    let scale = half(block);
-                    to.add(nibbles(&block[2..]), scale, f16::from_f32(-8.0 * scale.to_f32()));
+                    to.add(nibbles(&block[2..]).map(|q| q - 8), half(block), f16::ZERO);
                 }
                 GgmlType::Q4_1 => to.add(nibbles(&block[4..]), half(block), half(&block[2..])),
                 GgmlType::Q4K => {

@@ -1,6 +1,6 @@
 //! How weights of few bits lie in memory.
 
-use super::{BLOCK, STEP, STEPS};
+use super::{BIAS, BLOCK, STEP, STEPS};
 use crate::cpu::panel::GROUP;
 
 /// A kind of weights that are multiplied with activations in 8 bits.
@@ -11,8 +11,10 @@ pub enum Format {
     Int8,
     /// 8 bits, -128..=127, and a scale for 32 inputs: GGUF's Q8_0.
     Int8Halves,
-    /// 4 bits, 0..=15, and a scale and a least value for 32 inputs: GGUF's Q4_0, Q4_1 and Q4_K.
+    /// 4 bits, -8..=7, and a scale for 32 inputs: GGUF's Q4_0.
     Int4,
+    /// 4 bits, 0..=15, and a scale and a least value for 32 inputs: GGUF's Q4_1 and Q4_K.
+    Int4Minima,
 }
 
 impl Format {
@@ -21,22 +23,23 @@ impl Format {
     pub fn inputs_a_scale(self) -> usize {
         match self {
             Format::Int8 => BLOCK,
-            Format::Int8Halves | Format::Int4 => BLOCK / 2,
+            Format::Int8Halves | Format::Int4 | Format::Int4Minima => BLOCK / 2,
         }
     }
 
     /// Whether there is a least value beside each scale.
     #[must_use]
     pub fn has_minima(self) -> bool {
-        self == Format::Int4
+        self == Format::Int4Minima
     }
 
     /// How its blocks are laid out.
     pub(super) const fn layout(self) -> Layout {
         match self {
-            Format::Int8 => Layout { bits: 8, scales: 1, minima: false },
-            Format::Int8Halves => Layout { bits: 8, scales: 2, minima: false },
-            Format::Int4 => Layout { bits: 4, scales: 2, minima: true },
+            Format::Int8 => Layout { bits: 8, bias: BIAS, scales: 1, minima: false },
+            Format::Int8Halves => Layout { bits: 8, bias: BIAS, scales: 2, minima: false },
+            Format::Int4 => Layout { bits: 4, bias: 8, scales: 2, minima: false },
+            Format::Int4Minima => Layout { bits: 4, bias: 0, scales: 2, minima: true },
         }
     }
 }
@@ -44,11 +47,13 @@ impl Format {
 /// The block of a group: 32 outputs x 64 inputs. First come the integers, then the f16 scales of all outputs for the first (and the second)
 /// part of the inputs, then their least values. All of them begin at cache lines.
 ///
-/// Integers of 8 bits, with [`BIAS`](super::BIAS) added, lie by step of 4 inputs, then by output, then by input. Of 4 bits, the low halves of
-/// the bytes are the first four steps of a part and the high halves its last four.
+/// Integers have a bias added that makes them unsigned. Those of 8 bits lie by step of 4 inputs, then by output, then by input. Of 4 bits, the
+/// low halves of the bytes are the first four steps of a part and the high halves its last four.
 #[derive(Clone, Copy)]
 pub(super) struct Layout {
     pub bits: usize,
+    /// What is added to an integer so that it is stored unsigned.
+    pub bias: i32,
     /// How many parts of the inputs have scales of their own.
     pub scales: usize,
     pub minima: bool,

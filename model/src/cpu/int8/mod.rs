@@ -44,7 +44,7 @@ pub const BLOCK: usize = 64;
 const STEP: usize = 4;
 /// How many steps a block has.
 const STEPS: usize = BLOCK / STEP;
-/// What is added to a weight's integer so that it is stored unsigned: the instructions multiply unsigned with signed bytes.
+/// What is added to a weight's integer of 8 bits so that it is stored unsigned: the instructions multiply unsigned with signed bytes.
 const BIAS: i32 = 128;
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::activations::RowBlock;
 use super::format::Layout;
 use super::unit::Bytes;
-use super::{BIAS, Format, QuantWeights, STEP};
+use super::{Format, QuantWeights, STEP};
 use crate::cpu::matmul::Product;
 use crate::cpu::matmul::prefetch::{Fetch, Prefetching, into_l1, into_l2};
 use crate::cpu::panel::GROUP;
@@ -46,6 +46,7 @@ impl Share<'_> {
                 Format::Int8 => self.walk::<B, L, Int8>(),
                 Format::Int8Halves => self.walk::<B, L, Int8Halves>(),
                 Format::Int4 => self.walk::<B, L, Int4>(),
+                Format::Int4Minima => self.walk::<B, L, Int4Minima>(),
             }
         }
     }
@@ -111,6 +112,7 @@ trait Kind {
 struct Int8;
 struct Int8Halves;
 struct Int4;
+struct Int4Minima;
 
 impl Kind for Int8 {
     const LAYOUT: Layout = Format::Int8.layout();
@@ -122,6 +124,10 @@ impl Kind for Int8Halves {
 
 impl Kind for Int4 {
     const LAYOUT: Layout = Format::Int4.layout();
+}
+
+impl Kind for Int4Minima {
+    const LAYOUT: Layout = Format::Int4Minima.layout();
 }
 
 /// Continues the sums of a row block over `blocks` blocks of inputs.
@@ -175,9 +181,9 @@ unsafe fn panels<B: Bytes, F: Kind, const R: usize, const P: usize>(
                         if layout.scales == 1 { half(0) + half(1) } else { half(part) }
                     };
                     let mut acc = [[B::start(0); P]; R];
-                    if layout.bits == 8 {
+                    if layout.bias != 0 {
                         for r in 0..R {
-                            acc[r] = [B::start(-BIAS * sum_of(r)); P];
+                            acc[r] = [B::start(-layout.bias * sum_of(r)); P];
                         }
                     }
                     // A row of the layout is one step in 8 bits, and two in 4 bits.

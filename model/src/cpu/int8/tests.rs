@@ -282,7 +282,11 @@ fn a_quantised_row_is_the_twin_s_and_is_its_own_quantisation() {
 fn parts(random: &mut Random, format: Format, k: usize) -> QuantRow {
     let mut row = QuantRow::default();
     row.clear(format);
-    let range = if format == Format::Int4 { 0..=15 } else { -128..=127 };
+    let range = match format {
+        Format::Int4 => -8..=7,
+        Format::Int4Minima => 0..=15,
+        Format::Int8 | Format::Int8Halves => -128..=127,
+    };
     for part in (0..k).step_by(32) {
         let quants: Vec<i8> = (part..k.min(part + 32))
             .map(|_| match random.below(6) {
@@ -302,7 +306,7 @@ fn weights_with_a_scale_for_32_inputs_give_the_twin_s_bits_on_every_unit() {
     println!("seed {seed:#x}");
     let mut random = Random(seed);
     let team = Team::new(2).unwrap();
-    for format in [Format::Int8Halves, Format::Int4] {
+    for format in [Format::Int8Halves, Format::Int4, Format::Int4Minima] {
         for m in (1..=30).chain([70]) {
             let (n, k) = (1 + random.below(80), 1 + random.below(400));
             let x = random.numbers(m * k);

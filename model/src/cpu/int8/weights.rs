@@ -3,7 +3,7 @@
 use half::f16;
 
 use super::format::{Layout, SCALES};
-use super::{BIAS, BLOCK, Format, QuantRow};
+use super::{BLOCK, Format, QuantRow};
 use crate::cpu::memory::{Memory, OutOfMemory};
 use crate::cpu::panel::GROUP;
 use crate::cpu::team::{Chunks, Team};
@@ -64,16 +64,17 @@ impl QuantWeights {
         // SAFETY: groups are disjoint, and each is written by the one share that drew it.
         let to = unsafe { std::slice::from_raw_parts_mut(self.bytes.as_ptr().add(group * len), len) };
         for (block, to) in to.chunks_exact_mut(layout.bytes()).enumerate() {
-            if layout.bits == 8 {
-                to[..layout.quants()].fill(BIAS as u8);
-            }
+            // Padding stands for integers of 0.
+            let zero = layout.bias as u8;
+            to[..layout.quants()].fill(if layout.bits == 8 { zero } else { zero | zero << 4 });
             for (o, row) in rows.iter().enumerate() {
                 let from = &row.quants()[block * BLOCK..];
                 for (i, &q) in from[..BLOCK.min(from.len())].iter().enumerate() {
                     let (at, shift) = layout.place(i, o);
+                    let unsigned = (i32::from(q) + layout.bias) as u8;
                     match layout.bits {
-                        8 => to[at] = (i32::from(q) + BIAS) as u8,
-                        _ => to[at] |= (q as u8 & 15) << shift,
+                        8 => to[at] = unsigned,
+                        _ => to[at] = to[at] & !(15 << shift) | (unsigned & 15) << shift,
                     }
                 }
                 let mut store = |from: &[f16], at: usize| {
@@ -141,9 +142,9 @@ fn value(layout: Layout, block: &[u8], i: usize, o: usize) -> f32 {
     let part = i * layout.scales / BLOCK;
     let half = |at: usize| f16::from_ne_bytes([block[at + o * 2], block[at + o * 2 + 1]]).to_f32();
     let quant = match layout.bits {
-        8 => i32::from(block[at]) - BIAS,
+        8 => i32::from(block[at]),
         _ => i32::from(block[at] >> shift & 15),
     };
-    let product = quant as f32 * half(layout.scale(part));
+    let product = (quant - layout.bias) as f32 * half(layout.scale(part));
     if layout.minima { product + half(layout.minimum(part)) } else { product }
 }
