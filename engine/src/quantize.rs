@@ -10,6 +10,7 @@ use pagedraft_model::checkpoint::{
     Checkpoint, INT8_METHOD, INT8_SCALES, StoredWeights, Tensor, quantised_tensors,
 };
 use pagedraft_model::cpu::int8::{BLOCK, QuantRow};
+use parking_lot::Mutex;
 use safetensors::Dtype as StoredDtype;
 use safetensors::tensor::View;
 use serde_json::{Map, Value, json};
@@ -32,10 +33,16 @@ pub struct Quantized {
 ///
 /// # Errors
 ///
-/// The model does not exist, or its directory can't be read.
+/// The model does not exist, is a GGUF file, or its directory can't be read.
 pub fn files_of(model: &ModelRef) -> Result<Vec<PathBuf>> {
+    if let ModelRef::Directory(file) = model
+        && file.is_file()
+    {
+        let error = format!("{model} is a GGUF file, and the files of a directory are quantised");
+        return Err(EngineError::input_hint(error, "run it with --quantization int8"));
+    }
     let mut files: Vec<PathBuf> = others(model)?.into_iter().map(|(name, _)| name).collect();
-    files.extend([PathBuf::from("config.json"), PathBuf::from(WEIGHTS)]);
+    files.extend([PathBuf::from(WEIGHTS), PathBuf::from("config.json")]);
     Ok(files)
 }
 
@@ -48,16 +55,11 @@ const WEIGHTS: &str = "model.safetensors";
 ///
 /// The model does not exist, can't be read, is a GGUF file, or is in 8 bits already; a file can't be written.
 pub fn quantize(model: &ModelRef, to: &Path) -> Result<Quantized> {
+    let files = files_of(model)?;
     let checkpoint = open_checkpoint(model)?;
     if checkpoint.config().stored_weights == StoredWeights::Int8 {
         let error = format!("the weights of {model} are in 8 bits already");
         return Err(EngineError::input_hint(error, "run it as it is"));
-    }
-    if let ModelRef::Directory(file) = model
-        && file.is_file()
-    {
-        let error = format!("{model} is a GGUF file, and the files of a directory are quantised");
-        return Err(EngineError::input_hint(error, "run it with --quantization int8"));
     }
     for (name, bytes) in others(model)? {
         let path = to.join(name);
@@ -67,7 +69,8 @@ pub fn quantize(model: &ModelRef, to: &Path) -> Result<Quantized> {
     let config = config(model)?;
     fs::write(&path, config).with_context(|| format!("can't write {}", path.display()))?;
     let path = to.join(WEIGHTS);
-    let (tensors, matrices) = tensors(&checkpoint)?;
+    let fault = Mutex::new(None);
+    let (tensors, matrices) = tensors(&checkpoint, &fault)?;
     let after = tensors.iter().map(|(_, tensor)| tensor.data_len() as u64).sum();
     let size = |shape: &[usize]| shape.iter().map(|&n| n as u64).product::<u64>();
     let shapes = checkpoint.config().tensors();
@@ -78,12 +81,18 @@ pub fn quantize(model: &ModelRef, to: &Path) -> Result<Quantized> {
     let before = shapes.iter().map(stored).sum();
     safetensors::serialize_to_file(tensors, None, &path)
         .map_err(|e| EngineError::failed(format!("can't write {}: {e}", path.display())))?;
+    if let Some(tensor) = fault.into_inner() {
+        let error = format!(
+            "tensor {tensor} of {model} has a weight that 8 bits can't hold: it is not finite, or beyond 8 million"
+        );
+        return Err(EngineError::input_hint(error, "run the model with --quantization none"));
+    }
     // The library makes a file that nobody else may read.
     let readable = fs::metadata(to.join("config.json")).map(|config| config.permissions());
     readable
         .and_then(|permissions| fs::set_permissions(&path, permissions))
         .with_context(|| format!("can't write {}", path.display()))?;
-    Ok(Quantized { files: files_of(model)?, matrices, bytes: (before, after) })
+    Ok(Quantized { files, matrices, bytes: (before, after) })
 }
 
 /// The configuration, with what says that weights are quantised.
@@ -113,7 +122,12 @@ fn others(model: &ModelRef) -> Result<Vec<(PathBuf, Vec<u8>)>> {
     };
     let cant = |path: &Path| format!("can't read {}", path.display());
     let mut files = Vec::new();
-    for entry in fs::read_dir(dir).with_context(|| cant(dir))? {
+    let entries = fs::read_dir(dir).with_context(|| cant(dir)).map_err(|error| {
+        error
+            .into_input()
+            .hint("name a Hugging Face directory, with config.json and safetensors files, or builtin:NAME")
+    })?;
+    for entry in entries {
         let path = entry.with_context(|| cant(dir))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let small = [".json", ".jinja", ".model", ".txt", ".md"].iter().any(|end| name.ends_with(end));
@@ -127,7 +141,10 @@ fn others(model: &ModelRef) -> Result<Vec<(PathBuf, Vec<u8>)>> {
 }
 
 /// Every tensor that is written, and how many of them are matrices in 8 bits.
-fn tensors(checkpoint: &Checkpoint) -> Result<(Vec<(String, Written<'_>)>, usize)> {
+fn tensors<'a>(
+    checkpoint: &'a Checkpoint,
+    fault: &'a Mutex<Option<String>>,
+) -> Result<(Vec<(String, Written<'a>)>, usize)> {
     let quantised = quantised_tensors(checkpoint.config());
     let mut all = Vec::new();
     let mut matrices = 0;
@@ -142,11 +159,11 @@ fn tensors(checkpoint: &Checkpoint) -> Result<(Vec<(String, Written<'_>)>, usize
             let scales = vec![tensor.rows(), QuantRow::num_scales(tensor.row_len())];
             all.push((
                 format!("{name}{INT8_SCALES}"),
-                Written { tensor: tensor.clone(), shape: scales, part: Part::Scales },
+                Written { tensor: tensor.clone(), shape: scales, part: Part::Scales, fault },
             ));
-            all.push((name, Written { tensor, shape, part: Part::Quants }));
+            all.push((name, Written { tensor, shape, part: Part::Quants, fault }));
         } else {
-            all.push((name, Written { tensor, shape, part: Part::Whole }));
+            all.push((name, Written { tensor, shape, part: Part::Whole, fault }));
         }
     }
     Ok((all, matrices))
@@ -168,6 +185,8 @@ struct Written<'a> {
     tensor: Tensor<'a>,
     shape: Vec<usize>,
     part: Part,
+    /// Takes the name of a tensor with a weight that is not finite, or too large.
+    fault: &'a Mutex<Option<String>>,
 }
 
 impl Written<'_> {
@@ -178,6 +197,9 @@ impl Written<'_> {
                 // A row that exists has no error.
                 let _ = self.tensor.read_row(r, out);
             });
+            if row.scales().iter().any(|scale| scale.is_nan()) {
+                *self.fault.lock() = Some(self.tensor.name().to_owned());
+            }
             each(&row);
         }
     }

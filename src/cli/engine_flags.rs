@@ -87,7 +87,7 @@ pub struct EngineFlags {
     /// Data type of weights and KV (default: the checkpoint's)
     #[arg(long, value_enum, default_value = "auto")]
     dtype: DtypeName,
-    /// Weights of the layers in 8-bit integers, on the CPU, for a draft model's too (default: as the checkpoint is)
+    /// The matrices of the layers and the output head in 8-bit integers, on the CPU, and those of a draft model; the embedding stays as it is
     #[arg(long, value_enum, value_name = "TYPE", default_value = "auto")]
     quantization: QuantizationName,
     /// What products with 8-bit weights round their inputs to [default: int8]
@@ -189,7 +189,7 @@ enum DtypeName {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum QuantizationName {
-    /// As the checkpoint is
+    /// As the checkpoint is: in 8 bits, as a GGUF file stores each matrix, or none
     Auto,
     /// In the type that --dtype says
     None,
@@ -201,7 +201,7 @@ enum QuantizationName {
 enum ActivationsName {
     /// To 8-bit integers, with a scale for each 64 inputs of a row
     Int8,
-    /// To nothing: weights are widened to f32, slowly
+    /// To nothing: weights are widened to f32 for each product, which is many times slower
     F32,
 }
 

@@ -25,6 +25,8 @@ static PRESSED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 static PREPARES: AtomicBool = AtomicBool::new(false);
 /// Files and directories that are removed if the process ends in the middle of a preparation.
 static TEMPORARY: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+/// Directories of this process that are removed with all that is in them then.
+static TREES: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 static SET: OnceLock<Result<(), String>> = OnceLock::new();
 
 /// From now on Ctrl-C only sets a flag.
@@ -47,6 +49,9 @@ fn end_a_preparation() {
             for path in TEMPORARY.lock().iter() {
                 // This removes directories only if they are empty by then.
                 let _ = std::fs::remove_file(path).or_else(|_| std::fs::remove_dir(path));
+            }
+            for tree in TREES.lock().iter() {
+                let _ = std::fs::remove_dir_all(tree);
             }
             std::process::exit(i32::from(exit::INTERRUPTED));
         }
@@ -92,6 +97,11 @@ pub fn preparing<T>(work: impl FnOnce() -> T) -> T {
 /// a preparation. In all other cases whoever made it removes it.
 pub fn remove_with_the_process(path: PathBuf) {
     TEMPORARY.lock().push(path);
+}
+
+/// The same for a directory that this process has made for itself, with all that is in it.
+pub fn remove_tree_with_the_process(path: PathBuf) {
+    TREES.lock().push(path);
 }
 
 /// Runs work without steps between which Ctrl-C could be checked, such as reading a large file. It runs on

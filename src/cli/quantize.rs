@@ -1,6 +1,5 @@
 //! `pagedraft quantize`.
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -14,10 +13,10 @@ use super::{Ended, interrupt, stdout};
 
 #[derive(Debug, Args)]
 pub struct Quantize {
-    /// The model: a Hugging Face directory, or builtin:NAME
+    /// The model: a Hugging Face directory, or builtin:NAME. A GGUF file is not written anew
     #[arg(long, value_name = "DIR|builtin:NAME")]
     model: ModelRef,
-    /// The directory that is written; it must not exist, or be empty
+    /// The directory that is written; it must not exist, or be empty. Tokenizer, chat template and other small files are copied
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
 }
@@ -25,45 +24,45 @@ pub struct Quantize {
 impl Quantize {
     pub fn run(self) -> anyhow::Result<Ended> {
         interrupt::listen()?;
-        let model = self.model;
-        let out = &self.out;
+        let (model, out) = (self.model, &self.out);
         let cant = || format!("can't write the directory {}", out.display());
-        if out.exists() && !is_empty(out) {
+        let made = !out.exists();
+        if !made && !is_empty(out) {
             let error = anyhow!("there is something at {} already", out.display());
             return Err(usage_hint(error, "name a directory that does not exist, or an empty one"));
         }
-        let Some(name) = out.file_name() else {
-            return Err(usage(anyhow!("{} names no directory", out.display())));
+        files_of(&model).map_err(|e| usage(e.into()))?;
+        let writable = |made: std::io::Result<()>| {
+            let hint = "name a directory that can be made: the one above it has to exist and to be writable";
+            made.with_context(cant).map_err(|error| usage_hint(error, hint))
         };
-        let mut hidden = OsString::from(".");
-        hidden.push(name);
-        hidden.push(format!(".{}.tmp", std::process::id()));
-        let temporary = out.with_file_name(hidden);
-        let files = files_of(&model).map_err(|e| usage(e.into()))?;
-        std::fs::create_dir(&temporary).with_context(cant).map_err(usage)?;
-        for file in &files {
-            interrupt::remove_with_the_process(temporary.join(file));
+        if made {
+            writable(std::fs::create_dir(out))?;
         }
-        interrupt::remove_with_the_process(temporary.clone());
+        // Files are written into a directory beside them and then moved, so that none is ever seen half-written.
+        let temporary = out.join(format!(".{}.tmp", std::process::id()));
+        writable(std::fs::create_dir(&temporary))?;
+        interrupt::remove_tree_with_the_process(if made { out.clone() } else { temporary.clone() });
         let start = Instant::now();
         let written = interrupt::preparing(|| {
             let written = quantize(&model, &temporary)?;
-            if out.exists() {
-                std::fs::remove_dir(out).with_context(cant)?;
+            // The configuration comes last: without it the directory is no model.
+            for file in &written.files {
+                std::fs::rename(temporary.join(file), out.join(file)).with_context(cant)?;
             }
-            std::fs::rename(&temporary, out).with_context(cant)?;
+            std::fs::remove_dir(&temporary).with_context(cant)?;
             anyhow::Ok(written)
         });
         let written = written.inspect_err(|_| {
-            let _ = std::fs::remove_dir_all(&temporary);
+            let _ = std::fs::remove_dir_all(if made { out } else { &temporary });
         })?;
-        let gigabytes = |bytes: u64| bytes as f64 / 1e9;
+        let megabytes = |bytes: u64| bytes as f64 / 1e6;
         stdout::print(&format!(
-            "wrote {}: {} matrices in 8 bits, {:.3} GB of weights where {:.3} were, in {:.1} s\n",
+            "wrote {}: {} matrices in 8 bits, {:.1} MB of weights where {:.1} were, in {:.1} s\n",
             out.display(),
             written.matrices,
-            gigabytes(written.bytes.1),
-            gigabytes(written.bytes.0),
+            megabytes(written.bytes.1),
+            megabytes(written.bytes.0),
             start.elapsed().as_secs_f64()
         ))?;
         Ok(Ended::Done)

@@ -93,8 +93,10 @@ fn what_can_not_be_done_with_8_bits_is_told() {
     refused(&["--model", &out], &["config.json", "quantization_config.group_size", "64"]);
     changed(&|config| drop(config["quantization_config"].as_object_mut().unwrap().remove("group_size")));
     refused(&["--model", &out], &["config.json", "group_size"]);
+    changed(&|config| config["quantization_config"]["bits"] = json!(4));
+    refused(&["--model", &out], &["config.json", "quantization_config.bits", "8"]);
     changed(&|config| drop(config.as_object_mut().unwrap().remove("quantization_config")));
-    refused(&["--model", &out], &["weight"]);
+    refused(&["--model", &out], &["without a quantization_config", "quantise the model again"]);
     scratch.write("small/config.json", config.as_bytes());
     // A tensor's name in the header is changed to another one of the same length.
     let path = scratch.path("small/model.safetensors");
@@ -107,4 +109,30 @@ fn what_can_not_be_done_with_8_bits_is_told() {
     refused(&["--model", &out], &["mlp.up_proj.weight_int8_scale", "scales"]);
     std::fs::write(&path, &bytes[..bytes.len() - 100]).unwrap();
     refused(&["--model", &out], &["model.safetensors"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn an_empty_directory_is_filled_and_keeps_its_permissions() {
+    use std::os::unix::fs::PermissionsExt;
+    let scratch = Scratch::new("quantize-into");
+    let out = scratch.path("there");
+    std::fs::create_dir(&out).unwrap();
+    std::fs::set_permissions(&out, std::fs::Permissions::from_mode(0o700)).unwrap();
+    let link = scratch.path("link");
+    std::os::unix::fs::symlink(&out, &link).unwrap();
+    done(&pagedraft(&["quantize", "--model", "builtin:draft", "--out", &link]));
+    assert_eq!(std::fs::metadata(&out).unwrap().permissions().mode() & 0o777, 0o700);
+    let names: Vec<_> = std::fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names.len(), 3, "configuration, tokenizer and weights: {names:?}");
+    assert!(!generated(&["--model", &out]).is_empty());
+    // A place that can't be made is told before anything is computed.
+    let run = pagedraft(&["quantize", "--model", "builtin:draft", "--out", &scratch.path("no/such/place")]);
+    assert_eq!(run.code, Some(2), "{run:?}");
+    assert!(run.stderr.contains("the one above it has to exist"), "{run:?}");
+    let gguf = scratch.write("model.gguf", b"GGUF");
+    let run = pagedraft(&["quantize", "--model", &gguf, "--out", &scratch.path("of-gguf")]);
+    assert_eq!(run.code, Some(2), "{run:?}");
+    assert!(run.stderr.contains("is a GGUF file"), "{run:?}");
+    assert!(!std::path::Path::new(&scratch.path("of-gguf")).exists());
 }

@@ -142,6 +142,11 @@ impl PlacedDraft {
         (probe(self.checkpoint, self.placement, longest, block_size), name)
     }
 
+    /// How the matrices of the draft model are quantised.
+    pub fn quantization(&self) -> Quantization {
+        self.placement.quantization()
+    }
+
     /// The bytes of a KV block of the draft model, all layers together.
     pub fn block_bytes(&self) -> u128 {
         self.block_bytes

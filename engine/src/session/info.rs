@@ -20,6 +20,8 @@ pub struct SessionInfo {
     pub dtype: Dtype,
     /// How the matrices of its layers are quantised.
     pub quantization: Quantization,
+    /// The same of the draft model; `None` where no model drafts.
+    pub draft_quantization: Option<Quantization>,
     /// The instruction set of the kernels.
     pub isa: InstructionSet,
     /// Why the engine is not on a GPU, if `auto` was asked for.

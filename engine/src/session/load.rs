@@ -286,6 +286,7 @@ pub(super) fn load(options: &EngineOptions) -> Result<Loaded> {
         parameters: config.num_parameters(),
         dtype: placement.dtype(),
         quantization: placement.quantization(),
+        draft_quantization: draft.as_ref().map(PlacedDraft::quantization),
         isa,
         no_gpu,
         deterministic: options.deterministic || !placement.is_gpu(),

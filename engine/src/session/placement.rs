@@ -83,9 +83,11 @@ impl Placement {
             .require()
             .map_err(|e| EngineError::from(e).into_input())?;
         let on = |target| Self::on(target, options, config);
-        if options.activations.is_some() && on(Target::Cpu(isa)).quantization == Quantization::None {
-            let error = "--activations says how weights of 8 or 4 bits are multiplied, and these have more";
-            return Err(EngineError::input_hint(error, "--quantization int8, or leave the flag out"));
+        let plain = |config| quantization(options, config) == Quantization::None;
+        let all_plain = plain(config) && draft.is_none_or(|(_, config)| plain(config));
+        if options.activations == Some(ActivationType::F32) && all_plain {
+            let error = "--activations f32: no weights of 8 or 4 bits are multiplied here";
+            return Err(EngineError::input_hint(error, "add --quantization int8, or leave the flag out"));
         }
         match options.device {
             DeviceRef::Cpu => Ok((on(Target::Cpu(isa)), None)),

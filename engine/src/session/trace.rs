@@ -64,6 +64,7 @@ pub(super) fn engine_config(
         "vocab_size": info.vocab_size,
         "dtype": info.dtype.to_string(),
         "quantization": info.quantization.to_string(),
+        "draft_quantization": info.draft_quantization.map(|quantization| quantization.to_string()),
         "instruction_set": info.isa.to_string(),
         "threads": info.threads,
         "block_size": info.block_size,

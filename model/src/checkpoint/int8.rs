@@ -43,6 +43,9 @@ pub(super) fn is_in(fields: Fields<'_>) -> Result<bool, ModelError> {
     if nested.get("quant_method").and_then(serde_json::Value::as_str) != Some(INT8_METHOD) {
         return Ok(false);
     }
+    if let Some(bits) = nested.get("bits").filter(|bits| bits.as_u64() != Some(8)) {
+        return Err(nested.bad("bits", bits, "8, for which this version has kernels"));
+    }
     match nested.get("group_size") {
         Some(size) if size.as_u64() == Some(BLOCK as u64) => Ok(true),
         Some(other) => Err(nested.bad("group_size", other, "64, for which this version has kernels")),
@@ -112,10 +115,10 @@ impl Checkpoint {
             });
         }
         if stored.dtype != StoredDtype::F16 {
-            return Err(ModelError::UnsupportedDtype {
+            return Err(ModelError::Unsupported {
                 path: path.to_owned(),
-                tensor: scales,
-                found: format!("{:?}", stored.dtype),
+                feature: format!("tensor {scales}, which is stored as {:?},", stored.dtype),
+                hint: "scales of weights in 8 bits are F16: quantise the model again".to_owned(),
             });
         }
         Ok(Tensor::int8(name, shape, Int8Matrix { quants, scales: stored.bytes }))

@@ -268,6 +268,15 @@ impl Checkpoint {
             StoredDtype::F8_E8M0 if self.fp8_block().is_some() && name.ends_with(fp8::SCALES) => {
                 return Ok(Tensor::powers(name, shape, stored.bytes));
             }
+            StoredDtype::I8 if self.has(&format!("{name}{INT8_SCALES}")) => {
+                return Err(ModelError::Unsupported {
+                    path: path.to_owned(),
+                    feature: format!("tensor {name} in 8 bits without a quantization_config in config.json"),
+                    hint:
+                        "config.json has lost what `pagedraft quantize` wrote there: quantise the model again"
+                            .to_owned(),
+                });
+            }
             other => {
                 return Err(ModelError::UnsupportedDtype {
                     path: path.to_owned(),

@@ -231,7 +231,17 @@ impl CpuDevice {
                     Some((tensor, row)) if tensor.quant_format() == Some(format) => {
                         tensor.take_quantised(row, to);
                     }
-                    _ => to.quantise_with(k, |out| fill(row, out)),
+                    found => {
+                        to.quantise_with(k, |out| fill(row, out));
+                        if to.scales().iter().any(|scale| scale.is_nan()) {
+                            let name = found.map_or("", |(tensor, _)| tensor.name());
+                            let what = format!(
+                                "tensor {name} has a weight that 8 bits can't hold: it is not finite, or beyond 8 million; \
+                                 run the model with --quantization none"
+                            );
+                            *fault.lock() = Some(ModelError::BadInputs { what });
+                        }
+                    }
                 };
                 PackedMatrix::pack_quantised(&self.team, (format, activations), n, k, &quantise)?
             }

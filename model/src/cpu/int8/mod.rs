@@ -1,21 +1,23 @@
 //! Products of weights of few bits and activations in 8-bit integers.
 //!
-//! Along k, a matrix `[n, k]` is cut into *blocks* of [`BLOCK`] inputs. Each output has a scale in each block, and so has each row of
-//! activations:
+//! Along k, a matrix `[n, k]` is cut into *blocks* of [`BLOCK`] inputs; the last one may have fewer. Each output has a scale in each block, and
+//! so has each row of activations:
 //!
-//! - A weight is `q * s`, with q in -127..=127 and s an f16: the least one for which every |q| is at most 127. q is the weight divided by
-//!   s, rounded to nearest (ties to even).
+//! - A weight is `q * s`, with s the least f16 for which no weight of the block is greater than `127 s`, and q the weight divided by s, rounded to
+//!   nearest (ties to even): in -127..=127. Where all weights are 0, so are s and all q. Where one is not finite, or no f16 is large enough, s
+//!   is NaN and all q are 0; such a model is refused when it is loaded.
 //! - An activation is `q * s` with the f32 `s = m / 127`, where m is the greatest magnitude in the block; q is the activation times
 //!   `127 / m`, rounded to nearest (ties to even). Where m is below 2^-100, s and all q are 0. Where a value is not finite, s is NaN, so
 //!   that the row's outputs are NaN, and no other row's.
 //!
 //! The integers of a block are multiplied and added exactly: a sum is at most 64 * 127 * 127, which an f32 holds. The sums of a row and an
-//! output are joined in the order of the blocks, each by `acc = fma(f32(sum) * s_weight, s_activation, acc)`, from 0 on. The result is a
-//! function of the row and of the matrix alone: it has the same bits on every instruction set.
+//! output are joined in the order of the blocks, each by `acc = fma(f32(sum) * s_weight, s_activation, acc)`, from 0 on, where the product is
+//! rounded to f32 before. The result is a function of the row and of the matrix alone: it has the same bits on every instruction set.
 //!
-//! Weights that a GGUF file stores in few bits are taken [as they are](Format), in parts of 32 inputs; activations keep their blocks of 64.
-//! For each part, in order, the sum of its integers is joined as above with the part's own scale. Where there are least values, a weight
-//! is `q * s + m`, and behind that `acc = fma(m, s_activation * f32(sum of the activations' integers), acc)`.
+//! Integers that a GGUF file stores in few bits are taken [as they are](Format), in parts of 32 inputs (the scales of Q4_K, which are products
+//! of an f16 and 6 bits, are rounded to f16); activations keep their blocks of 64. For each part, in order, the sum of its integers is
+//! joined as above with the part's own scale. Where there are least values, a weight is `q * s + m`, and right behind the part's join follows
+//! `acc = fma(m, s_activation * f32(sum of the activations' integers over the part), acc)`, with the product rounded to f32.
 //!
 //! Why 64 inputs share a scale: with 32 the conversions of the sums cost a quarter of the multiplications (16 rows take 1.3 times as long),
 //! and the scales a sixteenth of the memory; with 128 there is little left to win (5 % at 512 rows), and an outlier among the activations
