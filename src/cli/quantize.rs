@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, anyhow};
 use clap::Args;
-use pagedraft::exit::{usage, usage_hint};
+use pagedraft::exit::usage_hint;
 use pagedraft::quantize::{files_of, quantize};
 use pagedraft::session::ModelRef;
 
@@ -31,7 +31,7 @@ impl Quantize {
             let error = anyhow!("there is something at {} already", out.display());
             return Err(usage_hint(error, "name a directory that does not exist, or an empty one"));
         }
-        files_of(&model).map_err(|e| usage(e.into()))?;
+        files_of(&model)?;
         let writable = |made: std::io::Result<()>| {
             let hint = "name a directory that can be made: the one above it has to exist and to be writable";
             made.with_context(cant).map_err(|error| usage_hint(error, hint))

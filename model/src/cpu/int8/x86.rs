@@ -130,9 +130,9 @@ unsafe fn join_halves(sums: [__m256i; 2], scales: [__m256; 2], scale: f32, acc: 
 unsafe fn raise_halves(minima: [__m256; 2], amount: f32, acc: *mut f32) {
     // SAFETY: the caller has AVX2 and FMA, and passes 16 sums.
     unsafe {
-        for half in 0..2 {
+        for (half, minima) in minima.into_iter().enumerate() {
             let acc = acc.add(half * 8);
-            let raised = _mm256_fmadd_ps(minima[half], _mm256_set1_ps(amount), _mm256_loadu_ps(acc));
+            let raised = _mm256_fmadd_ps(minima, _mm256_set1_ps(amount), _mm256_loadu_ps(acc));
             _mm256_storeu_ps(acc, raised);
         }
     }
