@@ -136,3 +136,37 @@ fn an_empty_directory_is_filled_and_keeps_its_permissions() {
     assert!(run.stderr.contains("is a GGUF file"), "{run:?}");
     assert!(!std::path::Path::new(&scratch.path("of-gguf")).exists());
 }
+
+#[test]
+fn perplexity_in_8_bits_is_within_a_hundredth_of_the_plain_one_and_bad_texts_are_told() {
+    let scratch = Scratch::new("perplexity");
+    let out = scratch.path("out.json");
+    let measure = |more: &[&str]| {
+        let bench = ["bench", "perplexity", "--length", "128", "--pieces", "24", "--output-json", &out];
+        let run = pagedraft(&[&bench[..], more].concat());
+        (run.code, run.stderr.clone(), run)
+    };
+    let mut found = Vec::new();
+    for quantization in ["none", "int8"] {
+        let (_, _, run) = measure(&["--quantization", quantization]);
+        assert!(text(&run).contains("perplexity"), "{run:?}");
+        let json = scratch.json("out.json");
+        assert_eq!(json["predicted_tokens"], json!(24 * 127));
+        assert_eq!(json["quantization"], json!(quantization));
+        found.push(json["perplexity"].as_f64().unwrap());
+    }
+    assert!((found[1] / found[0] - 1.0).abs() < 0.01 && found[0] != found[1], "{found:?}");
+    // Pieces do not depend on what runs beside them.
+    measure(&["--quantization", "int8", "--threads", "1", "--prefill-chunk", "33"]);
+    assert_eq!(scratch.json("out.json")["perplexity"].as_f64(), Some(found[1]));
+    let short = scratch.write("short.txt", b"Three words here");
+    for (more, told) in [
+        (&["--text", "no such text"][..], "no such text"),
+        (&["--text", &short][..], "the text has only"),
+        (&["--model", "builtin:llada"][..], "bench infill"),
+    ] {
+        let (code, stderr, _) = measure(more);
+        assert_eq!(code, Some(2), "{stderr}");
+        assert!(stderr.contains(told), "{stderr}");
+    }
+}
