@@ -54,6 +54,14 @@ enum Kept {
     Quantised(Format, ActivationType),
 }
 
+/// Some weights are not finite, or too large.
+fn beyond_8_bits(matrix: &str) -> ModelError {
+    let what = format!(
+        "{matrix} has a weight that 8 bits can't hold: it is not finite, or beyond 8 million; run the model with --quantization none"
+    );
+    ModelError::BadInputs { what }
+}
+
 /// A captured list of operations. On the CPU it is the list itself, over fixed buffers, together with the
 /// shape that it was captured for.
 #[derive(Debug)]
@@ -234,12 +242,8 @@ impl CpuDevice {
                     found => {
                         to.quantise_with(k, |out| fill(row, out));
                         if to.scales().iter().any(|scale| scale.is_nan()) {
-                            let name = found.map_or("", |(tensor, _)| tensor.name());
-                            let what = format!(
-                                "tensor {name} has a weight that 8 bits can't hold: it is not finite, or beyond 8 million; \
-                                 run the model with --quantization none"
-                            );
-                            *fault.lock() = Some(ModelError::BadInputs { what });
+                            let name = found.map_or("a matrix", |(tensor, _)| tensor.name());
+                            *fault.lock() = Some(beyond_8_bits(name));
                         }
                     }
                 };
@@ -326,7 +330,12 @@ impl Device for CpuDevice {
                     PackedMatrix::pack(&self.team, self.dtype, n, k, &fill)
                 }
                 Quantization::Int8(activations) => {
-                    let quantise = |row: usize, to: &mut QuantRow| to.quantise_with(k, |out| fill(row, out));
+                    let quantise = |row: usize, to: &mut QuantRow| {
+                        to.quantise_with(k, |out| fill(row, out));
+                        if to.scales().iter().any(|scale| scale.is_nan()) {
+                            *fault.lock() = Some(beyond_8_bits("a matrix of an expert or of a head"));
+                        }
+                    };
                     PackedMatrix::pack_quantised(&self.team, (Format::Int8, activations), n, k, &quantise)
                 }
             }

@@ -60,9 +60,7 @@ impl Fetch {
             }
         }
     }
-}
 
-impl Fetch {
     /// The same `bytes` bytes further on in the weights.
     #[inline(always)]
     pub fn further(self, bytes: usize) -> Fetch {
